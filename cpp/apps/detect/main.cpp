@@ -1,0 +1,317 @@
+// hybrid-rt-detect: a bundle and a picture in, boxes out.
+
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <hybrid_rt/hybrid_rt.h>
+#include <torch/cuda.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <cstddef>
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "annotate.h"
+#include "detections.h"
+#include "picture.h"
+
+namespace {
+
+using namespace hybrid_rt::detect;
+
+enum ExitCode {
+  kOk = 0,
+  kUnexpected = 1,
+  kUsage = 2,
+  kPictureUnreadable = 3,
+  kBundleUnloadable = 4,
+  kRunFailed = 5,
+  kOutputUnwritable = 6,
+};
+
+constexpr const char* kDescription =
+    "Finds objects in a picture with a bundle (.pt) that hybrid_rt.convert made.\n"
+    "stdout holds the result and nothing else; messages go to stderr.";
+
+constexpr const char* kFooter =
+    R"(Picture: JPEG or PNG, told apart by the content, at most 16384 pixels a side and 100 megapixels. EXIF orientation is
+not applied: boxes are in pixels of the picture as it is stored. An alpha channel is dropped; CMYK is refused.
+
+JSON: {"detections": [{"box": [x1, y1, x2, y2], "label": 3, "score": 0.91}], "engines": {"backbone": "openvino"},
+"timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null.
+
+Times: "first" is the first forward, "median" and "p95" are of the --repeat forwards after it; none includes reading
+the picture. TorchScript still optimises in the second forward: use --repeat 20 or more for a figure to quote.
+
+Exit codes:
+  0  detections printed (there may be none)
+  1  unexpected failure
+  2  wrong usage: an option, a number, the file of --labels
+  3  the picture can't be read or decoded
+  4  the bundle can't be loaded on this machine
+  5  the detector failed, or does not take pictures and return detections
+  6  the result can't be written)";
+
+struct Options {
+  std::string model;
+  std::string picture;
+  bool json = false;
+  std::string output;
+  std::string labels;
+  std::string device = "cpu";
+  std::string backend;
+  int threads = 0;
+  int repeat = 1;
+  float min_score = 0;
+};
+
+/// A step that failed, with the exit code of that step.
+class Failure : public std::runtime_error {
+ public:
+  Failure(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+
+  ExitCode code() const noexcept { return code_; }
+
+ private:
+  ExitCode code_;
+};
+
+std::string formatted(const std::string& subject, const std::string& expected, const std::string& got,
+                      const std::string& remedy) {
+  return hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "detect", subject, expected, got, remedy).what();
+}
+
+std::string on_one_line(const std::string& text) {
+  std::string line;
+  for (const char c : text) {
+    const bool is_break = c == '\n' || c == '\r' || c == '\t';
+    const bool is_doubled = (is_break || c == ' ') && (line.empty() || line.back() == ' ');
+    if (!is_doubled) line += is_break ? ' ' : c;
+  }
+  line.erase(line.find_last_not_of(' ') + 1);
+  return line;
+}
+
+/// torch's own errors carry a stack of C++ addresses, also inside of what TorchScript makes of them.
+std::string without_backtrace(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  const std::string text = torch_error ? torch_error->what_without_backtrace() : error.what();
+  return text.substr(0, text.find("\nException raised from "));
+}
+
+/// What follows TorchScript's traceback: the rest of the source, indented, then "RuntimeError: cause" or
+/// "builtins.ValueError: cause".
+std::string without_traceback(const std::string& text) {
+  const std::size_t last_frame = text.rfind("<--- HERE");
+  if (last_frame == std::string::npos) return text;
+  std::size_t line = text.find('\n', last_frame);
+  while (line != std::string::npos &&
+         (line + 1 == text.size() || std::isalpha(static_cast<unsigned char>(text[line + 1])) == 0)) {
+    line = text.find('\n', line + 1);
+  }
+  return line == std::string::npos ? text : text.substr(line + 1);
+}
+
+/// The library's own message where there is one, whatever it came wrapped in.
+std::string message_of(const std::exception& error, const std::string& subject) {
+  const std::string text = without_backtrace(error);
+  const std::size_t own = text.find("hybrid_rt[");
+  if (own != std::string::npos) return text.substr(own);
+  hybrid_rt::log(hybrid_rt::LogLevel::kDebug, error.what());
+  return formatted(subject, "no failure", "\"" + on_one_line(without_traceback(text)) + "\"",
+                   "HYBRID_RT_LOG=debug shows the whole message.");
+}
+
+template <class Step>
+auto in_step(ExitCode code, const std::string& subject, Step&& step) {
+  try {
+    return step();
+  } catch (const Failure&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Failure(code, message_of(error, subject));
+  }
+}
+
+class Stopwatch {
+ public:
+  double milliseconds() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+void define(CLI::App& app, Options& options) {
+  const CLI::Validator is_device(
+      [](const std::string& text) -> std::string {
+        const std::string index = text.rfind("cuda:", 0) == 0 ? text.substr(5) : "";
+        const bool is_index =
+            (index.size() == 1 || index.size() == 2) &&
+            std::all_of(index.begin(), index.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
+        return text == "cpu" || text == "cuda" || is_index ? "" : "'" + text + "' is not cpu, cuda or cuda:INDEX";
+      },
+      "cpu|cuda[:INDEX]");
+  // CLI::Range lets NaN through.
+  const CLI::Validator is_score(
+      [](const std::string& text) -> std::string {
+        float value = 0;
+        const bool is_number = CLI::detail::lexical_cast(text, value);
+        return is_number && value >= 0 && value <= 1 ? "" : "'" + text + "' is not a number from 0 to 1";
+      },
+      "0..1");
+
+  app.footer(kFooter);
+  app.add_option("MODEL", options.model, "the bundle")->required();
+  app.add_option("PICTURE", options.picture, "a JPEG or PNG")->required();
+  app.add_flag("--json", options.json, "one line of JSON instead of a table");
+  app.add_option("--output", options.output, "write the picture with its boxes to this PNG");
+  app.add_option("--repeat", options.repeat, "time this many forwards after the first one")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--backend", options.backend, "let only this backend's variants run (default: the bundle's order)");
+  app.add_option("--threads", options.threads, "CPU threads of torch and of the engines (default: torch's choice)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--device", options.device, "where to run")->check(is_device)->capture_default_str();
+  app.add_option("--min-score", options.min_score,
+                 "leave out detections that score less; 0 keeps all that the detector returns")
+      ->check(is_score)
+      ->capture_default_str();
+  app.add_option("--labels", options.labels,
+                 "class names for the table and --output, one a line, the first line for label 0");
+}
+
+std::vector<std::string> read_label_names(const std::string& path) {
+  std::vector<std::string> names;
+  if (path.empty()) return names;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    names.push_back(line);
+  }
+  if (names.empty()) {
+    throw Failure(kUsage, formatted("--labels " + path, "a text file with one class name a line",
+                                    "none that can be read", "Check the path."));
+  }
+  return names;
+}
+
+at::Tensor to_tensor(Picture& picture, const c10::Device& device) {
+  return at::from_blob(picture.rgb.data(), {picture.height, picture.width, 3}, at::kByte)
+      .permute({2, 0, 1})
+      .to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous)
+      .div_(255)
+      .to(device);
+}
+
+double time_forward(torch::jit::Module& module, const at::Tensor& image, torch::jit::IValue& output) {
+  const Stopwatch stopwatch;
+  output = module.forward({c10::List<at::Tensor>({image})});
+  if (image.is_cuda()) torch::cuda::synchronize(image.get_device());
+  return stopwatch.milliseconds();
+}
+
+torch::jit::IValue run(torch::jit::Module& module, const at::Tensor& image, int repeat, Timing& timing) {
+  torch::jit::IValue first;
+  torch::jit::IValue later;
+  timing.first = time_forward(module, image, first);
+  for (int i = 0; i < repeat; ++i) timing.runs.push_back(time_forward(module, image, later));
+  return first;
+}
+
+void write_annotated(const Options& options, Picture& picture, const std::vector<Detection>& detections,
+                     const std::vector<std::string>& label_names) {
+  std::vector<Annotation> annotations;
+  for (const Detection& detection : detections) {
+    char score[16];
+    std::snprintf(score, sizeof score, " %.2f", static_cast<double>(detection.score));
+    annotations.push_back({detection.box, detection.label, label_text(detection.label, label_names) + score});
+  }
+  annotate(picture, annotations);
+  write_png(picture, options.output);
+}
+
+void print(const std::string& text) {
+  std::cout << text << std::flush;
+  if (!std::cout) {
+    throw Failure(kOutputUnwritable,
+                  formatted("stdout", "a stream that takes the result", "a failed write", "Is the disk full?"));
+  }
+}
+
+void detect(const Options& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const c10::Device device(options.device);
+  const std::vector<std::string> label_names = read_label_names(options.labels);
+  Result result;
+
+  const Stopwatch decode_stopwatch;
+  Picture picture = in_step(kPictureUnreadable, options.picture, [&] { return read_picture(options.picture); });
+  result.timing.decode = decode_stopwatch.milliseconds();
+
+  const Stopwatch load_stopwatch;
+  torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
+    return hybrid_rt::load(options.model, {.device = device, .backend = options.backend, .threads = options.threads});
+  });
+  result.timing.load = load_stopwatch.milliseconds();
+
+  in_step(kRunFailed, "forward", [&] {
+    const c10::InferenceMode inference_mode;
+    require_picture_input(module);
+    const Stopwatch tensor_stopwatch;
+    const at::Tensor image = to_tensor(picture, device);
+    result.timing.decode += tensor_stopwatch.milliseconds();
+    result.detections = detections_from(run(module, image, options.repeat, result.timing));
+    result.engines = hybrid_rt::engines(module);
+  });
+  if (options.min_score > 0) {
+    std::erase_if(result.detections, [&](const Detection& found) { return found.score < options.min_score; });
+  }
+
+  if (!options.output.empty()) {
+    in_step(kOutputUnwritable, options.output,
+            [&] { write_annotated(options, picture, result.detections, label_names); });
+  }
+  print(options.json ? to_json(result) + "\n" : to_table(result, label_names));
+}
+
+int report(ExitCode code, const std::string& message) {
+  std::cerr << "hybrid-rt-detect: error: " << on_one_line(message) << std::endl;
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Options options;
+    CLI::App app(kDescription, "hybrid-rt-detect");
+    define(app, options);
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::CallForHelp&) {
+      print(app.help());
+      return kOk;
+    } catch (const CLI::ParseError& error) {
+      return report(kUsage, formatted("command line", "MODEL PICTURE and options",
+                                      "\"" + std::string(error.what()) + "\"", "hybrid-rt-detect --help shows them."));
+    }
+    detect(options);
+    return kOk;
+  } catch (const Failure& failure) {
+    return report(failure.code(), failure.what());
+  } catch (const std::exception& error) {
+    return report(kUnexpected, message_of(error, "the program"));
+  } catch (...) {
+    return report(kUnexpected, formatted("the program", "no failure", "an unknown exception", "Please report it."));
+  }
+}

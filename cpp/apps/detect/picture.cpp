@@ -1,0 +1,240 @@
+#include "picture.h"
+
+#include <fcntl.h>
+#include <png.h>
+#include <turbojpeg.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <system_error>
+#include <utility>
+
+namespace hybrid_rt::detect {
+namespace {
+
+constexpr std::array<std::uint8_t, 3> kJpegMagic{0xFF, 0xD8, 0xFF};
+constexpr std::array<std::uint8_t, 8> kPngMagic{0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
+
+struct FileCloser {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, FileCloser>;
+
+template <std::size_t size>
+bool starts_with(std::span<const std::uint8_t> bytes, const std::array<std::uint8_t, size>& magic) {
+  return bytes.size() >= size && std::equal(magic.begin(), magic.end(), bytes.begin());
+}
+
+std::string system_message(int error) { return std::generic_category().message(error); }
+
+std::string first_bytes(std::span<const std::uint8_t> bytes) {
+  if (bytes.empty()) return "an empty file";
+  std::string text = "a file that starts with";
+  for (const std::uint8_t byte : bytes.first(std::min<std::size_t>(bytes.size(), 8))) {
+    char digits[4];
+    std::snprintf(digits, sizeof digits, " %02X", static_cast<unsigned>(byte));
+    text += digits;
+  }
+  return text;
+}
+
+void check_size(std::int64_t width, std::int64_t height, const std::string& name) {
+  if (width <= kMaxSide && height <= kMaxSide && width * height <= kMaxPixels) return;
+  throw PictureError(name,
+                     "at most " + std::to_string(kMaxSide) + " pixels a side and " +
+                         std::to_string(kMaxPixels / 1'000'000) + " megapixels",
+                     std::to_string(width) + "x" + std::to_string(height), "Scale the picture down or cut it up.");
+}
+
+PictureError damaged(const std::string& name, const std::string& format, const std::string& message) {
+  return PictureError(name, "a complete and undamaged " + format, "\"" + message + "\" from the decoder",
+                      "Fetch or save the picture again.");
+}
+
+Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name) {
+  const std::unique_ptr<void, int (*)(tjhandle)> decoder(tjInitDecompress(), &tjDestroy);
+  if (!decoder) throw PictureError(name, "a JPEG decoder", tjGetErrorStr2(nullptr), "Free some memory.");
+
+  int width = 0;
+  int height = 0;
+  int subsampling = 0;
+  int colour_space = 0;
+  if (tjDecompressHeader3(decoder.get(), bytes.data(), bytes.size(), &width, &height, &subsampling, &colour_space) !=
+      0) {
+    throw damaged(name, "JPEG", tjGetErrorStr2(decoder.get()));
+  }
+  // TurboJPEG calls a file that ends before the size a success, as if it held tables only.
+  if (width == 0 || height == 0) throw damaged(name, "JPEG", "no size before the end of the file");
+  check_size(width, height, name);
+  if (colour_space == TJCS_CMYK || colour_space == TJCS_YCCK) {
+    throw PictureError(name, "an RGB or grey JPEG", "CMYK",
+                       "Convert it, e.g. with ImageMagick: convert IN.jpg -colorspace sRGB OUT.png");
+  }
+
+  Picture picture{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width) * height * 3)};
+  // The accurate DCT is what Pillow and torchvision use: the same pixels, so the same boxes. Warnings are errors
+  // because truncation is one. LIMITSCANS:
+  // https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf
+  constexpr int kFlags = TJFLAG_ACCURATEDCT | TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS;
+  if (tjDecompress2(decoder.get(), bytes.data(), bytes.size(), picture.rgb.data(), width, 0, height, TJPF_RGB,
+                    kFlags) != 0) {
+    throw damaged(name, "JPEG", tjGetErrorStr2(decoder.get()));
+  }
+  return picture;
+}
+
+/// libpng stops reading after the last row, so a file cut between that and its end would pass unnoticed.
+bool has_all_png_chunks(std::span<const std::uint8_t> bytes) {
+  constexpr std::size_t kFrame = 12;  // length, type, CRC
+  bytes = bytes.subspan(kPngMagic.size());
+  while (bytes.size() >= kFrame) {
+    const std::size_t length =
+        std::size_t{bytes[0]} << 24 | std::size_t{bytes[1]} << 16 | std::size_t{bytes[2]} << 8 | std::size_t{bytes[3]};
+    if (length > bytes.size() - kFrame) return false;
+    if (std::memcmp(bytes.data() + 4, "IEND", 4) == 0) return true;
+    bytes = bytes.subspan(kFrame + length);
+  }
+  return false;
+}
+
+void drop_alpha(std::vector<std::uint8_t>& pixels) {
+  const std::size_t count = pixels.size() / 4;
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t channel = 0; channel < 3; ++channel) pixels[i * 3 + channel] = pixels[i * 4 + channel];
+  }
+  pixels.resize(count * 3);
+}
+
+Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
+  png_image image{};
+  image.version = PNG_IMAGE_VERSION;
+  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&image, &png_image_free);
+  if (png_image_begin_read_from_memory(&image, bytes.data(), bytes.size()) == 0) {
+    throw damaged(name, "PNG", image.message);
+  }
+  check_size(image.width, image.height, name);
+  if (!has_all_png_chunks(bytes)) throw damaged(name, "PNG", "file ends before its IEND chunk");
+
+  const bool has_alpha = (image.format & PNG_FORMAT_FLAG_ALPHA) != 0;
+  image.format = has_alpha ? PNG_FORMAT_RGBA : PNG_FORMAT_RGB;
+  // Else libpng takes 16-bit samples without a gAMA chunk for linear light and brightens the picture.
+  image.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;
+  Picture picture{static_cast<int>(image.width), static_cast<int>(image.height),
+                  std::vector<std::uint8_t>(PNG_IMAGE_SIZE(image))};
+  if (png_image_finish_read(&image, nullptr, picture.rgb.data(), 0, nullptr) == 0) {
+    throw damaged(name, "PNG", image.message);
+  }
+  if (has_alpha) drop_alpha(picture.rgb);
+  return picture;
+}
+
+std::vector<std::uint8_t> read_bytes(const std::string& path) {
+  const auto unreadable = [&path](int error) {
+    return PictureError(path, "a readable file", system_message(error), "Check the path and its permissions.");
+  };
+  const File file(std::fopen(path.c_str(), "rbe"));
+  if (!file) throw unreadable(errno);
+
+  std::vector<std::uint8_t> bytes;
+  std::array<std::uint8_t, 1 << 16> chunk;
+  while (const std::size_t count = std::fread(chunk.data(), 1, chunk.size(), file.get())) {
+    if (bytes.size() + count > kMaxFileBytes) {
+      throw PictureError(path, "at most " + std::to_string(kMaxFileBytes) + " bytes", "more", "Use a smaller file.");
+    }
+    bytes.insert(bytes.end(), chunk.begin(), chunk.begin() + static_cast<std::ptrdiff_t>(count));
+  }
+  if (std::ferror(file.get()) != 0) throw unreadable(errno);
+  return bytes;
+}
+
+/// The new file under its temporary name; gone with this object unless it has been renamed.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& final_path)
+      : final_path_(final_path),
+        path_(final_path + "." + std::to_string(::getpid()) + "-" + std::to_string(std::random_device{}()) + ".tmp") {
+    // open() and not mkstemp(), whose files only their owner can read.
+    const int descriptor = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor < 0) throw failure(errno);
+    file_.reset(::fdopen(descriptor, "wb"));
+    if (!file_) {
+      const int error = errno;
+      ::close(descriptor);
+      ::unlink(path_.c_str());
+      throw failure(error);
+    }
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    file_.reset();
+    if (!renamed_) ::unlink(path_.c_str());
+  }
+
+  std::FILE* get() const { return file_.get(); }
+
+  void rename() {
+    // fsync: a full disk or a crash must not leave an empty file under the final name.
+    if (std::fflush(file_.get()) != 0 || ::fsync(::fileno(file_.get())) != 0) throw failure(errno);
+    if (std::fclose(file_.release()) != 0) throw failure(errno);
+    if (std::rename(path_.c_str(), final_path_.c_str()) != 0) throw failure(errno);
+    renamed_ = true;
+  }
+
+ private:
+  PictureError failure(int error) const {
+    return PictureError(final_path_, "a file that can be written", system_message(error),
+                        "Check that its folder exists, is writable and has room.");
+  }
+
+  std::string final_path_;
+  std::string path_;
+  File file_;
+  bool renamed_ = false;
+};
+
+}  // namespace
+
+PictureError::PictureError(std::string_view subject, std::string_view expected, std::string_view got,
+                           std::string_view remedy)
+    : std::runtime_error("hybrid_rt[picture]: " + std::string(subject) + ": expected " + std::string(expected) +
+                         ", got " + std::string(got) + ". " + std::string(remedy)) {}
+
+Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name) {
+  if (starts_with(bytes, kJpegMagic)) return decode_jpeg(bytes, name);
+  if (starts_with(bytes, kPngMagic)) return decode_png(bytes, name);
+  throw PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the picture to one of these.");
+}
+
+Picture read_picture(const std::string& path) { return decode_picture(read_bytes(path), path); }
+
+void write_png(const Picture& picture, const std::string& path) {
+  // A rename would put a regular file in the place of /dev/null or a pipe.
+  std::error_code ignored;
+  const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    throw PictureError(path, "a new or a regular file", "something else under this name", "Choose another name.");
+  }
+
+  TemporaryFile file(path);
+  png_image image{};
+  image.version = PNG_IMAGE_VERSION;
+  image.width = static_cast<png_uint_32>(picture.width);
+  image.height = static_cast<png_uint_32>(picture.height);
+  image.format = PNG_FORMAT_RGB;
+  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&image, &png_image_free);
+  if (png_image_write_to_stdio(&image, file.get(), 0, picture.rgb.data(), 0, nullptr) == 0) {
+    throw PictureError(path, "a PNG that can be written", "\"" + std::string(image.message) + "\" from the encoder",
+                       "Check that there is room on the disk.");
+  }
+  file.rename();
+}
+
+}  // namespace hybrid_rt::detect

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace hybrid_rt::detect {
+
+/// 8-bit RGB, rows from the top, no padding: rgb.size() == width * height * 3.
+struct Picture {
+  int width = 0;
+  int height = 0;
+  std::vector<std::uint8_t> rgb;
+};
+
+/// A picture that can't be read, decoded or written. what() has the form of hybrid_rt::Error
+/// (`hybrid_rt[picture]: SUBJECT: expected X, got Y. REMEDY`), which is not used here so that this file and its
+/// tests need no torch.
+class PictureError : public std::runtime_error {
+ public:
+  PictureError(std::string_view subject, std::string_view expected, std::string_view got, std::string_view remedy);
+};
+
+/// What is larger is refused from the header alone, before memory is asked for.
+inline constexpr int kMaxSide = 16'384;
+inline constexpr std::int64_t kMaxPixels = 100'000'000;
+inline constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
+
+/// Decodes a JPEG or PNG, told apart by the first bytes; `name` is for messages. Grey, palette and 16-bit pictures
+/// become 8-bit RGB; an alpha channel is dropped, as Pillow's convert("RGB") does; a PNG's gAMA chunk is honoured;
+/// EXIF orientation is not applied; CMYK is refused. Throws PictureError, also for data that is truncated or damaged
+/// but would decode in part: boxes of half a picture look right and are wrong.
+Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name);
+
+/// Reads the file (or pipe) and decodes it. Throws PictureError.
+Picture read_picture(const std::string& path);
+
+/// Writes beside `path` and renames, so that a failure leaves what was there. Throws PictureError.
+void write_png(const Picture& picture, const std::string& path);
+
+}  // namespace hybrid_rt::detect

@@ -1,0 +1,204 @@
+#include "engine.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cstring>
+
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt::openvino {
+namespace {
+
+/// Shapes that are remembered at most; a service with free picture sizes sees many.
+constexpr size_t kMaxShapes = 1024;
+
+ov_element_type_e element_type(c10::ScalarType dtype) {
+  switch (dtype) {
+    case c10::ScalarType::Float:
+      return F32;
+    case c10::ScalarType::Double:
+      return F64;
+    case c10::ScalarType::Half:
+      return F16;
+    case c10::ScalarType::BFloat16:
+      return BF16;
+    case c10::ScalarType::Long:
+      return I64;
+    case c10::ScalarType::Int:
+      return I32;
+    case c10::ScalarType::Char:
+      return I8;
+    case c10::ScalarType::Byte:
+      return U8;
+    case c10::ScalarType::Bool:
+      return BOOLEAN;
+    default:
+      throw Error(ErrorKind::kBackend, "openvino", "dtype", "one that OpenVINO has", c10::toString(dtype),
+                  "Convert the tensor inside the segment.");
+  }
+}
+
+/// A view of torch's memory as OpenVINO's tensor.
+Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
+  const Library& library = Library::instance();
+  std::vector<int64_t> dims(tensor.sizes().begin(), tensor.sizes().end());
+  const ov_shape_t shape{static_cast<int64_t>(dims.size()), dims.data()};
+  ov_tensor_t* handle = nullptr;
+  library.require(library.functions().ov_tensor_create_from_host_ptr(element_type(tensor.scalar_type()), shape,
+                                                                     tensor.data_ptr(), &handle),
+                  "tensor");
+  return Handle<ov_tensor_t>(handle);
+}
+
+std::vector<std::vector<int64_t>> shapes_of(at::ArrayRef<at::Tensor> tensors) {
+  std::vector<std::vector<int64_t>> shapes;
+  for (const at::Tensor& tensor : tensors) shapes.push_back(tensor.sizes().vec());
+  return shapes;
+}
+
+Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& weights, const std::string& precision,
+                                    int threads) {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  const Handle<ov_tensor_t> bytes = wrap(weights);
+  ov_model_t* model = nullptr;
+  library.require(functions.ov_core_read_model_from_memory_buffer(
+                      library.core(), static_cast<const char*>(xml.const_data_ptr()), static_cast<size_t>(xml.numel()),
+                      weights.numel() ? bytes.get() : nullptr, &model),
+                  "artifact");
+  const Handle<ov_model_t> owned(model);
+  const std::string count = std::to_string(threads);
+  ov_compiled_model_t* compiled = nullptr;
+  library.require(functions.ov_core_compile_model(library.core(), model, "CPU", 8, &compiled, "PERFORMANCE_HINT",
+                                                  "LATENCY", "INFERENCE_NUM_THREADS", count.c_str(),
+                                                  "INFERENCE_PRECISION_HINT", precision.c_str(), "ENABLE_CPU_PINNING",
+                                                  "NO"),
+                  "artifact");
+  return Handle<ov_compiled_model_t>(compiled);
+}
+
+}  // namespace
+
+/// A request of the pool's for one call; it goes back however the call ends.
+class OpenVinoEngine::Lease {
+ public:
+  explicit Lease(OpenVinoEngine& engine) : engine_(engine) {
+    {
+      const std::lock_guard lock(engine_.mutex_);
+      if (!engine_.idle_.empty()) {
+        request_ = std::move(engine_.idle_.back());
+        engine_.idle_.pop_back();
+      }
+    }
+    if (!request_) request_ = engine_.make_request();
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  ~Lease() {
+    if (!request_) return;
+    const std::lock_guard lock(engine_.mutex_);
+    engine_.idle_.push_back(std::move(request_));
+  }
+
+  ov_infer_request_t* get() const { return request_.get(); }
+
+  /// After a failure: its state is unknown.
+  void discard() { request_.reset(); }
+
+ private:
+  OpenVinoEngine& engine_;
+  Handle<ov_infer_request_t> request_;
+};
+
+OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights,
+                               const EngineOptions& options)
+    : weights_(std::move(weights)) {
+  const Library& library = Library::instance();
+  for (const TensorSpec& output : spec.outputs) output_dtypes_.push_back(output.dtype);
+  const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
+  compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options.threads);
+  idle_.push_back(make_request());
+  description_ = "openvino " + library.version() + ", " + (in_bf16 ? "bf16" : "f32");
+  if (spec.precision == "bf16" && !library.has_native_bf16()) {
+    description_ += in_bf16 ? " (emulated)" : " (this CPU has no bf16 instructions)";
+  }
+  description_ += ", " + std::to_string(options.threads) + " threads";
+}
+
+Handle<ov_infer_request_t> OpenVinoEngine::make_request() const {
+  const Library& library = Library::instance();
+  ov_infer_request_t* request = nullptr;
+  library.require(library.functions().ov_compiled_model_create_infer_request(compiled_.get(), &request), "request");
+  return Handle<ov_infer_request_t>(request);
+}
+
+std::vector<at::Tensor> OpenVinoEngine::run(at::ArrayRef<at::Tensor> inputs) {
+  const std::vector<Shape> input_shapes = shapes_of(inputs);
+  std::vector<Shape> output_shapes;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = output_shapes_.find(input_shapes);
+    if (known != output_shapes_.end()) output_shapes = known->second;
+  }
+  if (!output_shapes.empty()) return run_into(output_shapes, inputs);
+  std::vector<at::Tensor> outputs = run_first(inputs);
+  const std::lock_guard lock(mutex_);
+  if (output_shapes_.size() >= kMaxShapes) output_shapes_.clear();
+  output_shapes_.emplace(input_shapes, shapes_of(outputs));
+  return outputs;
+}
+
+std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {
+  const Library& library = Library::instance();
+  Lease request(*this);
+  std::vector<at::Tensor> outputs;
+  try {
+    set_inputs(request.get(), inputs);
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      outputs.push_back(at::empty(shapes[i], output_dtypes_[i]));
+      const Handle<ov_tensor_t> tensor = wrap(outputs.back());
+      library.require(
+          library.functions().ov_infer_request_set_output_tensor_by_index(request.get(), i, tensor.get()),
+          "output " + std::to_string(i));
+    }
+    library.require(library.functions().ov_infer_request_infer(request.get()), "run");
+  } catch (...) {
+    request.discard();
+    throw;
+  }
+  return outputs;
+}
+
+std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs) {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  // Not one of the pool's: it owns its output tensors.
+  const Handle<ov_infer_request_t> request = make_request();
+  set_inputs(request.get(), inputs);
+  library.require(functions.ov_infer_request_infer(request.get()), "run");
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 0; i < output_dtypes_.size(); ++i) {
+    ov_tensor_t* handle = nullptr;
+    library.require(functions.ov_infer_request_get_output_tensor_by_index(request.get(), i, &handle), "output");
+    const Handle<ov_tensor_t> tensor(handle);
+    ov_shape_t shape{};
+    library.require(functions.ov_tensor_get_shape(handle, &shape), "output");
+    outputs.push_back(at::empty(at::IntArrayRef(shape.dims, static_cast<size_t>(shape.rank)), output_dtypes_[i]));
+    functions.ov_shape_free(&shape);
+    void* data = nullptr;
+    library.require(functions.ov_tensor_data(handle, &data), "output");
+    std::memcpy(outputs.back().data_ptr(), data, outputs.back().nbytes());
+  }
+  return outputs;
+}
+
+void OpenVinoEngine::set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs) {
+  const Library& library = Library::instance();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Handle<ov_tensor_t> tensor = wrap(inputs[i]);
+    library.require(library.functions().ov_infer_request_set_input_tensor_by_index(request, i, tensor.get()),
+                    "input " + std::to_string(i));
+  }
+}
+
+}  // namespace hybrid_rt::openvino

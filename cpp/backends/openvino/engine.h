@@ -1,0 +1,55 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/specs.h"
+#include "library.h"
+
+namespace hybrid_rt::openvino {
+
+/// Frees what a C handle stands for.
+struct Release {
+  void operator()(ov_model_t* handle) const { Library::instance().functions().ov_model_free(handle); }
+  void operator()(ov_compiled_model_t* handle) const { Library::instance().functions().ov_compiled_model_free(handle); }
+  void operator()(ov_infer_request_t* handle) const { Library::instance().functions().ov_infer_request_free(handle); }
+  void operator()(ov_tensor_t* handle) const { Library::instance().functions().ov_tensor_free(handle); }
+};
+template <typename T>
+using Handle = std::unique_ptr<T, Release>;
+
+/// A compiled IR and a pool of requests: as many as there were calls at one time. Inputs and outputs are not copied:
+/// OpenVINO reads and writes the tensors' own memory.
+class OpenVinoEngine : public Engine {
+ public:
+  /// `weights` must stay unchanged: the compiled model reads them where they are.
+  OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights, const EngineOptions& options);
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
+  std::string description() const override { return description_; }
+
+ private:
+  using Shape = std::vector<int64_t>;
+  class Lease;
+
+  Handle<ov_infer_request_t> make_request() const;
+  static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
+  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs);
+  std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs);
+
+  at::Tensor weights_;
+  std::vector<c10::ScalarType> output_dtypes_;
+  Handle<ov_compiled_model_t> compiled_;  // destroyed before the weights that it reads
+  std::string description_;
+
+  std::mutex mutex_;  // guards what follows
+  std::vector<Handle<ov_infer_request_t>> idle_;
+  /// Output shapes by input shapes, learnt from the first run of each: later runs write into tensors of torch's.
+  std::map<std::vector<Shape>, std::vector<Shape>> output_shapes_;
+};
+
+}  // namespace hybrid_rt::openvino

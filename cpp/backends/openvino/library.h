@@ -1,0 +1,59 @@
+#pragma once
+
+#include <openvino/c/openvino.h>
+
+#include <optional>
+#include <string>
+
+namespace hybrid_rt::openvino {
+
+// The functions of OpenVINO's C interface that are used, resolved at run time: no version of the library is needed to
+// link, and a process that has none still loads the plug-in and can say so.
+#define HYBRID_RT_OPENVINO_FUNCTIONS(X)                                                                           \
+  X(ov_get_openvino_version) X(ov_version_free) X(ov_get_last_err_msg) X(ov_get_error_info) X(ov_free)            \
+  X(ov_core_create) X(ov_core_get_property) X(ov_core_read_model_from_memory_buffer) X(ov_core_compile_model)     \
+  X(ov_model_free) X(ov_compiled_model_create_infer_request) X(ov_compiled_model_free) X(ov_infer_request_infer)  \
+  X(ov_infer_request_set_input_tensor_by_index) X(ov_infer_request_set_output_tensor_by_index)                    \
+  X(ov_infer_request_get_output_tensor_by_index) X(ov_infer_request_free) X(ov_tensor_create_from_host_ptr)       \
+  X(ov_tensor_create) X(ov_tensor_get_shape) X(ov_tensor_data) X(ov_tensor_free) X(ov_shape_free)
+
+struct Functions {
+#define HYBRID_RT_DECLARE(name) decltype(&::name) name = nullptr;
+  HYBRID_RT_OPENVINO_FUNCTIONS(HYBRID_RT_DECLARE)
+#undef HYBRID_RT_DECLARE
+};
+
+/// The library of this process, opened by the first call: the file that HYBRID_RT_OPENVINO_LIBRARY names, else the
+/// openvino package beside hybrid_rt in site-packages, else what the dynamic linker finds.
+class Library {
+ public:
+  static const Library& instance();
+
+  bool is_open() const { return reason_.empty(); }
+  /// Why it can't be used, with the remedy; empty if it can.
+  const std::string& reason() const { return reason_; }
+  const std::string& version() const { return version_; }
+  bool has_native_bf16() const { return has_native_bf16_; }
+
+  const Functions& functions() const { return functions_; }
+  /// Never destroyed: OpenVINO's plug-ins may outlive our statics.
+  ov_core_t* core() const { return core_; }
+
+  /// Throws Error(kBackend) with the library's own message unless `status` is OK.
+  void require(ov_status_e status, const std::string& subject) const;
+
+ private:
+  Library();
+  std::string open();
+  std::string resolve(void* handle);
+  std::string check_version();
+  std::string make_core();
+
+  Functions functions_;
+  ov_core_t* core_ = nullptr;
+  std::string reason_;
+  std::string version_;
+  bool has_native_bf16_ = false;
+};
+
+}  // namespace hybrid_rt::openvino

@@ -1,0 +1,98 @@
+#include "hybrid_rt/backend.h"
+
+#include <caffe2/serialize/read_adapter_interface.h>
+#include <torch/script.h>
+
+#include <algorithm>
+#include <cstring>
+
+// The reference and the fallback: the segment as frozen TorchScript, optimised for this machine when it is loaded
+// (oneDNN's packed weights are tied to the machine, so the artifact is the plain module).
+
+namespace hybrid_rt {
+namespace {
+
+constexpr char kName[] = "torchscript";
+
+Error failed(const std::string& subject, const std::string& expected, const c10::Error& error) {
+  return Error(ErrorKind::kBackend, kName, subject, expected, error.what_without_backtrace(),
+               "Convert the detector again with the torch that is installed here.");
+}
+
+/// Reads an archive from a blob without copying the blob.
+class BlobReader : public caffe2::serialize::ReadAdapterInterface {
+ public:
+  explicit BlobReader(at::Tensor bytes) : bytes_(std::move(bytes)) {}
+
+  size_t size() const override { return static_cast<size_t>(bytes_.numel()); }
+
+  size_t read(uint64_t position, void* buffer, size_t count, const char* /*what*/) const override {
+    if (position >= size()) return 0;
+    const size_t available = std::min(count, size() - static_cast<size_t>(position));
+    std::memcpy(buffer, bytes_.const_data_ptr<uint8_t>() + position, available);
+    return available;
+  }
+
+ private:
+  at::Tensor bytes_;
+};
+
+class TorchScriptEngine : public Engine {
+ public:
+  TorchScriptEngine(torch::jit::Module module, std::string description)
+      : module_(std::move(module)), description_(std::move(description)) {}
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
+    const at::NoGradGuard no_grad;
+    std::vector<c10::IValue> arguments(inputs.begin(), inputs.end());
+    try {
+      const c10::IValue result = module_.forward(std::move(arguments));
+      std::vector<at::Tensor> outputs;
+      for (const c10::IValue& output : result.toTupleRef().elements()) {
+        outputs.push_back(output.toTensor().contiguous());
+      }
+      return outputs;
+    } catch (const c10::Error& error) {
+      throw failed("run", "the segment to run", error);
+    } catch (const std::exception& error) {  // the interpreter's own
+      throw Error(ErrorKind::kBackend, kName, "run", "the segment to run", error.what(),
+                  "Are the inputs such as the segment takes in the detector?");
+    }
+  }
+
+  std::string description() const override { return description_; }
+
+ private:
+  torch::jit::Module module_;
+  std::string description_;
+};
+
+class TorchScriptBackend : public Backend {
+ public:
+  Availability availability() override { return {true, "", TORCH_VERSION, {"cpu", "cuda"}}; }
+
+  std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& options) override {
+    if (options.device.is_cpu() || options.device.is_cuda()) return std::nullopt;
+    return "runs on cpu and cuda, not on " + options.device.str();
+  }
+
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
+                               const EngineOptions& options) override {
+    const size_t position = static_cast<size_t>(&spec.blob("module") - spec.blobs.data());
+    try {
+      auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at(position)), options.device);
+      if (options.device.is_cpu()) module = torch::jit::optimize_for_inference(module);
+      return std::make_shared<TorchScriptEngine>(
+          std::move(module), std::string("torchscript ") + TORCH_VERSION + ", " + spec.precision + ", " +
+                                 options.device.str());
+    } catch (const c10::Error& error) {
+      throw failed("artifact", "a module that torch " TORCH_VERSION " reads", error);
+    }
+  }
+};
+
+}  // namespace
+
+HYBRID_RT_PLUGIN("torchscript", TorchScriptBackend)
+
+}  // namespace hybrid_rt

@@ -1,0 +1,19 @@
+# The packages of the Python environment that the build takes headers and libraries from.
+
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+
+# The folder of an importable package. Under build isolation pip hides the environment's packages from import, but
+# they are still where the interpreter's site-packages is; torch must be that one, since the binary is made for it.
+function(hybrid_rt_python_package name result)
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} -c
+            "import importlib.util as u; s = u.find_spec('${name}'); print(list(s.submodule_search_locations)[0] if s else '')"
+    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  if(NOT folder AND EXISTS "${Python_SITELIB}/${name}")
+    set(folder "${Python_SITELIB}/${name}")
+  endif()
+  set(${result} "${folder}" PARENT_SCOPE)
+endfunction()
+
+hybrid_rt_python_package(torch _torch_of_environment)
+set(HYBRID_RT_TORCH_FOLDER "${_torch_of_environment}" CACHE PATH "torch's folder in site-packages, or an unpacked libtorch")

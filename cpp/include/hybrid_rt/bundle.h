@@ -1,0 +1,51 @@
+#pragma once
+
+#include <torch/script.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hybrid_rt/backend.h"
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt {
+
+struct LoadOptions {
+  c10::Device device{c10::kCPU};
+  /// Only variants of this backend may run; empty: HYBRID_RT_BACKEND, else the file's order.
+  std::string backend{};
+  /// Threads that an engine may use for one call; 0: as many as torch uses in this thread.
+  int threads = 0;
+  /// See EngineOptions.
+  bool emulate_precision = false;
+};
+
+struct SegmentCheck {
+  std::string segment;
+  std::vector<VariantCheck> variants;  ///< in the file's order
+};
+
+/// Loads a bundle: reads and checks the manifest and every record of the head, loads the head, chooses a variant of
+/// each segment, checks its digest and prepares its engine. What can fail, fails here and not at the first request.
+/// The module's forward takes and returns what the detector did. Throws Error; nothing else.
+torch::jit::Module load(const std::string& path, const LoadOptions& options = {});
+
+/// The manifest (JSON, see docs/format.md) without unpickling anything. Throws Error(kBundle).
+std::string read_manifest(const std::string& path);
+
+/// Which variant of each segment would run here, and why the others would not, without loading an engine.
+std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options = {});
+
+/// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
+void verify_records(const std::string& path);
+
+/// (segment, backend that runs it) for a loaded bundle, in the manifest's order.
+std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Module& module);
+
+/// How each segment of a loaded bundle is run, as JSON: {"segment", "backend", "precision", "description",
+/// "variants": [{"backend", "precision", "chosen", "refusal"}]}.
+std::vector<std::string> choices(const torch::jit::Module& module);
+
+}  // namespace hybrid_rt

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/util/ArrayRef.h>
+
+#include <string>
+#include <vector>
+
+namespace hybrid_rt {
+
+/// How an engine is to be set up on this machine; not part of the artifact.
+struct EngineOptions {
+  c10::Device device{c10::kCPU};
+  /// Threads that one call may use; 0: as many as torch uses in the thread that prepares the engine.
+  int threads = 0;
+  /// Run in the artifact's precision even where the hardware can only emulate it (slower): for verification.
+  /// Otherwise a backend may run a bf16 artifact in f32 on such hardware.
+  bool emulate_precision = false;
+};
+
+/// An artifact that has been loaded and can run. This header and backend.h are free of torch/script.h, so that an
+/// engine can be used where there is no TorchScript.
+class Engine {
+ public:
+  Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  virtual ~Engine() = default;
+
+  /// Runs once. Called from several threads at once. `inputs` match the artifact's spec (count, dtype, rank, bounds,
+  /// device: the caller has checked) and are contiguous; the outputs are new tensors of the caller's, contiguous, in
+  /// the spec's order. Throws Error(kBackend) with the vendor's message.
+  virtual std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) = 0;
+
+  /// One line for logs: runtime, its version, the precision that is really used, threads.
+  virtual std::string description() const = 0;
+};
+
+}  // namespace hybrid_rt

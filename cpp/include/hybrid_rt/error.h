@@ -1,0 +1,30 @@
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace hybrid_rt {
+
+/// What went wrong, for a caller that reacts to the kind; the text is for people (and survives TorchScript).
+enum class ErrorKind {
+  kBundle,   ///< the file: missing, truncated, altered, of another format
+  kBackend,  ///< an engine's runtime: not installed, refuses, fails
+  kInput,    ///< a tensor that breaks the segment's contract
+  kOption,   ///< an argument or environment variable
+};
+
+/// The one exception of this library. what() is
+/// `hybrid_rt[SCOPE]: SUBJECT: expected X, got Y. REMEDY`, SCOPE being a backend's name or a part of the library.
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, std::string_view scope, std::string_view subject, std::string_view expected,
+        std::string_view got, std::string_view remedy);
+
+  ErrorKind kind() const noexcept { return kind_; }
+
+ private:
+  ErrorKind kind_;
+};
+
+}  // namespace hybrid_rt

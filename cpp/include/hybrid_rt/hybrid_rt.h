@@ -1,0 +1,10 @@
+#pragma once
+
+// All of hybrid_rt: load a bundle, ask what would run, write a backend.
+
+#include "hybrid_rt/backend.h"
+#include "hybrid_rt/bundle.h"
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/error.h"
+#include "hybrid_rt/log.h"
+#include "hybrid_rt/specs.h"

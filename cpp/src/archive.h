@@ -1,0 +1,39 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+namespace caffe2::serialize {
+class PyTorchStreamReader;
+}
+
+namespace hybrid_rt {
+
+/// A bundle's file, read record by record without unpickling. Everything throws Error(kBundle).
+class Archive {
+ public:
+  /// Opens the file, checks that it is a bundle of a format that this library reads, and that the manifest is whole.
+  explicit Archive(const std::string& path);
+  ~Archive();
+
+  const std::string& path() const { return path_; }
+  /// The manifest, as written.
+  const std::string& manifest() const { return manifest_; }
+
+  enum class Records {
+    kHead,  ///< all but the engines' bytes, which the engines check themselves
+    kAll,
+  };
+  /// Compares the records with the digests of the manifest.
+  void verify(Records which) const;
+
+ private:
+  std::string read(const std::string& record) const;
+
+  std::string path_;
+  std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
+  std::string manifest_;
+};
+
+}  // namespace hybrid_rt

@@ -1,0 +1,113 @@
+#include "hybrid_rt/bundle.h"
+
+#include <c10/util/Exception.h>
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "archive.h"
+#include "script_engine.h"
+#include "variants.h"
+
+namespace hybrid_rt {
+namespace {
+
+EngineOptions engine_options(const LoadOptions& options) {
+  return {options.device, options.threads, options.emulate_precision};
+}
+
+bool is_engine(const c10::TypePtr& type) {
+  static const auto engine = c10::getCustomClassType<c10::intrusive_ptr<ScriptEngine>>();
+  return *type == *engine;
+}
+
+void collect_engines(const torch::jit::Block* block, std::vector<c10::intrusive_ptr<ScriptEngine>>& found) {
+  for (const torch::jit::Node* node : block->nodes()) {
+    if (node->kind() == c10::prim::Constant && node->outputs().size() == 1 && is_engine(node->output()->type())) {
+      auto engine = torch::jit::toIValue(node->output())->toCustomClass<ScriptEngine>();
+      if (std::find(found.begin(), found.end(), engine) == found.end()) found.push_back(std::move(engine));
+    }
+    for (const torch::jit::Block* inner : node->blocks()) collect_engines(inner, found);
+  }
+}
+
+/// The engines of a bundle's module: freezing makes them constants of the graph.
+std::vector<c10::intrusive_ptr<ScriptEngine>> engines_of(const torch::jit::Module& module) {
+  std::vector<c10::intrusive_ptr<ScriptEngine>> found;
+  const auto method = module.find_method("forward");
+  if (method) collect_engines(method->graph()->block(), found);
+  return found;
+}
+
+torch::jit::Module load_module(const std::string& path) {
+  try {
+    // On the CPU always: with a device, torch would move the engines' bytes before __setstate__ sees them.
+    return torch::jit::load(path, c10::kCPU);
+  } catch (const Error&) {
+    throw;
+  } catch (const c10::Error& error) {
+    throw Error(ErrorKind::kBundle, "bundle", path, "a TorchScript module that this torch (" TORCH_VERSION ") reads",
+                error.what_without_backtrace(), "Was it saved by a newer torch? See COMPATIBILITY.md.");
+  } catch (const std::exception& error) {
+    throw Error(ErrorKind::kBundle, "bundle", path, "a TorchScript module that this torch (" TORCH_VERSION ") reads",
+                error.what(), "Was it saved by a newer torch? See COMPATIBILITY.md.");
+  }
+}
+
+}  // namespace
+
+torch::jit::Module load(const std::string& path, const LoadOptions& options) {
+  Archive(path).verify(Archive::Records::kHead);
+  torch::jit::Module module = load_module(path);
+  for (const auto& engine : engines_of(module)) {
+    engine->prepare(preference_from(options.backend), engine_options(options));
+  }
+  if (!options.device.is_cpu()) {
+    try {
+      module.to(options.device);
+    } catch (const c10::Error& error) {
+      throw Error(ErrorKind::kOption, "bundle", "device " + options.device.str(), "a device that torch can use",
+                  error.what_without_backtrace(), "Load with a device that this machine has.");
+    }
+  }
+  return module;
+}
+
+std::string read_manifest(const std::string& path) { return Archive(path).manifest(); }
+
+void verify_records(const std::string& path) { Archive(path).verify(Archive::Records::kAll); }
+
+std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options) {
+  const auto manifest = nlohmann::json::parse(read_manifest(path), nullptr, /*allow_exceptions=*/false);
+  std::vector<SegmentCheck> checks;
+  try {
+    for (const auto& segment : manifest.at("segments")) {
+      const auto specs = ArtifactSpec::list_from_json(segment.at("variants").dump());
+      checks.push_back({segment.at("name").get<std::string>(),
+                        check_variants(specs, preference_from(options.backend), engine_options(options))});
+    }
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(ErrorKind::kBundle, "bundle", path + ", manifest", "a list of segments", error.what(),
+                "Convert the detector again.");
+  }
+  return checks;
+}
+
+std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Module& module) {
+  std::vector<std::pair<std::string, std::string>> found;
+  for (const auto& engine : engines_of(module)) {
+    const auto choice = nlohmann::json::parse(engine->choice());
+    found.emplace_back(engine->segment(), choice.at("backend").get<std::string>());
+  }
+  return found;
+}
+
+std::vector<std::string> choices(const torch::jit::Module& module) {
+  std::vector<std::string> found;
+  for (const auto& engine : engines_of(module)) found.push_back(engine->choice());
+  return found;
+}
+
+}  // namespace hybrid_rt

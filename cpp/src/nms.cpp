@@ -1,0 +1,186 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sort.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "head_operators.h"
+#include "hybrid_rt/error.h"
+
+// One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
+// fused multiply-add, which rounds otherwise than torchvision does.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__)
+#define HYBRID_RT_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define HYBRID_RT_CLONES
+#endif
+
+// The same for processors whose baseline has it.
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+namespace hybrid_rt::operators {
+namespace {
+
+constexpr int64_t kChunk = 64;  // boxes compared between two looks at the result
+
+[[noreturn]] void refuse(const std::string& expected, const std::string& got, const char* remedy) {
+  throw Error(ErrorKind::kInput, "operators", "nms", expected, got, remedy);
+}
+
+std::string describe(const at::Tensor& tensor) {
+  return c10::str(c10::toString(tensor.scalar_type()), " ", tensor.sizes());
+}
+
+void check(const at::Tensor& dets, const at::Tensor& scores) {
+  if (!dets.is_cpu() || !scores.is_cpu()) {
+    refuse("dets and scores on the CPU", c10::str(dets.device(), " and ", scores.device()), "Move them with .cpu().");
+  }
+  if (dets.dim() != 2 || dets.size(1) != 4) {
+    refuse("dets of shape [N, 4]", describe(dets), "Pass one row (x1, y1, x2, y2) per box.");
+  }
+  if (scores.dim() != 1 || scores.size(0) != dets.size(0)) {
+    refuse(c10::str("scores of shape [", dets.size(0), "], one per box"), describe(scores), "Pass one score per box.");
+  }
+  if (dets.scalar_type() != at::kFloat && dets.scalar_type() != at::kDouble) {
+    refuse("dets of dtype Float or Double", describe(dets), "Convert boxes and scores with .float().");
+  }
+  if (scores.scalar_type() != dets.scalar_type()) {
+    refuse(c10::str("scores of the dtype of dets, ", c10::toString(dets.scalar_type())), describe(scores),
+           "Convert one of them.");
+  }
+}
+
+/// The coordinates and areas of boxes, each in an array of its own.
+template <typename T>
+struct BoxArrays {
+  explicit BoxArrays(int64_t size) : storage(5 * size), size(size) {}
+
+  T* x1() { return storage.data(); }
+  T* y1() { return storage.data() + size; }
+  T* x2() { return storage.data() + 2 * size; }
+  T* y2() { return storage.data() + 3 * size; }
+  T* area() { return storage.data() + 4 * size; }
+
+  std::vector<T> storage;
+  int64_t size;
+};
+
+/// Views of `size` boxes; passed by value into the clones, which the compiler knows not to alias.
+template <typename T>
+struct BoxPointers {
+  T* __restrict x1;
+  T* __restrict y1;
+  T* __restrict x2;
+  T* __restrict y2;
+  T* __restrict area;
+};
+
+/// Tries the boxes in their order and compares each with those kept so far, until one suppresses it. `kept` has room
+/// for a multiple of kChunk boxes, whose areas are NaN: such a box suppresses nothing. Returns how many stay.
+///
+/// The comparisons are written out rather than with fmin or fmax: their results for NaN are part of the contract.
+template <typename T>
+[[gnu::always_inline]] inline int64_t suppress(const T* boxes, int64_t boxes_count, T threshold, BoxPointers<T> kept,
+                                               int64_t* kept_positions) {
+  int64_t kept_count = 0;
+  for (int64_t position = 0; position < boxes_count; ++position) {
+    const T x1 = boxes[4 * position];
+    const T y1 = boxes[4 * position + 1];
+    const T x2 = boxes[4 * position + 2];
+    const T y2 = boxes[4 * position + 3];
+    const T area = (x2 - x1) * (y2 - y1);
+    bool stays = true;
+    for (int64_t begin = 0; begin < kept_count && stays; begin += kChunk) {
+      int any = 0;
+      for (int64_t i = begin; i < begin + kChunk; ++i) {
+        const T left = kept.x1[i] < x1 ? x1 : kept.x1[i];
+        const T top = kept.y1[i] < y1 ? y1 : kept.y1[i];
+        const T right = x2 < kept.x2[i] ? x2 : kept.x2[i];
+        const T bottom = y2 < kept.y2[i] ? y2 : kept.y2[i];
+        const T width = T(0) < right - left ? right - left : T(0);
+        const T height = T(0) < bottom - top ? bottom - top : T(0);
+        const T intersection = width * height;
+        const T overlap = intersection / (kept.area[i] + area - intersection);
+        any |= overlap > threshold ? 1 : 0;
+      }
+      stays = any == 0;
+    }
+    if (stays) {
+      kept.x1[kept_count] = x1;
+      kept.y1[kept_count] = y1;
+      kept.x2[kept_count] = x2;
+      kept.y2[kept_count] = y2;
+      kept.area[kept_count] = area;
+      kept_positions[kept_count++] = position;
+    }
+  }
+  return kept_count;
+}
+
+HYBRID_RT_CLONES int64_t suppress_boxes(const float* boxes, int64_t boxes_count, float threshold,
+                                        BoxPointers<float> kept, int64_t* kept_positions) {
+  return suppress<float>(boxes, boxes_count, threshold, kept, kept_positions);
+}
+
+HYBRID_RT_CLONES int64_t suppress_boxes(const double* boxes, int64_t boxes_count, double threshold,
+                                        BoxPointers<double> kept, int64_t* kept_positions) {
+  return suppress<double>(boxes, boxes_count, threshold, kept, kept_positions);
+}
+
+/// The largest T that is not above `threshold`: for every value of T, `value > threshold` has the same answer.
+template <typename T>
+T round_down(double threshold) {
+  const T nearest = static_cast<T>(threshold);
+  return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, -std::numeric_limits<T>::infinity())
+                                                  : nearest;
+}
+
+template <typename T>
+at::Tensor nms_of(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
+  const int64_t count = dets.size(0);
+  const at::Tensor order_tensor =
+      std::get<1>(at::sort(scores, /*stable=*/std::optional<bool>(true), /*dim=*/0, /*descending=*/true));
+  const int64_t* order = order_tensor.const_data_ptr<int64_t>();
+
+  std::vector<T> sorted(4 * count);
+  const T* source = dets.const_data_ptr<T>();
+  const int64_t row_stride = dets.stride(0);
+  const int64_t column_stride = dets.stride(1);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < 4; ++j) {
+      sorted[4 * i + j] = source[order[i] * row_stride + j * column_stride];
+    }
+  }
+
+  const int64_t room = (count + kChunk - 1) / kChunk * kChunk;
+  BoxArrays<T> kept(room);
+  std::fill_n(kept.area(), room, std::numeric_limits<T>::quiet_NaN());
+  std::vector<int64_t> positions(count);
+  const int64_t kept_count =
+      suppress_boxes(sorted.data(), count, round_down<T>(iou_threshold),
+                     BoxPointers<T>{kept.x1(), kept.y1(), kept.x2(), kept.y2(), kept.area()}, positions.data());
+
+  at::Tensor result = at::empty({kept_count}, order_tensor.options());
+  std::transform(positions.begin(), positions.begin() + kept_count, result.mutable_data_ptr<int64_t>(),
+                 [order](int64_t position) { return order[position]; });
+  return result;
+}
+
+}  // namespace
+
+at::Tensor nms(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
+  check(dets, scores);
+  return dets.scalar_type() == at::kFloat ? nms_of<float>(dets, scores, iou_threshold)
+                                          : nms_of<double>(dets, scores, iou_threshold);
+}
+
+}  // namespace hybrid_rt::operators

@@ -1,0 +1,56 @@
+#include <torch/library.h>
+
+#include "head_operators.h"
+#include "script_engine.h"
+
+// The only registrations: the class, the op that runs it, and the operators of detection heads.
+
+namespace hybrid_rt {
+namespace {
+
+using Flat = std::tuple<std::tuple<std::string, std::string>, std::tuple<std::string, std::string>>;
+
+/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/fake.py): its fields.
+Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
+  const auto fields = std::get<1>(self->state());
+  return {{"segment", fields.at("segment")}, {"variants", fields.at("variants")}};
+}
+
+std::vector<at::Tensor> run_engine(const c10::intrusive_ptr<ScriptEngine>& engine,
+                                   const std::vector<at::Tensor>& inputs) {
+  return engine->run(inputs);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(hybrid_rt, m) {
+  m.class_<ScriptEngine>("Engine")
+      .def(torch::init<ScriptEngine::Fields, std::vector<at::Tensor>>())
+      .def("run", &ScriptEngine::run)
+      .def("segment", [](const c10::intrusive_ptr<ScriptEngine>& self) { return self->segment(); })
+      .def("fields", [](const c10::intrusive_ptr<ScriptEngine>& self) { return std::get<1>(self->state()); })
+      .def("blobs", [](const c10::intrusive_ptr<ScriptEngine>& self) { return std::get<2>(self->state()); })
+      .def("choice", &ScriptEngine::choice)
+      .def("prepare",
+           [](const c10::intrusive_ptr<ScriptEngine>& self, const std::string& backend, c10::Device device,
+              int64_t threads, bool emulate_precision) {
+             self->prepare(preference_from(backend), {device, static_cast<int>(threads), emulate_precision});
+           })
+      .def("__obj_flatten__", &flatten)
+      .def_pickle([](const c10::intrusive_ptr<ScriptEngine>& self) { return self->state(); },
+                  [](ScriptEngine::State state) { return ScriptEngine::from_state(std::move(state)); });
+  m.def("run_engine(__torch__.torch.classes.hybrid_rt.Engine engine, Tensor[] inputs) -> Tensor[]");
+  m.def("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor");
+  m.def(
+      "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+      "int sampling_ratio, bool aligned) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) { m.impl("run_engine", &run_engine); }
+
+TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
+  m.impl("nms", &operators::nms);
+  m.impl("roi_align", &operators::roi_align);
+}
+
+}  // namespace hybrid_rt

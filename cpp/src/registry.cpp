@@ -1,0 +1,179 @@
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <set>
+#include <sstream>
+
+#include "hybrid_rt/backend.h"
+#include "hybrid_rt/log.h"
+
+namespace hybrid_rt {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kPrefix = "libhybrid_rt_";
+constexpr std::string_view kSuffix = ".so";
+
+fs::path folder_of_this_library() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&folder_of_this_library), &info) == 0 || info.dli_fname == nullptr) return {};
+  std::error_code failed;
+  const fs::path resolved = fs::canonical(info.dli_fname, failed);
+  return failed ? fs::path() : resolved.parent_path();
+}
+
+Error plugin_error(const std::string& name, const std::string& subject, const std::string& expected,
+                   const std::string& got, const std::string& remedy) {
+  return Error(ErrorKind::kBackend, name, subject, expected, got, remedy);
+}
+
+/// A plug-in's place and, once it was asked for, its backend or the reason why there is none.
+struct Plugin {
+  std::string path;
+  bool opened = false;
+  std::unique_ptr<Backend> backend;
+  std::string failure;
+};
+
+void open(const std::string& name, Plugin& plugin) {
+  plugin.opened = true;
+  // Never closed: engines made by it may live until the process ends.
+  void* handle = dlopen(plugin.path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    plugin.failure = std::string("the plug-in can't be opened: ") + dlerror();
+    return;
+  }
+  using Entry = const PluginDescriptor* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(handle, "hybrid_rt_plugin"));
+  if (entry == nullptr) {
+    plugin.failure = plugin.path + " exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)";
+    return;
+  }
+  const PluginDescriptor& descriptor = *entry();
+  if (descriptor.abi_version != kPluginAbiVersion) {
+    plugin.failure = "the plug-in was built for plug-in interface " + std::to_string(descriptor.abi_version) +
+                     ", this is hybrid_rt's " + std::to_string(kPluginAbiVersion) + "; rebuild it";
+    return;
+  }
+  if (std::string_view(descriptor.torch_version) != HYBRID_RT_TORCH_VERSION) {
+    plugin.failure = std::string("the plug-in was built with torch ") + descriptor.torch_version +
+                     ", this is torch " HYBRID_RT_TORCH_VERSION "; rebuild it";
+    return;
+  }
+  if (name != descriptor.name) {
+    plugin.failure = plugin.path + " says that it is '" + descriptor.name + "'; rename the file or the backend";
+    return;
+  }
+  try {
+    plugin.backend.reset(descriptor.create());
+  } catch (const std::exception& error) {
+    plugin.failure = std::string("the plug-in's backend can't be made: ") + error.what();
+  }
+}
+
+class Registry {
+ public:
+  static Registry& instance() {
+    static Registry* registry = new Registry();  // lives until the process ends, as the engines may
+    return *registry;
+  }
+
+  void add_folder(const std::string& folder) {
+    const std::lock_guard lock(mutex_);
+    if (std::find(folders_.begin(), folders_.end(), folder) == folders_.end()) folders_.push_back(folder);
+  }
+
+  Backend& get(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    scan();
+    const auto found = plugins_.find(name);
+    if (found == plugins_.end()) {
+      throw plugin_error(name, "backend", "one of " + names(), "'" + name + "'",
+                         "Install the package or plug-in that brings it (libhybrid_rt_" + name +
+                             ".so), or name its folder in HYBRID_RT_PLUGIN_PATH.");
+    }
+    Plugin& plugin = found->second;
+    if (!plugin.opened) open(name, plugin);
+    if (!plugin.backend) {
+      throw plugin_error(name, "plug-in", "a usable " + plugin.path, plugin.failure,
+                         "`hybrid-rt doctor` lists what is installed.");
+    }
+    return *plugin.backend;
+  }
+
+  std::vector<std::pair<std::string, std::string>> list() {
+    const std::lock_guard lock(mutex_);
+    scan();
+    std::vector<std::pair<std::string, std::string>> found;
+    for (const auto& [name, plugin] : plugins_) found.emplace_back(name, plugin.path);
+    return found;
+  }
+
+ private:
+  void scan() {
+    std::vector<std::string> folders{folder_of_this_library().string()};
+    if (const char* extra = std::getenv("HYBRID_RT_PLUGIN_PATH")) {
+      std::stringstream stream{std::string(extra)};
+      for (std::string folder; std::getline(stream, folder, ':');) folders.push_back(folder);
+    }
+    folders.insert(folders.end(), folders_.begin(), folders_.end());
+    for (const auto& folder : folders) scan(folder);
+  }
+
+  void scan(const std::string& folder) {
+    std::error_code failed;
+    for (const auto& entry : fs::directory_iterator(folder, failed)) {
+      const std::string file = entry.path().filename().string();
+      if (file.size() <= kPrefix.size() + kSuffix.size() || file.rfind(kPrefix, 0) != 0 || !file.ends_with(kSuffix)) {
+        continue;
+      }
+      const std::string name = file.substr(kPrefix.size(), file.size() - kPrefix.size() - kSuffix.size());
+      const std::string path = entry.path().string();
+      const auto [known, added] = plugins_.try_emplace(name);
+      if (added) {
+        known->second.path = path;
+      } else if (known->second.path != path && warned_.insert(path).second) {
+        log(LogLevel::kWarning,
+            "two plug-ins claim the name '" + name + "': " + known->second.path + " is used, " + path + " is not");
+      }
+    }
+  }
+
+  std::string names() const {
+    std::string text;
+    for (const auto& [name, plugin] : plugins_) text += (text.empty() ? "" : ", ") + name;
+    return text.empty() ? "the installed backends (none)" : text;
+  }
+
+  std::mutex mutex_;
+  std::vector<std::string> folders_;
+  std::map<std::string, Plugin> plugins_;
+  std::set<std::string> warned_;
+};
+
+}  // namespace
+
+std::vector<BackendInfo> backends() {
+  std::vector<BackendInfo> found;
+  for (const auto& [name, path] : Registry::instance().list()) {
+    BackendInfo info{name, path, {}};
+    try {
+      info.availability = backend(name).availability();
+    } catch (const Error& error) {
+      info.availability.reason = error.what();
+    }
+    found.push_back(std::move(info));
+  }
+  return found;
+}
+
+Backend& backend(const std::string& name) { return Registry::instance().get(name); }
+
+void add_plugin_folder(const std::string& folder) { Registry::instance().add_folder(folder); }
+
+}  // namespace hybrid_rt

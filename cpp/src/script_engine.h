@@ -1,0 +1,66 @@
+#pragma once
+
+#include <torch/custom_class.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "variants.h"
+
+namespace hybrid_rt {
+
+/// The TorchScript class `hybrid_rt.Engine`: what stands in a segment's place in the graph. It carries all variants of
+/// the segment as bytes, chooses one when it is prepared (at the latest by its first run), and runs it. Thread-safe.
+class ScriptEngine : public torch::CustomClassHolder {
+ public:
+  /// Named fields: "segment" (its dotted path), "variants" (JSON array of artifact specs).
+  using Fields = c10::Dict<std::string, std::string>;
+  /// Version, fields, blob table. A blob is a uint8 CPU tensor, so the archive holds its bytes once, as they are.
+  using State = std::tuple<int64_t, Fields, std::vector<at::Tensor>>;
+
+  static constexpr int64_t kStateVersion = 1;
+
+  /// Validates names, counts, sizes and types; opens no runtime and reads no blob. Throws Error(kBundle).
+  ScriptEngine(Fields fields, std::vector<at::Tensor> blobs);
+
+  State state() const;
+  static c10::intrusive_ptr<ScriptEngine> from_state(State state);
+
+  /// Chooses a variant, checks its digest, loads its engine. Prepared again with other options, it changes over;
+  /// runs in progress end on the engine that they began with.
+  void prepare(const Preference& preference, const EngineOptions& options);
+
+  /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime sees them. Throws Error(kInput).
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
+
+  const std::string& segment() const { return segment_; }
+  const std::vector<ArtifactSpec>& specs() const { return specs_; }
+
+  /// JSON: {"segment", "backend", "precision", "description", "variants": [{"backend", "precision", "chosen",
+  /// "refusal"}]}; backend is empty before the engine is prepared.
+  std::string choice() const;
+
+ private:
+  struct Prepared {
+    Choice choice;
+    EngineOptions options;
+  };
+
+  std::shared_ptr<const Prepared> prepared() const;
+  void check_inputs(const std::vector<at::Tensor>& inputs, const Prepared& prepared) const;
+
+  Fields fields_;
+  std::vector<at::Tensor> blobs_;
+  std::string segment_;
+  std::vector<ArtifactSpec> specs_;
+
+  mutable std::mutex mutex_;         // guards prepared_
+  std::mutex preparing_;             // one preparation at a time
+  std::shared_ptr<const Prepared> prepared_;
+};
+
+}  // namespace hybrid_rt

@@ -1,0 +1,98 @@
+#include "hybrid_rt/specs.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "dtypes.h"
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt {
+namespace {
+
+using nlohmann::json;
+
+Error malformed(const std::string& what, const std::string& expected, const std::string& got) {
+  return Error(ErrorKind::kBundle, "bundle", what, expected, got,
+               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+}
+
+template <typename T>
+T field(const json& object, const char* name) {
+  const auto found = object.is_object() ? object.find(name) : object.end();
+  if (found == object.end()) throw malformed("artifact spec", std::string("a field '") + name + "'", "none");
+  try {
+    return found->get<T>();
+  } catch (const json::exception&) {
+    throw malformed(std::string("artifact spec, field '") + name + "'", "another type", found->dump());
+  }
+}
+
+TensorSpec tensor_from_json(const json& object) {
+  TensorSpec tensor;
+  tensor.name = field<std::string>(object, "name");
+  const auto dtype = field<std::string>(object, "dtype");
+  const auto known = dtype_from_name(dtype);
+  if (!known) throw malformed("artifact spec, tensor '" + tensor.name + "'", "a dtype of torch", "'" + dtype + "'");
+  tensor.dtype = *known;
+  tensor.min = field<std::vector<int64_t>>(object, "min");
+  tensor.opt = field<std::vector<int64_t>>(object, "opt");
+  tensor.max = field<std::vector<int64_t>>(object, "max");
+  if (tensor.opt.size() != tensor.min.size() || tensor.max.size() != tensor.min.size()) {
+    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of one length", object.dump());
+  }
+  return tensor;
+}
+
+ArtifactSpec artifact_from_json(const json& object) {
+  ArtifactSpec spec;
+  spec.backend = field<std::string>(object, "backend");
+  spec.precision = field<std::string>(object, "precision");
+  spec.device = field<std::string>(object, "device");
+  for (const auto& tensor : field<std::vector<json>>(object, "inputs")) spec.inputs.push_back(tensor_from_json(tensor));
+  for (const auto& tensor : field<std::vector<json>>(object, "outputs")) {
+    spec.outputs.push_back(tensor_from_json(tensor));
+  }
+  for (const auto& blob : field<std::vector<json>>(object, "blobs")) {
+    spec.blobs.push_back({field<std::string>(blob, "name"), field<int64_t>(blob, "index"), field<int64_t>(blob, "size"),
+                          field<std::string>(blob, "sha256")});
+  }
+  spec.requirements = field<std::map<std::string, std::string>>(object, "requirements");
+  spec.versions = field<std::map<std::string, std::string>>(object, "versions");
+  return spec;
+}
+
+}  // namespace
+
+std::vector<ArtifactSpec> ArtifactSpec::list_from_json(std::string_view text) {
+  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!parsed.is_array() || parsed.empty()) {
+    throw malformed("artifact specs", "a JSON array of at least one", std::string(text.substr(0, 80)));
+  }
+  std::vector<ArtifactSpec> specs;
+  for (const auto& object : parsed) specs.push_back(artifact_from_json(object));
+  return specs;
+}
+
+const BlobSpec& ArtifactSpec::blob(std::string_view name) const {
+  const auto found = std::find_if(blobs.begin(), blobs.end(), [&](const BlobSpec& blob) { return blob.name == name; });
+  if (found == blobs.end()) {
+    throw malformed("artifact of " + backend, "a blob named '" + std::string(name) + "'", "none");
+  }
+  return *found;
+}
+
+std::string to_string(const TensorSpec& spec) {
+  std::string text;
+  for (size_t d = 0; d < spec.min.size(); ++d) {
+    if (d) text += "x";
+    text += std::to_string(spec.min[d]);
+    if (spec.max[d] == TensorSpec::kUnbounded) {
+      text += "..";
+    } else if (spec.max[d] != spec.min[d]) {
+      text += ".." + std::to_string(spec.max[d]);
+    }
+  }
+  return text + " " + name_of(spec.dtype);
+}
+
+}  // namespace hybrid_rt

@@ -1,0 +1,306 @@
+"""torchvision's large detectors with random weights that behave like trained ones in numbers.
+
+Plain random weights are no test: activations grow or vanish from block to block, rounding is
+amplified a thousandfold, and the score threshold leaves nothing or everything. Here each layer is
+scaled on photographs so that activations stay of order one, and the classes' bias is set so that
+some ten detections a picture come out. The boxes mean nothing; the arithmetic is the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from models.digits_data import photograph
+
+NAMES = (
+    "fasterrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "fcos_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "ssdlite320_mobilenet_v3_large",
+)
+
+_PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "flower")
+
+# Residual branches add up; with a gain of 0.2 sixteen blocks don't amplify rounding.
+_RESIDUAL_GAIN = 0.2
+
+_CONTRAST = 0.25  # standard deviation of a picture's values, of a range of 1
+
+_CALIBRATION_SIZES = ((224, 288), (224, 224), (256, 224), (224, 320), (224, 256))
+_DETECTIONS = 12  # at least, in every tuning picture
+
+_CLASSES = 91
+_LIVELY_STEP = 9  # classes 1, 10, 19, ... are detected often, the others rarely
+_SIGMOID_DETECTORS = (detection.RetinaNet, detection.FCOS)  # without a background class
+
+# Mean and standard deviation of the outputs of the last layers, by the end of their names. Box
+# deltas are small, logits spread widely enough that scores differ by far more than rounding.
+_OUTPUTS: dict[str, tuple[float, float]] = {
+    "rpn.head.cls_logits": (0.0, 2.0),
+    "rpn.head.bbox_pred": (0.0, 0.1),
+    "box_predictor.cls_score": (0.0, 2.5),
+    "box_predictor.bbox_pred": (0.0, 0.5),
+    "mask_predictor.mask_fcn_logits": (0.0, 2.0),
+    "classification_head.cls_logits": (0.0, 2.0),
+    "regression_head.bbox_reg": (0.0, 0.1),
+    "regression_head.bbox_ctrness": (0.0, 1.0),
+}
+# FCOS predicts the distances from a point to the four sides, in units of the level's stride.
+_FCOS_OUTPUTS = _OUTPUTS | {"regression_head.bbox_reg": (4.0, 0.5)}
+_SSD_CLASSES = (0.0, 3.0)
+_SSD_BOXES = (0.0, 0.5)
+# A squeeze-and-excitation gate sees the whole picture: a wide one would let pictures differ by far
+# more in the size of their activations than they do in a trained detector.
+_GATE = (0.0, 0.2)
+
+
+def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Cuts pictures of given sizes from real photographs.
+
+    Args:
+        sizes: (height, width) in px of each picture.
+
+    Returns:
+        One float32 tensor [3, height, width] in 0..1 per size; the photographs take turns. Each is
+        the largest central crop of the right aspect, resized, with its contrast evened out: random
+        weights can't make up for a dim picture as trained ones do.
+    """
+    result = []
+    for index, (height, width) in enumerate(sizes):
+        image = Image.fromarray(photograph(_PHOTOGRAPHS[index % len(_PHOTOGRAPHS)]))
+        scale = min(image.width / width, image.height / height)
+        crop_width, crop_height = width * scale, height * scale
+        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+        resized = image.resize(
+            (width, height),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + crop_width, top + crop_height),
+        )
+        array = np.asarray(resized, dtype=np.float32)
+        array = (array - array.mean()) * (_CONTRAST / array.std()) + 0.5
+        array = array.clip(0.0, 1.0)
+        result.append(torch.from_numpy(array).permute(2, 0, 1).contiguous())
+    return result
+
+
+def build(name: str, seed: int = 0, min_size: int | None = None) -> nn.Module:
+    """Builds one of torchvision's detectors with well-behaved random weights.
+
+    Args:
+        name: one of ``NAMES``.
+        seed: of the weights; the global random state is left as it was.
+        min_size: shorter side in px to which the detector resizes its pictures; None keeps
+            torchvision's 800. The longer side is limited to 5/3 of it, as in torchvision.
+            ``ssdlite320_mobilenet_v3_large`` always works at 320 x 320 and takes no notice.
+
+    Returns:
+        The detector in eval mode on the CPU, float32, without gradients: about 10 to 100 detections
+        per photograph.
+
+    Raises:
+        ValueError: the name is not one of ``NAMES``.
+    """
+    if name not in NAMES:
+        raise ValueError(f"detector: expected one of {', '.join(NAMES)}, got {name!r}")
+    sizes = {}
+    if min_size is not None and not name.startswith("ssdlite"):
+        sizes = {"min_size": min_size, "max_size": min_size * 1333 // 800}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
+        detector.requires_grad_(False).eval()
+        _damp_residual_branches(detector)
+        with torch.inference_mode():
+            _calibrate(detector)
+            _quieten_most_classes(detector)
+            with _CountTuner(detector):
+                detector(_tuning_pictures(detector))
+    return detector
+
+
+def _tuning_pictures(detector: nn.Module) -> list[Tensor]:
+    """The pictures on which the number of detections is set.
+
+    Small ones, which the detectors enlarge, have less detail and so give fewer detections.
+    """
+    if isinstance(detector, detection.ssd.SSD):
+        return pictures([(240, 320), (320, 240), (300, 400), (200, 300), (300, 200)])
+    # At 800 px a picture takes seconds: only the two that give the fewest. Of one size, since
+    # FCOS and RetinaNet also detect in the padding of a batch.
+    return pictures([(320, 240)] * len(_PHOTOGRAPHS))[1:4:2]
+
+
+def _damp_residual_branches(detector: nn.Module) -> None:
+    """Sets the last batch norm's gain of each residual branch."""
+    for module in detector.modules():
+        last: nn.Module | None = None
+        if isinstance(module, Bottleneck):
+            last = module.bn3
+        elif isinstance(module, BasicBlock):
+            last = module.bn2
+        elif isinstance(module, InvertedResidual) and module.use_res_connect:
+            last = module.block[-1][1]
+        if last is not None:
+            nn.init.constant_(last.weight, _RESIDUAL_GAIN)
+
+
+def _calibrate(detector: nn.Module) -> None:
+    """Runs a few small pictures through the detector and scales each layer to order one.
+
+    Batch norms take over the statistics of this batch; every other convolution or linear layer is
+    shifted and scaled so that its output has the wanted mean and standard deviation. A head that
+    runs on several levels of a pyramid is scaled on the first, which has the most pixels.
+    """
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    for name, module in detector.named_modules():
+        scalable = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+        if scalable and module.bias is not None:  # without a bias a batch norm follows
+            _scale_at_first_call(module, *_wanted_output(detector, name))
+    transform = detector.transform
+    full_size = transform.min_size, transform.fixed_size
+    transform.min_size = (min(224, *transform.min_size),)
+    hooks = []
+    if hasattr(detector, "rpn"):  # a tenth of the proposals is plenty for the heads' statistics
+        hooks.append(detector.rpn.register_forward_hook(_keep_few_proposals))
+    with _CountTuner(detector):  # else the mask head would work on hundreds of boxes
+        detector(pictures(_CALIBRATION_SIZES))
+    for hook in hooks:
+        hook.remove()
+    transform.min_size, transform.fixed_size = full_size
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _keep_few_proposals(
+    module: nn.Module, inputs: tuple[Any, ...], output: tuple[list[Tensor], dict[str, Tensor]]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Forward hook for an RPN: leaves the best 100 proposals of each picture."""
+    proposals, losses = output
+    return [boxes[:100] for boxes in proposals], losses
+
+
+def _wanted_output(detector: nn.Module, name: str) -> tuple[float, float]:
+    """Mean and standard deviation that the output of a layer shall have."""
+    if name.endswith(".fc2"):
+        return _GATE
+    if isinstance(detector, detection.ssd.SSD) and name.endswith(".1"):
+        if name.startswith("head.classification_head"):
+            return _SSD_CLASSES
+        if name.startswith("head.regression_head"):
+            return _SSD_BOXES
+    outputs = _FCOS_OUTPUTS if isinstance(detector, detection.FCOS) else _OUTPUTS
+    return next((value for end, value in outputs.items() if name.endswith(end)), (0.0, 1.0))
+
+
+def _scale_at_first_call(module: nn.Module, mean: float, deviation: float) -> None:
+    """Rescales a layer's weights when it first runs, as in LSUV (arXiv:1511.06422)."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        handle.remove()
+        axes = (0,) if output.ndim == 2 else (0, 2, 3)
+        centre = output.mean(dim=axes, keepdim=True)
+        factor = deviation / (output - centre).std().clamp_min(1e-6)
+        module.weight.mul_(factor)
+        module.bias.copy_((module.bias - centre.flatten()) * factor + mean)
+        return (output - centre) * factor + mean
+
+    handle = module.register_forward_hook(hook)
+
+
+class _CountTuner:
+    """Within this context a forward call sets the bias of the classes by the number of detections.
+
+    It steps in where the detector turns logits into detections, when all expensive work is done,
+    and lowers or raises the logits until about ``_DETECTIONS`` per picture remain.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        self._detector = detector
+        self._owner = getattr(detector, "roi_heads", detector)
+        self._postprocess: Callable[..., Any] = self._owner.postprocess_detections
+
+    def __enter__(self) -> None:
+        self._owner.postprocess_detections = self._tune
+
+    def __exit__(self, *exception: object) -> None:
+        del self._owner.postprocess_detections  # the class's method is visible again
+
+    def _tune(self, logits: Any, *others: Any) -> Any:
+        """Stands in for the detector's ``postprocess_detections``."""
+        shift = -30.0
+        for step in (1.0, 0.25, 0.05):
+            while self._fewest(self._shifted(logits, shift + step), others) < _DETECTIONS:
+                shift += step
+                if shift > 30.0:
+                    raise RuntimeError("detector: expected detections, got too few at any bias")
+        shift += step
+        self._shift_bias(shift)
+        return self._postprocess(self._shifted(logits, shift), *others)
+
+    def _fewest(self, logits: Any, others: tuple[Any, ...]) -> int:
+        result = self._postprocess(logits, *others)
+        if isinstance(result, tuple):  # RoIHeads: lists of boxes, scores, labels
+            return min(len(boxes) for boxes in result[0])
+        return min(len(detections["boxes"]) for detections in result)
+
+    def _shifted(self, logits: Any, shift: float) -> Any:
+        """Adds to all classes, or takes from the background where a softmax follows."""
+        if isinstance(logits, Tensor):
+            return _less_background(logits, shift)
+        classes = logits["cls_logits"]
+        if isinstance(classes, Tensor):
+            return logits | {"cls_logits": _less_background(classes, shift)}
+        return logits | {"cls_logits": [level + shift for level in classes]}
+
+    def _shift_bias(self, shift: float) -> None:
+        """Makes the shift part of the weights."""
+        for layer in _class_layers(self._detector):
+            biases = layer.bias.view(-1, _CLASSES)
+            if isinstance(self._detector, _SIGMOID_DETECTORS):
+                biases += shift
+            else:
+                biases[:, 0] -= shift
+
+
+def _class_layers(detector: nn.Module) -> list[nn.Module]:
+    """The layers whose outputs are the classes' logits, [anchors * classes, ...]."""
+    if hasattr(detector, "roi_heads"):
+        return [detector.roi_heads.box_predictor.cls_score]
+    head = detector.head.classification_head
+    if isinstance(detector, detection.ssd.SSD):
+        return [predictor[1] for predictor in head.module_list]
+    return [head.cls_logits]
+
+
+def _quieten_most_classes(detector: nn.Module) -> None:
+    """Makes most classes rare, so that the number of detections depends less on the picture.
+
+    With 90 equal classes what passes the threshold is the far tail of many candidates, whose size
+    changes tenfold between pictures; with some ten classes NMS bounds it.
+    """
+    rare = torch.arange(_CLASSES) % _LIVELY_STEP != 1
+    rare[0] = False  # the background, where there is one
+    for layer in _class_layers(detector):
+        layer.weight.view(-1, _CLASSES, *layer.weight.shape[1:])[:, rare] *= 0.3
+
+
+def _less_background(logits: Tensor, shift: float) -> Tensor:
+    """Takes ``shift`` from the logit of class 0 in a tensor [..., classes]."""
+    result = logits.clone()
+    result[..., 0] -= shift
+    return result

@@ -1,0 +1,76 @@
+"""hybrid_rt: the dense part of a detector as an engine, the rest as TorchScript, both in one `.pt` for C++."""
+
+from pathlib import Path as _Path
+
+import torch as _torch
+
+from .errors import (
+    BackendError,
+    BundleError,
+    CaptureError,
+    HybridRTError,
+    InputError,
+    OptionError,
+    VerificationError,
+)
+
+__version__ = "0.1.0"
+
+try:
+    from . import _native
+except ImportError as _error:
+    raise BackendError.make(
+        "import",
+        "the native library",
+        expected=f"one built for torch {_torch.__version__}",
+        got=f"an import error: {_error}",
+        remedy="Install hybrid_rt again in this environment, after torch: pip install --force-reinstall --no-deps .",
+    ) from _error
+
+if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
+    raise BackendError.make(
+        "import",
+        "the native library",
+        expected=f"one built for torch {_torch.__version__}",
+        got=f"one for {_native.torch_version}",
+        remedy="Install hybrid_rt again in this environment, after torch: pip install --force-reinstall --no-deps .",
+    )
+
+from . import _fake as _fake
+from .bundle import SegmentCheck, VariantCheck, check, engines, inspect, load
+from .convert import ConversionResult, convert
+from .measure import Latency, benchmark
+from .registry import BackendInfo, backends
+from .report import ConversionReport
+from .verify import THRESHOLDS, Thresholds, Verification, verify
+
+cmake_prefix_path = str(_Path(__file__).parent / "cmake")
+"""For ``cmake -Dhybrid_rt_DIR=``: where find_package(hybrid_rt) finds the package config."""
+
+__all__ = [
+    "THRESHOLDS",
+    "BackendError",
+    "BackendInfo",
+    "BundleError",
+    "CaptureError",
+    "ConversionReport",
+    "ConversionResult",
+    "HybridRTError",
+    "InputError",
+    "Latency",
+    "OptionError",
+    "SegmentCheck",
+    "Thresholds",
+    "VariantCheck",
+    "Verification",
+    "VerificationError",
+    "backends",
+    "benchmark",
+    "check",
+    "cmake_prefix_path",
+    "convert",
+    "engines",
+    "inspect",
+    "load",
+    "verify",
+]

@@ -1,0 +1,62 @@
+"""How torch.export and torch.compile see through the op: shapes and dtypes without running an engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch._library.register_fake_class("hybrid_rt::Engine")
+class FakeEngine:
+    """Stands for an Engine while a graph is recorded: its segment and the contract of its outputs."""
+
+    def __init__(self, segment: str, variants: str) -> None:
+        """``variants``: the JSON array of artifact specs."""
+        self.segment_ = segment
+        self.outputs = json.loads(variants)[0]["outputs"]
+
+    @classmethod
+    def __obj_unflatten__(cls, flat: Any) -> FakeEngine:
+        """Made from what ``Engine.__obj_flatten__`` returns."""
+        fields = dict(flat)
+        return cls(fields["segment"], fields["variants"])
+
+
+@torch.library.register_fake("hybrid_rt::run_engine")
+def _run_engine(engine: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Tensors of the specs' dtypes; a dimension that the spec leaves free becomes a new symbol."""
+    context = torch.library.get_ctx()
+    outputs = getattr(engine, "wrapped_obj", engine).outputs
+    return [
+        inputs[0].new_empty(
+            [
+                low if low == high else context.new_dynamic_size()
+                for low, high in zip(spec["min"], spec["max"], strict=True)
+            ],
+            dtype=getattr(torch, spec["dtype"]),
+        )
+        for spec in outputs
+    ]
+
+
+@torch.library.register_fake("hybrid_rt::nms")
+def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the kept boxes: as many as the data says."""
+    return dets.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)
+
+
+@torch.library.register_fake("hybrid_rt::roi_align")
+def _roi_align(
+    input: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """[number of rois, C, pooled_height, pooled_width]."""
+    return input.new_empty([rois.shape[0], input.shape[1], pooled_height, pooled_width])

@@ -1,0 +1,46 @@
+"""What a backend's compile half is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..specs import Artifact
+
+if TYPE_CHECKING:
+    from ..capture import Program
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether something can be used here; never a bare false: ``reason`` says why not and what mends it."""
+
+    available: bool
+    reason: str = ""
+    version: str = ""
+
+
+class Backend(ABC):
+    """A compiler. A module of :mod:`hybrid_rt.backends` defines one subclass; so does an out-of-tree package.
+
+    An out-of-tree package names its class by an entry point of the group ``hybrid_rt.backends`` whose name is the
+    backend's, and brings the run half as ``libhybrid_rt_NAME.so`` in the folder ``plugin_folder``.
+    """
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]
+    device: ClassVar[str] = "cpu"
+    plugin_folder: ClassVar[str | None] = None
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
+
+    @abstractmethod
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Compiles a captured segment.
+
+        Raises:
+            BackendError: the vendor's compiler refuses; the text holds its message.
+        """

@@ -1,0 +1,79 @@
+"""OpenVINO on CPUs: the artifact is the IR (xml and weights), compiled for the machine that loads it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import BackendError
+from ..specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
+from .base import Availability, Backend
+
+if TYPE_CHECKING:
+    from ..capture import Program
+
+
+class OpenVINOBackend(Backend):
+    """Converts the traced segment; bf16 is a hint for the runtime, its weights are stored in fp16."""
+
+    name = "openvino"
+    precisions = ("fp32", "bf16")
+
+    def availability(self) -> Availability:
+        """Whether the openvino package can be imported."""
+        try:
+            import openvino
+        except Exception as error:  # a broken install raises anything
+            return Availability(False, f"the openvino package can't be imported ({error}); pip install openvino")
+        return Availability(True, version=openvino.__version__.split("-")[0])
+
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Converts the segment to OpenVINO's intermediate representation."""
+        import openvino
+
+        try:
+            model = openvino.convert_model(
+                program.traced(),
+                example_input=program.examples,
+                input=[(_partial_shape(spec), _element_type(spec)) for spec in program.inputs],
+            )
+        except Exception as error:  # the vendor's frontend raises many types
+            raise BackendError.make(
+                self.name,
+                f"segment '{program.name}'",
+                expected="a module that OpenVINO converts",
+                got=f"{type(error).__name__}: {error}",
+                remedy="Leave the operation that it names out of the segment, or take another engine.",
+            ) from error
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+            xml = Path(folder) / "segment.xml"
+            openvino.save_model(model, str(xml), compress_to_fp16=precision == "bf16")
+            blobs = {
+                "xml": blob_from_bytes(xml.read_bytes()),
+                "weights": blob_from_bytes(xml.with_suffix(".bin").read_bytes()),
+            }
+        version = openvino.__version__.split("-")[0]
+        spec = program.artifact_spec(self, precision, versions={"openvino": version, "torch": torch.__version__})
+        return Artifact(spec, blobs)
+
+
+def _partial_shape(spec: TensorSpec) -> Any:
+    import openvino
+
+    return openvino.PartialShape(
+        [
+            openvino.Dimension(low) if low == high else openvino.Dimension(low, -1 if high == UNBOUNDED else high)
+            for low, high in zip(spec.min, spec.max, strict=True)
+        ]
+    )
+
+
+def _element_type(spec: TensorSpec) -> Any:
+    import openvino
+
+    names = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "boolean"}
+    integers = {"int64": "i64", "int32": "i32", "int8": "i8", "uint8": "u8"}
+    return getattr(openvino.Type, {**names, **integers}[spec.dtype])

@@ -1,0 +1,31 @@
+"""TorchScript: the reference, and the fallback that runs wherever torch does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import torchscript
+from ..specs import Artifact, blob_from_bytes
+from .base import Availability, Backend
+
+if TYPE_CHECKING:
+    from ..capture import Program
+
+
+class TorchScriptBackend(Backend):
+    """Stores the traced, frozen segment; the run half optimises it (oneDNN) for the machine that loads it."""
+
+    name = "torchscript"
+    precisions = ("fp32",)
+
+    def availability(self) -> Availability:
+        """Always available: it is torch."""
+        return Availability(True, version=torch.__version__)
+
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Traces and freezes the segment."""
+        frozen = torchscript.freeze(program.traced())
+        spec = program.artifact_spec(self, precision, versions={"torch": torch.__version__})
+        return Artifact(spec, {"module": blob_from_bytes(torchscript.to_bytes(frozen))})

@@ -1,0 +1,36 @@
+"""torchvision's transform, as TorchScript, to the same pixels as in eager mode."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+
+class ExactTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """Computes the scale of a picture in double precision, as eager mode does.
+
+    torchvision's scripted `_resize_image_and_masks` computes it in float32: 256 / 241 * 241 then floors to 255, the
+    picture is resized to one pixel less, and other boxes are found than in eager mode.
+    """
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resizes a picture [3, H, W] so that its short side is min_size and its long side at most max_size."""
+        height, width = image.shape[-2:]
+        size = float(self.min_size[-1])
+        scale = min(size / float(min(height, width)), float(self.max_size) / float(max(height, width)))
+        resized = nn.functional.interpolate(
+            image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+        )[0]
+        return resized, target
+
+
+def exact_transform(detector: nn.Module) -> dict[str, nn.Module]:
+    """The replacement for the detector's transform, by its name; empty if it is not torchvision's own, or fixed-size."""
+    transform = getattr(detector, "transform", None)
+    if type(transform) is not GeneralizedRCNNTransform or transform.fixed_size is not None:
+        return {}
+    exact = copy.copy(transform)
+    exact.__class__ = ExactTransform
+    return {"transform": exact}

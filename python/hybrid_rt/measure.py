@@ -1,0 +1,68 @@
+"""Latencies, side by side: what is compared runs in turns, so that the machine's moods hit all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call: percentiles over the timed calls, and of the very first call."""
+
+    median: float
+    p95: float
+    p99: float
+    first: float
+    count: int
+
+    @classmethod
+    def of(cls, milliseconds: list[float], first: float) -> Latency:
+        """From the timed calls."""
+        return cls(
+            percentile(milliseconds, 50), percentile(milliseconds, 95), percentile(milliseconds, 99), first, len(milliseconds)
+        )
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The nearest-rank percentile: the smallest value that at least ``percent`` % of the values do not exceed."""
+    ordered = sorted(values)
+    rank = max(1, -(-len(ordered) * percent // 100))
+    return ordered[int(rank) - 1]
+
+
+def benchmark(
+    cases: Mapping[str, Callable[..., Any]], inputs: tuple[Any, ...], *, repeat: int = 20, warm_up: int = 2
+) -> dict[str, Latency]:
+    """Times callables on the same inputs, interleaved: one call of each, ``repeat`` times.
+
+    Args:
+        cases: name to detector, loaded bundle, or any callable.
+        inputs: positional arguments.
+        repeat: timed rounds, at least 1.
+        warm_up: further calls of each, before the timed ones and after the first.
+
+    Returns:
+        The latency of each case, in milliseconds.
+    """
+    first = {}
+    with torch.inference_mode():
+        for name, call in cases.items():
+            first[name] = _timed(call, inputs)
+            for _ in range(warm_up):
+                call(*inputs)
+        times: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(repeat):
+            for name, call in cases.items():
+                times[name].append(_timed(call, inputs))
+    return {name: Latency.of(times[name], first[name]) for name in cases}
+
+
+def _timed(call: Callable[..., Any], inputs: tuple[Any, ...]) -> float:
+    start = time.perf_counter()
+    call(*inputs)
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,96 @@
+"""What a conversion did, for a terminal and as JSON; progress while it runs."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .verify import Verification
+
+
+class Steps:
+    """Shows which step runs (a spinner on a terminal, a line a step elsewhere) and keeps how long each took."""
+
+    def __init__(self, show: bool | None) -> None:
+        """``show``: None means: if stderr is a terminal."""
+        self._show = sys.stderr.isatty() if show is None else show
+        self._console = Console(stderr=True)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One step."""
+        start = time.perf_counter()
+        if self._show:
+            with self._console.status(f"{name} ..."):
+                yield
+        else:
+            yield
+        self.seconds[name] = time.perf_counter() - start
+        if self._show:
+            self._console.print(f"[green]done[/green] {name} [dim]({self.seconds[name]:.1f} s)[/dim]", highlight=False)
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One artifact: its size in bytes is that of its blobs."""
+
+    backend: str
+    precision: str
+    size: int
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """One segment: its inputs with their ranges, and its variants in the file's order."""
+
+    name: str
+    inputs: list[str]
+    variants: list[VariantReport]
+
+
+@dataclass
+class ConversionReport:
+    """What convert() did."""
+
+    detector: str
+    path: str
+    segments: list[SegmentReport]
+    head_operators: list[str]
+    verification: Verification | None
+    file_size: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A table for a terminal."""
+        table = Table(title=f"{self.detector} -> {self.path} ({self.file_size / 1e6:.1f} MB)", title_justify="left")
+        for heading in ("segment", "engine", "precision", "MB"):
+            table.add_column(heading, justify="right" if heading == "MB" else "left")
+        for segment in self.segments:
+            for i, variant in enumerate(segment.variants):
+                name = segment.name if i == 0 else ""
+                table.add_row(name, variant.backend, variant.precision, f"{variant.size / 1e6:.1f}")
+        console = Console(width=100, file=io.StringIO())
+        console.print(table)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        if self.verification is None:
+            return text + "not verified"
+        matched = sum(match.matched for match in self.verification.pictures)
+        expected = sum(match.expected for match in self.verification.pictures)
+        worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
+        text += f"verified: {matched} of {expected} boxes found again"
+        if worst is not None:
+            text += f"; greatest relative error {worst.relative_error:.2g} in {worst.segment}, output {worst.output}"
+        return text

@@ -1,0 +1,108 @@
+"""Which sizes a detector's backbone will see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import OptionError
+from .specs import UNBOUNDED
+
+Range = tuple[int, int]
+Shapes = Sequence[tuple[int, int]] | Mapping[str, Range]
+"""Picture sizes (height, width) that the detector will be given, or the ranges "batch", "height" and "width" of the
+segment's own input."""
+
+_DIMENSIONS = ("batch", "height", "width")
+
+
+def ranges_of(detector: nn.Module, example: Tensor, shapes: Shapes | None) -> list[Range] | None:
+    """(min, max) of batch, channels, height and width of what the backbone takes.
+
+    Args:
+        detector: the detector.
+        example: the backbone's input on the example, shape [N, C, H, W].
+        shapes: see :data:`Shapes`. None: whatever the detector's own transform (torchvision's
+            ``GeneralizedRCNNTransform``) can produce, with any batch; the example's size if it has none.
+
+    Returns:
+        None if the input is no batch of pictures: then what varies between calls is free.
+
+    Raises:
+        OptionError: shapes that are neither sizes nor ranges, or ranges without the example.
+    """
+    if example.dim() != 4:
+        return None
+    transform = getattr(detector, "transform", None)
+    batch, channels, height, width = ((size, size) for size in example.shape)
+    if hasattr(transform, "size_divisible") and hasattr(transform, "max_size"):
+        batch = (1, UNBOUNDED)
+        height, width = _ranges_of_transform(transform)
+    if isinstance(shapes, Mapping):
+        ranges = {"batch": batch, "height": height, "width": width, **_checked(shapes)}
+        batch, height, width = (ranges[name] for name in _DIMENSIONS)
+    elif shapes is not None:
+        height, width = _span(detector, shapes)
+    found = [batch, channels, height, width]
+    for name, size, (low, high) in zip(("batch", "channels", "height", "width"), example.shape, found, strict=True):
+        if size < low or (high != UNBOUNDED and size > high):
+            raise OptionError.make(
+                "convert",
+                f"shapes, {name}",
+                expected=f"a range that holds the example's {size}",
+                got=f"{low}..{high}",
+                remedy="Widen the range, or take an example inside it.",
+            )
+    return found
+
+
+def _ranges_of_transform(transform: Any) -> tuple[Range, Range]:
+    """Torchvision resizes the short side to min_size, the long one to max_size at most, and pads."""
+    divisor = int(transform.size_divisible)
+
+    def padded(size: float) -> int:
+        return math.ceil(size / divisor) * divisor
+
+    if transform.fixed_size is not None:
+        width, height = (padded(size) for size in transform.fixed_size)
+        return (height, height), (width, width)
+    longest = padded(transform.max_size)
+    return (divisor, longest), (divisor, longest)
+
+
+def _checked(shapes: Mapping[str, Range]) -> dict[str, Range]:
+    unknown = sorted(set(shapes) - set(_DIMENSIONS))
+    if unknown:
+        raise OptionError.make(
+            "convert", "shapes", expected=f"ranges for {', '.join(_DIMENSIONS)}", got=", ".join(map(repr, unknown))
+        )
+    checked = {}
+    for name, value in shapes.items():
+        pair = tuple(value) if isinstance(value, Sequence) else ()
+        if len(pair) != 2 or not all(isinstance(size, int) for size in pair) or not 1 <= pair[0] <= pair[1]:
+            raise OptionError.make(
+                "convert", f"shapes, {name}", expected="(min, max) with 1 <= min <= max", got=repr(value)
+            )
+        checked[name] = (pair[0], pair[1])
+    return checked
+
+
+def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]]) -> tuple[Range, Range]:
+    """The ranges of height and width after the detector's transform, over all picture sizes."""
+    seen = []
+    for size in sizes:
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise OptionError.make(
+                "convert", "shapes", expected="picture sizes (height, width) in pixels", got=repr(size)
+            )
+        picture = torch.zeros(3, *size)
+        transform = getattr(detector, "transform", None)
+        seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else tuple(size))
+    if not seen:
+        raise OptionError.make("convert", "shapes", expected="at least one picture size", got="none")
+    heights, widths = zip(*seen, strict=True)
+    return (min(heights), max(heights)), (min(widths), max(widths))

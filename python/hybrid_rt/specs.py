@@ -1,0 +1,94 @@
+"""Artifacts and what is known of them without opening them; the Python twin of cpp/include/hybrid_rt/specs.h."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+UNBOUNDED = -1
+"""As a maximum: the dimension has no upper bound."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor at the edge of a segment; each dimension d holds min[d] <= size <= max[d] (``UNBOUNDED``: no maximum).
+
+    ``opt`` is the size that the compiler is told to expect most. ``dtype`` is torch's name, e.g. ``"float32"``.
+    """
+
+    name: str
+    dtype: str
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every dimension has one size."""
+        return self.min == self.max
+
+
+@dataclass(frozen=True)
+class ArtifactSpec:
+    """The contract of an artifact's inputs and outputs, and what it needs of the machine that runs it."""
+
+    backend: str
+    precision: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    requirements: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a backend's compiler makes: named byte strings (uint8 CPU tensors of one dimension) and their spec."""
+
+    spec: ArtifactSpec
+    blobs: dict[str, torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blobs."""
+        return sum(blob.numel() for blob in self.blobs.values())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` -> ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def blob_from_bytes(data: bytes | bytearray) -> torch.Tensor:
+    """A uint8 CPU tensor that holds a copy of ``data``."""
+    if not data:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def sha256_of(blob: torch.Tensor) -> str:
+    """SHA-256 of a blob's bytes, in hexadecimal."""
+    return hashlib.sha256(memoryview(blob.numpy())).hexdigest()
+
+
+def pack(artifacts: Sequence[Artifact]) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+    """The variants' specs as JSON values, and the table of blobs that they point into (equal blobs once)."""
+    table: list[torch.Tensor] = []
+    places: dict[str, int] = {}
+    variants = []
+    for artifact in artifacts:
+        entries = []
+        for name, blob in artifact.blobs.items():
+            digest = sha256_of(blob)
+            if digest not in places:
+                places[digest] = len(table)
+                table.append(blob)
+            entries.append({"name": name, "index": places[digest], "size": blob.numel(), "sha256": digest})
+        variants.append({**asdict(artifact.spec), "blobs": entries})
+    return variants, table

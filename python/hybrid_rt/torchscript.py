@@ -1,0 +1,155 @@
+"""Every call of torch.jit. TorchScript is deprecated in torch and works up to 2.15: it is kept in this one file."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _native
+from .errors import BundleError, CaptureError
+
+HEAD_OPERATORS = {
+    "torchvision::nms": """
+        graph(%dets, %scores, %iou_threshold):
+            %kept = {op}(%dets, %scores, %iou_threshold)
+            return (%kept)""",
+    "torchvision::roi_align": """
+        graph(%input, %rois, %scale, %height, %width, %sampling_ratio, %aligned):
+            %pooled = {op}(%input, %rois, %scale, %height, %width, %sampling_ratio, %aligned)
+            return (%pooled)""",
+}
+"""Operators of torchvision that hybrid_rt has too, as graph patterns."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's notices that TorchScript is deprecated, and the tracer's about shapes that it generalises."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*")
+        warnings.filterwarnings("ignore", message=r".*TorchScript.*")
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        yield
+
+
+def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.jit.ScriptModule:
+    """Traces a module of tensors in, tensors out.
+
+    Raises:
+        CaptureError: the tracer fails, with its message.
+    """
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.jit.trace(module, examples, check_trace=False, strict=True)
+    except Exception as error:
+        raise CaptureError.make(
+            "capture",
+            f"segment '{name}'",
+            expected="a module that torch.jit.trace records",
+            got=f"{type(error).__name__}: {error}",
+            remedy="A segment takes and returns tensors and has no control flow that depends on their values: "
+            "name a smaller submodule in segments=.",
+        ) from error
+
+
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    """Scripts a module.
+
+    Raises:
+        CaptureError: with the compiler's message, which names the line.
+    """
+    try:
+        with _quiet():
+            return torch.jit.script(module)
+    except Exception as error:
+        raise CaptureError.make(
+            "capture",
+            "the detector's head",
+            expected="code that torch.jit.script compiles",
+            got=f"{type(error).__name__}:\n{error}\n",
+            remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
+            "put it into a segment.",
+        ) from error
+
+
+def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run."""
+    with _quiet():
+        return torch.jit.freeze(module.eval())
+
+
+def rewrite_head_operators(module: torch.jit.ScriptModule) -> list[str]:
+    """Puts hybrid_rt's operators in the place of torchvision's in a frozen module; returns the ones it now calls.
+
+    Raises:
+        CaptureError: an operator of torchvision is left, which plain C++ would not have.
+    """
+    graph = module.graph
+    for name, pattern in HEAD_OPERATORS.items():
+        ours = name.replace("torchvision::", "hybrid_rt::")
+        torch._C._jit_pass_custom_pattern_based_rewrite_graph(pattern.format(op=name), pattern.format(op=ours), graph)
+    kinds = sorted(_node_kinds(graph))
+    left = [kind for kind in kinds if kind.startswith("torchvision::")]
+    if left:
+        raise CaptureError.make(
+            "capture",
+            "the detector's head",
+            expected=f"no operator of torchvision but {', '.join(HEAD_OPERATORS)}",
+            got=", ".join(left),
+            remedy="Put the module that calls it into a segment.",
+        )
+    return [kind for kind in kinds if kind.startswith("hybrid_rt::")]
+
+
+def _node_kinds(block: Any) -> set[str]:
+    kinds = set()
+    for node in block.nodes():
+        kinds.add(node.kind())
+        for inner in node.blocks():
+            kinds |= _node_kinds(inner)
+    return kinds
+
+
+def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:
+    """Whether a scripted detector returns torchvision's pair (losses, detections)."""
+    returned = module.forward.schema.returns[0].type
+    return str(returned) == "Tuple[Dict[str, Tensor], List[Dict[str, Tensor]]]"
+
+
+def to_bytes(module: torch.jit.ScriptModule) -> bytes:
+    """The module as an archive."""
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.jit.save(module, buffer)
+    return buffer.getvalue()
+
+
+def save(module: torch.jit.ScriptModule, path: Path) -> None:
+    """Writes the module as an archive.
+
+    Raises:
+        BundleError: it can't be written.
+    """
+    try:
+        with _quiet():
+            torch.jit.save(module, str(path))
+    except (RuntimeError, OSError) as error:
+        raise BundleError.make(
+            "bundle",
+            str(path),
+            expected="to write the archive",
+            got=str(error).splitlines()[0],
+            remedy="Is there room on the disk, and may this user write there?",
+        ) from error
+
+
+def load(path: str, device: str, backend: str, threads: int, emulate_precision: bool) -> torch.jit.ScriptModule:
+    """Loads a bundle by the C++ library's own load(), see :func:`hybrid_rt.load`."""
+    with _quiet():
+        return torch.jit._recursive.wrap_cpp_module(_native.load(path, device, backend, threads, emulate_precision))

@@ -1,0 +1,432 @@
+#include <doctest/doctest.h>
+#include <png.h>
+#include <stdlib.h>
+#include <turbojpeg.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "annotate.h"
+#include "picture.h"
+
+namespace {
+
+using hybrid_rt::detect::annotate;
+using hybrid_rt::detect::Annotation;
+using hybrid_rt::detect::Colour;
+using hybrid_rt::detect::decode_picture;
+using hybrid_rt::detect::label_colour;
+using hybrid_rt::detect::Picture;
+using hybrid_rt::detect::PictureError;
+using hybrid_rt::detect::read_picture;
+using hybrid_rt::detect::write_png;
+
+using Bytes = std::vector<std::uint8_t>;
+
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "hybrid_rt_picture_XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
+    path_ = name;
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+  std::ptrdiff_t file_count() const {
+    return std::distance(std::filesystem::directory_iterator(path_), std::filesystem::directory_iterator());
+  }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// A smooth picture, which a JPEG keeps nearly as it is.
+Picture gradient(int width, int height) {
+  Picture picture{width, height, {}};
+  for (int y = 0; y < height; ++y) {
+    for (int x = 0; x < width; ++x) {
+      picture.rgb.push_back(static_cast<std::uint8_t>(255 * x / width));
+      picture.rgb.push_back(static_cast<std::uint8_t>(255 * y / height));
+      picture.rgb.push_back(100);
+    }
+  }
+  return picture;
+}
+
+/// `samples` as they lie in the file, without padding; `palette` for PNG_COLOR_TYPE_PALETTE.
+Bytes encode_png(int width, int height, int bit_depth, int colour_type, const Bytes& samples,
+                 const std::vector<png_color>& palette = {}) {
+  png_structp writer = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
+  png_infop info = png_create_info_struct(writer);
+  Bytes bytes;
+  png_set_write_fn(
+      writer, &bytes,
+      [](png_structp png, png_bytep data, std::size_t size) {
+        auto* target = static_cast<Bytes*>(png_get_io_ptr(png));
+        target->insert(target->end(), data, data + size);
+      },
+      [](png_structp) {});
+  png_set_IHDR(writer, info, static_cast<png_uint_32>(width), static_cast<png_uint_32>(height), bit_depth, colour_type,
+               PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  if (!palette.empty()) png_set_PLTE(writer, info, palette.data(), static_cast<int>(palette.size()));
+  png_write_info(writer, info);
+  const std::size_t row_size = png_get_rowbytes(writer, info);
+  REQUIRE(samples.size() == row_size * static_cast<std::size_t>(height));
+  for (int y = 0; y < height; ++y) png_write_row(writer, samples.data() + static_cast<std::size_t>(y) * row_size);
+  png_write_end(writer, info);
+  png_destroy_write_struct(&writer, &info);
+  return bytes;
+}
+
+Bytes encode_png(const Picture& picture) {
+  return encode_png(picture.width, picture.height, 8, PNG_COLOR_TYPE_RGB, picture.rgb);
+}
+
+Bytes encode_jpeg(int width, int height, int pixel_format, int subsampling, const Bytes& samples, int flags = 0) {
+  const std::unique_ptr<void, int (*)(tjhandle)> encoder(tjInitCompress(), &tjDestroy);
+  unsigned char* data = nullptr;
+  unsigned long size = 0;
+  const int status =
+      tjCompress2(encoder.get(), samples.data(), width, 0, height, pixel_format, &data, &size, subsampling, 95, flags);
+  const std::unique_ptr<unsigned char, void (*)(unsigned char*)> owner(data, &tjFree);
+  REQUIRE(status == 0);
+  return Bytes(data, data + size);
+}
+
+Bytes encode_jpeg(const Picture& picture, int flags = 0) {
+  return encode_jpeg(picture.width, picture.height, TJPF_RGB, TJSAMP_444, picture.rgb, flags);
+}
+
+void put_big_endian(Bytes& bytes, std::size_t offset, std::uint32_t value, int size) {
+  for (int i = 0; i < size; ++i) {
+    bytes.at(offset + static_cast<std::size_t>(i)) = static_cast<std::uint8_t>(value >> (8 * (size - 1 - i)));
+  }
+}
+
+/// The PNG with another size in its header, and the checksum that fits it.
+Bytes with_png_size(Bytes bytes, std::uint32_t width, std::uint32_t height) {
+  put_big_endian(bytes, 16, width, 4);
+  put_big_endian(bytes, 20, height, 4);
+  std::uint32_t crc = 0xFFFFFFFF;
+  for (std::size_t i = 12; i < 29; ++i) {
+    crc ^= bytes[i];
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xEDB88320U : 0U);
+  }
+  put_big_endian(bytes, 29, ~crc, 4);
+  return bytes;
+}
+
+Bytes with_jpeg_size(Bytes bytes, std::uint32_t width, std::uint32_t height) {
+  const Bytes start_of_frame{0xFF, 0xC0};
+  const auto found = std::search(bytes.begin(), bytes.end(), start_of_frame.begin(), start_of_frame.end());
+  REQUIRE(found != bytes.end());
+  const auto offset = static_cast<std::size_t>(found - bytes.begin());
+  put_big_endian(bytes, offset + 5, height, 2);
+  put_big_endian(bytes, offset + 7, width, 2);
+  return bytes;
+}
+
+int largest_difference(const Picture& a, const Picture& b) {
+  REQUIRE(a.width == b.width);
+  REQUIRE(a.height == b.height);
+  REQUIRE(a.rgb.size() == b.rgb.size());
+  int largest = 0;
+  for (std::size_t i = 0; i < a.rgb.size(); ++i) largest = std::max(largest, std::abs(a.rgb[i] - b.rgb[i]));
+  return largest;
+}
+
+Colour pixel(const Picture& picture, int x, int y) {
+  const std::size_t offset =
+      (static_cast<std::size_t>(y) * static_cast<std::size_t>(picture.width) + static_cast<std::size_t>(x)) * 3;
+  return {picture.rgb.at(offset), picture.rgb.at(offset + 1), picture.rgb.at(offset + 2)};
+}
+
+/// The message of the PictureError that decoding ends in; empty if it doesn't.
+std::string decoding_error(const Bytes& bytes) {
+  try {
+    decode_picture(bytes, "in.bin");
+  } catch (const PictureError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void write_bytes(const std::string& path, const Bytes& bytes) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
+
+}  // namespace
+
+TEST_CASE("a PNG decodes to the pixels that were encoded") {
+  const Picture picture = gradient(37, 23);
+  const Picture decoded = decode_picture(encode_png(picture), "in.png");
+  CHECK(decoded.width == 37);
+  CHECK(decoded.height == 23);
+  CHECK(decoded.rgb == picture.rgb);
+}
+
+TEST_CASE("a JPEG decodes to nearly the pixels that were encoded") {
+  const Picture picture = gradient(64, 48);
+  CHECK(largest_difference(decode_picture(encode_jpeg(picture), "in.jpg"), picture) <= 8);
+  CHECK(largest_difference(decode_picture(encode_jpeg(picture, TJFLAG_PROGRESSIVE), "in.jpg"), picture) <= 8);
+}
+
+TEST_CASE("the format is told by the content, not by the name") {
+  const Picture picture = gradient(16, 16);
+  CHECK(decode_picture(encode_png(picture), "in.jpg").rgb == picture.rgb);
+  CHECK(largest_difference(decode_picture(encode_jpeg(picture), "in.png"), picture) <= 8);
+}
+
+TEST_CASE("grey pictures become RGB") {
+  CHECK(decode_picture(encode_png(2, 1, 8, PNG_COLOR_TYPE_GRAY, {10, 200}), "in.png").rgb ==
+        Bytes{10, 10, 10, 200, 200, 200});
+  CHECK(decode_picture(encode_png(8, 1, 1, PNG_COLOR_TYPE_GRAY, {0b10000000}), "in.png").rgb[0] == 255);
+  const Picture decoded = decode_picture(encode_jpeg(8, 8, TJPF_GRAY, TJSAMP_GRAY, Bytes(64, 130)), "in.jpg");
+  CHECK(decoded.rgb == Bytes(64 * 3, 130));
+}
+
+TEST_CASE("palette PNGs become RGB") {
+  const Bytes bytes = encode_png(2, 1, 8, PNG_COLOR_TYPE_PALETTE, {1, 0}, {{1, 2, 3}, {40, 50, 60}});
+  CHECK(decode_picture(bytes, "in.png").rgb == Bytes{40, 50, 60, 1, 2, 3});
+}
+
+TEST_CASE("an alpha channel is dropped and leaves the colours alone") {
+  CHECK(decode_picture(encode_png(2, 1, 8, PNG_COLOR_TYPE_RGBA, {1, 2, 3, 0, 40, 50, 60, 128}), "in.png").rgb ==
+        Bytes{1, 2, 3, 40, 50, 60});
+  CHECK(decode_picture(encode_png(2, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, {10, 0, 200, 128}), "in.png").rgb ==
+        Bytes{10, 10, 10, 200, 200, 200});
+}
+
+TEST_CASE("16-bit PNGs keep their brightness") {
+  const Bytes samples{0x00, 0x00, 0x40, 0x40, 0xFF, 0xFF};
+  CHECK(decode_picture(encode_png(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x00, 0x40, 0xFF});
+  CHECK(decode_picture(encode_png(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
+}
+
+TEST_CASE("a CMYK JPEG is refused with a way out") {
+  const Bytes bytes = encode_jpeg(8, 8, TJPF_CMYK, TJSAMP_444, Bytes(64 * 4, 90));
+  CHECK(decoding_error(bytes) ==
+        "hybrid_rt[picture]: in.bin: expected an RGB or grey JPEG, got CMYK. Convert it, e.g. with ImageMagick: "
+        "convert IN.jpg -colorspace sRGB OUT.png");
+}
+
+TEST_CASE("a file that is truncated anywhere is refused") {
+  const Picture picture = gradient(24, 24);
+  for (const Bytes& whole : {encode_png(picture), encode_jpeg(picture), encode_jpeg(picture, TJFLAG_PROGRESSIVE)}) {
+    REQUIRE(decoding_error(whole).empty());
+    for (std::size_t size = 0; size < whole.size(); ++size) {
+      CAPTURE(size);
+      CHECK(!decoding_error(Bytes(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(size))).empty());
+    }
+  }
+}
+
+TEST_CASE("what follows a whole picture is ignored") {
+  const Picture picture = gradient(24, 24);
+  for (Bytes bytes : {encode_png(picture), encode_jpeg(picture)}) {
+    bytes.insert(bytes.end(), 100, 0);
+    CHECK(decoding_error(bytes).empty());
+  }
+}
+
+TEST_CASE("a damaged PNG is refused wherever a pixel may differ") {
+  const Picture picture = gradient(24, 24);
+  const Bytes whole = encode_png(picture);
+  int refused = 0;
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    CAPTURE(i);
+    Bytes damaged = whole;
+    damaged[i] ^= 0x55;
+    if (decoding_error(damaged).empty()) {
+      CHECK(decode_picture(damaged, "in.png").rgb == picture.rgb);
+    } else {
+      ++refused;
+    }
+  }
+  CHECK(refused > 0);
+}
+
+TEST_CASE("a damaged JPEG is refused or decodes to a whole picture") {
+  const Bytes whole = encode_jpeg(gradient(24, 24));
+  int refused = 0;
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    CAPTURE(i);
+    Bytes damaged = whole;
+    damaged[i] ^= 0x55;
+    if (decoding_error(damaged).empty()) {
+      const Picture decoded = decode_picture(damaged, "in.jpg");
+      CHECK(decoded.rgb.size() ==
+            static_cast<std::size_t>(decoded.width) * static_cast<std::size_t>(decoded.height) * 3);
+    } else {
+      ++refused;
+    }
+  }
+  CHECK(refused > 0);
+}
+
+TEST_CASE("what is no picture is refused with its first bytes") {
+  CHECK(decoding_error({}) ==
+        "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got an empty file. Convert the picture to one of these.");
+  CHECK(decoding_error({'G', 'I', 'F', '8', '9', 'a', 1, 2, 3}) ==
+        "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got a file that starts with 47 49 46 38 39 61 01 02. "
+        "Convert the picture to one of these.");
+  CHECK(decoding_error({0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n', 1, 2, 3}).find("undamaged PNG") !=
+        std::string::npos);
+  CHECK(decoding_error({0xFF, 0xD8, 0xFF, 0xE0, 1, 2, 3}).find("undamaged JPEG") != std::string::npos);
+}
+
+TEST_CASE("a size in the header beyond the limits is refused") {
+  const Picture picture = gradient(8, 8);
+  const std::string refusal =
+      "hybrid_rt[picture]: in.bin: expected at most 16384 pixels a side and 100 megapixels, got ";
+  for (const auto& [width, height] : {std::pair{60000U, 60000U}, {16385U, 1U}, {1U, 16385U}, {10001U, 10000U}}) {
+    const std::string expected =
+        refusal + std::to_string(width) + "x" + std::to_string(height) + ". Scale the picture down or cut it up.";
+    CHECK(decoding_error(with_png_size(encode_png(picture), width, height)) == expected);
+    CHECK(decoding_error(with_jpeg_size(encode_jpeg(picture), width, height)) == expected);
+  }
+}
+
+TEST_CASE("a picture is read from a file") {
+  const TemporaryFolder folder;
+  const Picture picture = gradient(300, 200);
+  write_bytes(folder / "in.png", encode_png(picture));
+  CHECK(read_picture(folder / "in.png").rgb == picture.rgb);
+}
+
+TEST_CASE("a file that is missing or a folder is refused with the reason") {
+  const TemporaryFolder folder;
+  CHECK_THROWS_WITH_AS(read_picture("/nonexistent/in.png"),
+                       "hybrid_rt[picture]: /nonexistent/in.png: expected a readable file, got No such file or "
+                       "directory. Check the path and its permissions.",
+                       PictureError);
+  CHECK_THROWS_AS(read_picture(folder / ""), PictureError);
+}
+
+TEST_CASE("a written picture reads back, also over an older file") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "out.png";
+  write_png(gradient(5, 5), path);
+  const Picture picture = gradient(31, 17);
+  write_png(picture, path);
+  const Picture read = read_picture(path);
+  CHECK(read.width == 31);
+  CHECK(read.height == 17);
+  CHECK(read.rgb == picture.rgb);
+  CHECK(folder.file_count() == 1);
+}
+
+TEST_CASE("a failed write leaves nothing new and the old file as it was") {
+  const TemporaryFolder folder;
+  const Picture picture = gradient(5, 5);
+  CHECK_THROWS_AS(write_png(picture, folder / "missing/out.png"), PictureError);
+  CHECK(folder.file_count() == 0);
+
+  const std::string path = folder / "out.png";
+  write_png(picture, path);
+  CHECK_THROWS_AS(write_png(Picture{}, path), PictureError);
+  CHECK(read_picture(path).rgb == picture.rgb);
+  CHECK(folder.file_count() == 1);
+}
+
+TEST_CASE("a write replaces no folder and no device") {
+  const TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "out.png");
+  CHECK_THROWS_AS(write_png(gradient(5, 5), folder / "out.png"), PictureError);
+  CHECK_THROWS_WITH_AS(write_png(gradient(5, 5), "/dev/null"),
+                       "hybrid_rt[picture]: /dev/null: expected a new or a regular file, got something else under "
+                       "this name. Choose another name.",
+                       PictureError);
+  CHECK(folder.file_count() == 1);
+}
+
+TEST_CASE("a box is drawn as an outline of two pixels in its label's colour") {
+  const Picture original = gradient(100, 80);
+  Picture picture = original;
+  annotate(picture, std::vector<Annotation>{{{20, 30, 60, 70}, 3, ""}});
+  const Colour colour = label_colour(3);
+  for (const auto& [x, y] : {std::pair{20, 30}, {21, 50}, {58, 50}, {59, 69}, {40, 31}, {40, 68}}) {
+    CAPTURE(x);
+    CAPTURE(y);
+    CHECK(pixel(picture, x, y) == colour);
+  }
+  for (const auto& [x, y] : {std::pair{19, 50}, {22, 50}, {57, 50}, {60, 50}, {40, 29}, {40, 32}, {40, 67}, {40, 70}}) {
+    CAPTURE(x);
+    CAPTURE(y);
+    CHECK(pixel(picture, x, y) == pixel(original, x, y));
+  }
+}
+
+TEST_CASE("the text is written above its box, or inside at the upper edge") {
+  const Picture original = gradient(100, 80);
+  for (const float top : {40.0F, 0.0F}) {
+    Picture with_text = original;
+    Picture without_text = original;
+    annotate(with_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, "cat 0.91"}});
+    annotate(without_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, ""}});
+    CHECK(with_text.rgb != without_text.rgb);
+    const int text_top = top > 11 ? static_cast<int>(top) - 11 : 0;
+    CHECK(pixel(with_text, 20, text_top) == label_colour(1));
+    CHECK(pixel(with_text, 5, text_top) == pixel(original, 5, text_top));
+  }
+}
+
+TEST_CASE("boxes that are outside, endless or inverted stay within the picture") {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const Picture original = gradient(100, 80);
+  Picture picture = original;
+  annotate(picture, std::vector<Annotation>{{{-1e30F, -kInfinity, 1e30F, kInfinity}, 1, ""},
+                                            {{500, 500, 600, 600}, 2, ""},
+                                            {{-90, -90, -50, -50}, 3, ""}});
+  CHECK(picture.rgb == original.rgb);
+  annotate(picture, std::vector<Annotation>{{{60, 70, 20, 30}, 1, "inverted"}, {{0, 0, 100, 80}, -7, "frame"}});
+  CHECK(picture.rgb.size() == original.rgb.size());
+  CHECK(pixel(picture, 99, 79) == label_colour(-7));
+}
+
+TEST_CASE("a box with a coordinate that is not a number is left out") {
+  const Picture original = gradient(100, 80);
+  Picture picture = original;
+  annotate(picture, std::vector<Annotation>{{{std::nanf(""), 10, 20, 30}, 1, "nothing"}});
+  CHECK(picture.rgb == original.rgb);
+}
+
+TEST_CASE("any text can be drawn, on any size of picture") {
+  std::string every_byte;
+  for (int c = 0; c < 256; ++c) every_byte += static_cast<char>(c);
+  for (const std::string& text : {every_byte, every_byte.substr(128), std::string(10'000, '&'), std::string("~~~")}) {
+    Picture tiny = gradient(1, 1);
+    annotate(tiny, std::vector<Annotation>{{{0, 0, 1, 1}, 1, text}});
+    CHECK(tiny.rgb.size() == 3);
+    Picture large = gradient(900, 850);
+    const Picture original = large;
+    annotate(large, std::vector<Annotation>{{{300, 300, 301, 301}, 1, text}});
+    CHECK(large.rgb != original.rgb);
+  }
+}
+
+TEST_CASE("labels next to each other have clearly different colours") {
+  for (std::int64_t label = 0; label < 20; ++label) {
+    const Colour a = label_colour(label);
+    const Colour b = label_colour(label + 1);
+    CHECK(std::abs(a[0] - b[0]) + std::abs(a[1] - b[1]) + std::abs(a[2] - b[2]) > 100);
+  }
+}

@@ -1,0 +1,56 @@
+"""Fixtures: the trained demo detector, pictures, and bundles converted from it once a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+# After site-packages: the installed hybrid_rt is what is tested, `models` is found in the checkout.
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))
+
+import hybrid_rt
+from hybrid_rt.cli import read_picture
+from models import digits_detector
+
+
+@pytest.fixture(scope="session")
+def demo_detector() -> FasterRCNN:
+    return digits_detector.load()
+
+
+@pytest.fixture(scope="session")
+def demo_picture() -> Path:
+    """A PNG that the demo detector was not trained on."""
+    return sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
+
+
+@pytest.fixture(scope="session")
+def demo_image(demo_picture: Path) -> Tensor:
+    """The demo picture as [3, H, W] in 0..1."""
+    return read_picture(demo_picture)
+
+
+@pytest.fixture(scope="session")
+def demo_images() -> list[Tensor]:
+    """All held-out pictures: several sizes."""
+    return [read_picture(path) for path in sorted((ROOT / "models" / "held_out").glob("*.png"))]
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: FasterRCNN, demo_image: Tensor) -> Path:
+    """The demo detector in fp32: an OpenVINO and a TorchScript variant of the backbone. Do not write to it."""
+    path = tmp_path_factory.mktemp("bundles") / "digits.pt"
+    hybrid_rt.convert(demo_detector, ([demo_image],), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> object:
+    with torch.no_grad():
+        yield

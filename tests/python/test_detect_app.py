@@ -1,0 +1,266 @@
+"""The C++ program hybrid-rt-detect as it is installed: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import hybrid_rt
+
+OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE = 0, 2, 3, 4, 5, 6
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    beside_python = Path(sys.executable).parent / "hybrid-rt-detect"
+    found = str(beside_python) if beside_python.exists() else shutil.which("hybrid-rt-detect")
+    if found is None:
+        pytest.fail("hybrid-rt-detect is not installed: build with -DHYBRID_RT_BUILD_APPS=ON, or leave this file out")
+    return found
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [program, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run_json(program: str, *arguments: object) -> dict[str, Any]:
+    done = run(program, *arguments, "--json")
+    assert done.returncode == OK, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one error line of a run that is expected to fail, without its prefix."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    prefix = "hybrid-rt-detect: error: "
+    lines = [line for line in done.stderr.splitlines() if line.startswith(prefix)]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.endswith(lines[0] + "\n")
+    assert lines[0].startswith(prefix + "hybrid_rt[")
+    assert ": expected " in lines[0]
+    assert ", got " in lines[0]
+    return lines[0].removeprefix(prefix)
+
+
+def detect_in_python(bundle: Path | str, picture: Path | str) -> dict[str, Tensor]:
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    image = torch.tensor(pixels).permute(2, 0, 1).float().div(255).contiguous()
+    with torch.inference_mode():
+        return hybrid_rt.load(str(bundle))([image])[0]
+
+
+def assert_same_detections(printed: list[dict[str, Any]], expected: dict[str, Tensor]) -> None:
+    assert printed
+    assert [item["label"] for item in printed] == expected["labels"].tolist()
+    boxes = torch.tensor([item["box"] for item in printed])
+    scores = torch.tensor([item["score"] for item in printed])
+    torch.testing.assert_close(boxes, expected["boxes"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(scores, expected["scores"], rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def label_names(tmp_path: Path) -> Path:
+    path = tmp_path / "names.txt"
+    path.write_text("".join(f"class-{label}\n" for label in range(200)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tensor_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that takes a tensor instead of a list of pictures."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 4, 3)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.backbone(batch)
+
+    path = tmp_path_factory.mktemp("tensor_bundle") / "network.pt"
+    example = (torch.rand(1, 3, 32, 32),)
+    hybrid_rt.convert(Network().eval(), example, str(path), segments=["backbone"], engine="torchscript", verify=False)
+    return path
+
+
+def test_json_has_the_documented_keys(program, demo_bundle, demo_picture):
+    result = run_json(program, demo_bundle, demo_picture)
+    assert list(result) == ["detections", "engines", "timing_ms"]
+    assert result["detections"]
+    for item in result["detections"]:
+        assert list(item) == ["box", "label", "score"]
+        assert len(item["box"]) == 4
+        assert all(isinstance(coordinate, float) for coordinate in item["box"])
+        assert isinstance(item["label"], int)
+        assert 0 <= item["score"] <= 1
+    assert result["engines"]
+    assert set(result["engines"].values()) <= {"openvino", "torchscript", "aot_inductor", "onnxruntime", "tvm"}
+    timing = result["timing_ms"]
+    assert list(timing) == ["load", "decode", "first", "median", "p95", "repeat"]
+    assert all(math.isfinite(value) and value > 0 for value in timing.values())
+    assert timing["repeat"] == 1
+
+
+def test_detections_are_those_of_python(program, demo_bundle, demo_picture):
+    result = run_json(program, demo_bundle, demo_picture)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
+
+
+def test_jpeg_gives_the_detections_of_python(program, demo_bundle, demo_picture, tmp_path):
+    # The wrong ending on purpose: the content counts.
+    picture = tmp_path / "picture.png"
+    Image.open(demo_picture).convert("RGB").save(picture, format="JPEG", quality=95)
+    result = run_json(program, demo_bundle, picture)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, picture))
+
+
+def test_repeat_is_counted(program, demo_bundle, demo_picture):
+    timing = run_json(program, demo_bundle, demo_picture, "--repeat", 5)["timing_ms"]
+    assert timing["repeat"] == 5
+    assert timing["median"] <= timing["p95"]
+
+
+def test_threads_leave_the_detections_alone(program, demo_bundle, demo_picture):
+    result = run_json(program, demo_bundle, demo_picture, "--threads", 1)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
+
+
+def test_min_score_leaves_out_the_rest(program, demo_bundle, demo_picture):
+    everything = run_json(program, demo_bundle, demo_picture)["detections"]
+    limit = max(item["score"] for item in everything)
+    kept = run_json(program, demo_bundle, demo_picture, "--min-score", limit)["detections"]
+    assert kept == [item for item in everything if item["score"] >= limit]
+
+
+def test_backend_is_the_one_that_was_asked_for(program, demo_bundle, demo_picture):
+    result = run_json(program, demo_bundle, demo_picture, "--backend", "torchscript")
+    assert set(result["engines"].values()) == {"torchscript"}
+
+
+def test_table_shows_each_detection(program, demo_bundle, demo_picture):
+    done = run(program, demo_bundle, demo_picture)
+    assert done.returncode == OK, done.stderr
+    count = len(detect_in_python(demo_bundle, demo_picture)["labels"])
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["label", "score", "x1", "y1", "x2", "y2"]
+    assert lines[1 + count] == f"detections: {count}"
+    assert lines[2 + count].startswith("engines: ")
+    assert lines[3 + count].startswith("time in ms: load ")
+
+
+def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names):
+    done = run(program, demo_bundle, demo_picture, "--labels", label_names)
+    assert done.returncode == OK, done.stderr
+    labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
+    assert [line.split()[0] for line in done.stdout.splitlines()[1 : 1 + len(labels)]] == [
+        f"class-{label}" for label in labels
+    ]
+
+
+def test_output_is_the_picture_with_its_boxes(program, demo_bundle, demo_picture, tmp_path):
+    output = tmp_path / "annotated.png"
+    run_json(program, demo_bundle, demo_picture, "--output", output)
+    with Image.open(output) as annotated, Image.open(demo_picture) as original:
+        assert annotated.format == "PNG"
+        assert annotated.size == original.size
+        changed = (np.asarray(annotated.convert("RGB")) != np.asarray(original.convert("RGB"))).any(axis=2)
+    assert 0 < changed.mean() < 0.9
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_picture, tmp_path):
+    output = tmp_path / "missing" / "annotated.png"
+    message = error_of(run(program, demo_bundle, demo_picture, "--output", output), OUTPUT_UNWRITABLE)
+    assert message == (
+        f"hybrid_rt[picture]: {output}: expected a file that can be written, got No such file or directory. "
+        "Check that its folder exists, is writable and has room."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        ([], "MODEL is required"),
+        (["model.pt"], "PICTURE is required"),
+        (["model.pt", "in.png", "--nosuch"], "The following argument was not expected: --nosuch"),
+        (["model.pt", "in.png", "--repeat", "0"], "--repeat: Value 0 not in range"),
+        (["model.pt", "in.png", "--threads", "many"], "--threads: Value many not in range"),
+        (["model.pt", "in.png", "--device", "tpu"], "--device: 'tpu' is not cpu, cuda or cuda:INDEX"),
+        (["model.pt", "in.png", "--min-score", "nan"], "--min-score: 'nan' is not a number from 0 to 1"),
+    ],
+)
+def test_wrong_usage_fails(program, arguments, got):
+    message = error_of(run(program, *arguments), WRONG_USAGE)
+    assert got in message
+    assert "hybrid-rt-detect --help" in message
+
+
+def test_missing_label_file_fails(program, demo_bundle, demo_picture, tmp_path):
+    message = error_of(run(program, demo_bundle, demo_picture, "--labels", tmp_path / "no.txt"), WRONG_USAGE)
+    assert "no.txt: expected a text file with one class name a line" in message
+
+
+def test_missing_picture_fails(program, demo_bundle, tmp_path):
+    message = error_of(run(program, demo_bundle, tmp_path / "no.png"), PICTURE_UNREADABLE)
+    assert "no.png: expected a readable file, got No such file or directory" in message
+
+
+def test_truncated_picture_fails(program, demo_bundle, demo_picture, tmp_path):
+    whole = Path(demo_picture).read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    message = error_of(run(program, demo_bundle, tmp_path / "half.png"), PICTURE_UNREADABLE)
+    assert "half.png: expected a complete and undamaged PNG" in message
+
+
+def test_file_that_is_no_picture_fails(program, demo_bundle):
+    message = error_of(run(program, demo_bundle, demo_bundle), PICTURE_UNREADABLE)
+    assert "expected a JPEG or PNG, got a file that starts with 50 4B 03 04" in message
+
+
+def test_missing_bundle_fails(program, demo_picture, tmp_path):
+    message = error_of(run(program, tmp_path / "no.pt", demo_picture), BUNDLE_UNLOADABLE)
+    assert "no.pt" in message
+
+
+def test_truncated_bundle_fails(program, demo_bundle, demo_picture, tmp_path):
+    whole = Path(demo_bundle).read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    message = error_of(run(program, tmp_path / "half.pt", demo_picture), BUNDLE_UNLOADABLE)
+    assert "half.pt" in message
+
+
+def test_unknown_backend_fails_and_names_the_installed_ones(program, demo_bundle, demo_picture):
+    message = error_of(run(program, demo_bundle, demo_picture, "--backend", "nosuch"), BUNDLE_UNLOADABLE)
+    assert "nosuch" in message
+    assert "torchscript" in message
+
+
+def test_bundle_that_takes_no_pictures_fails_and_shows_what_it_takes(program, tensor_bundle, demo_picture):
+    message = error_of(run(program, tensor_bundle, demo_picture), RUN_FAILED)
+    assert "forward's arguments: expected one List[Tensor] of pictures, got (batch: Tensor)" in message
+
+
+def test_help_documents_options_and_exit_codes(program):
+    done = run(program, "--help")
+    assert done.returncode == OK
+    assert done.stderr == ""
+    options = ["--json", "--output", "--repeat", "--backend", "--threads", "--device", "--min-score", "--labels"]
+    assert [option for option in options if option not in done.stdout] == []
+    for code in (0, 1, 2, 3, 4, 5, 6):
+        assert f"\n  {code}  " in done.stdout
+    assert "EXIF orientation is\nnot applied" in done.stdout
