@@ -243,7 +243,7 @@ class _CountTuner:
     def _tune(self, logits: Any, *others: Any) -> Any:
         """Stands in for the detector's ``postprocess_detections``."""
         shift = -30.0
-        for step in (1.0, 0.25, 0.05):
+        for step in (3.0, 0.75, 0.15):
             while self._fewest(self._shifted(logits, shift + step), others) < _DETECTIONS:
                 shift += step
                 if shift > 30.0:

@@ -1,6 +1,7 @@
 #include "hybrid_rt/bundle.h"
 
 #include <c10/util/Exception.h>
+#include <dlfcn.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 
@@ -16,6 +17,13 @@ namespace {
 
 EngineOptions engine_options(const LoadOptions& options) {
   return {options.device, options.threads, options.emulate_precision};
+}
+
+/// A C++ program links libtorch_cpu only, so that one binary serves machines with and without CUDA.
+void open_cuda_library() {
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
+  throw Error(ErrorKind::kOption, "bundle", "device cuda", "a libtorch that was built with CUDA", dlerror(),
+              "Install a CUDA build of torch, or load with device cpu.");
 }
 
 bool is_engine(const c10::TypePtr& type) {
@@ -59,6 +67,7 @@ torch::jit::Module load_module(const std::string& path) {
 }  // namespace
 
 torch::jit::Module load(const std::string& path, const LoadOptions& options) {
+  if (options.device.is_cuda()) open_cuda_library();
   Archive(path).verify(Archive::Records::kHead);
   torch::jit::Module module = load_module(path);
   for (const auto& engine : engines_of(module)) {

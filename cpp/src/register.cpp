@@ -10,10 +10,11 @@ namespace {
 
 using Flat = std::tuple<std::tuple<std::string, std::string>, std::tuple<std::string, std::string>>;
 
-/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/fake.py): its fields.
+/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/_fake.py). Torch looks the names
+/// up as attributes of the stand-in, so none may be a method's.
 Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
   const auto fields = std::get<1>(self->state());
-  return {{"segment", fields.at("segment")}, {"variants", fields.at("variants")}};
+  return {{"name", fields.at("segment")}, {"specs", fields.at("variants")}};
 }
 
 std::vector<at::Tensor> run_engine(const c10::intrusive_ptr<ScriptEngine>& engine,

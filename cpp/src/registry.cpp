@@ -21,7 +21,8 @@ constexpr std::string_view kSuffix = ".so";
 
 fs::path folder_of_this_library() {
   Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&folder_of_this_library), &info) == 0 || info.dli_fname == nullptr) return {};
+  if (dladdr(reinterpret_cast<const void*>(&folder_of_this_library), &info) == 0 || info.dli_fname == nullptr)
+    return {};
   std::error_code failed;
   const fs::path resolved = fs::canonical(info.dli_fname, failed);
   return failed ? fs::path() : resolved.parent_path();

@@ -1,5 +1,5 @@
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
+#include <ATen/Parallel.h>  // parallel_for runs in series where this file is compiled without OpenMP
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -306,19 +306,18 @@ struct Source {
   int64_t column_stride;
 };
 
-/// Copies a row of pixels, `column_of(i)` for i below `count`, to [count, kBlock]; the channels that are missing are 0.
-template <typename T, typename ColumnOf>
-[[gnu::always_inline]] inline void copy_row(const Source<T>& source, int64_t row, int64_t count, ColumnOf column_of,
-                                            T* __restrict target) {
-  const T* const row_data = source.data + row * source.row_stride;
+/// Copies `count` pixels of a row, from `first_column` on, to [count, kBlock].
+template <typename T>
+void copy_row(const Source<T>& source, int64_t row, int64_t first_column, int64_t count, T* __restrict target) {
+  const T* const row_data = source.data + row * source.row_stride + first_column * source.column_stride;
   if (source.channel_stride == 1 && source.channels == kBlock) {
     for (int64_t i = 0; i < count; ++i) {
-      std::copy_n(row_data + column_of(i) * source.column_stride, kBlock, target + i * kBlock);
+      std::copy_n(row_data + i * source.column_stride, kBlock, target + i * kBlock);
     }
     return;
   }
   if (source.channels < kBlock) {
-    std::fill_n(target, count * kBlock, T(0));
+    std::fill_n(target, count * kBlock, T(0));  // the missing channels
   }
   constexpr int64_t kColumns = 128;  // what is written stays in the first-level cache
   for (int64_t begin = 0; begin < count; begin += kColumns) {
@@ -326,21 +325,39 @@ template <typename T, typename ColumnOf>
     for (int64_t c = 0; c < source.channels; ++c) {
       const T* const channel_data = row_data + c * source.channel_stride;
       for (int64_t i = begin; i < end; ++i) {
-        target[i * kBlock + c] = channel_data[column_of(i) * source.column_stride];
+        target[i * kBlock + c] = channel_data[i * source.column_stride];
       }
     }
   }
 }
 
+/// Copies the pixels where some rows and columns cross to [rows, columns, kBlock]; channel by channel where these lie
+/// apart, because so few pixels of a large picture share pages and cache lines with nothing else.
 template <typename T>
-void copy_columns(const Source<T>& source, int64_t row, int64_t first_column, int64_t count, T* target) {
-  if (source.column_stride == 1) {  // a constant for the compiler
-    Source<T> dense = source;
-    dense.data += first_column;
-    dense.column_stride = 1;
-    copy_row(dense, row, count, [](int64_t i) { return i; }, target);
-  } else {
-    copy_row(source, row, count, [first_column](int64_t i) { return first_column + i; }, target);
+void copy_crossings(const Source<T>& source, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns,
+                    T* __restrict target) {
+  const auto width = static_cast<int64_t>(columns.size());
+  if (source.channel_stride == 1 && source.channels == kBlock) {
+    for (const int64_t row : rows) {
+      for (const int64_t column : columns) {
+        std::copy_n(source.data + row * source.row_stride + column * source.column_stride, kBlock, target);
+        target += kBlock;
+      }
+    }
+    return;
+  }
+  if (source.channels < kBlock) {
+    std::fill_n(target, static_cast<int64_t>(rows.size()) * width * kBlock, T(0));
+  }
+  for (int64_t c = 0; c < source.channels; ++c) {
+    T* __restrict to = target + c;
+    for (const int64_t row : rows) {
+      const T* const row_data = source.data + c * source.channel_stride + row * source.row_stride;
+      for (int64_t i = 0; i < width; ++i) {
+        to[i * kBlock] = row_data[columns[i] * source.column_stride];
+      }
+      to += width * kBlock;
+    }
   }
 }
 
@@ -357,7 +374,7 @@ class Worker {
     if (run.copies_region) {
       T* const copy = pixels_.of_size((region.row_end - region.row_begin) * row_stride);
       for (int64_t row = region.row_begin; row < region.row_end; ++row) {
-        copy_columns(source, row, region.column_begin, region.width(), copy + (row - region.row_begin) * row_stride);
+        copy_row(source, row, region.column_begin, region.width(), copy + (row - region.row_begin) * row_stride);
       }
     }
     for (int64_t i = run.begin; i < run.end; ++i) {
@@ -391,11 +408,13 @@ class Worker {
     row_offsets_.resize(height);
     for (int64_t i = 0; i < height; ++i) {
       row_offsets_[i] = i * width * kBlock;
-      if (gapless) {
-        copy_columns(source, rows[i], columns.front(), width, copy + row_offsets_[i]);
-      } else {
-        copy_row(source, rows[i], width, [&columns](int64_t j) { return columns[j]; }, copy + row_offsets_[i]);
+    }
+    if (gapless) {
+      for (int64_t i = 0; i < height; ++i) {
+        copy_row(source, rows[i], columns.front(), width, copy + row_offsets_[i]);
       }
+    } else {
+      copy_crossings(source, rows, columns, copy);
     }
     column_offsets_.resize(width);
     for (int64_t j = 0; j < width; ++j) {

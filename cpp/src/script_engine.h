@@ -58,8 +58,8 @@ class ScriptEngine : public torch::CustomClassHolder {
   std::string segment_;
   std::vector<ArtifactSpec> specs_;
 
-  mutable std::mutex mutex_;         // guards prepared_
-  std::mutex preparing_;             // one preparation at a time
+  mutable std::mutex mutex_;  // guards prepared_
+  std::mutex preparing_;      // one preparation at a time
   std::shared_ptr<const Prepared> prepared_;
 };
 

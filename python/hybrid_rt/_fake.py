@@ -3,43 +3,68 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from .errors import InputError
+from .specs import UNBOUNDED
 
 
 @torch._library.register_fake_class("hybrid_rt::Engine")
 class FakeEngine:
     """Stands for an Engine while a graph is recorded: its segment and the contract of its outputs."""
 
-    def __init__(self, segment: str, variants: str) -> None:
-        """``variants``: the JSON array of artifact specs."""
-        self.segment_ = segment
-        self.outputs = json.loads(variants)[0]["outputs"]
+    def __init__(self, name: str, specs: str) -> None:
+        """``specs``: the JSON array of artifact specs. Torch wants both under the names of ``__obj_flatten__``."""
+        self.name = name
+        self.specs = specs
+        self.outputs = json.loads(specs)[0]["outputs"]
 
     @classmethod
     def __obj_unflatten__(cls, flat: Any) -> FakeEngine:
         """Made from what ``Engine.__obj_flatten__`` returns."""
-        fields = dict(flat)
-        return cls(fields["segment"], fields["variants"])
+        return cls(**dict(flat))
+
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        """As the op."""
+        return _outputs(self, inputs)
+
+    def segment(self) -> str:
+        """The segment's dotted path."""
+        return self.name
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise InputError.make(
+            "engine",
+            f"segment '{self.name}'",
+            expected="only run() while torch.export or torch.compile records",
+            got="another method",
+            remedy="Prepare and ask the engine outside of the recorded code.",
+        )
+
+    fields = blobs = choice = prepare = _refuse
 
 
-@torch.library.register_fake("hybrid_rt::run_engine")
-def _run_engine(engine: Any, inputs: list[Tensor]) -> list[Tensor]:
+def _outputs(engine: FakeEngine, inputs: list[Tensor]) -> list[Tensor]:
     """Tensors of the specs' dtypes; a dimension that the spec leaves free becomes a new symbol."""
     context = torch.library.get_ctx()
-    outputs = getattr(engine, "wrapped_obj", engine).outputs
     return [
         inputs[0].new_empty(
             [
-                low if low == high else context.new_dynamic_size()
+                low if low == high else context.new_dynamic_size(min=low, max=None if high == UNBOUNDED else high)
                 for low, high in zip(spec["min"], spec["max"], strict=True)
             ],
             dtype=getattr(torch, spec["dtype"]),
         )
-        for spec in outputs
+        for spec in engine.outputs
     ]
+
+
+@torch.library.register_fake("hybrid_rt::run_engine")
+def _run_engine(engine: Any, inputs: list[Tensor]) -> list[Tensor]:
+    return _outputs(getattr(engine, "wrapped_obj", engine), inputs)
 
 
 @torch.library.register_fake("hybrid_rt::nms")

@@ -64,7 +64,10 @@ def save(module: torch.jit.ScriptModule, path: str | os.PathLike[str], manifest:
 
 def _append_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     blobs = {
-        blob["sha256"] for segment in manifest["segments"] for variant in segment["variants"] for blob in variant["blobs"]
+        blob["sha256"]
+        for segment in manifest["segments"]
+        for variant in segment["variants"]
+        for blob in variant["blobs"]
     }
     with zipfile.ZipFile(path) as archive:
         root = archive.namelist()[0].split("/", 1)[0]
@@ -130,9 +133,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-def check(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, backend: str = ""
-) -> list[SegmentCheck]:
+def check(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, backend: str = "") -> list[SegmentCheck]:
     """Reads the whole file, compares every record with its digest, and says which variant would run here.
 
     No engine is loaded. Arguments as of :func:`load`.
@@ -151,4 +152,3 @@ def check(
 def engines(module: torch.jit.ScriptModule) -> list[dict[str, Any]]:
     """For each segment of a loaded bundle: which variant runs (backend, precision, description) and why not others."""
     return [json.loads(choice) for choice in _native.choices(module._c)]
-

@@ -107,9 +107,7 @@ def record(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any
     return calls
 
 
-def capture(
-    detector: nn.Module, name: str, calls: Calls, ranges: Sequence[tuple[int, int]] | None = None
-) -> Program:
+def capture(detector: nn.Module, name: str, calls: Calls, ranges: Sequence[tuple[int, int]] | None = None) -> Program:
     """Makes a program of what was recorded.
 
     Args:

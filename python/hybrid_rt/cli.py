@@ -49,16 +49,23 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     verb = verbs.add_parser("convert", help="turn a detector into a .pt")
-    verb.add_argument("detector", help="PACKAGE.MODULE:CALLABLE that returns the detector, e.g. my.models:build; or "
-                      "torchvision:NAME for a detector of torchvision with its pretrained weights")
-    verb.add_argument("example", type=Path, help="a picture with objects, or a folder of pictures: the first is the "
-                      "example, all are compared")
+    verb.add_argument(
+        "detector",
+        help="PACKAGE.MODULE:CALLABLE that returns the detector, e.g. my.models:build; or "
+        "torchvision:NAME for a detector of torchvision with its pretrained weights",
+    )
+    verb.add_argument(
+        "example",
+        type=Path,
+        help="a picture with objects, or a folder of pictures: the first is the example, all are compared",
+    )
     verb.add_argument("output", type=Path, help="the .pt to write")
     verb.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, the backbone)")
     verb.add_argument("--engine", default="auto", help="comma-separated backends, best first (default: auto)")
     verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
-    verb.add_argument("--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its "
-                      "transform takes)")
+    verb.add_argument(
+        "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
+    )
     verb.add_argument("--no-fallback", action="store_true", help="no TorchScript variant")
     verb.add_argument("--no-verify", action="store_true", help="save whatever it finds")
     verb.set_defaults(run=_convert)
@@ -86,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
 def _detector(text: str) -> torch.nn.Module:
     module, separator, name = text.partition(":")
     if not separator:
-        raise OptionError.make("cli", "detector", expected="PACKAGE.MODULE:CALLABLE or torchvision:NAME", got=f"'{text}'")
+        raise OptionError.make(
+            "cli", "detector", expected="PACKAGE.MODULE:CALLABLE or torchvision:NAME", got=f"'{text}'"
+        )
     if module == "torchvision":
         import torchvision
 
@@ -100,7 +109,10 @@ def _detector(text: str) -> torch.nn.Module:
         built = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError) as error:
         raise OptionError.make(
-            "cli", "detector", expected="an importable PACKAGE.MODULE:CALLABLE", got=f"'{text}' ({error})",
+            "cli",
+            "detector",
+            expected="an importable PACKAGE.MODULE:CALLABLE",
+            got=f"'{text}' ({error})",
             remedy="The current folder is on the import path.",
         ) from error
     if not isinstance(built, torch.nn.Module):
@@ -178,7 +190,9 @@ def _inspect(options: argparse.Namespace) -> int:
         print(json.dumps(manifest, indent=1))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{options.model}: {manifest['detector']['class']}, format {manifest['format_version']}", highlight=False)
+    console.print(
+        f"{options.model}: {manifest['detector']['class']}, format {manifest['format_version']}", highlight=False
+    )
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     console.print(f"made with {versions}", highlight=False)
     console.print(f"head operators: {', '.join(manifest['head']['operators'])}", highlight=False)
@@ -188,7 +202,9 @@ def _inspect(options: argparse.Namespace) -> int:
     else:
         pictures = verification["pictures"]
         matched, expected = (sum(picture[key] for picture in pictures) for key in ("matched", "expected"))
-        console.print(f"verified in {verification['precision']}: {matched} of {expected} boxes found again", highlight=False)
+        console.print(
+            f"verified in {verification['precision']}: {matched} of {expected} boxes found again", highlight=False
+        )
     table = Table()
     for heading in ("segment", "engine", "precision", "device", "MB", "inputs"):
         table.add_column(heading, justify="right" if heading == "MB" else "left")
@@ -221,8 +237,8 @@ def _detect(arguments: Sequence[str]) -> int:
     program = str(beside) if beside.exists() else shutil.which("hybrid-rt-detect")
     if program is None:
         print(
-            "hybrid-rt: error: hybrid_rt[cli]: detect: expected the program hybrid-rt-detect, got none. Install hybrid_rt "
-            "with its C++ programs (HYBRID_RT_BUILD_APPS=ON, the default).",
+            "hybrid-rt: error: hybrid_rt[cli]: detect: expected the program hybrid-rt-detect, got none. Install "
+            "hybrid_rt with its C++ programs (HYBRID_RT_BUILD_APPS=ON, the default).",
             file=sys.stderr,
         )
         return EXIT_FAILED
@@ -240,17 +256,26 @@ def _doctor(options: argparse.Namespace) -> int:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch uses {torch.get_num_threads()} threads and "
         f"{torch.backends.cpu.get_cpu_capability()}",
         "cuda": f"{torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no device",
-        "hybrid-rt-detect": str(shutil.which("hybrid-rt-detect", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")),
+        "hybrid-rt-detect": str(
+            shutil.which("hybrid-rt-detect", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+        ),
     }
     if options.json:
-        print(json.dumps({**facts, "backends": [{**asdict(info), "available": info.available} for info in found]}, indent=1))
+        print(
+            json.dumps(
+                {**facts, "backends": [{**asdict(info), "available": info.available} for info in found]}, indent=1
+            )
+        )
         return 0
     for name, fact in facts.items():
         print(f"{name}: {fact}")
     print("backends:")
     for info in found:
         where = f"{', '.join(info.devices)}; {', '.join(info.precisions)}"
-        print(f"  {info.name} {info.version}: " + (f"available ({where})" if info.available else f"NOT available: {info.reason}"))
+        print(
+            f"  {info.name} {info.version}: "
+            + (f"available ({where})" if info.available else f"NOT available: {info.reason}")
+        )
     return 0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import bundle, registry, torchscript
 from .backends.base import Backend
 from .capture import Calls, Program, capture, record
-from .engine_module import engine_module
+from .engine_module import EngineModule, engine_module
 from .errors import OptionError
 from .exact_transform import exact_transform
 from .files import check_writable
@@ -113,7 +113,9 @@ def convert(
     verification = None
     if verify:
         with steps.step("verify"):
-            verification = _verify(detector, frozen, programs, modules, [example_inputs, *verify_inputs], precision, limits)
+            verification = _verify(
+                detector, frozen, programs, modules, [example_inputs, *verify_inputs], precision, limits
+            )
             require(verification)
     report = _report(detector, path, programs, artifacts, operators, verification)
     with steps.step("save"):
@@ -126,24 +128,36 @@ def convert(
 def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], precision: str) -> None:
     if not isinstance(detector, nn.Module) or isinstance(detector, torch.jit.ScriptModule):
         raise OptionError.make(
-            "convert", "detector", expected="an nn.Module in Python code", got=type(detector).__name__,
+            "convert",
+            "detector",
+            expected="an nn.Module in Python code",
+            got=type(detector).__name__,
             remedy="Pass the detector before scripting.",
         )
     training = [name or type(detector).__name__ for name, module in detector.named_modules() if module.training]
     if training:
         raise OptionError.make(
-            "convert", "detector", expected="eval mode", got=f"training mode in {', '.join(training[:3])}",
+            "convert",
+            "detector",
+            expected="eval mode",
+            got=f"training mode in {', '.join(training[:3])}",
             remedy="Call detector.eval() first.",
         )
     if not isinstance(example_inputs, tuple):
         raise OptionError.make(
-            "convert", "example_inputs", expected="the tuple of the detector's positional arguments",
-            got=type(example_inputs).__name__, remedy="For torchvision's detectors: ([image],).",
+            "convert",
+            "example_inputs",
+            expected="the tuple of the detector's positional arguments",
+            got=type(example_inputs).__name__,
+            remedy="For torchvision's detectors: ([image],).",
         )
     elsewhere = {str(tensor.device) for tensor in [*detector.parameters(), *detector.buffers()]} - {"cpu"}
     if elsewhere:
         raise OptionError.make(
-            "convert", "detector", expected="all weights on the cpu", got=f"weights on {', '.join(sorted(elsewhere))}",
+            "convert",
+            "detector",
+            expected="all weights on the cpu",
+            got=f"weights on {', '.join(sorted(elsewhere))}",
             remedy="Call detector.cpu() first; load(device=) says where the bundle will run.",
         )
     if precision not in PRECISIONS:
@@ -172,7 +186,10 @@ def _precision_of(backend: Backend, precision: str) -> str:
     if backend.name == "torchscript":
         return "fp32"
     raise OptionError.make(
-        "convert", f"precision for {backend.name}", expected=f"one of {', '.join(backend.precisions)}", got=f"'{precision}'",
+        "convert",
+        f"precision for {backend.name}",
+        expected=f"one of {', '.join(backend.precisions)}",
+        got=f"'{precision}'",
         remedy="Take one that it has, or another engine.",
     )
 
@@ -194,7 +211,7 @@ def _other_size(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         smaller = nn.functional.interpolate(batched, size=(width, height), mode="bilinear", align_corners=False)
         return smaller if picture.dim() == 4 else smaller[0]
 
-    changed = []
+    changed: list[Any] = []
     for value in example_inputs:
         if isinstance(value, Tensor) and value.dim() in (3, 4) and value.is_floating_point():
             changed.append(resized(value))
@@ -219,7 +236,8 @@ class _DetectionsOnly(nn.Module):
 
 def _scripted(hybrid: nn.Module) -> torch.jit.ScriptModule:
     if hasattr(hybrid, "_has_warned"):
-        hybrid._has_warned = True  # torchvision warns once that scripted detectors return a pair, which is unwrapped here
+        # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
+        vars(hybrid)["_has_warned"] = True
     scripted = torchscript.script(hybrid)
     if torchscript.returns_losses_and_detections(scripted):
         scripted = torchscript.script(_DetectionsOnly(scripted).eval())
@@ -230,14 +248,14 @@ def _verify(
     detector: nn.Module,
     hybrid: torch.jit.ScriptModule,
     programs: Sequence[Program],
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, EngineModule],
     inputs: Sequence[tuple[Any, ...]],
     precision: str,
     thresholds: Thresholds,
 ) -> Verification:
     for module in modules.values():
         # In the precision that the file promises, even where this CPU can only emulate it.
-        module.engine.prepare("", torch.device("cpu"), 0, True)
+        module.prepare(emulate_precision=True)
     tensors = []
     with torch.no_grad():
         for program in programs:
@@ -250,7 +268,7 @@ def _verify(
     verification.tensors = tensors + verification.tensors
     add_tensor_failures(verification, tensors, thresholds)
     for module in modules.values():
-        module.engine.prepare("", torch.device("cpu"), 0, False)
+        module.prepare(emulate_precision=False)
     return verification
 
 

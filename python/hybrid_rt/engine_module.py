@@ -15,13 +15,24 @@ from .specs import Artifact, pack
 
 _serial = itertools.count()
 
-_TEMPLATE = '''\
-class EngineModule(nn.Module):
-    """{docstring}"""
 
-    def __init__(self, engine):
+class EngineModule(nn.Module):
+    """Base of the generated modules: holds the TorchScript class ``hybrid_rt.Engine``."""
+
+    def __init__(self, engine: Any) -> None:
+        """``engine``: see :func:`make_engine`."""
         super().__init__()
         self.engine = engine
+
+    def prepare(self, *, emulate_precision: bool) -> None:
+        """Chooses a variant for the CPU and loads it; see :func:`hybrid_rt.load` for the argument."""
+        engine: Any = self.engine
+        engine.prepare("", torch.device("cpu"), 0, emulate_precision)
+
+
+_TEMPLATE = '''\
+class Generated(EngineModule):
+    """{docstring}"""
 
     def forward(self, {parameters}) -> {returned}:
         {checks}
@@ -36,15 +47,14 @@ def make_engine(name: str, artifacts: list[Artifact]) -> Any:
     return torch.classes.hybrid_rt.Engine({"segment": name, "variants": json.dumps(variants)}, blobs)
 
 
-def engine_module(program: Program, artifacts: list[Artifact]) -> nn.Module:
+def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
     """A scriptable module with the program's inputs and outputs, any nest of lists, tuples and dicts of tensors.
 
     TorchScript types each value statically, so the forward is generated for the program's structure.
     """
     inputs = program.input_structures
     checks = [
-        f"assert len({expression}) == {length}, "
-        f'"hybrid_rt: segment {program.name}: expected {length} entries in {key}"'
+        f'assert len({expression}) == {length}, "hybrid_rt: segment {program.name}: expected {length} entries in {key}"'
         for key, structure in inputs.items()
         for expression, length in structure.lengths(key)
     ]
@@ -59,8 +69,8 @@ def engine_module(program: Program, artifacts: list[Artifact]) -> nn.Module:
     # torch.jit.script reads a class's source by its file name.
     file_name = f"<hybrid_rt engine module {next(_serial)}>"
     linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
-    namespace: dict[str, Any] = {"torch": torch, "nn": nn, "__name__": __name__}
+    namespace: dict[str, Any] = {"torch": torch, "EngineModule": EngineModule, "__name__": __name__}
     exec(compile("from typing import Dict, List, Tuple\nfrom torch import Tensor\n", file_name, "exec"), namespace)
     exec(compile(source, file_name, "exec"), namespace)
-    module: nn.Module = namespace["EngineModule"](make_engine(program.name, artifacts))
+    module: EngineModule = namespace["Generated"](make_engine(program.name, artifacts))
     return module.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -27,10 +28,10 @@ class ExactTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def exact_transform(detector: nn.Module) -> dict[str, nn.Module]:
-    """The replacement for the detector's transform, by its name; empty if it is not torchvision's own, or fixed-size."""
-    transform = getattr(detector, "transform", None)
+    """The replacement for the detector's transform, by its name; empty if it is not torchvision's, or fixed-size."""
+    transform: Any = getattr(detector, "transform", None)
     if type(transform) is not GeneralizedRCNNTransform or transform.fixed_size is not None:
         return {}
-    exact = copy.copy(transform)
+    exact: Any = copy.copy(transform)
     exact.__class__ = ExactTransform
     return {"transform": exact}

@@ -24,7 +24,11 @@ class Latency:
     def of(cls, milliseconds: list[float], first: float) -> Latency:
         """From the timed calls."""
         return cls(
-            percentile(milliseconds, 50), percentile(milliseconds, 95), percentile(milliseconds, 99), first, len(milliseconds)
+            percentile(milliseconds, 50),
+            percentile(milliseconds, 95),
+            percentile(milliseconds, 99),
+            first,
+            len(milliseconds),
         )
 
 

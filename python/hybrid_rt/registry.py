@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from . import _native
-from . import backends as builtin
+from . import backends as builtin_backends
 from .backends.base import Backend
 from .errors import BackendError, OptionError
 
@@ -43,9 +43,9 @@ def _compilers() -> dict[str, Backend]:
     found: dict[str, Backend] = {}
     classes = [
         candidate
-        for module in pkgutil.iter_modules(builtin.__path__)
+        for module in pkgutil.iter_modules(builtin_backends.__path__)
         if module.name != "base"
-        for candidate in vars(importlib.import_module(f"{builtin.__name__}.{module.name}")).values()
+        for candidate in vars(importlib.import_module(f"{builtin_backends.__name__}.{module.name}")).values()
         if isinstance(candidate, type) and issubclass(candidate, Backend) and candidate is not Backend
     ]
     classes += [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]

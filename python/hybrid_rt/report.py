@@ -82,9 +82,9 @@ class ConversionReport:
             for i, variant in enumerate(segment.variants):
                 name = segment.name if i == 0 else ""
                 table.add_row(name, variant.backend, variant.precision, f"{variant.size / 1e6:.1f}")
-        console = Console(width=100, file=io.StringIO())
-        console.print(table)
-        text = console.file.getvalue()  # type: ignore[attr-defined]
+        written = io.StringIO()
+        Console(width=100, file=written).print(table)
+        text = written.getvalue()
         if self.verification is None:
             return text + "not verified"
         matched = sum(match.matched for match in self.verification.pictures)

@@ -34,9 +34,7 @@ def resolve(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
         return ["backbone"]
     names = [segments] if isinstance(segments, str) else list(segments)
     if not names:
-        raise OptionError.make(
-            "convert", "segments", expected="'auto' or at least one name", got="an empty list"
-        )
+        raise OptionError.make("convert", "segments", expected="'auto' or at least one name", got="an empty list")
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)

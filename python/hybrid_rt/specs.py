@@ -74,7 +74,7 @@ def blob_from_bytes(data: bytes | bytearray) -> torch.Tensor:
 
 def sha256_of(blob: torch.Tensor) -> str:
     """SHA-256 of a blob's bytes, in hexadecimal."""
-    return hashlib.sha256(memoryview(blob.numpy())).hexdigest()
+    return hashlib.sha256(blob.numpy().data).hexdigest()
 
 
 def pack(artifacts: Sequence[Artifact]) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:

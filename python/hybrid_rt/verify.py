@@ -97,9 +97,7 @@ def match_boxes(
     """
     overlap = box_iou(expected["boxes"].double(), found["boxes"].double())
     difference = (expected["scores"].double()[:, None] - found["scores"].double()[None]).abs()
-    allowed = (
-        (expected["labels"][:, None] == found["labels"][None]) & (overlap >= iou) & (difference <= score)
-    )
+    allowed = (expected["labels"][:, None] == found["labels"][None]) & (overlap >= iou) & (difference <= score)
     pairs = []
     taken = torch.zeros(overlap.shape[1], dtype=torch.bool)
     for i in range(overlap.shape[0]):
@@ -128,7 +126,9 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(equal, torch.ones_like(union), intersection / union.clamp(min=1e-12))
 
 
-def compare_tensors(segment: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor]) -> list[TensorError]:
+def compare_tensors(
+    segment: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor]
+) -> list[TensorError]:
     """Relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong."""
     errors = []
     for name, want, have in zip(names, expected, got, strict=True):

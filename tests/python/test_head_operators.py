@@ -1,10 +1,11 @@
 import re
 
-import hybrid_rt  # noqa: F401  (registers the operators)
 import pytest
 import torch
 import torchvision  # noqa: F401  (registers the reference)
 from torch import Tensor
+
+import hybrid_rt  # noqa: F401  (registers the operators)
 
 NAN, INF = float("nan"), float("inf")
 SPECIAL_VALUES = torch.tensor([NAN, INF, -INF, 1e30, -1e30, 3e38, 0.0])

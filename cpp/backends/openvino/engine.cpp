@@ -69,11 +69,11 @@ Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& wei
   const Handle<ov_model_t> owned(model);
   const std::string count = std::to_string(threads);
   ov_compiled_model_t* compiled = nullptr;
-  library.require(functions.ov_core_compile_model(library.core(), model, "CPU", 8, &compiled, "PERFORMANCE_HINT",
-                                                  "LATENCY", "INFERENCE_NUM_THREADS", count.c_str(),
-                                                  "INFERENCE_PRECISION_HINT", precision.c_str(), "ENABLE_CPU_PINNING",
-                                                  "NO"),
-                  "artifact");
+  library.require(
+      functions.ov_core_compile_model(library.core(), model, "CPU", 8, &compiled, "PERFORMANCE_HINT", "LATENCY",
+                                      "INFERENCE_NUM_THREADS", count.c_str(), "INFERENCE_PRECISION_HINT",
+                                      precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
+      "artifact");
   return Handle<ov_compiled_model_t>(compiled);
 }
 
@@ -157,9 +157,8 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
     for (size_t i = 0; i < shapes.size(); ++i) {
       outputs.push_back(at::empty(shapes[i], output_dtypes_[i]));
       const Handle<ov_tensor_t> tensor = wrap(outputs.back());
-      library.require(
-          library.functions().ov_infer_request_set_output_tensor_by_index(request.get(), i, tensor.get()),
-          "output " + std::to_string(i));
+      library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request.get(), i, tensor.get()),
+                      "output " + std::to_string(i));
     }
     library.require(library.functions().ov_infer_request_infer(request.get()), "run");
   } catch (...) {

@@ -59,8 +59,8 @@ std::string Library::open() {
 }
 
 std::string Library::resolve(void* handle) {
-#define HYBRID_RT_RESOLVE(name)                                                              \
-  functions_.name = reinterpret_cast<decltype(functions_.name)>(dlsym(handle, #name));       \
+#define HYBRID_RT_RESOLVE(name)                                                        \
+  functions_.name = reinterpret_cast<decltype(functions_.name)>(dlsym(handle, #name)); \
   if (functions_.name == nullptr) return "OpenVINO's library lacks " #name ". Upgrade it: pip install -U openvino.";
   HYBRID_RT_OPENVINO_FUNCTIONS(HYBRID_RT_RESOLVE)
 #undef HYBRID_RT_RESOLVE

@@ -82,9 +82,8 @@ class TorchScriptBackend : public Backend {
     try {
       auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at(position)), options.device);
       if (options.device.is_cpu()) module = torch::jit::optimize_for_inference(module);
-      return std::make_shared<TorchScriptEngine>(
-          std::move(module), std::string("torchscript ") + TORCH_VERSION + ", " + spec.precision + ", " +
-                                 options.device.str());
+      return std::make_shared<TorchScriptEngine>(std::move(module), std::string("torchscript ") + TORCH_VERSION + ", " +
+                                                                        spec.precision + ", " + options.device.str());
     } catch (const c10::Error& error) {
       throw failed("artifact", "a module that torch " TORCH_VERSION " reads", error);
     }

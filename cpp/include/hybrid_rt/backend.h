@@ -13,7 +13,8 @@
 
 namespace hybrid_rt {
 
-/// Whether a backend's runtime can be used in this process; never a bare false: `reason` says why not and what mends it.
+/// Whether a backend's runtime can be used in this process; never a bare false: `reason` says why not and what mends
+/// it.
 struct Availability {
   bool available = false;
   std::string reason;   ///< empty when available
@@ -54,17 +55,15 @@ inline constexpr int kPluginAbiVersion = 1;
 
 #define HYBRID_RT_STRINGIFY_IMPL(x) #x
 #define HYBRID_RT_STRINGIFY(x) HYBRID_RT_STRINGIFY_IMPL(x)
-#define HYBRID_RT_TORCH_VERSION \
-  HYBRID_RT_STRINGIFY(TORCH_VERSION_MAJOR) "." HYBRID_RT_STRINGIFY(TORCH_VERSION_MINOR)
+#define HYBRID_RT_TORCH_VERSION HYBRID_RT_STRINGIFY(TORCH_VERSION_MAJOR) "." HYBRID_RT_STRINGIFY(TORCH_VERSION_MINOR)
 
 /// Makes a shared library a plug-in: HYBRID_RT_PLUGIN("openvino", OpenVinoBackend) at namespace scope, once.
-#define HYBRID_RT_PLUGIN(backend_name, BackendType)                                                    \
-  extern "C" __attribute__((visibility("default"))) const ::hybrid_rt::PluginDescriptor*               \
-  hybrid_rt_plugin() {                                                                                  \
-    static const ::hybrid_rt::PluginDescriptor descriptor{                                              \
-        ::hybrid_rt::kPluginAbiVersion, HYBRID_RT_TORCH_VERSION, backend_name,                          \
-        []() -> ::hybrid_rt::Backend* { return new BackendType(); }};                                   \
-    return &descriptor;                                                                                 \
+#define HYBRID_RT_PLUGIN(backend_name, BackendType)                                                           \
+  extern "C" __attribute__((visibility("default"))) const ::hybrid_rt::PluginDescriptor* hybrid_rt_plugin() { \
+    static const ::hybrid_rt::PluginDescriptor descriptor{                                                    \
+        ::hybrid_rt::kPluginAbiVersion, HYBRID_RT_TORCH_VERSION, backend_name,                                \
+        []() -> ::hybrid_rt::Backend* { return new BackendType(); }};                                         \
+    return &descriptor;                                                                                       \
   }
 
 /// One variant of a segment and whether it could run here.

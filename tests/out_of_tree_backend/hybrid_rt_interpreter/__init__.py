@@ -1,0 +1,31 @@
+"""The compile half: the artifact is the traced segment as it is."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from hybrid_rt.backends.base import Availability, Backend
+from hybrid_rt.capture import Program
+from hybrid_rt.specs import Artifact, blob_from_bytes
+
+
+class InterpreterBackend(Backend):
+    """Keeps the traced segment, weights as parameters, for torch's interpreter."""
+
+    name = "interpreter"
+    precisions = ("fp32",)
+    plugin_folder: ClassVar[str | None] = str(Path(__file__).parent)
+
+    def availability(self) -> Availability:
+        """Always available: it is torch."""
+        return Availability(True, version=torch.__version__)
+
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Traces the segment."""
+        buffer = io.BytesIO()
+        torch.jit.save(program.traced(), buffer)
+        spec = program.artifact_spec(self, precision, versions={"torch": torch.__version__})
+        return Artifact(spec, {"traced": blob_from_bytes(buffer.getvalue())})

@@ -1,0 +1,435 @@
+"""What every backend promises. An out-of-tree one is held to it too: see test_downstream.py."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import io
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import hybrid_rt
+import pytest
+import torch
+from hybrid_rt import registry, torchscript
+from hybrid_rt.capture import Program, capture, record
+from hybrid_rt.engine_module import EngineModule, engine_module
+from hybrid_rt.specs import UNBOUNDED
+from torch import Tensor, nn
+
+BACKENDS = [
+    pytest.param(info.name, marks=() if info.available else pytest.mark.skip(reason=info.reason))
+    for info in hybrid_rt.backends()
+]
+RELATIVE_TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def convolution(inputs: int = 3, outputs: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class OneTensor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = convolution()
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.body(pictures)
+
+
+class ListOfLevels(OneTensor):
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        features = self.body(pictures)
+        return [features, nn.functional.max_pool2d(features, 2), features.mean((2, 3))]
+
+
+class TupleOfDtypes(OneTensor):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.body(pictures)
+        return features, features.argmax(1), features > 0.5
+
+
+class DictOfLevels(OneTensor):
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        features = self.body(pictures)
+        return {"0": features, "pool": nn.functional.max_pool2d(features, 2)}
+
+
+class NestedDict(OneTensor):
+    def forward(self, pictures: Tensor) -> dict[str, dict[str, list[Tensor]]]:
+        features = self.body(pictures)
+        return {
+            "boxes": {"deltas": [features.sin()], "anchors": [features.cos(), features * 2]},
+            "classes": {"logits": [features - 1]},
+        }
+
+
+class TwoInputs(OneTensor):
+    def forward(self, pictures: Tensor, bias: Tensor) -> Tensor:
+        return self.body(pictures) + bias
+
+
+class ListInput(OneTensor):
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [self.body(level) for level in levels]
+
+
+class NestedInput(OneTensor):
+    def forward(self, levels: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        return self.body(levels["fine"][0]) + self.body(levels["coarse"][1]).mean()
+
+
+class ItsInputAndItsWeight(OneTensor):
+    """Returns what is not its own: an input as it is, a weight as it is, one result twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(6.0).reshape(2, 3))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        features = self.body(pictures)
+        return pictures, self.table, features, features
+
+
+class Detector(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.backbone(*arguments)
+
+
+def pictures(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(batch * height * width))
+
+
+def program_of(segment: nn.Module, *calls: tuple[Any, ...], ranges: Any = None) -> Program:
+    """The segment captured in a detector that was called with each of ``calls``."""
+    detector = Detector(segment).eval()
+    return capture(detector, "backbone", record(detector, ["backbone"], calls)["backbone"], ranges)
+
+
+RANGES = [(1, 4), (3, 3), (8, 64), (8, UNBOUNDED)]
+
+
+@functools.cache
+def dynamic_program() -> Program:
+    torch.manual_seed(0)
+    return program_of(OneTensor(), (pictures(),), ranges=RANGES)
+
+
+def compiled(program: Program, backend: str) -> EngineModule:
+    return engine_module(program, [registry.backend(backend).compile(program, "fp32")])
+
+
+@functools.cache
+def dynamic_engine(backend: str) -> EngineModule:
+    """Shared by the tests that don't change it: pictures of RANGES in, their features out."""
+    return compiled(dynamic_program(), backend)
+
+
+def eager(x: Tensor) -> Tensor:
+    return dynamic_program().module.module(x)
+
+
+def assert_equal_structure(got: Any, expected: Any) -> None:
+    """Same containers, keys, dtypes, shapes; values within the tolerance, relative to the largest."""
+    if isinstance(expected, Tensor):
+        assert isinstance(got, Tensor)
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        assert got.is_contiguous()
+        limit = RELATIVE_TOLERANCE * expected.double().abs().max().item() if expected.is_floating_point() else 0
+        assert (got.double() - expected.double()).abs().max().item() <= limit
+        return
+    assert type(got) is type(expected)
+    assert len(got) == len(expected)
+    if isinstance(expected, dict):
+        assert list(got) == list(expected)
+    for key in expected if isinstance(expected, dict) else range(len(expected)):
+        assert_equal_structure(got[key], expected[key])
+
+
+STRUCTURES: list[tuple[type[nn.Module], Callable[[int, int, int], tuple[Any, ...]]]] = [
+    (OneTensor, lambda n, h, w: (pictures(n, h, w),)),
+    (ListOfLevels, lambda n, h, w: (pictures(n, h, w),)),
+    (TupleOfDtypes, lambda n, h, w: (pictures(n, h, w),)),
+    (DictOfLevels, lambda n, h, w: (pictures(n, h, w),)),
+    (NestedDict, lambda n, h, w: (pictures(n, h, w),)),
+    (TwoInputs, lambda n, h, w: (pictures(n, h, w), torch.ones(n, 1, h, w))),
+    (ListInput, lambda n, h, w: ([pictures(n, h, w), pictures(n, h // 2, w // 2)],)),
+    (NestedInput, lambda n, h, w: ({"fine": (pictures(n, h, w),) * 2, "coarse": (pictures(n, h // 2, w // 2),) * 2},)),
+]
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(("segment", "arguments"), STRUCTURES, ids=lambda value: getattr(value, "__name__", None))
+def test_results_equal_eager_in_value_and_structure(
+    backend: str, segment: type[nn.Module], arguments: Callable[[int, int, int], tuple[Any, ...]], is_dynamic: bool
+) -> None:
+    torch.manual_seed(0)
+    module = segment().eval()
+    seen = [arguments(1, 16, 24), *([arguments(2, 24, 32)] if is_dynamic else [])]
+    never_seen = [arguments(3, 40, 8)] if is_dynamic else []
+    program = program_of(module, *seen)
+    assert any(not spec.is_static for spec in program.inputs) == is_dynamic
+    engine = compiled(program, backend)
+    scripted = torchscript.script(engine)
+    for call in [*seen, *never_seen, *seen]:
+        assert_equal_structure(engine(*call), module(*call))
+        assert_equal_structure(scripted(*call), module(*call))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 64, 8), (2, 17, 31), (1, 64, 200)], ids=str)
+def test_sizes_never_seen_are_right_up_to_the_bounds(backend: str, shape: tuple[int, int, int]) -> None:
+    x = pictures(*shape)
+    assert_equal_structure(dynamic_engine(backend)(x), eager(x))
+
+
+REFUSED: dict[str, tuple[list[Tensor], str]] = {
+    "no input": (
+        [],
+        "inputs: expected 1 tensors, got 0. Call it as the detector's own head does.",
+    ),
+    "an input too many": (
+        [pictures(), pictures()],
+        "inputs: expected 1 tensors, got 2. Call it as the detector's own head does.",
+    ),
+    "another dtype": (
+        [pictures().double()],
+        "input 'pictures': expected float32, got float64. Convert the input before the call.",
+    ),
+    "another device": (
+        [pictures().to("meta")],
+        "input 'pictures': expected a tensor on cpu, got one on meta. "
+        "Move the input, or load the bundle with that device.",
+    ),
+    "no batch dimension": (
+        [pictures()[0]],
+        "input 'pictures': expected 4 dimensions (1..4x3x8..64x8.. float32), got 3 (3x16x24). "
+        "Add or remove the batch dimension.",
+    ),
+    "too many pictures": (
+        [pictures(5)],
+        "input 'pictures', dimension 0: expected 1..4x3x8..64x8.. float32, got 5x3x16x24. "
+        "Resize the pictures, or convert again with shapes= that cover this size.",
+    ),
+    "other channels": (
+        [pictures()[:, :2]],
+        "input 'pictures', dimension 1: expected 1..4x3x8..64x8.. float32, got 1x2x16x24. "
+        "Resize the pictures, or convert again with shapes= that cover this size.",
+    ),
+    "too high": (
+        [pictures(height=65)],
+        "input 'pictures', dimension 2: expected 1..4x3x8..64x8.. float32, got 1x3x65x24. "
+        "Resize the pictures, or convert again with shapes= that cover this size.",
+    ),
+    "too narrow": (
+        [pictures(width=7)],
+        "input 'pictures', dimension 3: expected 1..4x3x8..64x8.. float32, got 1x3x16x7. "
+        "Resize the pictures, or convert again with shapes= that cover this size.",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_inputs_that_break_the_contract_are_refused(backend: str, what: str) -> None:
+    inputs, text = REFUSED[what]
+    with pytest.raises(RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: segment 'backbone', {text}")):
+        dynamic_engine(backend).engine.run(inputs)
+    x = pictures()
+    assert_equal_structure(dynamic_engine(backend)(x), eager(x))
+
+
+def test_a_refusal_keeps_its_text_through_torchscript(backend: str) -> None:
+    scripted = torchscript.script(dynamic_engine(backend))
+    with pytest.raises(
+        RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: segment 'backbone', input 'pictures': expected float32")
+    ):
+        scripted(pictures().double())
+
+
+def test_a_list_of_another_length_is_refused(backend: str) -> None:
+    engine = compiled(program_of(ListInput(), ([pictures(), pictures()],)), backend)
+    text = "hybrid_rt: segment backbone: expected 2 entries in levels"
+    with pytest.raises(AssertionError, match=text):
+        engine([pictures()])
+    with pytest.raises(torch.jit.Error, match=text):
+        torchscript.script(engine)([pictures()])
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_many_threads_at_once_get_their_own_results(backend: str, is_dynamic: bool) -> None:
+    torch.manual_seed(0)
+    module = OneTensor().eval()
+    engine = compiled(program_of(module, (pictures(),), ranges=RANGES if is_dynamic else None), backend)
+    sizes = [(1 + i % 4, 8 + 3 * i, 16 + 5 * i) if is_dynamic else (1, 16, 24) for i in range(8)]
+    inputs = [pictures(*size) + i for i, size in enumerate(sizes)]
+    expected = [module(x) for x in inputs]
+    together = threading.Barrier(len(inputs), timeout=60)
+
+    def call(i: int) -> list[Tensor]:
+        together.wait()  # the first calls too, which prepare the engine
+        return [engine(inputs[i]) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for results, right in zip(pool.map(call, range(len(inputs))), expected, strict=True):
+            for result in results:
+                assert_equal_structure(result, right)
+
+
+def test_other_threads_go_on_while_an_engine_runs(backend: str) -> None:
+    segment = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)))
+    x = torch.rand(1, 64, 256, 256)  # 39 GFLOP
+    engine = compiled(program_of(segment, (x,)), backend)
+    engine.engine.prepare("", torch.device("cpu"), 1, False)
+    engine(x)
+    about_to_run, done = threading.Event(), threading.Event()
+
+    def run() -> None:
+        about_to_run.set()
+        engine(x)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    about_to_run.wait()
+    turns = 0
+    while not done.wait(0.001):
+        turns += 1
+    thread.join()
+    assert turns >= 5  # with the interpreter's lock held during the run: 2 at most, before and after it
+
+
+def test_outputs_outlive_the_engine_and_the_inputs(backend: str) -> None:
+    torch.manual_seed(0)
+    module = NestedDict().eval()
+    engine = compiled(program_of(module, (pictures(),)), backend)
+    x = pictures()
+    expected = module(x)
+    results = [engine(x) for _ in range(3)]
+    del engine, x
+    gc.collect()
+    _overwritten = [torch.full((1, 4, 16, 24), -1.0) for _ in range(200)]
+    for result in results:
+        assert_equal_structure(result, expected)
+
+
+def test_outputs_stay_when_the_engine_runs_again(backend: str) -> None:
+    engine = dynamic_engine(backend)
+    x, y = pictures(), pictures() + 1
+    first = engine(x)
+    engine(y)
+    assert_equal_structure(first, eager(x))
+
+
+def test_outputs_are_the_callers_own(backend: str) -> None:
+    torch.manual_seed(0)
+    module = ItsInputAndItsWeight().eval()
+    engine = compiled(program_of(module, (pictures(),)), backend)
+    x = pictures()
+    for output in engine(x):
+        output.fill_(-7)
+    assert torch.equal(x, pictures())
+    assert_equal_structure(engine(x), module(x))
+    outputs = engine(x)
+    outputs[2].fill_(-7)
+    assert_equal_structure(outputs[3], module(x)[3])
+
+
+@pytest.mark.parametrize(
+    "strided",
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :, ::2, 1:-1],
+        lambda x: x[:1, :, :1].expand(3, -1, 16, -1),
+        lambda x: x.flip(3)[..., 3:],
+    ],
+    ids=["channels_last", "transposed", "sliced", "expanded", "flipped"],
+)
+def test_inputs_of_any_strides_are_read_right(backend: str, strided: Callable[[Tensor], Tensor]) -> None:
+    x = strided(pictures(2))
+    assert not x.is_contiguous() or x.storage_offset()
+    assert_equal_structure(dynamic_engine(backend)(x), eager(x))
+
+
+def test_inputs_are_not_modified(backend: str) -> None:
+    x = pictures(2)
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        before = given.clone()
+        dynamic_engine(backend)(given)
+        assert torch.equal(given, before)
+        assert given.stride() == before.stride()
+
+
+def test_no_gradient_is_recorded(backend: str) -> None:
+    with torch.enable_grad():
+        output = dynamic_engine(backend)(pictures().requires_grad_())
+    assert not output.requires_grad
+
+
+def test_runs_in_inference_mode(backend: str) -> None:
+    with torch.inference_mode():
+        x = pictures()
+        assert_equal_structure(dynamic_engine(backend)(x), eager(x))
+
+
+def test_it_says_what_runs(backend: str) -> None:
+    engine = dynamic_engine(backend)
+    engine(pictures())
+    choice = engine.engine.choice()
+    assert f'"backend":"{backend}"' in choice
+    assert '"segment":"backbone"' in choice
+    assert '"description":""' not in choice
+
+
+def reloaded(module: nn.Module) -> nn.Module:
+    return torch.jit.load(io.BytesIO(torchscript.to_bytes(torchscript.script(module))))
+
+
+def reloaded_frozen(module: nn.Module) -> nn.Module:
+    return torch.jit.load(io.BytesIO(torchscript.to_bytes(torchscript.freeze(torchscript.script(module)))))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("copied", [copy.deepcopy, reloaded, reloaded_frozen], ids=lambda value: value.__name__)
+def test_the_state_survives(backend: str, copied: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = NestedDict().eval()
+    original = compiled(program_of(module, (pictures(),)), backend)
+    again = copied(original)
+    del original
+    gc.collect()
+    assert_equal_structure(again(pictures()), module(pictures()))
+
+
+def test_a_state_of_another_version_is_refused(backend: str) -> None:
+    engine = compiled(dynamic_program(), backend).engine
+    version, fields, blobs = engine.__getstate__()
+    assert version == 1
+    for other, remedy in ((2, "made by a newer hybrid_rt: upgrade this one"), (0, "too old: convert the detector again")):
+        with pytest.raises(RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1, got {other}. .*{remedy}"):
+            engine.__setstate__((other, fields, blobs))
+
+
+def test_a_state_of_altered_bytes_is_refused(backend: str) -> None:
+    engine = compiled(dynamic_program(), backend).engine
+    _, fields, blobs = engine.__getstate__()
+    altered = [blob.clone() for blob in blobs]
+    altered[0][len(altered[0]) // 2] ^= 1
+    damaged = torch.classes.hybrid_rt.Engine(fields, altered)
+    with pytest.raises(RuntimeError, match=rf"hybrid_rt\[{backend}\]: segment 'backbone', blob .* expected the SHA-256"):
+        damaged.run([pictures()])
+    with pytest.raises(RuntimeError, match=rf"blob '.*' of {backend}: expected \d+ bytes, got \d+"):
+        torch.classes.hybrid_rt.Engine(fields, [blob[1:].clone() for blob in blobs])

@@ -1,0 +1,121 @@
+"""Latency in C++, side by side in one process: frozen TorchScript, hybrid in fp32, hybrid in bf16.
+
+The detectors are torchvision's, with random weights treated as models/torchvision_detectors.py says: the arithmetic is
+the real one, the boxes mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torchvision
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+import hybrid_rt
+from models import torchvision_detectors
+
+CASES = {"hybrid fp32": "fp32", "hybrid bf16": "bf16"}
+
+
+class _Picture(nn.Module):
+    """Carries a picture to the C++ program."""
+
+    def __init__(self, picture: Tensor) -> None:
+        super().__init__()
+        self.picture = nn.Buffer(picture)
+
+    def forward(self) -> Tensor:
+        """The picture, [3, H, W]."""
+        return self.picture
+
+
+def main() -> None:
+    """Converts, measures, prints a table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--detectors", nargs="+", default=["fasterrcnn_resnet50_fpn"], choices=torchvision_detectors.NAMES
+    )
+    parser.add_argument("--size", nargs=2, type=int, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench.json")
+    options = parser.parse_args()
+    programs = sorted((ROOT / "build").glob("cp*/bin/bench_latency"))
+    if not programs:
+        sys.exit("tools/bench.py: expected build/cp*/bin/bench_latency, got none. Run tools/setup --tests first.")
+    console = Console()
+    results = {}
+    for name in options.detectors:
+        with tempfile.TemporaryDirectory() as folder, console.status(f"{name} ..."):
+            results[name] = _measure(name, options, programs[0], Path(folder))
+    _print(results, options, console)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _measure(name: str, options: argparse.Namespace, program: Path, folder: Path) -> dict[str, dict[str, object]]:
+    torch.set_num_threads(options.threads)
+    detector = torchvision_detectors.build(name)
+    (picture,) = torchvision_detectors.pictures([tuple(options.size)])
+    torch.jit.save(torch.jit.script(_Picture(picture)), str(folder / "picture.pt"))
+    torch.jit.save(torch.jit.freeze(torch.jit.script(detector)), str(folder / "plain.pt"))
+    arguments = [f"torchscript=torchscript:{folder / 'plain.pt'}"]
+    for case, precision in CASES.items():
+        path = folder / f"{precision}.pt"
+        # Speed is measured here; in bf16, random weights can't judge accuracy.
+        hybrid_rt.convert(detector, ([picture],), path, precision=precision, fallback=False, verify=precision == "fp32")
+        arguments.append(f"{case}=hybrid:{path}")
+    library = Path(torchvision.__file__).parent / "_C_stable.so"
+    command = [program, options.threads, 2, options.rounds, folder / "picture.pt", library, *arguments]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    result: dict[str, dict[str, object]] = json.loads(done.stdout)
+    return result
+
+
+def _print(results: dict[str, dict[str, dict[str, object]]], options: argparse.Namespace, console: Console) -> None:
+    height, width = options.size
+    table = Table(title=f"{height}x{width} in, {options.threads} threads, C++, {options.rounds} rounds in turns")
+    for heading in ("detector", "case", "median ms", "p95 ms", "times faster", "load ms", "boxes", "engine"):
+        table.add_column(heading, justify="left" if heading in ("detector", "case", "engine") else "right")
+    for detector, cases in results.items():
+        base = float(cases["torchscript"]["median_ms"])
+        for case in ("torchscript", *CASES):
+            row = cases[case]
+            engines = [json.loads(text)["description"] for text in row.get("engines", [])]
+            table.add_row(
+                detector,
+                case,
+                f"{row['median_ms']:.0f}",
+                f"{row['p95_ms']:.0f}",
+                f"{base / float(row['median_ms']):.2f}",
+                f"{row['load_ms']:.0f}",
+                str(row["boxes"]),
+                "; ".join(engines),
+            )
+    console.print(table)
+    print(f"{platform.processor() or platform.machine()}, {_cpu()}, torch {torch.__version__}")
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "unknown CPU"
+
+
+if __name__ == "__main__":
+    main()

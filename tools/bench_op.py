@@ -1,0 +1,83 @@
+"""What the op costs: a no-op engine through it, and an OpenVINO engine through it against OpenVINO's own C++ call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+ROOT = Path(__file__).resolve().parents[1]
+
+from hybrid_rt import registry
+from hybrid_rt.capture import capture, record
+from hybrid_rt.engine_module import engine_module
+from hybrid_rt.specs import Artifact, ArtifactSpec, blob_from_bytes
+
+
+class _Scriptable(nn.Module):
+    """An engine module with an example to run it on."""
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.example = nn.Buffer(example)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the engine."""
+        return self.module(x)
+
+
+def _segment(module: nn.Module, example: Tensor) -> tuple[nn.Module, object]:
+    detector = nn.Sequential(module).eval()
+    return detector, capture(detector, "0", record(detector, ["0"], [(example,)])["0"])
+
+
+def main() -> None:
+    """Makes the models, runs the C++ program, prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    build = sorted((ROOT / "build").glob("cp*/bin/bench_op"))
+    if not build:
+        sys.exit("tools/bench_op.py: expected build/cp*/bin/bench_op, got none. Run tools/setup --tests first.")
+    plugins = build[0].parents[1] / "benchmark_plugins"
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _, program = _segment(nn.Identity(), torch.rand(1, 3, 8, 8))
+        spec = ArtifactSpec("noop", "fp32", "cpu", program.inputs, program.outputs)
+        artifact = Artifact(spec, {"nothing": blob_from_bytes(b"nothing")})
+        _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "noop.pt")
+
+        trunk = nn.Sequential(*list(resnet50(weights=None).children())[:-2]).eval()
+        _, program = _segment(trunk, torch.rand(1, 3, 320, 320))
+        artifact = registry.backend("openvino").compile(program, "fp32")
+        _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "engine.pt")
+        (folder / "engine.xml").write_bytes(artifact.blobs["xml"].numpy().tobytes())
+        (folder / "engine.bin").write_bytes(artifact.blobs["weights"].numpy().tobytes())
+        command = [build[0], plugins, folder / "noop.pt", folder / "engine.pt", folder / "engine.xml", options.rounds]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    result = json.loads(done.stdout)
+    print(f"a no-op engine through the op: {result['noop_us']:.1f} us a call")
+    for case, latency in result["engine"].items():
+        print(
+            f"ResNet-50 trunk at 320x320, {case}: median {latency['median_ms']:.2f} ms, p95 {latency['p95_ms']:.2f} ms"
+        )
+    print(f"op / OpenVINO's own C++ call: {result['op_over_openvino']:.4f}")
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    torch.jit.save(torch.jit.script(module.eval()), str(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The main job on real pictures: the demo detector becomes one .pt that runs in Python and in C++."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+import hybrid_rt
+from hybrid_rt import torchscript
+from hybrid_rt.cli import read_picture
+from hybrid_rt.measure import percentile
+from hybrid_rt.verify import match_boxes
+from models import digits_detector
+
+ROUNDS = 4
+CALLS_PER_ROUND = 5
+SHOWN_SCORE = 0.5
+
+
+def main() -> int:
+    """Converts, runs, compares, draws; returns 1 if any way of running found other boxes."""
+    output = ROOT / "out"
+    output.mkdir(exist_ok=True)
+    console = Console()
+    pictures = sorted((ROOT / "models" / "held_out").glob("*.png"))
+    images = [read_picture(path) for path in pictures]
+    detector = digits_detector.load()
+
+    console.rule("convert")
+    bundle = output / "detector.pt"
+    result = hybrid_rt.convert(
+        detector, ([images[0]],), bundle, verify_inputs=[([image],) for image in images[1:]], progress=True
+    )
+    print(result.report)
+
+    console.rule("run")
+    hybrid = hybrid_rt.load(bundle)
+    frozen = torchscript.freeze(torchscript.script(detector))
+    cases = {
+        "eager": lambda image: detector([image])[0],
+        "TorchScript": lambda image: frozen([image])[1][0],
+        "hybrid in Python": lambda image: hybrid([image])[0],
+    }
+    with torch.inference_mode():
+        expected = [cases["eager"](image) for image in images]
+        found = {name: [run(image) for image in images] for name, run in cases.items()}
+        with console.status("hybrid in C++ ..."):
+            found["hybrid in C++"] = [_detect(bundle, path)[0] for path in pictures]
+        with console.status("latency, side by side ..."):
+            times = _latencies(cases, images[0], bundle, pictures[0])
+
+    table = Table(title=f"{len(pictures)} pictures; latency on {pictures[0].name}, {torch.get_num_threads()} threads")
+    for heading in ("", "median ms", "p95 ms", "times faster", "boxes", "same boxes as eager"):
+        table.add_column(heading, justify="right" if heading else "left")
+    agree = True
+    for name, detections in found.items():
+        same = sum(match_boxes(e, f, iou=0.99, score=1e-3).matched for e, f in zip(expected, detections, strict=True))
+        total = sum(len(entry["boxes"]) for entry in expected)
+        boxes = sum(len(entry["boxes"]) for entry in detections)
+        # TorchScript's row may differ: torchvision's scripted transform resizes some pictures to one pixel less.
+        agree = agree and (name == "TorchScript" or same == total == boxes)
+        median, p95 = (percentile([entry[i] for entry in times[name]], 50) for i in (0, 1))
+        baseline = percentile([entry[0] for entry in times["eager"]], 50)
+        table.add_row(
+            name,
+            f"{median:.1f}",
+            f"{p95:.1f}",
+            f"{baseline / median:.2f}",
+            str(boxes),
+            f"{same} of {total}",
+        )
+    console.print(table)
+    drawn = output / "demo.png"
+    _draw(pictures, [("eager", expected), ("hybrid in C++", found["hybrid in C++"])], drawn)
+    print(f"bundle: {bundle.relative_to(ROOT)}   picture with the boxes: {drawn.relative_to(ROOT)}")
+    if not agree:
+        print("The hybrid found other boxes than the detector.", file=sys.stderr)
+    return 0 if agree else 1
+
+
+def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    """Boxes, and (median, p95) of the latency in milliseconds, by the C++ program."""
+    program = Path(sys.executable).parent / "hybrid-rt-detect"
+    command = [program, bundle, picture, "--json", "--repeat", repeat, "--threads", torch.get_num_threads()]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    detections = answer["detections"]
+    return {
+        "boxes": torch.tensor([entry["box"] for entry in detections]).reshape(-1, 4),
+        "labels": torch.tensor([entry["label"] for entry in detections], dtype=torch.int64),
+        "scores": torch.tensor([entry["score"] for entry in detections]),
+    }, (answer["timing_ms"]["median"], answer["timing_ms"]["p95"])
+
+
+def _latencies(cases: dict, image: Tensor, bundle: Path, picture: Path) -> dict[str, list[tuple[float, float]]]:
+    """(median, p95) in milliseconds of each round; within a round the ways of running take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in [*cases, "hybrid in C++"]}
+    for _ in range(ROUNDS):
+        for name, latency in hybrid_rt.benchmark(cases, (image,), repeat=CALLS_PER_ROUND).items():
+            times[name].append((latency.median, latency.p95))
+        times["hybrid in C++"].append(_detect(bundle, picture, CALLS_PER_ROUND)[1])
+    return times
+
+
+def _draw(pictures: list[Path], columns: list[tuple[str, list[dict[str, Tensor]]]], path: Path) -> None:
+    """One row a picture, one column a way of running."""
+    images = [Image.open(picture).convert("RGB") for picture in pictures]
+    width, heights, header = max(image.width for image in images), [image.height for image in images], 16
+    sheet = Image.new("RGB", (len(columns) * (width + 8), header + sum(heights) + 8 * len(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, (title, detections) in enumerate(columns):
+        left, top = column * (width + 8), header
+        pen.text((left + 2, 2), f"{title} (score >= {SHOWN_SCORE})", fill="black")
+        for image, found in zip(images, detections, strict=True):
+            sheet.paste(image, (left, top))
+            for box, label, score in zip(
+                found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
+            ):
+                if score < SHOWN_SCORE:
+                    continue
+                corners = [left + box[0], top + box[1], left + box[2], top + box[3]]
+                pen.rectangle(corners, outline=(255, 60, 0), width=2)
+                pen.text(
+                    (corners[0] + 3, corners[1] + 2), f"{digits_detector.CLASS_NAMES[label]} {score:.2f}", fill="yellow"
+                )
+            top += image.height + 8
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""Writes the demo detector's bundle for the C++ tests: tools/make_test_bundle.py OUTPUT."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+import hybrid_rt
+from hybrid_rt.cli import read_picture
+from models import digits_detector
+
+picture = sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
+hybrid_rt.convert(digits_detector.load(), ([read_picture(picture)],), sys.argv[1])
