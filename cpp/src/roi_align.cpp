@@ -33,6 +33,9 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr int64_t kBlock = 16;  // channels that are worked on together: a cache line of floats
+// Less work than this, about half a millisecond, is not worth waking a thread: on busy cores that takes far longer.
+constexpr int64_t kPixelsPerThread = 16384;  // of kBlock channels
+constexpr int64_t kBoxesPerThread = 512;     // to place the points of
 
 [[noreturn]] void refuse(const std::string& expected, const std::string& got, const char* remedy) {
   throw Error(ErrorKind::kInput, "operators", "roi_align", expected, got, remedy);
@@ -444,7 +447,7 @@ template <typename T>
 std::vector<Box<T>> sample_boxes(const at::Tensor& rois, const Pooling& pooling, at::IntArrayRef input_sizes) {
   std::vector<Box<T>> boxes(rois.size(0));
   const T* const data = rois.const_data_ptr<T>();
-  at::parallel_for(0, rois.size(0), 64, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rois.size(0), kBoxesPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       boxes[i] = sample_box(data + i * rois.stride(0), rois.stride(1), pooling, input_sizes, i);
     }
@@ -496,8 +499,13 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Pooli
   const auto runs_count = static_cast<int64_t>(runs.size());
   const T* const input_data = input.const_data_ptr<T>();
   T* const output_data = output.mutable_data_ptr<T>();
+  int64_t pixels = 1;
+  for (const Box<T>& box : boxes) {
+    pixels += box.pixels();
+  }
+  const int64_t grain = std::max<int64_t>(kPixelsPerThread * runs_count / pixels, 1);
   // Tasks that share cache lines follow each other: the blocks of a pixel in channels_last, else the rows of a block.
-  at::parallel_for(0, blocks * runs_count, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, blocks * runs_count, grain, [&](int64_t begin, int64_t end) {
     Worker<T> worker(bins, channels);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first_channel = (channels_last ? task % blocks : task / runs_count) * kBlock;

@@ -133,7 +133,7 @@ Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>
     const std::vector<at::Tensor> bytes = blobs_of(segment, specs[i], blobs);
     try {
       choice.engine = EngineCache::instance().get_or_load(specs[i], bytes, options);
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
       variant.refusal = error.what();
       log(LogLevel::kWarning, "segment '" + segment + "': " + describe(specs[i]) + " failed to load: " + error.what());
       continue;

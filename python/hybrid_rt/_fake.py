@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import InputError
 from .specs import UNBOUNDED
@@ -49,11 +50,10 @@ class FakeEngine:
 
 def _outputs(engine: FakeEngine, inputs: list[Tensor]) -> list[Tensor]:
     """Tensors of the specs' dtypes; a dimension that the spec leaves free becomes a new symbol."""
-    context = torch.library.get_ctx()
     return [
         inputs[0].new_empty(
             [
-                low if low == high else context.new_dynamic_size(min=low, max=None if high == UNBOUNDED else high)
+                low if low == high else _new_size(engine, spec, low, high, inputs[0])
                 for low, high in zip(spec["min"], spec["max"], strict=True)
             ],
             dtype=getattr(torch, spec["dtype"]),
@@ -62,9 +62,23 @@ def _outputs(engine: FakeEngine, inputs: list[Tensor]) -> list[Tensor]:
     ]
 
 
+def _new_size(engine: FakeEngine, spec: dict[str, Any], low: int, high: int, example: Tensor) -> Any:
+    if example.device.type == "meta" and not isinstance(example, FakeTensor):
+        raise InputError.make(
+            "engine",
+            f"segment '{engine.name}', output '{spec['name']}'",
+            expected="a fixed shape for meta tensors",
+            got=f"sizes from {spec['min']} to {spec['max']}",
+            remedy="Use torch.export or FakeTensorMode, which have symbols for sizes.",
+        )
+    return torch.library.get_ctx().new_dynamic_size(min=low, max=None if high == UNBOUNDED else high)
+
+
 @torch.library.register_fake("hybrid_rt::run_engine")
 def _run_engine(engine: Any, inputs: list[Tensor]) -> list[Tensor]:
-    return _outputs(getattr(engine, "wrapped_obj", engine), inputs)
+    if isinstance(engine, torch.ScriptObject):  # with meta tensors
+        return _outputs(FakeEngine.__obj_unflatten__(engine.__obj_flatten__()), inputs)
+    return _outputs(engine.wrapped_obj, inputs)
 
 
 @torch.library.register_fake("hybrid_rt::nms")

@@ -106,8 +106,8 @@ def _detector(text: str) -> torch.nn.Module:
         return detector.eval()
     sys.path.insert(0, os.getcwd())
     try:
-        built = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty or relative name
         raise OptionError.make(
             "cli",
             "detector",
@@ -115,6 +115,7 @@ def _detector(text: str) -> torch.nn.Module:
             got=f"'{text}' ({error})",
             remedy="The current folder is on the import path.",
         ) from error
+    built = build()
     if not isinstance(built, torch.nn.Module):
         raise OptionError.make("cli", "detector", expected=f"{text}() to return an nn.Module", got=type(built).__name__)
     return built.eval()

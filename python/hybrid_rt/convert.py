@@ -23,13 +23,13 @@ from .segments import replace, resolve
 from .shapes import Shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .verify import (
-    THRESHOLDS,
     Thresholds,
     Verification,
     add_tensor_failures,
     compare_modules,
     compare_tensors,
     require,
+    thresholds_of,
 )
 
 
@@ -90,12 +90,13 @@ def convert(
     check_writable(path)
     names = resolve(detector, segments)
     backends = _choose_backends(engine, fallback)
-    limits = thresholds or THRESHOLDS[precision]
+    precisions = {backend.name: _precision_of(backend, precision) for backend in backends}
+    limits = thresholds or thresholds_of(precision)
     steps = Steps(progress)
 
     with steps.step("run the detector on the example"):
         calls = record(detector, names, [example_inputs])
-        ranges = {name: _ranges(detector, calls[name], shapes) for name in names}
+        ranges = {name: _ranges(detector, example_inputs, calls[name], shapes) for name in names}
     if any(needed is None for needed in ranges.values()):
         with steps.step("run it at a second size, to see which dimensions vary"):
             calls = record(detector, names, [example_inputs, _other_size(example_inputs)])
@@ -104,7 +105,7 @@ def convert(
     for program in programs:
         for backend in backends:
             with steps.step(f"compile {program.name} with {backend.name}"):
-                artifacts[program.name].append(backend.compile(program, _precision_of(backend, precision)))
+                artifacts[program.name].append(backend.compile(program, precisions[backend.name]))
     modules = {program.name: engine_module(program, artifacts[program.name]) for program in programs}
     with steps.step("script and freeze the head"):
         hybrid = _scripted(replace(detector, {**exact_transform(detector), **modules}))
@@ -194,11 +195,18 @@ def _precision_of(backend: Backend, precision: str) -> str:
     )
 
 
-def _ranges(detector: nn.Module, calls: Calls, shapes: Shapes | None) -> list[tuple[int, int]] | None:
-    """The ranges of the segment's input if it is fed by the transform: one tensor, one call a forward."""
+def _ranges(
+    detector: nn.Module, example_inputs: tuple[Any, ...], calls: Calls, shapes: Shapes | None
+) -> list[tuple[int, int]] | None:
+    """The ranges of the segment's input if it is fed with pictures: one tensor, one call a forward."""
     arguments = list(calls.arguments[0].values())
     if len(calls.arguments) > 1 or len(arguments) != 1 or not isinstance(arguments[0], Tensor):
         return None
+    if shapes is not None and not hasattr(detector, "transform"):
+        pictures = [value for entry in example_inputs for value in (entry if isinstance(entry, list) else [entry])]
+        channels = {value.shape[-3] for value in pictures if isinstance(value, Tensor) and value.dim() >= 3}
+        if arguments[0].dim() == 4 and arguments[0].shape[1] not in channels:
+            return None  # features: their sizes follow from the pictures'
     return ranges_of(detector, arguments[0], shapes)
 
 

@@ -47,6 +47,11 @@ def make_engine(name: str, artifacts: list[Artifact]) -> Any:
     return torch.classes.hybrid_rt.Engine({"segment": name, "variants": json.dumps(variants)}, blobs)
 
 
+def _length_check(segment: str, expression: str, length: int) -> str:
+    text = f"hybrid_rt[engine]: segment '{segment}', {expression}: expected {length} entries, got "
+    return f"assert len({expression}) == {length}, {text!r} + str(len({expression})) + '.'"
+
+
 def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
     """A scriptable module with the program's inputs and outputs, any nest of lists, tuples and dicts of tensors.
 
@@ -54,7 +59,7 @@ def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
     """
     inputs = program.input_structures
     checks = [
-        f'assert len({expression}) == {length}, "hybrid_rt: segment {program.name}: expected {length} entries in {key}"'
+        _length_check(program.name, expression, length)
         for key, structure in inputs.items()
         for expression, length in structure.lengths(key)
     ]

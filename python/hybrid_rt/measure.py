@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .errors import OptionError
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -52,7 +54,13 @@ def benchmark(
 
     Returns:
         The latency of each case, in milliseconds.
+
+    Raises:
+        OptionError: repeat is below 1, or warm_up below 0.
     """
+    for name, value, least in (("repeat", repeat, 1), ("warm_up", warm_up, 0)):
+        if value < least:
+            raise OptionError.make("benchmark", name, expected=f"at least {least}", got=str(value))
     first = {}
     with torch.inference_mode():
         for name, call in cases.items():

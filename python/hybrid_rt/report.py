@@ -75,7 +75,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         """A table for a terminal."""
-        table = Table(title=f"{self.detector} -> {self.path} ({self.file_size / 1e6:.1f} MB)", title_justify="left")
+        table = Table()
         for heading in ("segment", "engine", "precision", "MB"):
             table.add_column(heading, justify="right" if heading == "MB" else "left")
         for segment in self.segments:
@@ -84,13 +84,13 @@ class ConversionReport:
                 table.add_row(name, variant.backend, variant.precision, f"{variant.size / 1e6:.1f}")
         written = io.StringIO()
         Console(width=100, file=written).print(table)
-        text = written.getvalue()
+        text = f"{self.detector} -> {self.path} ({self.file_size / 1e6:.1f} MB)\n{written.getvalue()}"
         if self.verification is None:
             return text + "not verified"
         matched = sum(match.matched for match in self.verification.pictures)
         expected = sum(match.expected for match in self.verification.pictures)
         worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
-        text += f"verified: {matched} of {expected} boxes found again"
+        text += f"verified: {matched} of {expected} boxes found again" if self.verification.pictures else "verified"
         if worst is not None:
             text += f"; greatest relative error {worst.relative_error:.2g} in {worst.segment}, output {worst.output}"
         return text

@@ -40,13 +40,16 @@ def ranges_of(detector: nn.Module, example: Tensor, shapes: Shapes | None) -> li
     transform = getattr(detector, "transform", None)
     batch, channels, height, width = ((size, size) for size in example.shape)
     if hasattr(transform, "size_divisible") and hasattr(transform, "max_size"):
+        means = getattr(transform, "image_mean", None)
+        if means is not None and example.shape[1] != len(means):  # features, not what the transform makes
+            return None
         batch = (1, UNBOUNDED)
         height, width = _ranges_of_transform(transform)
     if isinstance(shapes, Mapping):
         ranges = {"batch": batch, "height": height, "width": width, **_checked(shapes)}
         batch, height, width = (ranges[name] for name in _DIMENSIONS)
     elif shapes is not None:
-        height, width = _span(detector, shapes)
+        height, width = _span(detector, _checked_sizes(shapes))
     found = [batch, channels, height, width]
     for name, size, (low, high) in zip(("batch", "channels", "height", "width"), example.shape, found, strict=True):
         if size < low or (high != UNBOUNDED and size > high):
@@ -91,18 +94,28 @@ def _checked(shapes: Mapping[str, Range]) -> dict[str, Range]:
     return checked
 
 
+def _checked_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    pairs = list(sizes) if isinstance(sizes, Sequence) else []
+    if not pairs or not all(_is_size(pair) for pair in pairs):
+        raise OptionError.make(
+            "convert",
+            "shapes",
+            expected="picture sizes [(height, width), ...] in pixels, at least one, or ranges by name",
+            got=repr(sizes),
+        )
+    return [(pair[0], pair[1]) for pair in pairs]
+
+
+def _is_size(pair: Any) -> bool:
+    return isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)
+
+
 def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]]) -> tuple[Range, Range]:
     """The ranges of height and width after the detector's transform, over all picture sizes."""
     seen = []
+    transform = getattr(detector, "transform", None)
     for size in sizes:
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise OptionError.make(
-                "convert", "shapes", expected="picture sizes (height, width) in pixels", got=repr(size)
-            )
         picture = torch.zeros(3, *size)
-        transform = getattr(detector, "transform", None)
-        seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else tuple(size))
-    if not seen:
-        raise OptionError.make("convert", "shapes", expected="at least one picture size", got="none")
+        seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else size)
     heights, widths = zip(*seen, strict=True)
     return (min(heights), max(heights)), (min(widths), max(widths))

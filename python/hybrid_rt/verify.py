@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import bundle
-from .errors import VerificationError
+from .errors import OptionError, VerificationError
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,23 @@ THRESHOLDS: Mapping[str, Thresholds] = {
     "bf16": Thresholds(iou=0.8, score=0.1, recall=0.9, relative_error=0.1),
 }
 """By precision. bf16 has 8 bits of mantissa: 2**-8 = 0.4 % a rounding, some tens of roundings deep."""
+
+
+def thresholds_of(precision: str) -> Thresholds:
+    """The thresholds of a precision.
+
+    Raises:
+        OptionError: there are none.
+    """
+    if precision not in THRESHOLDS:
+        raise OptionError.make(
+            "verify",
+            "thresholds",
+            expected=f"a precision that has some ({', '.join(THRESHOLDS)})",
+            got=f"'{precision}'",
+            remedy="Give thresholds=Thresholds(...).",
+        )
+    return THRESHOLDS[precision]
 
 
 @dataclass(frozen=True)
@@ -165,6 +182,9 @@ def compare_results(verification: Verification, expected: Any, got: Any, thresho
     if boxes is None or found is None:
         _compare_values(verification, expected, got, thresholds, where)
         return
+    if len(boxes) != len(found):
+        verification.failures.append(f"{where}: detections of {len(boxes)} pictures expected, of {len(found)} found")
+        return
     for i, (want, have) in enumerate(zip(boxes, found, strict=True)):
         match = match_boxes(want, have, iou=thresholds.iou, score=thresholds.score)
         verification.pictures.append(match)
@@ -225,7 +245,7 @@ def verify(
         bundle.load(path, emulate_precision=True),
         inputs,
         precision=precision,
-        thresholds=thresholds or THRESHOLDS[precision],
+        thresholds=thresholds or thresholds_of(precision),
         require_detections=require_detections,
     )
 

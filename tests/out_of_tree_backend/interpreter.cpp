@@ -15,7 +15,7 @@ class InterpreterEngine : public hybrid_rt::Engine {
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
     const at::NoGradGuard no_grad;
     try {
-      const c10::IValue result = module_.forward({inputs.begin(), inputs.end()});
+      const c10::IValue result = module_.forward(std::vector<c10::IValue>(inputs.begin(), inputs.end()));
       std::vector<at::Tensor> outputs;
       // Copies: an output may be one of the inputs or of the weights, and the caller may write into it.
       for (const c10::IValue& output : result.toTupleRef().elements()) {

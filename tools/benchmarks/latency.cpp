@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <iostream>
 
+#include <ATen/Parallel.h>
+
 #include "hybrid_rt/hybrid_rt.h"
 #include "timing.h"
 

@@ -4,6 +4,8 @@
 #include <iostream>
 #include <iterator>
 
+#include <ATen/Parallel.h>
+
 #include "hybrid_rt/hybrid_rt.h"
 #include "timing.h"
 

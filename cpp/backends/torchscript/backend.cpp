@@ -37,6 +37,9 @@ class BlobReader : public caffe2::serialize::ReadAdapterInterface {
   at::Tensor bytes_;
 };
 
+/// The caller may write into an output, which can be an input, a weight or another output as it is.
+at::Tensor owned(const at::Tensor& output) { return output.storage().use_count() > 1 ? output.clone() : output; }
+
 class TorchScriptEngine : public Engine {
  public:
   TorchScriptEngine(torch::jit::Module module, std::string description)
@@ -49,7 +52,7 @@ class TorchScriptEngine : public Engine {
       const c10::IValue result = module_.forward(std::move(arguments));
       std::vector<at::Tensor> outputs;
       for (const c10::IValue& output : result.toTupleRef().elements()) {
-        outputs.push_back(output.toTensor().contiguous());
+        outputs.push_back(owned(output.toTensor().contiguous()));
       }
       return outputs;
     } catch (const c10::Error& error) {

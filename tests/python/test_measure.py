@@ -1,0 +1,64 @@
+"""The arithmetic of measuring; no time is asserted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hybrid_rt import Latency, OptionError, benchmark
+from hybrid_rt.measure import percentile
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(50, 5.0), (90, 9.0), (91, 10.0), (95, 10.0), (100, 10.0), (1, 1.0), (0, 1.0)]
+)
+def test_percentile_is_the_nearest_rank(percent: float, expected: float) -> None:
+    assert percentile([10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0], percent) == expected
+
+
+def test_percentile_of_one_value_is_that_value() -> None:
+    assert [percentile([3.0], percent) for percent in (0, 50, 99, 100)] == [3.0] * 4
+
+
+def test_percentile_does_not_reorder_the_values() -> None:
+    values = [3.0, 1.0, 2.0]
+    percentile(values, 50)
+    assert values == [3.0, 1.0, 2.0]
+
+
+def test_latency_of_timed_calls() -> None:
+    latency = Latency.of([float(i) for i in range(100, 0, -1)], first=500.0)
+    assert latency == Latency(median=50.0, p95=95.0, p99=99.0, first=500.0, count=100)
+
+
+def test_benchmark_calls_in_turns_and_counts() -> None:
+    calls: list[str] = []
+    cases = {"a": lambda x: calls.append(f"a{x}"), "b": lambda x: calls.append(f"b{x}")}
+    latencies = benchmark(cases, (7,), repeat=3, warm_up=2)
+    assert calls == ["a7"] * 3 + ["b7"] * 3 + ["a7", "b7"] * 3
+    assert list(latencies) == ["a", "b"]
+    for latency in latencies.values():
+        assert latency.count == 3
+        assert 0 <= latency.median <= latency.p95 <= latency.p99
+        assert latency.first >= 0
+
+
+def test_benchmark_runs_without_gradients() -> None:
+    modes = []
+    benchmark({"a": lambda: modes.append(torch.is_inference_mode_enabled())}, (), repeat=1, warm_up=0)
+    assert modes == [True, True]
+
+
+def test_benchmark_lets_errors_through() -> None:
+    def fail() -> None:
+        raise ValueError("of the case")
+
+    with pytest.raises(ValueError, match="of the case"):
+        benchmark({"a": fail}, ())
+
+
+def test_benchmark_refuses_counts_that_measure_nothing() -> None:
+    with pytest.raises(OptionError) as caught:
+        benchmark({"a": lambda: None}, (), repeat=0)
+    assert str(caught.value) == "hybrid_rt[benchmark]: repeat: expected at least 1, got 0."
+    with pytest.raises(OptionError, match="warm_up: expected at least 0, got -1"):
+        benchmark({"a": lambda: None}, (), warm_up=-1)

@@ -1,0 +1,101 @@
+"""Which sizes a segment is compiled for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hybrid_rt import OptionError
+from hybrid_rt.shapes import ranges_of
+from hybrid_rt.specs import UNBOUNDED
+from small_detectors import small_detector
+from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+EXAMPLE = torch.zeros(1, 3, 64, 96)
+
+
+class Transformed(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        sizes = {"min_size": 50, "max_size": 90, **options}
+        self.transform = GeneralizedRCNNTransform(image_mean=[0.5] * 3, image_std=[0.5] * 3, **sizes).eval()
+
+
+def test_a_transform_gives_all_sizes_that_it_can_produce() -> None:
+    assert ranges_of(Transformed(), EXAMPLE, None) == [(1, UNBOUNDED), (3, 3), (32, 96), (32, 96)]
+
+
+@pytest.mark.parametrize("size", [(50, 90), (1, 90), (200, 10), (33, 33), (4000, 4000)])
+def test_what_the_transform_makes_of_any_picture_lies_in_the_range(size: tuple[int, int]) -> None:
+    detector = Transformed()
+    _, _, (lowest, highest), (narrowest, widest) = ranges_of(detector, EXAMPLE, None)
+    height, width = detector.transform([torch.zeros(3, *size)])[0].tensors.shape[-2:]
+    assert lowest <= height <= highest
+    assert narrowest <= width <= widest
+
+
+def test_a_fixed_size_stays_fixed() -> None:
+    fixed = Transformed(fixed_size=(96, 64))  # torchvision's order: width, height
+    assert ranges_of(fixed, EXAMPLE, None) == [(1, UNBOUNDED), (3, 3), (64, 64), (96, 96)]
+
+
+def test_without_a_transform_the_example_is_the_only_size() -> None:
+    assert ranges_of(small_detector(), EXAMPLE, None) == [(1, 1), (3, 3), (64, 64), (96, 96)]
+
+
+def test_an_input_that_is_no_batch_of_pictures_has_no_ranges() -> None:
+    assert ranges_of(small_detector(), torch.zeros(5, 7), None) is None
+
+
+def test_features_behind_a_transform_have_no_ranges() -> None:
+    assert ranges_of(Transformed(), torch.zeros(40, 64, 7, 7), None) is None
+
+
+def test_named_ranges_replace_only_their_own() -> None:
+    ranges = ranges_of(Transformed(), EXAMPLE, {"height": (32, 128), "batch": [1, 4]})
+    assert ranges == [(1, 4), (3, 3), (32, 128), (32, 96)]
+
+
+def test_picture_sizes_span_what_the_transform_makes_of_them() -> None:
+    assert ranges_of(Transformed(), EXAMPLE, [(50, 90), (90, 50), (50, 50)])[2:] == [(64, 96), (64, 96)]
+    assert ranges_of(small_detector(), EXAMPLE, [(64, 96), (128, 32)])[2:] == [(64, 128), (32, 96)]
+
+
+@pytest.mark.parametrize("shapes", [[], (256, 320), 5, "auto", [(256,)], [(256, 320, 3)], [(0, 320)], [(2.5, 320)]])
+def test_what_are_no_picture_sizes_is_refused(shapes: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        ranges_of(Transformed(), EXAMPLE, shapes)
+    assert str(caught.value) == (
+        "hybrid_rt[convert]: shapes: expected picture sizes [(height, width), ...] in pixels, at least one, or ranges "
+        f"by name, got {shapes!r}."
+    )
+
+
+def test_an_unknown_dimension_is_refused() -> None:
+    with pytest.raises(OptionError, match="shapes: expected ranges for batch, height, width, got 'hieght'"):
+        ranges_of(Transformed(), EXAMPLE, {"hieght": (1, 2)})
+
+
+@pytest.mark.parametrize("value", [(5, 2), (0, 4), (-1, 4), (4,), (1, 2, 3), 7, None, (1.0, 2.0), "ab"])
+def test_what_is_no_range_is_refused(value: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        ranges_of(Transformed(), EXAMPLE, {"height": value})
+    assert f"shapes, height: expected (min, max) with 1 <= min <= max, got {value!r}." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        ({"height": (96, 128)}, "shapes, height: expected a range that holds the example's 64, got 96..128"),
+        ({"width": (32, 64)}, "shapes, width: expected a range that holds the example's 96, got 32..64"),
+        ({"batch": (2, 4)}, "shapes, batch: expected a range that holds the example's 1, got 2..4"),
+        ([(32, 96)], "shapes, height: expected a range that holds the example's 64, got 32..32"),
+    ],
+)
+def test_a_range_without_the_example_is_refused(shapes: Any, text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        ranges_of(small_detector(), EXAMPLE, shapes)
+    assert text in str(caught.value)
+    assert "Widen the range, or take an example inside it." in str(caught.value)
