@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import native
 import torch
 import torchvision
 from rich.console import Console
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 import hybrid_rt
+from hybrid_rt import torchscript
 from models import torchvision_detectors
 
 CASES = {"hybrid fp32": "fp32", "hybrid bf16": "bf16"}
@@ -52,25 +53,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench.json")
     options = parser.parse_args()
-    programs = sorted((ROOT / "build").glob("cp*/bin/bench_latency"))
-    if not programs:
-        sys.exit("tools/bench.py: expected build/cp*/bin/bench_latency, got none. Run tools/setup --tests first.")
     console = Console()
     results = {}
     for name in options.detectors:
         with tempfile.TemporaryDirectory() as folder, console.status(f"{name} ..."):
-            results[name] = _measure(name, options, programs[0], Path(folder))
+            results[name] = _measure(name, options, Path(folder))
     _print(results, options, console)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _measure(name: str, options: argparse.Namespace, program: Path, folder: Path) -> dict[str, dict[str, object]]:
+def _measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, object]]:
     torch.set_num_threads(options.threads)
     detector = torchvision_detectors.build(name)
     (picture,) = torchvision_detectors.pictures([tuple(options.size)])
-    torch.jit.save(torch.jit.script(_Picture(picture)), str(folder / "picture.pt"))
-    torch.jit.save(torch.jit.freeze(torch.jit.script(detector)), str(folder / "plain.pt"))
+    torchscript.save(torchscript.script(_Picture(picture)), folder / "picture.pt")
+    torchscript.save(torchscript.freeze(torchscript.script(detector)), folder / "plain.pt")
     arguments = [f"torchscript=torchscript:{folder / 'plain.pt'}"]
     for case, precision in CASES.items():
         path = folder / f"{precision}.pt"
@@ -78,35 +76,30 @@ def _measure(name: str, options: argparse.Namespace, program: Path, folder: Path
         hybrid_rt.convert(detector, ([picture],), path, precision=precision, fallback=False, verify=precision == "fp32")
         arguments.append(f"{case}=hybrid:{path}")
     library = Path(torchvision.__file__).parent / "_C_stable.so"
-    command = [program, options.threads, 2, options.rounds, folder / "picture.pt", library, *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    result: dict[str, dict[str, object]] = json.loads(done.stdout)
-    return result
+    return native.run("bench_latency", options.threads, 2, options.rounds, folder / "picture.pt", library, *arguments)
 
 
 def _print(results: dict[str, dict[str, dict[str, object]]], options: argparse.Namespace, console: Console) -> None:
     height, width = options.size
     table = Table(title=f"{height}x{width} in, {options.threads} threads, C++, {options.rounds} rounds in turns")
-    for heading in ("detector", "case", "median ms", "p95 ms", "times faster", "load ms", "boxes", "engine"):
-        table.add_column(heading, justify="left" if heading in ("detector", "case", "engine") else "right")
+    for heading in ("case", "median ms", "p95 ms", "times faster", "load ms", "boxes"):
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    engines = set()
     for detector, cases in results.items():
         base = float(cases["torchscript"]["median_ms"])
         for case in ("torchscript", *CASES):
             row = cases[case]
-            engines = [json.loads(text)["description"] for text in row.get("engines", [])]
+            engines |= {f"{case}: {json.loads(text)['description']}" for text in row.get("engines", [])}
             table.add_row(
-                detector,
-                case,
+                f"{detector}, {case}",
                 f"{row['median_ms']:.0f}",
                 f"{row['p95_ms']:.0f}",
                 f"{base / float(row['median_ms']):.2f}",
                 f"{row['load_ms']:.0f}",
                 str(row["boxes"]),
-                "; ".join(engines),
             )
     console.print(table)
+    print("\n".join(sorted(engines)))
     print(f"{platform.processor() or platform.machine()}, {_cpu()}, torch {torch.__version__}")
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+import native
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-ROOT = Path(__file__).resolve().parents[1]
-
-from hybrid_rt import registry
+from hybrid_rt import registry, torchscript
 from hybrid_rt.capture import capture, record
 from hybrid_rt.engine_module import engine_module
 from hybrid_rt.specs import Artifact, ArtifactSpec, blob_from_bytes
@@ -44,10 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
-    build = sorted((ROOT / "build").glob("cp*/bin/bench_op"))
-    if not build:
-        sys.exit("tools/bench_op.py: expected build/cp*/bin/bench_op, got none. Run tools/setup --tests first.")
-    plugins = build[0].parents[1] / "benchmark_plugins"
+    plugins = native.program("bench_op").parents[1] / "benchmark_plugins"
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,11 +55,9 @@ def main() -> None:
         _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "engine.pt")
         (folder / "engine.xml").write_bytes(artifact.blobs["xml"].numpy().tobytes())
         (folder / "engine.bin").write_bytes(artifact.blobs["weights"].numpy().tobytes())
-        command = [build[0], plugins, folder / "noop.pt", folder / "engine.pt", folder / "engine.xml", options.rounds]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    result = json.loads(done.stdout)
+        result = native.run(
+            "bench_op", plugins, folder / "noop.pt", folder / "engine.pt", folder / "engine.xml", options.rounds
+        )
     print(f"a no-op engine through the op: {result['noop_us']:.1f} us a call")
     for case, latency in result["engine"].items():
         print(
@@ -76,7 +67,7 @@ def main() -> None:
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    torch.jit.save(torch.jit.script(module.eval()), str(path))
+    torchscript.save(torchscript.script(module.eval()), path)
 
 
 if __name__ == "__main__":

@@ -71,14 +71,20 @@ void Archive::verify(Records which) const {
   const auto records = manifest.is_object() ? manifest.find("records") : manifest.end();
   if (records == manifest.end() || !records->is_object()) throw damaged(path_, "manifest", "'records'", "none");
   for (const auto& [name, entry] : records->items()) {
-    if (which == Records::kHead && entry.value("is_blob", false)) continue;
+    std::string expected;
+    bool is_blob = false;
+    try {
+      expected = entry.at("sha256").get<std::string>();
+      is_blob = entry.value("is_blob", false);
+    } catch (const json::exception&) {
+      throw damaged(path_, "manifest, record '" + name + "'", "its SHA-256", "none");
+    }
+    if (which == Records::kHead && is_blob) continue;
     if (!reader_->hasRecord(name)) throw damaged(path_, "record '" + name + "'", "it to be there", "none");
     try {
       const auto [data, size] = reader_->getRecord(name);
       const std::string got = sha256(data.get(), size);
-      if (got != entry.value("sha256", "")) {
-        throw damaged(path_, "record '" + name + "'", "the SHA-256 " + entry.value("sha256", ""), got);
-      }
+      if (got != expected) throw damaged(path_, "record '" + name + "'", "the SHA-256 " + expected, got);
     } catch (const Error&) {
       throw;
     } catch (const std::exception&) {

@@ -92,7 +92,7 @@ std::string to_string(const TensorSpec& spec) {
       text += ".." + std::to_string(spec.max[d]);
     }
   }
-  return text + " " + name_of(spec.dtype);
+  return (text.empty() ? "scalar" : text) + " " + name_of(spec.dtype);
 }
 
 }  // namespace hybrid_rt

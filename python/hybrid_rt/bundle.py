@@ -48,6 +48,8 @@ class SegmentCheck:
 def save(module: torch.jit.ScriptModule, path: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
     """Writes a bundle. The file appears whole or not at all; an old one stays until then.
 
+    A process that is killed while it writes leaves a hidden folder ``.NAME.*`` beside the file, which may be deleted.
+
     Args:
         module: the frozen hybrid.
         path: where to.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _native
-from .errors import BundleError, CaptureError
+from .errors import CaptureError
 
 HEAD_OPERATORS = {
     "torchvision::nms": """
@@ -133,20 +133,12 @@ def to_bytes(module: torch.jit.ScriptModule) -> bytes:
 def save(module: torch.jit.ScriptModule, path: Path) -> None:
     """Writes the module as an archive.
 
+    By way of memory: torch's writer of files ends the process when the disk is full, as its destructor throws.
+
     Raises:
-        BundleError: it can't be written.
+        OSError: it can't be written.
     """
-    try:
-        with _quiet():
-            torch.jit.save(module, str(path))
-    except (RuntimeError, OSError) as error:
-        raise BundleError.make(
-            "bundle",
-            str(path),
-            expected="to write the archive",
-            got=str(error).splitlines()[0],
-            remedy="Is there room on the disk, and may this user write there?",
-        ) from error
+    path.write_bytes(to_bytes(module))
 
 
 def load(path: str, device: str, backend: str, threads: int, emulate_precision: bool) -> torch.jit.ScriptModule:

@@ -55,8 +55,8 @@ class InterpreterBackend : public hybrid_rt::Backend {
       hybrid_rt::log(hybrid_rt::LogLevel::kDebug, "interpreter: an engine was made");
       return engine;
     } catch (const std::exception& error) {
-      throw hybrid_rt::Error(hybrid_rt::ErrorKind::kBackend, "interpreter", "artifact", "a traced module",
-                             error.what(), "Convert the detector again.");
+      throw hybrid_rt::Error(hybrid_rt::ErrorKind::kBackend, "interpreter", "artifact", "a traced module", error.what(),
+                             "Convert the detector again.");
     }
   }
 };

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import hybrid_rt
 import pytest
 import torch
+from torch import Tensor, nn
+
+import hybrid_rt
 from hybrid_rt import registry, torchscript
 from hybrid_rt.capture import Program, capture, record
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.specs import UNBOUNDED
-from torch import Tensor, nn
 
 BACKENDS = [
     pytest.param(info.name, marks=() if info.available else pytest.mark.skip(reason=info.reason))
@@ -419,8 +420,13 @@ def test_a_state_of_another_version_is_refused(backend: str) -> None:
     engine = compiled(dynamic_program(), backend).engine
     (version, fields, blobs), qualified_name = engine.__getstate__()
     assert version == 1
-    for other, remedy in ((2, "made by a newer hybrid_rt: upgrade this one"), (0, "too old: convert the detector again")):
-        with pytest.raises(RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1, got {other}. .*{remedy}"):
+    for other, remedy in (
+        (2, "made by a newer hybrid_rt: upgrade this one"),
+        (0, "too old: convert the detector again"),
+    ):
+        with pytest.raises(
+            RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1, got {other}. .*{remedy}"
+        ):
             torch.ScriptObject.__new__(torch.ScriptObject).__setstate__(((other, fields, blobs), qualified_name))
 
 
@@ -430,7 +436,9 @@ def test_a_state_of_altered_bytes_is_refused(backend: str) -> None:
     altered = [blob.clone() for blob in blobs]
     altered[0][len(altered[0]) // 2] ^= 1
     damaged = torch.classes.hybrid_rt.Engine(fields, altered)
-    with pytest.raises(RuntimeError, match=rf"hybrid_rt\[{backend}\]: segment 'backbone', blob .* expected the SHA-256"):
+    with pytest.raises(
+        RuntimeError, match=rf"hybrid_rt\[{backend}\]: segment 'backbone', blob .* expected the SHA-256"
+    ):
         damaged.run([pictures()])
     with pytest.raises(RuntimeError, match=rf"blob '.*' of {backend}: expected \d+ bytes, got \d+"):
         torch.classes.hybrid_rt.Engine(fields, [blob[1:].clone() for blob in blobs])

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from hybrid_rt import registry
 from hybrid_rt.capture import capture, record
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.specs import UNBOUNDED
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 STATIC = None
 DYNAMIC = [(1, 4), (3, 3), (8, 64), (8, UNBOUNDED)]
@@ -152,7 +153,9 @@ def test_meta_tensors_give_meta_tensors_without_running() -> None:
 
 
 def test_meta_tensors_need_static_shapes() -> None:
-    with pytest.raises(RuntimeError, match=r"hybrid_rt\[engine\]: segment 'backbone', output 'all.0': expected a fixed"):
+    with pytest.raises(
+        RuntimeError, match=r"hybrid_rt\[engine\]: segment 'backbone', output 'all.0': expected a fixed"
+    ):
         torch.ops.hybrid_rt.run_engine(engine_of(hybrid(DYNAMIC)), [pictures().to("meta")])
 
 

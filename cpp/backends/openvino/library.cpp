@@ -29,9 +29,6 @@ std::vector<std::string> candidates() {
       if (entry.path().filename().string().rfind("libopenvino_c.so", 0) == 0) found.push_back(entry.path().string());
     }
   }
-#ifdef HYBRID_RT_OPENVINO_BUILD_LIBRARY
-  found.emplace_back(HYBRID_RT_OPENVINO_BUILD_LIBRARY);
-#endif
   found.emplace_back("libopenvino_c.so");
   return found;
 }

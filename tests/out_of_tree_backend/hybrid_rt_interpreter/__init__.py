@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+
 from hybrid_rt.backends.base import Availability, Backend
 from hybrid_rt.capture import Program
 from hybrid_rt.specs import Artifact, blob_from_bytes

@@ -1,0 +1,51 @@
+#include <atomic>
+#include <stdexcept>
+
+#include "hybrid_rt/backend.h"
+
+// A backend that does what the artifact's requirements say: {"refuse": reason}, {"fail": message}, {"throw": message}.
+// Its engine returns its inputs; the description counts the engines that were made.
+
+namespace {
+
+class FixtureEngine : public hybrid_rt::Engine {
+ public:
+  explicit FixtureEngine(std::string description) : description_(std::move(description)) {}
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override { return inputs.vec(); }
+
+  std::string description() const override { return description_; }
+
+ private:
+  std::string description_;
+};
+
+class FixtureBackend : public hybrid_rt::Backend {
+ public:
+  hybrid_rt::Availability availability() override { return {true, "", "1.0", {"cpu"}}; }
+
+  std::optional<std::string> refusal(const hybrid_rt::ArtifactSpec& spec,
+                                     const hybrid_rt::EngineOptions& /*options*/) override {
+    const auto found = spec.requirements.find("refuse");
+    if (found == spec.requirements.end()) return std::nullopt;
+    return found->second;
+  }
+
+  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& spec, std::vector<at::Tensor> /*blobs*/,
+                                          const hybrid_rt::EngineOptions& /*options*/) override {
+    const auto failure = spec.requirements.find("fail");
+    if (failure != spec.requirements.end()) {
+      throw hybrid_rt::Error(hybrid_rt::ErrorKind::kBackend, "fixture", "artifact", "to load", failure->second, "");
+    }
+    const auto foreign = spec.requirements.find("throw");
+    if (foreign != spec.requirements.end()) throw std::runtime_error(foreign->second);
+    return std::make_shared<FixtureEngine>("fixture engine " + std::to_string(++made_));
+  }
+
+ private:
+  std::atomic<int> made_{0};
+};
+
+HYBRID_RT_PLUGIN("fixture", FixtureBackend)
+
+}  // namespace

@@ -1,0 +1,229 @@
+#include "hybrid_rt/bundle.h"
+
+#include <doctest/doctest.h>
+#include <torch/script.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "captured_log.h"
+#include "failure_of.h"
+#include "temporary.h"
+
+// On the bundle that HYBRID_RT_TEST_BUNDLE names: the demo detector, whose first label is the digit 0.
+
+namespace {
+
+using hybrid_rt::Error;
+using hybrid_rt::ErrorKind;
+
+std::string bundle() {
+  const char* path = std::getenv("HYBRID_RT_TEST_BUNDLE");
+  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/make_test_bundle.py makes one");
+  return path;
+}
+
+/// Light rings on a dark ground: the demo detector finds a 0 in each.
+at::Tensor picture_of_rings(int64_t height, int64_t width, int64_t rings) {
+  const at::Tensor y = torch::arange(height).unsqueeze(1) - 60;
+  at::Tensor picture = torch::full({height, width}, 0.2F);
+  for (int64_t ring = 0; ring < rings; ++ring) {
+    const at::Tensor x = torch::arange(width) - (30 + 40 * ring);
+    const at::Tensor radius = (y / 14.0).pow(2) + (x / 9.0).pow(2);
+    picture = torch::where(torch::logical_and(radius > 0.5, radius < 1.3), torch::full({}, 0.9F), picture);
+  }
+  return picture.expand({3, height, width}).contiguous();
+}
+
+struct Detections {
+  at::Tensor boxes, labels, scores;
+
+  int64_t count() const { return labels.size(0); }
+  int64_t confident_zeros() const { return torch::logical_and(labels == 1, scores > 0.9).sum().item<int64_t>(); }
+};
+
+Detections detect(torch::jit::Module& module, const at::Tensor& picture) {
+  const auto found = module.forward({c10::List<at::Tensor>({picture})}).toList().get(0).toGenericDict();
+  const auto tensor = [&](const char* name) { return found.at(name).toTensor(); };
+  return {tensor("boxes"), tensor("labels"), tensor("scores")};
+}
+
+bool are_equal(const Detections& a, const Detections& b) {
+  return a.count() == b.count() && torch::equal(a.labels, b.labels) && torch::allclose(a.boxes, b.boxes, 1e-4, 1e-3) &&
+         torch::allclose(a.scores, b.scores, 1e-4, 1e-4);
+}
+
+}  // namespace
+
+TEST_CASE("a loaded bundle finds what is in the picture") {
+  torch::jit::Module module = hybrid_rt::load(bundle());
+  CHECK(detect(module, picture_of_rings(128, 160, 3)).confident_zeros() == 3);
+  CHECK(detect(module, picture_of_rings(200, 300, 5)).confident_zeros() == 5);
+  CHECK(detect(module, picture_of_rings(128, 160, 0)).confident_zeros() == 0);
+}
+
+TEST_CASE("torch::jit::load gives the same results once the library is linked") {
+  torch::jit::Module ours = hybrid_rt::load(bundle());
+  torch::jit::Module plain = torch::jit::load(bundle());
+  const at::Tensor picture = picture_of_rings(128, 160, 3);
+  const Detections expected = detect(plain, picture);
+  REQUIRE(expected.confident_zeros() == 3);
+  CHECK(are_equal(detect(ours, picture), expected));
+}
+
+TEST_CASE("every variant gives the same results") {
+  const at::Tensor picture = picture_of_rings(128, 160, 3);
+  torch::jit::Module reference = hybrid_rt::load(bundle(), {.backend = "torchscript"});
+  const Detections expected = detect(reference, picture);
+  REQUIRE(expected.confident_zeros() == 3);
+  for (const auto& segment : hybrid_rt::check(bundle())) {
+    for (const auto& variant : segment.variants) {
+      CAPTURE(variant.backend);
+      if (!variant.refusal.empty()) continue;  // its runtime is not installed
+      torch::jit::Module module = hybrid_rt::load(bundle(), {.backend = variant.backend});
+      CHECK(are_equal(detect(module, picture), expected));
+    }
+  }
+}
+
+TEST_CASE("engines are prepared by load, by their first run otherwise") {
+  using Engines = std::vector<std::pair<std::string, std::string>>;
+  CHECK(hybrid_rt::engines(hybrid_rt::load(bundle(), {.backend = "torchscript"})) ==
+        Engines{{"backbone", "torchscript"}});
+  const TemporaryVariable variable("HYBRID_RT_BACKEND", "torchscript");
+  torch::jit::Module plain = torch::jit::load(bundle());
+  CHECK(hybrid_rt::engines(plain) == Engines{{"backbone", ""}});
+  detect(plain, picture_of_rings(128, 160, 1));
+  CHECK(hybrid_rt::engines(plain) == Engines{{"backbone", "torchscript"}});
+}
+
+TEST_CASE("choices tell the variants and the reasons") {
+  const auto texts = hybrid_rt::choices(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
+  REQUIRE(texts.size() == 1);
+  const auto choice = nlohmann::json::parse(texts[0]);
+  CHECK(choice.at("segment") == "backbone");
+  CHECK(choice.at("backend") == "torchscript");
+  CHECK(choice.at("precision") == "fp32");
+  CHECK_FALSE(choice.at("description").get<std::string>().empty());
+  size_t chosen = 0;
+  for (const auto& variant : choice.at("variants")) {
+    CHECK(variant.at("chosen").get<bool>() == (variant.at("backend") == "torchscript"));
+    CHECK(variant.at("refusal").get<std::string>().empty() == variant.at("chosen").get<bool>());
+    chosen += variant.at("chosen").get<bool>() ? 1 : 0;
+  }
+  CHECK(chosen == 1);
+}
+
+TEST_CASE("a module without engines has no choices") {
+  const torch::jit::Module module("empty");
+  CHECK(hybrid_rt::engines(module).empty());
+  CHECK(hybrid_rt::choices(module).empty());
+}
+
+TEST_CASE("check chooses as load does") {
+  const auto segments = hybrid_rt::check(bundle(), {.backend = "torchscript"});
+  REQUIRE(segments.size() == 1);
+  CHECK(segments[0].segment == "backbone");
+  REQUIRE(segments[0].variants.size() == 2);
+  CHECK(segments[0].variants[0].backend == "openvino");
+  CHECK(segments[0].variants[0].refusal == "only 'torchscript' was asked for");
+  CHECK_FALSE(segments[0].variants[0].chosen);
+  CHECK(segments[0].variants[1].backend == "torchscript");
+  CHECK(segments[0].variants[1].chosen);
+}
+
+TEST_CASE("the manifest is read without loading the module") {
+  const auto manifest = nlohmann::json::parse(hybrid_rt::read_manifest(bundle()));
+  CHECK(manifest.at("format_version") == 1);
+  CHECK(manifest.at("segments").at(0).at("name") == "backbone");
+  CHECK(manifest.at("segments").at(0).at("variants").size() == 2);
+}
+
+TEST_CASE("a backend that the file lacks can't be chosen") {
+  const CapturedLog captured;
+  const Error error = failure_of([] { hybrid_rt::load(bundle(), {.backend = "nonesuch"}); });
+  CHECK(error.kind() == ErrorKind::kBackend);
+  CHECK(contains(error.what(), "segment 'backbone': expected a variant that can run on this machine, got none of 2:"));
+  CHECK(contains(error.what(), "torchscript (fp32): only 'nonesuch' was asked for"));
+}
+
+TEST_CASE("a device that no variant runs on is refused by load") {
+  const CapturedLog captured;
+  const Error error = failure_of([] { hybrid_rt::load(bundle(), {.device = torch::kMeta}); });
+  CHECK(error.kind() == ErrorKind::kBackend);
+  CHECK(contains(error.what(), "torchscript (fp32): runs on cpu and cuda, not on meta"));
+}
+
+TEST_CASE("a file that is no bundle is refused by every function") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("no_bundle.pt");
+  torch::jit::Module("empty").save(path);
+  for (const auto& call : std::vector<std::function<void()>>{
+           [&] { hybrid_rt::load(path); }, [&] { hybrid_rt::check(path); }, [&] { hybrid_rt::read_manifest(path); },
+           [&] { hybrid_rt::verify_records(path); }}) {
+    const Error error = failure_of(call);
+    CHECK(error.kind() == ErrorKind::kBundle);
+    CHECK(contains(error.what(), "expected a bundle of hybrid_rt, got an archive without a manifest of ours."));
+  }
+}
+
+TEST_CASE("a flipped bit anywhere in the records is found") {
+  CHECK_NOTHROW(hybrid_rt::verify_records(bundle()));
+  const TemporaryFolder folder;
+  const std::string path = folder.file("altered.pt");
+  const auto size = static_cast<std::streamoff>(std::filesystem::file_size(bundle()));
+  for (const std::streamoff position : {size / 4, size / 2, size * 3 / 4}) {
+    CAPTURE(position);
+    std::filesystem::copy_file(bundle(), path, std::filesystem::copy_options::overwrite_existing);
+    {
+      std::fstream stream(path, std::ios::in | std::ios::out | std::ios::binary);
+      stream.seekg(position);
+      const char byte = static_cast<char>(stream.get() ^ 1);
+      stream.seekp(position);
+      stream.put(byte);
+    }
+    CHECK(failure_of([&] { hybrid_rt::verify_records(path); }).kind() == ErrorKind::kBundle);
+    CHECK(failure_of([&] { hybrid_rt::load(path); }).kind() == ErrorKind::kBundle);
+  }
+}
+
+TEST_CASE("threads share a module") {
+  torch::jit::Module module = hybrid_rt::load(bundle());
+  std::vector<at::Tensor> pictures;
+  std::vector<Detections> expected;
+  for (int64_t i = 0; i < 4; ++i) {
+    pictures.push_back(picture_of_rings(120 + 16 * i, 150 + 8 * i, i));
+    expected.push_back(detect(module, pictures.back()));
+    REQUIRE(expected.back().confident_zeros() == i);
+  }
+  std::vector<int> right(pictures.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < pictures.size(); ++i) {
+    threads.emplace_back([&, i] {
+      const at::NoGradGuard no_grad;
+      for (int k = 0; k < 5; ++k) right[i] += are_equal(detect(module, pictures[i]), expected[i]) ? 1 : 0;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(right == std::vector<int>(pictures.size(), 5));
+}
+
+TEST_CASE("neither Python nor torchvision is in the process") {
+  torch::jit::Module module = hybrid_rt::load(bundle());
+  CHECK(detect(module, picture_of_rings(128, 160, 1)).count() > 0);
+  std::ifstream maps("/proc/self/maps");
+  size_t lines = 0;
+  for (std::string line; std::getline(maps, line); ++lines) {
+    const std::string name = std::filesystem::path(line.substr(line.rfind(' ') + 1)).filename().string();
+    CHECK_FALSE(contains(name, "libpython"));
+    CHECK_FALSE(contains(name, "libtorch_python"));
+    CHECK_FALSE(contains(name, "torchvision"));
+    CHECK_FALSE(line.find("/torchvision/") != std::string::npos);
+  }
+  CHECK(lines > 10);
+}

@@ -1,0 +1,288 @@
+"""Projects of strangers, built against the installed package: a service in C++, and a backend of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import hybrid_rt
+from hybrid_rt import registry
+
+TESTS = Path(__file__).parents[1]
+# The environment's own cmake, ninja and ccache, if it has them.
+SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, "PATH": SEARCH_PATH, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def succeed(*command: str | Path, **environment: str) -> str:
+    """Runs a command that must succeed; returns its stdout."""
+    result = run(*command, **environment)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def configure(project: Path, build: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = shutil.which("ccache", path=SEARCH_PATH)
+    return run(
+        "cmake", "-G", "Ninja", "-S", project, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_PREFIX_PATH={hybrid_rt.cmake_prefix_path}",
+        *([f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []),
+        *arguments,
+    )  # fmt: skip
+
+
+def build_project(project: Path, build: Path) -> Path:
+    configured = configure(project, build)
+    assert configured.returncode == 0, configured.stderr
+    succeed("cmake", "--build", build)
+    return build
+
+
+@pytest.fixture(scope="module")
+def downstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the service's programs."""
+    return build_project(TESTS / "downstream", tmp_path_factory.mktemp("downstream"))
+
+
+@pytest.fixture(scope="module")
+def out_of_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip would make in site-packages for the stranger's backend."""
+    build = build_project(TESTS / "out_of_tree_backend", tmp_path_factory.mktemp("out_of_tree"))
+    succeed("cmake", "--install", build, "--prefix", build / "installed")
+    return build / "installed"
+
+
+# The service in C++
+
+
+def picture_arguments(image: Tensor, folder: Path) -> tuple[str, str, str]:
+    """The picture as the programs' arguments: a raw file, height, width."""
+    path = folder / "picture.raw"
+    path.write_bytes(image.contiguous().numpy().tobytes())
+    return str(path), str(image.shape[1]), str(image.shape[2])
+
+
+@pytest.mark.parametrize("program", ["with_hybrid_rt", "with_torch_only"])
+def test_a_program_finds_what_python_finds(
+    program: str, downstream: Path, demo_bundle: Path, demo_image: Tensor, tmp_path: Path
+) -> None:
+    (expected,) = hybrid_rt.load(demo_bundle)([demo_image])
+    printed = succeed(downstream / program, demo_bundle, *picture_arguments(demo_image, tmp_path))
+    rows = torch.tensor([[float(word) for word in line.split()] for line in printed.splitlines()])
+    assert len(rows) == len(expected["labels"]) > 0
+    assert rows[:, 0].tolist() == expected["labels"].tolist()
+    torch.testing.assert_close(rows[:, 1], expected["scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows[:, 2:], expected["boxes"], rtol=1e-4, atol=1e-2)
+
+
+def test_the_file_order_and_the_environment_choose_the_engine(
+    downstream: Path, demo_bundle: Path, demo_image: Tensor, tmp_path: Path
+) -> None:
+    command = (downstream / "with_hybrid_rt", demo_bundle, *picture_arguments(demo_image, tmp_path))
+    assert run(*command).stderr == "backbone: openvino\n"
+    assert run(*command, HYBRID_RT_BACKEND="torchscript").stderr == "backbone: torchscript\n"
+
+
+def test_a_missing_bundle_is_one_line_of_advice(downstream: Path) -> None:
+    result = run(downstream / "with_hybrid_rt", "/no/such/file.pt", "picture.raw", "1", "1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("hybrid_rt[bundle]: /no/such/file.pt: expected a file, got ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_programs_need_no_python(downstream: Path) -> None:
+    linked = succeed("ldd", downstream / "with_torch_only")
+    assert "libhybrid_rt.so" in linked  # though no symbol of it is used
+    assert "not found" not in linked
+    assert "python" not in {line.split()[0].partition(".so")[0] for line in linked.splitlines()}
+    assert "libtorch_python" not in linked
+
+
+@pytest.mark.parametrize("name", ["CMAKE_PREFIX_PATH", "hybrid_rt_DIR"])
+def test_the_package_is_found_by_either_variable(name: str, tmp_path: Path) -> None:
+    result = run(
+        "cmake", "-G", "Ninja", "-S", TESTS / "downstream", "-B", tmp_path, f"-D{name}={hybrid_rt.cmake_prefix_path}"
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"hybrid_rt: torch {'.'.join(torch.__version__.split('.')[:2])} in " in result.stdout
+
+
+def test_a_torch_folder_that_holds_no_torch_is_a_clear_error(tmp_path: Path) -> None:
+    result = configure(TESTS / "downstream", tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
+    assert result.returncode != 0
+    text = " ".join(result.stderr.split())
+    assert f"hybrid_rt[build]: torch: expected a folder with its headers, got '{tmp_path}'." in text
+    assert "name it with -DHYBRID_RT_TORCH_FOLDER=." in text
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ((2, 99), "but {folder} is torch 2.99: custom classes need one binary a torch minor version."),
+        ((2, 1), "hybrid_rt[build]: torch: expected 2.11 or newer, got 2.1 in {folder}."),
+    ],
+    ids=["another minor version", "too old"],
+)
+def test_another_torch_is_a_clear_error(version: tuple[int, int], message: str, tmp_path: Path) -> None:
+    header = tmp_path / "include" / "torch" / "headeronly" / "version.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(f"#define TORCH_VERSION_MAJOR {version[0]}\n#define TORCH_VERSION_MINOR {version[1]}\n")
+    result = configure(TESTS / "downstream", tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
+    assert result.returncode != 0
+    assert message.format(folder=tmp_path) in " ".join(result.stderr.split())
+
+
+def test_the_installed_headers_compile_without_the_checkout() -> None:
+    include = Path(hybrid_rt.cmake_prefix_path).parent / "include" / "hybrid_rt"
+    assert {path.name for path in include.iterdir()} >= {"hybrid_rt.h", "bundle.h", "backend.h", "engine.h"}
+
+
+# The backend out of the tree
+
+
+def python(script: str, folder: Path, **environment: str) -> str:
+    """Runs a script with the folder's packages installed; returns stdout and stderr."""
+    result = run(sys.executable, "-W", "error", "-c", script, PYTHONPATH=str(folder), **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_an_installed_backend_is_listed(out_of_tree: Path) -> None:
+    script = "import hybrid_rt; print([info.available for info in hybrid_rt.backends() if info.name == 'interpreter'])"
+    assert python(script, out_of_tree) == "[True]\n"
+    assert "interpreter" not in {info.name for info in hybrid_rt.backends()}  # not in this process
+
+
+def test_an_installed_backend_keeps_the_contract(out_of_tree: Path) -> None:
+    printed = succeed(
+        sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "interpreter",
+        Path(__file__).with_name("test_backend_contract.py"), PYTHONPATH=str(out_of_tree),
+    )  # fmt: skip
+    summary = printed.strip().splitlines()[-1]
+    assert "passed" in summary
+    assert "skipped" not in summary
+    assert int(summary.split()[0]) > 30
+
+
+CONVERT_AND_LOAD = """
+import sys
+import hybrid_rt, torch
+from torch import nn
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.backbone(x).relu()
+
+x = torch.rand(1, 3, 16, 16)
+detector = Detector().eval()
+with torch.no_grad():
+    hybrid_rt.convert(detector, (x,), sys.argv[1], engine="interpreter", verify=False)
+    for module in [hybrid_rt.load(sys.argv[1]) for _ in range(3)]:
+        (engine,) = hybrid_rt.engines(module)
+        assert engine["backend"] == "interpreter", engine
+        torch.testing.assert_close(module(x), detector(x))
+"""
+
+
+def test_an_installed_backend_converts_and_its_loads_share_an_engine(out_of_tree: Path, tmp_path: Path) -> None:
+    result = run(
+        sys.executable, "-c", CONVERT_AND_LOAD, tmp_path / "detector.pt", PYTHONPATH=str(out_of_tree),
+        HYBRID_RT_LOG="debug",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("interpreter: an engine was made") == 1
+    assert result.stderr.count("segment 'backbone' runs on interpreter") == 3
+
+
+def test_a_bundle_of_a_backend_that_is_not_installed_runs_on_the_next_variant(
+    out_of_tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "detector.pt"
+    succeed(sys.executable, "-c", CONVERT_AND_LOAD, path, PYTHONPATH=str(out_of_tree))
+    (engine,) = hybrid_rt.engines(hybrid_rt.load(path))
+    assert engine["backend"] == "torchscript"
+    refusal = engine["variants"][0]["refusal"]
+    assert refusal.startswith("hybrid_rt[interpreter]: backend: expected one of ")
+    assert "libhybrid_rt_interpreter.so" in refusal
+    with pytest.raises(hybrid_rt.OptionError, match=r"expected one of .*torchscript.*, got 'interpreter'"):
+        registry.backend("interpreter")
+
+
+UNUSABLE = {
+    "wrong_interface": "the plug-in was built for plug-in interface 2, this is hybrid_rt's 1; rebuild it",
+    "wrong_torch": "the plug-in was built with torch 1.13, this is torch {torch}; rebuild it",
+    "misnamed": "libhybrid_rt_misnamed.so says that it is 'somebody_else'; rename the file or the backend",
+    "no_entry": "libhybrid_rt_no_entry.so exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)",
+    "throwing_constructor": "the plug-in's backend can't be made: it is broken on purpose",
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_a_plugin_that_is_wrong_is_listed_with_the_reason(fault: str, out_of_tree: Path) -> None:
+    script = f"import hybrid_rt; print(*[info.run_reason for info in hybrid_rt.backends() if info.name == '{fault}'])"
+    printed = python(script, out_of_tree, HYBRID_RT_PLUGIN_PATH=str(out_of_tree / "faulty"))
+    assert printed.startswith(f"hybrid_rt[{fault}]: plug-in: expected a usable {out_of_tree}/faulty/libhybrid_rt_")
+    assert UNUSABLE[fault].format(torch=".".join(torch.__version__.split(".")[:2])) in printed
+
+
+LOAD_WITH_FAULT = """
+import sys
+import torch
+from torch import nn
+from hybrid_rt import registry
+from hybrid_rt.capture import capture, record
+from hybrid_rt.engine_module import engine_module
+from hybrid_rt.specs import Artifact, ArtifactSpec
+
+fault, with_fallback = sys.argv[1], sys.argv[2] == "with fallback"
+x = torch.rand(1, 3, 8, 8)
+detector = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+program = capture(detector, "0", record(detector, ["0"], [(x,)])["0"])
+spec = ArtifactSpec(fault, "fp32", "cpu", program.inputs, program.outputs)
+artifacts = [Artifact(spec, {"bytes": torch.zeros(3, dtype=torch.uint8)})]
+if with_fallback:
+    artifacts.append(registry.backend("torchscript").compile(program, "fp32"))
+with torch.no_grad():
+    torch.testing.assert_close(engine_module(program, artifacts)(x), detector(x))
+"""
+
+
+@pytest.mark.parametrize("fault", ["failing_load", "foreign_exception"])
+def test_a_variant_that_fails_to_load_is_warned_of_and_the_next_runs(fault: str, out_of_tree: Path) -> None:
+    plugins = str(out_of_tree / "faulty")
+    result = run(sys.executable, "-c", LOAD_WITH_FAULT, fault, "with fallback", HYBRID_RT_PLUGIN_PATH=plugins)
+    assert result.returncode == 0, result.stderr
+    assert f"hybrid_rt warning: segment '0': {fault} (fp32) failed to load: " in result.stderr
+    assert "it is broken on purpose" in result.stderr
+
+
+@pytest.mark.parametrize("fault", ["failing_load", "foreign_exception", "wrong_torch"])
+def test_without_another_variant_the_error_tells_the_reason(fault: str, out_of_tree: Path) -> None:
+    plugins = str(out_of_tree / "faulty")
+    result = run(sys.executable, "-c", LOAD_WITH_FAULT, fault, "alone", HYBRID_RT_PLUGIN_PATH=plugins)
+    assert result.returncode == 1
+    assert "hybrid_rt[variants]: segment '0': expected a variant that can run on this machine, got none of 1:" in (
+        result.stderr
+    )
+    assert f"\n  {fault} (fp32): " in result.stderr
+    assert ("rebuild it" if fault == "wrong_torch" else "it is broken on purpose") in result.stderr

@@ -1,0 +1,211 @@
+"""Who may know whom: the rules of docs/design that no compiler holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "python" / "hybrid_rt"
+CPP = ROOT / "cpp"
+
+# A module imports only modules of lower layers. A new module needs a place here.
+LAYERS = [
+    {"_native"},
+    {"errors"},
+    {"specs", "files"},
+    {"structure", "torchscript", "_fake", "exact_transform"},
+    {"backends.base"},
+    {"backends"},  # the folder: each backend in it
+    {"registry"},
+    {"capture", "segments", "shapes"},
+    {"engine_module"},
+    {"bundle"},
+    {"verify", "measure"},
+    {"report"},
+    {"convert"},
+    {"cli"},
+]
+LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
+
+# What a backend brings; torch, torchvision, numpy, PIL and rich are the package's own requirements.
+VENDORS = {"openvino", "onnx", "onnxruntime", "nncf", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "torch2trt", "tvm"}
+VENDOR_HEADER = re.compile(
+    r"openvino|onnxruntime|NvInfer|NvOnnx|tvm|dlpack|cuda_runtime|torch/csrc/inductor|pybind|torch/extension|Python\.h"
+)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+
+
+def layer_of(module: str) -> int:
+    return LAYER[module] if module in LAYER else LAYER[module.split(".")[0]]
+
+
+def nodes(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING:``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not inside_functions:
+            continue
+        yield node
+        yield from nodes(node, inside_functions=inside_functions)
+
+
+def imports(path: Path, *, inside_functions: bool) -> Iterator[str]:
+    """Absolute names of what is imported; relative ones begin with ``hybrid_rt.``."""
+    package = ["hybrid_rt", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in nodes(ast.parse(path.read_text()), inside_functions=inside_functions):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            if node.module:
+                yield ".".join([*base, node.module])
+            else:
+                yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def known_module(imported: str) -> str | None:
+    """``hybrid_rt.backends.base`` -> ``backends.base``; None for names of the package itself (``__version__``)."""
+    inner = imported.removeprefix("hybrid_rt").removeprefix(".")
+    return inner if inner in MODULES or inner in LAYER else None
+
+
+def test_the_source_is_found() -> None:
+    assert {"convert", "backends.base", "cli"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_imports_only_lower_layers(module: str) -> None:
+    assert module in LAYER or module.split(".")[0] in LAYER, f"give {module} a place in LAYERS"
+    allowed = layer_of(module)
+    for imported in imports(MODULES[module], inside_functions=True):
+        if imported.split(".")[0] != "hybrid_rt":
+            continue
+        other = known_module(imported)
+        if other is not None:
+            assert layer_of(other) < allowed, f"{module} (layer {allowed}) imports {other} (layer {layer_of(other)})"
+
+
+def test_backends_do_not_know_each_other() -> None:
+    backends = {module for module in MODULES if module.startswith("backends.")} - {"backends.base"}
+    assert len(backends) >= 2
+    for module in backends:
+        used = {known_module(name) for name in imports(MODULES[module], inside_functions=True)}
+        assert not used & (backends - {module}), module
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_vendors_are_imported_inside_functions_of_their_backend(module: str) -> None:
+    at_the_top = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=False)}
+    assert not at_the_top & VENDORS
+    if not module.startswith("backends."):
+        anywhere = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=True)}
+        assert not anywhere & VENDORS
+
+
+def test_the_vendor_rule_sees_imports_in_functions() -> None:
+    openvino = MODULES["backends.openvino"]
+    assert "openvino" in set(imports(openvino, inside_functions=True))
+    assert "openvino" not in set(imports(openvino, inside_functions=False))
+
+
+def jit_uses(path: Path) -> set[str]:
+    """Names used of torch.jit, and of torch._C's part of it, annotations left out: ``torch.jit.freeze``."""
+    tree = ast.parse(path.read_text())
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if re.fullmatch(r"torch\.jit\.\w+|torch\._C\._jit\w+", text):
+                used.add(text)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            used |= {name for name in imports_of(node) if name.startswith("torch.jit")}
+    return used
+
+
+def imports_of(node: ast.Import | ast.ImportFrom) -> set[str]:
+    prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) and node.module else ""
+    return {prefix + alias.name for alias in node.names}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_torch_jit_is_called_in_one_file(module: str) -> None:
+    used = jit_uses(MODULES[module])
+    if module == "torchscript":
+        assert {"torch.jit.trace", "torch.jit.script", "torch.jit.freeze", "torch.jit.save"} <= used
+    else:
+        assert used <= {"torch.jit.ScriptModule"}  # a type, for annotations and isinstance
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def sources(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix in {".h", ".hpp", ".cpp", ".cc"})
+    assert found, folder
+    return found
+
+
+@pytest.mark.parametrize("path", sources(CPP / "src") + sources(CPP / "include"), ids=lambda path: path.name)
+def test_the_library_includes_neither_vendors_nor_python(path: Path) -> None:
+    assert [name for name in includes(path) if VENDOR_HEADER.search(name)] == []
+
+
+@pytest.mark.parametrize("path", sources(CPP / "src"), ids=lambda path: path.name)
+def test_the_library_does_not_know_its_backends_or_programs(path: Path) -> None:
+    assert [name for name in includes(path) if "backends/" in name or "apps/" in name] == []
+
+
+@pytest.mark.parametrize("name", ["error.h", "specs.h", "engine.h", "backend.h", "log.h"])
+def test_contracts_are_free_of_torchscript(name: str) -> None:
+    seen: set[str] = set()
+    waiting = [f"hybrid_rt/{name}"]
+    while waiting:
+        header = waiting.pop()
+        seen.add(header)
+        path = CPP / "include" / header
+        waiting += [other for other in includes(path) if other.startswith("hybrid_rt/") and other not in seen]
+        assert [other for other in includes(path) if re.match(r"torch/(script|custom_class|csrc|all)", other)] == []
+
+
+BACKEND_FOLDERS = sorted(path for path in (CPP / "backends").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", BACKEND_FOLDERS, ids=lambda path: path.name)
+def test_a_backend_knows_the_contracts_itself_and_its_vendor(folder: Path) -> None:
+    own = {path.relative_to(folder).as_posix() for path in sources(folder)}
+    others = {path.name for path in BACKEND_FOLDERS} - {folder.name}
+    public = {path.name for path in (CPP / "include" / "hybrid_rt").iterdir()} - {"bundle.h", "hybrid_rt.h"}
+    internal = {path.name for path in (CPP / "src").glob("*.h")} - own
+    for path in sources(folder):
+        for name in includes(path):
+            assert name.split("/")[0] not in others, f"{path.name} includes {name} of another backend"
+            assert Path(name).name not in internal or name in own, f"{path.name} includes {name} of src/"
+            assert ".." not in Path(name).parts, f"{path.name} includes {name}"
+            if name.startswith("hybrid_rt/"):
+                assert name.removeprefix("hybrid_rt/") in public, f"{path.name} includes {name}"
+
+
+def test_only_the_python_module_includes_python() -> None:
+    python = re.compile(r"pybind|torch/extension|Python\.h")
+    users = {path.relative_to(CPP).parts[0] for path in sources(CPP) if any(map(python.search, includes(path)))}
+    assert users == {"python"}
+
+
+def test_operators_are_registered_in_one_file() -> None:
+    pattern = re.compile(r"^TORCH_LIBRARY(_IMPL|_FRAGMENT)?\(", re.MULTILINE)
+    assert [path.name for path in sources(CPP) if pattern.search(path.read_text())] == ["register.cpp"]

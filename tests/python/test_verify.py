@@ -1,0 +1,279 @@
+"""What counts as the same boxes, and as the same tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hybrid_rt import THRESHOLDS, OptionError, Thresholds, Verification, VerificationError, verify
+from hybrid_rt.verify import (
+    BoxMatch,
+    add_tensor_failures,
+    box_iou,
+    compare_modules,
+    compare_results,
+    compare_tensors,
+    detections_of,
+    match_boxes,
+    require,
+    thresholds_of,
+)
+from torch import Tensor, nn
+
+Detections = dict[str, Tensor]
+
+THREE = ([0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [0.0, 20.0, 10.0, 30.0])
+NAN = math.nan
+
+
+def detections(*boxes: list[float], labels: list[int] | None = None, scores: list[float] | None = None) -> Detections:
+    count = len(boxes)
+    return {
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "labels": torch.tensor(labels if labels is not None else [1] * count, dtype=torch.int64),
+        "scores": torch.tensor(scores if scores is not None else [0.9] * count),
+    }
+
+
+def test_equal_detections_match_wholly() -> None:
+    assert match_boxes(detections(*THREE), detections(*THREE)) == BoxMatch(3, 3, 3, 1.0, 0.0)
+
+
+def test_two_empty_results_match_but_say_that_there_was_nothing() -> None:
+    match = match_boxes(detections(), detections())
+    assert (match.expected, match.found, match.matched, match.recall) == (0, 0, 0, 1.0)
+
+
+@pytest.mark.parametrize(("expected", "found"), [(THREE, ()), ((), THREE)])
+def test_boxes_against_none_have_no_partner(expected: tuple[list[float]], found: tuple[list[float]]) -> None:
+    match = match_boxes(detections(*expected), detections(*found))
+    assert match.matched == 0
+    assert match.recall == 0.0
+
+
+def test_each_box_has_one_partner_at_most() -> None:
+    twice = detections(THREE[0], THREE[0])
+    assert match_boxes(twice, detections(THREE[0])).matched == 1
+    assert match_boxes(detections(THREE[0]), twice).matched == 1
+    assert match_boxes(twice, twice).matched == 2
+
+
+def test_order_does_not_matter() -> None:
+    assert match_boxes(detections(*THREE), detections(*reversed(THREE))).recall == 1.0
+
+
+def test_another_label_is_another_box() -> None:
+    assert match_boxes(detections(*THREE), detections(*THREE, labels=[1, 2, 1])).matched == 2
+
+
+def test_the_best_overlap_is_taken() -> None:
+    near, exact = [0.0, 0.0, 10.0, 9.5], THREE[0]
+    match = match_boxes(detections(exact), detections(near, exact), iou=0.5)
+    assert match.min_iou == 1.0
+
+
+@pytest.mark.parametrize(("threshold", "matched"), [(0.949, 1), (0.951, 0)])
+def test_overlap_at_the_threshold(threshold: float, matched: int) -> None:
+    moved = detections([0.0, 0.0, 10.0, 9.5])  # IoU 0.95
+    assert match_boxes(detections(THREE[0]), moved, iou=threshold).matched == matched
+
+
+@pytest.mark.parametrize(("threshold", "matched"), [(0.11, 1), (0.09, 0)])
+def test_score_at_the_threshold(threshold: float, matched: int) -> None:
+    match = match_boxes(detections(THREE[0]), detections(THREE[0], scores=[0.8]), score=threshold)
+    assert match.matched == matched
+
+
+def test_greatest_score_difference_is_kept() -> None:
+    match = match_boxes(detections(*THREE), detections(*THREE, scores=[0.9, 0.6, 0.8]))
+    assert match.max_score_difference == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("broken", [detections([NAN, 0.0, 10.0, 10.0]), detections(THREE[0], scores=[NAN])])
+def test_nan_matches_nothing_not_even_itself(broken: Detections) -> None:
+    assert match_boxes(broken, detections(THREE[0])).matched == 0
+    assert match_boxes(detections(THREE[0]), broken).matched == 0
+    assert match_boxes(broken, broken).matched == 0
+
+
+def test_iou_of_known_boxes() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 15, 15], [20, 20, 30, 30], [0, 0, 5, 10]]).double()
+    row = box_iou(boxes[:1], boxes)[0].tolist()
+    assert row == pytest.approx([1.0, 25 / 175, 0.0, 0.5])
+
+
+def test_iou_of_empty_and_inverted_boxes() -> None:
+    empty, other = torch.tensor([[5.0, 5, 5, 5]]), torch.tensor([[9.0, 9, 9, 9]])
+    inverted = torch.tensor([[10.0, 10, 0, 0]])
+    assert float(box_iou(empty, empty)) == 1.0
+    assert float(box_iou(empty, other)) == 0.0
+    assert float(box_iou(inverted, torch.tensor([[0.0, 0, 10, 10]]))) == 0.0
+    assert box_iou(torch.zeros(0, 4), other).shape == (0, 1)
+
+
+def test_equal_tensors_have_no_error() -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.tensor([1.0, -2.0])], [torch.tensor([1.0, -2.0])])
+    assert (error.segment, error.output, error.relative_error) == ("s", "o", 0.0)
+    assert error.cosine == pytest.approx(1.0)
+
+
+def test_error_is_relative_to_the_greatest_value() -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.tensor([100.0, 0.0])], [torch.tensor([100.0, 1.0])])
+    assert error.relative_error == pytest.approx(0.01)
+
+
+def test_error_of_zeros_is_absolute() -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.zeros(3)], [torch.tensor([0.0, 0.25, 0.0])])
+    assert error.relative_error == 0.25
+
+
+def test_opposite_tensors_have_cosine_minus_one() -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.tensor([1.0, 2.0])], [torch.tensor([-1.0, -2.0])])
+    assert error.cosine == pytest.approx(-1.0)
+    assert error.relative_error == 2.0
+
+
+def test_empty_tensors_are_equal() -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.zeros(0, 4)], [torch.zeros(0, 4)])
+    assert (error.relative_error, error.cosine) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "got",
+    [
+        torch.ones(3),
+        torch.ones(2, 1),
+        torch.ones(2, dtype=torch.float64),
+        torch.tensor([1.0, NAN]),
+        torch.tensor([1.0, math.inf]),
+    ],
+)
+def test_another_shape_or_dtype_or_value_without_end_is_infinitely_wrong(got: Tensor) -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.ones(2)], [got])
+    assert error.relative_error == math.inf
+
+
+def test_nan_in_the_detector_is_a_failure_too() -> None:
+    errors = compare_tensors("s", ["o"], [torch.tensor([NAN, 1.0])], [torch.ones(2)])
+    verification = Verification("fp32")
+    add_tensor_failures(verification, errors, THRESHOLDS["fp32"])
+    assert not verification.passed
+
+
+def test_integers_and_booleans_are_compared() -> None:
+    expected = [torch.tensor([1, 2]), torch.tensor([True, False])]
+    got = [torch.tensor([1, 3]), torch.tensor([True, False])]
+    assert [error.relative_error for error in compare_tensors("s", ["a", "b"], expected, got)] == [0.5, 0.0]
+
+
+def test_detections_are_told_from_other_results() -> None:
+    assert detections_of([detections(*THREE)]) is not None
+    assert detections_of((detections(),)) is not None
+    assert detections_of(torch.zeros(3)) is None
+    assert detections_of([{"boxes": torch.zeros(0, 4)}]) is None
+    assert detections_of([torch.zeros(3)]) is None
+
+
+def test_result_for_fewer_pictures_is_a_failure() -> None:
+    verification = Verification("fp32")
+    compare_results(verification, [detections(), detections()], [detections()], THRESHOLDS["fp32"], "input 0")
+    assert verification.failures == ["input 0: detections of 2 pictures expected, of 1 found"]
+
+
+def test_missing_box_is_a_failure_that_says_which() -> None:
+    verification = Verification("fp32")
+    compare_results(verification, [detections(*THREE)], [detections(*THREE[:2])], THRESHOLDS["fp32"], "input 4")
+    assert verification.failures == [
+        "input 4, picture 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001)"
+    ]
+
+
+def test_other_results_are_compared_tensor_by_tensor() -> None:
+    verification = Verification("fp32")
+    one = torch.ones(2)
+    compare_results(verification, (one, [one]), (one, [one * 2]), THRESHOLDS["fp32"], "input 0")
+    assert [error.output for error in verification.tensors] == ["output.0", "output.1.0"]
+    assert len(verification.failures) == 1
+    assert "output 'output.1.0': relative error 1 (allowed 0.001)" in verification.failures[0]
+
+
+def test_another_number_of_tensors_is_a_failure() -> None:
+    verification = Verification("fp32")
+    compare_results(verification, torch.ones(2), (torch.ones(2), torch.ones(2)), THRESHOLDS["fp32"], "input 0")
+    assert verification.failures == ["input 0: 1 tensors expected, 2 found"]
+
+
+class Finds(nn.Module):
+    def __init__(self, *boxes: list[float]) -> None:
+        super().__init__()
+        self.boxes = boxes
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        return [detections(*self.boxes) for _ in images]
+
+
+def compared(first: nn.Module, second: nn.Module, **options: bool) -> Verification:
+    inputs = [([torch.zeros(3, 8, 8)],)]
+    return compare_modules(first, second, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], **options)
+
+
+def test_nothing_found_anywhere_is_a_failure() -> None:
+    verification = compared(Finds(), Finds())
+    assert len(verification.failures) == 1
+    assert "the detector found no box in any picture" in verification.failures[0]
+    assert compared(Finds(), Finds(), require_detections=False).passed
+    assert compared(Finds(*THREE), Finds(*THREE)).passed
+
+
+def test_require_raises_every_failure() -> None:
+    require(Verification("fp32"))
+    with pytest.raises(VerificationError) as caught:
+        require(Verification("bf16", failures=["one thing", "another"]))
+    assert str(caught.value) == (
+        "hybrid_rt[verify]: the hybrid in bf16: expected what the detector finds, got \n  one thing\n  another\n. "
+        "Nothing was saved. Take precision='fp32', leave the segment out, or loosen thresholds= if it is meant."
+    )
+
+
+def test_thresholds_of_a_precision_without_any() -> None:
+    assert thresholds_of("bf16") == THRESHOLDS["bf16"]
+    with pytest.raises(OptionError) as caught:
+        thresholds_of("int4")
+    assert str(caught.value) == (
+        "hybrid_rt[verify]: thresholds: expected a precision that has some (fp32, bf16), got 'int4'. "
+        "Give thresholds=Thresholds(...)."
+    )
+
+
+def test_results_as_json_hold_every_number() -> None:
+    verification = compared(Finds(*THREE), Finds(*THREE[:1]))
+    record = verification.to_json()
+    assert record["precision"] == "fp32"
+    assert record["pictures"] == [
+        {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0}
+    ]
+    assert record["failures"] == verification.failures
+
+
+def test_demo_bundle_passes(demo_detector: nn.Module, demo_bundle: Path, demo_images: list[Tensor]) -> None:
+    verification = verify(demo_detector, demo_bundle, [([demo_images[0]],), (demo_images[1:3],)])
+    assert verification.passed, verification.failures
+    assert [match.expected for match in verification.pictures] == [match.matched for match in verification.pictures]
+    assert len(verification.pictures) == 3
+
+
+def test_another_detector_than_the_bundles_fails(
+    demo_detector: nn.Module, demo_bundle: Path, demo_image: Tensor
+) -> None:
+    least = demo_detector.roi_heads.score_thresh
+    demo_detector.roi_heads.score_thresh = 0.9
+    try:
+        verification = verify(demo_detector, demo_bundle, [([demo_image],)])
+        loose = Thresholds(iou=0.5, score=1.0, recall=0.0, relative_error=1.0)
+        assert verify(demo_detector, demo_bundle, [([demo_image],)], thresholds=loose).passed
+    finally:
+        demo_detector.roi_heads.score_thresh = least
+    assert not verification.passed
+    assert "boxes found again" in verification.failures[0]
