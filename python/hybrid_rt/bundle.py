@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import _native, registry, torchscript
+from .errors import BundleError
 from .files import written_whole
 
 FORMAT_VERSION = 1
@@ -131,7 +132,17 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         BundleError: no bundle, or an altered one.
     """
-    manifest: dict[str, Any] = json.loads(_native.read_manifest(os.fspath(path)))
+    text = _native.read_manifest(os.fspath(path))
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise BundleError.make(
+            "bundle",
+            f"{os.fspath(path)}, manifest",
+            expected="JSON",
+            got=str(error),
+            remedy="Convert the detector again.",
+        ) from error
     return manifest
 
 

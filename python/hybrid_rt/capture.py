@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from . import torchscript
 from .errors import CaptureError
@@ -76,18 +77,20 @@ def record(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any
         submodule = detector.get_submodule(name)
         signature = inspect.signature(submodule.forward)
 
-        def keep(
+        def keep_arguments(
             _: nn.Module,
             positional: tuple[Any, ...],
             keyword: dict[str, Any],
-            result: Any,
             calls: Calls = calls[name],
             signature: inspect.Signature = signature,
         ) -> None:
-            calls.arguments.append(dict(signature.bind(*positional, **keyword).arguments))
-            calls.results.append(result)
+            calls.arguments.append(_copied(dict(signature.bind(*positional, **keyword).arguments)))
 
-        handles.append(submodule.register_forward_hook(keep, with_kwargs=True))
+        def keep_result(_: nn.Module, __: tuple[Any, ...], result: Any, calls: Calls = calls[name]) -> None:
+            calls.results.append(_copied(result))
+
+        handles.append(submodule.register_forward_pre_hook(keep_arguments, with_kwargs=True))
+        handles.append(submodule.register_forward_hook(keep_result))
     try:
         with torch.no_grad():
             for example in inputs:
@@ -105,6 +108,11 @@ def record(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any
                 remedy="Name a submodule whose forward runs in eval mode.",
             )
     return calls
+
+
+def _copied(value: Any) -> Any:
+    """The value with its tensors copied: the detector may write into them in place."""
+    return tree_map_only(Tensor, Tensor.clone, value)
 
 
 def capture(detector: nn.Module, name: str, calls: Calls, ranges: Sequence[tuple[int, int]] | None = None) -> Program:
@@ -144,7 +152,7 @@ def capture(detector: nn.Module, name: str, calls: Calls, ranges: Sequence[tuple
     return Program(
         name=name,
         module=Flattened(detector.get_submodule(name), inputs, output).eval(),
-        examples=tuple(tensor.detach().cpu() for tensor in flat_inputs[0]),
+        examples=tuple(tensor.detach().cpu().clone() for tensor in flat_inputs[0]),
         inputs=input_specs,
         outputs=_specs(list(output.names("")) if output.count > 1 else ["output"], flat_outputs, None, free),
         input_structures=inputs,

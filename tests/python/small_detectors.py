@@ -69,3 +69,8 @@ def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
 def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
     """Noise, [1, 3, H, W] in 0..1."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def small_list_detector() -> ListDetector:
+    """In eval mode."""
+    return ListDetector(small_detector()).eval()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hybrid_rt
-from models import digits_data, digits_detector
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
+
+import hybrid_rt
+from models import digits_data, digits_detector
 
 PICTURES = 200
 

@@ -387,6 +387,26 @@ def test_runs_in_inference_mode(backend: str) -> None:
         assert_equal_structure(dynamic_engine(backend)(x), eager(x))
 
 
+class WritesInPlace(Detector):
+    """Into the segment's input before, into its output after."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        features = self.backbone(x)
+        x.zero_()
+        return features.mul_(2)
+
+
+def test_what_the_detector_writes_in_place_is_not_taken_for_the_segments_own(backend: str) -> None:
+    torch.manual_seed(0)
+    detector = WritesInPlace(OneTensor()).eval()
+    program = capture(detector, "backbone", record(detector, ["backbone"], [(pictures(),)])["backbone"])
+    expected = detector.backbone(pictures() + 1)
+    assert torch.equal(program.examples[0], pictures() + 1)
+    assert torch.equal(program.calls.results[0], expected)
+    assert_equal_structure(compiled(program, backend)(*program.examples), expected)
+
+
 def test_it_says_what_runs(backend: str) -> None:
     engine = dynamic_engine(backend)
     engine(pictures())

@@ -16,6 +16,8 @@ import hybrid_rt
 from hybrid_rt import registry
 
 TESTS = Path(__file__).parents[1]
+DOWNSTREAM = TESTS / "downstream"
+OUT_OF_TREE = TESTS / "out_of_tree_backend"
 # The environment's own cmake, ninja and ccache, if it has them.
 SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
@@ -57,13 +59,13 @@ def build_project(project: Path, build: Path) -> Path:
 @pytest.fixture(scope="module")
 def downstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the service's programs."""
-    return build_project(TESTS / "downstream", tmp_path_factory.mktemp("downstream"))
+    return build_project(DOWNSTREAM, tmp_path_factory.mktemp("downstream"))
 
 
 @pytest.fixture(scope="module")
 def out_of_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pip would make in site-packages for the stranger's backend."""
-    build = build_project(TESTS / "out_of_tree_backend", tmp_path_factory.mktemp("out_of_tree"))
+    build = build_project(OUT_OF_TREE, tmp_path_factory.mktemp("out_of_tree"))
     succeed("cmake", "--install", build, "--prefix", build / "installed")
     return build / "installed"
 
@@ -116,15 +118,13 @@ def test_the_programs_need_no_python(downstream: Path) -> None:
 
 @pytest.mark.parametrize("name", ["CMAKE_PREFIX_PATH", "hybrid_rt_DIR"])
 def test_the_package_is_found_by_either_variable(name: str, tmp_path: Path) -> None:
-    result = run(
-        "cmake", "-G", "Ninja", "-S", TESTS / "downstream", "-B", tmp_path, f"-D{name}={hybrid_rt.cmake_prefix_path}"
-    )
+    result = run("cmake", "-G", "Ninja", "-S", DOWNSTREAM, "-B", tmp_path, f"-D{name}={hybrid_rt.cmake_prefix_path}")
     assert result.returncode == 0, result.stderr
     assert f"hybrid_rt: torch {'.'.join(torch.__version__.split('.')[:2])} in " in result.stdout
 
 
 def test_a_torch_folder_that_holds_no_torch_is_a_clear_error(tmp_path: Path) -> None:
-    result = configure(TESTS / "downstream", tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
+    result = configure(DOWNSTREAM, tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
     assert result.returncode != 0
     text = " ".join(result.stderr.split())
     assert f"hybrid_rt[build]: torch: expected a folder with its headers, got '{tmp_path}'." in text
@@ -143,7 +143,7 @@ def test_another_torch_is_a_clear_error(version: tuple[int, int], message: str, 
     header = tmp_path / "include" / "torch" / "headeronly" / "version.h"
     header.parent.mkdir(parents=True)
     header.write_text(f"#define TORCH_VERSION_MAJOR {version[0]}\n#define TORCH_VERSION_MINOR {version[1]}\n")
-    result = configure(TESTS / "downstream", tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
+    result = configure(DOWNSTREAM, tmp_path / "build", f"-DHYBRID_RT_TORCH_FOLDER={tmp_path}")
     assert result.returncode != 0
     assert message.format(folder=tmp_path) in " ".join(result.stderr.split())
 
@@ -180,33 +180,9 @@ def test_an_installed_backend_keeps_the_contract(out_of_tree: Path) -> None:
     assert int(summary.split()[0]) > 30
 
 
-CONVERT_AND_LOAD = """
-import sys
-import hybrid_rt, torch
-from torch import nn
-
-class Detector(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x):
-        return self.backbone(x).relu()
-
-x = torch.rand(1, 3, 16, 16)
-detector = Detector().eval()
-with torch.no_grad():
-    hybrid_rt.convert(detector, (x,), sys.argv[1], engine="interpreter", verify=False)
-    for module in [hybrid_rt.load(sys.argv[1]) for _ in range(3)]:
-        (engine,) = hybrid_rt.engines(module)
-        assert engine["backend"] == "interpreter", engine
-        torch.testing.assert_close(module(x), detector(x))
-"""
-
-
 def test_an_installed_backend_converts_and_its_loads_share_an_engine(out_of_tree: Path, tmp_path: Path) -> None:
     result = run(
-        sys.executable, "-c", CONVERT_AND_LOAD, tmp_path / "detector.pt", PYTHONPATH=str(out_of_tree),
+        sys.executable, OUT_OF_TREE / "convert_and_load.py", tmp_path / "detector.pt", PYTHONPATH=str(out_of_tree),
         HYBRID_RT_LOG="debug",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -218,7 +194,7 @@ def test_a_bundle_of_a_backend_that_is_not_installed_runs_on_the_next_variant(
     out_of_tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "detector.pt"
-    succeed(sys.executable, "-c", CONVERT_AND_LOAD, path, PYTHONPATH=str(out_of_tree))
+    succeed(sys.executable, OUT_OF_TREE / "convert_and_load.py", path, PYTHONPATH=str(out_of_tree))
     (engine,) = hybrid_rt.engines(hybrid_rt.load(path))
     assert engine["backend"] == "torchscript"
     refusal = engine["variants"][0]["refusal"]
@@ -245,32 +221,10 @@ def test_a_plugin_that_is_wrong_is_listed_with_the_reason(fault: str, out_of_tre
     assert UNUSABLE[fault].format(torch=".".join(torch.__version__.split(".")[:2])) in printed
 
 
-LOAD_WITH_FAULT = """
-import sys
-import torch
-from torch import nn
-from hybrid_rt import registry
-from hybrid_rt.capture import capture, record
-from hybrid_rt.engine_module import engine_module
-from hybrid_rt.specs import Artifact, ArtifactSpec
-
-fault, with_fallback = sys.argv[1], sys.argv[2] == "with fallback"
-x = torch.rand(1, 3, 8, 8)
-detector = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
-program = capture(detector, "0", record(detector, ["0"], [(x,)])["0"])
-spec = ArtifactSpec(fault, "fp32", "cpu", program.inputs, program.outputs)
-artifacts = [Artifact(spec, {"bytes": torch.zeros(3, dtype=torch.uint8)})]
-if with_fallback:
-    artifacts.append(registry.backend("torchscript").compile(program, "fp32"))
-with torch.no_grad():
-    torch.testing.assert_close(engine_module(program, artifacts)(x), detector(x))
-"""
-
-
 @pytest.mark.parametrize("fault", ["failing_load", "foreign_exception"])
 def test_a_variant_that_fails_to_load_is_warned_of_and_the_next_runs(fault: str, out_of_tree: Path) -> None:
     plugins = str(out_of_tree / "faulty")
-    result = run(sys.executable, "-c", LOAD_WITH_FAULT, fault, "with fallback", HYBRID_RT_PLUGIN_PATH=plugins)
+    result = run(sys.executable, OUT_OF_TREE / "run_faulty.py", fault, "torchscript", HYBRID_RT_PLUGIN_PATH=plugins)
     assert result.returncode == 0, result.stderr
     assert f"hybrid_rt warning: segment '0': {fault} (fp32) failed to load: " in result.stderr
     assert "it is broken on purpose" in result.stderr
@@ -279,7 +233,7 @@ def test_a_variant_that_fails_to_load_is_warned_of_and_the_next_runs(fault: str,
 @pytest.mark.parametrize("fault", ["failing_load", "foreign_exception", "wrong_torch"])
 def test_without_another_variant_the_error_tells_the_reason(fault: str, out_of_tree: Path) -> None:
     plugins = str(out_of_tree / "faulty")
-    result = run(sys.executable, "-c", LOAD_WITH_FAULT, fault, "alone", HYBRID_RT_PLUGIN_PATH=plugins)
+    result = run(sys.executable, OUT_OF_TREE / "run_faulty.py", fault, HYBRID_RT_PLUGIN_PATH=plugins)
     assert result.returncode == 1
     assert "hybrid_rt[variants]: segment '0': expected a variant that can run on this machine, got none of 1:" in (
         result.stderr

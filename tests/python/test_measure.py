@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hybrid_rt import Latency, OptionError, benchmark
 from hybrid_rt.measure import percentile
 

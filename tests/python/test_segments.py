@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hybrid_rt import OptionError
-from hybrid_rt.segments import replace, resolve
 from small_detectors import small_detector
 from torch import nn
+
+from hybrid_rt import OptionError
+from hybrid_rt.segments import replace, resolve
 
 
 def test_auto_is_the_backbone() -> None:

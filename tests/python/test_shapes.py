@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hybrid_rt import OptionError
-from hybrid_rt.shapes import ranges_of
-from hybrid_rt.specs import UNBOUNDED
 from small_detectors import small_detector
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from hybrid_rt import OptionError
+from hybrid_rt.shapes import ranges_of
+from hybrid_rt.specs import UNBOUNDED
 
 EXAMPLE = torch.zeros(1, 3, 64, 96)
 

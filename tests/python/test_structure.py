@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from hybrid_rt import CaptureError
 from hybrid_rt.structure import Flattened, structure_of
-from torch import Tensor, nn
 
 
 def numbers(count: int) -> list[Tensor]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from hybrid_rt import THRESHOLDS, OptionError, Thresholds, Verification, VerificationError, verify
 from hybrid_rt.verify import (
     BoxMatch,
@@ -20,7 +22,6 @@ from hybrid_rt.verify import (
     require,
     thresholds_of,
 )
-from torch import Tensor, nn
 
 Detections = dict[str, Tensor]
 

@@ -37,8 +37,11 @@ class BlobReader : public caffe2::serialize::ReadAdapterInterface {
   at::Tensor bytes_;
 };
 
-/// The caller may write into an output, which can be an input, a weight or another output as it is.
-at::Tensor owned(const at::Tensor& output) { return output.storage().use_count() > 1 ? output.clone() : output; }
+/// The caller may write into an output, which can be an input, a weight or another output as it is, or a view of one.
+at::Tensor owned(const at::Tensor& output) {
+  const bool is_shared = output.use_count() > 1 || output.storage().use_count() > 1;
+  return is_shared ? output.clone(at::MemoryFormat::Contiguous) : output.contiguous();
+}
 
 class TorchScriptEngine : public Engine {
  public:
@@ -52,7 +55,7 @@ class TorchScriptEngine : public Engine {
       const c10::IValue result = module_.forward(std::move(arguments));
       std::vector<at::Tensor> outputs;
       for (const c10::IValue& output : result.toTupleRef().elements()) {
-        outputs.push_back(owned(output.toTensor().contiguous()));
+        outputs.push_back(owned(output.toTensor()));
       }
       return outputs;
     } catch (const c10::Error& error) {

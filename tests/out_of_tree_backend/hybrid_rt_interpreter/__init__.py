@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from hybrid_rt import torchscript
 from hybrid_rt.backends.base import Availability, Backend
 from hybrid_rt.capture import Program
 from hybrid_rt.specs import Artifact, blob_from_bytes
@@ -26,7 +26,5 @@ class InterpreterBackend(Backend):
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Traces the segment."""
-        buffer = io.BytesIO()
-        torch.jit.save(program.traced(), buffer)
         spec = program.artifact_spec(self, precision, versions={"torch": torch.__version__})
-        return Artifact(spec, {"traced": blob_from_bytes(buffer.getvalue())})
+        return Artifact(spec, {"traced": blob_from_bytes(torchscript.to_bytes(program.traced()))})

@@ -1,0 +1,131 @@
+"""Bundles that convert() would not make: altered ones, and ones for backends that are not installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from small_detectors import small_detector, small_picture
+
+from hybrid_rt import bundle, registry, segments, torchscript
+from hybrid_rt.capture import capture, record
+from hybrid_rt.engine_module import engine_module
+from hybrid_rt.specs import Artifact, pack
+
+MANIFEST = "extra/hybrid_rt/manifest.json"
+DIGEST = "extra/hybrid_rt/manifest.sha256"
+
+
+def record_names(path: Path) -> list[str]:
+    """Without the archive's own folder: ``data.pkl``, ``constants/0``, ..."""
+    with zipfile.ZipFile(path) as archive:
+        return [name.split("/", 1)[1] for name in archive.namelist()]
+
+
+def read_record(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].split("/", 1)[0]
+        return archive.read(f"{root}/{name}")
+
+
+def offset_of(path: Path, name: str, part: float = 0) -> int:
+    """Where a record's bytes begin in the file, or the byte at a ``part`` of them (0.5: in the middle)."""
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].split("/", 1)[0]
+        entry = archive.getinfo(f"{root}/{name}")
+    with path.open("rb") as stream:
+        stream.seek(entry.header_offset + 26)
+        lengths = stream.read(4)
+    begin = entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    return begin + int(entry.compress_size * part)
+
+
+def flip_byte(path: Path, output: Path, position: int) -> Path:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x01
+    output.write_bytes(data)
+    return output
+
+
+def rewrite(
+    path: Path, output: Path, changes: Mapping[str, Callable[[bytes], bytes] | None], *, sign: bool = True
+) -> Path:
+    """Copies the archive with other records; ``None`` leaves one out; ``sign``: the digests are made to fit."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    root = next(iter(contents)).split("/", 1)[0]
+    for name, change in changes.items():
+        old = contents.pop(f"{root}/{name}")
+        if change is not None:
+            contents[f"{root}/{name}"] = change(old)
+    if sign and f"{root}/{MANIFEST}" in contents and f"{root}/{DIGEST}" in contents:
+        manifest = json.loads(contents[f"{root}/{MANIFEST}"])
+        if "records" in manifest:
+            for name in changes:
+                if name in manifest["records"] and f"{root}/{name}" in contents:
+                    digest = hashlib.sha256(contents[f"{root}/{name}"]).hexdigest()
+                    manifest["records"][name]["sha256"] = digest
+        text = json.dumps(manifest).encode()
+        contents[f"{root}/{MANIFEST}"] = text
+        contents[f"{root}/{DIGEST}"] = hashlib.sha256(text).hexdigest().encode()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return output
+
+
+def change_manifest(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
+    def changed(text: bytes) -> bytes:
+        manifest = json.loads(text)
+        change(manifest)
+        return json.dumps(manifest).encode()
+
+    return changed
+
+
+def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
+    """A bundle of the small detector whose backbone has these variants.
+
+    A name stands for TorchScript's artifact that says it is that backend's; an artifact is taken as it is.
+    """
+    detector = small_detector()
+    calls = record(detector, ["backbone"], [(small_picture(),)])
+    program = capture(detector, "backbone", calls["backbone"])
+    artifact = registry.backend("torchscript").compile(program, "fp32")
+    artifacts = [
+        replace(artifact, spec=replace(artifact.spec, backend=variant)) if isinstance(variant, str) else variant
+        for variant in variants
+    ]
+    hybrid = segments.replace(detector, {"backbone": engine_module(program, artifacts)})
+    frozen = torchscript.freeze(torchscript.script(hybrid))
+    torchscript.rewrite_head_operators(frozen)
+    bundle.save(frozen, path, {"segments": [{"name": "backbone", "variants": pack(artifacts)[0]}]})
+    return path
+
+
+def small_artifact() -> Artifact:
+    """TorchScript's artifact of the small detector's backbone."""
+    detector = small_detector()
+    calls = record(detector, ["backbone"], [(small_picture(),)])
+    program = capture(detector, "backbone", calls["backbone"])
+    return registry.backend("torchscript").compile(program, "fp32")
+
+
+def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a new interpreter, in which the tests' modules can be imported."""
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

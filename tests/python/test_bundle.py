@@ -1,0 +1,312 @@
+"""Saving, looking into and loading bundles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_surgery import read_record, record_names, run_python, save_with_backends
+from small_detectors import small_detector, small_picture
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import BundleError, bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small detector with two variants, both TorchScript's. Do not write to it."""
+    return save_with_backends(tmp_path_factory.mktemp("small") / "small.pt", ["torchscript", "torchscript"])
+
+
+def save_again(path: Path, output: Path) -> None:
+    bundle.save(hybrid_rt.load(path), output, hybrid_rt.inspect(path))
+
+
+# What is in the file
+
+
+def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
+    manifest = hybrid_rt.inspect(demo_bundle)
+    assert manifest["format_version"] == 1
+    assert manifest["detector"] == {"class": "torchvision.models.detection.faster_rcnn.FasterRCNN"}
+    assert manifest["versions"] == {"hybrid_rt": hybrid_rt.__version__, "torch": torch.__version__}
+    assert manifest["head"]["operators"] == ["hybrid_rt::nms", "hybrid_rt::roi_align", "hybrid_rt::run_engine"]
+    (segment,) = manifest["segments"]
+    assert segment["name"] == "backbone"
+    assert [variant["backend"] for variant in segment["variants"]] == ["openvino", "torchscript"]
+    (tensor,) = segment["variants"][0]["inputs"]
+    assert (tensor["name"], tensor["dtype"]) == ("x", "float32")
+    assert (tensor["min"], tensor["max"]) == ([1, 3, 32, 32], [-1, 3, 416, 416])
+    assert [output["name"] for output in segment["variants"][0]["outputs"]] == ["0", "1", "2", "3", "pool"]
+    verification = manifest["verification"]
+    assert verification["failures"] == []
+    assert verification["pictures"][0]["expected"] == verification["pictures"][0]["matched"] >= 5
+
+
+def test_the_manifest_can_be_read_without_us(demo_bundle: Path) -> None:
+    text = read_record(demo_bundle, "extra/hybrid_rt/manifest.json")
+    assert json.loads(text) == hybrid_rt.inspect(demo_bundle)
+    assert read_record(demo_bundle, "extra/hybrid_rt/format_version") == b"1"
+    assert read_record(demo_bundle, "extra/hybrid_rt/manifest.sha256").decode() == hashlib.sha256(text).hexdigest()
+
+
+def test_the_manifest_lists_every_record_with_its_digest(demo_bundle: Path) -> None:
+    records = hybrid_rt.inspect(demo_bundle)["records"]
+    ours = {f"extra/hybrid_rt/{name}" for name in ("format_version", "manifest.json", "manifest.sha256")}
+    assert set(records) == set(record_names(demo_bundle)) - ours
+    for name, entry in records.items():
+        data = read_record(demo_bundle, name)
+        assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+        assert entry["size"] == len(data)
+
+
+def test_the_engines_bytes_are_in_the_file_once_and_uncompressed(demo_bundle: Path) -> None:
+    manifest = hybrid_rt.inspect(demo_bundle)
+    wanted = [blob for variant in manifest["segments"][0]["variants"] for blob in variant["blobs"]]
+    blobs = {name: entry for name, entry in manifest["records"].items() if entry.get("is_blob")}
+    assert sorted(entry["sha256"] for entry in blobs.values()) == sorted(blob["sha256"] for blob in wanted)
+    with zipfile.ZipFile(demo_bundle) as archive:
+        root = archive.namelist()[0].split("/", 1)[0]
+        assert {archive.getinfo(f"{root}/{name}").compress_type for name in blobs} == {zipfile.ZIP_STORED}
+    rest = sum(entry["size"] for name, entry in manifest["records"].items() if name not in blobs)
+    assert demo_bundle.stat().st_size < sum(blob["size"] for blob in wanted) + rest + 100_000
+
+
+def test_equal_bytes_of_two_variants_are_stored_once(small_bundle: Path) -> None:
+    manifest = hybrid_rt.inspect(small_bundle)
+    first, second = (variant["blobs"] for variant in manifest["segments"][0]["variants"])
+    assert first == second
+    assert sum(entry.get("is_blob", False) for entry in manifest["records"].values()) == 1
+
+
+# Loading
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torchscript"])
+def test_a_bundle_runs_as_the_detector_did(
+    demo_detector: nn.Module, demo_bundle: Path, demo_image: Tensor, backend: str
+) -> None:
+    module = hybrid_rt.load(demo_bundle, backend=backend)
+    (engine,) = hybrid_rt.engines(module)
+    assert (engine["segment"], engine["backend"], engine["precision"]) == ("backbone", backend, "fp32")
+    assert backend in engine["description"]
+    expected, found = demo_detector([demo_image])[0], module([demo_image])[0]
+    assert set(found) == set(expected)
+    assert torch.equal(found["labels"], expected["labels"])
+    assert torch.allclose(found["boxes"], expected["boxes"], atol=0.01)
+    assert torch.allclose(found["scores"], expected["scores"], atol=1e-4)
+
+
+def test_plain_torch_load_runs_it_too(small_bundle: Path) -> None:
+    picture = small_picture()
+    found = torch.jit.load(str(small_bundle))(picture)
+    assert all(map(torch.allclose, found, small_detector()(picture)))
+
+
+def test_threads_are_taken_from_the_option_or_from_torch(demo_bundle: Path) -> None:
+    (engine,) = hybrid_rt.engines(hybrid_rt.load(demo_bundle, threads=1))
+    assert engine["description"].endswith(", 1 threads")
+    (engine,) = hybrid_rt.engines(hybrid_rt.load(demo_bundle))
+    assert engine["description"].endswith(f", {torch.get_num_threads()} threads")
+
+
+def test_paths_may_be_text_or_path_and_relative(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_bundle.parent)
+    for path in (small_bundle, str(small_bundle), "small.pt", Path("small.pt")):
+        assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
+        assert hybrid_rt.check(path)[0].chosen is not None
+        assert hybrid_rt.inspect(path)["format_version"] == 1
+
+
+def test_the_file_may_go_once_it_is_loaded(small_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gone.pt"
+    path.write_bytes(small_bundle.read_bytes())
+    module = hybrid_rt.load(path)
+    path.unlink()
+    assert len(module(small_picture())) == 3
+
+
+def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
+    (segment,) = hybrid_rt.check(demo_bundle)
+    assert segment.segment == "backbone"
+    assert [(variant.backend, variant.chosen, variant.refusal) for variant in segment.variants] == [
+        ("openvino", True, ""),
+        ("torchscript", False, ""),
+    ]
+    assert segment.chosen == segment.variants[0]
+    (segment,) = hybrid_rt.check(demo_bundle, backend="torchscript")
+    assert segment.chosen == segment.variants[1]
+    assert segment.variants[0].refusal == "only 'torchscript' was asked for"
+    (segment,) = hybrid_rt.check(demo_bundle, "cuda")
+    assert segment.variants[0].refusal == "runs on cpu, not on cuda"
+
+
+def test_engines_of_a_module_without_any() -> None:
+    assert hybrid_rt.engines(torch.jit.script(nn.ReLU())) == []
+
+
+# Saving
+
+
+@pytest.mark.parametrize("name", ["a b.pt", "détecteur.pt", "v1.2.3.pt", "no_suffix", ".hidden.pt", "ä'\"$.pt"])
+def test_any_file_name_will_do(small_bundle: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    save_again(small_bundle, path)
+    assert hybrid_rt.check(path)[0].chosen is not None
+    assert len(hybrid_rt.load(path)(small_picture())) == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_saving_over_an_old_file_replaces_it_whole(small_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "detector.pt"
+    path.write_bytes(b"old" * 1_000_000)
+    save_again(small_bundle, path)
+    assert hybrid_rt.check(path)[0].chosen is not None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loaded_bundle_can_be_overwritten(small_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "detector.pt"
+    save_again(small_bundle, path)
+    module = hybrid_rt.load(path)
+    before = module(small_picture())
+    bundle.save(module, path, hybrid_rt.inspect(path))
+    assert all(map(torch.equal, before, module(small_picture())))
+    assert all(map(torch.equal, before, hybrid_rt.load(path)(small_picture())))
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("folder", "got a folder of that name."),
+        ("missing/x.pt", "got No such file or directory."),
+        ("file/x.pt", "got Not a directory."),
+        ("/proc/x.pt", "got No such file or directory."),
+    ],
+)
+def test_a_place_that_cannot_be_written(small_bundle: Path, tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError) as caught:
+        save_again(small_bundle, tmp_path / place)
+    assert f"hybrid_rt[bundle]: {tmp_path / place}: expected to write the file, " in str(caught.value)
+    assert reason in str(caught.value) or "got Is a directory." in str(caught.value)
+    assert "Is there room on the disk, and may this user write there?" in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+PREPARE = """
+import os, random, resource, signal, sys, time
+from pathlib import Path
+import hybrid_rt
+from hybrid_rt import bundle
+source, target = map(Path, sys.argv[1:])
+module, manifest = hybrid_rt.load(source, backend="torchscript"), hybrid_rt.inspect(source)
+
+def in_a_child(work):
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            sys.stdout.flush()
+            os._exit(1)
+    return child
+"""
+
+FULL_DISK = """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+bundle.save(module, target, manifest)
+old = target.read_bytes()
+size = len(old)
+
+def save_with(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        bundle.save(module, target, manifest)
+        print("saved")
+    except hybrid_rt.BundleError as error:
+        print(error)
+    sys.stdout.flush()
+    os._exit(0)
+
+for limit in (0, 1000, size // 2, size - 5000, size - 1):
+    assert os.waitpid(in_a_child(lambda: save_with(limit)), 0)[1] == 0
+    assert target.read_bytes() == old
+"""
+
+
+def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> None:
+    """torch's own writer would end the process."""
+    target = tmp_path / "detector.pt"
+    done = run_python(PREPARE + FULL_DISK, demo_bundle, target)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert line == (
+            f"hybrid_rt[bundle]: {target}: expected to write the file, got File too large. "
+            "Is there room on the disk, and may this user write there?"
+        )
+    assert list(tmp_path.iterdir()) == [target]
+
+
+KILLED_BEFORE_THE_RENAME = """
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_and_die():
+    os.fsync = die
+    bundle.save(module, target, manifest)
+
+print(os.waitpid(in_a_child(save_and_die), 0)[1])
+target = target.with_name("new.pt")
+print(os.waitpid(in_a_child(save_and_die), 0)[1])
+"""
+
+
+def test_a_process_killed_before_the_rename_leaves_the_old_file_or_none(demo_bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "detector.pt"
+    target.write_bytes(b"an old file")
+    done = run_python(PREPARE + KILLED_BEFORE_THE_RENAME, demo_bundle, target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["9", "9"]  # it was the signal
+    assert target.read_bytes() == b"an old file"
+    # What is left has hidden names of its own, as bundle.save says.
+    first, second = sorted(path.name for path in tmp_path.iterdir() if path != target)
+    assert first.startswith(".detector.pt.")
+    assert second.startswith(".new.pt.")
+    save_again(demo_bundle, target)
+    assert hybrid_rt.check(target)[0].chosen is not None
+
+
+KILLED_ANYWHERE = """
+def save_for_ever():
+    while True:
+        bundle.save(module, target, manifest)
+
+bundle.save(module, target, manifest)
+random.seed(0)
+for _ in range(20):
+    child = in_a_child(save_for_ever)
+    time.sleep(random.uniform(0.0, 0.3))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == 9
+    hybrid_rt.check(target)
+    print([entry for entry in os.listdir(target.parent) if not entry.startswith(".detector.pt.")])
+"""
+
+
+def test_a_process_killed_at_any_time_leaves_a_whole_file(demo_bundle: Path, tmp_path: Path) -> None:
+    done = run_python(PREPARE + KILLED_ANYWHERE, demo_bundle, tmp_path / "detector.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["['detector.pt']"] * 20

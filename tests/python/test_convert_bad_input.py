@@ -1,0 +1,353 @@
+"""What convert() refuses: with an error of ours, and without touching the file that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_detectors import Backbone, ListDetector, SmallDetector, small_detector, small_list_detector, small_picture
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import BundleError, CaptureError, HybridRTError, OptionError, VerificationError
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Refused:
+    """Converts, expects the error, checks that the old file stays and nothing is left beside it; returns the text."""
+
+    def convert(
+        error: type[HybridRTError], detector: Any, inputs: Any = None, output: Path | None = None, **options: Any
+    ) -> str:
+        path = tmp_path / "detector.pt"
+        path.write_bytes(b"an old file")
+        inputs = (small_picture(),) if inputs is None else inputs
+        with pytest.raises(error) as caught:
+            hybrid_rt.convert(detector, inputs, output or path, **{"engine": "torchscript", **options})
+        assert path.read_bytes() == b"an old file"
+        assert list(tmp_path.iterdir()) == [path]
+        assert type(caught.value) is error
+        return str(caught.value)
+
+    return convert
+
+
+# The detector
+
+
+def test_a_detector_in_training_mode(refused: Refused) -> None:
+    assert refused(OptionError, small_detector().train()) == (
+        "hybrid_rt[convert]: detector: expected eval mode, got training mode in SmallDetector, backbone, "
+        "backbone.first. Call detector.eval() first."
+    )
+
+
+def test_a_submodule_in_training_mode(refused: Refused) -> None:
+    detector = small_detector()
+    detector.backbone.second.train()
+    assert "got training mode in backbone.second, backbone.second.0, backbone.second.1." in refused(
+        OptionError, detector
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_a_detector_that_was_scripted_already(refused: Refused) -> None:
+    text = refused(OptionError, torch.jit.script(small_detector()))
+    assert "detector: expected an nn.Module in Python code, got RecursiveScriptModule." in text
+    assert "Pass the detector before scripting." in text
+
+
+@pytest.mark.parametrize("detector", [None, "detector.pt", lambda pictures: pictures, {"weight": torch.zeros(1)}])
+def test_what_is_no_module(refused: Refused, detector: Any) -> None:
+    text = refused(OptionError, detector)
+    assert f"detector: expected an nn.Module in Python code, got {type(detector).__name__}." in text
+
+
+def test_weights_on_another_device(refused: Refused) -> None:
+    text = refused(OptionError, small_detector().to("meta"))
+    assert "detector: expected all weights on the cpu, got weights on meta. Call detector.cpu() first" in text
+    detector = small_detector()
+    detector.register_buffer("mean", torch.zeros(3, device="meta"))
+    assert "got weights on meta." in refused(OptionError, detector)
+
+
+# The other arguments
+
+
+@pytest.mark.parametrize("inputs", [[small_picture()], small_picture(), {"pictures": small_picture()}])
+def test_example_inputs_that_are_no_tuple(refused: Refused, inputs: Any) -> None:
+    assert refused(OptionError, small_detector(), inputs) == (
+        "hybrid_rt[convert]: example_inputs: expected the tuple of the detector's positional arguments, "
+        f"got {type(inputs).__name__}. For torchvision's detectors: ([image],)."
+    )
+
+
+def test_an_unknown_precision(refused: Refused) -> None:
+    text = refused(OptionError, small_detector(), precision="fp8")
+    assert text == "hybrid_rt[convert]: precision: expected one of fp32, bf16, fp16, int8, got 'fp8'."
+
+
+def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
+    assert refused(OptionError, small_detector(), engine="openvino", precision="fp16") == (
+        "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, got 'fp16'. "
+        "Take one that it has, or another engine."
+    )
+
+
+def test_a_precision_without_thresholds(refused: Refused) -> None:
+    text = refused(OptionError, small_detector(), precision="int8")
+    assert "thresholds: expected a precision that has some (fp32, bf16), got 'int8'." in text
+
+
+def test_an_unknown_engine_shows_the_known_ones(refused: Refused) -> None:
+    text = refused(OptionError, small_detector(), engine="opnvino")
+    assert "hybrid_rt[registry]: engine: expected one of " in text
+    assert "openvino, " in text
+    assert "torchscript, or 'auto', got 'opnvino'." in text
+    assert "`hybrid-rt doctor` lists what is installed." in text
+
+
+def test_no_engine(refused: Refused) -> None:
+    text = refused(OptionError, small_detector(), engine=[])
+    assert text == "hybrid_rt[convert]: engine: expected 'auto' or at least one backend, got an empty list."
+
+
+def test_an_engine_twice(refused: Refused) -> None:
+    text = refused(OptionError, small_detector(), engine=["torchscript", "torchscript"])
+    assert text == "hybrid_rt[convert]: engine: expected each backend once, got torchscript, torchscript."
+
+
+@pytest.mark.parametrize(
+    ("segments", "text"),
+    [
+        ([], "expected 'auto' or at least one name, got an empty list"),
+        (["bakbone"], "expected a submodule of SmallDetector, got 'bakbone'. Near it: backbone"),
+        (["backbone", "backbone.first"], "expected each submodule once, got 'backbone.first' inside 'backbone'."),
+        (["backbone", "backbone"], "expected each submodule once, got 'backbone' twice."),
+    ],
+)
+def test_segments(refused: Refused, segments: list[str], text: str) -> None:
+    assert text in refused(OptionError, small_detector(), segments=segments)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        ((32, 32), "expected picture sizes [(height, width), ...] in pixels, at least one, or ranges by name"),
+        ([(32, 32, 3)], "expected picture sizes [(height, width), ...]"),
+        ({"hieght": (16, 64)}, "expected ranges for batch, height, width, got 'hieght'"),
+        ({"height": (64, 16)}, "shapes, height: expected (min, max) with 1 <= min <= max, got (64, 16)"),
+        ({"height": (64, 128)}, "shapes, height: expected a range that holds the example's 32, got 64..128"),
+        ([(64, 64), (96, 96)], "shapes, height: expected a range that holds the example's 32, got 64..96"),
+    ],
+)
+def test_shapes(refused: Refused, shapes: Any, text: str) -> None:
+    assert text in refused(OptionError, small_detector(), shapes=shapes)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (".", "a folder of that name"),
+        ("missing/x.pt", "no folder "),
+        ("detector.pt/x.pt", "no folder "),
+        ("/proc/x.pt", "No such file or directory"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    refused: Refused, tmp_path: Path, place: str, reason: str
+) -> None:
+    class Untouched(SmallDetector):
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            raise AssertionError("it ran")
+
+    text = refused(BundleError, Untouched().eval(), output=tmp_path / place)
+    assert f"hybrid_rt[bundle]: {tmp_path / place}: expected to write the file, got {reason}" in text
+
+
+# Capturing
+
+
+def test_a_segment_that_is_never_called(refused: Refused) -> None:
+    detector = small_detector()
+    detector.auxiliary = nn.Conv2d(8, 8, 1).eval()
+    assert refused(CaptureError, detector, segments=["auxiliary"]) == (
+        "hybrid_rt[capture]: segment 'auxiliary': expected the detector to call it, got no call on the example "
+        "inputs. Name a submodule whose forward runs in eval mode."
+    )
+
+
+class Returns(Backbone):
+    def __init__(self, extra: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, pictures: Tensor) -> dict[str, Any]:
+        return {**super().forward(pictures), "extra": self.extra(pictures)}
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"),
+    [
+        (lambda _: 7, "output['extra']: expected tensors in lists, tuples and dicts with string keys, got int 7."),
+        (lambda _: None, "output['extra']: expected tensors in lists, tuples and dicts with string keys, got NoneType"),
+        (lambda _: [], "output['extra']: expected tensors in lists, tuples and dicts with string keys, got list []."),
+        (lambda x: [x], "output: expected a dict of one type, as TorchScript has them, got List[Tensor], Tensor."),
+    ],
+)
+def test_a_segment_that_returns_other_things_than_tensors(
+    refused: Refused, extra: Callable[[Tensor], Any], text: str
+) -> None:
+    detector = small_detector(Returns(extra))
+    assert f"hybrid_rt[capture]: segment 'backbone', {text}" in refused(CaptureError, detector)
+
+
+class TakesAnOption(Backbone):
+    def forward(self, pictures: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        return super().forward(pictures * scale)
+
+
+class PassesAnOption(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.backbone(pictures, 2.0)
+        return super().forward(pictures)
+
+
+def test_a_segment_that_takes_other_things_than_tensors(refused: Refused) -> None:
+    detector = PassesAnOption(TakesAnOption()).eval()
+    text = refused(CaptureError, detector)
+    assert "segment 'backbone', input 'scale': expected tensors in lists, tuples and dicts" in text
+    assert "got float 2.0." in text
+
+
+class ChangesItsOutputs(Backbone):
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(pictures)
+        return levels if pictures.shape[2] > 32 else {"coarse": levels["coarse"]}
+
+
+def test_a_segment_whose_structure_depends_on_the_size(refused: Refused) -> None:
+    detector = small_detector(ChangesItsOutputs())
+    text = refused(CaptureError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
+    assert "segment 'backbone': expected the same structure of inputs and outputs in every call" in text
+
+
+class NotTraceable(Backbone):
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        if torch.jit.is_tracing():
+            raise ValueError("no tracing, please")
+        return super().forward(pictures)
+
+
+def test_a_segment_that_cannot_be_traced(refused: Refused) -> None:
+    text = refused(CaptureError, small_detector(NotTraceable()))
+    assert "segment 'backbone': expected a module that torch.jit.trace records, got ValueError: no tracing" in text
+    assert "name a smaller submodule in segments=." in text
+
+
+class UnscriptableHead(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = super().forward(pictures)
+        order = sorted(range(len(scores)), key=lambda i: -float(scores[i]))
+        return boxes[order], scores[order], labels[order]
+
+
+def test_a_head_that_does_not_script_names_the_line(refused: Refused) -> None:
+    text = refused(CaptureError, UnscriptableHead().eval())
+    assert text.startswith("hybrid_rt[capture]: the detector's head: expected code that torch.jit.script compiles, got")
+    assert "Change the line that it names" in text
+    assert f'File "{__file__}", line ' in text
+    assert "<--- HERE" in text
+
+
+# Verification
+
+
+class Branches(Backbone):
+    """Eager runs what the picture asks for; traced it is one of the branches for ever."""
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(pictures)
+        if float(pictures.mean()) > 0.75:
+            return {name: -level for name, level in levels.items()}
+        return levels
+
+
+def bright(picture: Tensor) -> Tensor:
+    return 0.9 + 0.1 * picture
+
+
+def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
+    detector = ListDetector(small_detector(Branches())).eval()
+    picture = small_picture()[0]
+    text = refused(
+        VerificationError,
+        detector,
+        ([picture],),
+        segments=["detector.backbone"],
+        verify_inputs=[([picture, bright(picture)],)],
+    )
+    assert text.startswith("hybrid_rt[verify]: the hybrid in fp32: expected what the detector finds, got \n  input 1, ")
+    assert "input 1, picture 1: " in text
+    assert "boxes found again among " in text
+    assert "picture 0" not in text
+    assert "Nothing was saved." in text
+
+
+def test_a_hybrid_with_other_outputs_is_not_saved(refused: Refused) -> None:
+    text = refused(VerificationError, small_detector(Branches()), verify_inputs=[(bright(small_picture()),)])
+    assert "segment 'input 1', output 'output." in text
+    assert "Nothing was saved." in text
+
+
+class DependsOnTheSize(Backbone):
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        scale = float(pictures.shape[3])  # a constant once it is traced
+        return {name: level * scale for name, level in super().forward(pictures).items()}
+
+
+def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused) -> None:
+    """Without verify_inputs: within the shapes a second size is always tried."""
+    detector = small_detector(DependsOnTheSize())
+    text = refused(
+        VerificationError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)}
+    )
+    assert "segment 'backbone', output 'fine': relative error " in text
+    assert "(allowed 0.001), cosine " in text
+
+
+def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, tmp_path: Path) -> None:
+    detector = small_list_detector()
+    detector.least_score = 2.0
+    inputs, segments = ([small_picture()[0]],), ["detector.backbone"]
+    text = refused(VerificationError, detector, inputs, segments=segments)
+    assert "the detector found no box in any picture, so that nothing was compared: " in text
+    assert "give pictures with objects, or verify=False" in text
+    path = tmp_path / "unverified.pt"
+    hybrid_rt.convert(detector, inputs, path, segments=segments, engine="torchscript", verify=False)
+    assert hybrid_rt.inspect(path)["verification"] is None
+
+
+def test_tight_thresholds_refuse_what_the_usual_ones_allow(refused: Refused) -> None:
+    exact = hybrid_rt.Thresholds(iou=1.0, score=0.0, recall=1.0, relative_error=0.0)
+    text = refused(VerificationError, small_detector(), engine="openvino", thresholds=exact)
+    assert "relative error " in text
+    assert "(allowed 0)" in text
+
+
+class Fails(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise ZeroDivisionError("of the detector's own")
+
+
+def test_the_detectors_own_error_comes_through_and_leaves_no_hook(tmp_path: Path) -> None:
+    detector = Fails().eval()
+    with pytest.raises(ZeroDivisionError, match="of the detector's own"):
+        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", engine="torchscript")
+    assert len(detector.backbone._forward_hooks) == 0
+    assert list(tmp_path.iterdir()) == []
