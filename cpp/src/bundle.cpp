@@ -33,15 +33,16 @@ bool is_engine(const c10::TypePtr& type) {
 
 void collect_engines(const torch::jit::Block* block, std::vector<c10::intrusive_ptr<ScriptEngine>>& found) {
   for (const torch::jit::Node* node : block->nodes()) {
-    if (node->kind() == c10::prim::Constant && node->outputs().size() == 1 && is_engine(node->output()->type())) {
-      auto engine = torch::jit::toIValue(node->output())->toCustomClass<ScriptEngine>();
+    for (const torch::jit::Value* input : node->inputs()) {
+      if (input->node()->kind() != c10::prim::Constant || !is_engine(input->type())) continue;
+      auto engine = torch::jit::toIValue(input)->toCustomClass<ScriptEngine>();
       if (std::find(found.begin(), found.end(), engine) == found.end()) found.push_back(std::move(engine));
     }
     for (const torch::jit::Block* inner : node->blocks()) collect_engines(inner, found);
   }
 }
 
-/// The engines of a bundle's module: freezing makes them constants of the graph.
+/// The engines of a bundle's module, in the order in which it runs them: freezing makes them constants of the graph.
 std::vector<c10::intrusive_ptr<ScriptEngine>> engines_of(const torch::jit::Module& module) {
   std::vector<c10::intrusive_ptr<ScriptEngine>> found;
   const auto method = module.find_method("forward");

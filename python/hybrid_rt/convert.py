@@ -97,9 +97,10 @@ def convert(
     with steps.step("run the detector on the example"):
         calls = record(detector, names, [example_inputs])
         ranges = {name: _ranges(detector, example_inputs, calls[name], shapes) for name in names}
-    if any(needed is None for needed in ranges.values()):
-        with steps.step("run it at a second size, to see which dimensions vary"):
-            calls = record(detector, names, [example_inputs, _other_size(example_inputs)])
+    unknown = [name for name in names if ranges[name] is None]
+    if unknown:
+        with steps.step("run it at other sizes, to see which dimensions vary"):
+            calls |= record(detector, unknown, [example_inputs, *_other_sizes(example_inputs)])
     programs = [capture(detector, name, calls[name], ranges[name]) for name in names]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
     for program in programs:
@@ -210,24 +211,38 @@ def _ranges(
     return ranges_of(detector, arguments[0], shapes)
 
 
-def _other_size(example_inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The example with its pictures at another size and number, where they are pictures."""
+def _other_sizes(example_inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """The example with other pictures in the place of its pictures: once higher than wide, once wider than high.
 
-    def resized(picture: Tensor) -> Tensor:
-        height, width = (max(1, size * 3 // 4) for size in picture.shape[-2:])
+    A transform that fixes the short side makes both sides vary between these two. Where pictures are a list, one is
+    added, so that what is counted by picture varies too.
+    """
+
+    def resized(picture: Tensor, height: int, width: int) -> Tensor:
         batched = picture if picture.dim() == 4 else picture[None]
-        smaller = nn.functional.interpolate(batched, size=(width, height), mode="bilinear", align_corners=False)
-        return smaller if picture.dim() == 4 else smaller[0]
+        other = nn.functional.interpolate(batched, size=(height, width), mode="bilinear", align_corners=False)
+        return other if picture.dim() == 4 else other[0]
 
-    changed: list[Any] = []
-    for value in example_inputs:
-        if isinstance(value, Tensor) and value.dim() in (3, 4) and value.is_floating_point():
-            changed.append(resized(value))
-        elif isinstance(value, list) and all(isinstance(entry, Tensor) and entry.dim() == 3 for entry in value):
-            changed.append([*map(resized, value), value[0]])
-        else:
-            changed.append(value)
-    return tuple(changed)
+    def tall(picture: Tensor) -> Tensor:
+        side = min(picture.shape[-2:])
+        return resized(picture, side, max(1, side * 2 // 3))
+
+    def wide(picture: Tensor) -> Tensor:
+        side = min(picture.shape[-2:])
+        return resized(picture, max(1, side * 2 // 3), side)
+
+    others = []
+    for change in (tall, wide):
+        changed: list[Any] = []
+        for value in example_inputs:
+            if isinstance(value, Tensor) and value.dim() in (3, 4) and value.is_floating_point():
+                changed.append(change(value))
+            elif isinstance(value, list) and all(isinstance(entry, Tensor) and entry.dim() == 3 for entry in value):
+                changed.append([change(entry) for entry in [*value, value[0]]])
+            else:
+                changed.append(value)
+        others.append(tuple(changed))
+    return others
 
 
 class _DetectionsOnly(nn.Module):

@@ -21,7 +21,7 @@ def resolve(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
     Raises:
         OptionError: no name, a name that does not exist (with the near ones), one inside another.
     """
-    known = [name for name, _ in detector.named_modules() if name]
+    known = [name for name, _ in detector.named_modules(remove_duplicate=False) if name]
     if segments == "auto":
         if "backbone" not in known:
             raise OptionError.make(
@@ -59,17 +59,28 @@ def resolve(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
 
 
 def replace(detector: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A detector with other submodules at the named places; the given one is left as it is, weights are shared."""
+    """A detector with other submodules at the named places; the given one is left as it is, weights are shared.
+
+    A submodule that has several names is replaced under each: the detector may call it by any.
+    """
     root = _shallow(detector)
     for name, replacement in replacements.items():
-        *path, last = name.split(".")
-        parent = root
-        for part in path:
-            child = _shallow(parent.get_submodule(part))
-            parent._modules[part] = child
-            parent = child
-        parent._modules[last] = replacement
+        replaced = detector.get_submodule(name)
+        for alias, module in detector.named_modules(remove_duplicate=False):
+            if module is replaced:
+                _put(root, alias, replacement)
     return root
+
+
+def _put(root: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Puts a module at a place in the tree; the modules on the way there become copies."""
+    *path, last = name.split(".")
+    parent = root
+    for part in path:
+        child = _shallow(parent.get_submodule(part))
+        parent._modules[part] = child
+        parent = child
+    parent._modules[last] = replacement
 
 
 def _shallow(module: nn.Module) -> nn.Module:

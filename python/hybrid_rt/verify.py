@@ -55,6 +55,13 @@ def thresholds_of(precision: str) -> Thresholds:
     return THRESHOLDS[precision]
 
 
+_CUT = 1e-3
+"""Scores that differ by no more are level."""
+
+_MAX_CUT = 0.5
+"""No detector's threshold is above it."""
+
+
 @dataclass(frozen=True)
 class TensorError:
     """How far one output of a segment is from the detector's."""
@@ -67,19 +74,25 @@ class TensorError:
 
 @dataclass(frozen=True)
 class BoxMatch:
-    """Boxes of one picture, detector against hybrid, matched by label and IoU, best scores first."""
+    """Boxes of one picture, detector against hybrid, matched by label and IoU, best scores first.
+
+    ``at_cut`` counts the boxes of either side without a partner whose score is below one half and level with the
+    other side's lowest one: there the detector's own threshold, or its limit of boxes, cuts, and rounding decides
+    which side of it they are on.
+    """
 
     expected: int
     found: int
     matched: int
     min_iou: float
     max_score_difference: float
+    at_cut: int = 0
 
     @property
     def recall(self) -> float:
-        """Share of all boxes, of both sides, that have a partner; 1 if there are none on either side."""
+        """Share of all boxes, of both sides, that have a partner or are at the cut; 1 if there are none at all."""
         total = self.expected + self.found
-        return 2 * self.matched / total if total else 1.0
+        return (2 * self.matched + self.at_cut) / total if total else 1.0
 
 
 @dataclass
@@ -115,7 +128,7 @@ def match_boxes(
     overlap = box_iou(expected["boxes"].double(), found["boxes"].double())
     difference = (expected["scores"].double()[:, None] - found["scores"].double()[None]).abs()
     allowed = (expected["labels"][:, None] == found["labels"][None]) & (overlap >= iou) & (difference <= score)
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     taken = torch.zeros(overlap.shape[1], dtype=torch.bool)
     for i in range(overlap.shape[0]):
         candidates = torch.where(allowed[i] & ~taken, overlap[i], -1.0)
@@ -129,7 +142,17 @@ def match_boxes(
         matched=len(pairs),
         min_iou=min((float(overlap[pair]) for pair in pairs), default=1.0),
         max_score_difference=max((float(difference[pair]) for pair in pairs), default=0.0),
+        at_cut=_at_cut(expected["scores"], {i for i, _ in pairs}, found["scores"], min(score, _CUT))
+        + _at_cut(found["scores"], {j for _, j in pairs}, expected["scores"], min(score, _CUT)),
     )
+
+
+def _at_cut(scores: Tensor, matched: set[int], others: Tensor, tolerance: float) -> int:
+    """How many of ``scores`` that have no partner are low, and level with the lowest of ``others``."""
+    lowest = float(others.min()) if others.numel() else 1.0
+    if lowest >= _MAX_CUT:  # such boxes are what the detector is for
+        return 0
+    return sum(abs(score - lowest) <= tolerance for i, score in enumerate(scores.tolist()) if i not in matched)
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:

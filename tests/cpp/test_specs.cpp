@@ -41,12 +41,12 @@ TEST_CASE("specs are read with all their fields") {
   CHECK(spec.device == "cpu");
   REQUIRE(spec.inputs.size() == 1);
   CHECK(spec.inputs[0].name == "x");
-  CHECK(spec.inputs[0].dtype == c10::ScalarType::Float);
+  CHECK((spec.inputs[0].dtype == c10::ScalarType::Float));
   CHECK(spec.inputs[0].min == std::vector<int64_t>{1, 3, 32});
   CHECK(spec.inputs[0].opt == std::vector<int64_t>{1, 3, 64});
   CHECK(spec.inputs[0].max == std::vector<int64_t>{8, 3, TensorSpec::kUnbounded});
   REQUIRE(spec.outputs.size() == 1);
-  CHECK(spec.outputs[0].dtype == c10::ScalarType::Long);
+  CHECK((spec.outputs[0].dtype == c10::ScalarType::Long));
   REQUIRE(spec.blobs.size() == 2);
   CHECK(spec.blob("weights").index == 2);
   CHECK(spec.blob("weights").size == 5000000000);
@@ -71,7 +71,8 @@ TEST_CASE("every dtype that may cross a segment's edge is read") {
 }
 
 TEST_CASE("a missing field is named") {
-  for (const auto& [name, ignored] : valid()[0].items()) {
+  const json fields = valid()[0];
+  for (const auto& [name, ignored] : fields.items()) {
     CAPTURE(name);
     json value = valid();
     value[0].erase(name);
@@ -94,7 +95,8 @@ TEST_CASE("a missing field is named") {
 }
 
 TEST_CASE("a field of another type is named") {
-  for (const auto& [name, ignored] : valid()[0].items()) {
+  const json fields = valid()[0];
+  for (const auto& [name, ignored] : fields.items()) {
     CAPTURE(name);
     json value = valid();
     value[0][name] = 5;

@@ -5,8 +5,8 @@
 #include "detections.h"
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
-    std::cerr << "usage: with_hybrid_rt BUNDLE RAW HEIGHT WIDTH\n";
+  if (argc < 5) {
+    std::cerr << "usage: with_hybrid_rt BUNDLE RAW HEIGHT WIDTH [RAW HEIGHT WIDTH ...]\n";
     return 2;
   }
   try {
@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
     for (const auto& [segment, backend] : hybrid_rt::engines(detector)) {
       std::cerr << segment << ": " << backend << "\n";
     }
-    detect_and_print(detector, read_raw(argv[2], std::stoll(argv[3]), std::stoll(argv[4])));
+    detect_and_print(detector, read_all(argc - 2, argv + 2));
   } catch (const hybrid_rt::Error& error) {
     std::cerr << error.what() << "\n";
     return 1;

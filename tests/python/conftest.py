@@ -14,6 +14,8 @@ from torchvision.models.detection import FasterRCNN
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
+from strangers import DOWNSTREAM, build_project
+
 import hybrid_rt
 from hybrid_rt.cli import read_picture
 from models import digits_detector
@@ -48,6 +50,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: FasterR
     path = tmp_path_factory.mktemp("bundles") / "digits.pt"
     hybrid_rt.convert(demo_detector, ([demo_image],), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def downstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs of tests/downstream, built against the installed package."""
+    return build_project(DOWNSTREAM, tmp_path_factory.mktemp("downstream"))
 
 
 @pytest.fixture(autouse=True)

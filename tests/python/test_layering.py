@@ -1,4 +1,4 @@
-"""Who may know whom: the rules of docs/design that no compiler holds."""
+"""Who may know whom: the rules that no compiler holds."""
 
 from __future__ import annotations
 

@@ -89,3 +89,15 @@ def test_replace_shares_the_weights() -> None:
     assert changed.backbone.first[0].weight.data_ptr() == detector.backbone.first[0].weight.data_ptr()
     assert "classes.weight" not in changed.state_dict()
     assert torch.equal(detector.state_dict()["classes.weight"], detector.classes.weight)
+
+
+def test_a_submodule_with_two_names_is_replaced_under_both() -> None:
+    detector = small_detector()
+    detector.body = detector.backbone
+    assert resolve(detector, "body") == ["body"]
+    replacement = nn.Identity()
+    changed = replace(detector, {"body": replacement})
+    assert changed.backbone is changed.body is replacement
+    changed = replace(detector, {"backbone.first": replacement})
+    assert changed.backbone.first is changed.body.first is replacement
+    assert detector.body is detector.backbone

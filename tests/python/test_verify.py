@@ -253,7 +253,7 @@ def test_results_as_json_hold_every_number() -> None:
     record = verification.to_json()
     assert record["precision"] == "fp32"
     assert record["pictures"] == [
-        {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0}
+        {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0, "at_cut": 0}
     ]
     assert record["failures"] == verification.failures
 
@@ -278,3 +278,27 @@ def test_another_detector_than_the_bundles_fails(
         demo_detector.roi_heads.score_thresh = least
     assert not verification.passed
     assert "boxes found again" in verification.failures[0]
+
+
+def test_a_box_at_the_cut_is_no_difference() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
+    labels = torch.ones(3, dtype=torch.int64)
+
+    def detections_with(count: int, scores: list[float]) -> dict[str, torch.Tensor]:
+        return {"boxes": boxes[:count], "labels": labels[:count], "scores": torch.tensor(scores[:count])}
+
+    one_more = match_boxes(detections_with(2, [0.9, 0.0501]), detections_with(3, [0.9, 0.0501, 0.0500]), score=1e-3)
+    assert (one_more.at_cut, one_more.recall) == (1, 1.0)
+    assert match_boxes(detections_with(3, [0.9, 0.0501, 0.0500]), detections_with(2, [0.9, 0.0501])).at_cut == 1
+
+
+def test_a_box_that_is_lost_above_the_cut_is_a_difference() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
+    both = {"boxes": boxes, "labels": torch.ones(2, dtype=torch.int64), "scores": torch.tensor([0.9, 0.8])}
+    best = {name: value[:1] for name, value in both.items()}
+    match = match_boxes(both, best)
+    assert match.at_cut == 0
+    assert match.recall < 1.0
+    level = {**both, "scores": torch.tensor([0.9999, 0.9998])}
+    assert match_boxes(level, {name: value[:1] for name, value in level.items()}).recall < 1.0
+    assert match_boxes(both, {name: value[:0] for name, value in both.items()}).recall == 0.0

@@ -41,7 +41,7 @@ std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& opti
 /// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
 void verify_records(const std::string& path);
 
-/// (segment, backend that runs it) for a loaded bundle, in the manifest's order.
+/// (segment, backend that runs it) for a loaded bundle, in the order in which the head runs them.
 std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Module& module);
 
 /// How each segment of a loaded bundle is run, as JSON: {"segment", "backend", "precision", "description",

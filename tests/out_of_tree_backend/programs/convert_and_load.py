@@ -1,4 +1,4 @@
-"""Converts a tiny detector with the out-of-tree backend, loads it three times and runs it: convert_and_load.py OUTPUT."""
+"""Converts a tiny detector with the out-of-tree backend and runs three loads of it: convert_and_load.py OUTPUT."""
 
 import sys
 

@@ -1,0 +1,59 @@
+"""Builds and runs the projects of strangers in tests/: a service in C++, and a backend out of the tree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+import hybrid_rt
+
+TESTS = Path(__file__).parents[1]
+DOWNSTREAM = TESTS / "downstream"
+OUT_OF_TREE = TESTS / "out_of_tree_backend"
+# The environment's own cmake, ninja and ccache, if it has them.
+SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, "PATH": SEARCH_PATH, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def succeed(*command: str | Path, **environment: str) -> str:
+    """Runs a command that must succeed; returns its stdout."""
+    result = run(*command, **environment)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def configure(project: Path, build: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = shutil.which("ccache", path=SEARCH_PATH)
+    return run(
+        "cmake", "-G", "Ninja", "-S", project, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_PREFIX_PATH={hybrid_rt.cmake_prefix_path}",
+        *([f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}"] if launcher else []),
+        *arguments,
+    )  # fmt: skip
+
+
+def build_project(project: Path, build: Path) -> Path:
+    configured = configure(project, build)
+    assert configured.returncode == 0, configured.stderr
+    succeed("cmake", "--build", build)
+    return build
+
+
+def picture_arguments(image: Tensor, path: Path) -> tuple[str, str, str]:
+    """The picture as the programs' arguments: a raw file, which is written to `path`, height, width."""
+    path.write_bytes(image.contiguous().numpy().tobytes())
+    return str(path), str(image.shape[1]), str(image.shape[2])

@@ -1,0 +1,349 @@
+"""The command line: its verbs, its exit codes, its messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_surgery import save_with_backends
+from PIL import Image
+
+import hybrid_rt
+from hybrid_rt import cli
+from hybrid_rt.cli import main, read_picture
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    """A small picture."""
+    path = tmp_path / "noise.png"
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+SMALL = "small_detectors:small_list_detector"
+
+
+def convert_small(noise: Path, *options: str, detector: str = SMALL) -> int:
+    """Converts a small detector to noise.pt beside the picture."""
+    return main(["convert", detector, str(noise), str(noise.with_suffix(".pt")), "--engine", "torchscript", *options])
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on stderr, in our format; stdout must be empty."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert "hybrid-rt: error: hybrid_rt[" in err
+    assert "Traceback" not in err
+    return err if not last.startswith("hybrid-rt: error: ") else last
+
+
+# convert
+
+
+def test_convert_the_demo_detector(
+    demo_picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "digits.pt"
+    assert (
+        main(["convert", "models.digits_detector:load", str(demo_picture), str(path), "--engine", "torchscript"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert "FasterRCNN -> " in out
+    assert "boxes found again" in out
+    assert "done save" in err
+    assert len(hybrid_rt.load(path)([read_picture(demo_picture)])[0]["boxes"]) >= 5
+
+
+def test_convert_options_reach_the_bundle(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_small(noise, "--segments", "detector.backbone,detector.classes", "--no-verify", "--no-fallback") == 0
+    assert "not verified" in capsys.readouterr().out
+    manifest = hybrid_rt.inspect(noise.with_suffix(".pt"))
+    assert [segment["name"] for segment in manifest["segments"]] == ["detector.backbone", "detector.classes"]
+    assert manifest["verification"] is None
+    assert [len(segment["variants"]) for segment in manifest["segments"]] == [1, 1]
+
+
+def test_convert_takes_sizes_and_several_engines(noise: Path) -> None:
+    assert convert_small(noise, "--sizes", "32x32,48X64", "--engine", "torchscript,openvino") == 0
+    variants = hybrid_rt.inspect(noise.with_suffix(".pt"))["segments"][0]["variants"]
+    assert [variant["backend"] for variant in variants] == ["torchscript", "openvino"]
+    assert (variants[0]["inputs"][0]["min"], variants[0]["inputs"][0]["max"]) == ([1, 3, 32, 32], [1, 3, 48, 64])
+
+
+def test_convert_compares_on_every_picture_of_a_folder(noise: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("b.PNG", "a.png", "c.jpeg"):
+        Image.open(noise).convert("RGB").save(folder / name)
+    (folder / "readme.txt").touch()
+    output = str(tmp_path / "x.pt")
+    assert main(["convert", SMALL, str(folder), output, "--engine", "torchscript"]) == 0
+    assert len(hybrid_rt.inspect(output)["verification"]["pictures"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("detector", "text"),
+    [
+        ("nocolon", "detector: expected PACKAGE.MODULE:CALLABLE or torchvision:NAME, got 'nocolon'."),
+        (
+            "nosuch.module:build",
+            "detector: expected an importable PACKAGE.MODULE:CALLABLE, got 'nosuch.module:build' (",
+        ),
+        ("small_detectors:nosuch", "expected an importable PACKAGE.MODULE:CALLABLE, got 'small_detectors:nosuch' ("),
+        (":build", "expected an importable PACKAGE.MODULE:CALLABLE, got ':build' ("),
+        (".models:build", "expected an importable PACKAGE.MODULE:CALLABLE, got '.models:build' ("),
+        ("torchvision:nosuch", "detector: expected one of fasterrcnn_mobilenet_v3_large_320_fpn, "),
+        (
+            "small_detectors:small_picture",
+            "expected small_detectors:small_picture() to return an nn.Module, got Tensor",
+        ),
+    ],
+)
+def test_convert_without_a_detector(noise: Path, capsys: pytest.CaptureFixture[str], detector: str, text: str) -> None:
+    assert convert_small(noise, detector=detector) == 2
+    assert text in error_of(capsys)
+    assert not noise.with_suffix(".pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--sizes", "640"], 2, "hybrid_rt[cli]: --sizes: expected HEIGHTxWIDTH,..., got '640'."),
+        (["--sizes", "axb"], 2, "hybrid_rt[cli]: --sizes: expected HEIGHTxWIDTH,..., got 'axb'."),
+        (["--engine", "nosuch"], 2, "hybrid_rt[registry]: engine: expected one of "),
+        (["--segments", "nosuch"], 2, "hybrid_rt[convert]: segments: expected a submodule of ListDetector"),
+        (["--precision", "int8"], 2, "expected a precision that has some (fp32, bf16), got 'int8'"),
+    ],
+)
+def test_convert_with_wrong_options(
+    noise: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, text: str
+) -> None:
+    assert convert_small(noise, *options) == code
+    assert text in error_of(capsys)
+
+
+def test_convert_to_a_place_that_is_not_there(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", SMALL, str(noise), str(noise.parent / "missing" / "x.pt")]) == 1
+    assert "expected to write the file, got no folder " in error_of(capsys)
+
+
+def test_convert_without_pictures(tmp_path: Path, noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "x.pt")
+    assert main(["convert", SMALL, str(tmp_path / "missing.png"), output]) == 2
+    assert f"hybrid_rt[cli]: picture {tmp_path / 'missing.png'}: expected a picture file, got " in error_of(capsys)
+    (tmp_path / "text.png").write_text("no picture")
+    assert main(["convert", SMALL, str(tmp_path / "text.png"), output]) == 2
+    assert "expected a picture file, got cannot identify image file" in error_of(capsys)
+    (tmp_path / "empty").mkdir()
+    assert main(["convert", SMALL, str(tmp_path / "empty"), output]) == 2
+    assert f"hybrid_rt[cli]: folder {tmp_path / 'empty'}: expected PNG or JPEG pictures, got none." in error_of(capsys)
+
+
+def test_pictures_are_rgb_between_0_and_1(tmp_path: Path) -> None:
+    Image.new("RGBA", (3, 2), (255, 0, 51, 128)).save(tmp_path / "rgba.png")
+    picture = read_picture(tmp_path / "rgba.png")
+    assert picture.shape == (3, 2, 3)
+    assert picture.dtype == torch.float32
+    assert picture[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+    Image.new("L", (3, 2), 255).save(tmp_path / "grey.png")
+    assert torch.equal(read_picture(tmp_path / "grey.png"), torch.ones(3, 2, 3))
+
+
+# inspect
+
+
+def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(demo_bundle)]) == 0
+    out = capsys.readouterr().out
+    assert f"{demo_bundle}: torchvision.models.detection.faster_rcnn.FasterRCNN, format 1" in out.replace("\n", "")
+    assert f"torch {torch.__version__}" in out
+    assert "head operators: hybrid_rt::nms, hybrid_rt::roi_align, hybrid_rt::run_engine" in out
+    assert "verified in fp32: " in out
+    assert "x: 1.. x 3 x 32..416 x 32..416 float32" in out
+    for word in ("backbone", "openvino", "torchscript", "fp32", "cpu"):
+        assert word in out
+
+
+def test_inspect_as_json_is_the_manifest(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(demo_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == hybrid_rt.inspect(demo_bundle)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "check"])
+def test_a_file_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    path = tmp_path / "text.pt"
+    path.write_text("no bundle")
+    assert main([verb, str(path)]) == 1
+    assert error_of(capsys).startswith(f"hybrid-rt: error: hybrid_rt[bundle]: {path}: expected a TorchScript archive")
+    assert main([verb, str(tmp_path / "missing.pt")]) == 1
+    assert "expected a file, got " in error_of(capsys)
+
+
+# check
+
+
+def test_check_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(demo_bundle)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{demo_bundle}: whole, every record matches its digest",
+        "  backbone: openvino (fp32): runs",
+        "  backbone: torchscript (fp32): could run, comes later in the file",
+    ]
+
+
+def test_check_as_json(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(demo_bundle), "--json", "--backend", "torchscript"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "segment": "backbone",
+            "variants": [
+                {
+                    "backend": "openvino",
+                    "precision": "fp32",
+                    "chosen": False,
+                    "refusal": "only 'torchscript' was asked for",
+                },
+                {"backend": "torchscript", "precision": "fp32", "chosen": True, "refusal": ""},
+            ],
+        }
+    ]
+
+
+def test_check_fails_when_nothing_can_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_with_backends(tmp_path / "nosuch.pt", ["nosuch"])
+    assert main(["check", str(path)]) == 1
+    assert "backbone: nosuch (fp32): hybrid_rt[nosuch]: backend: expected one of " in capsys.readouterr().out
+    assert main(["check", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["variants"][0]["chosen"] is False
+
+
+def test_check_on_a_device_that_does_not_exist(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(demo_bundle), "--device", "gpu"]) == 2
+    assert "hybrid_rt[bundle]: device: expected a device such as 'cpu' or 'cuda:0', got 'gpu'" in error_of(capsys)
+
+
+# doctor
+
+
+def test_doctor_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"hybrid_rt: {hybrid_rt.__version__}\ntorch: {torch.__version__}\n" in out
+    for info in hybrid_rt.backends():
+        expected = "available (" if info.available else f"NOT available: {info.reason}"
+        assert f"  {info.name} {info.version}: {expected}" in out
+
+
+def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["torch"] == torch.__version__
+    backends = {backend["name"]: backend for backend in told["backends"]}
+    assert backends["torchscript"]["available"] is True
+    assert set(backends) == {info.name for info in hybrid_rt.backends()}
+
+
+# detect
+
+
+class HandedOver(Exception):
+    """Instead of os.execv, which does not return."""
+
+
+def hand_over(program: str, arguments: list[str]) -> None:
+    raise HandedOver(program, arguments)
+
+
+def test_detect_hands_over_to_the_program_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "hybrid-rt-detect"
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(cli.os, "execv", hand_over)
+    with pytest.raises(HandedOver) as caught:
+        main(["detect", "model.pt", "picture.png", "--json", "--help"])
+    arguments = [str(program), "model.pt", "picture.png", "--json", "--help"]
+    assert caught.value.args == (str(program), arguments)
+
+
+def test_detect_without_the_program_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["detect", "model.pt", "picture.png"]) == 1
+    assert "detect: expected the program hybrid-rt-detect, got none. Install hybrid_rt with" in error_of(capsys)
+
+
+# Usage
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    for verb in ("convert", "inspect", "check", "detect", "doctor"):
+        assert f"\n    {verb} " in out
+
+
+@pytest.mark.parametrize("verb", ["convert", "inspect", "check", "doctor"])
+def test_each_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: hybrid-rt {verb}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"hybrid-rt {hybrid_rt.__version__} (torch {torch.__version__})\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "the following arguments are required: VERB"),
+        (["nosuch"], "invalid choice: 'nosuch'"),
+        (["inspect"], "the following arguments are required: model"),
+        (["inspect", "x.pt", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["convert", "a:b", "c.png"], "the following arguments are required: output"),
+        (["convert", "a:b", "c.png", "d.pt", "--precision", "fp8"], "invalid choice: 'fp8'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: hybrid-rt")
+    assert text in err
+
+
+def test_the_installed_script(demo_bundle: Path, tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "hybrid-rt"
+    done = subprocess.run(
+        [script, "inspect", demo_bundle, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == hybrid_rt.inspect(demo_bundle)

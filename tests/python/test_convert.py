@@ -1,0 +1,299 @@
+"""What convert() makes finds what the detector finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_detectors import SmallDetector, small_detector, small_list_detector, small_picture
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt.verify import match_boxes
+
+Detections = Mapping[str, Tensor]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+
+
+def assert_same_boxes(expected: Sequence[Detections], found: Sequence[Detections], at_least: int = 5) -> None:
+    """For each picture: label equal, IoU over 0.99, score within 1e-3, both ways, and something to find."""
+    assert len(expected) == len(found)
+    for want, have in zip(expected, found, strict=True):
+        match = match_boxes(want, have, iou=0.99, score=1e-3)
+        assert match.expected >= at_least
+        assert match.matched == match.expected == match.found, match
+        assert set(want) == set(have)
+        assert {name: value.dtype for name, value in want.items()} == {
+            name: value.dtype for name, value in have.items()
+        }
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    return nn.functional.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+@pytest.fixture(scope="session", params=["openvino", "torchscript"])
+def loaded(request: pytest.FixtureRequest, demo_bundle: Path) -> Any:
+    module = hybrid_rt.load(demo_bundle, backend=request.param)
+    assert [engine["backend"] for engine in hybrid_rt.engines(module)] == [request.param]
+    return module
+
+
+def test_demo_detector_finds_the_same_at_each_size(
+    demo_detector: nn.Module, demo_images: list[Tensor], loaded: Any
+) -> None:
+    images = [demo_images[0], demo_images[1], resized(demo_images[2], 480, 640)]
+    assert len({image.shape for image in images}) == 3
+    for image in images:
+        assert_same_boxes(demo_detector([image]), loaded([image]))
+
+
+def test_demo_detector_finds_the_same_in_a_batch_of_sizes(
+    demo_detector: nn.Module, demo_images: list[Tensor], loaded: Any
+) -> None:
+    images = [demo_images[0], resized(demo_images[1], 200, 300), demo_images[2].flip(2)]
+    assert_same_boxes(demo_detector(images), loaded(images))
+
+
+def test_the_same_call_gives_the_same_result(demo_image: Tensor, loaded: Any) -> None:
+    first, second = loaded([demo_image])[0], loaded([demo_image])[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sizes_at_which_torchvisions_scripted_resize_is_a_pixel_short(
+    demo_detector: nn.Module, demo_image: Tensor, loaded: Any
+) -> None:
+    """It computes the scale in float32, eager in double; see exact_transform.py."""
+    scripted = torch.jit.script(demo_detector.transform)
+    sides = []
+    for side in range(230, 300):
+        picture = resized(demo_image, side, side + 60)
+        if scripted([picture])[0].image_sizes != demo_detector.transform([picture])[0].image_sizes:
+            sides.append(side)
+    assert len(sides) >= 2
+    for side in sides[:4]:
+        picture = resized(demo_image, side, side + 60)
+        assert_same_boxes(demo_detector([picture]), loaded([picture]))
+
+
+def test_bf16_finds_the_boxes_and_is_really_bf16(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "bf16.pt"
+    result = hybrid_rt.convert(demo_detector, ([demo_image],), path, precision="bf16", fallback=False)
+    (variant,) = result.report.segments[0].variants
+    assert (variant.backend, variant.precision) == ("openvino", "bf16")
+    assert result.report.verification.precision == "bf16"
+    module = hybrid_rt.load(path, emulate_precision=True)
+    assert "bf16" in hybrid_rt.engines(module)[0]["description"]
+    match = match_boxes(demo_detector([demo_image])[0], module([demo_image])[0], iou=0.8, score=0.1)
+    assert match.recall >= 0.9
+    assert match.max_score_difference > 1e-5
+
+
+def modules_and_state(detector: nn.Module) -> tuple[Any, ...]:
+    return (
+        [(name, id(module), module.training, type(module)) for name, module in detector.named_modules()],
+        {name: value.clone() for name, value in detector.state_dict().items()},
+        [
+            (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+            for module in detector.modules()
+        ],
+        [parameter.requires_grad for parameter in detector.parameters()],
+        sorted(vars(detector)),
+        vars(detector).get("_has_warned"),
+    )
+
+
+def test_rpn_head_as_a_segment_and_the_detector_stays_as_it_was(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "two.pt"
+    before = modules_and_state(demo_detector)
+    found_before = demo_detector([demo_image])
+    result = hybrid_rt.convert(
+        demo_detector, ([demo_image],), path, segments=["backbone", "rpn.head"], engine="torchscript"
+    )
+    after = modules_and_state(demo_detector)
+    assert before[0] == after[0]
+    assert before[1].keys() == after[1].keys()
+    assert all(torch.equal(before[1][name], after[1][name]) for name in before[1])
+    assert before[2:] == after[2:]
+    found = demo_detector([demo_image])
+    assert all(torch.equal(found[0][name], found_before[0][name]) for name in found[0])
+
+    assert [segment.name for segment in result.report.segments] == ["backbone", "rpn.head"]
+    module = hybrid_rt.load(path)
+    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone", "rpn.head"]
+    images = [demo_image, resized(demo_image, 200, 320)]
+    assert_same_boxes(demo_detector(images), module(images))
+
+
+def test_the_box_head_as_a_segment(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
+    """Its input is as many regions as there are proposals, not what the transform makes."""
+    path = tmp_path / "box_head.pt"
+    hybrid_rt.convert(demo_detector, ([demo_image],), path, segments=["roi_heads.box_head"], engine="torchscript")
+    module = hybrid_rt.load(path)
+    images = [demo_image, resized(demo_image, 200, 320)]
+    assert_same_boxes(demo_detector(images), module(images))
+
+
+# Detectors of the user's own
+
+
+def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    assert type(expected) is type(found)
+    assert len(expected) == len(found)
+    for want, have in zip(expected, found, strict=True):
+        assert want.dtype == have.dtype
+        assert want.numel() > 0
+        assert torch.allclose(want.double(), have.double(), atol=1e-4)
+
+
+def test_the_result_tells_what_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "small.pt"
+    result = hybrid_rt.convert(small_list_detector(), ([small_picture()[0]],), path, segments=["detector.backbone"])
+    report = result.report
+    assert (report.detector, report.path) == ("ListDetector", str(path))
+    assert report.file_size == path.stat().st_size
+    (segment,) = report.segments
+    assert segment.name == "detector.backbone"
+    assert [(variant.backend, variant.precision) for variant in segment.variants] == [
+        ("openvino", "fp32"),
+        ("torchscript", "fp32"),
+    ]
+    assert all(variant.size > 0 for variant in segment.variants)
+    assert report.head_operators == ["hybrid_rt::nms", "hybrid_rt::run_engine"]
+    assert report.verification.passed
+    assert report.verification.pictures[0].matched >= 5
+    assert {"verify", "save", "compile detector.backbone with openvino"} <= set(report.seconds)
+    assert report.to_json()["segments"][0]["variants"][0]["backend"] == "openvino"
+    text = str(report)
+    assert f"{report.verification.pictures[0].matched} of {report.verification.pictures[0].expected} boxes" in text
+    picture = small_picture(seed=1)[0]
+    for module in (result.module, hybrid_rt.load(path)):
+        assert_same_boxes(small_list_detector()([picture]), module([picture]))
+
+
+def test_a_detector_of_tensors_has_the_examples_size(tmp_path: Path) -> None:
+    path = tmp_path / "fixed.pt"
+    result = hybrid_rt.convert(small_detector(), (small_picture(),), path)
+    assert "boxes found again" not in str(result.report)
+    assert "verified; greatest relative error " in str(result.report)
+    module = hybrid_rt.load(path)
+    for seed in range(3):
+        picture = small_picture(seed=seed)
+        assert_same_tensors(small_detector()(picture), module(picture))
+    with pytest.raises(RuntimeError, match="dimension 2: expected 1x3x32x32 float32, got 1x3x40x32"):
+        module(small_picture(40, 32))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "inside", "outside"),
+    [
+        (
+            {"batch": (1, 3), "height": (16, 64), "width": (32, 48)},
+            [(1, 16, 48), (3, 64, 32), (2, 33, 40)],
+            [(4, 32, 32), (1, 15, 32), (1, 32, 49)],
+        ),
+        ([(32, 32), (64, 48)], [(1, 48, 48), (1, 64, 32)], [(1, 65, 48), (1, 64, 31), (2, 32, 32)]),
+    ],
+)
+def test_shapes_widen_the_range(
+    tmp_path: Path, shapes: Any, inside: list[tuple[int, int, int]], outside: list[tuple[int, int, int]]
+) -> None:
+    path = tmp_path / "wide.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, shapes=shapes)
+    for backend in ("openvino", "torchscript"):
+        module = hybrid_rt.load(path, backend=backend)
+        for batch, height, width in inside:
+            pictures = small_picture(height, width).expand(batch, -1, -1, -1)
+            assert_same_tensors(small_detector()(pictures), module(pictures))
+        for batch, height, width in outside:
+            with pytest.raises(
+                RuntimeError, match=rf"hybrid_rt\[{backend}\]: segment 'backbone', input 'pictures', dim"
+            ):
+                module(small_picture(height, width).expand(batch, -1, -1, -1))
+
+
+def test_shapes_of_pictures_leave_later_segments_free(tmp_path: Path) -> None:
+    path = tmp_path / "two.pt"
+    hybrid_rt.convert(
+        small_detector(),
+        (small_picture(),),
+        path,
+        segments=["backbone", "classes"],
+        shapes={"height": (16, 64), "width": (16, 64)},
+        engine="torchscript",
+    )
+    module = hybrid_rt.load(path)
+    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone", "classes"]
+    for height, width in ((16, 64), (48, 40)):
+        picture = small_picture(height, width)
+        assert_same_tensors(small_detector()(picture), module(picture))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 48)])
+def test_sizes_that_the_example_does_not_show_are_free_in_later_segments(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """A square example, whose sides after the transform say nothing of others, and a wide one."""
+    path = tmp_path / "rpn.pt"
+    example = resized(demo_image, size[0] * 8, size[1] * 8)
+    shapes = [(size[0] * 8, size[1] * 8), (400, 240)]
+    segments = ["backbone", "rpn.head"]
+    hybrid_rt.convert(demo_detector, ([example],), path, segments=segments, engine="torchscript", shapes=shapes)
+    module = hybrid_rt.load(path)
+    images = [resized(demo_image, 400, 240), resized(demo_image, 400, 240).flip(2)]
+    assert_same_boxes(demo_detector(images), module(images))
+
+
+class TwoStreams(SmallDetector):
+    """Two pictures in, a dict with a list out; the backbone is called twice."""
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, list[Tensor]]:
+        first, second = self.backbone(left), self.backbone(right)
+        return {"classes": [self.classes(first["coarse"]), self.classes(second["coarse"])]}
+
+
+def test_a_segment_that_is_called_twice(tmp_path: Path) -> None:
+    detector = TwoStreams(small_detector().backbone).eval().requires_grad_(False)
+    path = tmp_path / "twice.pt"
+    left, right = small_picture(32, 32, seed=1), small_picture(24, 40, seed=2)
+    hybrid_rt.convert(detector, (left, right), path, engine="torchscript")
+    module = hybrid_rt.load(path)
+    assert_same_tensors(detector(left, right)["classes"], module(left, right)["classes"])
+
+
+def test_a_segment_under_two_names_runs_in_the_engine_by_either(tmp_path: Path) -> None:
+    detector = small_list_detector()
+    assert detector.backbone is detector.detector.backbone
+    path = tmp_path / "alias.pt"
+    hybrid_rt.convert(detector, ([small_picture()[0]],), path, engine="torchscript")  # auto: "backbone"
+    module = hybrid_rt.load(path)
+    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone"]
+
+
+def test_without_a_fallback_there_is_one_variant(tmp_path: Path) -> None:
+    path = tmp_path / "alone.pt"
+    result = hybrid_rt.convert(small_detector(), (small_picture(),), path, fallback=False)
+    assert [variant.backend for variant in result.report.segments[0].variants] == ["openvino"]
+
+
+def test_engines_are_kept_in_the_order_given(tmp_path: Path) -> None:
+    path = tmp_path / "ordered.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, engine=["torchscript", "openvino"])
+    assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
+    variants = hybrid_rt.inspect(path)["segments"][0]["variants"]
+    assert [variant["backend"] for variant in variants] == ["torchscript", "openvino"]
+
+
+def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "quiet.pt", engine="torchscript")
+    assert capsys.readouterr() == ("", "")
+    hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "loud.pt", engine="torchscript", progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "done compile backbone with torchscript" in err
