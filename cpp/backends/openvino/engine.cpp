@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "hybrid_rt/error.h"
@@ -54,6 +55,15 @@ std::vector<std::vector<int64_t>> shapes_of(at::ArrayRef<at::Tensor> tensors) {
   std::vector<std::vector<int64_t>> shapes;
   for (const at::Tensor& tensor : tensors) shapes.push_back(tensor.sizes().vec());
   return shapes;
+}
+
+struct MemoryRange {
+  const char* begin;
+  size_t size;
+};
+
+bool overlap(const MemoryRange& a, const MemoryRange& b) {
+  return a.begin < b.begin + b.size && b.begin < a.begin + a.size;
 }
 
 Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& weights, const std::string& precision,
@@ -141,7 +151,9 @@ std::vector<at::Tensor> OpenVinoEngine::run(at::ArrayRef<at::Tensor> inputs) {
     if (known != output_shapes_.end()) output_shapes = known->second;
   }
   if (!output_shapes.empty()) return run_into(output_shapes, inputs);
-  std::vector<at::Tensor> outputs = run_first(inputs);
+  bool is_shared = false;
+  std::vector<at::Tensor> outputs = run_first(inputs, is_shared);
+  if (is_shared) return outputs;
   const std::lock_guard lock(mutex_);
   if (output_shapes_.size() >= kMaxShapes) output_shapes_.clear();
   output_shapes_.emplace(input_shapes, shapes_of(outputs));
@@ -168,13 +180,17 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
   return outputs;
 }
 
-std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs) {
+std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& is_shared) const {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   // Not one of the pool's: it owns its output tensors.
   const Handle<ov_infer_request_t> request = make_request();
   set_inputs(request.get(), inputs);
   library.require(functions.ov_infer_request_infer(request.get()), "run");
+  std::vector<MemoryRange> ranges;
+  for (const at::Tensor& input : inputs) {
+    ranges.push_back({static_cast<const char*>(input.const_data_ptr()), input.nbytes()});
+  }
   std::vector<at::Tensor> outputs;
   for (size_t i = 0; i < output_dtypes_.size(); ++i) {
     ov_tensor_t* handle = nullptr;
@@ -186,7 +202,11 @@ std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> input
     functions.ov_shape_free(&shape);
     void* data = nullptr;
     library.require(functions.ov_tensor_data(handle, &data), "output");
-    std::memcpy(outputs.back().data_ptr(), data, outputs.back().nbytes());
+    const MemoryRange range{static_cast<const char*>(data), outputs.back().nbytes()};
+    std::memcpy(outputs.back().data_ptr(), range.begin, range.size);
+    is_shared = is_shared || std::any_of(ranges.begin(), ranges.end(),
+                                         [&](const MemoryRange& other) { return overlap(range, other); });
+    ranges.push_back(range);
   }
   return outputs;
 }

@@ -38,7 +38,8 @@ class OpenVinoEngine : public Engine {
 
   Handle<ov_infer_request_t> make_request() const;
   static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
-  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs);
+  /// Copies what OpenVINO wrote into memory of its own.
+  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& is_shared) const;
   std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs);
 
   at::Tensor weights_;
@@ -48,7 +49,9 @@ class OpenVinoEngine : public Engine {
 
   std::mutex mutex_;  // guards what follows
   std::vector<Handle<ov_infer_request_t>> idle_;
-  /// Output shapes by input shapes, learnt from the first run of each: later runs write into tensors of torch's.
+  /// Output shapes by input shapes, learnt from the first run of each: later runs write into tensors of torch's. Not
+  /// where an output shares the memory of an input or of another output (an input that is returned as it is): told to
+  /// write it elsewhere, OpenVINO 2026.4 takes that memory for the input's, and copies it over the input.
   std::map<std::vector<Shape>, std::vector<Shape>> output_shapes_;
 };
 

@@ -9,16 +9,32 @@ namespace hybrid_rt::openvino {
 
 // The functions of OpenVINO's C interface that are used, resolved at run time: no version of the library is needed to
 // link, and a process that has none still loads the plug-in and can say so.
-#define HYBRID_RT_OPENVINO_FUNCTIONS(X)                                                                              \
-  X(ov_get_openvino_version)                                                                                         \
-  X(ov_version_free)                                                                                                 \
-  X(ov_get_last_err_msg) X(ov_get_error_info) X(ov_free) X(ov_core_create) X(ov_core_get_property)                   \
-      X(ov_core_read_model_from_memory_buffer) X(ov_core_compile_model) X(ov_model_free)                             \
-          X(ov_compiled_model_create_infer_request) X(ov_compiled_model_free) X(ov_infer_request_infer)              \
-              X(ov_infer_request_set_input_tensor_by_index) X(ov_infer_request_set_output_tensor_by_index)           \
-                  X(ov_infer_request_get_output_tensor_by_index) X(ov_infer_request_free)                            \
-                      X(ov_tensor_create_from_host_ptr) X(ov_tensor_create) X(ov_tensor_get_shape) X(ov_tensor_data) \
-                          X(ov_tensor_free) X(ov_shape_free)
+// clang-format off
+#define HYBRID_RT_OPENVINO_FUNCTIONS(X)          \
+  X(ov_get_openvino_version)                     \
+  X(ov_version_free)                             \
+  X(ov_get_last_err_msg)                         \
+  X(ov_get_error_info)                           \
+  X(ov_free)                                     \
+  X(ov_core_create)                              \
+  X(ov_core_get_property)                        \
+  X(ov_core_read_model_from_memory_buffer)       \
+  X(ov_core_compile_model)                       \
+  X(ov_model_free)                               \
+  X(ov_compiled_model_create_infer_request)      \
+  X(ov_compiled_model_free)                      \
+  X(ov_infer_request_infer)                      \
+  X(ov_infer_request_set_input_tensor_by_index)  \
+  X(ov_infer_request_set_output_tensor_by_index) \
+  X(ov_infer_request_get_output_tensor_by_index) \
+  X(ov_infer_request_free)                       \
+  X(ov_tensor_create_from_host_ptr)              \
+  X(ov_tensor_create)                            \
+  X(ov_tensor_get_shape)                         \
+  X(ov_tensor_data)                              \
+  X(ov_tensor_free)                              \
+  X(ov_shape_free)
+// clang-format on
 
 struct Functions {
 #define HYBRID_RT_DECLARE(name) decltype(&::name) name = nullptr;
