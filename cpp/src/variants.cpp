@@ -94,7 +94,8 @@ Error none_can_run(const std::string& segment, const std::vector<VariantCheck>& 
   }
   return Error(ErrorKind::kBackend, "variants", "segment '" + segment + "'", "a variant that can run on this machine",
                "none of " + std::to_string(variants.size()) + ":" + reasons + "\n",
-               "Install what a variant lacks, or convert with an engine that runs here (fallback=True keeps a "
+               "Install what a variant lacks, ask for another one (HYBRID_RT_BACKEND or backend=), or convert with an "
+               "engine that runs here (fallback=True keeps a "
                "TorchScript variant); `hybrid-rt doctor` shows what this machine can run.");
 }
 

@@ -23,6 +23,7 @@ from .segments import replace, resolve
 from .shapes import Shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .verify import (
+    TensorError,
     Thresholds,
     Verification,
     add_tensor_failures,
@@ -116,7 +117,7 @@ def convert(
     if verify:
         with steps.step("verify"):
             verification = _verify(
-                detector, frozen, programs, modules, [example_inputs, *verify_inputs], precision, limits
+                detector, frozen, programs, modules, artifacts, [example_inputs, *verify_inputs], precision, limits
             )
             require(verification)
     report = _report(detector, path, programs, artifacts, operators, verification)
@@ -272,27 +273,46 @@ def _verify(
     hybrid: torch.jit.ScriptModule,
     programs: Sequence[Program],
     modules: Mapping[str, EngineModule],
+    artifacts: Mapping[str, list[Artifact]],
     inputs: Sequence[tuple[Any, ...]],
     precision: str,
     thresholds: Thresholds,
 ) -> Verification:
-    for module in modules.values():
-        # In the precision that the file promises, even where this CPU can only emulate it.
-        module.prepare(emulate_precision=True)
-    tensors = []
-    with torch.no_grad():
-        for program in programs:
-            names = [spec.name for spec in program.outputs]
-            for arguments, result in zip(program.calls.arguments, program.calls.results, strict=True):
-                expected = list(program.output_structure.flatten(result))
-                got = list(program.output_structure.flatten(modules[program.name](**arguments)))
-                tensors += compare_tensors(program.name, names, expected, got)
+    """Every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
+
+    All in the precision that the file promises, even where this CPU can only emulate it.
+    """
+    tensors: list[TensorError] = []
+    not_run: list[str] = []
+    for program in programs:
+        module = modules[program.name]
+        for artifact in artifacts[program.name]:
+            backend = artifact.spec.backend
+            try:
+                module.prepare(backend, emulate_precision=True)
+            except RuntimeError as error:  # what TorchScript makes of a BackendError
+                not_run.append(f"segment '{program.name}', {backend}: {error}")
+                continue
+            tensors += _compare_calls(program, module, backend)
+        module.prepare(emulate_precision=True)  # raises if none of the variants runs here
     verification = compare_modules(detector, hybrid, inputs, precision=precision, thresholds=thresholds)
     verification.tensors = tensors + verification.tensors
+    verification.not_run = not_run
     add_tensor_failures(verification, tensors, thresholds)
     for module in modules.values():
-        module.prepare(emulate_precision=False)
+        module.prepare()
     return verification
+
+
+def _compare_calls(program: Program, module: EngineModule, backend: str) -> list[TensorError]:
+    names = [spec.name for spec in program.outputs]
+    errors = []
+    with torch.no_grad():
+        for arguments, result in zip(program.calls.arguments, program.calls.results, strict=True):
+            expected = list(program.output_structure.flatten(result))
+            got = list(program.output_structure.flatten(module(**arguments)))
+            errors += compare_tensors(program.name, names, expected, got, backend)
+    return errors
 
 
 def _manifest(

@@ -24,10 +24,10 @@ class EngineModule(nn.Module):
         super().__init__()
         self.engine = engine
 
-    def prepare(self, *, emulate_precision: bool) -> None:
-        """Chooses a variant for the CPU and loads it; see :func:`hybrid_rt.load` for the argument."""
+    def prepare(self, backend: str = "", *, emulate_precision: bool = False) -> None:
+        """Chooses a variant for the CPU and loads it; see :func:`hybrid_rt.load` for the arguments."""
         engine: Any = self.engine
-        engine.prepare("", torch.device("cpu"), 0, emulate_precision)
+        engine.prepare(backend, torch.device("cpu"), 0, emulate_precision)
 
 
 _TEMPLATE = '''\

@@ -93,4 +93,6 @@ class ConversionReport:
         text += f"verified: {matched} of {expected} boxes found again" if self.verification.pictures else "verified"
         if worst is not None:
             text += f"; greatest relative error {worst.relative_error:.2g} in {worst.segment}, output {worst.output}"
+        for reason in self.verification.not_run:
+            text += f"\nnot compared: {reason}"
         return text

@@ -64,12 +64,13 @@ _MAX_CUT = 0.5
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one output of a segment is from the detector's."""
+    """How far one output of a segment is from the detector's, on the variant of ``backend``."""
 
     segment: str
     output: str
     relative_error: float
     cosine: float
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,16 @@ class BoxMatch:
 
 @dataclass
 class Verification:
-    """The comparison's result; ``failures`` is empty if the hybrid passed."""
+    """The comparison's result; ``failures`` is empty if the hybrid passed.
+
+    ``not_run`` names the variants that can't run on this machine, and so were not compared, with the reason.
+    """
 
     precision: str
     tensors: list[TensorError] = field(default_factory=list)
     pictures: list[BoxMatch] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -167,13 +172,13 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def compare_tensors(
-    segment: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor]
+    segment: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor], backend: str = ""
 ) -> list[TensorError]:
     """Relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong."""
     errors = []
     for name, want, have in zip(names, expected, got, strict=True):
         if want.shape != have.shape or want.dtype != have.dtype or not bool(have.isfinite().all()):
-            errors.append(TensorError(segment, name, float("inf"), 0.0))
+            errors.append(TensorError(segment, name, float("inf"), 0.0, backend))
             continue
         flat, other = want.double().flatten(), have.double().flatten()
         scale = float(flat.abs().max()) if flat.numel() else 0.0
@@ -185,6 +190,7 @@ def compare_tensors(
                 name,
                 difference / scale if scale else difference,
                 float(flat @ other) / norms if norms else 1.0,
+                backend,
             )
         )
     return errors
@@ -233,12 +239,13 @@ def _compare_values(verification: Verification, expected: Any, got: Any, thresho
 
 def add_tensor_failures(verification: Verification, errors: Sequence[TensorError], thresholds: Thresholds) -> None:
     """Notes the outputs that are further off than allowed."""
-    verification.failures += [
-        f"segment '{error.segment}', output '{error.output}': relative error {error.relative_error:.3g} "
-        f"(allowed {thresholds.relative_error:g}), cosine {error.cosine:.6f}"
-        for error in errors
-        if not error.relative_error <= thresholds.relative_error
-    ]
+    for error in errors:
+        if not error.relative_error <= thresholds.relative_error:
+            segment = f"'{error.segment}' on {error.backend}" if error.backend else f"'{error.segment}'"
+            verification.failures.append(
+                f"segment {segment}, output '{error.output}': relative error {error.relative_error:.3g} "
+                f"(allowed {thresholds.relative_error:g}), cosine {error.cosine:.6f}"
+            )
 
 
 def verify(

@@ -381,7 +381,9 @@ def test_no_variant_that_can_run_lists_each_with_reason_and_remedy(tmp_path: Pat
     for name in ("nosuch", "norsuch"):
         assert f"\n  {name} (fp32): hybrid_rt[{name}]: backend: expected one of openvino" in text
         assert f"(libhybrid_rt_{name}.so), or name its folder in HYBRID_RT_PLUGIN_PATH." in text
-    assert "Install what a variant lacks, or convert with an engine that runs here (fallback=True keeps" in text
+    assert (
+        "Install what a variant lacks, ask for another one (HYBRID_RT_BACKEND or backend=), or convert with an" in text
+    )
     (segment,) = hybrid_rt.check(path)
     assert segment.chosen is None
     assert ["libhybrid_rt_" in variant.refusal for variant in segment.variants] == [True, True]

@@ -317,7 +317,7 @@ def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused)
     text = refused(
         VerificationError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)}
     )
-    assert "segment 'backbone', output 'fine': relative error " in text
+    assert "segment 'backbone' on torchscript, output 'fine': relative error " in text
     assert "(allowed 0.001), cosine " in text
 
 
