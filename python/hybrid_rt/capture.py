@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,8 @@ from torch.utils._pytree import tree_map_only
 
 from . import torchscript
 from .errors import CaptureError
-from .specs import UNBOUNDED, ArtifactSpec, TensorSpec, dtype_name
+from .specs import UNBOUNDED, TensorSpec, dtype_name
 from .structure import Flattened, Structure, structure_of
-
-if TYPE_CHECKING:
-    from .backends.base import Backend
 
 
 @dataclass
@@ -52,17 +49,6 @@ class Program:
     def traced(self) -> torch.jit.ScriptModule:
         """The segment as a TorchScript module, recorded on the examples (made when first asked for)."""
         return self._traced
-
-    def artifact_spec(self, backend: Backend, precision: str, *, versions: dict[str, str]) -> ArtifactSpec:
-        """The spec of an artifact that ``backend`` makes of this program."""
-        return ArtifactSpec(
-            backend=backend.name,
-            precision=precision,
-            device=backend.device,
-            inputs=self.inputs,
-            outputs=self.outputs,
-            versions=versions,
-        )
 
 
 def record(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> dict[str, Calls]:

@@ -1,6 +1,5 @@
 #include <doctest/doctest.h>
 #include <png.h>
-#include <stdlib.h>
 #include <turbojpeg.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 
 #include "annotate.h"
 #include "picture.h"
+#include "temporary.h"
 
 namespace {
 
@@ -33,29 +33,9 @@ using hybrid_rt::detect::write_png;
 
 using Bytes = std::vector<std::uint8_t>;
 
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "hybrid_rt_picture_XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
-    path_ = name;
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
-  std::ptrdiff_t file_count() const {
-    return std::distance(std::filesystem::directory_iterator(path_), std::filesystem::directory_iterator());
-  }
-
- private:
-  std::filesystem::path path_;
-};
+std::ptrdiff_t file_count(const TemporaryFolder& folder) {
+  return std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator());
+}
 
 /// A smooth picture, which a JPEG keeps nearly as it is.
 Picture gradient(int width, int height) {
@@ -308,8 +288,8 @@ TEST_CASE("a size in the header beyond the limits is refused") {
 TEST_CASE("a picture is read from a file") {
   const TemporaryFolder folder;
   const Picture picture = gradient(300, 200);
-  write_bytes(folder / "in.png", encode_png(picture));
-  CHECK(read_picture(folder / "in.png").rgb == picture.rgb);
+  write_bytes(folder.file("in.png"), encode_png(picture));
+  CHECK(read_picture(folder.file("in.png")).rgb == picture.rgb);
 }
 
 TEST_CASE("a file that is missing or a folder is refused with the reason") {
@@ -318,12 +298,12 @@ TEST_CASE("a file that is missing or a folder is refused with the reason") {
                        "hybrid_rt[picture]: /nonexistent/in.png: expected a readable file, got No such file or "
                        "directory. Check the path and its permissions.",
                        PictureError);
-  CHECK_THROWS_AS(read_picture(folder / ""), PictureError);
+  CHECK_THROWS_AS(read_picture(folder.file("")), PictureError);
 }
 
 TEST_CASE("a written picture reads back, also over an older file") {
   const TemporaryFolder folder;
-  const std::string path = folder / "out.png";
+  const std::string path = folder.file("out.png");
   write_png(gradient(5, 5), path);
   const Picture picture = gradient(31, 17);
   write_png(picture, path);
@@ -331,31 +311,31 @@ TEST_CASE("a written picture reads back, also over an older file") {
   CHECK(read.width == 31);
   CHECK(read.height == 17);
   CHECK(read.rgb == picture.rgb);
-  CHECK(folder.file_count() == 1);
+  CHECK(file_count(folder) == 1);
 }
 
 TEST_CASE("a failed write leaves nothing new and the old file as it was") {
   const TemporaryFolder folder;
   const Picture picture = gradient(5, 5);
-  CHECK_THROWS_AS(write_png(picture, folder / "missing/out.png"), PictureError);
-  CHECK(folder.file_count() == 0);
+  CHECK_THROWS_AS(write_png(picture, folder.file("missing/out.png")), PictureError);
+  CHECK(file_count(folder) == 0);
 
-  const std::string path = folder / "out.png";
+  const std::string path = folder.file("out.png");
   write_png(picture, path);
   CHECK_THROWS_AS(write_png(Picture{}, path), PictureError);
   CHECK(read_picture(path).rgb == picture.rgb);
-  CHECK(folder.file_count() == 1);
+  CHECK(file_count(folder) == 1);
 }
 
 TEST_CASE("a write replaces no folder and no device") {
   const TemporaryFolder folder;
-  std::filesystem::create_directory(folder / "out.png");
-  CHECK_THROWS_AS(write_png(gradient(5, 5), folder / "out.png"), PictureError);
+  std::filesystem::create_directory(folder.file("out.png"));
+  CHECK_THROWS_AS(write_png(gradient(5, 5), folder.file("out.png")), PictureError);
   CHECK_THROWS_WITH_AS(write_png(gradient(5, 5), "/dev/null"),
                        "hybrid_rt[picture]: /dev/null: expected a new or a regular file, got something else under "
                        "this name. Choose another name.",
                        PictureError);
-  CHECK(folder.file_count() == 1);
+  CHECK(file_count(folder) == 1);
 }
 
 TEST_CASE("a box is drawn as an outline of two pixels in its label's colour") {

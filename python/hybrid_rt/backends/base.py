@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..specs import Artifact
+from ..specs import Artifact, ArtifactSpec
 
 if TYPE_CHECKING:
     from ..capture import Program
@@ -36,6 +36,17 @@ class Backend(ABC):
     @abstractmethod
     def availability(self) -> Availability:
         """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
+
+    def spec(self, program: Program, precision: str, *, versions: dict[str, str]) -> ArtifactSpec:
+        """The spec of an artifact that this backend makes of a program."""
+        return ArtifactSpec(
+            backend=self.name,
+            precision=precision,
+            device=self.device,
+            inputs=program.inputs,
+            outputs=program.outputs,
+            versions=versions,
+        )
 
     @abstractmethod
     def compile(self, program: Program, precision: str) -> Artifact:

@@ -56,7 +56,7 @@ class OpenVINOBackend(Backend):
                 "weights": blob_from_bytes(xml.with_suffix(".bin").read_bytes()),
             }
         version = openvino.__version__.split("-")[0]
-        spec = program.artifact_spec(self, precision, versions={"openvino": version, "torch": torch.__version__})
+        spec = self.spec(program, precision, versions={"openvino": version, "torch": torch.__version__})
         return Artifact(spec, blobs)
 
 

@@ -27,5 +27,5 @@ class TorchScriptBackend(Backend):
     def compile(self, program: Program, precision: str) -> Artifact:
         """Traces and freezes the segment."""
         frozen = torchscript.freeze(program.traced())
-        spec = program.artifact_spec(self, precision, versions={"torch": torch.__version__})
+        spec = self.spec(program, precision, versions={"torch": torch.__version__})
         return Artifact(spec, {"module": blob_from_bytes(torchscript.to_bytes(frozen))})

@@ -26,5 +26,5 @@ class InterpreterBackend(Backend):
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Traces the segment."""
-        spec = program.artifact_spec(self, precision, versions={"torch": torch.__version__})
+        spec = self.spec(program, precision, versions={"torch": torch.__version__})
         return Artifact(spec, {"traced": blob_from_bytes(torchscript.to_bytes(program.traced()))})
