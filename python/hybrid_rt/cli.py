@@ -102,7 +102,16 @@ def _detector(text: str) -> torch.nn.Module:
         if name not in torchvision.models.list_models(module=torchvision.models.detection):
             known = ", ".join(torchvision.models.list_models(module=torchvision.models.detection))
             raise OptionError.make("cli", "detector", expected=f"one of {known}", got=f"'{name}'")
-        detector: torch.nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+        try:
+            detector: torch.nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+        except OSError as error:  # no network, or a damaged download
+            raise OptionError.make(
+                "cli",
+                f"detector {name}",
+                expected="to load torchvision's pretrained weights",
+                got=str(error),
+                remedy="Download them where there is a network, or name a PACKAGE.MODULE:CALLABLE of your own.",
+            ) from error
         return detector.eval()
     sys.path.insert(0, os.getcwd())
     try:

@@ -347,3 +347,16 @@ def test_the_installed_script(demo_bundle: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == hybrid_rt.inspect(demo_bundle)
+
+
+def test_pretrained_weights_that_cannot_be_had_are_a_clear_error(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    name = "torchvision:ssdlite320_mobilenet_v3_large"
+    assert main(["convert", name, str(noise), str(tmp_path / "x.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "expected to load torchvision's pretrained weights, got no network. Download them where there is" in error
