@@ -286,15 +286,18 @@ def _verify(
     not_run: list[str] = []
     for program in programs:
         module = modules[program.name]
-        for artifact in artifacts[program.name]:
+        compared: dict[str, list[TensorError]] = {}
+        for artifact in reversed(artifacts[program.name]):  # the best one last: the hybrid then runs on it
             backend = artifact.spec.backend
             try:
                 module.prepare(backend, emulate_precision=True)
             except RuntimeError as error:  # what TorchScript makes of a BackendError
                 not_run.append(f"segment '{program.name}', {backend}: {error}")
                 continue
-            tensors += _compare_calls(program, module, backend)
-        module.prepare(emulate_precision=True)  # raises if none of the variants runs here
+            compared[backend] = _compare_calls(program, module, backend)
+        if not compared:
+            module.prepare(emulate_precision=True)  # raises, with every variant's reason
+        tensors += [error for errors in reversed(compared.values()) for error in errors]
     verification = compare_modules(detector, hybrid, inputs, precision=precision, thresholds=thresholds)
     verification.tensors = tensors + verification.tensors
     verification.not_run = not_run
