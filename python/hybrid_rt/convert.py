@@ -73,7 +73,7 @@ def convert(
         fallback: add a TorchScript variant as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, and refuse to save what differs.
         verify_inputs: further tuples of arguments to compare on.
-        thresholds: what counts as equal, see :class:`hybrid_rt.verify.Thresholds`; None: by precision.
+        thresholds: what counts as equal, see :class:`hybrid_rt.Thresholds`; None: by precision.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
