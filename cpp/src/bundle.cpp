@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "archive.h"
 #include "script_engine.h"
@@ -109,7 +110,11 @@ std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Modul
   std::vector<std::pair<std::string, std::string>> found;
   for (const auto& engine : engines_of(module)) {
     const auto choice = nlohmann::json::parse(engine->choice());
-    found.emplace_back(engine->segment(), choice.at("backend").get<std::string>());
+    // An engine of several segments is named "backbone+rpn.head".
+    std::istringstream names(engine->segment());
+    for (std::string name; std::getline(names, name, '+');) {
+      found.emplace_back(name, choice.at("backend").get<std::string>());
+    }
   }
   return found;
 }

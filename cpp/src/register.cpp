@@ -1,5 +1,6 @@
 #include <torch/library.h>
 
+#include "handed_on.h"
 #include "head_operators.h"
 #include "script_engine.h"
 
@@ -41,13 +42,18 @@ TORCH_LIBRARY(hybrid_rt, m) {
       .def_pickle([](const c10::intrusive_ptr<ScriptEngine>& self) { return self->state(); },
                   [](ScriptEngine::State state) { return ScriptEngine::from_state(std::move(state)); });
   m.def("run_engine(__torch__.torch.classes.hybrid_rt.Engine engine, Tensor[] inputs) -> Tensor[]");
+  m.def(
+      "handed_on(Tensor[] outputs, Tensor[] inputs, str segment, int[] sources, int first, int count) -> Tensor[]");
   m.def("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor");
   m.def(
       "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
       "int sampling_ratio, bool aligned) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) { m.impl("run_engine", &run_engine); }
+TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
+  m.impl("run_engine", &run_engine);
+  m.impl("handed_on", &handed_on);
+}
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("nms", &operators::nms);

@@ -3,163 +3,233 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from . import torchscript
 from .errors import CaptureError
+from .observe import Call, Observation, observe, recording
+from .segments import use_of
 from .specs import UNBOUNDED, TensorSpec, dtype_name
 from .structure import Flattened, Structure, structure_of
 
+Recorded = Mapping[str, Sequence[tuple[dict[str, Any], Any]]]
+"""What one run showed: for each segment's name its calls, as (arguments by parameter name, result)."""
 
-@dataclass
-class Calls:
-    """What went through a submodule while the detector ran: arguments by parameter name, and results."""
+Ranges = Sequence[tuple[int, int]]
+"""(min, max) of each dimension of a tensor."""
 
-    arguments: list[dict[str, Any]] = field(default_factory=list)
-    results: list[Any] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class Member:
+    """One segment of a program.
+
+    Attributes:
+        name: its dotted path.
+        module: the submodule.
+        inputs: forward's parameters and their structures.
+        output: the structure of what it returns.
+        sources: for each of its input tensors the index of the program's output that it is; empty for the first
+            member, which takes the program's inputs.
+        first: the index of its first output tensor among the program's outputs.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Structure]
+    output: Structure
+    sources: tuple[int, ...]
+    first: int
+
+    @property
+    def flattened(self) -> Flattened:
+        """The submodule as a function of flat tensors."""
+        return Flattened(self.module, self.inputs, self.output).eval()
+
+
+@dataclass(frozen=True)
+class FlatCall:
+    """One call of a program, as flat tensors."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A captured segment: a function of flat tensors with example inputs and the range of each dimension.
+    """A captured segment, or several between which data flows straight: a function of flat tensors.
 
-    The examples are on the CPU; a dimension whose range is one size is compiled for that size.
+    The outputs are those of all members, in order. A dimension whose range is one size is compiled for that size.
+    ``calls`` are what was recorded; the first one is the example for tracing.
     """
 
     name: str
-    module: Flattened
-    examples: tuple[Tensor, ...]
+    members: tuple[Member, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    input_structures: Mapping[str, Structure]
-    output_structure: Structure
-    calls: Calls
+    calls: tuple[FlatCall, ...]
+
+    @property
+    def examples(self) -> tuple[Tensor, ...]:
+        """Inputs, on the CPU, for a compiler that runs the segment once."""
+        return self.calls[0].inputs
 
     @functools.cached_property
     def _traced(self) -> torch.jit.ScriptModule:
-        return torchscript.trace(self.module, self.examples, self.name)
+        call = self.calls[0]
+        traced = []
+        for member in self.members:
+            examples = tuple(call.outputs[i] for i in member.sources) if member.sources else call.inputs
+            traced.append(torchscript.trace(member.flattened, examples, member.name))
+        return torchscript.chain(traced, len(self.inputs), [member.sources for member in self.members], self.counts)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many tensors each member returns."""
+        return [member.output.count for member in self.members]
 
     def traced(self) -> torch.jit.ScriptModule:
-        """The segment as a TorchScript module, recorded on the examples (made when first asked for)."""
+        """As a TorchScript module, recorded on the examples (made when first asked for).
+
+        It takes the inputs one by one and returns a tuple; ``member_0``, ``member_1``, ... are the segments in it,
+        each frozen, as functions of flat tensors.
+        """
         return self._traced
 
-
-def record(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> dict[str, Calls]:
-    """Runs the detector on each of ``inputs`` and keeps what goes in and out of the named submodules.
-
-    Raises:
-        CaptureError: a submodule is never called, or takes what has no name.
-    """
-    calls = {name: Calls() for name in names}
-    handles = []
-    for name in names:
-        submodule = detector.get_submodule(name)
-        signature = inspect.signature(submodule.forward)
-
-        def keep_arguments(
-            _: nn.Module,
-            positional: tuple[Any, ...],
-            keyword: dict[str, Any],
-            calls: Calls = calls[name],
-            signature: inspect.Signature = signature,
-        ) -> None:
-            calls.arguments.append(_copied(dict(signature.bind(*positional, **keyword).arguments)))
-
-        def keep_result(_: nn.Module, __: tuple[Any, ...], result: Any, calls: Calls = calls[name]) -> None:
-            calls.results.append(_copied(result))
-
-        handles.append(submodule.register_forward_pre_hook(keep_arguments, with_kwargs=True))
-        handles.append(submodule.register_forward_hook(keep_result))
-    try:
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The segments as they are in the detector."""
+        outputs: tuple[Tensor, ...] = ()
         with torch.no_grad():
-            for example in inputs:
-                detector(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, seen in calls.items():
-        if not seen.arguments:
-            raise CaptureError.make(
-                "capture",
-                f"segment '{name}'",
-                expected="the detector to call it",
-                got="no call on the example inputs",
-                remedy="Name a submodule whose forward runs in eval mode.",
-            )
-    return calls
+            for member in self.members:
+                outputs += member.flattened(*([outputs[i] for i in member.sources] if member.sources else inputs))
+        return outputs
 
 
-def _copied(value: Any) -> Any:
-    """The value with its tensors copied: the detector may write into them in place."""
-    return tree_map_only(Tensor, Tensor.clone, value)
-
-
-def capture(detector: nn.Module, name: str, calls: Calls, ranges: Sequence[tuple[int, int]] | None = None) -> Program:
-    """Makes a program of what was recorded.
+def capture(
+    detector: nn.Module,
+    names: Sequence[str],
+    observation: Observation,
+    runs: Sequence[Recorded],
+    ranges: Ranges | None = None,
+) -> Program:
+    """Makes a program of segments between which data flows straight.
 
     Args:
         detector: the detector.
-        name: the segment's dotted path.
-        calls: what :func:`record` saw; the first call becomes the example. A call at a second size is added if
-            ``ranges`` allow one, to see which dimensions of the outputs vary, and to compare on.
-        ranges: (min, max) of each dimension of the one input. None: what varies between the calls is free, from 1
-            up, and the rest is fixed.
+        names: the segments, in the order in which they are called; one, or several as :func:`segments.group` found.
+        observation: the detector's run on its example, whose sizes are what the compiler is told to expect most.
+        runs: recorded calls at other sizes. Those outside ``ranges`` are left out.
+        ranges: (min, max) of each dimension of the one input. None: what varies between the calls is free, and the
+            rest is fixed.
 
     Raises:
-        CaptureError: inputs or outputs that are not tensors, or that change their structure between calls.
+        CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
     """
-    where = f"segment '{name}'"
+    observed: dict[str, list[Call]] = {}
+    for name in names:
+        use = use_of(detector, observation, name)
+        observed[name] = [call for call in use.calls if call is not None] if use else []
+    members = _members(detector, {name: calls[0] for name, calls in observed.items()})
+    calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
     if ranges is not None and any(low != high for low, high in ranges):
-        _call_at_second_size(detector.get_submodule(name), calls, ranges)
-    inputs = {key: structure_of(value, f"{where}, input '{key}'") for key, value in calls.arguments[0].items()}
-    output = structure_of(calls.results[0], f"{where}, output")
-    for arguments, result in zip(calls.arguments[1:], calls.results[1:], strict=True):
-        again = {key: structure_of(value, f"{where}, input '{key}'") for key, value in arguments.items()}
-        if again != inputs or structure_of(result, f"{where}, output") != output:
-            raise CaptureError.make(
-                "capture",
-                where,
-                expected="the same structure of inputs and outputs in every call",
-                got="two calls that differ",
-                remedy="Name a smaller submodule in segments=.",
-            )
-    flat_inputs = [_flat(inputs, arguments) for arguments in calls.arguments]
-    flat_outputs = [tuple(output.flatten(result)) for result in calls.results]
-    input_names = [label for key, structure in inputs.items() for label in structure.names(key)]
-    input_specs = _specs(input_names, flat_inputs, ranges)
-    free = any(not spec.is_static for spec in input_specs)
+        _add_second_size(members, calls, ranges)
+    if not calls:
+        raise CaptureError.make(
+            "capture",
+            f"segment '{'+'.join(names)}'",
+            expected="a call inside of the ranges that shapes= gives",
+            got="none",
+            remedy="Widen the ranges, or take an example inside of them.",
+        )
+    first = observed[names[0]]
+    seen_inputs = [call.input_tensors for call in first] + [_meta(call.inputs) for call in calls]
+    seen_outputs = [_meta(call.outputs) for call in calls]
+    if len(members) == 1:
+        seen_outputs = [call.output_tensors for call in first] + seen_outputs
+    else:
+        seen_outputs.insert(0, [tensor for name in names for tensor in observed[name][0].output_tensors])
+    input_names = [label for key, structure in members[0].inputs.items() for label in structure.names(key)]
+    inputs = _specs(input_names, seen_inputs, ranges)
+    free = any(not spec.is_static for spec in inputs)
     return Program(
-        name=name,
-        module=Flattened(detector.get_submodule(name), inputs, output).eval(),
-        examples=tuple(tensor.detach().cpu().clone() for tensor in flat_inputs[0]),
-        inputs=input_specs,
-        outputs=_specs(list(output.names("")) if output.count > 1 else ["output"], flat_outputs, None, free),
-        input_structures=inputs,
-        output_structure=output,
-        calls=calls,
+        name="+".join(names),
+        members=members,
+        inputs=inputs,
+        outputs=_specs(_output_names(members), seen_outputs, None, free),
+        calls=tuple(sorted(calls, key=lambda call: sum(tensor.numel() for tensor in call.inputs))),
     )
 
 
-def _call_at_second_size(segment: nn.Module, calls: Calls, ranges: Sequence[tuple[int, int]]) -> None:
-    """Calls the segment on the example at about half its size, and one picture more, inside the ranges."""
-    ((parameter, example),) = calls.arguments[0].items()
-    wanted = [example.shape[0] + 1, example.shape[1], *(_half(size) for size in example.shape[2:])]
+def _members(detector: nn.Module, calls: Mapping[str, Call]) -> tuple[Member, ...]:
+    members: list[Member] = []
+    places: dict[tuple[str, int], int] = {}
+    first_names = {id(module): name for name, module in detector.named_modules()}
+    first = 0
+    for name, call in calls.items():
+        module = detector.get_submodule(name)
+        assert call.output is not None
+        # Of the segments that returned a tensor, the one that was called first.
+        sources = [min((places[source] for source in found if source in places), default=-1) for found in call.sources]
+        members.append(Member(name, module, call.inputs, call.output, tuple(sources) if members else (), first))
+        for i in range(call.output.count):
+            places[(first_names[id(module)], i)] = first + i
+        first += call.output.count
+    return tuple(members)
+
+
+def _flat_calls(members: Sequence[Member], run: Recorded) -> list[FlatCall]:
+    """The calls of one run; of several members there is one call each, which makes one call of the program."""
+    calls = []
+    for each in zip(*(run[member.name] for member in members), strict=True):
+        flat = [_flat(member, arguments, result) for member, (arguments, result) in zip(members, each, strict=True)]
+        calls.append(FlatCall(flat[0].inputs, tuple(itertools.chain.from_iterable(call.outputs for call in flat))))
+    return calls
+
+
+def _flat(member: Member, arguments: dict[str, Any], result: Any) -> FlatCall:
+    where = f"segment '{member.name}'"
+    inputs = {key: structure_of(value, f"{where}, input '{key}'") for key, value in arguments.items()}
+    if inputs != member.inputs or structure_of(result, f"{where}, output") != member.output:
+        raise CaptureError.make(
+            "capture",
+            where,
+            expected="the same structure of inputs and outputs in every call",
+            got="two calls that differ",
+            remedy="Name a smaller submodule in segments=.",
+        )
+    return FlatCall(
+        tuple(t.detach() for key, structure in inputs.items() for t in structure.flatten(arguments[key])),
+        tuple(t.detach() for t in member.output.flatten(result)),
+    )
+
+
+def _inside(call: FlatCall, ranges: Ranges | None) -> bool:
+    return ranges is None or all(
+        low <= size and (high == UNBOUNDED or size <= high)
+        for size, (low, high) in zip(call.inputs[0].shape, ranges, strict=True)
+    )
+
+
+def _add_second_size(members: Sequence[Member], calls: list[FlatCall], ranges: Ranges) -> None:
+    """Where all calls have one size but the ranges allow others: one at half that size, inside of them."""
+    sizes = {tuple(call.inputs[0].shape) for call in calls}
+    if len(sizes) != 1:
+        return
+    (shape,) = sizes
+    wanted = [shape[0] + 1, shape[1], *(_half(size) for size in shape[2:])]
     batch, _, height, width = (
         max(low, size if high == UNBOUNDED else min(size, high))
         for size, (low, high) in zip(wanted, ranges, strict=True)
     )
-    smaller = nn.functional.interpolate(example, size=(height, width), mode="bilinear", align_corners=False)
+    smaller = nn.functional.interpolate(calls[0].inputs[0], size=(height, width), mode="bilinear", align_corners=False)
     second = smaller[:1].expand(batch, -1, -1, -1).contiguous()
-    with torch.no_grad():
-        calls.results.append(segment(second))
-    calls.arguments.append({parameter: second})
+    program = Program("", tuple(members), (), (), ())
+    calls.append(FlatCall((second,), program.run([second])))
 
 
 def _half(size: int, multiple: int = 32) -> int:
@@ -167,32 +237,56 @@ def _half(size: int, multiple: int = 32) -> int:
     return max(multiple, size // 2 // multiple * multiple)
 
 
-def _flat(structures: Mapping[str, Structure], arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    return tuple(tensor for key, structure in structures.items() for tensor in structure.flatten(arguments[key]))
+def _output_names(members: Sequence[Member]) -> list[str]:
+    """The keys and indices that lead to a tensor; the member's name before them if there are several."""
+    names = []
+    for member in members:
+        prefix = f"{member.name}." if len(members) > 1 else ""
+        own = list(member.output.names("")) if member.output.count > 1 else ["output"]
+        names += [prefix + name for name in own]
+    return names
+
+
+def _meta(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
 def _specs(
     names: Sequence[str],
-    calls: Sequence[tuple[Tensor, ...]],
-    ranges: Sequence[tuple[int, int]] | None,
+    calls: Sequence[Sequence[tuple[torch.Size, torch.dtype]]],
+    ranges: Ranges | None,
     free: bool = True,
 ) -> tuple[TensorSpec, ...]:
     """Specs from the sizes seen; ``free``: a dimension that varied between calls has no fixed range."""
     specs = []
     for i, name in enumerate(names):
-        first = calls[0][i]
-        seen = [tuple(call[i].shape) for call in calls]
-        if any(len(shape) != first.dim() for shape in seen):
+        shape, dtype = calls[0][i]
+        seen = [call[i][0] for call in calls]
+        if any(len(other) != len(shape) for other in seen):
             raise CaptureError.make(
-                "capture", f"tensor '{name}'", expected="one rank in every call", got=f"shapes {seen}"
+                "capture", f"tensor '{name}'", expected="one rank in every call", got=f"shapes {[*map(tuple, seen)]}"
             )
-        low = list(first.shape)
-        high = list(first.shape)
-        for d in range(first.dim()):
-            sizes = {shape[d] for shape in seen}
+        low = list(shape)
+        high = list(shape)
+        for d in range(len(shape)):
+            sizes = {other[d] for other in seen}
             if ranges is not None and i == 0:
                 low[d], high[d] = ranges[d]
             elif free and len(sizes) > 1:
-                low[d], high[d] = min(1, *sizes), UNBOUNDED
-        specs.append(TensorSpec(name, dtype_name(first.dtype), tuple(low), tuple(first.shape), tuple(high)))
+                # Of what the first dimension counts (objects, say) there may be none.
+                low[d], high[d] = 0 if d == 0 else min(1, *sizes), UNBOUNDED
+        specs.append(TensorSpec(name, dtype_name(dtype), tuple(low), tuple(shape), tuple(high)))
     return tuple(specs)
+
+
+def capture_alone(
+    detector: nn.Module, name: str, inputs: Sequence[tuple[Any, ...]], ranges: Ranges | None = None
+) -> Program:
+    """Makes a program of one segment by running the detector on each of ``inputs``; arguments as of :func:`capture`."""
+    observation = observe(detector, inputs[0])
+    runs = []
+    for arguments in inputs:
+        with torch.no_grad(), recording(detector, [name]) as run:
+            detector(*arguments)
+        runs.append(run)
+    return capture(detector, [name], observation, runs, ranges)

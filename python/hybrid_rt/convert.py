@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from . import bundle, registry, torchscript
 from .backends.base import Backend
-from .capture import Calls, Program, capture, record
-from .engine_module import EngineModule, engine_module
+from .capture import Program, Recorded, capture
+from .engine_module import engine_modules, make_engine, prepare, run_flat
 from .errors import OptionError
 from .exact_transform import exact_transform
 from .files import check_writable
-from .report import ConversionReport, SegmentReport, Steps, VariantReport
-from .segments import replace, resolve
+from .observe import Observation, observe, recording, watch
+from .report import ConversionReport, SegmentReport, Steps, VariantReport, shares_table
+from .samples import Sample, samples_of
+from .segments import ENGINE_SPEEDUP, group, named, predicted_gain, replace, shares_of, use_of
 from .shapes import Shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .verify import (
@@ -32,6 +34,8 @@ from .verify import (
     require,
     thresholds_of,
 )
+
+HEADS = ("script", "trace")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ def convert(
     output: str | os.PathLike[str],
     *,
     segments: str | Sequence[str] = "auto",
+    fuse: bool = True,
+    head: str = "script",
     engine: str | Sequence[str] = "auto",
     precision: str = "fp32",
     shapes: Shapes | None = None,
@@ -64,7 +70,11 @@ def convert(
         example_inputs: the tuple of its positional arguments, e.g. ``([image],)`` for torchvision; image: [3, H, W]
             in 0..1. The boxes found on it are compared, so give a picture with objects.
         output: the `.pt` to write; its folder must exist.
-        segments: dotted names of the submodules to compile, or "auto": the backbone.
+        segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
+            return tensors, do the same in every call, and take at least 2 % of the time on the example.
+        fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
+        head: "script", or "trace": what is left is recorded on the example, with its branches and loops as they went
+            there. For a head that does not script; it is right for such inputs only.
         engine: a backend's name; a list of names puts several variants into the file, best first; "auto": OpenVINO.
         precision: "fp32", or "bf16" for the engines that have it (TorchScript variants stay in fp32).
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
@@ -87,48 +97,54 @@ def convert(
         BundleError: the file can't be written.
     """
     path = Path(output)
-    _check_arguments(detector, example_inputs, precision)
+    _check_arguments(detector, example_inputs, precision, head)
     check_writable(path)
-    names = resolve(detector, segments)
+    chosen = None if segments == "auto" else named(detector, segments)
     backends = _choose_backends(engine, fallback)
     precisions = {backend.name: _precision_of(backend, precision) for backend in backends}
     limits = thresholds or thresholds_of(precision)
     steps = Steps(progress)
 
     with steps.step("run the detector on the example"):
-        calls = record(detector, names, [example_inputs])
-        ranges = {name: _ranges(detector, example_inputs, calls[name], shapes) for name in names}
-    unknown = [name for name in names if ranges[name] is None]
-    if unknown:
-        with steps.step("run it at other sizes, to see which dimensions vary"):
-            calls |= record(detector, unknown, [example_inputs, *_other_sizes(example_inputs)])
-    programs = [capture(detector, name, calls[name], ranges[name]) for name in names]
+        observation = observe(detector, example_inputs)
+    with steps.step("look for what pays"):
+        samples = samples_of(detector, example_inputs, shapes)
+        findings = watch(samples[0].detector, samples[0].arguments)
+        shares = shares_of(detector, observation, findings, chosen, fuse=fuse)
+    gain = predicted_gain(shares, ENGINE_SPEEDUP[precision])
+    steps.show(shares_table(shares, gain, ENGINE_SPEEDUP[precision], precision))
+    groups = group(detector, [share.name for share in shares if share.chosen], observation, fuse=fuse)
+    with steps.step("run it on other pictures, to see which dimensions vary"):
+        ranges = [_ranges(detector, example_inputs, observation, members[0], shapes) for members in groups]
+        runs = _record(detector, example_inputs, samples, groups)
+        programs = [
+            capture(detector, members, observation, runs, limit) for members, limit in zip(groups, ranges, strict=True)
+        ]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
     for program in programs:
         for backend in backends:
             with steps.step(f"compile {program.name} with {backend.name}"):
                 artifacts[program.name].append(backend.compile(program, precisions[backend.name]))
-    modules = {program.name: engine_module(program, artifacts[program.name]) for program in programs}
-    with steps.step("script and freeze the head"):
-        hybrid = _scripted(replace(detector, {**exact_transform(detector), **modules}))
-        frozen = torchscript.freeze(hybrid)
-        operators = torchscript.rewrite_head_operators(frozen)
+    engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
+    with steps.step(f"{head} and freeze the head"):
+        frozen, operators = _frozen_head(detector, example_inputs, programs, engines, head)
     verification = None
     if verify:
         with steps.step("verify"):
             verification = _verify(
-                detector, frozen, programs, modules, artifacts, [example_inputs, *verify_inputs], precision, limits
+                detector, frozen, programs, engines, artifacts, [example_inputs, *verify_inputs], precision, limits
             )
             require(verification)
     report = _report(detector, path, programs, artifacts, operators, verification)
+    report.shares, report.predicted_gain = shares, gain
     with steps.step("save"):
-        bundle.save(frozen, path, _manifest(detector, artifacts, operators, verification))
+        bundle.save(frozen, path, _manifest(detector, programs, artifacts, operators, verification))
     report.file_size = path.stat().st_size
     report.seconds = steps.seconds
     return ConversionResult(frozen, report)
 
 
-def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], precision: str) -> None:
+def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], precision: str, head: str) -> None:
     if not isinstance(detector, nn.Module) or isinstance(detector, torch.jit.ScriptModule):
         raise OptionError.make(
             "convert",
@@ -165,6 +181,8 @@ def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], preci
         )
     if precision not in PRECISIONS:
         raise OptionError.make("convert", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+    if head not in HEADS:
+        raise OptionError.make("convert", "head", expected=f"one of {', '.join(HEADS)}", got=f"'{head}'")
 
 
 def _choose_backends(engine: str | Sequence[str], fallback: bool) -> list[Backend]:
@@ -198,52 +216,43 @@ def _precision_of(backend: Backend, precision: str) -> str:
 
 
 def _ranges(
-    detector: nn.Module, example_inputs: tuple[Any, ...], calls: Calls, shapes: Shapes | None
+    detector: nn.Module, example_inputs: tuple[Any, ...], observation: Observation, name: str, shapes: Shapes | None
 ) -> list[tuple[int, int]] | None:
     """The ranges of the segment's input if it is fed with pictures: one tensor, one call a forward."""
-    arguments = list(calls.arguments[0].values())
-    if len(calls.arguments) > 1 or len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+    use = use_of(detector, observation, name)
+    calls = use.calls if use else []
+    if len(calls) != 1 or calls[0] is None or len(calls[0].input_tensors) != 1:
         return None
+    ((shape, _),) = calls[0].input_tensors
     if shapes is not None and not hasattr(detector, "transform"):
         pictures = [value for entry in example_inputs for value in (entry if isinstance(entry, list) else [entry])]
         channels = {value.shape[-3] for value in pictures if isinstance(value, Tensor) and value.dim() >= 3}
-        if arguments[0].dim() == 4 and arguments[0].shape[1] not in channels:
+        if len(shape) == 4 and shape[1] not in channels:
             return None  # features: their sizes follow from the pictures'
-    return ranges_of(detector, arguments[0], shapes)
+    return ranges_of(detector, shape, shapes)
 
 
-def _other_sizes(example_inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """The example with other pictures in the place of its pictures: once higher than wide, once wider than high.
-
-    A transform that fixes the short side makes both sides vary between these two. Where pictures are a list, one is
-    added, so that what is counted by picture varies too.
-    """
-
-    def resized(picture: Tensor, height: int, width: int) -> Tensor:
-        batched = picture if picture.dim() == 4 else picture[None]
-        other = nn.functional.interpolate(batched, size=(height, width), mode="bilinear", align_corners=False)
-        return other if picture.dim() == 4 else other[0]
-
-    def tall(picture: Tensor) -> Tensor:
-        side = min(picture.shape[-2:])
-        return resized(picture, side, max(1, side * 2 // 3))
-
-    def wide(picture: Tensor) -> Tensor:
-        side = min(picture.shape[-2:])
-        return resized(picture, max(1, side * 2 // 3), side)
-
-    others = []
-    for change in (tall, wide):
-        changed: list[Any] = []
-        for value in example_inputs:
-            if isinstance(value, Tensor) and value.dim() in (3, 4) and value.is_floating_point():
-                changed.append(change(value))
-            elif isinstance(value, list) and all(isinstance(entry, Tensor) and entry.dim() == 3 for entry in value):
-                changed.append([change(entry) for entry in [*value, value[0]]])
-            else:
-                changed.append(value)
-        others.append(tuple(changed))
-    return others
+def _record(
+    detector: nn.Module, example_inputs: tuple[Any, ...], samples: Sequence[Sample], groups: Sequence[Sequence[str]]
+) -> list[Recorded]:
+    """What goes in and out of the segments on each sample."""
+    names = [name for members in groups for name in members]
+    runs: list[Recorded] = []
+    for sample in samples:
+        try:
+            with torch.no_grad(), recording(sample.detector, names) as run:
+                sample.detector(*sample.arguments)
+        except Exception:
+            # A size of ours, or a black picture, that the detector does not take: its own example will do.
+            if sample.required:
+                raise
+            continue
+        runs.append(run)
+    if not any(all(run[name] for name in names) for run in runs):
+        with torch.no_grad(), recording(detector, names) as run:
+            detector(*example_inputs)
+        runs.append(run)
+    return runs
 
 
 class _DetectionsOnly(nn.Module):
@@ -256,6 +265,24 @@ class _DetectionsOnly(nn.Module):
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """images: [3, H, W] each, in 0..1; returns a dict of boxes, labels, scores, ... for each."""
         return self.detector(images)[1]  # type: ignore[no-any-return]
+
+
+def _frozen_head(
+    detector: nn.Module,
+    example_inputs: tuple[Any, ...],
+    programs: Sequence[Program],
+    engines: Mapping[str, Any],
+    head: str,
+) -> tuple[torch.jit.ScriptModule, list[str]]:
+    """The hybrid as frozen TorchScript, and the operators of ours that it calls."""
+    modules: dict[str, nn.Module] = {}
+    for program in programs:
+        modules |= engine_modules(program, engines[program.name])
+    hybrid = replace(detector, {**exact_transform(detector), **modules})
+    scripted = torchscript.trace_head(hybrid, example_inputs) if head == "trace" else _scripted(hybrid)
+    frozen = torchscript.freeze(scripted)
+    torchscript.connect(frozen)
+    return frozen, torchscript.rewrite_head_operators(frozen)
 
 
 def _scripted(hybrid: nn.Module) -> torch.jit.ScriptModule:
@@ -272,7 +299,7 @@ def _verify(
     detector: nn.Module,
     hybrid: torch.jit.ScriptModule,
     programs: Sequence[Program],
-    modules: Mapping[str, EngineModule],
+    engines: Mapping[str, Any],
     artifacts: Mapping[str, list[Artifact]],
     inputs: Sequence[tuple[Any, ...]],
     precision: str,
@@ -285,41 +312,39 @@ def _verify(
     tensors: list[TensorError] = []
     not_run: list[str] = []
     for program in programs:
-        module = modules[program.name]
+        engine = engines[program.name]
         compared: dict[str, list[TensorError]] = {}
         for artifact in reversed(artifacts[program.name]):  # the best one last: the hybrid then runs on it
             backend = artifact.spec.backend
             try:
-                module.prepare(backend, emulate_precision=True)
+                prepare(engine, backend, emulate_precision=True)
             except RuntimeError as error:  # what TorchScript makes of a BackendError
                 not_run.append(f"segment '{program.name}', {backend}: {error}")
                 continue
-            compared[backend] = _compare_calls(program, module, backend)
+            compared[backend] = _compare_calls(program, engine, backend)
         if not compared:
-            module.prepare(emulate_precision=True)  # raises, with every variant's reason
+            prepare(engine, emulate_precision=True)  # raises, with every variant's reason
         tensors += [error for errors in reversed(compared.values()) for error in errors]
     verification = compare_modules(detector, hybrid, inputs, precision=precision, thresholds=thresholds)
     verification.tensors = tensors + verification.tensors
     verification.not_run = not_run
     add_tensor_failures(verification, tensors, thresholds)
-    for module in modules.values():
-        module.prepare()
+    for engine in engines.values():
+        prepare(engine)
     return verification
 
 
-def _compare_calls(program: Program, module: EngineModule, backend: str) -> list[TensorError]:
+def _compare_calls(program: Program, engine: Any, backend: str) -> list[TensorError]:
     names = [spec.name for spec in program.outputs]
     errors = []
-    with torch.no_grad():
-        for arguments, result in zip(program.calls.arguments, program.calls.results, strict=True):
-            expected = list(program.output_structure.flatten(result))
-            got = list(program.output_structure.flatten(module(**arguments)))
-            errors += compare_tensors(program.name, names, expected, got, backend)
+    for call in program.calls:
+        errors += compare_tensors(program.name, names, call.outputs, run_flat(engine, call.inputs), backend)
     return errors
 
 
 def _manifest(
     detector: nn.Module,
+    programs: Sequence[Program],
     artifacts: Mapping[str, list[Artifact]],
     operators: list[str],
     verification: Verification | None,
@@ -329,7 +354,17 @@ def _manifest(
     return {
         "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
         "detector": {"class": f"{type(detector).__module__}.{type(detector).__qualname__}"},
-        "segments": [{"name": name, "variants": pack(variants)[0]} for name, variants in artifacts.items()],
+        "segments": [
+            {
+                "name": program.name,
+                "members": [
+                    {"name": member.name, "first": member.first, "count": member.output.count}
+                    for member in program.members
+                ],
+                "variants": pack(artifacts[program.name])[0],
+            }
+            for program in programs
+        ],
         "head": {"operators": operators},
         "verification": verification.to_json() if verification else None,
     }

@@ -1,19 +1,17 @@
-"""The module that stands in a segment's place: it takes and returns what the segment did, and runs the engine."""
+"""The modules that stand in the segments' places: they take and return what the segments did, and run the engine."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import linecache
 from typing import Any
 
 import torch
 from torch import nn
 
-from .capture import Program
+from .capture import Member, Program
+from .generated import generated_class
 from .specs import Artifact, pack
-
-_serial = itertools.count()
 
 
 class EngineModule(nn.Module):
@@ -24,11 +22,6 @@ class EngineModule(nn.Module):
         super().__init__()
         self.engine = engine
 
-    def prepare(self, backend: str = "", *, emulate_precision: bool = False) -> None:
-        """Chooses a variant for the CPU and loads it; see :func:`hybrid_rt.load` for the arguments."""
-        engine: Any = self.engine
-        engine.prepare(backend, torch.device("cpu"), 0, emulate_precision)
-
 
 _TEMPLATE = '''\
 class Generated(EngineModule):
@@ -36,9 +29,18 @@ class Generated(EngineModule):
 
     def forward(self, {parameters}) -> {returned}:
         {checks}
-        outputs = torch.ops.hybrid_rt.run_engine(self.engine, [{inputs}])
+        inputs = [{inputs}]
+        outputs = {call}
         return {result}
 '''
+
+_RUN = "torch.ops.hybrid_rt.run_engine(self.engine, inputs)"
+
+# Which engine's outputs these are is put in by torchscript.connect: the modules can't know of each other.
+_HANDED_ON = (
+    "torch.ops.hybrid_rt.handed_on(torch.jit.annotate(List[Tensor], []), inputs, {segment!r}, {sources}, "
+    "{first}, {count})"
+)
 
 
 def make_engine(name: str, artifacts: list[Artifact]) -> Any:
@@ -47,35 +49,56 @@ def make_engine(name: str, artifacts: list[Artifact]) -> Any:
     return torch.classes.hybrid_rt.Engine({"segment": name, "variants": json.dumps(variants)}, blobs)
 
 
+def prepare(engine: Any, backend: str = "", *, emulate_precision: bool = False) -> None:
+    """Chooses a variant for the CPU and loads it; see :func:`hybrid_rt.load` for the arguments."""
+    engine.prepare(backend, torch.device("cpu"), 0, emulate_precision)
+
+
+def run_flat(engine: Any, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Runs an engine on flat tensors, outside of any module."""
+    outputs: list[torch.Tensor] = torch.ops.hybrid_rt.run_engine(engine, list(inputs))
+    return outputs
+
+
 def _length_check(segment: str, expression: str, length: int) -> str:
     text = f"hybrid_rt[engine]: segment '{segment}', {expression}: expected {length} entries, got "
     return f"assert len({expression}) == {length}, {text!r} + str(len({expression})) + '.'"
 
 
-def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
-    """A scriptable module with the program's inputs and outputs, any nest of lists, tuples and dicts of tensors.
+def engine_modules(program: Program, engine: Any) -> dict[str, EngineModule]:
+    """A scriptable module for each segment of the program, with any nest of lists, tuples and dicts of tensors.
 
-    TorchScript types each value statically, so the forward is generated for the program's structure.
+    The first one runs the engine; a later one takes its outputs from among those, once the two are connected in the
+    head's graph (:func:`hybrid_rt.torchscript.connect`).
     """
-    inputs = program.input_structures
+    return {member.name: _module(program, member, engine) for member in program.members}
+
+
+def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
+    """The one module of a program of one segment."""
+    (module,) = engine_modules(program, make_engine(program.name, artifacts)).values()
+    return module
+
+
+def _module(program: Program, member: Member, engine: Any) -> EngineModule:
     checks = [
-        _length_check(program.name, expression, length)
-        for key, structure in inputs.items()
+        _length_check(member.name, expression, length)
+        for key, structure in member.inputs.items()
         for expression, length in structure.lengths(key)
     ]
+    call = _RUN
+    if member.sources:
+        call = _HANDED_ON.format(
+            segment=program.name, sources=list(member.sources), first=member.first, count=member.output.count
+        )
     source = _TEMPLATE.format(
-        docstring=f"Runs the engine of the segment {program.name!r}.",
-        parameters=", ".join(f"{key}: {structure.annotation}" for key, structure in inputs.items()),
-        returned=program.output_structure.annotation,
+        docstring=f"Runs the engine of the segment {member.name!r}.",
+        parameters=", ".join(f"{key}: {structure.annotation}" for key, structure in member.inputs.items()),
+        returned=member.output.annotation,
         checks="\n        ".join(checks) or "pass",
-        inputs=", ".join(part for key, structure in inputs.items() for part in structure.take_apart(key)),
-        result=program.output_structure.put_together(f"outputs[{i}]" for i in itertools.count()),
+        inputs=", ".join(part for key, structure in member.inputs.items() for part in structure.take_apart(key)),
+        call=call,
+        result=member.output.put_together(f"outputs[{i}]" for i in itertools.count()),
     )
-    # torch.jit.script reads a class's source by its file name.
-    file_name = f"<hybrid_rt engine module {next(_serial)}>"
-    linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
-    namespace: dict[str, Any] = {"torch": torch, "EngineModule": EngineModule, "__name__": __name__}
-    exec(compile("from typing import Dict, List, Tuple\nfrom torch import Tensor\n", file_name, "exec"), namespace)
-    exec(compile(source, file_name, "exec"), namespace)
-    module: EngineModule = namespace["Generated"](make_engine(program.name, artifacts))
+    module: EngineModule = generated_class(source, "Generated", {"EngineModule": EngineModule})(engine)
     return module.eval()

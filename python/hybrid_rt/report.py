@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
+from .segments import Share, predicted_gain
 from .verify import Verification
 
 
@@ -24,6 +25,11 @@ class Steps:
         self._show = sys.stderr.isatty() if show is None else show
         self._console = Console(stderr=True)
         self.seconds: dict[str, float] = {}
+
+    def show(self, what: RenderableType) -> None:
+        """Something to read between two steps."""
+        if self._show:
+            self._console.print(what)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -37,6 +43,31 @@ class Steps:
         self.seconds[name] = time.perf_counter() - start
         if self._show:
             self._console.print(f"[green]done[/green] {name} [dim]({self.seconds[name]:.1f} s)[/dim]", highlight=False)
+
+
+_LEAST_SHOWN = 0.01
+"""Of the detector's time."""
+
+
+def shares_table(shares: Sequence[Share], gain: float, speedup: float, precision: str) -> Table:
+    """What takes the time, and what engines can gain."""
+    limit = predicted_gain(shares, float("inf"))
+    table = Table(
+        caption=f"predicted end to end: {gain:.2f} times faster, if engines run these {speedup:g} times faster in "
+        f"{precision}; {limit:.1f} times at the most"
+    )
+    for heading in ("submodule", "ms", "share", ""):
+        table.add_column(heading, justify="right" if heading in ("ms", "share") else "left")
+    for share in shares:
+        if not share.chosen and share.share < _LEAST_SHOWN:
+            continue
+        table.add_row(
+            share.name,
+            f"{share.milliseconds:.1f}",
+            f"{share.share:.1%}",
+            "segment" if share.chosen else f"stays in TorchScript: {share.reason}",
+        )
+    return table
 
 
 @dataclass(frozen=True)
@@ -66,6 +97,8 @@ class ConversionReport:
     segments: list[SegmentReport]
     head_operators: list[str]
     verification: Verification | None
+    shares: list[Share] = field(default_factory=list)
+    predicted_gain: float = 1.0
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -4,34 +4,52 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 from torch import nn
 
-from .errors import OptionError
+from .errors import CaptureError, OptionError
+from .observe import Observation, Use
+
+LEAST_SHARE = 0.02
+"""Of the detector's time: a smaller segment can't pay for the engine that it needs."""
+
+_TOO_SMALL = f"takes less than {LEAST_SHARE:.0%} of the time"
+
+ENGINE_SPEEDUP: Mapping[str, float] = {"fp32": 1.5, "bf16": 2.9, "fp16": 2.9, "int8": 4.0}
+"""How many times faster than eager mode an engine runs a convolutional network on a CPU that has instructions for the
+precision: for the prediction only. R50-FPN at 800x800 on two cores: 1335 ms eager, 841 in OpenVINO in fp32, 425 in
+bf16, about a third of fp32 in int8."""
 
 
-def resolve(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
-    """The dotted names of the segments, checked.
+@dataclass(frozen=True)
+class Share:
+    """A submodule that was looked at: its part of the detector's time, and whether it becomes a segment.
 
-    Args:
-        detector: the detector.
-        segments: "auto" (the submodule ``backbone``), or names such as ["backbone", "rpn.head"].
+    Attributes:
+        name: the dotted path.
+        milliseconds: that all its calls take in one run on the example.
+        share: of the detector's time, 0..1.
+        chosen: whether it becomes a segment.
+        reason: why not; empty if chosen.
+    """
+
+    name: str
+    milliseconds: float
+    share: float
+    chosen: bool
+    reason: str = ""
+
+
+def named(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
+    """The dotted names that the user gave, checked.
 
     Raises:
         OptionError: no name, a name that does not exist (with the near ones), one inside another.
     """
     known = [name for name, _ in detector.named_modules(remove_duplicate=False) if name]
-    if segments == "auto":
-        if "backbone" not in known:
-            raise OptionError.make(
-                "convert",
-                "segments='auto'",
-                expected="a submodule called 'backbone'",
-                got=f"a {type(detector).__name__} with {', '.join(name for name in known if '.' not in name)}",
-                remedy="Name the segments: segments=[...].",
-            )
-        return ["backbone"]
     names = [segments] if isinstance(segments, str) else list(segments)
     if not names:
         raise OptionError.make("convert", "segments", expected="'auto' or at least one name", got="an empty list")
@@ -56,6 +74,174 @@ def resolve(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
                     remedy="Leave one of them out.",
                 )
     return names
+
+
+def use_of(detector: nn.Module, observation: Observation, name: str) -> Use | None:
+    """What was seen of a submodule, by any of its names."""
+    wanted = detector.get_submodule(name)
+    return next((use for use in observation.uses.values() if detector.get_submodule(use.name) is wanted), None)
+
+
+def shares_of(
+    detector: nn.Module,
+    observation: Observation,
+    findings: Mapping[str, str],
+    names: Sequence[str] | None,
+    *,
+    fuse: bool = True,
+) -> list[Share]:
+    """What each submodule that could be a segment takes of the time, the greatest first.
+
+    Args:
+        detector: the detector.
+        observation: its run on the example.
+        findings: what submodules do that an engine can't (:class:`hybrid_rt.observe.Watch`).
+        names: the user's choice. None: the outermost submodules are chosen that have weights, take and return
+            tensors, do only what an engine can repeat, and take at least :data:`LEAST_SHARE` of the time.
+        fuse: also choose small submodules that are fed by chosen ones alone: in one engine they cost nothing.
+
+    Raises:
+        OptionError: nothing is worth it; the text lists what was looked at.
+        CaptureError: a name of the user's that is not called, or does what an engine can't repeat.
+    """
+    if names is not None:
+        shares = []
+        for name in names:
+            use = _required(name, use_of(detector, observation, name), findings)
+            shares.append(Share(name, use.seconds * 1e3, observation.share(use.name), True))
+    else:
+        shares = list(_outermost(detector, "", observation, findings, _shortest_names(detector)))
+        shares = _with_small_followers(detector, observation, shares) if fuse else shares
+    shares.sort(key=lambda share: -share.share)
+    if not any(share.chosen for share in shares):
+        looked = "".join(f"\n  {share.name}: {share.share:.1%}, {share.reason}" for share in shares)
+        raise OptionError.make(
+            "convert",
+            "segments='auto'",
+            expected=f"a submodule that takes at least {LEAST_SHARE:.0%} of the time and that an engine can run",
+            got=f"a {type(detector).__name__} with{looked or ' no submodule that runs'}\n",
+            remedy="Name the segments: segments=[...].",
+        )
+    return shares
+
+
+def _required(name: str, use: Use | None, findings: Mapping[str, str]) -> Use:
+    if use is None:
+        raise CaptureError.make(
+            "capture",
+            f"segment '{name}'",
+            expected="the detector to call it",
+            got="no call on the example inputs",
+            remedy="Name a submodule whose forward runs in eval mode.",
+        )
+    if use.refusal:
+        raise CaptureError(use.refusal)
+    if use.name in findings:
+        raise CaptureError.make(
+            "capture",
+            f"segment '{name}'",
+            expected="the same operations in every call, on its inputs alone",
+            got=findings[use.name],
+            remedy="An engine can't repeat that: leave it to the head by naming smaller submodules in segments=.",
+        )
+    return use
+
+
+def _shortest_names(detector: nn.Module) -> dict[str, str]:
+    """A submodule that has several names is known by the shortest."""
+    names: dict[int, str] = {}
+    first: dict[int, str] = {}
+    for name, module in detector.named_modules(remove_duplicate=False):
+        first.setdefault(id(module), name)
+        if id(module) not in names or name.count(".") < names[id(module)].count("."):
+            names[id(module)] = name
+    return {first[key]: name for key, name in names.items()}
+
+
+def _outermost(
+    module: nn.Module,
+    path: str,
+    observation: Observation,
+    findings: Mapping[str, str],
+    names: Mapping[str, str],
+) -> Iterator[Share]:
+    for key, child in module.named_children():
+        name = f"{path}.{key}" if path else key
+        use = observation.uses.get(name)
+        share = observation.share(name)
+        if use is None:  # a container, or another name of a module that was seen under its first
+            yield from _outermost(child, name, observation, findings, names)
+            continue
+        reason = ""
+        if use.refusal:
+            reason = "takes or returns more than tensors"
+        elif name in findings:
+            reason = findings[name]
+        elif next(child.parameters(), None) is None:
+            reason = "has no weights"
+        elif share < LEAST_SHARE:
+            reason = _TOO_SMALL
+        elif not use.calls:
+            reason = "is not called"
+        if reason and share >= LEAST_SHARE:
+            inner = list(_outermost(child, name, observation, findings, names))
+            yield from inner
+            if not any(entry.chosen for entry in inner):
+                yield Share(names[name], use.seconds * 1e3, share, False, reason)
+        else:
+            yield Share(names[name], use.seconds * 1e3, share, not reason, reason)
+
+
+def _with_small_followers(detector: nn.Module, observation: Observation, shares: Sequence[Share]) -> list[Share]:
+    chosen = [share.name for share in shares if share.chosen]
+    result = []
+    for share in shares:
+        if share.reason == _TOO_SMALL and chosen:
+            groups = group(detector, [*chosen, share.name], observation, fuse=True)
+            if any(share.name in members[1:] for members in groups):
+                share = replace_fields(share, chosen=True, reason="")
+        result.append(share)
+    return result
+
+
+def predicted_gain(shares: Sequence[Share], speedup: float) -> float:
+    """How many times faster the detector becomes if the chosen segments become ``speedup`` times faster.
+
+    Amdahl's law: 1 / ((1 - p) + p / s). https://doi.org/10.1145/1465482.1465560
+    """
+    part = min(1.0, sum(share.share for share in shares if share.chosen))
+    return 1 / max(1e-9, (1 - part) + part / speedup)
+
+
+def group(detector: nn.Module, names: Sequence[str], observation: Observation, *, fuse: bool) -> list[list[str]]:
+    """Puts together the segments between which data flows straight: one is fed with nothing but what others return.
+
+    Args:
+        detector: the detector.
+        names: the segments.
+        observation: the detector's run, which saw which tensors went where.
+        fuse: False: each segment for itself.
+
+    Returns:
+        The groups; a group's first segment is called first, and gets the group's inputs.
+    """
+    uses = {name: use for name in names if (use := use_of(detector, observation, name)) is not None}
+    groups: list[list[str]] = []
+    for name in sorted(names, key=lambda name: uses[name].order):
+        feeding = next((members for members in groups if _is_fed_by(uses[name], [uses[m] for m in members])), None)
+        if fuse and feeding is not None:
+            feeding.append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
+def _is_fed_by(use: Use, members: Sequence[Use]) -> bool:
+    if len(use.calls) != 1 or any(len(member.calls) != 1 for member in members):
+        return False  # which call feeds which?
+    (call,) = use.calls
+    names = {member.name for member in members}
+    return call is not None and all(any(name in names for name, _ in sources) for sources in call.sources)
 
 
 def replace(detector: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:

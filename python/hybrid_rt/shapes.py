@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import OptionError
 from .specs import UNBOUNDED
@@ -20,12 +20,12 @@ segment's own input."""
 _DIMENSIONS = ("batch", "height", "width")
 
 
-def ranges_of(detector: nn.Module, example: Tensor, shapes: Shapes | None) -> list[Range] | None:
+def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None) -> list[Range] | None:
     """(min, max) of batch, channels, height and width of what the backbone takes.
 
     Args:
         detector: the detector.
-        example: the backbone's input on the example, shape [N, C, H, W].
+        example: the shape of the backbone's input on the example, [N, C, H, W].
         shapes: see :data:`Shapes`. None: whatever the detector's own transform (torchvision's
             ``GeneralizedRCNNTransform``) can produce, with any batch; the example's size if it has none.
 
@@ -35,13 +35,13 @@ def ranges_of(detector: nn.Module, example: Tensor, shapes: Shapes | None) -> li
     Raises:
         OptionError: shapes that are neither sizes nor ranges, or ranges without the example.
     """
-    if example.dim() != 4:
+    if len(example) != 4:
         return None
     transform = getattr(detector, "transform", None)
-    batch, channels, height, width = ((size, size) for size in example.shape)
+    batch, channels, height, width = ((size, size) for size in example)
     if hasattr(transform, "size_divisible") and hasattr(transform, "max_size"):
         means = getattr(transform, "image_mean", None)
-        if means is not None and example.shape[1] != len(means):  # features, not what the transform makes
+        if means is not None and example[1] != len(means):  # features, not what the transform makes
             return None
         batch = (1, UNBOUNDED)
         height, width = _ranges_of_transform(transform)
@@ -51,7 +51,7 @@ def ranges_of(detector: nn.Module, example: Tensor, shapes: Shapes | None) -> li
     elif shapes is not None:
         height, width = _span(detector, _checked_sizes(shapes))
     found = [batch, channels, height, width]
-    for name, size, (low, high) in zip(("batch", "channels", "height", "width"), example.shape, found, strict=True):
+    for name, size, (low, high) in zip(("batch", "channels", "height", "width"), example, found, strict=True):
         if size < low or (high != UNBOUNDED and size > high):
             raise OptionError.make(
                 "convert",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import _native
 from .errors import CaptureError
+from .generated import generated_class
 
 HEAD_OPERATORS = {
     "torchvision::nms": """
@@ -76,6 +77,97 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
         ) from error
+
+
+def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModule:
+    """Records a detector with engines in it on its example: no branch or loop of the head stays in it.
+
+    Raises:
+        CaptureError: the tracer fails, with its message.
+    """
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.jit.trace(module, example, check_trace=False, strict=False)
+    except Exception as error:
+        raise CaptureError.make(
+            "capture",
+            "the detector's head",
+            expected="code that torch.jit.trace records",
+            got=f"{type(error).__name__}: {error}",
+            remedy="It has to take and return tensors in lists, tuples and dicts; or let it be scripted: "
+            "head='script'.",
+        ) from error
+
+
+_CHAIN = '''\
+class Chain(nn.Module):
+    """Modules of flat tensors, each fed by the ones before it."""
+
+    def forward(self, {parameters}) -> Tuple[{returned}]:
+        {calls}
+        return ({results},)
+'''
+
+
+def chain(
+    members: Sequence[torch.jit.ScriptModule], inputs: int, sources: Sequence[Sequence[int]], counts: Sequence[int]
+) -> torch.jit.ScriptModule:
+    """Modules of flat tensors as one, which returns the outputs of all; each is frozen and stays a submodule.
+
+    Args:
+        members: they become ``member_0``, ``member_1``, ...
+        inputs: how many tensors the first one takes.
+        sources: for each member the indices, among all outputs so far, of its inputs; empty for the first.
+        counts: how many tensors each returns.
+    """
+    parameters = [f"input_{i}" for i in range(inputs)]
+    calls: list[str] = []
+    results: list[str] = []
+    for i, (fed_by, count) in enumerate(zip(sources, counts, strict=True)):
+        given = [results[j] for j in fed_by] if fed_by else parameters
+        calls.append(f"output_{i} = self.member_{i}({', '.join(given)})")
+        results += [f"output_{i}[{k}]" for k in range(count)]
+    source = _CHAIN.format(
+        parameters=", ".join(f"{name}: Tensor" for name in parameters),
+        returned=", ".join(["Tensor"] * len(results)),
+        calls="\n        ".join(calls),
+        results=", ".join(results),
+    )
+    module = generated_class(source, "Chain", {"nn": nn})()
+    for i, member in enumerate(members):
+        # What freeze returns can't be a submodule as it is: it knows its C++ type only once it is wrapped again.
+        module.add_module(f"member_{i}", torch.jit._recursive.wrap_cpp_module(freeze(member)._c))
+    return script(module.eval())
+
+
+def connect(module: torch.jit.ScriptModule) -> None:
+    """Gives the stand-ins of a fused engine's later segments the outputs of the engine, in a frozen module.
+
+    Raises:
+        CaptureError: the head does not run the first segment before a later one on every path.
+    """
+
+    def visit(block: Any, engines: dict[str, Any]) -> None:
+        for node in block.nodes():
+            if node.kind() == "hybrid_rt::run_engine":
+                engine = next(node.inputs()).toIValue()
+                engines[engine.segment()] = node.output()
+            elif node.kind() == "hybrid_rt::handed_on":
+                segment = list(node.inputs())[2].toIValue()
+                if segment not in engines:
+                    raise CaptureError.make(
+                        "capture",
+                        f"segments '{segment}'",
+                        expected="the head to run them one after the other whenever it runs the last",
+                        got="a branch or loop between them",
+                        remedy="Convert with fuse=False.",
+                    )
+                node.replaceInput(0, engines[segment])
+            for inner in node.blocks():
+                visit(inner, dict(engines))
+
+    visit(module.graph, {})
+    torch._C._jit_pass_dce(module.graph)
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

@@ -15,7 +15,7 @@ from pathlib import Path
 from small_detectors import small_detector, small_picture
 
 from hybrid_rt import bundle, registry, segments, torchscript
-from hybrid_rt.capture import capture, record
+from hybrid_rt.capture import capture_alone
 from hybrid_rt.engine_module import engine_module
 from hybrid_rt.specs import Artifact, pack
 
@@ -96,8 +96,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
     A name stands for TorchScript's artifact that says it is that backend's; an artifact is taken as it is.
     """
     detector = small_detector()
-    calls = record(detector, ["backbone"], [(small_picture(),)])
-    program = capture(detector, "backbone", calls["backbone"])
+    program = capture_alone(detector, "backbone", [(small_picture(),)])
     artifact = registry.backend("torchscript").compile(program, "fp32")
     artifacts = [
         replace(artifact, spec=replace(artifact.spec, backend=variant)) if isinstance(variant, str) else variant
@@ -113,8 +112,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
 def small_artifact() -> Artifact:
     """TorchScript's artifact of the small detector's backbone."""
     detector = small_detector()
-    calls = record(detector, ["backbone"], [(small_picture(),)])
-    program = capture(detector, "backbone", calls["backbone"])
+    program = capture_alone(detector, "backbone", [(small_picture(),)])
     return registry.backend("torchscript").compile(program, "fp32")
 
 

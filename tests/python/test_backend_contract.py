@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from hybrid_rt import registry, torchscript
-from hybrid_rt.capture import Program, capture, record
+from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.specs import UNBOUNDED
 
@@ -117,7 +117,7 @@ def pictures(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
 def program_of(segment: nn.Module, *calls: tuple[Any, ...], ranges: Any = None) -> Program:
     """The segment captured in a detector that was called with each of ``calls``."""
     detector = Detector(segment).eval()
-    return capture(detector, "backbone", record(detector, ["backbone"], calls)["backbone"], ranges)
+    return capture_alone(detector, "backbone", calls, ranges)
 
 
 RANGES = [(1, 4), (3, 3), (8, 64), (8, UNBOUNDED)]
@@ -140,7 +140,7 @@ def dynamic_engine(backend: str) -> EngineModule:
 
 
 def eager(x: Tensor) -> Tensor:
-    return dynamic_program().module.module(x)
+    return dynamic_program().members[0].module(x)
 
 
 def assert_equal_structure(got: Any, expected: Any) -> None:
@@ -400,10 +400,10 @@ class WritesInPlace(Detector):
 def test_what_the_detector_writes_in_place_is_not_taken_for_the_segments_own(backend: str) -> None:
     torch.manual_seed(0)
     detector = WritesInPlace(OneTensor()).eval()
-    program = capture(detector, "backbone", record(detector, ["backbone"], [(pictures(),)])["backbone"])
+    program = capture_alone(detector, "backbone", [(pictures(),)])
     expected = detector.backbone(pictures() + 1)
     assert torch.equal(program.examples[0], pictures() + 1)
-    assert torch.equal(program.calls.results[0], expected)
+    assert torch.equal(program.calls[0].outputs[0], expected)
     assert_equal_structure(compiled(program, backend)(*program.examples), expected)
 
 

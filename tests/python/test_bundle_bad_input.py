@@ -518,12 +518,11 @@ def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: 
 def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
     """The small detector's backbone, for batches of 1 to 4 and heights of 16 to 64, as an object of its own."""
     from hybrid_rt import registry
-    from hybrid_rt.capture import capture, record
+    from hybrid_rt.capture import capture_alone
     from hybrid_rt.engine_module import make_engine
 
     detector = small_detector()
-    calls = record(detector, ["backbone"], [(small_picture(),)])
-    program = capture(detector, "backbone", calls["backbone"], [(1, 4), (3, 3), (16, 64), (32, 32)])
+    program = capture_alone(detector, "backbone", [(small_picture(),)], [(1, 4), (3, 3), (16, 64), (32, 32)])
     made = make_engine("backbone", [registry.backend("torchscript").compile(program, "fp32")])
     made.prepare("", torch.device("cpu"), 0, False)
     return made

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hybrid_rt import registry
-from hybrid_rt.capture import capture, record
+from hybrid_rt.capture import capture_alone
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.specs import UNBOUNDED
 
@@ -52,8 +52,7 @@ def detector() -> Detector:
 
 def hybrid(ranges: list[tuple[int, int]] | None) -> Detector:
     """The detector with an engine in the backbone's place."""
-    calls = record(detector(), ["backbone"], [(pictures(),)])["backbone"]
-    program = capture(detector(), "backbone", calls, ranges)
+    program = capture_alone(detector(), "backbone", [(pictures(),)], ranges)
     made = Detector()
     made.backbone = engine_module(program, [registry.backend("torchscript").compile(program, "fp32")])
     return made.eval()

@@ -8,67 +8,48 @@ from small_detectors import small_detector
 from torch import nn
 
 from hybrid_rt import OptionError
-from hybrid_rt.segments import replace, resolve
-
-
-def test_auto_is_the_backbone() -> None:
-    assert resolve(small_detector(), "auto") == ["backbone"]
-
-
-def test_auto_without_a_backbone_lists_what_there_is() -> None:
-    class Headless(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.ReLU())
-            self.neck = nn.ReLU()
-
-    with pytest.raises(OptionError) as caught:
-        resolve(Headless(), "auto")
-    assert str(caught.value) == (
-        "hybrid_rt[convert]: segments='auto': expected a submodule called 'backbone', got a Headless with body, neck. "
-        "Name the segments: segments=[...]."
-    )
+from hybrid_rt.segments import named, replace
 
 
 def test_names_keep_their_order_and_one_name_is_a_list_of_one() -> None:
     detector = small_detector()
-    assert resolve(detector, ["classes", "backbone.first"]) == ["classes", "backbone.first"]
-    assert resolve(detector, "backbone.second") == ["backbone.second"]
+    assert named(detector, ["classes", "backbone.first"]) == ["classes", "backbone.first"]
+    assert named(detector, "backbone.second") == ["backbone.second"]
 
 
 def test_an_unknown_name_shows_the_near_ones() -> None:
     with pytest.raises(OptionError, match=r"expected a submodule of SmallDetector, got 'backbon'. Near it: backbone"):
-        resolve(small_detector(), ["backbon"])
+        named(small_detector(), ["backbon"])
     with pytest.raises(OptionError, match=r"got 'zzz'. See detector.named_modules\(\)."):
-        resolve(small_detector(), ["zzz"])
+        named(small_detector(), ["zzz"])
 
 
 def test_the_detector_itself_is_no_segment() -> None:
     with pytest.raises(OptionError, match="expected a submodule of SmallDetector, got ''"):
-        resolve(small_detector(), [""])
+        named(small_detector(), [""])
 
 
 def test_no_name_is_refused() -> None:
     with pytest.raises(OptionError, match="expected 'auto' or at least one name, got an empty list"):
-        resolve(small_detector(), [])
+        named(small_detector(), [])
 
 
 @pytest.mark.parametrize("names", [["backbone", "backbone.first"], ["backbone.first.0", "backbone.first"]])
 def test_one_inside_another_is_refused(names: list[str]) -> None:
     outer, inner = sorted(names, key=len)
     with pytest.raises(OptionError, match=f"expected each submodule once, got '{inner}' inside '{outer}'"):
-        resolve(small_detector(), names)
+        named(small_detector(), names)
 
 
 def test_the_same_name_twice_is_refused() -> None:
     with pytest.raises(OptionError, match="expected each submodule once, got 'backbone' twice"):
-        resolve(small_detector(), ["backbone", "backbone"])
+        named(small_detector(), ["backbone", "backbone"])
 
 
 def test_a_name_that_only_begins_like_another_is_no_part_of_it() -> None:
     detector = small_detector()
     detector.backbone2 = nn.Sequential(nn.ReLU())
-    assert resolve(detector, ["backbone", "backbone2"]) == ["backbone", "backbone2"]
+    assert named(detector, ["backbone", "backbone2"]) == ["backbone", "backbone2"]
 
 
 def test_replace_leaves_the_given_detector_alone() -> None:
@@ -94,7 +75,7 @@ def test_replace_shares_the_weights() -> None:
 def test_a_submodule_with_two_names_is_replaced_under_both() -> None:
     detector = small_detector()
     detector.body = detector.backbone
-    assert resolve(detector, "body") == ["body"]
+    assert named(detector, "body") == ["body"]
     replacement = nn.Identity()
     changed = replace(detector, {"body": replacement})
     assert changed.backbone is changed.body is replacement

@@ -14,7 +14,7 @@ from hybrid_rt import OptionError
 from hybrid_rt.shapes import ranges_of
 from hybrid_rt.specs import UNBOUNDED
 
-EXAMPLE = torch.zeros(1, 3, 64, 96)
+EXAMPLE = (1, 3, 64, 96)
 
 
 class Transformed(nn.Module):
@@ -47,11 +47,11 @@ def test_without_a_transform_the_example_is_the_only_size() -> None:
 
 
 def test_an_input_that_is_no_batch_of_pictures_has_no_ranges() -> None:
-    assert ranges_of(small_detector(), torch.zeros(5, 7), None) is None
+    assert ranges_of(small_detector(), (5, 7), None) is None
 
 
 def test_features_behind_a_transform_have_no_ranges() -> None:
-    assert ranges_of(Transformed(), torch.zeros(40, 64, 7, 7), None) is None
+    assert ranges_of(Transformed(), (40, 64, 7, 7), None) is None
 
 
 def test_named_ranges_replace_only_their_own() -> None:

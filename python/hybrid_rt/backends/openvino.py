@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import torchscript
 from ..errors import BackendError
 from ..specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
 from .base import Availability, Backend
@@ -34,9 +35,10 @@ class OpenVINOBackend(Backend):
         """Converts the segment to OpenVINO's intermediate representation."""
         import openvino
 
+        frozen = torchscript.freeze(program.traced())
         try:
             model = openvino.convert_model(
-                program.traced(),
+                frozen,
                 example_input=program.examples,
                 input=[(_partial_shape(spec), _element_type(spec)) for spec in program.inputs],
             )

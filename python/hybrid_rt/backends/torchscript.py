@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchScriptBackend(Backend):
-    """Stores the traced, frozen segment; the run half optimises it (oneDNN) for the machine that loads it."""
+    """Stores the traced segment; the run half freezes and optimises it (oneDNN) for the machine that loads it."""
 
     name = "torchscript"
     precisions = ("fp32",)
@@ -25,7 +25,6 @@ class TorchScriptBackend(Backend):
         return Availability(True, version=torch.__version__)
 
     def compile(self, program: Program, precision: str) -> Artifact:
-        """Traces and freezes the segment."""
-        frozen = torchscript.freeze(program.traced())
+        """Traces the segment."""
         spec = self.spec(program, precision, versions={"torch": torch.__version__})
-        return Artifact(spec, {"module": blob_from_bytes(torchscript.to_bytes(frozen))})
+        return Artifact(spec, {"module": blob_from_bytes(torchscript.to_bytes(program.traced()))})

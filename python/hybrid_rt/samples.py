@@ -1,0 +1,116 @@
+"""Further inputs for a detector, made from its example: they show which dimensions of a segment vary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .segments import replace
+from .shapes import Shapes
+
+_LEAST_SIDE = 160
+"""Pixels; below it a feature pyramid has levels of one cell, which don't show what varies."""
+
+Resize = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One more run: the detector, perhaps one that resizes its pictures to smaller ones, and its arguments.
+
+    ``required``: a failure counts, since the user asked for this size.
+    """
+
+    detector: nn.Module
+    arguments: tuple[Any, ...]
+    required: bool = False
+
+
+def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | None) -> list[Sample]:
+    """Runs that differ from the example in what may differ later; the first is the one that costs least.
+
+    Where pictures are a list, one is added, so that what is counted by picture varies too. One run is on black
+    pictures: what is counted by object varies between it and the others.
+
+    Args:
+        detector: the detector. One that resizes its pictures (torchvision's transform) is run at half the size: on
+            pictures that are wider than high, and on pictures that are higher than wide.
+        example: its arguments.
+        shapes: see :data:`hybrid_rt.shapes.Shapes`. Sizes: the smallest and the largest of them. Ranges: their ends.
+            None: the example's size, if nothing resizes it.
+    """
+    resizes = hasattr(getattr(detector, "transform", None), "min_size")
+    if isinstance(shapes, Mapping):
+        # Of the segment's input: ranges of the pictures only if nothing resizes them.
+        ends = [(shapes.get("height", (0, 0))[end], shapes.get("width", (0, 0))[end]) for end in (0, 1)]
+        sizes = [] if resizes else ends
+    else:
+        sizes = sorted(shapes or [], key=lambda size: size[0] * size[1])
+    if sizes:
+        chosen = dict.fromkeys([sizes[0], sizes[-1]])
+        given = [Sample(detector, _changed(example, _to_size(size), longer=True), required=True) for size in chosen]
+        return [*given, Sample(detector, _changed(given[0].arguments, torch.zeros_like))]
+    if not resizes:
+        return [Sample(detector, example, required=True), Sample(detector, _changed(example, torch.zeros_like))]
+    smaller = _at_half_size(detector)
+    return [
+        Sample(smaller, _changed(example, _wide)),
+        Sample(smaller, _changed(example, _tall, longer=True)),
+        Sample(smaller, _changed(example, torch.zeros_like)),
+    ]
+
+
+def _at_half_size(detector: nn.Module) -> nn.Module:
+    """The detector with a transform that resizes pictures to half of what it would; a fixed size is kept."""
+    transform: Any = detector.get_submodule("transform")
+    if getattr(transform, "fixed_size", None) is not None:
+        return detector
+    smaller = copy.copy(transform)
+    side = transform.min_size[-1]
+    half = min(side, max(_LEAST_SIDE, side // 2))
+    smaller.min_size, smaller.max_size = (half,), transform.max_size * half // side
+    return replace(detector, {"transform": smaller})
+
+
+def _to_size(size: tuple[int, int]) -> Resize:
+    def resized(picture: Tensor) -> Tensor:
+        height, width = (wanted or side for wanted, side in zip(size, picture.shape[-2:], strict=True))
+        return _resized(picture, height, width)
+
+    return resized
+
+
+def _tall(picture: Tensor) -> Tensor:
+    side = min(picture.shape[-2:])
+    return _resized(picture, side, max(1, side * 2 // 3))
+
+
+def _wide(picture: Tensor) -> Tensor:
+    side = min(picture.shape[-2:])
+    return _resized(picture, max(1, side * 2 // 3), side)
+
+
+def _resized(picture: Tensor, height: int, width: int) -> Tensor:
+    batched = picture if picture.dim() == 4 else picture[None]
+    other = nn.functional.interpolate(batched, size=(height, width), mode="bilinear", align_corners=False)
+    return other if picture.dim() == 4 else other[0]
+
+
+def _changed(example: tuple[Any, ...], change: Resize, *, longer: bool = False) -> tuple[Any, ...]:
+    """The example with its pictures changed; ``longer``: one more where they are a list."""
+    changed: list[Any] = []
+    for value in example:
+        if isinstance(value, Tensor) and value.dim() in (3, 4) and value.is_floating_point():
+            changed.append(change(value))
+        elif (
+            isinstance(value, list) and value and all(isinstance(entry, Tensor) and entry.dim() == 3 for entry in value)
+        ):
+            changed.append([change(entry) for entry in [*value, *value[: int(longer)]]])
+        else:
+            changed.append(value)
+    return tuple(changed)
