@@ -130,11 +130,7 @@ def capture(
     Raises:
         CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
     """
-    observed: dict[str, list[Call]] = {}
-    for name in names:
-        use = use_of(detector, observation, name)
-        observed[name] = [call for call in use.calls if call is not None] if use else []
-    members = _members(detector, {name: calls[0] for name, calls in observed.items()})
+    members = _members(detector, _first_calls(detector, names, observation))
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
     if ranges is not None and any(low != high for low, high in ranges):
         _add_second_size(members, calls, ranges)
@@ -146,13 +142,13 @@ def capture(
             got="none",
             remedy="Widen the ranges, or take an example inside of them.",
         )
-    first = observed[names[0]]
-    seen_inputs = [call.input_tensors for call in first] + [_meta(call.inputs) for call in calls]
-    seen_outputs = [_meta(call.outputs) for call in calls]
-    if len(members) == 1:
-        seen_outputs = [call.output_tensors for call in first] + seen_outputs
-    else:
-        seen_outputs.insert(0, [tensor for name in names for tensor in observed[name][0].output_tensors])
+    on_example = [_observed_calls(detector, name, observation) for name in names]
+    seen_inputs = [call.input_tensors for call in on_example[0]] + [_meta(call.inputs) for call in calls]
+    # A program of several segments has one call a run, one of one segment may have more.
+    seen_outputs = [
+        list(itertools.chain.from_iterable(call.output_tensors for call in each))
+        for each in zip(*on_example, strict=True)
+    ] + [_meta(call.outputs) for call in calls]
     input_names = [label for key, structure in members[0].inputs.items() for label in structure.names(key)]
     inputs = _specs(input_names, seen_inputs, ranges)
     free = any(not spec.is_static for spec in inputs)
@@ -163,6 +159,15 @@ def capture(
         outputs=_specs(_output_names(members), seen_outputs, None, free),
         calls=tuple(sorted(calls, key=lambda call: sum(tensor.numel() for tensor in call.inputs))),
     )
+
+
+def _observed_calls(detector: nn.Module, name: str, observation: Observation) -> list[Call]:
+    use = use_of(detector, observation, name)
+    return [call for call in use.calls if call is not None] if use else []
+
+
+def _first_calls(detector: nn.Module, names: Sequence[str], observation: Observation) -> dict[str, Call]:
+    return {name: _observed_calls(detector, name, observation)[0] for name in names}
 
 
 def _members(detector: nn.Module, calls: Mapping[str, Call]) -> tuple[Member, ...]:
@@ -189,6 +194,25 @@ def _flat_calls(members: Sequence[Member], run: Recorded) -> list[FlatCall]:
         flat = [_flat(member, arguments, result) for member, (arguments, result) in zip(members, each, strict=True)]
         calls.append(FlatCall(flat[0].inputs, tuple(itertools.chain.from_iterable(call.outputs for call in flat))))
     return calls
+
+
+def flows_straight(
+    detector: nn.Module, names: Sequence[str], observation: Observation, runs: Sequence[Recorded]
+) -> bool:
+    """Whether in each run, not on the example only, the later segments got what the earlier ones had returned."""
+    members = _members(detector, _first_calls(detector, names, observation))
+    for run in runs:
+        if any(len(run[name]) != 1 for name in names):
+            return False
+        outputs: list[Tensor] = []
+        for member in members:
+            ((arguments, result),) = run[member.name]
+            flat = _flat(member, arguments, result)
+            for tensor, source in zip(flat.inputs, member.sources, strict=False):
+                if not torch.equal(tensor, outputs[source]):
+                    return False
+            outputs += flat.outputs
+    return True
 
 
 def _flat(member: Member, arguments: dict[str, Any], result: Any) -> FlatCall:

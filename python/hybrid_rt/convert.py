@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import bundle, registry, torchscript
 from .backends.base import Backend
-from .capture import Program, Recorded, capture
+from .capture import Program, Recorded, capture, flows_straight
 from .engine_module import engine_modules, make_engine, prepare, run_flat
 from .errors import OptionError
 from .exact_transform import exact_transform
@@ -115,10 +115,19 @@ def convert(
     steps.show(shares_table(shares, gain, ENGINE_SPEEDUP[precision], precision))
     groups = group(detector, [share.name for share in shares if share.chosen], observation, fuse=fuse)
     with steps.step("run it on other pictures, to see which dimensions vary"):
-        ranges = [_ranges(detector, example_inputs, observation, members[0], shapes) for members in groups]
         runs = _record(detector, example_inputs, samples, groups)
         programs = [
-            capture(detector, members, observation, runs, limit) for members, limit in zip(groups, ranges, strict=True)
+            capture(
+                detector,
+                members,
+                observation,
+                runs,
+                _ranges(detector, example_inputs, observation, members[0], shapes),
+            )
+            for whole in groups
+            for members in (
+                [whole] if flows_straight(detector, whole, observation, runs) else [[name] for name in whole]
+            )
         ]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
     for program in programs:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -286,9 +287,9 @@ def _draws(name: str, given: dict[str, Any]) -> bool:
 
 def _line() -> str:
     """The line of the detector's code that the running operator comes from."""
-    ours, library = __file__, f"{torch.__path__[0]}/"
+    libraries = (__file__, f"{torch.__path__[0]}/", f"{torchvision.__path__[0]}/ops/")
     for frame in reversed(traceback.extract_stack()):
-        if frame.filename != ours and not frame.filename.startswith(library):
+        if not frame.filename.startswith(libraries):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return "unknown line"
 

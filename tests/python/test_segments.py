@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_detectors import small_detector
-from torch import nn
+from small_detectors import small_detector, small_picture
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 
-from hybrid_rt import OptionError
-from hybrid_rt.segments import named, replace
+from hybrid_rt import CaptureError, OptionError
+from hybrid_rt.observe import Observation, Use, observe, watch
+from hybrid_rt.segments import Share, group, named, predicted_gain, replace, shares_of
 
 
 def test_names_keep_their_order_and_one_name_is_a_list_of_one() -> None:
@@ -82,3 +84,114 @@ def test_a_submodule_with_two_names_is_replaced_under_both() -> None:
     changed = replace(detector, {"backbone.first": replacement})
     assert changed.backbone.first is changed.body.first is replacement
     assert detector.body is detector.backbone
+
+
+def looked_at(detector: nn.Module, arguments: tuple[object, ...], names: list[str] | None = None) -> dict[str, Share]:
+    shares = shares_of(detector, observe(detector, arguments), watch(detector, arguments), names)
+    return {share.name: share for share in shares}
+
+
+def test_auto_takes_the_outermost_dense_submodules_and_says_why_not_the_others(
+    demo_detector: FasterRCNN, demo_image: Tensor
+) -> None:
+    shares = looked_at(demo_detector, ([demo_image],))
+    chosen = {name for name, share in shares.items() if share.chosen}
+    assert {"backbone", "rpn.head"} <= chosen  # the box head's part is near the limit
+    assert chosen <= {"backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor"}
+    assert shares["transform"].reason == "takes or returns more than tensors"
+    assert 0.3 < shares["backbone"].share < 1
+    assert "backbone.body" not in shares
+
+
+def test_auto_looks_inside_of_what_depends_on_values() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Conv2d(3, 64, 7, padding=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)[x[:, :1].expand(-1, 64, -1, -1) > 0.5]
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).sum()
+
+    shares = looked_at(Outer().eval(), (small_picture(),))
+    assert list(shares) == ["inner.layers"]
+    assert shares["inner.layers"].chosen
+
+
+def test_auto_with_nothing_to_gain_lists_what_there_is() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(x)
+
+    with pytest.raises(OptionError) as caught:
+        looked_at(Plain().eval(), (small_picture(),))
+    text = str(caught.value)
+    assert text.startswith("hybrid_rt[convert]: segments='auto': expected a submodule that takes at least 2% of the ")
+    assert "pool: " in text
+    assert "has no weights" in text
+    assert text.endswith("Name the segments: segments=[...].")
+
+
+def test_a_name_of_a_segment_that_depends_on_values_is_refused() -> None:
+    class Branching(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.mean() > 0 else x
+
+    detector = small_detector()
+    detector.classes = Branching(8, 3, 1)
+    with pytest.raises(CaptureError) as caught:
+        looked_at(detector, (small_picture(),), ["classes"])
+    text = str(caught.value)
+    assert "segment 'classes': expected the same operations in every call, on its inputs alone, got aten::" in text
+    assert "test_segments.py" in text
+    assert "return super().forward(x) if x.mean() > 0 else x" in text
+    assert text.endswith("leave it to the head by naming smaller submodules in segments=.")
+
+
+def shares(*parts: float) -> list[Share]:
+    return [Share(str(i), part * 1e3, part, True) for i, part in enumerate(parts)]
+
+
+def test_the_predicted_gain_is_amdahls() -> None:
+    assert predicted_gain(shares(0.5), 2) == pytest.approx(1 / 0.75)
+    assert predicted_gain(shares(0.5, 0.25), float("inf")) == pytest.approx(4)
+    assert predicted_gain([Share("x", 1, 0.9, False, "no")], 2) == 1
+
+
+def test_segments_that_feed_each_other_are_one_group(demo_detector: FasterRCNN, demo_image: Tensor) -> None:
+    seen = observe(demo_detector, ([demo_image],))
+    names = ["roi_heads.box_predictor", "rpn.head", "backbone", "roi_heads.box_head"]
+    assert group(demo_detector, names, seen, fuse=True) == [
+        ["backbone", "rpn.head"],
+        ["roi_heads.box_head", "roi_heads.box_predictor"],
+    ]
+    assert [len(members) for members in group(demo_detector, names, seen, fuse=False)] == [1, 1, 1, 1]
+
+
+def test_a_segment_that_is_called_twice_is_a_group_of_its_own() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.body(x)
+            return self.head(features) + self.head(features * 2)
+
+    detector = Twice().eval()
+    assert group(detector, ["body", "head"], observe(detector, (small_picture(),)), fuse=True) == [["body"], ["head"]]
+
+
+def test_the_share_of_what_did_not_run_is_nothing() -> None:
+    assert Observation(None, 0.0, {"x": Use("x", 1.0)}).share("x") == 0

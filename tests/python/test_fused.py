@@ -1,0 +1,144 @@
+"""Segments between which data flows straight: one engine for all, and no other result than of one each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_detectors import Backbone, small_picture
+from strangers import succeed
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+
+import hybrid_rt
+from hybrid_rt import CaptureError
+
+
+class Levels(nn.Module):
+    """Takes the backbone's levels as a list, returns one tensor a level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 4, 1)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [self.layer(level) for level in levels]
+
+
+class Detector(nn.Module):
+    """Changes the features between backbone and head if the mean of the pictures is in an interval."""
+
+    def __init__(self, low: float = 2, high: float = 2) -> None:
+        super().__init__()
+        self.backbone = Backbone()
+        self.head = Levels()
+        self.low, self.high = low, high
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.backbone(pictures)
+        levels = list(features.values())
+        mean = float(pictures.mean())
+        if self.low <= mean < self.high:
+            levels = [level + 1 for level in levels]
+        outputs = self.head(levels)
+        return outputs[0], outputs[1], features["coarse"]
+
+
+class Branching(Detector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = {"fine": pictures, "coarse": pictures}
+        if bool(pictures.mean() < 2):
+            features = self.backbone(pictures)
+        outputs = self.head(list(features.values()))
+        return outputs[0], outputs[1], features["coarse"]
+
+
+def made(detector: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return detector.requires_grad_(False).eval()
+
+
+def test_one_engine_finds_what_two_find(tmp_path: Path) -> None:
+    detector = made(Detector())
+    paths = {fuse: tmp_path / f"{fuse}.pt" for fuse in (True, False)}
+    for fuse, path in paths.items():
+        hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"], fuse=fuse)
+    assert [segment["name"] for segment in hybrid_rt.inspect(paths[True])["segments"]] == ["backbone+head"]
+    assert [segment["name"] for segment in hybrid_rt.inspect(paths[False])["segments"]] == ["backbone", "head"]
+    for path in paths.values():
+        for got, expected in zip(hybrid_rt.load(path)(small_picture()), detector(small_picture()), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "detector.pt"
+    hybrid_rt.convert(made(Detector()), (small_picture(),), path, segments=["head", "backbone"])
+    (segment,) = hybrid_rt.inspect(path)["segments"]
+    assert segment["name"] == "backbone+head"
+    assert segment["members"] == [
+        {"name": "backbone", "first": 0, "count": 2},
+        {"name": "head", "first": 2, "count": 2},
+    ]
+    assert [spec["name"] for spec in segment["variants"][0]["outputs"]] == [
+        "backbone.fine",
+        "backbone.coarse",
+        "head.0",
+        "head.1",
+    ]
+
+
+def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -> None:
+    detector = made(Detector(low=-1, high=0.25))
+    path = tmp_path / "detector.pt"
+    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
+    assert [segment["name"] for segment in hybrid_rt.inspect(path)["segments"]] == ["backbone", "head"]
+    dark = small_picture() * 0.1
+    torch.testing.assert_close(hybrid_rt.load(path)(dark)[0], detector(dark)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torchscript"])
+def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_path: Path, backend: str) -> None:
+    detector = made(Detector(low=0.1, high=0.25))  # neither the example nor a black picture
+    path = tmp_path / "detector.pt"
+    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
+    hybrid = hybrid_rt.load(path, backend=backend)
+    torch.testing.assert_close(hybrid(small_picture())[0], detector(small_picture())[0], rtol=1e-4, atol=1e-6)
+    with pytest.raises(RuntimeError) as caught:
+        hybrid(small_picture() * 0.3)
+    assert (
+        "hybrid_rt[engine]: segments 'backbone+head': expected the outputs of one handed on to the next as they are, "
+        "got another tensor as input 0 of the later one. Convert again with fuse=False"
+    ) in str(caught.value)
+
+
+def test_a_branch_around_the_first_segment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match=r"segments 'backbone\+head': .* got a branch or loop .* fuse=False"):
+        hybrid_rt.convert(
+            made(Branching()), (small_picture(),), tmp_path / "x.pt", segments=["backbone", "head"], verify=False
+        )
+
+
+def test_the_demo_detector_runs_on_two_engines(
+    demo_detector: FasterRCNN, demo_image: Tensor, demo_picture: Path, demo_images: list[Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "digits.pt"
+    segments = ["backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor"]
+    result = hybrid_rt.convert(demo_detector, ([demo_image],), path, segments=segments, verify_inputs=[(demo_images,)])
+    names = [segment.name for segment in result.report.segments]
+    assert names == ["backbone+rpn.head", "roi_heads.box_head+roi_heads.box_predictor"]
+    assert result.report.predicted_gain > 1.1
+    # The segments' own names are what a service asks for.
+    found = json.loads(succeed(Path(sys.executable).parent / "hybrid-rt-detect", path, demo_picture, "--json"))
+    assert found["engines"] == dict.fromkeys(segments, "openvino")
+
+
+def test_a_picture_without_objects_is_no_error(
+    demo_detector: FasterRCNN, demo_image: Tensor, demo_bundle: Path
+) -> None:
+    hybrid = hybrid_rt.load(demo_bundle)
+    for black in ([torch.zeros(3, 240, 320)], [demo_image, torch.zeros(3, 240, 320)]):
+        for got, expected in zip(hybrid(black), demo_detector(black), strict=True):
+            assert got["labels"].tolist() == expected["labels"].tolist()

@@ -1,0 +1,200 @@
+"""What a run of a detector shows of its submodules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_detectors import small_detector, small_picture
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from hybrid_rt import CaptureError
+from hybrid_rt.observe import arguments_of, observe, recording, watch
+
+
+def test_each_submodule_that_runs_is_seen_with_its_time_and_shapes() -> None:
+    detector = small_detector()
+    detector.never = nn.ReLU()
+    seen = observe(detector, (small_picture(),))
+    assert {"backbone", "backbone.first", "backbone.first.0", "classes"} <= set(seen.uses)
+    assert "never" not in seen.uses
+    (call,) = seen.uses["backbone"].calls
+    assert call.input_tensors == [(torch.Size([1, 3, 32, 32]), torch.float32)]
+    assert [tuple(shape) for shape, _ in call.output_tensors] == [(1, 8, 16, 16), (1, 8, 8, 8)]
+    assert 0 < seen.uses["backbone.first"].seconds < seen.uses["backbone"].seconds < seen.seconds
+    assert 0 < seen.share("backbone") < 1
+    assert seen.share("never") == 0
+
+
+def test_the_result_is_the_detectors_own_and_no_hook_is_left() -> None:
+    detector = small_detector()
+    seen = observe(detector, (small_picture(),))
+    for got, expected in zip(seen.result, detector(small_picture()), strict=True):
+        assert torch.equal(got, expected)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in detector.modules())
+
+
+def test_a_hook_of_the_users_sees_what_it_saw_before() -> None:
+    detector = small_detector()
+    detector.classes.register_forward_hook(lambda module, inputs, output: output * 0)
+    seen = observe(detector, (small_picture(),))
+    assert torch.all(seen.result[1] == 0.5)  # the sigmoid of nothing
+
+
+def test_the_source_of_a_tensor_is_known_until_it_is_written_to() -> None:
+    class Detector(nn.Module):
+        def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.first, self.second, self.change = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), change
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.change(self.first(x)))
+
+    def sources(change: Callable[[Tensor], Tensor]) -> frozenset[tuple[str, int]]:
+        (call,) = observe(Detector(change).eval(), (small_picture(),)).uses["second"].calls
+        return call.sources[0]
+
+    assert sources(lambda x: x) == {("first", 0)}
+    assert sources(lambda x: x.mul_(2)) == frozenset()
+    assert sources(lambda x: x + 1) == frozenset()
+
+
+def test_a_call_with_more_than_tensors_has_a_reason() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, factor: int) -> Tensor:
+            return x * factor
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaled = Scaled()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scaled(x, 2)
+
+    use = observe(Detector(), (small_picture(),)).uses["scaled"]
+    assert use.calls == [None]
+    assert "segment 'scaled', input 'factor': expected tensors in lists, tuples and dicts" in use.refusal
+
+
+def test_arguments_without_names_are_refused() -> None:
+    class Any_(nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return tensors[0]
+
+    with pytest.raises(CaptureError, match=r"forward, argument 'tensors': expected parameters with names"):
+        arguments_of(Any_(), (torch.zeros(1),), {})
+
+
+def test_an_optional_argument_that_is_none_is_left_out() -> None:
+    class Optional_(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return x
+
+    assert list(arguments_of(Optional_(), (torch.zeros(1), None), {})) == ["x"]
+
+
+class Body(nn.Module):
+    """A submodule that does one more thing with its input, a weight or itself."""
+
+    def __init__(self, act: Callable[[Body, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+        self.register_buffer("count", torch.zeros(1))
+        self.calls = 0
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.layer(x)
+        got = self.act(self, x)
+        return features + got if isinstance(got, Tensor) else features
+
+
+class Holder(nn.Module):
+    def __init__(self, act: Callable[[Body, Tensor], Any]) -> None:
+        super().__init__()
+        self.body = Body(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def found(act: Callable[[Body, Tensor], Any]) -> str:
+    return watch(Holder(act).eval(), (small_picture(),)).get("body", "")
+
+
+def count_up(body: Body, x: Tensor) -> None:
+    body.calls += 1
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (lambda body, x: 1 if x.mean() > 0 else 2, "aten::_local_scalar_dense, which depends on the values of tensors"),
+        (lambda body, x: x.mean().item(), "aten::_local_scalar_dense, which depends on the values"),
+        (lambda body, x: x[x > 0.5].sum(), "aten::index, which depends on the values"),
+        (lambda body, x: torch.nonzero(x).sum(), "aten::nonzero, which depends on the values"),
+        (lambda body, x: nms(x[0, 0, :, :4], x[0, 0, :, 0], 0.5).sum(), "torchvision::nms, which depends on"),
+        (lambda body, x: x.mul_(2).sum(), "aten::mul_, which writes into an input"),
+        (lambda body, x: body.count.add_(1), "aten::add_, which writes into a weight or buffer"),
+        (lambda body, x: torch.rand(1), "aten::rand, which draws random numbers"),
+        (count_up, "a change of its attribute 'calls'"),
+    ],
+)
+def test_what_an_engine_cannot_repeat_is_named_with_its_line(act: Callable[[Body, Tensor], Any], text: str) -> None:
+    finding = found(act)
+    assert finding.startswith(text)
+    if "attribute" not in text:
+        assert re.search(r"test_observe\.py:\d+: ", finding), finding
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda body, x: x.shape[2] > 3,
+        lambda body, x: x[:, torch.tensor([0, 0, 1, 2])],
+        lambda body, x: body.layer(x).relu_(),
+        lambda body, x: 1 if body.count.item() == 0 else 2,  # a constant of the module's own
+        lambda body, x: nn.functional.dropout(x, 0.5, training=False).mean(),
+        lambda body, x: torch.zeros(1).add_(x.mean()),
+    ],
+)
+def test_what_an_engine_can_repeat_is_no_finding(act: Callable[[Body, Tensor], Any]) -> None:
+    assert found(act) == ""
+
+
+def test_an_lstm_in_eval_mode_draws_nothing() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 4, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    assert watch(Reader().eval(), (torch.rand(1, 5, 8),)) == {}
+
+
+def test_recorded_tensors_are_copies() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1
+            features = self.body(x)
+            x.zero_()
+            return features.zero_()
+
+    detector = Writes().eval()
+    with recording(detector, ["body"]) as seen:
+        detector(small_picture())
+    ((arguments, result),) = seen["body"]
+    assert torch.equal(arguments["input"], small_picture() + 1)
+    assert torch.equal(result, detector.body(small_picture() + 1))
+    assert not detector.body._forward_hooks
