@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__, bundle, registry
-from .convert import convert
+from .convert import HEADS, convert
 from .errors import HybridRTError, OptionError
 from .specs import PRECISIONS, UNBOUNDED
 
@@ -60,7 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a picture with objects, or a folder of pictures: the first is the example, all are compared",
     )
     verb.add_argument("output", type=Path, help="the .pt to write")
-    verb.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, the backbone)")
+    verb.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, what pays)")
+    verb.add_argument(
+        "--no-fuse", action="store_true", help="an engine for each segment, also where data flows straight"
+    )
+    verb.add_argument(
+        "--head",
+        default="script",
+        choices=HEADS,
+        help="trace: record the head on the example, with its branches as they went there (default: script)",
+    )
     verb.add_argument("--engine", default="auto", help="comma-separated backends, best first (default: auto)")
     verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     verb.add_argument(
@@ -173,6 +182,8 @@ def _convert(options: argparse.Namespace) -> int:
         ([example],),
         options.output,
         segments=options.segments if options.segments == "auto" else options.segments.split(","),
+        fuse=not options.no_fuse,
+        head=options.head,
         engine=options.engine if options.engine == "auto" else options.engine.split(","),
         precision=options.precision,
         shapes=_sizes(options.sizes),

@@ -22,7 +22,7 @@ from .observe import Observation, observe, recording, watch
 from .report import ConversionReport, SegmentReport, Steps, VariantReport, shares_table
 from .samples import Sample, samples_of
 from .segments import ENGINE_SPEEDUP, group, named, predicted_gain, replace, shares_of, use_of
-from .shapes import Shapes, ranges_of
+from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .verify import (
     TensorError,
@@ -98,6 +98,7 @@ def convert(
     """
     path = Path(output)
     _check_arguments(detector, example_inputs, precision, head)
+    check_shapes(shapes)
     check_writable(path)
     chosen = None if segments == "auto" else named(detector, segments)
     backends = _choose_backends(engine, fallback)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import torchscript
 from .capture import Member, Program
 from .generated import generated_class
 from .specs import Artifact, pack
@@ -100,5 +103,21 @@ def _module(program: Program, member: Member, engine: Any) -> EngineModule:
         call=call,
         result=member.output.put_together(f"outputs[{i}]" for i in itertools.count()),
     )
-    module: EngineModule = generated_class(source, "Generated", {"EngineModule": EngineModule})(engine)
+    generated = generated_class(source, "Generated", {"EngineModule": EngineModule})
+    for name, method in _methods(member.module):
+        setattr(generated, name, torchscript.unused(method))
+    module: EngineModule = generated(engine)
+    for name, value in vars(member.module).items():
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
+            setattr(module, name, value)
     return module.eval()
+
+
+def _methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """What the segment has beside forward: code that does not run in eval mode may call it, such as compute_loss."""
+    for owner in type(module).__mro__:
+        if owner is nn.Module:
+            return
+        for name, value in vars(owner).items():
+            if isinstance(value, FunctionType) and name != "forward" and not name.startswith("_"):
+                yield name, value

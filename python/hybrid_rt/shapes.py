@@ -63,6 +63,18 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
     return found
 
 
+def check_shapes(shapes: Shapes | None) -> None:
+    """Finds out before long work whether ``shapes`` are sizes or ranges.
+
+    Raises:
+        OptionError: they are neither.
+    """
+    if isinstance(shapes, Mapping):
+        _checked(shapes)
+    elif shapes is not None:
+        _checked_sizes(shapes)
+
+
 def _ranges_of_transform(transform: Any) -> tuple[Range, Range]:
     """Torchvision resizes the short side to min_size, the long one to max_size at most, and pads."""
     divisor = int(transform.size_divisible)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -168,6 +169,14 @@ def connect(module: torch.jit.ScriptModule) -> None:
 
     visit(module.graph, {})
     torch._C._jit_pass_dce(module.graph)
+
+
+def unused(method: FunctionType) -> Any:
+    """A copy of a method that TorchScript does not compile: calling it there raises."""
+    copied = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
+    copied.__kwdefaults__, copied.__annotations__ = method.__kwdefaults__, dict(method.__annotations__)
+    copied.__qualname__, copied.__module__ = method.__qualname__, method.__module__
+    return torch.jit.unused(copied)
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

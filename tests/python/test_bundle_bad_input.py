@@ -41,7 +41,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small detector: an OpenVINO and a TorchScript variant of its backbone. Do not write to it."""
     path = tmp_path_factory.mktemp("small") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, shapes={"height": (16, 64), "batch": (1, 2)})
+    shapes = {"height": (16, 64), "batch": (1, 2)}
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", shapes=shapes)
     return path
 
 

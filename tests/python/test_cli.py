@@ -68,7 +68,12 @@ def test_convert_the_demo_detector(
 
 
 def test_convert_options_reach_the_bundle(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert_small(noise, "--segments", "detector.backbone,detector.classes", "--no-verify", "--no-fallback") == 0
+    assert (
+        convert_small(
+            noise, "--segments", "detector.backbone,detector.classes", "--no-fuse", "--no-verify", "--no-fallback"
+        )
+        == 0
+    )
     assert "not verified" in capsys.readouterr().out
     manifest = hybrid_rt.inspect(noise.with_suffix(".pt"))
     assert [segment["name"] for segment in manifest["segments"]] == ["detector.backbone", "detector.classes"]

@@ -120,7 +120,7 @@ def test_rpn_head_as_a_segment_and_the_detector_stays_as_it_was(
     before = modules_and_state(demo_detector)
     found_before = demo_detector([demo_image])
     result = hybrid_rt.convert(
-        demo_detector, ([demo_image],), path, segments=["backbone", "rpn.head"], engine="torchscript"
+        demo_detector, ([demo_image],), path, segments=["backbone", "rpn.head"], fuse=False, engine="torchscript"
     )
     after = modules_and_state(demo_detector)
     assert before[0] == after[0]
@@ -185,7 +185,7 @@ def test_the_result_tells_what_was_made(tmp_path: Path) -> None:
 
 def test_a_detector_of_tensors_has_the_examples_size(tmp_path: Path) -> None:
     path = tmp_path / "fixed.pt"
-    result = hybrid_rt.convert(small_detector(), (small_picture(),), path)
+    result = hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
     assert "boxes found again" not in str(result.report)
     assert "verified; greatest relative error " in str(result.report)
     module = hybrid_rt.load(path)
@@ -211,7 +211,7 @@ def test_shapes_widen_the_range(
     tmp_path: Path, shapes: Any, inside: list[tuple[int, int, int]], outside: list[tuple[int, int, int]]
 ) -> None:
     path = tmp_path / "wide.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, shapes=shapes)
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", shapes=shapes)
     for backend in ("openvino", "torchscript"):
         module = hybrid_rt.load(path, backend=backend)
         for batch, height, width in inside:
@@ -231,6 +231,7 @@ def test_shapes_of_pictures_leave_later_segments_free(tmp_path: Path) -> None:
         (small_picture(),),
         path,
         segments=["backbone", "classes"],
+        fuse=False,
         shapes={"height": (16, 64), "width": (16, 64)},
         engine="torchscript",
     )
@@ -265,7 +266,7 @@ def test_a_segment_that_is_called_twice(tmp_path: Path) -> None:
     detector = TwoStreams(small_detector().backbone).eval().requires_grad_(False)
     path = tmp_path / "twice.pt"
     left, right = small_picture(32, 32, seed=1), small_picture(24, 40, seed=2)
-    hybrid_rt.convert(detector, (left, right), path, engine="torchscript")
+    hybrid_rt.convert(detector, (left, right), path, segments="backbone", engine="torchscript")
     module = hybrid_rt.load(path)
     assert_same_tensors(detector(left, right)["classes"], module(left, right)["classes"])
 
@@ -274,36 +275,50 @@ def test_a_segment_under_two_names_runs_in_the_engine_by_either(tmp_path: Path) 
     detector = small_list_detector()
     assert detector.backbone is detector.detector.backbone
     path = tmp_path / "alias.pt"
-    hybrid_rt.convert(detector, ([small_picture()[0]],), path, engine="torchscript")  # auto: "backbone"
+    hybrid_rt.convert(detector, ([small_picture()[0]],), path, engine="torchscript")
     module = hybrid_rt.load(path)
-    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone"]
+    # The shortest of the names that it has.
+    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone+detector.classes"]
 
 
 def test_without_a_fallback_there_is_one_variant(tmp_path: Path) -> None:
     path = tmp_path / "alone.pt"
-    result = hybrid_rt.convert(small_detector(), (small_picture(),), path, fallback=False)
+    result = hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", fallback=False)
     assert [variant.backend for variant in result.report.segments[0].variants] == ["openvino"]
 
 
 def test_engines_are_kept_in_the_order_given(tmp_path: Path) -> None:
     path = tmp_path / "ordered.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, engine=["torchscript", "openvino"])
+    hybrid_rt.convert(
+        small_detector(), (small_picture(),), path, segments="backbone", engine=["torchscript", "openvino"]
+    )
     assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
     variants = hybrid_rt.inspect(path)["segments"][0]["variants"]
     assert [variant["backend"] for variant in variants] == ["torchscript", "openvino"]
 
 
 def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "quiet.pt", engine="torchscript")
+    hybrid_rt.convert(
+        small_detector(), (small_picture(),), tmp_path / "quiet.pt", segments="backbone", engine="torchscript"
+    )
     assert capsys.readouterr() == ("", "")
-    hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "loud.pt", engine="torchscript", progress=True)
+    hybrid_rt.convert(
+        small_detector(),
+        (small_picture(),),
+        tmp_path / "loud.pt",
+        segments="backbone",
+        engine="torchscript",
+        progress=True,
+    )
     out, err = capsys.readouterr()
     assert out == ""
     assert "done compile backbone with torchscript" in err
 
 
 def test_every_variant_is_compared(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
-    verification = hybrid_rt.convert(demo_detector, ([demo_image],), tmp_path / "two.pt").report.verification
+    verification = hybrid_rt.convert(
+        demo_detector, ([demo_image],), tmp_path / "two.pt", segments="backbone"
+    ).report.verification
     assert verification is not None
     assert {error.backend for error in verification.tensors} == {"openvino", "torchscript"}
     assert verification.not_run == []
