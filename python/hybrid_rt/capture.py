@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from . import torchscript
 from .errors import CaptureError
+from .graph_digest import graph_digest
 from .specs import UNBOUNDED, TensorSpec, dtype_name
 from .structure import Flattened, Structure, structure_of
 
@@ -49,6 +50,11 @@ class Program:
     def traced(self) -> torch.jit.ScriptModule:
         """The segment as a TorchScript module, recorded on the examples (made when first asked for)."""
         return self._traced
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the traced graph and the weights, see :func:`graph_digest`."""
+        return graph_digest(self.traced())
 
 
 def record(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> dict[str, Calls]:

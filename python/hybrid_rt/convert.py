@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, registry, torchscript
+from . import bundle, cache, registry, torchscript
 from .backends.base import Backend
 from .capture import Calls, Program, capture, record
 from .engine_module import EngineModule, engine_module
@@ -104,10 +104,13 @@ def convert(
             calls |= record(detector, unknown, [example_inputs, *_other_sizes(example_inputs)])
     programs = [capture(detector, name, calls[name], ranges[name]) for name in names]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
+    cached: dict[tuple[str, str], bool] = {}
     for program in programs:
         for backend in backends:
             with steps.step(f"compile {program.name} with {backend.name}"):
-                artifacts[program.name].append(backend.compile(program, precisions[backend.name]))
+                artifact, hit = cache.compiled(backend, program, precisions[backend.name])
+                artifacts[program.name].append(artifact)
+                cached[program.name, backend.name] = hit
     modules = {program.name: engine_module(program, artifacts[program.name]) for program in programs}
     with steps.step("script and freeze the head"):
         hybrid = _scripted(replace(detector, {**exact_transform(detector), **modules}))
@@ -120,7 +123,7 @@ def convert(
                 detector, frozen, programs, modules, artifacts, [example_inputs, *verify_inputs], precision, limits
             )
             require(verification)
-    report = _report(detector, path, programs, artifacts, operators, verification)
+    report = _report(detector, path, programs, artifacts, cached, operators, verification)
     with steps.step("save"):
         bundle.save(frozen, path, _manifest(detector, artifacts, operators, verification))
     report.file_size = path.stat().st_size
@@ -340,6 +343,7 @@ def _report(
     path: Path,
     programs: Sequence[Program],
     artifacts: Mapping[str, list[Artifact]],
+    cached: Mapping[tuple[str, str], bool],
     operators: list[str],
     verification: Verification | None,
 ) -> ConversionReport:
@@ -351,7 +355,12 @@ def _report(
                 program.name,
                 [str(spec) for spec in program.inputs],
                 [
-                    VariantReport(artifact.spec.backend, artifact.spec.precision, artifact.size)
+                    VariantReport(
+                        artifact.spec.backend,
+                        artifact.spec.precision,
+                        artifact.size,
+                        cached[program.name, artifact.spec.backend],
+                    )
                     for artifact in artifacts[program.name]
                 ],
             )

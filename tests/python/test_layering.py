@@ -18,16 +18,16 @@ LAYERS = [
     {"_native"},
     {"errors"},
     {"specs", "files"},
-    {"structure", "torchscript", "_fake", "exact_transform"},
+    {"structure", "torchscript", "graph_digest", "artifact_file", "_fake", "exact_transform"},
     {"backends.base"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
     {"capture", "segments", "shapes"},
-    {"engine_module"},
+    {"engine_module", "cache"},
     {"bundle"},
     {"verify", "measure"},
     {"report"},
-    {"convert"},
+    {"convert", "cli_cache"},
     {"cli"},
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
