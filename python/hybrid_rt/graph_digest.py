@@ -27,14 +27,19 @@ def graph_digest(module: torch.jit.ScriptModule) -> str:
 
 
 class _Writer:
-    """Writes a graph as lines of Python literals; a value is named by the order of its definition."""
+    """Writes a graph as lines of Python literals.
+
+    Constants and weights are named by their content, as the tracer's order of them is no promise; other values by the
+    order of their definition.
+    """
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self._hash = hashlib.sha256()
         self._module = module
-        self._numbers: dict[int, int] = {}  # of values, by torch's number
+        self._names: dict[int, Any] = {}  # of values, by torch's number
         self._modules: dict[int, nn.Module] = {}  # values that are modules, by torch's number
         self._tensors: dict[Any, str] = {}  # digests, so that a weight that is used often is read once
+        self._defined = 0
 
     def digest(self) -> str:
         graph: Any = self._module.inlined_graph
@@ -50,13 +55,14 @@ class _Writer:
         types = []
         for value in values:
             if value.unique() not in self._modules:
-                self._numbers[value.unique()] = len(self._numbers)
-                types.append(re.sub(r"___torch_mangle_\d+\.", "", str(value.type())))
+                self._names[value.unique()] = self._defined
+                self._defined += 1
+                types.append(_type(value))
         return types
 
-    def _use(self, values: Any, where: str) -> list[int]:
+    def _use(self, values: Any, where: str) -> list[Any]:
         try:
-            return [self._numbers[value.unique()] for value in values]
+            return [self._names[value.unique()] for value in values]
         except KeyError:
             raise NoDigest(f"{where} of a module") from None
 
@@ -64,12 +70,14 @@ class _Writer:
         self._write("block", self._define(block.inputs()))
         for node in block.nodes():
             if node.kind() == "prim::GetAttr":
-                self._attribute(node)
+                self._get_attribute(node)
+            elif node.kind() == "prim::Constant":
+                self._names[node.output().unique()] = ("constant", self._attributes(node), _type(node.output()))
             else:
                 self._node(node)
         self._write("return", self._use(block.outputs(), "return"))
 
-    def _attribute(self, node: Any) -> None:
+    def _get_attribute(self, node: Any) -> None:
         owner = self._modules.get(node.input().unique())
         if owner is None:
             raise NoDigest("an attribute of an object that is not a module")
@@ -77,23 +85,25 @@ class _Writer:
         if isinstance(value, nn.Module):
             self._modules[node.output().unique()] = value
         else:
-            self._write("attribute", self._literal(value))
-            self._define(node.outputs())
+            self._names[node.output().unique()] = ("attribute", self._literal(value))
 
     def _node(self, node: Any) -> None:
         kind = node.kind()
         if kind in ("prim::PythonOp", "prim::CallFunction", "prim::CallMethod"):
             raise NoDigest(kind)  # their code is not in the graph
+        inputs = self._use(node.inputs(), kind)
+        self._write(kind, inputs, self._attributes(node), self._define(node.outputs()))
+        for inner in node.blocks():
+            self._block(inner)
+
+    def _attributes(self, node: Any) -> list[tuple[str, Any]]:
         attributes = []
         for name in sorted(node.attributeNames()):
             read = getattr(node, node.kindOf(name), None)
             if read is None:
-                raise NoDigest(f"{kind} with {name}")
+                raise NoDigest(f"{node.kind()} with {name}")
             attributes.append((name, self._literal(read(name))))
-        inputs = self._use(node.inputs(), kind)
-        self._write(kind, inputs, attributes, self._define(node.outputs()))
-        for inner in node.blocks():
-            self._block(inner)
+        return attributes
 
     def _literal(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, int, float, complex, str)):
@@ -116,3 +126,8 @@ class _Writer:
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self._tensors[place] = hashlib.sha256(flat.numpy().data).hexdigest()
         return self._tensors[place]
+
+
+def _type(value: Any) -> str:
+    """Without what tells classes of one name apart: it depends on what the process saw before."""
+    return re.sub(r"___torch_mangle_\d+\.", "", str(value.type()))
