@@ -68,7 +68,7 @@ def folder() -> Path:
         OptionError: neither is set, and this user has no home.
     """
     if named := os.environ.get("HYBRID_RT_CACHE"):
-        return Path(named).expanduser().absolute()
+        return Path(os.path.expanduser(named)).absolute()
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if xdg.is_absolute():  # its specification says to ignore others
         return xdg / "hybrid_rt"
