@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import torchscript
 from .errors import CaptureError
+from .graph_digest import graph_digest
 from .observe import Call, Observation, observe, recording
 from .segments import use_of
 from .specs import UNBOUNDED, TensorSpec, dtype_name
@@ -100,6 +101,11 @@ class Program:
         each frozen, as functions of flat tensors.
         """
         return self._traced
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the traced graph and the weights, see :func:`graph_digest`."""
+        return graph_digest(self.traced())
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The segments as they are in the detector."""

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, bundle, registry
+from . import __version__, bundle, cli_cache, registry
 from .convert import HEADS, convert
 from .errors import HybridRTError, OptionError
 from .specs import PRECISIONS, UNBOUNDED
@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("doctor", help="what is installed, which backends can run, and why not")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_doctor)
+
+    cli_cache.add_verb(verbs)
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, registry, torchscript
+from . import bundle, cache, registry, torchscript
 from .backends.base import Backend
 from .capture import Program, Recorded, capture, flows_straight
 from .engine_module import engine_modules, make_engine, prepare, run_flat
@@ -131,10 +131,13 @@ def convert(
             )
         ]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
+    cached: dict[tuple[str, str], bool] = {}
     for program in programs:
         for backend in backends:
             with steps.step(f"compile {program.name} with {backend.name}"):
-                artifacts[program.name].append(backend.compile(program, precisions[backend.name]))
+                artifact, hit = cache.compiled(backend, program, precisions[backend.name])
+                artifacts[program.name].append(artifact)
+                cached[program.name, backend.name] = hit
     engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
         frozen, operators = _frozen_head(detector, example_inputs, programs, engines, head)
@@ -145,7 +148,7 @@ def convert(
                 detector, frozen, programs, engines, artifacts, [example_inputs, *verify_inputs], precision, limits
             )
             require(verification)
-    report = _report(detector, path, programs, artifacts, operators, verification)
+    report = _report(detector, path, programs, artifacts, cached, operators, verification)
     report.shares, report.predicted_gain = shares, gain
     with steps.step("save"):
         bundle.save(frozen, path, _manifest(detector, programs, artifacts, operators, verification))
@@ -385,6 +388,7 @@ def _report(
     path: Path,
     programs: Sequence[Program],
     artifacts: Mapping[str, list[Artifact]],
+    cached: Mapping[tuple[str, str], bool],
     operators: list[str],
     verification: Verification | None,
 ) -> ConversionReport:
@@ -396,7 +400,12 @@ def _report(
                 program.name,
                 [str(spec) for spec in program.inputs],
                 [
-                    VariantReport(artifact.spec.backend, artifact.spec.precision, artifact.size)
+                    VariantReport(
+                        artifact.spec.backend,
+                        artifact.spec.precision,
+                        artifact.size,
+                        cached[program.name, artifact.spec.backend],
+                    )
                     for artifact in artifacts[program.name]
                 ],
             )

@@ -72,11 +72,12 @@ def shares_table(shares: Sequence[Share], gain: float, speedup: float, precision
 
 @dataclass(frozen=True)
 class VariantReport:
-    """One artifact: its size in bytes is that of its blobs."""
+    """One artifact: its size in bytes is that of its blobs; ``cached``: it was not compiled now but found on disk."""
 
     backend: str
     precision: str
     size: int
+    cached: bool
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,13 @@ class ConversionReport:
     def __str__(self) -> str:
         """A table for a terminal."""
         table = Table()
-        for heading in ("segment", "engine", "precision", "MB"):
+        for heading in ("segment", "engine", "precision", "MB", "cache"):
             table.add_column(heading, justify="right" if heading == "MB" else "left")
         for segment in self.segments:
             for i, variant in enumerate(segment.variants):
                 name = segment.name if i == 0 else ""
-                table.add_row(name, variant.backend, variant.precision, f"{variant.size / 1e6:.1f}")
+                size, cached = f"{variant.size / 1e6:.1f}", "hit" if variant.cached else "miss"
+                table.add_row(name, variant.backend, variant.precision, size, cached)
         written = io.StringIO()
         Console(width=100, file=written).print(table)
         text = f"{self.detector} -> {self.path} ({self.file_size / 1e6:.1f} MB)\n{written.getvalue()}"

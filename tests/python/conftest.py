@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ from strangers import DOWNSTREAM, build_project
 import hybrid_rt
 from hybrid_rt.cli import read_picture
 from models import digits_detector
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache is neither filled nor believed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRID_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,18 +18,18 @@ LAYERS = [
     {"_native"},
     {"errors"},
     {"specs", "files"},
-    {"structure", "generated", "_fake", "exact_transform"},
+    {"structure", "generated", "graph_digest", "artifact_file", "_fake", "exact_transform"},
     {"torchscript", "observe"},
     {"backends.base"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
     {"segments", "shapes"},
     {"capture", "samples"},
-    {"engine_module"},
+    {"engine_module", "cache"},
     {"bundle"},
     {"verify", "measure"},
     {"report"},
-    {"convert"},
+    {"convert", "cli_cache"},
     {"cli"},
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}

@@ -1,0 +1,107 @@
+"""An artifact as one file.
+
+A line with the format and the SHA-256 of the next line; that line: JSON with the key, the segment's name, the spec and
+the blobs' names, sizes and digests; then the blobs' bytes. Reading it executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .specs import Artifact, ArtifactSpec, TensorSpec, sha256_of
+
+FORMAT = "hybrid_rt artifact 1"
+
+
+def write(path: Path, artifact: Artifact, *, key: str, segment: str) -> None:
+    """Writes the file.
+
+    Args:
+        path: the file.
+        artifact: the artifact.
+        key: what it is found by; :func:`read` compares it.
+        segment: the name of what was compiled, for people.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    header = {
+        "key": key,
+        "segment": segment,
+        "made": time.time(),
+        "spec": asdict(artifact.spec),
+        "blobs": [
+            {"name": name, "size": blob.numel(), "sha256": sha256_of(blob)} for name, blob in artifact.blobs.items()
+        ],
+    }
+    line = json.dumps(header).encode() + b"\n"
+    with path.open("wb") as stream:
+        stream.write(f"{FORMAT} {hashlib.sha256(line).hexdigest()}\n".encode())
+        stream.write(line)
+        for blob in artifact.blobs.values():
+            stream.write(blob.numpy().data)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What stands before the blobs: "key", "segment", "made" (seconds since 1970), "spec", "blobs".
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is not such a file, or altered.
+    """
+    with path.open("rb") as stream:
+        return _header(stream)
+
+
+def read(path: Path, *, key: str) -> Artifact:
+    """The artifact, every byte checked.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is not such a file, altered, truncated, or of another key.
+    """
+    with path.open("rb") as stream:
+        header = _header(stream)
+        if header["key"] != key:
+            raise ValueError("of another key")
+        blobs = {blob["name"]: _blob(stream, blob) for blob in header["blobs"]}
+        if stream.read(1):
+            raise ValueError("longer than it says")
+    spec = header["spec"]
+    return Artifact(
+        ArtifactSpec(**{**spec, **{side: tuple(map(_tensor_spec, spec[side])) for side in ("inputs", "outputs")}}),
+        blobs,
+    )
+
+
+def _header(stream: BinaryIO) -> dict[str, Any]:
+    start = f"{FORMAT} ".encode()
+    first = stream.readline(len(start) + 65)
+    line = stream.readline()
+    if first != start + hashlib.sha256(line).hexdigest().encode() + b"\n":
+        raise ValueError("not an artifact's file, or altered")
+    header: dict[str, Any] = json.loads(line)
+    return header
+
+
+def _blob(stream: BinaryIO, blob: dict[str, Any]) -> torch.Tensor:
+    if blob["size"] > os.fstat(stream.fileno()).st_size - stream.tell():
+        raise ValueError("truncated")
+    data = torch.empty(blob["size"], dtype=torch.uint8)
+    stream.readinto(data.numpy().data)  # type: ignore[attr-defined]
+    if sha256_of(data) != blob["sha256"]:
+        raise ValueError("altered")
+    return data
+
+
+def _tensor_spec(values: dict[str, Any]) -> TensorSpec:
+    sizes = {key: tuple(values[key]) for key in ("min", "opt", "max")}
+    return TensorSpec(**{**values, **sizes})

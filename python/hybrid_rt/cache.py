@@ -1,0 +1,311 @@
+"""Compiled artifacts on disk, found again by their content: the same segment is compiled once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
+
+from . import artifact_file
+from .errors import CaptureError, HybridRTError, OptionError
+from .files import written_whole
+from .graph_digest import NoDigest
+from .specs import Artifact
+
+if TYPE_CHECKING:
+    from .backends.base import Backend
+    from .capture import Program
+
+SUFFIX = ".artifact"
+DEFAULT_BOUND = 5 * 1024**3
+
+COMPILE_SECONDS = 600.0
+"""How long to wait for another process that compiles the same; then it is compiled here too."""
+
+EVICT_SECONDS = 10.0
+"""How long to wait for another process that tidies the folder; then this one leaves it to that one."""
+
+ABANDONED_SECONDS = 3600.0
+"""A half-written entry of that age belongs to a process that was killed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact on disk; ``size`` in bytes; ``made`` and ``used`` in seconds since 1970.
+
+    ``segment`` is the name that it had when it was compiled. A damaged file has empty names.
+    """
+
+    path: Path
+    segment: str
+    backend: str
+    precision: str
+    size: int
+    made: float
+    used: float
+
+
+def folder() -> Path:
+    """Where the entries are: $HYBRID_RT_CACHE, else hybrid_rt in $XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises:
+        OptionError: neither is set, and this user has no home.
+    """
+    if named := os.environ.get("HYBRID_RT_CACHE"):
+        return Path(os.path.expanduser(named)).absolute()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if xdg.is_absolute():  # its specification says to ignore others
+        return xdg / "hybrid_rt"
+    home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():
+        raise OptionError.make(
+            "cache",
+            "HYBRID_RT_CACHE",
+            expected="a folder, as this user has no home",
+            got="none",
+            remedy="Name one, or set HYBRID_RT_CACHE_SIZE=0.",
+        )
+    return home / ".cache" / "hybrid_rt"
+
+
+def bound() -> int:
+    """How many bytes the entries may take together: $HYBRID_RT_CACHE_SIZE; 0 means no cache.
+
+    Raises:
+        OptionError: it is not a size.
+    """
+    text = os.environ.get("HYBRID_RT_CACHE_SIZE")
+    if not text:
+        return DEFAULT_BOUND
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise OptionError.make(
+            "cache",
+            "HYBRID_RT_CACHE_SIZE",
+            expected="a number of bytes, or one with K, M, G or T, such as 5G",
+            got=f"'{text}'",
+            remedy="0 switches the cache off.",
+        )
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
+    """What ``backend.compile`` makes, and whether it was there already.
+
+    Whatever is wrong with the folder or an entry, the artifact is compiled; a folder that can't be written is a
+    warning.
+
+    Raises:
+        OptionError: $HYBRID_RT_CACHE_SIZE is not a size.
+        BackendError: the vendor's compiler refuses.
+        CaptureError: the segment can't be captured in the form that the compiler needs.
+    """
+    largest = bound()
+    if largest == 0:
+        return backend.compile(program, precision), False
+    try:
+        key = key_of(backend, program, precision)
+        path = folder() / f"{key}{SUFFIX}"
+    except (NoDigest, CaptureError):  # not every compiler needs the traced graph
+        return backend.compile(program, precision), False
+    except OptionError as error:
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+        return backend.compile(program, precision), False
+    artifact = _read(path)
+    if artifact is not None:
+        return artifact, True
+    with _locked(path.parent, key[:2], COMPILE_SECONDS):
+        artifact = _read(path)  # another process may have made it meanwhile
+        if artifact is not None:
+            return artifact, True
+        artifact = backend.compile(program, precision)
+        _store(path, artifact, program.name, largest)
+    return artifact, False
+
+
+def key_of(backend: Backend, program: Program, precision: str) -> str:
+    """The digest of all that the artifact depends on.
+
+    Raises:
+        NoDigest: the segment holds something whose content can't be read.
+        CaptureError: the segment can't be traced.
+    """
+    ingredients = {
+        "format": artifact_file.FORMAT,
+        "graph and weights": program.digest,
+        "inputs": [asdict(spec) for spec in program.inputs],
+        "outputs": [asdict(spec) for spec in program.outputs],
+        "structure": [repr((dict(member.inputs), member.output)) for member in program.members],
+        "precision": precision,
+        "backend": [backend.name, type(backend).__qualname__, backend.device, backend.availability().version],
+        "code": _code_digest(type(backend).__module__),
+        "torch": torch.__version__,
+        # What a compiler may make for this machine alone, where a home is shared by several machines.
+        "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+        # Options of backends belong here, once there are any.
+    }
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _code_digest(module: str) -> str:
+    """Of hybrid_rt's own code and the backend's: a changed compile half makes other artifacts of the same version."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    with contextlib.suppress(OSError, TypeError, KeyError):  # no source at hand
+        digest.update(inspect.getsource(sys.modules[module]).encode())
+    return digest.hexdigest()
+
+
+def entries() -> list[Entry]:
+    """All entries, the last used first.
+
+    Raises:
+        OptionError: there is no folder to look in.
+    """
+    found = []
+    for path in _files(folder()):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another process removed it
+            continue
+        try:
+            header = artifact_file.read_header(path)
+        except (OSError, ValueError):
+            header = {"segment": "", "made": status.st_mtime, "spec": {"backend": "", "precision": ""}}
+        spec = header["spec"]
+        found.append(
+            Entry(
+                path=path,
+                segment=header["segment"],
+                backend=spec["backend"],
+                precision=spec["precision"],
+                size=status.st_size,
+                made=header["made"],
+                used=status.st_mtime,
+            )
+        )
+    return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def clear() -> list[Entry]:
+    """Removes all entries; returns those that it removed.
+
+    Raises:
+        OptionError: there is no folder to look in, or an entry can't be removed.
+    """
+    removed = []
+    for entry in entries():
+        try:
+            entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OptionError.make(
+                "cache", str(entry.path), expected="to remove the file", got=error.strerror or str(error)
+            ) from error
+        removed.append(entry)
+    _remove_half_written(folder(), older_than=ABANDONED_SECONDS)
+    return removed
+
+
+def _files(place: Path) -> list[Path]:
+    """The entries' files: nothing else in the folder is ever touched."""
+    try:
+        return [path for path in place.iterdir() if re.fullmatch(rf"[0-9a-f]{{64}}\{SUFFIX}", path.name)]
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def _locked(place: Path, name: str, seconds: float) -> Iterator[bool]:
+    """Holds one of the folder's locks; gives false where it can't be had, or not in time."""
+    lock = FileLock(place / ".locks" / name)
+    with contextlib.suppress(OSError, NotImplementedError):  # a Timeout is an OSError
+        (place / ".locks").mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _read(path: Path) -> Artifact | None:
+    """The artifact of an entry; a damaged one is removed."""
+    try:
+        artifact = artifact_file.read(path, key=path.stem)
+    except OSError:
+        return None
+    except ValueError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # the file's time is that of the last use
+    return artifact
+
+
+def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
+    """Writes an entry and removes what has become too much; a folder that can't be written is a warning."""
+    if artifact.size > largest:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            artifact_file.write(temporary, artifact, key=path.stem, segment=segment)
+    except (OSError, HybridRTError) as error:
+        cause = error.__cause__ or error
+        problem = OptionError.make(
+            "cache",
+            f"folder {path.parent}",
+            expected="to write an entry",
+            got=getattr(cause, "strerror", None) or str(cause),
+            remedy="Nothing is kept for the next conversion. Name a folder in HYBRID_RT_CACHE, or set "
+            "HYBRID_RT_CACHE_SIZE=0.",
+        )
+        warnings.warn(str(problem), RuntimeWarning, stacklevel=3)
+        return
+    _evict(path.parent, largest)
+
+
+def _evict(place: Path, largest: int) -> None:
+    """Removes the entries that were not used for longest, until the others keep to the bound."""
+    with _locked(place, "evict", EVICT_SECONDS) as locked:
+        if not locked:
+            return
+        _remove_half_written(place, older_than=ABANDONED_SECONDS)
+        known = []
+        for path in _files(place):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                known.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in known)
+        for _, size, path in sorted(known):
+            if total <= largest:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size
+
+
+def _remove_half_written(place: Path, older_than: float) -> None:
+    """Removes the temporary folders of processes that were killed, see ``files.written_whole``."""
+    with contextlib.suppress(OSError):
+        for path in place.glob(f".*{SUFFIX}.*"):
+            if time.time() - path.stat().st_mtime > older_than:
+                shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""``hybrid-rt cache``: what the cache holds, and how to empty it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import cache
+
+
+def add_verb(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser("cache", help="list or clear the artifacts that earlier conversions left on disk")
+    actions = verb.add_subparsers(dest="action", required=True, metavar="list|clear")
+    for name, run, text in (("list", _list, "what is there"), ("clear", _clear, "remove all entries")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(run=run)
+
+
+def _list(options: argparse.Namespace) -> int:
+    entries, bound = cache.entries(), cache.bound()
+    total = sum(entry.size for entry in entries)
+    if options.json:
+        listed = [
+            {**asdict(entry), "path": str(entry.path), "made": _iso(entry.made), "used": _iso(entry.used)}
+            for entry in entries
+        ]
+        print(json.dumps({"folder": str(cache.folder()), "bound": bound, "size": total, "entries": listed}, indent=1))
+        return 0
+    limit = f"of at most {bound / 1e6:.1f} MB" if bound else "and switched off (HYBRID_RT_CACHE_SIZE=0)"
+    print(f"{cache.folder()}: {_count(len(entries))}, {total / 1e6:.1f} MB {limit}")
+    if entries:
+        table = Table()
+        for heading in ("segment", "engine", "precision", "MB", "made", "last used"):
+            table.add_column(heading, justify="right" if heading == "MB" else "left")
+        for entry in entries:
+            name = entry.segment or "(damaged)"
+            size = f"{entry.size / 1e6:.1f}"
+            table.add_row(name, entry.backend, entry.precision, size, _local(entry.made), _local(entry.used))
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+    return 0
+
+
+def _clear(options: argparse.Namespace) -> int:
+    removed = cache.clear()
+    size = sum(entry.size for entry in removed)
+    if options.json:
+        print(json.dumps({"folder": str(cache.folder()), "removed": len(removed), "size": size}, indent=1))
+    else:
+        print(f"{cache.folder()}: removed {_count(len(removed))}, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _count(entries: int) -> str:
+    return f"{entries} {'entry' if entries == 1 else 'entries'}"
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def _local(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,133 @@
+"""A digest of what a TorchScript module computes, the same in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NoDigest(Exception):
+    """The module holds something whose content can't be read; the text names it."""
+
+
+def graph_digest(module: torch.jit.ScriptModule) -> str:
+    """SHA-256 over the operations, constants and weights that a module's forward uses, in hexadecimal.
+
+    Two modules with one digest compute the same. Left out is what changes between runs and has no effect: names of
+    values, scopes, places in source files, classes of modules, shapes that the tracer noted down.
+
+    Raises:
+        NoDigest: a node or a constant that this code does not know.
+    """
+    return _Writer(module).digest()
+
+
+class _Writer:
+    """Writes a graph as lines of Python literals.
+
+    Constants and weights are named by their content, as the tracer's order of them is no promise; other values by the
+    order of their definition.
+    """
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._hash = hashlib.sha256()
+        self._module = module
+        self._names: dict[int, Any] = {}  # of values, by torch's number
+        self._modules: dict[int, nn.Module] = {}  # values that are modules, by torch's number
+        self._tensors: dict[Any, str] = {}  # digests, so that a weight that is used often is read once
+        self._defined = 0
+
+    def digest(self) -> str:
+        graph: Any = self._module.inlined_graph
+        self._modules[next(graph.inputs()).unique()] = self._module
+        self._block(graph)
+        return self._hash.hexdigest()
+
+    def _write(self, *parts: Any) -> None:
+        self._hash.update(repr(parts).encode() + b"\n")
+
+    def _define(self, values: Any) -> list[str]:
+        """Numbers the values; returns their types."""
+        types = []
+        for value in values:
+            if value.unique() not in self._modules:
+                self._names[value.unique()] = self._defined
+                self._defined += 1
+                types.append(_type(value))
+        return types
+
+    def _use(self, values: Any, where: str) -> list[Any]:
+        try:
+            return [self._names[value.unique()] for value in values]
+        except KeyError:
+            raise NoDigest(f"{where} of a module") from None
+
+    def _block(self, block: Any) -> None:
+        self._write("block", self._define(block.inputs()))
+        for node in block.nodes():
+            if node.kind() == "prim::GetAttr":
+                self._get_attribute(node)
+            elif node.kind() == "prim::Constant":
+                self._names[node.output().unique()] = ("constant", self._attributes(node), _type(node.output()))
+            else:
+                self._node(node)
+        self._write("return", self._use(block.outputs(), "return"))
+
+    def _get_attribute(self, node: Any) -> None:
+        owner = self._modules.get(node.input().unique())
+        if owner is None:
+            raise NoDigest("an attribute of an object that is not a module")
+        value = getattr(owner, node.s("name"))
+        if isinstance(value, nn.Module):
+            self._modules[node.output().unique()] = value
+        else:
+            self._names[node.output().unique()] = ("attribute", self._literal(value))
+
+    def _node(self, node: Any) -> None:
+        kind = node.kind()
+        if kind in ("prim::PythonOp", "prim::CallFunction", "prim::CallMethod"):
+            raise NoDigest(kind)  # their code is not in the graph
+        inputs = self._use(node.inputs(), kind)
+        self._write(kind, inputs, self._attributes(node), self._define(node.outputs()))
+        for inner in node.blocks():
+            self._block(inner)
+
+    def _attributes(self, node: Any) -> list[tuple[str, Any]]:
+        attributes = []
+        for name in sorted(node.attributeNames()):
+            read = getattr(node, node.kindOf(name), None)
+            if read is None:
+                raise NoDigest(f"{node.kind()} with {name}")
+            attributes.append((name, self._literal(read(name))))
+        return attributes
+
+    def _literal(self, value: Any) -> Any:
+        if value is None or isinstance(value, (bool, int, float, complex, str)):
+            return value
+        if isinstance(value, Tensor):
+            return ("tensor", str(value.dtype), tuple(value.shape), value.stride(), self._tensor(value))
+        if isinstance(value, (list, tuple)):
+            return (type(value).__name__, [self._literal(entry) for entry in value])
+        if isinstance(value, dict):
+            return ("dict", [(self._literal(key), self._literal(entry)) for key, entry in value.items()])
+        if isinstance(value, (torch.device, torch.dtype)):
+            return str(value)
+        raise NoDigest(f"a constant of type {type(value).__name__}")
+
+    def _tensor(self, tensor: Tensor) -> str:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            raise NoDigest("a tensor that is sparse, quantized or a lazy view")
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if place not in self._tensors:
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            self._tensors[place] = hashlib.sha256(flat.numpy().data).hexdigest()
+        return self._tensors[place]
+
+
+def _type(value: Any) -> str:
+    """Without what tells classes of one name apart: it depends on what the process saw before."""
+    return re.sub(r"___torch_mangle_\d+\.", "", str(value.type()))
