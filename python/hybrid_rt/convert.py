@@ -15,7 +15,7 @@ from . import bundle, cache, registry, torchscript
 from .backends.base import Backend
 from .capture import Program, Recorded, capture, flows_straight
 from .engine_module import engine_modules, make_engine, prepare, run_flat
-from .errors import OptionError
+from .errors import CaptureError, OptionError
 from .exact_transform import exact_transform
 from .files import check_writable
 from .observe import Observation, observe, recording, watch
@@ -25,6 +25,7 @@ from .segments import ENGINE_SPEEDUP, group, named, predicted_gain, replace, sha
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .verify import (
+    THRESHOLDS,
     TensorError,
     Thresholds,
     Verification,
@@ -140,7 +141,7 @@ def convert(
                 cached[program.name, backend.name] = hit
     engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
-        frozen, operators = _frozen_head(detector, example_inputs, programs, engines, head)
+        frozen, operators = _frozen_head(detector, example_inputs, samples, programs, engines, head)
     verification = None
     if verify:
         with steps.step("verify"):
@@ -283,6 +284,7 @@ class _DetectionsOnly(nn.Module):
 def _frozen_head(
     detector: nn.Module,
     example_inputs: tuple[Any, ...],
+    samples: Sequence[Sample],
     programs: Sequence[Program],
     engines: Mapping[str, Any],
     head: str,
@@ -292,10 +294,40 @@ def _frozen_head(
     for program in programs:
         modules |= engine_modules(program, engines[program.name])
     hybrid = replace(detector, {**exact_transform(detector), **modules})
-    scripted = torchscript.trace_head(hybrid, example_inputs) if head == "trace" else _scripted(hybrid)
-    frozen = torchscript.freeze(scripted)
+    if head == "trace":
+        return _frozen(torchscript.trace_head(hybrid, example_inputs))
+    try:
+        scripted = _scripted(hybrid)
+    except CaptureError as error:
+        offer = _offer_to_trace(detector, hybrid, example_inputs, samples)
+        raise CaptureError(f"{error} {offer}") from error
+    return _frozen(scripted)
+
+
+def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
+    frozen = torchscript.freeze(head)
     torchscript.connect(frozen)
     return frozen, torchscript.rewrite_head_operators(frozen)
+
+
+def _offer_to_trace(
+    detector: nn.Module, hybrid: nn.Module, example_inputs: tuple[Any, ...], samples: Sequence[Sample]
+) -> str:
+    """What to know of head="trace" for a head that does not script: it was tried, not taken."""
+    inputs = [example_inputs, *(sample.arguments for sample in samples)]
+    try:
+        traced, _ = _frozen(torchscript.trace_head(hybrid, example_inputs))
+        compared = compare_modules(
+            detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
+        )
+    except Exception as error:  # whatever the detector's own code raises when it is recorded
+        return f"Recording it (head='trace') was tried and fails: {str(error).splitlines()[0]}"
+    if not compared.passed:
+        return f"Recording it (head='trace') was tried and is not right on other inputs: {compared.failures[0]}."
+    return (
+        f"Or record it, head='trace': that was tried, and finds the same on the example and {len(samples)} other "
+        "inputs; branches and loops then stay as they went on the example."
+    )
 
 
 def _scripted(hybrid: nn.Module) -> torch.jit.ScriptModule:
