@@ -163,7 +163,7 @@ def capture(
         members=members,
         inputs=inputs,
         outputs=_specs(_output_names(members), seen_outputs, None, free),
-        calls=tuple(sorted(calls, key=lambda call: sum(tensor.numel() for tensor in call.inputs))),
+        calls=tuple(sorted(calls, key=_cost)),
     )
 
 
@@ -174,6 +174,12 @@ def _observed_calls(detector: nn.Module, name: str, observation: Observation) ->
 
 def _first_calls(detector: nn.Module, names: Sequence[str], observation: Observation) -> dict[str, Call]:
     return {name: _observed_calls(detector, name, observation)[0] for name in names}
+
+
+def _cost(call: FlatCall) -> tuple[bool, int]:
+    """The cheapest first, but none without anything in it."""
+    sizes = [tensor.numel() for tensor in call.inputs]
+    return 0 in sizes, sum(sizes)
 
 
 def _members(detector: nn.Module, calls: Mapping[str, Call]) -> tuple[Member, ...]:

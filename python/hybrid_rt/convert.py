@@ -21,7 +21,7 @@ from .files import check_writable
 from .observe import Observation, observe, recording, watch
 from .report import ConversionReport, SegmentReport, Steps, VariantReport, shares_table
 from .samples import Sample, samples_of
-from .segments import ENGINE_SPEEDUP, group, named, predicted_gain, replace, shares_of, use_of
+from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, replace, shares_of, use_of
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .verify import (
@@ -72,7 +72,7 @@ def convert(
             in 0..1. The boxes found on it are compared, so give a picture with objects.
         output: the `.pt` to write; its folder must exist.
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
-            return tensors, do the same in every call, and take at least 2 % of the time on the example.
+            return tensors, do the same in every call, and take at least 1 % of the time on the example.
         fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
         head: "script", or "trace": what is left is recorded on the example, with its branches and loops as they went
             there. For a head that does not script; it is right for such inputs only.
@@ -111,13 +111,14 @@ def convert(
         observation = observe(detector, example_inputs)
     with steps.step("look for what pays"):
         samples = samples_of(detector, example_inputs, shapes)
-        findings = watch(samples[0].detector, samples[0].arguments)
+        with recording(samples[0].detector, chosen or possible(detector, observation)) as first:
+            findings = watch(samples[0].detector, samples[0].arguments)
         shares = shares_of(detector, observation, findings, chosen, fuse=fuse)
     gain = predicted_gain(shares, ENGINE_SPEEDUP[precision])
     steps.show(shares_table(shares, gain, ENGINE_SPEEDUP[precision], precision))
     groups = group(detector, [share.name for share in shares if share.chosen], observation, fuse=fuse)
     with steps.step("run it on other pictures, to see which dimensions vary"):
-        runs = _record(detector, example_inputs, samples, groups)
+        runs = _record(detector, example_inputs, samples, groups, first)
         programs = [
             capture(
                 detector,
@@ -247,12 +248,16 @@ def _ranges(
 
 
 def _record(
-    detector: nn.Module, example_inputs: tuple[Any, ...], samples: Sequence[Sample], groups: Sequence[Sequence[str]]
+    detector: nn.Module,
+    example_inputs: tuple[Any, ...],
+    samples: Sequence[Sample],
+    groups: Sequence[Sequence[str]],
+    first: Recorded,
 ) -> list[Recorded]:
-    """What goes in and out of the segments on each sample."""
+    """What goes in and out of the segments on each sample; ``first``: what was recorded on the first one already."""
     names = [name for members in groups for name in members]
-    runs: list[Recorded] = []
-    for sample in samples:
+    runs: list[Recorded] = [first] if set(names) <= set(first) else []
+    for sample in samples[len(runs) :]:
         try:
             with torch.no_grad(), recording(sample.detector, names) as run:
                 sample.detector(*sample.arguments)

@@ -45,7 +45,7 @@ class Steps:
             self._console.print(f"[green]done[/green] {name} [dim]({self.seconds[name]:.1f} s)[/dim]", highlight=False)
 
 
-_LEAST_SHOWN = 0.01
+_LEAST_SHOWN = 0.005
 """Of the detector's time."""
 
 

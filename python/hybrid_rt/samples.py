@@ -16,6 +16,9 @@ from .shapes import Shapes
 _LEAST_SIDE = 160
 """Pixels; below it a feature pyramid has levels of one cell, which don't show what varies."""
 
+_SMALLER = 0.4
+"""Of the side to which a detector resizes its pictures: a sixth of the work."""
+
 Resize = Callable[[Tensor], Tensor]
 
 
@@ -38,7 +41,7 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
     pictures: what is counted by object varies between it and the others.
 
     Args:
-        detector: the detector. One that resizes its pictures (torchvision's transform) is run at half the size: on
+        detector: the detector. One that resizes its pictures (torchvision's transform) is run at smaller sizes: on
             pictures that are wider than high, and on pictures that are higher than wide.
         example: its arguments.
         shapes: see :data:`hybrid_rt.shapes.Shapes`. Sizes: the smallest and the largest of them. Ranges: their ends.
@@ -57,23 +60,23 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
         return [*given, Sample(detector, _changed(given[0].arguments, torch.zeros_like))]
     if not resizes:
         return [Sample(detector, example, required=True), Sample(detector, _changed(example, torch.zeros_like))]
-    smaller = _at_half_size(detector)
+    smaller, smallest = _resizing_to(detector, _SMALLER), _resizing_to(detector, 0)
     return [
         Sample(smaller, _changed(example, _wide)),
         Sample(smaller, _changed(example, _tall, longer=True)),
-        Sample(smaller, _changed(example, torch.zeros_like)),
+        Sample(smallest, _changed(example, torch.zeros_like)),
     ]
 
 
-def _at_half_size(detector: nn.Module) -> nn.Module:
-    """The detector with a transform that resizes pictures to half of what it would; a fixed size is kept."""
+def _resizing_to(detector: nn.Module, part: float) -> nn.Module:
+    """The detector with a transform that resizes pictures to a part of what it would; a fixed size is kept."""
     transform: Any = detector.get_submodule("transform")
     if getattr(transform, "fixed_size", None) is not None:
         return detector
     smaller = copy.copy(transform)
     side = transform.min_size[-1]
-    half = min(side, max(_LEAST_SIDE, side // 2))
-    smaller.min_size, smaller.max_size = (half,), transform.max_size * half // side
+    other = min(side, max(_LEAST_SIDE, int(side * part)))
+    smaller.min_size, smaller.max_size = (other,), transform.max_size * other // side
     return replace(detector, {"transform": smaller})
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from .errors import CaptureError, OptionError
 from .observe import Observation, Use
 
-LEAST_SHARE = 0.02
+LEAST_SHARE = 0.01
 """Of the detector's time: a smaller segment can't pay for the engine that it needs."""
 
 _TOO_SMALL = f"takes less than {LEAST_SHARE:.0%} of the time"
@@ -74,6 +74,12 @@ def named(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
                     remedy="Leave one of them out.",
                 )
     return names
+
+
+def possible(detector: nn.Module, observation: Observation) -> list[str]:
+    """The submodules that become segments if a closer look finds nothing against it."""
+    shares = _outermost(detector, "", observation, {}, _shortest_names(detector))
+    return [share.name for share in shares if share.chosen or share.reason == _TOO_SMALL]
 
 
 def use_of(detector: nn.Module, observation: Observation, name: str) -> Use | None:

@@ -137,7 +137,7 @@ def test_auto_with_nothing_to_gain_lists_what_there_is() -> None:
     with pytest.raises(OptionError) as caught:
         looked_at(Plain().eval(), (small_picture(),))
     text = str(caught.value)
-    assert text.startswith("hybrid_rt[convert]: segments='auto': expected a submodule that takes at least 2% of the ")
+    assert text.startswith("hybrid_rt[convert]: segments='auto': expected a submodule that takes at least 1% of the ")
     assert "pool: " in text
     assert "has no weights" in text
     assert text.endswith("Name the segments: segments=[...].")
