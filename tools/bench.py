@@ -1,4 +1,4 @@
-"""Latency in C++, side by side in one process: frozen TorchScript, hybrid in fp32, hybrid in bf16.
+"""Latency in C++, side by side in one process: frozen TorchScript, hybrids, the whole detector in one OpenVINO graph.
 
 The detectors are torchvision's, with random weights treated as models/torchvision_detectors.py says: the arithmetic is
 the real one, the boxes mean nothing.
@@ -19,6 +19,7 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from whole_graph import save_whole_graph
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -27,7 +28,9 @@ import hybrid_rt
 from hybrid_rt import torchscript
 from models import torchvision_detectors
 
-CASES = {"hybrid fp32": "fp32", "hybrid bf16": "bf16"}
+PRECISIONS = ("fp32", "bf16")
+CASES = [f"{kind} {precision}" for precision in PRECISIONS for kind in ("hybrid", "whole graph")]
+BACKBONE = "hybrid fp32, backbone only"
 
 
 class _Picture(nn.Module):
@@ -70,11 +73,22 @@ def _measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     torchscript.save(torchscript.script(_Picture(picture)), folder / "picture.pt")
     torchscript.save(torchscript.freeze(torchscript.script(detector)), folder / "plain.pt")
     arguments = [f"torchscript=torchscript:{folder / 'plain.pt'}"]
-    for case, precision in CASES.items():
-        path = folder / f"{precision}.pt"
+    engines = {}
+    for precision in PRECISIONS:
         # Speed is measured here; in bf16, random weights can't judge accuracy.
-        hybrid_rt.convert(detector, ([picture],), path, precision=precision, fallback=False, verify=precision == "fp32")
-        arguments.append(f"{case}=hybrid:{path}")
+        options_of = {"precision": precision, "fallback": False, "verify": precision == "fp32"}
+        path = folder / f"{precision}.pt"
+        report = hybrid_rt.convert(detector, ([picture],), path, **options_of).report
+        engines[precision] = [segment.name for segment in report.segments]
+        arguments.append(f"hybrid {precision}=hybrid:{path}")
+        path = folder / f"whole_{precision}.pt"
+        other = nn.functional.interpolate(picture[None], size=(picture.shape[2], picture.shape[1]))[0]
+        save_whole_graph(detector, [picture, other], precision, path)
+        arguments.append(f"whole graph {precision}=hybrid:{path}")
+    path = folder / "backbone.pt"
+    hybrid_rt.convert(detector, ([picture],), path, segments="backbone", fallback=False, verify=False)
+    arguments.append(f"{BACKBONE}=hybrid:{path}")
+    print(f"{name}: engines {engines['fp32']}")
     library = Path(torchvision.__file__).parent / "_C_stable.so"
     return native.run("bench_latency", options.threads, 2, options.rounds, folder / "picture.pt", library, *arguments)
 
@@ -87,7 +101,7 @@ def _print(results: dict[str, dict[str, dict[str, object]]], options: argparse.N
     engines = set()
     for detector, cases in results.items():
         base = float(cases["torchscript"]["median_ms"])
-        for case in ("torchscript", *CASES):
+        for case in ("torchscript", BACKBONE, *CASES):
             row = cases[case]
             engines |= {f"{case}: {json.loads(text)['description']}" for text in row.get("engines", [])}
             table.add_row(
