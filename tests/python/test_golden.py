@@ -392,12 +392,12 @@ def perturbed(seed: int) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor
         "keypoints_scores": noise(count, 5),
     }
     order = torch.randperm(count, generator=generator)[: max(0, count - seed % 3)] if seed % 4 else torch.arange(count)
-    size = 10.0 ** -(seed % 6)
+    size, inner = 10.0 ** -(seed % 6), 10.0 ** -(seed // 6 % 5)
     found = {name: value[order] for name, value in expected.items()}
     found["boxes"] = found["boxes"] + (noise(len(order), 4) - 0.5) * size * 10
     found["scores"] = found["scores"] + (noise(len(order)) - 0.5) * size * 0.1
-    found["masks"] = found["masks"] + (noise(len(order), 1, 12, 10) - 0.5) * size
-    found["keypoints"] = found["keypoints"] + (noise(len(order), 5, 3) - 0.5) * size * torch.tensor([90.0, 90, 0.1])
+    found["masks"] = found["masks"] + (noise(len(order), 1, 12, 10) - 0.5) * inner
+    found["keypoints"] = found["keypoints"] + (noise(len(order), 5, 3) - 0.5) * inner * torch.tensor([90.0, 90, 0.1])
     if seed % 5 == 0 and len(order):
         found["labels"] = found["labels"].roll(1)
     if seed % 7 == 0 and len(order):
