@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,8 +337,9 @@ def test_a_refusal_names_the_worst_segment_output_and_picture(refused: Refused) 
     )
     first, second = [line.strip() for line in text.splitlines()[1:3]]
     assert first.startswith("worst: segment 'detector.backbone' on torchscript, output '")
-    assert second.startswith("worst: input 2, picture 1: ")
-    assert "; the " in second
+    assert re.match(
+        r"worst: input \d, picture \d: \d+ of \d+ boxes found again among .*; the \w+'s box of label ", second
+    )
 
 
 def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, tmp_path: Path) -> None:
