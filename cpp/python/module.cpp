@@ -69,6 +69,21 @@ py::list list_checks(const std::string& path, const LoadOptions& options) {
   return list;
 }
 
+/// A nest of tensors; torch's own conversion is not exported by every torch.
+c10::IValue value_of(const py::handle& object) {
+  if (py::isinstance<py::dict>(object)) {
+    c10::impl::GenericDict dict(c10::StringType::get(), c10::AnyType::get());
+    for (const auto& [key, value] : object.cast<py::dict>()) dict.insert(key.cast<std::string>(), value_of(value));
+    return dict;
+  }
+  if (py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object)) {
+    std::vector<c10::IValue> elements;
+    for (const py::handle& element : object) elements.push_back(value_of(element));
+    return c10::ivalue::Tuple::create(std::move(elements));
+  }
+  return object.cast<at::Tensor>();
+}
+
 py::list list_backends() {
   std::vector<hybrid_rt::BackendInfo> found;
   {
@@ -105,6 +120,19 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("path"), py::arg("device"), py::arg("backend"), py::arg("threads"), py::arg("emulate_precision"));
   m.def("read_manifest", &hybrid_rt::read_manifest, py::arg("path"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "read_record",
+      [](const std::string& path, const std::string& record) {
+        return py::bytes(hybrid_rt::read_record(path, record));
+      },
+      py::arg("path"), py::arg("record"));
+  m.def(
+      "compare",
+      [](const py::object& expected, const py::object& found, const std::string& thresholds) {
+        return to_json(hybrid_rt::compare(value_of(expected), value_of(found),
+                                          hybrid_rt::Thresholds::from_json(thresholds), "golden sample"));
+      },
+      py::arg("expected"), py::arg("found"), py::arg("thresholds"));
   m.def("verify_records", &hybrid_rt::verify_records, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "check",

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "digest.h"
 #include "hybrid_rt/error.h"
@@ -21,6 +22,23 @@ constexpr char kDamaged[] = "The file was altered or damaged: copy or convert it
 
 Error damaged(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {
   return Error(ErrorKind::kBundle, "bundle", path + (what.empty() ? "" : ", " + what), expected, got, kDamaged);
+}
+
+/// A record's bytes, compared with their digest.
+std::pair<at::DataPtr, size_t> checked(caffe2::serialize::PyTorchStreamReader& reader, const std::string& path,
+                                       const std::string& record, const std::string& digest) {
+  const std::string subject = "record '" + record + "'";
+  if (!reader.hasRecord(record)) throw damaged(path, subject, "it to be there", "none");
+  try {
+    auto [data, size] = reader.getRecord(record);
+    const std::string got = sha256(data.get(), size);
+    if (got != digest) throw damaged(path, subject, "the SHA-256 " + digest, got);
+    return {std::move(data), size};
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception&) {
+    throw damaged(path, subject, "to read it", "an error of the archive reader");
+  }
 }
 
 }  // namespace
@@ -66,30 +84,32 @@ std::string Archive::read(const std::string& record) const {
   }
 }
 
+std::string Archive::verified(const std::string& record) const {
+  const json manifest = json::parse(manifest_, nullptr, /*allow_exceptions=*/false);
+  std::string digest;
+  try {
+    digest = manifest.at("records").at(record).at("sha256").get<std::string>();
+  } catch (const json::exception&) {
+    throw damaged(path_, "manifest, record '" + record + "'", "its SHA-256", "none");
+  }
+  const auto [data, size] = checked(*reader_, path_, record, digest);
+  return std::string(static_cast<const char*>(data.get()), size);
+}
+
 void Archive::verify(Records which) const {
   const json manifest = json::parse(manifest_, nullptr, /*allow_exceptions=*/false);
   const auto records = manifest.is_object() ? manifest.find("records") : manifest.end();
   if (records == manifest.end() || !records->is_object()) throw damaged(path_, "manifest", "'records'", "none");
   for (const auto& [name, entry] : records->items()) {
-    std::string expected;
-    bool is_blob = false;
+    std::string digest;
+    bool is_of_head = true;
     try {
-      expected = entry.at("sha256").get<std::string>();
-      is_blob = entry.value("is_blob", false);
+      digest = entry.at("sha256").get<std::string>();
+      is_of_head = !entry.value("is_blob", false) && !entry.value("is_golden", false);
     } catch (const json::exception&) {
       throw damaged(path_, "manifest, record '" + name + "'", "its SHA-256", "none");
     }
-    if (which == Records::kHead && is_blob) continue;
-    if (!reader_->hasRecord(name)) throw damaged(path_, "record '" + name + "'", "it to be there", "none");
-    try {
-      const auto [data, size] = reader_->getRecord(name);
-      const std::string got = sha256(data.get(), size);
-      if (got != expected) throw damaged(path_, "record '" + name + "'", "the SHA-256 " + expected, got);
-    } catch (const Error&) {
-      throw;
-    } catch (const std::exception&) {
-      throw damaged(path_, "record '" + name + "'", "to read it", "an error of the archive reader");
-    }
+    if (which == Records::kAll || is_of_head) checked(*reader_, path_, name, digest);
   }
 }
 

@@ -22,11 +22,13 @@ class Archive {
   const std::string& manifest() const { return manifest_; }
 
   enum class Records {
-    kHead,  ///< all but the engines' bytes, which the engines check themselves
+    kHead,  ///< all but the engines' bytes, which the engines check themselves, and the golden sample
     kAll,
   };
   /// Compares the records with the digests of the manifest.
   void verify(Records which) const;
+  /// The bytes of a record that the manifest names, compared with its digest.
+  std::string verified(const std::string& record) const;
 
  private:
   std::string read(const std::string& record) const;

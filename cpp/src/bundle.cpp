@@ -88,6 +88,8 @@ torch::jit::Module load(const std::string& path, const LoadOptions& options) {
 
 std::string read_manifest(const std::string& path) { return Archive(path).manifest(); }
 
+std::string read_record(const std::string& path, const std::string& record) { return Archive(path).verified(record); }
+
 void verify_records(const std::string& path) { Archive(path).verify(Archive::Records::kAll); }
 
 std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options) {

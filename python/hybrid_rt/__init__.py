@@ -38,7 +38,9 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
 
 from . import _fake as _fake
 from .bundle import SegmentCheck, VariantCheck, check, engines, inspect, load
+from .coco import Accuracy, CocoDataset, DatasetComparison
 from .convert import ConversionResult, convert
+from .golden import GoldenCheck, verify_golden
 from .measure import Latency, benchmark
 from .registry import BackendInfo, backends
 from .report import ConversionReport
@@ -49,12 +51,16 @@ cmake_prefix_path = str(_Path(__file__).parent / "cmake")
 
 __all__ = [
     "THRESHOLDS",
+    "Accuracy",
     "BackendError",
     "BackendInfo",
     "BundleError",
     "CaptureError",
+    "CocoDataset",
     "ConversionReport",
     "ConversionResult",
+    "DatasetComparison",
+    "GoldenCheck",
     "HybridRTError",
     "InputError",
     "Latency",
@@ -73,4 +79,5 @@ __all__ = [
     "inspect",
     "load",
     "verify",
+    "verify_golden",
 ]

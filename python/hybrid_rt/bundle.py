@@ -20,6 +20,7 @@ from .files import written_whole
 FORMAT_VERSION = 1
 
 _PREFIX = "extra/hybrid_rt"
+GOLDEN_RECORD = f"{_PREFIX}/golden.bin"
 _CHUNK = 1 << 20
 
 
@@ -46,7 +47,12 @@ class SegmentCheck:
         return next((variant for variant in self.variants if variant.chosen), None)
 
 
-def save(module: torch.jit.ScriptModule, path: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+def save(
+    module: torch.jit.ScriptModule,
+    path: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    golden: bytes | None = None,
+) -> None:
     """Writes a bundle. The file appears whole or not at all; an old one stays until then.
 
     A process that is killed while it writes leaves a hidden folder ``.NAME.*`` beside the file, which may be deleted.
@@ -56,16 +62,17 @@ def save(module: torch.jit.ScriptModule, path: str | os.PathLike[str], manifest:
         path: where to.
         manifest: what is known of it; ``segments`` with their variants are required. Format version and the digest
             of each record are added.
+        golden: the bytes of the golden sample that ``manifest["golden"]`` describes.
 
     Raises:
         BundleError: it can't be written.
     """
     with written_whole(Path(path)) as temporary:
         torchscript.save(module, temporary)
-        _append_manifest(temporary, manifest)
+        _append_manifest(temporary, manifest, golden)
 
 
-def _append_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+def _append_manifest(path: Path, manifest: Mapping[str, Any], golden: bytes | None) -> None:
     blobs = {
         blob["sha256"]
         for segment in manifest["segments"]
@@ -81,8 +88,13 @@ def _append_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
             if digest in blobs:
                 entry["is_blob"] = True
             records[name.split("/", 1)[1]] = entry
+    if golden is not None:
+        digest = hashlib.sha256(golden).hexdigest()
+        records[GOLDEN_RECORD] = {"sha256": digest, "size": len(golden), "is_golden": True}
     text = json.dumps({"format_version": FORMAT_VERSION, **manifest, "records": records}, indent=1)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        if golden is not None:  # the one record that nothing maps into memory, and that is mostly zeros if it has masks
+            archive.writestr(f"{root}/{GOLDEN_RECORD}", golden, zipfile.ZIP_DEFLATED)
         archive.writestr(f"{root}/{_PREFIX}/format_version", str(FORMAT_VERSION))
         archive.writestr(f"{root}/{_PREFIX}/manifest.json", text)
         archive.writestr(f"{root}/{_PREFIX}/manifest.sha256", hashlib.sha256(text.encode()).hexdigest())

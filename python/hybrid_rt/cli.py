@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -19,8 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__, bundle, cli_cache, registry
+from .coco import CocoDataset
 from .convert import HEADS, convert
 from .errors import HybridRTError, OptionError
+from .golden import GoldenCheck, describe, verify_golden
+from .pictures import read_picture
 from .specs import PRECISIONS, UNBOUNDED
 
 EXIT_FAILED = 1
@@ -77,7 +81,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--no-fallback", action="store_true", help="no TorchScript variant")
     verb.add_argument("--no-verify", action="store_true", help="save whatever it finds")
+    verb.add_argument(
+        "--coco", type=Path, metavar="JSON", help="annotated pictures: report the mAP of both, and be the gate"
+    )
+    verb.add_argument("--pictures", type=Path, help="the folder of the pictures of --coco (default: the JSON's own)")
+    verb.add_argument("--coco-limit", type=int, metavar="N", help="only the first N of them")
+    verb.add_argument(
+        "--max-map-drop",
+        type=float,
+        default=0.005,
+        help="save nothing if the mAP (0..1) drops by more (default: 0.005)",
+    )
+    verb.add_argument("--no-golden", action="store_true", help="no golden sample in the file")
     verb.set_defaults(run=_convert)
+
+    verb = verbs.add_parser("verify", help="does a .pt find here what its detector found: re-runs its golden sample")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--backend", default="", help="only this one")
+    verb.add_argument("--device", default="cpu", help="default: cpu")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(run=_verify)
 
     verb = verbs.add_parser("inspect", help="what is in a .pt, without opening an engine")
     verb.add_argument("model", type=Path)
@@ -141,23 +164,6 @@ def _detector(text: str) -> torch.nn.Module:
     return built.eval()
 
 
-def read_picture(path: Path) -> torch.Tensor:
-    """A picture as [3, H, W] float32 in 0..1, RGB.
-
-    Raises:
-        OptionError: it can't be read.
-    """
-    import numpy
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            pixels = numpy.array(picture.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise OptionError.make("cli", f"picture {path}", expected="a picture file", got=str(error)) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
 def _pictures(path: Path) -> list[torch.Tensor]:
     if not path.is_dir():
         return [read_picture(path)]
@@ -192,10 +198,62 @@ def _convert(options: argparse.Namespace) -> int:
         fallback=not options.no_fallback,
         verify=not options.no_verify,
         verify_inputs=[([picture],) for picture in others],
+        dataset=_dataset(options),
+        max_map_drop=options.max_map_drop,
+        golden=not options.no_golden,
         progress=True,
     )
     print(result.report)
     return 0
+
+
+def _dataset(options: argparse.Namespace) -> CocoDataset | None:
+    if options.coco is None:
+        if options.pictures is not None or options.coco_limit is not None:
+            raise OptionError.make("cli", "--pictures, --coco-limit", expected="--coco with them", got="none")
+        return None
+    return CocoDataset(options.coco, options.pictures or options.coco.parent, options.coco_limit)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    check = verify_golden(options.model, backend=options.backend, device=options.device)
+    if options.json:
+        print(json.dumps(_finite(check.to_json()), indent=1))
+    else:
+        print(_verdict(options.model, check))
+    return 0 if check.passed else EXIT_FAILED
+
+
+def _verdict(model: Path, check: GoldenCheck) -> str:
+    lines = [f"{model}: " + ("finds what its detector found" if check.passed else "DIFFERS from its detector")]
+    lines += [f"  {engine['segment']}: {engine['description']}" for engine in check.engines]
+    for match in check.verification.pictures:
+        text = (
+            f"  {match.where}: {match.matched} of {match.expected} boxes found again among {match.found}, worst IoU "
+            f"{match.min_iou:.4f}, box drift {match.max_box_drift:.2f} pixels, "
+            f"score drift {match.max_score_difference:.2g}"
+        )
+        if match.min_mask_iou is not None:
+            text += f", mask IoU {match.min_mask_iou:.4f}"
+        if match.max_keypoint_distance is not None:
+            text += f", keypoint drift {match.max_keypoint_distance:.2f} pixels"
+        lines.append(text)
+    worst = max(check.verification.tensors, key=lambda error: error.relative_error, default=None)
+    if worst is not None:
+        lines.append(f"  {len(check.verification.tensors)} outputs, worst relative error {worst.relative_error:.2g}")
+    lines += [f"  FAILED: {text}" for text in check.verification.failures]
+    if not check.compared:
+        lines.append("  (not compared when it was converted: verify=False)")
+    return "\n".join(lines)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _range(low: int, high: int) -> str:
@@ -205,6 +263,35 @@ def _range(low: int, high: int) -> str:
 def _tensor(spec: dict[str, Any]) -> str:
     sizes = " x ".join(_range(low, high) for low, high in zip(spec["min"], spec["max"], strict=True))
     return f"{spec['name']}: {sizes} {spec['dtype']}"
+
+
+def _verified(verification: dict[str, Any] | None) -> str:
+    """The manifest's record of what was compared before saving."""
+    if verification is None:
+        return "not verified"
+    lines = []
+    pictures, tensors = verification["pictures"], verification["tensors"]
+    if pictures:
+        matched, expected = (sum(picture[key] for picture in pictures) for key in ("matched", "expected"))
+        lines.append(f"verified in {verification['precision']}: {matched} of {expected} boxes found again")
+        if "max_box_drift" in pictures[0]:
+            drift, score = (
+                max(picture[key] for picture in pictures) for key in ("max_box_drift", "max_score_difference")
+            )
+            lines[-1] += f", box drift {drift:.2f} pixels, score drift {score:.2g}"
+    elif tensors:
+        lines.append(f"verified in {verification['precision']}")
+    for segment in dict.fromkeys(error["segment"] for error in tensors):
+        errors = [error for error in tensors if error["segment"] == segment]
+        worst = max(errors, key=lambda error: float(error["relative_error"]))
+        lines.append(f"  {segment}: greatest relative error {worst['relative_error']:.2g} in {worst['output']}")
+    dataset = verification.get("dataset")
+    if dataset is not None:
+        both = [(name, dataset["hybrid"][name], dataset["detector"][name]) for name in ("mAP", "mAP50")]
+        text = ", ".join(f"{name} {hybrid:.4f} (detector {detector:.4f})" for name, hybrid, detector in both)
+        lines.append(f"{text} on {dataset['pictures']} pictures of {dataset['annotations']}")
+    lines += [f"not compared: {reason}" for reason in verification.get("not_run", [])]
+    return "\n".join(lines)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -219,15 +306,9 @@ def _inspect(options: argparse.Namespace) -> int:
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     console.print(f"made with {versions}", highlight=False)
     console.print(f"head operators: {', '.join(manifest['head']['operators'])}", highlight=False)
-    verification = manifest["verification"]
-    if verification is None:
-        console.print("not verified", highlight=False)
-    else:
-        pictures = verification["pictures"]
-        matched, expected = (sum(picture[key] for picture in pictures) for key in ("matched", "expected"))
-        console.print(
-            f"verified in {verification['precision']}: {matched} of {expected} boxes found again", highlight=False
-        )
+    for line in _verified(manifest["verification"]).splitlines():
+        console.print(line, highlight=False)
+    console.print(f"golden sample: {describe(manifest.get('golden'))}", highlight=False)
     table = Table()
     for heading in ("segment", "engine", "precision", "device", "MB", "inputs"):
         table.add_column(heading, justify="right" if heading == "MB" else "left")

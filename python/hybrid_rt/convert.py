@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, cache, registry, torchscript
+from . import bundle, cache, coco, registry, torchscript
+from . import golden as golden_sample
 from .backends.base import Backend
 from .capture import Program, Recorded, capture, flows_straight
+from .coco import CocoDataset
 from .engine_module import engine_modules, make_engine, prepare, run_flat
 from .errors import CaptureError, OptionError
 from .exact_transform import exact_transform
@@ -30,6 +33,7 @@ from .verify import (
     Thresholds,
     Verification,
     add_tensor_failures,
+    compare_dataset,
     compare_modules,
     compare_tensors,
     require,
@@ -62,6 +66,9 @@ def convert(
     verify: bool = True,
     verify_inputs: Sequence[tuple[Any, ...]] = (),
     thresholds: Thresholds | None = None,
+    dataset: CocoDataset | None = None,
+    max_map_drop: float = 0.005,
+    golden: bool = True,
     progress: bool | None = None,
 ) -> ConversionResult:
     """Compiles the dense part of a detector, leaves the rest in TorchScript, saves both as one `.pt`.
@@ -85,13 +92,18 @@ def convert(
         verify: compare segment outputs and boxes with the detector's, and refuse to save what differs.
         verify_inputs: further tuples of arguments to compare on.
         thresholds: what counts as equal, see :class:`hybrid_rt.Thresholds`; None: by precision.
+        dataset: annotated pictures: the mAP of detector and hybrid on them is reported, and nothing is saved if the
+            hybrid's is too far below. With verify=False it is the only gate.
+        max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
+        golden: put the example and what the detector found on it into the bundle, for ``hybrid-rt verify``.
+            With verify=False too: the sample then says that nobody has compared it yet.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
         The hybrid and the report.
 
     Raises:
-        OptionError: an argument; the text names what was expected.
+        OptionError: an argument, or a data set that can't be used; the text names what was expected.
         CaptureError: a segment that can't be captured, or a head that TorchScript can't compile.
         BackendError: an engine that is not installed, or whose compiler refuses.
         VerificationError: the hybrid finds something else; nothing was saved.
@@ -105,6 +117,7 @@ def convert(
     backends = _choose_backends(engine, fallback)
     precisions = {backend.name: _precision_of(backend, precision) for backend in backends}
     limits = thresholds or thresholds_of(precision)
+    truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     steps = Steps(progress)
 
     with steps.step("run the detector on the example"):
@@ -149,11 +162,20 @@ def convert(
             verification = _verify(
                 detector, frozen, programs, engines, artifacts, [example_inputs, *verify_inputs], precision, limits
             )
-            require(verification)
+    if truth is not None:
+        verification = verification or Verification(precision)
+        with steps.step(f"mean average precision on {len(truth.files)} pictures"), _emulated(engines):
+            compare_dataset(verification, detector, frozen, truth, max_map_drop)
+    if verification is not None:
+        require(verification)
+    sample = golden_sample.sample(detector, example_inputs, verification, precision, limits) if golden else None
+    described, record_bytes = golden_sample.pack(sample)
     report = _report(detector, path, programs, artifacts, cached, operators, verification)
     report.shares, report.predicted_gain = shares, gain
     with steps.step("save"):
-        bundle.save(frozen, path, _manifest(detector, programs, artifacts, operators, verification))
+        manifest = {**_manifest(detector, programs, artifacts, operators, verification), "golden": described}
+        bundle.save(frozen, path, manifest, record_bytes)
+    report.golden = golden_sample.describe(described)
     report.file_size = path.stat().st_size
     report.seconds = steps.seconds
     return ConversionResult(frozen, report)
@@ -382,6 +404,16 @@ def _verify(
     for engine in engines.values():
         prepare(engine)
     return verification
+
+
+@contextmanager
+def _emulated(engines: Mapping[str, Any]) -> Iterator[None]:
+    """The segments in the precision that the file promises, even where this CPU can only emulate it."""
+    for engine in engines.values():
+        prepare(engine, emulate_precision=True)
+    yield
+    for engine in engines.values():
+        prepare(engine)
 
 
 def _compare_calls(program: Program, engine: Any, backend: str) -> list[TensorError]:

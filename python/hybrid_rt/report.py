@@ -100,6 +100,7 @@ class ConversionReport:
     verification: Verification | None
     shares: list[Share] = field(default_factory=list)
     predicted_gain: float = 1.0
+    golden: str = ""
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -120,14 +121,26 @@ class ConversionReport:
         written = io.StringIO()
         Console(width=100, file=written).print(table)
         text = f"{self.detector} -> {self.path} ({self.file_size / 1e6:.1f} MB)\n{written.getvalue()}"
-        if self.verification is None:
-            return text + "not verified"
-        matched = sum(match.matched for match in self.verification.pictures)
-        expected = sum(match.expected for match in self.verification.pictures)
-        worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
-        text += f"verified: {matched} of {expected} boxes found again" if self.verification.pictures else "verified"
+        text += verification_text(self.verification)
+        return f"{text}\ngolden sample: {self.golden}" if self.golden else text
+
+
+def verification_text(verification: Verification | None) -> str:
+    """What was compared, in a few lines."""
+    if verification is None:
+        return "not verified"
+    text = ""
+    if verification.pictures or verification.tensors:
+        worst = max(verification.tensors, key=lambda error: error.relative_error, default=None)
+        text = "verified"
+        if verification.pictures:
+            matched = sum(match.matched for match in verification.pictures)
+            expected = sum(match.expected for match in verification.pictures)
+            text += f": {matched} of {expected} boxes found again"
         if worst is not None:
             text += f"; greatest relative error {worst.relative_error:.2g} in {worst.segment}, output {worst.output}"
-        for reason in self.verification.not_run:
-            text += f"\nnot compared: {reason}"
-        return text
+    if verification.dataset is not None:
+        text += ("\n" if text else "") + str(verification.dataset)
+    for reason in verification.not_run:
+        text += f"\nnot compared: {reason}"
+    return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,18 @@ def structure_of(value: Any, where: str) -> Structure:
             remedy="Return a tuple instead.",
         )
     return structure
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The value with each tensor in its lists, tuples and dicts changed; what is none of these stays."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(child, change) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        children = [map_tensors(child, change) for child in value]
+        return children if isinstance(value, list) else tuple(children)
+    return value
 
 
 class Flattened(torch.nn.Module):

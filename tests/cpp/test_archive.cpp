@@ -195,6 +195,29 @@ TEST_CASE("an engine's bytes are left to the engine unless all is asked for") {
   CHECK(contains(failure_of([&] { archive.verify(Archive::Records::kAll); }).what(), "record 'constants/0'"));
 }
 
+TEST_CASE("the golden sample is left out unless all is asked for") {
+  Records records = valid();
+  json manifest = json::parse(records[kManifest]);
+  manifest["records"]["constants/0"] = {{"sha256", digest("another")}, {"size", 1000}, {"is_golden", true}};
+  set_manifest(records, manifest.dump());
+  const ArchiveFile file(records);
+  const Archive archive(file.path());
+  CHECK_NOTHROW(archive.verify(Archive::Records::kHead));
+  CHECK(contains(failure_of([&] { archive.verify(Archive::Records::kAll); }).what(), "record 'constants/0'"));
+}
+
+TEST_CASE("one record is read and compared with its digest") {
+  Records records = valid();
+  const ArchiveFile file(records);
+  CHECK(Archive(file.path()).verified("code/head.py") == "def forward");
+  CHECK(contains(failure_of([&] { Archive(file.path()).verified("nosuch"); }).what(),
+                 "manifest, record 'nosuch': expected its SHA-256, got none."));
+  records["code/head.py"] = "def backward";
+  const ArchiveFile altered(records);
+  CHECK(contains(failure_of([&] { Archive(altered.path()).verified("code/head.py"); }).what(),
+                 "record 'code/head.py': expected the SHA-256 " + digest("def forward")));
+}
+
 TEST_CASE("a flipped bit in the file is found") {
   const ArchiveFile file(valid());
   std::string bytes = file.bytes();

@@ -144,7 +144,8 @@ def test_a_flipped_byte_beside_the_manifest_fails(small_bundle: Path, tmp_path: 
 
 def head_records(path: Path) -> list[str]:
     records = hybrid_rt.inspect(path)["records"]
-    return [name for name, entry in records.items() if entry["size"] and not entry.get("is_blob")]
+    left_out = ("is_blob", "is_golden")  # of these, what runs is checked when it is needed
+    return [name for name, entry in records.items() if entry["size"] and not any(map(entry.get, left_out))]
 
 
 def test_a_flipped_byte_in_any_record_of_the_head_fails(small_bundle: Path, tmp_path: Path) -> None:

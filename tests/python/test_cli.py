@@ -187,7 +187,7 @@ def test_inspect_as_json_is_the_manifest(demo_bundle: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out) == hybrid_rt.inspect(demo_bundle)
 
 
-@pytest.mark.parametrize("verb", ["inspect", "check"])
+@pytest.mark.parametrize("verb", ["verify", "inspect", "check"])
 def test_a_file_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     path = tmp_path / "text.pt"
     path.write_text("no bundle")
@@ -300,11 +300,11 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for verb in ("convert", "inspect", "check", "detect", "doctor"):
+    for verb in ("convert", "verify", "inspect", "check", "detect", "doctor"):
         assert f"\n    {verb} " in out
 
 
-@pytest.mark.parametrize("verb", ["convert", "inspect", "check", "doctor"])
+@pytest.mark.parametrize("verb", ["convert", "verify", "inspect", "check", "doctor"])
 def test_each_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([verb, "--help"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -337,7 +338,7 @@ def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
 
 def test_a_hybrid_with_other_outputs_is_not_saved(refused: Refused) -> None:
     text = refused(VerificationError, small_detector(Branches()), verify_inputs=[(bright(small_picture()),)])
-    assert "segment 'input 1', output 'output." in text
+    assert "input 1, output 'output." in text
     assert "Nothing was saved." in text
 
 
@@ -355,6 +356,24 @@ def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused)
     )
     assert "segment 'backbone' on torchscript, output 'fine': relative error " in text
     assert "(allowed 0.001), cosine " in text
+
+
+def test_a_refusal_names_the_worst_segment_output_and_picture(refused: Refused) -> None:
+    detector = ListDetector(small_detector(DependsOnTheSize())).eval()
+    shapes = {"height": (16, 64), "width": (16, 64)}
+    text = refused(
+        VerificationError,
+        detector,
+        ([small_picture(64, 64)[0]],),
+        segments=["detector.backbone"],
+        shapes=shapes,
+        verify_inputs=[([small_picture(48, 48)[0]],), ([small_picture(64, 64)[0], small_picture(16, 16)[0]],)],
+    )
+    first, second = [line.strip() for line in text.splitlines()[1:3]]
+    assert first.startswith("worst: segment 'detector.backbone' on torchscript, output '")
+    assert re.match(
+        r"worst: input \d, picture \d: \d+ of \d+ boxes found again among .*; the \w+'s box of label ", second
+    )
 
 
 def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 
-OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE = 0, 2, 3, 4, 5, 6
+OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE, DIFFERS = 0, 2, 3, 4, 5, 6, 7
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,8 @@ def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_picture,
     [
         ([], "MODEL is required"),
         (["model.pt"], "PICTURE is required"),
+        (["model.pt", "in.png", "--verify"], "PICTURE excludes --verify"),
+        (["model.pt", "--verify", "--output", "out.png"], "--verify excludes --output"),
         (["model.pt", "in.png", "--nosuch"], "The following argument was not expected: --nosuch"),
         (["model.pt", "in.png", "--repeat", "0"], "--repeat: Value 0 not in range"),
         (["model.pt", "in.png", "--threads", "many"], "--threads: Value many not in range"),
@@ -259,8 +261,18 @@ def test_help_documents_options_and_exit_codes(program):
     done = run(program, "--help")
     assert done.returncode == OK
     assert done.stderr == ""
-    options = ["--json", "--output", "--repeat", "--backend", "--threads", "--device", "--min-score", "--labels"]
+    options = [
+        "--json",
+        "--output",
+        "--repeat",
+        "--backend",
+        "--threads",
+        "--device",
+        "--min-score",
+        "--labels",
+        "--verify",
+    ]
     assert [option for option in options if option not in done.stdout] == []
-    for code in (0, 1, 2, 3, 4, 5, 6):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7):
         assert f"\n  {code}  " in done.stdout
     assert "EXIF orientation is\nnot applied" in done.stdout

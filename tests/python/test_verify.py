@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -175,6 +176,8 @@ def test_detections_are_told_from_other_results() -> None:
     assert detections_of(torch.zeros(3)) is None
     assert detections_of([{"boxes": torch.zeros(0, 4)}]) is None
     assert detections_of([torch.zeros(3)]) is None
+    assert detections_of([{**detections(*THREE), "labels": torch.ones(2)}]) is None
+    assert detections_of([{**detections(*THREE), "boxes": torch.zeros(3, 5)}]) is None
 
 
 def test_result_for_fewer_pictures_is_a_failure() -> None:
@@ -187,7 +190,8 @@ def test_missing_box_is_a_failure_that_says_which() -> None:
     verification = Verification("fp32")
     compare_results(verification, [detections(*THREE)], [detections(*THREE[:2])], THRESHOLDS["fp32"], "input 4")
     assert verification.failures == [
-        "input 4, picture 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001)"
+        "input 4, picture 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001); "
+        "the detector's box of label 1, score 0.900 at (0.0, 20.0, 10.0, 30.0) is not found again"
     ]
 
 
@@ -204,6 +208,77 @@ def test_another_number_of_tensors_is_a_failure() -> None:
     verification = Verification("fp32")
     compare_results(verification, torch.ones(2), (torch.ones(2), torch.ones(2)), THRESHOLDS["fp32"], "input 0")
     assert verification.failures == ["input 0: 1 tensors expected, 2 found"]
+
+
+def test_a_field_that_the_hybrid_lacks_is_a_failure() -> None:
+    verification = Verification("fp32")
+    masks = {"masks": torch.zeros(3, 1, 8, 8)}
+    compare_results(
+        verification, [{**detections(*THREE), **masks}], [detections(*THREE)], THRESHOLDS["fp32"], "input 0"
+    )
+    assert verification.failures == [
+        "input 0, picture 0: the fields boxes, labels, masks, scores expected, boxes, labels, scores found"
+    ]
+
+
+def test_tensors_of_a_dict_are_compared_by_name() -> None:
+    one, two = torch.ones(2), torch.full((2,), 2.0)
+    verification = Verification("fp32")
+    compare_results(verification, {"a": one, "b": two}, {"b": two, "a": one}, THRESHOLDS["fp32"], "input 0")
+    assert verification.passed
+    compare_results(verification, {"a": one, "b": two}, {"a": one, "c": two}, THRESHOLDS["fp32"], "input 1")
+    assert verification.failures == ["input 1: output 'output.b' expected, none found"]
+
+
+def test_the_error_begins_with_the_worst_output_and_picture() -> None:
+    verification = Verification("fp32")
+    limits = THRESHOLDS["fp32"]
+    for backend, by in [("a", 2.0), ("b", 5.0), ("c", 3.0)]:
+        errors = compare_tensors("body", ["x"], [torch.ones(2)], [torch.ones(2) * by], backend)
+        add_tensor_failures(verification, errors, limits)
+    for i, count in enumerate([2, 0, 1]):
+        compare_results(verification, [detections(*THREE)], [detections(*THREE[:count])], limits, f"input {i}")
+    with pytest.raises(VerificationError) as caught:
+        require(verification)
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
+    assert lines[0].startswith("worst: segment 'body' on b, output 'x': relative error 4 (allowed 0.001)")
+    assert lines[1].startswith("worst: input 1, picture 0: 0 of 3 boxes found again among 0")
+    assert [line.split(":")[0] for line in lines[2:]] == [
+        "segment 'body' on a, output 'x'",
+        "segment 'body' on c, output 'x'",
+        "input 0, picture 0",
+        "input 2, picture 0",
+    ]
+
+
+def test_an_output_without_end_is_worse_than_any_other() -> None:
+    verification = Verification("fp32")
+    for by in (1e30, math.nan, 10.0):
+        errors = compare_tensors("body", [str(by)], [torch.ones(1)], [torch.ones(1) * by])
+        add_tensor_failures(verification, errors, THRESHOLDS["fp32"])
+    assert verification.worst()[0].startswith("segment 'body', output 'nan': relative error inf")
+
+
+def test_many_failures_are_not_all_shown() -> None:
+    with pytest.raises(VerificationError) as caught:
+        require(Verification("fp32", failures=[f"failure {i}." for i in range(100)]))
+    assert "failure 19." in str(caught.value)
+    assert "failure 20." not in str(caught.value)
+    assert "... and 80 more" in str(caught.value)
+
+
+class Doubles(nn.Module):
+    """Changes its input in place."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return picture.mul_(2)
+
+
+def test_inputs_that_are_changed_in_place_are_the_same_for_both() -> None:
+    picture = torch.ones(2)
+    verification = compare_modules(Doubles(), Doubles(), [(picture,)], precision="fp32", thresholds=THRESHOLDS["fp32"])
+    assert verification.passed
+    assert torch.equal(picture, torch.ones(2))
 
 
 class Finds(nn.Module):
@@ -252,9 +327,11 @@ def test_results_as_json_hold_every_number() -> None:
     verification = compared(Finds(*THREE), Finds(*THREE[:1]))
     record = verification.to_json()
     assert record["precision"] == "fp32"
-    assert record["pictures"] == [
-        {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0, "at_cut": 0}
-    ]
+    (picture,) = record["pictures"]
+    told = {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0, "found_at_cut": 0}
+    assert {name: picture[name] for name in told} == told
+    assert picture["where"] == "input 0, picture 0"
+    assert json.loads(json.dumps(record)) == record
     assert record["failures"] == verification.failures
 
 

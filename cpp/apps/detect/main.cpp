@@ -22,6 +22,7 @@
 #include "annotate.h"
 #include "detections.h"
 #include "picture.h"
+#include "verdict.h"
 
 namespace {
 
@@ -35,6 +36,7 @@ enum ExitCode {
   kBundleUnloadable = 4,
   kRunFailed = 5,
   kOutputUnwritable = 6,
+  kDiffers = 7,
 };
 
 constexpr const char* kDescription =
@@ -48,6 +50,10 @@ not applied: boxes are in pixels of the picture as it is stored. An alpha channe
 JSON: {"detections": [{"box": [x1, y1, x2, y2], "label": 3, "score": 0.91}], "engines": {"backbone": "openvino"},
 "timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null.
 
+--verify: runs the golden sample that the bundle brings (an input and what the detector found on it) as this machine
+runs it, with --backend, --threads and --device, and compares. JSON: {"passed", "precision", "engines", "pictures",
+"tensors", "failures", "thresholds"}.
+
 Times: "first" is the first forward, "median" and "p95" are of --repeat later ones; none includes reading the picture.
 With --repeat 2 or more, the second forward, in which TorchScript still optimises, is not counted.
 
@@ -58,11 +64,13 @@ Exit codes:
   3  the picture can't be read or decoded
   4  the bundle can't be loaded on this machine
   5  the detector failed, or does not take pictures and return detections
-  6  the result can't be written)";
+  6  the result can't be written
+  7  --verify: on this machine the bundle finds something else than its detector did)";
 
 struct Options {
   std::string model;
   std::string picture;
+  bool verify = false;
   bool json = false;
   std::string output;
   std::string labels;
@@ -172,9 +180,11 @@ void define(CLI::App& app, Options& options) {
 
   app.footer(kFooter);
   app.add_option("MODEL", options.model, "the bundle")->required();
-  app.add_option("PICTURE", options.picture, "a JPEG or PNG")->required();
+  CLI::Option* picture = app.add_option("PICTURE", options.picture, "a JPEG or PNG; none with --verify");
+  CLI::Option* verify = app.add_flag("--verify", options.verify, "run the bundle's golden sample instead, and compare")
+                            ->excludes(picture);
   app.add_flag("--json", options.json, "one line of JSON instead of a table");
-  app.add_option("--output", options.output, "write the picture with its boxes to this PNG");
+  app.add_option("--output", options.output, "write the picture with its boxes to this PNG")->excludes(verify);
   app.add_option("--repeat", options.repeat, "time this many forwards after the first one")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
@@ -249,6 +259,27 @@ void print(const std::string& text) {
   }
 }
 
+void verify(const Options& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const c10::Device device(options.device);
+  torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
+    return hybrid_rt::load(options.model, {.device = device, .backend = options.backend, .threads = options.threads});
+  });
+  const hybrid_rt::Verification verification = in_step(kRunFailed, "the golden sample", [&] {
+    try {
+      return hybrid_rt::verify(options.model, module, device);
+    } catch (const hybrid_rt::Error& error) {
+      if (error.kind() != hybrid_rt::ErrorKind::kBundle) throw;
+      throw Failure(kBundleUnloadable, error.what());
+    }
+  });
+  print(options.json ? hybrid_rt::to_json(verification) + "\n" : to_text(verification, options.model));
+  if (verification.passed()) return;
+  throw Failure(kDiffers,
+                formatted(options.model, "what its detector found", "on this machine " + verification.failures[0],
+                          "Another --backend may be right; hybrid-rt check shows what else could run."));
+}
+
 void detect(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   const c10::Device device(options.device);
@@ -306,7 +337,11 @@ int main(int argc, char** argv) {
       return report(kUsage, formatted("command line", "MODEL PICTURE and options",
                                       "\"" + std::string(error.what()) + "\"", "hybrid-rt-detect --help shows them."));
     }
-    detect(options);
+    if (!options.verify && options.picture.empty()) {
+      return report(kUsage, formatted("command line", "MODEL PICTURE and options", "\"PICTURE is required\"",
+                                      "hybrid-rt-detect --help shows them."));
+    }
+    options.verify ? verify(options) : detect(options);
     return kOk;
   } catch (const Failure& failure) {
     return report(failure.code(), failure.what());

@@ -38,6 +38,9 @@ std::string read_manifest(const std::string& path);
 /// Which variant of each segment would run here, and why the others would not, without loading an engine.
 std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options = {});
 
+/// The bytes of one record that the manifest names, compared with its digest. Throws Error(kBundle).
+std::string read_record(const std::string& path, const std::string& record);
+
 /// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
 void verify_records(const std::string& path);
 

@@ -8,3 +8,4 @@
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/log.h"
 #include "hybrid_rt/specs.h"
+#include "hybrid_rt/verify.h"

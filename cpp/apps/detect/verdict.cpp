@@ -1,0 +1,38 @@
+#include "verdict.h"
+
+#include <algorithm>
+#include <iomanip>
+#include <sstream>
+
+namespace hybrid_rt::detect {
+
+std::string to_text(const Verification& verification, const std::string& model) {
+  std::ostringstream text;
+  text << model << ": " << (verification.passed() ? "finds what its detector found" : "DIFFERS from its detector")
+       << "\n";
+  for (const auto& [segment, engine] : verification.engines) text << "  " << segment << ": " << engine << "\n";
+  for (const BoxMatch& match : verification.pictures) {
+    text << "  " << match.where << ": " << match.matched << " of " << match.expected << " boxes found again among "
+         << match.found << std::fixed << std::setprecision(4) << ", worst IoU " << match.min_iou << std::setprecision(2)
+         << ", box drift " << match.max_box_drift << " pixels" << std::defaultfloat << ", score drift "
+         << match.max_score_difference;
+    if (match.min_mask_iou) text << std::setprecision(4) << ", mask IoU " << *match.min_mask_iou;
+    if (match.max_keypoint_distance) {
+      text << std::fixed << std::setprecision(2) << ", keypoint drift " << *match.max_keypoint_distance << " pixels"
+           << std::defaultfloat;
+    }
+    text << "\n";
+  }
+  if (!verification.outputs.empty()) {
+    const auto worst = std::max_element(
+        verification.outputs.begin(), verification.outputs.end(),
+        [](const OutputError& a, const OutputError& b) { return a.relative_error < b.relative_error; });
+    text << "  " << verification.outputs.size() << " outputs, worst relative error " << std::setprecision(2)
+         << worst->relative_error << "\n";
+  }
+  for (const std::string& failure : verification.failures) text << "  FAILED: " << failure << "\n";
+  if (!verification.compared) text << "  (not compared when it was converted: verify=False)\n";
+  return text.str();
+}
+
+}  // namespace hybrid_rt::detect

@@ -1,0 +1,306 @@
+#include "boxes.h"
+
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <limits>
+#include <utility>
+
+namespace hybrid_rt {
+namespace {
+
+// The constants of python/hybrid_rt/boxes.py.
+constexpr double kCut = 1e-3;
+constexpr double kMaxCut = 0.5;
+constexpr double kMaskCut = 0.5;
+constexpr int64_t kMaskPixels = 2;
+constexpr double kKeypointPixels = 2;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+using Pairs = std::vector<std::pair<int64_t, int64_t>>;
+
+__attribute__((format(printf, 1, 2))) std::string formatted(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  va_list again;
+  va_copy(again, arguments);
+  std::string text(static_cast<size_t>(std::max(0, std::vsnprintf(nullptr, 0, format, arguments))), '\0');
+  std::vsnprintf(text.data(), text.size() + 1, format, again);
+  va_end(again);
+  va_end(arguments);
+  return text;
+}
+
+double share(int64_t part, int64_t whole) {
+  return whole == 0 ? 1 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+std::vector<double> values_of(const at::Tensor& tensor) {
+  const at::Tensor doubles = tensor.to(at::kDouble).contiguous();
+  const double* data = doubles.const_data_ptr<double>();
+  return {data, data + doubles.numel()};
+}
+
+at::Tensor areas_of(const at::Tensor& boxes) { return (boxes.slice(1, 2) - boxes.slice(1, 0, 2)).clamp_min(0).prod(1); }
+
+/// [n, 4] and [m, 4]: [n, m]. Equal boxes have 1, empty or not.
+at::Tensor box_iou(const at::Tensor& first, const at::Tensor& second) {
+  const at::Tensor a = first.unsqueeze(1);
+  const at::Tensor b = second.unsqueeze(0);
+  const at::Tensor top_left = at::maximum(a.slice(2, 0, 2), b.slice(2, 0, 2));
+  const at::Tensor bottom_right = at::minimum(a.slice(2, 2), b.slice(2, 2));
+  const at::Tensor intersection = (bottom_right - top_left).clamp_min(0).prod(2);
+  const at::Tensor united = areas_of(first).unsqueeze(1) + areas_of(second).unsqueeze(0) - intersection;
+  const at::Tensor equal = (a == b).all(2);
+  return at::where(equal, at::ones_like(united), intersection / united.clamp_min(1e-12));
+}
+
+Pairs pairs_of(const at::Tensor& overlap, const at::Tensor& allowed) {
+  const auto ious = overlap.accessor<double, 2>();
+  const auto may = allowed.accessor<bool, 2>();
+  std::vector<bool> taken(static_cast<size_t>(overlap.size(1)));
+  Pairs pairs;
+  for (int64_t i = 0; i < overlap.size(0); ++i) {
+    int64_t best = -1;
+    for (int64_t j = 0; j < overlap.size(1); ++j) {
+      if (may[i][j] && !taken[static_cast<size_t>(j)] && (best < 0 || ious[i][j] > ious[i][best])) best = j;
+    }
+    if (best < 0) continue;
+    taken[static_cast<size_t>(best)] = true;
+    pairs.emplace_back(i, best);
+  }
+  return pairs;
+}
+
+std::vector<int64_t> others_than(const std::vector<int64_t>& matched, int64_t count) {
+  std::vector<int64_t> others;
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::find(matched.begin(), matched.end(), i) == matched.end()) others.push_back(i);
+  }
+  return others;
+}
+
+/// Those of the unmatched that are not low, and level with the lowest of `others`.
+std::vector<int64_t> beyond_the_cut(const std::vector<double>& scores, const std::vector<int64_t>& unmatched,
+                                    const std::vector<double>& others, double tolerance) {
+  double lowest = others.empty() ? 1 : others[0];
+  for (const double other : others) {
+    if (!(lowest <= other)) lowest = std::isnan(lowest) ? lowest : other;  // a NaN stays, and excuses no box
+  }
+  if (lowest >= kMaxCut) return unmatched;
+  std::vector<int64_t> beyond;
+  for (const int64_t i : unmatched) {
+    if (!(std::abs(scores[static_cast<size_t>(i)] - lowest) <= tolerance)) beyond.push_back(i);
+  }
+  return beyond;
+}
+
+int64_t best_of(const std::vector<double>& scores, const std::vector<int64_t>& candidates) {
+  int64_t best = -1;
+  const auto key = [&](int64_t i) {
+    const double score = scores[static_cast<size_t>(i)];
+    return std::pair(!std::isnan(score), std::isnan(score) ? 0 : score);
+  };
+  for (const int64_t i : candidates) {
+    if (best < 0 || key(i) > key(best)) best = i;
+  }
+  return best;
+}
+
+std::string box_text(const Detections& detections, int64_t i, double score) {
+  const std::vector<double> box = values_of(detections.at("boxes")[i]);
+  return formatted("box of label %lld, score %.3f at (%.1f, %.1f, %.1f, %.1f)",
+                   static_cast<long long>(detections.at("labels")[i].item<double>()), score, box[0], box[1], box[2],
+                   box[3]);
+}
+
+std::string lost_text(const Detections& expected, const std::vector<double>& expected_scores,
+                      const std::vector<int64_t>& lost, const Detections& found,
+                      const std::vector<double>& found_scores, const std::vector<int64_t>& extra) {
+  const int64_t i = best_of(expected_scores, lost);
+  const int64_t j = best_of(found_scores, extra);
+  const auto score = [](const std::vector<double>& scores, int64_t k) { return scores[static_cast<size_t>(k)]; };
+  if (i >= 0 && (j < 0 || !(score(found_scores, j) > score(expected_scores, i)))) {
+    return "the detector's " + box_text(expected, i, score(expected_scores, i)) + " is not found again";
+  }
+  if (j < 0) return "";
+  return "the hybrid's " + box_text(found, j, score(found_scores, j)) + " is not the detector's";
+}
+
+double drift(const at::Tensor& first, const at::Tensor& second) {
+  const std::vector<double> a = values_of(first);
+  const std::vector<double> b = values_of(second);
+  double squared = 0;
+  for (size_t corner = 0; corner < 4; corner += 2) {
+    const double x = a[corner] - b[corner];
+    const double y = a[corner + 1] - b[corner + 1];
+    squared = std::max(squared, x * x + y * y);
+  }
+  return std::sqrt(squared);
+}
+
+void compare_masks(BoxMatch& match, const at::Tensor& expected, const at::Tensor& found, const Pairs& pairs,
+                   double least_iou) {
+  match.masks = static_cast<int64_t>(pairs.size());
+  for (const auto& [i, j] : pairs) {
+    const at::Tensor first = expected[i];
+    const at::Tensor second = found[j];
+    double iou = 0;
+    int64_t pixels = std::max({first.numel(), second.numel(), kMaskPixels + 1});
+    if (first.sizes() == second.sizes()) {
+      const at::Tensor a = first >= kMaskCut;
+      const at::Tensor b = second >= kMaskCut;
+      iou = share(at::logical_and(a, b).sum().item<int64_t>(), at::logical_or(a, b).sum().item<int64_t>());
+      pixels = at::logical_xor(a, b).sum().item<int64_t>();
+    }
+    match.min_mask_iou = std::min(match.min_mask_iou.value_or(iou), iou);
+    if (iou < least_iou && pixels > kMaskPixels) ++match.masks_differ;
+  }
+}
+
+void compare_keypoints(BoxMatch& match, const Detections& expected, const Detections& found, const Pairs& pairs,
+                       const Thresholds& thresholds) {
+  const bool has_scores = expected.count("keypoints_scores") != 0 && found.count("keypoints_scores") != 0;
+  for (const auto& [i, j] : pairs) {
+    const at::Tensor first = expected.at("keypoints")[i];
+    const at::Tensor second = found.at("keypoints")[j];
+    const int64_t count = first.size(0);
+    match.keypoints += count;
+    if (first.sizes() != second.sizes() || first.dim() != 2 || first.size(1) < 2) {
+      match.keypoints_differ += count;
+      match.max_keypoint_distance = kInfinity;
+      continue;
+    }
+    const std::vector<double> box = values_of(expected.at("boxes")[i]);
+    const double area = std::max(box[2] - box[0], 0.0) * std::max(box[3] - box[1], 0.0);
+    const double allowed = std::max(thresholds.keypoint_distance * std::sqrt(area), kKeypointPixels);
+    const std::vector<double> a = values_of(first);
+    const std::vector<double> b = values_of(second);
+    const auto columns = static_cast<size_t>(first.size(1));
+    for (size_t row = 0; row < a.size(); row += columns) {
+      const double x = a[row] - b[row];
+      const double y = a[row + 1] - b[row + 1];
+      const double distance = std::sqrt(x * x + y * y);
+      bool is_near = distance <= allowed;
+      for (size_t k = row + 2; k < row + columns; ++k) is_near &= std::abs(a[k] - b[k]) <= thresholds.score;
+      if (!is_near) ++match.keypoints_differ;
+      match.max_keypoint_distance =
+          std::max(match.max_keypoint_distance.value_or(0), std::isnan(distance) ? kInfinity : distance);
+    }
+    if (!has_scores) continue;
+    const at::Tensor scores = expected.at("keypoints_scores")[i];
+    const at::Tensor other_scores = found.at("keypoints_scores")[j];
+    if (scores.sizes() != other_scores.sizes()) continue;
+    double worst = match.max_keypoint_score_difference.value_or(0);
+    for (const double difference : values_of((scores.to(at::kDouble) - other_scores.to(at::kDouble)).abs())) {
+      if (difference > worst) worst = difference;
+    }
+    match.max_keypoint_score_difference = worst;
+  }
+}
+
+}  // namespace
+
+double BoxMatch::recall() const {
+  return std::min(share(matched + expected_at_cut, expected), share(matched + found_at_cut, found));
+}
+
+double BoxMatch::masks_recall() const { return masks == 0 ? 1 : 1 - share(masks_differ, masks); }
+
+double BoxMatch::keypoint_recall() const { return keypoints == 0 ? 1 : 1 - share(keypoints_differ, keypoints); }
+
+std::vector<c10::IValue> elements_of(const c10::IValue& value) {
+  return value.isList() ? value.toListRef().vec() : value.toTupleRef().elements().vec();
+}
+
+std::optional<std::vector<Detections>> detections_of(const c10::IValue& value) {
+  if (!value.isList() && !value.isTuple()) return std::nullopt;
+  std::vector<Detections> pictures;
+  for (const c10::IValue& entry : elements_of(value)) {
+    if (!entry.isGenericDict()) return std::nullopt;
+    Detections picture;
+    for (const auto& field : entry.toGenericDict()) {
+      if (field.key().isString() && field.value().isTensor()) {
+        picture[field.key().toStringRef()] = field.value().toTensor().detach().cpu();
+      }
+    }
+    for (const char* name : {"boxes", "labels", "scores"}) {
+      if (picture.count(name) == 0) return std::nullopt;
+    }
+    const at::Tensor& boxes = picture.at("boxes");
+    if (boxes.dim() != 2 || boxes.size(1) != 4) return std::nullopt;
+    for (const char* name : {"labels", "scores"}) {
+      if (picture.at(name).dim() != 1 || picture.at(name).size(0) != boxes.size(0)) return std::nullopt;
+    }
+    pictures.push_back(std::move(picture));
+  }
+  return pictures;
+}
+
+BoxMatch match_boxes(const Detections& expected, const Detections& found, const Thresholds& thresholds) {
+  const at::Tensor overlap = box_iou(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
+  const at::Tensor difference =
+      (expected.at("scores").to(at::kDouble).unsqueeze(1) - found.at("scores").to(at::kDouble).unsqueeze(0)).abs();
+  const at::Tensor same_label = expected.at("labels").unsqueeze(1) == found.at("labels").unsqueeze(0);
+  const at::Tensor allowed =
+      at::logical_and(same_label, at::logical_and(overlap >= thresholds.iou, difference <= thresholds.score));
+  const Pairs pairs = pairs_of(overlap, allowed);
+
+  BoxMatch match;
+  match.expected = overlap.size(0);
+  match.found = overlap.size(1);
+  match.matched = static_cast<int64_t>(pairs.size());
+  std::vector<int64_t> left;
+  std::vector<int64_t> right;
+  for (const auto& [i, j] : pairs) {
+    left.push_back(i);
+    right.push_back(j);
+    match.min_iou = std::min(match.min_iou, overlap[i][j].item<double>());
+    match.max_score_difference = std::max(match.max_score_difference, difference[i][j].item<double>());
+    match.max_box_drift = std::max(match.max_box_drift, drift(expected.at("boxes")[i], found.at("boxes")[j]));
+  }
+  left = others_than(left, match.expected);
+  right = others_than(right, match.found);
+  const std::vector<double> scores = values_of(expected.at("scores"));
+  const std::vector<double> found_scores = values_of(found.at("scores"));
+  const double tolerance = std::min(thresholds.score, kCut);
+  const std::vector<int64_t> lost = beyond_the_cut(scores, left, found_scores, tolerance);
+  const std::vector<int64_t> extra = beyond_the_cut(found_scores, right, scores, tolerance);
+  match.expected_at_cut = static_cast<int64_t>(left.size() - lost.size());
+  match.found_at_cut = static_cast<int64_t>(right.size() - extra.size());
+  match.lost = lost_text(expected, scores, lost, found, found_scores, extra);
+  if (expected.count("masks") != 0 && found.count("masks") != 0) {
+    compare_masks(match, expected.at("masks"), found.at("masks"), pairs, thresholds.mask_iou);
+  }
+  if (expected.count("keypoints") != 0 && found.count("keypoints") != 0) {
+    compare_keypoints(match, expected, found, pairs, thresholds);
+  }
+  return match;
+}
+
+std::vector<std::string> differences(const BoxMatch& match, const Thresholds& thresholds) {
+  const auto count = [](int64_t value) { return static_cast<long long>(value); };
+  std::vector<std::string> found;
+  if (match.recall() < thresholds.recall) {
+    found.push_back(formatted("%lld of %lld boxes found again among %lld (same label, IoU >= %g, score within %g)",
+                              count(match.matched), count(match.expected), count(match.found), thresholds.iou,
+                              thresholds.score) +
+                    (match.lost.empty() ? "" : "; " + match.lost));
+  }
+  if (match.masks_recall() < thresholds.recall) {
+    found.push_back(formatted("%lld of %lld masks differ (IoU %.3f at worst, %g wanted)", count(match.masks_differ),
+                              count(match.masks), match.min_mask_iou.value_or(0), thresholds.mask_iou));
+  }
+  if (match.keypoint_recall() < thresholds.keypoint_recall) {
+    found.push_back(formatted("%lld of %lld keypoints are too far off (%.1f pixels at worst; %g of the box wanted)",
+                              count(match.keypoints_differ), count(match.keypoints),
+                              match.max_keypoint_distance.value_or(0), thresholds.keypoint_distance));
+  }
+  return found;
+}
+
+}  // namespace hybrid_rt

@@ -1,0 +1,128 @@
+#include "golden.h"
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "archive.h"
+#include "dtypes.h"
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt {
+namespace {
+
+using nlohmann::json;
+
+/// A description that is not what docs/format.md says.
+class Malformed : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+at::Tensor tensor_from(const json& tree, const std::string& data) {
+  const auto dtype = dtype_from_name(tree.at("dtype").get<std::string>());
+  const auto shape = tree.at("shape").get<std::vector<int64_t>>();
+  const auto offset = tree.at("offset").get<uint64_t>();
+  const auto size = tree.at("size").get<uint64_t>();
+  const std::string stored = tree.at("stored").get<std::string>();
+  if (!dtype) throw Malformed("a tensor of an unknown dtype");
+  if (offset > data.size() || size > data.size() - offset) throw Malformed("a tensor beyond the record's end");
+  const bool is_8_bit = stored == "8 bit";
+  if (!is_8_bit && stored != "raw") throw Malformed("a tensor stored as '" + stored + "'");
+  uint64_t bytes = is_8_bit ? 1 : c10::elementSize(*dtype);
+  for (const int64_t length : shape) {
+    if (length < 0 || (length > 0 && bytes > data.size() / static_cast<uint64_t>(length))) {
+      throw Malformed("a tensor whose shape does not fit its bytes");
+    }
+    bytes *= static_cast<uint64_t>(length);
+  }
+  if (bytes != size) throw Malformed("a tensor whose shape does not fit its bytes");
+  at::Tensor tensor = at::empty(shape, at::TensorOptions(is_8_bit ? c10::ScalarType::Byte : *dtype));
+  if (size > 0) std::memcpy(tensor.mutable_data_ptr(), data.data() + offset, size);
+  return is_8_bit ? tensor.to(at::kFloat).div_(255) : tensor;
+}
+
+/// `type`: what forward takes there; null: nothing is known.
+c10::IValue value_from(const json& tree, const std::string& data, c10::TypePtr type, c10::Device device) {
+  if (type && type->kind() == c10::TypeKind::OptionalType) type = type->expectRef<c10::OptionalType>().getElementType();
+  const std::string kind = tree.at("kind").get<std::string>();
+  if (kind == "tensor") return tensor_from(tree, data).to(device);
+  if (kind == "value") {
+    const json& value = tree.at("value");
+    if (value.is_null()) return {};
+    if (value.is_boolean()) return value.get<bool>();
+    if (value.is_number_integer()) {
+      const bool is_float = type && type->kind() == c10::TypeKind::FloatType;
+      return is_float ? c10::IValue(value.get<double>()) : c10::IValue(value.get<int64_t>());
+    }
+    if (value.is_number()) return value.get<double>();
+    return value.get<std::string>();
+  }
+  const json& items = tree.at("items");
+  if (!items.is_array()) throw Malformed("items that are no list");
+  const bool is_list = type && type->kind() == c10::TypeKind::ListType;
+  if (kind == "dict") {
+    const auto keys = tree.at("keys").get<std::vector<std::string>>();
+    if (keys.size() != items.size()) throw Malformed("a dict with other keys than values");
+    const bool is_dict = type && type->kind() == c10::TypeKind::DictType;
+    const c10::TypePtr inner = is_dict ? type->expectRef<c10::DictType>().getValueType() : nullptr;
+    c10::impl::GenericDict dict(c10::StringType::get(), inner ? inner : c10::AnyType::get());
+    for (size_t i = 0; i < keys.size(); ++i) dict.insert(keys[i], value_from(items[i], data, inner, device));
+    return dict;
+  }
+  // Where forward takes a list, Python gives a tuple too.
+  if (kind == "list" || (kind == "tuple" && is_list)) {
+    const c10::TypePtr inner = is_list ? type->expectRef<c10::ListType>().getElementType() : nullptr;
+    c10::impl::GenericList list(inner ? inner : c10::AnyType::get());
+    for (const json& item : items) list.push_back(value_from(item, data, inner, device));
+    return list;
+  }
+  if (kind != "tuple") throw Malformed("a value of kind '" + kind + "'");
+  const bool is_tuple = type && type->kind() == c10::TypeKind::TupleType;
+  const auto inner = is_tuple ? type->expectRef<c10::TupleType>().elements() : c10::ArrayRef<c10::TypePtr>();
+  std::vector<c10::IValue> elements;
+  for (size_t i = 0; i < items.size(); ++i) {
+    elements.push_back(value_from(items[i], data, i < inner.size() ? inner[i] : nullptr, device));
+  }
+  return c10::ivalue::Tuple::create(std::move(elements));
+}
+
+}  // namespace
+
+GoldenSample read_golden(const std::string& path, const std::vector<c10::Argument>& arguments, c10::Device device) {
+  const Archive archive(path);
+  const json manifest = json::parse(archive.manifest(), nullptr, /*allow_exceptions=*/false);
+  const auto found = manifest.is_object() ? manifest.find("golden") : manifest.end();
+  if (found == manifest.end() || !found->is_object() || found->contains("absent")) {
+    const bool is_told = found != manifest.end() && found->is_object() && found->at("absent").is_string();
+    throw Error(
+        ErrorKind::kBundle, "bundle", path, "a golden sample",
+        "none (" + (is_told ? found->at("absent").get<std::string>() : "an older hybrid_rt made this file") + ")",
+        "Convert the detector again, or compare with hybrid_rt.verify(detector, path, inputs) in Python.");
+  }
+  try {
+    const std::string data = archive.verified(found->at("record").get<std::string>());
+    GoldenSample golden;
+    size_t i = 1;  // the first argument is self
+    for (const json& input : found->at("inputs")) {
+      const c10::TypePtr type = i < arguments.size() ? arguments[i].type() : nullptr;
+      golden.inputs.push_back(value_from(input, data, type, device));
+      ++i;
+    }
+    golden.expected = value_from(found->at("expected"), data, nullptr, c10::kCPU);
+    golden.precision = found->at("precision").get<std::string>();
+    golden.thresholds = Thresholds::from_json(found->at("thresholds").dump());
+    golden.compared = found->at("compared").get<bool>();
+    return golden;
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {  // of json, of torch, or ours
+    const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+    throw Error(ErrorKind::kBundle, "bundle", path + ", golden sample",
+                "inputs and results as docs/format.md describes them",
+                torch_error ? torch_error->what_without_backtrace() : error.what(),
+                "The file was altered or damaged: copy or convert it again.");
+  }
+}
+
+}  // namespace hybrid_rt

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <torch/script.h>
+
+#include <string>
+#include <vector>
+
+#include "hybrid_rt/verify.h"
+
+namespace hybrid_rt {
+
+/// The golden sample of a bundle, see docs/format.md.
+struct GoldenSample {
+  std::vector<c10::IValue> inputs;
+  c10::IValue expected;
+  std::string precision;
+  Thresholds thresholds;
+  bool compared = false;
+};
+
+/// Reads it, with the inputs of the types that forward's `arguments` have, on `device`. Throws Error(kBundle) if the
+/// bundle has none, or an altered one.
+GoldenSample read_golden(const std::string& path, const std::vector<c10::Argument>& arguments, c10::Device device);
+
+}  // namespace hybrid_rt

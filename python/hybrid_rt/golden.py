@@ -1,0 +1,303 @@
+"""The golden sample of a bundle: an input and what the detector found on it, for a test on the machine that runs it.
+
+Nothing is pickled: the manifest describes the values, one record holds the tensors' bytes (docs/format.md).
+cpp/src/golden.cpp is the twin that reads it on the target.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _native, bundle
+from .boxes import detections_of
+from .errors import BundleError, CaptureError
+from .structure import map_tensors, structure_of
+from .thresholds import Thresholds
+from .verify import Verification, compare_results
+
+RECORD = bundle.GOLDEN_RECORD
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+
+
+class _NotStorable(Exception):
+    """The sample holds something else than tensors, numbers and texts."""
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """What travels in a bundle.
+
+    Attributes:
+        inputs: the detector's positional arguments.
+        expected: what the detector returned. Masks are cut at 0.5: uint8 of 0 and 1.
+        precision: the bundle's.
+        thresholds: what counts as equal.
+        compared: whether convert() compared the hybrid with the detector on it before it saved the bundle.
+    """
+
+    inputs: tuple[Any, ...]
+    expected: Any
+    precision: str
+    thresholds: Thresholds
+    compared: bool
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """What :func:`verify_golden` found: the comparison, and which variant of each segment ran."""
+
+    verification: Verification
+    engines: list[dict[str, Any]]
+    thresholds: Thresholds
+    compared: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle finds here what the detector found when it was converted."""
+        return self.verification.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that ``hybrid-rt-detect --verify --json`` prints."""
+        return {
+            "passed": self.passed,
+            "precision": self.verification.precision,
+            "engines": {engine["segment"]: engine["description"] for engine in self.engines},
+            "pictures": [asdict(match) for match in self.verification.pictures],
+            "tensors": [
+                {"output": error.output, "relative_error": error.relative_error, "cosine": error.cosine}
+                for error in self.verification.tensors
+            ],
+            "failures": self.verification.failures,
+            "thresholds": asdict(self.thresholds),
+        }
+
+
+def sample(
+    detector: nn.Module,
+    example_inputs: tuple[Any, ...],
+    verification: Verification | None,
+    precision: str,
+    thresholds: Thresholds,
+) -> GoldenSample:
+    """The golden sample of a conversion; the detector runs only if its result is not known from the verification."""
+    if verification is not None and verification.sample is not None:
+        inputs, expected = verification.sample
+        return GoldenSample(inputs, expected, precision, thresholds, True)
+    with torch.no_grad():
+        expected = detector(*map_tensors(example_inputs, Tensor.clone))
+    return GoldenSample(example_inputs, expected, precision, thresholds, False)
+
+
+def pack(golden: GoldenSample | None) -> tuple[dict[str, Any], bytes | None]:
+    """What goes into the manifest, and the record's bytes. A sample that can't be stored is replaced by the reason."""
+    if golden is None:
+        return {"absent": "switched off by golden=False"}, None
+    pictures = detections_of(golden.expected)
+    if pictures is not None and not any(len(picture["boxes"]) for picture in pictures):
+        return {"absent": "the detector found no box on the example, so that there is nothing to compare"}, None
+    data = bytearray()
+    try:
+        if pictures is None:
+            structure_of(golden.expected, "the result")  # tensors only: nothing else can be compared
+        description = {
+            "record": RECORD,
+            "precision": golden.precision,
+            "thresholds": asdict(golden.thresholds),
+            "compared": golden.compared,
+            "inputs": [_pack(value, data) for value in golden.inputs],
+            "expected": _pack(_compact(golden.expected), data),
+        }
+    except CaptureError as error:
+        return {"absent": f"the detector's result can't be compared: {error}"}, None
+    except _NotStorable as error:
+        return {"absent": f"inputs and results may hold tensors, numbers and texts, not {error}"}, None
+    return description, bytes(data)
+
+
+def _compact(expected: Any) -> Any:
+    """Detections with their masks cut: a float mask of each box would be larger than the whole bundle."""
+    pictures = detections_of(expected)
+    if pictures is None:
+        return expected
+    return [
+        {name: (value >= 0.5).to(torch.uint8) if name == "masks" else value for name, value in picture.items()}
+        for picture in pictures
+    ]
+
+
+def _pack(value: Any, data: bytearray) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        return _pack_tensor(value, data)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        items = [_pack(child, data) for child in value.values()]
+        return {"kind": "dict", "keys": list(value), "items": items}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {"kind": kind, "items": [_pack(child, data) for child in value]}
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has no such number
+        raise _NotStorable(f"the number {value}")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"kind": "value", "value": value}
+    raise _NotStorable(type(value).__name__)
+
+
+def _pack_tensor(tensor: Tensor, data: bytearray) -> dict[str, Any]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES or tensor.layout != torch.strided:
+        raise _NotStorable(f"a tensor of {dtype}, {tensor.layout}")
+    plain = tensor.detach().cpu().contiguous()
+    as_bytes = _eight_bit(plain)
+    stored = plain if as_bytes is None else as_bytes
+    raw = stored.reshape(-1).view(torch.uint8).numpy().tobytes()
+    offset = len(data)
+    data += raw
+    return {
+        "kind": "tensor",
+        "dtype": dtype,
+        "shape": list(tensor.shape),
+        "stored": "raw" if as_bytes is None else "8 bit",
+        "offset": offset,
+        "size": len(raw),
+    }
+
+
+def _eight_bit(tensor: Tensor) -> Tensor | None:
+    """A picture in 0..1 that came from 8 bits, as these; None unless that is exact."""
+    if tensor.dtype != torch.float32 or not tensor.numel() or not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        return None
+    as_bytes = (tensor * 255).round().to(torch.uint8)
+    return as_bytes if torch.equal(as_bytes.float() / 255, tensor) else None
+
+
+def describe(description: Mapping[str, Any] | None) -> str:
+    """The manifest's ``golden`` in one line, for people; reads no record."""
+    if description is None:
+        return "none (an older hybrid_rt made this file)"
+    if "absent" in description:
+        return f"none ({description['absent']})"
+    inputs = ", ".join(
+        "x".join(map(str, leaf["shape"])) for value in description["inputs"] for leaf in _tensors_of(value)
+    )
+    expected = description["expected"]
+    boxes = [
+        dict(zip(entry["keys"], entry["items"], strict=True))["boxes"]["shape"][0]
+        for entry in expected.get("items", [])
+        if entry["kind"] == "dict" and {"boxes", "labels", "scores"} <= set(entry["keys"])
+    ]
+    found = f"{sum(boxes)} boxes" if boxes else f"{sum(1 for _ in _tensors_of(expected))} tensors"
+    return f"input {inputs}; the detector found {found}"
+
+
+def _tensors_of(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if tree["kind"] == "tensor":
+        return [tree]
+    return [leaf for child in tree.get("items", []) for leaf in _tensors_of(child)]
+
+
+def read(path: str | os.PathLike[str]) -> GoldenSample:
+    """The golden sample of a bundle.
+
+    Raises:
+        BundleError: no bundle, one without a golden sample, or an altered one.
+    """
+    name = os.fspath(path)
+    description = bundle.inspect(path).get("golden")
+    if description is None or "absent" in description:
+        raise BundleError.make(
+            "bundle",
+            name,
+            expected="a golden sample",
+            got=describe(description),
+            remedy="Convert the detector again, or compare with hybrid_rt.verify(detector, path, inputs).",
+        )
+    try:
+        data = _native.read_record(name, description["record"])
+        return GoldenSample(
+            tuple(_unpack(value, data) for value in description["inputs"]),
+            _unpack(description["expected"], data),
+            description["precision"],
+            Thresholds(**description["thresholds"]),
+            bool(description["compared"]),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError.make(
+            "bundle",
+            f"{name}, golden sample",
+            expected="inputs and results as docs/format.md describes them",
+            got=f"{type(error).__name__}: {error}",
+            remedy="The file was altered or damaged: copy or convert it again.",
+        ) from error
+
+
+def _unpack(tree: Mapping[str, Any], data: bytes) -> Any:
+    kind = tree["kind"]
+    if kind == "value":
+        return tree["value"]
+    if kind == "tensor":
+        return _unpack_tensor(tree, data)
+    children = [_unpack(child, data) for child in tree["items"]]
+    if kind == "dict":
+        return dict(zip(tree["keys"], children, strict=True))
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"kind '{kind}'")
+    return children if kind == "list" else tuple(children)
+
+
+def _unpack_tensor(tree: Mapping[str, Any], data: bytes) -> Tensor:
+    offset, size, shape = int(tree["offset"]), int(tree["size"]), [int(length) for length in tree["shape"]]
+    if tree["dtype"] not in _DTYPES or tree["stored"] not in ("raw", "8 bit"):
+        raise ValueError(f"a tensor of {tree['dtype']}, stored as {tree['stored']}")
+    dtype = getattr(torch, tree["dtype"]) if tree["stored"] == "raw" else torch.uint8
+    if not 0 <= offset <= offset + size <= len(data):
+        raise ValueError(f"a tensor beyond the record's end: {size} bytes at {offset} of {len(data)}")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"a tensor whose shape {shape} does not fit its {size} bytes")
+    if not size:
+        return torch.zeros(shape, dtype=getattr(torch, tree["dtype"]))
+    tensor = torch.frombuffer(bytearray(data[offset : offset + size]), dtype=dtype).reshape(shape)
+    return tensor if tree["stored"] == "raw" else tensor.float() / 255
+
+
+def verify_golden(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "",
+    device: str | torch.device = "cpu",
+    threads: int = 0,
+    thresholds: Thresholds | None = None,
+) -> GoldenCheck:
+    """Runs a bundle on its golden sample, as it runs on this machine, and compares with what the detector found.
+
+    The detector is not needed. Arguments as of :func:`hybrid_rt.load`.
+
+    Args:
+        path: the `.pt`.
+        backend: run only this backend's variants.
+        device: where it runs.
+        threads: that an engine may use for one call; 0: as many as torch uses in this thread.
+        thresholds: others than those that the bundle brings.
+
+    Returns:
+        The comparison; ask ``passed``.
+
+    Raises:
+        BundleError: no bundle, an altered one, or one without a golden sample.
+        BackendError: no variant of a segment can run here.
+        OptionError: a device that does not exist.
+    """
+    golden = read(path)
+    module = bundle.load(path, device, backend=backend, threads=threads)
+    limits = thresholds or golden.thresholds
+    verification = Verification(golden.precision)
+    with torch.no_grad():
+        found = module(*map_tensors(golden.inputs, lambda tensor: tensor.to(device)))
+    compare_results(verification, golden.expected, map_tensors(found, Tensor.cpu), limits, "golden sample")
+    return GoldenCheck(verification, bundle.engines(module), limits, golden.compared)

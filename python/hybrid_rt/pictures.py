@@ -1,0 +1,26 @@
+"""Picture files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .errors import OptionError
+
+
+def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
+    """A picture as [3, H, W] float32 in 0..1, RGB. EXIF orientation is not applied.
+
+    Raises:
+        OptionError: it can't be read; ``scope`` is who asks.
+    """
+    import numpy
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            pixels = numpy.array(picture.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise OptionError.make(scope, f"picture {path}", expected="a picture file", got=str(error)) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

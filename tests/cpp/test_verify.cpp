@@ -1,0 +1,121 @@
+#include "hybrid_rt/verify.h"
+
+#include <doctest/doctest.h>
+#include <torch/script.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "failure_of.h"
+
+// The rule itself is held together with Python's in tests/python/test_golden.py.
+
+namespace {
+
+using hybrid_rt::BoxMatch;
+using hybrid_rt::Error;
+using hybrid_rt::ErrorKind;
+using hybrid_rt::Thresholds;
+using hybrid_rt::Verification;
+
+std::string bundle() {
+  const char* path = std::getenv("HYBRID_RT_TEST_BUNDLE");
+  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/make_test_bundle.py makes one");
+  return path;
+}
+
+c10::IValue detections(const std::vector<std::vector<float>>& boxes, const std::vector<float>& scores) {
+  at::Tensor corners = torch::zeros({static_cast<int64_t>(boxes.size()), 4});
+  for (size_t i = 0; i < boxes.size(); ++i) corners[static_cast<int64_t>(i)] = torch::tensor(boxes[i]);
+  c10::Dict<std::string, at::Tensor> picture;
+  picture.insert("boxes", corners);
+  picture.insert("labels", torch::ones({static_cast<int64_t>(boxes.size())}, at::kLong));
+  picture.insert("scores", torch::tensor(scores));
+  return c10::List<c10::Dict<std::string, at::Tensor>>({picture});
+}
+
+}  // namespace
+
+TEST_CASE("a bundle finds what its detector found") {
+  const Verification verification = hybrid_rt::verify(bundle());
+  CHECK(verification.passed());
+  CHECK(verification.compared);
+  CHECK(verification.precision == "fp32");
+  REQUIRE(verification.engines.size() == 1);
+  CHECK(verification.engines[0].first == hybrid_rt::check(bundle())[0].segment);
+  CHECK_FALSE(verification.engines[0].second.empty());
+  REQUIRE(verification.pictures.size() == 1);
+  const BoxMatch& match = verification.pictures[0];
+  CHECK(match.expected >= 5);
+  CHECK(match.matched >= 5);
+  CHECK(match.min_iou > 0.99);
+  CHECK(match.where == "golden sample, picture 0");
+}
+
+TEST_CASE("a service verifies the module that it has loaded") {
+  torch::jit::Module module = hybrid_rt::load(bundle(), {.backend = "torchscript"});
+  CHECK(hybrid_rt::verify(bundle(), module).passed());
+}
+
+TEST_CASE("thresholds of one's own can be tighter") {
+  const Verification verification = hybrid_rt::verify(bundle(), {.backend = "torchscript"}, Thresholds{.iou = 1.5});
+  REQUIRE(verification.failures.size() == 1);
+  CHECK(contains(verification.failures[0], "golden sample, picture 0: 0 of "));
+  CHECK(contains(verification.failures[0], "IoU >= 1.5"));
+  CHECK(contains(verification.failures[0], "; the detector's box of label "));
+}
+
+TEST_CASE("a lost box is named, and so is one too many") {
+  const c10::IValue two = detections({{0, 0, 10, 10}, {20, 0, 30, 10}}, {0.9F, 0.8F});
+  const c10::IValue one = detections({{0, 0, 10, 10}}, {0.9F});
+  CHECK(hybrid_rt::compare(two, two, {}, "here").passed());
+  const Verification lost = hybrid_rt::compare(two, one, {}, "here");
+  REQUIRE(lost.failures.size() == 1);
+  CHECK(contains(lost.failures[0], "here, picture 0: 1 of 2 boxes found again among 1"));
+  CHECK(contains(lost.failures[0], "the detector's box of label 1, score 0.800 at (20.0, 0.0, 30.0, 10.0)"));
+  CHECK(contains(hybrid_rt::compare(one, two, {}, "here").failures.at(0), "the hybrid's box of label 1, score 0.800"));
+}
+
+TEST_CASE("any nest of tensors is compared by name") {
+  const auto nest = [](float value) {
+    c10::impl::GenericDict dict(c10::StringType::get(), c10::AnyType::get());
+    dict.insert("a", torch::ones({2}));
+    dict.insert("b", c10::List<at::Tensor>({torch::full({2}, value)}));
+    return c10::ivalue::Tuple::create({torch::zeros({0, 4}), dict});
+  };
+  const Verification equal = hybrid_rt::compare(nest(1), nest(1), {}, "here");
+  CHECK(equal.passed());
+  REQUIRE(equal.outputs.size() == 3);
+  CHECK(equal.outputs[2].output == "output.1.b.0");
+  const Verification other = hybrid_rt::compare(nest(1), nest(2), {}, "here");
+  REQUIRE(other.failures.size() == 1);
+  CHECK(other.failures[0] == "here, output 'output.1.b.0': relative error 1 (allowed 0.001), cosine 1.000000");
+}
+
+TEST_CASE("another shape, dtype or a number without end is infinitely wrong") {
+  for (const at::Tensor& found :
+       {torch::ones({3}), torch::ones({2}, at::kDouble), torch::tensor({1.0F, INFINITY}), torch::tensor({NAN, 1.0F})}) {
+    const Verification verification = hybrid_rt::compare(torch::ones({2}), found, {}, "here");
+    CHECK_FALSE(verification.passed());
+    CHECK(std::isinf(verification.outputs.at(0).relative_error));
+    CHECK(nlohmann::json::parse(to_json(verification)).at("tensors").at(0).at("relative_error").is_null());
+  }
+}
+
+TEST_CASE("a result that holds something else than tensors is refused") {
+  const Error error = failure_of([] { hybrid_rt::compare(c10::IValue(3), c10::IValue(3), {}, "here"); });
+  CHECK(error.kind() == ErrorKind::kInput);
+  CHECK(contains(error.what(), "the result, output: expected tensors in lists, tuples and dicts, got Int."));
+}
+
+TEST_CASE("thresholds that lack a number are damage") {
+  CHECK(Thresholds::from_json(R"({"iou": 0.5, "score": 0.1, "recall": 0.9, "relative_error": 0.2, "mask_iou": 0.3,
+    "keypoint_distance": 0.4, "keypoint_recall": 0.6})")
+            .keypoint_recall == 0.6);
+  for (const char* text : {"", "{}", R"({"iou": "much"})"}) {
+    CAPTURE(text);
+    CHECK(failure_of([&] { Thresholds::from_json(text); }).kind() == ErrorKind::kBundle);
+  }
+}

@@ -1,0 +1,459 @@
+"""The golden sample: what travels in the bundle, its check here and in C++, and the rule that both share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_surgery import MANIFEST, change_manifest, flip_byte, offset_of, read_record, rewrite, save_with_backends
+from small_detectors import small_detector, small_list_detector, small_picture
+from test_boxes import two_people
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, Verification, _native, golden, verify_golden
+from hybrid_rt.cli import main
+from hybrid_rt.golden import RECORD, GoldenSample, describe, pack, read
+from hybrid_rt.verify import compare_results
+
+DAMAGED = "The file was altered or damaged: copy or convert it again."
+FP32 = THRESHOLDS["fp32"]
+BF16 = THRESHOLDS["bf16"]
+
+
+def converted(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **options: Any) -> Path:
+    segments = ["detector.backbone"] if hasattr(detector, "detector") else ["backbone"]
+    hybrid_rt.convert(detector, inputs, path, engine="torchscript", segments=segments, **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures of other sizes in, a list of dicts out. Do not write to it."""
+    pictures = [small_picture()[0], small_picture(48, 40)[0]]
+    return converted(tmp_path_factory.mktemp("golden") / "list.pt", small_list_detector(), (pictures,))
+
+
+@pytest.fixture(scope="module")
+def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch in, a tuple of tensors out. Do not write to it."""
+    return converted(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    beside = Path(sys.executable).parent / "hybrid-rt-detect"
+    found = str(beside) if beside.exists() else shutil.which("hybrid-rt-detect")
+    if found is None:
+        pytest.fail("hybrid-rt-detect is not installed: build with -DHYBRID_RT_BUILD_APPS=ON, or leave this file out")
+    return found
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [program, *map(str, arguments), "--verify"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+# What travels
+
+
+def roundtrip(tmp_path: Path, inputs: tuple[Any, ...], expected: Any) -> GoldenSample:
+    description, data = pack(GoldenSample(inputs, expected, "bf16", BF16, False))
+    assert data is not None, description
+    module = hybrid_rt.torchscript.script(nn.Identity())
+    hybrid_rt.bundle.save(
+        module, tmp_path / "x.pt", {"segments": [], "golden": json.loads(json.dumps(description))}, data
+    )
+    return read(tmp_path / "x.pt")
+
+
+def test_a_sample_survives_the_file(tmp_path: Path) -> None:
+    halves = torch.randn(3, 2).to(torch.bfloat16)
+    inputs = ([torch.randn(3, 4, 5), torch.zeros(0, 4)], {"a": torch.tensor(5), "b": halves}, None, True, 2, 0.5, "x")
+    expected = (torch.tensor([True, False]), [torch.arange(3), torch.arange(4)])
+    sample = roundtrip(tmp_path, inputs, expected)
+    assert (sample.precision, sample.thresholds, sample.compared) == ("bf16", BF16, False)
+    assert sample.inputs[2:] == (None, True, 2, 0.5, "x")
+    for want, have in [
+        *zip(inputs[0], sample.inputs[0], strict=True),
+        *((inputs[1][key], sample.inputs[1][key]) for key in inputs[1]),
+        (expected[0], sample.expected[0]),
+        *zip(expected[1], sample.expected[1], strict=True),
+    ]:
+        assert want.dtype == have.dtype
+        assert torch.equal(want, have)
+
+
+def test_a_picture_of_8_bits_takes_one_byte_a_value_and_stays_exact(tmp_path: Path) -> None:
+    picture = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).float() / 255
+    description, data = pack(GoldenSample((picture,), picture[0], "fp32", FP32, True))
+    assert description["inputs"][0]["stored"] == "8 bit"
+    assert len(data or b"") == 4 * 40 * 50
+    assert torch.equal(roundtrip(tmp_path, (picture,), torch.zeros(1)).inputs[0], picture)
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0000001, -1 / 255])
+def test_a_picture_that_is_not_exactly_of_8_bits_stays_as_it_is(tmp_path: Path, value: float) -> None:
+    picture = torch.tensor([0.0, 1.0, value])
+    description, _ = pack(GoldenSample((picture,), picture, "fp32", FP32, True))
+    assert description["inputs"][0]["stored"] == "raw"
+    assert torch.equal(roundtrip(tmp_path, (picture,), picture).inputs[0], picture)
+
+
+def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
+    sample = roundtrip(tmp_path, (torch.zeros(1),), [two_people()])
+    assert sample.expected[0]["masks"].dtype == torch.uint8
+    assert int(sample.expected[0]["masks"].sum()) == 2 * 50 * 50
+    assert torch.equal(sample.expected[0]["keypoints"], two_people()["keypoints"])
+    assert (tmp_path / "x.pt").stat().st_size < 20_000  # 80 kB of zeros and ones, packed
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected", "reason"),
+    [
+        ((object(),), torch.zeros(1), "tensors, numbers and texts, not object"),
+        ((float("nan"),), torch.zeros(1), "not the number nan"),
+        ((torch.zeros(1, dtype=torch.complex64),), torch.zeros(1), "not a tensor of complex64"),
+        ((torch.zeros(1),), (torch.zeros(1), 3), "the detector's result can't be compared: hybrid_rt[capture]: "),
+        ((torch.zeros(1),), [{name: value[:0] for name, value in two_people().items()}], "the detector found no box"),
+    ],
+)
+def test_what_can_not_be_a_sample_is_left_out_with_the_reason(
+    inputs: tuple[Any, ...], expected: Any, reason: str
+) -> None:
+    description, data = pack(GoldenSample(inputs, expected, "fp32", FP32, True))
+    assert data is None
+    assert reason in description["absent"]
+    assert reason in describe(description)
+
+
+def test_convert_stores_the_example_and_what_the_detector_found(list_bundle: Path) -> None:
+    sample = read(list_bundle)
+    pictures = [small_picture()[0], small_picture(48, 40)[0]]
+    (stored,) = sample.inputs
+    assert all(torch.equal(want, have) for want, have in zip(pictures, stored, strict=True))
+    for want, have in zip(small_list_detector()(pictures), sample.expected, strict=True):
+        assert list(want) == list(have)
+        assert all(torch.equal(want[name], have[name]) for name in want)
+    assert (sample.precision, sample.thresholds, sample.compared) == ("fp32", FP32, True)
+
+
+def test_the_sample_is_one_record_that_load_leaves_alone_and_check_reads(list_bundle: Path, tmp_path: Path) -> None:
+    entry = hybrid_rt.inspect(list_bundle)["records"][RECORD]
+    assert entry["is_golden"] is True
+    assert len(read_record(list_bundle, RECORD)) == entry["size"]
+    damaged = flip_byte(list_bundle, tmp_path / "damaged.pt", offset_of(list_bundle, RECORD, 0.5))
+    hybrid_rt.load(damaged)
+    for refused in (hybrid_rt.check, verify_golden):
+        with pytest.raises(BundleError, match=f"record '{RECORD}'"):
+            refused(damaged)
+
+
+def test_thresholds_of_the_conversion_travel(tmp_path: Path) -> None:
+    loose = Thresholds(iou=0.5, score=0.2, recall=0.5, relative_error=0.5)
+    path = converted(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), thresholds=loose)
+    assert read(path).thresholds == loose
+    assert verify_golden(path).thresholds == loose
+    assert verify_golden(path, thresholds=FP32).thresholds == FP32
+
+
+def test_the_first_picture_with_boxes_is_the_sample(tmp_path: Path) -> None:
+    detector = small_list_detector()
+    dark, light = torch.zeros(3, 32, 32), small_picture()[0]
+    scores = [float(found["scores"].max()) for found in detector([dark, light])]
+    assert scores[0] < scores[1]
+    detector.least_score = sum(scores) / 2
+    path = converted(tmp_path / "x.pt", detector, ([dark],), verify_inputs=[([light],)])
+    assert torch.equal(read(path).inputs[0][0], light)
+
+
+def test_without_verification_the_sample_says_that_nobody_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = converted(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), verify=False)
+    check = verify_golden(path)
+    assert check.passed
+    assert not check.compared
+    assert main(["verify", str(path)]) == 0
+    assert "(not compared when it was converted: verify=False)" in capsys.readouterr().out
+
+
+# The check
+
+
+def test_a_bundle_passes_in_python(list_bundle: Path, tuple_bundle: Path) -> None:
+    check = verify_golden(list_bundle)
+    assert check.passed, check.verification.failures
+    assert [match.where for match in check.verification.pictures] == [
+        "golden sample, picture 0",
+        "golden sample, picture 1",
+    ]
+    assert all(match.matched == match.expected > 0 for match in check.verification.pictures)
+    assert [(engine["segment"], engine["backend"]) for engine in check.engines] == [
+        ("detector.backbone", "torchscript")
+    ]
+    check = verify_golden(tuple_bundle)
+    assert check.passed
+    assert [error.output for error in check.verification.tensors] == ["output.0", "output.1", "output.2"]
+
+
+def test_the_demo_bundle_passes_on_each_backend(demo_bundle: Path) -> None:
+    for backend in ("openvino", "torchscript"):
+        check = verify_golden(demo_bundle, backend=backend, threads=1)
+        assert check.passed, check.verification.failures
+        assert check.engines[0]["backend"] == backend
+        assert check.verification.pictures[0].matched >= 5
+
+
+def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Path, tuple_bundle: Path) -> None:
+    done = run(program, demo_bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{demo_bundle}: finds what its detector found"
+    assert lines[1].startswith("  backbone: openvino ")
+    assert " boxes found again among " in lines[2]
+    for path in (list_bundle, tuple_bundle):
+        done = run(program, path, "--json")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        told, expected = json.loads(done.stdout), verify_golden(path).to_json()
+        assert told["passed"] is True
+        assert list(told) == list(expected)
+        for name in ("precision", "thresholds", "failures"):
+            assert told[name] == expected[name]
+        counts = ("where", "expected", "found", "matched", "lost")
+        assert [[picture[name] for name in counts] for picture in told["pictures"]] == [
+            [picture[name] for name in counts] for picture in expected["pictures"]
+        ]
+        assert [error["output"] for error in told["tensors"]] == [error["output"] for error in expected["tensors"]]
+
+
+def with_another_expectation(path: Path, output: Path, change: Callable[[Any], Any]) -> Path:
+    """The bundle with another result of the detector in its golden sample, signed anew."""
+    sample = read(path)
+    description, data = pack(replace(sample, expected=change(sample.expected)))
+    changes = {
+        RECORD: lambda _: data,
+        MANIFEST: change_manifest(lambda manifest: manifest.update(golden=description)),
+    }
+    return rewrite(path, output, changes)
+
+
+def without_the_last_box(expected: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [expected[0], {name: value[1:] for name, value in expected[1].items()}]
+
+
+def test_a_bundle_that_finds_something_else_fails_everywhere(
+    list_bundle: Path, tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = with_another_expectation(list_bundle, tmp_path / "x.pt", without_the_last_box)
+    hybrid_rt.check(path)  # it is whole: only the expectation is another
+    check = verify_golden(path)
+    (failure,) = check.verification.failures
+    assert failure.startswith("golden sample, picture 1: ")
+    assert "; the hybrid's box of label " in failure
+
+    assert main(["verify", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert f"{path}: DIFFERS from its detector\n" in out
+    assert f"  FAILED: {failure}\n" in out
+    assert err == ""
+    assert main(["verify", str(path), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["passed"], told["failures"]) == (False, [failure])
+
+    done = run(program, path)
+    assert done.returncode == 7
+    assert f"  FAILED: {failure}\n" in done.stdout
+    assert done.stderr == (
+        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected what its detector found, got on this machine "
+        f"{failure}. Another --backend may be right; hybrid-rt check shows what else could run.\n"
+    )
+    done = run(program, path, "--json")
+    assert done.returncode == 7
+    assert json.loads(done.stdout)["failures"] == [failure]
+
+
+def test_another_tensor_fails_everywhere(tuple_bundle: Path, tmp_path: Path, program: str) -> None:
+    path = with_another_expectation(tuple_bundle, tmp_path / "x.pt", lambda old: (old[0], old[1] * 2, old[2]))
+    (failure,) = verify_golden(path).verification.failures
+    assert failure.startswith("golden sample, output 'output.1': relative error 0.5 (allowed 0.001), cosine 1.0")
+    done = run(program, path, "--json")
+    assert done.returncode == 7
+    assert json.loads(done.stdout)["failures"] == [failure]
+
+
+def refusals(path: Path, program: str) -> list[str]:
+    """What Python and C++ say."""
+    with pytest.raises(BundleError) as caught:
+        verify_golden(path)
+    done = run(program, path)
+    assert done.returncode == 4, done.stderr
+    return [str(caught.value), done.stderr.removeprefix("hybrid-rt-detect: error: ").rstrip()]
+
+
+def test_a_bundle_without_a_sample_says_why(tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = converted(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
+    for text in refusals(path, program):
+        assert text.startswith(
+            f"hybrid_rt[bundle]: {path}: expected a golden sample, got none (switched off by golden=False). Convert "
+            "the detector again, or compare with hybrid_rt.verify(detector, path, inputs)"
+        )
+    assert main(["verify", str(path)]) == 1
+    assert "expected a golden sample, got none" in capsys.readouterr().err
+    assert RECORD not in hybrid_rt.inspect(path)["records"]
+
+
+def test_an_older_bundle_has_none(list_bundle: Path, tmp_path: Path, program: str) -> None:
+    path = save_with_backends(tmp_path / "old.pt", ["torchscript"])
+    for text in refusals(path, program):
+        assert f"{path}: expected a golden sample, got none (an older hybrid_rt made this file)." in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda sample: sample.pop("expected"),
+        lambda sample: sample.update(inputs=5),
+        lambda sample: sample["inputs"][0].update(kind="set"),
+        lambda sample: sample["inputs"][0]["items"][0].update(dtype="quint8"),
+        lambda sample: sample["inputs"][0]["items"][0].update(offset=1 << 40),
+        lambda sample: sample["inputs"][0]["items"][0].update(offset=-1),
+        lambda sample: sample["inputs"][0]["items"][0].update(size=4),
+        lambda sample: sample["inputs"][0]["items"][0].update(shape=[3, 32, 1 << 60]),
+        lambda sample: sample["inputs"][0]["items"][0].update(shape=[-3, -32, 32]),
+        lambda sample: sample["expected"]["items"][0].update(keys=["boxes"]),
+        lambda sample: sample["thresholds"].pop("iou"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_damage(
+    list_bundle: Path, tmp_path: Path, program: str, change: Callable[[Any], object]
+) -> None:
+    changes = {MANIFEST: change_manifest(lambda manifest: change(manifest["golden"]))}
+    path = rewrite(list_bundle, tmp_path / "x.pt", changes)
+    for text in refusals(path, program):
+        assert text.startswith("hybrid_rt[bundle]: ")
+        assert DAMAGED in text
+
+
+def test_a_record_that_is_gone_or_not_named_is_damage(list_bundle: Path, tmp_path: Path, program: str) -> None:
+    gone = rewrite(list_bundle, tmp_path / "gone.pt", {RECORD: None})
+    for text in refusals(gone, program):
+        assert text == f"hybrid_rt[bundle]: {gone}, record '{RECORD}': expected it to be there, got none. {DAMAGED}"
+    change = change_manifest(lambda manifest: manifest["records"].pop(RECORD))
+    for text in refusals(rewrite(list_bundle, tmp_path / "x.pt", {MANIFEST: change}), program):
+        assert f"manifest, record '{RECORD}': expected its SHA-256, got none. {DAMAGED}" in text
+
+
+def test_a_backend_that_can_not_run_is_an_error_of_its_own(list_bundle: Path, program: str) -> None:
+    with pytest.raises(BackendError, match="only 'openvino' was asked for"):
+        verify_golden(list_bundle, backend="openvino")
+    assert run(program, list_bundle, "--backend", "openvino").returncode == 4
+
+
+def test_inspect_shows_the_sample(list_bundle: Path, tuple_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(list_bundle)]) == 0
+    out = capsys.readouterr().out
+    boxes = sum(len(picture["boxes"]) for picture in read(list_bundle).expected)
+    assert f"golden sample: input 3x32x32, 3x48x40; the detector found {boxes} boxes\n" in out
+    assert f"verified in fp32: {boxes} of {boxes} boxes found again, box drift 0.00 pixels, score drift " in out
+    assert "  detector.backbone: greatest relative error " in out
+    assert main(["inspect", str(tuple_bundle)]) == 0
+    assert "golden sample: input 1x3x32x32; the detector found 3 tensors\n" in capsys.readouterr().out
+    assert main(["inspect", str(list_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["golden"]["record"] == RECORD
+
+
+# One rule in two languages
+
+
+def perturbed(seed: int) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Crowded pictures with masks and keypoints, and the same with noise: boxes lost, added, moved, relabelled."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    count = int(noise(1) * 12)
+    corners = noise(count, 2) * 60
+    expected = {
+        "boxes": torch.cat([corners, corners + noise(count, 2) * 40], dim=1),
+        "labels": (noise(count) * 2).long(),
+        "scores": (noise(count) * (0.3 if seed % 3 == 0 else 1)).sort(descending=True).values,
+        "masks": (noise(count, 1, 12, 10) - 0.3).clamp(0, 1),
+        "keypoints": torch.cat([noise(count, 5, 2) * 60, torch.ones(count, 5, 1)], dim=2),
+        "keypoints_scores": noise(count, 5),
+    }
+    order = torch.randperm(count, generator=generator)[: max(0, count - seed % 3)] if seed % 4 else torch.arange(count)
+    size, inner = 10.0 ** -(seed % 6), 10.0 ** -(seed // 6 % 5)
+    found = {name: value[order] for name, value in expected.items()}
+    found["boxes"] = found["boxes"] + (noise(len(order), 4) - 0.5) * size * 10
+    found["scores"] = found["scores"] + (noise(len(order)) - 0.5) * size * 0.1
+    found["masks"] = found["masks"] + (noise(len(order), 1, 12, 10) - 0.5) * inner
+    found["keypoints"] = found["keypoints"] + (noise(len(order), 5, 3) - 0.5) * inner * torch.tensor([90.0, 90, 0.1])
+    if seed % 5 == 0 and len(order):
+        found["labels"] = found["labels"].roll(1)
+    if seed % 7 == 0 and len(order):
+        found["scores"][-1] = float("nan")
+    if seed % 11 == 0 and count:
+        found = {name: torch.cat([value, expected[name][:2]]) for name, value in found.items()}
+    if seed % 13 == 0:
+        found.pop("masks")
+    return [expected, expected], [expected, found]
+
+
+def finite(value: Any) -> Any:
+    """As JSON: infinity is null there."""
+    return hybrid_rt.cli._finite(json.loads(json.dumps(value)))
+
+
+@pytest.mark.parametrize("thresholds", [FP32, BF16], ids=["fp32", "bf16"])
+def test_python_and_cpp_come_to_the_same_verdict(thresholds: Thresholds) -> None:
+    verdicts = set()
+    for seed in range(150):
+        expected, found = perturbed(seed)
+        verification = Verification("")
+        compare_results(verification, expected, found, thresholds, "golden sample")
+        told = json.loads(_native.compare(expected, found, json.dumps(asdict(thresholds))))
+        assert told["failures"] == verification.failures, seed
+        for have, want in zip(told["pictures"], verification.pictures, strict=True):
+            assert have == finite(asdict(want)), seed  # to the last bit: the same arithmetic in the same order
+        text = " ".join(verification.failures)
+        verdicts |= {word for word in ("boxes found", "masks differ", "keypoints are", "fields") if word in text}
+        verdicts.add(str(verification.passed))
+        verdicts |= {"at cut" for match in verification.pictures if match.at_cut}
+    # Each kind of verdict was among them.
+    assert verdicts == {"boxes found", "masks differ", "keypoints are", "fields", "True", "False", "at cut"}
+
+
+def test_python_and_cpp_judge_tensors_alike() -> None:
+    one = torch.tensor([1.0, -2.0, 3.0])
+    for found in [
+        (one, {"a": one}),
+        (one, {"a": one * 1.0005}),
+        (one * 1.01, {"a": -one}),
+        (one[:2], {"a": one.double()}),
+        (one, {"b": one}),
+        (one,),
+        (torch.tensor([1.0, float("nan"), 3.0]), {"a": torch.zeros(3)}),
+    ]:
+        verification = Verification("")
+        compare_results(verification, (one, {"a": one}), found, FP32, "golden sample")
+        told = json.loads(_native.compare((one, {"a": one}), found, json.dumps(asdict(FP32))))
+        assert told["failures"] == verification.failures
+        assert len(told["tensors"]) == len(verification.tensors)
+        for have, want in zip(told["tensors"], verification.tensors, strict=True):
+            assert have["output"] == want.output
+            assert have["relative_error"] == pytest.approx(finite(want.relative_error))
+            assert have["cosine"] == pytest.approx(want.cosine)
+
+
+def test_the_module_is_found_by_its_name() -> None:
+    assert golden.RECORD == "extra/hybrid_rt/golden.bin"
