@@ -11,4 +11,4 @@ from hybrid_rt.cli import read_picture
 from models import digits_detector
 
 picture = sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
-hybrid_rt.convert(digits_detector.load(), ([read_picture(picture)],), sys.argv[1])
+hybrid_rt.convert(digits_detector.load(), ([read_picture(picture)],), sys.argv[1], segments="backbone")

@@ -42,8 +42,7 @@ TORCH_LIBRARY(hybrid_rt, m) {
       .def_pickle([](const c10::intrusive_ptr<ScriptEngine>& self) { return self->state(); },
                   [](ScriptEngine::State state) { return ScriptEngine::from_state(std::move(state)); });
   m.def("run_engine(__torch__.torch.classes.hybrid_rt.Engine engine, Tensor[] inputs) -> Tensor[]");
-  m.def(
-      "handed_on(Tensor[] outputs, Tensor[] inputs, str segment, int[] sources, int first, int count) -> Tensor[]");
+  m.def("handed_on(Tensor[] outputs, Tensor[] inputs, str segment, int[] sources, int first, int count) -> Tensor[]");
   m.def("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor");
   m.def(
       "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
