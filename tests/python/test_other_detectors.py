@@ -135,7 +135,9 @@ def test_cpp_runs_them_too(kind: str, downstream: Path, tmp_path: Path) -> None:
 def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: Path, tmp_path: Path) -> None:
     detector = fusing_detector()
     path = tmp_path / "fusing.pt"
-    hybrid_rt.convert(detector, (noise(1, 3, 32, 48), noise(1, 1, 32, 48, seed=1)), path, segments=["backbone"])
+    example = noise(1, 3, 32, 48), noise(1, 1, 32, 48, seed=1)
+    shapes = {"height": (16, 64), "width": (16, 64)}
+    hybrid_rt.convert(detector, example, path, segments=["backbone"], shapes=shapes)
     inputs = noise(1, 3, 40, 24, seed=2), noise(1, 1, 40, 24, seed=3)
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)

@@ -249,9 +249,29 @@ class PassesByKeyword(SmallDetector):
         return self.detect(self.backbone(scale=pictures.mean(dim=1, keepdim=True), pictures=pictures)["coarse"])
 
 
-def test_an_argument_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match=r"segment 'backbone', input 'scale': expected tensors .*, got NoneType"):
-        converted(seeded(PassesNone, Scaled()), tmp_path / "none.pt", "torchscript")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_argument_that_is_none_may_be_passed_as_none(engine: str, tmp_path: Path) -> None:
+    detector = seeded(PassesNone, Scaled())
+    assert_finds_the_same(detector, converted(detector, tmp_path / "none.pt", engine))
+
+
+class SometimesScales(SmallDetector):
+    """By the size, which TorchScript keeps as a branch."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if pictures.shape[0] > 1:
+            levels = self.backbone(pictures, pictures.mean(dim=1, keepdim=True))
+        else:
+            levels = self.backbone(pictures, None)
+        return self.detect(levels["coarse"])
+
+
+def test_a_tensor_where_the_example_had_none_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+    detector = seeded(SometimesScales, Scaled())
+    hybrid = converted(detector, tmp_path / "none.pt", "torchscript")
+    assert_finds_the_same(detector, hybrid)
+    with pytest.raises(Exception, match="segment 'backbone', scale: expected None, as in the example, got a tensor"):
+        hybrid(small_picture().expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
