@@ -119,9 +119,18 @@ def _module(program: Program, member: Member, engine: Any) -> EngineModule:
         setattr(generated, name, torchscript.unused(method))
     module: EngineModule = generated(engine)
     for name, value in vars(member.module).items():
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
+        if _is_plain(value) and not name.startswith("_"):
             setattr(module, name, value)
+    for name, tensor in (*member.module.named_parameters(recurse=False), *member.module.named_buffers(recurse=False)):
+        module.register_buffer(name, tensor.detach())  # freezing drops what the head does not read
     return module.eval()
+
+
+def _is_plain(value: Any) -> bool:
+    """A number, a text, or a list or tuple of some of one type, which TorchScript can hold as an attribute."""
+    if isinstance(value, (list, tuple)):
+        return len({type(entry) for entry in value}) == 1 and isinstance(value[0], (bool, int, float, str))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _left_out(member: Member) -> list[str]:

@@ -54,9 +54,10 @@ def test_a_hook_that_changes_outputs_in_a_segment_is_kept(place: str, engine: st
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_hook_that_changes_inputs_inside_a_segment_is_kept(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["backbone", "backbone.second"])
+def test_a_hook_that_changes_inputs_in_a_segment_is_kept(place: str, engine: str, tmp_path: Path) -> None:
     detector, plain = small_detector(), small_detector()
-    detector.backbone.second.register_forward_pre_hook(lambda _, inputs: (3 * inputs[0],))
+    detector.get_submodule(place).register_forward_pre_hook(lambda _, inputs: (3 * inputs[0],))
     assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
     assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", engine))
 
@@ -183,6 +184,31 @@ def test_a_backbone_that_casts_to_bfloat16_and_back(engine: str, tmp_path: Path)
     detector = seeded(Scores, RoundsInside())
     detector.backbone.bfloat16()
     assert_finds_the_same(detector, converted(detector, tmp_path / "cast.pt", engine), 8 * 2**-8)
+
+
+class Describes(Backbone):
+    """Tells the head about itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stride = 4
+        self.strides = [2, 4]
+        self.names = ("fine", "coarse")
+        self.register_buffer("offset", torch.tensor([5.0, 6.0, 7.0, 8.0]))
+        self.scale = nn.Parameter(torch.tensor([3.0]))
+
+
+class Asks(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(pictures)[self.backbone.names[1]])
+        boxes = boxes * self.backbone.stride / self.backbone.strides[0] + self.backbone.offset * self.backbone.scale
+        return boxes, scores, labels
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_head_that_reads_attributes_of_a_segment(engine: str, tmp_path: Path) -> None:
+    detector = seeded(Asks, Describes())
+    assert_finds_the_same(detector, converted(detector, tmp_path / "asks.pt", engine))
 
 
 # Calls
