@@ -94,7 +94,7 @@ def photograph(name: str) -> np.ndarray:
 
 
 @cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def scans() -> tuple[np.ndarray, np.ndarray]:
     """All scans, float64 [1797, 8, 8] in 0..1, and the digit of each, int64 [1797]."""
     data = load_digits()
     return data.images / 16.0, data.target.astype(np.int64)
@@ -102,7 +102,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def digit_indices(split: Split) -> range:
     """Returns the indices into the 1,797 scans that belong to a split."""
-    count = len(_digits()[1])
+    count = len(scans()[1])
     if split == "train":
         return range(FIRST_HELD_OUT_DIGIT)
     return range(FIRST_HELD_OUT_DIGIT, count)
@@ -134,11 +134,11 @@ def make_sample(
     canvas = _background(split, height, width, generator)
     boxes: list[tuple[float, float, float, float]] = []
     labels: list[int] = []
-    scans, digits = _digits()
+    images, digits = scans()
     indices = digit_indices(split)
     for _ in range(generator.integers(DIGITS_PER_PICTURE[0], DIGITS_PER_PICTURE[1] + 1)):
         scan_index = int(generator.integers(indices.start, indices.stop))
-        coverage = _render(scans[scan_index], generator)
+        coverage = render(images[scan_index], generator)
         box = _place(coverage.shape, canvas.shape, boxes, generator)
         if box is None:
             continue
@@ -285,15 +285,17 @@ def _vary(canvas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return canvas
 
 
-def _render(scan: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def render(
+    scan: np.ndarray, generator: np.random.Generator, height_range: tuple[int, int] = DIGIT_HEIGHT_RANGE
+) -> np.ndarray:
     """Turns a scan [8, 8] into ink coverage 0..1, float32, cropped tightly to the ink.
 
-    The scan is scaled to 28..90 px of height, widened or narrowed, rotated and sheared a little,
-    with cubic interpolation.
+    The scan is scaled to a height in ``height_range``, px, widened or narrowed, rotated and sheared a
+    little, with cubic interpolation.
     """
     padded = np.pad(scan, _MARGIN)
     cells = padded.shape[0]
-    pixels_per_cell = generator.uniform(*DIGIT_HEIGHT_RANGE) / scan.shape[0]
+    pixels_per_cell = generator.uniform(*height_range) / scan.shape[0]
     side = int(np.ceil(cells * pixels_per_cell))
     angle = np.deg2rad(generator.uniform(-12.0, 12.0))
     shear = generator.uniform(-0.2, 0.2)

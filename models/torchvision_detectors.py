@@ -1,4 +1,4 @@
-"""torchvision's large detectors with random weights that behave like trained ones in numbers.
+"""torchvision's detectors with random weights that behave like trained ones in numbers.
 
 Plain random weights are no test: activations grow or vanish from block to block, rounding is
 amplified a thousandfold, and the score threshold leaves nothing or everything. Here each layer is
@@ -23,9 +23,16 @@ from models.digits_data import photograph
 
 NAMES = (
     "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
     "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
     "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet50_fpn",
+    "ssd300_vgg16",
     "ssdlite320_mobilenet_v3_large",
 )
 
@@ -37,9 +44,8 @@ _RESIDUAL_GAIN = 0.2
 _CONTRAST = 0.25  # standard deviation of a picture's values, of a range of 1
 
 _CALIBRATION_SIZES = ((224, 288), (224, 224), (256, 224), (224, 320), (224, 256))
-_DETECTIONS = 15  # at least, in every tuning picture
+_DETECTIONS = 20  # at least, in every tuning picture
 
-_CLASSES = 91
 _LIVELY_STEP = 9  # classes 1, 10, 19, ... are detected often, the others rarely
 _SIGMOID_DETECTORS = (detection.RetinaNet, detection.FCOS)  # without a background class
 
@@ -93,15 +99,19 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     return result
 
 
-def build(name: str, seed: int = 0, min_size: int | None = None) -> nn.Module:
+def build(name: str, seed: int = 0, min_size: int | None = None, proposals: int | None = None) -> nn.Module:
     """Builds one of torchvision's detectors with well-behaved random weights.
 
     Args:
         name: one of ``NAMES``.
         seed: of the weights; the global random state is left as it was.
         min_size: shorter side in px to which the detector resizes its pictures; None keeps
-            torchvision's 800. The longer side is limited to 5/3 of it, as in torchvision.
-            ``ssdlite320_mobilenet_v3_large`` always works at 320 x 320 and takes no notice.
+            torchvision's 800 (320 for the one with 320 in its name). The longer side is limited to
+            5/3 of it, as in torchvision. The SSDs always work at one size, 300 x 300 or 320 x 320,
+            and take no notice.
+        proposals: regions a picture that an R-CNN's heads look at; None keeps torchvision's 1,000
+            (150 for the one with 320 in its name). Others take no notice. The heads of the v2 ones
+            cost 0.1 GMAC a region, more than the backbone does at small sizes.
 
     Returns:
         The detector in eval mode on the CPU, float32, without gradients: about 10 to 100 detections
@@ -112,19 +122,33 @@ def build(name: str, seed: int = 0, min_size: int | None = None) -> nn.Module:
     """
     if name not in NAMES:
         raise ValueError(f"detector: expected one of {', '.join(NAMES)}, got {name!r}")
-    sizes = {}
-    if min_size is not None and not name.startswith("ssdlite"):
-        sizes = {"min_size": min_size, "max_size": min_size * 1333 // 800}
+    options = {}
+    if min_size is not None and not name.startswith("ssd"):
+        options = {"min_size": min_size, "max_size": min_size * 1333 // 800}
+    if proposals is not None and "rcnn" in name:
+        options["rpn_post_nms_top_n_test"] = proposals
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = getattr(detection, name)(weights=None, weights_backbone=None, **sizes)
-        detector.requires_grad_(False).eval()
-        _damp_residual_branches(detector)
-        with torch.inference_mode():
-            _calibrate(detector)
-            _quieten_most_classes(detector)
-            with _CountTuner(detector):
-                detector(_tuning_pictures(detector))
+        return steady(getattr(detection, name)(weights=None, weights_backbone=None, **options))
+
+
+def steady(detector: nn.Module) -> nn.Module:
+    """Makes a detector with random weights behave like a trained one in numbers.
+
+    Args:
+        detector: a Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD of torchvision, with any
+            backbone whose convolutions have a batch norm or a bias. It is changed.
+
+    Returns:
+        The same detector, as :func:`build` returns them.
+    """
+    detector.requires_grad_(False).eval()
+    _damp_residual_branches(detector)
+    with torch.inference_mode():
+        _calibrate(detector)
+        _quieten_most_classes(detector)
+        with _CountTuner(detector):
+            detector(_tuning_pictures(detector))
     return detector
 
 
@@ -199,7 +223,7 @@ def _wanted_output(detector: nn.Module, name: str) -> tuple[float, float]:
     """Mean and standard deviation that the output of a layer shall have."""
     if name.endswith(".fc2"):
         return _GATE
-    if isinstance(detector, detection.ssd.SSD) and name.endswith(".1"):
+    if isinstance(detector, detection.ssd.SSD):
         if name.startswith("head.classification_head"):
             return _SSD_CLASSES
         if name.startswith("head.regression_head"):
@@ -271,7 +295,7 @@ class _CountTuner:
     def _shift_bias(self, shift: float) -> None:
         """Makes the shift part of the weights."""
         for layer in _class_layers(self._detector):
-            biases = layer.bias.view(-1, _CLASSES)
+            biases = layer.bias.view(-1, _class_count(self._detector))
             if isinstance(self._detector, _SIGMOID_DETECTORS):
                 biases += shift
             else:
@@ -284,8 +308,17 @@ def _class_layers(detector: nn.Module) -> list[nn.Module]:
         return [detector.roi_heads.box_predictor.cls_score]
     head = detector.head.classification_head
     if isinstance(detector, detection.ssd.SSD):
-        return [predictor[1] for predictor in head.module_list]
+        # SSDLite's predictors have a depthwise convolution before the one that counts.
+        return [layer if isinstance(layer, nn.Conv2d) else layer[-1] for layer in head.module_list]
     return [head.cls_logits]
+
+
+def _class_count(detector: nn.Module) -> int:
+    """How many classes the class layers have, the background included where there is one."""
+    if hasattr(detector, "roi_heads"):
+        return detector.roi_heads.box_predictor.cls_score.out_features
+    head = detector.head.classification_head
+    return head.num_columns if isinstance(detector, detection.ssd.SSD) else head.num_classes
 
 
 def _quieten_most_classes(detector: nn.Module) -> None:
@@ -294,10 +327,11 @@ def _quieten_most_classes(detector: nn.Module) -> None:
     With 90 equal classes what passes the threshold is the far tail of many candidates, whose size
     changes tenfold between pictures; with some ten classes NMS bounds it.
     """
-    rare = torch.arange(_CLASSES) % _LIVELY_STEP != 1
+    count = _class_count(detector)
+    rare = torch.arange(count) % _LIVELY_STEP != 1
     rare[0] = False  # the background, where there is one
     for layer in _class_layers(detector):
-        layer.weight.view(-1, _CLASSES, *layer.weight.shape[1:])[:, rare] *= 0.3
+        layer.weight.view(-1, count, *layer.weight.shape[1:])[:, rare] *= 0.3
 
 
 def _less_background(logits: Tensor, shift: float) -> Tensor:

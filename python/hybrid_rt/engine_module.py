@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import Iterator
@@ -83,8 +84,15 @@ def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
     return module
 
 
+def _none_check(segment: str, name: str) -> str:
+    text = f"hybrid_rt[engine]: segment '{segment}', {name}: expected None, as in the example, got a tensor."
+    return f"assert {name} is None, {text!r}"
+
+
 def _module(program: Program, member: Member, engine: Any) -> EngineModule:
-    checks = [
+    left_out = _left_out(member)
+    checks = [_none_check(member.name, name) for name in left_out]
+    checks += [
         _length_check(member.name, expression, length)
         for key, structure in member.inputs.items()
         for expression, length in structure.lengths(key)
@@ -96,7 +104,10 @@ def _module(program: Program, member: Member, engine: Any) -> EngineModule:
         )
     source = _TEMPLATE.format(
         docstring=f"Runs the engine of the segment {member.name!r}.",
-        parameters=", ".join(f"{key}: {structure.annotation}" for key, structure in member.inputs.items()),
+        parameters=", ".join(
+            [f"{key}: {structure.annotation}" for key, structure in member.inputs.items()]
+            + [f"{name}: Optional[Tensor] = None" for name in left_out]
+        ),
         returned=member.output.annotation,
         checks="\n        ".join(checks) or "pass",
         inputs=", ".join(part for key, structure in member.inputs.items() for part in structure.take_apart(key)),
@@ -108,9 +119,28 @@ def _module(program: Program, member: Member, engine: Any) -> EngineModule:
         setattr(generated, name, torchscript.unused(method))
     module: EngineModule = generated(engine)
     for name, value in vars(member.module).items():
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
+        if _is_plain(value) and not name.startswith("_"):
             setattr(module, name, value)
+    for name, tensor in (*member.module.named_parameters(recurse=False), *member.module.named_buffers(recurse=False)):
+        module.register_buffer(name, tensor.detach())  # freezing drops what the head does not read
     return module.eval()
+
+
+def _is_plain(value: Any) -> bool:
+    """A number, a text, or a list or tuple of some of one type, which TorchScript can hold as an attribute."""
+    if isinstance(value, (list, tuple)):
+        return len({type(entry) for entry in value}) == 1 and isinstance(value[0], (bool, int, float, str))
+    return isinstance(value, (bool, int, float, str))
+
+
+def _left_out(member: Member) -> list[str]:
+    """The parameters after the inputs that were None, as by default: a head may pass None itself."""
+    names: list[str] = []
+    for parameter in reversed(list(inspect.signature(member.module.forward).parameters.values())):
+        if parameter.name in member.inputs:
+            break
+        names = [parameter.name, *names] if parameter.default is None else []
+    return names
 
 
 def _methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:

@@ -13,11 +13,14 @@ _serial = itertools.count()
 
 
 def generated_class(source: str, name: str, names: Mapping[str, Any]) -> Any:
-    """The class ``name`` that ``source`` defines, with ``names``, torch, Tensor, Dict, List and Tuple known to it."""
+    """The class ``name`` that ``source`` defines, with ``names``, torch, Tensor and typing's names known to it."""
     # torch.jit.script reads a class's source by its file name.
     file_name = f"<hybrid_rt generated module {next(_serial)}>"
     linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
     namespace: dict[str, Any] = {"torch": torch, "__name__": __name__, **names}
-    exec(compile("from typing import Dict, List, Tuple\nfrom torch import Tensor\n", file_name, "exec"), namespace)
+    exec(
+        compile("from typing import Dict, List, Optional, Tuple\nfrom torch import Tensor\n", file_name, "exec"),
+        namespace,
+    )
     exec(compile(source, file_name, "exec"), namespace)
     return namespace[name]

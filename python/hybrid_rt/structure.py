@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,13 @@ class Flattened(torch.nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Runs the module."""
         remaining = iter(tensors)
-        value = self.module(**{name: structure.unflatten(remaining) for name, structure in self.inputs.items()})
+        keyword = {name: structure.unflatten(remaining) for name, structure in self.inputs.items()}
+        # By position as far as possible, as most callers do: a hook sees what is passed by position only.
+        positional = []
+        for name, parameter in inspect.signature(self.module.forward).parameters.items():
+            if name not in keyword or parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                break
+            positional.append(keyword.pop(name))
+        value = self.module(*positional, **keyword)
         outputs = self.outputs or structure_of(value, "output")
         return tuple(outputs.flatten(value))

@@ -7,9 +7,9 @@
 #include <stdexcept>
 #include <string>
 
-/// A picture [3, height, width] from a file of as many float32.
-inline at::Tensor read_raw(const std::string& path, int64_t height, int64_t width) {
-  at::Tensor picture = torch::empty({3, height, width});
+/// A picture [channels, height, width] from a file of as many float32.
+inline at::Tensor read_raw(const std::string& path, int64_t height, int64_t width, int64_t channels = 3) {
+  at::Tensor picture = torch::empty({channels, height, width});
   std::ifstream stream(path, std::ios::binary);
   if (!stream.read(static_cast<char*>(picture.data_ptr()), static_cast<std::streamsize>(picture.nbytes()))) {
     throw std::runtime_error("can't read " + path);
@@ -17,8 +17,14 @@ inline at::Tensor read_raw(const std::string& path, int64_t height, int64_t widt
   return picture;
 }
 
-/// Runs the detector on the pictures and prints a line a detection: label, score, x1, y1, x2, y2; an empty line
-/// between pictures.
+/// The values of a tensor, each with a space before it.
+inline void print_values(const at::Tensor& tensor) {
+  const at::Tensor flat = tensor.to(at::kFloat).contiguous();
+  for (int64_t i = 0; i < flat.numel(); ++i) std::printf(" %.9g", flat.data_ptr<float>()[i]);
+}
+
+/// Runs the detector on the pictures and prints a line a detection: label, score, x1, y1, x2, y2, then the area of its
+/// mask, or x, y and score of each of its keypoints, if the detector finds these; an empty line between pictures.
 inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::Tensor>& pictures) {
   const auto results = detector.forward({pictures}).toList();
   for (size_t p = 0; p < results.size(); ++p) {
@@ -28,8 +34,15 @@ inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::T
     const at::Tensor scores = detections.at("scores").toTensor();
     const at::Tensor boxes = detections.at("boxes").toTensor();
     for (int64_t i = 0; i < labels.size(0); ++i) {
-      std::printf("%lld %.9g", static_cast<long long>(labels[i].item<int64_t>()), scores[i].item<float>());
-      for (int64_t k = 0; k < 4; ++k) std::printf(" %.9g", boxes[i][k].item<float>());
+      std::printf("%lld", static_cast<long long>(labels[i].item<int64_t>()));
+      print_values(scores[i]);
+      print_values(boxes[i]);
+      if (detections.contains("masks")) print_values(detections.at("masks").toTensor()[i].sum());
+      if (detections.contains("keypoints")) {
+        const at::Tensor points = detections.at("keypoints").toTensor()[i].narrow(1, 0, 2);
+        const at::Tensor levels = detections.at("keypoints_scores").toTensor()[i].unsqueeze(1);
+        print_values(at::cat({points, levels}, 1));
+      }
       std::printf("\n");
     }
   }

@@ -1,10 +1,14 @@
-"""Detectors that convert in a fraction of a second, for tests that need no trained one."""
+"""Detectors of many shapes that convert in a fraction of a second, for tests that need no trained one."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms
+from torchvision.ops import FeaturePyramidNetwork, nms
 
 SIDE = 32
 
@@ -31,7 +35,10 @@ class SmallDetector(nn.Module):
         self.classes = nn.Conv2d(8, 3, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.backbone(pictures)["coarse"]
+        return self.detect(self.backbone(pictures)["coarse"])
+
+    def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """features: [N, 8, H/4, W/4]."""
         scores, labels = self.classes(features)[0].flatten(1).sigmoid().max(dim=0)
         cells = torch.arange(scores.numel(), device=scores.device)
         left = (cells % features.shape[3]).to(scores.dtype) * 4
@@ -57,6 +64,174 @@ class ListDetector(nn.Module):
             kept = scores > self.least_score
             found.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
         return found
+
+
+# Backbones of other shapes, each with the head that takes what it returns: TorchScript types are static.
+
+
+class Reshaped(Backbone):
+    """Returns what ``wrap`` makes of the two levels."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, pictures: Tensor) -> Any:
+        levels = super().forward(pictures)
+        return self.wrap(levels["fine"], levels["coarse"])
+
+
+class TakesTensor(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures))
+
+
+class TakesIndexed(SmallDetector):
+    """A list or a tuple of levels."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(pictures)
+        return self.detect(levels[1] + levels[0].mean())
+
+
+class TakesNestedTuple(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fine, (coarse, others) = self.backbone(pictures)
+        return self.detect(coarse + others["mean"] + fine.mean())
+
+
+class TakesNestedDict(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(pictures)
+        return self.detect(levels["levels"]["coarse"] + levels["means"]["fine"])
+
+
+class TakesDictOfLists(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(pictures)
+        return self.detect(levels["levels"][1] + levels["means"][0])
+
+
+def mean(level: Tensor) -> Tensor:
+    """Of each channel: [N, C, 1, 1]."""
+    return level.mean(dim=(2, 3), keepdim=True)
+
+
+RESHAPED: dict[str, tuple[type[SmallDetector], Callable[[Tensor, Tensor], Any]]] = {
+    "tensor": (TakesTensor, lambda fine, coarse: coarse + mean(fine)),
+    "list": (TakesIndexed, lambda fine, coarse: [fine, coarse]),
+    "tuple": (TakesIndexed, lambda fine, coarse: (fine, coarse)),
+    "nested tuple": (TakesNestedTuple, lambda fine, coarse: (fine, (coarse, {"mean": mean(coarse)}))),
+    "nested dict": (
+        TakesNestedDict,
+        lambda fine, coarse: {
+            "levels": {"fine": fine, "coarse": coarse},
+            "means": {"fine": mean(fine), "coarse": mean(coarse)},
+        },
+    ),
+    "dict of lists": (
+        TakesDictOfLists,
+        lambda fine, coarse: {"levels": [fine, coarse], "means": [mean(fine), mean(coarse)]},
+    ),
+}
+
+
+def reshaped_detector(kind: str) -> SmallDetector:
+    """In eval mode; ``kind``: one of :data:`RESHAPED`."""
+    detector, wrap = RESHAPED[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return detector(Reshaped(wrap)).requires_grad_(False).eval()
+
+
+class FusingBackbone(nn.Module):
+    """A picture [N, 3, H, W] and its depth [N, 1, H, W] -> [N, 8, H/4, W/4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colours = Backbone()
+        self.depths = nn.Sequential(nn.Conv2d(1, 8, 3, stride=4, padding=1), nn.ReLU())
+
+    def forward(self, picture: Tensor, depth: Tensor) -> Tensor:
+        return self.colours(picture)["coarse"] + self.depths(depth)
+
+
+class FusingDetector(SmallDetector):
+    """A user's own detector of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(FusingBackbone())
+
+    def forward(self, pictures: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures, depths))
+
+
+def fusing_detector() -> FusingDetector:
+    """In eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return FusingDetector().requires_grad_(False).eval()
+
+
+class CentreDetector(nn.Module):
+    """Anchor-free, as a user might write one: each cell of two levels says how far away the sides of its box are.
+
+    A list of pictures [3, H, W] of any sizes in, which are padded to one; a tuple of boxes [n, 4], scores [n], labels
+    [n] and the picture that each is of [n] out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Backbone()
+        self.outputs = nn.Conv2d(8, 3 + 4, 3, padding=1)
+
+    def forward(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        height = max([picture.shape[1] for picture in pictures])
+        width = max([picture.shape[2] for picture in pictures])
+        batch = torch.zeros([len(pictures), 3, height, width])
+        for i, picture in enumerate(pictures):
+            batch[i, :, : picture.shape[1], : picture.shape[2]] = picture
+        levels = self.backbone(batch)
+        boxes, scores, labels, owners = [], [], [], []
+        for i in range(len(pictures)):
+            for name, stride in [("fine", 2.0), ("coarse", 4.0)]:
+                cells = self.outputs(levels[name])[i]
+                rows = (torch.arange(cells.shape[1]) + 0.5) * stride
+                columns = (torch.arange(cells.shape[2]) + 0.5) * stride
+                y, x = torch.meshgrid(rows, columns, indexing="ij")
+                sides = cells[3:].exp() * stride * 2.0
+                box = torch.stack([x - sides[0], y - sides[1], x + sides[2], y + sides[3]], dim=-1).flatten(0, 1)
+                score, label = cells[:3].flatten(1).sigmoid().max(dim=0)
+                kept = nms(box, score, 0.3)
+                kept = kept[score[kept] > 0.5]
+                boxes.append(box[kept])
+                scores.append(score[kept])
+                labels.append(label[kept])
+                owners.append(torch.full([kept.numel()], i, dtype=torch.int64))
+        return torch.cat(boxes), torch.cat(scores), torch.cat(labels), torch.cat(owners)
+
+
+def centre_detector() -> CentreDetector:
+    """In eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return CentreDetector().requires_grad_(False).eval()
+
+
+class TimmBackbone(nn.Module):
+    """timm's feature levels through torchvision's pyramid: [N, 3, H, W] -> an OrderedDict of three levels."""
+
+    def __init__(self, name: str, channels: int = 32) -> None:
+        super().__init__()
+        import timm  # takes a second, which not every test shall pay
+
+        self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
+        self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
+        self.out_channels = channels
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = self.body(pictures)
+        return self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels)))
 
 
 def small_detector(backbone: nn.Module | None = None) -> SmallDetector:

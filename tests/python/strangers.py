@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -57,3 +58,22 @@ def picture_arguments(image: Tensor, path: Path) -> tuple[str, str, str]:
     """The picture as the programs' arguments: a raw file, which is written to `path`, height, width."""
     path.write_bytes(image.contiguous().numpy().tobytes())
     return str(path), str(image.shape[1]), str(image.shape[2])
+
+
+def run_any_detector(program: Path, bundle: Path, pictures: Sequence[Tensor], folder: Path) -> dict[str, list[float]]:
+    """Runs tests/downstream's any_detector; returns the values of each tensor that it finds, by its place.
+
+    Args:
+        program: the built program.
+        bundle: the bundle.
+        pictures: [C, H, W] each, given as a list, or [1, C, H, W] each, given as separate arguments.
+        folder: where the pictures' files are written.
+    """
+    mode = "list" if pictures[0].dim() == 3 else "batches"
+    words = []
+    for i, picture in enumerate(pictures):
+        path = folder / f"{i}.raw"
+        path.write_bytes(picture.contiguous().numpy().tobytes())
+        words += [str(path), *(str(size) for size in picture.shape[-3:])]
+    lines = [line.split() for line in succeed(program, bundle, mode, *words).splitlines()]
+    return {place: [float(word) for word in values] for place, *values in lines}

@@ -111,3 +111,24 @@ def test_flattened_module_passes_tensors_by_parameter_name() -> None:
     inputs = {"scale": structure_of(three, "scale"), "pair": structure_of((one, two), "pair")}
     (result,) = Flattened(_Difference(), inputs)(torch.tensor(10), torch.tensor(5), torch.tensor(2))
     assert result == 30
+
+
+class _Optional(nn.Module):
+    def forward(self, first: Tensor, second: Tensor | None = None, *, third: Tensor | None = None) -> Tensor:
+        assert third is not None
+        return first - (torch.zeros(()) if second is None else second) * third
+
+
+def test_flattened_module_passes_by_position_what_comes_first() -> None:
+    """A hook on the module sees only what is passed by position."""
+    one, two, three, _ = numbers(4)
+    module = _Optional()
+    seen: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs)))
+    every = {"first": structure_of(one, "first"), "second": structure_of(two, "second")}
+    third = {"third": structure_of(three, "third")}
+    (result,) = Flattened(module, {**every, **third})(torch.tensor(10), torch.tensor(3), torch.tensor(2))
+    assert result == 4
+    (result,) = Flattened(module, {"first": every["first"], **third})(torch.tensor(10), torch.tensor(2))
+    assert result == 10
+    assert seen == [2, 1]

@@ -1,0 +1,154 @@
+"""Detectors that torchvision did not write: the hybrid finds what eager mode finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from same_detections import assert_same, parse
+from small_detectors import (
+    RESHAPED,
+    TimmBackbone,
+    centre_detector,
+    fusing_detector,
+    reshaped_detector,
+    small_detector,
+    small_picture,
+)
+from strangers import picture_arguments, run_any_detector, succeed
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+import hybrid_rt
+from models import torchvision_detectors
+
+
+def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Any]) -> None:
+    """``found``: tensors, or their flat values."""
+    assert len(expected) == len(found)
+    for want, have in zip(expected, found, strict=True):
+        assert want.numel() > 0
+        flat = have.flatten() if isinstance(have, Tensor) else torch.tensor(have, dtype=torch.float64)
+        torch.testing.assert_close(flat.double(), want.flatten().double(), rtol=1e-4, atol=1e-4)
+
+
+def noise(*size: int, seed: int = 0) -> Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed))
+
+
+# A timm backbone under torchvision's heads
+
+
+def faster_rcnn(backbone: nn.Module) -> FasterRCNN:
+    return FasterRCNN(
+        backbone,
+        num_classes=11,
+        min_size=128,
+        max_size=224,
+        rpn_anchor_generator=AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 3),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], output_size=5, sampling_ratio=2),
+        rpn_post_nms_top_n_test=100,
+    )
+
+
+def fcos(backbone: nn.Module) -> FCOS:
+    anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
+    return FCOS(backbone, num_classes=11, min_size=128, max_size=224, anchor_generator=anchors)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("resnet10t", faster_rcnn), ("mobilenetv3_small_050", fcos)],
+    ids=["resnet-faster_rcnn", "mobilenet-fcos"],
+)
+def test_a_timm_backbone_under_a_torchvision_head(name: str, head: Any, downstream: Path, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector = torchvision_detectors.steady(head(TimmBackbone(name)))
+    pictures = torchvision_detectors.pictures([(240, 320), (320, 240), (263, 263)])
+    path = tmp_path / "timm.pt"
+    hybrid_rt.convert(detector, (pictures[:1],), path, segments=["backbone"], fallback=False)
+    hybrid = hybrid_rt.load(path)
+    assert [engine["backend"] for engine in hybrid_rt.engines(hybrid)] == ["openvino"]
+    assert_same(detector(pictures), hybrid(pictures))
+    arguments = [word for i, image in enumerate(pictures) for word in picture_arguments(image, tmp_path / f"{i}.raw")]
+    assert_same(detector(pictures), parse(succeed(downstream / "with_hybrid_rt", path, *arguments)))
+
+
+# Detectors of a user's own
+
+
+def test_an_anchor_free_detector_that_returns_a_tuple(downstream: Path, tmp_path: Path) -> None:
+    detector = centre_detector()
+    path = tmp_path / "centre.pt"
+    example = [noise(3, 48, 64), noise(3, 64, 40, seed=1)]
+    shapes = {"batch": (1, 4), "height": (8, 128), "width": (8, 128)}
+    hybrid_rt.convert(detector, (example,), path, segments=["backbone"], shapes=shapes)
+    for backend in ("openvino", "torchscript"):
+        hybrid = hybrid_rt.load(path, backend=backend)
+        for pictures in (example, [noise(3, 33, 70, seed=2)]):
+            assert_same_tensors(detector(pictures), hybrid(pictures))
+    found = run_any_detector(downstream / "any_detector", path, example, tmp_path)
+    assert list(found) == ["0", "1", "2", "3"]
+    assert_same_tensors(detector(example), list(found.values()))
+
+
+def test_its_dense_head_as_a_segment_of_its_own_is_called_for_each_level(tmp_path: Path) -> None:
+    detector = centre_detector()
+    path = tmp_path / "centre.pt"
+    example = [noise(3, 48, 64), noise(3, 64, 40, seed=1)]
+    shapes = {"batch": (1, 4), "height": (8, 128), "width": (8, 128)}
+    hybrid_rt.convert(detector, (example,), path, segments=["backbone", "outputs"], shapes=shapes)
+    hybrid = hybrid_rt.load(path)
+    assert [engine["segment"] for engine in hybrid_rt.engines(hybrid)] == ["backbone", "outputs"]
+    for pictures in (example, [noise(3, 33, 70, seed=2)]):
+        assert_same_tensors(detector(pictures), hybrid(pictures))
+
+
+@pytest.mark.parametrize("kind", RESHAPED)
+def test_a_backbone_that_returns_other_things_than_a_dict(kind: str, tmp_path: Path) -> None:
+    detector = reshaped_detector(kind)
+    path = tmp_path / "reshaped.pt"
+    shapes = {"batch": (1, 2), "height": (8, 96), "width": (8, 96)}
+    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], shapes=shapes)
+    for backend in ("openvino", "torchscript"):
+        hybrid = hybrid_rt.load(path, backend=backend)
+        for picture in (small_picture(seed=1), small_picture(48, 20, seed=2)):
+            assert_same_tensors(detector(picture), hybrid(picture))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "nested tuple", "nested dict"])
+def test_cpp_runs_them_too(kind: str, downstream: Path, tmp_path: Path) -> None:
+    detector = reshaped_detector(kind)
+    path = tmp_path / "reshaped.pt"
+    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], fallback=False)
+    picture = small_picture(seed=1)
+    found = run_any_detector(downstream / "any_detector", path, [picture], tmp_path)
+    assert_same_tensors(detector(picture), list(found.values()))
+
+
+def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: Path, tmp_path: Path) -> None:
+    detector = fusing_detector()
+    path = tmp_path / "fusing.pt"
+    example = noise(1, 3, 32, 48), noise(1, 1, 32, 48, seed=1)
+    shapes = {"height": (16, 64), "width": (16, 64)}
+    hybrid_rt.convert(detector, example, path, segments=["backbone"], shapes=shapes)
+    inputs = noise(1, 3, 40, 24, seed=2), noise(1, 1, 40, 24, seed=3)
+    for backend in ("openvino", "torchscript"):
+        hybrid = hybrid_rt.load(path, backend=backend)
+        assert_same_tensors(detector(*inputs), hybrid(*inputs))
+    found = run_any_detector(downstream / "any_detector", path, inputs, tmp_path)
+    assert_same_tensors(detector(*inputs), list(found.values()))
+
+
+def test_the_structures_do_not_change_what_is_found() -> None:
+    """The detectors above differ: none of them is compared with itself only."""
+    results = [reshaped_detector(kind)(small_picture())[1] for kind in RESHAPED]
+    assert not all(torch.equal(results[0], result) for result in results[1:])
+    assert torch.equal(reshaped_detector("list")(small_picture())[1], reshaped_detector("tuple")(small_picture())[1])
+    assert small_detector()(small_picture())[1].numel() > 5

@@ -1,0 +1,307 @@
+"""Unusual segments: what works, and what is refused instead of silently lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_detectors import Backbone, SmallDetector, small_detector, small_picture
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import CaptureError, HybridRTError
+
+ENGINES = ["openvino", "torchscript"]
+
+
+def seeded(detector: type[nn.Module], *arguments: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return detector(*arguments).requires_grad_(False).eval()
+
+
+def converted(detector: nn.Module, path: Path, engine: str, picture: Tensor | None = None) -> Any:
+    example = (small_picture() if picture is None else picture,)
+    hybrid_rt.convert(detector, example, path, segments=["backbone"], engine=engine, fallback=False)
+    return hybrid_rt.load(path)
+
+
+def assert_finds_the_same(detector: nn.Module, hybrid: Any, tolerance: float = 1e-4) -> None:
+    for seed in (0, 1):
+        expected, found = detector(small_picture(seed=seed)), hybrid(small_picture(seed=seed))
+        for want, have in zip(expected, found, strict=True):
+            assert want.dtype == have.dtype
+            assert want.numel() > 5
+            torch.testing.assert_close(have, want, rtol=tolerance, atol=tolerance)
+
+
+# Hooks
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("place", ["backbone", "backbone.first", "backbone.second.0"])
+def test_a_hook_that_changes_outputs_in_a_segment_is_kept(place: str, engine: str, tmp_path: Path) -> None:
+    detector, plain = small_detector(), small_detector()
+
+    def double(_: nn.Module, __: Any, output: Any) -> Any:
+        return {name: 2 * level for name, level in output.items()} if isinstance(output, dict) else 2 * output
+
+    detector.get_submodule(place).register_forward_hook(double)
+    assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
+    assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", engine))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("place", ["backbone", "backbone.second"])
+def test_a_hook_that_changes_inputs_in_a_segment_is_kept(place: str, engine: str, tmp_path: Path) -> None:
+    detector, plain = small_detector(), small_detector()
+    detector.get_submodule(place).register_forward_pre_hook(lambda _, inputs: (3 * inputs[0],))
+    assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
+    assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", engine))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_hook_that_only_watches_a_segment_does_not_disturb(engine: str, tmp_path: Path) -> None:
+    detector = small_detector()
+    seen: list[tuple[int, ...]] = []
+    detector.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    detector.backbone.register_forward_hook(lambda _, __, output: seen.append(tuple(output["coarse"].shape)))
+    assert_finds_the_same(detector, converted(detector, tmp_path / "watched.pt", engine))
+    assert (1, 3, 32, 32) in seen
+    assert (1, 8, 8, 8) in seen
+
+
+def test_a_hook_in_the_head_is_kept_if_torchscript_compiles_it(tmp_path: Path) -> None:
+    detector, plain = small_detector(), small_detector()
+
+    def negate(self, input: tuple[Tensor], output: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return -output
+
+    # TorchScript reads the types themselves, not their names.
+    negate.__annotations__ = {"input": tuple[Tensor], "output": Tensor, "return": Tensor}
+    detector.classes.register_forward_hook(negate)
+    assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
+    assert_finds_the_same(detector, converted(detector, tmp_path / "hooked.pt", "torchscript"))
+
+
+@pytest.mark.parametrize("place", ["classes", ""])
+def test_another_hook_in_the_head_is_refused(place: str, tmp_path: Path) -> None:
+    detector = small_detector()
+    detector.get_submodule(place).register_forward_hook(lambda _, __, output: output)
+    with pytest.raises(CaptureError, match=r"the detector.s head: expected code that torch\.jit\.script compiles, got"):
+        converted(detector, tmp_path / "hooked.pt", "torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Weights
+
+
+class SharesModule(SmallDetector):
+    """Its head runs a part of the backbone once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.backbone.second
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        levels = self.backbone(pictures)
+        return self.detect(levels["coarse"] + 2 * self.again(levels["fine"]))
+
+
+class SharesWeight(SharesModule):
+    """Only the weight is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = self.backbone.second[0].weight
+        self.again = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.again.weight = shared
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", [SharesModule, SharesWeight])
+def test_weights_shared_by_a_segment_and_the_head(kind: type[nn.Module], engine: str, tmp_path: Path) -> None:
+    detector = seeded(kind)
+    weights = {name: value.clone() for name, value in detector.state_dict().items()}
+    assert_finds_the_same(detector, converted(detector, tmp_path / "shared.pt", engine))
+    assert all(torch.equal(value, weights[name]) for name, value in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_that_require_gradients(engine: str, tmp_path: Path) -> None:
+    detector = small_detector().requires_grad_(True)
+    with torch.enable_grad():
+        hybrid = converted(detector, tmp_path / "trainable.pt", engine)
+        assert not any(tensor.requires_grad for tensor in hybrid(small_picture()))
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in detector.parameters())
+    assert_finds_the_same(detector, hybrid)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("pictures_too", [False, True])
+def test_a_backbone_in_channels_last(pictures_too: bool, engine: str, tmp_path: Path) -> None:
+    detector = small_detector()
+    detector.backbone.to(memory_format=torch.channels_last)
+    picture = small_picture()
+    if pictures_too:
+        picture = picture.to(memory_format=torch.channels_last)
+    hybrid = converted(detector, tmp_path / "channels_last.pt", engine, picture)
+    assert_finds_the_same(detector, hybrid)  # with contiguous pictures
+    last = small_picture(seed=2).to(memory_format=torch.channels_last)
+    for want, have in zip(detector(last), hybrid(last), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
+
+
+class Scores(SmallDetector):
+    """Scores of all cells in the precision of the weights: the operator NMS has no half precision on a CPU."""
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        pictures = pictures.to(self.classes.weight.dtype)
+        return [self.classes(self.backbone(pictures)["coarse"])]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(dtype: torch.dtype, engine: str, tmp_path: Path) -> None:
+    detector = seeded(Scores).to(dtype)
+    hybrid = converted(detector, tmp_path / "precision.pt", engine)
+    assert hybrid(small_picture())[0].dtype == dtype
+    assert_finds_the_same(detector, hybrid, 8 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps))
+
+
+class RoundsInside(Backbone):
+    """float32 in and out, bfloat16 in between."""
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(pictures.to(self.first[0].weight.dtype))
+        return {name: level.float() for name, level in levels.items()}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_backbone_that_casts_to_bfloat16_and_back(engine: str, tmp_path: Path) -> None:
+    detector = seeded(Scores, RoundsInside())
+    detector.backbone.bfloat16()
+    assert_finds_the_same(detector, converted(detector, tmp_path / "cast.pt", engine), 8 * 2**-8)
+
+
+class Describes(Backbone):
+    """Tells the head about itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stride = 4
+        self.strides = [2, 4]
+        self.names = ("fine", "coarse")
+        self.register_buffer("offset", torch.tensor([5.0, 6.0, 7.0, 8.0]))
+        self.scale = nn.Parameter(torch.tensor([3.0]))
+
+
+class Asks(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(pictures)[self.backbone.names[1]])
+        boxes = boxes * self.backbone.stride / self.backbone.strides[0] + self.backbone.offset * self.backbone.scale
+        return boxes, scores, labels
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_head_that_reads_attributes_of_a_segment(engine: str, tmp_path: Path) -> None:
+    detector = seeded(Asks, Describes())
+    assert_finds_the_same(detector, converted(detector, tmp_path / "asks.pt", engine))
+
+
+# Calls
+
+
+class CallsTwice(SmallDetector):
+    """The second time at half the size."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        small = self.backbone(pictures[:, :, ::2, ::2])["coarse"]
+        return self.detect(self.backbone(pictures)["coarse"] + nn.functional.interpolate(small, scale_factor=2.0))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_segment_that_is_called_twice_at_other_sizes(engine: str, tmp_path: Path) -> None:
+    detector = seeded(CallsTwice)
+    assert_finds_the_same(detector, converted(detector, tmp_path / "twice.pt", engine))
+
+
+class ChangesFeatures(SmallDetector):
+    """Writes into what the segment returned, after which it is called again."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = self.backbone(pictures)["coarse"]
+        first.mul_(2)
+        return self.detect(first - self.backbone(pictures)["coarse"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_head_that_writes_into_a_segments_outputs(engine: str, tmp_path: Path) -> None:
+    detector = seeded(ChangesFeatures)
+    assert_finds_the_same(detector, converted(detector, tmp_path / "writes.pt", engine))
+
+
+class Doubles(Backbone):
+    """Changes the picture that it is given."""
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return super().forward(pictures.mul_(2))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_segment_that_changes_its_input_is_refused(engine: str, tmp_path: Path) -> None:
+    with pytest.raises(HybridRTError):
+        converted(seeded(SmallDetector, Doubles()), tmp_path / "doubles.pt", engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Arguments
+
+
+class Scaled(Backbone):
+    def forward(self, pictures: Tensor, scale: Tensor | None = None) -> dict[str, Tensor]:
+        return super().forward(pictures if scale is None else pictures * scale)
+
+
+class PassesNone(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures, None)["coarse"])
+
+
+class PassesByKeyword(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(scale=pictures.mean(dim=1, keepdim=True), pictures=pictures)["coarse"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_argument_that_is_none_may_be_passed_as_none(engine: str, tmp_path: Path) -> None:
+    detector = seeded(PassesNone, Scaled())
+    assert_finds_the_same(detector, converted(detector, tmp_path / "none.pt", engine))
+
+
+class SometimesScales(SmallDetector):
+    """By the size, which TorchScript keeps as a branch."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if pictures.shape[0] > 1:
+            levels = self.backbone(pictures, pictures.mean(dim=1, keepdim=True))
+        else:
+            levels = self.backbone(pictures, None)
+        return self.detect(levels["coarse"])
+
+
+def test_a_tensor_where_the_example_had_none_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+    detector = seeded(SometimesScales, Scaled())
+    hybrid = converted(detector, tmp_path / "none.pt", "torchscript")
+    assert_finds_the_same(detector, hybrid)
+    with pytest.raises(Exception, match="segment 'backbone', scale: expected None, as in the example, got a tensor"):
+        hybrid(small_picture().expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_optional_argument_may_be_left_out_or_passed_by_keyword(engine: str, tmp_path: Path) -> None:
+    for kind in (SmallDetector, PassesByKeyword):
+        detector = seeded(kind, Scaled())
+        assert_finds_the_same(detector, converted(detector, tmp_path / "optional.pt", engine))
