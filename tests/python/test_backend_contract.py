@@ -59,6 +59,12 @@ class TupleOfDtypes(OneTensor):
         return features, features.argmax(1), features > 0.5
 
 
+class Scalar(OneTensor):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(pictures)
+        return features, features.mean()
+
+
 class DictOfLevels(OneTensor):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         features = self.body(pictures)
@@ -166,6 +172,7 @@ STRUCTURES: list[tuple[type[nn.Module], Callable[[int, int, int], tuple[Any, ...
     (ListOfLevels, lambda n, h, w: (pictures(n, h, w),)),
     (TupleOfDtypes, lambda n, h, w: (pictures(n, h, w),)),
     (DictOfLevels, lambda n, h, w: (pictures(n, h, w),)),
+    (Scalar, lambda n, h, w: (pictures(n, h, w),)),
     (NestedDict, lambda n, h, w: (pictures(n, h, w),)),
     (TwoInputs, lambda n, h, w: (pictures(n, h, w), torch.ones(n, 1, h, w))),
     (ListInput, lambda n, h, w: ([pictures(n, h, w), pictures(n, h // 2, w // 2)],)),

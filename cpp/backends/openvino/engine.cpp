@@ -124,7 +124,10 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
                                const EngineOptions& options)
     : weights_(std::move(weights)) {
   const Library& library = Library::instance();
-  for (const TensorSpec& output : spec.outputs) output_dtypes_.push_back(output.dtype);
+  for (const TensorSpec& output : spec.outputs) {
+    output_dtypes_.push_back(output.dtype);
+    output_is_scalar_.push_back(output.min.empty());
+  }
   const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
   compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options.threads);
   idle_.push_back(make_request());
@@ -151,9 +154,9 @@ std::vector<at::Tensor> OpenVinoEngine::run(at::ArrayRef<at::Tensor> inputs) {
     if (known != output_shapes_.end()) output_shapes = known->second;
   }
   if (!output_shapes.empty()) return run_into(output_shapes, inputs);
-  bool is_shared = false;
-  std::vector<at::Tensor> outputs = run_first(inputs, is_shared);
-  if (is_shared) return outputs;
+  bool must_copy = false;
+  std::vector<at::Tensor> outputs = run_first(inputs, must_copy);
+  if (must_copy) return outputs;
   const std::lock_guard lock(mutex_);
   if (output_shapes_.size() >= kMaxShapes) output_shapes_.clear();
   output_shapes_.emplace(input_shapes, shapes_of(outputs));
@@ -180,7 +183,7 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
   return outputs;
 }
 
-std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& is_shared) const {
+std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   // Not one of the pool's: it owns its output tensors.
@@ -196,15 +199,21 @@ std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> input
     ov_tensor_t* handle = nullptr;
     library.require(functions.ov_infer_request_get_output_tensor_by_index(request.get(), i, &handle), "output");
     const Handle<ov_tensor_t> tensor(handle);
-    ov_shape_t shape{};
-    library.require(functions.ov_tensor_get_shape(handle, &shape), "output");
-    outputs.push_back(at::empty(at::IntArrayRef(shape.dims, static_cast<size_t>(shape.rank)), output_dtypes_[i]));
-    functions.ov_shape_free(&shape);
+    if (output_is_scalar_[i]) {
+      // The C interface has no shape without dimensions, so it can't be told where to write one either.
+      outputs.push_back(at::empty({}, output_dtypes_[i]));
+      must_copy = true;
+    } else {
+      ov_shape_t shape{};
+      library.require(functions.ov_tensor_get_shape(handle, &shape), "output");
+      outputs.push_back(at::empty(at::IntArrayRef(shape.dims, static_cast<size_t>(shape.rank)), output_dtypes_[i]));
+      functions.ov_shape_free(&shape);
+    }
     void* data = nullptr;
     library.require(functions.ov_tensor_data(handle, &data), "output");
     const MemoryRange range{static_cast<const char*>(data), outputs.back().nbytes()};
     std::memcpy(outputs.back().data_ptr(), range.begin, range.size);
-    is_shared = is_shared || std::any_of(ranges.begin(), ranges.end(),
+    must_copy = must_copy || std::any_of(ranges.begin(), ranges.end(),
                                          [&](const MemoryRange& other) { return overlap(range, other); });
     ranges.push_back(range);
   }

@@ -39,11 +39,12 @@ class OpenVinoEngine : public Engine {
   Handle<ov_infer_request_t> make_request() const;
   static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
   /// Copies what OpenVINO wrote into memory of its own.
-  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& is_shared) const;
+  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const;
   std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs);
 
   at::Tensor weights_;
   std::vector<c10::ScalarType> output_dtypes_;
+  std::vector<bool> output_is_scalar_;
   Handle<ov_compiled_model_t> compiled_;  // destroyed before the weights that it reads
   std::string description_;
 
