@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 import hybrid_rt
-from hybrid_rt.cli import read_picture
+from hybrid_rt.pictures import read_picture
 from models import digits_detector
 
 picture = sorted((ROOT / "models" / "held_out").glob("*.png"))[0]

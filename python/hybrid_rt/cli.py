@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, bundle, cli_cache, registry
+from . import __version__, bundle, cli_bench, cli_cache, registry
 from .coco import CocoDataset
 from .convert import HEADS, convert
 from .errors import HybridRTError, OptionError
 from .golden import GoldenCheck, describe, verify_golden
-from .pictures import read_picture
+from .pictures import pictures_at
 from .specs import PRECISIONS, UNBOUNDED
 
 EXIT_FAILED = 1
@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_doctor)
 
+    cli_bench.add_verb(verbs, _detector)
     cli_cache.add_verb(verbs)
     return parser
 
@@ -164,15 +165,6 @@ def _detector(text: str) -> torch.nn.Module:
     return built.eval()
 
 
-def _pictures(path: Path) -> list[torch.Tensor]:
-    if not path.is_dir():
-        return [read_picture(path)]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
-    if not files:
-        raise OptionError.make("cli", f"folder {path}", expected="PNG or JPEG pictures", got="none")
-    return [read_picture(file) for file in files]
-
-
 def _sizes(text: str | None) -> list[tuple[int, int]] | None:
     if text is None:
         return None
@@ -184,7 +176,7 @@ def _sizes(text: str | None) -> list[tuple[int, int]] | None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    example, *others = _pictures(options.example)
+    example, *others = pictures_at(options.example)
     result = convert(
         _detector(options.detector),
         ([example],),

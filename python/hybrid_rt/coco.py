@@ -182,17 +182,31 @@ def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float)
     """Runs both on every picture.
 
     Args:
-        detector: takes a list of one picture [3, H, W] in 0..1, returns a list of one dict with "boxes" [n, 4] in
-            pixels, "scores" [n] and "labels" [n].
+        detector: see :func:`accuracies`.
         hybrid: the same.
         truth: of :func:`read`.
         max_map_drop: by how much the hybrid's mAP may be below the detector's.
 
     Raises:
-        OptionError: a picture can't be read or has another size than annotated, the detector does not return
+        OptionError: see :func:`accuracies`.
+    """
+    first, second = accuracies([detector, hybrid], truth)
+    return DatasetComparison(truth.name, len(truth.files), first, second, float(max_map_drop))
+
+
+def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
+    """The mean average precision of each detector; each picture is read once.
+
+    Args:
+        detectors: each takes a list of one picture [3, H, W] in 0..1, and returns a list of one dict with "boxes"
+            [n, 4] in pixels, "scores" [n] and "labels" [n].
+        truth: of :func:`read`.
+
+    Raises:
+        OptionError: a picture can't be read or has another size than annotated, a detector does not return
             detections, or labels that are no category.
     """
-    results: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    results: list[list[dict[str, Any]]] = [[] for _ in detectors]
     for image in truth.content["images"]:
         picture = read_picture(truth.files[image["id"]], "verify")
         size = tuple(picture.shape[-2:])
@@ -203,7 +217,7 @@ def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float)
                 f"{annotated[0]}x{annotated[1]} as annotated",
                 f"{size[0]}x{size[1]}",
             )
-        for detect, found in zip((detector, hybrid), results, strict=True):
+        for detect, found in zip(detectors, results, strict=True):
             with torch.no_grad():
                 detections = detections_of(detect([picture.clone()]))
             if detections is None or len(detections) != 1:
@@ -214,8 +228,7 @@ def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float)
                     "Only such detectors can be judged by a COCO data set.",
                 )
             found += coco_results(image["id"], detections[0], truth.labels, truth.categories)
-    first, second = (mean_average_precision(truth.content, found) for found in results)
-    return DatasetComparison(truth.name, len(truth.files), first, second, float(max_map_drop))
+    return [mean_average_precision(truth.content, found) for found in results]
 
 
 def coco_results(

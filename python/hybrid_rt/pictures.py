@@ -24,3 +24,17 @@ def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
     except (OSError, ValueError) as error:
         raise OptionError.make(scope, f"picture {path}", expected="a picture file", got=str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def pictures_at(path: Path) -> list[torch.Tensor]:
+    """The picture, or all PNG and JPEG pictures of a folder in the order of their names; see :func:`read_picture`.
+
+    Raises:
+        OptionError: there is none, or one can't be read.
+    """
+    if not path.is_dir():
+        return [read_picture(path)]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    if not files:
+        raise OptionError.make("cli", f"folder {path}", expected="PNG or JPEG pictures", got="none")
+    return [read_picture(file) for file in files]

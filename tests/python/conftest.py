@@ -18,7 +18,7 @@ sys.path.append(str(ROOT))
 from strangers import DOWNSTREAM, build_project
 
 import hybrid_rt
-from hybrid_rt.cli import read_picture
+from hybrid_rt.pictures import read_picture
 from models import digits_detector
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 import hybrid_rt
 from hybrid_rt import cli
-from hybrid_rt.cli import main, read_picture
+from hybrid_rt.cli import main
+from hybrid_rt.pictures import read_picture
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,113 @@
+"""``hybrid-rt bench``: bundles, or backbones under one bundle's head, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import comparison
+from .coco import CocoDataset
+from .errors import OptionError
+from .files import check_writable, written_whole
+from .pictures import pictures_at
+from .swap import swap_backbone
+
+_PICTURES = 4
+"""Of a folder, for the latency: the rounds take them in turn."""
+
+Build = Callable[[str], torch.nn.Module]
+
+
+def add_verb(verbs: Any, build: Build) -> None:
+    """``verbs``: what ``add_subparsers`` returned; ``build``: makes a module of PACKAGE.MODULE:CALLABLE."""
+    verb = verbs.add_parser("bench", help="several bundles or backbones: one table and one plot, latency against mAP")
+    verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="a .pt")
+    verb.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="PACKAGE.MODULE:CALLABLE",
+        help="put this backbone under the first MODEL's head, as one more row; may be repeated",
+    )
+    verb.add_argument(
+        "--pictures", type=Path, required=True, help=f"a picture, or a folder: its first {_PICTURES} are timed"
+    )
+    verb.add_argument("--coco", type=Path, help="annotations of the pictures in the folder, for the mAP")
+    verb.add_argument("--coco-limit", type=int, help="only the first so many annotated pictures")
+    verb.add_argument("--repeat", type=int, default=20, help="timed rounds (default: 20)")
+    verb.add_argument("--threads", type=int, default=0, help="of an engine (default: as torch)")
+    verb.add_argument("--json", action="store_true", help="rows instead of a table")
+    verb.add_argument("--output", type=Path, help="write the rows to this JSON file too")
+    verb.add_argument("--plot", type=Path, help="draw latency against mAP: .png, .svg or .pdf")
+    verb.set_defaults(run=lambda options: _bench(options, build))
+
+
+def _bench(options: argparse.Namespace, build: Build) -> int:
+    if options.plot is not None:
+        comparison.check_plot(options.plot)
+    if options.output is not None:
+        check_writable(options.output)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pictures = pictures_at(options.pictures)
+    dataset = None
+    if options.coco is not None:
+        dataset = CocoDataset(options.coco, options.pictures, options.coco_limit)
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+        bundles = dict(zip(_names(options.models), options.models, strict=True))
+        for i, text in enumerate(options.backbone):
+            path = Path(folder) / f"{i}.pt"
+            swap_backbone(options.models[0], build(text), path)
+            bundles[text] = path
+        rows = comparison.compare(
+            bundles, pictures[:_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads
+        )
+    listed = json.dumps([row.to_json() for row in rows], indent=1)
+    if options.output is not None:
+        with written_whole(options.output) as temporary:
+            temporary.write_text(listed + "\n")
+    if options.plot is not None:
+        comparison.plot(rows, options.plot)
+    if options.json:
+        print(listed)
+    else:
+        _print(rows)
+    return 0
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """The files' names; their paths where names are equal."""
+    names = [model.stem for model in models]
+    names = [name if names.count(name) == 1 else str(model) for name, model in zip(names, models, strict=True)]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError.make("cli", "bench", expected="each MODEL once", got=f"{name} twice")
+    return names
+
+
+def _print(rows: Sequence[comparison.Row]) -> None:
+    table = Table(caption=f"{rows[0].latency.count} rounds, in turns")
+    for heading in ("bundle", "median ms", "p95 ms", "first ms", "mAP", "mAP@0.5", "MB", "engines"):
+        table.add_column(heading, justify="left" if heading in ("bundle", "engines") else "right")
+    for row in rows:
+        latency, accuracy = row.latency, row.accuracy
+        table.add_row(
+            row.name,
+            f"{latency.median:.1f}",
+            f"{latency.p95:.1f}",
+            f"{latency.first:.1f}",
+            f"{accuracy.mAP:.4f}" if accuracy else "-",
+            f"{accuracy.mAP50:.4f}" if accuracy else "-",
+            f"{row.size / 1e6:.1f}",
+            "\n".join(f"{segment}: {engine}" for segment, engine in row.engines.items()),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,160 @@
+"""Several bundles on the same pictures: latency, side by side in turns, against mean average precision."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import bundle, coco
+from .errors import OptionError
+from .files import check_writable, written_whole
+from .measure import Latency, benchmark
+
+PLOTS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bundle.
+
+    Attributes:
+        name: what it is called in the table.
+        latency: of one picture, in milliseconds.
+        accuracy: on the data set, if one was given.
+        size: of the file, in bytes.
+        engines: {segment: what runs it}.
+    """
+
+    name: str
+    latency: Latency
+    accuracy: coco.Accuracy | None
+    size: int
+    engines: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def compare(
+    bundles: Mapping[str, str | os.PathLike[str]],
+    pictures: Sequence[Tensor],
+    *,
+    dataset: coco.CocoDataset | None = None,
+    repeat: int = 20,
+    threads: int = 0,
+) -> list[Row]:
+    """Runs bundles in turns on the same pictures.
+
+    Args:
+        bundles: name to file; each takes a list of pictures, as torchvision's detectors do.
+        pictures: [3, H, W] in 0..1; the rounds take them one after the other, each bundle the same one.
+        dataset: annotated pictures, for the mean average precision.
+        repeat: timed rounds.
+        threads: of the engines for one call; 0: as many as torch uses.
+
+    Returns:
+        A row a bundle, in the order given.
+
+    Raises:
+        OptionError: no bundle, no picture, a data set that can't be used.
+        BundleError, BackendError: a bundle that can't be loaded.
+    """
+    if not bundles or not pictures:
+        raise OptionError.make(
+            "bench",
+            "bundles" if not bundles else "pictures",
+            expected="at least one",
+            got="none",
+        )
+    truth = coco.read(dataset) if dataset is not None else None
+    modules = {name: bundle.load(path, threads=threads) for name, path in bundles.items()}
+    latencies = benchmark({name: _in_turn(module, pictures) for name, module in modules.items()}, (), repeat=repeat)
+    found: list[coco.Accuracy | None] = [None] * len(modules)
+    if truth is not None:
+        found = list(coco.accuracies(list(modules.values()), truth))
+    return [
+        Row(
+            name,
+            latencies[name],
+            accuracy,
+            Path(bundles[name]).stat().st_size,
+            {choice["segment"]: choice["description"] for choice in bundle.engines(module)},
+        )
+        for (name, module), accuracy in zip(modules.items(), found, strict=True)
+    ]
+
+
+def _in_turn(module: Callable[..., Any], pictures: Sequence[Tensor]) -> Callable[[], Any]:
+    order = itertools.cycle(pictures)
+    return lambda: module([next(order)])
+
+
+def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Draws latency against mean average precision, a point a bundle; bars of latency if no accuracy is known.
+
+    Args:
+        rows: of :func:`compare`.
+        path: a .png, .svg or .pdf.
+
+    Raises:
+        OptionError: another suffix, or matplotlib is missing.
+        BundleError: the file can't be written.
+    """
+    target = Path(path)
+    check_plot(target)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2 if rows[0].accuracy else 1 + 0.5 * len(rows)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    if all(row.accuracy for row in rows):
+        for i, row in enumerate(rows):
+            assert row.accuracy is not None
+            axes.errorbar(
+                row.latency.median,
+                row.accuracy.mAP,
+                xerr=[[0], [row.latency.p95 - row.latency.median]],
+                fmt="o",
+                capsize=3,
+                color=f"C{i % 10}",
+                label=row.name,
+            )
+        axes.set_ylabel("mAP (IoU 0.50 to 0.95)")
+        axes.set_title("latency against accuracy", loc="left")
+        axes.legend(loc="best", frameon=False)
+        axes.margins(0.15)
+    else:
+        names = [row.name for row in rows]
+        axes.barh(names, [row.latency.median for row in rows], color=[f"C{i % 10}" for i in range(len(rows))])
+        axes.invert_yaxis()
+        axes.set_title("latency", loc="left")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"milliseconds a picture (median of {rows[0].latency.count}, whisker to p95)")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    with written_whole(target) as temporary:
+        figure.savefig(temporary)
+
+
+def check_plot(path: Path) -> None:
+    """Finds out before long work whether a plot can be drawn there.
+
+    Raises:
+        OptionError: another suffix, or matplotlib is missing.
+        BundleError: the file can't be written.
+    """
+    if path.suffix.lower() not in PLOTS:
+        raise OptionError.make("bench", f"plot {path}", expected=f"a {', '.join(PLOTS)}", got=f"'{path.suffix}'")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise OptionError.make(
+            "bench", "plot", expected="the package matplotlib", got=str(error), remedy="pip install matplotlib"
+        ) from error
+    check_writable(path)
