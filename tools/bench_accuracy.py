@@ -19,7 +19,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from whole_graph import save_whole_graph
+from whole_graph import whole_graph
 
 import hybrid_rt
 from models import digits_data, digits_detector
@@ -39,13 +39,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         folder = Path(name)
         hybrid_rt.convert(detector, (pictures[:1],), folder / "hybrid.pt", precision="bf16", fallback=False)
-        save_whole_graph(detector, pictures, "bf16", folder / "whole.pt")
-        save_whole_graph(detector, pictures, "fp32", folder / "whole_fp32.pt")
         cases = {
             "eager fp32": detector,
             "hybrid bf16": hybrid_rt.load(folder / "hybrid.pt", emulate_precision=True),
-            "whole graph bf16": hybrid_rt.load(folder / "whole.pt", emulate_precision=True),
-            "whole graph fp32": hybrid_rt.load(folder / "whole_fp32.pt"),
+            "whole graph bf16": whole_graph(detector, pictures, "bf16"),
+            "whole graph fp32": whole_graph(detector, pictures, "fp32"),
         }
         for case, detect in cases.items():
             start = time.perf_counter()

@@ -19,8 +19,8 @@ sys.path.append(str(ROOT))
 
 import hybrid_rt
 from hybrid_rt import torchscript
-from hybrid_rt.pictures import read_picture
 from hybrid_rt.measure import percentile
+from hybrid_rt.pictures import read_picture
 from hybrid_rt.verify import match_boxes
 from models import digits_detector
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import openvino
 import torch
 from torch import Tensor, nn
 
 from hybrid_rt import bundle, registry, torchscript
-from hybrid_rt.capture import capture_alone
+from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import engine_module
 from hybrid_rt.specs import pack
+
+Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
 
 class _Detections(nn.Module):
@@ -52,15 +56,38 @@ class _AsDetector(nn.Module):
 def save_whole_graph(detector: nn.Module, pictures: list[Tensor], precision: str, path: Path) -> None:
     """Converts the detector, post-processing included, with OpenVINO and saves it as a bundle of one segment.
 
+    For timing on one picture: our op takes an engine's output sizes to follow from its input sizes, which a number of
+    boxes does not. :func:`whole_graph` runs any.
+
     Args:
         detector: one with torchvision's interface.
         pictures: [3, H, W] each, of at least two sizes: what differs between them stays free.
         precision: "fp32" or "bf16": then boxes, scores and NMS are computed in bf16 too.
         path: the bundle.
     """
-    holder = _Holder(_Detections(detector)).eval()
-    program = capture_alone(holder, "whole", [(picture,) for picture in pictures])
+    program = _program(detector, pictures)
     artifact = registry.backend("openvino").compile(program, precision)
     with torch.no_grad():
         frozen = torchscript.freeze(torchscript.script(_AsDetector(engine_module(program, [artifact])).eval()))
     bundle.save(frozen, path, {"segments": [{"name": "whole", "variants": pack([artifact])[0]}]})
+
+
+def whole_graph(detector: nn.Module, pictures: list[Tensor], precision: str) -> Detect:
+    """The same through OpenVINO's own Python interface, in the precision asked for, emulated where need be."""
+    blobs = registry.backend("openvino").compile(_program(detector, pictures), precision).blobs
+    core = openvino.Core()
+    model = core.read_model(blobs["xml"].numpy().tobytes(), blobs["weights"].numpy().tobytes())
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+
+    def detect(images: list[Tensor]) -> list[dict[str, Tensor]]:
+        (image,) = images
+        boxes, labels, scores = (torch.from_numpy(value.copy()) for value in compiled([image.numpy()]).values())
+        return [{"boxes": boxes, "labels": labels, "scores": scores}]
+
+    return detect
+
+
+def _program(detector: nn.Module, pictures: list[Tensor]) -> Program:
+    holder = _Holder(_Detections(detector)).eval()
+    return capture_alone(holder, "whole", [(picture,) for picture in pictures])
