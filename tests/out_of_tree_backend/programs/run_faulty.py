@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hybrid_rt import registry
-from hybrid_rt.capture import capture, record
+from hybrid_rt.capture import capture_alone
 from hybrid_rt.engine_module import engine_module
 from hybrid_rt.specs import Artifact, ArtifactSpec
 
@@ -14,7 +14,7 @@ name, *fallbacks = sys.argv[1:]
 x = torch.rand(1, 3, 8, 8)
 detector = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
 with torch.no_grad():
-    program = capture(detector, "0", record(detector, ["0"], [(x,)])["0"])
+    program = capture_alone(detector, "0", [(x,)])
     spec = ArtifactSpec(name, "fp32", "cpu", program.inputs, program.outputs)
     artifacts = [Artifact(spec, {"bytes": torch.zeros(3, dtype=torch.uint8)})]
     artifacts += [registry.backend(fallback).compile(program, "fp32") for fallback in fallbacks]
