@@ -28,7 +28,7 @@ LAYERS = [
     {"engine_module", "cache"},
     {"bundle", "coco"},
     {"verify", "measure"},
-    {"report", "golden"},
+    {"report", "golden", "engines"},
     {"convert", "cli_cache"},
     {"cli"},
 ]
