@@ -39,11 +39,14 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
 from . import _fake as _fake
 from .bundle import SegmentCheck, VariantCheck, check, engines, inspect, load
 from .coco import Accuracy, CocoDataset, DatasetComparison
+from .compile_segment import CompiledSegment, compile_segment
 from .convert import ConversionResult, convert
+from .extract import extract
 from .golden import GoldenCheck, verify_golden
 from .measure import Latency, benchmark
 from .registry import BackendInfo, backends
 from .report import ConversionReport
+from .swap import SwapReport, swap_backbone
 from .verify import THRESHOLDS, Thresholds, Verification, verify
 
 cmake_prefix_path = str(_Path(__file__).parent / "cmake")
@@ -57,6 +60,7 @@ __all__ = [
     "BundleError",
     "CaptureError",
     "CocoDataset",
+    "CompiledSegment",
     "ConversionReport",
     "ConversionResult",
     "DatasetComparison",
@@ -66,6 +70,7 @@ __all__ = [
     "Latency",
     "OptionError",
     "SegmentCheck",
+    "SwapReport",
     "Thresholds",
     "VariantCheck",
     "Verification",
@@ -74,10 +79,13 @@ __all__ = [
     "benchmark",
     "check",
     "cmake_prefix_path",
+    "compile_segment",
     "convert",
     "engines",
+    "extract",
     "inspect",
     "load",
+    "swap_backbone",
     "verify",
     "verify_golden",
 ]

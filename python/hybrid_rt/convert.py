@@ -17,7 +17,6 @@ from . import golden as golden_sample
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
 from .engine_module import engine_modules, make_engine, prepare
-from .engines import check_module, choose_backends, compare_variants, precision_of
 from .errors import CaptureError, OptionError
 from .exact_transform import exact_transform
 from .files import check_writable
@@ -27,6 +26,7 @@ from .samples import Sample, samples_of
 from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, replace, shares_of, use_of
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
+from .variants import check_module, choose_backends, compare_variants, precision_of
 from .verify import (
     THRESHOLDS,
     TensorError,

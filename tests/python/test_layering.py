@@ -23,13 +23,14 @@ LAYERS = [
     {"backends.base"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
-    {"segments", "shapes"},
-    {"capture", "samples"},
+    {"segments", "shapes", "second_size"},
+    {"capture", "samples", "contract"},
     {"engine_module", "cache"},
     {"bundle", "coco"},
     {"verify", "measure"},
-    {"report", "golden", "engines"},
-    {"convert", "cli_cache"},
+    {"report", "golden", "variants"},
+    {"convert", "swap", "compile_segment", "extract", "cli_cache"},
+    {"cli_bundle"},
     {"cli"},
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}

@@ -12,9 +12,9 @@ from . import registry
 from .backends.base import Backend
 from .capture import Program
 from .engine_module import prepare, run_flat
-from .errors import OptionError
+from .errors import OptionError, VerificationError
 from .specs import Artifact
-from .verify import TensorError, compare_tensors
+from .verify import TensorError, Thresholds, Verification, add_tensor_failures, compare_tensors
 
 
 def check_module(module: nn.Module, scope: str, subject: str) -> None:
@@ -136,3 +136,25 @@ def compare_variants(
     if not compared:
         prepare(engine, emulate_precision=True)  # raises, with every variant's reason
     return [error for errors in reversed(compared.values()) for error in errors], not_run
+
+
+def require_same_outputs(
+    program: Program, engine: Any, artifacts: Sequence[Artifact], precision: str, thresholds: Thresholds, scope: str
+) -> Verification:
+    """:func:`compare_variants`, where nothing but the module itself says what is right.
+
+    Raises:
+        VerificationError: a variant is further off than ``thresholds.relative_error``.
+    """
+    verification = Verification(precision)
+    verification.tensors, verification.not_run = compare_variants(program, engine, artifacts)
+    add_tensor_failures(verification, verification.tensors, thresholds)
+    if not verification.passed:
+        raise VerificationError.make(
+            scope,
+            f"segment '{program.name}' in {precision}",
+            expected="the outputs of the module",
+            got="\n  " + "\n  ".join(verification.failures) + "\n",
+            remedy="Nothing was saved. Take precision='fp32' or another engine, or loosen thresholds= if it is meant.",
+        )
+    return verification
