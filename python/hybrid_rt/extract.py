@@ -52,9 +52,9 @@ def extract(
             got=error.strerror or str(error),
             remedy="Name another folder.",
         ) from error
-    records = {record["sha256"]: name for name, record in manifest["records"].items()}
     files = []
     try:
+        records = {record["sha256"]: name for name, record in manifest["records"].items()}
         with zipfile.ZipFile(path) as archive:
             root = archive.namelist()[0].split("/", 1)[0]
             for stem, variant in _with_stems(chosen):

@@ -313,9 +313,8 @@ def _manifest(
     }
     return {
         "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
-        "detector": manifest["detector"],
+        **{key: manifest[key] for key in ("detector", "head") if key in manifest},
         "segments": [swapped if entry["name"] == saved.name else entry for entry in manifest["segments"]],
-        "head": manifest["head"],
         "verification": verification.to_json() if verification else None,
     }
 

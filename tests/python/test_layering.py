@@ -17,7 +17,7 @@ CPP = ROOT / "cpp"
 LAYERS = [
     {"_native"},
     {"errors"},
-    {"specs", "files", "pictures", "thresholds"},
+    {"specs", "files", "pictures", "thresholds", "callables"},
     {"structure", "generated", "graph_digest", "artifact_file", "_fake", "exact_transform", "boxes"},
     {"torchscript", "observe"},
     {"backends.base"},
