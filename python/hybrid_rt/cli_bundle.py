@@ -16,6 +16,7 @@ from rich.text import Text
 
 from . import bundle
 from .callables import built
+from .contract import stride_of
 from .extract import extract
 from .golden import describe
 from .specs import PRECISIONS, TensorSpec
@@ -137,12 +138,14 @@ def _variants(segment: Mapping[str, Any]) -> Table:
 def _tensors(segment: Mapping[str, Any]) -> Table:
     """Inputs and outputs, which all variants share."""
     table = Table()
-    for heading in ("", "name", "sizes", "type"):
+    for heading in ("", "name", "sizes", "type", "stride"):
         table.add_column(heading)
-    variant = segment["variants"][0]
-    for side in ("inputs", "outputs"):
-        for spec in map(TensorSpec.from_json, variant[side]):
-            table.add_row(*map(Text, (side[:-1], spec.name, spec.sizes, spec.dtype)))
+    inputs, outputs = (list(map(TensorSpec.from_json, segment["variants"][0][side])) for side in ("inputs", "outputs"))
+    for spec in inputs:
+        table.add_row("input", *map(Text, (spec.name, spec.sizes, spec.dtype, "")))
+    for spec in outputs:
+        stride = stride_of(inputs[0], spec) if inputs else ""
+        table.add_row("output", *map(Text, (spec.name, spec.sizes, spec.dtype, stride)))
     return table
 
 

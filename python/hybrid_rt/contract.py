@@ -155,7 +155,8 @@ def _mismatches_of(spec: TensorSpec, source: TensorSpec, calls: Sequence[tuple[T
         # A size that follows a free one of the input may look fixed in the file: no run there showed it vary.
         follows = d < len(source.min) and source.min[d] != source.max[d] and (d == 0 or (are_pictures and d > 1))
         is_fixed = spec.min[d] == spec.max[d]
-        if is_fixed and all(made.shape[d] == spec.min[d] for _, made in calls):
+        is_batch = d == 0 and follows and are_pictures
+        if is_fixed and not is_batch and all(made.shape[d] == spec.min[d] for _, made in calls):
             continue
         if are_pictures and d > 1:
             expected = _strides(source.opt[d], spec.opt[d])
@@ -186,6 +187,14 @@ def _strides(given: int, made: int) -> frozenset[Fraction]:
         return frozenset()
     whole = range(given // (made + 1) + 1, math.ceil(given / (made - 1)) if made > 1 else 2 * given + 1)
     return frozenset({Fraction(given, made), *map(Fraction, whole)})
+
+
+def stride_of(source: TensorSpec, output: TensorSpec) -> str:
+    """Pixels of a segment's input to a cell of its output, for people; empty if these are no pictures and features."""
+    if not len(source.opt) == len(output.opt) == 4:
+        return ""
+    strides = (_shown(_strides(given, made)) for given, made in zip(source.opt[2:], output.opt[2:], strict=True))
+    return " x ".join(dict.fromkeys(strides))
 
 
 def _shown(strides: frozenset[Fraction]) -> str:
