@@ -63,7 +63,7 @@ def _inspect(options: argparse.Namespace) -> int:
         print(json.dumps(manifest, indent=1))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for line in [f"{options.model}: {options.model.stat().st_size / 1e6:.1f} MB", *_facts(manifest)]:
+    for line in _facts(manifest, options.model):
         console.print(Text(line), soft_wrap=True)
     for segment in manifest["segments"]:
         console.print()
@@ -74,10 +74,10 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(manifest: Mapping[str, Any]) -> Iterator[str]:
+def _facts(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     """What is known of the whole file. Fields that an older file lacks are left out."""
     detector = manifest.get("detector", {}).get("class", "a detector of unknown class")
-    yield f"{detector}, format {manifest['format_version']}"
+    yield f"{path}: {detector}, format {manifest['format_version']}, {path.stat().st_size / 1e6:.1f} MB"
     yield f"made with {_listed(manifest.get('versions', {}))}"
     yield f"head operators: {', '.join(manifest.get('head', {}).get('operators', [])) or 'none'}"
     yield from _verified(manifest.get("verification"))

@@ -167,6 +167,8 @@ def _program(module: nn.Module, arguments: tuple[Any, ...], shapes: Shapes | Non
         ) from error
     structures = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in named.items()}
     tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
+    with torch.no_grad():
+        structure_of(module(*arguments), f"segment '{name}', output")
     alone = _Alone()
     alone.add_module(name, module)
     ranges: Ranges | None = ranges_of(alone, tensors[0].shape, shapes)
