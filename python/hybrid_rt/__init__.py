@@ -39,11 +39,15 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
 from . import _fake as _fake
 from .bundle import SegmentCheck, VariantCheck, check, engines, inspect, load
 from .coco import Accuracy, CocoDataset, DatasetComparison
+from .comparison import Row, compare
+from .compile_segment import CompiledSegment, compile_segment
 from .convert import ConversionResult, convert
+from .extract import extract
 from .golden import GoldenCheck, verify_golden
 from .measure import Latency, benchmark
 from .registry import BackendInfo, backends
 from .report import ConversionReport
+from .swap import SwapReport, swap_backbone
 from .verify import THRESHOLDS, Thresholds, Verification, verify
 
 cmake_prefix_path = str(_Path(__file__).parent / "cmake")
@@ -57,6 +61,7 @@ __all__ = [
     "BundleError",
     "CaptureError",
     "CocoDataset",
+    "CompiledSegment",
     "ConversionReport",
     "ConversionResult",
     "DatasetComparison",
@@ -65,7 +70,9 @@ __all__ = [
     "InputError",
     "Latency",
     "OptionError",
+    "Row",
     "SegmentCheck",
+    "SwapReport",
     "Thresholds",
     "VariantCheck",
     "Verification",
@@ -74,10 +81,14 @@ __all__ = [
     "benchmark",
     "check",
     "cmake_prefix_path",
+    "compare",
+    "compile_segment",
     "convert",
     "engines",
+    "extract",
     "inspect",
     "load",
+    "swap_backbone",
     "verify",
     "verify_golden",
 ]

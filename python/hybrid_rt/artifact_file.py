@@ -77,7 +77,9 @@ def read(path: Path, *, key: str) -> Artifact:
             raise ValueError("longer than it says")
     spec = header["spec"]
     return Artifact(
-        ArtifactSpec(**{**spec, **{side: tuple(map(_tensor_spec, spec[side])) for side in ("inputs", "outputs")}}),
+        ArtifactSpec(
+            **{**spec, **{side: tuple(map(TensorSpec.from_json, spec[side])) for side in ("inputs", "outputs")}}
+        ),
         blobs,
     )
 
@@ -100,8 +102,3 @@ def _blob(stream: BinaryIO, blob: dict[str, Any]) -> torch.Tensor:
     if sha256_of(data) != blob["sha256"]:
         raise ValueError("altered")
     return data
-
-
-def _tensor_spec(values: dict[str, Any]) -> TensorSpec:
-    sizes = {key: tuple(values[key]) for key in ("min", "opt", "max")}
-    return TensorSpec(**{**values, **sizes})

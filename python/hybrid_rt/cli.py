@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from . import __version__, bundle, cli_bench, cli_cache, registry
+from . import __version__, cli_bench, cli_bundle, cli_cache, registry
+from .callables import built
 from .coco import CocoDataset
 from .convert import HEADS, convert
 from .errors import HybridRTError, OptionError
-from .golden import GoldenCheck, describe, verify_golden
+from .golden import GoldenCheck, verify_golden
 from .pictures import pictures_at
-from .specs import PRECISIONS, UNBOUNDED
+from .specs import PRECISIONS
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -102,25 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_verify)
 
-    verb = verbs.add_parser("inspect", help="what is in a .pt, without opening an engine")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--json", action="store_true", help="the whole manifest")
-    verb.set_defaults(run=_inspect)
-
-    verb = verbs.add_parser("check", help="is the file whole, and which variant of each segment would run here")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.add_argument("--backend", default="", help="only this one")
-    verb.add_argument("--json", action="store_true")
-    verb.set_defaults(run=_check)
-
     verbs.add_parser("detect", help="find boxes in a picture (the C++ program; see hybrid-rt detect --help)")
 
     verb = verbs.add_parser("doctor", help="what is installed, which backends can run, and why not")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_doctor)
 
-    cli_bench.add_verb(verbs, _detector)
+    cli_bundle.add_verbs(verbs)
+    cli_bench.add_verb(verbs)
     cli_cache.add_verb(verbs)
     return parser
 
@@ -148,21 +135,7 @@ def _detector(text: str) -> torch.nn.Module:
                 remedy="Download them where there is a network, or name a PACKAGE.MODULE:CALLABLE of your own.",
             ) from error
         return detector.eval()
-    sys.path.insert(0, os.getcwd())
-    try:
-        build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty or relative name
-        raise OptionError.make(
-            "cli",
-            "detector",
-            expected="an importable PACKAGE.MODULE:CALLABLE",
-            got=f"'{text}' ({error})",
-            remedy="The current folder is on the import path.",
-        ) from error
-    built = build()
-    if not isinstance(built, torch.nn.Module):
-        raise OptionError.make("cli", "detector", expected=f"{text}() to return an nn.Module", got=type(built).__name__)
-    return built.eval()
+    return built(text, "detector")
 
 
 def _sizes(text: str | None) -> list[tuple[int, int]] | None:
@@ -246,85 +219,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _range(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low}..{'' if high == UNBOUNDED else high}"
-
-
-def _tensor(spec: dict[str, Any]) -> str:
-    sizes = " x ".join(_range(low, high) for low, high in zip(spec["min"], spec["max"], strict=True))
-    return f"{spec['name']}: {sizes} {spec['dtype']}"
-
-
-def _verified(verification: dict[str, Any] | None) -> str:
-    """The manifest's record of what was compared before saving."""
-    if verification is None:
-        return "not verified"
-    lines = []
-    pictures, tensors = verification["pictures"], verification["tensors"]
-    if pictures:
-        matched, expected = (sum(picture[key] for picture in pictures) for key in ("matched", "expected"))
-        lines.append(f"verified in {verification['precision']}: {matched} of {expected} boxes found again")
-        if "max_box_drift" in pictures[0]:
-            drift, score = (
-                max(picture[key] for picture in pictures) for key in ("max_box_drift", "max_score_difference")
-            )
-            lines[-1] += f", box drift {drift:.2f} pixels, score drift {score:.2g}"
-    elif tensors:
-        lines.append(f"verified in {verification['precision']}")
-    for segment in dict.fromkeys(error["segment"] for error in tensors):
-        errors = [error for error in tensors if error["segment"] == segment]
-        worst = max(errors, key=lambda error: float(error["relative_error"]))
-        lines.append(f"  {segment}: greatest relative error {worst['relative_error']:.2g} in {worst['output']}")
-    dataset = verification.get("dataset")
-    if dataset is not None:
-        both = [(name, dataset["hybrid"][name], dataset["detector"][name]) for name in ("mAP", "mAP50")]
-        text = ", ".join(f"{name} {hybrid:.4f} (detector {detector:.4f})" for name, hybrid, detector in both)
-        lines.append(f"{text} on {dataset['pictures']} pictures of {dataset['annotations']}")
-    lines += [f"not compared: {reason}" for reason in verification.get("not_run", [])]
-    return "\n".join(lines)
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    manifest = bundle.inspect(options.model)
-    if options.json:
-        print(json.dumps(manifest, indent=1))
-        return 0
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(
-        f"{options.model}: {manifest['detector']['class']}, format {manifest['format_version']}", highlight=False
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-    console.print(f"made with {versions}", highlight=False)
-    console.print(f"head operators: {', '.join(manifest['head']['operators'])}", highlight=False)
-    for line in _verified(manifest["verification"]).splitlines():
-        console.print(line, highlight=False)
-    console.print(f"golden sample: {describe(manifest.get('golden'))}", highlight=False)
-    table = Table()
-    for heading in ("segment", "engine", "precision", "device", "MB", "inputs"):
-        table.add_column(heading, justify="right" if heading == "MB" else "left")
-    for segment in manifest["segments"]:
-        for i, variant in enumerate(segment["variants"]):
-            size = sum(blob["size"] for blob in variant["blobs"]) / 1e6
-            inputs = "\n".join(_tensor(spec) for spec in variant["inputs"]) if i == 0 else ""
-            name = segment["name"] if i == 0 else ""
-            table.add_row(name, variant["backend"], variant["precision"], variant["device"], f"{size:.1f}", inputs)
-    console.print(table)
-    return 0
-
-
-def _check(options: argparse.Namespace) -> int:
-    checks = bundle.check(options.model, options.device, backend=options.backend)
-    if options.json:
-        print(json.dumps([asdict(segment) for segment in checks], indent=1))
-    else:
-        print(f"{options.model}: whole, every record matches its digest")
-        for segment in checks:
-            for variant in segment.variants:
-                verdict = "runs" if variant.chosen else (variant.refusal or "could run, comes later in the file")
-                print(f"  {segment.segment}: {variant.backend} ({variant.precision}): {verdict}")
-    return 0 if all(segment.chosen for segment in checks) else EXIT_FAILED
 
 
 def _detect(arguments: Sequence[str]) -> int:

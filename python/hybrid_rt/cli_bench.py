@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import comparison
+from .callables import built
 from .coco import CocoDataset
 from .errors import OptionError
 from .files import check_writable, written_whole
@@ -24,11 +25,9 @@ from .swap import swap_backbone
 _PICTURES = 4
 """Of a folder, for the latency: the rounds take them in turn."""
 
-Build = Callable[[str], torch.nn.Module]
 
-
-def add_verb(verbs: Any, build: Build) -> None:
-    """``verbs``: what ``add_subparsers`` returned; ``build``: makes a module of PACKAGE.MODULE:CALLABLE."""
+def add_verb(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
     verb = verbs.add_parser("bench", help="several bundles or backbones: one table and one plot, latency against mAP")
     verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="a .pt")
     verb.add_argument(
@@ -48,10 +47,10 @@ def add_verb(verbs: Any, build: Build) -> None:
     verb.add_argument("--json", action="store_true", help="rows instead of a table")
     verb.add_argument("--output", type=Path, help="write the rows to this JSON file too")
     verb.add_argument("--plot", type=Path, help="draw latency against mAP: .png, .svg or .pdf")
-    verb.set_defaults(run=lambda options: _bench(options, build))
+    verb.set_defaults(run=_bench)
 
 
-def _bench(options: argparse.Namespace, build: Build) -> int:
+def _bench(options: argparse.Namespace) -> int:
     if options.plot is not None:
         comparison.check_plot(options.plot)
     if options.output is not None:
@@ -66,7 +65,7 @@ def _bench(options: argparse.Namespace, build: Build) -> int:
         bundles = dict(zip(_names(options.models), options.models, strict=True))
         for i, text in enumerate(options.backbone):
             path = Path(folder) / f"{i}.pt"
-            swap_backbone(options.models[0], build(text), path)
+            swap_backbone(options.models[0], built(text, "backbone"), path)
             bundles[text] = path
         rows = comparison.compare(
             bundles, pictures[:_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads

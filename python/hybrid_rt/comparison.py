@@ -116,10 +116,11 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     if all(row.accuracy for row in rows):
         for i, row in enumerate(rows):
             assert row.accuracy is not None
+            whisker: Any = [[0.0], [row.latency.p95 - row.latency.median]]
             axes.errorbar(
                 row.latency.median,
                 row.accuracy.mAP,
-                xerr=[[0], [row.latency.p95 - row.latency.median]],
+                xerr=whisker,
                 fmt="o",
                 capsize=3,
                 color=f"C{i % 10}",

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, cache, coco, registry, torchscript
+from . import bundle, cache, coco, torchscript
 from . import golden as golden_sample
-from .backends.base import Backend
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
-from .engine_module import engine_modules, make_engine, prepare, run_flat
+from .engine_module import engine_modules, make_engine, prepare
 from .errors import CaptureError, OptionError
 from .exact_transform import exact_transform
 from .files import check_writable
@@ -27,6 +26,7 @@ from .samples import Sample, samples_of
 from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, replace, shares_of, use_of
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
+from .variants import check_module, choose_backends, compare_variants, precision_of
 from .verify import (
     THRESHOLDS,
     TensorError,
@@ -35,7 +35,6 @@ from .verify import (
     add_tensor_failures,
     compare_dataset,
     compare_modules,
-    compare_tensors,
     require,
     thresholds_of,
 )
@@ -114,8 +113,8 @@ def convert(
     check_shapes(shapes)
     check_writable(path)
     chosen = None if segments == "auto" else named(detector, segments)
-    backends = _choose_backends(engine, fallback)
-    precisions = {backend.name: _precision_of(backend, precision) for backend in backends}
+    backends = choose_backends(engine, fallback)
+    precisions = {backend.name: precision_of(backend, precision) for backend in backends}
     limits = thresholds or thresholds_of(precision)
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     steps = Steps(progress)
@@ -182,23 +181,7 @@ def convert(
 
 
 def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], precision: str, head: str) -> None:
-    if not isinstance(detector, nn.Module) or isinstance(detector, torch.jit.ScriptModule):
-        raise OptionError.make(
-            "convert",
-            "detector",
-            expected="an nn.Module in Python code",
-            got=type(detector).__name__,
-            remedy="Pass the detector before scripting.",
-        )
-    training = [name or type(detector).__name__ for name, module in detector.named_modules() if module.training]
-    if training:
-        raise OptionError.make(
-            "convert",
-            "detector",
-            expected="eval mode",
-            got=f"training mode in {', '.join(training[:3])}",
-            remedy="Call detector.eval() first.",
-        )
+    check_module(detector, "convert", "detector")
     if not isinstance(example_inputs, tuple):
         raise OptionError.make(
             "convert",
@@ -207,49 +190,10 @@ def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], preci
             got=type(example_inputs).__name__,
             remedy="For torchvision's detectors: ([image],).",
         )
-    elsewhere = {str(tensor.device) for tensor in [*detector.parameters(), *detector.buffers()]} - {"cpu"}
-    if elsewhere:
-        raise OptionError.make(
-            "convert",
-            "detector",
-            expected="all weights on the cpu",
-            got=f"weights on {', '.join(sorted(elsewhere))}",
-            remedy="Call detector.cpu() first; load(device=) says where the bundle will run.",
-        )
     if precision not in PRECISIONS:
         raise OptionError.make("convert", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
     if head not in HEADS:
         raise OptionError.make("convert", "head", expected=f"one of {', '.join(HEADS)}", got=f"'{head}'")
-
-
-def _choose_backends(engine: str | Sequence[str], fallback: bool) -> list[Backend]:
-    names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
-    if not names:
-        raise OptionError.make("convert", "engine", expected="'auto' or at least one backend", got="an empty list")
-    if fallback and "torchscript" not in names:
-        names.append("torchscript")
-    if len(set(names)) < len(names):
-        raise OptionError.make("convert", "engine", expected="each backend once", got=", ".join(names))
-    chosen = [registry.backend(name) for name in names]
-    for backend in chosen:
-        availability = backend.availability()
-        if not availability.available:
-            raise registry.unavailable(backend.name, availability.reason)
-    return chosen
-
-
-def _precision_of(backend: Backend, precision: str) -> str:
-    if precision in backend.precisions:
-        return precision
-    if backend.name == "torchscript":
-        return "fp32"
-    raise OptionError.make(
-        "convert",
-        f"precision for {backend.name}",
-        expected=f"one of {', '.join(backend.precisions)}",
-        got=f"'{precision}'",
-        remedy="Take one that it has, or another engine.",
-    )
 
 
 def _ranges(
@@ -384,19 +328,9 @@ def _verify(
     tensors: list[TensorError] = []
     not_run: list[str] = []
     for program in programs:
-        engine = engines[program.name]
-        compared: dict[str, list[TensorError]] = {}
-        for artifact in reversed(artifacts[program.name]):  # the best one last: the hybrid then runs on it
-            backend = artifact.spec.backend
-            try:
-                prepare(engine, backend, emulate_precision=True)
-            except RuntimeError as error:  # what TorchScript makes of a BackendError
-                not_run.append(f"segment '{program.name}', {backend}: {error}")
-                continue
-            compared[backend] = _compare_calls(program, engine, backend)
-        if not compared:
-            prepare(engine, emulate_precision=True)  # raises, with every variant's reason
-        tensors += [error for errors in reversed(compared.values()) for error in errors]
+        errors, refusals = compare_variants(program, engines[program.name], artifacts[program.name])
+        tensors += errors
+        not_run += refusals
     verification = compare_modules(detector, hybrid, inputs, precision=precision, thresholds=thresholds)
     verification.tensors = tensors + verification.tensors
     verification.not_run = not_run
@@ -414,14 +348,6 @@ def _emulated(engines: Mapping[str, Any]) -> Iterator[None]:
     yield
     for engine in engines.values():
         prepare(engine)
-
-
-def _compare_calls(program: Program, engine: Any, backend: str) -> list[TensorError]:
-    names = [spec.name for spec in program.outputs]
-    errors = []
-    for call in program.calls:
-        errors += compare_tensors(program.name, names, call.outputs, run_flat(engine, call.inputs), backend)
-    return errors
 
 
 def _manifest(

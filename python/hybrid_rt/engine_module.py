@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -75,13 +75,15 @@ def engine_modules(program: Program, engine: Any) -> dict[str, EngineModule]:
     The first one runs the engine; a later one takes its outputs from among those, once the two are connected in the
     head's graph (:func:`hybrid_rt.torchscript.connect`).
     """
-    return {member.name: _module(program, member, engine) for member in program.members}
+    return {member.name: _module(program, member, engine, EngineModule) for member in program.members}
 
 
-def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
-    """The one module of a program of one segment."""
-    (module,) = engine_modules(program, make_engine(program.name, artifacts)).values()
-    return module
+_Module = TypeVar("_Module", bound=EngineModule)
+
+
+def engine_module(program: Program, artifacts: list[Artifact], base: type[_Module] = EngineModule) -> _Module:  # type: ignore[assignment]
+    """The one module of a program of one segment, a subclass of ``base``."""
+    return _module(program, program.members[0], make_engine(program.name, artifacts), base)
 
 
 def _none_check(segment: str, name: str) -> str:
@@ -89,7 +91,7 @@ def _none_check(segment: str, name: str) -> str:
     return f"assert {name} is None, {text!r}"
 
 
-def _module(program: Program, member: Member, engine: Any) -> EngineModule:
+def _module(program: Program, member: Member, engine: Any, base: type[_Module]) -> _Module:
     left_out = _left_out(member)
     checks = [_none_check(member.name, name) for name in left_out]
     checks += [
@@ -114,10 +116,10 @@ def _module(program: Program, member: Member, engine: Any) -> EngineModule:
         call=call,
         result=member.output.put_together(f"outputs[{i}]" for i in itertools.count()),
     )
-    generated = generated_class(source, "Generated", {"EngineModule": EngineModule})
+    generated = generated_class(source, "Generated", {"EngineModule": base})
     for name, method in _methods(member.module):
         setattr(generated, name, torchscript.unused(method))
-    module: EngineModule = generated(engine)
+    module: _Module = generated(engine)
     for name, value in vars(member.module).items():
         if _is_plain(value) and not name.startswith("_"):
             setattr(module, name, value)

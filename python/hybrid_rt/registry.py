@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -80,6 +81,12 @@ def backend(name: str) -> Backend:
             remedy="Install the package that brings it; `hybrid-rt doctor` lists what is installed.",
         )
     return compilers[name]
+
+
+def file_endings(name: str) -> Mapping[str, str]:
+    """For each blob of a backend the ending of the file that the vendor's tools open; none if it is not installed."""
+    compilers = _compilers()
+    return compilers[name].files if name in compilers else {}
 
 
 def backends() -> list[BackendInfo]:

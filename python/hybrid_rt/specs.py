@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,6 +32,27 @@ class TensorSpec:
     def is_static(self) -> bool:
         """Whether every dimension has one size."""
         return self.min == self.max
+
+    @property
+    def sizes(self) -> str:
+        """The ranges of its dimensions, for people: ``"1.. x 3 x 32..416 x 32..416"``."""
+        return " x ".join(map(_range, self.min, self.max)) or "a scalar"
+
+    def holds(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape keeps to the ranges."""
+        return len(shape) == len(self.min) and all(
+            low <= size and (high == UNBOUNDED or size <= high)
+            for size, low, high in zip(shape, self.min, self.max, strict=True)
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TensorSpec:
+        """The inverse of ``dataclasses.asdict``, after a way through JSON."""
+        return cls(**{**values, **{key: tuple(values[key]) for key in ("min", "opt", "max")}})
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}..{'' if high == UNBOUNDED else high}"
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,72 @@ def connect(module: torch.jit.ScriptModule) -> None:
     torch._C._jit_pass_dce(module.graph)
 
 
+def open_archive(source: Path | io.BytesIO) -> torch.jit.ScriptModule:
+    """Opens an archive on the CPU as it was saved; no engine in it is prepared.
+
+    Raises:
+        RuntimeError: torch can't read it.
+    """
+    with _quiet():
+        return torch.jit.load(source, map_location="cpu")
+
+
+def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
+    """The engines of a frozen hybrid, by the names of their segments."""
+    engines: dict[str, Any] = {}
+    for node in _runs(module.graph):
+        engine = next(node.inputs()).toIValue()
+        engines[engine.segment()] = engine
+    return engines
+
+
+def replace_engine(module: torch.jit.ScriptModule, engine: Any) -> None:
+    """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
+    graph = module.graph
+    graph.setInsertPoint(next(graph.nodes()))
+    constant = graph.insertConstant(engine)
+    for node in _runs(graph):
+        if next(node.inputs()).toIValue().segment() == engine.segment():
+            node.replaceInput(0, constant)
+    torch._C._jit_pass_dce(graph)
+
+
+def _runs(block: Any) -> Iterator[Any]:
+    """The nodes that run engines."""
+    for node in block.nodes():
+        if node.kind() == "hybrid_rt::run_engine":
+            yield node
+        for inner in node.blocks():
+            yield from _runs(inner)
+
+
+def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
+    """What :func:`chain` put together, also after saving and loading: each module with its sources.
+
+    A module that was not made by it has no members.
+    """
+    outputs: dict[int, int] = {}  # of a call's result: the index of its first tensor among all outputs
+    first = 0
+    members: list[tuple[torch.jit.ScriptModule, tuple[int, ...]]] = []
+    for node in chained.graph.nodes():
+        if node.kind() != "prim::CallMethod":
+            continue
+        called, *inputs = node.inputs()
+        name = called.node().s("name") if called.node().kind() == "prim::GetAttr" else ""
+        if name != f"member_{len(members)}":
+            continue
+        sources = []
+        for value in inputs:
+            if value.node().kind() == "prim::TupleIndex":
+                result, index = value.node().inputs()
+                place: Any = index.toIValue()
+                sources.append(outputs[result.unique()] + int(place))
+        members.append((getattr(chained, name), tuple(sources)))
+        outputs[node.output().unique()] = first
+        first += len(node.output().type().elements())
+    return members
+
+
 def unused(method: FunctionType) -> Any:
     """A copy of a method that TorchScript does not compile: calling it there raises."""
     copied = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)

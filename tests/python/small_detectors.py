@@ -249,3 +249,11 @@ def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tenso
 def small_list_detector() -> ListDetector:
     """In eval mode."""
     return ListDetector(small_detector()).eval()
+
+
+def demo_backbone() -> nn.Module:
+    """The demo detector's, for command lines that name a callable."""
+    from models import digits_detector
+
+    backbone: nn.Module = digits_detector.load().backbone
+    return backbone

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bundle_surgery import save_with_backends
+from bundle_surgery import MANIFEST, change_manifest, rewrite, save_with_backends, small_artifact
 from PIL import Image
 
 import hybrid_rt
@@ -181,6 +182,40 @@ def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str
     assert "x: 1.. x 3 x 32..416 x 32..416 float32" in out
     for word in ("backbone", "openvino", "torchscript", "fp32", "cpu"):
         assert word in out
+    # as a file or a pipe gets it: the outputs with their strides, the versions
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert ["output", "2", "0.. x 64 x 1.. x 1..", "float32", "16"] in rows
+    assert ["output", "pool", "0.. x 64 x 1.. x 1..", "float32", "64"] in rows
+    torchscript = next(row for row in rows if row[0] == "torchscript")
+    assert torchscript[1:3] + torchscript[4:] == ["fp32", "cpu", f"torch {torch.__version__}", "-"]
+    assert "  backbone: greatest relative error " in out
+
+
+def test_inspect_of_a_fused_engine_with_requirements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = small_artifact()
+    needy = replace(artifact, spec=replace(artifact.spec, requirements={"compute capability": "9.0", "[bold]": "1"}))
+    path = save_with_backends(tmp_path / "old.pt", [needy])
+
+    def fuse(manifest: dict) -> None:
+        manifest["segments"][0]["members"] = [
+            {"name": "backbone", "first": 0, "count": 1},
+            {"name": "rpn.head", "first": 1, "count": 1},
+        ]
+
+    path = rewrite(path, tmp_path / "fused.pt", {MANIFEST: change_manifest(fuse)})
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"{path}: a detector of unknown class, format 1" in out
+    assert "head operators: none\nnot verified\n" in out
+    assert "  one engine for backbone and rpn.head\n" in out
+    assert "compute capability 9.0" in out
+    assert "[bold] 1" in out  # what a file says is no markup
+
+
+def test_inspect_opens_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_with_backends(tmp_path / "nosuch.pt", ["nosuch"])
+    assert main(["inspect", str(path)]) == 0
+    assert "nosuch" in capsys.readouterr().out
 
 
 def test_inspect_as_json_is_the_manifest(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

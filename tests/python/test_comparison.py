@@ -88,6 +88,17 @@ def test_bench_prints_one_table_and_draws_one_plot(
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
+def test_bench_puts_backbones_under_the_first_bundles_head(
+    demo_bundle: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = "small_detectors:demo_backbone"
+    code, out, _ = run(capsys, demo_bundle, "--backbone", backbone, "--pictures", demo_picture, "--repeat", 1, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["name"] for row in rows] == ["digits", backbone]
+    assert rows[1]["engines"]["backbone"].startswith("openvino")
+
+
 def test_bench_without_annotations_draws_latency_alone(
     demo_bundle: Path, demo_picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,19 +17,20 @@ CPP = ROOT / "cpp"
 LAYERS = [
     {"_native"},
     {"errors"},
-    {"specs", "files", "pictures", "thresholds"},
+    {"specs", "files", "pictures", "thresholds", "callables"},
     {"structure", "generated", "graph_digest", "artifact_file", "_fake", "exact_transform", "boxes"},
     {"torchscript", "observe"},
     {"backends.base"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
-    {"segments", "shapes"},
-    {"capture", "samples"},
+    {"segments", "shapes", "second_size"},
+    {"capture", "samples", "contract"},
     {"engine_module", "cache"},
     {"bundle", "coco"},
     {"verify", "measure"},
-    {"report", "golden"},
-    {"convert", "cli_cache"},
+    {"report", "golden", "variants", "comparison"},
+    {"convert", "swap", "compile_segment", "extract", "cli_cache"},
+    {"cli_bundle", "cli_bench"},
     {"cli"},
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}

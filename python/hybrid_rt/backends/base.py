@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,6 +33,8 @@ class Backend(ABC):
     precisions: ClassVar[tuple[str, ...]]
     device: ClassVar[str] = "cpu"
     plugin_folder: ClassVar[str | None] = None
+    files: ClassVar[Mapping[str, str]] = {}
+    """For each blob the ending of the file that the vendor's own tools open; ``.BLOB`` for one that is not named."""
 
     @abstractmethod
     def availability(self) -> Availability:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -22,6 +23,7 @@ class OpenVINOBackend(Backend):
 
     name = "openvino"
     precisions = ("fp32", "bf16")
+    files: ClassVar[Mapping[str, str]] = {"xml": ".xml", "weights": ".bin"}
 
     def availability(self) -> Availability:
         """Whether the openvino package can be imported."""

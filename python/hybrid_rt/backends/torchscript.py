@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -19,6 +20,7 @@ class TorchScriptBackend(Backend):
 
     name = "torchscript"
     precisions = ("fp32",)
+    files: ClassVar[Mapping[str, str]] = {"module": ".pt"}
 
     def availability(self) -> Availability:
         """Always available: it is torch."""

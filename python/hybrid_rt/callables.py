@@ -1,0 +1,41 @@
+"""Modules that the command line names: PACKAGE.MODULE:CALLABLE."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from torch import nn
+
+from .errors import OptionError
+
+
+def built(text: str, what: str) -> nn.Module:
+    """What the callable returns, in eval mode.
+
+    Args:
+        text: PACKAGE.MODULE:CALLABLE; the current folder is on the import path.
+        what: the argument's name, for errors.
+
+    Raises:
+        OptionError: it can't be imported, or returns something else than an nn.Module.
+    """
+    module, separator, name = text.partition(":")
+    if not separator:
+        raise OptionError.make("cli", what, expected="PACKAGE.MODULE:CALLABLE", got=f"'{text}'")
+    sys.path.insert(0, os.getcwd())
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty or relative name
+        raise OptionError.make(
+            "cli",
+            what,
+            expected="an importable PACKAGE.MODULE:CALLABLE",
+            got=f"'{text}' ({error})",
+            remedy="The current folder is on the import path.",
+        ) from error
+    made = build()
+    if not isinstance(made, nn.Module):
+        raise OptionError.make("cli", what, expected=f"{text}() to return an nn.Module", got=type(made).__name__)
+    return made.eval()

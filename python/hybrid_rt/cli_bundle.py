@@ -1,0 +1,187 @@
+"""The verbs that take a bundle: ``inspect``, ``check``, ``swap``, ``extract``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import bundle
+from .callables import built
+from .contract import stride_of
+from .extract import extract
+from .golden import describe
+from .specs import PRECISIONS, TensorSpec
+from .swap import swap_backbone
+
+_NOTHING_RUNS = 1
+
+
+def add_verbs(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser("inspect", help="what is in a .pt, without opening an engine")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--json", action="store_true", help="the whole manifest")
+    verb.set_defaults(run=_inspect)
+
+    verb = verbs.add_parser("check", help="is the file whole, and which variant of each segment would run here")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--device", default="cpu", help="default: cpu")
+    verb.add_argument("--backend", default="", help="only this one")
+    verb.add_argument("--json", action="store_true")
+    verb.set_defaults(run=_check)
+
+    verb = verbs.add_parser("swap", help="put another backbone under the head of a .pt")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("backbone", help="PACKAGE.MODULE:CALLABLE that returns the new backbone, with its weights")
+    verb.add_argument("output", type=Path, help="the .pt to write; may be the same")
+    verb.add_argument("--segment", help="which one (default: backbone, or else the first one that runs)")
+    verb.add_argument("--engine", help="comma-separated backends, best first (default: those of the file)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="default: the file's")
+    verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
+    verb.set_defaults(run=_swap)
+
+    verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("folder", type=Path, help="where to; made if it is not there")
+    verb.add_argument("--segment", help="only this one")
+    verb.add_argument("--backend", help="only this one")
+    verb.set_defaults(run=_extract)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    manifest = bundle.inspect(options.model)
+    if options.json:
+        print(json.dumps(manifest, indent=1))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for line in _facts(manifest, options.model):
+        console.print(Text(line), soft_wrap=True)
+    for segment in manifest["segments"]:
+        console.print()
+        for line in _about(segment):
+            console.print(Text(line), soft_wrap=True)
+        console.print(_variants(segment))
+        console.print(_tensors(segment))
+    return 0
+
+
+def _facts(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
+    """What is known of the whole file. Fields that an older file lacks are left out."""
+    detector = manifest.get("detector", {}).get("class", "a detector of unknown class")
+    yield f"{path}: {detector}, format {manifest['format_version']}, {path.stat().st_size / 1e6:.1f} MB"
+    yield f"made with {_listed(manifest.get('versions', {}))}"
+    yield f"head operators: {', '.join(manifest.get('head', {}).get('operators', [])) or 'none'}"
+    yield from _verified(manifest.get("verification"))
+    yield f"golden sample: {describe(manifest.get('golden'))}"
+
+
+def _verified(verification: Mapping[str, Any] | None) -> Iterator[str]:
+    """What was compared before the file was saved."""
+    if verification is None:
+        yield "not verified"
+        return
+    pictures, tensors = verification["pictures"], verification["tensors"]
+    text = f"verified in {verification['precision']}"
+    if pictures:
+        matched, expected = (sum(picture[key] for picture in pictures) for key in ("matched", "expected"))
+        text += f": {matched} of {expected} boxes found again"
+        if "max_box_drift" in pictures[0]:
+            drifts = (max(picture[key] for picture in pictures) for key in ("max_box_drift", "max_score_difference"))
+            text += ", box drift {:.2f} pixels, score drift {:.2g}".format(*drifts)
+    if pictures or tensors:
+        yield text
+    for segment in dict.fromkeys(error["segment"] for error in tensors):
+        worst = max(
+            (error for error in tensors if error["segment"] == segment),
+            key=lambda error: float(error["relative_error"]),
+        )
+        where = f"{worst['output']} on {worst['backend']}" if worst["backend"] else worst["output"]
+        yield f"  {segment}: greatest relative error {worst['relative_error']:.2g} in {where}"
+    if (dataset := verification.get("dataset")) is not None:
+        both = [(name, dataset["hybrid"][name], dataset["detector"][name]) for name in ("mAP", "mAP50")]
+        text = ", ".join(f"{name} {hybrid:.4f} (detector {detector:.4f})" for name, hybrid, detector in both)
+        yield f"{text} on {dataset['pictures']} pictures of {dataset['annotations']}"
+    for reason in verification.get("not_run", []):
+        yield f"  not compared: {reason}"
+
+
+def _about(segment: Mapping[str, Any]) -> Iterator[str]:
+    yield f"segment {segment['name']}"
+    members = [member["name"] for member in segment.get("members", [])]
+    if len(members) > 1:
+        yield f"  one engine for {' and '.join(members)}"
+    if swapped := segment.get("swapped"):
+        yield f"  {swapped['segment']} was swapped: {swapped['class']}"
+
+
+def _variants(segment: Mapping[str, Any]) -> Table:
+    table = Table()
+    for heading in ("engine", "precision", "device", "MB", "made with", "requires"):
+        table.add_column(heading, justify="right" if heading == "MB" else "left")
+    for variant in segment["variants"]:
+        size = sum(blob["size"] for blob in variant["blobs"]) / 1e6
+        cells = [variant["backend"], variant["precision"], variant["device"], f"{size:.1f}"]
+        cells += [_listed(variant["versions"], "\n"), _listed(variant["requirements"], "\n") or "-"]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _tensors(segment: Mapping[str, Any]) -> Table:
+    """Inputs and outputs, which all variants share."""
+    table = Table()
+    for heading in ("", "name", "sizes", "type", "stride"):
+        table.add_column(heading)
+    inputs, outputs = (list(map(TensorSpec.from_json, segment["variants"][0][side])) for side in ("inputs", "outputs"))
+    for spec in inputs:
+        table.add_row("input", *map(Text, (spec.name, spec.sizes, spec.dtype, "")))
+    for spec in outputs:
+        stride = stride_of(inputs[0], spec) if inputs else ""
+        table.add_row("output", *map(Text, (spec.name, spec.sizes, spec.dtype, stride)))
+    return table
+
+
+def _listed(values: Mapping[str, str], separator: str = ", ") -> str:
+    return separator.join(f"{name} {value}" for name, value in values.items())
+
+
+def _check(options: argparse.Namespace) -> int:
+    checks = bundle.check(options.model, options.device, backend=options.backend)
+    if options.json:
+        print(json.dumps([asdict(segment) for segment in checks], indent=1))
+    else:
+        print(f"{options.model}: whole, every record matches its digest")
+        for segment in checks:
+            for variant in segment.variants:
+                verdict = "runs" if variant.chosen else (variant.refusal or "could run, comes later in the file")
+                print(f"  {segment.segment}: {variant.backend} ({variant.precision}): {verdict}")
+    return 0 if all(segment.chosen for segment in checks) else _NOTHING_RUNS
+
+
+def _swap(options: argparse.Namespace) -> int:
+    report = swap_backbone(
+        options.model,
+        built(options.backbone, "backbone"),
+        options.output,
+        segment=options.segment,
+        engine=options.engine if options.engine in (None, "auto") else options.engine.split(","),
+        precision=options.precision,
+        verify=not options.no_verify,
+        progress=True,
+    )
+    print(report)
+    return 0
+
+
+def _extract(options: argparse.Namespace) -> int:
+    for file in extract(options.model, options.folder, segment=options.segment, backend=options.backend):
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    return 0

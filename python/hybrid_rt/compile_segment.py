@@ -1,0 +1,198 @@
+"""A module as an engine, for experiments in Python: it is put in the module's place and takes and returns the same."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import cache, registry
+from .backends.base import Backend
+from .capture import Program, Ranges, capture_alone
+from .engine_module import EngineModule, engine_module
+from .errors import BackendError, OptionError
+from .observe import arguments_of
+from .report import Steps
+from .second_size import second_shapes, tiled
+from .shapes import Shapes, check_shapes, ranges_of
+from .specs import PRECISIONS, Artifact
+from .structure import structure_of
+from .variants import check_module, choose_backends, precision_of, require_same_outputs
+from .verify import Thresholds, thresholds_of
+
+_SCOPE = "compile_segment"
+
+
+class CompiledSegment(EngineModule):
+    """What :func:`compile_segment` returns; without weights or gradients, in eval and in training mode the same."""
+
+    def running(self) -> dict[str, Any]:
+        """Which variant runs ("backend", "precision", "description"), and why not the others ("variants")."""
+        choice: dict[str, Any] = json.loads(self.engine.choice())
+        return choice
+
+    def _get_name(self) -> str:
+        return "CompiledSegment"
+
+    def extra_repr(self) -> str:
+        """The segment and what runs it."""
+        choice = self.running()
+        return f"{choice['segment']} on {choice['description'] or 'an engine that is not prepared yet'}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledSegment:
+        """``.to()`` and its like: to a device where a variant runs; never to another type."""
+        after = fn(torch.empty(0))
+        if after.dtype != torch.float32:
+            raise OptionError.make(
+                _SCOPE,
+                f"segment '{self.engine.segment()}'",
+                expected="to keep its types: what it computes in was chosen when it was compiled",
+                got=f"a conversion to {after.dtype}",
+                remedy="Convert the other modules one by one, or compile with precision=.",
+            )
+        if after.device != self._device:
+            _prepare(self.engine, "", after.device)
+            self._device = after.device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    _device = torch.device("cpu")
+
+
+class _Alone(nn.Module):
+    """A detector that is nothing but the segment."""
+
+    def forward(self, *arguments: Any) -> Any:
+        """As the module."""
+        (module,) = self.children()
+        return module(*arguments)
+
+
+def compile_segment(
+    module: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    *,
+    engine: str | Sequence[str] = "auto",
+    precision: str = "fp32",
+    shapes: Shapes | None = None,
+    fallback: bool = True,
+    strict: bool = False,
+    verify: bool = True,
+    thresholds: Thresholds | None = None,
+    progress: bool | None = None,
+) -> CompiledSegment:
+    """Compiles a module, say a backbone, to put it in its place: ``detector.backbone = compile_segment(...)``.
+
+    Args:
+        module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.
+        example: its positional arguments as a tuple, or its one tensor.
+        engine: a backend's name, a list of names, best first, or "auto": OpenVINO.
+        precision: "fp32", or "bf16" for the engines that have it.
+        shapes: ranges of the first input, [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
+            [(height, width), ...]. What is not named keeps the example's size.
+        fallback: add a TorchScript variant as the last one. An engine that is not installed, or whose compiler
+            refuses, then is a warning.
+        strict: only the first engine: it runs here, or that is an error.
+        verify: compare the outputs with the module's, at two sizes if there are two.
+        thresholds: only ``relative_error`` counts; None: by precision.
+        progress: show each step on stderr; None: if it is a terminal.
+
+    Returns:
+        A module that takes and returns what ``module`` does, can be scripted, and has its plain attributes, such as
+        ``out_channels``. It has no gradients.
+
+    Raises:
+        OptionError: an argument; the text names what was expected.
+        CaptureError: the module can't be captured.
+        BackendError: no engine compiles it, or none runs here.
+        VerificationError: an engine computes something else.
+    """
+    check_module(module, _SCOPE, "module")
+    check_shapes(shapes)
+    if precision not in PRECISIONS:
+        raise OptionError.make(_SCOPE, "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+    limits = thresholds or thresholds_of(precision)
+    arguments = example if isinstance(example, tuple) else (example,)
+    backends = _backends(engine, fallback=fallback and not strict, strict=strict)
+    precisions = {backend.name: precision_of(backend, precision, _SCOPE) for backend in backends}
+    steps = Steps(progress)
+    with steps.step("run the module on the example"):
+        program = _program(module, arguments, shapes)
+    artifacts: list[Artifact] = []
+    for backend in backends:
+        with steps.step(f"compile {program.name} with {backend.name}"):
+            try:
+                artifacts.append(cache.compiled(backend, program, precisions[backend.name])[0])
+            except BackendError as error:
+                if not fallback or strict or backend is backends[-1]:
+                    raise
+                _warn(str(error))
+    compiled = engine_module(program, artifacts, CompiledSegment)
+    if verify:
+        with steps.step("verify"):
+            require_same_outputs(program, compiled.engine, artifacts, precision, limits, _SCOPE)
+    _prepare(compiled.engine, backends[0].name if strict else "", torch.device("cpu"))
+    return compiled
+
+
+def _backends(engine: str | Sequence[str], *, fallback: bool, strict: bool) -> list[Backend]:
+    names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
+    names = names[:1] if strict else names
+    try:
+        return choose_backends(names, fallback, _SCOPE)
+    except BackendError as error:
+        if not fallback:
+            raise
+        _warn(str(error))
+    installed = [name for name in names if registry.backend(name).availability().available]
+    return choose_backends(installed or ["torchscript"], fallback, _SCOPE)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"{text} The next engine is taken.", RuntimeWarning, stacklevel=3)
+
+
+def _program(module: nn.Module, arguments: tuple[Any, ...], shapes: Shapes | None) -> Program:
+    """The module as a program of one segment, named after its class, with calls at two sizes if its sizes may vary."""
+    name = type(module).__name__
+    try:
+        named = arguments_of(module, arguments, {})
+    except TypeError as error:
+        raise OptionError.make(
+            _SCOPE, "example", expected=f"the positional arguments of {name}.forward", got=f"others ({error})"
+        ) from error
+    structures = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in named.items()}
+    tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
+    with torch.no_grad():
+        structure_of(module(*arguments), f"segment '{name}', output")
+    alone = _Alone()
+    alone.add_module(name, module)
+    ranges: Ranges | None = ranges_of(alone, tensors[0].shape, shapes)
+    if ranges is None:
+        if shapes is not None:
+            raise OptionError.make(
+                _SCOPE,
+                "shapes",
+                expected="a first input [N, C, H, W], whose sizes they are",
+                got=f"one of {tensors[0].dim()} dimensions",
+                remedy="Leave shapes= out: the sizes are the example's.",
+            )
+        ranges = [(size, size) for size in tensors[0].shape]
+    calls = [arguments]
+    limits = [ranges, *([(1, -1)] * tensor.dim() for tensor in tensors[1:])]
+    other = second_shapes([tensor.shape for tensor in tensors], limits)
+    if other is not None:
+        remaining = map(tiled, tensors, other)
+        calls.append(tuple(structure.unflatten(remaining) for structure in structures.values()))
+    return capture_alone(alone.eval(), name, calls, ranges)
+
+
+def _prepare(engine: Any, backend: str, device: torch.device) -> None:
+    try:
+        engine.prepare(backend, device, 0, False)
+    except RuntimeError as error:  # what TorchScript makes of a BackendError
+        raise BackendError(str(error)) from error

@@ -1,0 +1,323 @@
+"""Another backbone under the head of a saved bundle, without the detector's Python code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _native, bundle, cache, torchscript
+from .backends.base import Backend
+from .capture import FlatCall, Member, Program
+from .contract import Contract, examples_for, features_of
+from .engine_module import make_engine
+from .errors import BundleError, OptionError
+from .files import check_writable
+from .report import Steps
+from .specs import PRECISIONS, Artifact, TensorSpec, pack
+from .structure import TENSOR, Structure
+from .variants import check_module, choose_backends, precision_of, require_same_outputs
+from .verify import Thresholds, Verification, thresholds_of
+
+
+@dataclass
+class SwapReport:
+    """What :func:`swap_backbone` did.
+
+    Attributes:
+        path: the new bundle.
+        segment: the segment that was replaced.
+        engine: the segments that are one engine with it, e.g. "backbone+rpn.head".
+        module: the class of the new backbone.
+        variants: "backend in precision" of each, best first.
+        verification: the comparison of features; None if it was switched off.
+        file_size: in bytes.
+        seconds: of each step.
+    """
+
+    path: str
+    segment: str
+    engine: str
+    module: str
+    variants: list[str]
+    verification: Verification | None
+    file_size: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        text = f"{self.module} as {self.segment} -> {self.path} ({self.file_size / 1e6:.1f} MB)"
+        text += f"\nengine {self.engine}: {', '.join(self.variants)}\n"
+        if self.verification is None:
+            return text + "not verified"
+        worst = max(self.verification.tensors, key=lambda error: error.relative_error)
+        text += f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}"
+        return "\n".join([text, *(f"not compared: {reason}" for reason in self.verification.not_run)])
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """An engine of a bundle: its variants, best first, as the manifest has them, and its segments."""
+
+    name: str
+    engine: Any
+    variants: list[dict[str, Any]]
+    members: list[dict[str, Any]]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(map(TensorSpec.from_json, self.variants[0]["inputs"]))
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(map(TensorSpec.from_json, self.variants[0]["outputs"]))
+
+    def blob(self, backend: str) -> Tensor | None:
+        """The first blob of a backend's variant; None if there is no such variant."""
+        found = next((variant for variant in self.variants if variant["backend"] == backend), None)
+        blobs: list[Tensor] = self.engine.blobs()
+        return blobs[found["blobs"][0]["index"]] if found else None
+
+
+class _Stored(nn.Module):
+    """A segment from the bundle, which has no names for its inputs."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **tensors: Tensor) -> Any:
+        """Flat tensors in, a tuple of tensors out."""
+        return self.module(*tensors.values())
+
+
+def swap_backbone(
+    path: str | os.PathLike[str],
+    new_backbone: nn.Module,
+    output: str | os.PathLike[str],
+    *,
+    segment: str | None = None,
+    example: Tensor | tuple[Any, ...] | None = None,
+    engine: str | Sequence[str] | None = None,
+    precision: str | None = None,
+    verify: bool = True,
+    thresholds: Thresholds | None = None,
+    progress: bool | None = None,
+) -> SwapReport:
+    """Puts another backbone under the head of a bundle; what the head expects of it is checked first.
+
+    Sizes stay those of the file. The golden sample is left out of the new file, as other boxes will be found.
+
+    Args:
+        path: the bundle.
+        new_backbone: in eval mode, on the CPU. Its inputs and outputs have the saved backbone's names, channels,
+            strides and dtypes.
+        output: the `.pt` to write; may be ``path``.
+        segment: which segment; None: the one called "backbone", or else the first one that runs.
+        example: the new backbone's positional arguments, or its one tensor, [N, C, H, W] in the file's ranges.
+            None: noise.
+        engine: a backend's name, a list of names best first, or "auto". None: those of the file.
+        precision: see :func:`hybrid_rt.convert`; None: the file's.
+        verify: compare each variant's features with the new backbone's, and refuse to save what differs.
+        thresholds: only ``relative_error`` counts; None: by precision.
+        progress: show each step on stderr; None: if it is a terminal.
+
+    Raises:
+        OptionError: an argument, or a backbone that does not fit: the text lists every mismatch.
+        CaptureError: a backbone that can't be captured.
+        BackendError: an engine that is not installed, or whose compiler refuses.
+        VerificationError: an engine computes something else; nothing was saved.
+        BundleError: no bundle, an altered one, or the file can't be written.
+    """
+    check_module(new_backbone, "swap", "new_backbone")
+    check_writable(Path(output))
+    _native.verify_records(os.fspath(path))
+    manifest = bundle.inspect(path)
+    steps = Steps(progress)
+    with steps.step(f"read {Path(path).name}"):
+        head = _opened(Path(path))
+        saved = _find(head, manifest, segment)
+        backends = _backends(saved, engine)
+        precisions = _precisions(saved, backends, keep=engine is None, precision=precision)
+        limits = thresholds or thresholds_of(precisions[backends[0].name])
+        stored = _stored_members(saved)
+    with steps.step("compare the new backbone with what the head expects"):
+        program = _program(saved, stored, new_backbone, example)
+    artifacts = []
+    for backend in backends:
+        with steps.step(f"compile {program.name} with {backend.name}"):
+            artifacts.append(cache.compiled(backend, program, precisions[backend.name])[0])
+    new_engine = make_engine(program.name, artifacts)
+    verification = None
+    if verify:
+        with steps.step("verify"):
+            promised = precisions[backends[0].name]
+            verification = require_same_outputs(program, new_engine, artifacts, promised, limits, "swap")
+    with steps.step("save"):
+        torchscript.replace_engine(head, new_engine)
+        bundle.save(head, output, _manifest(manifest, saved, artifacts, new_backbone, verification))
+    return SwapReport(
+        path=str(output),
+        segment=saved.members[0]["name"],
+        engine=program.name,
+        module=_class_of(new_backbone),
+        variants=[f"{artifact.spec.backend} in {artifact.spec.precision}" for artifact in artifacts],
+        verification=verification,
+        file_size=Path(output).stat().st_size,
+        seconds=steps.seconds,
+    )
+
+
+def _opened(path: Path) -> torch.jit.ScriptModule:
+    try:
+        return torchscript.open_archive(path)
+    except RuntimeError as error:
+        raise BundleError.make(
+            "swap",
+            str(path),
+            expected=f"a TorchScript module that this torch ({torch.__version__}) reads",
+            got=str(error),
+            remedy="Was it saved by a newer torch? See COMPATIBILITY.md.",
+        ) from error
+
+
+def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: str | None) -> _Saved:
+    """The engine that begins with the segment."""
+    entries = {entry["name"]: entry for entry in manifest["segments"]}
+    found: list[_Saved] = []
+    for name, engine in torchscript.engines_of(head).items():
+        variants = json.loads(engine.fields()["variants"])
+        whole = [{"name": name, "first": 0, "count": len(variants[0]["outputs"])}]
+        found.append(_Saved(name, engine, variants, entries.get(name, {}).get("members") or whole))
+    known = {member["name"]: saved for saved in found for member in saved.members}
+    wanted = segment or ("backbone" if "backbone" in known else next(iter(known), ""))
+    if wanted not in known:
+        names = ", ".join(known) or "the file's segments, of which there are none"
+        raise OptionError.make("swap", "segment", expected=f"one of {names}", got=f"'{wanted}'")
+    saved = known[wanted]
+    if saved.members[0]["name"] != wanted:
+        raise OptionError.make(
+            "swap",
+            "segment",
+            expected=f"'{saved.members[0]['name']}', which is the first of the engine '{saved.name}'",
+            got=f"'{wanted}'",
+            remedy="Convert the detector with fuse=False to swap this one alone.",
+        )
+    return saved
+
+
+def _backends(saved: _Saved, engine: str | Sequence[str] | None) -> list[Backend]:
+    in_file = list(dict.fromkeys(variant["backend"] for variant in saved.variants))
+    return choose_backends(in_file if engine is None else engine, fallback="torchscript" in in_file, scope="swap")
+
+
+def _precisions(saved: _Saved, backends: Sequence[Backend], *, keep: bool, precision: str | None) -> dict[str, str]:
+    """The precision of each backend; ``keep``: that of the same backend's variant in the file."""
+    if precision is not None and precision not in PRECISIONS:
+        raise OptionError.make("swap", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+    in_file = {variant["backend"]: variant["precision"] for variant in reversed(saved.variants)}
+    promised = precision or saved.variants[0]["precision"]
+    return {
+        backend.name: in_file[backend.name]
+        if keep and precision is None
+        else precision_of(backend, promised, scope="swap")
+        for backend in backends
+    }
+
+
+def _stored_members(saved: _Saved) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
+    """The engine's segments as TorchScript, if there is more than the one that is replaced."""
+    if len(saved.members) == 1:
+        return []
+    blob = saved.blob("torchscript")
+    if blob is None:
+        others = ", ".join(member["name"] for member in saved.members[1:])
+        raise OptionError.make(
+            "swap",
+            f"segment '{saved.members[0]['name']}', in one engine with {others}",
+            expected="a TorchScript variant in the file, to take those from",
+            got=f"only {', '.join(variant['backend'] for variant in saved.variants)}",
+            remedy="Convert the detector with fallback=True or fuse=False.",
+        )
+    stored = torchscript.members_of(torchscript.open_archive(io.BytesIO(blob.numpy().tobytes())))
+    if len(stored) != len(saved.members):
+        raise BundleError.make(
+            "swap",
+            f"segments '{saved.name}'",
+            expected=f"a TorchScript variant of {len(saved.members)} segments",
+            got=f"{len(stored)}",
+            remedy="Convert the detector again.",
+        )
+    return stored
+
+
+def _program(
+    saved: _Saved,
+    stored: Sequence[tuple[torch.jit.ScriptModule, tuple[int, ...]]],
+    module: nn.Module,
+    example: Tensor | tuple[Any, ...] | None,
+) -> Program:
+    """The new segment, and behind it the others of the engine.
+
+    Raises:
+        OptionError: it does not fit.
+    """
+    name, count = saved.members[0]["name"], saved.members[0]["count"]
+    prefix = f"{name}." if stored else ""
+    own = (replace(spec, name=spec.name.removeprefix(prefix)) for spec in saved.outputs[:count])
+    contract = Contract(name, saved.inputs, tuple(own))
+    given = examples_for(contract) if example is None else example if isinstance(example, tuple) else (example,)
+    features, mismatches = features_of(module, given, contract)
+    if mismatches or features is None:
+        raise OptionError.make(
+            "swap",
+            f"segment '{name}', the new {type(module).__name__}",
+            expected="what the saved head was made for",
+            got="".join(f"\n  {text}" for text in mismatches) + "\n",
+            remedy="`hybrid-rt inspect FILE` shows the inputs and outputs. A module around the backbone can give it "
+            "those, e.g. by a 1x1 convolution for the channels.",
+        )
+    members = [Member(name, module, features.inputs, features.output, (), 0)]
+    for entry, (other, sources) in zip(saved.members[1:], stored[1:], strict=True):
+        inputs = {f"input_{i}": TENSOR for i in range(len(sources))}
+        outputs = Structure("tuple", (TENSOR,) * entry["count"])
+        members.append(Member(entry["name"], _Stored(other), inputs, outputs, sources, entry["first"]))
+    program = Program(saved.name, tuple(members), saved.inputs, saved.outputs, ())
+    calls = [FlatCall(tensors, program.run(tensors)) for tensors, _ in features.calls]
+    calls.sort(key=lambda call: sum(tensor.numel() for tensor in call.inputs))
+    return replace(program, calls=tuple(calls))
+
+
+def _manifest(
+    manifest: Mapping[str, Any],
+    saved: _Saved,
+    artifacts: Sequence[Artifact],
+    module: nn.Module,
+    verification: Verification | None,
+) -> dict[str, Any]:
+    """What is known of the new bundle; what the old one says of its detections does not hold any more."""
+    from . import __version__
+
+    swapped = {
+        "name": saved.name,
+        "members": saved.members,
+        "variants": pack(artifacts)[0],
+        "swapped": {"segment": saved.members[0]["name"], "class": _class_of(module)},
+    }
+    return {
+        "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
+        **{key: manifest[key] for key in ("detector", "head") if key in manifest},
+        "segments": [swapped if entry["name"] == saved.name else entry for entry in manifest["segments"]],
+        "verification": verification.to_json() if verification else None,
+    }
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
