@@ -15,6 +15,7 @@ from . import torchscript
 from .errors import CaptureError
 from .graph_digest import graph_digest
 from .observe import Call, Observation, observe, recording
+from .second_size import second_shapes, tiled
 from .segments import use_of
 from .specs import UNBOUNDED, TensorSpec, dtype_name
 from .structure import Flattened, Structure, structure_of
@@ -121,7 +122,7 @@ def capture(
     names: Sequence[str],
     observation: Observation,
     runs: Sequence[Recorded],
-    ranges: Ranges | None = None,
+    ranges: Sequence[Ranges] | None = None,
 ) -> Program:
     """Makes a program of segments between which data flows straight.
 
@@ -130,15 +131,15 @@ def capture(
         names: the segments, in the order in which they are called; one, or several as :func:`segments.group` found.
         observation: the detector's run on its example, whose sizes are what the compiler is told to expect most.
         runs: recorded calls at other sizes. Those outside ``ranges`` are left out.
-        ranges: (min, max) of each dimension of the one input. None: what varies between the calls is free, and the
-            rest is fixed.
+        ranges: (min, max) of each dimension of each input, or of the first inputs only. Of the others, or of all if
+            None: what varies between the calls is free, and the rest is fixed.
 
     Raises:
         CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
     """
     members = _members(detector, _first_calls(detector, names, observation))
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
-    if ranges is not None and any(low != high for low, high in ranges):
+    if ranges is not None:
         _add_second_size(members, calls, ranges)
     if not calls:
         raise CaptureError.make(
@@ -244,33 +245,26 @@ def _flat(member: Member, arguments: dict[str, Any], result: Any) -> FlatCall:
     )
 
 
-def _inside(call: FlatCall, ranges: Ranges | None) -> bool:
-    return ranges is None or all(
+def _inside(call: FlatCall, ranges: Sequence[Ranges] | None) -> bool:
+    return all(
         low <= size and (high == UNBOUNDED or size <= high)
-        for size, (low, high) in zip(call.inputs[0].shape, ranges, strict=True)
+        for tensor, limits in zip(call.inputs, ranges or [], strict=False)
+        for size, (low, high) in zip(tensor.shape, limits, strict=True)
     )
 
 
-def _add_second_size(members: Sequence[Member], calls: list[FlatCall], ranges: Ranges) -> None:
-    """Where all calls have one size but the ranges allow others: one at half that size, inside of them."""
-    sizes = {tuple(call.inputs[0].shape) for call in calls}
-    if len(sizes) != 1:
+def _add_second_size(members: Sequence[Member], calls: list[FlatCall], ranges: Sequence[Ranges]) -> None:
+    """Where all calls have one size but the ranges allow others: one of those."""
+    sizes = {tuple(tuple(tensor.shape) for tensor in call.inputs) for call in calls}
+    if len(sizes) != 1 or len(ranges) < len(calls[0].inputs):
         return
-    (shape,) = sizes
-    wanted = [shape[0] + 1, shape[1], *(_half(size) for size in shape[2:])]
-    batch, _, height, width = (
-        max(low, size if high == UNBOUNDED else min(size, high))
-        for size, (low, high) in zip(wanted, ranges, strict=True)
-    )
-    smaller = nn.functional.interpolate(calls[0].inputs[0], size=(height, width), mode="bilinear", align_corners=False)
-    second = smaller[:1].expand(batch, -1, -1, -1).contiguous()
+    (shapes,) = sizes
+    found = second_shapes(shapes, ranges)
+    if found is None:
+        return
+    inputs = tuple(tiled(tensor, shape) for tensor, shape in zip(calls[0].inputs, found, strict=True))
     program = Program("", tuple(members), (), (), ())
-    calls.append(FlatCall((second,), program.run([second])))
-
-
-def _half(size: int, multiple: int = 32) -> int:
-    """Half of a side, in whole strides of a usual backbone."""
-    return max(multiple, size // 2 // multiple * multiple)
+    calls.append(FlatCall(inputs, program.run(inputs)))
 
 
 def _output_names(members: Sequence[Member]) -> list[str]:
@@ -290,7 +284,7 @@ def _meta(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
 def _specs(
     names: Sequence[str],
     calls: Sequence[Sequence[tuple[torch.Size, torch.dtype]]],
-    ranges: Ranges | None,
+    ranges: Sequence[Ranges] | None,
     free: bool = True,
 ) -> tuple[TensorSpec, ...]:
     """Specs from the sizes seen; ``free``: a dimension that varied between calls has no fixed range."""
@@ -306,8 +300,8 @@ def _specs(
         high = list(shape)
         for d in range(len(shape)):
             sizes = {other[d] for other in seen}
-            if ranges is not None and i == 0:
-                low[d], high[d] = ranges[d]
+            if ranges is not None and i < len(ranges):
+                low[d], high[d] = ranges[i][d]
             elif free and len(sizes) > 1:
                 # Of what the first dimension counts (objects, say) there may be none.
                 low[d], high[d] = 0 if d == 0 else min(1, *sizes), UNBOUNDED
@@ -318,11 +312,14 @@ def _specs(
 def capture_alone(
     detector: nn.Module, name: str, inputs: Sequence[tuple[Any, ...]], ranges: Ranges | None = None
 ) -> Program:
-    """Makes a program of one segment by running the detector on each of ``inputs``; arguments as of :func:`capture`."""
+    """Makes a program of one segment by running the detector on each of ``inputs``.
+
+    ``ranges``: of the segment's first input, see :func:`capture`.
+    """
     observation = observe(detector, inputs[0])
     runs = []
     for arguments in inputs:
         with torch.no_grad(), recording(detector, [name]) as run:
             detector(*arguments)
         runs.append(run)
-    return capture(detector, [name], observation, runs, ranges)
+    return capture(detector, [name], observation, runs, None if ranges is None else [ranges])

@@ -19,9 +19,10 @@ import torch
 from . import __version__, cli_bench, cli_bundle, cli_cache, registry
 from .callables import built
 from .coco import CocoDataset
-from .convert import HEADS, convert
+from .convert import convert
 from .errors import HybridRTError, OptionError
 from .golden import GoldenCheck, verify_golden
+from .head import HEADS
 from .pictures import pictures_at
 from .specs import PRECISIONS
 

@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, cache, coco, torchscript
+from . import bundle, cache, coco
 from . import golden as golden_sample
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
-from .engine_module import engine_modules, make_engine, prepare
-from .errors import CaptureError, OptionError
-from .exact_transform import exact_transform
+from .engine_module import make_engine, prepare
+from .errors import OptionError
 from .files import check_writable
+from .head import HEADS, frozen_head
 from .observe import Observation, observe, recording, watch
 from .report import ConversionReport, SegmentReport, Steps, VariantReport, shares_table
 from .samples import Sample, samples_of
-from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, replace, shares_of, use_of
+from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of, use_of
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
 from .variants import check_module, choose_backends, compare_variants, precision_of
 from .verify import (
-    THRESHOLDS,
     TensorError,
     Thresholds,
     Verification,
@@ -38,8 +37,6 @@ from .verify import (
     require,
     thresholds_of,
 )
-
-HEADS = ("script", "trace")
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def convert(
                 cached[program.name, backend.name] = hit
     engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
-        frozen, operators = _frozen_head(detector, example_inputs, samples, programs, engines, head)
+        frozen, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
     verification = None
     if verify:
         with steps.step("verify"):
@@ -198,19 +195,23 @@ def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], preci
 
 def _ranges(
     detector: nn.Module, example_inputs: tuple[Any, ...], observation: Observation, name: str, shapes: Shapes | None
-) -> list[tuple[int, int]] | None:
-    """The ranges of the segment's input if it is fed with pictures: one tensor, one call a forward."""
+) -> list[list[tuple[int, int]]] | None:
+    """The ranges of the segment's inputs if it is fed with pictures alone, in one call a forward."""
     use = use_of(detector, observation, name)
     calls = use.calls if use else []
-    if len(calls) != 1 or calls[0] is None or len(calls[0].input_tensors) != 1:
+    if len(calls) != 1 or calls[0] is None:
         return None
-    ((shape, _),) = calls[0].input_tensors
-    if shapes is not None and not hasattr(detector, "transform"):
-        pictures = [value for entry in example_inputs for value in (entry if isinstance(entry, list) else [entry])]
-        channels = {value.shape[-3] for value in pictures if isinstance(value, Tensor) and value.dim() >= 3}
-        if len(shape) == 4 and shape[1] not in channels:
+    entries = [value for entry in example_inputs for value in (entry if isinstance(entry, list) else [entry])]
+    channels = {value.shape[-3] for value in entries if isinstance(value, Tensor) and value.dim() >= 3}
+    found = []
+    for shape, _ in calls[0].input_tensors:
+        if shapes is not None and not hasattr(detector, "transform") and len(shape) == 4 and shape[1] not in channels:
             return None  # features: their sizes follow from the pictures'
-    return ranges_of(detector, shape, shapes)
+        ranges = ranges_of(detector, shape, shapes)
+        if ranges is None:
+            return None
+        found.append(ranges)
+    return found
 
 
 def _record(
@@ -238,77 +239,6 @@ def _record(
             detector(*example_inputs)
         runs.append(run)
     return runs
-
-
-class _DetectionsOnly(nn.Module):
-    """Unwraps torchvision's scripted pair (losses, detections) to what the detector returns in eager eval mode."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """images: [3, H, W] each, in 0..1; returns a dict of boxes, labels, scores, ... for each."""
-        return self.detector(images)[1]  # type: ignore[no-any-return]
-
-
-def _frozen_head(
-    detector: nn.Module,
-    example_inputs: tuple[Any, ...],
-    samples: Sequence[Sample],
-    programs: Sequence[Program],
-    engines: Mapping[str, Any],
-    head: str,
-) -> tuple[torch.jit.ScriptModule, list[str]]:
-    """The hybrid as frozen TorchScript, and the operators of ours that it calls."""
-    modules: dict[str, nn.Module] = {}
-    for program in programs:
-        modules |= engine_modules(program, engines[program.name])
-    hybrid = replace(detector, {**exact_transform(detector), **modules})
-    if head == "trace":
-        return _frozen(torchscript.trace_head(hybrid, example_inputs))
-    try:
-        scripted = _scripted(hybrid)
-    except CaptureError as error:
-        offer = _offer_to_trace(detector, hybrid, example_inputs, samples)
-        raise CaptureError(f"{error} {offer}") from error
-    return _frozen(scripted)
-
-
-def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
-    frozen = torchscript.freeze(head)
-    torchscript.connect(frozen)
-    return frozen, torchscript.rewrite_head_operators(frozen)
-
-
-def _offer_to_trace(
-    detector: nn.Module, hybrid: nn.Module, example_inputs: tuple[Any, ...], samples: Sequence[Sample]
-) -> str:
-    """What to know of head="trace" for a head that does not script: it was tried, not taken."""
-    inputs = [example_inputs, *(sample.arguments for sample in samples)]
-    try:
-        traced, _ = _frozen(torchscript.trace_head(hybrid, example_inputs))
-        compared = compare_modules(
-            detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
-        )
-    except Exception as error:  # whatever the detector's own code raises when it is recorded
-        return f"Recording it (head='trace') was tried and fails: {str(error).splitlines()[0]}"
-    if not compared.passed:
-        return f"Recording it (head='trace') was tried and is not right on other inputs: {compared.failures[0]}."
-    return (
-        f"Or record it, head='trace': that was tried, and finds the same on the example and {len(samples)} other "
-        "inputs; branches and loops then stay as they went on the example."
-    )
-
-
-def _scripted(hybrid: nn.Module) -> torch.jit.ScriptModule:
-    if hasattr(hybrid, "_has_warned"):
-        # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
-        vars(hybrid)["_has_warned"] = True
-    scripted = torchscript.script(hybrid)
-    if torchscript.returns_losses_and_detections(scripted):
-        scripted = torchscript.script(_DetectionsOnly(scripted).eval())
-    return scripted
 
 
 def _verify(

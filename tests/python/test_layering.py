@@ -28,7 +28,7 @@ LAYERS = [
     {"engine_module", "cache"},
     {"bundle", "coco"},
     {"verify", "measure"},
-    {"report", "golden", "variants", "comparison"},
+    {"report", "golden", "variants", "comparison", "head"},
     {"convert", "swap", "compile_segment", "extract", "cli_cache"},
     {"cli_bundle", "cli_bench"},
     {"cli"},

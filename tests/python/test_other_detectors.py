@@ -142,6 +142,8 @@ def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: P
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)
         assert_same_tensors(detector(*inputs), hybrid(*inputs))
+        with pytest.raises(RuntimeError, match=r"dimension 2: expected 1x3x16\.\.64x16\.\.64 float32, got 1x3x65x24"):
+            hybrid(noise(1, 3, 65, 24), noise(1, 1, 65, 24))
     found = run_any_detector(downstream / "any_detector", path, inputs, tmp_path)
     assert_same_tensors(detector(*inputs), list(found.values()))
 
