@@ -21,7 +21,7 @@ from .second_size import second_shapes, tiled
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact
 from .structure import structure_of
-from .variants import check_module, choose_backends, precision_of, require_same_outputs
+from .variants import Alone, check_module, check_repeatable, choose_backends, precision_of, require_same_outputs
 from .verify import Thresholds, thresholds_of
 
 _SCOPE = "compile_segment"
@@ -61,15 +61,6 @@ class CompiledSegment(EngineModule):
         return self
 
     _device = torch.device("cpu")
-
-
-class _Alone(nn.Module):
-    """A detector that is nothing but the segment."""
-
-    def forward(self, *arguments: Any) -> Any:
-        """As the module."""
-        (module,) = self.children()
-        return module(*arguments)
 
 
 def compile_segment(
@@ -169,8 +160,8 @@ def _program(module: nn.Module, arguments: tuple[Any, ...], shapes: Shapes | Non
     tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
     with torch.no_grad():
         structure_of(module(*arguments), f"segment '{name}', output")
-    alone = _Alone()
-    alone.add_module(name, module)
+    check_repeatable(module, arguments, _SCOPE)
+    alone = Alone(module)
     ranges: Ranges | None = ranges_of(alone, tensors[0].shape, shapes)
     if ranges is None:
         if shapes is not None:

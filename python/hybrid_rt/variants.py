@@ -12,7 +12,8 @@ from . import registry
 from .backends.base import Backend
 from .capture import Program
 from .engine_module import prepare, run_flat
-from .errors import OptionError, VerificationError
+from .errors import CaptureError, OptionError, VerificationError
+from .observe import watch
 from .specs import Artifact
 from .verify import TensorError, Thresholds, Verification, add_tensor_failures, compare_tensors
 
@@ -53,6 +54,38 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             expected="all weights on the cpu",
             got=f"weights on {', '.join(sorted(elsewhere))}",
             remedy=f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
+        )
+
+
+class Alone(nn.Module):
+    """A detector that is nothing but one segment, named after the module's class."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """``module``: the segment."""
+        super().__init__()
+        self.name = type(module).__name__
+        self.add_module(self.name, module)
+
+    def forward(self, *arguments: Any) -> Any:
+        """As the module."""
+        return self.get_submodule(self.name)(*arguments)
+
+
+def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) -> None:
+    """Finds out whether an engine can do what a module does: the same operations in every call, on its inputs alone.
+
+    Raises:
+        CaptureError: it can't; the text says what the module does.
+    """
+    alone = Alone(module)
+    findings = watch(alone, arguments)
+    if alone.name in findings:
+        raise CaptureError.make(
+            scope,
+            f"module {alone.name}",
+            expected="the same operations in every call, on its inputs alone",
+            got=findings[alone.name],
+            remedy="An engine can't repeat that: change the module, or take a smaller one.",
         )
 
 

@@ -290,3 +290,9 @@ def test_bad_arguments() -> None:
 def test_a_module_that_returns_no_tensor() -> None:
     with pytest.raises(CaptureError, match=r"expected tensors in lists, tuples and dicts"):
         hybrid_rt.compile_segment(new(Returns(lambda tensor: tensor.shape[0])), small_picture())
+
+
+def test_what_an_engine_can_t_repeat_is_refused() -> None:
+    random = new(Returns(lambda tensor: tensor + torch.rand_like(tensor)))
+    with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Returns: expected the same .*random"):
+        hybrid_rt.compile_segment(random, small_picture())

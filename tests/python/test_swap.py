@@ -23,6 +23,7 @@ import hybrid_rt
 from hybrid_rt import (
     BackendError,
     BundleError,
+    CaptureError,
     OptionError,
     Thresholds,
     VerificationError,
@@ -182,7 +183,8 @@ def test_a_golden_sample_is_left_out(single: Path, tmp_path: Path) -> None:
     output = tmp_path / "swapped.pt"
     hybrid_rt.swap_backbone(single, new(), output)
     manifest = hybrid_rt.inspect(output)
-    assert manifest.get("golden") is None
+    assert "expected" in hybrid_rt.inspect(single)["golden"]
+    assert manifest["golden"] == {"absent": "the backbone was swapped, so that other boxes are found"}
     assert not [name for name in manifest["records"] if "golden" in name]
 
 
@@ -295,6 +297,15 @@ def test_several_mismatches_are_one_error(fused: Path, tmp_path: Path) -> None:
     assert text.count(": expected ") == 1 + 5  # the error itself, and five in it
     for part in ("order of outputs", "'fine', channels", "'fine', stride", "'coarse', dtype", "'coarse', stride"):
         assert part in text
+
+
+def test_what_an_engine_can_t_repeat_is_refused(fused: Path, tmp_path: Path) -> None:
+    class Branching(Deeper):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return super().forward(x * 2 if bool(x.mean() > 0) else x)
+
+    with pytest.raises(CaptureError, match=r"\[swap\]: module Branching: expected the same operations"):
+        hybrid_rt.swap_backbone(fused, new(Branching()), tmp_path / "x.pt")
 
 
 def test_what_fails_at_a_second_size_is_named(fused: Path, tmp_path: Path) -> None:
