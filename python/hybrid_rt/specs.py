@@ -33,6 +33,14 @@ class TensorSpec:
         """Whether every dimension has one size."""
         return self.min == self.max
 
+    def __str__(self) -> str:
+        """As one line: ``x: 1.. x 3 x 32..416 x 32..416 float32``."""
+        sizes = (
+            str(low) if low == high else f"{low}..{'' if high == UNBOUNDED else high}"
+            for low, high in zip(self.min, self.max, strict=True)
+        )
+        return f"{self.name}: {' x '.join(sizes)} {self.dtype}"
+
 
 @dataclass(frozen=True)
 class ArtifactSpec:

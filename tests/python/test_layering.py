@@ -17,7 +17,7 @@ CPP = ROOT / "cpp"
 LAYERS = [
     {"_native"},
     {"errors"},
-    {"specs", "files", "pictures", "thresholds"},
+    {"specs", "files", "pictures", "thresholds", "steps"},
     {"structure", "generated", "graph_digest", "artifact_file", "_fake", "exact_transform", "boxes"},
     {"torchscript", "observe"},
     {"backends.base"},
@@ -28,7 +28,11 @@ LAYERS = [
     {"engine_module", "cache"},
     {"bundle", "coco"},
     {"verify", "measure"},
-    {"report", "golden"},
+    {"measure_hybrid", "report_pictures", "golden"},
+    {"report_data"},
+    {"report_terminal"},
+    {"report_html"},
+    {"report"},
     {"convert", "cli_cache"},
     {"cli"},
 ]
