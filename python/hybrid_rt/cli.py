@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         help="save nothing if the mAP (0..1) drops by more (default: 0.005)",
     )
     verb.add_argument("--no-golden", action="store_true", help="no golden sample in the file")
+    verb.add_argument("--no-measure", action="store_true", help="do not time detector and hybrid")
+    verb.add_argument("--report", type=Path, metavar="FILE", help="write the report too: FILE.html or FILE.json")
     verb.set_defaults(run=_convert)
 
     verb = verbs.add_parser("verify", help="does a .pt find here what its detector found: re-runs its golden sample")
@@ -167,6 +169,8 @@ def _convert(options: argparse.Namespace) -> int:
         dataset=_dataset(options),
         max_map_drop=options.max_map_drop,
         golden=not options.no_golden,
+        measure=not options.no_measure,
+        report=options.report,
         progress=True,
     )
     print(result.report)

@@ -16,10 +16,10 @@ from .capture import Program, Ranges, capture_alone
 from .engine_module import EngineModule, engine_module
 from .errors import BackendError, OptionError
 from .observe import arguments_of
-from .report import Steps
 from .second_size import second_shapes, tiled
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact
+from .steps import Steps
 from .structure import structure_of
 from .variants import Alone, check_module, check_repeatable, choose_backends, precision_of, require_same_outputs
 from .verify import Thresholds, thresholds_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,17 @@ from .engine_module import make_engine, prepare
 from .errors import OptionError
 from .files import check_writable
 from .head import HEADS, frozen_head
+from .measure_hybrid import measure_hybrid
 from .observe import Observation, observe, recording, watch
-from .report import ConversionReport, SegmentReport, Steps, VariantReport, shares_table
+from .report import ConversionReport, report_path
+from .report_data import SegmentReport
+from .report_pictures import PictureSamples
+from .report_terminal import shares_table
 from .samples import Sample, samples_of
 from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of, use_of
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, pack
+from .steps import Steps
 from .variants import check_module, choose_backends, compare_variants, precision_of
 from .verify import (
     TensorError,
@@ -65,6 +70,8 @@ def convert(
     dataset: CocoDataset | None = None,
     max_map_drop: float = 0.005,
     golden: bool = True,
+    measure: bool = True,
+    report: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> ConversionResult:
     """Compiles the dense part of a detector, leaves the rest in TorchScript, saves both as one `.pt`.
@@ -93,6 +100,10 @@ def convert(
         max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
         golden: put the example and what the detector found on it into the bundle, for ``hybrid-rt verify``.
             With verify=False too: the sample then says that nobody has compared it yet.
+        measure: time detector and hybrid on the example, and the hybrid's first call at a size that is new to it:
+            a few seconds, see docs/report.md.
+        report: where to write the report too: a `.html` page or `.json`. It is also written if the verification
+            fails, and then shows what differs.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
@@ -109,6 +120,8 @@ def convert(
     _check_arguments(detector, example_inputs, precision, head)
     check_shapes(shapes)
     check_writable(path)
+    if report is not None:
+        check_writable(report_path(report))
     chosen = None if segments == "auto" else named(detector, segments)
     backends = choose_backends(engine, fallback)
     precisions = {backend.name: precision_of(backend, precision) for backend in backends}
@@ -143,38 +156,59 @@ def convert(
         ]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
     cached: dict[tuple[str, str], bool] = {}
-    for program in programs:
-        for backend in backends:
-            with steps.step(f"compile {program.name} with {backend.name}"):
-                artifact, hit = cache.compiled(backend, program, precisions[backend.name])
-                artifacts[program.name].append(artifact)
-                cached[program.name, backend.name] = hit
+    variants = [(program, backend) for program in programs for backend in backends]
+    for i, (program, backend) in enumerate(variants):
+        with steps.step(f"compile {program.name} with {backend.name}", total=len(variants), done=i):
+            artifact, hit = cache.compiled(backend, program, precisions[backend.name])
+            artifacts[program.name].append(artifact)
+            cached[program.name, backend.name] = hit
     engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
         frozen, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
     verification = None
+    inputs = [example_inputs, *verify_inputs]
+    pictures = PictureSamples(limits)
     if verify:
-        with steps.step("verify"):
+        with steps.step("verify", total=len(variants) + len(inputs)) as advance:
             verification = _verify(
-                detector, frozen, programs, engines, artifacts, [example_inputs, *verify_inputs], precision, limits
+                detector, frozen, programs, engines, artifacts, inputs, precision, limits, pictures, advance
             )
     if truth is not None:
         verification = verification or Verification(precision)
         with steps.step(f"mean average precision on {len(truth.files)} pictures"), _emulated(engines):
             compare_dataset(verification, detector, frozen, truth, max_map_drop)
+    result = ConversionReport(
+        detector=type(detector).__name__,
+        path=str(path),
+        segments=[SegmentReport.of(program, artifacts[program.name], cached, shares) for program in programs],
+        head_operators=operators,
+        verification=verification,
+        precision=precision,
+        shares=shares,
+        predicted_gain=gain,
+        thresholds=limits if verify else None,
+        pictures=pictures.pictures,
+        seconds=steps.seconds,
+    )
     if verification is not None:
+        if report is not None and not verification.passed:
+            result.save(report)  # it shows what differs
         require(verification)
     sample = golden_sample.sample(detector, example_inputs, verification, precision, limits) if golden else None
     described, record_bytes = golden_sample.pack(sample)
-    report = _report(detector, path, programs, artifacts, cached, operators, verification)
-    report.shares, report.predicted_gain = shares, gain
+    result.golden = golden_sample.describe(described)
     with steps.step("save"):
         manifest = {**_manifest(detector, programs, artifacts, operators, verification), "golden": described}
         bundle.save(frozen, path, manifest, record_bytes)
-    report.golden = golden_sample.describe(described)
-    report.file_size = path.stat().st_size
-    report.seconds = steps.seconds
-    return ConversionResult(frozen, report)
+    result.file_size = path.stat().st_size
+    if measure:
+        with steps.step("measure"):
+            result.measurement, result.not_measured = measure_hybrid(
+                detector, path, inputs, programs, observation.seconds
+            )
+    if report is not None:
+        result.save(report)
+    return ConversionResult(frozen, result)
 
 
 def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], precision: str, head: str) -> None:
@@ -250,6 +284,8 @@ def _verify(
     inputs: Sequence[tuple[Any, ...]],
     precision: str,
     thresholds: Thresholds,
+    watch: Callable[[tuple[Any, ...], Any, Any], None],
+    advance: Callable[[], None],
 ) -> Verification:
     """Every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
 
@@ -258,10 +294,17 @@ def _verify(
     tensors: list[TensorError] = []
     not_run: list[str] = []
     for program in programs:
-        errors, refusals = compare_variants(program, engines[program.name], artifacts[program.name])
+        errors, refusals = compare_variants(program, engines[program.name], artifacts[program.name], advance)
         tensors += errors
         not_run += refusals
-    verification = compare_modules(detector, hybrid, inputs, precision=precision, thresholds=thresholds)
+
+    def compared_one(arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
+        watch(arguments, expected, found)
+        advance()
+
+    verification = compare_modules(
+        detector, hybrid, inputs, precision=precision, thresholds=thresholds, watch=compared_one
+    )
     verification.tensors = tensors + verification.tensors
     verification.not_run = not_run
     add_tensor_failures(verification, tensors, thresholds)
@@ -306,36 +349,3 @@ def _manifest(
         "head": {"operators": operators},
         "verification": verification.to_json() if verification else None,
     }
-
-
-def _report(
-    detector: nn.Module,
-    path: Path,
-    programs: Sequence[Program],
-    artifacts: Mapping[str, list[Artifact]],
-    cached: Mapping[tuple[str, str], bool],
-    operators: list[str],
-    verification: Verification | None,
-) -> ConversionReport:
-    return ConversionReport(
-        detector=type(detector).__name__,
-        path=str(path),
-        segments=[
-            SegmentReport(
-                program.name,
-                [str(spec) for spec in program.inputs],
-                [
-                    VariantReport(
-                        artifact.spec.backend,
-                        artifact.spec.precision,
-                        artifact.size,
-                        cached[program.name, artifact.spec.backend],
-                    )
-                    for artifact in artifacts[program.name]
-                ],
-            )
-            for program in programs
-        ],
-        head_operators=operators,
-        verification=verification,
-    )

@@ -88,6 +88,28 @@ def _to_size(size: tuple[int, int]) -> Resize:
     return resized
 
 
+def at_size(example: tuple[Any, ...], size: tuple[int, int] | None) -> tuple[Any, ...]:
+    """The example with its pictures resized to (height, width); None: with copies of them."""
+    return _changed(example, _to_size(size) if size is not None else torch.clone)
+
+
+def pictures_in(example: tuple[Any, ...]) -> list[Tensor]:
+    """The pictures, [C, H, W] or batches [N, C, H, W]."""
+    found: list[Tensor] = []
+
+    def noted(picture: Tensor) -> Tensor:
+        found.append(picture)
+        return picture
+
+    _changed(example, noted)
+    return found
+
+
+def picture_sizes(example: tuple[Any, ...]) -> list[tuple[int, int]]:
+    """(height, width) of each picture, of a batch one."""
+    return [(picture.shape[-2], picture.shape[-1]) for picture in pictures_in(example)]
+
+
 def _tall(picture: Tensor) -> Tensor:
     side = min(picture.shape[-2:])
     return _resized(picture, side, max(1, side * 2 // 3))

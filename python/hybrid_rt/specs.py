@@ -50,6 +50,10 @@ class TensorSpec:
         """The inverse of ``dataclasses.asdict``, after a way through JSON."""
         return cls(**{**values, **{key: tuple(values[key]) for key in ("min", "opt", "max")}})
 
+    def __str__(self) -> str:
+        """As one line: ``x: 1.. x 3 x 32..416 x 32..416 float32``."""
+        return f"{self.name}: {self.sizes} {self.dtype}"
+
 
 def _range(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}..{'' if high == UNBOUNDED else high}"

@@ -20,8 +20,8 @@ from .contract import Contract, examples_for, features_of
 from .engine_module import make_engine
 from .errors import BundleError, OptionError
 from .files import check_writable
-from .report import Steps
 from .specs import PRECISIONS, Artifact, TensorSpec, pack
+from .steps import Steps
 from .structure import TENSOR, Structure
 from .variants import check_module, check_repeatable, choose_backends, precision_of, require_same_outputs
 from .verify import Thresholds, Verification, thresholds_of

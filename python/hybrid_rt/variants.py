@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -136,7 +136,10 @@ def precision_of(backend: Backend, precision: str, scope: str = "convert") -> st
 
 
 def compare_variants(
-    program: Program, engine: Any, artifacts: Sequence[Artifact]
+    program: Program,
+    engine: Any,
+    artifacts: Sequence[Artifact],
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[TensorError], list[str]]:
     """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
 
@@ -144,6 +147,7 @@ def compare_variants(
         program: the segment; its calls hold what is expected.
         engine: see :func:`hybrid_rt.engine_module.make_engine`. It is left on its best variant.
         artifacts: its variants, best first.
+        advance: called before each variant.
 
     Returns:
         The errors of each output, and for each variant that can't run here the reason.
@@ -156,6 +160,7 @@ def compare_variants(
     not_run: list[str] = []
     for artifact in reversed(artifacts):  # the best one last: the engine stays on it
         backend = artifact.spec.backend
+        advance()
         try:
             prepare(engine, backend, emulate_precision=True)
         except RuntimeError as error:  # what TorchScript makes of a BackendError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -230,16 +230,21 @@ def compare_modules(
     precision: str,
     thresholds: Thresholds,
     require_detections: bool = True,
+    watch: Callable[[tuple[Any, ...], Any, Any], None] | None = None,
 ) -> Verification:
-    """:func:`verify` for a hybrid that is in memory."""
+    """:func:`verify` for a hybrid that is in memory.
+
+    ``watch`` is called after each comparison: with the arguments, what the detector found, what the hybrid found.
+    """
     verification = Verification(precision)
     with torch.no_grad():
         for i, arguments in enumerate(inputs):
             # Copies, as either may change its inputs.
             expected = detector(*map_tensors(arguments, Tensor.clone))
-            compare_results(
-                verification, expected, hybrid(*map_tensors(arguments, Tensor.clone)), thresholds, f"input {i}"
-            )
+            found = hybrid(*map_tensors(arguments, Tensor.clone))
+            compare_results(verification, expected, found, thresholds, f"input {i}")
+            if watch is not None:
+                watch(arguments, expected, found)
             if verification.sample is None or (_boxes_in(expected) and not _boxes_in(verification.sample[1])):
                 verification.sample = (arguments, expected)
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):

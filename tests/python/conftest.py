@@ -30,6 +30,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_measurements() -> Iterator[None]:
+    """One round: nobody reads the figures of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid_rt.measure_hybrid._EAGER_SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_detector() -> FasterRCNN:
     return digits_detector.load()

@@ -1,0 +1,191 @@
+"""The latency of a new bundle beside its detector's, and what a picture size costs that it has not seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import bundle
+from .capture import Program
+from .measure import Latency, benchmark
+from .samples import at_size, picture_sizes, pictures_in
+from .specs import UNBOUNDED
+
+_EAGER_SECONDS = 2.0
+"""All eager calls together may take about so long, a call of a slow detector excepted."""
+
+_MOST_ROUNDS = 20
+
+_RATIOS = (0.8, 1.25, 1.0, 0.75, 1.5, 0.5, 2.0)
+"""Height to width, of the sizes that are tried."""
+
+_ANY = 1 << 30
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NewSize:
+    """Milliseconds of the first and of the next call on pictures of a size that the hybrid had not seen."""
+
+    height: int
+    width: int
+    first: float
+    later: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the hybrid costs on the example, beside the eager detector, called in turns in Python.
+
+    Attributes:
+        latencies: "eager" and "hybrid". ``first`` is the hybrid's first call after loading; the detector ran before.
+        load: milliseconds to load the bundle, its engines included.
+        pictures: (height, width) of the example's pictures.
+        threads: that torch uses.
+        engines: for each segment what runs: the engine's own description.
+        new_size: None: see ``no_new_size``.
+        no_new_size: why no further size was tried.
+    """
+
+    latencies: dict[str, Latency]
+    load: float
+    pictures: list[Size]
+    threads: int
+    engines: dict[str, str] = field(default_factory=dict)
+    new_size: NewSize | None = None
+    no_new_size: str = ""
+
+    @property
+    def gain(self) -> float:
+        """How many times faster the hybrid is, by the medians."""
+        return self.latencies["eager"].median / max(1e-9, self.latencies["hybrid"].median)
+
+
+def measure_hybrid(
+    detector: nn.Module,
+    path: Path,
+    inputs: Sequence[tuple[Any, ...]],
+    programs: Sequence[Program],
+    eager_seconds: float,
+) -> tuple[Measurement | None, str]:
+    """Times detector and bundle in turns on the first of ``inputs``, then the bundle on a size that is new to it.
+
+    Args:
+        detector: the detector.
+        path: the bundle; it is loaded as a service would.
+        inputs: on which it was compared; the first is the example.
+        programs: its segments.
+        eager_seconds: of one call of the detector: they decide on the number of rounds.
+
+    Returns:
+        None and the reason if the bundle can't run here: what was not verified may be for another machine.
+    """
+    try:
+        return _measured(detector, path, inputs, programs, eager_seconds), ""
+    except RuntimeError as error:  # what TorchScript makes of any error of ours
+        return None, _last_line(error)
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
+
+
+def _measured(
+    detector: nn.Module,
+    path: Path,
+    inputs: Sequence[tuple[Any, ...]],
+    programs: Sequence[Program],
+    eager_seconds: float,
+) -> Measurement:
+    start = time.perf_counter()
+    hybrid = bundle.load(path)
+    load = (time.perf_counter() - start) * 1e3
+    example = at_size(inputs[0], None)  # a copy: a detector may write to its pictures
+    rounds = max(1, min(_MOST_ROUNDS, int(_EAGER_SECONDS / max(1e-9, eager_seconds)) - 1))
+    latencies = benchmark({"eager": detector, "hybrid": hybrid}, example, repeat=rounds, warm_up=0)
+    new_size, reason = _first_call_at_a_new_size(detector, hybrid, inputs, programs)
+    return Measurement(
+        latencies=latencies,
+        load=load,
+        pictures=picture_sizes(example),
+        threads=torch.get_num_threads(),
+        engines={engine["segment"]: engine["description"] for engine in bundle.engines(hybrid)},
+        new_size=new_size,
+        no_new_size=reason,
+    )
+
+
+def _first_call_at_a_new_size(
+    detector: nn.Module, hybrid: nn.Module, inputs: Sequence[tuple[Any, ...]], programs: Sequence[Program]
+) -> tuple[NewSize | None, str]:
+    """On the example, resized; the reason if there is no such size."""
+    sizes = picture_sizes(inputs[0])
+    if not sizes:
+        return None, "the inputs are no pictures"
+    seen = {_seen_by_engine(detector, picture_sizes(arguments)) for arguments in inputs}
+    seen |= {(x.shape[-2], x.shape[-1]) for program in programs for call in program.calls for x in call.inputs[:1]
+             if x.dim() == 4}  # fmt: skip
+    bounds = _bounds(inputs[0], programs)
+    refusal = ""
+    for size in _candidates(sizes[0], bounds if not hasattr(detector, "transform") else None):
+        made = _seen_by_engine(detector, [size] * len(sizes))
+        if made in seen or not all(low <= side <= high for side, (low, high) in zip(made, bounds, strict=True)):
+            continue
+        arguments = at_size(inputs[0], size)
+        try:
+            with torch.inference_mode():
+                first, later = _milliseconds(hybrid, arguments), _milliseconds(hybrid, arguments)
+        except RuntimeError as error:  # what TorchScript makes of an InputError
+            refusal = f"{size[0]}x{size[1]} is refused: {_last_line(error)}"
+            continue
+        return NewSize(*size, first, later), ""
+    return None, refusal or "its segments always get pictures of the same size"
+
+
+def _bounds(example: tuple[Any, ...], programs: Sequence[Program]) -> list[tuple[int, int]]:
+    """(least, greatest) height and width of the segment that takes the pictures; no bounds if none does."""
+    channels = {picture.shape[-3] for picture in pictures_in(example)}
+    for program in programs:
+        spec = program.inputs[0] if program.inputs else None
+        if spec is not None and len(spec.min) == 4 and spec.min[1] in channels:
+            return [
+                (low, _ANY if high == UNBOUNDED else high) for low, high in zip(spec.min[2:], spec.max[2:], strict=True)
+            ]
+    return [(1, _ANY)] * 2
+
+
+def _candidates(example: Size, bounds: Sequence[tuple[int, int]] | None) -> Iterator[Size]:
+    """Sizes of other ratios than the example's, near its own, inside the bounds if there are some."""
+    short = min(example)
+    step = 32 if short % 32 == 0 else 1
+    for ratio in _RATIOS:
+        size = (short, round(short / ratio)) if ratio < 1 else (round(short * ratio), short)
+        height, width = (max(1, side // step * step) for side in size)
+        if bounds is not None:
+            height, width = (
+                max(low, min(side, high)) for side, (low, high) in zip((height, width), bounds, strict=True)
+            )
+        yield height, width
+
+
+def _seen_by_engine(detector: nn.Module, sizes: Sequence[Size]) -> Size:
+    """(height, width) of what the detector makes of pictures of these sizes."""
+    transform: Any = getattr(detector, "transform", None)
+    if hasattr(transform, "min_size") and hasattr(transform, "image_mean"):
+        channels = len(transform.image_mean)
+        tensors: Tensor = transform([torch.zeros(channels, *size) for size in sizes])[0].tensors
+        return tensors.shape[-2], tensors.shape[-1]
+    return max((height for height, _ in sizes), default=0), max((width for _, width in sizes), default=0)
+
+
+def _milliseconds(call: nn.Module, arguments: tuple[Any, ...]) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,153 @@
+"""What is known of a conversion, and how it is written as JSON (docs/report.md)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+from .capture import Program
+from .measure_hybrid import Measurement
+from .report_pictures import PictureReport
+from .segments import Share
+from .specs import Artifact, TensorSpec
+from .verify import TensorError, Thresholds, Verification
+
+SCHEMA_VERSION = 1
+"""Of the JSON; it grows when a field goes or changes its meaning. New fields do not change it."""
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One artifact: its size in bytes is that of its blobs; ``cached``: it was not compiled now but found on disk."""
+
+    backend: str
+    precision: str
+    size: int
+    cached: bool
+    device: str = "cpu"
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """One engine: the submodules in it, its inputs and outputs, and its variants in the file's order.
+
+    ``share`` is the members' part of the detector's time, 0..1.
+    """
+
+    name: str
+    members: list[str]
+    share: float
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    variants: list[VariantReport]
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        artifacts: Sequence[Artifact],
+        cached: Mapping[tuple[str, str], bool],
+        shares: Sequence[Share],
+    ) -> SegmentReport:
+        """``cached``: by names of program and backend."""
+        members = [member.name for member in program.members]
+        return cls(
+            name=program.name,
+            members=members,
+            share=min(1.0, sum(share.share for share in shares if share.name in members)),
+            inputs=list(program.inputs),
+            outputs=list(program.outputs),
+            variants=[
+                VariantReport(
+                    backend=artifact.spec.backend,
+                    precision=artifact.spec.precision,
+                    size=artifact.size,
+                    cached=cached[program.name, artifact.spec.backend],
+                    device=artifact.spec.device,
+                    versions=dict(artifact.spec.versions),
+                )
+                for artifact in artifacts
+            ],
+        )
+
+
+def _versions() -> dict[str, str]:
+    from . import __version__
+
+    return {
+        "hybrid_rt": __version__,
+        "torch": torch.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
+        "python": platform.python_version(),
+    }
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass
+class ReportData:
+    """What convert() did. The JSON has the same fields; docs/report.md says what each is."""
+
+    detector: str
+    path: str
+    segments: list[SegmentReport]
+    head_operators: list[str]
+    verification: Verification | None
+    precision: str = "fp32"
+    shares: list[Share] = field(default_factory=list)
+    predicted_gain: float = 1.0
+    golden: str = ""
+    thresholds: Thresholds | None = None
+    pictures: list[PictureReport] = field(default_factory=list)
+    measurement: Measurement | None = None
+    not_measured: str = "not asked for"
+    versions: dict[str, str] = field(default_factory=_versions)
+    machine: str = field(default_factory=_machine)
+    made: str = field(default_factory=_now)
+    file_size: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; what is not finite becomes None."""
+        values = asdict(self)
+        for picture in values["pictures"]:
+            del picture["jpeg"]
+        if self.measurement is not None:
+            values["measurement"]["gain"] = self.measurement.gain
+        finite: dict[str, Any] = _finite(values)
+        return {"schema_version": SCHEMA_VERSION, **finite}
+
+    @property
+    def boxes(self) -> tuple[int, int]:
+        """How many boxes were found again, of how many."""
+        pictures = self.verification.pictures if self.verification else []
+        return sum(match.matched for match in pictures), sum(match.expected for match in pictures)
+
+    @property
+    def worst(self) -> TensorError | None:
+        """The output that is furthest off."""
+        errors = self.verification.tensors if self.verification else []
+        return max(errors, key=lambda error: error.relative_error, default=None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

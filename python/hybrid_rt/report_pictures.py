@@ -1,0 +1,126 @@
+"""Pictures for the report: what the detector found on them, and what the hybrid found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .verify import Thresholds, box_iou, detections_of
+
+MOST_PICTURES = 4
+MOST_BOXES = 100
+LONGEST_SIDE = 640
+"""Pixels, of the picture that is kept."""
+
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A box (x1, y1, x2, y2 in pixels of the picture as it was given) with its class and score.
+
+    ``matched``: the other side has a box of the same label with an IoU and a score within the thresholds.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    score: float
+    matched: bool
+
+
+@dataclass(frozen=True)
+class PictureReport:
+    """One picture that was compared.
+
+    Attributes:
+        index: among the verification's pictures.
+        height, width: in pixels, as it was given.
+        jpeg: the picture, at most :data:`LONGEST_SIDE` pixels long; not in the JSON.
+        expected, found: the best boxes of the detector and of the hybrid, at most :data:`MOST_BOXES`.
+        not_drawn: further fields of the detections, e.g. masks, with how many the detector returned.
+    """
+
+    index: int
+    height: int
+    width: int
+    jpeg: bytes
+    expected: list[FoundBox]
+    found: list[FoundBox]
+    not_drawn: dict[str, int] = field(default_factory=dict)
+
+
+class PictureSamples:
+    """Keeps the first pictures of a verification; a ``watch`` for :func:`hybrid_rt.verify.compare_modules`."""
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        """``thresholds``: by which boxes are the same."""
+        self.pictures: list[PictureReport] = []
+        self._thresholds = thresholds
+        self._count = 0
+
+    def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
+        """Takes what is detections of pictures; anything else is left out."""
+        wanted, had = detections_of(expected), detections_of(found)
+        if wanted is None or had is None or len(wanted) != len(had):
+            return
+        pictures = _pictures_in(arguments)
+        for i, (want, have) in enumerate(zip(wanted, had, strict=True)):
+            if len(self.pictures) < MOST_PICTURES and len(pictures) == len(wanted):
+                self._keep(pictures[i], want, have)
+            self._count += 1
+
+    def _keep(self, picture: Tensor, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
+        height, width = picture.shape[-2:]
+        self.pictures.append(
+            PictureReport(
+                index=self._count,
+                height=height,
+                width=width,
+                jpeg=_jpeg(picture),
+                expected=_found(want, have, self._thresholds),
+                found=_found(have, want, self._thresholds),
+                not_drawn={name: len(value) for name, value in want.items() if name not in _DRAWN},
+            )
+        )
+
+
+_DRAWN = ("boxes", "labels", "scores")
+
+
+def _found(side: Mapping[str, Tensor], other: Mapping[str, Tensor], thresholds: Thresholds) -> list[FoundBox]:
+    overlap = box_iou(side["boxes"].double(), other["boxes"].double())
+    difference = (side["scores"].double()[:, None] - other["scores"].double()[None]).abs()
+    same = side["labels"][:, None] == other["labels"][None]
+    matched = (same & (overlap >= thresholds.iou) & (difference <= thresholds.score)).any(dim=1)
+    order = side["scores"].argsort(descending=True)[:MOST_BOXES].tolist()
+    boxes, labels, scores = side["boxes"].tolist(), side["labels"].tolist(), side["scores"].tolist()
+    return [FoundBox(tuple(boxes[i]), labels[i], scores[i], bool(matched[i])) for i in order]
+
+
+def _pictures_in(arguments: Sequence[Any]) -> list[Tensor]:
+    """The pictures [C, H, W], C is 1 or 3, of lists and batches."""
+    found: list[Tensor] = []
+    for value in arguments:
+        for entry in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(entry, Tensor) and entry.dim() in (3, 4) and entry.shape[-3] in (1, 3):
+                found += entry.unbind() if entry.dim() == 4 else [entry]
+    return found
+
+
+def _jpeg(picture: Tensor) -> bytes:
+    """Floats are in 0..1; bytes, and floats that go beyond 2, in 0..255."""
+    values = picture.detach().cpu().float()
+    if not picture.is_floating_point() or float(values.max()) > 2:
+        values = values / 255
+    pixels = values.clamp(0, 1).mul(255).round().to(torch.uint8).expand(3, -1, -1)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return stream.getvalue()

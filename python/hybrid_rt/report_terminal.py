@@ -1,0 +1,138 @@
+"""The report as text for a terminal."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .measure_hybrid import Measurement
+from .report_data import ReportData
+from .segments import Share, predicted_gain
+from .verify import Verification
+
+LEAST_SHOWN = 0.005
+"""Of the detector's time."""
+
+_USUAL_WIDTH = 100
+
+
+def shares_table(shares: Sequence[Share], gain: float, speedup: float, precision: str) -> Table:
+    """What takes the time, and what engines can gain."""
+    limit = predicted_gain(shares, float("inf"))
+    table = Table(
+        caption=f"predicted end to end: {gain:.2f} times faster, if engines run these {speedup:g} times faster in "
+        f"{precision}; {limit:.1f} times at the most"
+    )
+    for heading in ("submodule", "ms", "share", ""):
+        table.add_column(heading, justify="right" if heading in ("ms", "share") else "left")
+    for share in shares:
+        if not share.chosen and share.share < LEAST_SHOWN:
+            continue
+        table.add_row(
+            share.name,
+            f"{share.milliseconds:.1f}",
+            f"{share.share:.1%}",
+            "segment" if share.chosen else f"stays in TorchScript: {share.reason}",
+        )
+    return table
+
+
+def report_text(report: ReportData, width: int | None = None) -> str:
+    """Tables and sentences, ``width`` columns wide; None: the terminal's."""
+    written = io.StringIO()
+    console = Console(width=width or shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns, file=written)
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
+    console.print(_segments_table(report))
+    if report.measurement is not None:
+        console.print(_latency_table(report.measurement))
+        say(measured_text(report.measurement, report.predicted_gain))
+        say(new_size_text(report.measurement))
+    else:
+        say(f"predicted: {report.predicted_gain:.2f} times as fast as eager; not measured: {report.not_measured}")
+    say(verification_text(report.verification))
+    if report.golden:
+        say(f"golden sample: {report.golden}")
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+
+
+def _segments_table(report: ReportData) -> Table:
+    table = Table()
+    for heading in ("segment", "share", "engine", "precision", "MB", "cache"):
+        table.add_column(heading, justify="right" if heading in ("share", "MB") else "left", overflow="fold")
+    for segment in report.segments:
+        for i, variant in enumerate(segment.variants):
+            name, share = (segment.name, f"{segment.share:.1%}") if i == 0 else ("", "")
+            size, cached = f"{variant.size / 1e6:.1f}", "hit" if variant.cached else "miss"
+            table.add_row(Text(name), share, variant.backend, variant.precision, size, cached)
+    return table
+
+
+def _latency_table(measurement: Measurement) -> Table:
+    table = Table()
+    for heading in ("ms a call", "median", "p95", "first call"):
+        table.add_column(heading, justify="left" if heading == "ms a call" else "right")
+    for name, latency in measurement.latencies.items():
+        table.add_row(name, *(f"{value:.1f}" for value in (latency.median, latency.p95, latency.first)))
+    return table
+
+
+def measured_text(measurement: Measurement, predicted: float) -> str:
+    """Two lines: the gain, and under which conditions."""
+    rounds = measurement.latencies["hybrid"].count
+    return (
+        f"measured: {measurement.gain:.2f} times as fast as eager (predicted {predicted:.2f})\n"
+        f"  {rounds} {'round' if rounds == 1 else 'rounds'} in turns, {threads_text(measurement)}, "
+        f"{pictures_text(measurement)}; loaded in {measurement.load:.0f} ms"
+    )
+
+
+def threads_text(measurement: Measurement) -> str:
+    """``2 threads``."""
+    return f"{measurement.threads} {'thread' if measurement.threads == 1 else 'threads'}"
+
+
+def pictures_text(measurement: Measurement) -> str:
+    """``pictures of 320x320``: height, then width."""
+    sizes = dict.fromkeys(f"{height}x{width}" for height, width in measurement.pictures)
+    return f"pictures of {', '.join(sizes)}" if sizes else "inputs that are no pictures"
+
+
+def new_size_text(measurement: Measurement) -> str:
+    """One line: what a size costs that was never seen."""
+    new = measurement.new_size
+    if new is None:
+        return f"a picture size not seen before: not measured, {measurement.no_new_size}"
+    return (
+        f"a picture size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, "
+        f"the next call {new.later:.0f} ms"
+    )
+
+
+def verification_text(verification: Verification | None) -> str:
+    """What was compared, in a few lines."""
+    if verification is None:
+        return "not verified"
+    text = ""
+    if verification.pictures or verification.tensors:
+        worst = max(verification.tensors, key=lambda error: error.relative_error, default=None)
+        text = "verified" if verification.passed else "VERIFICATION FAILED"
+        if verification.pictures:
+            matched = sum(match.matched for match in verification.pictures)
+            expected = sum(match.expected for match in verification.pictures)
+            text += f": {matched} of {expected} boxes found again"
+        if worst is not None:
+            text += f"; greatest relative error {worst.relative_error:.2g} in {worst.segment}, output {worst.output}"
+    if verification.dataset is not None:
+        text += ("\n" if text else "") + str(verification.dataset)
+    for reason in verification.not_run:
+        text += f"\nnot compared: {reason}"
+    return text

@@ -1,0 +1,137 @@
+"""What is measured of a new hybrid; no time is asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_detectors import small_detector, small_list_detector, small_picture
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+import hybrid_rt
+from hybrid_rt import measure_hybrid
+from hybrid_rt.measure_hybrid import Measurement
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+
+
+def measured(tmp_path: Path, detector: nn.Module, example: tuple[Any, ...], **options: Any) -> Measurement:
+    report = hybrid_rt.convert(detector, example, tmp_path / "x.pt", engine="torchscript", **options).report
+    assert report.not_measured == ""
+    assert report.measurement is not None
+    return report.measurement
+
+
+def test_both_are_timed_on_the_example(tmp_path: Path) -> None:
+    found = measured(tmp_path, small_list_detector(), ([small_picture(64, 96)[0]],))
+    assert list(found.latencies) == ["eager", "hybrid"]
+    assert all(latency.count == 1 and latency.median > 0 for latency in found.latencies.values())
+    assert found.gain == pytest.approx(found.latencies["eager"].median / found.latencies["hybrid"].median)
+    assert found.pictures == [(64, 96)]
+    assert found.threads == torch.get_num_threads()
+    assert set(found.engines) == {"backbone+detector.classes"}
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 20), (0.01, 20), (0.2, 9), (0.9, 1), (3.0, 1)])
+def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int) -> None:
+    monkeypatch.setattr(measure_hybrid, "_EAGER_SECONDS", 2.0)
+    monkeypatch.setattr(measure_hybrid.bundle, "engines", lambda hybrid: [])
+    monkeypatch.setattr(measure_hybrid.bundle, "load", lambda path: nn.Identity())
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(x)
+            return x
+
+    found, reason = measure_hybrid.measure_hybrid(Counting(), Path("x.pt"), [(torch.ones(3),)], [], seconds)
+    assert reason == ""
+    assert found is not None
+    assert found.latencies["eager"].count == rounds
+    assert len(calls) == rounds + 1
+    assert (found.new_size, found.no_new_size) == (None, "the inputs are no pictures")
+
+
+def test_the_new_size_is_inside_the_bounds_and_was_not_seen(tmp_path: Path) -> None:
+    sizes = [(32, 32), (64, 96)]
+    found = measured(tmp_path, small_detector(), (small_picture(32, 32),), shapes=sizes)
+    assert found.new_size is not None
+    size = (found.new_size.height, found.new_size.width)
+    assert size not in sizes
+    assert 32 <= size[0] <= 64
+    assert 32 <= size[1] <= 96
+    assert found.new_size.first > 0
+    assert found.new_size.later > 0
+
+
+def test_a_size_of_the_verification_is_not_new(tmp_path: Path) -> None:
+    sizes = [(32, 32), (64, 64)]
+    without = measured(tmp_path, small_detector(), (small_picture(),), shapes=sizes).new_size
+    assert without is not None
+    further = (small_picture(without.height, without.width),)
+    found = measured(tmp_path, small_detector(), (small_picture(),), shapes=sizes, verify_inputs=[further]).new_size
+    assert found is not None
+    assert (found.height, found.width) != (without.height, without.width)
+
+
+def test_a_bundle_of_one_size_has_no_new_one(tmp_path: Path) -> None:
+    found = measured(tmp_path, small_detector(), (small_picture(),))
+    assert found.new_size is None
+    assert found.no_new_size == "its segments always get pictures of the same size"
+
+
+class Resizing(nn.Module):
+    """Pictures of all sizes become 64x64, as in SSD."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform = GeneralizedRCNNTransform(64, 64, [0.0] * 3, [1.0] * 3, fixed_size=(64, 64)).eval()
+        self.backbone = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.backbone(self.transform(images)[0].tensors)
+
+
+def test_a_detector_that_makes_all_pictures_alike_has_no_new_size(tmp_path: Path) -> None:
+    detector = Resizing().requires_grad_(False).eval()
+    found = measured(tmp_path, detector, ([small_picture()[0]],), segments="backbone")
+    assert found.new_size is None
+    assert found.no_new_size == "its segments always get pictures of the same size"
+
+
+def test_the_demo_detector_takes_a_size_that_it_has_not_seen(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
+) -> None:
+    found = measured(tmp_path, demo_detector, ([demo_image],)).new_size
+    assert found is not None
+    assert (found.height, found.width) != tuple(demo_image.shape[-2:])
+
+
+def test_a_bundle_that_can_not_run_here_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("Traceback of TorchScript\nRuntimeError: no engine here")
+
+    monkeypatch.setattr(measure_hybrid.bundle, "load", lambda path: Failing())
+    found, reason = measure_hybrid.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
+    assert (found, reason) == (None, "no engine here")
+    monkeypatch.undo()
+    found, reason = measure_hybrid.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
+    assert found is None
+    assert "x.pt" in reason
+
+
+def test_measuring_leaves_the_example_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writing(nn.Module):
+        def forward(self, pictures: Tensor | list[Tensor]) -> Tensor:
+            return pictures[0].zero_()
+
+    monkeypatch.setattr(measure_hybrid.bundle, "engines", lambda hybrid: [])
+    monkeypatch.setattr(measure_hybrid.bundle, "load", lambda path: Writing())
+    picture = torch.ones(1, 3, 8, 8)
+    measure_hybrid.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], [], 1.0)
+    measure_hybrid.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], [], 1.0)
+    assert bool((picture == 1).all())
