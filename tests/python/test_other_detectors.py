@@ -72,7 +72,7 @@ def test_a_timm_backbone_under_a_torchvision_head(name: str, head: Any, downstre
         detector = torchvision_detectors.steady(head(TimmBackbone(name)))
     pictures = torchvision_detectors.pictures([(240, 320), (320, 240), (263, 263)])
     path = tmp_path / "timm.pt"
-    hybrid_rt.convert(detector, (pictures[:1],), path, segments=["backbone"], fallback=False)
+    hybrid_rt.convert(detector, (pictures[:1],), path, segments=["backbone"], fallback=False, measure=False)
     hybrid = hybrid_rt.load(path)
     assert [engine["backend"] for engine in hybrid_rt.engines(hybrid)] == ["openvino"]
     assert_same(detector(pictures), hybrid(pictures))
@@ -88,7 +88,7 @@ def test_an_anchor_free_detector_that_returns_a_tuple(downstream: Path, tmp_path
     path = tmp_path / "centre.pt"
     example = [noise(3, 48, 64), noise(3, 64, 40, seed=1)]
     shapes = {"batch": (1, 4), "height": (8, 128), "width": (8, 128)}
-    hybrid_rt.convert(detector, (example,), path, segments=["backbone"], shapes=shapes)
+    hybrid_rt.convert(detector, (example,), path, segments=["backbone"], shapes=shapes, measure=False)
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)
         for pictures in (example, [noise(3, 33, 70, seed=2)]):
@@ -103,7 +103,7 @@ def test_its_dense_head_as_a_segment_of_its_own_is_called_for_each_level(tmp_pat
     path = tmp_path / "centre.pt"
     example = [noise(3, 48, 64), noise(3, 64, 40, seed=1)]
     shapes = {"batch": (1, 4), "height": (8, 128), "width": (8, 128)}
-    hybrid_rt.convert(detector, (example,), path, segments=["backbone", "outputs"], shapes=shapes)
+    hybrid_rt.convert(detector, (example,), path, segments=["backbone", "outputs"], shapes=shapes, measure=False)
     hybrid = hybrid_rt.load(path)
     assert [engine["segment"] for engine in hybrid_rt.engines(hybrid)] == ["backbone", "outputs"]
     for pictures in (example, [noise(3, 33, 70, seed=2)]):
@@ -115,7 +115,7 @@ def test_a_backbone_that_returns_other_things_than_a_dict(kind: str, tmp_path: P
     detector = reshaped_detector(kind)
     path = tmp_path / "reshaped.pt"
     shapes = {"batch": (1, 2), "height": (8, 96), "width": (8, 96)}
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], shapes=shapes)
+    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], shapes=shapes, measure=False)
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)
         for picture in (small_picture(seed=1), small_picture(48, 20, seed=2)):
@@ -126,7 +126,7 @@ def test_a_backbone_that_returns_other_things_than_a_dict(kind: str, tmp_path: P
 def test_cpp_runs_them_too(kind: str, downstream: Path, tmp_path: Path) -> None:
     detector = reshaped_detector(kind)
     path = tmp_path / "reshaped.pt"
-    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], fallback=False)
+    hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone"], fallback=False, measure=False)
     picture = small_picture(seed=1)
     found = run_any_detector(downstream / "any_detector", path, [picture], tmp_path)
     assert_same_tensors(detector(picture), list(found.values()))
@@ -137,7 +137,7 @@ def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: P
     path = tmp_path / "fusing.pt"
     example = noise(1, 3, 32, 48), noise(1, 1, 32, 48, seed=1)
     shapes = {"height": (16, 64), "width": (16, 64)}
-    hybrid_rt.convert(detector, example, path, segments=["backbone"], shapes=shapes)
+    hybrid_rt.convert(detector, example, path, segments=["backbone"], shapes=shapes, measure=False)
     inputs = noise(1, 3, 40, 24, seed=2), noise(1, 1, 40, 24, seed=3)
     for backend in ("openvino", "torchscript"):
         hybrid = hybrid_rt.load(path, backend=backend)

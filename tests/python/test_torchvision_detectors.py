@@ -37,7 +37,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     detector = torchvision_detectors.build(request.param, min_size=MIN_SIZE, proposals=PROPOSALS)
     path = tmp_path_factory.mktemp(request.param) / "detector.pt"
     pictures = torchvision_detectors.pictures(SIZES)
-    hybrid_rt.convert(detector, (pictures[:1],), path, fallback=False)
+    hybrid_rt.convert(detector, (pictures[:1],), path, fallback=False, measure=False)
     with torch.no_grad():
         expected = [detector([pictures[i] for i in batch]) for batch in BATCHES]
     return Converted(detector, path, pictures, expected)
