@@ -40,8 +40,14 @@ def main() -> int:
 
     console.rule("convert")
     bundle = output / "detector.pt"
+    page = output / "report.html"
     result = hybrid_rt.convert(
-        detector, ([images[0]],), bundle, verify_inputs=[([image],) for image in images[1:]], progress=True
+        detector,
+        ([images[0]],),
+        bundle,
+        verify_inputs=[([image],) for image in images[1:]],
+        report=page,
+        progress=True,
     )
     print(result.report)
 
@@ -87,7 +93,8 @@ def main() -> int:
     console.print(table)
     drawn = output / "demo.png"
     _draw(pictures, [("eager", expected), ("hybrid in C++", found["hybrid in C++"])], drawn)
-    print(f"bundle: {bundle.relative_to(ROOT)}   picture with the boxes: {drawn.relative_to(ROOT)}")
+    written = {"bundle": bundle, "report": page, "picture with the boxes": drawn}
+    print("   ".join(f"{what}: {path.relative_to(ROOT)}" for what, path in written.items()))
     if not agree:
         print("The hybrid found other boxes than the detector.", file=sys.stderr)
     return 0 if agree else 1
