@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, cache, coco
+from . import bundle, cache, coco, torchscript
 from . import golden as golden_sample
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
@@ -165,6 +165,7 @@ def convert(
     engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
         frozen, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
+        engines = torchscript.engines_of(frozen)
     verification = None
     inputs = [example_inputs, *verify_inputs]
     pictures = PictureSamples(limits)

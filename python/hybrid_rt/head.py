@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ def frozen_head(
         example_inputs: its arguments.
         samples: further ones; for head="script" they tell whether a head that does not script could be recorded.
         programs: the captured segments.
-        engines: of each program, by its name.
+        engines: of each program, by its name. The hybrid has copies of them, see
+            :func:`hybrid_rt.torchscript.engines_of`.
         head: one of :data:`HEADS`.
 
     Returns:
@@ -74,7 +76,10 @@ def frozen_head(
 def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
     frozen = torchscript.freeze(head)
     torchscript.connect(frozen)
-    return frozen, torchscript.rewrite_head_operators(frozen)
+    operators = torchscript.rewrite_head_operators(frozen)
+    # As it will be loaded. What freeze returned ends the process when an engine refuses an input: its graph points to
+    # functions that are gone, and torch looks them up to tell where the error was.
+    return torchscript.open_archive(io.BytesIO(torchscript.to_bytes(frozen))), operators
 
 
 def _offer_to_trace(

@@ -322,3 +322,34 @@ def test_every_variant_is_compared(demo_detector: nn.Module, demo_image: Tensor,
     assert verification is not None
     assert {error.backend for error in verification.tensors} == {"openvino", "torchscript"}
     assert verification.not_run == []
+
+
+def test_the_hybrid_in_memory_refuses_an_input_after_calls_that_went_well(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
+) -> None:
+    example = resized(demo_image, 256, 256)
+    shapes = [(256, 256), (400, 240)]
+    module = hybrid_rt.convert(
+        demo_detector, ([example],), tmp_path / "x.pt", segments="backbone", shapes=shapes, measure=False
+    ).module
+    for _ in range(2):
+        module([example])
+    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: segment 'backbone', input 'x', dimension"):
+        module([resized(demo_image, 256, 800)])
+
+
+def test_an_input_to_verify_on_that_is_out_of_bounds_is_an_error(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
+) -> None:
+    example = resized(demo_image, 256, 256)
+    inputs = [([example],), ([example],), ([resized(demo_image, 256, 800)],)]
+    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: segment 'backbone', input 'x', dimension"):
+        hybrid_rt.convert(
+            demo_detector,
+            ([example],),
+            tmp_path / "x.pt",
+            segments="backbone",
+            shapes=[(256, 256)],
+            verify_inputs=inputs,
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -44,10 +44,12 @@ Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
   const Library& library = Library::instance();
   std::vector<int64_t> dims(tensor.sizes().begin(), tensor.sizes().end());
   const ov_shape_t shape{static_cast<int64_t>(dims.size()), dims.data()};
+  static char nothing = 0;  // a tensor without elements has no memory, but OpenVINO takes no null
+  void* data = tensor.numel() == 0 ? &nothing : tensor.data_ptr();
   ov_tensor_t* handle = nullptr;
-  library.require(library.functions().ov_tensor_create_from_host_ptr(element_type(tensor.scalar_type()), shape,
-                                                                     tensor.data_ptr(), &handle),
-                  "tensor");
+  library.require(
+      library.functions().ov_tensor_create_from_host_ptr(element_type(tensor.scalar_type()), shape, data, &handle),
+      "tensor");
   return Handle<ov_tensor_t>(handle);
 }
 
