@@ -4,7 +4,7 @@ What a block is says its first line; a comment before it says why it is not run:
 
 - ``python``: run, the blocks of a page one after the other in one namespace, in a folder that looks like a checkout.
 - ``console``: lines that begin with ``$ `` are run, ``hybrid-rt`` in this process; the others show what they print.
-- ``text`` right after ``python``: shows what it prints. Numbers may differ, ``...`` stands for any lines.
+- ``text`` right after ``python``: shows what it prints. Decimals and shares may differ, ``...`` stands for any lines.
 - any language with ``title="NAME"``: a file, written to the folder.
 - ``cpp``, ``cmake`` without a title: compiled, or an excerpt.
 - ``<!-- not run: REASON -->``: shown only. ``<!-- excerpt of PATH -->``: stands in that file of the repository.
@@ -121,7 +121,7 @@ def run_command(words: list[str], where: str) -> str:
 
 
 def assert_shown(shown: list[str], printed: str, where: str) -> None:
-    """Each line that is shown was printed, in this order, with other numbers perhaps."""
+    """Each line that is shown was printed, in this order, with other decimals perhaps."""
     printed_lines = [_fingerprint(line) for line in printed.splitlines()]
     at = 0
     for line in shown:
@@ -133,6 +133,6 @@ def assert_shown(shown: list[str], printed: str, where: str) -> None:
 
 
 def _fingerprint(line: str) -> str:
-    """Without numbers, and without how wide a table is."""
+    """Without decimals and shares, which differ from run to run, and without how wide a table is."""
     plain = re.sub(r"[\s━─│┃┏┓┗┛┡┩└┘├┤┬┴┼╇╈┳┻╋]+", " ", line).strip()
-    return re.sub(r"\d+(?:\.\d+)*(?:e[+-]\d+)?", "#", plain)
+    return re.sub(r"\d+(?:\.\d+)+(?:e[+-]\d+)?|\d+(?=\s?%)", "#", plain)
