@@ -27,6 +27,7 @@ NOT_RUN = [
     "docs/cpp.md",  # hybrid-rt-detect
     "docs/first-steps.md",  # pip install
     "docs/index.md",  # ./tools/demo and ./tools/test
+    "docs/report.md",  # hybrid-rt convert
     "docs/torchscript.md",  # the benchmark
 ]
 
@@ -50,7 +51,11 @@ def checkout(tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, monke
     return tmp_path
 
 
-@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+# test_swapping_page.py runs that page: its blocks need a saved bundle and a package with another backbone.
+RUN_HERE = [page for page in pages.pages() if page.name != "swapping.md"]
+
+
+@pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.name)
 def test_the_code_and_the_commands_of_a_page_run(page: Path, checkout: Path) -> None:
     pages.run_page(page)
 
