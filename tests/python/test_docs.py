@@ -1,0 +1,137 @@
+"""What the README and the pages of docs/ show is true: their code runs, their commands print what stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pages
+import pytest
+import torchvision
+from conftest import ROOT
+from PIL import Image
+from strangers import configure, succeed
+from torch import nn
+
+import hybrid_rt
+from hybrid_rt.cli import main
+
+BLOCKS = [block for page in pages.pages() for block in pages.blocks(page)]
+
+NOT_RUN = [
+    "README.md",  # ./tools/demo and ./tools/test
+    "README.md",  # pip install
+    "docs/backends.md",  # the contract test
+    "docs/cpp.md",  # cmake
+    "docs/cpp.md",  # hybrid-rt-detect
+    "docs/first-steps.md",  # pip install
+    "docs/index.md",  # ./tools/demo and ./tools/test
+    "docs/report.md",  # hybrid-rt convert
+    "docs/torchscript.md",  # the benchmark
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the checkout's models/ and a street.jpg; torchvision's Faster R-CNN is the demo detector."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # files that a page writes
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "out").mkdir()
+    Image.open(demo_picture).convert("RGB").save("street.jpg", quality=95)
+    # Their weights need a network.
+    monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", lambda weights: demo_detector)
+    get_model = torchvision.models.get_model
+
+    def get(name: str, **options: Any) -> nn.Module:
+        return demo_detector if options.get("weights") == "DEFAULT" else get_model(name, **options)
+
+    monkeypatch.setattr(torchvision.models, "get_model", get)
+    return tmp_path
+
+
+# test_swapping_page.py runs that page: its blocks need a saved bundle and a package with another backbone.
+RUN_HERE = [page for page in pages.pages() if page.name != "swapping.md"]
+
+
+@pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.name)
+def test_the_code_and_the_commands_of_a_page_run(page: Path, checkout: Path) -> None:
+    pages.run_page(page)
+
+
+def test_every_block_is_of_a_known_kind() -> None:
+    for block in BLOCKS:
+        assert block.language in {"python", "console", "text", "cpp", "cmake", "toml"}, block.where
+        assert not block.marker or block.is_shown_only or block.source, f"{block.where}: {block.marker}"
+        if block.language in ("cmake", "toml") and not block.title:
+            assert block.source or block.is_shown_only, f"{block.where}: say what it is an excerpt of"
+
+
+def test_few_blocks_are_not_run() -> None:
+    """Each says why. A new one is counted here, so that nobody marks a block by habit."""
+    assert sorted(block.where.split(":")[0] for block in BLOCKS if block.is_shown_only) == NOT_RUN
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.source], ids=lambda block: block.where)
+def test_excerpts_stand_in_their_file(block: pages.Block) -> None:
+    source = " ".join(block.source.read_text().split())
+    for part in re.split(r"^\s*(?://|#) \.\.\.$", block.text, flags=re.MULTILINE):
+        assert " ".join(part.split()) in source, f"{block.where}: not in {block.source}: {part}"
+
+
+def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path: Path) -> None:
+    """One source file, as torch's headers cost half a minute a file: the service, and a function for each page."""
+    project = tmp_path / "service"
+    project.mkdir()
+    for block in pages.blocks(ROOT / "docs" / "cpp.md"):
+        if block.title:
+            (project / block.title).write_text(block.text)
+    service = project / "service.cpp"
+    for i, page in enumerate(pages.pages()):
+        text = "".join(
+            block.text for block in pages.blocks(page) if block.language == "cpp" and not (block.title or block.marker)
+        )
+        includes = "\n".join(re.findall(r"^#include.*$", text, re.MULTILINE))
+        body = re.sub(r"^#include.*$", "", text, flags=re.MULTILINE)
+        with service.open("a") as file:
+            file.write(f"\n{includes}\nvoid page_{i}(const c10::List<at::Tensor>& pictures) {{\n{body}\n}}\n")
+    build = tmp_path / "build"
+    configured = configure(project, build, "-DCMAKE_BUILD_TYPE=")  # unoptimised: quicker to compile
+    assert configured.returncode == 0, configured.stderr
+    succeed("cmake", "--build", build)
+    printed = succeed(build / "service", demo_bundle)
+    assert printed.splitlines()[-1].endswith(" objects")
+
+
+# The names of the interface
+
+
+def test_the_page_of_names_has_all_of_them() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^\| `(\w+)", text, re.MULTILINE)
+    assert sorted(listed) == sorted(hybrid_rt.__all__)
+
+
+def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    verbs = set(re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    assert {"convert", "verify", "inspect", "check", "detect", "doctor", "cache"} <= verbs
+    text = {page: page.read_text() for page in pages.pages()}
+    for page, content in text.items():
+        for verb in re.findall(r"`hybrid-rt ([a-z]+)", content):
+            assert verb in verbs, f"{page}: hybrid-rt {verb}"
+    in_readme = set(re.findall(r"^\$ hybrid-rt (\w+)", text[ROOT / "README.md"], re.MULTILINE))
+    assert in_readme >= {"convert", "verify", "inspect", "check", "detect", "doctor"}
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+def test_the_folders_and_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
+        assert (page.parent / link).exists(), link
+    for path in set(re.findall(r"`?((?:tools|models|tests|cpp|python)/[\w./-]*\w)", text)):
+        assert "NAME" in path or (ROOT / path).exists(), f"{page}: {path}"
