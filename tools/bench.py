@@ -29,7 +29,6 @@ from hybrid_rt import torchscript
 from models import torchvision_detectors
 
 PRECISIONS = ("fp32", "bf16")
-CASES = [f"{kind} {precision}" for precision in PRECISIONS for kind in ("hybrid", "whole graph")]
 BACKBONE = "hybrid fp32, backbone only"
 
 
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench.json")
     options = parser.parse_args()
     console = Console()
@@ -74,9 +74,9 @@ def _measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     torchscript.save(torchscript.freeze(torchscript.script(detector)), folder / "plain.pt")
     arguments = [f"torchscript=torchscript:{folder / 'plain.pt'}"]
     engines = {}
-    for precision in PRECISIONS:
+    for precision in options.precisions:
         # Speed is measured here; in bf16, random weights can't judge accuracy.
-        options_of = {"precision": precision, "fallback": False, "verify": precision == "fp32"}
+        options_of = {"precision": precision, "fallback": False, "verify": precision == "fp32", "measure": False}
         path = folder / f"{precision}.pt"
         report = hybrid_rt.convert(detector, ([picture],), path, **options_of).report
         engines[precision] = [segment.name for segment in report.segments]
@@ -86,9 +86,9 @@ def _measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         save_whole_graph(detector, [picture, other], precision, path)
         arguments.append(f"whole graph {precision}=hybrid:{path}")
     path = folder / "backbone.pt"
-    hybrid_rt.convert(detector, ([picture],), path, segments="backbone", fallback=False, verify=False)
+    hybrid_rt.convert(detector, ([picture],), path, segments="backbone", fallback=False, verify=False, measure=False)
     arguments.append(f"{BACKBONE}=hybrid:{path}")
-    print(f"{name}: engines {engines['fp32']}")
+    print(f"{name}: engines {engines}")
     library = Path(torchvision.__file__).parent / "_C_stable.so"
     return native.run("bench_latency", options.threads, 2, options.rounds, folder / "picture.pt", library, *arguments)
 
@@ -101,7 +101,7 @@ def _print(results: dict[str, dict[str, dict[str, object]]], options: argparse.N
     engines = set()
     for detector, cases in results.items():
         base = float(cases["torchscript"]["median_ms"])
-        for case in ("torchscript", BACKBONE, *CASES):
+        for case in cases:
             row = cases[case]
             engines |= {f"{case}: {json.loads(text)['description']}" for text in row.get("engines", [])}
             table.add_row(
