@@ -33,12 +33,15 @@ NOT_RUN = [
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the checkout's models/ and a street.jpg; torchvision's Faster R-CNN is the demo detector."""
+def checkout(
+    tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with the checkout's models/, a street.jpg, a detector.pt; torchvision's is the demo detector."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # files that a page writes
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "out").mkdir()
+    (tmp_path / "detector.pt").symlink_to(demo_bundle)
     Image.open(demo_picture).convert("RGB").save("street.jpg", quality=95)
     # Their weights need a network.
     monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", lambda weights: demo_detector)
@@ -51,11 +54,7 @@ def checkout(tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, monke
     return tmp_path
 
 
-# test_swapping_page.py runs that page: its blocks need a saved bundle and a package with another backbone.
-RUN_HERE = [page for page in pages.pages() if page.name != "swapping.md"]
-
-
-@pytest.mark.parametrize("page", RUN_HERE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_the_code_and_the_commands_of_a_page_run(page: Path, checkout: Path) -> None:
     pages.run_page(page)
 

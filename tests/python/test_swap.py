@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from bundle_surgery import read_record, save_with_backends
+from conftest import ROOT
 from small_detectors import Backbone, small_detector, small_picture
 from strangers import succeed
 from test_fused import Detector
@@ -485,3 +487,24 @@ def test_an_engine_whose_compiler_is_not_installed(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"'openvino', which is not available: .*pip install openvino"):
         hybrid_rt.swap_backbone(single, new(), tmp_path / "x.pt")
+
+
+def test_the_error_on_the_page_about_swapping_is_the_one_that_comes(
+    demo_bundle: Path, demo_detector: FasterRCNN, tmp_path: Path
+) -> None:
+    class BackboneWithFPN(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = deeper_demo_backbone(demo_detector)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            features = self.inner(x)
+            wide = nn.functional.avg_pool2d(torch.cat([features["0"]] * 4, dim=1), 2)
+            return {"0": wide, **{key: features[key] for key in ("1", "2", "3")}}
+
+    page = (ROOT / "docs" / "swapping.md").read_text()
+    with pytest.raises(hybrid_rt.OptionError) as caught:
+        hybrid_rt.swap_backbone(demo_bundle, BackboneWithFPN().eval(), tmp_path / "other.pt")
+    (shown,) = re.findall(r"\n    (hybrid_rt\[swap\]: .*?)\n\n", page, flags=re.DOTALL)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[:4] == [line.strip() for line in shown.splitlines()]
