@@ -48,7 +48,7 @@ class SegmentCheck:
 
 
 def save(
-    module: torch.jit.ScriptModule,
+    module: torch.jit.ScriptModule | bytes,
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
     golden: bytes | None = None,
@@ -58,7 +58,7 @@ def save(
     A process that is killed while it writes leaves a hidden folder ``.NAME.*`` beside the file, which may be deleted.
 
     Args:
-        module: the frozen hybrid.
+        module: the frozen hybrid, or its archive if there is one already.
         path: where to.
         manifest: what is known of it; ``segments`` with their variants are required. Format version and the digest
             of each record are added.
@@ -68,7 +68,7 @@ def save(
         BundleError: it can't be written.
     """
     with written_whole(Path(path)) as temporary:
-        torchscript.save(module, temporary)
+        temporary.write_bytes(module if isinstance(module, bytes) else torchscript.to_bytes(module))
         _append_manifest(temporary, manifest, golden)
 
 

@@ -164,7 +164,7 @@ def convert(
             cached[program.name, backend.name] = hit
     engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
-        frozen, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
+        frozen, archive, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
         engines = torchscript.engines_of(frozen)
     verification = None
     inputs = [example_inputs, *verify_inputs]
@@ -200,7 +200,7 @@ def convert(
     result.golden = golden_sample.describe(described)
     with steps.step("save"):
         manifest = {**_manifest(detector, programs, artifacts, operators, verification), "golden": described}
-        bundle.save(frozen, path, manifest, record_bytes)
+        bundle.save(archive, path, manifest, record_bytes)
     result.file_size = path.stat().st_size
     if measure:
         with steps.step("measure"):

@@ -41,7 +41,7 @@ def frozen_head(
     programs: Sequence[Program],
     engines: Mapping[str, Any],
     head: str,
-) -> tuple[torch.jit.ScriptModule, list[str]]:
+) -> tuple[torch.jit.ScriptModule, bytes, list[str]]:
     """Puts the engines into their segments' places, and makes frozen TorchScript of what is left.
 
     Args:
@@ -54,7 +54,7 @@ def frozen_head(
         head: one of :data:`HEADS`.
 
     Returns:
-        The hybrid, and the operators of ours that its head calls.
+        The hybrid, the archive that it was opened from, and the operators of ours that its head calls.
 
     Raises:
         CaptureError: a head that can't be scripted, with the line and what else could be done; or not recorded.
@@ -73,13 +73,14 @@ def frozen_head(
     return _frozen(scripted)
 
 
-def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
+def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, bytes, list[str]]:
     frozen = torchscript.freeze(head)
     torchscript.connect(frozen)
     operators = torchscript.rewrite_head_operators(frozen)
     # As it will be loaded. What freeze returned ends the process when an engine refuses an input: its graph points to
     # functions that are gone, and torch looks them up to tell where the error was.
-    return torchscript.open_archive(io.BytesIO(torchscript.to_bytes(frozen))), operators
+    archive = torchscript.to_bytes(frozen)
+    return torchscript.open_archive(io.BytesIO(archive)), archive, operators
 
 
 def _offer_to_trace(
@@ -88,7 +89,7 @@ def _offer_to_trace(
     """What to know of head="trace" for a head that does not script: it was tried, not taken."""
     inputs = [example_inputs, *(sample.arguments for sample in samples)]
     try:
-        traced, _ = _frozen(torchscript.trace_head(hybrid, example_inputs))
+        traced, *_ = _frozen(torchscript.trace_head(hybrid, example_inputs))
         compared = compare_modules(
             detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
         )

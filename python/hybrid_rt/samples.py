@@ -16,8 +16,8 @@ from .shapes import Shapes
 _LEAST_SIDE = 160
 """Pixels; below it a feature pyramid has levels of one cell, which don't show what varies."""
 
-_SMALLER = 0.4
-"""Of the side to which a detector resizes its pictures: a sixth of the work."""
+_SMALLER = 0.25
+"""Of the side to which a detector resizes its pictures: a sixteenth of the backbone's work."""
 
 Resize = Callable[[Tensor], Tensor]
 

@@ -290,7 +290,10 @@ def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:
 
 
 def to_bytes(module: torch.jit.ScriptModule) -> bytes:
-    """The module as an archive."""
+    """The module as an archive.
+
+    In memory, also for files: torch's writer of files ends the process when the disk is full, as its destructor throws.
+    """
     buffer = io.BytesIO()
     with _quiet():
         torch.jit.save(module, buffer)
@@ -299,8 +302,6 @@ def to_bytes(module: torch.jit.ScriptModule) -> bytes:
 
 def save(module: torch.jit.ScriptModule, path: Path) -> None:
     """Writes the module as an archive.
-
-    By way of memory: torch's writer of files ends the process when the disk is full, as its destructor throws.
 
     Raises:
         OSError: it can't be written.
