@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .specs import Artifact, ArtifactSpec, TensorSpec, sha256_of
+from .specs import Artifact, ArtifactSpec, TensorSpec
 
 FORMAT = "hybrid_rt artifact 1"
 
@@ -39,7 +39,8 @@ def write(path: Path, artifact: Artifact, *, key: str, segment: str) -> None:
         "made": time.time(),
         "spec": asdict(artifact.spec),
         "blobs": [
-            {"name": name, "size": blob.numel(), "sha256": sha256_of(blob)} for name, blob in artifact.blobs.items()
+            {"name": name, "size": blob.numel(), "sha256": artifact.digests[name]}
+            for name, blob in artifact.blobs.items()
         ],
     }
     line = json.dumps(header).encode() + b"\n"
@@ -76,12 +77,15 @@ def read(path: Path, *, key: str) -> Artifact:
         if stream.read(1):
             raise ValueError("longer than it says")
     spec = header["spec"]
-    return Artifact(
+    artifact = Artifact(
         ArtifactSpec(
             **{**spec, **{side: tuple(map(TensorSpec.from_json, spec[side])) for side in ("inputs", "outputs")}}
         ),
         blobs,
     )
+    if artifact.digests != {blob["name"]: blob["sha256"] for blob in header["blobs"]}:
+        raise ValueError("altered")
+    return artifact
 
 
 def _header(stream: BinaryIO) -> dict[str, Any]:
@@ -99,6 +103,4 @@ def _blob(stream: BinaryIO, blob: dict[str, Any]) -> torch.Tensor:
         raise ValueError("truncated")
     data = torch.empty(blob["size"], dtype=torch.uint8)
     stream.readinto(data.numpy().data)  # type: ignore[attr-defined]
-    if sha256_of(data) != blob["sha256"]:
-        raise ValueError("altered")
     return data

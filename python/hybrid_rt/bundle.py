@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class SegmentCheck:
 
 
 def save(
-    module: torch.jit.ScriptModule | bytes,
+    module: torch.jit.ScriptModule,
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
     golden: bytes | None = None,
@@ -58,7 +60,7 @@ def save(
     A process that is killed while it writes leaves a hidden folder ``.NAME.*`` beside the file, which may be deleted.
 
     Args:
-        module: the frozen hybrid, or its archive if there is one already.
+        module: the frozen hybrid.
         path: where to.
         manifest: what is known of it; ``segments`` with their variants are required. Format version and the digest
             of each record are added.
@@ -67,27 +69,36 @@ def save(
     Raises:
         BundleError: it can't be written.
     """
-    with written_whole(Path(path)) as temporary:
-        temporary.write_bytes(module if isinstance(module, bytes) else torchscript.to_bytes(module))
-        _append_manifest(temporary, manifest, golden)
+    archive = torchscript.to_bytes(module)
+    with written_whole(Path(path)) as temporary, ThreadPoolExecutor(1) as pool:
+        records = pool.submit(_records, archive, manifest)  # hundreds of megabytes: digests while they are written
+        temporary.write_bytes(archive)
+        _append_manifest(temporary, manifest, *records.result(), golden)
 
 
-def _append_manifest(path: Path, manifest: Mapping[str, Any], golden: bytes | None) -> None:
+def _records(archive: bytes, manifest: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The archive's root folder, and of each record its digest and size."""
     blobs = {
         blob["sha256"]
         for segment in manifest["segments"]
         for variant in segment["variants"]
         for blob in variant["blobs"]
     }
-    with zipfile.ZipFile(path) as archive:
-        root = archive.namelist()[0].split("/", 1)[0]
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        root = opened.namelist()[0].split("/", 1)[0]
         records = {}
-        for name in archive.namelist():
-            digest = _sha256_of_record(archive, name)
-            entry: dict[str, Any] = {"sha256": digest, "size": archive.getinfo(name).file_size}
+        for name in opened.namelist():
+            digest = _sha256_of_record(opened, name)
+            entry: dict[str, Any] = {"sha256": digest, "size": opened.getinfo(name).file_size}
             if digest in blobs:
                 entry["is_blob"] = True
             records[name.split("/", 1)[1]] = entry
+    return root, records
+
+
+def _append_manifest(
+    path: Path, manifest: Mapping[str, Any], root: str, records: dict[str, dict[str, Any]], golden: bytes | None
+) -> None:
     if golden is not None:
         digest = hashlib.sha256(golden).hexdigest()
         records[GOLDEN_RECORD] = {"sha256": digest, "size": len(golden), "is_golden": True}

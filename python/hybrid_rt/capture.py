@@ -254,7 +254,11 @@ def _inside(call: FlatCall, ranges: Sequence[Ranges] | None) -> bool:
 
 
 def _add_second_size(members: Sequence[Member], calls: list[FlatCall], ranges: Sequence[Ranges]) -> None:
-    """Where all calls have one size but the ranges allow others: one of those."""
+    """Where all calls have one size but the ranges allow others: one of those.
+
+    Raises:
+        CaptureError: the segments refuse it.
+    """
     sizes = {tuple(tuple(tensor.shape) for tensor in call.inputs) for call in calls}
     if len(sizes) != 1 or len(ranges) < len(calls[0].inputs):
         return
@@ -264,7 +268,16 @@ def _add_second_size(members: Sequence[Member], calls: list[FlatCall], ranges: S
         return
     inputs = tuple(tiled(tensor, shape) for tensor, shape in zip(calls[0].inputs, found, strict=True))
     program = Program("", tuple(members), (), (), ())
-    calls.append(FlatCall(inputs, program.run(inputs)))
+    try:
+        calls.append(FlatCall(inputs, program.run(inputs)))
+    except Exception as error:  # whatever the user's code raises
+        raise CaptureError.make(
+            "capture",
+            f"segment '{'+'.join(member.name for member in members)}'",
+            expected=f"it to take {' and '.join('x'.join(map(str, shape)) for shape in found)}, which its ranges allow",
+            got=f"{type(error).__name__}: {error}",
+            remedy="Narrow them: shapes={'height': (min, max), 'width': (min, max)}.",
+        ) from error
 
 
 def _output_names(members: Sequence[Member]) -> list[str]:

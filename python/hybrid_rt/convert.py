@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, cache, coco, torchscript
+from . import bundle, cache, coco
 from . import golden as golden_sample
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
@@ -21,7 +22,7 @@ from .errors import OptionError
 from .files import check_writable
 from .head import HEADS, frozen_head
 from .measure_hybrid import measure_hybrid
-from .observe import Observation, observe, recording, watch
+from .observe import HeadOperators, Observation, observe, recording, watch
 from .report import ConversionReport, report_path
 from .report_data import SegmentReport
 from .report_pictures import PictureSamples
@@ -133,8 +134,7 @@ def convert(
         observation = observe(detector, example_inputs)
     with steps.step("look for what pays"):
         samples = samples_of(detector, example_inputs, shapes)
-        with recording(samples[0].detector, chosen or possible(detector, observation)) as first:
-            findings = watch(samples[0].detector, samples[0].arguments)
+        first, findings = _watched(detector, example_inputs, samples, chosen or possible(detector, observation))
         shares = shares_of(detector, observation, findings, chosen, fuse=fuse)
     gain = predicted_gain(shares, ENGINE_SPEEDUP[precision])
     steps.show(shares_table(shares, gain, ENGINE_SPEEDUP[precision], precision))
@@ -162,17 +162,26 @@ def convert(
             artifact, hit = cache.compiled(backend, program, precisions[backend.name])
             artifacts[program.name].append(artifact)
             cached[program.name, backend.name] = hit
-    engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
     with steps.step(f"{head} and freeze the head"):
-        frozen, archive, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
-        engines = torchscript.engines_of(frozen)
+        engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
+        frozen, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
     verification = None
     inputs = [example_inputs, *verify_inputs]
     pictures = PictureSamples(limits)
     if verify:
         with steps.step("verify", total=len(variants) + len(inputs)) as advance:
             verification = _verify(
-                detector, frozen, programs, engines, artifacts, inputs, precision, limits, pictures, advance
+                detector,
+                frozen,
+                programs,
+                engines,
+                artifacts,
+                inputs,
+                observation.result,
+                precision,
+                limits,
+                pictures,
+                advance,
             )
     if truth is not None:
         verification = verification or Verification(precision)
@@ -195,12 +204,14 @@ def convert(
         if report is not None and not verification.passed:
             result.save(report)  # it shows what differs
         require(verification)
-    sample = golden_sample.sample(detector, example_inputs, verification, precision, limits) if golden else None
+    sample = (
+        golden_sample.sample(example_inputs, observation.result, verification, precision, limits) if golden else None
+    )
     described, record_bytes = golden_sample.pack(sample)
     result.golden = golden_sample.describe(described)
     with steps.step("save"):
         manifest = {**_manifest(detector, programs, artifacts, operators, verification), "golden": described}
-        bundle.save(archive, path, manifest, record_bytes)
+        bundle.save(frozen, path, manifest, record_bytes)
     result.file_size = path.stat().st_size
     if measure:
         with steps.step("measure"):
@@ -249,6 +260,35 @@ def _ranges(
     return found
 
 
+def _watched(
+    detector: nn.Module, example_inputs: tuple[Any, ...], samples: list[Sample], names: Sequence[str]
+) -> tuple[Recorded, dict[str, str]]:
+    """What goes in and out of submodules on the first sample, and what they do that an engine can't repeat.
+
+    A sample that the detector does not take is put out of the list, in favour of the example.
+    """
+    try:
+        with HeadOperators(), recording(samples[0].detector, names) as first:
+            return first, watch(samples[0].detector, samples[0].arguments)
+    except Exception as error:
+        if samples[0].required:
+            raise
+        _warn_of_sample(error)
+        samples[0] = Sample(detector, example_inputs, required=True)
+        with recording(detector, names) as first:
+            return first, watch(detector, example_inputs)
+
+
+def _warn_of_sample(error: Exception) -> None:
+    warnings.warn(
+        "hybrid_rt[convert]: the detector was run on another picture than the example, to see which dimensions vary: "
+        f"expected detections, got {type(error).__name__}: {error}. What varies is found without it: name the sizes "
+        "that will be seen, shapes=[(height, width), ...], if one of them is refused later.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def _record(
     detector: nn.Module,
     example_inputs: tuple[Any, ...],
@@ -261,12 +301,13 @@ def _record(
     runs: list[Recorded] = [first] if set(names) <= set(first) else []
     for sample in samples[len(runs) :]:
         try:
-            with torch.no_grad(), recording(sample.detector, names) as run:
+            with torch.no_grad(), HeadOperators(), recording(sample.detector, names) as run:
                 sample.detector(*sample.arguments)
-        except Exception:
+        except Exception as error:
             # A size of ours, or a black picture, that the detector does not take: its own example will do.
             if sample.required:
                 raise
+            _warn_of_sample(error)
             continue
         runs.append(run)
     if not any(all(run[name] for name in names) for run in runs):
@@ -283,6 +324,7 @@ def _verify(
     engines: Mapping[str, Any],
     artifacts: Mapping[str, list[Artifact]],
     inputs: Sequence[tuple[Any, ...]],
+    result: Any,
     precision: str,
     thresholds: Thresholds,
     watch: Callable[[tuple[Any, ...], Any, Any], None],
@@ -290,6 +332,7 @@ def _verify(
 ) -> Verification:
     """Every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
 
+    ``result``: what the detector found on the first input.
     All in the precision that the file promises, even where this CPU can only emulate it.
     """
     tensors: list[TensorError] = []
@@ -304,7 +347,7 @@ def _verify(
         advance()
 
     verification = compare_modules(
-        detector, hybrid, inputs, precision=precision, thresholds=thresholds, watch=compared_one
+        detector, hybrid, inputs, precision=precision, thresholds=thresholds, known=[result], watch=compared_one
     )
     verification.tensors = tensors + verification.tensors
     verification.not_run = not_run

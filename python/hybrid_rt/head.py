@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 
 from . import torchscript
 from .capture import Program
-from .engine_module import engine_modules
+from .engine_module import engine_modules, make_engine
 from .errors import CaptureError
 from .exact_transform import exact_transform
 from .samples import Sample
 from .segments import replace
+from .specs import Artifact, ArtifactSpec
 from .verify import THRESHOLDS, compare_modules
 
 HEADS = ("script", "trace")
@@ -41,7 +41,7 @@ def frozen_head(
     programs: Sequence[Program],
     engines: Mapping[str, Any],
     head: str,
-) -> tuple[torch.jit.ScriptModule, bytes, list[str]]:
+) -> tuple[torch.jit.ScriptModule, list[str]]:
     """Puts the engines into their segments' places, and makes frozen TorchScript of what is left.
 
     Args:
@@ -49,12 +49,11 @@ def frozen_head(
         example_inputs: its arguments.
         samples: further ones; for head="script" they tell whether a head that does not script could be recorded.
         programs: the captured segments.
-        engines: of each program, by its name. The hybrid has copies of them, see
-            :func:`hybrid_rt.torchscript.engines_of`.
+        engines: of each program, by its name.
         head: one of :data:`HEADS`.
 
     Returns:
-        The hybrid, the archive that it was opened from, and the operators of ours that its head calls.
+        The hybrid, and the operators of ours that its head calls.
 
     Raises:
         CaptureError: a head that can't be scripted, with the line and what else could be done; or not recorded.
@@ -73,14 +72,15 @@ def frozen_head(
     return _frozen(scripted)
 
 
-def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, bytes, list[str]]:
+def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
     frozen = torchscript.freeze(head)
     torchscript.connect(frozen)
     operators = torchscript.rewrite_head_operators(frozen)
-    # As it will be loaded. What freeze returned ends the process when an engine refuses an input: its graph points to
-    # functions that are gone, and torch looks them up to tell where the error was.
-    archive = torchscript.to_bytes(frozen)
-    return torchscript.open_archive(io.BytesIO(archive)), archive, operators
+    return torchscript.reopened(frozen, _hollow_engine), operators
+
+
+def _hollow_engine(name: str) -> Any:
+    return make_engine(name, [Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})])
 
 
 def _offer_to_trace(
@@ -89,7 +89,7 @@ def _offer_to_trace(
     """What to know of head="trace" for a head that does not script: it was tried, not taken."""
     inputs = [example_inputs, *(sample.arguments for sample in samples)]
     try:
-        traced, *_ = _frozen(torchscript.trace_head(hybrid, example_inputs))
+        traced, _ = _frozen(torchscript.trace_head(hybrid, example_inputs))
         compared = compare_modules(
             detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
         )

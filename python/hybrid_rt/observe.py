@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import CaptureError
 from .structure import Structure, structure_of
+from .torchscript import HEAD_OPERATORS
 
 Source = tuple[str, int]
 """The submodule that returned a tensor, and which of its tensors it is."""
@@ -92,8 +93,9 @@ class _Observer:
             for module in self.names:
                 hooks.callback(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(self._leave).remove)
+            arguments = _copied(example)  # it may change them
             start = time.perf_counter()
-            result = self.detector(*example)
+            result = self.detector(*arguments)
             seconds = time.perf_counter() - start
         return Observation(result, seconds, self.uses)
 
@@ -300,6 +302,23 @@ def watch(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
     with torch.no_grad(), watching:
         detector(*arguments)
     return watching.findings
+
+
+class HeadOperators(TorchDispatchMode):
+    """Within it, torchvision's operators that hybrid_rt has too are hybrid_rt's: the hybrid's own, and faster."""
+
+    def __init__(self) -> None:
+        """Takes nothing."""
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each operator."""
+        name = operator._schema.name
+        if name in HEAD_OPERATORS:
+            operator = getattr(torch.ops.hybrid_rt, name.removeprefix("torchvision::"))
+        return operator(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -84,6 +85,11 @@ class Artifact:
         """Bytes of all blobs."""
         return sum(blob.numel() for blob in self.blobs.values())
 
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each blob's bytes, in hexadecimal."""
+        return {name: hashlib.sha256(blob.numpy().data).hexdigest() for name, blob in self.blobs.items()}
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.float32`` -> ``"float32"``."""
@@ -97,11 +103,6 @@ def blob_from_bytes(data: bytes | bytearray) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def sha256_of(blob: torch.Tensor) -> str:
-    """SHA-256 of a blob's bytes, in hexadecimal."""
-    return hashlib.sha256(blob.numpy().data).hexdigest()
-
-
 def pack(artifacts: Sequence[Artifact]) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
     """The variants' specs as JSON values, and the table of blobs that they point into (equal blobs once)."""
     table: list[torch.Tensor] = []
@@ -110,7 +111,7 @@ def pack(artifacts: Sequence[Artifact]) -> tuple[list[dict[str, Any]], list[torc
     for artifact in artifacts:
         entries = []
         for name, blob in artifact.blobs.items():
-            digest = sha256_of(blob)
+            digest = artifact.digests[name]
             if digest not in places:
                 places[digest] = len(table)
                 table.append(blob)

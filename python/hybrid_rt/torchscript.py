@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
@@ -190,6 +190,25 @@ def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
     return engines
 
 
+def reopened(module: torch.jit.ScriptModule, hollow: Callable[[str], Any]) -> torch.jit.ScriptModule:
+    """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
+
+    What freeze returns ends the process when an engine refuses an input: its graph points to functions that are gone,
+    and torch looks them up to tell where the error was.
+
+    Args:
+        module: the hybrid; it is used up.
+        hollow: makes an engine without bytes for a segment.
+    """
+    engines = engines_of(module)
+    for name in engines:
+        replace_engine(module, hollow(name))
+    opened = open_archive(io.BytesIO(to_bytes(module)))
+    for engine in engines.values():
+        replace_engine(opened, engine)
+    return opened
+
+
 def replace_engine(module: torch.jit.ScriptModule, engine: Any) -> None:
     """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
     graph = module.graph
@@ -294,10 +313,9 @@ def to_bytes(module: torch.jit.ScriptModule) -> bytes:
 
     In memory, also for files: torch's writer of files ends the process when the disk is full, as its destructor throws.
     """
-    buffer = io.BytesIO()
     with _quiet():
-        torch.jit.save(module, buffer)
-    return buffer.getvalue()
+        archive: bytes = module.save_to_buffer()
+    return archive
 
 
 def save(module: torch.jit.ScriptModule, path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from . import registry
 from .backends.base import Backend
 from .capture import Program
-from .engine_module import prepare, run_flat
+from .engine_module import EngineModule, prepare, run_flat
 from .errors import CaptureError, OptionError, VerificationError
 from .observe import watch
 from .specs import Artifact
@@ -27,7 +27,8 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
         subject: the argument's name.
 
     Raises:
-        OptionError: no module in Python code, in training mode, or with weights elsewhere than on the CPU.
+        OptionError: no module in Python code, in training mode, with weights elsewhere than on the CPU, or with a part
+            that is compiled already.
     """
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise OptionError.make(
@@ -54,6 +55,15 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             expected="all weights on the cpu",
             got=f"weights on {', '.join(sorted(elsewhere))}",
             remedy=f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
+        )
+    compiled = [name or subject for name, child in module.named_modules() if isinstance(child, EngineModule)]
+    if compiled:
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="modules of torch's operators",
+            got=f"an engine in the place of {', '.join(compiled)}",
+            remedy="Put the module back that compile_segment was given: it is compiled here.",
         )
 
 

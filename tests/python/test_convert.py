@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from small_detectors import SmallDetector, small_detector, small_list_detector, 
 from torch import Tensor, nn
 
 import hybrid_rt
+from hybrid_rt import CaptureError
 from hybrid_rt.verify import match_boxes
 
 Detections = Mapping[str, Tensor]
@@ -74,6 +76,51 @@ def awkward_sides(demo_detector: nn.Module, demo_image: Tensor) -> list[int]:
         if scripted([picture])[0].image_sizes != demo_detector.transform([picture])[0].image_sizes:
             sides.append(side)
     return sides
+
+
+class NotSmaller(nn.Module):
+    """A backbone that refuses small pictures."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.inner = backbone
+        self.out_channels = backbone.out_channels
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        if min(pictures.shape[-2:]) < 200:
+            raise ValueError("too small")
+        return self.inner(pictures)
+
+
+def test_a_segment_that_refuses_a_size_inside_its_ranges(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
+) -> None:
+    detector = copy.deepcopy(demo_detector)
+    detector.backbone = NotSmaller(detector.backbone).eval()
+    with pytest.warns(RuntimeWarning), pytest.raises(CaptureError) as caught:
+        hybrid_rt.convert(detector, ([demo_image],), tmp_path / "d.pt", segments="backbone", engine="torchscript")
+    assert str(caught.value) == (
+        "hybrid_rt[capture]: segment 'backbone': expected it to take 2x3x128x160, which its ranges allow, got "
+        "ValueError: too small. Narrow them: shapes={'height': (min, max), 'width': (min, max)}."
+    )
+
+
+def test_a_detector_that_fails_on_smaller_pictures_is_watched_on_its_example(
+    demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
+) -> None:
+    detector = copy.deepcopy(demo_detector)
+    detector.backbone = NotSmaller(detector.backbone).eval()
+    with pytest.warns(RuntimeWarning, match="expected detections, got ValueError: too small. .* shapes="):
+        result = hybrid_rt.convert(
+            detector,
+            ([demo_image],),
+            tmp_path / "d.pt",
+            segments="backbone",
+            engine="torchscript",
+            shapes={"height": (224, 416), "width": (224, 416)},
+            measure=False,
+        )
+    assert_same_boxes(detector([demo_image]), result.module([demo_image]))
 
 
 def test_sizes_at_which_torchvisions_scripted_resize_differs(

@@ -50,6 +50,15 @@ def test_a_detector_in_training_mode(refused: Refused) -> None:
     )
 
 
+def test_a_detector_with_an_engine_in_it(refused: Refused) -> None:
+    detector = small_detector()
+    detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_picture(),), engine="torchscript")
+    assert refused(OptionError, detector) == (
+        "hybrid_rt[convert]: detector: expected modules of torch's operators, got an engine in the place of backbone. "
+        "Put the module back that compile_segment was given: it is compiled here."
+    )
+
+
 def test_a_submodule_in_training_mode(refused: Refused) -> None:
     detector = small_detector()
     detector.backbone.second.train()

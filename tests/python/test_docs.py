@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,13 @@ def checkout(
     (tmp_path / "out").mkdir()
     (tmp_path / "detector.pt").symlink_to(demo_bundle)
     Image.open(demo_picture).convert("RGB").save("street.jpg", quality=95)
+    detector = copy.deepcopy(demo_detector)  # a page may put another backbone into it
     # Their weights need a network.
-    monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", lambda weights: demo_detector)
+    monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", lambda weights: detector)
     get_model = torchvision.models.get_model
 
     def get(name: str, **options: Any) -> nn.Module:
-        return demo_detector if options.get("weights") == "DEFAULT" else get_model(name, **options)
+        return detector if options.get("weights") == "DEFAULT" else get_model(name, **options)
 
     monkeypatch.setattr(torchvision.models, "get_model", get)
     return tmp_path
