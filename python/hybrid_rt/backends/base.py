@@ -40,14 +40,26 @@ class Backend(ABC):
     def availability(self) -> Availability:
         """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
 
-    def spec(self, program: Program, precision: str, *, versions: dict[str, str]) -> ArtifactSpec:
-        """The spec of an artifact that this backend makes of a program."""
+    def spec(
+        self, program: Program, precision: str, *, versions: dict[str, str], requirements: dict[str, str] | None = None
+    ) -> ArtifactSpec:
+        """The spec of an artifact that this backend makes of a program.
+
+        Args:
+            program: the segment.
+            precision: one of ``precisions``.
+            versions: of what it was made with.
+            requirements: what the machine that runs it must have. "version": a range of the version that the run half
+                says, e.g. ">=1.17,<2"; "cpu": flags as the kernel names them, e.g. "avx512f,avx512_bf16"; "memory":
+                bytes that must be free.
+        """
         return ArtifactSpec(
             backend=self.name,
             precision=precision,
             device=self.device,
             inputs=program.inputs,
             outputs=program.outputs,
+            requirements=requirements or {},
             versions=versions,
         )
 
