@@ -1,0 +1,262 @@
+#include "engine.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "hybrid_rt/error.h"
+#include "providers.h"
+
+namespace hybrid_rt::onnxruntime {
+namespace {
+
+/// Shapes that are remembered at most; a service with free picture sizes sees many.
+constexpr size_t kMaxShapes = 1024;
+
+/// What the model calls the file of its weights.
+constexpr char kWeights[] = "weights";
+
+ElementType element_type(c10::ScalarType dtype) {
+  switch (dtype) {
+    case c10::ScalarType::Float:
+      return ElementType::kFloat;
+    case c10::ScalarType::Double:
+      return ElementType::kDouble;
+    case c10::ScalarType::Half:
+      return ElementType::kFloat16;
+    case c10::ScalarType::BFloat16:
+      return ElementType::kBfloat16;
+    case c10::ScalarType::Long:
+      return ElementType::kInt64;
+    case c10::ScalarType::Int:
+      return ElementType::kInt32;
+    case c10::ScalarType::Char:
+      return ElementType::kInt8;
+    case c10::ScalarType::Byte:
+      return ElementType::kUint8;
+    case c10::ScalarType::Bool:
+      return ElementType::kBool;
+    default:
+      throw Error(ErrorKind::kBackend, "onnxruntime", "dtype", "one that ONNX Runtime has", c10::toString(dtype),
+                  "Convert the tensor inside the segment.");
+  }
+}
+
+std::vector<std::vector<int64_t>> shapes_of(at::ArrayRef<at::Tensor> tensors) {
+  std::vector<std::vector<int64_t>> shapes;
+  for (const at::Tensor& tensor : tensors) shapes.push_back(tensor.sizes().vec());
+  return shapes;
+}
+
+struct MemoryRange {
+  const char* begin;
+  size_t size;
+};
+
+bool overlap(const MemoryRange& a, const MemoryRange& b) {
+  return a.begin < b.begin + b.size && b.begin < a.begin + a.size;
+}
+
+Handle<SessionOptions> make_options(const EngineOptions& options, const std::vector<std::string>& providers) {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  SessionOptions* made = nullptr;
+  library.require(functions.CreateSessionOptions(&made), "session options");
+  Handle<SessionOptions> own(made);
+  library.require(functions.SetIntraOpNumThreads(made, options.threads), "threads");
+  library.require(functions.SetInterOpNumThreads(made, 1), "threads");
+  // Threads that wait by spinning take the cores from torch's, which runs the head in between.
+  library.require(functions.AddSessionConfigEntry(made, "session.intra_op.allow_spinning", "0"), "threads");
+  append(made, providers, options.device);
+  return own;
+}
+
+Handle<Session> make_session(const at::Tensor& model, const at::Tensor& weights, SessionOptions* options) {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  if (weights.numel() != 0) {
+    const char* names[] = {kWeights};
+    // Only read, whatever the C interface says.
+    char* files[] = {const_cast<char*>(static_cast<const char*>(weights.const_data_ptr()))};
+    const size_t sizes[] = {weights.nbytes()};
+    library.require(functions.AddExternalInitializersFromFilesInMemory(options, names, files, sizes, 1), "weights");
+  }
+  Session* session = nullptr;
+  library.require(
+      functions.CreateSessionFromArray(library.env(), model.const_data_ptr(), model.nbytes(), options, &session),
+      "artifact");
+  return Handle<Session>(session);
+}
+
+using CountFunction = Status* (*)(const Session*, size_t*);
+using NameFunction = Status* (*)(const Session*, size_t, Allocator*, char**);
+
+/// Throws Error(kBackend) unless there are as many as the spec has.
+std::vector<std::string> names_of(const Session* session, CountFunction count_of, NameFunction name_of, size_t expected,
+                                  const std::string& what) {
+  const Library& library = Library::instance();
+  size_t count = 0;
+  library.require(count_of(session, &count), what);
+  if (count != expected) {
+    throw Error(ErrorKind::kBackend, "onnxruntime", "artifact", std::to_string(expected) + " " + what,
+                std::to_string(count), "Convert the detector again.");
+  }
+  Allocator* allocator = nullptr;
+  library.require(library.functions().GetAllocatorWithDefaultOptions(&allocator), what);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < count; ++i) {
+    char* name = nullptr;
+    library.require(name_of(session, i, allocator, &name), what);
+    names.emplace_back(name);
+    library.require(library.functions().AllocatorFree(allocator, name), what);
+  }
+  return names;
+}
+
+std::vector<const char*> pointers(const std::vector<std::string>& names) {
+  std::vector<const char*> found;
+  for (const std::string& name : names) found.push_back(name.c_str());
+  return found;
+}
+
+/// Throws Error(kBackend) unless its elements are of that dtype.
+std::vector<int64_t> shape_of(const Value* value, c10::ScalarType dtype) {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  TypeAndShape* made = nullptr;
+  library.require(functions.GetTensorTypeAndShape(value, &made), "output");
+  const Handle<TypeAndShape> own(made);
+  ElementType type{};
+  library.require(functions.GetTensorElementType(made, &type), "output");
+  if (type != element_type(dtype)) {
+    throw Error(ErrorKind::kBackend, "onnxruntime", "output", c10::toString(dtype),
+                "ONNX's element type " + std::to_string(static_cast<int>(type)), "Convert the detector again.");
+  }
+  size_t rank = 0;
+  library.require(functions.GetDimensionsCount(made, &rank), "output");
+  std::vector<int64_t> shape(rank);
+  library.require(functions.GetDimensions(made, shape.data(), rank), "output");
+  return shape;
+}
+
+}  // namespace
+
+OnnxRuntimeEngine::OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor& model, const at::Tensor& weights,
+                                     const EngineOptions& options)
+    : device_(options.device) {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  for (const TensorSpec& output : spec.outputs) output_dtypes_.push_back(output.dtype);
+  const std::vector<std::string> providers = wanted_providers();
+  const Handle<SessionOptions> session_options = make_options(options, providers);
+  session_ = make_session(model, weights, session_options.get());
+  input_names_ = names_of(session_.get(), functions.SessionGetInputCount, functions.SessionGetInputName,
+                          spec.inputs.size(), "inputs");
+  output_names_ = names_of(session_.get(), functions.SessionGetOutputCount, functions.SessionGetOutputName,
+                           spec.outputs.size(), "outputs");
+  MemoryInfo* memory = nullptr;
+  library.require(functions.CreateMemoryInfo(device_.is_cuda() ? "Cuda" : "Cpu", kDeviceAllocator,
+                                             device_.has_index() ? device_.index() : 0, kDefaultMemory, &memory),
+                  "memory");
+  memory_.reset(memory);
+  description_ = "onnxruntime " + library.version() + ", " + spec.precision + ", ";
+  for (const std::string& provider : providers) description_ += provider + "+";
+  description_ += "CPU, " + std::to_string(options.threads) + " threads";
+}
+
+std::vector<at::Tensor> OnnxRuntimeEngine::run(at::ArrayRef<at::Tensor> inputs) {
+  const std::vector<Shape> input_shapes = shapes_of(inputs);
+  std::vector<Shape> output_shapes;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = output_shapes_.find(input_shapes);
+    if (known != output_shapes_.end()) output_shapes = known->second;
+  }
+  if (!output_shapes.empty()) return run_into(output_shapes, inputs);
+  bool must_copy = false;
+  std::vector<at::Tensor> outputs = run_first(inputs, must_copy);
+  if (must_copy) return outputs;
+  const std::lock_guard lock(mutex_);
+  if (output_shapes_.size() >= kMaxShapes) output_shapes_.clear();
+  output_shapes_.emplace(input_shapes, shapes_of(outputs));
+  return outputs;
+}
+
+std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& shapes,
+                                                    at::ArrayRef<at::Tensor> inputs) const {
+  std::vector<at::Tensor> outputs;
+  std::vector<Handle<Value>> values;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    outputs.push_back(at::empty(shapes[i], at::TensorOptions(output_dtypes_[i]).device(device_)));
+    values.push_back(wrap(outputs.back()));
+  }
+  run_session(inputs, values);
+  return outputs;
+}
+
+std::vector<at::Tensor> OnnxRuntimeEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const {
+  const Library& library = Library::instance();
+  const Functions& functions = library.functions();
+  std::vector<Handle<Value>> values(output_dtypes_.size());
+  run_session(inputs, values);
+  std::vector<MemoryRange> ranges;
+  for (const at::Tensor& input : inputs) {
+    ranges.push_back({static_cast<const char*>(input.const_data_ptr()), input.nbytes()});
+  }
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 0; i < values.size(); ++i) {
+    at::Tensor output = at::empty(shape_of(values[i].get(), output_dtypes_[i]), output_dtypes_[i]);
+    void* data = nullptr;
+    library.require(functions.GetTensorMutableData(values[i].get(), &data), "output " + std::to_string(i));
+    const MemoryRange range{static_cast<const char*>(data), output.nbytes()};
+    if (range.size != 0) std::memcpy(output.data_ptr(), range.begin, range.size);
+    // An output that is an input or another output itself would not be written elsewhere.
+    must_copy = must_copy || std::any_of(ranges.begin(), ranges.end(),
+                                         [&](const MemoryRange& other) { return overlap(range, other); });
+    ranges.push_back(range);
+    outputs.push_back(output.to(device_));
+  }
+  return outputs;
+}
+
+void OnnxRuntimeEngine::run_session(at::ArrayRef<at::Tensor> inputs, std::vector<Handle<Value>>& outputs) const {
+  const Library& library = Library::instance();
+  if (!device_.is_cpu()) {
+    // ONNX Runtime works in a stream of its own, and waits for it before it returns.
+    const c10::impl::VirtualGuardImpl guard(device_.type());
+    guard.getStream(device_).synchronize();
+  }
+  std::vector<Handle<Value>> wrapped;
+  std::vector<const Value*> given;
+  for (const at::Tensor& input : inputs) {
+    wrapped.push_back(wrap(input));
+    given.push_back(wrapped.back().get());
+  }
+  std::vector<Value*> results;
+  for (const Handle<Value>& output : outputs) results.push_back(output.get());
+  const std::vector<const char*> input_names = pointers(input_names_);
+  const std::vector<const char*> output_names = pointers(output_names_);
+  Status* status = library.functions().Run(session_.get(), nullptr, input_names.data(), given.data(), given.size(),
+                                           output_names.data(), output_names.size(), results.data());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!outputs[i]) outputs[i].reset(results[i]);
+  }
+  library.require(status, "run");
+}
+
+/// A view of torch's memory as ONNX Runtime's tensor.
+Handle<Value> OnnxRuntimeEngine::wrap(const at::Tensor& tensor) const {
+  const Library& library = Library::instance();
+  static char nothing = 0;  // a tensor without elements has no memory, but ONNX Runtime takes no null
+  void* data = tensor.numel() == 0 ? &nothing : tensor.data_ptr();
+  Value* value = nullptr;
+  library.require(library.functions().CreateTensorWithDataAsOrtValue(
+                      memory_.get(), data, tensor.nbytes(), tensor.sizes().data(), static_cast<size_t>(tensor.dim()),
+                      element_type(tensor.scalar_type()), &value),
+                  "tensor");
+  return Handle<Value>(value);
+}
+
+}  // namespace hybrid_rt::onnxruntime

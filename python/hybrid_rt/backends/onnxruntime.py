@@ -1,0 +1,123 @@
+"""ONNX Runtime: the artifact is an ONNX model and its weights, optimised for the machine that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from .. import onnx_export
+from ..errors import BackendError, CaptureError
+from ..specs import Artifact, blob_from_bytes
+from .base import Availability, Backend
+
+if TYPE_CHECKING:
+    from ..capture import Program
+
+WEIGHTS = "weights"
+"""What the model calls the file of its weights; the run half gives it the blob under this name."""
+
+ALIGNMENT = 64
+"""Of each weight in that file, in bytes: a cache line, and what vector instructions like best."""
+
+SMALLEST_WEIGHT = 1024
+"""In bytes; what is smaller stays in the model, where shape inference looks at it."""
+
+OLDEST = "1.18"
+"""The first ONNX Runtime that takes weights from memory, apart from the model."""
+
+
+class OnnxRuntimeBackend(Backend):
+    """Exports the traced segment; the onnxruntime package itself is needed only to run."""
+
+    name = "onnxruntime"
+    precisions = ("fp32",)
+    files: ClassVar[Mapping[str, str]] = {"model": "/model.onnx", "weights": f"/{WEIGHTS}"}
+
+    def availability(self) -> Availability:
+        """Whether the onnx package can be imported."""
+        try:
+            import onnx
+        except Exception as error:  # a broken install raises anything
+            return Availability(False, f"the onnx package can't be imported ({error}); pip install onnx onnxruntime")
+        return Availability(True, version=onnx.__version__)
+
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Exports the segment to ONNX."""
+        import onnx
+
+        try:
+            model = onnx.load_model_from_string(program.onnx())
+        except CaptureError as error:
+            raise BackendError(str(error)) from error
+        _add_unused_inputs(model, program)
+        weights = _cut_out_weights(model)
+        versions = {"onnx": onnx.__version__, "opset": str(model.opset_import[0].version), "torch": torch.__version__}
+        spec = self.spec(program, precision, versions=versions, requirements={"version": f">={OLDEST}"})
+        blobs = {"model": blob_from_bytes(model.SerializeToString(deterministic=True)), "weights": weights}
+        return Artifact(spec, blobs, self.weights(blobs))
+
+    def weights(self, blobs: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
+        """The tensors in the file of weights; the model says where they stand."""
+        try:
+            import onnx
+        except ImportError:
+            return {}
+        found = []
+        for tensor in onnx.load_model_from_string(blobs["model"].numpy().tobytes()).graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place:
+                found.append((int(place["offset"]), int(place["length"])))
+        return {"weights": tuple(found)}
+
+
+def _add_unused_inputs(model: Any, program: Program) -> None:
+    """The exporter leaves out what the segment does not look at; the run half passes all inputs, by their places."""
+    from onnx import TensorProto, helper
+
+    names, _ = onnx_export.value_names(program.inputs, program.outputs)
+    types = {"float32": "FLOAT", "float64": "DOUBLE"}
+    left = {value.name: value for value in model.graph.input}
+    inputs = [
+        left.get(name)
+        or helper.make_tensor_value_info(
+            name, getattr(TensorProto, types.get(spec.dtype, spec.dtype.upper())), [None] * len(spec.min)
+        )
+        for name, spec in zip(names, program.inputs, strict=True)
+    ]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+
+
+def _cut_out_weights(model: Any) -> torch.Tensor:
+    """Moves the large constants of an ONNX model into a file of weights, which it then refers to."""
+    from onnx import TensorProto
+
+    graph = model.graph
+    returned = {output.name for output in graph.output}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        node.ClearField("doc_string")  # paths of the machine that it was exported on
+        values = [
+            attribute.t for attribute in node.attribute if node.op_type == "Constant" and attribute.name == "value"
+        ]
+        if values and node.output[0] not in returned:
+            # The exporter leaves constants of a frozen module as nodes; only initializers may lie in another file.
+            values[0].name = node.output[0]
+            graph.initializer.append(values[0])
+        else:
+            graph.node.append(node)
+    weights = bytearray()
+    for tensor in graph.initializer:
+        if len(tensor.raw_data) < SMALLEST_WEIGHT:
+            continue
+        weights += bytes(-len(weights) % ALIGNMENT)
+        place = {"location": WEIGHTS, "offset": str(len(weights)), "length": str(len(tensor.raw_data))}
+        weights += tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+    return blob_from_bytes(weights)
