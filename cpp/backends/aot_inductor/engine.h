@@ -1,0 +1,34 @@
+#pragma once
+
+#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hybrid_rt/conditions.h"
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/specs.h"
+
+namespace hybrid_rt::aot_inductor {
+
+/// A segment as machine code, in torch's own runner, which keeps a pool: calls beyond its size wait for a free one.
+class AotInductorEngine : public Engine {
+ public:
+  /// Throws Error(kBackend).
+  AotInductorEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions,
+                    const EngineOptions& options);
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
+
+  std::string description() const override;
+
+ private:
+  Conditions conditions_;
+  size_t outputs_;
+  std::string precision_;
+  int threads_;
+  std::unique_ptr<torch::inductor::AOTIModelContainerRunnerCpu> runner_;
+};
+
+}  // namespace hybrid_rt::aot_inductor

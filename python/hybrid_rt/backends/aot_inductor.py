@@ -1,0 +1,201 @@
+"""AOTInductor on CPUs: the artifact is a shared object, compiled here by torch's inductor and a C++ compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from .. import exported
+from ..errors import BackendError
+from ..specs import Artifact, blob_from_bytes
+from .base import Availability, Backend
+
+if TYPE_CHECKING:
+    from ..capture import Program
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+
+# The kernel's names for what the compiler's options allow; those of the others are the option's own.
+_CPU_FLAGS = {
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+    "amx-tile": "amx_tile",
+    "amx-bf16": "amx_bf16",
+    "amx-int8": "amx_int8",
+    "amx-fp16": "amx_fp16",
+}
+
+# Inductor's cache folder is a setting of the process.
+_COMPILING = threading.Lock()
+
+
+class AOTInductorBackend(Backend):
+    """Machine code for the instruction set of the machine that converts, weights folded and packed for it."""
+
+    name = "aot_inductor"
+    precisions = ("fp32", "bf16")
+    files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
+
+    def availability(self) -> Availability:
+        """Whether there is the C++ compiler that converting needs; running needs none."""
+        candidates = _compilers()
+        if not any(shutil.which(candidate.split()[0]) for candidate in candidates):
+            return Availability(
+                False,
+                f"no C++ compiler ({', '.join(candidates)}) to convert with, running needs none; apt-get install g++, "
+                "or name one in the environment variable CXX",
+            )
+        return Availability(True, version=torch.__version__)
+
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Exports the segment and compiles it to a shared object.
+
+        Raises:
+            CaptureError: torch.export refuses the segment, or fixes a size that is free.
+            BackendError: inductor or the C++ compiler fails, or calls an operator that has no C function.
+        """
+        exported_program = program.exported(_DTYPES[precision])
+        conditions = exported.conditions(exported_program, program.inputs)
+        try:
+            library = _library(exported_program, program)
+        except BackendError:
+            raise
+        except Exception as error:  # inductor raises many types
+            raise BackendError.make(
+                self.name,
+                f"segment '{program.name}'",
+                expected="a module that AOTInductor compiles",
+                got=f"{type(error).__name__}: {str(error).strip()}",
+                remedy="Leave the operation that it names out of the segment, or take another engine.",
+            ) from error
+        spec = self.spec(
+            program,
+            precision,
+            versions={"torch": torch.__version__},
+            requirements={"version": _same_minor(torch.__version__), "cpu": ",".join(_cpu_flags())},
+        )
+        text = "".join(f"{text}\t{words}\n" for text, words in conditions)
+        return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
+
+
+def _compilers() -> list[str]:
+    """The commands that inductor would try."""
+    import torch._inductor.config
+
+    commands = torch._inductor.config.cpp.cxx
+    return [command for command in (commands if isinstance(commands, (list, tuple)) else [commands]) if command]
+
+
+def _library(exported_program: torch.export.ExportedProgram, program: Program) -> bytes:
+    """The shared object.
+
+    Raises:
+        BackendError: it would need a list of operators beside it, for those that have no C function.
+    """
+    import torch._inductor
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with _private_folder() as folder:
+        # Inductor tries instruction sets by small libraries that need torch's symbols, and remembers the answer for the
+        # process: without this call it would ask under the options below, and find that there are none.
+        pick_vec_isa()
+        options = {
+            **_options(),
+            # A folder: the names in it are inductor's.
+            "aot_inductor.output_path": str(folder / "library"),
+        }
+        with torch.no_grad(), exported.sizes_of_any_count(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = Path(str(torch._inductor.aot_compile(exported_program.module(), program.examples, options=options)))
+        operators = path.with_suffix(".json")
+        if operators.exists() and '"target"' in operators.read_text():
+            raise BackendError.make(
+                AOTInductorBackend.name,
+                f"segment '{program.name}'",
+                expected="operators that torch gives a C function",
+                got=", ".join(_targets(operators)),
+                remedy="Leave them out of the segment, or take another engine.",
+            )
+        return path.read_bytes()
+
+
+def _targets(operators: Path) -> list[str]:
+    nodes = json.loads(operators.read_text())["nodes"]
+    return sorted({node["node"]["target"] for node in nodes})
+
+
+def _options() -> dict[str, Any]:
+    """Inductor's settings for one compilation; the user's other ones hold."""
+    import torch._inductor.config as inductor
+
+    options: dict[str, Any] = {
+        "freezing": True,  # folds the weights' arithmetic and packs them
+        "cpp.dynamic_threads": True,  # else the number of threads is that of the machine that converts
+        "aot_inductor.link_libtorch": False,  # else this machine's folder of torch is written into it
+        "aot_inductor.metadata": {},  # inductor writes into it, else into the process's own
+        # They would lie in a folder of all processes, and cost more than they save on few segments.
+        "aot_inductor.precompile_headers": False,
+    }
+    if hasattr(inductor.cpp, "march") and inductor.cpp.march is None and platform.machine() == "x86_64":
+        # Else all that this very CPU has (-march=native), instead of the instruction set that inductor chose.
+        options["cpp.march"] = ""
+    return {name: value for name, value in options.items() if _is_known(inductor, name)}
+
+
+def _is_known(settings: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not hasattr(settings, part):
+            return False
+        settings = getattr(settings, part)
+    return True
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for all that inductor writes, which goes afterwards; the user's cache is left as it is."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    with _COMPILING, tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update({name: str(Path(folder) / "cache") for name in names})
+        try:
+            yield Path(folder)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def _same_minor(version: str) -> str:
+    """The C functions that the library calls are stable within a minor version: ``>=2.15,<2.16``."""
+    major, minor = version.split(".")[:2]
+    return f">={major}.{minor},<{major}.{int(minor) + 1}"
+
+
+def _cpu_flags() -> list[str]:
+    """What the generated code needs of a CPU, as /proc/cpuinfo names it."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    if platform.machine() != "x86_64":
+        flags = Path("/proc/cpuinfo").read_text().split("Features", 1)[-1].split("\n", 1)[0]
+        return sorted(set(flags.split()) & {"asimd", "sve", "sve2", "bf16", "i8mm"})
+    if "cpp.march" not in _options():
+        # Compiled for this very CPU, by an older torch or the user's wish: what a compiler would use of it.
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0]
+        wanted = ("avx", "bmi", "fma", "f16c", "movbe", "amx", "sse4", "gfni", "vaes", "vpclmul", "adx", "sha_ni")
+        return sorted(flag for flag in set(flags.split()) if flag.startswith(wanted))
+    options = [option.removeprefix("-m") for option in pick_vec_isa().build_arch_flags().split()]
+    return list(dict.fromkeys(_CPU_FLAGS.get(option, option) for option in options))

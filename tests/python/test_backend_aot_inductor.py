@@ -1,0 +1,275 @@
+"""What AOTInductor alone promises; the contract of all backends is tested in test_backend_contract.py."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor.config
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hybrid_rt
+from hybrid_rt import BackendError, registry
+from hybrid_rt.capture import Program, capture_alone
+from hybrid_rt.engine_module import EngineModule, engine_module
+from hybrid_rt.specs import Artifact, blob_from_bytes
+
+AOT_INDUCTOR = registry.backend("aot_inductor")
+needs_compiler = pytest.mark.skipif(
+    not AOT_INDUCTOR.availability().available, reason=AOT_INDUCTOR.availability().reason
+)
+
+
+class Segment(nn.Module):
+    """Takes pictures of even sizes, and another tensor of the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, pictures: Tensor, bias: Tensor) -> Tensor:
+        coarse = F.avg_pool2d(self.layer(pictures), 2)
+        return (F.interpolate(coarse, scale_factor=2.0) + bias).exp()
+
+
+class Detector(nn.Module):
+    def __init__(self, segment: nn.Module) -> None:
+        super().__init__()
+        self.segment = segment
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        return self.segment(*arguments)
+
+
+def inputs(batch: int = 1, height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
+    return torch.rand(batch, 3, height, width), torch.rand(batch, 1, height, width)
+
+
+@functools.cache
+def program(seed: int = 0) -> Program:
+    torch.manual_seed(seed)
+    detector = Detector(Segment()).eval()
+    return capture_alone(detector, "segment", [inputs(), inputs(2, 8, 10)])
+
+
+@functools.cache
+def artifact(precision: str = "fp32", seed: int = 0) -> Artifact:
+    return AOT_INDUCTOR.compile(program(seed), precision)
+
+
+def engine(precision: str = "fp32", seed: int = 0) -> EngineModule:
+    return engine_module(program(seed), [artifact(precision, seed)])
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@needs_compiler
+def test_compiling_leaves_nothing_behind_and_the_users_settings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, users = tmp_path / "temporary", tmp_path / "users"
+    temporary.mkdir()
+    users.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(users))
+    settings = torch._inductor.config.save_config_portable()
+    artifact()
+    assert list(temporary.iterdir()) == []
+    assert list(users.iterdir()) == []
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(users)
+    assert "TRITON_CACHE_DIR" not in os.environ
+    assert torch._inductor.config.save_config_portable() == settings
+
+
+@needs_compiler
+def test_what_the_machine_must_have_is_recorded() -> None:
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    requirements = artifact().spec.requirements
+    assert requirements["version"] == f">={major}.{minor},<{major}.{minor + 1}"
+    here = set(re.search(r"(?:flags|Features)\s*:(.*)", Path("/proc/cpuinfo").read_text())[1].split())
+    needed = requirements["cpu"].split(",")
+    assert set(needed) <= here
+    assert {"fma", "asimd"} & set(needed)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert "avx512f" in needed
+
+
+@needs_compiler
+def test_sizes_that_do_not_belong_together_are_refused() -> None:
+    run = engine()
+    pictures, bias = inputs(2)
+    expected = program().members[0].module(pictures, bias)
+    torch.testing.assert_close(run(pictures, bias), expected)
+    with pytest.raises(
+        RuntimeError,
+        match=re.escape(
+            "hybrid_rt[aot_inductor]: inputs: expected pictures.shape[0] == bias.shape[0], "
+            "got [2, 3, 16, 24], [1, 1, 16, 24]. The segment holds for such sizes only"
+        ),
+    ):
+        run(pictures, bias[:1])
+    with pytest.raises(RuntimeError, match=re.escape("got [1, 3, 16, 23], [1, 1, 16, 23]. The segment holds")):
+        run(*inputs(1, 16, 23))
+    torch.testing.assert_close(run(pictures, bias), expected)
+
+
+@needs_compiler
+def test_libraries_that_follow_one_another_are_not_mixed_up() -> None:
+    x = inputs()
+    runs = [engine(seed=seed) for seed in (0, 1)]
+    right = [program(seed).members[0].module(*x) for seed in (0, 1)]
+    assert not torch.allclose(*right)
+    before = descriptors()
+    for i in (0, 1, 0, 1, 1, 0):
+        torch.testing.assert_close(runs[i](*x), right[i])
+        runs[i] = engine(seed=i)  # the one before goes, and its descriptor's number with it
+        gc.collect()
+    assert descriptors() == before
+
+
+@needs_compiler
+def test_a_loaded_library_is_on_no_disk() -> None:
+    run = engine()
+    run(*inputs())
+    paths = {
+        line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "hybrid_rt" in line
+    }
+    in_memory = [path.strip() for path in paths if "memfd:hybrid_rt" in path]
+    assert in_memory
+    assert all(path.endswith("(deleted)") for path in in_memory)
+    assert not [
+        path for path in paths if path.endswith(".so") and "/lib/libhybrid_rt" not in path and "_native" not in path
+    ]
+
+
+@needs_compiler
+def test_bf16_is_inside_only() -> None:
+    x = inputs(2)
+    run = engine("bf16")
+    got, expected = run(*x), program().members[0].module(*x)
+    assert got.dtype == torch.float32
+    error = ((got - expected).abs().max() / expected.abs().max()).item()
+    assert 1e-5 < error < 0.03
+    assert ", bf16, " in run.engine.choice()
+
+
+@needs_compiler
+def test_the_callers_threads_stay_as_they_are() -> None:
+    run = engine()
+    before = torch.get_num_threads()
+    run.engine.prepare("", torch.device("cpu"), before + 2, False)
+    run(*inputs())
+    assert torch.get_num_threads() == before
+    assert f", {before + 2} threads" in run.engine.choice()
+
+
+@needs_compiler
+def test_what_is_no_library_is_refused() -> None:
+    # Cut short it would not come this far: the digest is checked first.
+    altered = replace(artifact(), blobs={**artifact().blobs, "library": blob_from_bytes(b"no library")})
+    with pytest.raises(
+        RuntimeError,
+        match=r"hybrid_rt\[aot_inductor\]: artifact: expected a library that torch \S+ opens, got .*file too short",
+    ):
+        engine_module(program(), [altered])(*inputs())
+
+
+@needs_compiler
+@pytest.mark.parametrize("words", ["0.2: 1.2:", "== 1 2", "2.2: 1 ==", "0.4: 1 ==", "0.2 1 ==", "x"])
+def test_conditions_that_can_not_be_read_are_refused(words: str) -> None:
+    altered = replace(
+        artifact(), blobs={**artifact().blobs, "conditions": blob_from_bytes(f"text\t{words}\n".encode())}
+    )
+    with pytest.raises(RuntimeError, match=r"hybrid_rt\[aot_inductor\]: artifact, conditions: expected "):
+        engine_module(program(), [altered])(*inputs())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("words", "holds"),
+    [
+        ("0.2: 16 ==", True),
+        ("0.2: 16 !=", False),
+        ("0.2: 3 // 5 ==", True),
+        ("-7 2 // -4 ==", True),
+        ("-7 2 % 1 ==", True),
+        ("7 0 % 7 ==", True),
+        ("0.3: 0.2: - 8 <=", True),
+        ("0.3: 0.2: min 16 < 1 1 == or", True),
+        ("0.3: 0.2: max 24 > 1 1 == and", False),
+    ],
+)
+def test_conditions_are_computed_as_python_does(words: str, holds: bool) -> None:
+    altered = replace(
+        artifact(), blobs={**artifact().blobs, "conditions": blob_from_bytes(f"text\t{words}\n".encode())}
+    )
+    run = engine_module(program(), [altered])
+    if holds:
+        run(*inputs())
+        return
+    with pytest.raises(RuntimeError, match=re.escape("inputs: expected text, got [1, 3, 16, 24]")):
+        run(*inputs())
+
+
+def test_without_a_compiler_it_says_so() -> None:
+    reason = (
+        "no C++ compiler (no-such-compiler) to convert with, running needs none; apt-get install g++, "
+        "or name one in the environment variable CXX"
+    )
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert AOT_INDUCTOR.availability().reason == reason
+        (info,) = [info for info in hybrid_rt.backends() if info.name == "aot_inductor"]
+    assert not info.available
+    assert (info.compile_reason, info.run_reason) == (reason, "")
+
+
+def test_a_compiler_that_fails_is_told(tmp_path: Path) -> None:
+    broken = tmp_path / "broken-g++"
+    broken.write_text(
+        '#!/bin/sh\ncase "$1" in *version|-v) echo "g++ (GCC) 12.2.0";; *) echo "no space left" >&2; exit 1;; esac\n'
+    )
+    broken.chmod(0o755)
+    text = r"hybrid_rt\[aot_inductor\]: segment 'segment': expected a module that AOTInductor compiles"
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, str(broken))}),
+        pytest.raises(BackendError, match=text) as raised,
+    ):
+        AOT_INDUCTOR.compile(program(), "fp32")
+    assert "no space left" in str(raised.value)
+
+
+@needs_compiler
+def test_an_operator_without_a_c_function_is_refused() -> None:
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 3, 3, 3))
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            offset = pictures.mean(1, keepdim=True).expand(-1, 18, -1, -1)
+            return torchvision.ops.deform_conv2d(pictures, offset, self.weight, padding=(1, 1))
+
+    segment = capture_alone(Detector(Deformed()).eval(), "segment", [(torch.rand(1, 3, 16, 24),)])
+    with pytest.raises(
+        BackendError,
+        match=r"segment 'segment': expected operators that torch gives a C function, got torchvision::deform_conv2d",
+    ):
+        AOT_INDUCTOR.compile(segment, "fp32")
+
+
+@needs_compiler
+def test_another_device_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"aot_inductor.*runs on cpu, not on cuda"):
+        engine().engine.prepare("", torch.device("cuda"), 1, False)
