@@ -1,0 +1,249 @@
+#include "engine.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <sched.h>
+
+#include <cstring>
+#include <utility>
+
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt::tvm {
+namespace {
+
+/// Generated code loads whole vectors from where a tensor begins.
+constexpr int kAlignment = 64;
+/// Memory is given back when the call ends: TVM's other allocator keeps, for ever, a block for each size that it saw.
+constexpr int64_t kNaiveAllocator = 1;
+/// The threads of a pool may run on each of the cores that are named.
+constexpr int64_t kShareCores = -3;
+
+DLDataType data_type(c10::ScalarType dtype) {
+  switch (dtype) {
+    case c10::ScalarType::Float:
+      return {kDLFloat, 32, 1};
+    case c10::ScalarType::Double:
+      return {kDLFloat, 64, 1};
+    case c10::ScalarType::Half:
+      return {kDLFloat, 16, 1};
+    case c10::ScalarType::BFloat16:
+      return {kDLBfloat, 16, 1};
+    case c10::ScalarType::Long:
+      return {kDLInt, 64, 1};
+    case c10::ScalarType::Int:
+      return {kDLInt, 32, 1};
+    case c10::ScalarType::Char:
+      return {kDLInt, 8, 1};
+    case c10::ScalarType::Byte:
+      return {kDLUInt, 8, 1};
+    case c10::ScalarType::Bool:
+      return {kDLBool, 8, 1};
+    default:
+      throw Error(ErrorKind::kBackend, "tvm", "dtype", "one that TVM has", c10::toString(dtype),
+                  "Convert the tensor inside the segment.");
+  }
+}
+
+bool equal(DLDataType a, DLDataType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
+
+/// A view of torch's memory as TVM's tensor, which keeps it alive.
+Value wrap(at::Tensor tensor) {
+  struct Held {
+    DLManagedTensor managed;
+    at::Tensor tensor;
+    std::vector<int64_t> shape;
+    std::vector<int64_t> strides;
+  };
+  if (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment != 0) tensor = tensor.clone();
+  const DLDataType type = data_type(tensor.scalar_type());
+  auto held = std::make_unique<Held>();
+  held->shape = tensor.sizes().vec();
+  held->strides.resize(held->shape.size());
+  int64_t stride = 1;
+  for (size_t d = held->shape.size(); d-- > 0;) {  // torch's own strides of a dimension of size 1 may be any
+    held->strides[d] = stride;
+    stride *= held->shape[d];
+  }
+  held->tensor = std::move(tensor);
+  held->managed.dl_tensor = DLTensor{held->tensor.data_ptr(),
+                                     {kDLCPU, 0},
+                                     static_cast<int32_t>(held->shape.size()),
+                                     type,
+                                     held->shape.data(),
+                                     held->strides.data(),
+                                     0};
+  held->managed.manager_ctx = held.get();
+  held->managed.deleter = [](DLManagedTensor* self) { delete static_cast<Held*>(self->manager_ctx); };
+  const Library& library = Library::instance();
+  TVMFFIObjectHandle handle = nullptr;
+  library.require(library.functions().TVMFFITensorFromDLPack(&held->managed, kAlignment, 1, &handle), "input");
+  held.release();  // NOLINT(bugprone-unused-return-value): the tensor's own now
+  TVMFFIAny any{};
+  any.type_index = kTVMFFITensor;
+  any.v_obj = static_cast<TVMFFIObject*>(handle);
+  return Value(any);
+}
+
+/// A function of a module's.
+Value function_of(const Value& module, const char* name) {
+  return Library::instance()
+      .global("ffi.ModuleGetFunction")
+      .call(name, {module.get(), argument(name), argument(false)});
+}
+
+/// The cores that the calling thread may run on.
+std::vector<std::string> cores() {
+  std::vector<std::string> found;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    for (int i = 0; i < CPU_SETSIZE; ++i) {
+      if (CPU_ISSET(i, &set)) found.push_back(std::to_string(i));
+    }
+  }
+  if (found.empty()) found.emplace_back("0");
+  return found;
+}
+
+/// Sets up the calling thread's pool.
+void make_thread_pool(int threads) {
+  const Library& library = Library::instance();
+  const Value array = library.global("ffi.Array");
+  const Value configure = library.global("runtime.config_threadpool");
+  const std::vector<std::string> all = cores();
+  // The first call makes as many threads as it names cores, the second lets them run on all cores.
+  std::vector<TVMFFIAny> some;
+  for (int i = 0; i < threads; ++i) some.push_back(argument(all[static_cast<size_t>(i) % all.size()].c_str()));
+  std::vector<TVMFFIAny> every;
+  for (const std::string& core : all) every.push_back(argument(core.c_str()));
+  for (const auto& names : {some, every}) {
+    const Value list = array.call("threads", names);
+    configure.call("threads", {argument(kShareCores), argument(int64_t{threads}), list.get()});
+  }
+}
+
+std::string shape_of(const DLTensor& tensor) {
+  std::string text;
+  for (int32_t d = 0; d < tensor.ndim; ++d) text += (d ? "x" : "") + std::to_string(tensor.shape[d]);
+  return text.empty() ? "a scalar" : text;
+}
+
+bool holds(const TensorSpec& spec, const DLTensor& tensor) {
+  if (static_cast<size_t>(tensor.ndim) != spec.min.size() || !equal(tensor.dtype, data_type(spec.dtype))) return false;
+  int64_t stride = 1;
+  for (size_t d = spec.min.size(); d-- > 0;) {
+    const int64_t size = tensor.shape[d];
+    if (size < spec.min[d] || (spec.max[d] != TensorSpec::kUnbounded && size > spec.max[d])) return false;
+    if (tensor.strides != nullptr && size > 1 && tensor.strides[d] != stride) return false;
+    stride *= size;
+  }
+  return tensor.device.device_type == kDLCPU;
+}
+
+}  // namespace
+
+/// A virtual machine of the pool's for one call; it goes back however the call ends.
+class TvmEngine::Lease {
+ public:
+  explicit Lease(TvmEngine& engine) : engine_(engine) {
+    {
+      const std::lock_guard lock(engine_.mutex_);
+      if (!engine_.idle_.empty()) {
+        machine_ = std::move(engine_.idle_.back());
+        engine_.idle_.pop_back();
+      }
+    }
+    if (!machine_) machine_ = engine_.make_machine();
+  }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+  ~Lease() {
+    if (!machine_) return;
+    const std::lock_guard lock(engine_.mutex_);
+    engine_.idle_.push_back(std::move(machine_));
+  }
+
+  Machine* operator->() const { return machine_.get(); }
+
+  /// After a failure: its call stack is unknown.
+  void discard() { machine_.reset(); }
+
+ private:
+  TvmEngine& engine_;
+  std::unique_ptr<Machine> machine_;
+};
+
+TvmEngine::TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions,
+                     const EngineOptions& options)
+    : conditions_(std::move(conditions)),
+      outputs_(spec.outputs),
+      threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
+      file_(library),
+      // TVM's general function takes the format from the path's ending, which this one lacks.
+      library_(Library::instance()
+                   .global("ffi.Module.load_from_file.so")
+                   .call("artifact", {argument(file_.path().c_str()), argument("so")})) {
+  idle_.push_back(make_machine());
+  description_ = "tvm " + Library::instance().version() + ", f32, " + std::to_string(threads_) + " threads";
+}
+
+std::unique_ptr<TvmEngine::Machine> TvmEngine::make_machine() const {
+  auto machine = std::make_unique<Machine>();
+  machine->thread.run([&] {
+    make_thread_pool(threads_);
+    machine->module = function_of(library_, "vm_load_executable").call("artifact", {});
+    function_of(machine->module, "vm_initialization")
+        .call("artifact", {argument(int64_t{kDLCPU}), argument(int64_t{0}), argument(kNaiveAllocator)});
+    machine->main = function_of(machine->module, "main");
+  });
+  return machine;
+}
+
+std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
+  conditions_.check(inputs);
+  std::vector<Value> wrapped;
+  std::vector<TVMFFIAny> arguments;
+  for (const at::Tensor& input : inputs) {
+    wrapped.push_back(wrap(input));
+    arguments.push_back(wrapped.back().get());
+  }
+  Lease machine(*this);
+  std::vector<at::Tensor> outputs;
+  try {
+    machine->thread.run([&] {
+      const Value result = machine->main.call("run", arguments);
+      if (result.get().type_index != kTVMFFIArray) {
+        throw Error(ErrorKind::kBackend, "tvm", "run", "an array of outputs",
+                    "a value of type " + std::to_string(result.get().type_index), "Convert the detector again.");
+      }
+      // Objects have their header first, then what their kind has.
+      const auto* cell = reinterpret_cast<const TVMFFISeqCell*>(result.get().v_obj + 1);
+      const auto* values = static_cast<const TVMFFIAny*>(cell->data);
+      if (cell->size != static_cast<int64_t>(outputs_.size())) {
+        throw Error(ErrorKind::kBackend, "tvm", "run", std::to_string(outputs_.size()) + " outputs",
+                    std::to_string(cell->size), "Convert the detector again.");
+      }
+      for (size_t i = 0; i < outputs_.size(); ++i) outputs.push_back(own(values[i], outputs_[i]));
+    });
+  } catch (...) {
+    machine.discard();
+    throw;
+  }
+  return outputs;
+}
+
+at::Tensor TvmEngine::own(const TVMFFIAny& output, const TensorSpec& spec) const {
+  const DLTensor* tensor = output.type_index == kTVMFFITensor ? TVMFFITensorGetDLTensorPtr(output.v_obj) : nullptr;
+  if (tensor == nullptr || !holds(spec, *tensor)) {
+    throw Error(ErrorKind::kBackend, "tvm", "output '" + spec.name + "'", to_string(spec),
+                tensor ? shape_of(*tensor) : "no tensor", "Convert the detector again.");
+  }
+  at::Tensor owned = at::empty(at::IntArrayRef(tensor->shape, static_cast<size_t>(tensor->ndim)), spec.dtype);
+  if (owned.nbytes() > 0) {
+    std::memcpy(owned.data_ptr(), static_cast<const char*>(tensor->data) + tensor->byte_offset, owned.nbytes());
+  }
+  return owned;
+}
+
+}  // namespace hybrid_rt::tvm

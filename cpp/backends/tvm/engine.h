@@ -1,0 +1,52 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "hybrid_rt/conditions.h"
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/specs.h"
+#include "library.h"
+#include "memory_file.h"
+#include "worker.h"
+
+namespace hybrid_rt::tvm {
+
+/// A compiled library and a pool of virtual machines that run it, one for each of the calls that there were at one
+/// time: a virtual machine has one call stack. Inputs are read where they are, outputs are copied: TVM may return an
+/// input, a weight or one result twice.
+class TvmEngine : public Engine {
+ public:
+  TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions, const EngineOptions& options);
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
+  std::string description() const override { return description_; }
+
+ private:
+  /// A virtual machine and its thread. TVM keeps a pool of threads for each thread that calls it, of a size that can't
+  /// be changed later, and binds the caller to some cores: with a thread of our own, neither touches the caller's, and
+  /// one call takes options.threads threads, that of the virtual machine among them. TVM_NUM_THREADS has no effect.
+  struct Machine {
+    Worker thread;
+    Value module;
+    Value main;
+  };
+  class Lease;
+
+  std::unique_ptr<Machine> make_machine() const;
+  at::Tensor own(const TVMFFIAny& output, const TensorSpec& spec) const;
+
+  Conditions conditions_;
+  std::vector<TensorSpec> outputs_;
+  int threads_;
+  MemoryFile file_;
+  Value library_;  // unloaded before its file is closed
+  std::string description_;
+
+  std::mutex mutex_;  // guards what follows
+  std::vector<std::unique_ptr<Machine>> idle_;
+};
+
+}  // namespace hybrid_rt::tvm

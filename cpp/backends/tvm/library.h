@@ -1,0 +1,83 @@
+#pragma once
+
+#include <tvm/ffi/c_api.h>
+
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace hybrid_rt::tvm {
+
+// The functions of TVM's C interface that are used, resolved at run time: no version of the library is needed to link,
+// and a process that has none still loads the plug-in and can say so.
+// clang-format off
+#define HYBRID_RT_TVM_FUNCTIONS(X) \
+  X(TVMFFIGetVersion)              \
+  X(TVMFFIObjectDecRef)            \
+  X(TVMFFIFunctionGetGlobal)       \
+  X(TVMFFIFunctionCall)            \
+  X(TVMFFIErrorMoveFromRaised)     \
+  X(TVMFFITensorFromDLPack)
+// clang-format on
+
+struct Functions {
+#define HYBRID_RT_DECLARE(name) decltype(&::name) name = nullptr;
+  HYBRID_RT_TVM_FUNCTIONS(HYBRID_RT_DECLARE)
+#undef HYBRID_RT_DECLARE
+};
+
+/// A value of TVM's, which may be a reference to an object: this one's own.
+class Value {
+ public:
+  Value() = default;
+  explicit Value(TVMFFIAny any) : any_(any) {}
+  Value(Value&& other) noexcept : any_(other.any_) { other.any_ = TVMFFIAny{}; }
+  Value& operator=(Value&& other) noexcept;
+  Value(const Value&) = delete;
+  Value& operator=(const Value&) = delete;
+  ~Value();
+
+  const TVMFFIAny& get() const { return any_; }
+  /// Calls it, a function. Throws Error(kBackend) with TVM's own message, which begins with `subject`.
+  Value call(const std::string& subject, std::vector<TVMFFIAny> arguments) const;
+
+ private:
+  TVMFFIAny any_{};  // none
+};
+
+TVMFFIAny argument(int64_t value);
+TVMFFIAny argument(bool value);
+/// `text` must outlive the call.
+TVMFFIAny argument(const char* text);
+
+/// The library of this process, opened by the first call: the file that HYBRID_RT_TVM_LIBRARY names, else that of the
+/// tvm package beside hybrid_rt in site-packages, else what the dynamic linker finds.
+class Library {
+ public:
+  static const Library& instance();
+
+  bool is_open() const { return reason_.empty(); }
+  /// Why it can't be used, with the remedy; empty if it can.
+  const std::string& reason() const { return reason_; }
+  const std::string& version() const { return version_; }
+  const Functions& functions() const { return functions_; }
+
+  /// A function that TVM registers. Throws Error(kBackend) if there is none of that name.
+  Value global(std::string_view name) const;
+  /// Throws Error(kBackend) with the library's own message unless `status` is 0.
+  void require(int status, const std::string& subject) const;
+
+ private:
+  Library();
+  std::string open();
+  std::string resolve(void* handle);
+  std::string check_version();
+
+  Functions functions_;
+  std::string reason_;
+  std::string version_;
+  std::string path_;
+};
+
+}  // namespace hybrid_rt::tvm
