@@ -5,9 +5,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
-// The reference and the fallback: the segment as frozen TorchScript, optimised for this machine when it is loaded
-// (oneDNN's packed weights are tied to the machine, so the artifact is the plain module).
+// The reference and the fallback: the segment as frozen TorchScript. The layout of its weights is chosen when it is
+// loaded: in the file they are the same bytes as other engines' weights.
 
 namespace hybrid_rt {
 namespace {
@@ -43,14 +44,44 @@ at::Tensor owned(const at::Tensor& output) {
   return is_shared ? output.clone(at::MemoryFormat::Contiguous) : output.contiguous();
 }
 
+bool has_channels(const at::Tensor& tensor) { return tensor.dim() == 4 && tensor.is_floating_point(); }
+
+/// Weights with the channels of a pixel side by side, as oneDNN's kernels like them. Measured against
+/// optimize_for_inference, which packs them for oneDNN but keeps the layout between operations: docs/torchscript.md.
+void to_channels_last(torch::jit::Block* block) {
+  for (torch::jit::Node* node : block->nodes()) {
+    if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
+        node->kindOf(c10::attr::value) == torch::jit::AttributeKind::t && has_channels(node->t(c10::attr::value))) {
+      node->t_(c10::attr::value, node->t(c10::attr::value).contiguous(at::MemoryFormat::ChannelsLast));
+    }
+    for (torch::jit::Block* inner : node->blocks()) to_channels_last(inner);
+  }
+}
+
+bool has_convolutions(const torch::jit::Block* block) {
+  static const std::set<c10::Symbol> kinds{c10::Symbol::fromQualString("aten::_convolution"),
+                                           c10::Symbol::fromQualString("aten::conv2d")};
+  for (const torch::jit::Node* node : block->nodes()) {
+    if (kinds.contains(node->kind())) return true;
+    for (const torch::jit::Block* inner : node->blocks()) {
+      if (has_convolutions(inner)) return true;
+    }
+  }
+  return false;
+}
+
 class TorchScriptEngine : public Engine {
  public:
-  TorchScriptEngine(torch::jit::Module module, std::string description)
-      : module_(std::move(module)), description_(std::move(description)) {}
+  TorchScriptEngine(torch::jit::Module module, bool is_channels_last, std::string description)
+      : module_(std::move(module)), is_channels_last_(is_channels_last), description_(std::move(description)) {}
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
     const at::NoGradGuard no_grad;
-    std::vector<c10::IValue> arguments(inputs.begin(), inputs.end());
+    std::vector<c10::IValue> arguments;
+    for (const at::Tensor& input : inputs) {
+      arguments.emplace_back(is_channels_last_ && has_channels(input) ? input.contiguous(at::MemoryFormat::ChannelsLast)
+                                                                      : input);
+    }
     try {
       const c10::IValue result = module_.forward(std::move(arguments));
       std::vector<at::Tensor> outputs;
@@ -70,6 +101,7 @@ class TorchScriptEngine : public Engine {
 
  private:
   torch::jit::Module module_;
+  bool is_channels_last_;
   std::string description_;
 };
 
@@ -87,9 +119,16 @@ class TorchScriptBackend : public Backend {
     const size_t position = static_cast<size_t>(&spec.blob("module") - spec.blobs.data());
     try {
       auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at(position)), options.device);
-      if (options.device.is_cpu()) module = torch::jit::optimize_for_inference(module);
-      return std::make_shared<TorchScriptEngine>(std::move(module), std::string("torchscript ") + TORCH_VERSION + ", " +
-                                                                        spec.precision + ", " + options.device.str());
+      bool is_channels_last = false;
+      if (options.device.is_cpu()) {
+        module = torch::jit::freeze(module);
+        torch::jit::Block* block = module.get_method("forward").graph()->block();
+        is_channels_last = has_convolutions(block);
+        if (is_channels_last) to_channels_last(block);
+      }
+      return std::make_shared<TorchScriptEngine>(
+          std::move(module), is_channels_last,
+          std::string("torchscript ") + TORCH_VERSION + ", " + spec.precision + ", " + options.device.str());
     } catch (const c10::Error& error) {
       throw failed("artifact", "a module that torch " TORCH_VERSION " reads", error);
     }
