@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hybrid_rt import bundle, registry, torchscript
 from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import engine_module
-from hybrid_rt.specs import pack
+from hybrid_rt.packing import pack
 
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
@@ -69,7 +69,7 @@ def save_whole_graph(detector: nn.Module, pictures: list[Tensor], precision: str
     artifact = registry.backend("openvino").compile(program, precision)
     with torch.no_grad():
         frozen = torchscript.freeze(torchscript.script(_AsDetector(engine_module(program, [artifact])).eval()))
-    bundle.save(frozen, path, {"segments": [{"name": "whole", "variants": pack([artifact])[0]}]})
+    bundle.save(frozen, path, {"segments": [pack([artifact]).segment("whole")]})
 
 
 def whole_graph(detector: nn.Module, pictures: list[Tensor], precision: str) -> Detect:

@@ -12,9 +12,15 @@ namespace {
 
 using hybrid_rt::LoadOptions;
 
-LoadOptions options_from(const std::string& device, const std::string& backend, int threads, bool emulate_precision) {
+LoadOptions options_from(const std::string& device, const std::string& backend, int threads, bool emulate_precision,
+                         bool strict, std::vector<std::pair<int64_t, int64_t>> warm_up, const std::string& trust) {
+  if (trust != "digests" && trust != "signed") {
+    throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "trust", "'digests' or 'signed'", "'" + trust + "'",
+                           "Take one of these.");
+  }
+  const auto policy = trust == "signed" ? hybrid_rt::TrustPolicy::kSigned : hybrid_rt::TrustPolicy::kDigests;
   try {
-    return {c10::Device(device), backend, threads, emulate_precision};
+    return {c10::Device(device), backend, threads, emulate_precision, strict, std::move(warm_up), policy};
   } catch (const c10::Error& error) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "device", "a device such as 'cpu' or 'cuda:0'",
                            "'" + device + "'", error.what_without_backtrace());
@@ -44,26 +50,30 @@ void translate(std::exception_ptr pointer) {
   }
 }
 
-py::list list_checks(const std::string& path, const LoadOptions& options) {
+py::list list_variants(const std::vector<hybrid_rt::VariantCheck>& checks) {
+  py::list variants;
+  for (const auto& variant : checks) {
+    py::dict entry;
+    entry["backend"] = variant.backend;
+    entry["precision"] = variant.precision;
+    entry["chosen"] = variant.chosen;
+    entry["refusal"] = variant.refusal;
+    variants.append(entry);
+  }
+  return variants;
+}
+
+py::list list_checks(const std::string& path, const LoadOptions& options, const hybrid_rt::Machine& machine) {
   std::vector<hybrid_rt::SegmentCheck> segments;
   {
     const py::gil_scoped_release release;
-    segments = hybrid_rt::check(path, options);
+    segments = hybrid_rt::check(path, options, machine);
   }
   py::list list;
   for (const auto& segment : segments) {
-    py::list variants;
-    for (const auto& variant : segment.variants) {
-      py::dict entry;
-      entry["backend"] = variant.backend;
-      entry["precision"] = variant.precision;
-      entry["chosen"] = variant.chosen;
-      entry["refusal"] = variant.refusal;
-      variants.append(entry);
-    }
     py::dict entry;
     entry["segment"] = segment.segment;
-    entry["variants"] = variants;
+    entry["variants"] = list_variants(segment.variants);
     list.append(entry);
   }
   return list;
@@ -110,15 +120,20 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "The native part of hybrid_rt.";
   m.attr("torch_version") = TORCH_VERSION;
   py::register_exception_translator(&translate);
+  py::class_<LoadOptions>(m, "LoadOptions")
+      .def(py::init(&options_from), py::arg("device"), py::arg("backend"), py::arg("threads"),
+           py::arg("emulate_precision"), py::arg("strict"), py::arg("warm_up"), py::arg("trust"));
   m.def(
-      "load",
-      [](const std::string& path, const std::string& device, const std::string& backend, int threads,
-         bool emulate_precision) {
-        const LoadOptions options = options_from(device, backend, threads, emulate_precision);
-        const py::gil_scoped_release release;
-        return hybrid_rt::load(path, options);
-      },
-      py::arg("path"), py::arg("device"), py::arg("backend"), py::arg("threads"), py::arg("emulate_precision"));
+      "load", [](const std::string& path, const LoadOptions& options) { return hybrid_rt::load(path, options); },
+      py::arg("path"), py::arg("options"), py::call_guard<py::gil_scoped_release>());
+  py::class_<hybrid_rt::Segment, std::shared_ptr<hybrid_rt::Segment>>(m, "Segment")
+      .def(
+          "run", [](hybrid_rt::Segment& self, const std::vector<at::Tensor>& inputs) { return self.run(inputs); },
+          py::arg("inputs"), py::call_guard<py::gil_scoped_release>())
+      .def("description", &hybrid_rt::Segment::description)
+      .def("variants", [](const hybrid_rt::Segment& self) { return list_variants(self.variants()); });
+  m.def("open_segment", &hybrid_rt::open_segment, py::arg("path"), py::arg("name"), py::arg("options"),
+        py::call_guard<py::gil_scoped_release>());
   m.def("read_manifest", &hybrid_rt::read_manifest, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "read_record",
@@ -136,10 +151,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("verify_records", &hybrid_rt::verify_records, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "check",
-      [](const std::string& path, const std::string& device, const std::string& backend) {
-        return list_checks(path, options_from(device, backend, 0, false));
+      [](const std::string& path, const LoadOptions& options, const std::optional<std::set<std::string>>& cpu,
+         std::optional<int64_t> memory) {
+        hybrid_rt::Machine machine = hybrid_rt::Machine::here();
+        if (cpu) machine.cpu_flags = *cpu;
+        if (memory) machine.free_memory = *memory;
+        return list_checks(path, options, machine);
       },
-      py::arg("path"), py::arg("device"), py::arg("backend"));
+      py::arg("path"), py::arg("options"), py::arg("cpu"), py::arg("memory"));
   m.def("choices", &hybrid_rt::choices, py::arg("module"));
   m.def("backends", &list_backends);
   m.def("add_plugin_folder", &hybrid_rt::add_plugin_folder, py::arg("folder"));

@@ -1,5 +1,6 @@
 #include "archive.h"
 
+#include <ATen/ops/from_blob.h>
 #include <caffe2/serialize/inline_container.h>
 
 #include <filesystem>
@@ -94,6 +95,19 @@ std::string Archive::verified(const std::string& record) const {
   }
   const auto [data, size] = checked(*reader_, path_, record, digest);
   return std::string(static_cast<const char*>(data.get()), size);
+}
+
+at::Tensor Archive::blob(const std::string& sha256) const {
+  const json manifest = json::parse(manifest_, nullptr, /*allow_exceptions=*/false);
+  const auto records = manifest.is_object() ? manifest.find("records") : manifest.end();
+  if (records == manifest.end() || !records->is_object()) throw damaged(path_, "manifest", "'records'", "none");
+  for (const auto& [name, entry] : records->items()) {
+    if (!entry.is_object() || entry.value("sha256", "") != sha256) continue;
+    auto [data, size] = checked(*reader_, path_, name, sha256);
+    auto owner = std::make_shared<at::DataPtr>(std::move(data));
+    return at::from_blob(owner->get(), {static_cast<int64_t>(size)}, [owner](void* /*data*/) {}, at::kByte);
+  }
+  throw damaged(path_, "manifest", "a record with the SHA-256 " + sha256, "none");
 }
 
 void Archive::verify(Records which) const {

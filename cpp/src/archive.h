@@ -1,6 +1,7 @@
 #pragma once
 
-#include <map>
+#include <ATen/core/Tensor.h>
+
 #include <memory>
 #include <string>
 
@@ -29,6 +30,8 @@ class Archive {
   void verify(Records which) const;
   /// The bytes of a record that the manifest names, compared with its digest.
   std::string verified(const std::string& record) const;
+  /// The bytes of the record with that digest, as a uint8 CPU tensor, compared with it.
+  at::Tensor blob(const std::string& sha256) const;
 
  private:
   std::string read(const std::string& record) const;

@@ -1,23 +1,51 @@
 #include "hybrid_rt/bundle.h"
 
+#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <algorithm>
+#include <functional>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "archive.h"
+#include "engine_options.h"
 #include "script_engine.h"
 #include "variants.h"
+#include "warm_up.h"
 
 namespace hybrid_rt {
 namespace {
 
-EngineOptions engine_options(const LoadOptions& options) {
-  return {options.device, options.threads, options.emulate_precision};
+void check_trust(const std::string& path, TrustPolicy trust) {
+  if (trust == TrustPolicy::kDigests) return;
+  throw Error(ErrorKind::kBundle, "bundle", path, "a bundle with a signature", "one without: bundles have none yet",
+              "Load with the trust policy \"digests\", and take files from where you trust the sender.");
+}
+
+/// Prepares engines at once: vendors compile a segment for this machine now, which takes seconds.
+void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, const Preference& preference,
+                 EngineOptions options) {
+  if (options.threads == 0) options.threads = at::get_num_threads();  // of this thread, not of those below
+  std::vector<std::future<void>> jobs;
+  for (size_t i = 1; i < engines.size(); ++i) {
+    jobs.push_back(std::async(std::launch::async, [&, i] { engines[i]->prepare(preference, options); }));
+  }
+  std::exception_ptr failure;
+  const auto noted = [&](const std::function<void()>& job) {
+    try {
+      job();
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  if (!engines.empty()) noted([&] { engines[0]->prepare(preference, options); });
+  for (auto& job : jobs) noted([&] { job.get(); });
+  if (failure) std::rethrow_exception(failure);
 }
 
 /// A C++ program links libtorch_cpu only, so that one binary serves machines with and without CUDA.
@@ -70,11 +98,13 @@ torch::jit::Module load_module(const std::string& path) {
 
 torch::jit::Module load(const std::string& path, const LoadOptions& options) {
   if (options.device.is_cuda()) open_cuda_library();
-  Archive(path).verify(Archive::Records::kHead);
+  check_trust(path, options.trust);
+  const auto file = std::make_shared<Archive>(path);
+  file->verify(Archive::Records::kHead);
   torch::jit::Module module = load_module(path);
-  for (const auto& engine : engines_of(module)) {
-    engine->prepare(preference_from(options.backend), engine_options(options));
-  }
+  const auto engines = engines_of(module);
+  prepare_all(engines, preference_from(options.backend, options.strict), engine_options(options));
+  for (const auto& engine : engines) engine->let_go_of_bytes(file);
   if (!options.device.is_cpu()) {
     try {
       module.to(options.device);
@@ -83,6 +113,7 @@ torch::jit::Module load(const std::string& path, const LoadOptions& options) {
                   error.what_without_backtrace(), "Load with a device that this machine has.");
     }
   }
+  warm_up(module, path, options);
   return module;
 }
 
@@ -92,14 +123,16 @@ std::string read_record(const std::string& path, const std::string& record) { re
 
 void verify_records(const std::string& path) { Archive(path).verify(Archive::Records::kAll); }
 
-std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options) {
+std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options, const Machine& machine) {
+  check_trust(path, options.trust);
   const auto manifest = nlohmann::json::parse(read_manifest(path), nullptr, /*allow_exceptions=*/false);
   std::vector<SegmentCheck> checks;
   try {
     for (const auto& segment : manifest.at("segments")) {
       const auto specs = ArtifactSpec::list_from_json(segment.at("variants").dump());
-      checks.push_back({segment.at("name").get<std::string>(),
-                        check_variants(specs, preference_from(options.backend), engine_options(options))});
+      checks.push_back(
+          {segment.at("name").get<std::string>(),
+           check_variants(specs, preference_from(options.backend, options.strict), engine_options(options), machine)});
     }
   } catch (const nlohmann::json::exception& error) {
     throw Error(ErrorKind::kBundle, "bundle", path + ", manifest", "a list of segments", error.what(),

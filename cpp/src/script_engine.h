@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "blob_table.h"
 #include "variants.h"
 
 namespace hybrid_rt {
@@ -17,7 +18,8 @@ namespace hybrid_rt {
 /// the segment as bytes, chooses one when it is prepared (at the latest by its first run), and runs it. Thread-safe.
 class ScriptEngine : public torch::CustomClassHolder {
  public:
-  /// Named fields: "segment" (its dotted path), "variants" (JSON array of artifact specs).
+  /// Named fields: "segment" (its dotted path), "variants" (JSON array of artifact specs), "table" (JSON array: size
+  /// and SHA-256 of each entry of the blob table).
   using Fields = c10::Dict<std::string, std::string>;
   /// Version, fields, blob table. A blob is a uint8 CPU tensor, so the archive holds its bytes once, as they are.
   using State = std::tuple<int64_t, Fields, std::vector<at::Tensor>>;
@@ -37,6 +39,9 @@ class ScriptEngine : public torch::CustomClassHolder {
   /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime sees them. Throws Error(kInput).
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
+  /// The bytes are in that file too: from here on they are read from it when they are needed.
+  void let_go_of_bytes(std::shared_ptr<const Archive> file) { table_.let_go(std::move(file)); }
+
   const std::string& segment() const { return segment_; }
   const std::vector<ArtifactSpec>& specs() const { return specs_; }
 
@@ -51,12 +56,11 @@ class ScriptEngine : public torch::CustomClassHolder {
   };
 
   std::shared_ptr<const Prepared> prepared() const;
-  void check_inputs(const std::vector<at::Tensor>& inputs, const Prepared& prepared) const;
 
   Fields fields_;
-  std::vector<at::Tensor> blobs_;
   std::string segment_;
   std::vector<ArtifactSpec> specs_;
+  BlobTable table_;
 
   mutable std::mutex mutex_;  // guards prepared_
   std::mutex preparing_;      // one preparation at a time

@@ -43,6 +43,20 @@ TensorSpec tensor_from_json(const json& object) {
   return tensor;
 }
 
+BlobSpec blob_from_json(const json& object) {
+  BlobSpec blob;
+  blob.name = field<std::string>(object, "name");
+  blob.size = field<int64_t>(object, "size");
+  blob.sha256 = field<std::string>(object, "sha256");
+  for (const auto& piece : field<std::vector<std::vector<int64_t>>>(object, "pieces")) {
+    if (piece.size() != 3) {
+      throw malformed("artifact spec, blob '" + blob.name + "', pieces", "[index, offset, size] each", object.dump());
+    }
+    blob.pieces.push_back({piece[0], piece[1], piece[2]});
+  }
+  return blob;
+}
+
 ArtifactSpec artifact_from_json(const json& object) {
   ArtifactSpec spec;
   spec.backend = field<std::string>(object, "backend");
@@ -53,8 +67,7 @@ ArtifactSpec artifact_from_json(const json& object) {
     spec.outputs.push_back(tensor_from_json(tensor));
   }
   for (const auto& blob : field<std::vector<json>>(object, "blobs")) {
-    spec.blobs.push_back({field<std::string>(blob, "name"), field<int64_t>(blob, "index"), field<int64_t>(blob, "size"),
-                          field<std::string>(blob, "sha256")});
+    spec.blobs.push_back(blob_from_json(blob));
   }
   spec.requirements = field<std::map<std::string, std::string>>(object, "requirements");
   spec.versions = field<std::map<std::string, std::string>>(object, "versions");
@@ -71,6 +84,16 @@ std::vector<ArtifactSpec> ArtifactSpec::list_from_json(std::string_view text) {
   std::vector<ArtifactSpec> specs;
   for (const auto& object : parsed) specs.push_back(artifact_from_json(object));
   return specs;
+}
+
+std::vector<TableEntry> TableEntry::list_from_json(std::string_view text) {
+  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!parsed.is_array()) throw malformed("table of blobs", "a JSON array", std::string(text.substr(0, 80)));
+  std::vector<TableEntry> entries;
+  for (const auto& object : parsed) {
+    entries.push_back({field<int64_t>(object, "size"), field<std::string>(object, "sha256")});
+  }
+  return entries;
 }
 
 const BlobSpec& ArtifactSpec::blob(std::string_view name) const {

@@ -1,10 +1,14 @@
 #include "variants.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <sstream>
 
-#include "digest.h"
 #include "hybrid_rt/log.h"
 
 namespace hybrid_rt {
@@ -12,33 +16,30 @@ namespace {
 
 std::string describe(const ArtifactSpec& spec) { return spec.backend + " (" + spec.precision + ")"; }
 
-std::string refusal_of(const ArtifactSpec& spec, const Preference& preference, const EngineOptions& options) {
-  if (!preference.backend.empty() && spec.backend != preference.backend) {
-    return "only '" + preference.backend + "' was asked for";
-  }
+bool is_meant(const std::string& wanted, const ArtifactSpec& spec) {
+  return wanted == spec.backend || wanted == spec.backend + ":" + spec.precision;
+}
+
+std::string refusal_of(const ArtifactSpec& spec, const EngineOptions& options, const Machine& machine) {
   try {
     Backend& runtime = backend(spec.backend);
     const Availability availability = runtime.availability();
     if (!availability.available) return availability.reason;
+    if (const auto reason = unmet(spec, availability.version, machine)) return *reason;
     return runtime.refusal(spec, options).value_or("");
   } catch (const Error& error) {
     return error.what();
   }
 }
 
-std::vector<at::Tensor> blobs_of(const std::string& segment, const ArtifactSpec& spec,
-                                 const std::vector<at::Tensor>& blobs) {
-  std::vector<at::Tensor> found;
-  for (const BlobSpec& blob : spec.blobs) {
-    const at::Tensor& bytes = blobs.at(static_cast<size_t>(blob.index));
-    const std::string got = sha256(bytes.const_data_ptr<uint8_t>(), static_cast<size_t>(bytes.numel()));
-    if (got != blob.sha256) {
-      throw Error(ErrorKind::kBundle, spec.backend, "segment '" + segment + "', blob '" + blob.name + "'",
-                  "the SHA-256 " + blob.sha256, got, "The file was altered or damaged: copy or convert it again.");
-    }
-    found.push_back(bytes);
+/// Runs an engine once on zeros of the sizes that its compiler was told to expect.
+void warm_up(Engine& engine, const ArtifactSpec& spec, const EngineOptions& options) {
+  std::vector<at::Tensor> inputs;
+  for (const TensorSpec& input : spec.inputs) {
+    inputs.push_back(at::zeros(input.opt, at::TensorOptions(input.dtype).device(options.device)));
   }
-  return found;
+  const at::NoGradGuard no_grad;
+  engine.run(inputs);
 }
 
 /// Engines that are in use, so that two loads of one file share them.
@@ -87,62 +88,108 @@ class EngineCache {
   std::map<std::string, std::shared_ptr<Entry>> entries_;
 };
 
-Error none_can_run(const std::string& segment, const std::vector<VariantCheck>& variants) {
+std::string reasons_of(const std::vector<VariantCheck>& variants) {
   std::string reasons;
   for (const VariantCheck& variant : variants) {
-    reasons += "\n  " + variant.backend + " (" + variant.precision + "): " + variant.refusal;
+    if (!variant.refusal.empty()) {
+      reasons += "\n  " + variant.backend + " (" + variant.precision + "): " + variant.refusal;
+    }
   }
+  return reasons + "\n";
+}
+
+Error none_can_run(const std::string& segment, const std::vector<VariantCheck>& variants) {
   return Error(ErrorKind::kBackend, "variants", "segment '" + segment + "'", "a variant that can run on this machine",
-               "none of " + std::to_string(variants.size()) + ":" + reasons + "\n",
+               "none of " + std::to_string(variants.size()) + ":" + reasons_of(variants),
                "Install what a variant lacks, ask for another one (HYBRID_RT_BACKEND or backend=), or convert with an "
                "engine that runs here (fallback=True keeps a "
                "TorchScript variant); `hybrid-rt doctor` shows what this machine can run.");
 }
 
+Error would_fall_back(const std::string& segment, const VariantCheck& first,
+                      const std::vector<VariantCheck>& variants) {
+  return Error(ErrorKind::kBackend, "variants", "segment '" + segment + "', strict",
+               "its first variant, " + first.backend + " (" + first.precision + "), to run",
+               "refusals:" + reasons_of(variants),
+               "Mend what the first one lacks, or load without strict to run the next one.");
+}
+
 }  // namespace
 
-Preference preference_from(const std::string& backend) {
-  if (!backend.empty()) return {backend};
+std::vector<size_t> Preference::order(const std::vector<ArtifactSpec>& specs) const {
+  std::vector<size_t> found;
+  if (backends.empty()) {
+    for (size_t i = 0; i < specs.size(); ++i) found.push_back(i);
+    return found;
+  }
+  for (const std::string& wanted : backends) {
+    for (size_t i = 0; i < specs.size(); ++i) {
+      if (is_meant(wanted, specs[i]) && std::find(found.begin(), found.end(), i) == found.end()) found.push_back(i);
+    }
+  }
+  return found;
+}
+
+Preference preference_from(const std::string& backends, bool strict) {
   const char* from_environment = std::getenv("HYBRID_RT_BACKEND");
-  return {from_environment ? from_environment : ""};
+  std::istringstream names(!backends.empty() ? backends : from_environment ? from_environment : "");
+  Preference preference{{}, strict};
+  for (std::string name; std::getline(names, name, ',');) {
+    const size_t first = name.find_first_not_of(' ');
+    if (first == std::string::npos) continue;
+    preference.backends.push_back(name.substr(first, name.find_last_not_of(' ') - first + 1));
+  }
+  return preference;
 }
 
 std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs, const Preference& preference,
-                                         const EngineOptions& options) {
+                                         const EngineOptions& options, const Machine& machine) {
+  std::string wanted;
+  for (const std::string& name : preference.backends) wanted += (wanted.empty() ? "'" : ", '") + name + "'";
+  const std::vector<size_t> order = preference.order(specs);
   std::vector<VariantCheck> checks;
-  bool chosen = false;
-  for (const ArtifactSpec& spec : specs) {
-    VariantCheck check{spec.backend, spec.precision, false, refusal_of(spec, preference, options)};
-    check.chosen = !chosen && check.refusal.empty();
-    chosen = chosen || check.chosen;
-    checks.push_back(std::move(check));
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const bool is_allowed = std::find(order.begin(), order.end(), i) != order.end();
+    checks.push_back({specs[i].backend, specs[i].precision, false,
+                      is_allowed ? refusal_of(specs[i], options, machine) : "only " + wanted + " was asked for"});
+  }
+  for (const size_t i : order) {
+    if (!checks[i].refusal.empty() && !preference.strict) continue;
+    checks[i].chosen = checks[i].refusal.empty();
+    break;
   }
   return checks;
 }
 
-Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>& specs,
-                     const std::vector<at::Tensor>& blobs, const Preference& preference, const EngineOptions& options) {
+Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
+                     const Preference& preference, const EngineOptions& options) {
   Choice choice;
   choice.variants = check_variants(specs, preference, options);
-  for (size_t i = 0; i < specs.size(); ++i) {
+  for (VariantCheck& variant : choice.variants) variant.chosen = false;
+  const std::vector<size_t> order = preference.order(specs);
+  for (const size_t i : order) {
     VariantCheck& variant = choice.variants[i];
-    variant.chosen = false;
-    if (!variant.refusal.empty()) {
+    if (variant.refusal.empty()) {
+      const std::vector<at::Tensor> bytes = table.blobs_of(specs[i]);
+      try {
+        choice.engine = EngineCache::instance().get_or_load(specs[i], bytes, options);
+        if (options.warm_up) warm_up(*choice.engine, specs[i], options);
+      } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
+        variant.refusal = error.what();
+        choice.engine = nullptr;
+        log(LogLevel::kWarning,
+            "segment '" + segment + "': " + describe(specs[i]) + " failed to load: " + error.what());
+      }
+    } else {
       log(LogLevel::kInfo, "segment '" + segment + "': " + describe(specs[i]) + " can't run: " + variant.refusal);
-      continue;
     }
-    const std::vector<at::Tensor> bytes = blobs_of(segment, specs[i], blobs);
-    try {
-      choice.engine = EngineCache::instance().get_or_load(specs[i], bytes, options);
-    } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
-      variant.refusal = error.what();
-      log(LogLevel::kWarning, "segment '" + segment + "': " + describe(specs[i]) + " failed to load: " + error.what());
-      continue;
+    if (choice.engine) {
+      variant.chosen = true;
+      choice.index = i;
+      log(LogLevel::kInfo, "segment '" + segment + "' runs on " + choice.engine->description());
+      return choice;
     }
-    variant.chosen = true;
-    choice.index = i;
-    log(LogLevel::kInfo, "segment '" + segment + "' runs on " + choice.engine->description());
-    return choice;
+    if (preference.strict) throw would_fall_back(segment, variant, choice.variants);
   }
   throw none_can_run(segment, choice.variants);
 }

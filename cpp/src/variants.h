@@ -4,21 +4,30 @@
 #include <string>
 #include <vector>
 
+#include "blob_table.h"
 #include "hybrid_rt/backend.h"
+#include "hybrid_rt/machine.h"
 
 namespace hybrid_rt {
 
 /// What decides which variant runs, beside what the machine can do.
 struct Preference {
-  std::string backend;  ///< only this backend's variants; empty: any, in the file's order
+  /// Only these backends' variants, best first: "openvino", or of one precision: "openvino:bf16". Empty: any, in the
+  /// file's order.
+  std::vector<std::string> backends;
+  bool strict = false;  ///< the first of them must run
+
+  /// Of `specs`, the indices of those that it allows, best first.
+  std::vector<size_t> order(const std::vector<ArtifactSpec>& specs) const;
 };
 
-/// `backend` if it is not empty, else HYBRID_RT_BACKEND, else no preference.
-Preference preference_from(const std::string& backend);
+/// Of `backends` (names, separated by commas) if it is not empty, else of HYBRID_RT_BACKEND, else no preference.
+Preference preference_from(const std::string& backends, bool strict = false);
 
-/// One entry a variant, in order; `chosen` is set for the first that can run. Loads no artifact.
+/// One entry a variant, in the file's order; `chosen` is set for the one that comes first and can run. Loads no
+/// artifact.
 std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs, const Preference& preference,
-                                         const EngineOptions& options);
+                                         const EngineOptions& options, const Machine& machine = Machine::here());
 
 /// A variant that runs, and what was found about all of them.
 struct Choice {
@@ -27,11 +36,11 @@ struct Choice {
   std::vector<VariantCheck> variants;
 };
 
-/// Checks the variants, then loads the first that can run and whose load succeeds; one that passes its check but
-/// fails to load is warned of and falls to the next. Throws Error(kBackend) that lists every variant with its reason
-/// if none is left, Error(kBundle) if the chosen artifact's bytes do not match their digest: an altered file is never
-/// papered over by the next variant.
-Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>& specs,
-                     const std::vector<at::Tensor>& blobs, const Preference& preference, const EngineOptions& options);
+/// Checks the variants, then loads the first that can run and whose load and warm-up succeed; one that passes its check
+/// but fails then is warned of and falls to the next. Throws Error(kBackend) that lists every variant with its reason
+/// if none is left or a strict preference would fall back, Error(kBundle) if the chosen artifact's bytes do not match
+/// their digest: an altered file is never papered over by the next variant.
+Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
+                     const Preference& preference, const EngineOptions& options);
 
 }  // namespace hybrid_rt

@@ -37,7 +37,8 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
     )
 
 from . import _fake as _fake
-from .bundle import SegmentCheck, VariantCheck, check, engines, inspect, load
+from .bank import BankReport, add_variant, remove_variant
+from .bundle import Segment, SegmentCheck, VariantCheck, check, engines, inspect, load, open_segment
 from .coco import Accuracy, CocoDataset, DatasetComparison
 from .comparison import Row, compare
 from .compile_segment import CompiledSegment, compile_segment
@@ -58,6 +59,7 @@ __all__ = [
     "Accuracy",
     "BackendError",
     "BackendInfo",
+    "BankReport",
     "BundleError",
     "CaptureError",
     "CocoDataset",
@@ -71,12 +73,14 @@ __all__ = [
     "Latency",
     "OptionError",
     "Row",
+    "Segment",
     "SegmentCheck",
     "SwapReport",
     "Thresholds",
     "VariantCheck",
     "Verification",
     "VerificationError",
+    "add_variant",
     "backends",
     "benchmark",
     "check",
@@ -88,6 +92,8 @@ __all__ = [
     "extract",
     "inspect",
     "load",
+    "open_segment",
+    "remove_variant",
     "swap_backbone",
     "verify",
     "verify_golden",

@@ -18,7 +18,7 @@ import torch
 
 from .specs import Artifact, ArtifactSpec, TensorSpec
 
-FORMAT = "hybrid_rt artifact 1"
+FORMAT = "hybrid_rt artifact 2"
 
 
 def write(path: Path, artifact: Artifact, *, key: str, segment: str) -> None:
@@ -39,7 +39,12 @@ def write(path: Path, artifact: Artifact, *, key: str, segment: str) -> None:
         "made": time.time(),
         "spec": asdict(artifact.spec),
         "blobs": [
-            {"name": name, "size": blob.numel(), "sha256": artifact.digests[name]}
+            {
+                "name": name,
+                "size": blob.numel(),
+                "sha256": artifact.digests[name],
+                "weights": artifact.weights.get(name, ()),
+            }
             for name, blob in artifact.blobs.items()
         ],
     }
@@ -82,6 +87,7 @@ def read(path: Path, *, key: str) -> Artifact:
             **{**spec, **{side: tuple(map(TensorSpec.from_json, spec[side])) for side in ("inputs", "outputs")}}
         ),
         blobs,
+        {blob["name"]: tuple((offset, size) for offset, size in blob["weights"]) for blob in header["blobs"]},
     )
     if artifact.digests != {blob["name"]: blob["sha256"] for blob in header["blobs"]}:
         raise ValueError("altered")

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,8 @@ def save(
     Args:
         module: the frozen hybrid.
         path: where to.
-        manifest: what is known of it; ``segments`` with their variants are required. Format version and the digest
-            of each record are added.
+        manifest: what is known of it; ``segments`` are required, see ``packing.Packed``. Format version and the
+            digest of each record are added.
         golden: the bytes of the golden sample that ``manifest["golden"]`` describes.
 
     Raises:
@@ -78,12 +78,7 @@ def save(
 
 def _records(archive: bytes, manifest: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
     """The archive's root folder, and of each record its digest and size."""
-    blobs = {
-        blob["sha256"]
-        for segment in manifest["segments"]
-        for variant in segment["variants"]
-        for blob in variant["blobs"]
-    }
+    blobs = {entry["sha256"] for segment in manifest["segments"] for entry in segment["table"]}
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         root = opened.namelist()[0].split("/", 1)[0]
         records = {}
@@ -123,17 +118,28 @@ def load(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     *,
-    backend: str = "",
+    backend: str | Sequence[str] = "",
     threads: int = 0,
+    strict: bool = False,
+    warm_up: Sequence[tuple[int, int]] = (),
+    trust: str = "digests",
     emulate_precision: bool = False,
 ) -> torch.jit.ScriptModule:
     """Loads a bundle; it then runs as the detector did. Fails here rather than at the first call.
 
+    Bytes of variants that do not run are not kept in memory: they are read from the file if they are needed later.
+
     Args:
         path: the `.pt`.
         device: where it runs, e.g. "cpu" or "cuda:0".
-        backend: run only this backend's variants. Empty: the environment's HYBRID_RT_BACKEND, else the file's order.
+        backend: run only this backend's variants, or one of several, best first; "openvino:bf16" names the one of
+            that precision. Empty: the environment's HYBRID_RT_BACKEND, else all in the file's order.
         threads: that an engine may use for one call; 0: as many as torch uses in this thread.
+        strict: an error instead of a fallback, where the first variant can't run.
+        warm_up: picture sizes (height, width) to run now, so that the first call is not the slow one. The engines are
+            run first; one that fails falls to the next variant.
+        trust: "digests": what is read matches the digests that were written with it. "signed" is refused: bundles have
+            no signatures yet.
         emulate_precision: run a bf16 variant in bf16 even where the CPU has no instructions for it (much slower), to
             verify its results. Otherwise it runs in f32 there.
 
@@ -142,11 +148,88 @@ def load(
 
     Raises:
         BundleError: no bundle, altered, truncated, of a newer format.
-        BackendError: no variant of a segment can run here; the text lists each with its reason.
-        OptionError: a device that does not exist.
+        BackendError: no variant of a segment can run here, or with ``strict`` not the first; the text lists each with
+            its reason.
+        OptionError: a device that does not exist, a size that the detector does not take.
     """
     registry.load_plugins()
-    return torchscript.load(os.fspath(path), str(device), backend, threads, emulate_precision)
+    options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision)
+    return torchscript.load(os.fspath(path), options)
+
+
+def _options(
+    device: str | torch.device,
+    backend: str | Sequence[str],
+    threads: int = 0,
+    strict: bool = False,
+    warm_up: Sequence[tuple[int, int]] = (),
+    trust: str = "digests",
+    emulate_precision: bool = False,
+) -> Any:
+    return _native.LoadOptions(
+        device=str(device),
+        backend=backend if isinstance(backend, str) else ",".join(backend),
+        threads=threads,
+        emulate_precision=emulate_precision,
+        strict=strict,
+        warm_up=[(height, width) for height, width in warm_up],
+        trust=trust,
+    )
+
+
+def open_segment(
+    path: str | os.PathLike[str],
+    name: str,
+    device: str | torch.device = "cpu",
+    *,
+    backend: str | Sequence[str] = "",
+    threads: int = 0,
+    strict: bool = False,
+) -> Segment:
+    """Opens one segment's engine without TorchScript: for a program that has its own head.
+
+    Args:
+        path: the `.pt`.
+        name: the segment's, as :func:`inspect` shows it.
+        device: see :func:`load`, as the other arguments.
+        backend: see there.
+        threads: see there.
+        strict: see there.
+
+    Raises:
+        BundleError, BackendError: see there.
+        OptionError: no such segment.
+    """
+    registry.load_plugins()
+    return Segment(_native.open_segment(os.fspath(path), name, _options(device, backend, threads, strict)))
+
+
+class Segment:
+    """A segment's engine: flat tensors in, flat tensors out, in the order of the manifest's inputs and outputs."""
+
+    def __init__(self, native: Any) -> None:
+        """See :func:`open_segment`."""
+        self._native = native
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Runs it.
+
+        Raises:
+            InputError: an input that breaks the segment's contract.
+        """
+        outputs: list[torch.Tensor] = self._native.run(list(inputs))
+        return outputs
+
+    @property
+    def description(self) -> str:
+        """One line: runtime, its version, the precision that is really used, threads."""
+        text: str = self._native.description()
+        return text
+
+    @property
+    def variants(self) -> tuple[VariantCheck, ...]:
+        """Which variant runs, and why not the others."""
+        return tuple(VariantCheck(**variant) for variant in self._native.variants())
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -169,10 +252,26 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-def check(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, backend: str = "") -> list[SegmentCheck]:
+def check(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    backend: str | Sequence[str] = "",
+    strict: bool = False,
+    cpu: Sequence[str] | None = None,
+    memory: int | None = None,
+) -> list[SegmentCheck]:
     """Reads the whole file, compares every record with its digest, and says which variant would run here.
 
-    No engine is loaded. Arguments as of :func:`load`.
+    No engine is loaded.
+
+    Args:
+        path: the `.pt`.
+        device: see :func:`load`, as the other arguments that it has too.
+        backend: see there.
+        strict: see there.
+        cpu: the flags of another machine's CPU, as its kernel names them (/proc/cpuinfo); None: this one's.
+        memory: that is free on another machine, in bytes; None: here.
 
     Raises:
         BundleError: no bundle, or a record that does not match its digest.
@@ -181,7 +280,9 @@ def check(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, b
     _native.verify_records(os.fspath(path))
     return [
         SegmentCheck(entry["segment"], tuple(VariantCheck(**variant) for variant in entry["variants"]))
-        for entry in _native.check(os.fspath(path), str(device), backend)
+        for entry in _native.check(
+            os.fspath(path), _options(device, backend, strict=strict), None if cpu is None else set(cpu), memory
+        )
     ]
 
 

@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 
 from . import artifact_file
+from .cache_folder import folder as folder
 from .errors import CaptureError, HybridRTError, OptionError
 from .files import written_whole
 from .graph_digest import NoDigest
@@ -59,29 +60,6 @@ class Entry:
     size: int
     made: float
     used: float
-
-
-def folder() -> Path:
-    """Where the entries are: $HYBRID_RT_CACHE, else hybrid_rt in $XDG_CACHE_HOME, else in ~/.cache.
-
-    Raises:
-        OptionError: neither is set, and this user has no home.
-    """
-    if named := os.environ.get("HYBRID_RT_CACHE"):
-        return Path(os.path.expanduser(named)).absolute()
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if xdg.is_absolute():  # its specification says to ignore others
-        return xdg / "hybrid_rt"
-    home = Path(os.path.expanduser("~"))
-    if not home.is_absolute():
-        raise OptionError.make(
-            "cache",
-            "HYBRID_RT_CACHE",
-            expected="a folder, as this user has no home",
-            got="none",
-            remedy="Name one, or set HYBRID_RT_CACHE_SIZE=0.",
-        )
-    return home / ".cache" / "hybrid_rt"
 
 
 def bound() -> int:
@@ -158,7 +136,7 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
         "torch": torch.__version__,
         # What a compiler may make for this machine alone, where a home is shared by several machines.
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
-        # Options of backends belong here, once there are any.
+        "options": dict(backend.options()),
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
@@ -206,7 +184,7 @@ def entries() -> list[Entry]:
 
 
 def clear() -> list[Entry]:
-    """Removes all entries; returns those that it removed.
+    """Removes all entries, and what backends measured; returns the entries that it removed.
 
     Raises:
         OptionError: there is no folder to look in, or an entry can't be removed.
@@ -221,6 +199,8 @@ def clear() -> list[Entry]:
             ) from error
         removed.append(entry)
     _remove_half_written(folder(), older_than=ABANDONED_SECONDS)
+    for kept in folder().glob("*_tuning"):  # what backends measured
+        shutil.rmtree(kept, ignore_errors=True)
     return removed
 
 

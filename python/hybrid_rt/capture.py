@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import torchscript
+from . import exported, onnx_export, torchscript
 from .errors import CaptureError
 from .graph_digest import graph_digest
 from .observe import Call, Observation, observe, recording
@@ -102,6 +102,39 @@ class Program:
         each frozen, as functions of flat tensors.
         """
         return self._traced
+
+    def onnx(self) -> bytes:
+        """As a serialized ONNX model with its weights in it, of the traced module, see :func:`onnx_export.exported`.
+
+        Raises:
+            CaptureError: an operation that ONNX has not.
+        """
+        return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
+
+    def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
+        """As an exported program of flat tensors (made anew each time): free dimensions are symbols, others numbers.
+
+        Args:
+            inside: the dtype that takes float32's place inside, weights and all; inputs and outputs keep theirs.
+
+        Raises:
+            CaptureError: torch.export refuses, or fixes a dimension that is free.
+        """
+        chain = exported.Chain(
+            [member.flattened for member in self.members],
+            [member.sources for member in self.members],
+            [tensor.dtype for tensor in self.calls[0].outputs],
+            inside,
+        ).eval()
+        # A minimum of 0 or 1 can be a guess (see _specs), so a segment may refuse sizes below those that were seen.
+        least = [
+            [
+                low if low > 1 else max(low, min(call.inputs[i].shape[d] for call in self.calls))
+                for d, low in enumerate(spec.min)
+            ]
+            for i, spec in enumerate(self.inputs)
+        ]
+        return exported.export(self.name, chain, self.examples, self.inputs, least)
 
     @functools.cached_property
     def digest(self) -> str:

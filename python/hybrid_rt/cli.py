@@ -25,6 +25,7 @@ from .golden import GoldenCheck, verify_golden
 from .head import HEADS
 from .pictures import pictures_at
 from .specs import PRECISIONS
+from .variants import FASTEST
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -73,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=HEADS,
         help="trace: record the head on the example, with its branches as they went there (default: script)",
     )
-    verb.add_argument("--engine", default="auto", help="comma-separated backends, best first (default: auto)")
+    verb.add_argument(
+        "--engine",
+        default="auto",
+        help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, as measured here "
+        "(default: auto)",
+    )
     verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
     verb.add_argument(
         "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
@@ -160,7 +166,7 @@ def _convert(options: argparse.Namespace) -> int:
         segments=options.segments if options.segments == "auto" else options.segments.split(","),
         fuse=not options.no_fuse,
         head=options.head,
-        engine=options.engine if options.engine == "auto" else options.engine.split(","),
+        engine=options.engine if options.engine in ("auto", FASTEST) else options.engine.split(","),
         precision=options.precision,
         shapes=_sizes(options.sizes),
         fallback=not options.no_fallback,

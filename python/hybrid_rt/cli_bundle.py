@@ -1,4 +1,4 @@
-"""The verbs that take a bundle: ``inspect``, ``check``, ``swap``, ``extract``."""
+"""The verbs that take a bundle: ``inspect``, ``check``, ``swap``, ``add-variant``, ``remove-variant``, ``extract``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from . import bundle
+from .bank import add_variant, remove_variant
 from .callables import built
 from .contract import stride_of
 from .extract import extract
 from .golden import describe
+from .packing import own_sizes
 from .specs import PRECISIONS, TensorSpec
 from .swap import swap_backbone
 
@@ -35,9 +37,29 @@ def add_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("check", help="is the file whole, and which variant of each segment would run here")
     verb.add_argument("model", type=Path)
     verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.add_argument("--backend", default="", help="only this one")
+    verb.add_argument("--backend", default="", help="only these, best first, e.g. openvino:bf16,torchscript")
+    verb.add_argument("--strict", action="store_true", help="the first variant must run")
+    verb.add_argument("--cpu", help="flags of another machine's CPU (/proc/cpuinfo), comma-separated")
+    verb.add_argument("--memory", type=float, help="GB that are free on another machine")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_check)
+
+    verb = verbs.add_parser("add-variant", help="compile a saved .pt's segments with another engine too")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--engine", required=True, help="comma-separated, e.g. aot_inductor,openvino:bf16")
+    verb.add_argument("--output", type=Path, help="the .pt to write (default: the same)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="default: that of the first variant in the file")
+    verb.add_argument("--segment", help="only this one (default: all)")
+    verb.add_argument("--first", action="store_true", help="before the others (default: before TorchScript)")
+    verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
+    verb.set_defaults(run=_add_variant)
+
+    verb = verbs.add_parser("remove-variant", help="take an engine out of a saved .pt")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--engine", required=True, help="e.g. openvino, or openvino:bf16")
+    verb.add_argument("--output", type=Path, help="the .pt to write (default: the same)")
+    verb.add_argument("--segment", help="only this one (default: all)")
+    verb.set_defaults(run=_remove_variant)
 
     verb = verbs.add_parser("swap", help="put another backbone under the head of a .pt")
     verb.add_argument("model", type=Path)
@@ -125,11 +147,11 @@ def _about(segment: Mapping[str, Any]) -> Iterator[str]:
 
 def _variants(segment: Mapping[str, Any]) -> Table:
     table = Table()
-    for heading in ("engine", "precision", "device", "MB", "made with", "requires"):
-        table.add_column(heading, justify="right" if heading == "MB" else "left")
-    for variant in segment["variants"]:
+    for heading in ("engine", "precision", "device", "MB", "MB added", "made with", "requires"):
+        table.add_column(heading, justify="right" if heading.startswith("MB") else "left")
+    for variant, own in zip(segment["variants"], own_sizes(segment), strict=True):
         size = sum(blob["size"] for blob in variant["blobs"]) / 1e6
-        cells = [variant["backend"], variant["precision"], variant["device"], f"{size:.1f}"]
+        cells = [variant["backend"], variant["precision"], variant["device"], f"{size:.1f}", f"{own / 1e6:.1f}"]
         cells += [_listed(variant["versions"], "\n"), _listed(variant["requirements"], "\n") or "-"]
         table.add_row(*map(Text, cells))
     return table
@@ -154,7 +176,14 @@ def _listed(values: Mapping[str, str], separator: str = ", ") -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    checks = bundle.check(options.model, options.device, backend=options.backend)
+    checks = bundle.check(
+        options.model,
+        options.device,
+        backend=options.backend,
+        strict=options.strict,
+        cpu=None if options.cpu is None else options.cpu.split(","),
+        memory=None if options.memory is None else int(options.memory * 1e9),
+    )
     if options.json:
         print(json.dumps([asdict(segment) for segment in checks], indent=1))
     else:
@@ -178,6 +207,26 @@ def _swap(options: argparse.Namespace) -> int:
         progress=True,
     )
     print(report)
+    return 0
+
+
+def _add_variant(options: argparse.Namespace) -> int:
+    report = add_variant(
+        options.model,
+        options.engine.split(","),
+        options.output,
+        precision=options.precision,
+        segment=options.segment,
+        first=options.first,
+        verify=not options.no_verify,
+        progress=True,
+    )
+    print(report)
+    return 0
+
+
+def _remove_variant(options: argparse.Namespace) -> int:
+    print(remove_variant(options.model, options.engine, options.output, segment=options.segment, progress=True))
     return 0
 
 

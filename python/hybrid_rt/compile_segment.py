@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from . import cache, registry
-from .backends.base import Backend
 from .capture import Program, Ranges, capture_alone
 from .engine_module import EngineModule, engine_module
 from .errors import BackendError, OptionError
@@ -21,7 +20,16 @@ from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact
 from .steps import Steps
 from .structure import structure_of
-from .variants import Alone, check_module, check_repeatable, choose_backends, precision_of, require_same_outputs
+from .variants import (
+    FASTEST,
+    Alone,
+    Wanted,
+    check_module,
+    check_repeatable,
+    choose_variants,
+    fastest_first,
+    require_same_outputs,
+)
 from .verify import Thresholds, thresholds_of
 
 _SCOPE = "compile_segment"
@@ -81,7 +89,7 @@ def compile_segment(
     Args:
         module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.
         example: its positional arguments as a tuple, or its one tensor.
-        engine: a backend's name, a list of names, best first, or "auto": OpenVINO.
+        engine: as of :func:`hybrid_rt.convert`.
         precision: "fp32", or "bf16" for the engines that have it.
         shapes: ranges of the first input, [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
             [(height, width), ...]. What is not named keeps the example's size.
@@ -106,41 +114,46 @@ def compile_segment(
     check_shapes(shapes)
     if precision not in PRECISIONS:
         raise OptionError.make(_SCOPE, "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
-    limits = thresholds or thresholds_of(precision)
+    if thresholds is None:
+        thresholds_of(precision)  # there are some
     arguments = example if isinstance(example, tuple) else (example,)
-    backends = _backends(engine, fallback=fallback and not strict, strict=strict)
-    precisions = {backend.name: precision_of(backend, precision, _SCOPE) for backend in backends}
+    wanted = _variants(engine, precision, fallback=fallback and not strict, strict=strict)
     steps = Steps(progress)
     with steps.step("run the module on the example"):
         program = _program(module, arguments, shapes)
     artifacts: list[Artifact] = []
-    for backend in backends:
-        with steps.step(f"compile {program.name} with {backend.name}"):
+    for variant in wanted:
+        with steps.step(f"compile {program.name} with {variant.backend.name}"):
             try:
-                artifacts.append(cache.compiled(backend, program, precisions[backend.name])[0])
+                artifacts.append(cache.compiled(variant.backend, program, variant.precision)[0])
             except BackendError as error:
-                if not fallback or strict or backend is backends[-1]:
+                if not (fallback or engine == FASTEST) or strict or variant is wanted[-1]:
                     raise
                 _warn(str(error))
+    if engine == FASTEST:
+        artifacts, line = fastest_first(program, artifacts)
+        steps.show(line)
     compiled = engine_module(program, artifacts, CompiledSegment)
     if verify:
         with steps.step("verify"):
-            require_same_outputs(program, compiled.engine, artifacts, precision, limits, _SCOPE)
-    _prepare(compiled.engine, backends[0].name if strict else "", torch.device("cpu"))
+            require_same_outputs(program, compiled.engine, artifacts, precision, thresholds, _SCOPE)
+    _prepare(compiled.engine, wanted[0].name if strict else "", torch.device("cpu"))
     return compiled
 
 
-def _backends(engine: str | Sequence[str], *, fallback: bool, strict: bool) -> list[Backend]:
+def _variants(engine: str | Sequence[str], precision: str, *, fallback: bool, strict: bool) -> list[Wanted]:
+    if engine == FASTEST:
+        return choose_variants(engine, precision, fallback, _SCOPE)
     names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
     names = names[:1] if strict else names
     try:
-        return choose_backends(names, fallback, _SCOPE)
+        return choose_variants(names, precision, fallback, _SCOPE)
     except BackendError as error:
         if not fallback:
             raise
         _warn(str(error))
-    installed = [name for name in names if registry.backend(name).availability().available]
-    return choose_backends(installed or ["torchscript"], fallback, _SCOPE)
+    installed = [name for name in names if registry.backend(name.split(":")[0]).availability().available]
+    return choose_variants(installed or ["torchscript"], precision, fallback, _SCOPE)
 
 
 def _warn(text: str) -> None:

@@ -18,11 +18,12 @@ from . import golden as golden_sample
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
 from .engine_module import make_engine, prepare
-from .errors import OptionError
+from .errors import BackendError, CaptureError, OptionError
 from .files import check_writable
 from .head import HEADS, frozen_head
 from .measure_hybrid import measure_hybrid
 from .observe import HeadOperators, Observation, observe, recording, watch
+from .packing import Packed, pack
 from .report import ConversionReport, report_path
 from .report_data import SegmentReport
 from .report_pictures import PictureSamples
@@ -30,14 +31,13 @@ from .report_terminal import shares_table
 from .samples import Sample, samples_of
 from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of, use_of
 from .shapes import Shapes, check_shapes, ranges_of
-from .specs import PRECISIONS, Artifact, pack
+from .specs import PRECISIONS, Artifact, ArtifactSpec
 from .steps import Steps
-from .variants import check_module, choose_backends, compare_variants, precision_of
+from .variants import FASTEST, add_variants, check_module, choose_variants, compare_variants, fastest_first
 from .verify import (
     TensorError,
     Thresholds,
     Verification,
-    add_tensor_failures,
     compare_dataset,
     compare_modules,
     require,
@@ -87,7 +87,9 @@ def convert(
         fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
         head: "script", or "trace": what is left is recorded on the example, with its branches and loops as they went
             there. For a head that does not script; it is right for such inputs only.
-        engine: a backend's name; a list of names puts several variants into the file, best first; "auto": OpenVINO.
+        engine: a backend's name; a list of names puts several variants into the file, best first, "openvino:bf16"
+            names one with its precision; "auto": OpenVINO; "fastest": all that are installed but tvm, in the order of
+            what is measured here.
         precision: "fp32", or "bf16" for the engines that have it (TorchScript variants stay in fp32).
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
@@ -124,8 +126,9 @@ def convert(
     if report is not None:
         check_writable(report_path(report))
     chosen = None if segments == "auto" else named(detector, segments)
-    backends = choose_backends(engine, fallback)
-    precisions = {backend.name: precision_of(backend, precision) for backend in backends}
+    wanted = choose_variants(engine, precision, fallback)
+    best = engine if isinstance(engine, str) else engine[0]
+    precision = best.partition(":")[2] or precision  # of what runs where all can
     limits = thresholds or thresholds_of(precision)
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     steps = Steps(progress)
@@ -156,14 +159,26 @@ def convert(
         ]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
     cached: dict[tuple[str, str], bool] = {}
-    variants = [(program, backend) for program in programs for backend in backends]
-    for i, (program, backend) in enumerate(variants):
-        with steps.step(f"compile {program.name} with {backend.name}", total=len(variants), done=i):
-            artifact, hit = cache.compiled(backend, program, precisions[backend.name])
+    variants = [(program, variant) for program in programs for variant in wanted]
+    for i, (program, variant) in enumerate(variants):
+        with steps.step(f"compile {program.name} with {variant.backend.name}", total=len(variants), done=i):
+            try:
+                artifact, hit = cache.compiled(variant.backend, program, variant.precision)
+            except (BackendError, CaptureError) as error:
+                if engine != FASTEST or variant is wanted[-1]:
+                    raise
+                warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=2)
+                continue
             artifacts[program.name].append(artifact)
-            cached[program.name, backend.name] = hit
+            cached[program.name, variant.name] = hit
+    if engine == FASTEST:
+        with steps.step("see which engine is the fastest"):
+            for program in programs:
+                artifacts[program.name], line = fastest_first(program, artifacts[program.name])
+                steps.show(line)
     with steps.step(f"{head} and freeze the head"):
-        engines = {program.name: make_engine(program.name, artifacts[program.name]) for program in programs}
+        packed = {program.name: pack(artifacts[program.name]) for program in programs}
+        engines = {program.name: make_engine(program.name, packed[program.name]) for program in programs}
         frozen, operators = frozen_head(detector, example_inputs, samples, programs, engines, head)
     verification = None
     inputs = [example_inputs, *verify_inputs]
@@ -179,7 +194,7 @@ def convert(
                 inputs,
                 observation.result,
                 precision,
-                limits,
+                thresholds,
                 pictures,
                 advance,
             )
@@ -210,7 +225,7 @@ def convert(
     described, record_bytes = golden_sample.pack(sample)
     result.golden = golden_sample.describe(described)
     with steps.step("save"):
-        manifest = {**_manifest(detector, programs, artifacts, operators, verification), "golden": described}
+        manifest = {**_manifest(detector, programs, packed, operators, verification), "golden": described}
         bundle.save(frozen, path, manifest, record_bytes)
     result.file_size = path.stat().st_size
     if measure:
@@ -326,20 +341,20 @@ def _verify(
     inputs: Sequence[tuple[Any, ...]],
     result: Any,
     precision: str,
-    thresholds: Thresholds,
+    thresholds: Thresholds | None,
     watch: Callable[[tuple[Any, ...], Any, Any], None],
     advance: Callable[[], None],
 ) -> Verification:
     """Every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
 
-    ``result``: what the detector found on the first input.
+    ``result``: what the detector found on the first input. ``thresholds``: None means by precision.
     All in the precision that the file promises, even where this CPU can only emulate it.
     """
-    tensors: list[TensorError] = []
+    compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
     not_run: list[str] = []
     for program in programs:
         errors, refusals = compare_variants(program, engines[program.name], artifacts[program.name], advance)
-        tensors += errors
+        compared += errors
         not_run += refusals
 
     def compared_one(arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
@@ -347,11 +362,16 @@ def _verify(
         advance()
 
     verification = compare_modules(
-        detector, hybrid, inputs, precision=precision, thresholds=thresholds, known=[result], watch=compared_one
+        detector,
+        hybrid,
+        inputs,
+        precision=precision,
+        thresholds=thresholds or thresholds_of(precision),
+        known=[result],
+        watch=compared_one,
     )
-    verification.tensors = tensors + verification.tensors
     verification.not_run = not_run
-    add_tensor_failures(verification, tensors, thresholds)
+    add_variants(verification, compared, thresholds)
     for engine in engines.values():
         prepare(engine)
     return verification
@@ -370,7 +390,7 @@ def _emulated(engines: Mapping[str, Any]) -> Iterator[None]:
 def _manifest(
     detector: nn.Module,
     programs: Sequence[Program],
-    artifacts: Mapping[str, list[Artifact]],
+    packed: Mapping[str, Packed],
     operators: list[str],
     verification: Verification | None,
 ) -> dict[str, Any]:
@@ -380,14 +400,13 @@ def _manifest(
         "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
         "detector": {"class": f"{type(detector).__module__}.{type(detector).__qualname__}"},
         "segments": [
-            {
-                "name": program.name,
-                "members": [
+            packed[program.name].segment(
+                program.name,
+                members=[
                     {"name": member.name, "first": member.first, "count": member.output.count}
                     for member in program.members
                 ],
-                "variants": pack(artifacts[program.name])[0],
-            }
+            )
             for program in programs
         ],
         "head": {"operators": operators},

@@ -15,7 +15,8 @@ from torch import nn
 from . import torchscript
 from .capture import Member, Program
 from .generated import generated_class
-from .specs import Artifact, pack
+from .packing import Packed, pack
+from .specs import Artifact
 
 
 class EngineModule(nn.Module):
@@ -47,10 +48,10 @@ _HANDED_ON = (
 )
 
 
-def make_engine(name: str, artifacts: list[Artifact]) -> Any:
+def make_engine(name: str, packed: Packed) -> Any:
     """The TorchScript class ``hybrid_rt.Engine`` of a segment with these variants, best first; it is not prepared."""
-    variants, blobs = pack(artifacts)
-    return torch.classes.hybrid_rt.Engine({"segment": name, "variants": json.dumps(variants)}, blobs)
+    fields = {"segment": name, "variants": json.dumps(packed.variants), "table": json.dumps(packed.entries)}
+    return torch.classes.hybrid_rt.Engine(fields, packed.table)
 
 
 def prepare(engine: Any, backend: str = "", *, emulate_precision: bool = False) -> None:
@@ -83,7 +84,7 @@ _Module = TypeVar("_Module", bound=EngineModule)
 
 def engine_module(program: Program, artifacts: list[Artifact], base: type[_Module] = EngineModule) -> _Module:  # type: ignore[assignment]
     """The one module of a program of one segment, a subclass of ``base``."""
-    return _module(program, program.members[0], make_engine(program.name, artifacts), base)
+    return _module(program, program.members[0], make_engine(program.name, pack(artifacts)), base)
 
 
 def _none_check(segment: str, name: str) -> str:

@@ -6,9 +6,10 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import bundle, registry
 from .errors import BundleError, OptionError
@@ -57,61 +58,74 @@ def extract(
         records = {record["sha256"]: name for name, record in manifest["records"].items()}
         with zipfile.ZipFile(path) as archive:
             root = archive.namelist()[0].split("/", 1)[0]
-            for stem, variant in _with_stems(chosen):
+
+            for stem, table, variant in _with_stems(chosen):
+                names = [f"{root}/{records.get(entry['sha256'], '')}" for entry in table]
                 endings = registry.file_endings(variant["backend"])
                 for blob in variant["blobs"]:
                     file = folder / (stem + endings.get(blob["name"], f".{_safe(blob['name'])}"))
-                    _write(file, archive, f"{root}/{records.get(blob['sha256'], '')}", blob)
+                    file.parent.mkdir(exist_ok=True)
+                    _write(file, archive, names, blob)
                     files.append(file)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, KeyError, IndexError, EOFError) as error:
         raise _damaged(path, str(error)) from error
     return files
 
 
 def _chosen(
     segments: list[dict[str, Any]], segment: str | None, backend: str | None
-) -> list[tuple[str, dict[str, Any]]]:
-    """(segment's name, variant) of each variant that was asked for."""
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(segment, variant) of each variant that was asked for."""
     members = {entry["name"]: [member["name"] for member in entry.get("members", [])] for entry in segments}
     known = dict.fromkeys(name for whole, parts in members.items() for name in [*parts, whole])
     if segment is not None and segment not in known:
         raise OptionError.make("extract", "segment", expected=f"one of {', '.join(known)}", got=f"'{segment}'")
     in_segment = [
-        (entry["name"], variant)
+        (entry, variant)
         for entry in segments
         if segment is None or segment == entry["name"] or segment in members[entry["name"]]
         for variant in entry["variants"]
     ]
-    chosen = [(name, variant) for name, variant in in_segment if backend is None or variant["backend"] == backend]
+    chosen = [(entry, variant) for entry, variant in in_segment if backend is None or variant["backend"] == backend]
     if not chosen:
         there = ", ".join(dict.fromkeys(variant["backend"] for _, variant in in_segment))
         raise OptionError.make("extract", "backend", expected=f"one of {there}", got=f"'{backend}'")
     return chosen
 
 
-def _with_stems(chosen: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A file name, without its ending, for each variant: names from a file never lead out of the folder."""
+def _with_stems(
+    chosen: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """Each variant with a file name, without its ending, and its table: names never lead out of the folder."""
     seen: dict[str, int] = {}
-    for name, variant in chosen:
-        stem = _safe(f"{name}-{variant['backend']}-{variant['precision']}")
+    for segment, variant in chosen:
+        stem = _safe(f"{segment['name']}-{variant['backend']}-{variant['precision']}")
         seen[stem] = seen.get(stem, 0) + 1
-        yield (stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"), variant
+        yield (stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"), segment["table"], variant
 
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "_"
 
 
-def _write(file: Path, archive: zipfile.ZipFile, record: str, blob: Mapping[str, Any]) -> None:
+def _write(file: Path, archive: zipfile.ZipFile, records: Sequence[str], blob: Mapping[str, Any]) -> None:
+    """Writes a blob; ``records``: that of each entry of its table."""
     digest = hashlib.sha256()
-    with written_whole(file) as temporary, temporary.open("wb") as target:
-        if blob["size"]:  # torch keeps no record of an empty tensor
-            with archive.open(record) as source:
-                while chunk := source.read(1 << 20):
-                    digest.update(chunk)
-                    target.write(chunk)
+    with written_whole(file) as temporary, temporary.open("wb") as target, ExitStack() as opened:
+        sources: dict[int, IO[bytes]] = {}
+        for index, offset, size in blob["pieces"]:
+            if not size:  # torch keeps no record of an empty tensor
+                continue
+            if index not in sources:
+                sources[index] = opened.enter_context(archive.open(records[index]))
+            sources[index].seek(offset)
+            left = size
+            while left and (chunk := sources[index].read(min(left, 1 << 20))):
+                digest.update(chunk)
+                target.write(chunk)
+                left -= len(chunk)
         if digest.hexdigest() != blob["sha256"]:
-            raise _damaged(Path(str(archive.filename)), f"other bytes in {record}")
+            raise _damaged(Path(str(archive.filename)), f"other bytes of {blob['name']}")
 
 
 def _damaged(path: Path, reason: str) -> BundleError:

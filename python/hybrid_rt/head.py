@@ -13,6 +13,7 @@ from .capture import Program
 from .engine_module import engine_modules, make_engine
 from .errors import CaptureError
 from .exact_transform import exact_transform
+from .packing import pack
 from .samples import Sample
 from .segments import replace
 from .specs import Artifact, ArtifactSpec
@@ -80,7 +81,7 @@ def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[
 
 
 def _hollow_engine(name: str) -> Any:
-    return make_engine(name, [Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})])
+    return make_engine(name, pack([Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})]))
 
 
 def _offer_to_trace(

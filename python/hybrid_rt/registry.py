@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
+from torch import Tensor
+
 from . import _native
 from . import backends as builtin_backends
 from .backends.base import Backend
@@ -87,6 +89,12 @@ def file_endings(name: str) -> Mapping[str, str]:
     """For each blob of a backend the ending of the file that the vendor's tools open; none if it is not installed."""
     compilers = _compilers()
     return compilers[name].files if name in compilers else {}
+
+
+def weights_of(name: str, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Where the weights stand in a backend's blobs; nothing is known of one that is not installed."""
+    compilers = _compilers()
+    return compilers[name].weights(blobs) if name in compilers else {}
 
 
 def backends() -> list[BackendInfo]:

@@ -58,7 +58,7 @@ class SegmentReport:
         cached: Mapping[tuple[str, str], bool],
         shares: Sequence[Share],
     ) -> SegmentReport:
-        """``cached``: by names of program and backend."""
+        """``cached``: by names of program and variant ("openvino:bf16")."""
         members = [member.name for member in program.members]
         return cls(
             name=program.name,
@@ -71,7 +71,7 @@ class SegmentReport:
                     backend=artifact.spec.backend,
                     precision=artifact.spec.precision,
                     size=artifact.size,
-                    cached=cached[program.name, artifact.spec.backend],
+                    cached=cached[program.name, f"{artifact.spec.backend}:{artifact.spec.precision}"],
                     device=artifact.spec.device,
                     versions=dict(artifact.spec.versions),
                 )

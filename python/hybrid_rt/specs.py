@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -75,10 +75,15 @@ class ArtifactSpec:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a backend's compiler makes: named byte strings (uint8 CPU tensors of one dimension) and their spec."""
+    """What a backend's compiler makes: named byte strings (uint8 CPU tensors of one dimension) and their spec.
+
+    ``weights`` says where in a blob weights stand as they are, (offset, size) in bytes: a bundle stores those that
+    several variants have once.
+    """
 
     spec: ArtifactSpec
     blobs: dict[str, torch.Tensor]
+    weights: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -101,20 +106,3 @@ def blob_from_bytes(data: bytes | bytearray) -> torch.Tensor:
     if not data:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def pack(artifacts: Sequence[Artifact]) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
-    """The variants' specs as JSON values, and the table of blobs that they point into (equal blobs once)."""
-    table: list[torch.Tensor] = []
-    places: dict[str, int] = {}
-    variants = []
-    for artifact in artifacts:
-        entries = []
-        for name, blob in artifact.blobs.items():
-            digest = artifact.digests[name]
-            if digest not in places:
-                places[digest] = len(table)
-                table.append(blob)
-            entries.append({"name": name, "index": places[digest], "size": blob.numel(), "sha256": digest})
-        variants.append({**asdict(artifact.spec), "blobs": entries})
-    return variants, table

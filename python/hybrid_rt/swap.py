@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from . import _native, bundle, cache, torchscript
-from .backends.base import Backend
 from .capture import FlatCall, Member, Program
 from .contract import Contract, examples_for, features_of
 from .engine_module import make_engine
-from .errors import BundleError, OptionError
+from .errors import OptionError
 from .files import check_writable
-from .specs import PRECISIONS, Artifact, TensorSpec, pack
+from .packing import Packed, pack
+from .specs import PRECISIONS
 from .steps import Steps
-from .structure import TENSOR, Structure
-from .variants import check_module, check_repeatable, choose_backends, precision_of, require_same_outputs
-from .verify import Thresholds, Verification, thresholds_of
+from .stored import SavedEngine, opened_head, saved_engines, stored_member
+from .variants import Wanted, check_module, check_repeatable, choose_variants, require_same_outputs
+from .verify import Thresholds, Verification
 
 
 @dataclass
@@ -60,42 +58,6 @@ class SwapReport:
         worst = max(self.verification.tensors, key=lambda error: error.relative_error)
         text += f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}"
         return "\n".join([text, *(f"not compared: {reason}" for reason in self.verification.not_run)])
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """An engine of a bundle: its variants, best first, as the manifest has them, and its segments."""
-
-    name: str
-    engine: Any
-    variants: list[dict[str, Any]]
-    members: list[dict[str, Any]]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(map(TensorSpec.from_json, self.variants[0]["inputs"]))
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(map(TensorSpec.from_json, self.variants[0]["outputs"]))
-
-    def blob(self, backend: str) -> Tensor | None:
-        """The first blob of a backend's variant; None if there is no such variant."""
-        found = next((variant for variant in self.variants if variant["backend"] == backend), None)
-        blobs: list[Tensor] = self.engine.blobs()
-        return blobs[found["blobs"][0]["index"]] if found else None
-
-
-class _Stored(nn.Module):
-    """A segment from the bundle, which has no names for its inputs."""
-
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, **tensors: Tensor) -> Any:
-        """Flat tensors in, a tuple of tensors out."""
-        return self.module(*tensors.values())
 
 
 def swap_backbone(
@@ -142,27 +104,26 @@ def swap_backbone(
     manifest = bundle.inspect(path)
     steps = Steps(progress)
     with steps.step(f"read {Path(path).name}"):
-        head = _opened(Path(path))
+        head = opened_head(Path(path), "swap")
         saved = _find(head, manifest, segment)
-        backends = _backends(saved, engine)
-        precisions = _precisions(saved, backends, keep=engine is None, precision=precision)
-        limits = thresholds or thresholds_of(precisions[backends[0].name])
-        stored = _stored_members(saved)
+        wanted = _wanted(saved, engine, precision)
+        stored = saved.scripts("swap") if len(saved.members) > 1 else []
     with steps.step("compare the new backbone with what the head expects"):
         program = _program(saved, stored, new_backbone, example)
     artifacts = []
-    for backend in backends:
-        with steps.step(f"compile {program.name} with {backend.name}"):
-            artifacts.append(cache.compiled(backend, program, precisions[backend.name])[0])
-    new_engine = make_engine(program.name, artifacts)
+    for variant in wanted:
+        with steps.step(f"compile {program.name} with {variant.backend.name}"):
+            artifacts.append(cache.compiled(variant.backend, program, variant.precision)[0])
+    packed = pack(artifacts)
+    new_engine = make_engine(program.name, packed)
     verification = None
     if verify:
         with steps.step("verify"):
-            promised = precisions[backends[0].name]
-            verification = require_same_outputs(program, new_engine, artifacts, promised, limits, "swap")
+            promised = wanted[0].precision
+            verification = require_same_outputs(program, new_engine, artifacts, promised, thresholds, "swap")
     with steps.step("save"):
         torchscript.replace_engine(head, new_engine)
-        bundle.save(head, output, _manifest(manifest, saved, artifacts, new_backbone, verification))
+        bundle.save(head, output, _manifest(manifest, saved, packed, new_backbone, verification))
     return SwapReport(
         path=str(output),
         segment=saved.members[0]["name"],
@@ -175,28 +136,9 @@ def swap_backbone(
     )
 
 
-def _opened(path: Path) -> torch.jit.ScriptModule:
-    try:
-        return torchscript.open_archive(path)
-    except RuntimeError as error:
-        raise BundleError.make(
-            "swap",
-            str(path),
-            expected=f"a TorchScript module that this torch ({torch.__version__}) reads",
-            got=str(error),
-            remedy="Was it saved by a newer torch? See COMPATIBILITY.md.",
-        ) from error
-
-
-def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: str | None) -> _Saved:
+def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: str | None) -> SavedEngine:
     """The engine that begins with the segment."""
-    entries = {entry["name"]: entry for entry in manifest["segments"]}
-    found: list[_Saved] = []
-    for name, engine in torchscript.engines_of(head).items():
-        variants = json.loads(engine.fields()["variants"])
-        whole = [{"name": name, "first": 0, "count": len(variants[0]["outputs"])}]
-        found.append(_Saved(name, engine, variants, entries.get(name, {}).get("members") or whole))
-    known = {member["name"]: saved for saved in found for member in saved.members}
+    known = {member["name"]: saved for saved in saved_engines(head, manifest) for member in saved.members}
     wanted = segment or ("backbone" if "backbone" in known else next(iter(known), ""))
     if wanted not in known:
         names = ", ".join(known) or "the file's segments, of which there are none"
@@ -213,53 +155,20 @@ def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: st
     return saved
 
 
-def _backends(saved: _Saved, engine: str | Sequence[str] | None) -> list[Backend]:
-    in_file = list(dict.fromkeys(variant["backend"] for variant in saved.variants))
-    return choose_backends(in_file if engine is None else engine, fallback="torchscript" in in_file, scope="swap")
-
-
-def _precisions(saved: _Saved, backends: Sequence[Backend], *, keep: bool, precision: str | None) -> dict[str, str]:
-    """The precision of each backend; ``keep``: that of the same backend's variant in the file."""
+def _wanted(saved: SavedEngine, engine: str | Sequence[str] | None, precision: str | None) -> list[Wanted]:
+    """The variants of the new file; those of the old one unless told otherwise."""
     if precision is not None and precision not in PRECISIONS:
         raise OptionError.make("swap", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
-    in_file = {variant["backend"]: variant["precision"] for variant in reversed(saved.variants)}
-    promised = precision or saved.variants[0]["precision"]
-    return {
-        backend.name: in_file[backend.name]
-        if keep and precision is None
-        else precision_of(backend, promised, scope="swap")
-        for backend in backends
-    }
-
-
-def _stored_members(saved: _Saved) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
-    """The engine's segments as TorchScript, if there is more than the one that is replaced."""
-    if len(saved.members) == 1:
-        return []
-    blob = saved.blob("torchscript")
-    if blob is None:
-        others = ", ".join(member["name"] for member in saved.members[1:])
-        raise OptionError.make(
-            "swap",
-            f"segment '{saved.members[0]['name']}', in one engine with {others}",
-            expected="a TorchScript variant in the file, to take those from",
-            got=f"only {', '.join(variant['backend'] for variant in saved.variants)}",
-            remedy="Convert the detector with fallback=True or fuse=False.",
-        )
-    stored = torchscript.members_of(torchscript.open_archive(io.BytesIO(blob.numpy().tobytes())))
-    if len(stored) != len(saved.members):
-        raise BundleError.make(
-            "swap",
-            f"segments '{saved.name}'",
-            expected=f"a TorchScript variant of {len(saved.members)} segments",
-            got=f"{len(stored)}",
-            remedy="Convert the detector again.",
-        )
-    return stored
+    in_file = [(variant["backend"], variant["precision"]) for variant in saved.variants]
+    if engine is None:
+        own = precision is None
+        engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
+    fallback = any(backend == "torchscript" for backend, _ in in_file)
+    return choose_variants(engine, precision or in_file[0][1], fallback, scope="swap")
 
 
 def _program(
-    saved: _Saved,
+    saved: SavedEngine,
     stored: Sequence[tuple[torch.jit.ScriptModule, tuple[int, ...]]],
     module: nn.Module,
     example: Tensor | tuple[Any, ...] | None,
@@ -287,9 +196,7 @@ def _program(
     check_repeatable(module, given, "swap")
     members = [Member(name, module, features.inputs, features.output, (), 0)]
     for entry, (other, sources) in zip(saved.members[1:], stored[1:], strict=True):
-        inputs = {f"input_{i}": TENSOR for i in range(len(sources))}
-        outputs = Structure("tuple", (TENSOR,) * entry["count"])
-        members.append(Member(entry["name"], _Stored(other), inputs, outputs, sources, entry["first"]))
+        members.append(stored_member(entry, other, sources, [f"input_{i}" for i in range(len(sources))]))
     program = Program(saved.name, tuple(members), saved.inputs, saved.outputs, ())
     calls = [FlatCall(tensors, program.run(tensors)) for tensors, _ in features.calls]
     calls.sort(key=lambda call: sum(tensor.numel() for tensor in call.inputs))
@@ -298,20 +205,19 @@ def _program(
 
 def _manifest(
     manifest: Mapping[str, Any],
-    saved: _Saved,
-    artifacts: Sequence[Artifact],
+    saved: SavedEngine,
+    packed: Packed,
     module: nn.Module,
     verification: Verification | None,
 ) -> dict[str, Any]:
     """What is known of the new bundle; what the old one says of its detections does not hold any more."""
     from . import __version__
 
-    swapped = {
-        "name": saved.name,
-        "members": saved.members,
-        "variants": pack(artifacts)[0],
-        "swapped": {"segment": saved.members[0]["name"], "class": _class_of(module)},
-    }
+    swapped = packed.segment(
+        saved.name,
+        members=saved.members,
+        swapped={"segment": saved.members[0]["name"], "class": _class_of(module)},
+    )
     return {
         "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
         **{key: manifest[key] for key in ("detector", "head") if key in manifest},

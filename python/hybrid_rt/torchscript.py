@@ -327,7 +327,7 @@ def save(module: torch.jit.ScriptModule, path: Path) -> None:
     path.write_bytes(to_bytes(module))
 
 
-def load(path: str, device: str, backend: str, threads: int, emulate_precision: bool) -> torch.jit.ScriptModule:
+def load(path: str, options: Any) -> torch.jit.ScriptModule:
     """Loads a bundle by the C++ library's own load(), see :func:`hybrid_rt.load`."""
     with _quiet():
-        return torch.jit._recursive.wrap_cpp_module(_native.load(path, device, backend, threads, emulate_precision))
+        return torch.jit._recursive.wrap_cpp_module(_native.load(path, options))

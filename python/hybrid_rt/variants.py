@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +13,14 @@ from torch import nn
 from . import registry
 from .backends.base import Backend
 from .capture import Program
-from .engine_module import EngineModule, prepare, run_flat
+from .engine_module import EngineModule, make_engine, prepare, run_flat
 from .errors import CaptureError, OptionError, VerificationError
+from .measure import benchmark
 from .observe import watch
-from .specs import Artifact
-from .verify import TensorError, Thresholds, Verification, add_tensor_failures, compare_tensors
+from .packing import pack
+from .second_size import tiled
+from .specs import Artifact, ArtifactSpec
+from .verify import TensorError, Thresholds, Verification, add_tensor_failures, compare_tensors, thresholds_of
 
 
 def check_module(module: nn.Module, scope: str, subject: str) -> None:
@@ -99,50 +104,100 @@ def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) 
         )
 
 
-def choose_backends(engine: str | Sequence[str], fallback: bool, scope: str = "convert") -> list[Backend]:
-    """The backends that the user named, best first.
+@dataclass(frozen=True)
+class Wanted:
+    """A variant to compile."""
+
+    backend: Backend
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """As :func:`hybrid_rt.load` takes it: "openvino:bf16"."""
+        return f"{self.backend.name}:{self.precision}"
+
+
+FASTEST = "fastest"
+
+_ROUNDS = 5
+
+
+def choose_variants(
+    engine: str | Sequence[str], precision: str, fallback: bool, scope: str = "convert"
+) -> list[Wanted]:
+    """The variants that the user named, best first.
 
     Args:
-        engine: a backend's name, a list of names, or "auto".
+        engine: a backend's name, a list of names, "auto", or "fastest": all that are installed and may win (not
+            tvm). A name may say its precision, "openvino:bf16".
+        precision: of the others; TorchScript falls back to fp32.
         fallback: add TorchScript as the last one.
         scope: of the error's text.
 
     Raises:
-        OptionError: no name, one twice, an unknown one.
+        OptionError: no name, one twice, an unknown one, a precision that a backend does not have.
         BackendError: one whose compiler is not installed.
     """
-    names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
+    if engine == FASTEST:
+        names = [
+            info.name
+            for info in registry.backends()
+            if info.available and precision in info.precisions and registry.backend(info.name).is_candidate
+        ]
+    else:
+        names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
     if not names:
         raise OptionError.make(scope, "engine", expected="'auto' or at least one backend", got="an empty list")
-    if fallback and "torchscript" not in names:
+    if fallback and not any(name.split(":")[0] == "torchscript" for name in names):
         names.append("torchscript")
-    if len(set(names)) < len(names):
-        raise OptionError.make(scope, "engine", expected="each backend once", got=", ".join(names))
-    chosen = [registry.backend(name) for name in names]
-    for backend in chosen:
-        availability = backend.availability()
+    wanted = [_wanted(name, precision, scope) for name in names]
+    if len({variant.name for variant in wanted}) < len(wanted):
+        raise OptionError.make(scope, "engine", expected="each backend once in a precision", got=", ".join(names))
+    for variant in wanted:
+        availability = variant.backend.availability()
         if not availability.available:
-            raise registry.unavailable(backend.name, availability.reason)
-    return chosen
+            raise registry.unavailable(variant.backend.name, availability.reason)
+    return wanted
 
 
-def precision_of(backend: Backend, precision: str, scope: str = "convert") -> str:
-    """What a backend compiles in: the precision that was asked for; TorchScript falls back to fp32.
-
-    Raises:
-        OptionError: the backend does not have it.
-    """
-    if precision in backend.precisions:
-        return precision
-    if backend.name == "torchscript":
-        return "fp32"
+def _wanted(name: str, precision: str, scope: str) -> Wanted:
+    backend_name, _, own = name.partition(":")
+    backend = registry.backend(backend_name)
+    if own in backend.precisions or (not own and precision in backend.precisions):
+        return Wanted(backend, own or precision)
+    if not own and backend.name == "torchscript":
+        return Wanted(backend, "fp32")
     raise OptionError.make(
         scope,
         f"precision for {backend.name}",
         expected=f"one of {', '.join(backend.precisions)}",
-        got=f"'{precision}'",
+        got=f"'{own or precision}'",
         remedy="Take one that it has, or another engine.",
     )
+
+
+def fastest_first(program: Program, artifacts: Sequence[Artifact]) -> tuple[list[Artifact], str]:
+    """Variants in the order of how long they take on this machine, and a line that says it.
+
+    Each runs at the size that the compiler was told to expect. One that can't run here comes last.
+    """
+    inputs = tuple(tiled(tensor, spec.opt) for tensor, spec in zip(program.examples, program.inputs, strict=True))
+    cases: dict[str, Callable[..., Any]] = {}
+    for i, artifact in enumerate(artifacts):
+        engine = make_engine(program.name, pack([artifact]))
+        try:
+            prepare(engine)
+        except RuntimeError:  # what TorchScript makes of a BackendError; verification says it
+            continue
+        cases[str(i)] = lambda *tensors, engine=engine: run_flat(engine, tensors)
+    medians = {int(i): latency.median for i, latency in benchmark(cases, inputs, repeat=_ROUNDS, warm_up=1).items()}
+    order = sorted(range(len(artifacts)), key=lambda i: medians.get(i, math.inf))
+    texts = [
+        f"{artifacts[i].spec.backend} ({artifacts[i].spec.precision}) "
+        + (f"{medians[i]:.1f} ms" if i in medians else "can't run here")
+        for i in order
+    ]
+    return [artifacts[i] for i in order], f"{program.name}: {', '.join(texts)}"
 
 
 def compare_variants(
@@ -150,7 +205,7 @@ def compare_variants(
     engine: Any,
     artifacts: Sequence[Artifact],
     advance: Callable[[], None] = lambda: None,
-) -> tuple[list[TensorError], list[str]]:
+) -> tuple[list[tuple[ArtifactSpec, list[TensorError]]], list[str]]:
     """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
 
     Args:
@@ -160,43 +215,63 @@ def compare_variants(
         advance: called before each variant.
 
     Returns:
-        The errors of each output, and for each variant that can't run here the reason.
+        For each variant the errors of each output, and for each that can't run here the reason.
 
     Raises:
         RuntimeError: no variant can run here; the text lists each one's reason.
     """
     names = [spec.name for spec in program.outputs]
-    compared: dict[str, list[TensorError]] = {}
+    compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
     not_run: list[str] = []
+    backends = [artifact.spec.backend for artifact in artifacts]
     for artifact in reversed(artifacts):  # the best one last: the engine stays on it
-        backend = artifact.spec.backend
+        spec = artifact.spec
+        name = f"{spec.backend}:{spec.precision}"
+        label = name if backends.count(spec.backend) > 1 else spec.backend
         advance()
         try:
-            prepare(engine, backend, emulate_precision=True)
+            prepare(engine, name, emulate_precision=True)
         except RuntimeError as error:  # what TorchScript makes of a BackendError
-            not_run.append(f"segment '{program.name}', {backend}: {error}")
+            not_run.append(f"segment '{program.name}', {label}: {error}")
             continue
-        compared[backend] = [
+        errors = [
             error
             for call in program.calls
-            for error in compare_tensors(program.name, names, call.outputs, run_flat(engine, call.inputs), backend)
+            for error in compare_tensors(program.name, names, call.outputs, run_flat(engine, call.inputs), label)
         ]
+        compared.insert(0, (spec, errors))
     if not compared:
         prepare(engine, emulate_precision=True)  # raises, with every variant's reason
-    return [error for errors in reversed(compared.values()) for error in errors], not_run
+    return compared, not_run
+
+
+def add_variants(
+    verification: Verification,
+    compared: Sequence[tuple[ArtifactSpec, list[TensorError]]],
+    thresholds: Thresholds | None,
+) -> None:
+    """Adds what :func:`compare_variants` found; ``thresholds``: None means by each variant's precision."""
+    for spec, errors in compared:
+        verification.tensors += errors
+        add_tensor_failures(verification, errors, thresholds or thresholds_of(spec.precision))
 
 
 def require_same_outputs(
-    program: Program, engine: Any, artifacts: Sequence[Artifact], precision: str, thresholds: Thresholds, scope: str
+    program: Program,
+    engine: Any,
+    artifacts: Sequence[Artifact],
+    precision: str,
+    thresholds: Thresholds | None,
+    scope: str,
 ) -> Verification:
     """:func:`compare_variants`, where nothing but the module itself says what is right.
 
     Raises:
-        VerificationError: a variant is further off than ``thresholds.relative_error``.
+        VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
     verification = Verification(precision)
-    verification.tensors, verification.not_run = compare_variants(program, engine, artifacts)
-    add_tensor_failures(verification, verification.tensors, thresholds)
+    compared, verification.not_run = compare_variants(program, engine, artifacts)
+    add_variants(verification, compared, thresholds)
     if not verification.passed:
         raise VerificationError.make(
             scope,

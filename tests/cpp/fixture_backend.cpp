@@ -3,21 +3,27 @@
 
 #include "hybrid_rt/backend.h"
 
-// A backend that does what the artifact's requirements say: {"refuse": reason}, {"fail": message}, {"throw": message}.
+// A backend that does what the artifact's requirements say: {"refuse": reason}, {"fail": message}, {"throw": message},
+// {"fail_to_run": message}.
 // Its engine returns its inputs; the description counts the engines that were made.
 
 namespace {
 
 class FixtureEngine : public hybrid_rt::Engine {
  public:
-  explicit FixtureEngine(std::string description) : description_(std::move(description)) {}
+  FixtureEngine(std::string description, std::string failure)
+      : description_(std::move(description)), failure_(std::move(failure)) {}
 
-  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override { return inputs.vec(); }
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
+    if (!failure_.empty()) throw std::runtime_error(failure_);
+    return inputs.vec();
+  }
 
   std::string description() const override { return description_; }
 
  private:
   std::string description_;
+  std::string failure_;
 };
 
 class FixtureBackend : public hybrid_rt::Backend {
@@ -39,7 +45,9 @@ class FixtureBackend : public hybrid_rt::Backend {
     }
     const auto foreign = spec.requirements.find("throw");
     if (foreign != spec.requirements.end()) throw std::runtime_error(foreign->second);
-    return std::make_shared<FixtureEngine>("fixture engine " + std::to_string(++made_));
+    const auto to_run = spec.requirements.find("fail_to_run");
+    return std::make_shared<FixtureEngine>("fixture engine " + std::to_string(++made_),
+                                           to_run == spec.requirements.end() ? "" : to_run->second);
   }
 
  private:

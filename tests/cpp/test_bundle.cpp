@@ -1,4 +1,5 @@
 #include "hybrid_rt/bundle.h"
+#include "hybrid_rt/segment.h"
 
 #include <doctest/doctest.h>
 #include <torch/script.h>
@@ -227,4 +228,47 @@ TEST_CASE("neither Python nor torchvision is in the process") {
     CHECK_FALSE(line.find("/torchvision/") != std::string::npos);
   }
   CHECK(lines > 10);
+}
+
+TEST_CASE("a bundle is warmed up at the sizes that are asked for") {
+  const CapturedLog captured;
+  hybrid_rt::load(bundle(), {.warm_up = {{120, 160}, {200, 100}}});
+  const auto messages = captured.of(hybrid_rt::LogLevel::kInfo);
+  CHECK(contains(messages.back(), ": warm at 200x100"));
+  const Error error = failure_of([] { hybrid_rt::load(bundle(), {.warm_up = {{120, 0}}}); });
+  CHECK(error.kind() == ErrorKind::kOption);
+  CHECK(contains(error.what(), "warm_up: expected (height, width) of at least 1, got (120, 0)."));
+}
+
+TEST_CASE("no bundle has a signature yet") {
+  const Error error = failure_of([] { hybrid_rt::load(bundle(), {.trust = hybrid_rt::TrustPolicy::kSigned}); });
+  CHECK(error.kind() == ErrorKind::kBundle);
+  CHECK(contains(error.what(), "expected a bundle with a signature, got one without"));
+}
+
+TEST_CASE("a loaded bundle changes over to another variant, whose bytes it reads from the file then") {
+  torch::jit::Module module = hybrid_rt::load(bundle());
+  const Detections before = detect(module, picture_of_rings(120, 200, 3));
+  const TemporaryFolder folder;
+  module.save(folder.file("saved.pt"));  // the bytes of all variants, read again
+  torch::jit::Module saved = torch::jit::load(folder.file("saved.pt"));
+  CHECK(are_equal(detect(saved, picture_of_rings(120, 200, 3)), before));
+}
+
+TEST_CASE("a segment runs without TorchScript") {
+  REQUIRE(hybrid_rt::segments(bundle()) == std::vector<std::string>{"backbone"});
+  const auto segment = hybrid_rt::open_segment(bundle(), "backbone");
+  CHECK(segment->name() == "backbone");
+  CHECK(segment->variants().front().chosen);
+  const auto reference = hybrid_rt::open_segment(bundle(), "backbone", {.backend = "torchscript"});
+  CHECK(reference->spec().backend == "torchscript");
+  const at::Tensor picture = picture_of_rings(128, 256, 4).unsqueeze(0);
+  const auto outputs = segment->run({picture});
+  const auto expected = reference->run({picture});
+  REQUIRE(outputs.size() == segment->spec().outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) CHECK(torch::allclose(outputs[i], expected[i], 1e-3, 1e-4));
+  const Error refused = failure_of([&] { segment->run({picture.to(at::kDouble)}); });
+  CHECK(refused.kind() == ErrorKind::kInput);
+  const Error unknown = failure_of([] { hybrid_rt::open_segment(bundle(), "neck"); });
+  CHECK(contains(unknown.what(), "segment: expected one of backbone, got 'neck'."));
 }

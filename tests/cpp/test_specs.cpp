@@ -21,8 +21,9 @@ json valid() {
     "backend": "openvino", "precision": "bf16", "device": "cpu",
     "inputs": [{"name": "x", "dtype": "float32", "min": [1, 3, 32], "opt": [1, 3, 64], "max": [8, 3, -1]}],
     "outputs": [{"name": "0", "dtype": "int64", "min": [], "opt": [], "max": []}],
-    "blobs": [{"name": "xml", "index": 0, "size": 10, "sha256": "aa"},
-              {"name": "weights", "index": 2, "size": 5000000000, "sha256": "bb"}],
+    "blobs": [{"name": "xml", "pieces": [[0, 0, 10]], "size": 10, "sha256": "aa"},
+              {"name": "weights", "pieces": [[1, 8, 1], [2, 0, 4999999999]], "size": 5000000000,
+               "sha256": "bb"}],
     "requirements": {"openvino": ">=2024.0"}, "versions": {"torch": "2.15.0"}}])");
 }
 
@@ -48,7 +49,10 @@ TEST_CASE("specs are read with all their fields") {
   REQUIRE(spec.outputs.size() == 1);
   CHECK((spec.outputs[0].dtype == c10::ScalarType::Long));
   REQUIRE(spec.blobs.size() == 2);
-  CHECK(spec.blob("weights").index == 2);
+  REQUIRE(spec.blob("weights").pieces.size() == 2);
+  CHECK(spec.blob("weights").pieces[0].offset == 8);
+  CHECK(spec.blob("weights").pieces[1].index == 2);
+  CHECK(spec.blob("weights").pieces[1].size == 4999999999);
   CHECK(spec.blob("weights").size == 5000000000);
   CHECK(spec.blob("weights").sha256 == "bb");
   CHECK(spec.requirements.at("openvino") == ">=2024.0");
@@ -86,7 +90,7 @@ TEST_CASE("a missing field is named") {
     value[0]["inputs"][0].erase(name);
     CHECK(contains(failure_of_json(value).what(), std::string("expected a field '") + name + "'"));
   }
-  for (const char* name : {"name", "index", "size", "sha256"}) {
+  for (const char* name : {"name", "pieces", "size", "sha256"}) {
     CAPTURE(name);
     json value = valid();
     value[0]["blobs"][0].erase(name);

@@ -1,6 +1,9 @@
 #include "variants.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
 #include <doctest/doctest.h>
@@ -20,6 +23,7 @@
 namespace {
 
 using hybrid_rt::ArtifactSpec;
+using hybrid_rt::BlobTable;
 using hybrid_rt::check_variants;
 using hybrid_rt::Choice;
 using hybrid_rt::choose_engine;
@@ -41,18 +45,21 @@ class Variants {
     spec.backend = backend;
     spec.precision = "fp32";
     spec.device = "cpu";
-    const auto size = static_cast<size_t>(blobs_.back().numel());
-    spec.blobs = {{"bytes", static_cast<int64_t>(blobs_.size()) - 1, blobs_.back().numel(),
-                   hybrid_rt::sha256(blobs_.back().const_data_ptr<uint8_t>(), size)}};
+    const int64_t size = blobs_.back().numel();
+    const std::string digest = hybrid_rt::sha256(blobs_.back().const_data_ptr<uint8_t>(), static_cast<size_t>(size));
+    entries_.push_back({size, digest});
+    spec.blobs = {{"bytes", size, digest, {{static_cast<int64_t>(blobs_.size()) - 1, 0, size}}}};
     spec.requirements = requirements;
     specs_.push_back(spec);
     return *this;
   }
 
-  Choice choose(const std::string& backend = "", int threads = 1) const {
+  Choice choose(const std::string& backends = "", int threads = 1, bool strict = false, bool warm_up = false) const {
     EngineOptions options;
     options.threads = threads;
-    return choose_engine("backbone", specs_, blobs_, Preference{backend}, options);
+    options.warm_up = warm_up;
+    return choose_engine("backbone", specs_, BlobTable("backbone", entries_, blobs_), preference_from(backends, strict),
+                         options);
   }
 
   std::vector<ArtifactSpec>& specs() { return specs_; }
@@ -67,7 +74,14 @@ class Variants {
 
   std::vector<ArtifactSpec> specs_;
   std::vector<at::Tensor> blobs_;
+  std::vector<hybrid_rt::TableEntry> entries_;
 };
+
+std::vector<int64_t> chosen_in_order(const std::string& backends, const std::vector<ArtifactSpec>& specs) {
+  std::vector<int64_t> found;
+  for (const size_t i : preference_from(backends).order(specs)) found.push_back(static_cast<int64_t>(i));
+  return found;
+}
 
 }  // namespace
 
@@ -143,10 +157,106 @@ TEST_CASE("only variants of the backend that was asked for may run") {
 
 TEST_CASE("HYBRID_RT_BACKEND is the preference unless one is given") {
   const TemporaryVariable variable("HYBRID_RT_BACKEND", "torchscript");
-  CHECK(preference_from("").backend == "torchscript");
-  CHECK(preference_from("openvino").backend == "openvino");
+  CHECK(preference_from("").backends == std::vector<std::string>{"torchscript"});
+  CHECK(preference_from(" openvino:bf16, ,tvm").backends == std::vector<std::string>{"openvino:bf16", "tvm"});
   const TemporaryVariable unset("HYBRID_RT_BACKEND", nullptr);
-  CHECK(preference_from("").backend.empty());
+  CHECK(preference_from("").backends.empty());
+}
+
+TEST_CASE("a preference for several backends is an order") {
+  Variants variants;
+  variants.add({}, "torchscript").add().add();
+  variants.specs()[2].precision = "bf16";
+  CHECK(chosen_in_order("", variants.specs()) == std::vector<int64_t>{0, 1, 2});
+  CHECK(chosen_in_order("fixture,torchscript", variants.specs()) == std::vector<int64_t>{1, 2, 0});
+  CHECK(chosen_in_order("fixture:bf16,fixture", variants.specs()) == std::vector<int64_t>{2, 1});
+  CHECK(variants.choose("fixture:bf16").index == 2);
+  CHECK(variants.choose("fixture:bf16").variants[1].refusal == "only 'fixture:bf16' was asked for");
+}
+
+TEST_CASE("a strict load falls back on nothing") {
+  const CapturedLog captured;
+  CHECK(Variants().add().add().choose("", 1, true).index == 0);
+  for (const char* way : {"refuse", "fail"}) {
+    CAPTURE(way);
+    Variants variants;
+    variants.add({{way, "out of memory"}}).add();
+    CHECK(variants.choose().index == 1);
+    const Error error = failure_of([&] { variants.choose("", 1, true); });
+    CHECK(error.kind() == ErrorKind::kBackend);
+    CHECK(contains(error.what(),
+                   "segment 'backbone', strict: expected its first variant, fixture (fp32), to run, got refusals:\n"));
+    CHECK(contains(error.what(), "out of memory"));
+  }
+}
+
+TEST_CASE("a variant that fails to warm up falls to the next") {
+  const CapturedLog captured;
+  Variants variants;
+  variants.add({{"fail_to_run", "no kernel"}}).add();
+  CHECK(variants.choose().index == 0);
+  const Choice choice = variants.choose("", 1, false, true);
+  CHECK(choice.index == 1);
+  CHECK(contains(choice.variants[0].refusal, "no kernel"));
+  CHECK(captured.of(LogLevel::kWarning).size() == 1);
+}
+
+TEST_CASE("requirements of the machine are compared before a backend is asked") {
+  hybrid_rt::Machine machine;
+  machine.cpu_flags = {"avx2", "fma"};
+  machine.free_memory = 1000;
+  const auto refusal = [&](const std::string& name, const std::string& wanted) {
+    Variants variants;
+    variants.add({{name, wanted}});
+    return check_variants(variants.specs(), {}, {}, machine)[0].refusal;
+  };
+  CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's is 1.0
+  CHECK(refusal("version", "==1").empty());
+  CHECK(refusal("version", ">=1.0.1") ==
+        "it needs fixture >=1.0.1, here is 1.0; install one of that range, or convert the detector again with the one "
+        "that is here");
+  CHECK(contains(refusal("version", "<1"), "it needs fixture <1, here is 1.0"));
+  CHECK(contains(refusal("version", ">0.9,<=0.9.5"), "here is 1.0"));
+  CHECK(contains(refusal("version", "~1"), "is no range"));
+  CHECK(contains(refusal("version", "new"), "is no range"));
+  CHECK(refusal("cpu", "avx2, fma").empty());
+  CHECK(contains(refusal("cpu", "avx2,avx512f,amx_bf16"),
+                 "it was compiled for a CPU with avx512f, amx_bf16, which this one lacks"));
+  CHECK(refusal("memory", "1000").empty());
+  CHECK(contains(refusal("memory", "9000000"), "it needs 8 MiB of memory, 0 are free"));
+}
+
+TEST_CASE("this machine says something of itself") {
+  const hybrid_rt::Machine machine = hybrid_rt::Machine::here();
+  CHECK_FALSE(machine.cpu_flags.empty());
+  CHECK(machine.free_memory > 0);
+}
+
+TEST_CASE("a blob is put together of pieces, some of which others have too") {
+  const at::Tensor first = at::arange(10, at::kByte);
+  const at::Tensor second = at::arange(100, 104, at::kByte);
+  const auto digest = [](const at::Tensor& bytes) {
+    return hybrid_rt::sha256(bytes.const_data_ptr<uint8_t>(), static_cast<size_t>(bytes.numel()));
+  };
+  const BlobTable table("backbone", {{10, digest(first)}, {4, digest(second)}}, {first, second});
+  const at::Tensor expected = at::cat({second.slice(0, 0, 1), first.slice(0, 2, 7), second.slice(0, 1, 4)});
+  ArtifactSpec spec;
+  spec.blobs = {{"whole", 10, digest(first), {{0, 0, 10}}},
+                {"pieces", 9, digest(expected), {{1, 0, 1}, {0, 2, 5}, {1, 1, 3}}}};
+  table.check({spec});
+  const auto blobs = table.blobs_of(spec);
+  CHECK(blobs[0].const_data_ptr() == first.const_data_ptr());  // no copy
+  CHECK(at::equal(blobs[1], expected));
+  const auto failure = [&](const hybrid_rt::BlobPiece& piece, int64_t size) {
+    ArtifactSpec wrong;
+    wrong.blobs = {{"wrong", size, "", {piece}}};
+    return std::string(failure_of([&] { table.check({wrong}); }).what());
+  };
+  CHECK(contains(failure({2, 0, 1}, 1), "expected an index below 2, got 2"));
+  CHECK(contains(failure({-1, 0, 1}, 1), "expected an index below 2, got -1"));
+  CHECK(contains(failure({0, 8, 3}, 3), "expected a piece inside of 10 bytes, got 3 from 8 on"));
+  CHECK(contains(failure({0, -1, 3}, 3), "expected a piece inside of 10 bytes, got 3 from -1 on"));
+  CHECK(contains(failure({0, 0, 3}, 4), "expected 4 bytes, got 3"));
 }
 
 TEST_CASE("altered bytes of the chosen variant are an error, not a reason to take the next") {

@@ -17,7 +17,8 @@ from small_detectors import small_detector, small_picture
 from hybrid_rt import bundle, registry, segments, torchscript
 from hybrid_rt.capture import capture_alone
 from hybrid_rt.engine_module import engine_module
-from hybrid_rt.specs import Artifact, pack
+from hybrid_rt.packing import pack
+from hybrid_rt.specs import Artifact
 
 MANIFEST = "extra/hybrid_rt/manifest.json"
 DIGEST = "extra/hybrid_rt/manifest.sha256"
@@ -105,7 +106,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
     hybrid = segments.replace(detector, {"backbone": engine_module(program, artifacts)})
     frozen = torchscript.freeze(torchscript.script(hybrid))
     torchscript.rewrite_head_operators(frozen)
-    bundle.save(frozen, path, {"segments": [{"name": "backbone", "variants": pack(artifacts)[0]}]})
+    bundle.save(frozen, path, {"segments": [pack(artifacts).segment("backbone")]})
     return path
 
 

@@ -187,7 +187,8 @@ def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str
     assert ["output", "2", "0.. x 64 x 1.. x 1..", "float32", "16"] in rows
     assert ["output", "pool", "0.. x 64 x 1.. x 1..", "float32", "64"] in rows
     torchscript = next(row for row in rows if row[0] == "torchscript")
-    assert torchscript[1:3] + torchscript[4:] == ["fp32", "cpu", f"torch {torch.__version__}", "-"]
+    assert torchscript[1:3] + torchscript[5:] == ["fp32", "cpu", f"torch {torch.__version__}", "-"]
+    assert float(torchscript[4]) < float(torchscript[3])  # weights are stored once
     assert "  backbone: greatest relative error " in out
 
 

@@ -172,7 +172,7 @@ def test_a_bundle_of_a_backend_that_is_not_installed_runs_on_the_next_variant(co
 
 
 UNUSABLE = {
-    "wrong_interface": "the plug-in was built for plug-in interface 2, this is hybrid_rt's 1; rebuild it",
+    "wrong_interface": "the plug-in was built for plug-in interface 3, this is hybrid_rt's 2; rebuild it",
     "wrong_torch": "the plug-in was built with torch 1.13, this is torch {torch}; rebuild it",
     "misnamed": "libhybrid_rt_misnamed.so says that it is 'somebody_else'; rename the file or the backend",
     "no_entry": "libhybrid_rt_no_entry.so exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)",

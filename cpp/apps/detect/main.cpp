@@ -76,6 +76,7 @@ struct Options {
   std::string labels;
   std::string device = "cpu";
   std::string backend;
+  bool strict = false;
   int threads = 0;
   int repeat = 1;
   float min_score = 0;
@@ -188,7 +189,10 @@ void define(CLI::App& app, Options& options) {
   app.add_option("--repeat", options.repeat, "time this many forwards after the first one")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
-  app.add_option("--backend", options.backend, "let only this backend's variants run (default: the bundle's order)");
+  app.add_option(
+      "--backend", options.backend,
+      "let only these run, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
+  app.add_flag("--strict", options.strict, "fail where the first variant can't run, instead of falling back");
   app.add_option("--threads", options.threads, "CPU threads of torch and of the engines (default: torch's choice)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--device", options.device, "where to run")->check(is_device)->capture_default_str();
@@ -263,7 +267,9 @@ void verify(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   const c10::Device device(options.device);
   torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
-    return hybrid_rt::load(options.model, {.device = device, .backend = options.backend, .threads = options.threads});
+    return hybrid_rt::load(
+        options.model,
+        {.device = device, .backend = options.backend, .threads = options.threads, .strict = options.strict});
   });
   const hybrid_rt::Verification verification = in_step(kRunFailed, "the golden sample", [&] {
     try {
@@ -292,7 +298,9 @@ void detect(const Options& options) {
 
   const Stopwatch load_stopwatch;
   torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
-    return hybrid_rt::load(options.model, {.device = device, .backend = options.backend, .threads = options.threads});
+    return hybrid_rt::load(
+        options.model,
+        {.device = device, .backend = options.backend, .threads = options.threads, .strict = options.strict});
   });
   result.timing.load = load_stopwatch.milliseconds();
 

@@ -51,7 +51,7 @@ struct PluginDescriptor {
   Backend* (*create)();
 };
 
-inline constexpr int kPluginAbiVersion = 1;
+inline constexpr int kPluginAbiVersion = 2;
 
 #define HYBRID_RT_STRINGIFY_IMPL(x) #x
 #define HYBRID_RT_STRINGIFY(x) HYBRID_RT_STRINGIFY_IMPL(x)

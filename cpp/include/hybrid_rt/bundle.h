@@ -9,18 +9,10 @@
 #include "hybrid_rt/backend.h"
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/load_options.h"
+#include "hybrid_rt/machine.h"
 
 namespace hybrid_rt {
-
-struct LoadOptions {
-  c10::Device device{c10::kCPU};
-  /// Only variants of this backend may run; empty: HYBRID_RT_BACKEND, else the file's order.
-  std::string backend{};
-  /// Threads that an engine may use for one call; 0: as many as torch uses in this thread.
-  int threads = 0;
-  /// See EngineOptions.
-  bool emulate_precision = false;
-};
 
 struct SegmentCheck {
   std::string segment;
@@ -28,15 +20,17 @@ struct SegmentCheck {
 };
 
 /// Loads a bundle: reads and checks the manifest and every record of the head, loads the head, chooses a variant of
-/// each segment, checks its digest and prepares its engine. What can fail, fails here and not at the first request.
-/// The module's forward takes and returns what the detector did. Throws Error; nothing else.
+/// each segment, checks its digest and prepares its engine (of several segments at once). What can fail, fails here and
+/// not at the first request. Engines read from the file what they need later: bytes of variants that do not run are not
+/// kept. The module's forward takes and returns what the detector did. Throws Error; nothing else.
 torch::jit::Module load(const std::string& path, const LoadOptions& options = {});
 
 /// The manifest (JSON, see docs/format.md) without unpickling anything. Throws Error(kBundle).
 std::string read_manifest(const std::string& path);
 
 /// Which variant of each segment would run here, and why the others would not, without loading an engine.
-std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options = {});
+std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options = {},
+                                const Machine& machine = Machine::here());
 
 /// The bytes of one record that the manifest names, compared with its digest. Throws Error(kBundle).
 std::string read_record(const std::string& path, const std::string& record);

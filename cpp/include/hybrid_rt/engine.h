@@ -17,6 +17,8 @@ struct EngineOptions {
   /// Run in the artifact's precision even where the hardware can only emulate it (slower): for verification.
   /// Otherwise a backend may run a bf16 artifact in f32 on such hardware.
   bool emulate_precision = false;
+  /// Run it once, on zeros, before it is used.
+  bool warm_up = false;
 };
 
 /// An artifact that has been loaded and can run. This header and backend.h are free of torch/script.h, so that an

@@ -7,5 +7,6 @@
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/log.h"
+#include "hybrid_rt/segment.h"
 #include "hybrid_rt/specs.h"
 #include "hybrid_rt/verify.h"

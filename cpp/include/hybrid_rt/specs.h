@@ -22,12 +22,29 @@ struct TensorSpec {
   std::vector<int64_t> max;
 };
 
-/// One byte string of an artifact: its place in the engine's blob table, its length and SHA-256 (hexadecimal).
+/// `size` bytes from `offset` on of an entry of the engine's table of bytes.
+struct BlobPiece {
+  int64_t index = 0;
+  int64_t offset = 0;
+  int64_t size = 0;
+};
+
+/// One byte string of an artifact: its length, its SHA-256 (hexadecimal), and the pieces that it is put together of.
+/// Most are one whole entry of the table; weights that several variants have are stored once.
 struct BlobSpec {
   std::string name;
-  int64_t index = 0;
   int64_t size = 0;
   std::string sha256;
+  std::vector<BlobPiece> pieces;
+};
+
+/// An entry of the table.
+struct TableEntry {
+  int64_t size = 0;
+  std::string sha256;
+
+  /// Throws Error(kBundle) that names the field that is missing or of the wrong type.
+  static std::vector<TableEntry> list_from_json(std::string_view json);
 };
 
 /// All that is known of an artifact without opening it: the contract of its inputs and outputs, and what it needs
@@ -39,8 +56,9 @@ struct ArtifactSpec {
   std::vector<TensorSpec> inputs;
   std::vector<TensorSpec> outputs;
   std::vector<BlobSpec> blobs;
-  std::map<std::string, std::string> requirements;  ///< the backend's own words, e.g. {"openvino": ">=2024.0"}
-  std::map<std::string, std::string> versions;      ///< what it was made with, e.g. {"openvino": "2026.4.1"}
+  /// What the machine must have: see unmet() for "version", "cpu" and "memory"; others are the backend's own words.
+  std::map<std::string, std::string> requirements;
+  std::map<std::string, std::string> versions;  ///< what it was made with, e.g. {"openvino": "2026.4.1"}
 
   /// Throws Error(kBundle) that names the field that is missing or of the wrong type.
   static std::vector<ArtifactSpec> list_from_json(std::string_view json);

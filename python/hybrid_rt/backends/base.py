@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import Tensor
+
 from ..specs import Artifact, ArtifactSpec
 
 if TYPE_CHECKING:
@@ -33,12 +35,26 @@ class Backend(ABC):
     precisions: ClassVar[tuple[str, ...]]
     device: ClassVar[str] = "cpu"
     plugin_folder: ClassVar[str | None] = None
+    is_candidate: ClassVar[bool] = True
+    """Whether engine="fastest" tries it. The others are compiled only when they are named."""
+
     files: ClassVar[Mapping[str, str]] = {}
-    """For each blob the ending of the file that the vendor's own tools open; ``.BLOB`` for one that is not named."""
+    """For each blob the ending of the file that the vendor's own tools open; ``.BLOB`` for one that is not named.
+
+    One that begins with a slash is a file's name in a folder of the artifact's own: for files that refer to each other.
+    """
 
     @abstractmethod
     def availability(self) -> Availability:
         """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
+
+    def options(self) -> Mapping[str, str]:
+        """What else changes the artifact, environment variables say: the cache keeps one for each of their values.
+
+        Raises:
+            OptionError: one of them is not a value.
+        """
+        return {}
 
     def spec(
         self, program: Program, precision: str, *, versions: dict[str, str], requirements: dict[str, str] | None = None
@@ -62,6 +78,13 @@ class Backend(ABC):
             requirements=requirements or {},
             versions=versions,
         )
+
+    def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Where weights stand in the blobs as they are, (offset, size) in bytes: see :class:`hybrid_rt.specs.Artifact`.
+
+        None is right too; a bundle then stores them once for each variant.
+        """
+        return {}
 
     @abstractmethod
     def compile(self, program: Program, precision: str) -> Artifact:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from .. import torchscript
 from ..errors import BackendError
@@ -61,7 +63,16 @@ class OpenVINOBackend(Backend):
             }
         version = openvino.__version__.split("-")[0]
         spec = self.spec(program, precision, versions={"openvino": version, "torch": torch.__version__})
-        return Artifact(spec, blobs)
+        return Artifact(spec, blobs, self.weights(blobs))
+
+    def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
+        """The constants in the IR's binary; the xml says where they stand."""
+        found = set()
+        for attributes in re.findall(r"<data ([^>]*)>", blobs["xml"].numpy().tobytes().decode()):
+            offset, size = (re.search(rf'\b{name}="(\d+)"', attributes) for name in ("offset", "size"))
+            if offset and size:
+                found.add((int(offset[1]), int(size[1])))
+        return {"weights": tuple(sorted(found))}
 
 
 def _partial_shape(spec: TensorSpec) -> Any:

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace hybrid_rt {
+
+/// What a bundle must show before anything of it is run.
+enum class TrustPolicy {
+  kDigests,  ///< every record that is used matches the digest that was written with it
+  kSigned,   ///< a signature of someone who is trusted: bundles have none yet, so that each is refused
+};
+
+struct LoadOptions {
+  c10::Device device{c10::kCPU};
+  /// Which variants may run, best first, separated by commas: "openvino", "openvino:bf16,torchscript". Empty:
+  /// HYBRID_RT_BACKEND, else all, in the file's order.
+  std::string backend{};
+  /// Threads that an engine may use for one call; 0: as many as torch uses in this thread.
+  int threads = 0;
+  /// See EngineOptions.
+  bool emulate_precision = false;
+  /// An error instead of a fallback: the first variant must run (of those that `backend` allows).
+  bool strict = false;
+  /// Picture sizes (height, width) to run before load() returns, so that the first request is not the slow one. The
+  /// engines are run first: one that fails falls to the next variant.
+  std::vector<std::pair<int64_t, int64_t>> warm_up{};
+  TrustPolicy trust = TrustPolicy::kDigests;
+};
+
+}  // namespace hybrid_rt

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include <string>
+#include <vector>
+
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/specs.h"
+
+namespace hybrid_rt {
+
+/// Runs an engine on inputs that were compared with its spec before the runtime sees them: count, dtype, device,
+/// dimensions, bounds. Throws Error(kInput) if they differ.
+std::vector<at::Tensor> run_checked(Engine& engine, const std::string& segment, const ArtifactSpec& spec,
+                                    c10::Device device, const std::vector<at::Tensor>& inputs);
+
+}  // namespace hybrid_rt

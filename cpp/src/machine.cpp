@@ -1,0 +1,114 @@
+#include "hybrid_rt/machine.h"
+
+#include <charconv>
+#include <fstream>
+#include <sstream>
+#include <vector>
+
+namespace hybrid_rt {
+namespace {
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) {
+    const size_t first = part.find_first_not_of(" \t");
+    if (first == std::string::npos) continue;
+    parts.push_back(part.substr(first, part.find_last_not_of(" \t") - first + 1));
+  }
+  return parts;
+}
+
+/// "2.15.0+cu132" -> {2, 15, 0}: what stands behind the numbers does not count.
+std::vector<int64_t> numbers_of(const std::string& version) {
+  std::vector<int64_t> numbers;
+  for (const std::string& part : split(version, '.')) {
+    int64_t number = 0;
+    const auto [end, failed] = std::from_chars(part.data(), part.data() + part.size(), number);
+    if (failed != std::errc()) break;
+    numbers.push_back(number);
+    if (end != part.data() + part.size()) break;
+  }
+  return numbers;
+}
+
+/// Below zero if `a` is the older one; numbers that are left out count as 0.
+int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
+  const size_t length = std::max(a.size(), b.size());
+  a.resize(length);
+  b.resize(length);
+  return a < b ? -1 : a == b ? 0 : 1;
+}
+
+/// Whether a version is in a range such as ">=1.17,<2"; nothing if the range is none.
+std::optional<bool> is_in(const std::string& version, const std::string& range) {
+  for (const std::string& bound : split(range, ',')) {
+    const size_t digits = bound.find_first_of("0123456789");
+    const std::string relation = bound.substr(0, digits == std::string::npos ? bound.size() : digits);
+    if (digits == std::string::npos) return std::nullopt;
+    const int order = compare(numbers_of(version), numbers_of(bound.substr(digits)));
+    if (relation == ">="   ? order < 0
+        : relation == ">"  ? order <= 0
+        : relation == "<"  ? order >= 0
+        : relation == "<=" ? order > 0
+        : relation == "==" ? order != 0
+                           : true) {
+      if (relation != ">=" && relation != ">" && relation != "<" && relation != "<=" && relation != "==") {
+        return std::nullopt;
+      }
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+Machine Machine::here() {
+  Machine machine;
+  std::ifstream cpu("/proc/cpuinfo");
+  for (std::string line; std::getline(cpu, line);) {
+    // x86 says "flags", ARM "Features".
+    if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) continue;
+    for (const std::string& flag : split(line.substr(line.find(':') + 1), ' ')) machine.cpu_flags.insert(flag);
+    break;
+  }
+  std::ifstream memory("/proc/meminfo");
+  for (std::string line; std::getline(memory, line);) {
+    if (line.rfind("MemAvailable:", 0) == 0) machine.free_memory = std::stoll(line.substr(13)) * 1024;
+  }
+  return machine;
+}
+
+std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine) {
+  for (const auto& [name, wanted] : spec.requirements) {
+    if (name == "version") {
+      const auto is_right = is_in(runtime_version, wanted);
+      if (!is_right) return "its requirement \"version\": \"" + wanted + "\" is no range; convert the detector again";
+      if (!*is_right) {
+        return "it needs " + spec.backend + " " + wanted + ", here is " + runtime_version +
+               "; install one of that range, or convert the detector again with the one that is here";
+      }
+    } else if (name == "cpu") {
+      std::string missing;
+      for (const std::string& flag : split(wanted, ',')) {
+        if (!machine.cpu_flags.contains(flag)) missing += (missing.empty() ? "" : ", ") + flag;
+      }
+      if (!missing.empty()) {
+        return "it was compiled for a CPU with " + missing +
+               ", which this one lacks; convert the detector on a CPU "
+               "such as this one, or run another variant";
+      }
+    } else if (name == "memory") {
+      int64_t bytes = 0;
+      std::from_chars(wanted.data(), wanted.data() + wanted.size(), bytes);
+      if (bytes > machine.free_memory) {
+        return "it needs " + std::to_string(bytes >> 20) + " MiB of memory, " +
+               std::to_string(machine.free_memory >> 20) + " are free; end other programs, or run another variant";
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace hybrid_rt

@@ -1,0 +1,87 @@
+#include "warm_up.h"
+
+#include <ATen/ops/upsample_bilinear2d.h>
+#include <ATen/ops/zeros.h>
+
+#include <utility>
+#include <vector>
+
+#include "golden.h"
+#include "hybrid_rt/error.h"
+#include "hybrid_rt/log.h"
+
+namespace hybrid_rt {
+namespace {
+
+/// The profiling executor watches the first call and optimises in the second.
+constexpr int kCalls = 2;
+
+using Size = std::pair<int64_t, int64_t>;
+
+bool is_picture(const c10::IValue& value, int64_t dimensions) {
+  return value.isTensor() && value.toTensor().dim() == dimensions && value.toTensor().is_floating_point();
+}
+
+at::Tensor resized(const at::Tensor& picture, const Size& size) {
+  const at::Tensor batch = picture.dim() == 4 ? picture : picture.unsqueeze(0);
+  const at::Tensor other = at::upsample_bilinear2d(batch, {size.first, size.second}, /*align_corners=*/false);
+  return picture.dim() == 4 ? other : other.squeeze(0);
+}
+
+/// The pictures in it resized: a batch [N, C, H, W], one [C, H, W], or a list of these.
+c10::IValue at_size(const c10::IValue& value, const Size& size) {
+  if (is_picture(value, 3) || is_picture(value, 4)) return resized(value.toTensor(), size);
+  if (!value.isTensorList()) return value;
+  c10::List<at::Tensor> pictures;
+  for (const at::Tensor& picture : value.toTensorVector()) {
+    pictures.push_back(is_picture(picture, 3) ? resized(picture, size) : picture);
+  }
+  return pictures;
+}
+
+/// Black pictures, for a detector that takes nothing else.
+std::vector<c10::IValue> black(const std::vector<c10::Argument>& arguments, const std::string& path,
+                               c10::Device device) {
+  const c10::TypePtr type = arguments.size() == 2 ? arguments[1].type() : nullptr;  // the first is self
+  const at::TensorOptions options(device);
+  if (type && type->kind() == c10::TypeKind::TensorType) return {at::zeros({1, 3, 8, 8}, options)};
+  if (type && *type == *c10::ListType::ofTensors()) return {c10::List<at::Tensor>({at::zeros({3, 8, 8}, options)})};
+  throw Error(ErrorKind::kOption, "bundle", path + ", warm_up", "a golden sample, or a detector of pictures alone",
+              "neither", "Convert it with golden=True, or run your own inputs after loading.");
+}
+
+}  // namespace
+
+void warm_up(torch::jit::Module& module, const std::string& path, const LoadOptions& options) {
+  if (options.warm_up.empty()) return;
+  const auto& arguments = module.get_method("forward").function().getSchema().arguments();
+  std::vector<c10::IValue> sample;
+  try {
+    sample = read_golden(path, arguments, options.device).inputs;
+  } catch (const Error&) {
+    sample = black(arguments, path, options.device);
+  }
+  const c10::InferenceMode no_gradients;
+  for (const Size& size : options.warm_up) {
+    if (size.first < 1 || size.second < 1) {
+      throw Error(ErrorKind::kOption, "bundle", "warm_up", "(height, width) of at least 1",
+                  "(" + std::to_string(size.first) + ", " + std::to_string(size.second) + ")", "Name picture sizes.");
+    }
+    for (int i = 0; i < kCalls; ++i) {
+      std::vector<c10::IValue> inputs;
+      for (const c10::IValue& value : sample) inputs.push_back(at_size(value, size));
+      try {
+        module.forward(std::move(inputs));
+      } catch (const std::exception& error) {
+        const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+        throw Error(ErrorKind::kOption, "bundle",
+                    "warm_up at " + std::to_string(size.first) + "x" + std::to_string(size.second),
+                    "the detector to run", torch_error ? torch_error->what_without_backtrace() : error.what(),
+                    "Name sizes that it takes.");
+      }
+    }
+    log(LogLevel::kInfo, path + ": warm at " + std::to_string(size.first) + "x" + std::to_string(size.second));
+  }
+}
+
+}  // namespace hybrid_rt

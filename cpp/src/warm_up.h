@@ -1,0 +1,15 @@
+#pragma once
+
+#include <torch/script.h>
+
+#include <string>
+
+#include "hybrid_rt/load_options.h"
+
+namespace hybrid_rt {
+
+/// Runs a loaded bundle on pictures of the sizes that the options name, as often as TorchScript needs to optimise
+/// itself. The other arguments are the golden sample's; without one, forward must take pictures alone. Throws Error.
+void warm_up(torch::jit::Module& module, const std::string& path, const LoadOptions& options);
+
+}  // namespace hybrid_rt

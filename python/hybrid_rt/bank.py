@@ -1,0 +1,280 @@
+"""Variants of a saved bundle: more of them or fewer, without the detector's Python code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native, bundle, cache, golden, registry, torchscript
+from .capture import Program
+from .engine_module import make_engine, prepare
+from .errors import OptionError
+from .files import check_writable
+from .packing import Packed, pack, unpack
+from .specs import Artifact, ArtifactSpec, TensorSpec
+from .steps import Steps
+from .stored import SavedEngine, opened_head, saved_engines
+from .structure import map_tensors
+from .variants import Wanted, choose_variants, require_same_outputs
+from .verify import Thresholds, Verification, compare_results, require, thresholds_of
+
+
+@dataclass
+class BankReport:
+    """What :func:`add_variant` or :func:`remove_variant` did.
+
+    Attributes:
+        path: the bundle that was written.
+        variants: of each engine, "backend:precision", best first.
+        verification: of what was added; None if nothing was, or if it was switched off.
+        size_before: in bytes.
+        file_size: in bytes.
+        notes: what could not be compared.
+    """
+
+    path: str
+    variants: dict[str, list[str]]
+    verification: Verification | None
+    size_before: int
+    file_size: int
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        lines = [f"{self.path}: {self.file_size / 1e6:.1f} MB, was {self.size_before / 1e6:.1f}"]
+        lines += [f"  {name}: {', '.join(variants)}" for name, variants in self.variants.items()]
+        if self.verification is not None and self.verification.tensors:
+            worst = max(self.verification.tensors, key=lambda error: error.relative_error)
+            lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
+        for picture in self.verification.pictures if self.verification is not None else []:
+            lines.append(f"golden sample: {picture.matched} of {picture.expected} boxes found again")
+        return "\n".join([*lines, *self.notes])
+
+
+def add_variant(
+    path: str | os.PathLike[str],
+    engine: str | Sequence[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    precision: str | None = None,
+    segment: str | None = None,
+    first: bool = False,
+    verify: bool = True,
+    thresholds: Thresholds | None = None,
+    progress: bool | None = None,
+) -> BankReport:
+    """Compiles further variants from the bundle's TorchScript variant, and writes them into the file.
+
+    Args:
+        path: the bundle.
+        engine: a backend's name, or several; "openvino:bf16" names one with its precision.
+        output: the `.pt` to write; None: ``path``.
+        precision: of the names that do not say theirs; None: that of the first variant in the file.
+        segment: only this engine, or the one that this segment is in; None: all.
+        first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
+        verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
+            detector's; refuse to save what differs.
+        thresholds: what counts as equal; None: by precision.
+        progress: show each step on stderr; None: if it is a terminal.
+
+    Raises:
+        OptionError: an argument, a variant that the file has already, a file without a TorchScript variant.
+        BackendError: an engine that is not installed, or whose compiler refuses.
+        CaptureError: a segment that this engine's compiler can't take.
+        VerificationError: a variant computes something else; nothing was saved.
+        BundleError: no bundle, an altered one, or the file can't be written.
+    """
+    change = _Change(path, output, segment, "add-variant", progress)
+    names = [engine] if isinstance(engine, str) else list(engine)
+    verification = Verification(precision or change.chosen[0].variants[0]["precision"]) if verify else None
+    for saved in change.chosen:
+        wanted = choose_variants(names, precision or saved.variants[0]["precision"], False, "add-variant")
+        _require_new(saved, wanted)
+        with change.steps.step(f"read {saved.name}"):
+            program = saved.program("add-variant")
+        made = [_compiled(change.steps, variant, program) for variant in wanted]
+        if verification is not None:
+            with change.steps.step(f"verify {saved.name}"):
+                engine_of_new = make_engine(saved.name, pack(made))
+                compared = require_same_outputs(
+                    program, engine_of_new, made, wanted[0].precision, thresholds, "add-variant"
+                )
+                verification.tensors += compared.tensors
+                change.notes += [f"not compared: {reason}" for reason in compared.not_run]
+        old = change.artifacts[saved.name]
+        at = 0 if first else len(old) - (old[-1].spec.backend == "torchscript")
+        change.artifacts[saved.name] = [*old[:at], *made, *old[at:]]
+    change.apply()
+    if verification is not None:
+        with change.steps.step("compare the golden sample"):
+            change.compare_golden(verification, choose_variants(names, verification.precision, False), thresholds)
+        require(verification)
+    return change.save(verification)
+
+
+def remove_variant(
+    path: str | os.PathLike[str],
+    engine: str,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    segment: str | None = None,
+    progress: bool | None = None,
+) -> BankReport:
+    """Takes a variant out of a bundle. The last one of a segment stays.
+
+    Args:
+        path: the bundle.
+        engine: a backend's name, all precisions, or "openvino:bf16".
+        output: the `.pt` to write; None: ``path``.
+        segment: only this engine, or the one that this segment is in; None: all.
+        progress: show each step on stderr; None: if it is a terminal.
+
+    Raises:
+        OptionError: the file does not have it, or has nothing else.
+        BundleError: no bundle, an altered one, or the file can't be written.
+    """
+    change = _Change(path, output, segment, "remove-variant", progress)
+    for saved in change.chosen:
+        old = change.artifacts[saved.name]
+        left = [artifact for artifact in old if engine not in (artifact.spec.backend, _name(artifact.spec))]
+        there = ", ".join(_name(artifact.spec) for artifact in old)
+        if len(left) == len(old):
+            raise OptionError.make(
+                "remove-variant", f"engine of '{saved.name}'", expected=f"one of {there}", got=f"'{engine}'"
+            )
+        if not left:
+            raise OptionError.make(
+                "remove-variant",
+                f"engine of '{saved.name}'",
+                expected="another variant to be left",
+                got=f"only {there}",
+                remedy="Add one first: hybrid-rt add-variant.",
+            )
+        change.artifacts[saved.name] = left
+    change.apply()
+    return change.save(None)
+
+
+def _name(spec: ArtifactSpec) -> str:
+    return f"{spec.backend}:{spec.precision}"
+
+
+def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
+    there = [f"{variant['backend']}:{variant['precision']}" for variant in saved.variants]
+    for variant in wanted:
+        if variant.name in there:
+            raise OptionError.make(
+                "add-variant",
+                f"engine of '{saved.name}'",
+                expected=f"one that the file does not have yet ({', '.join(there)})",
+                got=f"'{variant.name}'",
+                remedy="Remove it first: hybrid-rt remove-variant.",
+            )
+
+
+def _compiled(steps: Steps, variant: Wanted, program: Program) -> Artifact:
+    with steps.step(f"compile {program.name} with {variant.backend.name}"):
+        return cache.compiled(variant.backend, program, variant.precision)[0]
+
+
+class _Change:
+    """A bundle that is read, changed in memory, and written."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        output: str | os.PathLike[str] | None,
+        segment: str | None,
+        scope: str,
+        progress: bool | None,
+    ) -> None:
+        self.path, self.output = Path(path), Path(output if output is not None else path)
+        check_writable(self.output)
+        _native.verify_records(os.fspath(path))
+        self.manifest = bundle.inspect(path)
+        self.steps = Steps(progress)
+        self.notes: list[str] = []
+        self.head = opened_head(self.path, scope)
+        engines = saved_engines(self.head, self.manifest)
+        self.chosen = [
+            saved
+            for saved in engines
+            if segment is None or segment == saved.name or segment in [member["name"] for member in saved.members]
+        ]
+        if not self.chosen:
+            names = ", ".join(saved.name for saved in engines) or "the file's engines, of which there are none"
+            raise OptionError.make(scope, "segment", expected=f"one of {names}", got=f"'{segment}'")
+        self.artifacts = {saved.name: _artifacts(saved) for saved in engines}
+        self.packed: dict[str, Packed] = {}
+        self.engines: dict[str, Any] = {}
+
+    def apply(self) -> None:
+        """Puts engines with the changed variants into the head."""
+        for saved in self.chosen:
+            self.packed[saved.name] = pack(self.artifacts[saved.name])
+            self.engines[saved.name] = make_engine(saved.name, self.packed[saved.name])
+            torchscript.replace_engine(self.head, self.engines[saved.name])
+
+    def compare_golden(
+        self, verification: Verification, wanted: Sequence[Wanted], thresholds: Thresholds | None
+    ) -> None:
+        """Runs the changed bundle on its golden sample, once for each new variant."""
+        if "absent" in self.manifest.get("golden", {"absent": ""}):
+            self.notes.append("not compared: boxes, as the file has no golden sample")
+            return
+        sample = golden.read(self.path)
+        for variant in wanted:
+            try:
+                for engine in self.engines.values():
+                    prepare(engine, variant.name, emulate_precision=True)
+            except RuntimeError as error:  # what TorchScript makes of a BackendError
+                self.notes.append(f"not compared: boxes with {variant.name}: {error}")
+                continue
+            with torch.no_grad():
+                found = self.head(*map_tensors(sample.inputs, Tensor.clone))
+            limits = thresholds or thresholds_of(variant.precision)
+            compare_results(verification, sample.expected, found, limits, f"golden sample with {variant.name}")
+
+    def save(self, verification: Verification | None) -> BankReport:
+        """Writes the file; what is known of the bundle stays, the golden sample too."""
+        before = self.path.stat().st_size
+        description = self.manifest.get("golden") or {"absent": "the file had none"}
+        record = None if "absent" in description else _native.read_record(str(self.path), description["record"])
+        segments = []
+        for entry in self.manifest["segments"]:
+            rest = {key: value for key, value in entry.items() if key not in ("name", "variants", "table")}
+            packed = self.packed.get(entry["name"])
+            segments.append(entry if packed is None else packed.segment(entry["name"], **rest))
+        kept = {key: value for key, value in self.manifest.items() if key not in ("format_version", "records")}
+        with self.steps.step("save"):
+            bundle.save(self.head, self.output, {**kept, "segments": segments, "golden": description}, record)
+        return BankReport(
+            path=str(self.output),
+            variants={name: [_name(artifact.spec) for artifact in kept] for name, kept in self.artifacts.items()},
+            verification=verification,
+            size_before=before,
+            file_size=self.output.stat().st_size,
+            notes=self.notes,
+        )
+
+
+def _artifacts(saved: SavedEngine) -> list[Artifact]:
+    """The variants of a saved engine as artifacts again."""
+    table = saved.engine.blobs()
+    return [
+        _artifact(variant, {blob["name"]: unpack(blob, table) for blob in variant["blobs"]})
+        for variant in saved.variants
+    ]
+
+
+def _artifact(variant: Mapping[str, Any], blobs: dict[str, Tensor]) -> Artifact:
+    fields = {name: value for name, value in variant.items() if name != "blobs"}
+    sides = {side: tuple(map(TensorSpec.from_json, variant[side])) for side in ("inputs", "outputs")}
+    spec = ArtifactSpec(**{**fields, **sides})
+    return Artifact(spec, blobs, registry.weights_of(spec.backend, blobs))

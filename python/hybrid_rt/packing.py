@@ -1,0 +1,140 @@
+"""The bytes of a segment's variants as one table, in which weights that several variants have stand once.
+
+A blob is a list of pieces ``[index, offset, size]`` of the table's entries; most are one whole entry. The C++ half that
+puts them together again is cpp/src/blob_table.cpp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .specs import Artifact
+
+LEAST_SHARED = 4096
+"""Bytes of a weight below which it is not looked for in other variants."""
+
+Piece = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Variants, best first, and the table that their blobs point into.
+
+    Attributes:
+        variants: specs as JSON values, each with its "blobs": name, size, SHA-256, pieces.
+        table: uint8 tensors of one dimension.
+        entries: "size" and "sha256" of each of them.
+    """
+
+    variants: list[dict[str, Any]]
+    table: list[Tensor]
+    entries: list[dict[str, Any]]
+
+    def segment(self, name: str, **more: Any) -> dict[str, Any]:
+        """What the manifest says of a segment."""
+        return {"name": name, **more, "variants": self.variants, "table": self.entries}
+
+
+class _Table:
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.entries: list[dict[str, Any]] = []
+        self.blobs: dict[str, list[Piece]] = {}  # by digest
+        self.weights: dict[bytes, Piece] = {}
+
+    def pieces(self, blob: Tensor, digest: str, extents: Sequence[tuple[int, int]]) -> list[Piece]:
+        """Of a blob; what is not in the table yet is added to it."""
+        if digest not in self.blobs:
+            self.blobs[digest] = self._added(blob, digest, extents)
+        return self.blobs[digest]
+
+    def _added(self, blob: Tensor, digest: str, extents: Sequence[tuple[int, int]]) -> list[Piece]:
+        index = len(self.tensors)
+        pieces: list[Piece] = []
+        own: list[Tensor] = []
+        found: dict[bytes, Piece] = {}
+        position = length = 0
+
+        def keep(end: int) -> None:
+            """What stands before ``end`` is this blob's own."""
+            nonlocal length
+            if end > position:
+                own.append(blob[position:end])
+                pieces.append((index, length, end - position))
+                length += end - position
+
+        for offset, size in sorted(extents):
+            if size < LEAST_SHARED or offset < position:
+                continue
+            key = hashlib.blake2b(blob[offset : offset + size].numpy().data).digest()
+            known = self.weights.get(key)
+            if known is None:
+                found[key] = (index, length + offset - position, size)
+                continue
+            keep(offset)
+            pieces.append(known)
+            position = offset + size
+        keep(blob.numel())
+        self.weights |= found
+        shared = blob.numel() - length
+        if own or not shared:
+            rest = torch.cat(own) if shared else blob
+            self.tensors.append(rest)
+            sha256 = hashlib.sha256(rest.numpy().data).hexdigest() if shared else digest
+            self.entries.append({"size": rest.numel(), "sha256": sha256})
+        return _joined(pieces) if shared else [(index, 0, blob.numel())]
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """With neighbours that follow one another in the table as one."""
+    joined: list[Piece] = []
+    for index, offset, size in pieces:
+        if joined and joined[-1][0] == index and sum(joined[-1][1:]) == offset:
+            joined[-1] = (index, joined[-1][1], joined[-1][2] + size)
+        else:
+            joined.append((index, offset, size))
+    return joined
+
+
+def pack(artifacts: Sequence[Artifact]) -> Packed:
+    """The variants of a segment, best first, for an engine and for the manifest."""
+    table = _Table()
+    variants = [
+        {
+            **asdict(artifact.spec),
+            "blobs": [
+                {
+                    "name": name,
+                    "size": blob.numel(),
+                    "sha256": artifact.digests[name],
+                    "pieces": table.pieces(blob, artifact.digests[name], artifact.weights.get(name, ())),
+                }
+                for name, blob in artifact.blobs.items()
+            ],
+        }
+        for artifact in artifacts
+    ]
+    return Packed(variants, table.tensors, table.entries)
+
+
+def unpack(blob: Mapping[str, Any], table: Sequence[Tensor]) -> Tensor:
+    """A blob, put together."""
+    pieces = [table[index][offset : offset + size] for index, offset, size in blob["pieces"]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def own_sizes(segment: Mapping[str, Any]) -> list[int]:
+    """Of a segment of the manifest: the bytes that each variant adds to those before it."""
+    seen: set[int] = set()
+    sizes = []
+    for variant in segment["variants"]:
+        used = {index for blob in variant["blobs"] for index, _, _ in blob["pieces"]}
+        sizes.append(sum(segment["table"][index]["size"] for index in used - seen))
+        seen |= used
+    return sizes

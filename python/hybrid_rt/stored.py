@@ -1,0 +1,129 @@
+"""The engines of a saved bundle, and their segments as programs again: from the TorchScript variant, without the
+detector's Python code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import torchscript
+from .capture import FlatCall, Member, Program
+from .contract import Contract, examples_for
+from .errors import BundleError, OptionError
+from .packing import unpack
+from .script_graph import ScriptGraph
+from .second_size import second_shapes, tiled
+from .specs import TensorSpec
+from .structure import TENSOR, Structure
+
+
+def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
+    """A bundle's module as it was saved; no engine in it is prepared.
+
+    Raises:
+        BundleError: torch can't read it.
+    """
+    try:
+        return torchscript.open_archive(path)
+    except RuntimeError as error:
+        raise BundleError.make(
+            scope,
+            str(path),
+            expected=f"a TorchScript module that this torch ({torch.__version__}) reads",
+            got=str(error),
+            remedy="Was it saved by a newer torch? See COMPATIBILITY.md.",
+        ) from error
+
+
+@dataclass(frozen=True)
+class SavedEngine:
+    """An engine of a bundle: its variants, best first, as the manifest has them, and its segments."""
+
+    name: str
+    engine: Any
+    variants: list[dict[str, Any]]
+    members: list[dict[str, Any]]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Of the first segment."""
+        return tuple(map(TensorSpec.from_json, self.variants[0]["inputs"]))
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Of all segments."""
+        return tuple(map(TensorSpec.from_json, self.variants[0]["outputs"]))
+
+    def scripts(self, scope: str) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
+        """The segments as TorchScript, each with the outputs (of all so far) that it is fed with.
+
+        Raises:
+            OptionError: the file has no TorchScript variant.
+            BundleError: it has another number of segments.
+        """
+        found = next((variant for variant in self.variants if variant["backend"] == "torchscript"), None)
+        if found is None:
+            raise OptionError.make(
+                scope,
+                f"engine '{self.name}'",
+                expected="a TorchScript variant in the file, to take its segments from",
+                got=f"only {', '.join(variant['backend'] for variant in self.variants)}",
+                remedy="Convert the detector with fallback=True.",
+            )
+        blob = unpack(found["blobs"][0], self.engine.blobs())
+        stored = torchscript.members_of(torchscript.open_archive(io.BytesIO(blob.numpy().tobytes())))
+        if len(stored) != len(self.members):
+            raise BundleError.make(
+                scope,
+                f"segments '{self.name}'",
+                expected=f"a TorchScript variant of {len(self.members)} segments",
+                got=f"{len(stored)}",
+                remedy="Convert the detector again.",
+            )
+        return stored
+
+    def program(self, scope: str) -> Program:
+        """The segments as a program, with calls on noise at two sizes if its sizes may vary.
+
+        Raises:
+            OptionError, BundleError: see :meth:`scripts`.
+        """
+        members = []
+        for entry, (script, sources) in zip(self.members, self.scripts(scope), strict=True):
+            names = [spec.name for spec in self.inputs] if not sources else [f"input_{i}" for i in range(len(sources))]
+            members.append(stored_member(entry, script, sources, names))
+        first = examples_for(Contract(self.name, self.inputs, self.outputs))
+        ranges = [list(zip(spec.min, spec.max, strict=True)) for spec in self.inputs]
+        shapes = second_shapes([tensor.shape for tensor in first], ranges)
+        program = Program(self.name, tuple(members), self.inputs, self.outputs, ())
+        sizes = [first] + ([tuple(map(tiled, first, shapes))] if shapes else [])
+        calls = [FlatCall(inputs, program.run(inputs)) for inputs in sizes]
+        calls.sort(key=lambda call: sum(tensor.numel() for tensor in call.inputs))
+        return Program(self.name, tuple(members), self.inputs, self.outputs, tuple(calls))
+
+
+def stored_member(
+    entry: Mapping[str, Any], script: torch.jit.ScriptModule, sources: tuple[int, ...], inputs: list[str]
+) -> Member:
+    """A segment of the manifest as a member of a program; ``inputs``: names for what it takes."""
+    output = Structure("tuple", (TENSOR,) * entry["count"])
+    module = ScriptGraph(script)
+    return Member(entry["name"], module, dict.fromkeys(inputs, TENSOR), output, sources, entry["first"])
+
+
+def saved_engines(head: torch.jit.ScriptModule, manifest: Mapping[str, Any]) -> list[SavedEngine]:
+    """The engines of a bundle in the order in which the head runs them."""
+    entries = {entry["name"]: entry for entry in manifest["segments"]}
+    found = []
+    for name, engine in torchscript.engines_of(head).items():
+        variants = json.loads(engine.fields()["variants"])
+        whole = [{"name": name, "first": 0, "count": len(variants[0]["outputs"])}]
+        found.append(SavedEngine(name, engine, variants, entries.get(name, {}).get("members") or whole))
+    return found
