@@ -119,13 +119,13 @@ def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    verbs = set(re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    verbs = set(re.findall(r"^    ([\w-]+)  ", capsys.readouterr().out, re.MULTILINE))
     assert {"convert", "verify", "inspect", "check", "detect", "doctor", "cache"} <= verbs
     text = {page: page.read_text() for page in pages.pages()}
     for page, content in text.items():
-        for verb in re.findall(r"`hybrid-rt ([a-z]+)", content):
+        for verb in re.findall(r"`hybrid-rt ([a-z-]+)", content):
             assert verb in verbs, f"{page}: hybrid-rt {verb}"
-    in_readme = set(re.findall(r"^\$ hybrid-rt (\w+)", text[ROOT / "README.md"], re.MULTILINE))
+    in_readme = set(re.findall(r"^\$ hybrid-rt ([\w-]+)", text[ROOT / "README.md"], re.MULTILINE))
     assert in_readme >= {"convert", "verify", "inspect", "check", "detect", "doctor"}
 
 
