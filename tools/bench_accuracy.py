@@ -19,9 +19,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from whole_graph import whole_graph
-
 import hybrid_rt
+from hybrid_rt.suite import whole_graph
 from models import digits_data, digits_detector
 
 
@@ -42,14 +41,24 @@ def main() -> None:
         cases = {
             "eager fp32": detector,
             "hybrid bf16": hybrid_rt.load(folder / "hybrid.pt", emulate_precision=True),
-            "whole graph bf16": whole_graph(detector, pictures, "bf16"),
-            "whole graph fp32": whole_graph(detector, pictures, "fp32"),
+            **{
+                f"whole graph {precision}": _whole(detector, pictures, precision, folder)
+                for precision in ("bf16", "fp32")
+            },
         }
         for case, detect in cases.items():
             start = time.perf_counter()
             found = digits_detector.evaluate(detect, samples)
             table.add_row(case, f"{found['mAP']:.4f}", f"{found['mAP50']:.4f}", f"{time.perf_counter() - start:.0f}")
     Console().print(table)
+
+
+def _whole(
+    detector: torch.nn.Module, pictures: list[torch.Tensor], precision: str, folder: Path
+) -> digits_detector.Detect:
+    """The whole detector in one OpenVINO graph."""
+    whole_graph.build("openvino", detector, pictures, precision, folder / precision)
+    return whole_graph.open_whole("openvino", precision, folder / precision, torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -39,3 +39,37 @@ def built(text: str, what: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise OptionError.make("cli", what, expected=f"{text}() to return an nn.Module", got=type(made).__name__)
     return made.eval()
+
+
+def detector_named(text: str) -> nn.Module:
+    """The detector that a command line names, in eval mode.
+
+    Args:
+        text: PACKAGE.MODULE:CALLABLE, see :func:`built`, or torchvision:NAME, with its pretrained weights.
+
+    Raises:
+        OptionError: there is no such detector, or its weights can't be loaded.
+    """
+    module, separator, name = text.partition(":")
+    if not separator:
+        raise OptionError.make(
+            "cli", "detector", expected="PACKAGE.MODULE:CALLABLE or torchvision:NAME", got=f"'{text}'"
+        )
+    if module == "torchvision":
+        import torchvision
+
+        if name not in torchvision.models.list_models(module=torchvision.models.detection):
+            known = ", ".join(torchvision.models.list_models(module=torchvision.models.detection))
+            raise OptionError.make("cli", "detector", expected=f"one of {known}", got=f"'{name}'")
+        try:
+            detector: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
+        except OSError as error:  # no network, or a damaged download
+            raise OptionError.make(
+                "cli",
+                f"detector {name}",
+                expected="to load torchvision's pretrained weights",
+                got=str(error),
+                remedy="Download them where there is a network, or name a PACKAGE.MODULE:CALLABLE of your own.",
+            ) from error
+        return detector.eval()
+    return built(text, "detector")

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from . import __version__, cli_bench, cli_bundle, cli_cache, registry
-from .callables import built
+from .callables import detector_named
 from .coco import CocoDataset
 from .convert import convert
 from .errors import HybridRTError, OptionError
 from .golden import GoldenCheck, verify_golden
 from .head import HEADS
+from .json_values import finite
 from .pictures import pictures_at
+from .programs import find_program, program
 from .specs import PRECISIONS
 from .variants import FASTEST
 
@@ -34,11 +33,10 @@ EXIT_USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 done, 1 failed (the message is on stderr), 2 usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["detect"]:
-        return _detect(given[1:])
-    parser = _parser()
-    options = parser.parse_args(given)
     try:
+        if given[:1] == ["detect"]:
+            return _detect(given[1:])
+        options = _parser().parse_args(given)
         return int(options.run(options))
     except HybridRTError as error:
         print(f"hybrid-rt: error: {error}", file=sys.stderr)
@@ -121,32 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _detector(text: str) -> torch.nn.Module:
-    module, separator, name = text.partition(":")
-    if not separator:
-        raise OptionError.make(
-            "cli", "detector", expected="PACKAGE.MODULE:CALLABLE or torchvision:NAME", got=f"'{text}'"
-        )
-    if module == "torchvision":
-        import torchvision
-
-        if name not in torchvision.models.list_models(module=torchvision.models.detection):
-            known = ", ".join(torchvision.models.list_models(module=torchvision.models.detection))
-            raise OptionError.make("cli", "detector", expected=f"one of {known}", got=f"'{name}'")
-        try:
-            detector: torch.nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
-        except OSError as error:  # no network, or a damaged download
-            raise OptionError.make(
-                "cli",
-                f"detector {name}",
-                expected="to load torchvision's pretrained weights",
-                got=str(error),
-                remedy="Download them where there is a network, or name a PACKAGE.MODULE:CALLABLE of your own.",
-            ) from error
-        return detector.eval()
-    return built(text, "detector")
-
-
 def _sizes(text: str | None) -> list[tuple[int, int]] | None:
     if text is None:
         return None
@@ -160,7 +132,7 @@ def _sizes(text: str | None) -> list[tuple[int, int]] | None:
 def _convert(options: argparse.Namespace) -> int:
     example, *others = pictures_at(options.example)
     result = convert(
-        _detector(options.detector),
+        detector_named(options.detector),
         ([example],),
         options.output,
         segments=options.segments if options.segments == "auto" else options.segments.split(","),
@@ -194,7 +166,7 @@ def _dataset(options: argparse.Namespace) -> CocoDataset | None:
 def _verify(options: argparse.Namespace) -> int:
     check = verify_golden(options.model, backend=options.backend, device=options.device)
     if options.json:
-        print(json.dumps(_finite(check.to_json()), indent=1))
+        print(json.dumps(finite(check.to_json()), indent=1))
     else:
         print(_verdict(options.model, check))
     return 0 if check.passed else EXIT_FAILED
@@ -223,28 +195,11 @@ def _verdict(model: Path, check: GoldenCheck) -> str:
     return "\n".join(lines)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_finite(child) for child in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _detect(arguments: Sequence[str]) -> int:
-    """Hands over to the C++ program, which lies beside this interpreter."""
-    beside = Path(sys.executable).parent / "hybrid-rt-detect"
-    program = str(beside) if beside.exists() else shutil.which("hybrid-rt-detect")
-    if program is None:
-        print(
-            "hybrid-rt: error: hybrid_rt[cli]: detect: expected the program hybrid-rt-detect, got none. Install "
-            "hybrid_rt with its C++ programs (HYBRID_RT_BUILD_APPS=ON, the default).",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+    """Hands over to the C++ program."""
+    path = program("hybrid-rt-detect", "detect")
     sys.stdout.flush()
-    os.execv(program, [program, *arguments])
+    os.execv(path, [path, *arguments])
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -257,9 +212,7 @@ def _doctor(options: argparse.Namespace) -> int:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch uses {torch.get_num_threads()} threads and "
         f"{torch.backends.cpu.get_cpu_capability()}",
         "cuda": f"{torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no device",
-        "hybrid-rt-detect": str(
-            shutil.which("hybrid-rt-detect", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-        ),
+        "hybrid-rt-detect": str(find_program("hybrid-rt-detect")),
     }
     if options.json:
         print(

@@ -1,4 +1,4 @@
-"""``hybrid-rt bench``: bundles, or backbones under one bundle's head, side by side."""
+"""``hybrid-rt bench``: bundles, or backbones under one bundle's head, side by side; or detectors, see cli_suite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import comparison
+from . import cli_suite, comparison
 from .callables import built
 from .coco import CocoDataset
 from .errors import OptionError
@@ -22,14 +22,11 @@ from .files import check_writable, written_whole
 from .pictures import pictures_at
 from .swap import swap_backbone
 
-_PICTURES = 4
-"""Of a folder, for the latency: the rounds take them in turn."""
-
 
 def add_verb(verbs: Any) -> None:
     """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("bench", help="several bundles or backbones: one table and one plot, latency against mAP")
-    verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="a .pt")
+    verb = verbs.add_parser("bench", help="bundles, backbones, or every way to run a detector, side by side")
+    verb.add_argument("models", type=Path, nargs="*", metavar="MODEL", help="a .pt")
     verb.add_argument(
         "--backbone",
         action="append",
@@ -38,19 +35,35 @@ def add_verb(verbs: Any) -> None:
         help="put this backbone under the first MODEL's head, as one more row; may be repeated",
     )
     verb.add_argument(
-        "--pictures", type=Path, required=True, help=f"a picture, or a folder: its first {_PICTURES} are timed"
+        "--pictures",
+        type=Path,
+        required=True,
+        help=f"a picture, or a folder: its first {cli_suite.MAX_PICTURES} are timed",
     )
     verb.add_argument("--coco", type=Path, help="annotations of the pictures in the folder, for the mAP")
     verb.add_argument("--coco-limit", type=int, help="only the first so many annotated pictures")
     verb.add_argument("--repeat", type=int, default=20, help="timed rounds (default: 20)")
     verb.add_argument("--threads", type=int, default=0, help="of an engine (default: as torch)")
     verb.add_argument("--json", action="store_true", help="rows instead of a table")
-    verb.add_argument("--output", type=Path, help="write the rows to this JSON file too")
+    verb.add_argument(
+        "--output",
+        type=Path,
+        help="write the rows to this JSON file too; with --detector: a folder, for bench.json, bench.md and plots",
+    )
     verb.add_argument("--plot", type=Path, help="draw latency against mAP: .png, .svg or .pdf")
+    cli_suite.add_arguments(verb)
     verb.set_defaults(run=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if bool(options.models) == bool(options.detector):
+        got = "both" if options.models else "none"
+        raise OptionError.make("cli", "bench", expected="MODELs, or --detector", got=got)
+    if options.detector:
+        for_models = {"--backbone": options.backbone, "--coco": options.coco, "--plot": options.plot}
+        if given := [name for name, value in for_models.items() if value]:
+            raise OptionError.make("cli", "bench --detector", expected="no option for MODELs", got=", ".join(given))
+        return cli_suite.run_suite(options)
     if options.plot is not None:
         comparison.check_plot(options.plot)
     if options.output is not None:
@@ -68,7 +81,7 @@ def _bench(options: argparse.Namespace) -> int:
             swap_backbone(options.models[0], built(text, "backbone"), path)
             bundles[text] = path
         rows = comparison.compare(
-            bundles, pictures[:_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads
+            bundles, pictures[: cli_suite.MAX_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads
         )
     listed = json.dumps([row.to_json() for row in rows], indent=1)
     if options.output is not None:

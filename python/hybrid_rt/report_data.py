@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from .capture import Program
+from .json_values import finite
 from .measure_hybrid import Measurement
 from .report_pictures import PictureReport
 from .segments import Share
@@ -129,8 +129,7 @@ class ReportData:
             del picture["jpeg"]
         if self.measurement is not None:
             values["measurement"]["gain"] = self.measurement.gain
-        finite: dict[str, Any] = _finite(values)
-        return {"schema_version": SCHEMA_VERSION, **finite}
+        return {"schema_version": SCHEMA_VERSION, **finite(values)}
 
     @property
     def boxes(self) -> tuple[int, int]:
@@ -143,11 +142,3 @@ class ReportData:
         """The output that is furthest off."""
         errors = self.verification.tensors if self.verification else []
         return max(errors, key=lambda error: error.relative_error, default=None)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(child) for child in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

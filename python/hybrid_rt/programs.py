@@ -1,0 +1,33 @@
+"""The C++ programs that are installed with the package."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from .errors import BackendError
+
+
+def find_program(name: str) -> str | None:
+    """Its path: beside this interpreter, else on PATH; None if it is not installed."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def program(name: str, scope: str) -> str:
+    """Its path.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    found = find_program(name)
+    if found is None:
+        raise BackendError.make(
+            "cli",
+            scope,
+            expected=f"the program {name}",
+            got="none",
+            remedy="Install hybrid_rt with its C++ programs (HYBRID_RT_BUILD_APPS=ON, the default).",
+        )
+    return found

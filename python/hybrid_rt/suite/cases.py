@@ -1,0 +1,89 @@
+"""What is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import OptionError
+
+RUNTIMES = {
+    "eager": "eager, Python",
+    "compile": "torch.compile, Python",
+    "torchscript": "TorchScript, Python",
+    "torchscript-cpp": "TorchScript, C++",
+    "hybrid": "hybrid {engine}, Python",
+    "hybrid-cpp": "hybrid {engine}, C++",
+    "whole": "whole detector in {engine}, Python",
+}
+"""Ways to run a detector, and how a case of each is called. TorchScript is frozen. ``whole`` gives all of the detector,
+post-processing included, to an engine, by the engine's own interface.
+"""
+
+WHOLE_PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",), "aot_inductor": ("fp32",)}
+"""Engines that may be given a whole detector, and in what."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a detector.
+
+    Attributes:
+        runtime: one of :data:`RUNTIMES`.
+        engine: a backend, where the runtime has one.
+        precision: of the engine; of what runs in torch, fp32.
+    """
+
+    runtime: str
+    engine: str = ""
+    precision: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return RUNTIMES[self.runtime].format(engine=f"{self.engine} {self.precision}")
+
+    @property
+    def is_cpp(self) -> bool:
+        """Whether it runs in a C++ program, without Python."""
+        return self.runtime.endswith("-cpp")
+
+    @property
+    def kind(self) -> str:
+        """The runtime without its language: cases of one kind and engine run the same file."""
+        return self.runtime.removesuffix("-cpp")
+
+    @property
+    def file(self) -> str:
+        """What it runs is called so."""
+        return "_".join(part for part in (self.kind, self.engine, self.precision) if part)
+
+
+def cases(engines: Sequence[str], precision: str = "fp32", runtimes: Sequence[str] = tuple(RUNTIMES)) -> list[Case]:
+    """All cases, in the order of :data:`RUNTIMES`; eager is always one of them: it says what is right.
+
+    Args:
+        engines: backends; one may say its precision, "openvino:bf16".
+        precision: of the others.
+        runtimes: only these.
+
+    Raises:
+        OptionError: a runtime that there is not.
+    """
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise OptionError.make("bench", "runtime", expected=f"one of {', '.join(RUNTIMES)}", got=f"'{runtime}'")
+    wanted = [(name, own or precision) for name, _, own in (engine.partition(":") for engine in engines)]
+    found = []
+    for runtime in RUNTIMES:
+        if runtime not in runtimes and runtime != "eager":
+            continue
+        if "{engine}" not in RUNTIMES[runtime]:
+            found.append(Case(runtime))
+            continue
+        found += [
+            Case(runtime, engine, own)
+            for engine, own in wanted
+            if runtime != "whole" or own in WHOLE_PRECISIONS.get(engine, ())
+        ]
+    return found

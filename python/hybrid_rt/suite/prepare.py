@@ -1,0 +1,60 @@
+"""``python -m hybrid_rt.suite.prepare JOB.json``: makes the file that a case runs, in a process of its own.
+
+A compiler may take all memory, or crash; then this case has failed, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import torchscript
+from ..convert import convert
+from . import whole_graph
+from .lines import failure_text, replies
+
+
+def main(job_file: str) -> int:
+    """One line of JSON on stdout: {"seconds", "segments"}, or {"error"}."""
+    with replies() as say:
+        try:
+            say(_prepare(json.loads(Path(job_file).read_text())))
+            return 0
+        except Exception as error:  # of any compiler
+            say({"error": failure_text(error)})
+            return 1
+
+
+def _prepare(job: dict[str, Any]) -> dict[str, Any]:
+    detector = torch.load(job["detector"], weights_only=False)
+    pictures = torchscript.open_archive(Path(job["pictures"])).pictures
+    path = Path(job["path"])
+    segments: list[str] = []
+    start = time.perf_counter()
+    if job["runtime"] == "torchscript":
+        torchscript.save(torchscript.freeze(torchscript.script(detector)), path)
+    elif job["runtime"] == "whole":
+        whole_graph.build(job["engine"], detector, pictures, job["precision"], path)
+    else:
+        report = convert(
+            detector,
+            ([pictures[0]],),
+            path,
+            segments=job["segments"],
+            engine=[f"{job['engine']}:{job['precision']}"],
+            fallback=False,
+            verify=False,  # whatever it finds is compared with eager's, and shown
+            golden=False,
+            measure=False,
+        ).report
+        segments = [name for segment in report.segments for name in segment.name.split("+")]
+    return {"seconds": time.perf_counter() - start, "segments": segments}
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,367 @@
+"""Runs the benchmark: prepares each case, loads each in a process of its own, calls them in turns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import torchscript
+from ..boxes import BoxMatch, compare_detections, differences
+from ..errors import OptionError
+from ..json_values import finite
+from ..measure import Latency
+from ..programs import program
+from ..steps import Steps
+from ..thresholds import thresholds_of
+from .cases import Case
+from .workers import Process, ProcessFailed
+
+PREPARE_SECONDS = 1800.0
+ANSWER_SECONDS = 600.0
+"""Longest times for a compiler, and for loading or one call. torch.compile compiles in its first call."""
+
+
+_PACKAGES = ("torch", "torchvision", "openvino", "onnxruntime", "apache-tvm")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector and what it looks at.
+
+    Attributes:
+        name: in tables and files.
+        build: returns it; called once.
+        pictures: [3, H, W] in 0..1 each.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    pictures: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one case did.
+
+    Attributes:
+        detector: the subject's name.
+        case: which case.
+        failure: why there are no figures; empty if there are.
+        prepare_seconds: script, convert or compile; the caches of compilers are used.
+        file_bytes: what it loads.
+        load_ms: until the detector can be called, imports not included.
+        latency: of a call on one picture, in milliseconds.
+        peak_bytes: of the process's resident memory, interpreter and libraries included.
+        engines: {segment: what runs it}, of a hybrid.
+        boxes: a comparison with eager's boxes a picture.
+        differences: what of them differs by more than verification allows in this precision.
+        not_compared: why the boxes could not be compared.
+    """
+
+    detector: str
+    case: Case
+    failure: str = ""
+    prepare_seconds: float = 0.0
+    file_bytes: int = 0
+    load_ms: float = 0.0
+    latency: Latency | None = None
+    peak_bytes: int = 0
+    engines: dict[str, str] = field(default_factory=dict)
+    boxes: list[BoxMatch] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    not_compared: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        values = asdict(self)
+        values["case"]["name"] = self.case.name
+        found: dict[str, Any] = finite(values)
+        return found
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it ran."""
+
+    cpu: str
+    cores: int
+    threads: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    date: str
+
+    @classmethod
+    def here(cls, threads: int) -> Machine:
+        """This machine, today."""
+        found = {}
+        for name in _PACKAGES:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        return cls(
+            _cpu(),
+            os.cpu_count() or 0,
+            threads,
+            platform.platform(),
+            platform.python_version(),
+            found,
+            time.strftime("%Y-%m-%d"),
+        )
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def run(
+    subject: Subject,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    rounds: int = 20,
+    warm_up: int = 2,
+    threads: int = 0,
+    segments: str | list[str] = "auto",
+    steps: Steps | None = None,
+) -> list[Result]:
+    """Runs all cases of a detector.
+
+    Args:
+        subject: the detector; it must be picklable, since each case gets it in a process of its own.
+        cases: of :func:`cases.cases`; the first is eager.
+        folder: for the files that the cases run.
+        rounds: timed calls of each case, in turns, the pictures one after the other.
+        warm_up: calls of each on each picture before, not counted; the first one is reported apart.
+        threads: that a call may use; 0: as many as torch does.
+        segments: of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the others.
+        steps: shows progress.
+
+    Returns:
+        A result a case, in their order; one that fails says why.
+
+    Raises:
+        OptionError: no picture, no round, a detector that can't be pickled, or that eager can't run.
+    """
+    for name, value, least in (("rounds", rounds, 1), ("warm-up", warm_up, 0), ("pictures", len(subject.pictures), 1)):
+        if value < least:
+            raise OptionError.make("bench", name, expected=f"at least {least}", got=str(value))
+    run_of = _Run(subject, folder, threads or torch.get_num_threads(), steps or Steps(False))
+    results = run_of.prepare(cases, segments)
+    return run_of.measure(results, rounds, warm_up)
+
+
+class _Pictures(nn.Module):
+    """Carries pictures to Python and C++ alike."""
+
+    def __init__(self, pictures: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.pictures = [picture.contiguous() for picture in pictures]
+
+    def forward(self) -> list[Tensor]:
+        return self.pictures
+
+
+class _Run:
+    def __init__(self, subject: Subject, folder: Path, threads: int, steps: Steps) -> None:
+        self._subject = subject
+        self._folder = folder
+        self._threads = threads
+        self._steps = steps
+        self._detector = folder / "detector.pickle"
+        self._pictures = folder / "pictures.pt"
+        detector = subject.build().eval()
+        try:
+            torch.save(detector, self._detector)
+        except Exception as error:  # pickle raises what the detector's classes raise
+            raise OptionError.make(
+                "bench",
+                subject.name,
+                expected="a detector that can be pickled: each case gets it in a process of its own",
+                got=str(error),
+                remedy="Define its classes and functions at the top of a module.",
+            ) from error
+        torchscript.save(torchscript.script(_Pictures(subject.pictures)), self._pictures)
+
+    def prepare(self, cases: Sequence[Case], segments: str | list[str]) -> list[Result]:
+        """Makes the files; cases that run the same one share it."""
+        made: dict[str, Result] = {}
+        for case in cases:
+            if case.kind in ("eager", "compile"):
+                made[case.file] = Result(self._subject.name, case, file_bytes=self._detector.stat().st_size)
+            elif case.file not in made:
+                with self._steps.step(f"{self._subject.name}: prepare {case.file}"):
+                    made[case.file], used = self._prepare(case, segments)
+                if segments == "auto" and used:
+                    segments = used
+        return [replace(made[case.file], case=case) for case in cases]
+
+    def _prepare(self, case: Case, segments: str | list[str]) -> tuple[Result, list[str]]:
+        result = Result(self._subject.name, case)
+        path = self._path(case)
+        job = self._job(case) | {"detector": str(self._detector), "segments": segments}
+        command = [sys.executable, "-m", "hybrid_rt.suite.prepare", self._job_file(f"prepare_{case.file}", job)]
+        try:
+            log = self._folder / f"prepare_{case.file}.log"
+            with closing(Process(command, log, {"PYTHONPATH": _import_path()})) as process:
+                answer = process.read(PREPARE_SECONDS)
+        except ProcessFailed as failure:
+            return replace(result, failure=f"prepare: {failure}"), []
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        size = sum(file.stat().st_size for file in files)
+        return replace(result, prepare_seconds=answer["seconds"], file_bytes=size), answer["segments"]
+
+    def measure(self, results: Sequence[Result], rounds: int, warm_up: int) -> list[Result]:
+        """Loads what could be prepared, then calls all in turns."""
+        with ExitStack() as stack:
+            workers = [
+                self._load(result, stack, warm_up) if not result.failure else _Worker(result) for result in results
+            ]
+            eager = workers[0]
+            if eager.result.failure:
+                raise OptionError.make(
+                    "bench",
+                    self._subject.name,
+                    expected="a detector that eager can run",
+                    got=eager.result.failure,
+                )
+            with self._steps.step(f"{self._subject.name}: {rounds} rounds", total=rounds) as advance:
+                for i in range(rounds):
+                    first = i % len(workers)  # so that no case always comes after the same one
+                    for worker in workers[first:] + workers[:first]:
+                        worker.run(i % len(self._subject.pictures))
+                    advance()
+            return [worker.finish(eager) for worker in workers]
+
+    def _load(self, result: Result, stack: ExitStack, warm_up: int) -> _Worker:
+        case = result.case
+        job = self._job_file(case.file + ("_cpp" if case.is_cpp else ""), self._job(case))
+        environment = {"OMP_NUM_THREADS": str(self._threads), "PYTHONPATH": _import_path()}
+        if case.is_cpp:
+            command = [program("hybrid-rt-bench-worker", "bench"), job]
+            environment["LD_LIBRARY_PATH"] = _with_torch(os.environ.get("LD_LIBRARY_PATH"))
+        else:
+            command = [sys.executable, "-m", "hybrid_rt.suite.worker", job]
+        with self._steps.step(f"{self._subject.name}: load {case.name}"):
+            process = stack.enter_context(closing(Process(command, Path(job).with_suffix(".log"), environment)))
+            worker = _Worker(result, process)
+            worker.load(len(self._subject.pictures), warm_up)
+        return worker
+
+    def _path(self, case: Case) -> Path:
+        return self._detector if case.kind in ("eager", "compile") else self._folder / f"{case.file}.pt"
+
+    def _job(self, case: Case) -> dict[str, Any]:
+        return {
+            "runtime": case.kind,
+            "engine": case.engine,
+            "precision": case.precision,
+            "path": str(self._path(case)),
+            "pictures": str(self._pictures),
+            "threads": self._threads,
+            "libraries": _torchvision_libraries() if case.is_cpp and case.kind == "torchscript" else [],
+        }
+
+    def _job_file(self, name: str, job: dict[str, Any]) -> str:
+        path = self._folder / f"{name}.json"
+        path.write_text(json.dumps(job))
+        return str(path)
+
+
+class _Worker:
+    """A result that fills, and the process that fills it."""
+
+    def __init__(self, result: Result, process: Process | None = None) -> None:
+        self.result = result
+        self._process = process
+        self._first = 0.0
+        self._times: list[float] = []
+        self._found: list[dict[str, Any]] = []
+
+    def load(self, pictures: int, warm_up: int) -> None:
+        """First call, warm-up, boxes."""
+        loaded = self._answer(None)
+        self.result = replace(self.result, load_ms=loaded.get("load_ms", 0.0), engines=loaded.get("engines", {}))
+        self._first = self._answer("run 0").get("ms", 0.0)
+        for _ in range(warm_up):
+            for picture in range(pictures):
+                self._answer(f"run {picture}")
+        self._found = [self._answer(f"boxes {picture}") for picture in range(pictures)]
+
+    def run(self, picture: int) -> None:
+        """One timed call."""
+        answer = self._answer(f"run {picture}")
+        if answer:
+            self._times.append(answer["ms"])
+
+    def finish(self, eager: _Worker) -> Result:
+        """The result, compared with eager's."""
+        peak = self._answer("memory").get("peak", 0)
+        if self.result.failure:
+            return self.result
+        result = replace(self.result, latency=Latency.of(self._times, self._first), peak_bytes=peak)
+        reasons = [found["not_compared"] for found in eager._found + self._found if "not_compared" in found]
+        if reasons:
+            return replace(result, not_compared=reasons[0])
+        thresholds = thresholds_of(result.case.precision)
+        matches = [
+            compare_detections(_tensors(expected), _tensors(found), thresholds, f"picture {i}")
+            for i, (expected, found) in enumerate(zip(eager._found, self._found, strict=True))
+        ]
+        unequal = [f"{match.where}: {text}" for match in matches for text in differences(match, thresholds)]
+        return replace(result, boxes=matches, differences=unequal)
+
+    def _answer(self, line: str | None) -> dict[str, Any]:
+        """Empty once something has failed."""
+        if self._process is None or self.result.failure:
+            return {}
+        try:
+            return self._process.read(ANSWER_SECONDS) if line is None else self._process.ask(line, ANSWER_SECONDS)
+        except ProcessFailed as failure:
+            self.result = replace(self.result, failure=f"{'load' if line is None else line}: {failure}")
+            self._process.close()
+            return {}
+
+
+def _tensors(found: dict[str, Any]) -> dict[str, Tensor]:
+    numbers = {name: [math.nan if value is None else value for value in values] for name, values in found.items()}
+    return {
+        "boxes": torch.tensor(numbers["boxes"], dtype=torch.float64).reshape(-1, 4),
+        "labels": torch.tensor(numbers["labels"], dtype=torch.int64),
+        "scores": torch.tensor(numbers["scores"], dtype=torch.float64),
+    }
+
+
+def _import_path() -> str:
+    """This process's, for the others: a pickled detector is found by the modules of its classes."""
+    return os.pathsep.join(path for path in sys.path if path)
+
+
+def _torchvision_libraries() -> list[str]:
+    """Where the operators of a plain TorchScript detector of torchvision are."""
+    import torchvision
+
+    return [str(path) for path in sorted(Path(torchvision.__file__).parent.glob("_C*.so"))]
+
+
+def _with_torch(path: str | None) -> str:
+    """torchvision's library needs all of torch's."""
+    own = str(Path(torch.__file__).parent / "lib")
+    return f"{own}:{path}" if path else own

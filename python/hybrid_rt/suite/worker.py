@@ -1,0 +1,95 @@
+"""``python -m hybrid_rt.suite.worker JOB.json``: one case in a process of its own, called when the benchmark says so.
+
+Answers in lines of JSON: {"load_ms", "engines"} when the detector is loaded; then for each line on stdin
+
+- ``run I``: {"ms"} of one call on picture I
+- ``boxes I``: {"boxes": 4 n numbers, "labels", "scores"} on picture I, or {"not_compared": why}
+- ``memory``: {"peak"}, bytes of resident memory
+
+and {"error"} when something fails, which ends the process. cpp/apps/bench_worker is the same for C++.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import bundle, torchscript
+from ..boxes import detections_of
+from . import whole_graph
+from .lines import failure_text, replies
+
+
+def main(job_file: str) -> int:
+    """Serves until stdin ends."""
+    job = json.loads(Path(job_file).read_text())
+    with replies() as say:
+        try:
+            _work(job, say)
+            return 0
+        except Exception as error:  # of any runtime
+            say({"error": failure_text(error)})
+            return 1
+
+
+def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
+    torch.set_num_threads(job["threads"])
+    if job["runtime"] in ("torchscript", "eager", "compile"):
+        import torchvision  # noqa: F401  its operators are loaded before the clock starts
+    start = time.perf_counter()
+    detector = _open(job)
+    loaded = {"load_ms": (time.perf_counter() - start) * 1e3, "engines": {}}
+    if job["runtime"] == "hybrid":
+        loaded["engines"] = {choice["segment"]: choice["description"] for choice in bundle.engines(detector)}
+    pictures = torchscript.open_archive(Path(job["pictures"])).pictures
+    say(loaded)
+    with torch.inference_mode():
+        for line in sys.stdin:
+            command, *numbers = line.split()
+            if command == "memory":
+                say({"peak": _peak_memory()})
+                continue
+            picture = pictures[int(numbers[0])]
+            start = time.perf_counter()
+            result = detector([picture])
+            milliseconds = (time.perf_counter() - start) * 1e3
+            say(_boxes(result) if command == "boxes" else {"ms": milliseconds})
+
+
+def _open(job: dict[str, Any]) -> Any:
+    path = Path(job["path"])
+    if job["runtime"] == "hybrid":
+        return bundle.load(path, threads=job["threads"])
+    if job["runtime"] == "torchscript":
+        return torchscript.open_archive(path).eval()
+    if job["runtime"] == "whole":
+        return whole_graph.open_whole(job["engine"], job["precision"], path, job["threads"])
+    detector = torch.load(path, weights_only=False)
+    return torch.compile(detector) if job["runtime"] == "compile" else detector
+
+
+def _boxes(result: Any) -> dict[str, Any]:
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], dict):
+        result = result[1]  # torchvision's scripted detectors: losses, detections
+    found = detections_of(result)
+    if not found:
+        return {"not_compared": "the detector does not return a list of dicts with boxes, labels and scores"}
+    return {name: found[0][name].flatten().tolist() for name in ("boxes", "labels", "scores")}
+
+
+def _peak_memory() -> int:
+    """Not getrusage's: that one begins with the parent's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
