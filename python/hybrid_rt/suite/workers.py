@@ -60,6 +60,7 @@ class Process:
         while b"\n" not in self._unread:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                self._process.kill()
                 self.close()
                 raise ProcessFailed(f"no answer within {timeout:.0f} s")
             part = os.read(self._process.stdout.fileno(), 1 << 16)

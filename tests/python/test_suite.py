@@ -1,0 +1,278 @@
+"""Every way to run a detector, each in a process of its own: cases, processes, results, what a person sees."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small_detectors import ListDetector, SmallDetector, small_picture
+from torch import Tensor, nn
+
+from hybrid_rt import OptionError
+from hybrid_rt.boxes import BoxMatch
+from hybrid_rt.cli import main
+from hybrid_rt.measure import Latency
+from hybrid_rt.programs import program
+from hybrid_rt.suite import tables
+from hybrid_rt.suite.cases import RUNTIMES, Case, cases
+from hybrid_rt.suite.results import run_all
+from hybrid_rt.suite.run import Machine, Result, Subject, run
+from hybrid_rt.suite.workers import Process, ProcessFailed
+
+ROOT = Path(__file__).parents[2]
+
+
+class Wavering(ListDetector):
+    """Its scores differ from call to call."""
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = []
+        for image in images:
+            boxes, scores, labels = self.detector(image[None])
+            found.append({"boxes": boxes, "scores": scores * torch.rand(1), "labels": labels})
+        return found
+
+
+def small(kind: type[ListDetector] = ListDetector) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(SmallDetector()).eval()
+
+
+def pictures(count: int = 1) -> list[Tensor]:
+    return [small_picture(seed=seed)[0] for seed in range(count)]
+
+
+def subject(kind: type[ListDetector] = ListDetector, count: int = 1) -> Subject:
+    return Subject("small", lambda: small(kind), pictures(count))
+
+
+# Cases
+
+
+def test_an_engine_makes_a_case_in_python_in_cpp_and_as_a_whole_graph_where_it_can() -> None:
+    found = cases(["openvino", "openvino:bf16", "tvm"], runtimes=["hybrid", "hybrid-cpp", "whole"])
+    assert [case.name for case in found] == [
+        "eager, Python",
+        "hybrid openvino fp32, Python",
+        "hybrid openvino bf16, Python",
+        "hybrid tvm fp32, Python",
+        "hybrid openvino fp32, C++",
+        "hybrid openvino bf16, C++",
+        "hybrid tvm fp32, C++",
+        "whole detector in openvino fp32, Python",
+        "whole detector in openvino bf16, Python",
+    ]
+
+
+def test_all_runtimes_are_the_default_and_python_and_cpp_share_a_file() -> None:
+    found = cases(["onnxruntime"])
+    assert {case.runtime for case in found} == set(RUNTIMES)
+    python, cpp = (next(case for case in found if case.runtime == name) for name in ("hybrid", "hybrid-cpp"))
+    assert python.file == cpp.file == "hybrid_onnxruntime_fp32"
+    assert cpp.is_cpp
+    assert not python.is_cpp
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"runtime: expected one of eager, .*, got 'rust'"):
+        cases(["openvino"], runtimes=["rust"])
+
+
+# Processes
+
+
+def answering(code: str, tmp_path: Path) -> Process:
+    return Process([sys.executable, "-c", code], tmp_path / "log.txt")
+
+
+def test_a_process_answers_line_by_line(tmp_path: Path) -> None:
+    process = answering("import sys\nfor line in sys.stdin: print('{\"got\": %r}' % int(line), flush=True)", tmp_path)
+    assert [process.ask(str(i), 30) for i in (3, 4)] == [{"got": 3}, {"got": 4}]
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ('print(\'{"error": "no such engine"}\')', "^no such engine$"),
+        ("import sys; sys.exit('out of luck')", "^ended with exit code 1: out of luck$"),
+        ("import os; os.kill(os.getpid(), 9)", r"^ended by signal 9 \(the kernel does that when memory runs out\)$"),
+    ],
+)
+def test_a_process_that_fails_says_why(code: str, reason: str, tmp_path: Path) -> None:
+    process = answering(code, tmp_path)
+    with pytest.raises(ProcessFailed, match=reason):
+        process.ask("run 0", 30)
+    process.close()
+
+
+def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
+    process = answering("import time, sys\nsys.stdin.close(); time.sleep(600)", tmp_path)
+    with pytest.raises(ProcessFailed, match=r"^no answer within 0 s$"):
+        process.read(0.1)
+    assert process._process.poll() is not None
+
+
+def test_the_cpp_worker_says_what_is_wrong(tmp_path: Path) -> None:
+    worker = program("hybrid-rt-bench-worker", "bench")
+    without_job = subprocess.run([worker], capture_output=True, text=True, check=False)
+    assert without_job.returncode == 2
+    assert "usage: hybrid-rt-bench-worker JOB.json" in without_job.stderr
+    job = {"runtime": "hybrid", "path": "missing.pt", "pictures": "missing.pt", "threads": 1, "libraries": []}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    process = Process([worker, str(tmp_path / "job.json")], tmp_path / "log.txt")
+    with pytest.raises(ProcessFailed, match=r"missing\.pt: expected"):
+        process.read(60)
+    process.close()
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Machine, list[Result]]:
+    """Cases of a small detector that work, one that does not, and the files that are left."""
+    output = tmp_path_factory.mktemp("suite") / "out"
+    chosen = cases(["torchscript"], runtimes=["torchscript-cpp", "hybrid", "hybrid-cpp"])
+    chosen += [Case("whole", "openvino"), Case("whole", "onnxruntime"), Case("hybrid", "no_such_engine")]
+    machine, results = run_all(
+        [subject(count=2)], chosen, output, rounds=3, warm_up=1, threads=1, segments=["backbone"], note="A note."
+    )
+    return output, machine, results
+
+
+def test_each_case_is_measured_and_finds_eagers_boxes(measured: tuple[Path, Machine, list[Result]]) -> None:
+    _, _, results = measured
+    *working, _ = results
+    runtimes = ["eager", "torchscript-cpp", "hybrid", "hybrid-cpp", "whole", "whole"]
+    assert [result.case.runtime for result in working] == runtimes
+    for result in working:
+        assert result.failure == ""
+        assert result.latency is not None
+        assert result.latency.count == 3
+        assert result.latency.median > 0
+        assert result.latency.first > 0
+        assert result.load_ms > 0
+        assert result.file_bytes > 1000
+        assert len(result.boxes) == 2
+        assert all(match.matched == match.expected > 5 for match in result.boxes)
+        assert (result.differences, result.not_compared) == ([], "")
+    python, cpp = working[2:4]
+    assert python.engines.keys() == cpp.engines.keys() == {"backbone"}
+    assert python.peak_bytes > cpp.peak_bytes > 10_000_000  # no interpreter
+
+
+def test_a_case_that_fails_says_why_and_the_others_go_on(measured: tuple[Path, Machine, list[Result]]) -> None:
+    *_, unknown = measured[2]
+    assert unknown.latency is None
+    assert unknown.failure.startswith("prepare: OptionError: hybrid_rt[")
+    assert "no_such_engine" in unknown.failure
+    assert "\n" not in unknown.failure
+
+
+def test_the_folder_has_json_markdown_and_a_plot(measured: tuple[Path, Machine, list[Result]]) -> None:
+    output, _, results = measured
+    written = json.loads((output / "bench.json").read_text())
+    assert written["rounds"] == 3
+    assert written["machine"]["threads"] == 1
+    assert [entry["case"]["name"] for entry in written["results"]] == [result.case.name for result in results]
+    assert written["results"][2]["latency"]["p99"] > 0
+    page = (output / "bench.md").read_text()
+    assert "A note." in page
+    assert "| hybrid torchscript fp32, C++ |" in page
+    assert "Failed:\n\n- hybrid no_such_engine fp32, Python: prepare: OptionError" in page
+    with Image.open(output / "small.png") as picture:
+        assert picture.width > 500
+
+
+def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
+    results = run(subject(Wavering), cases([], runtimes=["torchscript"]), tmp_path, rounds=1, warm_up=0, threads=1)
+    assert results[0].differences == []
+    assert results[1].differences[0].startswith("picture 0: ")
+    assert "boxes found again" in results[1].differences[0]
+
+
+def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
+    chosen = [Case("eager")]
+    with pytest.raises(OptionError, match="rounds: expected at least 1, got 0"):
+        run(subject(), chosen, tmp_path, rounds=0)
+    with pytest.raises(OptionError, match="pictures: expected at least 1, got 0"):
+        run(subject(count=0), chosen, tmp_path)
+
+    class Local(ListDetector):
+        """Of a class that no other process finds."""
+
+    with pytest.raises(OptionError, match="small: expected a detector that can be pickled"):
+        run(subject(Local), chosen, tmp_path)
+    with pytest.raises(OptionError, match="detectors: expected each once, got small, small"):
+        run_all([subject(), subject()], chosen, None, rounds=1, warm_up=0, threads=1)
+
+
+def test_a_detector_that_eager_can_not_run_is_refused(tmp_path: Path) -> None:
+    wrong = Subject("small", small, [torch.zeros(5, 8, 8)])
+    with pytest.raises(OptionError, match="small: expected a detector that eager can run, got run 0: RuntimeError"):
+        run(wrong, [Case("eager")], tmp_path, rounds=1)
+
+
+# What a person sees
+
+
+def result(case: Case, median: float = 0.0, failure: str = "", differences: Sequence[str] = ()) -> Result:
+    if failure:
+        return Result("net", case, failure)
+    match = BoxMatch(expected=10, found=10, matched=9 if differences else 10, min_iou=1.0, max_score_difference=0.0)
+    latency = Latency(median, median + 1, median + 2, 50.0, 20)
+    return Result("net", case, latency=latency, boxes=[match], differences=list(differences))
+
+
+RESULTS = [
+    result(Case("eager"), 40.0),
+    result(Case("hybrid", "openvino"), 10.0, differences=["picture 0: 9 of 10 boxes found again"]),
+    result(Case("whole", "aot_inductor"), failure="prepare: a | b <c>"),
+]
+
+
+def test_a_table_shows_speed_up_boxes_and_failures() -> None:
+    assert [row[0] for row in tables.rows(RESULTS)] == ["eager, Python", "hybrid openvino fp32, Python"]
+    assert tables.rows(RESULTS)[1][1:5] == ("10.0", "11.0", "12.0", "4.00")
+    assert tables.rows(RESULTS)[1][-1] == "9 of 10: differs"
+    page = tables.markdown(Machine.here(2), RESULTS, rounds=20)
+    assert "- hybrid openvino fp32, Python: picture 0: 9 of 10 boxes found again" in page
+    assert r"- whole detector in aot_inductor fp32, Python: prepare: a \| b \<c>" in page
+
+
+def test_bench_runs_a_detector_in_every_way_that_is_named(
+    tmp_path: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--runtimes", "eager,torchscript-cpp", "--engine", "torchscript", "--repeat", "1", "--warm-up", "0"]
+    where = ["--pictures", str(demo_picture), "--threads", "1", "--output", str(tmp_path / "out")]
+    assert main(["bench", "--detector", "small_detectors:small_list_detector", *options, *where]) == 0
+    printed = capsys.readouterr().out
+    assert "small_detectors_small_list_detector" in printed
+    assert "TorchScript, C++" in printed
+    assert (tmp_path / "out" / "small_detectors_small_list_detector.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "bench: expected MODELs, or --detector, got none"),
+        (["a.pt", "--detector", "x:y"], "bench: expected MODELs, or --detector, got both"),
+        (["--detector", "x:y", "--coco", "a.json"], "bench --detector: expected no option for MODELs, got --coco"),
+        (["--detector", "x:y", "--engine", "onnx"], "onnx"),
+        (["--detector", "x:y", "--runtimes", "rust"], "runtime: expected one of"),
+        (["--detector", "x:y"], "detector: expected an importable PACKAGE.MODULE:CALLABLE"),
+    ],
+)
+def test_bad_options_of_bench_for_detectors(
+    options: list[str], text: str, demo_picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--pictures", str(demo_picture), *options]) == 2
+    assert text in capsys.readouterr().err
