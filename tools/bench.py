@@ -41,6 +41,7 @@ def main() -> None:
         "--size", nargs=2, type=int, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="torchvision's"
     )
     parser.add_argument("--min-size", type=int, help="to which torchvision's detectors resize (default: their 800)")
+    parser.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the pictures' sizes alone")
     parser.add_argument("--pictures", type=int, default=1, help="of one size, in turns")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
@@ -55,6 +56,7 @@ def main() -> None:
         rounds=options.rounds,
         warm_up=options.warm_up,
         threads=options.threads,
+        fixed_sizes=options.fixed_sizes,
         note=NOTE,
         steps=Steps(True),
     )

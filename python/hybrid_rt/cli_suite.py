@@ -46,6 +46,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--runtimes", default=",".join(RUNTIMES), help=f"comma-separated, of {', '.join(RUNTIMES)} (default: all)"
     )
     group.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, what pays)")
+    group.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the pictures' sizes alone")
     group.add_argument("--warm-up", type=int, default=2, help="calls a picture that are not timed (default: 2)")
 
 
@@ -67,6 +68,7 @@ def run_suite(options: argparse.Namespace) -> int:
         warm_up=options.warm_up,
         threads=threads,
         segments=options.segments if options.segments == "auto" else options.segments.split(","),
+        fixed_sizes=options.fixed_sizes,
         steps=Steps(None),
     )
     if options.json:

@@ -14,7 +14,7 @@ from PIL import Image
 from small_detectors import ListDetector, SmallDetector, small_picture
 from torch import Tensor, nn
 
-from hybrid_rt import OptionError
+from hybrid_rt import OptionError, inspect
 from hybrid_rt.boxes import BoxMatch
 from hybrid_rt.cli import main
 from hybrid_rt.measure import Latency
@@ -197,6 +197,14 @@ def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
     assert results[0].differences == []
     assert results[1].differences[0].startswith("picture 0: ")
     assert "boxes found again" in results[1].differences[0]
+
+
+def test_hybrids_of_fixed_sizes_take_the_pictures_alone(tmp_path: Path) -> None:
+    chosen = cases(["torchscript"], runtimes=["hybrid-cpp"])
+    run(subject(), chosen, tmp_path, rounds=1, warm_up=0, threads=1, segments=["backbone"], fixed_sizes=True)
+    (segment,) = inspect(tmp_path / "hybrid_torchscript_fp32.pt")["segments"]
+    (picture,) = segment["variants"][0]["inputs"]
+    assert picture["min"][2:] == picture["max"][2:] == [32, 32]
 
 
 def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:

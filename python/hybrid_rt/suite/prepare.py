@@ -46,6 +46,7 @@ def _prepare(job: dict[str, Any]) -> dict[str, Any]:
             ([pictures[0]],),
             path,
             segments=job["segments"],
+            shapes=[tuple(size) for size in job["shapes"]] if job["shapes"] else None,
             engine=[f"{job['engine']}:{job['precision']}"],
             fallback=False,
             verify=False,  # whatever it finds is compared with eager's, and shown

@@ -28,6 +28,7 @@ def run_all(
     warm_up: int,
     threads: int,
     segments: str | list[str] = "auto",
+    fixed_sizes: bool = False,
     note: str = "",
     steps: Steps | None = None,
 ) -> tuple[Machine, list[Result]]:
@@ -42,6 +43,7 @@ def run_all(
         warm_up: not timed.
         threads: for a call.
         segments: of the hybrids.
+        fixed_sizes: of the hybrids.
         note: a sentence for the page.
         steps: shows progress.
 
@@ -70,6 +72,7 @@ def run_all(
                 warm_up=warm_up,
                 threads=threads,
                 segments=segments,
+                fixed_sizes=fixed_sizes,
                 steps=steps,
             )
         results += own

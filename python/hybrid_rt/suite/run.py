@@ -140,6 +140,7 @@ def run(
     warm_up: int = 2,
     threads: int = 0,
     segments: str | list[str] = "auto",
+    fixed_sizes: bool = False,
     steps: Steps | None = None,
 ) -> list[Result]:
     """Runs all cases of a detector.
@@ -152,6 +153,7 @@ def run(
         warm_up: calls of each on each picture before, not counted; the first one is reported apart.
         threads: that a call may use; 0: as many as torch does.
         segments: of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the others.
+        fixed_sizes: compile the hybrids for the pictures' sizes alone; else for any that the detector takes.
         steps: shows progress.
 
     Returns:
@@ -164,7 +166,7 @@ def run(
         if value < least:
             raise OptionError.make("bench", name, expected=f"at least {least}", got=str(value))
     run_of = _Run(subject, folder, threads or torch.get_num_threads(), steps or Steps(False))
-    results = run_of.prepare(cases, segments)
+    results = run_of.prepare(cases, segments, fixed_sizes)
     return run_of.measure(results, rounds, warm_up)
 
 
@@ -200,23 +202,24 @@ class _Run:
             ) from error
         torchscript.save(torchscript.script(_Pictures(subject.pictures)), self._pictures)
 
-    def prepare(self, cases: Sequence[Case], segments: str | list[str]) -> list[Result]:
+    def prepare(self, cases: Sequence[Case], segments: str | list[str], fixed_sizes: bool) -> list[Result]:
         """Makes the files; cases that run the same one share it."""
         made: dict[str, Result] = {}
+        shapes = sorted({tuple(picture.shape[1:]) for picture in self._subject.pictures}) if fixed_sizes else None
         for case in cases:
             if case.kind in ("eager", "compile"):
                 made[case.file] = Result(self._subject.name, case, file_bytes=self._detector.stat().st_size)
             elif case.file not in made:
                 with self._steps.step(f"{self._subject.name}: prepare {case.file}"):
-                    made[case.file], used = self._prepare(case, segments)
+                    made[case.file], used = self._prepare(case, {"segments": segments, "shapes": shapes})
                 if segments == "auto" and used:
                     segments = used
         return [replace(made[case.file], case=case) for case in cases]
 
-    def _prepare(self, case: Case, segments: str | list[str]) -> tuple[Result, list[str]]:
+    def _prepare(self, case: Case, options: dict[str, Any]) -> tuple[Result, list[str]]:
         result = Result(self._subject.name, case)
         path = self._path(case)
-        job = self._job(case) | {"detector": str(self._detector), "segments": segments}
+        job = self._job(case) | {"detector": str(self._detector), **options}
         command = [sys.executable, "-m", "hybrid_rt.suite.prepare", self._job_file(f"prepare_{case.file}", job)]
         try:
             log = self._folder / f"prepare_{case.file}.log"
