@@ -278,11 +278,11 @@ def test_engines_of_other_providers_are_not_shared(monkeypatch: pytest.MonkeyPat
     artifact = artifact_of(dynamic_program())
     first = engine_module(dynamic_program(), [artifact])
     first(pictures())
-    monkeypatch.setenv("HYBRID_RT_ONNXRUNTIME_PROVIDERS", "Azure")
+    monkeypatch.setenv("HYBRID_RT_ONNXRUNTIME_PROVIDERS", "AZURE")
     second = engine_module(dynamic_program(), [artifact])
     second(pictures())
     assert "fp32, CPU, " in first.engine.choice()
-    assert "Azure" in second.engine.choice()
+    assert "AZURE" in second.engine.choice()
 
 
 TELL = """
