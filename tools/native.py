@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,10 +10,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import openvino
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# Of each vendor: the variable that names its library, its package, and the library within it.
+_LIBRARIES = (
+    ("HYBRID_RT_OPENVINO_LIBRARY", "openvino", "libs/libopenvino_c.so*"),
+    ("HYBRID_RT_ONNXRUNTIME_LIBRARY", "onnxruntime", "capi/libonnxruntime.so*"),
+    ("HYBRID_RT_TVM_LIBRARY", "tvm", "lib/libtvm_runtime.so"),
+)
+
+
+def _libraries() -> dict[str, str]:
+    """The build folder's library does not lie beside the vendors' packages as the installed one does."""
+    named = {}
+    for variable, package, pattern in _LIBRARIES:
+        spec = importlib.util.find_spec(package)
+        folders = (spec and spec.submodule_search_locations) or ()
+        for path in sorted(path for folder in folders for path in Path(folder).glob(pattern)):
+            named[variable] = str(path)
+    return named
 
 
 def program(name: str) -> Path:
@@ -25,11 +44,9 @@ def program(name: str) -> Path:
 
 def run(name: str, *arguments: object) -> dict[str, Any]:
     """Runs the program and reads the JSON that it prints; ends the process with its message if it fails."""
-    # The build folder's library does not lie beside the openvino package as the installed one does.
-    (library,) = (Path(openvino.__file__).parent / "libs").glob("libopenvino_c.so*")
     command = [str(part) for part in (program(name), *arguments)]
     environment = {
-        "HYBRID_RT_OPENVINO_LIBRARY": str(library),
+        **_libraries(),
         "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib"),  # torchvision's library needs all of libtorch
         **os.environ,
     }

@@ -52,7 +52,7 @@ class EngineCache {
 
   std::shared_ptr<Engine> get_or_load(const ArtifactSpec& spec, const std::vector<at::Tensor>& blobs,
                                       const EngineOptions& options) {
-    const auto entry = entry_of(key_of(spec, options));
+    const auto entry = entry_of(key_of(spec, options) + "|" + backend(spec.backend).settings());
     // Held while the engine loads: a second caller of the same artifact waits for it, others go on.
     const std::lock_guard lock(entry->mutex);
     if (auto engine = entry->engine.lock()) return engine;

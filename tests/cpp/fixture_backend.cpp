@@ -1,10 +1,12 @@
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "hybrid_rt/backend.h"
 
 // A backend that does what the artifact's requirements say: {"refuse": reason}, {"fail": message}, {"throw": message},
 // {"fail_to_run": message}.
+// $HYBRID_RT_FIXTURE_SETTINGS is its settings.
 // Its engine returns its inputs; the description counts the engines that were made.
 
 namespace {
@@ -48,6 +50,11 @@ class FixtureBackend : public hybrid_rt::Backend {
     const auto to_run = spec.requirements.find("fail_to_run");
     return std::make_shared<FixtureEngine>("fixture engine " + std::to_string(++made_),
                                            to_run == spec.requirements.end() ? "" : to_run->second);
+  }
+
+  std::string settings() override {
+    const char* named = std::getenv("HYBRID_RT_FIXTURE_SETTINGS");
+    return named == nullptr ? "" : named;
   }
 
  private:

@@ -294,6 +294,17 @@ TEST_CASE("other bytes or other options get an engine of their own") {
   CHECK(Variants().add().choose("", 1).engine != first);
 }
 
+TEST_CASE("engines are not shared between loads under other settings of the backend") {
+  Variants variants;
+  variants.add();
+  const auto first = variants.choose().engine;
+  {
+    const TemporaryVariable settings("HYBRID_RT_FIXTURE_SETTINGS", "another");
+    CHECK(variants.choose().engine != first);
+  }
+  CHECK(variants.choose().engine == first);
+}
+
 TEST_CASE("an engine goes when its last user goes") {
   Variants variants;
   variants.add();

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import gc
+import importlib.util
 import os
 import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch._inductor.config
 import torchvision
+from bundle_surgery import run_python
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hybrid_rt
-from hybrid_rt import BackendError, registry
+from hybrid_rt import BackendError, artifact_file, registry
 from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.specs import Artifact, blob_from_bytes
@@ -131,10 +136,12 @@ def test_libraries_that_follow_one_another_are_not_mixed_up() -> None:
     runs = [engine(seed=seed) for seed in (0, 1)]
     right = [program(seed).members[0].module(*x) for seed in (0, 1)]
     assert not torch.allclose(*right)
+    for run in runs:
+        run(*x)  # loads it
     before = descriptors()
     for i in (0, 1, 0, 1, 1, 0):
         torch.testing.assert_close(runs[i](*x), right[i])
-        runs[i] = engine(seed=i)  # the one before goes, and its descriptor's number with it
+        runs[i] = engine(seed=i)  # the one before goes
         gc.collect()
     assert descriptors() == before
 
@@ -152,6 +159,64 @@ def test_a_loaded_library_is_on_no_disk() -> None:
     assert not [
         path for path in paths if path.endswith(".so") and "/lib/libhybrid_rt" not in path and "_native" not in path
     ]
+
+
+def names_of_loaded_libraries() -> list[str]:
+    """As the linker tells them to those who read the debug information of what is loaded."""
+    names: list[str] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_LinkerInfo), ctypes.c_size_t, ctypes.c_void_p)
+    def take(info: Any, size: int, data: Any) -> int:
+        names.append((info.contents.name or b"").decode())
+        return 0
+
+    ctypes.CDLL(None).dl_iterate_phdr(take, None)
+    return names
+
+
+class _LinkerInfo(ctypes.Structure):
+    """How ``struct dl_phdr_info`` begins."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("name", ctypes.c_char_p))
+
+
+@needs_compiler
+def test_a_loaded_librarys_path_leads_to_it_and_to_no_other_file(tmp_path: Path) -> None:
+    run = engine()
+    run(*inputs())
+    with contextlib.ExitStack() as files:
+        for i in range(20):  # they take the numbers of descriptors that were closed
+            files.enter_context((tmp_path / f"{i}").open("w"))
+        for _ in range(2):
+            paths = [name for name in names_of_loaded_libraries() if name.startswith("/proc/self/fd/")]
+            assert paths
+            assert [path for path in paths if "memfd:hybrid_rt" not in os.readlink(path)] == []
+            run = None  # the library stays loaded
+            gc.collect()
+
+
+IMPORT_TVM = """
+import sys, tempfile
+from pathlib import Path
+import test_backend_aot_inductor as tests
+from hybrid_rt import artifact_file
+from hybrid_rt.engine_module import engine_module
+artifact = artifact_file.read(Path(sys.argv[1]), key="key")
+engine_module(tests.program(), [artifact])(*tests.inputs())
+files = [tempfile.TemporaryFile() for _ in range(20)]
+import tvm
+print("imported")
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the tvm package is not installed")
+def test_tvm_can_be_imported_afterwards(tmp_path: Path) -> None:
+    """It reads the debug information of every loaded library by its path."""
+    path = tmp_path / "segment.artifact"
+    artifact_file.write(path, artifact(), key="key", segment="segment")
+    done = run_python(IMPORT_TVM, path)
+    assert (done.returncode, done.stdout.strip()) == (0, "imported"), done.stderr
 
 
 @needs_compiler

@@ -271,6 +271,20 @@ def test_a_provider_that_the_library_has_not_is_refused(named: str, monkeypatch:
         engine_of(dynamic_program())(pictures())
 
 
+@pytest.mark.skipif(
+    "AzureExecutionProvider" not in onnxruntime.get_available_providers(), reason="this build has the CPU's alone"
+)
+def test_engines_of_other_providers_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = artifact_of(dynamic_program())
+    first = engine_module(dynamic_program(), [artifact])
+    first(pictures())
+    monkeypatch.setenv("HYBRID_RT_ONNXRUNTIME_PROVIDERS", "AZURE")
+    second = engine_module(dynamic_program(), [artifact])
+    second(pictures())
+    assert "fp32, CPU, " in first.engine.choice()
+    assert "AZURE" in second.engine.choice()
+
+
 TELL = """
 import hybrid_rt
 print({info.name: info.reason for info in hybrid_rt.backends()}["onnxruntime"])

@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "hybrid_rt/error.h"
-#include "library.h"
 
 namespace hybrid_rt::aot_inductor {
 namespace {
@@ -54,15 +53,14 @@ AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor&
     : conditions_(std::move(conditions)),
       outputs_(spec.outputs.size()),
       precision_(spec.precision),
-      threads_(options.threads > 0 ? options.threads : at::get_num_threads()) {
+      threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
+      file_(spec.blob("library").sha256, library) {
   make_torch_visible();
-  // Closed after this: the loaded library keeps its pages, and the loader has read what it reads of the file.
-  const LibraryFile file(library);
   // One runner for each call that can make progress at the same time; they share the weights.
   const size_t runners = std::max(2U, std::thread::hardware_concurrency());
   runner_ = guarded("artifact", "a library that torch " TORCH_VERSION " opens",
                     "Convert the detector again with the torch that is installed here.", [&] {
-                      return std::make_unique<torch::inductor::AOTIModelContainerRunnerCpu>(file.path(), runners);
+                      return std::make_unique<torch::inductor::AOTIModelContainerRunnerCpu>(file_.path(), runners);
                     });
 }
 

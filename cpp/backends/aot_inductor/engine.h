@@ -9,6 +9,7 @@
 #include "hybrid_rt/conditions.h"
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/specs.h"
+#include "library.h"
 
 namespace hybrid_rt::aot_inductor {
 
@@ -28,6 +29,7 @@ class AotInductorEngine : public Engine {
   size_t outputs_;
   std::string precision_;
   int threads_;
+  SharedLibraryFile file_;  // outlives the runner, which unloads the library
   std::unique_ptr<torch::inductor::AOTIModelContainerRunnerCpu> runner_;
 };
 

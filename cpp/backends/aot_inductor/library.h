@@ -2,26 +2,29 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <string>
+
+#include "hybrid_rt/library_file.h"
 
 namespace hybrid_rt::aot_inductor {
 
-/// A shared object's bytes as a file in memory, which dlopen can open; nothing is on disk. The file lives as long as
-/// this object or a mapping of it does.
-class LibraryFile {
+/// The file in memory of the library with that digest, one for all engines that are made of it: what inductor compiles
+/// has unique symbols (GCC's for inline variables), so the linker never unloads it, and each other copy would stay too.
+class SharedLibraryFile {
  public:
   /// Throws Error(kBackend) where the system gives no such file.
-  explicit LibraryFile(const at::Tensor& bytes);
-  LibraryFile(const LibraryFile&) = delete;
-  LibraryFile& operator=(const LibraryFile&) = delete;
-  ~LibraryFile();
+  SharedLibraryFile(std::string digest, const at::Tensor& bytes);
+  SharedLibraryFile(const SharedLibraryFile&) = delete;
+  SharedLibraryFile& operator=(const SharedLibraryFile&) = delete;
+  /// The last one gives the memory back, unless the library is still loaded.
+  ~SharedLibraryFile();
 
-  /// A path that no other library of this process was ever opened by.
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return file_->path(); }
 
  private:
-  int descriptor_;
-  std::string path_;
+  std::string digest_;
+  std::shared_ptr<const LibraryFile> file_;
 };
 
 /// Lets a library that names none of its dependencies find torch's functions. Throws Error(kBackend).

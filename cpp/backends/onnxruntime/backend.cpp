@@ -30,14 +30,17 @@ class OnnxRuntimeBackend : public Backend {
 
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
                                const EngineOptions& options) override {
-    const Library& library = Library::instance();
-    if (!library.is_open()) {
-      throw Error(ErrorKind::kBackend, "onnxruntime", "library", "ONNX Runtime", library.reason(), "");
-    }
+    Library::instance().require_open("ONNX Runtime");
     const auto bytes = [&](std::string_view name) {
       return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
     };
     return std::make_shared<OnnxRuntimeEngine>(spec, bytes("model"), bytes("weights"), options);
+  }
+
+  std::string settings() override {
+    std::string names;
+    for (const std::string& name : wanted_providers()) names += name + ",";
+    return names;
   }
 };
 

@@ -1,37 +1,12 @@
 #include "library.h"
 
-#include <dlfcn.h>
-
-#include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/log.h"
 
 namespace hybrid_rt::onnxruntime {
 namespace {
-
-namespace fs = std::filesystem;
-
-constexpr char kInstall[] = "Install it: pip install onnxruntime.";
-
-std::vector<std::string> candidates() {
-  if (const char* named = std::getenv("HYBRID_RT_ONNXRUNTIME_LIBRARY")) return {named};
-  std::vector<std::string> found;
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&candidates), &info) != 0 && info.dli_fname != nullptr) {
-    // site-packages/hybrid_rt/lib/this -> site-packages/onnxruntime/capi
-    std::error_code failed;
-    const fs::path capi = fs::absolute(info.dli_fname, failed).parent_path() / ".." / ".." / "onnxruntime" / "capi";
-    for (const auto& entry : fs::directory_iterator(capi, failed)) {
-      if (entry.path().filename().string().rfind("libonnxruntime.so", 0) == 0) found.push_back(entry.path().string());
-    }
-  }
-  found.emplace_back("libonnxruntime.so.1");
-  found.emplace_back("libonnxruntime.so");
-  return found;
-}
 
 LogLevel level_of(LogSeverity severity) {
   switch (severity) {
@@ -61,31 +36,30 @@ const Library& Library::instance() {
   return *library;
 }
 
-Library::Library() {
+Library::Library()
+    : VendorLibrary({"onnxruntime",
+                     "ONNX Runtime's library",
+                     "onnxruntime",
+                     "HYBRID_RT_ONNXRUNTIME_LIBRARY",
+                     "onnxruntime/capi",
+                     "libonnxruntime.so",
+                     {"libonnxruntime.so.1", "libonnxruntime.so"}}) {
   reason_ = open();
+  if (reason_.empty()) reason_ = resolve_all();
   if (reason_.empty()) reason_ = make_env();
   if (reason_.empty()) reason_ = list_providers();
 }
 
-std::string Library::open() {
-  std::string tried;
-  for (const std::string& path : candidates()) {
-    if (void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return resolve(handle, path);
-    tried += std::string(tried.empty() ? "" : "; ") + dlerror();
-  }
-  return "ONNX Runtime's library can't be opened (" + tried + "). " + kInstall;
-}
-
-std::string Library::resolve(void* handle, const std::string& path) {
-  const auto base = reinterpret_cast<const ApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
-  if (base == nullptr) return path + " is not ONNX Runtime's library: it has no OrtGetApiBase. " + kInstall;
+std::string Library::resolve_all() {
+  const auto base = reinterpret_cast<const ApiBase* (*)()>(dlsym(handle_, "OrtGetApiBase"));
+  if (base == nullptr) return path_ + " is not ONNX Runtime's library: it has no OrtGetApiBase. " + install();
   version_ = base()->version();
   // Asked before the table is: an older library tells on stderr that it has none of that version.
   const bool is_old = version_.rfind("0.", 0) == 0 ||
                       (version_.rfind("1.", 0) == 0 && std::atoi(version_.c_str() + 2) < static_cast<int>(kApiVersion));
   void* const* table = is_old ? nullptr : base()->get_api(kApiVersion);
   if (table == nullptr) {
-    return "ONNX Runtime " + version_ + " is installed (" + path + "), but 1." + std::to_string(kApiVersion) +
+    return "ONNX Runtime " + version_ + " is installed (" + path_ + "), but 1." + std::to_string(kApiVersion) +
            " or newer is needed. Upgrade it: pip install -U onnxruntime.";
   }
 #define HYBRID_RT_RESOLVE(name, place, ...) functions_.name = reinterpret_cast<decltype(functions_.name)>(table[place]);

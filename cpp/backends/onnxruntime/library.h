@@ -3,20 +3,17 @@
 #include <string>
 #include <vector>
 
+#include "hybrid_rt/vendor_library.h"
 #include "interface.h"
 
 namespace hybrid_rt::onnxruntime {
 
 /// The library of this process, opened by the first call: the file that HYBRID_RT_ONNXRUNTIME_LIBRARY names, else the
 /// onnxruntime package beside hybrid_rt in site-packages, else what the dynamic linker finds.
-class Library {
+class Library : public VendorLibrary {
  public:
   static const Library& instance();
 
-  bool is_open() const { return reason_.empty(); }
-  /// Why it can't be used, with the remedy; empty if it can.
-  const std::string& reason() const { return reason_; }
-  const std::string& version() const { return version_; }
   /// The execution providers that it was built with, without "ExecutionProvider": "CPU", "CUDA", ...
   const std::vector<std::string>& providers() const { return providers_; }
 
@@ -29,8 +26,7 @@ class Library {
 
  private:
   Library();
-  std::string open();
-  std::string resolve(void* handle, const std::string& path);
+  std::string resolve_all();
   std::string make_env();
   std::string list_providers();
   /// The message of a failure, which is released; empty for success.
@@ -38,8 +34,6 @@ class Library {
 
   Functions functions_;
   Env* env_ = nullptr;
-  std::string reason_;
-  std::string version_;
   std::vector<std::string> providers_;
 };
 

@@ -24,10 +24,7 @@ class OpenVinoBackend : public Backend {
 
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
                                const EngineOptions& options) override {
-    const Library& library = Library::instance();
-    if (!library.is_open()) {
-      throw Error(ErrorKind::kBackend, "openvino", "library", "OpenVINO", library.reason(), "");
-    }
+    Library::instance().require_open("OpenVINO");
     const auto bytes = [&](std::string_view name) {
       return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
     };

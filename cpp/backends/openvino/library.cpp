@@ -1,64 +1,32 @@
 #include "library.h"
 
-#include <dlfcn.h>
-
 #include <openvino/core/version.hpp>
-
-#include <cstdlib>
-#include <filesystem>
-#include <vector>
 
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt::openvino {
-namespace {
-
-namespace fs = std::filesystem;
-
-constexpr char kInstall[] = "Install it: pip install openvino.";
-
-std::vector<std::string> candidates() {
-  if (const char* named = std::getenv("HYBRID_RT_OPENVINO_LIBRARY")) return {named};
-  std::vector<std::string> found;
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&candidates), &info) != 0 && info.dli_fname != nullptr) {
-    // site-packages/hybrid_rt/lib/this -> site-packages/openvino/libs
-    std::error_code failed;
-    const fs::path libs = fs::absolute(info.dli_fname, failed).parent_path() / ".." / ".." / "openvino" / "libs";
-    for (const auto& entry : fs::directory_iterator(libs, failed)) {
-      if (entry.path().filename().string().rfind("libopenvino_c.so", 0) == 0) found.push_back(entry.path().string());
-    }
-  }
-  found.emplace_back("libopenvino_c.so");
-  return found;
-}
-
-}  // namespace
-
 const Library& Library::instance() {
   static const Library* library = new Library();
   return *library;
 }
 
-Library::Library() {
+Library::Library()
+    : VendorLibrary({"openvino",
+                     "OpenVINO's library",
+                     "openvino",
+                     "HYBRID_RT_OPENVINO_LIBRARY",
+                     "openvino/libs",
+                     "libopenvino_c.so",
+                     {"libopenvino_c.so"}}) {
   reason_ = open();
+  if (reason_.empty()) reason_ = resolve_all();
   if (reason_.empty()) reason_ = check_version();
   if (reason_.empty()) reason_ = make_core();
 }
 
-std::string Library::open() {
-  std::string tried;
-  for (const std::string& path : candidates()) {
-    if (void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return resolve(handle);
-    tried += std::string(tried.empty() ? "" : "; ") + dlerror();
-  }
-  return "OpenVINO's library can't be opened (" + tried + "). " + kInstall;
-}
-
-std::string Library::resolve(void* handle) {
-#define HYBRID_RT_RESOLVE(name)                                                        \
-  functions_.name = reinterpret_cast<decltype(functions_.name)>(dlsym(handle, #name)); \
-  if (functions_.name == nullptr) return "OpenVINO's library lacks " #name ". Upgrade it: pip install -U openvino.";
+std::string Library::resolve_all() {
+#define HYBRID_RT_RESOLVE(name) \
+  if (std::string reason = resolve(handle_, #name, functions_.name); !reason.empty()) return reason;
   HYBRID_RT_OPENVINO_FUNCTIONS(HYBRID_RT_RESOLVE)
 #undef HYBRID_RT_RESOLVE
   return "";

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "hybrid_rt/vendor_library.h"
+
 namespace hybrid_rt::openvino {
 
 // The functions of OpenVINO's C interface that are used, resolved at run time: no version of the library is needed to
@@ -44,14 +46,9 @@ struct Functions {
 
 /// The library of this process, opened by the first call: the file that HYBRID_RT_OPENVINO_LIBRARY names, else the
 /// openvino package beside hybrid_rt in site-packages, else what the dynamic linker finds.
-class Library {
+class Library : public VendorLibrary {
  public:
   static const Library& instance();
-
-  bool is_open() const { return reason_.empty(); }
-  /// Why it can't be used, with the remedy; empty if it can.
-  const std::string& reason() const { return reason_; }
-  const std::string& version() const { return version_; }
   bool has_native_bf16() const { return has_native_bf16_; }
 
   const Functions& functions() const { return functions_; }
@@ -63,15 +60,12 @@ class Library {
 
  private:
   Library();
-  std::string open();
-  std::string resolve(void* handle);
+  std::string resolve_all();
   std::string check_version();
   std::string make_core();
 
   Functions functions_;
   ov_core_t* core_ = nullptr;
-  std::string reason_;
-  std::string version_;
   bool has_native_bf16_ = false;
 };
 

@@ -23,10 +23,7 @@ class TvmBackend : public Backend {
 
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
                                const EngineOptions& options) override {
-    const Library& library = Library::instance();
-    if (!library.is_open()) {
-      throw Error(ErrorKind::kBackend, "tvm", "library", "TVM's runtime", library.reason(), "");
-    }
+    Library::instance().require_open("TVM's runtime");
     const auto bytes = [&](std::string_view name) {
       return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
     };

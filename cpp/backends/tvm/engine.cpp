@@ -179,7 +179,7 @@ TvmEngine::TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Condit
     : conditions_(std::move(conditions)),
       outputs_(spec.outputs),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
-      file_(library),
+      file_("tvm", library),
       // TVM's general function takes the format from the path's ending, which this one lacks.
       library_(Library::instance()
                    .global("ffi.Module.load_from_file.so")

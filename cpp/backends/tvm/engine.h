@@ -7,9 +7,9 @@
 
 #include "hybrid_rt/conditions.h"
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/library_file.h"
 #include "hybrid_rt/specs.h"
 #include "library.h"
-#include "memory_file.h"
 #include "worker.h"
 
 namespace hybrid_rt::tvm {
@@ -41,7 +41,7 @@ class TvmEngine : public Engine {
   Conditions conditions_;
   std::vector<TensorSpec> outputs_;
   int threads_;
-  MemoryFile file_;
+  LibraryFile file_;
   Value library_;  // unloaded before its file is closed
   std::string description_;
 

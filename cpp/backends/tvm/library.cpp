@@ -1,8 +1,5 @@
 #include "library.h"
 
-#include <dlfcn.h>
-
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <regex>
@@ -14,33 +11,6 @@ namespace hybrid_rt::tvm {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr char kInstall[] = "Install it: pip install apache-tvm.";
-
-std::vector<std::string> candidates() {
-  if (const char* named = std::getenv("HYBRID_RT_TVM_LIBRARY")) return {named};
-  std::vector<std::string> found;
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&candidates), &info) != 0 && info.dli_fname != nullptr) {
-    // site-packages/hybrid_rt/lib/this -> site-packages/tvm/lib
-    std::error_code failed;
-    const fs::path packages = fs::absolute(info.dli_fname, failed).parent_path() / ".." / "..";
-    const fs::path library = packages / "tvm" / "lib" / "libtvm_runtime.so";
-    if (fs::exists(library, failed)) found.push_back(fs::weakly_canonical(library, failed).string());
-  }
-  found.emplace_back("libtvm_runtime.so");
-  return found;
-}
-
-/// The library that the runtime is linked to: that of the tvm_ffi package beside the tvm package, or the linker's. The
-/// runtime and the compiled segments look its functions up by name, hence RTLD_GLOBAL.
-void* open_interface(const std::string& runtime) {
-  const fs::path packages = fs::path(runtime).parent_path() / ".." / "..";
-  std::error_code failed;
-  const fs::path beside = fs::weakly_canonical(packages / "tvm_ffi" / "lib" / "libtvm_ffi.so", failed);
-  if (fs::exists(beside, failed)) return dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  return dlopen("libtvm_ffi.so", RTLD_NOW | RTLD_GLOBAL);
-}
 
 std::string path_of(const void* handle_symbol) {
   Dl_info info{};
@@ -93,32 +63,34 @@ const Library& Library::instance() {
   return *library;
 }
 
-Library::Library() {
-  reason_ = open();
+Library::Library()
+    : VendorLibrary({"tvm",
+                     "TVM's runtime",
+                     "apache-tvm",
+                     "HYBRID_RT_TVM_LIBRARY",
+                     "tvm/lib",
+                     "libtvm_runtime.so",
+                     {"libtvm_runtime.so"}}) {
+  reason_ = open([this](const std::string& path) { return open_interface(path); });
+  if (reason_.empty()) reason_ = resolve_all();
   if (reason_.empty()) reason_ = check_version();
 }
 
-std::string Library::open() {
-  std::string tried;
-  for (const std::string& path : candidates()) {
-    void* interface = open_interface(path);
-    if (interface == nullptr) {
-      tried += std::string(tried.empty() ? "" : "; ") + path + ": " + dlerror();
-      continue;
-    }
-    if (void* runtime = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-      if (const void* symbol = dlsym(runtime, "TVMBackendParallelLaunch")) path_ = path_of(symbol);
-      return resolve(interface);
-    }
-    tried += std::string(tried.empty() ? "" : "; ") + dlerror();
-  }
-  return "TVM's runtime can't be opened (" + tried + "). " + kInstall;
+/// The library that the runtime is linked to: that of the tvm_ffi package beside the tvm package, or the linker's. The
+/// runtime and the compiled segments look its functions up by name, hence RTLD_GLOBAL.
+std::string Library::open_interface(const std::string& runtime) {
+  const fs::path packages = fs::path(runtime).parent_path() / ".." / "..";
+  std::error_code failed;
+  const fs::path beside = fs::weakly_canonical(packages / "tvm_ffi" / "lib" / "libtvm_ffi.so", failed);
+  interface_ = dlopen(fs::exists(beside, failed) ? beside.c_str() : "libtvm_ffi.so", RTLD_NOW | RTLD_GLOBAL);
+  return interface_ == nullptr ? runtime + ": " + dlerror() : "";
 }
 
-std::string Library::resolve(void* handle) {
-#define HYBRID_RT_RESOLVE(name)                                                        \
-  functions_.name = reinterpret_cast<decltype(functions_.name)>(dlsym(handle, #name)); \
-  if (functions_.name == nullptr) return "TVM's library lacks " #name ". Upgrade it: pip install -U apache-tvm.";
+std::string Library::resolve_all() {
+  // As the linker found it, where it was asked by a bare name.
+  if (const void* symbol = dlsym(handle_, "TVMBackendParallelLaunch")) path_ = path_of(symbol);
+#define HYBRID_RT_RESOLVE(name) \
+  if (std::string reason = resolve(interface_, #name, functions_.name); !reason.empty()) return reason;
   HYBRID_RT_TVM_FUNCTIONS(HYBRID_RT_RESOLVE)
 #undef HYBRID_RT_RESOLVE
   return "";
@@ -141,7 +113,7 @@ std::string Library::check_version() {
   const std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   std::smatch match;
   if (!std::regex_search(text, match, std::regex(R"(\n__version__ = [^\n]*'(\d+(\.\d+)*)[^\n]*')"))) {
-    return "TVM's version can't be told: " + file.string() + " is not there or names none. " + kInstall;
+    return "TVM's version can't be told: " + file.string() + " is not there or names none. " + install();
   }
   version_ = match[1];
   return "";

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "hybrid_rt/vendor_library.h"
+
 namespace hybrid_rt::tvm {
 
 // The functions of TVM's C interface that are used, resolved at run time: no version of the library is needed to link,
@@ -53,14 +55,9 @@ TVMFFIAny argument(const char* text);
 
 /// The library of this process, opened by the first call: the file that HYBRID_RT_TVM_LIBRARY names, else that of the
 /// tvm package beside hybrid_rt in site-packages, else what the dynamic linker finds.
-class Library {
+class Library : public VendorLibrary {
  public:
   static const Library& instance();
-
-  bool is_open() const { return reason_.empty(); }
-  /// Why it can't be used, with the remedy; empty if it can.
-  const std::string& reason() const { return reason_; }
-  const std::string& version() const { return version_; }
   const Functions& functions() const { return functions_; }
 
   /// A function that TVM registers. Throws Error(kBackend) if there is none of that name.
@@ -70,14 +67,12 @@ class Library {
 
  private:
   Library();
-  std::string open();
-  std::string resolve(void* handle);
+  std::string open_interface(const std::string& runtime);
+  std::string resolve_all();
   std::string check_version();
 
   Functions functions_;
-  std::string reason_;
-  std::string version_;
-  std::string path_;
+  void* interface_ = nullptr;  ///< libtvm_ffi.so, which has the functions
 };
 
 }  // namespace hybrid_rt::tvm

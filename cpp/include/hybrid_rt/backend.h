@@ -41,6 +41,10 @@ class Backend {
   /// what it needs of them alive. Throws Error(kBackend).
   virtual std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
                                        const EngineOptions& options) = 0;
+
+  /// What else load() goes by, such as environment variables: two loads share an engine only where this text is the
+  /// same. Does not throw.
+  virtual std::string settings() { return ""; }
 };
 
 /// What a plug-in `libhybrid_rt_NAME.so` exports as `hybrid_rt_plugin`. Compared before anything else is called.
@@ -51,7 +55,7 @@ struct PluginDescriptor {
   Backend* (*create)();
 };
 
-inline constexpr int kPluginAbiVersion = 2;
+inline constexpr int kPluginAbiVersion = 3;
 
 #define HYBRID_RT_STRINGIFY_IMPL(x) #x
 #define HYBRID_RT_STRINGIFY(x) HYBRID_RT_STRINGIFY_IMPL(x)

@@ -1,0 +1,64 @@
+#include "hybrid_rt/vendor_library.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Where this library lies: site-packages/hybrid_rt/lib, if it is installed. Empty if that can't be told.
+fs::path own_folder() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&own_folder), &info) == 0 || info.dli_fname == nullptr) return {};
+  std::error_code failed;
+  return fs::absolute(info.dli_fname, failed).parent_path();
+}
+
+}  // namespace
+
+std::vector<std::string> VendorLibrary::candidates() const {
+  if (const char* named = std::getenv(search_.variable.c_str())) return {named};
+  std::vector<std::string> found;
+  if (const fs::path own = own_folder(); !own.empty()) {
+    std::error_code failed;
+    for (const auto& entry : fs::directory_iterator(own / ".." / ".." / search_.folder, failed)) {
+      if (entry.path().filename().string().rfind(search_.prefix, 0) == 0) {
+        found.push_back(fs::weakly_canonical(entry.path(), failed).string());
+      }
+    }
+  }
+  found.insert(found.end(), search_.names.begin(), search_.names.end());
+  return found;
+}
+
+std::string VendorLibrary::open(const std::function<std::string(const std::string& path)>& prepare) {
+  std::string tried;
+  for (const std::string& path : candidates()) {
+    std::string failure = prepare ? prepare(path) : "";
+    if (failure.empty()) {
+      handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (handle_ != nullptr) {
+        path_ = path;
+        return "";
+      }
+      failure = dlerror();
+    }
+    tried += (tried.empty() ? "" : "; ") + failure;
+  }
+  return search_.name + " can't be opened (" + tried + "). " + install();
+}
+
+std::string VendorLibrary::lacks(const std::string& function) const {
+  return search_.name + " lacks " + function + ". Upgrade it: pip install -U " + search_.package + ".";
+}
+
+void VendorLibrary::require_open(const std::string& expected) const {
+  if (is_open()) return;
+  throw Error(ErrorKind::kBackend, search_.backend, "library", expected, reason_, "");
+}
+
+}  // namespace hybrid_rt
