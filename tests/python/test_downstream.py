@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_a_bundle_of_a_backend_that_is_not_installed_runs_on_the_next_variant(co
 
 
 UNUSABLE = {
-    "wrong_interface": "the plug-in was built for plug-in interface 3, this is hybrid_rt's 2; rebuild it",
+    "wrong_interface": "built for plug-in interface {next}, this is hybrid_rt's {interface}; rebuild it",
     "wrong_torch": "the plug-in was built with torch 1.13, this is torch {torch}; rebuild it",
     "misnamed": "libhybrid_rt_misnamed.so says that it is 'somebody_else'; rename the file or the backend",
     "no_entry": "libhybrid_rt_no_entry.so exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)",
@@ -188,7 +189,12 @@ def test_a_plugin_that_is_wrong_is_listed_with_the_reason(
     assert not info["available"]
     plugin = out_of_tree / "faulty" / f"libhybrid_rt_{fault}.so"
     assert info["run_reason"].startswith(f"hybrid_rt[{fault}]: plug-in: expected a usable {plugin}, got ")
-    assert UNUSABLE[fault].format(torch=".".join(torch.__version__.split(".")[:2])) in info["run_reason"]
+    header = (Path(hybrid_rt.__file__).parent / "include" / "hybrid_rt" / "backend.h").read_text()
+    interface = int(re.search(r"kPluginAbiVersion = (\d+)", header)[1])
+    expected = UNUSABLE[fault].format(
+        torch=".".join(torch.__version__.split(".")[:2]), interface=interface, next=interface + 1
+    )
+    assert expected in info["run_reason"]
     assert info["compile_reason"] == "no Python package brings its compiler"
 
 
