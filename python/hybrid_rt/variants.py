@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from . import registry
 from .backends.base import Backend
 from .capture import Program
 from .engine_module import EngineModule, make_engine, prepare, run_flat
-from .errors import CaptureError, OptionError, VerificationError
+from .errors import BackendError, CaptureError, HybridRTError, OptionError, VerificationError
 from .measure import benchmark
 from .observe import watch
 from .packing import pack
@@ -174,6 +175,30 @@ def _wanted(name: str, precision: str, scope: str) -> Wanted:
         got=f"'{own or precision}'",
         remedy="Take one that it has, or another engine.",
     )
+
+
+def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str) -> None:
+    """Warns of the candidates that could not compile a segment; that none could is an error.
+
+    Args:
+        name: the segment's.
+        count: how many could.
+        refusals: of those that could not.
+        scope: of the error's text.
+
+    Raises:
+        BackendError: none could; the text has each one's reason.
+    """
+    if not count:
+        raise BackendError.make(
+            scope,
+            f"segment '{name}'",
+            expected="an engine that compiles it",
+            got="\n  " + "\n  ".join(map(str, refusals)) + "\n",
+            remedy="Do what one of them says, or name a smaller submodule in segments=.",
+        )
+    for error in refusals:
+        warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
 
 
 def fastest_first(program: Program, artifacts: Sequence[Artifact]) -> tuple[list[Artifact], str]:
