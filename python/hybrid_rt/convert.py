@@ -90,11 +90,12 @@ def convert(
         engine: a backend's name; a list of names puts several variants into the file, best first, "openvino:bf16"
             names one with its precision; "auto": OpenVINO; "fastest": all that are installed but tvm, in the order of
             what is measured here; one that can't compile a segment is a warning.
-        precision: "fp32", or "bf16" for the engines that have it (TorchScript variants stay in fp32).
+        precision: "fp32", or "bf16" for the engines that have it ("torchscript" stays in fp32,
+            "torchscript:bf16" does not).
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
             produce; the example's size if it has none.
-        fallback: add a TorchScript variant as the last one, which runs wherever torch does.
+        fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, and refuse to save what differs.
         verify_inputs: further tuples of arguments to compare on.
         thresholds: what counts as equal, see :class:`hybrid_rt.Thresholds`; None: by precision.

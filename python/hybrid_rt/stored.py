@@ -23,6 +23,9 @@ from .second_size import second_shapes, tiled
 from .specs import TensorSpec
 from .structure import TENSOR, Structure
 
+CAPTURED = ("torchscript", "fp32")
+"""Backend and precision of the variant that is the segment as it was captured."""
+
 
 def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
     """A bundle's module as it was saved; no engine in it is prepared.
@@ -65,16 +68,17 @@ class SavedEngine:
         """The segments as TorchScript, each with the outputs (of all so far) that it is fed with.
 
         Raises:
-            OptionError: the file has no TorchScript variant.
+            OptionError: the file has no TorchScript variant in fp32. One in bf16 is not the segment as it was captured.
             BundleError: it has another number of segments.
         """
-        found = next((variant for variant in self.variants if variant["backend"] == "torchscript"), None)
+        kinds = [(variant["backend"], variant["precision"]) for variant in self.variants]
+        found = next((variant for variant, kind in zip(self.variants, kinds, strict=True) if kind == CAPTURED), None)
         if found is None:
             raise OptionError.make(
                 scope,
                 f"engine '{self.name}'",
-                expected="a TorchScript variant in the file, to take its segments from",
-                got=f"only {', '.join(variant['backend'] for variant in self.variants)}",
+                expected="a TorchScript variant in fp32 in the file, to take its segments from",
+                got=f"only {', '.join(map(':'.join, kinds))}",
                 remedy="Convert the detector with fallback=True.",
             )
         blob = unpack(found["blobs"][0], self.engine.blobs())

@@ -131,8 +131,8 @@ def choose_variants(
     Args:
         engine: a backend's name, a list of names, "auto", or "fastest": all that are installed and may win (not
             tvm). A name may say its precision, "openvino:bf16".
-        precision: of the others; TorchScript falls back to fp32.
-        fallback: add TorchScript as the last one.
+        precision: of the others but TorchScript: without a precision of its own it is the segment as it was captured.
+        fallback: add TorchScript in fp32 as the last one.
         scope: of the error's text.
 
     Raises:
@@ -141,7 +141,7 @@ def choose_variants(
     """
     if engine == FASTEST:
         names = [
-            info.name
+            f"{info.name}:{precision}"
             for info in registry.backends()
             if info.available and precision in info.precisions and registry.backend(info.name).is_candidate
         ]
@@ -149,7 +149,7 @@ def choose_variants(
         names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
     if not names:
         raise OptionError.make(scope, "engine", expected="'auto' or at least one backend", got="an empty list")
-    if fallback and not any(name.split(":")[0] == "torchscript" for name in names):
+    if fallback and not {"torchscript", "torchscript:fp32"}.intersection(names):
         names.append("torchscript")
     wanted = [_wanted(name, precision, scope) for name in names]
     if len({variant.name for variant in wanted}) < len(wanted):
@@ -164,10 +164,10 @@ def choose_variants(
 def _wanted(name: str, precision: str, scope: str) -> Wanted:
     backend_name, _, own = name.partition(":")
     backend = registry.backend(backend_name)
-    if own in backend.precisions or (not own and precision in backend.precisions):
-        return Wanted(backend, own or precision)
     if not own and backend.name == "torchscript":
         return Wanted(backend, "fp32")
+    if own in backend.precisions or (not own and precision in backend.precisions):
+        return Wanted(backend, own or precision)
     raise OptionError.make(
         scope,
         f"precision for {backend.name}",

@@ -142,7 +142,7 @@ def test_a_variant_that_computes_something_else_is_not_added(
 def test_without_a_torchscript_variant_nothing_can_be_added(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", fallback=False, measure=False)
-    with pytest.raises(OptionError, match=r"expected a TorchScript variant in the file.*fallback=True"):
+    with pytest.raises(OptionError, match=r"expected a TorchScript variant in fp32 in the file.*fallback=True"):
         hybrid_rt.add_variant(path, "openvino:bf16")
 
 

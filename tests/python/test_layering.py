@@ -30,7 +30,7 @@ LAYERS = [
         "boxes",
     },
     {"torchscript"},
-    {"script_graph"},
+    {"script_graph", "bfloat16"},
     {"observe", "onnx_export"},
     {"backends.base", "backends.tvm_tuning"},
     {"backends"},  # the folder: each backend in it
