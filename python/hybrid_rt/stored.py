@@ -19,7 +19,7 @@ from .contract import Contract, examples_for
 from .errors import BundleError, OptionError
 from .packing import unpack
 from .script_graph import ScriptGraph
-from .second_size import second_shapes, tiled
+from .second_size import second_shapes, small_shapes, tiled
 from .specs import TensorSpec
 from .structure import TENSOR, Structure
 
@@ -103,9 +103,11 @@ class SavedEngine:
         for entry, (script, sources) in zip(self.members, self.scripts(scope), strict=True):
             names = [spec.name for spec in self.inputs] if not sources else [f"input_{i}" for i in range(len(sources))]
             members.append(stored_member(entry, script, sources, names))
-        first = examples_for(Contract(self.name, self.inputs, self.outputs))
         ranges = [list(zip(spec.min, spec.max, strict=True)) for spec in self.inputs]
-        shapes = second_shapes([tensor.shape for tensor in first], ranges)
+        small = small_shapes([spec.opt for spec in self.inputs], ranges)
+        contract = Contract(self.name, self.inputs, self.outputs)
+        first = tuple(map(tiled, examples_for(contract), small))
+        shapes = second_shapes(small, ranges)
         program = Program(self.name, tuple(members), self.inputs, self.outputs, ())
         sizes = [first] + ([tuple(map(tiled, first, shapes))] if shapes else [])
         calls = [FlatCall(inputs, program.run(inputs)) for inputs in sizes]
