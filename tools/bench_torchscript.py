@@ -41,6 +41,7 @@ class Case:
     form: str = "frozen"  # eager, scripted, frozen, optimized
     profiling: bool = True
     channels_last: bool = False
+    bf16: bool = False
     threads: int | None = None
 
 
@@ -52,6 +53,7 @@ CASES = (
     Case("frozen, optimize_for_inference", form="optimized"),
     Case("frozen, no profiling executor", profiling=False),
     Case("frozen, channels_last", channels_last=True),
+    Case("frozen, channels_last, backbone in bf16", channels_last=True, bf16=True),
     Case("frozen, one thread", threads=1),
 )
 
@@ -64,10 +66,26 @@ def detector_of(name: str) -> tuple[nn.Module, Tensor]:
     return torchvision_detectors.build(name), picture
 
 
+class InBfloat16(nn.Module):
+    """A backbone that computes in bf16 and gives its features in float32, as the torchscript backend's bf16 does."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        """``backbone``: it is cast itself."""
+        super().__init__()
+        self.backbone = backbone.to(torch.bfloat16)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """As the backbone."""
+        features: dict[str, Tensor] = self.backbone(pictures.to(torch.bfloat16))
+        return {name: level.to(torch.float32) for name, level in features.items()}
+
+
 def prepared(detector: nn.Module, case: Case) -> nn.Module:
     """The detector in the form that the case asks for."""
     if case.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
+    if case.bf16:
+        detector.backbone = InBfloat16(detector.backbone)
     if case.form == "eager":
         return detector
     module = torch.jit.script(detector)
@@ -107,7 +125,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, d
     torch.save(detector_of(name), path)
     context = multiprocessing.get_context("spawn")
     connections, processes, results = {}, [], {}
-    for case in CASES:
+    for case in options.cases:
         connections[case.name], theirs = context.Pipe()
         process = context.Process(target=worker, args=(theirs, str(path), case, options.threads), daemon=True)
         process.start()
@@ -146,11 +164,13 @@ def main() -> None:
         "--detectors", nargs="+", default=["demo", "ssdlite320_mobilenet_v3_large"],
         choices=["demo", *torchvision_detectors.NAMES],
     )  # fmt: skip
+    parser.add_argument("--cases", nargs="+", default=[], choices=[case.name for case in CASES], help="default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=3, help="of a case in a row within a round")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench_torchscript.json")
     options = parser.parse_args()
+    options.cases = [case for case in CASES if case.name in ["eager", *options.cases] or not options.cases]
     table = Table(title=f"{options.threads} threads, {options.rounds} rounds of {options.calls} calls in turns")
     for heading in ("detector", "case", "first calls ms", "median ms", "p95 ms", "times faster", "boxes"):
         table.add_column(heading, justify="left" if heading in ("detector", "case") else "right")

@@ -69,7 +69,7 @@ def add_variant(
     thresholds: Thresholds | None = None,
     progress: bool | None = None,
 ) -> BankReport:
-    """Compiles further variants from the bundle's TorchScript variant, and writes them into the file.
+    """Compiles further variants from the bundle's TorchScript variant in fp32, and writes them into the file.
 
     Args:
         path: the bundle.
@@ -84,7 +84,7 @@ def add_variant(
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
-        OptionError: an argument, a variant that the file has already, a file without a TorchScript variant.
+        OptionError: an argument, a variant that the file has already, a file without a TorchScript variant in fp32.
         BackendError: an engine that is not installed, or whose compiler refuses.
         CaptureError: a segment that this engine's compiler can't take.
         VerificationError: a variant computes something else; nothing was saved.

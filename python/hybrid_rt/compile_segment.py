@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import cache, registry
 from .capture import Program, Ranges, capture_alone
 from .engine_module import EngineModule, engine_module
-from .errors import BackendError, OptionError
+from .errors import BackendError, CaptureError, HybridRTError, OptionError
 from .observe import arguments_of
 from .second_size import second_shapes, tiled
 from .shapes import Shapes, check_shapes, ranges_of
@@ -29,6 +29,7 @@ from .variants import (
     choose_variants,
     fastest_first,
     require_same_outputs,
+    settle,
 )
 from .verify import Thresholds, thresholds_of
 
@@ -122,14 +123,19 @@ def compile_segment(
     with steps.step("run the module on the example"):
         program = _program(module, arguments, shapes)
     artifacts: list[Artifact] = []
+    refusals: list[HybridRTError] = []
     for variant in wanted:
         with steps.step(f"compile {program.name} with {variant.backend.name}"):
             try:
                 artifacts.append(cache.compiled(variant.backend, program, variant.precision)[0])
-            except BackendError as error:
-                if not (fallback or engine == FASTEST) or strict or variant is wanted[-1]:
+            except (BackendError, CaptureError) as error:
+                if engine == FASTEST:
+                    refusals.append(error)
+                elif isinstance(error, CaptureError) or not fallback or strict or variant is wanted[-1]:
                     raise
-                _warn(str(error))
+                else:
+                    _warn(str(error))
+    settle(program.name, len(artifacts), refusals, _SCOPE)
     if engine == FASTEST:
         artifacts, line = fastest_first(program, artifacts)
         steps.show(line)
@@ -137,7 +143,8 @@ def compile_segment(
     if verify:
         with steps.step("verify"):
             require_same_outputs(program, compiled.engine, artifacts, precision, thresholds, _SCOPE)
-    _prepare(compiled.engine, wanted[0].name if strict else "", torch.device("cpu"))
+    best = artifacts[0].spec
+    _prepare(compiled.engine, f"{best.backend}:{best.precision}" if strict else "", torch.device("cpu"))
     return compiled
 
 

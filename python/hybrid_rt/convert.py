@@ -18,7 +18,7 @@ from . import golden as golden_sample
 from .capture import Program, Recorded, capture, flows_straight
 from .coco import CocoDataset
 from .engine_module import make_engine, prepare
-from .errors import BackendError, CaptureError, OptionError
+from .errors import BackendError, CaptureError, HybridRTError, OptionError
 from .files import check_writable
 from .head import HEADS, frozen_head
 from .measure_hybrid import measure_hybrid
@@ -33,7 +33,7 @@ from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, sh
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, ArtifactSpec
 from .steps import Steps
-from .variants import FASTEST, add_variants, check_module, choose_variants, compare_variants, fastest_first
+from .variants import FASTEST, add_variants, check_module, choose_variants, compare_variants, fastest_first, settle
 from .verify import (
     TensorError,
     Thresholds,
@@ -89,12 +89,13 @@ def convert(
             there. For a head that does not script; it is right for such inputs only.
         engine: a backend's name; a list of names puts several variants into the file, best first, "openvino:bf16"
             names one with its precision; "auto": OpenVINO; "fastest": all that are installed but tvm, in the order of
-            what is measured here.
-        precision: "fp32", or "bf16" for the engines that have it (TorchScript variants stay in fp32).
+            what is measured here; one that can't compile a segment is a warning.
+        precision: "fp32", or "bf16" for the engines that have it ("torchscript" stays in fp32,
+            "torchscript:bf16" does not).
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
             produce; the example's size if it has none.
-        fallback: add a TorchScript variant as the last one, which runs wherever torch does.
+        fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, and refuse to save what differs.
         verify_inputs: further tuples of arguments to compare on.
         thresholds: what counts as equal, see :class:`hybrid_rt.Thresholds`; None: by precision.
@@ -158,6 +159,7 @@ def convert(
             )
         ]
     artifacts: dict[str, list[Artifact]] = {program.name: [] for program in programs}
+    refusals: dict[str, list[HybridRTError]] = {program.name: [] for program in programs}
     cached: dict[tuple[str, str], bool] = {}
     variants = [(program, variant) for program in programs for variant in wanted]
     for i, (program, variant) in enumerate(variants):
@@ -165,12 +167,14 @@ def convert(
             try:
                 artifact, hit = cache.compiled(variant.backend, program, variant.precision)
             except (BackendError, CaptureError) as error:
-                if engine != FASTEST or variant is wanted[-1]:
+                if engine != FASTEST:
                     raise
-                warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=2)
+                refusals[program.name].append(error)
                 continue
             artifacts[program.name].append(artifact)
             cached[program.name, variant.name] = hit
+    for program in programs:
+        settle(program.name, len(artifacts[program.name]), refusals[program.name], "convert")
     if engine == FASTEST:
         with steps.step("see which engine is the fastest"):
             for program in programs:

@@ -19,9 +19,12 @@ from .contract import Contract, examples_for
 from .errors import BundleError, OptionError
 from .packing import unpack
 from .script_graph import ScriptGraph
-from .second_size import second_shapes, tiled
+from .second_size import second_shapes, small_shapes, tiled
 from .specs import TensorSpec
 from .structure import TENSOR, Structure
+
+CAPTURED = ("torchscript", "fp32")
+"""Backend and precision of the variant that is the segment as it was captured."""
 
 
 def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
@@ -65,16 +68,17 @@ class SavedEngine:
         """The segments as TorchScript, each with the outputs (of all so far) that it is fed with.
 
         Raises:
-            OptionError: the file has no TorchScript variant.
+            OptionError: the file has no TorchScript variant in fp32. One in bf16 is not the segment as it was captured.
             BundleError: it has another number of segments.
         """
-        found = next((variant for variant in self.variants if variant["backend"] == "torchscript"), None)
+        kinds = [(variant["backend"], variant["precision"]) for variant in self.variants]
+        found = next((variant for variant, kind in zip(self.variants, kinds, strict=True) if kind == CAPTURED), None)
         if found is None:
             raise OptionError.make(
                 scope,
                 f"engine '{self.name}'",
-                expected="a TorchScript variant in the file, to take its segments from",
-                got=f"only {', '.join(variant['backend'] for variant in self.variants)}",
+                expected="a TorchScript variant in fp32 in the file, to take its segments from",
+                got=f"only {', '.join(map(':'.join, kinds))}",
                 remedy="Convert the detector with fallback=True.",
             )
         blob = unpack(found["blobs"][0], self.engine.blobs())
@@ -99,9 +103,11 @@ class SavedEngine:
         for entry, (script, sources) in zip(self.members, self.scripts(scope), strict=True):
             names = [spec.name for spec in self.inputs] if not sources else [f"input_{i}" for i in range(len(sources))]
             members.append(stored_member(entry, script, sources, names))
-        first = examples_for(Contract(self.name, self.inputs, self.outputs))
         ranges = [list(zip(spec.min, spec.max, strict=True)) for spec in self.inputs]
-        shapes = second_shapes([tensor.shape for tensor in first], ranges)
+        small = small_shapes([spec.opt for spec in self.inputs], ranges)
+        contract = Contract(self.name, self.inputs, self.outputs)
+        first = tuple(map(tiled, examples_for(contract), small))
+        shapes = second_shapes(small, ranges)
         program = Program(self.name, tuple(members), self.inputs, self.outputs, ())
         sizes = [first] + ([tuple(map(tiled, first, shapes))] if shapes else [])
         calls = [FlatCall(inputs, program.run(inputs)) for inputs in sizes]

@@ -20,7 +20,7 @@ from .files import check_writable
 from .packing import Packed, pack
 from .specs import PRECISIONS
 from .steps import Steps
-from .stored import SavedEngine, opened_head, saved_engines, stored_member
+from .stored import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
 from .variants import Wanted, check_module, check_repeatable, choose_variants, require_same_outputs
 from .verify import Thresholds, Verification
 
@@ -163,7 +163,7 @@ def _wanted(saved: SavedEngine, engine: str | Sequence[str] | None, precision: s
     if engine is None:
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
-    fallback = any(backend == "torchscript" for backend, _ in in_file)
+    fallback = CAPTURED in in_file
     return choose_variants(engine, precision or in_file[0][1], fallback, scope="swap")
 
 

@@ -136,8 +136,7 @@ def chain(
     )
     module = generated_class(source, "Chain", {"nn": nn})()
     for i, member in enumerate(members):
-        # What freeze returns can't be a submodule as it is: it knows its C++ type only once it is wrapped again.
-        module.add_module(f"member_{i}", torch.jit._recursive.wrap_cpp_module(freeze(member)._c))
+        module.add_module(f"member_{i}", submodule(freeze(member)))
     return script(module.eval())
 
 
@@ -220,13 +219,17 @@ def replace_engine(module: torch.jit.ScriptModule, engine: Any) -> None:
     torch._C._jit_pass_dce(graph)
 
 
+def nodes_of(block: Any) -> Iterator[Any]:
+    """All nodes, those of inner blocks too."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from nodes_of(inner)
+
+
 def _runs(block: Any) -> Iterator[Any]:
     """The nodes that run engines."""
-    for node in block.nodes():
-        if node.kind() == "hybrid_rt::run_engine":
-            yield node
-        for inner in node.blocks():
-            yield from _runs(inner)
+    return (node for node in nodes_of(block) if node.kind() == "hybrid_rt::run_engine")
 
 
 def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
@@ -270,6 +273,11 @@ def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         return torch.jit.freeze(module.eval())
 
 
+def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """What freeze returned, as a submodule of another module: it knows its C++ type only once it is wrapped again."""
+    return torch.jit._recursive.wrap_cpp_module(frozen._c)
+
+
 def rewrite_head_operators(module: torch.jit.ScriptModule) -> list[str]:
     """Puts hybrid_rt's operators in the place of torchvision's in a frozen module; returns the ones it now calls.
 
@@ -280,7 +288,7 @@ def rewrite_head_operators(module: torch.jit.ScriptModule) -> list[str]:
     for name, pattern in HEAD_OPERATORS.items():
         ours = name.replace("torchvision::", "hybrid_rt::")
         torch._C._jit_pass_custom_pattern_based_rewrite_graph(pattern.format(op=name), pattern.format(op=ours), graph)
-    kinds = sorted(_node_kinds(graph))
+    kinds = sorted({node.kind() for node in nodes_of(graph)})
     left = [kind for kind in kinds if kind.startswith("torchvision::")]
     if left:
         raise CaptureError.make(
@@ -291,15 +299,6 @@ def rewrite_head_operators(module: torch.jit.ScriptModule) -> list[str]:
             remedy="Put the module that calls it into a segment.",
         )
     return [kind for kind in kinds if kind.startswith("hybrid_rt::")]
-
-
-def _node_kinds(block: Any) -> set[str]:
-    kinds = set()
-    for node in block.nodes():
-        kinds.add(node.kind())
-        for inner in node.blocks():
-            kinds |= _node_kinds(inner)
-    return kinds
 
 
 def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from . import registry
 from .backends.base import Backend
 from .capture import Program
 from .engine_module import EngineModule, make_engine, prepare, run_flat
-from .errors import CaptureError, OptionError, VerificationError
+from .errors import BackendError, CaptureError, HybridRTError, OptionError, VerificationError
 from .measure import benchmark
 from .observe import watch
 from .packing import pack
@@ -130,8 +131,8 @@ def choose_variants(
     Args:
         engine: a backend's name, a list of names, "auto", or "fastest": all that are installed and may win (not
             tvm). A name may say its precision, "openvino:bf16".
-        precision: of the others; TorchScript falls back to fp32.
-        fallback: add TorchScript as the last one.
+        precision: of the others but TorchScript: without a precision of its own it is the segment as it was captured.
+        fallback: add TorchScript in fp32 as the last one.
         scope: of the error's text.
 
     Raises:
@@ -140,7 +141,7 @@ def choose_variants(
     """
     if engine == FASTEST:
         names = [
-            info.name
+            f"{info.name}:{precision}"
             for info in registry.backends()
             if info.available and precision in info.precisions and registry.backend(info.name).is_candidate
         ]
@@ -148,7 +149,7 @@ def choose_variants(
         names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
     if not names:
         raise OptionError.make(scope, "engine", expected="'auto' or at least one backend", got="an empty list")
-    if fallback and not any(name.split(":")[0] == "torchscript" for name in names):
+    if fallback and not {"torchscript", "torchscript:fp32"}.intersection(names):
         names.append("torchscript")
     wanted = [_wanted(name, precision, scope) for name in names]
     if len({variant.name for variant in wanted}) < len(wanted):
@@ -163,10 +164,10 @@ def choose_variants(
 def _wanted(name: str, precision: str, scope: str) -> Wanted:
     backend_name, _, own = name.partition(":")
     backend = registry.backend(backend_name)
-    if own in backend.precisions or (not own and precision in backend.precisions):
-        return Wanted(backend, own or precision)
     if not own and backend.name == "torchscript":
         return Wanted(backend, "fp32")
+    if own in backend.precisions or (not own and precision in backend.precisions):
+        return Wanted(backend, own or precision)
     raise OptionError.make(
         scope,
         f"precision for {backend.name}",
@@ -174,6 +175,30 @@ def _wanted(name: str, precision: str, scope: str) -> Wanted:
         got=f"'{own or precision}'",
         remedy="Take one that it has, or another engine.",
     )
+
+
+def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str) -> None:
+    """Warns of the candidates that could not compile a segment; that none could is an error.
+
+    Args:
+        name: the segment's.
+        count: how many could.
+        refusals: of those that could not.
+        scope: of the error's text.
+
+    Raises:
+        BackendError: none could; the text has each one's reason.
+    """
+    if not count:
+        raise BackendError.make(
+            scope,
+            f"segment '{name}'",
+            expected="an engine that compiles it",
+            got="\n  " + "\n  ".join(map(str, refusals)) + "\n",
+            remedy="Do what one of them says, or name a smaller submodule in segments=.",
+        )
+    for error in refusals:
+        warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
 
 
 def fastest_first(program: Program, artifacts: Sequence[Artifact]) -> tuple[list[Artifact], str]:

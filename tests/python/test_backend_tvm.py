@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_rt import cache, registry
-from hybrid_rt.backends import tvm as tvm_backend
+from hybrid_rt.backends import tvm_tuning
 from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.errors import BackendError, CaptureError, OptionError
@@ -250,14 +250,12 @@ def test_what_was_tuned_is_right_and_what_was_measured_is_kept(tmp_path: Path, m
     assert all(seconds > 0 for seconds in times.values())
     # The choice that is on record as the fastest is taken, without measuring again.
     fastest = list(times)[-1]
-    assert fastest != repr(tvm_backend.CHOICES[0])
+    assert fastest != repr(tvm_tuning.CHOICES[0])
     path.write_text(path.read_text().replace(str(times[fastest]), "1e-9"))
     monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", "0.000001")
     taken = []
-    arranged = tvm_backend._arranged
-    monkeypatch.setattr(
-        tvm_backend, "_arranged", lambda f, choice: (taken.append(repr(choice)), arranged(f, choice))[1]
-    )
+    arranged = tvm_tuning._arranged
+    monkeypatch.setattr(tvm_tuning, "_arranged", lambda f, choice: (taken.append(repr(choice)), arranged(f, choice))[1])
     TVM.compile(program, "fp32")
     assert taken == [fastest]
     cache.clear()
@@ -270,6 +268,6 @@ def test_every_order_that_tuning_may_choose_is_right(monkeypatch: pytest.MonkeyP
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 6, 1)
     ).eval()
     program = program_of(module, X)
-    for choice in tvm_backend.CHOICES:
-        monkeypatch.setattr(tvm_backend, "CHOICES", (choice,))
+    for choice in tvm_tuning.CHOICES:
+        monkeypatch.setattr(tvm_tuning, "CHOICES", (choice,))
         assert_close(engine_module(program, [TVM.compile(program, "fp32")])(X), module(X))

@@ -13,8 +13,9 @@ from test_fused import Detector
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import BackendError, BundleError, InputError, OptionError, VerificationError, registry
-from hybrid_rt.capture import capture_alone
+from hybrid_rt import BackendError, BundleError, InputError, OptionError, VerificationError, cache, registry
+from hybrid_rt.backends.base import Backend
+from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.cli import main
 from hybrid_rt.script_graph import ScriptGraph
 from hybrid_rt.specs import Artifact
@@ -141,7 +142,7 @@ def test_a_variant_that_computes_something_else_is_not_added(
 def test_without_a_torchscript_variant_nothing_can_be_added(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", fallback=False, measure=False)
-    with pytest.raises(OptionError, match=r"expected a TorchScript variant in the file.*fallback=True"):
+    with pytest.raises(OptionError, match=r"expected a TorchScript variant in fp32 in the file.*fallback=True"):
         hybrid_rt.add_variant(path, "openvino:bf16")
 
 
@@ -184,6 +185,53 @@ def test_the_fastest_first_aot_inductor_among_them(tmp_path: Path) -> None:
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", engine="fastest", measure=False)
     available = {info.name for info in hybrid_rt.backends() if info.available and "fp32" in info.precisions} - {"tvm"}
     assert {name.split(":")[0] for name in variants_of(path)} == available
+
+
+def only(monkeypatch: pytest.MonkeyPatch, candidates: list[str], broken: list[str]) -> None:
+    """As if these backends were installed, and some of them could not compile anything."""
+    infos = [info for info in hybrid_rt.backends() if info.name in candidates]
+    monkeypatch.setattr("hybrid_rt.registry.backends", lambda: infos)
+    compiled = cache.compiled
+
+    def maybe(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
+        if backend.name in broken:
+            raise BackendError.make(backend.name, "segment", expected="a segment", got="none", remedy="Try it.")
+        return compiled(backend, program, precision)
+
+    monkeypatch.setattr("hybrid_rt.cache.compiled", maybe)
+
+
+@pytest.mark.parametrize("broken", BOTH)
+def test_the_fastest_is_taken_of_those_that_compile(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, BOTH, [broken])
+    (left,) = set(BOTH) - {broken}
+    options = {"engine": "fastest", "fallback": False}
+    path = tmp_path / "x.pt"
+    text = rf"hybrid_rt\[{broken}\]: segment: expected a segment, got none. Try it. It is left out."
+    with pytest.warns(RuntimeWarning, match=text):
+        hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False, **options)
+    assert variants_of(path) == [f"{left}:fp32"]
+    for strict in (False, True):
+        with pytest.warns(RuntimeWarning, match=text):
+            segment = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), strict=strict, **options)
+        assert segment.running()["backend"] == left
+
+
+def test_the_fastest_of_none_is_an_error_with_every_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, BOTH, BOTH)
+    reasons = (
+        r"segment '\w+': expected an engine that compiles it, got \n"
+        r"  hybrid_rt\[openvino\]: .* Try it\.\n  hybrid_rt\[torchscript\]: .* Try it\.\n"
+    )
+    with pytest.raises(BackendError, match=rf"hybrid_rt\[convert\]: {reasons}"):
+        hybrid_rt.convert(
+            small_detector(), (small_picture(),), tmp_path / "x.pt", segments="backbone", engine="fastest"
+        )
+    with pytest.raises(BackendError, match=rf"hybrid_rt\[compile_segment\]: {reasons}"):
+        hybrid_rt.compile_segment(small_detector().backbone, small_picture(), engine="fastest")
+    assert list(tmp_path.iterdir()) == []
 
 
 # What is stored once

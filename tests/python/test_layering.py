@@ -30,9 +30,9 @@ LAYERS = [
         "boxes",
     },
     {"torchscript"},
-    {"script_graph"},
+    {"script_graph", "bfloat16"},
     {"observe", "onnx_export"},
-    {"backends.base"},
+    {"backends.base", "backends.tvm_tuning"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
     {"segments", "shapes", "second_size"},
@@ -126,11 +126,14 @@ def test_module_imports_only_lower_layers(module: str) -> None:
 
 
 def test_backends_do_not_know_each_other() -> None:
-    backends = {module for module in MODULES if module.startswith("backends.")} - {"backends.base"}
+    """Nor what lies beside another one: a helper begins with its backend's name."""
+    files = {module for module in MODULES if module.startswith("backends.")} - {"backends.base"}
+    backends = {module for module in files if layer_of(module) == LAYER["backends"]}
     assert len(backends) >= 2
     for module in backends:
-        used = {known_module(name) for name in imports(MODULES[module], inside_functions=True)}
-        assert not used & (backends - {module}), module
+        used = {known_module(name) for name in imports(MODULES[module], inside_functions=True)} & files
+        assert all(name.startswith(f"{module}_") for name in used), module
+    assert {name.rpartition("_")[0] for name in files - backends} <= backends
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

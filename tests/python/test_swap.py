@@ -379,8 +379,8 @@ def test_without_a_torchscript_variant_a_fused_engine_stays(tmp_path: Path) -> N
     segments = ["backbone", "head"]
     hybrid_rt.convert(two_parts(), (small_picture(),), path, segments=segments, fallback=False)
     assert (
-        "engine 'backbone+head': expected a TorchScript variant in the file, to take its segments from, "
-        "got only openvino. Convert the detector with fallback=True."
+        "engine 'backbone+head': expected a TorchScript variant in fp32 in the file, to take its segments from, "
+        "got only openvino:fp32. Convert the detector with fallback=True."
     ) in refusal(path, new(), tmp_path)
 
 

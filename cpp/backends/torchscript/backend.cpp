@@ -1,4 +1,5 @@
 #include "hybrid_rt/backend.h"
+#include "hybrid_rt/machine.h"
 
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/script.h>
@@ -70,23 +71,68 @@ bool has_convolutions(const torch::jit::Block* block) {
   return false;
 }
 
+bool has_bf16_instructions() {
+  static const bool has = [] {
+    const std::set<std::string> flags = Machine::here().cpu_flags;
+    return flags.contains("avx512_bf16") || flags.contains("amx_bf16") || flags.contains("bf16");
+  }();
+  return has;
+}
+
+bool is_dtype(const torch::jit::Node* node, size_t i, c10::ScalarType dtype) {
+  const torch::jit::Value* input = node->input(i);
+  if (node->schema().arguments().at(i).name() != "dtype" || input->node()->kind() != c10::prim::Constant) return false;
+  const auto value = torch::jit::toIValue(input);
+  return value && value->isInt() && value->toInt() == static_cast<int64_t>(dtype);
+}
+
+/// A bf16 segment in f32, for a CPU that could only emulate it: the inverse of hybrid_rt/bfloat16.py, but for the
+/// weights, which stay rounded.
+void to_float(torch::jit::Graph& graph, torch::jit::Block* block) {
+  for (torch::jit::Node* node : block->nodes()) {
+    for (torch::jit::Block* inner : node->blocks()) to_float(graph, inner);
+    if (node->kind() == c10::prim::Constant) {
+      if (node->hasAttribute(c10::attr::value) && node->kindOf(c10::attr::value) == torch::jit::AttributeKind::t &&
+          node->t(c10::attr::value).scalar_type() == c10::kBFloat16) {
+        node->t_(c10::attr::value, node->t(c10::attr::value).to(c10::kFloat));
+        node->output()->inferTypeFrom(node->t(c10::attr::value));
+      }
+    } else if (node->maybeSchema() != nullptr) {
+      const size_t count = std::min(node->inputs().size(), node->schema().arguments().size());
+      for (size_t i = 0; i < count; ++i) {
+        if (!is_dtype(node, i, c10::kBFloat16)) continue;
+        const torch::jit::WithInsertPoint before(node);
+        node->replaceInput(i, graph.insertConstant(static_cast<int64_t>(c10::kFloat)));
+      }
+    }
+  }
+}
+
 class TorchScriptEngine : public Engine {
  public:
-  TorchScriptEngine(torch::jit::Module module, bool is_channels_last, std::string description)
-      : module_(std::move(module)), is_channels_last_(is_channels_last), description_(std::move(description)) {}
+  /// `is_widened`: it computes in f32 what the spec says in bf16.
+  TorchScriptEngine(torch::jit::Module module, std::vector<TensorSpec> outputs, bool is_channels_last, bool is_widened,
+                    std::string description)
+      : module_(std::move(module)),
+        outputs_(std::move(outputs)),
+        is_channels_last_(is_channels_last),
+        is_widened_(is_widened),
+        description_(std::move(description)) {}
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
     const at::NoGradGuard no_grad;
     std::vector<c10::IValue> arguments;
-    for (const at::Tensor& input : inputs) {
-      arguments.emplace_back(is_channels_last_ && has_channels(input) ? input.contiguous(at::MemoryFormat::ChannelsLast)
-                                                                      : input);
+    for (at::Tensor input : inputs) {
+      if (is_widened_ && input.scalar_type() == c10::kBFloat16) input = input.to(c10::kFloat);
+      if (is_channels_last_ && has_channels(input)) input = input.contiguous(at::MemoryFormat::ChannelsLast);
+      arguments.emplace_back(std::move(input));
     }
     try {
       const c10::IValue result = module_.forward(std::move(arguments));
       std::vector<at::Tensor> outputs;
       for (const c10::IValue& output : result.toTupleRef().elements()) {
-        outputs.push_back(owned(output.toTensor()));
+        const at::Tensor tensor = owned(output.toTensor());
+        outputs.push_back(is_widened_ ? tensor.to(outputs_.at(outputs.size()).dtype) : tensor);
       }
       return outputs;
     } catch (const c10::Error& error) {
@@ -101,7 +147,9 @@ class TorchScriptEngine : public Engine {
 
  private:
   torch::jit::Module module_;
+  std::vector<TensorSpec> outputs_;
   bool is_channels_last_;
+  bool is_widened_;
   std::string description_;
 };
 
@@ -119,16 +167,21 @@ class TorchScriptBackend : public Backend {
     const size_t position = static_cast<size_t>(&spec.blob("module") - spec.blobs.data());
     try {
       auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at(position)), options.device);
+      const bool is_emulated = spec.precision == "bf16" && options.device.is_cpu() && !has_bf16_instructions();
+      const bool is_widened = is_emulated && !options.emulate_precision;
       bool is_channels_last = false;
       if (options.device.is_cpu()) {
         module = torch::jit::freeze(module);
-        torch::jit::Block* block = module.get_method("forward").graph()->block();
-        is_channels_last = has_convolutions(block);
-        if (is_channels_last) to_channels_last(block);
+        const std::shared_ptr<torch::jit::Graph> graph = module.get_method("forward").graph();
+        if (is_widened) to_float(*graph, graph->block());
+        is_channels_last = has_convolutions(graph->block());
+        if (is_channels_last) to_channels_last(graph->block());
       }
+      std::string precision = spec.precision;
+      if (is_emulated) precision = is_widened ? "fp32 (this CPU has no bf16 instructions)" : "bf16 (emulated)";
       return std::make_shared<TorchScriptEngine>(
-          std::move(module), is_channels_last,
-          std::string("torchscript ") + TORCH_VERSION + ", " + spec.precision + ", " + options.device.str());
+          std::move(module), spec.outputs, is_channels_last, is_widened,
+          std::string("torchscript ") + TORCH_VERSION + ", " + precision + ", " + options.device.str());
     } catch (const c10::Error& error) {
       throw failed("artifact", "a module that torch " TORCH_VERSION " reads", error);
     }

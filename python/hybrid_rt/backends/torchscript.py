@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import torchscript
+from .. import bfloat16, torchscript
+from ..errors import BackendError
 from ..specs import Artifact, blob_from_bytes
 from .base import Availability, Backend
 
@@ -22,7 +23,7 @@ class TorchScriptBackend(Backend):
     """Stores the traced segment; the run half lays out its weights for the machine that loads it."""
 
     name = "torchscript"
-    precisions = ("fp32",)
+    precisions = ("fp32", "bf16")
     files: ClassVar[Mapping[str, str]] = {"module": ".pt"}
 
     def availability(self) -> Availability:
@@ -30,9 +31,20 @@ class TorchScriptBackend(Backend):
         return Availability(True, version=torch.__version__)
 
     def compile(self, program: Program, precision: str) -> Artifact:
-        """Traces the segment."""
+        """Traces the segment; bf16: casts it, weights and all, and runs it once.
+
+        Raises:
+            CaptureError: the tracer fails.
+            BackendError: an operation that torch does not have in bf16.
+        """
         spec = self.spec(program, precision, versions={"torch": torch.__version__})
-        archive = torchscript.to_bytes(program.traced())
+        module = program.traced()
+        if precision == "bf16":
+            sides = ([tensor.dtype for tensor in specs] for specs in (program.inputs, program.outputs))
+            module = bfloat16.lowered(module, *sides)
+        archive = torchscript.to_bytes(module)
+        if precision == "bf16":
+            _try(archive, program)
         blobs = {"module": blob_from_bytes(archive)}
         return Artifact(spec, blobs, self.weights(blobs))
 
@@ -46,3 +58,19 @@ class TorchScriptBackend(Backend):
                 name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
                 found.append((entry.header_offset + 30 + name + extra, entry.file_size))
         return {"module": tuple(found)}
+
+
+def _try(archive: bytes, program: Program) -> None:
+    """Not every operation has a kernel in bf16: known only when it runs."""
+    module = torchscript.open_archive(io.BytesIO(archive))
+    try:
+        with torch.no_grad():
+            module(*(tensor.clone() for tensor in program.examples))
+    except RuntimeError as error:
+        raise BackendError.make(
+            TorchScriptBackend.name,
+            f"segment '{program.name}'",
+            expected="operations that torch has in bf16",
+            got=str(error).strip().splitlines()[-1],
+            remedy="Leave the operation that it names out of the segment, or take it in fp32.",
+        ) from error
