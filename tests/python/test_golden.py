@@ -19,7 +19,17 @@ from test_boxes import two_people
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, Verification, _native, golden, verify_golden
+from hybrid_rt import (
+    THRESHOLDS,
+    BackendError,
+    BundleError,
+    Thresholds,
+    Verification,
+    _native,
+    golden,
+    json_values,
+    verify_golden,
+)
 from hybrid_rt.cli import main
 from hybrid_rt.golden import RECORD, GoldenSample, describe, pack, read
 from hybrid_rt.verify import compare_results
@@ -411,7 +421,7 @@ def perturbed(seed: int) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor
 
 def finite(value: Any) -> Any:
     """As JSON: infinity is null there."""
-    return hybrid_rt.cli._finite(json.loads(json.dumps(value)))
+    return json_values.finite(json.loads(json.dumps(value)))
 
 
 @pytest.mark.parametrize("thresholds", [FP32, BF16], ids=["fp32", "bf16"])
