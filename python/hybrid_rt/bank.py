@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _native, bundle, cache, golden, registry, torchscript
 from .capture import Program
 from .engine_module import make_engine, prepare
-from .errors import OptionError
+from .errors import BackendError, OptionError
 from .files import check_writable
 from .packing import Packed, pack, unpack
 from .specs import Artifact, ArtifactSpec, TensorSpec
@@ -233,7 +233,7 @@ class _Change:
             try:
                 for engine in self.engines.values():
                     prepare(engine, variant.name, emulate_precision=True)
-            except RuntimeError as error:  # what TorchScript makes of a BackendError
+            except BackendError as error:
                 self.notes.append(f"not compared: boxes with {variant.name}: {error}")
                 continue
             with torch.no_grad():

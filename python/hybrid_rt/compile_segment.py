@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import cache, registry
 from .capture import Program, Ranges, capture_alone
-from .engine_module import EngineModule, engine_module
+from .engine_module import EngineModule, engine_module, prepare
 from .errors import BackendError, CaptureError, HybridRTError, OptionError
 from .observe import arguments_of
 from .second_size import second_shapes, tiled
@@ -64,7 +64,7 @@ class CompiledSegment(EngineModule):
                 remedy="Convert the other modules one by one, or compile with precision=.",
             )
         if after.device != self._device:
-            _prepare(self.engine, "", after.device)
+            prepare(self.engine, device=after.device)
             self._device = after.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -144,7 +144,7 @@ def compile_segment(
         with steps.step("verify"):
             require_same_outputs(program, compiled.engine, artifacts, precision, thresholds, _SCOPE)
     best = artifacts[0].spec
-    _prepare(compiled.engine, f"{best.backend}:{best.precision}" if strict else "", torch.device("cpu"))
+    prepare(compiled.engine, f"{best.backend}:{best.precision}" if strict else "")
     return compiled
 
 
@@ -200,10 +200,3 @@ def _program(module: nn.Module, arguments: tuple[Any, ...], shapes: Shapes | Non
         remaining = map(tiled, tensors, other)
         calls.append(tuple(structure.unflatten(remaining) for structure in structures.values()))
     return capture_alone(alone.eval(), name, calls, ranges)
-
-
-def _prepare(engine: Any, backend: str, device: torch.device) -> None:
-    try:
-        engine.prepare(backend, device, 0, False)
-    except RuntimeError as error:  # what TorchScript makes of a BackendError
-        raise BackendError(str(error)) from error

@@ -14,6 +14,7 @@ from torch import nn
 
 from . import torchscript
 from .capture import Member, Program
+from .errors import BackendError
 from .generated import generated_class
 from .packing import Packed, pack
 from .specs import Artifact
@@ -54,9 +55,18 @@ def make_engine(name: str, packed: Packed) -> Any:
     return torch.classes.hybrid_rt.Engine(fields, packed.table)
 
 
-def prepare(engine: Any, backend: str = "", *, emulate_precision: bool = False) -> None:
-    """Chooses a variant for the CPU and loads it; see :func:`hybrid_rt.load` for the arguments."""
-    engine.prepare(backend, torch.device("cpu"), 0, emulate_precision)
+def prepare(
+    engine: Any, backend: str = "", *, device: torch.device | str = "cpu", emulate_precision: bool = False
+) -> None:
+    """Chooses a variant and loads it; see :func:`hybrid_rt.load` for the arguments.
+
+    Raises:
+        BackendError: none can run there; the text has each one's reason.
+    """
+    try:
+        engine.prepare(backend, torch.device(device), 0, emulate_precision)
+    except RuntimeError as error:  # what TorchScript makes of the C++ one
+        raise BackendError(str(error)) from error
 
 
 def run_flat(engine: Any, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

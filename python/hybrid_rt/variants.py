@@ -212,7 +212,7 @@ def fastest_first(program: Program, artifacts: Sequence[Artifact]) -> tuple[list
         engine = make_engine(program.name, pack([artifact]))
         try:
             prepare(engine)
-        except RuntimeError:  # what TorchScript makes of a BackendError; verification says it
+        except BackendError:  # verification says it
             continue
         cases[str(i)] = lambda *tensors, engine=engine: run_flat(engine, tensors)
     medians = {int(i): latency.median for i, latency in benchmark(cases, inputs, repeat=_ROUNDS, warm_up=1).items()}
@@ -243,7 +243,7 @@ def compare_variants(
         For each variant the errors of each output, and for each that can't run here the reason.
 
     Raises:
-        RuntimeError: no variant can run here; the text lists each one's reason.
+        BackendError: no variant can run here; the text lists each one's reason.
     """
     names = [spec.name for spec in program.outputs]
     compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
@@ -256,7 +256,7 @@ def compare_variants(
         advance()
         try:
             prepare(engine, name, emulate_precision=True)
-        except RuntimeError as error:  # what TorchScript makes of a BackendError
+        except BackendError as error:
             not_run.append(f"segment '{program.name}', {label}: {error}")
             continue
         errors = [

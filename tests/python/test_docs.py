@@ -24,6 +24,7 @@ NOT_RUN = [
     "README.md",  # ./tools/demo and ./tools/test
     "README.md",  # pip install
     "docs/backends.md",  # the contract test
+    "docs/comparison.md",  # hybrid-rt bench
     "docs/cpp.md",  # cmake
     "docs/cpp.md",  # hybrid-rt-detect
     "docs/first-steps.md",  # pip install

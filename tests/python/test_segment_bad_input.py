@@ -11,7 +11,7 @@ from small_detectors import Backbone, SmallDetector, small_detector, small_pictu
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import CaptureError, HybridRTError
+from hybrid_rt import BackendError, CaptureError, HybridRTError
 
 AVAILABLE = {
     info.name: pytest.param(info.name, marks=() if info.available else pytest.mark.skip(reason=info.reason))
@@ -173,7 +173,7 @@ def refused(detector: nn.Module, path: Path, engine: str) -> bool:
     """ONNX Runtime has convolutions in float32 and float16 only, and says so before anything is saved."""
     if engine != "onnxruntime":
         return False
-    with pytest.raises(RuntimeError, match=r"got none of 1:\n  onnxruntime \(fp32\): .*Conv"):
+    with pytest.raises(BackendError, match=r"got none of 1:\n  onnxruntime \(fp32\): .*Conv"):
         converted(detector, path, engine)
     assert not path.exists()
     return True
