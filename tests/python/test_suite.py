@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -118,6 +119,24 @@ def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
     with pytest.raises(ProcessFailed, match=r"^no answer within 0 s$"):
         process.read(0.1)
     assert process._process.poll() is not None
+
+
+def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "detector.pickle")
+    os.mkfifo(tmp_path / "pictures.pt")  # reading it waits for ever
+    paths = {name: str(tmp_path / f"{name}") for name in ("detector.pickle", "pictures.pt")}
+    job = {"runtime": "hybrid", "detector": paths["detector.pickle"], "pictures": paths["pictures.pt"], "path": "x.pt"}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "hybrid_rt.suite.prepare", str(tmp_path / "job.json")]
+    process = Process(command, tmp_path / "log.txt", {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    try:
+        assert process._process.stdin is not None
+        process._process.stdin.close()  # as when this process ends
+        with pytest.raises(ProcessFailed, match=r"^ended with exit code 1$"):
+            process.read(60)
+    finally:
+        process._process.kill()
+        process.close()
 
 
 def test_the_cpp_worker_says_what_is_wrong(tmp_path: Path) -> None:

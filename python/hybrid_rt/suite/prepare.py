@@ -6,7 +6,9 @@ A compiler may take all memory, or crash; then this case has failed, and the oth
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from .lines import failure_text, replies
 
 def main(job_file: str) -> int:
     """One line of JSON on stdout: {"seconds", "segments"}, or {"error"}."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with replies() as say:
         try:
             say(_prepare(json.loads(Path(job_file).read_text())))
@@ -28,6 +31,13 @@ def main(job_file: str) -> int:
         except Exception as error:  # of any compiler
             say({"error": failure_text(error)})
             return 1
+
+
+def _end_with_parent() -> None:
+    """A compiler may run for minutes: not for a benchmark that was ended."""
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read(): its lock would be held when the interpreter ends
+        pass
+    os._exit(1)
 
 
 def _prepare(job: dict[str, Any]) -> dict[str, Any]:

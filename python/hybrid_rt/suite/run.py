@@ -34,6 +34,9 @@ ANSWER_SECONDS = 600.0
 """Longest times for a compiler, and for loading or one call. torch.compile compiles in its first call."""
 
 
+PAUSE_SECONDS = 0.05
+"""Between two calls: threads of the process that was called before may still spin, waiting for more work."""
+
 _PACKAGES = ("torch", "torchvision", "openvino", "onnxruntime", "apache-tvm")
 
 
@@ -249,6 +252,7 @@ class _Run:
                 for i in range(rounds):
                     first = i % len(workers)  # so that no case always comes after the same one
                     for worker in workers[first:] + workers[:first]:
+                        time.sleep(PAUSE_SECONDS)
                         worker.run(i % len(self._subject.pictures))
                     advance()
             return [worker.finish(eager) for worker in workers]
