@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -250,8 +251,8 @@ class _Run:
                 )
             with self._steps.step(f"{self._subject.name}: {rounds} rounds", total=rounds) as advance:
                 for i in range(rounds):
-                    first = i % len(workers)  # so that no case always comes after the same one
-                    for worker in workers[first:] + workers[:first]:
+                    # Another order each round, so that no case always comes after the same one; every run has the same.
+                    for worker in random.Random(i).sample(workers, len(workers)):
                         time.sleep(PAUSE_SECONDS)
                         worker.run(i % len(self._subject.pictures))
                     advance()
