@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from hybrid_rt import registry, torchscript
-from hybrid_rt.capture import capture, record
+from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import engine_module
 from hybrid_rt.specs import Artifact, ArtifactSpec, blob_from_bytes
 
@@ -30,9 +30,8 @@ class _Scriptable(nn.Module):
         return self.module(x)
 
 
-def _segment(module: nn.Module, example: Tensor) -> tuple[nn.Module, object]:
-    detector = nn.Sequential(module).eval()
-    return detector, capture(detector, "0", record(detector, ["0"], [(example,)])["0"])
+def _segment(module: nn.Module, example: Tensor) -> Program:
+    return capture_alone(nn.Sequential(module).eval(), "0", [(example,)])
 
 
 def main() -> None:
@@ -44,13 +43,13 @@ def main() -> None:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _, program = _segment(nn.Identity(), torch.rand(1, 3, 8, 8))
+        program = _segment(nn.Identity(), torch.rand(1, 3, 8, 8))
         spec = ArtifactSpec("noop", "fp32", "cpu", program.inputs, program.outputs)
         artifact = Artifact(spec, {"nothing": blob_from_bytes(b"nothing")})
         _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "noop.pt")
 
         trunk = nn.Sequential(*list(resnet50(weights=None).children())[:-2]).eval()
-        _, program = _segment(trunk, torch.rand(1, 3, 320, 320))
+        program = _segment(trunk, torch.rand(1, 3, 320, 320))
         artifact = registry.backend("openvino").compile(program, "fp32")
         _save(_Scriptable(engine_module(program, [artifact]), program.examples[0]), folder / "engine.pt")
         (folder / "engine.xml").write_bytes(artifact.blobs["xml"].numpy().tobytes())

@@ -10,10 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
-
 
 # Of each vendor: the variable that names its library, its package, and the library within it.
 _LIBRARIES = (
@@ -45,11 +42,7 @@ def program(name: str) -> Path:
 def run(name: str, *arguments: object) -> dict[str, Any]:
     """Runs the program and reads the JSON that it prints; ends the process with its message if it fails."""
     command = [str(part) for part in (program(name), *arguments)]
-    environment = {
-        **_libraries(),
-        "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib"),  # torchvision's library needs all of libtorch
-        **os.environ,
-    }
+    environment = {**_libraries(), **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(done.stderr)

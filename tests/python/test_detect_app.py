@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import hybrid_rt
+from hybrid_rt.programs import program as find_program
 
 OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE, DIFFERS = 0, 2, 3, 4, 5, 6, 7
 
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    beside_python = Path(sys.executable).parent / "hybrid-rt-detect"
-    found = str(beside_python) if beside_python.exists() else shutil.which("hybrid-rt-detect")
-    if found is None:
-        pytest.fail("hybrid-rt-detect is not installed: build with -DHYBRID_RT_BUILD_APPS=ON, or leave this file out")
-    return found
+    return find_program("hybrid-rt-detect", "test")
 
 
 def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:

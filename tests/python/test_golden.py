@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from hybrid_rt import (
 )
 from hybrid_rt.cli import main
 from hybrid_rt.golden import RECORD, GoldenSample, describe, pack, read
+from hybrid_rt.programs import program as find_program
 from hybrid_rt.verify import compare_results
 
 DAMAGED = "The file was altered or damaged: copy or convert it again."
@@ -60,11 +59,7 @@ def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    beside = Path(sys.executable).parent / "hybrid-rt-detect"
-    found = str(beside) if beside.exists() else shutil.which("hybrid-rt-detect")
-    if found is None:
-        pytest.fail("hybrid-rt-detect is not installed: build with -DHYBRID_RT_BUILD_APPS=ON, or leave this file out")
-    return found
+    return find_program("hybrid-rt-detect", "test")
 
 
 def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,3 +240,15 @@ def test_only_the_python_module_includes_python() -> None:
 def test_operators_are_registered_in_one_file() -> None:
     pattern = re.compile(r"^TORCH_LIBRARY(_IMPL|_FRAGMENT)?\(", re.MULTILINE)
     assert [path.name for path in sources(CPP) if pattern.search(path.read_text())] == ["register.cpp"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+def test_the_names_that_tools_import_exist(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "hybrid_rt":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                is_module = (
+                    importlib.util.find_spec(f"{node.module}.{alias.name}") if hasattr(module, "__path__") else None
+                )
+                assert is_module or hasattr(module, alias.name), f"{node.module} has no {alias.name}"
