@@ -94,6 +94,20 @@ c10::IValue value_of(const py::handle& object) {
   return object.cast<at::Tensor>();
 }
 
+/// (devices, reason why there are none).
+py::tuple list_cuda_devices() {
+  const hybrid_rt::Machine machine = hybrid_rt::Machine::here();
+  py::list devices;
+  for (const hybrid_rt::CudaDevice& device : machine.cuda_devices) {
+    py::dict entry;
+    entry["name"] = device.name;
+    entry["capability"] = device.capability;
+    entry["memory"] = device.memory;
+    devices.append(entry);
+  }
+  return py::make_tuple(devices, machine.no_cuda_reason);
+}
+
 py::list list_backends() {
   std::vector<hybrid_rt::BackendInfo> found;
   {
@@ -152,14 +166,18 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "check",
       [](const std::string& path, const LoadOptions& options, const std::optional<std::set<std::string>>& cpu,
-         std::optional<int64_t> memory) {
+         std::optional<int64_t> memory, const std::optional<std::string>& capability) {
         hybrid_rt::Machine machine = hybrid_rt::Machine::here();
         if (cpu) machine.cpu_flags = *cpu;
         if (memory) machine.free_memory = *memory;
+        if (capability) machine.cuda_devices = {{"a GPU", *capability, 0}};
         return list_checks(path, options, machine);
       },
-      py::arg("path"), py::arg("options"), py::arg("cpu"), py::arg("memory"));
+      py::arg("path"), py::arg("options"), py::arg("cpu"), py::arg("memory"), py::arg("capability"));
   m.def("choices", &hybrid_rt::choices, py::arg("module"));
+  m.def("move_to", &hybrid_rt::move_to, py::arg("module"), py::arg("device"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_devices", &list_cuda_devices);
   m.def("backends", &list_backends);
   m.def("add_plugin_folder", &hybrid_rt::add_plugin_folder, py::arg("folder"));
 }

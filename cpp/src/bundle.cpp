@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
-#include <dlfcn.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 
@@ -13,6 +12,7 @@
 #include <sstream>
 
 #include "archive.h"
+#include "devices.h"
 #include "engine_options.h"
 #include "script_engine.h"
 #include "variants.h"
@@ -46,13 +46,6 @@ void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, c
   if (!engines.empty()) noted([&] { engines[0]->prepare(preference, options); });
   for (auto& job : jobs) noted([&] { job.get(); });
   if (failure) std::rethrow_exception(failure);
-}
-
-/// A C++ program links libtorch_cpu only, so that one binary serves machines with and without CUDA.
-void open_cuda_library() {
-  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
-  throw Error(ErrorKind::kOption, "bundle", "device cuda", "a libtorch that was built with CUDA", dlerror(),
-              "Install a CUDA build of torch, or load with device cpu.");
 }
 
 bool is_engine(const c10::TypePtr& type) {
@@ -96,8 +89,10 @@ torch::jit::Module load_module(const std::string& path) {
 
 }  // namespace
 
-torch::jit::Module load(const std::string& path, const LoadOptions& options) {
-  if (options.device.is_cuda()) open_cuda_library();
+torch::jit::Module load(const std::string& path, const LoadOptions& given) {
+  require_device(given.device);
+  LoadOptions options = given;
+  options.device = with_index(given.device);
   check_trust(path, options.trust);
   const auto file = std::make_shared<Archive>(path);
   file->verify(Archive::Records::kHead);
@@ -107,7 +102,7 @@ torch::jit::Module load(const std::string& path, const LoadOptions& options) {
   for (const auto& engine : engines) engine->let_go_of_bytes(file);
   if (!options.device.is_cpu()) {
     try {
-      module.to(options.device);
+      move_to(module, options.device);
     } catch (const c10::Error& error) {
       throw Error(ErrorKind::kOption, "bundle", "device " + options.device.str(), "a device that torch can use",
                   error.what_without_backtrace(), "Load with a device that this machine has.");

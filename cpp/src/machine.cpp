@@ -1,9 +1,12 @@
 #include "hybrid_rt/machine.h"
 
+#include <algorithm>
 #include <charconv>
 #include <fstream>
 #include <sstream>
 #include <vector>
+
+#include "cuda_devices.h"
 
 namespace hybrid_rt {
 namespace {
@@ -40,8 +43,44 @@ int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
   return a < b ? -1 : a == b ? 0 : 1;
 }
 
-/// Whether a version is in a range such as ">=1.17,<2"; nothing if the range is none.
-std::optional<bool> is_in(const std::string& version, const std::string& range) {
+/// `wanted`: "8.6,8.9", or ">=8.0".
+std::optional<std::string> unmet_capability(const std::string& wanted, const Machine& machine, size_t cuda_index) {
+  if (cuda_index >= machine.cuda_devices.size()) return "there is no CUDA device " + std::to_string(cuda_index);
+  const CudaDevice& device = machine.cuda_devices[cuda_index];
+  bool is_right = false;
+  if (wanted.starts_with(">")) {
+    is_right = is_in_range(device.capability, wanted).value_or(false);
+  } else {
+    const std::vector<std::string> capabilities = split(wanted, ',');
+    is_right = std::find(capabilities.begin(), capabilities.end(), device.capability) != capabilities.end();
+  }
+  if (is_right) return std::nullopt;
+  return "it was built for GPUs of compute capability " + wanted + ", here is " + device.name + " of capability " +
+         device.capability + "; convert the detector for that one, or run another variant";
+}
+
+}  // namespace
+
+Machine Machine::here() {
+  Machine machine;
+  const CudaDevices& cuda = cuda_devices();
+  machine.cuda_devices = cuda.devices;
+  machine.no_cuda_reason = cuda.reason;
+  std::ifstream cpu("/proc/cpuinfo");
+  for (std::string line; std::getline(cpu, line);) {
+    // x86 says "flags", ARM "Features".
+    if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) continue;
+    for (const std::string& flag : split(line.substr(line.find(':') + 1), ' ')) machine.cpu_flags.insert(flag);
+    break;
+  }
+  std::ifstream memory("/proc/meminfo");
+  for (std::string line; std::getline(memory, line);) {
+    if (line.rfind("MemAvailable:", 0) == 0) machine.free_memory = std::stoll(line.substr(13)) * 1024;
+  }
+  return machine;
+}
+
+std::optional<bool> is_in_range(const std::string& version, const std::string& range) {
   for (const std::string& bound : split(range, ',')) {
     const size_t digits = bound.find_first_of("0123456789");
     const std::string relation = bound.substr(0, digits == std::string::npos ? bound.size() : digits);
@@ -62,28 +101,15 @@ std::optional<bool> is_in(const std::string& version, const std::string& range) 
   return true;
 }
 
-}  // namespace
-
-Machine Machine::here() {
-  Machine machine;
-  std::ifstream cpu("/proc/cpuinfo");
-  for (std::string line; std::getline(cpu, line);) {
-    // x86 says "flags", ARM "Features".
-    if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) continue;
-    for (const std::string& flag : split(line.substr(line.find(':') + 1), ' ')) machine.cpu_flags.insert(flag);
-    break;
+std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine,
+                                 size_t cuda_index) {
+  if (spec.device == "cuda" && machine.cuda_devices.empty()) {
+    return "it was compiled for a CUDA device, and there is none: " + machine.no_cuda_reason;
   }
-  std::ifstream memory("/proc/meminfo");
-  for (std::string line; std::getline(memory, line);) {
-    if (line.rfind("MemAvailable:", 0) == 0) machine.free_memory = std::stoll(line.substr(13)) * 1024;
-  }
-  return machine;
-}
-
-std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine) {
   for (const auto& [name, wanted] : spec.requirements) {
     if (name == "version") {
-      const auto is_right = is_in(runtime_version, wanted);
+      if (runtime_version.empty()) continue;
+      const auto is_right = is_in_range(runtime_version, wanted);
       if (!is_right) return "its requirement \"version\": \"" + wanted + "\" is no range; convert the detector again";
       if (!*is_right) {
         return "it needs " + spec.backend + " " + wanted + ", here is " + runtime_version +
@@ -99,6 +125,8 @@ std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& ru
                ", which this one lacks; convert the detector on a CPU "
                "such as this one, or run another variant";
       }
+    } else if (name == "compute_capability") {
+      if (auto reason = unmet_capability(wanted, machine, cuda_index)) return reason;
     } else if (name == "memory") {
       int64_t bytes = 0;
       std::from_chars(wanted.data(), wanted.data() + wanted.size(), bytes);

@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "cuda_devices.h"
 #include "hybrid_rt/backend.h"
 #include "hybrid_rt/log.h"
 
@@ -165,6 +166,11 @@ std::vector<BackendInfo> backends() {
     BackendInfo info{name, path, {}};
     try {
       info.availability = backend(name).availability();
+      const std::vector<std::string>& devices = info.availability.devices;
+      if (info.availability.available && devices == std::vector<std::string>{"cuda"} && cuda_devices().devices.empty()) {
+        info.availability.available = false;
+        info.availability.reason = "it runs on CUDA devices, and there is none: " + cuda_devices().reason;
+      }
     } catch (const Error& error) {
       info.availability.reason = error.what();
     }

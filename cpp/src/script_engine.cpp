@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "devices.h"
 #include "input_check.h"
 
 namespace hybrid_rt {
@@ -42,30 +43,57 @@ c10::intrusive_ptr<ScriptEngine> ScriptEngine::from_state(State state) {
   return c10::make_intrusive<ScriptEngine>(std::move(fields), std::move(blobs));
 }
 
-void ScriptEngine::prepare(const Preference& preference, const EngineOptions& options) {
+ScriptEngine::PreparedPointer ScriptEngine::make(const Preference& preference, const EngineOptions& options) const {
   auto next = std::make_shared<Prepared>();
   next->options = options;
+  next->options.device = with_index(options.device);
   if (next->options.threads == 0) next->options.threads = at::get_num_threads();
+  next->preference = preference;
   next->choice = choose_engine(segment_, specs_, table_, preference, next->options);
-  const std::lock_guard lock(mutex_);
-  prepared_ = std::move(next);
+  return next;
 }
 
-std::shared_ptr<const ScriptEngine::Prepared> ScriptEngine::prepared() const {
+void ScriptEngine::prepare(const Preference& preference, const EngineOptions& options) {
+  PreparedPointer next = make(preference, options);
+  std::vector<PreparedPointer> only{std::move(next)};
   const std::lock_guard lock(mutex_);
-  return prepared_;
+  prepared_.swap(only);
+}
+
+ScriptEngine::PreparedPointer ScriptEngine::prepared() const {
+  const std::lock_guard lock(mutex_);
+  return prepared_.empty() ? nullptr : prepared_.front();
+}
+
+ScriptEngine::PreparedPointer ScriptEngine::prepared(c10::Device device) const {
+  const std::lock_guard lock(mutex_);
+  for (const PreparedPointer& each : prepared_) {
+    if (each->options.device == device) return each;
+  }
+  return nullptr;
+}
+
+ScriptEngine::PreparedPointer ScriptEngine::prepared_for(c10::Device device) {
+  const std::lock_guard preparing(preparing_);
+  if (PreparedPointer ready = prepared(device)) return ready;
+  const PreparedPointer last = prepared();
+  // On devices that no engine has, the refusal names the one that it was prepared for.
+  const bool is_known = device.is_cpu() || device.is_cuda();
+  if (last && !is_known) return last;
+  EngineOptions options = last ? last->options : EngineOptions{};
+  options.device = is_known ? device : c10::Device(c10::kCPU);
+  PreparedPointer next = make(last ? last->preference : preference_from(""), options);
+  const std::lock_guard lock(mutex_);
+  prepared_.insert(prepared_.begin(), next);
+  return next;
 }
 
 std::vector<at::Tensor> ScriptEngine::run(const std::vector<at::Tensor>& inputs) {
-  auto ready = prepared();
-  if (!ready) {
-    const std::lock_guard lock(preparing_);
-    ready = prepared();
-    if (!ready) {
-      prepare(preference_from(""), EngineOptions{});
-      ready = prepared();
-    }
-  }
+  const bool has_device = !inputs.empty() && inputs.front().defined();
+  const PreparedPointer last = has_device ? nullptr : prepared();
+  const c10::Device device = has_device ? inputs.front().device() : last ? last->options.device : c10::kCPU;
+  PreparedPointer ready = prepared(device);
+  if (!ready) ready = prepared_for(device);
   return run_checked(*ready->choice.engine, segment_, specs_[ready->choice.index], ready->options.device, inputs);
 }
 

@@ -32,11 +32,13 @@ class ScriptEngine : public torch::CustomClassHolder {
   State state() const;
   static c10::intrusive_ptr<ScriptEngine> from_state(State state);
 
-  /// Chooses a variant, checks its digest, loads its engine. Prepared again with other options, it changes over;
-  /// runs in progress end on the engine that they began with.
+  /// Chooses a variant, checks its digest, loads its engine. Prepared again with other options, it changes over, on all
+  /// devices; runs in progress end on the engine that they began with.
   void prepare(const Preference& preference, const EngineOptions& options);
 
-  /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime sees them. Throws Error(kInput).
+  /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime sees them. Inputs on another device than
+  /// the one that it was prepared for choose and load a variant for that device, with the same preference: a module
+  /// that was moved by .to() goes on there. Throws Error(kInput), or as prepare().
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
   /// The bytes are in that file too: from here on they are read from it when they are needed.
@@ -46,16 +48,23 @@ class ScriptEngine : public torch::CustomClassHolder {
   const std::vector<ArtifactSpec>& specs() const { return specs_; }
 
   /// JSON: {"segment", "backend", "precision", "description", "variants": [{"backend", "precision", "chosen",
-  /// "refusal"}]}; backend is empty before the engine is prepared.
+  /// "refusal"}]}; backend is empty before the engine is prepared. Of several devices: the last one prepared for.
   std::string choice() const;
 
  private:
   struct Prepared {
     Choice choice;
     EngineOptions options;
+    Preference preference;
   };
+  using PreparedPointer = std::shared_ptr<const Prepared>;
 
-  std::shared_ptr<const Prepared> prepared() const;
+  PreparedPointer make(const Preference& preference, const EngineOptions& options) const;
+  /// The last one; null before the first.
+  PreparedPointer prepared() const;
+  /// Null if it was not prepared for this device.
+  PreparedPointer prepared(c10::Device device) const;
+  PreparedPointer prepared_for(c10::Device device);
 
   Fields fields_;
   std::string segment_;
@@ -64,7 +73,7 @@ class ScriptEngine : public torch::CustomClassHolder {
 
   mutable std::mutex mutex_;  // guards prepared_
   std::mutex preparing_;      // one preparation at a time
-  std::shared_ptr<const Prepared> prepared_;
+  std::vector<PreparedPointer> prepared_;  // one a device, the last one made in front
 };
 
 }  // namespace hybrid_rt

@@ -7,6 +7,7 @@
 
 #include "archive.h"
 #include "blob_table.h"
+#include "devices.h"
 #include "engine_options.h"
 #include "hybrid_rt/error.h"
 #include "input_check.h"
@@ -61,7 +62,10 @@ std::vector<std::string> segments(const std::string& path) {
   return names;
 }
 
-std::shared_ptr<Segment> open_segment(const std::string& path, const std::string& name, const LoadOptions& options) {
+std::shared_ptr<Segment> open_segment(const std::string& path, const std::string& name, const LoadOptions& given) {
+  require_device(given.device);
+  LoadOptions options = given;
+  options.device = with_index(given.device);
   const auto file = std::make_shared<Archive>(path);
   std::string known;
   for (const json& segment : segments_of(*file)) {

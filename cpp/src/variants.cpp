@@ -21,12 +21,21 @@ bool is_meant(const std::string& wanted, const ArtifactSpec& spec) {
 }
 
 std::string refusal_of(const ArtifactSpec& spec, const EngineOptions& options, const Machine& machine) {
+  const c10::Device device = options.device;
+  const auto cuda_index = static_cast<size_t>(device.is_cuda() && device.has_index() ? device.index() : 0);
   try {
+    // What the machine lacks comes before what can be installed.
+    if (const auto reason = unmet(spec, "", machine, cuda_index)) return *reason;
     Backend& runtime = backend(spec.backend);
     const Availability availability = runtime.availability();
     if (!availability.available) return availability.reason;
-    if (const auto reason = unmet(spec, availability.version, machine)) return *reason;
-    return runtime.refusal(spec, options).value_or("");
+    if (const auto reason = unmet(spec, availability.version, machine, cuda_index)) return *reason;
+    if (const auto reason = runtime.refusal(spec, options)) return *reason;
+    if (device.is_cuda() && cuda_index >= machine.cuda_devices.size()) {
+      return machine.cuda_devices.empty() ? "there is no CUDA device: " + machine.no_cuda_reason
+                                          : "there is no CUDA device " + std::to_string(cuda_index);
+    }
+    return "";
   } catch (const Error& error) {
     return error.what();
   }

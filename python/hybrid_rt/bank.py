@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, bundle, cache, golden, registry, torchscript
-from .capture import Program
+from . import _native, bundle, golden, registry, torchscript
 from .engine_module import make_engine, prepare
 from .errors import BackendError, OptionError
 from .files import check_writable
+from .head import OnDevice
 from .packing import Packed, pack, unpack
 from .specs import Artifact, ArtifactSpec, TensorSpec
 from .steps import Steps
 from .stored import SavedEngine, opened_head, saved_engines
 from .structure import map_tensors
-from .variants import Wanted, choose_variants, require_same_outputs
+from .variants import Options, Wanted, check_calibration, choose_variants, require_same_outputs
 from .verify import Thresholds, Verification, compare_results, require, thresholds_of
 
 
@@ -63,6 +63,8 @@ def add_variant(
     output: str | os.PathLike[str] | None = None,
     *,
     precision: str | None = None,
+    device: str = "cpu",
+    options: Options | None = None,
     segment: str | None = None,
     first: bool = False,
     verify: bool = True,
@@ -75,7 +77,10 @@ def add_variant(
         path: the bundle.
         engine: a backend's name, or several; "openvino:bf16" names one with its precision.
         output: the `.pt` to write; None: ``path``.
-        precision: of the names that do not say theirs; None: that of the first variant in the file.
+        precision: of the names that do not say theirs; None: that of the first variant in the file. Nothing is
+            calibrated here: no "int8".
+        device: see :func:`hybrid_rt.convert`.
+        options: see there.
         segment: only this engine, or the one that this segment is in; None: all.
         first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
@@ -94,11 +99,14 @@ def add_variant(
     names = [engine] if isinstance(engine, str) else list(engine)
     verification = Verification(precision or change.chosen[0].variants[0]["precision"]) if verify else None
     for saved in change.chosen:
-        wanted = choose_variants(names, precision or saved.variants[0]["precision"], False, "add-variant")
+        wanted = choose_variants(
+            names, precision or saved.variants[0]["precision"], False, "add-variant", device=device, options=options
+        )
+        check_calibration(wanted, (), "add-variant")
         _require_new(saved, wanted)
         with change.steps.step(f"read {saved.name}"):
             program = saved.program("add-variant")
-        made = [_compiled(change.steps, variant, program) for variant in wanted]
+        made = [variant.compiled(program, change.steps)[0] for variant in wanted]
         if verification is not None:
             with change.steps.step(f"verify {saved.name}"):
                 engine_of_new = make_engine(saved.name, pack(made))
@@ -113,7 +121,8 @@ def add_variant(
     change.apply()
     if verification is not None:
         with change.steps.step("compare the golden sample"):
-            change.compare_golden(verification, choose_variants(names, verification.precision, False), thresholds)
+            wanted = choose_variants(names, verification.precision, False, "add-variant", device=device)
+            change.compare_golden(verification, wanted, thresholds)
         require(verification)
     return change.save(verification)
 
@@ -178,11 +187,6 @@ def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
             )
 
 
-def _compiled(steps: Steps, variant: Wanted, program: Program) -> Artifact:
-    with steps.step(f"compile {program.name} with {variant.backend.name}"):
-        return cache.compiled(variant.backend, program, variant.precision)[0]
-
-
 class _Change:
     """A bundle that is read, changed in memory, and written."""
 
@@ -230,14 +234,16 @@ class _Change:
             return
         sample = golden.read(self.path)
         for variant in wanted:
+            place = variant.backend.target
             try:
                 for engine in self.engines.values():
-                    prepare(engine, variant.name, emulate_precision=True)
+                    prepare(engine, variant.name, device=place, emulate_precision=True)
             except BackendError as error:
                 self.notes.append(f"not compared: boxes with {variant.name}: {error}")
                 continue
+            head = self.head if place == "cpu" else OnDevice(self.head, place)
             with torch.no_grad():
-                found = self.head(*map_tensors(sample.inputs, Tensor.clone))
+                found = head(*map_tensors(sample.inputs, Tensor.clone))
             limits = thresholds or thresholds_of(variant.precision)
             compare_results(verification, sample.expected, found, limits, f"golden sample with {variant.name}")
 

@@ -150,7 +150,7 @@ def load(
         BundleError: no bundle, altered, truncated, of a newer format.
         BackendError: no variant of a segment can run here, or with ``strict`` not the first; the text lists each with
             its reason.
-        OptionError: a device that does not exist, a size that the detector does not take.
+        OptionError: a device that is not here, a size that the detector does not take.
     """
     registry.load_plugins()
     options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision)
@@ -260,6 +260,7 @@ def check(
     strict: bool = False,
     cpu: Sequence[str] | None = None,
     memory: int | None = None,
+    capability: str | None = None,
 ) -> list[SegmentCheck]:
     """Reads the whole file, compares every record with its digest, and says which variant would run here.
 
@@ -272,6 +273,7 @@ def check(
         strict: see there.
         cpu: the flags of another machine's CPU, as its kernel names them (/proc/cpuinfo); None: this one's.
         memory: that is free on another machine, in bytes; None: here.
+        capability: the compute capability of another machine's GPU, e.g. "8.6"; None: of the ones that are here.
 
     Raises:
         BundleError: no bundle, or a record that does not match its digest.
@@ -281,7 +283,11 @@ def check(
     return [
         SegmentCheck(entry["segment"], tuple(VariantCheck(**variant) for variant in entry["variants"]))
         for entry in _native.check(
-            os.fspath(path), _options(device, backend, strict=strict), None if cpu is None else set(cpu), memory
+            os.fspath(path),
+            _options(device, backend, strict=strict),
+            None if cpu is None else set(cpu),
+            memory,
+            capability,
         )
     ]
 

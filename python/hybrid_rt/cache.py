@@ -131,12 +131,14 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
         "outputs": [asdict(spec) for spec in program.outputs],
         "structure": [repr((dict(member.inputs), member.output)) for member in program.members],
         "precision": precision,
-        "backend": [backend.name, type(backend).__qualname__, backend.device, backend.availability().version],
+        "backend": [backend.name, type(backend).__qualname__, backend.target, backend.availability().version],
         "code": _code_digest(type(backend).__module__),
         "torch": torch.__version__,
         # What a compiler may make for this machine alone, where a home is shared by several machines.
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "options": dict(backend.options()),
+        # Of what int8 is calibrated on, if anything is.
+        "calibration": program.calibration_digest if precision == "int8" else "",
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 

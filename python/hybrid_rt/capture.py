@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from . import exported, onnx_export, torchscript
 from .errors import CaptureError
 from .graph_digest import graph_digest
-from .observe import Call, Observation, observe, recording
+from .observe import Call, HeadOperators, Observation, observe, recording
 from .second_size import second_shapes, tiled
 from .segments import use_of
 from .specs import UNBOUNDED, TensorSpec, dtype_name
-from .structure import Flattened, Structure, structure_of
+from .structure import Flattened, Structure, map_tensors, structure_of
 
 Recorded = Mapping[str, Sequence[tuple[dict[str, Any], Any]]]
 """What one run showed: for each segment's name its calls, as (arguments by parameter name, result)."""
@@ -67,7 +68,8 @@ class Program:
     """A captured segment, or several between which data flows straight: a function of flat tensors.
 
     The outputs are those of all members, in order. A dimension whose range is one size is compiled for that size.
-    ``calls`` are what was recorded; the first one is the example for tracing.
+    ``calls`` are what was recorded; the first one is the example for tracing. ``calibration`` holds inputs on which a
+    compiler may look how large values get, for int8.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Program:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     calls: tuple[FlatCall, ...]
+    calibration: tuple[tuple[Tensor, ...], ...] = ()
 
     @property
     def examples(self) -> tuple[Tensor, ...]:
@@ -141,6 +144,15 @@ class Program:
         """Of the traced graph and the weights, see :func:`graph_digest`."""
         return graph_digest(self.traced())
 
+    @functools.cached_property
+    def calibration_digest(self) -> str:
+        """Of the calibration's inputs."""
+        digest = hashlib.sha256()
+        for tensor in itertools.chain.from_iterable(self.calibration):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The segments as they are in the detector."""
         outputs: tuple[Tensor, ...] = ()
@@ -156,6 +168,7 @@ def capture(
     observation: Observation,
     runs: Sequence[Recorded],
     ranges: Sequence[Ranges] | None = None,
+    calibration: Sequence[Recorded] = (),
 ) -> Program:
     """Makes a program of segments between which data flows straight.
 
@@ -166,6 +179,7 @@ def capture(
         runs: recorded calls at other sizes. Those outside ``ranges`` are left out.
         ranges: (min, max) of each dimension of each input, or of the first inputs only. Of the others, or of all if
             None: what varies between the calls is free, and the rest is fixed.
+        calibration: recorded calls for a compiler that calibrates int8. Those outside ``ranges`` are left out.
 
     Raises:
         CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
@@ -198,6 +212,9 @@ def capture(
         inputs=inputs,
         outputs=_specs(_output_names(members), seen_outputs, None, free),
         calls=tuple(sorted(calls, key=_cost)),
+        calibration=tuple(
+            call.inputs for run in calibration for call in _flat_calls(members, run) if _inside(call, ranges)
+        ),
     )
 
 
@@ -356,16 +373,26 @@ def _specs(
 
 
 def capture_alone(
-    detector: nn.Module, name: str, inputs: Sequence[tuple[Any, ...]], ranges: Ranges | None = None
+    detector: nn.Module,
+    name: str,
+    inputs: Sequence[tuple[Any, ...]],
+    ranges: Ranges | None = None,
+    calibration: Sequence[tuple[Any, ...]] = (),
 ) -> Program:
     """Makes a program of one segment by running the detector on each of ``inputs``.
 
-    ``ranges``: of the segment's first input, see :func:`capture`.
+    ``ranges``: of the segment's first input, see :func:`capture`. ``calibration``: arguments of the detector.
     """
     observation = observe(detector, inputs[0])
-    runs = []
+    runs, calibrated = (record_runs(detector, [name], calls) for calls in (inputs, calibration))
+    return capture(detector, [name], observation, runs, None if ranges is None else [ranges], calibrated)
+
+
+def record_runs(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> list[Recorded]:
+    """What goes in and out of segments on each of ``inputs``, which the detector may not change."""
+    runs: list[Recorded] = []
     for arguments in inputs:
-        with torch.no_grad(), recording(detector, [name]) as run:
-            detector(*arguments)
+        with torch.no_grad(), HeadOperators(), recording(detector, names) as run:
+            detector(*map_tensors(arguments, Tensor.clone))
         runs.append(run)
-    return capture(detector, [name], observation, runs, None if ranges is None else [ranges])
+    return runs

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, cli_bench, cli_bundle, cli_cache, registry
+from . import __version__, _native, cli_bench, cli_bundle, cli_cache, registry
 from .callables import detector_named
 from .coco import CocoDataset
 from .convert import convert
@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         "(default: auto)",
     )
     verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
+    cli_bundle.add_compiler_arguments(verb)
+    verb.add_argument("--calibrate", type=Path, metavar="FOLDER", help="pictures that int8 is calibrated on")
     verb.add_argument(
         "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
     )
@@ -140,6 +142,9 @@ def _convert(options: argparse.Namespace) -> int:
         head=options.head,
         engine=options.engine if options.engine in ("auto", FASTEST) else options.engine.split(","),
         precision=options.precision,
+        device=options.device,
+        options=cli_bundle.compiler_options(options.option),
+        calibration_data=[([picture],) for picture in pictures_at(options.calibrate)] if options.calibrate else (),
         shapes=_sizes(options.sizes),
         fallback=not options.no_fallback,
         verify=not options.no_verify,
@@ -202,6 +207,15 @@ def _detect(arguments: Sequence[str]) -> int:
     os.execv(path, [path, *arguments])
 
 
+def _cuda_devices() -> str:
+    devices, reason = _native.cuda_devices()
+    named = [
+        f"{i}: {device['name']}, compute capability {device['capability']}, {device['memory'] / 1e9:.0f} GB"
+        for i, device in enumerate(devices)
+    ]
+    return "; ".join(named) or f"no device: {reason}"
+
+
 def _doctor(options: argparse.Namespace) -> int:
     found = registry.backends()
     facts = {
@@ -211,7 +225,7 @@ def _doctor(options: argparse.Namespace) -> int:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch uses {torch.get_num_threads()} threads and "
         f"{torch.backends.cpu.get_cpu_capability()}",
-        "cuda": f"{torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no device",
+        "cuda": _cuda_devices(),
         "hybrid-rt-detect": str(find_program("hybrid-rt-detect")),
     }
     if options.json:

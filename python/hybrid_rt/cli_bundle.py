@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,54 @@ from . import bundle
 from .bank import add_variant, remove_variant
 from .callables import built
 from .contract import stride_of
+from .errors import OptionError
 from .extract import extract
 from .golden import describe
 from .packing import own_sizes
 from .specs import PRECISIONS, TensorSpec
 from .swap import swap_backbone
+from .variants import DEVICES
 
 _NOTHING_RUNS = 1
+
+
+def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
+    """The arguments of the verbs that compile: what for, and the compilers' own options."""
+    verb.add_argument(
+        "--device",
+        default="cpu",
+        choices=DEVICES,
+        help="what engines of several kinds of device are compiled for (default: cpu)",
+    )
+    verb.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="ENGINE.NAME=VALUE",
+        help="of a compiler, e.g. tensorrt.tf32=false; may be repeated",
+    )
+
+
+def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What ``--option`` was given: values are JSON, or else text.
+
+    Raises:
+        OptionError: one that is not of the form ENGINE.NAME=VALUE, or is given twice.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, is_set, value = text.partition("=")
+        engine, has_name, key = name.partition(".")
+        if not (engine and has_name and key and is_set) or key in options.get(engine, {}):
+            raise OptionError.make(
+                "cli", "--option", expected="ENGINE.NAME=VALUE, each once, e.g. tensorrt.tf32=false", got=f"'{text}'"
+            )
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        options.setdefault(engine, {})[key] = parsed
+    return options
 
 
 def add_verbs(verbs: Any) -> None:
@@ -41,6 +82,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--strict", action="store_true", help="the first variant must run")
     verb.add_argument("--cpu", help="flags of another machine's CPU (/proc/cpuinfo), comma-separated")
     verb.add_argument("--memory", type=float, help="GB that are free on another machine")
+    verb.add_argument("--capability", help="compute capability of another machine's GPU, e.g. 8.6")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_check)
 
@@ -49,6 +91,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--engine", required=True, help="comma-separated, e.g. aot_inductor,openvino:bf16")
     verb.add_argument("--output", type=Path, help="the .pt to write (default: the same)")
     verb.add_argument("--precision", choices=PRECISIONS, help="default: that of the first variant in the file")
+    add_compiler_arguments(verb)
     verb.add_argument("--segment", help="only this one (default: all)")
     verb.add_argument("--first", action="store_true", help="before the others (default: before TorchScript)")
     verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
@@ -68,6 +111,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--segment", help="which one (default: backbone, or else the first one that runs)")
     verb.add_argument("--engine", help="comma-separated backends, best first (default: those of the file)")
     verb.add_argument("--precision", choices=PRECISIONS, help="default: the file's")
+    add_compiler_arguments(verb)
     verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
     verb.set_defaults(run=_swap)
 
@@ -183,6 +227,7 @@ def _check(options: argparse.Namespace) -> int:
         strict=options.strict,
         cpu=None if options.cpu is None else options.cpu.split(","),
         memory=None if options.memory is None else int(options.memory * 1e9),
+        capability=options.capability,
     )
     if options.json:
         print(json.dumps([asdict(segment) for segment in checks], indent=1))
@@ -203,6 +248,8 @@ def _swap(options: argparse.Namespace) -> int:
         segment=options.segment,
         engine=options.engine if options.engine in (None, "auto") else options.engine.split(","),
         precision=options.precision,
+        device=options.device,
+        options=compiler_options(options.option),
         verify=not options.no_verify,
         progress=True,
     )
@@ -216,6 +263,8 @@ def _add_variant(options: argparse.Namespace) -> int:
         options.engine.split(","),
         options.output,
         precision=options.precision,
+        device=options.device,
+        options=compiler_options(options.option),
         segment=options.segment,
         first=options.first,
         verify=not options.no_verify,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import cache, registry
+from . import registry
 from .capture import Program, Ranges, capture_alone
 from .engine_module import EngineModule, engine_module, prepare
 from .errors import BackendError, CaptureError, HybridRTError, OptionError
@@ -23,10 +24,14 @@ from .structure import structure_of
 from .variants import (
     FASTEST,
     Alone,
+    Options,
     Wanted,
+    check_calibration,
+    check_device,
     check_module,
     check_repeatable,
     choose_variants,
+    engines_for,
     fastest_first,
     require_same_outputs,
     settle,
@@ -64,10 +69,18 @@ class CompiledSegment(EngineModule):
                 remedy="Convert the other modules one by one, or compile with precision=.",
             )
         if after.device != self._device:
-            prepare(self.engine, device=after.device)
-            self._device = after.device
+            self.place(after.device)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def place(self, device: str | torch.device, backend: str = "") -> None:
+        """Chooses a variant that runs on a device: ``backend``, or the best one.
+
+        Raises:
+            BackendError: none can run there; the text has each one's reason.
+        """
+        prepare(self.engine, backend, device=device)
+        self._device = torch.device(device)
 
     _device = torch.device("cpu")
 
@@ -78,6 +91,9 @@ def compile_segment(
     *,
     engine: str | Sequence[str] = "auto",
     precision: str = "fp32",
+    device: str = "cpu",
+    options: Options | None = None,
+    calibration_data: Sequence[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
     fallback: bool = True,
     strict: bool = False,
@@ -91,7 +107,11 @@ def compile_segment(
         module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.
         example: its positional arguments as a tuple, or its one tensor.
         engine: as of :func:`hybrid_rt.convert`.
-        precision: "fp32", or "bf16" for the engines that have it.
+        precision: "fp32", or "bf16", "fp16", "int8" for the engines that have it.
+        device: "cpu" or "cuda": what engines of several kinds are compiled for, and where it is, until ``.to()`` says
+            otherwise. With ``strict`` and an engine of one kind of device, it is there.
+        options: of the compilers, see :func:`hybrid_rt.convert`.
+        calibration_data: for "int8": the module's arguments on further pictures, a tuple each.
         shapes: ranges of the first input, [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
             [(height, width), ...]. What is not named keeps the example's size.
         fallback: add a TorchScript variant as the last one. An engine that is not installed, or whose compiler
@@ -118,56 +138,82 @@ def compile_segment(
     if thresholds is None:
         thresholds_of(precision)  # there are some
     arguments = example if isinstance(example, tuple) else (example,)
-    wanted = _variants(engine, precision, fallback=fallback and not strict, strict=strict)
+    choice = _Choice(engine, precision, device, options, fallback=fallback and not strict, strict=strict)
+    wanted = choice.variants()
+    check_calibration(wanted, calibration_data, _SCOPE)
     steps = Steps(progress)
     with steps.step("run the module on the example"):
-        program = _program(module, arguments, shapes)
+        program = _program(module, arguments, shapes, calibration_data)
     artifacts: list[Artifact] = []
     refusals: list[HybridRTError] = []
     for variant in wanted:
-        with steps.step(f"compile {program.name} with {variant.backend.name}"):
-            try:
-                artifacts.append(cache.compiled(variant.backend, program, variant.precision)[0])
-            except (BackendError, CaptureError) as error:
-                if engine == FASTEST:
-                    refusals.append(error)
-                elif isinstance(error, CaptureError) or not fallback or strict or variant is wanted[-1]:
-                    raise
-                else:
-                    _warn(str(error))
+        try:
+            artifacts.append(variant.compiled(program, steps)[0])
+        except (BackendError, CaptureError) as error:
+            if engine == FASTEST:
+                refusals.append(error)
+            elif isinstance(error, CaptureError) or not fallback or strict or variant is wanted[-1]:
+                raise
+            else:
+                _warn(str(error))
     settle(program.name, len(artifacts), refusals, _SCOPE)
     if engine == FASTEST:
-        artifacts, line = fastest_first(program, artifacts)
+        artifacts, line = fastest_first(program, artifacts, device)
         steps.show(line)
     compiled = engine_module(program, artifacts, CompiledSegment)
     if verify:
         with steps.step("verify"):
             require_same_outputs(program, compiled.engine, artifacts, precision, thresholds, _SCOPE)
     best = artifacts[0].spec
-    prepare(compiled.engine, f"{best.backend}:{best.precision}" if strict else "")
+    compiled.place(best.device if strict else device, f"{best.backend}:{best.precision}" if strict else "")
     return compiled
 
 
-def _variants(engine: str | Sequence[str], precision: str, *, fallback: bool, strict: bool) -> list[Wanted]:
-    if engine == FASTEST:
-        return choose_variants(engine, precision, fallback, _SCOPE)
-    names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
-    names = names[:1] if strict else names
-    try:
-        return choose_variants(names, precision, fallback, _SCOPE)
-    except BackendError as error:
-        if not fallback:
-            raise
-        _warn(str(error))
-    installed = [name for name in names if registry.backend(name.split(":")[0]).availability().available]
-    return choose_variants(installed or ["torchscript"], precision, fallback, _SCOPE)
+@dataclass(frozen=True)
+class _Choice:
+    """Which engines, as the user named them."""
+
+    engine: str | Sequence[str]
+    precision: str
+    device: str
+    options: Options | None
+    fallback: bool
+    strict: bool
+
+    def variants(self) -> list[Wanted]:
+        """With a fallback, engines that are not installed are warned of and left out."""
+        if self.engine == FASTEST:
+            return self._of(self.engine)
+        check_device(self.device, _SCOPE)
+        engine = engines_for(self.device) if self.engine == "auto" else self.engine
+        names = [engine] if isinstance(engine, str) else list(engine)
+        names = names[:1] if self.strict else names
+        try:
+            return self._of(names)
+        except BackendError as error:
+            if not self.fallback:
+                raise
+            _warn(str(error))
+        installed = [name for name in names if registry.backend(name.split(":")[0]).availability().available]
+        kept = {name: given for name, given in (self.options or {}).items() if name in installed}
+        return replace(self, options=kept)._of(installed or ["torchscript"])
+
+    def _of(self, names: str | Sequence[str]) -> list[Wanted]:
+        return choose_variants(
+            names, self.precision, self.fallback, _SCOPE, device=self.device, options=self.options
+        )
 
 
 def _warn(text: str) -> None:
     warnings.warn(f"{text} The next engine is taken.", RuntimeWarning, stacklevel=3)
 
 
-def _program(module: nn.Module, arguments: tuple[Any, ...], shapes: Shapes | None) -> Program:
+def _program(
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    shapes: Shapes | None,
+    calibration_data: Sequence[tuple[Any, ...]] = (),
+) -> Program:
     """The module as a program of one segment, named after its class, with calls at two sizes if its sizes may vary."""
     name = type(module).__name__
     try:
@@ -199,4 +245,4 @@ def _program(module: nn.Module, arguments: tuple[Any, ...], shapes: Shapes | Non
     if other is not None:
         remaining = map(tiled, tensors, other)
         calls.append(tuple(structure.unflatten(remaining) for structure in structures.values()))
-    return capture_alone(alone.eval(), name, calls, ranges)
+    return capture_alone(alone.eval(), name, calls, ranges, calibration_data)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, cache, coco
+from . import bundle, coco
 from . import golden as golden_sample
-from .capture import Program, Recorded, capture, flows_straight
+from .capture import Program, Recorded, capture, flows_straight, record_runs
 from .coco import CocoDataset
 from .engine_module import make_engine, prepare
 from .errors import BackendError, CaptureError, HybridRTError, OptionError
 from .files import check_writable
-from .head import HEADS, frozen_head
+from .head import HEADS, OnDevice, frozen_head
 from .measure_hybrid import measure_hybrid
 from .observe import HeadOperators, Observation, observe, recording, watch
 from .packing import Packed, pack
@@ -33,7 +33,17 @@ from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, sh
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact, ArtifactSpec
 from .steps import Steps
-from .variants import FASTEST, add_variants, check_module, choose_variants, compare_variants, fastest_first, settle
+from .variants import (
+    FASTEST,
+    Options,
+    add_variants,
+    check_calibration,
+    check_module,
+    choose_variants,
+    compare_variants,
+    fastest_first,
+    settle,
+)
 from .verify import (
     TensorError,
     Thresholds,
@@ -63,6 +73,9 @@ def convert(
     head: str = "script",
     engine: str | Sequence[str] = "auto",
     precision: str = "fp32",
+    device: str = "cpu",
+    options: Options | None = None,
+    calibration_data: Sequence[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
     fallback: bool = True,
     verify: bool = True,
@@ -88,10 +101,16 @@ def convert(
         head: "script", or "trace": what is left is recorded on the example, with its branches and loops as they went
             there. For a head that does not script; it is right for such inputs only.
         engine: a backend's name; a list of names puts several variants into the file, best first, "openvino:bf16"
-            names one with its precision; "auto": OpenVINO; "fastest": all that are installed but tvm, in the order of
-            what is measured here; one that can't compile a segment is a warning.
-        precision: "fp32", or "bf16" for the engines that have it ("torchscript" stays in fp32,
+            names one with its precision; "auto": OpenVINO for the CPU, TensorRT for CUDA (AOTInductor where no
+            TensorRT is installed); "fastest": all that are installed but tvm, in the order of what is measured here;
+            one that can't compile a segment is a warning.
+        precision: "fp32", or "bf16", "fp16", "int8" for the engines that have it ("torchscript" stays in fp32,
             "torchscript:bf16" does not).
+        device: "cpu" or "cuda": what engines of several kinds are compiled for, and where the hybrid is compared, if
+            there is one here.
+        options: of the compilers, by the engine's name: ``{"tensorrt": {"tf32": False}}``; the engine's page lists
+            them.
+        calibration_data: for "int8": tuples of arguments, some tens of pictures of the kind that will be seen.
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
             produce; the example's size if it has none.
@@ -127,7 +146,8 @@ def convert(
     if report is not None:
         check_writable(report_path(report))
     chosen = None if segments == "auto" else named(detector, segments)
-    wanted = choose_variants(engine, precision, fallback)
+    wanted = choose_variants(engine, precision, fallback, device=device, options=options)
+    check_calibration(wanted, calibration_data)
     best = engine if isinstance(engine, str) else engine[0]
     precision = best.partition(":")[2] or precision  # of what runs where all can
     limits = thresholds or thresholds_of(precision)
@@ -145,6 +165,7 @@ def convert(
     groups = group(detector, [share.name for share in shares if share.chosen], observation, fuse=fuse)
     with steps.step("run it on other pictures, to see which dimensions vary"):
         runs = _record(detector, example_inputs, samples, groups, first)
+        calibration = record_runs(detector, [name for members in groups for name in members], calibration_data)
         programs = [
             capture(
                 detector,
@@ -152,6 +173,7 @@ def convert(
                 observation,
                 runs,
                 _ranges(detector, example_inputs, observation, members[0], shapes),
+                calibration,
             )
             for whole in groups
             for members in (
@@ -163,22 +185,21 @@ def convert(
     cached: dict[tuple[str, str], bool] = {}
     variants = [(program, variant) for program in programs for variant in wanted]
     for i, (program, variant) in enumerate(variants):
-        with steps.step(f"compile {program.name} with {variant.backend.name}", total=len(variants), done=i):
-            try:
-                artifact, hit = cache.compiled(variant.backend, program, variant.precision)
-            except (BackendError, CaptureError) as error:
-                if engine != FASTEST:
-                    raise
-                refusals[program.name].append(error)
-                continue
-            artifacts[program.name].append(artifact)
-            cached[program.name, variant.name] = hit
+        try:
+            artifact, hit = variant.compiled(program, steps, total=len(variants), done=i)
+        except (BackendError, CaptureError) as error:
+            if engine != FASTEST:
+                raise
+            refusals[program.name].append(error)
+            continue
+        artifacts[program.name].append(artifact)
+        cached[program.name, variant.name] = hit
     for program in programs:
         settle(program.name, len(artifacts[program.name]), refusals[program.name], "convert")
     if engine == FASTEST:
         with steps.step("see which engine is the fastest"):
             for program in programs:
-                artifacts[program.name], line = fastest_first(program, artifacts[program.name])
+                artifacts[program.name], line = fastest_first(program, artifacts[program.name], device)
                 steps.show(line)
     with steps.step(f"{head} and freeze the head"):
         packed = {program.name: pack(artifacts[program.name]) for program in programs}
@@ -201,11 +222,15 @@ def convert(
                 thresholds,
                 pictures,
                 advance,
+                device,
             )
     if truth is not None:
         verification = verification or Verification(precision)
-        with steps.step(f"mean average precision on {len(truth.files)} pictures"), _emulated(engines):
-            compare_dataset(verification, detector, frozen, truth, max_map_drop)
+        with (
+            steps.step(f"mean average precision on {len(truth.files)} pictures"),
+            _emulated(frozen, engines, device) as hybrid,
+        ):
+            compare_dataset(verification, detector, hybrid, truth, max_map_drop)
     result = ConversionReport(
         detector=type(detector).__name__,
         path=str(path),
@@ -348,6 +373,7 @@ def _verify(
     thresholds: Thresholds | None,
     watch: Callable[[tuple[Any, ...], Any, Any], None],
     advance: Callable[[], None],
+    device: str,
 ) -> Verification:
     """Every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
 
@@ -365,30 +391,33 @@ def _verify(
         watch(arguments, expected, found)
         advance()
 
-    verification = compare_modules(
-        detector,
-        hybrid,
-        inputs,
-        precision=precision,
-        thresholds=thresholds or thresholds_of(precision),
-        known=[result],
-        watch=compared_one,
-    )
+    with _emulated(hybrid, engines, device) as module:
+        verification = compare_modules(
+            detector,
+            module,
+            inputs,
+            precision=precision,
+            thresholds=thresholds or thresholds_of(precision),
+            known=[result],
+            watch=compared_one,
+        )
     verification.not_run = not_run
     add_variants(verification, compared, thresholds)
-    for engine in engines.values():
-        prepare(engine)
     return verification
 
 
 @contextmanager
-def _emulated(engines: Mapping[str, Any]) -> Iterator[None]:
-    """The segments in the precision that the file promises, even where this CPU can only emulate it."""
+def _emulated(hybrid: torch.jit.ScriptModule, engines: Mapping[str, Any], device: str) -> Iterator[nn.Module]:
+    """The hybrid in the precision that the file promises, even where this CPU can only emulate it.
+
+    On the device that it is for, if there is one here: it takes and returns tensors on the CPU all the same.
+    """
+    place = device if device != "cuda" or torch.cuda.is_available() else "cpu"
     for engine in engines.values():
-        prepare(engine, emulate_precision=True)
-    yield
+        prepare(engine, device=place, emulate_precision=True)
+    yield hybrid if place == "cpu" else OnDevice(hybrid, place)
     for engine in engines.values():
-        prepare(engine)
+        prepare(engine, device=place)
 
 
 def _manifest(

@@ -17,6 +17,7 @@ from .packing import pack
 from .samples import Sample
 from .segments import replace
 from .specs import Artifact, ArtifactSpec
+from .structure import map_tensors
 from .verify import THRESHOLDS, compare_modules
 
 HEADS = ("script", "trace")
@@ -33,6 +34,21 @@ class _DetectionsOnly(nn.Module):
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """images: [3, H, W] each, in 0..1; returns a dict of boxes, labels, scores, ... for each."""
         return self.detector(images)[1]  # type: ignore[no-any-return]
+
+
+class OnDevice(nn.Module):
+    """A hybrid that runs on a GPU, for arguments and results on the CPU."""
+
+    def __init__(self, hybrid: torch.jit.ScriptModule, device: str) -> None:
+        """``hybrid``: it stays where it is; a copy is moved."""
+        super().__init__()
+        self.device = torch.device(device)
+        self.module = torchscript.moved(hybrid, device)
+
+    def forward(self, *arguments: Any) -> Any:
+        """As the hybrid."""
+        found = self.module(*map_tensors(arguments, lambda tensor: tensor.to(self.device)))
+        return map_tensors(found, Tensor.cpu)
 
 
 def frozen_head(

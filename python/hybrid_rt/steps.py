@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 _BAR_WIDTH = 20
+
+
+class Advance:
+    """Moves a step's bar: called after each part of the work, or told how far a part is."""
+
+    def __init__(self, progress: Progress | None = None, task: TaskID = TaskID(0), name: str = "", done: int = 0) -> None:
+        """``progress``: None: nothing is shown. ``done``: parts that earlier steps did."""
+        self._progress, self._task, self._name, self._done = progress, task, name, done
+
+    def __call__(self) -> None:
+        """A part is done."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._done, description=self._name)
+
+    def part(self, share: float, what: str) -> None:
+        """The part that runs is done to this share, 0 to 1, and does ``what``."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._done + share, description=f"{self._name}: {what}")
 
 
 class Steps:
@@ -29,7 +48,7 @@ class Steps:
             self._console.print(what)
 
     @contextmanager
-    def step(self, name: str, *, total: int = 0, done: int = 0) -> Iterator[Callable[[], None]]:
+    def step(self, name: str, *, total: int = 0, done: int = 0) -> Iterator[Advance]:
         """One step.
 
         Args:
@@ -38,7 +57,7 @@ class Steps:
             done: how many of them earlier steps did.
 
         Yields:
-            A function to call after each part.
+            What moves the bar.
         """
         start = time.perf_counter()
         if self._show and self._console.is_terminal:
@@ -54,9 +73,9 @@ class Steps:
                 ]
             with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as progress:
                 task = progress.add_task(name, total=total or None, completed=done)
-                yield lambda: progress.advance(task)
+                yield Advance(progress, task, name, done)
         else:
-            yield lambda: None
+            yield Advance()
         self.seconds[name] = time.perf_counter() - start
         if self._show:
             self._console.print("[green]done[/green] ", end="")

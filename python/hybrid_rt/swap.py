@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _native, bundle, cache, torchscript
+from . import _native, bundle, torchscript
 from .capture import FlatCall, Member, Program
 from .contract import Contract, examples_for, features_of
 from .engine_module import make_engine
@@ -21,7 +21,15 @@ from .packing import Packed, pack
 from .specs import PRECISIONS
 from .steps import Steps
 from .stored import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
-from .variants import Wanted, check_module, check_repeatable, choose_variants, require_same_outputs
+from .variants import (
+    Options,
+    Wanted,
+    check_calibration,
+    check_module,
+    check_repeatable,
+    choose_variants,
+    require_same_outputs,
+)
 from .verify import Thresholds, Verification
 
 
@@ -69,6 +77,8 @@ def swap_backbone(
     example: Tensor | tuple[Any, ...] | None = None,
     engine: str | Sequence[str] | None = None,
     precision: str | None = None,
+    device: str = "cpu",
+    options: Options | None = None,
     verify: bool = True,
     thresholds: Thresholds | None = None,
     progress: bool | None = None,
@@ -86,7 +96,9 @@ def swap_backbone(
         example: the new backbone's positional arguments, or its one tensor, [N, C, H, W] in the file's ranges.
             None: noise.
         engine: a backend's name, a list of names best first, or "auto". None: those of the file.
-        precision: see :func:`hybrid_rt.convert`; None: the file's.
+        precision: see :func:`hybrid_rt.convert`; None: the file's. Nothing is calibrated here: no "int8".
+        device: see there.
+        options: see there.
         verify: compare each variant's features with the new backbone's, and refuse to save what differs.
         thresholds: only ``relative_error`` counts; None: by precision.
         progress: show each step on stderr; None: if it is a terminal.
@@ -106,14 +118,12 @@ def swap_backbone(
     with steps.step(f"read {Path(path).name}"):
         head = opened_head(Path(path), "swap")
         saved = _find(head, manifest, segment)
-        wanted = _wanted(saved, engine, precision)
+        wanted = _wanted(saved, engine, precision, device, options)
+        check_calibration(wanted, (), "swap")
         stored = saved.scripts("swap") if len(saved.members) > 1 else []
     with steps.step("compare the new backbone with what the head expects"):
         program = _program(saved, stored, new_backbone, example)
-    artifacts = []
-    for variant in wanted:
-        with steps.step(f"compile {program.name} with {variant.backend.name}"):
-            artifacts.append(cache.compiled(variant.backend, program, variant.precision)[0])
+    artifacts = [variant.compiled(program, steps)[0] for variant in wanted]
     packed = pack(artifacts)
     new_engine = make_engine(program.name, packed)
     verification = None
@@ -155,7 +165,13 @@ def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: st
     return saved
 
 
-def _wanted(saved: SavedEngine, engine: str | Sequence[str] | None, precision: str | None) -> list[Wanted]:
+def _wanted(
+    saved: SavedEngine,
+    engine: str | Sequence[str] | None,
+    precision: str | None,
+    device: str,
+    options: Options | None,
+) -> list[Wanted]:
     """The variants of the new file; those of the old one unless told otherwise."""
     if precision is not None and precision not in PRECISIONS:
         raise OptionError.make("swap", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
@@ -164,7 +180,9 @@ def _wanted(saved: SavedEngine, engine: str | Sequence[str] | None, precision: s
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = CAPTURED in in_file
-    return choose_variants(engine, precision or in_file[0][1], fallback, scope="swap")
+    return choose_variants(
+        engine, precision or in_file[0][1], fallback, scope="swap", device=device, options=options
+    )
 
 
 def _program(

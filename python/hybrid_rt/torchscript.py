@@ -208,6 +208,15 @@ def reopened(module: torch.jit.ScriptModule, hollow: Callable[[str], Any]) -> to
     return opened
 
 
+def moved(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:
+    """A copy of a frozen hybrid whose constants are on a device, with the very engines that it has."""
+    copied = open_archive(io.BytesIO(to_bytes(module)))
+    for engine in engines_of(module).values():
+        replace_engine(copied, engine)
+    _native.move_to(copied._c, torch.device(device))
+    return copied
+
+
 def replace_engine(module: torch.jit.ScriptModule, engine: Any) -> None:
     """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
     graph = module.graph

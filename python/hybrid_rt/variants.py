@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import registry
+from . import cache, registry
 from .backends.base import Backend
-from .capture import Program
+from .capture import FlatCall, Program
 from .engine_module import EngineModule, make_engine, prepare, run_flat
 from .errors import BackendError, CaptureError, HybridRTError, OptionError, VerificationError
 from .measure import benchmark
@@ -21,6 +21,7 @@ from .observe import watch
 from .packing import pack
 from .second_size import tiled
 from .specs import Artifact, ArtifactSpec
+from .steps import Steps
 from .verify import TensorError, Thresholds, Verification, add_tensor_failures, compare_tensors, thresholds_of
 
 
@@ -117,14 +118,61 @@ class Wanted:
         """As :func:`hybrid_rt.load` takes it: "openvino:bf16"."""
         return f"{self.backend.name}:{self.precision}"
 
+    def compiled(self, program: Program, steps: Steps, *, total: int = 1, done: int = 0) -> tuple[Artifact, bool]:
+        """The artifact, and whether the cache had it; a step, ``done`` of ``total`` of its kind being over.
+
+        Raises:
+            BackendError: the compiler refuses.
+            CaptureError: the segment can't be captured in the form that the compiler needs.
+        """
+        with steps.step(f"compile {program.name} with {self.backend.name}", total=total, done=done) as advance:
+            backend = self.backend.configured(self.backend.target, self.backend.given)
+            backend.progress = advance.part
+            return cache.compiled(backend, program, self.precision)
+
 
 FASTEST = "fastest"
 
+DEVICES = ("cpu", "cuda")
+"""The kinds of device that engines are compiled for."""
+
 _ROUNDS = 5
+
+Options = Mapping[str, Mapping[str, Any]]
+"""Options of compilers, by the backend's name: ``{"tensorrt": {"tf32": False}}``."""
+
+
+def engines_for(device: str) -> list[str]:
+    """What engine="auto" stands for: TensorRT on CUDA where its builder is installed, else AOTInductor; OpenVINO."""
+    if device == "cpu":
+        return ["openvino"]
+    return ["tensorrt" if registry.backend("tensorrt").availability().available else "aot_inductor"]
+
+
+def check_device(device: str, scope: str) -> None:
+    """Finds out before long work whether variants can be compiled for a kind of device.
+
+    Raises:
+        OptionError: it is none that an engine has.
+    """
+    if device not in DEVICES:
+        raise OptionError.make(
+            scope,
+            "device",
+            expected=f"what the engines are compiled for, one of {', '.join(DEVICES)}",
+            got=f"'{device}'",
+            remedy="Which of several GPUs a bundle runs on is said to hybrid_rt.load(device=).",
+        )
 
 
 def choose_variants(
-    engine: str | Sequence[str], precision: str, fallback: bool, scope: str = "convert"
+    engine: str | Sequence[str],
+    precision: str,
+    fallback: bool,
+    scope: str = "convert",
+    *,
+    device: str = "cpu",
+    options: Options | None = None,
 ) -> list[Wanted]:
     """The variants that the user named, best first.
 
@@ -134,24 +182,36 @@ def choose_variants(
         precision: of the others but TorchScript: without a precision of its own it is the segment as it was captured.
         fallback: add TorchScript in fp32 as the last one.
         scope: of the error's text.
+        device: the kind that is compiled for, where a backend has several; "auto" and "fastest" go by it.
+        options: of the compilers.
 
     Raises:
-        OptionError: no name, one twice, an unknown one, a precision that a backend does not have.
+        OptionError: no name, one twice, an unknown one, a precision or an option that a backend does not have.
         BackendError: one whose compiler is not installed.
     """
+    check_device(device, scope)
     if engine == FASTEST:
         names = [
             f"{info.name}:{precision}"
             for info in registry.backends()
-            if info.available and precision in info.precisions and registry.backend(info.name).is_candidate
+            if info.available and precision in info.precisions and _is_candidate(registry.backend(info.name), device)
         ]
     else:
-        names = ["openvino"] if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
+        names = engines_for(device) if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
     if not names:
         raise OptionError.make(scope, "engine", expected="'auto' or at least one backend", got="an empty list")
     if fallback and not {"torchscript", "torchscript:fp32"}.intersection(names):
         names.append("torchscript")
-    wanted = [_wanted(name, precision, scope) for name in names]
+    wanted = [_wanted(name, precision, scope, device, options or {}) for name in names]
+    unused = set(options or {}) - {variant.backend.name for variant in wanted}
+    if unused:
+        raise OptionError.make(
+            scope,
+            "options",
+            expected=f"those of the engines that are compiled ({', '.join(variant.backend.name for variant in wanted)})",
+            got=f"some for {', '.join(sorted(unused))}",
+            remedy="Name that engine in engine=, or leave its options out.",
+        )
     if len({variant.name for variant in wanted}) < len(wanted):
         raise OptionError.make(scope, "engine", expected="each backend once in a precision", got=", ".join(names))
     for variant in wanted:
@@ -161,9 +221,47 @@ def choose_variants(
     return wanted
 
 
-def _wanted(name: str, precision: str, scope: str) -> Wanted:
+def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any], scope: str = "convert") -> None:
+    """Finds out before long work whether int8 has something to be calibrated on.
+
+    Raises:
+        OptionError: int8 without calibration data, data that nothing is calibrated on, or data that is no arguments.
+    """
+    in_int8 = [variant.name for variant in wanted if variant.precision == "int8"]
+    if in_int8 and not calibration_data:
+        raise OptionError.make(
+            scope,
+            "calibration_data",
+            expected=f"some tens of tuples of arguments, on which {', '.join(in_int8)} is calibrated",
+            got="none",
+            remedy="Pictures of the kind that will be seen, e.g. [([picture],) for picture in pictures].",
+        )
+    if calibration_data and not in_int8:
+        raise OptionError.make(
+            scope,
+            "calibration_data",
+            expected="an engine in int8 with it",
+            got=f"only {', '.join(variant.name for variant in wanted)}",
+            remedy="Take precision='int8', or name an engine in int8: 'tensorrt:int8'.",
+        )
+    wrong = [type(arguments).__name__ for arguments in calibration_data if not isinstance(arguments, tuple)]
+    if wrong:
+        raise OptionError.make(
+            scope,
+            "calibration_data",
+            expected="tuples of the detector's positional arguments",
+            got=f"{wrong[0]} among them",
+            remedy="For torchvision's detectors: [([image],), ...].",
+        )
+
+
+def _is_candidate(backend: Backend, device: str) -> bool:
+    return backend.is_candidate and (device in backend.devices or backend.name == "torchscript")
+
+
+def _wanted(name: str, precision: str, scope: str, device: str, options: Options) -> Wanted:
     backend_name, _, own = name.partition(":")
-    backend = registry.backend(backend_name)
+    backend = registry.backend(backend_name).configured(device, options.get(backend_name))
     if not own and backend.name == "torchscript":
         return Wanted(backend, "fp32")
     if own in backend.precisions or (not own and precision in backend.precisions):
@@ -201,20 +299,30 @@ def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str)
         warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
 
 
-def fastest_first(program: Program, artifacts: Sequence[Artifact]) -> tuple[list[Artifact], str]:
+def _finished(outputs: list[Tensor], device: str) -> list[Tensor]:
+    """A GPU's work goes on after the call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return outputs
+
+
+def fastest_first(
+    program: Program, artifacts: Sequence[Artifact], device: str = "cpu"
+) -> tuple[list[Artifact], str]:
     """Variants in the order of how long they take on this machine, and a line that says it.
 
-    Each runs at the size that the compiler was told to expect. One that can't run here comes last.
+    Each runs on the device, at the size that the compiler was told to expect. One that can't run there comes last.
     """
     inputs = tuple(tiled(tensor, spec.opt) for tensor, spec in zip(program.examples, program.inputs, strict=True))
     cases: dict[str, Callable[..., Any]] = {}
     for i, artifact in enumerate(artifacts):
         engine = make_engine(program.name, pack([artifact]))
         try:
-            prepare(engine)
+            prepare(engine, device=device)
         except BackendError:  # verification says it
             continue
-        cases[str(i)] = lambda *tensors, engine=engine: run_flat(engine, tensors)
+        cases[str(i)] = lambda *tensors, engine=engine: _finished(run_flat(engine, tensors), device)
+    inputs = tuple(tensor.to(device) for tensor in inputs) if cases else inputs
     medians = {int(i): latency.median for i, latency in benchmark(cases, inputs, repeat=_ROUNDS, warm_up=1).items()}
     order = sorted(range(len(artifacts)), key=lambda i: medians.get(i, math.inf))
     texts = [
@@ -223,6 +331,11 @@ def fastest_first(program: Program, artifacts: Sequence[Artifact]) -> tuple[list
         for i in order
     ]
     return [artifacts[i] for i in order], f"{program.name}: {', '.join(texts)}"
+
+
+def _run_on(device: str, engine: Any, call: FlatCall) -> list[Tensor]:
+    outputs = run_flat(engine, tuple(tensor.to(device) for tensor in call.inputs))
+    return [tensor.cpu() for tensor in outputs]
 
 
 def compare_variants(
@@ -255,14 +368,14 @@ def compare_variants(
         label = name if backends.count(spec.backend) > 1 else spec.backend
         advance()
         try:
-            prepare(engine, name, emulate_precision=True)
+            prepare(engine, name, device=spec.device, emulate_precision=True)
         except BackendError as error:
             not_run.append(f"segment '{program.name}', {label}: {error}")
             continue
         errors = [
             error
             for call in program.calls
-            for error in compare_tensors(program.name, names, call.outputs, run_flat(engine, call.inputs), label)
+            for error in compare_tensors(program.name, names, call.outputs, _run_on(spec.device, engine, call), label)
         ]
         compared.insert(0, (spec, errors))
     if not compared:

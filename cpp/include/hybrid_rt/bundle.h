@@ -25,6 +25,10 @@ struct SegmentCheck {
 /// kept. The module's forward takes and returns what the detector did. Throws Error; nothing else.
 torch::jit::Module load(const std::string& path, const LoadOptions& options = {});
 
+/// Moves a bundle's module that has not run yet, as load() does for its device: Module::to leaves the tensors that are
+/// constants of its graph where they are. Throws c10::Error if torch has no such device.
+void move_to(torch::jit::Module& module, c10::Device device);
+
 /// The manifest (JSON, see docs/format.md) without unpickling anything. Throws Error(kBundle).
 std::string read_manifest(const std::string& path);
 

@@ -4,23 +4,39 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "hybrid_rt/specs.h"
 
 namespace hybrid_rt {
 
+/// A GPU as NVIDIA's driver tells of it.
+struct CudaDevice {
+  std::string name;
+  std::string capability;  ///< "9.0"
+  int64_t memory = 0;      ///< bytes in all
+};
+
 /// What an artifact can ask of a machine. One of one's own answers "would it run there?".
 struct Machine {
   std::set<std::string> cpu_flags;  ///< as the kernel names them: "avx2", "avx512_bf16", "amx_bf16", ...
   int64_t free_memory = 0;          ///< bytes
+  std::vector<CudaDevice> cuda_devices{};
+  std::string no_cuda_reason{};  ///< why there is no CUDA device, and what mends it; empty if there is one
 
-  /// The one that this process runs on.
+  /// The one that this process runs on. The driver is asked once a process.
   static Machine here();
 };
 
-/// Why an artifact's requirements do not hold, or nothing if they do. Those of the core are "version" (a range of the
-/// backend's runtime, e.g. ">=1.17,<2"), "cpu" (flags, separated by commas) and "memory" (bytes); the others are left
-/// to the backend.
-std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine);
+/// Why an artifact's requirements do not hold, or nothing if they do. Those of the core are "cpu" (flags, separated by
+/// commas), "memory" (bytes), "compute_capability" (those of CUDA devices, "8.6,8.9", or from one on: ">=8.0") and
+/// "version" (a range of the backend's runtime, e.g. ">=1.17,<2"; not compared if `runtime_version` is empty); the
+/// others are left to the backend. An artifact for CUDA needs a CUDA device. `cuda_index`: which one will run it.
+std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine,
+                                 size_t cuda_index = 0);
+
+/// Whether a version is in a range such as ">=1.17,<2"; what stands behind the numbers ("2.15.0+cu132") does not count.
+/// Nothing if `range` is none.
+std::optional<bool> is_in_range(const std::string& version, const std::string& range);
 
 }  // namespace hybrid_rt

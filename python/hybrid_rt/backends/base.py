@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from ..errors import OptionError
 from ..specs import Artifact, ArtifactSpec
 
 if TYPE_CHECKING:
@@ -24,6 +26,12 @@ class Availability:
     version: str = ""
 
 
+Progress = Callable[[float, str], None]
+"""Told by a compiler how far it is: the share that is done, 0 to 1, and what it does."""
+
+_Backend = TypeVar("_Backend", bound="Backend")
+
+
 class Backend(ABC):
     """A compiler. A module of :mod:`hybrid_rt.backends` defines one subclass; so does an out-of-tree package.
 
@@ -33,7 +41,9 @@ class Backend(ABC):
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
-    device: ClassVar[str] = "cpu"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """The kinds of device that it compiles for; the first one, unless another one of them is asked for."""
+
     plugin_folder: ClassVar[str | None] = None
     is_candidate: ClassVar[bool] = True
     """Whether engine="fastest" tries it. The others are compiled only when they are named."""
@@ -48,13 +58,52 @@ class Backend(ABC):
     def availability(self) -> Availability:
         """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
 
+    device: str = ""
+    """What this one compiles for, see :meth:`configured`; empty: the first of ``devices``."""
+
+    given: Mapping[str, Any] = {}
+    """The user's options, see :meth:`configured`."""
+
+    progress: Progress | None = None
+    """Where to tell how far the compiler is, if it knows."""
+
+    @property
+    def target(self) -> str:
+        """The kind of device that it compiles for: "cpu", "cuda"."""
+        return self.device or self.devices[0]
+
+    def configured(self: _Backend, device: str = "", options: Mapping[str, Any] | None = None) -> _Backend:
+        """This compiler for a kind of device, if it has that one, and with the user's options.
+
+        Raises:
+            OptionError: an option that it does not have, or a value that it does not take.
+        """
+        configured = copy.copy(self)
+        configured.device = device if device in self.devices else self.devices[0]
+        configured.given = self.checked(options or {})
+        return configured
+
+    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The user's options as the compiler takes them; most compilers have none.
+
+        Raises:
+            OptionError: one that it does not have, or a value that it does not take.
+        """
+        if options:
+            raise OptionError.make(
+                self.name, "options", expected="none: it has no options of its own", got=", ".join(map(repr, options))
+            )
+        return {}
+
     def options(self) -> Mapping[str, str]:
-        """What else changes the artifact, environment variables say: the cache keeps one for each of their values.
+        """What else changes the artifact: the cache keeps one for each of their values.
+
+        The user's options, unless a backend says otherwise; some read environment variables.
 
         Raises:
             OptionError: one of them is not a value.
         """
-        return {}
+        return {name: repr(value) for name, value in self.given.items()}
 
     def spec(
         self, program: Program, precision: str, *, versions: dict[str, str], requirements: dict[str, str] | None = None
@@ -72,7 +121,7 @@ class Backend(ABC):
         return ArtifactSpec(
             backend=self.name,
             precision=precision,
-            device=self.device,
+            device=self.target,
             inputs=program.inputs,
             outputs=program.outputs,
             requirements=requirements or {},

@@ -1,0 +1,91 @@
+#include "cuda_devices.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <cstdlib>
+#include <optional>
+
+namespace hybrid_rt {
+namespace {
+
+// Of the driver's interface, which is stable: https://docs.nvidia.com/cuda/cuda-driver-api/. Declared here, so that the
+// library needs no CUDA toolkit to be built and no driver to run.
+using Result = int;
+using Device = int;
+constexpr Result kSuccess = 0;
+constexpr int kCapabilityMajor = 75;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+constexpr int kCapabilityMinor = 76;
+
+constexpr char kRemedy[] = "Install NVIDIA's driver on a machine with a GPU, or run on the cpu";
+
+class Driver {
+ public:
+  /// `path`: what the dynamic linker is asked for.
+  explicit Driver(const char* path) : handle_(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {}
+
+  bool is_open() const { return handle_ != nullptr; }
+
+  template <typename... Arguments>
+  std::optional<Result> call(const char* name, Arguments... arguments) const {
+    const auto function = reinterpret_cast<Result (*)(Arguments...)>(dlsym(handle_, name));
+    if (function == nullptr) return std::nullopt;
+    return function(arguments...);
+  }
+
+  bool succeeds(const std::optional<Result>& result) const { return result && *result == kSuccess; }
+
+  std::string text_of(const std::optional<Result>& result) const {
+    if (!result) return "a function is missing in it";
+    const char* text = nullptr;
+    call("cuGetErrorString", *result, &text);
+    return text != nullptr ? text : "error " + std::to_string(*result);
+  }
+
+ private:
+  void* handle_;  // never closed: other libraries of the process use the driver too
+};
+
+CudaDevices ask_driver() {
+  const char* named = std::getenv("HYBRID_RT_CUDA_DRIVER");
+  const char* const path = named != nullptr ? named : "libcuda.so.1";
+  const Driver driver(path);
+  if (!driver.is_open()) {
+    return {{}, std::string("NVIDIA's driver (") + path + ") can't be opened. " + kRemedy};
+  }
+  if (const auto started = driver.call("cuInit", 0U); !driver.succeeds(started)) {
+    return {{}, "NVIDIA's driver does not start: " + driver.text_of(started) + ". " + kRemedy};
+  }
+  int count = 0;
+  if (const auto counted = driver.call("cuDeviceGetCount", &count); !driver.succeeds(counted)) {
+    return {{}, "NVIDIA's driver does not count its devices: " + driver.text_of(counted) + ". " + kRemedy};
+  }
+  CudaDevices found;
+  for (int i = 0; i < count; ++i) {
+    Device device = 0;
+    std::array<char, 256> name{};
+    int major = 0;
+    int minor = 0;
+    size_t memory = 0;
+    const bool is_known = driver.succeeds(driver.call("cuDeviceGet", &device, i)) &&
+                          driver.succeeds(driver.call("cuDeviceGetName", name.data(), 255, device)) &&
+                          driver.succeeds(driver.call("cuDeviceGetAttribute", &major, kCapabilityMajor, device)) &&
+                          driver.succeeds(driver.call("cuDeviceGetAttribute", &minor, kCapabilityMinor, device)) &&
+                          driver.succeeds(driver.call("cuDeviceTotalMem_v2", &memory, device));
+    // Indices are torch's: none may be left out.
+    if (!is_known) return {{}, "NVIDIA's driver tells nothing of device " + std::to_string(i) + ". " + kRemedy};
+    found.devices.push_back(
+        {name.data(), std::to_string(major) + "." + std::to_string(minor), static_cast<int64_t>(memory)});
+  }
+  if (count == 0) found.reason = std::string("NVIDIA's driver sees no device. ") + kRemedy;
+  return found;
+}
+
+}  // namespace
+
+const CudaDevices& cuda_devices() {
+  static const CudaDevices* const devices = new CudaDevices(ask_driver());
+  return *devices;
+}
+
+}  // namespace hybrid_rt

@@ -1,0 +1,36 @@
+#include "devices.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include <string>
+
+#include "cuda_devices.h"
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt {
+
+c10::Device with_index(c10::Device device) {
+  if (!device.is_cuda() || device.has_index()) return device;
+  if (!c10::impl::hasDeviceGuardImpl(device.type())) return c10::Device(device.type(), 0);
+  return c10::impl::VirtualGuardImpl(device.type()).getDevice();
+}
+
+void require_device(c10::Device device) {
+  if (!device.is_cuda()) return;
+  const CudaDevices& cuda = cuda_devices();
+  const std::string subject = "device " + device.str();
+  if (cuda.devices.empty()) {
+    throw Error(ErrorKind::kOption, "bundle", subject, "a CUDA device", "none: " + cuda.reason, "");
+  }
+  const auto count = static_cast<int64_t>(cuda.devices.size());
+  if (device.has_index() && device.index() >= count) {
+    throw Error(ErrorKind::kOption, "bundle", subject, "an index below " + std::to_string(count), device.str(),
+                "`hybrid-rt doctor` lists the devices.");
+  }
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
+  throw Error(ErrorKind::kOption, "bundle", subject, "a libtorch that was built with CUDA", dlerror(),
+              "Install a CUDA build of torch, or load with device cpu.");
+}
+
+}  // namespace hybrid_rt
