@@ -167,7 +167,8 @@ std::vector<BackendInfo> backends() {
     try {
       info.availability = backend(name).availability();
       const std::vector<std::string>& devices = info.availability.devices;
-      if (info.availability.available && devices == std::vector<std::string>{"cuda"} && cuda_devices().devices.empty()) {
+      if (info.availability.available && devices == std::vector<std::string>{"cuda"} &&
+          cuda_devices().devices.empty()) {
         info.availability.available = false;
         info.availability.reason = "it runs on CUDA devices, and there is none: " + cuda_devices().reason;
       }

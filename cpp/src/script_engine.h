@@ -71,8 +71,8 @@ class ScriptEngine : public torch::CustomClassHolder {
   std::vector<ArtifactSpec> specs_;
   BlobTable table_;
 
-  mutable std::mutex mutex_;  // guards prepared_
-  std::mutex preparing_;      // one preparation at a time
+  mutable std::mutex mutex_;               // guards prepared_
+  std::mutex preparing_;                   // one preparation at a time
   std::vector<PreparedPointer> prepared_;  // one a device, the last one made in front
 };
 

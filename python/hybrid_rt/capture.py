@@ -106,6 +106,14 @@ class Program:
         """
         return self._traced
 
+    def operations(self) -> list[tuple[str, str, str]]:
+        """Of torch's operations in the traced module, in their order: name, the submodule that calls it, the line."""
+        return [
+            operation
+            for i, member in enumerate(self.members)
+            for operation in torchscript.operations_of(getattr(self.traced(), f"member_{i}"), member.name)
+        ]
+
     def onnx(self) -> bytes:
         """As a serialized ONNX model with its weights in it, of the traced module, see :func:`onnx_export.exported`.
 

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,30 @@ def exported(
             got=f"{type(error).__name__}: {error}",
             remedy="Leave the operation that it names out of the segment, or take another engine.",
         ) from error
+
+
+def hoist_constants(model: Any) -> None:
+    """Makes initializers of an ONNX model's constants, and forgets where the model was exported.
+
+    torch's exporter leaves the weights of a frozen module as nodes. Those that the model returns as they are stay.
+
+    Args:
+        model: of the onnx package; it is changed.
+    """
+    graph = model.graph
+    returned = {output.name for output in graph.output}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        node.ClearField("doc_string")  # paths of the machine that it was exported on
+        values = [
+            attribute.t for attribute in node.attribute if node.op_type == "Constant" and attribute.name == "value"
+        ]
+        if values and node.output[0] not in returned:
+            values[0].name = node.output[0]
+            graph.initializer.append(values[0])
+        else:
+            graph.node.append(node)
 
 
 def value_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:

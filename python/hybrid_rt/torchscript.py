@@ -228,6 +228,24 @@ def replace_engine(module: torch.jit.ScriptModule, engine: Any) -> None:
     torch._C._jit_pass_dce(graph)
 
 
+def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, str, str]]:
+    """Of a traced module's operations, in their order: what is called, the submodule that calls it, the line.
+
+    Args:
+        module: traced from a :class:`hybrid_rt.structure.Flattened`, whose submodule is ``module``.
+        name: that submodule's own dotted path, which replaces the recorded one.
+    """
+    found = []
+    for node in nodes_of(module.graph):
+        if not node.kind().startswith("aten::"):
+            continue
+        scope = node.scopeName().rpartition("/")[2].removeprefix("__module.").removeprefix("module")
+        lines = [line for line in node.sourceRange().splitlines() if "site-packages/torch/" not in line]
+        line = lines[0].strip() if lines else ""
+        found.append((node.kind().removeprefix("aten::"), name + scope, line))
+    return found
+
+
 def nodes_of(block: Any) -> Iterator[Any]:
     """All nodes, those of inner blocks too."""
     for node in block.nodes():

@@ -13,7 +13,9 @@ from small_detectors import Backbone, ListDetector, SmallDetector, small_detecto
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import BundleError, CaptureError, HybridRTError, OptionError, VerificationError
+from hybrid_rt import THRESHOLDS, BundleError, CaptureError, HybridRTError, OptionError, VerificationError
+from hybrid_rt.specs import PRECISIONS
+from hybrid_rt.thresholds import thresholds_of
 
 Refused = Callable[..., str]
 
@@ -111,9 +113,13 @@ def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
     )
 
 
-def test_a_precision_without_thresholds(refused: Refused) -> None:
-    text = refused(OptionError, small_detector(), precision="int8")
-    assert "thresholds: expected a precision that has some (fp32, bf16), got 'int8'." in text
+def test_a_precision_without_thresholds() -> None:
+    with pytest.raises(OptionError, match=r"thresholds: expected a precision that has some \(fp32, .*\), got 'fp8'\."):
+        thresholds_of("fp8")
+
+
+def test_each_precision_has_thresholds() -> None:
+    assert set(THRESHOLDS) == set(PRECISIONS)
 
 
 def test_an_unknown_engine_shows_the_known_ones(refused: Refused) -> None:

@@ -34,7 +34,9 @@ LAYERS = [
     {"torchscript"},
     {"script_graph", "bfloat16"},
     {"observe", "onnx_export"},
-    {"backends.base", "backends.tvm_tuning"},
+    {"backends.base", "backends.tvm_tuning", "backends.tensorrt_options", "backends.tensorrt_precision"},
+    {"backends.tensorrt_builder"},
+    {"backends.tensorrt_torch2trt"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
     {"segments", "shapes", "second_size"},
@@ -61,7 +63,10 @@ LAYERS = [
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 
 # What a backend brings; torch, torchvision, numpy, PIL and rich are the package's own requirements.
-VENDORS = {"openvino", "onnx", "onnxruntime", "nncf", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "torch2trt", "tvm"}
+VENDORS = {
+    *("openvino", "onnx", "onnxruntime", "nncf", "tvm"),
+    *("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch_tensorrt", "torch2trt"),
+}
 VENDOR_HEADER = re.compile(
     r"openvino|onnxruntime|NvInfer|NvOnnx|tvm|dlpack|cuda_runtime|torch/csrc/inductor|pybind|torch/extension|Python\.h"
 )

@@ -94,23 +94,9 @@ def _cut_out_weights(model: Any) -> torch.Tensor:
     """Moves the large constants of an ONNX model into a file of weights, which it then refers to."""
     from onnx import TensorProto
 
-    graph = model.graph
-    returned = {output.name for output in graph.output}
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        node.ClearField("doc_string")  # paths of the machine that it was exported on
-        values = [
-            attribute.t for attribute in node.attribute if node.op_type == "Constant" and attribute.name == "value"
-        ]
-        if values and node.output[0] not in returned:
-            # The exporter leaves constants of a frozen module as nodes; only initializers may lie in another file.
-            values[0].name = node.output[0]
-            graph.initializer.append(values[0])
-        else:
-            graph.node.append(node)
+    onnx_export.hoist_constants(model)  # only initializers may lie in another file
     weights = bytearray()
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         if len(tensor.raw_data) < SMALLEST_WEIGHT:
             continue
         weights += bytes(-len(weights) % ALIGNMENT)

@@ -1,0 +1,80 @@
+#include "hybrid_rt/backend.h"
+
+#include <array>
+
+#include "engine.h"
+#include "hybrid_rt/machine.h"
+#include "library.h"
+
+// NVIDIA TensorRT and TensorRT-RTX. The artifact is a built engine, which fits one version of the library that made it
+// and some GPUs; and what was recorded of it then.
+
+namespace hybrid_rt::tensorrt {
+namespace {
+
+/// In a spec's requirements: {"tensorrt": "==10.14.1"} or {"tensorrt_rtx": "==1.7.1"}.
+constexpr std::array<const char*, 2> kLibraries{"tensorrt", "tensorrt_rtx"};
+
+/// The library that made an artifact. Throws Error(kBackend).
+const Library& library_of(const ArtifactSpec& spec) {
+  for (const char* name : kLibraries) {
+    if (spec.requirements.contains(name)) return Library::named(name);
+  }
+  return Library::named("");
+}
+
+class TensorRtBackend : public Backend {
+ public:
+  Availability availability() override {
+    std::string versions;
+    std::string reasons;
+    for (const char* name : kLibraries) {
+      const Library& library = Library::named(name);
+      std::string& text = library.is_open() ? versions : reasons;
+      text += text.empty() ? "" : library.is_open() ? ", " : " ";
+      text += library.is_open() ? library.name() + " " + library.version() : library.reason();
+    }
+    if (versions.empty()) return {false, reasons, "", {"cuda"}};
+    return {true, "", versions, {"cuda"}};
+  }
+
+  std::optional<std::string> refusal(const ArtifactSpec& spec, const EngineOptions& options) override {
+    try {
+      if (!options.device.is_cuda()) return "runs on cuda, not on " + options.device.str();
+      const Library& library = library_of(spec);
+      if (!library.is_open()) return library.reason();
+      const std::string& wanted = spec.requirements.at(library.name());
+      if (!is_in_range(library.version(), wanted).value_or(false)) {
+        return "the engine needs " + library.name() + " " + wanted + ", here is " + library.version() +
+               "; install one of that range, or convert the detector again with the one that is here";
+      }
+      graph_mode();
+      return std::nullopt;
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
+
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
+                               const EngineOptions& options) override {
+    const auto bytes = [&](std::string_view name) {
+      return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
+    };
+    return std::make_shared<TensorRtEngine>(spec, library_of(spec), bytes("engine"),
+                                            Bindings::from_json(bytes("bindings"), spec), options.device, graph_mode());
+  }
+
+  std::string settings() override {
+    try {
+      return to_string(graph_mode());
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
+};
+
+}  // namespace
+
+HYBRID_RT_PLUGIN("tensorrt", TensorRtBackend)
+
+}  // namespace hybrid_rt::tensorrt

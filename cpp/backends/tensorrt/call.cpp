@@ -1,0 +1,76 @@
+#include "call.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt::tensorrt {
+namespace {
+
+/// A tensor without elements has no memory, but TensorRT takes no null.
+void* address_of(const at::Tensor& tensor, const at::Tensor& scratch) {
+  return tensor.numel() != 0 ? tensor.mutable_data_ptr() : scratch.mutable_data_ptr();
+}
+
+void set_shapes(const Library& library, const Bindings& bindings, PooledContext& context,
+                const std::vector<Shape>& shapes) {
+  if (context.input_shapes == shapes) return;
+  context.input_shapes.clear();  // until all are set
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const std::string& name = bindings.inputs[i];
+    if (!name.empty())
+      library.require(context.context->set_input_shape(name, shapes[i]), "input '" + name + "', shape");
+  }
+  context.output_shapes.clear();
+  for (const std::string& name : bindings.outputs) {
+    Shape shape = context.context->output_shape(name);
+    for (const int64_t size : shape) {
+      if (size >= 0) continue;
+      throw Error(ErrorKind::kBackend, "tensorrt", "output '" + name + "'",
+                  "a shape that follows from the inputs' shapes", "one that depends on their values",
+                  "Leave the operation that makes it out of the segment.");
+    }
+    context.output_shapes.push_back(std::move(shape));
+  }
+  context.scratch_size = context.context->scratch_size();
+  context.input_shapes = shapes;
+}
+
+}  // namespace
+
+CallMemory prepare_call(const Library& library, const Bindings& bindings, PooledContext& context,
+                        at::ArrayRef<at::Tensor> inputs, const std::vector<c10::ScalarType>& output_dtypes) {
+  Library::take_last_error();
+  set_shapes(library, bindings, context, shapes_of(inputs));
+  const c10::Device device = inputs.front().device();
+  CallMemory memory;
+  try {
+    memory.scratch = at::empty({static_cast<int64_t>(std::max<size_t>(context.scratch_size, 1))},
+                               at::TensorOptions(at::kByte).device(device));
+    for (size_t i = 0; i < bindings.outputs.size(); ++i) {
+      memory.outputs.push_back(at::empty(context.output_shapes[i], at::TensorOptions(output_dtypes[i]).device(device)));
+    }
+  } catch (const c10::OutOfMemoryError& error) {
+    throw Error(ErrorKind::kBackend, "tensorrt", "run",
+                "memory on " + device.str() + " for the outputs and " + std::to_string(context.scratch_size >> 20) +
+                    " MiB of scratch",
+                error.what_without_backtrace(),
+                "Give smaller pictures or fewer at once, or end other programs; the engine can be used again.");
+  }
+  context.context->set_scratch(memory.scratch.mutable_data_ptr(), context.scratch_size);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const std::string& name = bindings.inputs[i];
+    if (name.empty()) continue;
+    const void* const data = inputs[i].numel() != 0 ? inputs[i].const_data_ptr() : memory.scratch.const_data_ptr();
+    library.require(context.context->set_input(name, data), "input '" + name + "'");
+  }
+  for (size_t i = 0; i < memory.outputs.size(); ++i) {
+    const std::string& name = bindings.outputs[i];
+    library.require(context.context->set_output(name, address_of(memory.outputs[i], memory.scratch)),
+                    "output '" + name + "'");
+  }
+  return memory;
+}
+
+}  // namespace hybrid_rt::tensorrt

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "bindings.h"
+#include "context_pool.h"
+#include "library.h"
+
+namespace hybrid_rt::tensorrt {
+
+/// The memory of one call: of the outputs, and what the engine needs while it runs.
+struct CallMemory {
+  std::vector<at::Tensor> outputs;
+  at::Tensor scratch;
+};
+
+/// Sets the shapes and addresses of a call. Outputs and scratch are torch's, of the current stream. Throws
+/// Error(kBackend), also where there is not enough memory: the context can be used again afterwards.
+CallMemory prepare_call(const Library& library, const Bindings& bindings, PooledContext& context,
+                        at::ArrayRef<at::Tensor> inputs, const std::vector<c10::ScalarType>& output_dtypes);
+
+}  // namespace hybrid_rt::tensorrt

@@ -1,0 +1,112 @@
+#include "cuda.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt::tensorrt {
+namespace {
+
+// Of the driver's interface, which is stable: https://docs.nvidia.com/cuda/cuda-driver-api/.
+using Result = int;
+using Handle = void*;
+constexpr Result kSuccess = 0;
+constexpr int kNotCapturing = 0;        // CU_STREAM_CAPTURE_STATUS_NONE
+constexpr int kThreadLocalCapture = 1;  // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on
+
+/// The functions that are used; null where the driver does not have them.
+struct Driver {
+  Result (*get_error_string)(Result, const char**) = nullptr;
+  Result (*is_capturing)(Handle, int*) = nullptr;
+  Result (*begin_capture)(Handle, int) = nullptr;
+  Result (*end_capture)(Handle, Handle*) = nullptr;
+  Result (*instantiate)(Handle*, Handle, unsigned long long) = nullptr;
+  Result (*launch)(Handle, Handle) = nullptr;
+  Result (*destroy_graph)(Handle) = nullptr;
+  Result (*destroy_executable)(Handle) = nullptr;
+
+  static const Driver& instance() {
+    static const Driver* const driver = new Driver();
+    return *driver;
+  }
+
+  bool has_graphs() const {
+    return begin_capture != nullptr && end_capture != nullptr && instantiate != nullptr && launch != nullptr &&
+           destroy_graph != nullptr && destroy_executable != nullptr;
+  }
+
+  std::string text_of(Result result) const {
+    const char* text = nullptr;
+    if (get_error_string != nullptr) get_error_string(result, &text);
+    return text != nullptr ? text : "CUDA error " + std::to_string(result);
+  }
+
+ private:
+  Driver() {
+    void* const handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) return;
+    const auto find = [handle](const char* name, auto& function) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
+    };
+    find("cuGetErrorString", get_error_string);
+    find("cuStreamIsCapturing", is_capturing);
+    find("cuStreamBeginCapture_v2", begin_capture);
+    find("cuStreamEndCapture", end_capture);
+    find("cuGraphInstantiateWithFlags", instantiate);
+    find("cuGraphLaunch", launch);
+    find("cuGraphDestroy", destroy_graph);
+    find("cuGraphExecDestroy", destroy_executable);
+  }
+};
+
+}  // namespace
+
+c10::Stream current_stream(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
+
+void* handle_of(const c10::Stream& stream) { return stream.native_handle(); }
+
+bool is_capturing(const c10::Stream& stream) {
+  const Driver& driver = Driver::instance();
+  if (driver.is_capturing == nullptr) return false;
+  int status = kNotCapturing;
+  // The default stream can't be asked while another one is recorded from: that is a "yes" too.
+  return driver.is_capturing(handle_of(stream), &status) != kSuccess || status != kNotCapturing;
+}
+
+bool CudaGraph::begin(const c10::Stream& stream, std::string& reason) {
+  const Driver& driver = Driver::instance();
+  if (!driver.has_graphs()) {
+    reason = "the driver has no CUDA graphs";
+    return false;
+  }
+  const Result result = driver.begin_capture(handle_of(stream), kThreadLocalCapture);
+  if (result != kSuccess) reason = driver.text_of(result);
+  return result == kSuccess;
+}
+
+std::unique_ptr<CudaGraph> CudaGraph::end(const c10::Stream& stream, std::string& reason) {
+  const Driver& driver = Driver::instance();
+  Handle graph = nullptr;
+  Result result = driver.end_capture(handle_of(stream), &graph);
+  Handle executable = nullptr;
+  if (result == kSuccess) result = driver.instantiate(&executable, graph, 0);
+  if (graph != nullptr) driver.destroy_graph(graph);
+  if (result != kSuccess) {
+    reason = driver.text_of(result);
+    return nullptr;
+  }
+  return std::unique_ptr<CudaGraph>(new CudaGraph(executable));
+}
+
+CudaGraph::~CudaGraph() { Driver::instance().destroy_executable(executable_); }
+
+void CudaGraph::launch(const c10::Stream& stream) const {
+  const Driver& driver = Driver::instance();
+  const Result result = driver.launch(executable_, handle_of(stream));
+  if (result == kSuccess) return;
+  throw Error(ErrorKind::kBackend, "tensorrt", "run, CUDA graph", "to launch it", driver.text_of(result),
+              "The message is CUDA's own; HYBRID_RT_TENSORRT_CUDA_GRAPHS=off runs without graphs.");
+}
+
+}  // namespace hybrid_rt::tensorrt

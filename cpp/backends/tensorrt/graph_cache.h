@@ -1,0 +1,91 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
+
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "call.h"
+#include "context_pool.h"
+#include "cuda.h"
+#include "library.h"
+
+namespace hybrid_rt::tensorrt {
+
+/// Whether calls are recorded as CUDA graphs: HYBRID_RT_TENSORRT_CUDA_GRAPHS.
+enum class GraphMode {
+  kOff,     ///< "off", or not set
+  kCopy,    ///< "copy": a graph a shape; inputs are copied to where it reads them
+  kStatic,  ///< "static": a graph for each shape and each set of the inputs' addresses, for callers that reuse their
+            ///< memory
+};
+
+/// As the variable says. Throws Error(kOption) for another text.
+GraphMode graph_mode();
+
+std::string to_string(GraphMode mode);
+
+/// Calls that were recorded, at most kMaxGraphs; the one that was used least recently goes. Outputs are copied out,
+/// since they are the caller's. Thread-safe; calls of one graph run one after the other.
+class GraphCache {
+ public:
+  GraphCache(const Library& library, const Bindings& bindings, ContextPool& contexts, c10::Device device,
+             GraphMode mode, const std::vector<c10::ScalarType>& output_dtypes)
+      : library_(library),
+        bindings_(bindings),
+        contexts_(contexts),
+        device_(device),
+        mode_(mode),
+        output_dtypes_(output_dtypes) {}
+  GraphCache(const GraphCache&) = delete;
+  GraphCache& operator=(const GraphCache&) = delete;
+  /// Waits for what runs.
+  ~GraphCache();
+
+  /// Nothing where the call can't be recorded, which is warned of once a shape. Throws Error(kBackend).
+  std::optional<std::vector<at::Tensor>> run(size_t profile, at::ArrayRef<at::Tensor> inputs,
+                                             const c10::Stream& stream);
+
+ private:
+  static constexpr size_t kMaxGraphs = 16;
+
+  struct Key {
+    std::vector<Shape> shapes;
+    std::vector<const void*> addresses;  // of the inputs, where they are part of it
+    bool operator==(const Key&) const = default;
+  };
+  struct Entry {
+    explicit Entry(c10::Device device) : done(device.type()) {}
+    ~Entry();
+
+    Key key;
+    std::mutex mutex;  // guards what follows
+    bool is_tried = false;
+    std::vector<at::Tensor> inputs;
+    CallMemory memory;
+    std::unique_ptr<PooledContext> context;
+    std::unique_ptr<CudaGraph> graph;  // destroyed before what it reads and writes
+    c10::Event done;                   // of its last call
+  };
+
+  std::shared_ptr<Entry> entry_of(const Key& key);
+  void record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
+
+  const Library& library_;
+  const Bindings& bindings_;
+  ContextPool& contexts_;
+  c10::Device device_;
+  GraphMode mode_;
+  const std::vector<c10::ScalarType>& output_dtypes_;
+  std::mutex mutex_;                           // guards entries_
+  std::list<std::shared_ptr<Entry>> entries_;  // the last used in front
+};
+
+}  // namespace hybrid_rt::tensorrt

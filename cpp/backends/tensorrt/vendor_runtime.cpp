@@ -1,0 +1,194 @@
+// Compiled once for each set of the vendor's headers; the build renames their namespace (-Dnvinfer1=...), so that their
+// inline functions of several versions do not become one.
+
+#include "vendor_runtime.h"
+
+#include <NvInferRuntime.h>
+
+#include <algorithm>
+#include <mutex>
+
+#ifdef TRT_MAJOR_RTX
+#define HYBRID_RT_HAS_RUNTIME_CACHE 1
+#else
+#define HYBRID_RT_HAS_RUNTIME_CACHE 0
+#endif
+
+namespace hybrid_rt::tensorrt {
+namespace {
+
+class Logger : public nvinfer1::ILogger {
+ public:
+  explicit Logger(VendorLog log) : log_(std::move(log)) {}
+
+  void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override {
+    try {
+      log_(static_cast<int>(severity), text);
+    } catch (...) {  // a logger of the program's own may throw, the vendor must not see it
+    }
+  }
+
+ private:
+  VendorLog log_;
+};
+
+nvinfer1::Dims dims_of(const Shape& shape) {
+  nvinfer1::Dims dims{};
+  dims.nbDims = static_cast<int32_t>(std::min<size_t>(shape.size(), nvinfer1::Dims::MAX_DIMS));
+  for (int32_t d = 0; d < dims.nbDims; ++d) dims.d[d] = shape[static_cast<size_t>(d)];
+  return dims;
+}
+
+class Context : public VendorContext {
+ public:
+  explicit Context(std::unique_ptr<nvinfer1::IExecutionContext> context) : context_(std::move(context)) {}
+
+  bool set_input_shape(const std::string& name, const Shape& shape) override {
+    return context_->setInputShape(name.c_str(), dims_of(shape));
+  }
+  bool set_input(const std::string& name, const void* data) override {
+    return context_->setInputTensorAddress(name.c_str(), data);
+  }
+  bool set_output(const std::string& name, void* data) override {
+    return context_->setTensorAddress(name.c_str(), data);
+  }
+  Shape output_shape(const std::string& name) const override {
+    const nvinfer1::Dims dims = context_->getTensorShape(name.c_str());
+    if (dims.nbDims < 0) return {-1};
+    return {dims.d, dims.d + dims.nbDims};
+  }
+  size_t scratch_size() override { return context_->updateDeviceMemorySizeForShapes(); }
+  void set_scratch(void* data, size_t size) override { context_->setDeviceMemoryV2(data, static_cast<int64_t>(size)); }
+  bool enqueue(void* stream) override { return context_->enqueueV3(static_cast<cudaStream_t>(stream)); }
+
+ private:
+  std::unique_ptr<nvinfer1::IExecutionContext> context_;
+};
+
+const char* dtype_name(nvinfer1::DataType type) {
+  switch (type) {
+    case nvinfer1::DataType::kFLOAT:
+      return "float32";
+    case nvinfer1::DataType::kHALF:
+      return "float16";
+    case nvinfer1::DataType::kBF16:
+      return "bfloat16";
+    case nvinfer1::DataType::kINT64:
+      return "int64";
+    case nvinfer1::DataType::kINT32:
+      return "int32";
+    case nvinfer1::DataType::kINT8:
+      return "int8";
+    case nvinfer1::DataType::kUINT8:
+      return "uint8";
+    case nvinfer1::DataType::kBOOL:
+      return "bool";
+    default:
+      return nullptr;
+  }
+}
+
+class Engine : public VendorEngine {
+ public:
+  Engine(std::unique_ptr<Logger> logger, std::unique_ptr<nvinfer1::IRuntime> runtime,
+         std::unique_ptr<nvinfer1::ICudaEngine> engine, const std::string& runtime_cache)
+      : logger_(std::move(logger)), runtime_(std::move(runtime)), engine_(std::move(engine)) {
+#if HYBRID_RT_HAS_RUNTIME_CACHE
+    config_.reset(engine_->createRuntimeConfig());
+    if (!config_) return;
+    cache_.reset(config_->createRuntimeCache());
+    if (!cache_) return;
+    // One of another driver or device is refused, and made anew.
+    if (!runtime_cache.empty()) cache_->deserialize(runtime_cache.data(), runtime_cache.size());
+    config_->setRuntimeCache(*cache_);
+    config_->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+#else
+    static_cast<void>(runtime_cache);
+#endif
+  }
+
+  int64_t profiles() const override { return engine_->getNbOptimizationProfiles(); }
+  std::vector<std::string> inputs() const override { return names(nvinfer1::TensorIOMode::kINPUT); }
+  std::vector<std::string> outputs() const override { return names(nvinfer1::TensorIOMode::kOUTPUT); }
+
+  std::string dtype(const std::string& name) const override {
+    const nvinfer1::DataType type = engine_->getTensorDataType(name.c_str());
+    const char* known = dtype_name(type);
+    return known != nullptr ? known : "TensorRT's type " + std::to_string(static_cast<int>(type));
+  }
+
+  std::unique_ptr<VendorContext> make_context(int64_t profile, void* stream) override {
+    const std::lock_guard lock(mutex_);
+    std::unique_ptr<nvinfer1::IExecutionContext> context(create_context());
+    if (!context) return nullptr;
+    if (!context->setOptimizationProfileAsync(static_cast<int32_t>(profile), static_cast<cudaStream_t>(stream))) {
+      return nullptr;
+    }
+    return std::make_unique<Context>(std::move(context));
+  }
+
+  std::string runtime_cache() const override {
+#if HYBRID_RT_HAS_RUNTIME_CACHE
+    const std::lock_guard lock(mutex_);
+    if (!cache_) return "";
+    const std::unique_ptr<nvinfer1::IHostMemory> bytes(cache_->serialize());
+    if (bytes) return {static_cast<const char*>(bytes->data()), bytes->size()};
+#endif
+    return "";
+  }
+
+ private:
+  nvinfer1::IExecutionContext* create_context() {
+#if HYBRID_RT_HAS_RUNTIME_CACHE
+    if (config_ && cache_) return engine_->createExecutionContext(config_.get());
+#endif
+    return engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+  }
+
+  std::vector<std::string> names(nvinfer1::TensorIOMode mode) const {
+    std::vector<std::string> found;
+    for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
+      const char* name = engine_->getIOTensorName(i);
+      if (engine_->getTensorIOMode(name) == mode) found.emplace_back(name);
+    }
+    return found;
+  }
+
+  // Destroyed from the last to the first.
+  std::unique_ptr<Logger> logger_;
+  std::unique_ptr<nvinfer1::IRuntime> runtime_;
+  std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+  mutable std::mutex mutex_;  // contexts are made one at a time
+#if HYBRID_RT_HAS_RUNTIME_CACHE
+  std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+  std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
+#endif
+};
+
+std::unique_ptr<VendorEngine> deserialize(void* create, int version, const VendorLog& log,
+                                          const DeserializeOptions& options) {
+  auto logger = std::make_unique<Logger>(log);
+  const auto make_runtime = reinterpret_cast<void* (*)(void*, int32_t) noexcept>(create);
+  // The version is the library's own: whether it fits these headers was compared before.
+  nvinfer1::ILogger* const base = logger.get();
+  std::unique_ptr<nvinfer1::IRuntime> runtime(static_cast<nvinfer1::IRuntime*>(make_runtime(base, version)));
+  if (!runtime) return nullptr;
+  if (options.allows_host_code) runtime->setEngineHostCodeAllowed(true);
+  std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(options.bytes, options.size));
+  if (!engine) return nullptr;
+  return std::make_unique<Engine>(std::move(logger), std::move(runtime), std::move(engine), options.runtime_cache);
+}
+
+#ifdef TRT_MAJOR_RTX
+constexpr char kLibrary[] = "tensorrt_rtx";
+#else
+constexpr char kLibrary[] = "tensorrt";
+#endif
+
+[[maybe_unused]] const bool registered = [] {
+  vendor_headers().push_back({kLibrary, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, &deserialize});
+  return true;
+}();
+
+}  // namespace
+}  // namespace hybrid_rt::tensorrt

@@ -1,0 +1,299 @@
+"""NVIDIA TensorRT and TensorRT-RTX: the artifact is a built engine, and what is to be known of it where no GPU is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from .. import _native, onnx_export
+from ..errors import BackendError, CaptureError
+from ..specs import Artifact, TensorSpec, blob_from_bytes
+from . import tensorrt_options, tensorrt_precision, tensorrt_torch2trt
+from .base import Availability, Backend
+from .tensorrt_builder import Messages, Vendor, build
+from .tensorrt_options import CURRENT, Options, Range
+
+if TYPE_CHECKING:
+    from ..capture import Program
+
+_MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""Of each library the Python modules that may bring it; pip's package for TensorRT-RTX has the second name."""
+
+_INSTALL = (
+    "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings onnx builds engines for GeForce and RTX GPUs on any "
+    "machine; TensorRT for the others comes from NVIDIA"
+)
+
+_OLDEST = {"tensorrt": 10, "tensorrt_rtx": 1}
+
+_SUPPORTED = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+
+
+class TensorRTBackend(Backend):
+    """Exports the traced segment to ONNX, or runs torch2trt on it, and builds an engine of that."""
+
+    name = "tensorrt"
+    precisions = ("fp32", "fp16", "bf16", "int8")
+    devices: ClassVar[tuple[str, ...]] = ("cuda",)
+    files: ClassVar[Mapping[str, str]] = {"engine": ".engine", "bindings": ".json"}
+
+    def availability(self) -> Availability:
+        """Whether one of the vendor's two builders can be imported, and the onnx package."""
+        vendors, reasons = _vendors()
+        if not vendors:
+            return Availability(False, f"{'; '.join(reasons)}; {_INSTALL}")
+        try:
+            import onnx  # noqa: F401
+        except Exception as error:  # a broken install raises anything
+            return Availability(False, f"the onnx package can't be imported ({error}); pip install onnx")
+        return Availability(True, version=", ".join(f"{vendor.library} {vendor.version}" for vendor in vendors))
+
+    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See :class:`hybrid_rt.backends.tensorrt_options.Options`."""
+        return tensorrt_options.checked(options)
+
+    def options(self) -> Mapping[str, str]:
+        """The user's, and which library they lead to here: with a GPU at hand it may be another one."""
+        options = Options(**self.given)
+        vendor = _chosen(options)
+        texts = {name: repr(value) for name, value in asdict(options).items()}
+        gpu = _current_gpu() if _builds_for_current(vendor, options) else {}
+        return {**texts, "library": f"{vendor.library} {vendor.version}", "gpu": str(gpu.get("name", ""))}
+
+    def compile(self, program: Program, precision: str) -> Artifact:
+        """Builds the engine.
+
+        Raises:
+            CaptureError: an operation that torch's exporter does not put into ONNX.
+            BackendError: a GPU is needed and there is none, the vendor's parser or builder refuses; the text holds its
+                message.
+            OptionError: a profile that does not fit the segment, a size without an upper bound.
+        """
+        options = Options(**self.given)
+        vendor = _chosen(options)
+        needs_gpu = _builds_for_current(vendor, options)
+        gpu = _current_gpu() if needs_gpu else {}
+        if needs_gpu and not gpu:
+            raise _no_gpu(program.name, vendor)
+        _check_dtypes(program)
+        profiles = tensorrt_options.profiles_of(options, program.inputs, program.name)
+        names, outputs = onnx_export.value_names(program.inputs, program.outputs)
+        if options.frontend == "torch2trt":
+            network = tensorrt_torch2trt.populate(vendor, program, precision, names, outputs, profiles)
+            used = names
+        else:
+            model = _model(program, precision, names)
+            network = _parse(vendor, model, program)
+            present = {value.name for value in model.graph.input}
+            used = [name if name in present else "" for name in names]
+        engine = build(vendor, options, network, used, profiles, program.name, self.progress)
+        spec = self.spec(
+            program,
+            precision,
+            versions={vendor.library: vendor.version, "torch": torch.__version__, **_built_with(options, gpu)},
+            requirements={
+                "compute_capability": _capabilities(vendor, options, gpu),
+                vendor.library: _version_range(vendor, options),
+            },
+        )
+        bindings = {
+            "inputs": used,
+            "outputs": outputs,
+            "profiles": [[_limits(ranges) for ranges in profile] for profile in profiles],
+            "version_compatible": options.version_compatible and not vendor.is_rtx,
+        }
+        spec = replace(spec, inputs=tuple(map(_bounded, program.inputs, *profiles)))
+        blobs = {"engine": blob_from_bytes(engine), "bindings": blob_from_bytes(json.dumps(bindings).encode())}
+        return Artifact(spec, blobs)
+
+
+def _vendors() -> tuple[list[Vendor], list[str]]:
+    """Those that can be imported, and why the others can't."""
+    found, reasons = [], []
+    for library, modules in _MODULES.items():
+        failures = []
+        for name in modules:
+            try:
+                module = importlib.import_module(name)
+                major = int(str(module.__version__).split(".")[0])
+                assert hasattr(module, "Builder"), "it has no Builder"
+            except Exception as error:  # pip's stub of TensorRT and broken installs raise anything
+                failures.append(str(error) or type(error).__name__)
+                continue
+            if major < _OLDEST[library]:
+                failures.append(f"{library} {module.__version__} is older than {_OLDEST[library]}")
+                continue
+            found.append(Vendor(library, module))
+            break
+        else:
+            reasons.append(f"{library} can't be imported ({failures[-1]})")
+    return found, reasons
+
+
+def _chosen(options: Options) -> Vendor:
+    """The library that builds.
+
+    Raises:
+        BackendError: the one that the user named is not installed.
+    """
+    vendors, reasons = _vendors()
+    if options.library != "auto":
+        vendors = [vendor for vendor in vendors if vendor.library == options.library]
+    elif not _current_gpu():
+        vendors.sort(key=lambda vendor: not vendor.is_rtx)  # the other one builds only where a GPU is
+    if vendors:
+        return vendors[0]
+    raise BackendError.make(
+        TensorRTBackend.name,
+        "option 'library'",
+        expected="TensorRT's Python package" if options.library == "auto" else f"the package of {options.library}",
+        got="; ".join(reasons),
+        remedy=f"{_INSTALL}.",
+    )
+
+
+def _builds_for_current(vendor: Vendor, options: Options) -> bool:
+    return not vendor.is_rtx or options.compute_capabilities == CURRENT
+
+
+def _current_gpu() -> dict[str, Any]:
+    """The first GPU, if there is one."""
+    devices, _ = _native.cuda_devices()
+    return devices[0] if devices else {}
+
+
+def _no_gpu(segment: str, vendor: Vendor) -> BackendError:
+    _, reason = _native.cuda_devices()
+    return BackendError.make(
+        TensorRTBackend.name,
+        f"segment '{segment}'",
+        expected=f"a GPU, for which {vendor.library} {vendor.version} builds",
+        got=f"none: {reason}",
+        remedy="Convert on the machine that will run it; TensorRT-RTX builds without a GPU for those that the option "
+        "'compute_capabilities' lists.",
+    )
+
+
+def _check_dtypes(program: Program) -> None:
+    for spec in (*program.inputs, *program.outputs):
+        if spec.dtype not in _SUPPORTED:
+            raise BackendError.make(
+                TensorRTBackend.name,
+                f"segment '{program.name}', tensor '{spec.name}'",
+                expected=f"one of {', '.join(_SUPPORTED)}",
+                got=spec.dtype,
+                remedy="Convert the tensor inside the segment, or take another engine.",
+            )
+
+
+def _model(program: Program, precision: str, names: Sequence[str]) -> Any:
+    """The ONNX model in the precision. Its nodes keep where they come from, for the parser's messages."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(program.onnx())
+    except CaptureError as error:
+        raise BackendError(str(error)) from error
+    onnx_export.hoist_constants(model)
+    if precision in ("fp16", "bf16"):
+        return tensorrt_precision.lowered(model, precision)
+    if precision == "int8":
+        return tensorrt_precision.quantized(model, names, program.calibration)
+    return model
+
+
+def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
+    """What puts the model into a network, by the vendor's parser."""
+
+    def populate(network: Any, messages: Messages) -> None:
+        parser = vendor.module.OnnxParser(network, messages.logger)
+        if parser.parse(model.SerializeToString()):
+            return
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        raise BackendError.make(
+            TensorRTBackend.name,
+            f"segment '{program.name}'",
+            expected="operations that TensorRT's ONNX parser takes",
+            got="\n  " + "\n  ".join(_error_text(error, model, program) for error in errors) + "\n",
+            remedy="Leave the module that it names out of the segment (segments=), or take another engine.",
+        )
+
+    return populate
+
+
+def _error_text(error: Any, model: Any, program: Program) -> str:
+    """The parser's message, after the operation and where in the user's code it comes from."""
+    text = str(error.desc()).strip()
+    operator, name = error.node_operator(), error.node_name()
+    if not operator:
+        return text
+    return f"{operator} in {_place(operator, name, model, program) or name}: {text}"
+
+
+_CONVOLUTIONS = {"Conv", "ConvTranspose", "_convolution", "convolution", "conv2d"}
+
+
+def _place(operator: str, name: str, model: Any, program: Program) -> str:
+    """Which submodule, and which line, an ONNX node comes from; empty if that can't be told.
+
+    torch's exporter keeps neither for a frozen module. Convolutions become one node each, in the same order: between
+    the same two of them is the operation of torch that has the node's name.
+    """
+    before = 0
+    for node in model.graph.node:
+        if node.name == name:
+            break
+        before += node.op_type in _CONVOLUTIONS
+    seen, places = 0, []
+    for operation, module, line in program.operations():
+        is_named = operator.lower() in operation.replace("_", "")
+        if seen == before and is_named:
+            places.append(f"{module} ({line})" if line else module)
+        seen += operation in _CONVOLUTIONS
+    return " or ".join(dict.fromkeys(places))
+
+
+def _capabilities(vendor: Vendor, options: Options, gpu: Mapping[str, Any]) -> str:
+    """What :func:`unmet` compares with the GPU's own."""
+    if vendor.is_rtx and options.compute_capabilities != CURRENT:
+        return ",".join(options.compute_capabilities)
+    if not vendor.is_rtx and options.hardware_compatibility == "ampere_plus":
+        return ">=8.0"
+    return str(gpu["capability"])
+
+
+def _version_range(vendor: Vendor, options: Options) -> str:
+    """An engine runs on the version that built it; version-compatible ones of TensorRT on newer ones too."""
+    number = ".".join(vendor.version.split(".")[:3])
+    return f">={number}" if options.version_compatible and not vendor.is_rtx else f"=={number}"
+
+
+def _built_with(options: Options, gpu: Mapping[str, Any]) -> dict[str, str]:
+    """For people: how an engine was built, beyond its precision."""
+    facts = {"tf32": "on"} if options.tf32 else {}
+    if options.frontend != "onnx":
+        facts["frontend"] = options.frontend
+    if gpu:
+        facts["gpu"] = str(gpu["name"])
+    return facts
+
+
+def _limits(ranges: Sequence[Range]) -> dict[str, list[int]]:
+    return {"min": [low for low, _, _ in ranges], "max": [high for _, _, high in ranges]}
+
+
+def _bounded(spec: TensorSpec, *profiles: Sequence[Range]) -> TensorSpec:
+    """The input's spec with the sizes that the profiles hold: those between two profiles are refused by the run half.
+
+    What the segment counts may be none.
+    """
+    low = [min(sizes) for sizes in zip(*([size[0] for size in ranges] for ranges in profiles), strict=True)]
+    high = [max(sizes) for sizes in zip(*([size[2] for size in ranges] for ranges in profiles), strict=True)]
+    if low and spec.min[0] == 0:
+        low[0] = 0
+    return replace(spec, min=tuple(low), opt=tuple(size[1] for size in profiles[0]), max=tuple(high))

@@ -1,0 +1,174 @@
+"""What the user may say of how a TensorRT engine is built: ``convert(options={"tensorrt": {...}})``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import OptionError
+from ..specs import UNBOUNDED, TensorSpec
+
+LIBRARIES = ("auto", "tensorrt", "tensorrt_rtx")
+FRONTENDS = ("onnx", "torch2trt")
+HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+CURRENT = "current"
+DIMENSIONS = {"batch": 0, "height": 2, "width": 3}
+
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""What TensorRT-RTX builds for at no cost in size; 7.5 (Turing) makes engines many times larger."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the backend, checked.
+
+    Attributes:
+        library: which of the vendor's two; "auto": TensorRT where it is installed and a GPU is there, as it builds on
+            one, else TensorRT-RTX, which builds anywhere.
+        frontend: how the segment gets to TensorRT: "onnx", or "torch2trt" where that package is installed.
+        tf32: round the factors of fp32 convolutions and products to 10 bits of mantissa. Off, as "fp32" says.
+        compute_capabilities: of the GPUs that a TensorRT-RTX engine is for, e.g. ["8.6"]; "current": of the one here.
+        hardware_compatibility: of a TensorRT engine: "none": GPUs of the model that built it; "ampere_plus": Ampere and
+            newer ones, slower; "same_compute_capability".
+        version_compatible: of a TensorRT engine: newer versions run it too, slower.
+        profiles: sizes for which kernels are chosen, a mapping each of "batch", "height" and "width" to (min, max) or
+            (min, opt, max); what is not named has the segment's whole range. None: one profile of the whole range.
+        max_batch: of a first dimension that the segment leaves without an upper bound: at least this many, and eight
+            times the example's.
+        optimization_level: 0 to 5, how long TensorRT looks for fast kernels.
+        workspace_mb: memory that a kernel may use at most; 0: all that the GPU has.
+    """
+
+    library: str = "auto"
+    frontend: str = "onnx"
+    tf32: bool = False
+    compute_capabilities: str | tuple[str, ...] = RTX_CAPABILITIES
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    profiles: tuple[Mapping[str, tuple[int, ...]], ...] | None = None
+    max_batch: int = 8
+    optimization_level: int = 3
+    workspace_mb: int = 0
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's options, each in the type of :class:`Options`.
+
+    Raises:
+        OptionError: one that there is not, or a value that it does not take.
+    """
+    known = [field.name for field in fields(Options)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise OptionError.make(
+            "tensorrt", "options", expected=f"some of {', '.join(known)}", got=", ".join(map(repr, unknown))
+        )
+    found = dict(given)
+    for name, allowed in (("library", LIBRARIES), ("frontend", FRONTENDS), ("hardware_compatibility", HARDWARE)):
+        if name in found and found[name] not in allowed:
+            raise _wrong(name, f"one of {', '.join(allowed)}", found[name])
+    for name in ("tf32", "version_compatible"):
+        if name in found and not isinstance(found[name], bool):
+            raise _wrong(name, "true or false", found[name])
+    for name, low, high in (("max_batch", 1, 1 << 20), ("optimization_level", 0, 5), ("workspace_mb", 0, 1 << 24)):
+        value = found.get(name, low)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _wrong(name, f"a whole number of {low} to {high}", value)
+    if "compute_capabilities" in found:
+        found["compute_capabilities"] = _capabilities(found["compute_capabilities"])
+    if found.get("profiles") is not None:
+        found["profiles"] = _profiles(found["profiles"])
+    return found
+
+
+def _wrong(name: str, expected: str, got: Any) -> OptionError:
+    return OptionError.make("tensorrt", f"option '{name}'", expected=expected, got=repr(got))
+
+
+def _capabilities(value: Any) -> str | tuple[str, ...]:
+    if value == CURRENT:
+        return CURRENT
+    entries = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else []
+    if not entries or not all(isinstance(entry, str) and entry.replace(".", "", 1).isdigit() for entry in entries):
+        raise _wrong("compute_capabilities", "'current', or a list such as ['8.6', '8.9']", value)
+    return tuple(entries)
+
+
+def _profiles(value: Any) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+    expected = "a list of {'batch': (min, max), 'height': (min, opt, max), ...}"
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise _wrong("profiles", expected, value)
+    found = []
+    for profile in value:
+        if not isinstance(profile, Mapping) or not set(profile) <= set(DIMENSIONS):
+            raise _wrong("profiles", expected, profile)
+        ranges = {}
+        for name, given in profile.items():
+            sizes = tuple(given) if isinstance(given, Sequence) else ()
+            is_right = len(sizes) in (2, 3) and all(isinstance(size, int) and size > 0 for size in sizes)
+            if not is_right or list(sizes) != sorted(sizes):
+                raise _wrong("profiles", expected, profile)
+            ranges[name] = sizes
+        found.append(ranges)
+    return tuple(found)
+
+
+Range = tuple[int, int, int]
+"""(min, opt, max) of a dimension."""
+
+
+def profiles_of(options: Options, inputs: Sequence[TensorSpec], segment: str) -> list[list[list[Range]]]:
+    """The optimisation profiles: for each profile and input the range of each dimension, all of them bounded.
+
+    Raises:
+        OptionError: a profile outside the segment's range, or a dimension without an upper bound that none gives.
+    """
+    return [
+        [
+            _ranges(options, spec, profile if i == 0 else {}, f"segment '{segment}', input '{spec.name}'")
+            for i, spec in enumerate(inputs)
+        ]
+        for profile in options.profiles or ({},)
+    ]
+
+
+def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int, ...]], where: str) -> list[Range]:
+    named = {DIMENSIONS[name]: sizes for name, sizes in profile.items()}
+    if named and len(spec.min) != 4:
+        raise OptionError.make(
+            "tensorrt",
+            f"option 'profiles', {where}",
+            expected="a first input [N, C, H, W], whose sizes they are",
+            got=f"one of {len(spec.min)} dimensions",
+        )
+    found = []
+    for d, (low, opt, high) in enumerate(zip(spec.min, spec.opt, spec.max, strict=True)):
+        given = named.get(d)
+        if given is not None:
+            least, greatest = given[0], given[-1]
+            if least < low or (high != UNBOUNDED and greatest > high):
+                raise OptionError.make(
+                    "tensorrt",
+                    f"option 'profiles', {where}, dimension {d}",
+                    expected=f"sizes that the segment takes, {spec.sizes}",
+                    got=str(given),
+                    remedy="Narrow the profile, or widen shapes=.",
+                )
+            best = given[1] if len(given) == 3 else min(max(opt, least), greatest)
+            found.append((least, best, greatest))
+            continue
+        if high == UNBOUNDED:
+            if d != 0:
+                raise OptionError.make(
+                    "tensorrt",
+                    f"{where}, dimension {d}",
+                    expected="an upper bound, which TensorRT needs",
+                    got=f"sizes from {low} on",
+                    remedy="Give shapes= with the largest sizes, or the option 'profiles'.",
+                )
+            high = max(options.max_batch, 8 * opt)
+        # TensorRT counts from 1; of none of what is counted the run half takes care.
+        low = max(low, 1)
+        found.append((low, min(max(opt, low), high), high))
+    return found

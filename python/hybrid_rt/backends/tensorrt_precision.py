@@ -1,0 +1,138 @@
+"""ONNX models in another precision: TensorRT computes in the types that the model has."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KEPT = {"Resize": (1, 2)}
+"""Inputs that stay in float32: sizes and factors, not values."""
+
+_QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+
+
+def lowered(model: Any, precision: str) -> Any:
+    """A model that computes in float16 or bfloat16 where this one does in float32, but for inputs and outputs.
+
+    Args:
+        model: of the onnx package, with its weights in it; it is not changed.
+        precision: "fp16" or "bf16".
+    """
+    from onnx import ModelProto, TensorProto, helper
+
+    target = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.BFLOAT16
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    changed = ModelProto.FromString(model.SerializeToString())
+    graph = changed.graph
+    kept = {
+        name for node in graph.node for i in _KEPT.get(node.op_type, ()) for name in node.input[i : i + 1] if name
+    }
+    for tensor in graph.initializer:
+        if tensor.name not in kept:
+            _cast(tensor, target, dtype)
+    nodes = list(graph.node)
+    del graph.node[:]
+    inside: dict[str, str] = {}
+    for value in graph.input:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            inside[value.name] = f"{value.name}_lowered"
+            graph.node.append(helper.make_node("Cast", [value.name], [inside[value.name]], to=target))
+    returned = [value.name for value in graph.output if value.type.tensor_type.elem_type == TensorProto.FLOAT]
+    inside |= {name: f"{name}_lowered" for name in returned}
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = inside.get(name, name)
+        for i, name in enumerate(node.output):
+            node.output[i] = inside.get(name, name)
+        for attribute in node.attribute:
+            if attribute.name == "value" and not kept.intersection(node.output):
+                _cast(attribute.t, target, dtype)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = target
+        graph.node.append(node)
+    for name in returned:
+        graph.node.append(helper.make_node("Cast", [inside[name]], [name], to=TensorProto.FLOAT))
+    del graph.value_info[:]
+    return changed
+
+
+def _cast(tensor: Any, target: int, dtype: torch.dtype) -> None:
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_type != TensorProto.FLOAT:
+        return
+    values = torch.from_numpy(numpy_helper.to_array(tensor).copy()).to(dtype).contiguous()
+    name, shape = tensor.name, list(tensor.dims)
+    tensor.Clear()
+    tensor.name, tensor.data_type = name, target
+    tensor.dims.extend(shape)
+    tensor.raw_data = values.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def quantized(model: Any, names: Sequence[str], calibration: Sequence[Sequence[Tensor]]) -> Any:
+    """A model with 8 bit integers in its convolutions and products: what TensorRT calls explicit quantisation.
+
+    ONNX Runtime runs the model on the calibration's inputs, notes how large values get, and puts pairs of quantisation
+    and its inverse around the operations: symmetric, weights by channel, biases as they are.
+
+    Args:
+        model: of the onnx package, with its weights as initializers; it is not changed.
+        names: of its inputs.
+        calibration: inputs, in this order.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    used = {value.name for value in model.graph.input}
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.remaining = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            inputs = next(self.remaining, None)
+            if inputs is None:
+                return None
+            return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True) if name in used}
+
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, _quiet():
+        path = Path(folder) / "quantized.onnx"
+        quantize_static(
+            model,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=_QUANTIZED,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "AddQDQPairToWeight": True,
+            },
+        )
+        return onnx.load(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime recommends steps that torch's exporter has done."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "pre-processing" not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)

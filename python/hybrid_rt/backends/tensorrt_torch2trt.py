@@ -1,0 +1,153 @@
+"""torch2trt as a way into TensorRT: it runs the segment, and puts a layer into the network for each call of torch.
+
+torch2trt (https://github.com/NVIDIA-AI-IOT/torch2trt) was written for TensorRT up to 10. It is imported here with what it
+asks the vendor's module for at that time and newer versions do not have. Of it only the converters are used; the
+engine is built as that of every segment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import exported
+from ..errors import BackendError
+from .tensorrt_options import Range
+
+if TYPE_CHECKING:
+    from ..capture import Program
+    from .tensorrt_builder import Messages, Vendor
+
+_IMPORTING = threading.Lock()
+"""The import, and the run, change torch for the whole process."""
+
+_INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or take frontend='onnx'"
+
+
+class _Placeholder:
+    """What newer versions do not have: torch2trt names it when it is imported, and not when it converts."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+class _VendorModule(ModuleType):
+    """The vendor's module under the name and with the names that torch2trt knows."""
+
+    def __init__(self, vendor: Vendor) -> None:
+        super().__init__("tensorrt")
+        self._module = vendor.module
+        # It compares this with TensorRT's versions; TensorRT-RTX has TensorRT 11's interface.
+        self.__version__ = "11.0" if vendor.is_rtx else vendor.version
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(self._module, name):
+            return getattr(self._module, name)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Placeholder if name.startswith("I") else _Placeholder()
+
+
+def populate(
+    vendor: Vendor,
+    program: Program,
+    precision: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    profiles: Sequence[Sequence[Sequence[Range]]],
+) -> Callable[[Any, Messages], None]:
+    """What puts the segment into a network.
+
+    Raises:
+        BackendError: torch2trt is not installed, or another precision than fp32.
+    """
+    if precision != "fp32":
+        raise BackendError.make(
+            "tensorrt",
+            f"segment '{program.name}', frontend 'torch2trt'",
+            expected="fp32: newer versions of TensorRT compute in the types of the network",
+            got=precision,
+            remedy="Take frontend='onnx', which has the others.",
+        )
+    with _imported(vendor, program.name) as torch2trt:
+        pass
+
+    def put(network: Any, messages: Messages) -> None:
+        with _IMPORTING:
+            _convert(torch2trt, program, network, inputs, outputs, profiles, messages)
+
+    return put
+
+
+@contextmanager
+def _imported(vendor: Vendor, segment: str) -> Iterator[Any]:
+    """torch2trt's module; ``tensorrt`` is the vendor's for the time of the import only."""
+    with _IMPORTING:
+        before = sys.modules.get("tensorrt")
+        sys.modules["tensorrt"] = _VendorModule(vendor)
+        try:
+            yield importlib.import_module("torch2trt.torch2trt")
+            importlib.import_module("torch2trt.converters")
+        except Exception as error:  # what it imports may raise anything
+            raise BackendError.make(
+                "tensorrt",
+                f"segment '{segment}', frontend 'torch2trt'",
+                expected="torch2trt to be installed",
+                got=f"{type(error).__name__}: {error}",
+                remedy=f"{_INSTALL[0].upper()}{_INSTALL[1:]}.",
+            ) from error
+        finally:
+            if before is None:
+                del sys.modules["tensorrt"]
+            else:
+                sys.modules["tensorrt"] = before
+
+
+def _convert(
+    torch2trt: Any,
+    program: Program,
+    network: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    profiles: Sequence[Sequence[Sequence[Range]]],
+    messages: Messages,
+) -> None:
+    module = exported.Chain(
+        [member.flattened for member in program.members],
+        [member.sources for member in program.members],
+        [tensor.dtype for tensor in program.calls[0].outputs],
+        None,
+    ).eval()
+    arguments = {"module": module, "device_types": {}, "default_device_type": None, "gpu_fallback": False}
+    context = torch2trt.ConversionContext(network, torch2trt_kwargs=arguments)
+    context.network = network  # not its wrapper, which names layers by what newer versions do not have
+    tensors = tuple(tensor.clone() for tensor in program.examples)
+    for i, (name, tensor) in enumerate(zip(inputs, tensors, strict=True)):
+        free = [len({size for profile in profiles for size in profile[i][d]}) > 1 for d in range(tensor.dim())]
+        shape = [-1 if is_free else size for is_free, size in zip(free, tensor.shape, strict=True)]
+        tensor._trt = network.add_input(name, torch2trt.torch_dtype_to_trt(tensor.dtype), tuple(shape))
+    try:
+        with torch.no_grad(), context:
+            results = module(*tensors)
+        for name, result in zip(outputs, results, strict=True):
+            made = network.add_identity(result._trt).get_output(0)  # an output of its own, whatever it is
+            made.name = name
+            network.mark_output(made)
+    except Exception as error:  # converters raise anything; AttributeError: an operation without one
+        raise BackendError.make(
+            "tensorrt",
+            f"segment '{program.name}', frontend 'torch2trt'",
+            expected="operations that torch2trt converts",
+            got=messages.take() or f"{type(error).__name__}: {error}",
+            remedy="Take frontend='onnx', or leave the operation out of the segment.",
+        ) from error
