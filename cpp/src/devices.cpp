@@ -12,7 +12,9 @@ namespace hybrid_rt {
 
 c10::Device with_index(c10::Device device) {
   if (!device.is_cuda() || device.has_index()) return device;
-  if (!c10::impl::hasDeviceGuardImpl(device.type())) return c10::Device(device.type(), 0);
+  // Without a device torch's own answer is an exception.
+  const bool can_ask = !cuda_devices().devices.empty() && c10::impl::hasDeviceGuardImpl(device.type());
+  if (!can_ask) return c10::Device(device.type(), 0);
   return c10::impl::VirtualGuardImpl(device.type()).getDevice();
 }
 

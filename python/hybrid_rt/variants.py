@@ -203,6 +203,14 @@ def choose_variants(
     if fallback and not {"torchscript", "torchscript:fp32"}.intersection(names):
         names.append("torchscript")
     wanted = [_wanted(name, precision, scope, device, options or {}) for name in names]
+    if precision not in ("fp32", "bf16") and not any(variant.precision == precision for variant in wanted):
+        raise OptionError.make(
+            scope,
+            "precision",
+            expected="an engine that computes in it",
+            got=f"'{precision}' for {', '.join(variant.name for variant in wanted)}",
+            remedy="Name one, e.g. engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
+        )
     unused = set(options or {}) - {variant.backend.name for variant in wanted}
     if unused:
         raise OptionError.make(
@@ -356,7 +364,8 @@ def compare_variants(
         For each variant the errors of each output, and for each that can't run here the reason.
 
     Raises:
-        BackendError: no variant can run here; the text lists each one's reason.
+        BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. What is for
+            a GPU alone may be made on a machine without.
     """
     names = [spec.name for spec in program.outputs]
     compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
@@ -378,7 +387,7 @@ def compare_variants(
             for error in compare_tensors(program.name, names, call.outputs, _run_on(spec.device, engine, call), label)
         ]
         compared.insert(0, (spec, errors))
-    if not compared:
+    if not compared and any(artifact.spec.device == "cpu" for artifact in artifacts):
         prepare(engine, emulate_precision=True)  # raises, with every variant's reason
     return compared, not_run
 

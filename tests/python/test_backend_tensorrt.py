@@ -424,8 +424,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if NO_GPU:
         assert result.report.verification is not None
         not_run = result.report.verification.not_run
-        assert all("it was compiled for a CUDA device, and there is none" in text for text in not_run)
         assert len(not_run) == 2
+        assert all("it was compiled for a CUDA device, and there is none" in text for text in not_run), not_run
     return path
 
 

@@ -132,9 +132,9 @@ def test_convert_without_a_detector(noise: Path, capsys: pytest.CaptureFixture[s
         (["--sizes", "axb"], 2, "hybrid_rt[cli]: --sizes: expected HEIGHTxWIDTH,..., got 'axb'."),
         (["--engine", "nosuch"], 2, "hybrid_rt[registry]: engine: expected one of "),
         (["--segments", "nosuch"], 2, "hybrid_rt[convert]: segments: expected a submodule of ListDetector"),
-        (["--precision", "int8"], 2, "precision for openvino: expected one of fp32, bf16, got 'int8'"),
+        (["--precision", "int8"], 2, "precision: expected an engine that computes in it, got 'int8' for torch"),
         (["--option", "tensorrt"], 2, "--option: expected ENGINE.NAME=VALUE, each once, e.g. tensorrt.tf32=false"),
-        (["--option", "tensorrt.tf32=true"], 2, "options: expected those of the engines that are compiled (openvino"),
+        (["--option", "tensorrt.tf32=true"], 2, "options: expected those of the engines that are compiled (torchscript"),
     ],
 )
 def test_convert_with_wrong_options(
