@@ -34,7 +34,7 @@ LAYERS = [
     {"torchscript"},
     {"script_graph", "bfloat16"},
     {"observe", "onnx_export"},
-    {"backends.base", "backends.tvm_tuning"},
+    {"backends.base", "backends.tvm_tuning", "backends.aot_inductor_cuda"},
     {"backends"},  # the folder: each backend in it
     {"registry"},
     {"segments", "shapes", "second_size"},
