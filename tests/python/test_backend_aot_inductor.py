@@ -34,6 +34,7 @@ from hybrid_rt.backends import aot_inductor_cuda
 from hybrid_rt.capture import Program, capture_alone
 from hybrid_rt.engine_module import EngineModule, engine_module
 from hybrid_rt.specs import Artifact, blob_from_bytes
+from hybrid_rt.variants import choose_variants
 
 AOT_INDUCTOR = registry.backend("aot_inductor")
 CUDA = AOT_INDUCTOR.configured("cuda")
@@ -363,7 +364,7 @@ def test_it_compiles_for_cpus_and_for_cuda() -> None:
 def test_fp16_is_for_cuda_only() -> None:
     assert CUDA.target_precisions == ("fp32", "bf16", "fp16")
     with pytest.raises(OptionError, match=r"precision for aot_inductor: expected one of fp32, bf16, got 'fp16'\."):
-        hybrid_rt.compile_segment(Segment().eval(), inputs(), engine="aot_inductor", precision="fp16")
+        choose_variants("aot_inductor", "fp16", fallback=False)
     text = (
         "hybrid_rt[aot_inductor]: precision on cpu: expected one of fp32, bf16, got 'fp16'. "
         "Take one of these, or convert for device='cuda'."
@@ -394,20 +395,22 @@ def test_without_a_device_compiling_for_it_is_refused_before_any_work(monkeypatc
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("lacking", "value", "reason"),
+    ("owner", "lacking", "value", "reason"),
     [
-        ("torch.cuda.is_available", lambda: False, "can't use a GPU; install a build of torch with CUDA"),
-        ("importlib.util.find_spec", lambda name: None, "no Triton, by which inductor makes kernels"),
-        ("hybrid_rt.backends.aot_inductor_cuda._can_embed", lambda: False, "(aot_inductor.embed_kernel_binary)"),
-        ("hybrid_rt.backends.aot_inductor_cuda._HEADERS", ("no-such.h",), "no CUDA headers (no-such.h)"),
+        (torch.cuda, "is_available", lambda: False, "can't use a GPU; install a build of torch with CUDA"),
+        (importlib.util, "find_spec", lambda name: None, "no Triton, by which inductor makes kernels"),
+        (aot_inductor_cuda, "_can_embed", lambda: False, "(aot_inductor.embed_kernel_binary)"),
+        (aot_inductor_cuda, "_HEADERS", ("no-such.h",), "no CUDA headers (no-such.h)"),
     ],
 )
-def test_what_else_cuda_takes_is_named(lacking: str, value: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_else_cuda_takes_is_named(
+    owner: Any, lacking: str, value: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     importlib.import_module("torch.utils.cpp_extension")  # it looks for modules itself
     monkeypatch.setattr(_native, "cuda_devices", lambda: ([{"name": "a GPU"}], ""))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
-    monkeypatch.setattr(lacking, value)
+    monkeypatch.setattr(owner, lacking, value)
     assert reason in CUDA.availability().reason
     assert AOT_INDUCTOR.availability().available
 

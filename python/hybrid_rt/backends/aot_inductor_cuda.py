@@ -108,13 +108,16 @@ def _can_embed() -> bool:
 
 
 def _toolkit() -> str | None:
-    """A folder with CUDA's headers: the toolkit that torch finds, or what pip brought with torch."""
+    """A folder with CUDA's headers: the toolkit that torch finds, what pip brought with torch, or the usual one.
+
+    torch takes the folder above nvcc's, which is none where that is a link or a script.
+    """
     from torch.utils import cpp_extension
 
     brought = importlib.util.find_spec("nvidia")
     wheels = list(brought.submodule_search_locations or ()) if brought else []
     major = (torch.version.cuda or "").split(".")[0]
-    for folder in (cpp_extension.CUDA_HOME, *(f"{wheel}/cu{major}" for wheel in wheels)):
+    for folder in (cpp_extension.CUDA_HOME, *(f"{wheel}/cu{major}" for wheel in wheels), "/usr/local/cuda"):
         if folder and all((Path(folder) / "include" / header).is_file() for header in _HEADERS):
             return str(folder)
     return None
