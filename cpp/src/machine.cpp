@@ -63,7 +63,7 @@ std::optional<std::string> unmet_capability(const std::string& wanted, const Mac
 
 Machine Machine::here() {
   Machine machine;
-  const CudaDevices& cuda = hybrid_rt::cuda_devices();
+  const CudaDevices& cuda = hybrid_rt::cuda_devices();  // not the member
   machine.cuda_devices = cuda.devices;
   machine.no_cuda_reason = cuda.reason;
   std::ifstream cpu("/proc/cpuinfo");

@@ -20,7 +20,7 @@ from .suite import tables
 from .suite.cases import RUNTIMES, cases
 from .suite.results import run_all, to_json
 from .suite.run import Result, Subject
-from .variants import choose_variants
+from .variants import DEVICES, choose_variants
 
 MAX_PICTURES = 4
 """Of a folder, for the latency: the rounds take them in turns."""
@@ -41,6 +41,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine", help="comma-separated backends, e.g. openvino:bf16,torchscript (default: all that are available)"
     )
+    group.add_argument("--device", choices=DEVICES, default="cpu", help="where all of them run (default: cpu)")
     group.add_argument("--precision", default="fp32", help="of engines that do not say theirs (default: fp32)")
     group.add_argument(
         "--runtimes", default=",".join(RUNTIMES), help=f"comma-separated, of {', '.join(RUNTIMES)} (default: all)"
@@ -52,30 +53,38 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run_suite(options: argparse.Namespace) -> int:
     """Runs the benchmark; the exit code is 0 though cases may have failed: the result says which, and why."""
-    engines = (
-        options.engine.split(",") if options.engine else [info.name for info in registry.backends() if info.available]
-    )
+    engines = options.engine.split(",") if options.engine else _available(options.device)
     for variant in engines:
-        choose_variants([variant], options.precision, fallback=False, scope="bench")
+        choose_variants([variant], options.precision, fallback=False, scope="bench", device=options.device)
     pictures = pictures_at(options.pictures)[:MAX_PICTURES]
     subjects = [Subject(_name(text), partial(detector_named, text), pictures) for text in options.detector]
     threads = options.threads or torch.get_num_threads()
     machine, results = run_all(
         subjects,
-        cases(engines, options.precision, options.runtimes.split(",")),
+        cases(engines, options.precision, options.runtimes.split(","), options.device),
         options.output,
         rounds=options.repeat,
         warm_up=options.warm_up,
         threads=threads,
         segments=options.segments if options.segments == "auto" else options.segments.split(","),
         fixed_sizes=options.fixed_sizes,
+        device=options.device,
         steps=Steps(None),
     )
     if options.json:
         print(to_json(machine, results, options.repeat), end="")
     else:
-        show(results, f"{machine.cpu}, {threads} threads, {options.repeat} rounds in turns")
+        show(results, f"{machine.processor}, {threads} threads, {options.repeat} rounds in turns")
     return 0
+
+
+def _available(device: str) -> list[str]:
+    """The engines that compile for a kind of device; TorchScript runs on any."""
+    return [
+        info.name
+        for info in registry.backends()
+        if info.available and (device in registry.backend(info.name).devices or info.name == "torchscript")
+    ]
 
 
 def _name(detector: str) -> str:

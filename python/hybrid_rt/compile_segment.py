@@ -194,14 +194,16 @@ class _Choice:
             if not self.fallback:
                 raise
             _warn(str(error))
-        installed = [name for name in names if registry.backend(name.split(":")[0]).availability().available]
+        installed = [
+            name
+            for name in names
+            if registry.backend(name.split(":")[0]).configured(self.device).availability().available
+        ]
         kept = {name: given for name, given in (self.options or {}).items() if name in installed}
         return replace(self, options=kept)._of(installed or ["torchscript"])
 
     def _of(self, names: str | Sequence[str]) -> list[Wanted]:
-        return choose_variants(
-            names, self.precision, self.fallback, _SCOPE, device=self.device, options=self.options
-        )
+        return choose_variants(names, self.precision, self.fallback, _SCOPE, device=self.device, options=self.options)
 
 
 def _warn(text: str) -> None:

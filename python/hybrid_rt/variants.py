@@ -194,7 +194,7 @@ def choose_variants(
         names = [
             f"{info.name}:{precision}"
             for info in registry.backends()
-            if info.available and precision in info.precisions and _is_candidate(registry.backend(info.name), device)
+            if info.available and _is_candidate(registry.backend(info.name).configured(device), precision, device)
         ]
     else:
         names = engines_for(device) if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
@@ -263,8 +263,13 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
         )
 
 
-def _is_candidate(backend: Backend, device: str) -> bool:
-    return backend.is_candidate and (device in backend.devices or backend.name == "torchscript")
+def _is_candidate(backend: Backend, precision: str, device: str) -> bool:
+    return (
+        backend.is_candidate
+        and precision in backend.target_precisions
+        and (device in backend.devices or backend.name == "torchscript")
+        and backend.availability().available  # for that device
+    )
 
 
 def _wanted(name: str, precision: str, scope: str, device: str, options: Options) -> Wanted:
@@ -272,12 +277,12 @@ def _wanted(name: str, precision: str, scope: str, device: str, options: Options
     backend = registry.backend(backend_name).configured(device, options.get(backend_name))
     if not own and backend.name == "torchscript":
         return Wanted(backend, "fp32")
-    if own in backend.precisions or (not own and precision in backend.precisions):
+    if own in backend.target_precisions or (not own and precision in backend.target_precisions):
         return Wanted(backend, own or precision)
     raise OptionError.make(
         scope,
         f"precision for {backend.name}",
-        expected=f"one of {', '.join(backend.precisions)}",
+        expected=f"one of {', '.join(backend.target_precisions)}",
         got=f"'{own or precision}'",
         remedy="Take one that it has, or another engine.",
     )
@@ -314,9 +319,7 @@ def _finished(outputs: list[Tensor], device: str) -> list[Tensor]:
     return outputs
 
 
-def fastest_first(
-    program: Program, artifacts: Sequence[Artifact], device: str = "cpu"
-) -> tuple[list[Artifact], str]:
+def fastest_first(program: Program, artifacts: Sequence[Artifact], device: str = "cpu") -> tuple[list[Artifact], str]:
     """Variants in the order of how long they take on this machine, and a line that says it.
 
     Each runs on the device, at the size that the compiler was told to expect. One that can't run there comes last.

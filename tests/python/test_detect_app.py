@@ -135,6 +135,19 @@ def test_threads_leave_the_detections_alone(program, demo_bundle, demo_picture):
     assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_what_the_cpu_finds(program, demo_bundle, demo_picture, monkeypatch):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    result = run_json(program, demo_bundle, demo_picture, "--device", "cuda", "--repeat", 3)
+    assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_fails(program, demo_bundle, demo_picture):
+    message = error_of(run(program, demo_bundle, demo_picture, "--device", "cuda"), BUNDLE_UNLOADABLE)
+    assert "device cuda: expected a CUDA device, got none: " in message
+
+
 def test_min_score_leaves_out_the_rest(program, demo_bundle, demo_picture):
     everything = run_json(program, demo_bundle, demo_picture)["detections"]
     scores = sorted(item["score"] for item in everything)

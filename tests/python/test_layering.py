@@ -34,7 +34,13 @@ LAYERS = [
     {"torchscript"},
     {"script_graph", "bfloat16"},
     {"observe", "onnx_export"},
-    {"backends.base", "backends.tvm_tuning", "backends.tensorrt_options", "backends.tensorrt_precision"},
+    {
+        "backends.base",
+        "backends.aot_inductor_cuda",
+        "backends.tensorrt_options",
+        "backends.tensorrt_precision",
+        "backends.tvm_tuning",
+    },
     {"backends.tensorrt_builder"},
     {"backends.tensorrt_torch2trt"},
     {"backends"},  # the folder: each backend in it

@@ -86,6 +86,25 @@ def test_an_unknown_runtime_is_refused() -> None:
         cases(["openvino"], runtimes=["rust"])
 
 
+def test_on_a_gpu_no_engine_is_given_a_whole_detector() -> None:
+    found = cases(["torchscript", "aot_inductor"], device="cuda")
+    assert {case.runtime for case in found} == set(RUNTIMES) - {"whole"}
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybrid_rt._native.cuda_devices", lambda: ([], "no driver"))
+    with pytest.raises(OptionError, match=r"device cuda: expected a CUDA device, got none: no driver"):
+        run_all([subject()], cases(["torchscript"]), None, rounds=1, warm_up=0, threads=1, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
+    chosen = cases(["torchscript"], runtimes=["eager", "torchscript", "torchscript-cpp", "hybrid", "hybrid-cpp"])
+    results = run(subject(count=2), chosen, tmp_path, rounds=2, warm_up=1, device="cuda")
+    assert [result.failure for result in results] == [""] * len(chosen)
+    assert [result.differences for result in results] == [[]] * len(chosen)
+
+
 # Processes
 
 

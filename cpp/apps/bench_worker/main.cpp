@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 #include <hybrid_rt/hybrid_rt.h>
 #include <torch/script.h>
@@ -40,7 +41,7 @@ void say(std::FILE* replies, const json& reply) {
   std::fflush(replies);
 }
 
-torch::jit::Module open(const json& job) {
+torch::jit::Module open(const json& job, c10::Device device) {
   for (const std::string library : job.at("libraries")) {
     if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) throw std::runtime_error(dlerror());
   }
@@ -48,9 +49,16 @@ torch::jit::Module open(const json& job) {
   if (job.at("runtime") == "torchscript") {
     auto module = torch::jit::load(path, torch::kCPU);
     module.eval();
+    if (!device.is_cpu()) hybrid_rt::move_to(module, device);
     return module;
   }
-  return hybrid_rt::load(path, {.threads = job.at("threads")});
+  return hybrid_rt::load(path, {.device = device, .threads = job.at("threads")});
+}
+
+/// Waits until a device is done: a GPU's work goes on after the call. By torch's list of devices, since libtorch_cuda
+/// is opened late and not linked.
+void wait_for(c10::Device device) {
+  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
 }
 
 /// Of torchvision's scripted detectors (losses, detections), of others the detections alone.
@@ -83,8 +91,11 @@ int64_t peak_memory() {
 
 void work(const json& job, std::FILE* replies) {
   at::set_num_threads(job.at("threads"));
+  c10::Device device(job.value("device", "cpu"));
+  if (device.is_cuda() && !device.has_index()) device.set_index(0);
   const Clock::time_point start = Clock::now();
-  torch::jit::Module module = open(job);
+  torch::jit::Module module = open(job, device);
+  wait_for(device);
   json ready = {{"load_ms", milliseconds_since(start)}, {"engines", json::object()}};
   if (job.at("runtime") != "torchscript") {
     for (const std::string& text : hybrid_rt::choices(module)) {
@@ -94,8 +105,9 @@ void work(const json& job, std::FILE* replies) {
   }
   std::vector<std::vector<c10::IValue>> inputs;
   for (const at::Tensor& picture : torch::jit::load(job.at("pictures")).attr("pictures").toTensorVector()) {
-    inputs.push_back({c10::List<at::Tensor>({picture})});
+    inputs.push_back({c10::List<at::Tensor>({picture.to(device)})});
   }
+  wait_for(device);
   say(replies, ready);
 
   const c10::InferenceMode inference;
@@ -108,6 +120,7 @@ void work(const json& job, std::FILE* replies) {
     std::cin >> picture;
     const Clock::time_point called = Clock::now();
     const c10::IValue result = module.forward(inputs.at(picture));
+    wait_for(device);
     const double time = milliseconds_since(called);
     say(replies, command == "boxes" ? boxes_of(result) : json{{"ms", time}});
   }

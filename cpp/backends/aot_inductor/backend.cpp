@@ -2,20 +2,25 @@
 
 #include "engine.h"
 
-// AOTInductor on the CPU. The artifact is the shared object that torch's inductor made, weights and all; it is opened
-// from memory. (The package, a .pt2, would be unpacked to a folder that some ways out of the process leave behind.)
+// AOTInductor. The artifact is the shared object that torch's inductor made, weights, and kernels for CUDA, and all; it
+// is opened from memory. (The package, a .pt2, would be unpacked to a folder that some ways out of the process leave
+// behind.)
 
 namespace hybrid_rt::aot_inductor {
 namespace {
 
 class AotInductorBackend : public Backend {
  public:
-  Availability availability() override { return {true, "", TORCH_VERSION, {"cpu"}}; }
+  Availability availability() override { return {true, "", TORCH_VERSION, {"cpu", "cuda"}}; }
 
   std::optional<std::string> refusal(const ArtifactSpec& spec, const EngineOptions& options) override {
-    if (spec.device != "cpu") return "runs artifacts made for cpu, not for " + spec.device;
-    if (options.device.is_cpu()) return std::nullopt;
-    return "runs on cpu, not on " + options.device.str();
+    if (spec.device != "cpu" && spec.device != "cuda") {
+      return "runs artifacts made for cpu and for cuda, not for " + spec.device;
+    }
+    const std::string device = c10::DeviceTypeName(options.device.type(), /*lower_case=*/true);
+    if (device == spec.device) return std::nullopt;
+    return "what was compiled for " + spec.device + " runs on " + spec.device + ", not on " + options.device.str() +
+           "; convert the detector with device=\"" + device + "\"";
   }
 
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,

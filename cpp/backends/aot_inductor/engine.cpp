@@ -1,9 +1,12 @@
 #include "engine.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
 #include <omp.h>
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
 #include "hybrid_rt/error.h"
@@ -46,6 +49,28 @@ auto guarded(const char* subject, const char* expected, const char* remedy, cons
   }
 }
 
+/// The calling thread's device while it is in scope; nothing is switched for a CPU.
+c10::OptionalDeviceGuard on(c10::Device device) {
+  return c10::OptionalDeviceGuard(device.is_cpu() ? std::nullopt : std::make_optional(device));
+}
+
+/// How many calls can make progress at the same time: a runner each. They share the weights.
+size_t runners_for(c10::Device device) {
+  if (device.is_cpu()) return std::max(2U, std::thread::hardware_concurrency());
+  // Calls take them in turns, and each loads the kernels in its first one. Two keep the GPU busy: one runs while the
+  // next is put on a stream.
+  return 2;
+}
+
+/// torch's runner for a kind of device. Of CUDA's nothing is linked: libtorch_cuda names it in torch's list.
+std::unique_ptr<torch::inductor::AOTIModelContainerRunner> make_runner(const std::string& path, c10::Device device) {
+  const auto& known = torch::inductor::getAOTIModelRunnerRegistry();
+  const auto found = known.find(c10::DeviceTypeName(device.type(), /*lower_case=*/true));
+  TORCH_CHECK(found != known.end(), "torch has no runner for ", device);
+  const std::string where = device.is_cpu() ? "cpu" : device.str();  // it knows no "cpu:0"
+  return found->second(path, runners_for(device), where, /*bin_dir=*/"", /*run_single_threaded=*/false);
+}
+
 }  // namespace
 
 AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions,
@@ -53,20 +78,24 @@ AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor&
     : conditions_(std::move(conditions)),
       outputs_(spec.outputs.size()),
       precision_(spec.precision),
+      device_(options.device),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
       file_(spec.blob("library").sha256, library) {
-  make_torch_visible();
-  // One runner for each call that can make progress at the same time; they share the weights.
-  const size_t runners = std::max(2U, std::thread::hardware_concurrency());
+  make_torch_visible(device_.type());
   runner_ = guarded("artifact", "a library that torch " TORCH_VERSION " opens",
                     "Convert the detector again with the torch that is installed here.", [&] {
-                      return std::make_unique<torch::inductor::AOTIModelContainerRunnerCpu>(file_.path(), runners);
+                      // The library itself asks nobody whether torch has set up the device.
+                      at::globalContext().lazyInitDevice(device_.type());
+                      const auto guard = on(device_);  // the library changes it
+                      return make_runner(file_.path(), device_);
                     });
 }
 
 std::vector<at::Tensor> AotInductorEngine::run(at::ArrayRef<at::Tensor> inputs) {
   conditions_.check(inputs);
-  const ThreadsGuard guard(threads_);
+  std::optional<ThreadsGuard> threads;
+  if (device_.is_cpu()) threads.emplace(threads_);
+  const auto guard = on(device_);  // the runner takes the current stream of the current device
   return guarded("run", "the segment to run", "Are the inputs such as the segment takes in the detector?", [&] {
     std::vector<at::Tensor> results = runner_->run(inputs.vec());
     TORCH_CHECK(results.size() == outputs_, results.size(), " outputs where the artifact tells of ", outputs_);
@@ -77,8 +106,8 @@ std::vector<at::Tensor> AotInductorEngine::run(at::ArrayRef<at::Tensor> inputs) 
 }
 
 std::string AotInductorEngine::description() const {
-  return std::string("aot_inductor ") + TORCH_VERSION + ", " + precision_ + ", " + std::to_string(threads_) +
-         " threads";
+  const std::string where = device_.is_cpu() ? std::to_string(threads_) + " threads" : device_.str();
+  return std::string("aot_inductor ") + TORCH_VERSION + ", " + precision_ + ", " + where;
 }
 
 }  // namespace hybrid_rt::aot_inductor

@@ -1,6 +1,7 @@
 #pragma once
 
-#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+#include <c10/core/Device.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 
 #include <memory>
 #include <string>
@@ -13,7 +14,8 @@
 
 namespace hybrid_rt::aot_inductor {
 
-/// A segment as machine code, in torch's own runner, which keeps a pool: calls beyond its size wait for a free one.
+/// A segment as machine code, in torch's own runner, which keeps a pool: calls beyond its size wait for a free one. On
+/// CUDA a call puts its work on the calling thread's current stream and does not wait for it.
 class AotInductorEngine : public Engine {
  public:
   /// Throws Error(kBackend).
@@ -28,9 +30,10 @@ class AotInductorEngine : public Engine {
   Conditions conditions_;
   size_t outputs_;
   std::string precision_;
+  c10::Device device_;
   int threads_;
   SharedLibraryFile file_;  // outlives the runner, which unloads the library
-  std::unique_ptr<torch::inductor::AOTIModelContainerRunnerCpu> runner_;
+  std::unique_ptr<torch::inductor::AOTIModelContainerRunner> runner_;
 };
 
 }  // namespace hybrid_rt::aot_inductor

@@ -22,6 +22,15 @@ Files& files() {
   return *files;
 }
 
+/// Python loads torch's libraries for itself alone; a C++ program has libtorch_cpu for all. Not loaded again, only made
+/// visible, with what they need.
+void make_visible(const char* library, const char* remedy) {
+  if (dlopen(library, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD) != nullptr) return;
+  const char* reason = dlerror();
+  throw Error(ErrorKind::kBackend, "aot_inductor", "artifact",
+              std::string("torch's library ") + library + " in this process", reason ? reason : "none", remedy);
+}
+
 }  // namespace
 
 SharedLibraryFile::SharedLibraryFile(std::string digest, const at::Tensor& bytes) : digest_(std::move(digest)) {
@@ -38,13 +47,10 @@ SharedLibraryFile::~SharedLibraryFile() {
   if (found->second.use_count() == 1 && !found->second->is_loaded()) files().by_digest.erase(found);
 }
 
-void make_torch_visible() {
-  // Python loads libtorch_cpu for itself alone; a C++ program has it for all. Not loaded again, only made visible.
-  static void* const torch = dlopen("libtorch_cpu.so", RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
-  if (torch == nullptr) {
-    const char* reason = dlerror();
-    throw Error(ErrorKind::kBackend, "aot_inductor", "artifact", "torch's library libtorch_cpu.so in this process",
-                reason ? reason : "none", "Link the program with torch's shared libraries.");
+void make_torch_visible(c10::DeviceType device) {
+  make_visible("libtorch_cpu.so", "Link the program with torch's shared libraries.");
+  if (device == c10::DeviceType::CUDA) {
+    make_visible("libtorch_cuda.so", "Load the bundle by hybrid_rt::load with this device, which opens it.");
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceType.h>
 
 #include <memory>
 #include <string>
@@ -27,7 +28,8 @@ class SharedLibraryFile {
   std::shared_ptr<const LibraryFile> file_;
 };
 
-/// Lets a library that names none of its dependencies find torch's functions. Throws Error(kBackend).
-void make_torch_visible();
+/// Lets a library that names none of its dependencies find torch's functions for a kind of device, and for CUDA those
+/// of NVIDIA's runtime that torch uses. Throws Error(kBackend).
+void make_torch_visible(c10::DeviceType device);
 
 }  // namespace hybrid_rt::aot_inductor

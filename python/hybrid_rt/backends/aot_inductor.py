@@ -1,4 +1,4 @@
-"""AOTInductor on CPUs: the artifact is a shared object, compiled here by torch's inductor and a C++ compiler."""
+"""AOTInductor: the artifact is a shared object, compiled here by torch's inductor and a C++ compiler."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import torch
 from .. import exported
 from ..errors import BackendError
 from ..specs import Artifact, blob_from_bytes
+from . import aot_inductor_cuda
 from .base import Availability, Backend
 
 if TYPE_CHECKING:
     from ..capture import Program
 
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The kernel's names for what the compiler's options allow; those of the others are the option's own.
 _CPU_FLAGS = {
@@ -42,14 +43,27 @@ _COMPILING = threading.Lock()
 
 
 class AOTInductorBackend(Backend):
-    """Machine code for the instruction set of the machine that converts, weights folded and packed for it."""
+    """Machine code for the CPU or the GPU of the machine that converts, weights folded and packed for it."""
 
     name = "aot_inductor"
-    precisions = ("fp32", "bf16")
+    precisions = ("fp32", "bf16", "fp16")
+    devices = ("cpu", "cuda")
     files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
 
+    @property
+    def target_precisions(self) -> tuple[str, ...]:
+        """No fp16 on CPUs: few have instructions for it."""
+        return self.precisions if self.target == "cuda" else ("fp32", "bf16")
+
+    def options(self) -> Mapping[str, str]:
+        """The GPU too: its kernels are made and chosen for this one."""
+        options = dict(super().options())
+        if self.target == "cuda" and not aot_inductor_cuda.reason_against():
+            options["gpu"] = f"{aot_inductor_cuda.device_name()}, {aot_inductor_cuda.capability()}"
+        return options
+
     def availability(self) -> Availability:
-        """Whether there is the C++ compiler that converting needs; running needs none."""
+        """Whether there is what converting needs, a C++ compiler and for CUDA a device; running needs no compiler."""
         candidates = _compilers()
         if not any(shutil.which(candidate.split()[0]) for candidate in candidates):
             return Availability(
@@ -57,6 +71,8 @@ class AOTInductorBackend(Backend):
                 f"no C++ compiler ({', '.join(candidates)}) to convert with, running needs none; apt-get install g++, "
                 "or name one in the environment variable CXX",
             )
+        if self.target == "cuda" and (reason := aot_inductor_cuda.reason_against()):
+            return Availability(False, reason)
         return Availability(True, version=torch.__version__)
 
     def compile(self, program: Program, precision: str) -> Artifact:
@@ -64,12 +80,14 @@ class AOTInductorBackend(Backend):
 
         Raises:
             CaptureError: torch.export refuses the segment, or fixes a size that is free.
-            BackendError: inductor or the C++ compiler fails, or calls an operator that has no C function.
+            BackendError: inductor or the C++ compiler fails, or calls an operator that has no C function; for CUDA,
+                something is missing that it takes; a precision that it has for another device only.
         """
+        self._check(precision)
         exported_program = program.exported(_DTYPES[precision])
         conditions = exported.conditions(exported_program, program.inputs)
         try:
-            library = _library(exported_program, program)
+            library = _library(exported_program, program, self.target)
         except BackendError:
             raise
         except Exception as error:  # inductor raises many types
@@ -80,14 +98,31 @@ class AOTInductorBackend(Backend):
                 got=f"{type(error).__name__}: {str(error).strip()}",
                 remedy="Leave the operation that it names out of the segment, or take another engine.",
             ) from error
-        spec = self.spec(
-            program,
-            precision,
-            versions={"torch": torch.__version__},
-            requirements={"version": _same_minor(torch.__version__), "cpu": ",".join(_cpu_flags())},
-        )
+        # The C++ around the kernels is compiled for a CPU too.
+        requirements = {"version": _same_minor(torch.__version__), "cpu": ",".join(_cpu_flags())}
+        if self.target == "cuda":
+            requirements["compute_capability"] = aot_inductor_cuda.capability()
+        spec = self.spec(program, precision, versions={"torch": torch.__version__}, requirements=requirements)
         text = "".join(f"{text}\t{words}\n" for text, words in conditions)
         return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
+
+    def _check(self, precision: str) -> None:
+        if precision not in self.target_precisions:
+            raise BackendError.make(
+                self.name,
+                f"precision on {self.target}",
+                expected=f"one of {', '.join(self.target_precisions)}",
+                got=f"'{precision}'",
+                remedy="Take one of these, or convert for device='cuda'.",
+            )
+        if self.target == "cuda" and (reason := aot_inductor_cuda.reason_against()):
+            raise BackendError.make(
+                self.name,
+                "device cuda",
+                expected="a machine that can compile for CUDA",
+                got=reason,
+                remedy="Convert on a machine that has what is missing.",
+            )
 
 
 def _compilers() -> list[str]:
@@ -98,8 +133,8 @@ def _compilers() -> list[str]:
     return [command for command in (commands if isinstance(commands, (list, tuple)) else [commands]) if command]
 
 
-def _library(exported_program: torch.export.ExportedProgram, program: Program) -> bytes:
-    """The shared object.
+def _library(exported_program: torch.export.ExportedProgram, program: Program, device: str) -> bytes:
+    """The shared object; for CUDA with its kernels in it, for the current device.
 
     Raises:
         BackendError: it would need a list of operators beside it, for those that have no C function.
@@ -107,18 +142,22 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program) -
     import torch._inductor
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    with _private_folder() as folder:
+    examples = program.examples
+    if device == "cuda":
+        exported_program, examples = aot_inductor_cuda.moved(exported_program, examples)
+    with _private_folder() as folder, _compiling_for(device, folder):
         # Inductor tries instruction sets by small libraries that need torch's symbols, and remembers the answer for the
         # process: without this call it would ask under the options below, and find that there are none.
         pick_vec_isa()
         options = {
             **_options(),
+            **(aot_inductor_cuda.OPTIONS if device == "cuda" else {}),
             # A folder: the names in it are inductor's.
             "aot_inductor.output_path": str(folder / "library"),
         }
         with torch.no_grad(), exported.sizes_of_any_count(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            path = Path(str(torch._inductor.aot_compile(exported_program.module(), program.examples, options=options)))
+            path = Path(str(torch._inductor.aot_compile(exported_program.module(), examples, options=options)))
         operators = path.with_suffix(".json")
         if operators.exists() and '"target"' in operators.read_text():
             raise BackendError.make(
@@ -144,6 +183,7 @@ def _options() -> dict[str, Any]:
         "freezing": True,  # folds the weights' arithmetic and packs them
         "cpp.dynamic_threads": True,  # else the number of threads is that of the machine that converts
         "aot_inductor.link_libtorch": False,  # else this machine's folder of torch is written into it
+        "aot_inductor.package": False,  # else it returns a list of files
         "aot_inductor.metadata": {},  # inductor writes into it, else into the process's own
         # They would lie in a folder of all processes, and cost more than they save on few segments.
         "aot_inductor.precompile_headers": False,
@@ -160,6 +200,10 @@ def _is_known(settings: Any, name: str) -> bool:
             return False
         settings = getattr(settings, part)
     return True
+
+
+def _compiling_for(device: str, folder: Path) -> contextlib.AbstractContextManager[None]:
+    return aot_inductor_cuda.compiling(folder) if device == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

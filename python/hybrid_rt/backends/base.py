@@ -72,6 +72,11 @@ class Backend(ABC):
         """The kind of device that it compiles for: "cpu", "cuda"."""
         return self.device or self.devices[0]
 
+    @property
+    def target_precisions(self) -> tuple[str, ...]:
+        """Of ``precisions`` those that it has for the kind of device that it compiles for: all, unless it says less."""
+        return self.precisions
+
     def configured(self: _Backend, device: str = "", options: Mapping[str, Any] | None = None) -> _Backend:
         """This compiler for a kind of device, if it has that one, and with the user's options.
 

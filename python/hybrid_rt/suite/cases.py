@@ -59,13 +59,19 @@ class Case:
         return "_".join(part for part in (self.kind, self.engine, self.precision) if part)
 
 
-def cases(engines: Sequence[str], precision: str = "fp32", runtimes: Sequence[str] = tuple(RUNTIMES)) -> list[Case]:
+def cases(
+    engines: Sequence[str],
+    precision: str = "fp32",
+    runtimes: Sequence[str] = tuple(RUNTIMES),
+    device: str = "cpu",
+) -> list[Case]:
     """All cases, in the order of :data:`RUNTIMES`; eager is always one of them: it says what is right.
 
     Args:
         engines: backends; one may say its precision, "openvino:bf16".
         precision: of the others.
         runtimes: only these.
+        device: where they run; whole detectors are given to engines on the CPU only.
 
     Raises:
         OptionError: a runtime that there is not.
@@ -84,6 +90,6 @@ def cases(engines: Sequence[str], precision: str = "fp32", runtimes: Sequence[st
         found += [
             Case(runtime, engine, own)
             for engine, own in wanted
-            if runtime != "whole" or own in WHOLE_PRECISIONS.get(engine, ())
+            if runtime != "whole" or (device == "cpu" and own in WHOLE_PRECISIONS.get(engine, ()))
         ]
     return found

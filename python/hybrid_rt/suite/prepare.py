@@ -58,6 +58,7 @@ def _prepare(job: dict[str, Any]) -> dict[str, Any]:
             segments=job["segments"],
             shapes=[tuple(size) for size in job["shapes"]] if job["shapes"] else None,
             engine=[f"{job['engine']}:{job['precision']}"],
+            device=job.get("device", "cpu"),
             fallback=False,
             verify=False,  # whatever it finds is compared with eager's, and shown
             golden=False,

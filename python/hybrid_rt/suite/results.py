@@ -29,6 +29,7 @@ def run_all(
     threads: int,
     segments: str | list[str] = "auto",
     fixed_sizes: bool = False,
+    device: str = "cpu",
     note: str = "",
     steps: Steps | None = None,
 ) -> tuple[Machine, list[Result]]:
@@ -44,6 +45,7 @@ def run_all(
         threads: for a call.
         segments: of the hybrids.
         fixed_sizes: of the hybrids.
+        device: where all run.
         note: a sentence for the page.
         steps: shows progress.
 
@@ -60,7 +62,7 @@ def run_all(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         check_plot(output / f"{names[0]}.png")
-    machine = Machine.here(threads)
+    machine = Machine.here(threads, device)
     results: list[Result] = []
     for subject in subjects:
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
@@ -73,13 +75,14 @@ def run_all(
                 threads=threads,
                 segments=segments,
                 fixed_sizes=fixed_sizes,
+                device=device,
                 steps=steps,
             )
         results += own
         if output is not None:
             _write(output, machine, results, rounds, note)
             with written_whole(output / f"{subject.name}.png") as temporary:
-                tables.plot(own, temporary, f"{subject.name} · {machine.cpu}, {threads} threads · {machine.date}")
+                tables.plot(own, temporary, f"{subject.name} · {machine.processor}, {threads} threads · {machine.date}")
     return machine, results
 
 

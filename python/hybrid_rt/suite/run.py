@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import torchscript
+from .. import _native, torchscript
 from ..boxes import BoxMatch, compare_detections, differences
 from ..errors import OptionError
 from ..json_values import finite
@@ -107,10 +107,15 @@ class Machine:
     python: str
     packages: dict[str, str]
     date: str
+    gpu: str = ""
 
     @classmethod
-    def here(cls, threads: int) -> Machine:
-        """This machine, today."""
+    def here(cls, threads: int, device: str = "cpu") -> Machine:
+        """This machine, today; its GPU where the detectors run on one.
+
+        Raises:
+            OptionError: they shall, and there is none.
+        """
         found = {}
         for name in _PACKAGES:
             try:
@@ -125,7 +130,21 @@ class Machine:
             platform.python_version(),
             found,
             time.strftime("%Y-%m-%d"),
+            "" if device == "cpu" else _gpu(),
         )
+
+    @property
+    def processor(self) -> str:
+        """What the detectors run on."""
+        return self.gpu or self.cpu
+
+
+def _gpu() -> str:
+    devices, reason = _native.cuda_devices()
+    if not devices:
+        raise OptionError.make("bench", "device cuda", expected="a CUDA device", got=f"none: {reason}")
+    name: str = devices[0]["name"]
+    return name
 
 
 def _cpu() -> str:
@@ -145,6 +164,7 @@ def run(
     threads: int = 0,
     segments: str | list[str] = "auto",
     fixed_sizes: bool = False,
+    device: str = "cpu",
     steps: Steps | None = None,
 ) -> list[Result]:
     """Runs all cases of a detector.
@@ -158,6 +178,7 @@ def run(
         threads: that a call may use; 0: as many as torch does.
         segments: of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the others.
         fixed_sizes: compile the hybrids for the pictures' sizes alone; else for any that the detector takes.
+        device: where all run, "cpu" or "cuda"; the pictures are there before the clock starts.
         steps: shows progress.
 
     Returns:
@@ -169,7 +190,7 @@ def run(
     for name, value, least in (("rounds", rounds, 1), ("warm-up", warm_up, 0), ("pictures", len(subject.pictures), 1)):
         if value < least:
             raise OptionError.make("bench", name, expected=f"at least {least}", got=str(value))
-    run_of = _Run(subject, folder, threads or torch.get_num_threads(), steps or Steps(False))
+    run_of = _Run(subject, folder, threads or torch.get_num_threads(), device, steps or Steps(False))
     results = run_of.prepare(cases, segments, fixed_sizes)
     return run_of.measure(results, rounds, warm_up)
 
@@ -186,10 +207,11 @@ class _Pictures(nn.Module):
 
 
 class _Run:
-    def __init__(self, subject: Subject, folder: Path, threads: int, steps: Steps) -> None:
+    def __init__(self, subject: Subject, folder: Path, threads: int, device: str, steps: Steps) -> None:
         self._subject = subject
         self._folder = folder
         self._threads = threads
+        self._device = device
         self._steps = steps
         self._detector = folder / "detector.pickle"
         self._pictures = folder / "pictures.pt"
@@ -277,6 +299,9 @@ class _Run:
         return self._detector if case.kind in ("eager", "compile") else self._folder / f"{case.file}.pt"
 
     def _job(self, case: Case) -> dict[str, Any]:
+        libraries = []
+        if case.is_cpp and case.kind == "torchscript":  # hybrid_rt::load opens what hybrids need
+            libraries = ([] if self._device == "cpu" else [_torch_cuda()]) + _torchvision_libraries()
         return {
             "runtime": case.kind,
             "engine": case.engine,
@@ -284,7 +309,8 @@ class _Run:
             "path": str(self._path(case)),
             "pictures": str(self._pictures),
             "threads": self._threads,
-            "libraries": _torchvision_libraries() if case.is_cpp and case.kind == "torchscript" else [],
+            "device": self._device,
+            "libraries": libraries,
         }
 
     def _job_file(self, name: str, job: dict[str, Any]) -> str:
@@ -367,6 +393,10 @@ def _torchvision_libraries() -> list[str]:
     import torchvision
 
     return [str(path) for path in sorted(Path(torchvision.__file__).parent.glob("_C*.so"))]
+
+
+def _torch_cuda() -> str:
+    return str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so")
 
 
 def _with_torch(path: str | None) -> str:

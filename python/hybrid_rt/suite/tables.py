@@ -83,8 +83,9 @@ def _boxes(result: Result) -> str:
 def markdown(machine: Machine, results: Sequence[Result], *, rounds: int, note: str = "") -> str:
     """A page: the machine, a table a detector, what differs, what failed and why."""
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    gpu = f"{machine.gpu}; " if machine.gpu else ""
     lines = [
-        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads a call; {machine.system}; "
+        f"{gpu}{machine.cpu}, {machine.cores} cores, {machine.threads} threads a call; {machine.system}; "
         f"Python {machine.python}, {packages}; {machine.date}.",
         "",
         f"Each case in a process of its own, called in turns, {rounds} timed rounds. TorchScript is frozen. Peak: of "

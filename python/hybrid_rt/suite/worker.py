@@ -6,7 +6,8 @@ Answers in lines of JSON: {"load_ms", "engines"} when the detector is loaded; th
 - ``boxes I``: {"boxes": 4 n numbers, "labels", "scores"} on picture I, or {"not_compared": why}
 - ``memory``: {"peak"}, bytes of resident memory
 
-and {"error"} when something fails, which ends the process. cpp/apps/bench_worker is the same for C++.
+and {"error"} when something fails, which ends the process. The job's "device" ("cpu", "cuda") is where the detector
+runs and the pictures lie, "cpu" if it names none. cpp/apps/bench_worker is the same for C++.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
     torch.set_num_threads(job["threads"])
     if job["runtime"] in ("torchscript", "eager", "compile"):
         import torchvision  # noqa: F401  its operators are loaded before the clock starts
+    device = torch.device(job.get("device", "cpu"))
     start = time.perf_counter()
-    detector = _open(job)
+    detector = _open(job, device)
+    _wait_for(device)
     loaded = {"load_ms": (time.perf_counter() - start) * 1e3, "engines": {}}
     if job["runtime"] == "hybrid":
         loaded["engines"] = {choice["segment"]: choice["description"] for choice in bundle.engines(detector)}
-    pictures = torchscript.open_archive(Path(job["pictures"])).pictures
+    pictures = [picture.to(device) for picture in torchscript.open_archive(Path(job["pictures"])).pictures]
+    _wait_for(device)
     say(loaded)
     with torch.inference_mode():
         for line in sys.stdin:
@@ -58,19 +62,27 @@ def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
             picture = pictures[int(numbers[0])]
             start = time.perf_counter()
             result = detector([picture])
+            _wait_for(device)
             milliseconds = (time.perf_counter() - start) * 1e3
             say(_boxes(result) if command == "boxes" else {"ms": milliseconds})
 
 
-def _open(job: dict[str, Any]) -> Any:
+def _wait_for(device: torch.device) -> None:
+    """A GPU's work goes on after the call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _open(job: dict[str, Any], device: torch.device) -> Any:
     path = Path(job["path"])
     if job["runtime"] == "hybrid":
-        return bundle.load(path, threads=job["threads"])
+        return bundle.load(path, device, threads=job["threads"])
     if job["runtime"] == "torchscript":
-        return torchscript.open_archive(path).eval()
+        module = torchscript.open_archive(path).eval()
+        return module if device.type == "cpu" else torchscript.moved(module, str(device))
     if job["runtime"] == "whole":
         return whole_graph.open_whole(job["engine"], job["precision"], path, job["threads"])
-    detector = torch.load(path, weights_only=False)
+    detector = torch.load(path, weights_only=False).to(device)
     return torch.compile(detector) if job["runtime"] == "compile" else detector
 
 

@@ -1,0 +1,132 @@
+"""What AOTInductor needs for CUDA beyond what it needs for a CPU: a device, Triton, CUDA's headers and driver."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from .. import _native
+
+OPTIONS: Mapping[str, Any] = {
+    # Else the library holds the paths of files that lie beside it.
+    "aot_inductor.embed_kernel_binary": True,
+}
+"""Inductor's settings on top of those for a CPU."""
+
+_HEADERS = ("cuda.h", "cuda_runtime.h", "crt/host_config.h")
+
+
+def reason_against() -> str:
+    """Why nothing can be compiled for CUDA here, and what mends it; empty if it can."""
+    devices, reason = _native.cuda_devices()
+    if not devices:  # Triton and inductor choose kernels by running them
+        return f"it compiles for CUDA where there is a CUDA device only, and there is none: {reason}"
+    if not torch.cuda.is_available():
+        return (
+            f"torch {torch.__version__} can't use {devices[0]['name']}; install a build of torch with CUDA, of a "
+            "version that the driver knows"
+        )
+    if importlib.util.find_spec("triton") is None:
+        return "no Triton, by which inductor makes kernels; pip install triton"
+    if not _can_embed():
+        return (
+            f"torch {torch.__version__} can't put kernels into the library (aot_inductor.embed_kernel_binary); install "
+            "torch 2.11 or newer"
+        )
+    if _toolkit() is None:
+        return (
+            f"no CUDA headers ({', '.join(_HEADERS)}) for the C++ compiler; install the CUDA toolkit "
+            f"{torch.version.cuda}, as torch has it, or name its folder in the environment variable CUDA_HOME"
+        )
+    return ""
+
+
+def capability() -> str:
+    """Of the device that is compiled for, the current one: "9.0"."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}"
+
+
+def device_name() -> str:
+    """Of the same."""
+    return torch.cuda.get_device_name()
+
+
+def moved(exported_program: ExportedProgram, examples: Sequence[Tensor]) -> tuple[ExportedProgram, tuple[Tensor, ...]]:
+    """A program that was exported on the CPU, and its inputs, on the current CUDA device."""
+    from torch.export.passes import move_to_device_pass
+
+    device = f"cuda:{torch.cuda.current_device()}"
+    return move_to_device_pass(exported_program, device), tuple(tensor.to(device) for tensor in examples)
+
+
+@contextlib.contextmanager
+def compiling(folder: Path) -> Iterator[None]:
+    """The C++ compiler finds CUDA, and inductor remembers no kernels of other compilations.
+
+    Args:
+        folder: for what the linker needs; it may go afterwards.
+    """
+    from torch._inductor.utils import clear_caches
+    from torch.utils import cpp_extension
+
+    links = folder / "links"
+    links.mkdir()
+    driver = _driver()
+    if driver is not None:
+        # The linker wants this name; some systems have the driver by libcuda.so.1 alone, and no stub of it.
+        (links / "libcuda.so").symlink_to(driver)
+    toolkit, libraries = cpp_extension.CUDA_HOME, os.environ.get("LIBRARY_PATH")
+    known = [str(links), cpp_extension.TORCH_LIB_PATH, *([libraries] if libraries else [])]
+    # They lead to files in the folders of the compilations that made them, which are gone.
+    clear_caches()
+    cpp_extension.CUDA_HOME = _toolkit()
+    os.environ["LIBRARY_PATH"] = os.pathsep.join(known)
+    try:
+        yield
+    finally:
+        cpp_extension.CUDA_HOME = toolkit
+        if libraries is None:
+            del os.environ["LIBRARY_PATH"]
+        else:
+            os.environ["LIBRARY_PATH"] = libraries
+        clear_caches()
+
+
+def _can_embed() -> bool:
+    import torch._inductor.config
+
+    return hasattr(torch._inductor.config.aot_inductor, "embed_kernel_binary")
+
+
+def _toolkit() -> str | None:
+    """A folder with CUDA's headers: the toolkit that torch finds, what pip brought with torch, or the usual one.
+
+    torch takes the folder above nvcc's, which is none where that is a link or a script.
+    """
+    from torch.utils import cpp_extension
+
+    brought = importlib.util.find_spec("nvidia")
+    wheels = list(brought.submodule_search_locations or ()) if brought else []
+    major = (torch.version.cuda or "").split(".")[0]
+    for folder in (cpp_extension.CUDA_HOME, *(f"{wheel}/cu{major}" for wheel in wheels), "/usr/local/cuda"):
+        if folder and all((Path(folder) / "include" / header).is_file() for header in _HEADERS):
+            return str(folder)
+    return None
+
+
+def _driver() -> Path | None:
+    """Where the driver's library is: this process has it open."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if Path(path).name.startswith("libcuda.so"):
+            return Path(path)
+    return None
