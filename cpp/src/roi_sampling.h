@@ -40,11 +40,13 @@ void sample_axis(T start, T bin_size, int64_t bins, int32_t points, int64_t exte
   for (int64_t bin = 0; bin < bins; ++bin) {
     for (int32_t point = 0; point < points; ++point) {
       Tap<T> tap;
-      if (place_point(start, bin_size, static_cast<int32_t>(bin), point, points, extent, tap)) {
-        axis.taps.push_back(tap);
-        axis.pixels.push_back(tap.low);
-        axis.pixels.push_back(tap.high);
+      if (!place_point(start, bin_size, static_cast<int32_t>(bin), point, points, extent, tap)) {
+        continue;
       }
+      const auto [low, high, low_weight, high_weight] = tap;  // copies, whose address nobody has, stay in registers
+      axis.taps.push_back({low, high, low_weight, high_weight});
+      axis.pixels.push_back(low);
+      axis.pixels.push_back(high);
     }
     axis.starts.push_back(static_cast<int64_t>(axis.taps.size()));
   }

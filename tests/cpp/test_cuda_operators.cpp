@@ -127,6 +127,6 @@ TEST_CASE("the CUDA operators can be opened without a GPU" *
       hybrid_rt::operators::open_cuda_operators(hybrid_rt::operators::cuda_operators_path());
   CHECK(captured.of(LogLevel::kWarning) == std::vector<std::string>{});
   REQUIRE(operators != nullptr);
-  CHECK(operators->nms != nullptr);
-  CHECK(operators->roi_align != nullptr);
+  CHECK(hybrid_rt::operators::refusal_of(*operators).empty());
+  CHECK((operators->nms != nullptr && operators->roi_align != nullptr));
 }
