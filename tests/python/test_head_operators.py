@@ -1,4 +1,7 @@
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,17 +22,19 @@ FEATURES = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).sin().reshape(2, 3, 
 ROIS = torch.tensor([[0.0, 1.0, 1.0, 5.0, 5.0], [1.0, 0.0, 0.5, 7.0, 6.5]])
 
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
-CUDA = pytest.param("cuda", marks=NEEDS_CUDA)
-CUDA_LIBRARY = Path(hybrid_rt.__file__).parent / "lib" / "hybrid_rt_cuda_operators.so"
+LIBRARIES = Path(hybrid_rt.__file__).parent / "lib"
+CUDA_LIBRARY = LIBRARIES / "hybrid_rt_cuda_operators.so"
+ONLY_CUDA = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 
 device_of_operators = "cpu"
 
 
-@pytest.fixture(params=["cpu", CUDA], autouse=True)
+@pytest.fixture(params=["cpu", "cuda"], autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where the operators run. Inputs are made, and results compared with torchvision's, on the CPU."""
     global device_of_operators
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device here")
     device_of_operators = request.param
     yield request.param
     device_of_operators = "cpu"
@@ -452,7 +457,7 @@ def test_operators_run_in_torchscript_and_survive_saving(tmp_path, device):
 # What only CUDA has
 
 
-@pytest.mark.parametrize("device", [CUDA], indirect=True)
+@ONLY_CUDA
 def test_cuda_kernels_are_used_where_they_were_built(device):
     if not CUDA_LIBRARY.exists():
         pytest.skip("hybrid_rt was built without nvcc")
@@ -460,7 +465,23 @@ def test_cuda_kernels_are_used_where_they_were_built(device):
     assert CUDA_LIBRARY.name in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.parametrize("device", [CUDA], indirect=True)
+@ONLY_CUDA
+def test_cuda_tensors_go_through_the_cpu_where_the_kernels_are_missing(device, tmp_path):
+    library = shutil.copy(LIBRARIES / "libhybrid_rt.so", tmp_path)
+    program = f"""
+import torch
+torch.ops.load_library({str(library)!r})
+boxes, scores = torch.tensor({BOXES.tolist()}).cuda(), torch.tensor({SCORES.tolist()}).cuda()
+for _ in range(2):
+    kept = torch.ops.hybrid_rt.nms(boxes, scores, 0.5)
+print(kept.device, kept.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "cuda:0 [1, 2]\n"
+    assert done.stderr.count("the CUDA kernels of nms and roi_align can't be used (there is no ") == 1
+
+
+@ONLY_CUDA
 def test_cuda_refuses_tensors_on_different_devices(device):
     with refuses("hybrid_rt[operators]: nms: expected dets and scores on one device, got cuda:0 and cpu. Move one"):
         torch.ops.hybrid_rt.nms(BOXES.to(device), SCORES, 0.5)
@@ -468,7 +489,7 @@ def test_cuda_refuses_tensors_on_different_devices(device):
         torch.ops.hybrid_rt.roi_align(FEATURES, ROIS.to(device), 1.0, 2, 2, 2, False)
 
 
-@pytest.mark.parametrize("device", [CUDA], indirect=True)
+@ONLY_CUDA
 def test_cuda_names_the_first_row_that_it_refuses_and_goes_on(device):
     rois = ROIS.repeat(1000, 1)
     rois[700, 0], rois[1500, 0] = 7.0, -3.0
@@ -477,7 +498,7 @@ def test_cuda_names_the_first_row_that_it_refuses_and_goes_on(device):
     assert_same_roi_align(FEATURES, ROIS)
 
 
-@pytest.mark.parametrize("device", [CUDA], indirect=True)
+@ONLY_CUDA
 def test_cuda_works_on_the_current_stream(device):
     generator = torch.Generator().manual_seed(0)
     boxes, scores = make_boxes(3000, generator, spread=500.0), torch.rand(3000, generator=generator)
