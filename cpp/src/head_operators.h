@@ -5,8 +5,9 @@
 #include <cstdint>
 
 // The operators of detection heads that TorchScript graphs call in place of torchvision's, so that a C++ program needs
-// no torchvision. CPU kernels, thread-safe, no state; they throw Error (ErrorKind::kInput) for what they refuse.
-// The registration is in register.cpp. Compared with torchvision 0.29.2's CPU kernels, on the dtypes that these take.
+// no torchvision. CPU kernels, thread-safe, no state; they throw Error (ErrorKind::kInput) for what they refuse. Those
+// of CUDA tensors (cuda_operators.h) keep the same contract. The registration is in register.cpp. Compared with
+// torchvision 0.29.2's CPU kernels, on the dtypes that these take.
 
 namespace hybrid_rt::operators {
 

@@ -2,15 +2,13 @@
 #include <ATen/ops/sort.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
+#include "head_operator_checks.h"
 #include "head_operators.h"
-#include "hybrid_rt/error.h"
 
 // One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
 // fused multiply-add, which rounds otherwise than torchvision does.
@@ -27,37 +25,12 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
+#include "box_overlap.h"  // after the pragmas: its arithmetic must not be contracted either
+
 namespace hybrid_rt::operators {
 namespace {
 
 constexpr int64_t kChunk = 64;  // boxes compared between two looks at the result
-
-[[noreturn]] void refuse(const std::string& expected, const std::string& got, const char* remedy) {
-  throw Error(ErrorKind::kInput, "operators", "nms", expected, got, remedy);
-}
-
-std::string describe(const at::Tensor& tensor) {
-  return c10::str(c10::toString(tensor.scalar_type()), " ", tensor.sizes());
-}
-
-void check(const at::Tensor& dets, const at::Tensor& scores) {
-  if (!dets.is_cpu() || !scores.is_cpu()) {
-    refuse("dets and scores on the CPU", c10::str(dets.device(), " and ", scores.device()), "Move them with .cpu().");
-  }
-  if (dets.dim() != 2 || dets.size(1) != 4) {
-    refuse("dets of shape [N, 4]", describe(dets), "Pass one row (x1, y1, x2, y2) per box.");
-  }
-  if (scores.dim() != 1 || scores.size(0) != dets.size(0)) {
-    refuse(c10::str("scores of shape [", dets.size(0), "], one per box"), describe(scores), "Pass one score per box.");
-  }
-  if (dets.scalar_type() != at::kFloat && dets.scalar_type() != at::kDouble) {
-    refuse("dets of dtype Float or Double", describe(dets), "Convert boxes and scores with .float().");
-  }
-  if (scores.scalar_type() != dets.scalar_type()) {
-    refuse(c10::str("scores of the dtype of dets, ", c10::toString(dets.scalar_type())), describe(scores),
-           "Convert one of them.");
-  }
-}
 
 /// The coordinates and areas of boxes, each in an array of its own.
 template <typename T>
@@ -86,39 +59,28 @@ struct BoxPointers {
 
 /// Tries the boxes in their order and compares each with those kept so far, until one suppresses it. `kept` has room
 /// for a multiple of kChunk boxes, whose areas are NaN: such a box suppresses nothing. Returns how many stay.
-///
-/// The comparisons are written out rather than with fmin or fmax: their results for NaN are part of the contract.
 template <typename T>
 [[gnu::always_inline]] inline int64_t suppress(const T* boxes, int64_t boxes_count, T threshold, BoxPointers<T> kept,
                                                int64_t* kept_positions) {
   int64_t kept_count = 0;
   for (int64_t position = 0; position < boxes_count; ++position) {
-    const T x1 = boxes[4 * position];
-    const T y1 = boxes[4 * position + 1];
-    const T x2 = boxes[4 * position + 2];
-    const T y2 = boxes[4 * position + 3];
-    const T area = (x2 - x1) * (y2 - y1);
+    const T* const coordinates = boxes + 4 * position;
+    const Corners<T> box{coordinates[0], coordinates[1], coordinates[2], coordinates[3]};
+    const T area = area_of(box);
     bool stays = true;
     for (int64_t begin = 0; begin < kept_count && stays; begin += kChunk) {
       int any = 0;
       for (int64_t i = begin; i < begin + kChunk; ++i) {
-        const T left = kept.x1[i] < x1 ? x1 : kept.x1[i];
-        const T top = kept.y1[i] < y1 ? y1 : kept.y1[i];
-        const T right = x2 < kept.x2[i] ? x2 : kept.x2[i];
-        const T bottom = y2 < kept.y2[i] ? y2 : kept.y2[i];
-        const T width = T(0) < right - left ? right - left : T(0);
-        const T height = T(0) < bottom - top ? bottom - top : T(0);
-        const T intersection = width * height;
-        const T overlap = intersection / (kept.area[i] + area - intersection);
-        any |= overlap > threshold ? 1 : 0;
+        const Corners<T> kept_box{kept.x1[i], kept.y1[i], kept.x2[i], kept.y2[i]};
+        any |= overlap_of(kept_box, kept.area[i], box, area) > threshold ? 1 : 0;
       }
       stays = any == 0;
     }
     if (stays) {
-      kept.x1[kept_count] = x1;
-      kept.y1[kept_count] = y1;
-      kept.x2[kept_count] = x2;
-      kept.y2[kept_count] = y2;
+      kept.x1[kept_count] = box.x1;
+      kept.y1[kept_count] = box.y1;
+      kept.x2[kept_count] = box.x2;
+      kept.y2[kept_count] = box.y2;
       kept.area[kept_count] = area;
       kept_positions[kept_count++] = position;
     }
@@ -134,14 +96,6 @@ HYBRID_RT_CLONES int64_t suppress_boxes(const float* boxes, int64_t boxes_count,
 HYBRID_RT_CLONES int64_t suppress_boxes(const double* boxes, int64_t boxes_count, double threshold,
                                         BoxPointers<double> kept, int64_t* kept_positions) {
   return suppress<double>(boxes, boxes_count, threshold, kept, kept_positions);
-}
-
-/// The largest T that is not above `threshold`: for every value of T, `value > threshold` has the same answer.
-template <typename T>
-T round_down(double threshold) {
-  const T nearest = static_cast<T>(threshold);
-  return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, -std::numeric_limits<T>::infinity())
-                                                  : nearest;
 }
 
 template <typename T>
@@ -178,7 +132,7 @@ at::Tensor nms_of(const at::Tensor& dets, const at::Tensor& scores, double iou_t
 }  // namespace
 
 at::Tensor nms(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
-  check(dets, scores);
+  check_nms(dets, scores);
   return dets.scalar_type() == at::kFloat ? nms_of<float>(dets, scores, iou_threshold)
                                           : nms_of<double>(dets, scores, iou_threshold);
 }

@@ -1,5 +1,6 @@
 #include <torch/library.h>
 
+#include "cuda_operators.h"
 #include "handed_on.h"
 #include "head_operators.h"
 #include "script_engine.h"
@@ -57,6 +58,11 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("nms", &operators::nms);
   m.impl("roi_align", &operators::roi_align);
+}
+
+TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
+  m.impl("nms", &operators::nms_on_cuda);
+  m.impl("roi_align", &operators::roi_align_on_cuda);
 }
 
 }  // namespace hybrid_rt

@@ -11,6 +11,7 @@
 #include "cuda_devices.h"
 #include "hybrid_rt/backend.h"
 #include "hybrid_rt/log.h"
+#include "own_folder.h"
 
 namespace hybrid_rt {
 namespace {
@@ -19,15 +20,6 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "libhybrid_rt_";
 constexpr std::string_view kSuffix = ".so";
-
-fs::path folder_of_this_library() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&folder_of_this_library), &info) == 0 || info.dli_fname == nullptr)
-    return {};
-  std::error_code failed;
-  const fs::path resolved = fs::canonical(info.dli_fname, failed);
-  return failed ? fs::path() : resolved.parent_path();
-}
 
 Error plugin_error(const std::string& name, const std::string& subject, const std::string& expected,
                    const std::string& got, const std::string& remedy) {
@@ -118,7 +110,7 @@ class Registry {
 
  private:
   void scan() {
-    std::vector<std::string> folders{folder_of_this_library().string()};
+    std::vector<std::string> folders{own_folder().string()};
     if (const char* extra = std::getenv("HYBRID_RT_PLUGIN_PATH")) {
       std::stringstream stream{std::string(extra)};
       for (std::string folder; std::getline(stream, folder, ':');) folders.push_back(folder);

@@ -3,16 +3,13 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "head_operators.h"
-#include "hybrid_rt/error.h"
 
 // One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
 // fused multiply-add, which rounds otherwise than torchvision does.
@@ -38,35 +35,6 @@ constexpr int64_t kBlock = 16;  // channels that are worked on together: a cache
 // Less work than this, about half a millisecond, is not worth waking a thread: on busy cores that takes far longer.
 constexpr int64_t kPixelsPerThread = 16384;  // of kBlock channels
 constexpr int64_t kBoxesPerThread = 512;     // to place the points of
-
-std::string describe(const at::Tensor& tensor) {
-  return c10::str(c10::toString(tensor.scalar_type()), " ", tensor.sizes());
-}
-
-void check(const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height, int64_t pooled_width) {
-  if (!input.is_cpu() || !rois.is_cpu()) {
-    refuse("input and rois on the CPU", c10::str(input.device(), " and ", rois.device()), "Move them with .cpu().");
-  }
-  if (input.dim() != 4) {
-    refuse("input of shape [N, C, H, W]", describe(input), "Add the missing dimensions with unsqueeze.");
-  }
-  if (rois.dim() != 2 || rois.size(1) != 5) {
-    refuse("rois of shape [K, 5]", describe(rois), "Pass one row (index of the picture, x1, y1, x2, y2) per box.");
-  }
-  const at::ScalarType dtype = input.scalar_type();
-  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf) {
-    refuse("input of dtype Float, Double or Half", describe(input), "Convert input and rois with .float().");
-  }
-  if (rois.scalar_type() != dtype) {
-    refuse(c10::str("rois of the dtype of input, ", c10::toString(dtype)), describe(rois), "Convert one of them.");
-  }
-  if (pooled_height < 0 || pooled_width < 0) {
-    refuse("an output size of 0 or more", c10::str(pooled_height, " x ", pooled_width), "Check the pooler's options.");
-  }
-  if (rois.size(0) > 0 && (input.size(2) == 0 || input.size(3) == 0)) {
-    refuse("input with pixels", describe(input), "Check what made it, or pass no boxes.");
-  }
-}
 
 /// Where the pixels of a box lie in a copy, kBlock channels side by side.
 template <typename T>
@@ -398,7 +366,7 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Pooli
 
 at::Tensor roi_align(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height,
                      int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
-  check(input, rois, pooled_height, pooled_width);
+  check_roi_align(input, rois, pooled_height, pooled_width);
   at::Tensor output = at::empty({rois.size(0), input.size(1), pooled_height, pooled_width},
                                 input.options().memory_format(at::MemoryFormat::Contiguous));
   if (output.numel() > 0) {

@@ -1,11 +1,16 @@
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision  # noqa: F401  (registers the reference)
 from torch import Tensor
 
-import hybrid_rt  # noqa: F401  (registers the operators)
+import hybrid_rt  # registers the operators
 
 NAN, INF = float("nan"), float("inf")
 SPECIAL_VALUES = torch.tensor([NAN, INF, -INF, 1e30, -1e30, 3e38, 0.0])
@@ -17,8 +22,40 @@ FEATURES = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).sin().reshape(2, 3, 
 ROIS = torch.tensor([[0.0, 1.0, 1.0, 5.0, 5.0], [1.0, 0.0, 0.5, 7.0, 6.5]])
 
 
+LIBRARIES = Path(hybrid_rt.__file__).parent / "lib"
+CUDA_LIBRARY = LIBRARIES / "hybrid_rt_cuda_operators.so"
+ONLY_CUDA = pytest.mark.parametrize("device", ["cuda"], indirect=True)
+
+device_of_operators = "cpu"
+
+
+@pytest.fixture(params=["cpu", "cuda"], autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the operators run. Inputs are made, and results compared with torchvision's, on the CPU."""
+    global device_of_operators
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device here")
+    device_of_operators = request.param
+    yield request.param
+    device_of_operators = "cpu"
+
+
+def on_device(tensor: Tensor) -> Tensor:
+    """With all that lies between its elements, so that the strides stay."""
+    if device_of_operators == "cpu":
+        return tensor
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+    memory = tensor.as_strided((elements,), (1,), 0).to(device_of_operators)
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def from_device(result: Tensor) -> Tensor:
+    assert result.device.type == device_of_operators
+    return result.cpu()
+
+
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    return torch.ops.hybrid_rt.nms(dets, scores, iou_threshold)
+    return from_device(torch.ops.hybrid_rt.nms(on_device(dets), on_device(scores), iou_threshold))
 
 
 def torchvision_nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -26,7 +63,8 @@ def torchvision_nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tenso
 
 
 def roi_align(input, rois, spatial_scale=1.0, size=(2, 2), sampling_ratio=2, aligned=False) -> Tensor:
-    return torch.ops.hybrid_rt.roi_align(input, rois, spatial_scale, *size, sampling_ratio, aligned)
+    arguments = (spatial_scale, *size, sampling_ratio, aligned)
+    return from_device(torch.ops.hybrid_rt.roi_align(on_device(input), on_device(rois), *arguments))
 
 
 def torchvision_roi_align(input, rois, spatial_scale=1.0, size=(2, 2), sampling_ratio=2, aligned=False) -> Tensor:
@@ -117,6 +155,13 @@ def test_nms_special_values(seed):
 def test_nms_nan_is_the_best_score():
     assert nms(BOXES, torch.tensor([1.0, NAN, INF]), 0.5).tolist() == [1, 2]
     assert nms(BOXES, torch.tensor([NAN, INF, -INF]), 0.5).tolist() == [0, 2]
+    assert nms(BOXES, torch.tensor([INF, -NAN, 1.0]), 0.5).tolist() == [1, 2]
+
+
+def test_nms_zeros_of_both_signs_are_equal_scores():
+    assert nms(BOXES, torch.tensor([-0.0, 0.0, -0.0]), 2.0).tolist() == [0, 1, 2]
+    assert nms(BOXES, torch.tensor([0.0, -0.0, -1e-45]), 2.0).tolist() == [0, 1, 2]
+    assert nms(BOXES, torch.tensor([-2.0, -1.0, -INF]), 2.0).tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("threshold", [-INF, -1e300, -1.0, -1e-9, 0.0, 1.0, 1.5, 1e300, INF, NAN])
@@ -165,6 +210,13 @@ def test_nms_many_boxes():
     generator = torch.Generator().manual_seed(0)
     boxes = make_boxes(4000, generator, spread=1000.0, size=100.0)
     assert 500 < len(assert_same_nms(boxes, torch.rand(4000, generator=generator), 0.5)) < 4000
+
+
+def test_nms_more_boxes_than_are_compared_at_once():
+    generator = torch.Generator().manual_seed(0)
+    count = 30_000  # CUDA: the mask of all pairs would be above its limit
+    boxes = make_boxes(count, generator, spread=2000.0, size=100.0)
+    assert 1000 < len(assert_same_nms(boxes, torch.rand(count, generator=generator), 0.3)) < count / 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.int64])
@@ -254,6 +306,12 @@ def test_roi_align_does_not_need_contiguous_rois():
     expected = torchvision_roi_align(FEATURES, ROIS)
     assert torch.equal(roi_align(FEATURES, columns), expected)
     assert torch.equal(roi_align(FEATURES, wide), expected)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_roi_align_more_bins_than_a_block_takes(layout):
+    features = lay_out(torch.randn(2, 33, 9, 9, generator=torch.Generator().manual_seed(0)), layout)
+    assert_same_roi_align(features, ROIS, size=(40, 31))
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -381,7 +439,7 @@ def test_roi_align_refuses_a_picture_without_pixels(features):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-def test_operators_run_in_torchscript_and_survive_saving(tmp_path):
+def test_operators_run_in_torchscript_and_survive_saving(tmp_path, device):
     class Head(torch.nn.Module):
         def forward(self, features: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:
             kept = boxes[torch.ops.hybrid_rt.nms(boxes, scores, 0.5)]
@@ -390,6 +448,71 @@ def test_operators_run_in_torchscript_and_survive_saving(tmp_path):
 
     scripted = torch.jit.script(Head())
     scripted.save(str(tmp_path / "head.pt"))
-    pooled = torch.jit.load(str(tmp_path / "head.pt"))(FEATURES, BOXES, SCORES)
+    inputs = [tensor.to(device) for tensor in (FEATURES, BOXES, SCORES)]
+    pooled = from_device(torch.jit.load(str(tmp_path / "head.pt"))(*inputs))
     kept = BOXES[[1, 2]]
     assert torch.equal(pooled, torchvision_roi_align(FEATURES, torch.cat([torch.zeros(2, 1), kept], 1), 0.25))
+
+
+# What only CUDA has
+
+
+@ONLY_CUDA
+def test_cuda_kernels_are_used_where_they_were_built(device):
+    if not CUDA_LIBRARY.exists():
+        pytest.skip("hybrid_rt was built without nvcc")
+    nms(BOXES, SCORES, 0.5)
+    assert CUDA_LIBRARY.name in Path("/proc/self/maps").read_text()
+
+
+@ONLY_CUDA
+def test_cuda_tensors_go_through_the_cpu_where_the_kernels_are_missing(device, tmp_path):
+    library = shutil.copy(LIBRARIES / "libhybrid_rt.so", tmp_path)
+    program = f"""
+import torch
+torch.ops.load_library({str(library)!r})
+boxes, scores = torch.tensor({BOXES.tolist()}).cuda(), torch.tensor({SCORES.tolist()}).cuda()
+for _ in range(2):
+    kept = torch.ops.hybrid_rt.nms(boxes, scores, 0.5)
+print(kept.device, kept.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "cuda:0 [1, 2]\n"
+    assert done.stderr.count("the CUDA kernels of nms and roi_align can't be used (there is no ") == 1
+
+
+@ONLY_CUDA
+def test_cuda_refuses_tensors_on_different_devices(device):
+    with refuses("hybrid_rt[operators]: nms: expected dets and scores on one device, got cuda:0 and cpu. Move one"):
+        torch.ops.hybrid_rt.nms(BOXES.to(device), SCORES, 0.5)
+    with refuses("hybrid_rt[operators]: roi_align: expected input and rois on one device, got cpu and cuda:0. Move"):
+        torch.ops.hybrid_rt.roi_align(FEATURES, ROIS.to(device), 1.0, 2, 2, 2, False)
+
+
+@ONLY_CUDA
+def test_cuda_names_the_first_row_that_it_refuses_and_goes_on(device):
+    rois = ROIS.repeat(1000, 1)
+    rois[700, 0], rois[1500, 0] = 7.0, -3.0
+    with refuses("expected rois[:, 0] to index a batch of 2, got 7 in row 700. Number the pictures from 0."):
+        roi_align(FEATURES, rois)
+    assert_same_roi_align(FEATURES, ROIS)
+
+
+@ONLY_CUDA
+def test_cuda_works_on_the_current_stream(device):
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = make_boxes(3000, generator, spread=500.0), torch.rand(3000, generator=generator)
+    rois = torch.cat([torch.zeros(3000, 1), boxes / 500 * 8], 1)
+    expected = torchvision_nms(boxes, scores, 0.5), torchvision_roi_align(FEATURES, rois)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        inputs = [tensor.to(device) for tensor in (boxes, scores, FEATURES, rois)]
+        busy = torch.ones(4000, 4000, device=device)
+        for _ in range(20):  # what comes next finds its inputs only if it waits for this stream
+            busy = busy @ busy * 0
+        late = [tensor + busy[0, 0] for tensor in inputs]
+        kept = torch.ops.hybrid_rt.nms(late[0], late[1], 0.5)
+        pooled = torch.ops.hybrid_rt.roi_align(late[2], late[3], 1.0, 2, 2, 2, False)
+    stream.synchronize()
+    assert torch.equal(kept.cpu(), expected[0])
+    assert torch.equal(pooled.cpu(), expected[1])

@@ -73,8 +73,10 @@ VENDORS = {
     *("openvino", "onnx", "onnxruntime", "nncf", "tvm"),
     *("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch_tensorrt", "torch2trt"),
 }
+CUDA_HEADER = re.compile(r"^cuda\.h|^cuda_(runtime|fp16|bf16)|^(c10|ATen)/cuda/")
 VENDOR_HEADER = re.compile(
-    r"openvino|onnxruntime|NvInfer|NvOnnx|tvm|dlpack|cuda_runtime|torch/csrc/inductor|pybind|torch/extension|Python\.h"
+    r"openvino|onnxruntime|NvInfer|NvOnnx|tvm|dlpack|torch/csrc/inductor|pybind|torch/extension|Python\.h|"
+    + CUDA_HEADER.pattern
 )
 
 
@@ -197,7 +199,7 @@ def includes(path: Path) -> list[str]:
 
 
 def sources(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix in {".h", ".hpp", ".cpp", ".cc"})
+    found = sorted(path for path in folder.rglob("*") if path.suffix in {".h", ".hpp", ".cpp", ".cc", ".cu"})
     assert found, folder
     return found
 
@@ -240,6 +242,31 @@ def test_a_backend_knows_the_contracts_itself_and_its_vendor(folder: Path) -> No
             assert ".." not in Path(name).parts, f"{path.name} includes {name}"
             if name.startswith("hybrid_rt/"):
                 assert name.removeprefix("hybrid_rt/") in public, f"{path.name} includes {name}"
+
+
+def test_only_the_cuda_operators_and_backends_include_cuda() -> None:
+    users = {path.relative_to(CPP).parts[0] for path in sources(CPP) if any(map(CUDA_HEADER.search, includes(path)))}
+    assert users - {"backends"} == {"cuda"}
+
+
+@pytest.mark.parametrize("path", sources(CPP / "cuda"), ids=lambda path: path.name)
+def test_the_cuda_operators_know_the_library_and_cuda_only(path: Path) -> None:
+    vendors = [name for name in includes(path) if VENDOR_HEADER.search(name)]
+    assert [name for name in vendors if not CUDA_HEADER.search(name)] == []
+    assert [name for name in includes(path) if "backends/" in name or "apps/" in name or ".." in name] == []
+
+
+@pytest.mark.parametrize("path", sorted((CPP / "cuda").glob("*.cu")), ids=lambda path: path.name)
+def test_what_nvcc_compiles_is_free_of_torch(path: Path) -> None:
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        source = waiting.pop()
+        seen.add(source)
+        assert [name for name in includes(source) if re.match(r"(torch|ATen|c10)/", name)] == [], source.name
+        found = [folder / name for name in includes(source) for folder in (CPP / "cuda", CPP / "src", CPP / "include")]
+        waiting += [other for other in found if other.exists() and other not in seen]
+    assert CPP / "cuda" / "kernels.h" in seen
 
 
 def test_only_the_python_module_includes_python() -> None:

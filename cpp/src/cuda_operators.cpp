@@ -1,0 +1,103 @@
+#include "cuda_operators.h"
+
+#include <dlfcn.h>
+
+#include <filesystem>
+#include <string_view>
+
+#include "head_operator_checks.h"
+#include "head_operators.h"
+#include "hybrid_rt/backend.h"
+#include "hybrid_rt/log.h"
+#include "own_folder.h"
+
+namespace hybrid_rt::operators {
+namespace {
+
+/// The table, or why there is none.
+struct Opened {
+  const CudaOperators* operators = nullptr;
+  std::string failure;
+};
+
+Opened open(const std::string& path) {
+  std::error_code failed;
+  if (!std::filesystem::exists(path, failed)) {
+    return {nullptr, "there is no " + path};
+  }
+  // Never closed: kernels may run until the process ends.
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    return {nullptr, dlerror()};
+  }
+  using Entry = const CudaOperators* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(handle, "hybrid_rt_cuda_operators"));
+  if (entry == nullptr) {
+    return {nullptr, path + " exports no hybrid_rt_cuda_operators"};
+  }
+  if (std::string refusal = refusal_of(*entry()); !refusal.empty()) {
+    return {nullptr, std::move(refusal)};
+  }
+  return {entry(), ""};
+}
+
+/// Null if there are none that can be used.
+const CudaOperators* cuda_operators() {
+  static const CudaOperators* const operators = open_cuda_operators(cuda_operators_path());
+  return operators;
+}
+
+}  // namespace
+
+std::string refusal_of(const CudaOperators& operators) {
+  if (operators.abi_version != kCudaOperatorsAbiVersion) {
+    return "they were built for operator interface " + std::to_string(operators.abi_version) +
+           ", this is hybrid_rt's " + std::to_string(kCudaOperatorsAbiVersion);
+  }
+  if (std::string_view(operators.torch_version) != HYBRID_RT_TORCH_VERSION) {
+    return std::string("they were built with torch ") + operators.torch_version +
+           ", this is torch " HYBRID_RT_TORCH_VERSION;
+  }
+  return "";
+}
+
+const CudaOperators* open_cuda_operators(const std::string& path) {
+  const Opened opened = open(path);
+  if (opened.operators == nullptr) {
+    log(LogLevel::kWarning, "the CUDA kernels of nms and roi_align can't be used (" + opened.failure +
+                                "): both run on the CPU, with copies there and back. Install a CUDA toolkit (nvcc) of "
+                                "torch's major version and build hybrid_rt again.");
+  }
+  return opened.operators;
+}
+
+std::string cuda_operators_path() { return (own_folder() / "hybrid_rt_cuda_operators.so").string(); }
+
+at::Tensor nms_through_cpu(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
+  check_nms(dets, scores);
+  return nms(dets.cpu(), scores.cpu(), iou_threshold).to(dets.device());
+}
+
+at::Tensor roi_align_through_cpu(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                                 int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
+  check_roi_align(input, rois, pooled_height, pooled_width);
+  return roi_align(input.cpu(), rois.cpu(), spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned)
+      .to(input.device());
+}
+
+at::Tensor nms_on_cuda(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
+  check_nms(dets, scores);
+  const CudaOperators* const operators = cuda_operators();
+  const auto function = operators == nullptr ? &nms_through_cpu : operators->nms;
+  return function(dets, scores, iou_threshold);
+}
+
+at::Tensor roi_align_on_cuda(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                             int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
+  check_roi_align(input, rois, pooled_height, pooled_width);
+  const CudaOperators* const operators = cuda_operators();
+  const auto function = operators == nullptr ? &roi_align_through_cpu : operators->roi_align;
+  return function(input, rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned);
+}
+
+}  // namespace hybrid_rt::operators
