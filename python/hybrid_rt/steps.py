@@ -17,9 +17,9 @@ _BAR_WIDTH = 20
 class Advance:
     """Moves a step's bar: called after each part of the work, or told how far a part is."""
 
-    def __init__(self, progress: Progress | None = None, task: TaskID = TaskID(0), name: str = "", done: int = 0) -> None:
+    def __init__(self, progress: Progress | None = None, task: int = 0, name: str = "", done: int = 0) -> None:
         """``progress``: None: nothing is shown. ``done``: parts that earlier steps did."""
-        self._progress, self._task, self._name, self._done = progress, task, name, done
+        self._progress, self._task, self._name, self._done = progress, TaskID(task), name, done
 
     def __call__(self) -> None:
         """A part is done."""

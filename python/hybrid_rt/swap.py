@@ -180,9 +180,7 @@ def _wanted(
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = CAPTURED in in_file
-    return choose_variants(
-        engine, precision or in_file[0][1], fallback, scope="swap", device=device, options=options
-    )
+    return choose_variants(engine, precision or in_file[0][1], fallback, scope="swap", device=device, options=options)
 
 
 def _program(

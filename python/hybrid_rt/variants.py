@@ -211,12 +211,13 @@ def choose_variants(
             got=f"'{precision}' for {', '.join(variant.name for variant in wanted)}",
             remedy="Name one, e.g. engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
         )
-    unused = set(options or {}) - {variant.backend.name for variant in wanted}
+    compiled = dict.fromkeys(variant.backend.name for variant in wanted)
+    unused = set(options or {}) - set(compiled)
     if unused:
         raise OptionError.make(
             scope,
             "options",
-            expected=f"those of the engines that are compiled ({', '.join(variant.backend.name for variant in wanted)})",
+            expected=f"those of the engines that are compiled ({', '.join(compiled)})",
             got=f"some for {', '.join(sorted(unused))}",
             remedy="Name that engine in engine=, or leave its options out.",
         )

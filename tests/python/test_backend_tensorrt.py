@@ -1,4 +1,4 @@
-"""TensorRT up to the device's edge: engines are built here by TensorRT-RTX, which needs no GPU, and run on one that is."""
+"""TensorRT up to the device's edge: TensorRT-RTX builds engines without a GPU; what runs them is skipped where none is."""
 
 from __future__ import annotations
 
@@ -105,7 +105,11 @@ def test_what_later_checks_need_is_recorded_when_it_is_built() -> None:
     version = tensorrt_rtx().__version__
     assert spec.requirements["tensorrt_rtx"] == "==" + ".".join(version.split(".")[:3])
     assert spec.versions["tensorrt_rtx"] == version
-    assert (spec.inputs[0].min, spec.inputs[0].opt, spec.inputs[0].max) == ((1, 3, 32, 32), (1, 3, 64, 96), (4, 3, 128, 128))
+    assert (spec.inputs[0].min, spec.inputs[0].opt, spec.inputs[0].max) == (
+        (1, 3, 32, 32),
+        (1, 3, 64, 96),
+        (4, 3, 128, 128),
+    )
     assert bindings["inputs"] == ["pictures"]
     assert len(bindings["outputs"]) == 2
     assert bindings["profiles"] == [[{"min": [1, 3, 32, 32], "max": [4, 3, 128, 128]}]]
@@ -165,7 +169,9 @@ def test_bf16_is_the_models_own_type() -> None:
     model = half._model(pyramid(), "bf16", ["pictures"])
     kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
     assert kinds == {TensorProto.BFLOAT16}
-    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {TensorProto.FLOAT}
+    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {
+        TensorProto.FLOAT
+    }
 
 
 def test_int8_is_symmetric_with_biases_as_they_are() -> None:
@@ -298,7 +304,7 @@ def test_building_for_the_gpu_that_is_here_needs_one() -> None:
 
 
 def test_a_profile_outside_the_segments_range_is_refused() -> None:
-    text = "option 'profiles', segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment takes, 1..4 x 3"
+    text = "segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment takes, 1..4 x 3"
     with refused(text):
         built(pyramid(), profiles=[{"height": (32, 256)}])
 
@@ -360,10 +366,10 @@ def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Pat
 
 
 def test_options_of_an_engine_that_is_not_compiled_are_refused(tmp_path: Path) -> None:
-    with refused("options: expected those of the engines that are compiled (openvino, torchscript), got some for tensorrt."):
-        hybrid_rt.convert(
-            Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"tensorrt": {"tf32": True}}
-        )
+    with refused(
+        "options: expected those of the engines that are compiled (openvino, torchscript), got some for tensorrt."
+    ):
+        hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"tensorrt": {"tf32": True}})
     with refused("hybrid_rt[openvino]: options: expected none: it has no options of its own, got 'tf32'."):
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"openvino": {"tf32": True}})
 
@@ -379,7 +385,9 @@ def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
 def test_without_torch2trt_its_frontend_says_where_it_is() -> None:
     if _has_torch2trt():
         pytest.skip("torch2trt is installed")
-    with refused("segment 'backbone', frontend 'torch2trt': expected torch2trt to be installed, got ModuleNotFoundError"):
+    with refused(
+        "segment 'backbone', frontend 'torch2trt': expected torch2trt to be installed, got ModuleNotFoundError"
+    ):
         built(pyramid(), frontend="torch2trt")
     assert sys.modules.get("tensorrt") is None or hasattr(sys.modules["tensorrt"], "Builder")
 
@@ -462,7 +470,10 @@ def test_nothing_is_left_where_only_tensorrt_may_run(bank: Path) -> None:
 @pytest.mark.parametrize(
     ("capability", "text"),
     [
-        ("9.0", "it was built for GPUs of compute capability 8.6,8.9, here is a GPU of capability 9.0; convert the detector"),
+        (
+            "9.0",
+            "it was built for GPUs of compute capability 8.6,8.9, here is a GPU of capability 9.0; convert",
+        ),
         ("8.6", ""),
     ],
 )
@@ -577,8 +588,7 @@ int cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = 1ull << 36; return
 """
 
 NO_DRIVER = "int cuInit(unsigned flags) { return 100; }\n" + (
-    "int cuGetErrorString(int error, const char** text) "
-    '{ *text = "no CUDA-capable device is detected"; return 0; }\n'
+    'int cuGetErrorString(int error, const char** text) { *text = "no CUDA-capable device is detected"; return 0; }\n'
 )
 
 
@@ -611,8 +621,9 @@ def test_a_library_of_another_version_than_the_headers_is_refused_unasked(
         HYBRID_RT_TENSORRT_LIBRARY=library(tmp_path, "libnvinfer.so", tensorrt_of(number)),
         HYBRID_RT_TENSORRT_RTX_LIBRARY="/nonexistent/libtensorrt_rtx.so",
     )
-    assert f"tensorrt {version} is installed ({tmp_path}/libnvinfer.so), but this plug-in was built with the headers of" in (
-        info["reason"]
+    assert (
+        f"tensorrt {version} is installed ({tmp_path}/libnvinfer.so), but this plug-in was built with the headers of"
+        in (info["reason"])
     )
 
 
@@ -637,7 +648,9 @@ def test_a_library_that_fits_is_available_where_a_gpu_is(tmp_path: Path) -> None
 
 def checked_with(bank: Path, device: str = "cuda", **environment: str) -> list[str]:
     """The refusals of the bank's variants in a process of its own."""
-    program = f"import hybrid_rt; [print(v.refusal or '-') for v in hybrid_rt.check({str(bank)!r}, {device!r})[0].variants]"
+    program = (
+        f"import hybrid_rt; [print(v.refusal or '-') for v in hybrid_rt.check({str(bank)!r}, {device!r})[0].variants]"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -647,7 +660,9 @@ def checked_with(bank: Path, device: str = "cuda", **environment: str) -> list[s
 
 def test_the_gpu_that_is_here_is_compared_with_the_engines(bank: Path, tmp_path: Path) -> None:
     refusals = checked_with(bank, HYBRID_RT_CUDA_DRIVER=library(tmp_path, "libcuda.so", TWO_GPUS))
-    assert refusals[0].startswith("it was built for GPUs of compute capability 8.6,8.9, here is NVIDIA Test of capability 9.0")
+    assert refusals[0].startswith(
+        "it was built for GPUs of compute capability 8.6,8.9, here is NVIDIA Test of capability 9.0"
+    )
     assert refusals[2] == "runs on cpu, not on cuda"
     assert refusals[3] == "-"  # TorchScript runs there
 

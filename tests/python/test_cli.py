@@ -134,7 +134,11 @@ def test_convert_without_a_detector(noise: Path, capsys: pytest.CaptureFixture[s
         (["--segments", "nosuch"], 2, "hybrid_rt[convert]: segments: expected a submodule of ListDetector"),
         (["--precision", "int8"], 2, "precision: expected an engine that computes in it, got 'int8' for torch"),
         (["--option", "tensorrt"], 2, "--option: expected ENGINE.NAME=VALUE, each once, e.g. tensorrt.tf32=false"),
-        (["--option", "tensorrt.tf32=true"], 2, "options: expected those of the engines that are compiled (torchscript"),
+        (
+            ["--option", "tensorrt.tf32=true"],
+            2,
+            "options: expected those of the engines that are compiled (torchscript",
+        ),
     ],
 )
 def test_convert_with_wrong_options(

@@ -151,9 +151,11 @@ def _configure(config: Any, vendor: Vendor, options: Options, segment: str) -> N
 
 
 def _set_capabilities(config: Any, trt: Any, options: Options, segment: str) -> None:
-    wanted = ["CURRENT"] if options.compute_capabilities == CURRENT else [
-        f"SM{capability.replace('.', '')}" for capability in options.compute_capabilities
-    ]
+    wanted = (
+        ["CURRENT"]
+        if options.compute_capabilities == CURRENT
+        else [f"SM{capability.replace('.', '')}" for capability in options.compute_capabilities]
+    )
     known = [name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+|CURRENT", name)]
     for name in wanted:
         if name not in known:

@@ -31,9 +31,7 @@ def lowered(model: Any, precision: str) -> Any:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     changed = ModelProto.FromString(model.SerializeToString())
     graph = changed.graph
-    kept = {
-        name for node in graph.node for i in _KEPT.get(node.op_type, ()) for name in node.input[i : i + 1] if name
-    }
+    kept = {name for node in graph.node for i in _KEPT.get(node.op_type, ()) for name in node.input[i : i + 1] if name}
     for tensor in graph.initializer:
         if tensor.name not in kept:
             _cast(tensor, target, dtype)

@@ -1,7 +1,7 @@
 """torch2trt as a way into TensorRT: it runs the segment, and puts a layer into the network for each call of torch.
 
-torch2trt (https://github.com/NVIDIA-AI-IOT/torch2trt) was written for TensorRT up to 10. It is imported here with what it
-asks the vendor's module for at that time and newer versions do not have. Of it only the converters are used; the
+torch2trt (https://github.com/NVIDIA-AI-IOT/torch2trt) was written for TensorRT up to 10. It is imported here with what
+it asks the vendor's module for at that time and newer versions do not have. Of it only the converters are used; the
 engine is built as that of every segment.
 """
 
@@ -135,7 +135,8 @@ def _convert(
     for i, (name, tensor) in enumerate(zip(inputs, tensors, strict=True)):
         free = [len({size for profile in profiles for size in profile[i][d]}) > 1 for d in range(tensor.dim())]
         shape = [-1 if is_free else size for is_free, size in zip(free, tensor.shape, strict=True)]
-        tensor._trt = network.add_input(name, torch2trt.torch_dtype_to_trt(tensor.dtype), tuple(shape))
+        made = network.add_input(name, torch2trt.torch_dtype_to_trt(tensor.dtype), tuple(shape))
+        setattr(tensor, "_trt", made)  # noqa: B010 (where its converters look)
     try:
         with torch.no_grad(), context:
             results = module(*tensors)

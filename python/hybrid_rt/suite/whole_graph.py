@@ -107,7 +107,7 @@ def _build_onnxruntime(detector: nn.Module, pictures: list[Tensor], precision: s
 
 
 def _open_onnxruntime(precision: str, folder: Path, threads: int) -> Callable[[Tensor], Any]:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
