@@ -1,4 +1,4 @@
-"""TensorRT up to the device's edge: TensorRT-RTX builds engines without a GPU; what runs them is skipped where none is."""
+"""TensorRT up to the edge of a device: TensorRT-RTX builds engines without a GPU; what runs them needs one."""
 
 from __future__ import annotations
 
