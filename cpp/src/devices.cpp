@@ -15,7 +15,12 @@ c10::Device with_index(c10::Device device) {
   // Without a device torch's own answer is an exception.
   const bool can_ask = !cuda_devices().devices.empty() && c10::impl::hasDeviceGuardImpl(device.type());
   if (!can_ask) return c10::Device(device.type(), 0);
-  return c10::impl::VirtualGuardImpl(device.type()).getDevice();
+  try {
+    return c10::impl::VirtualGuardImpl(device.type()).getDevice();
+  } catch (const c10::Error& error) {
+    throw Error(ErrorKind::kOption, "bundle", "device " + device.str(), "a CUDA device that torch can use",
+                error.what_without_backtrace(), "Update NVIDIA's driver, or install a build of torch that fits it.");
+  }
 }
 
 void require_device(c10::Device device) {

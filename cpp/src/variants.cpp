@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -49,6 +50,10 @@ void warm_up(Engine& engine, const ArtifactSpec& spec, const EngineOptions& opti
   }
   const at::NoGradGuard no_grad;
   engine.run(inputs);
+  // What fails on a GPU is told by whoever waits for it.
+  if (options.device.is_cuda()) {
+    c10::impl::VirtualGuardImpl(options.device.type()).synchronizeDevice(options.device.index());
+  }
 }
 
 /// Engines that are in use, so that two loads of one file share them.

@@ -21,7 +21,8 @@ from .specs import Artifact, ArtifactSpec, TensorSpec
 from .steps import Steps
 from .stored import SavedEngine, opened_head, saved_engines
 from .structure import map_tensors
-from .variants import Options, Wanted, check_calibration, choose_variants, require_same_outputs
+from .variant_runs import require_same_outputs
+from .variants import Options, Wanted, check_calibration, choose_variants
 from .verify import Thresholds, Verification, compare_results, require, thresholds_of
 
 

@@ -122,6 +122,16 @@ class Program:
         """
         return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 
+    def chain(self, inside: torch.dtype | None = None) -> exported.Chain:
+        """As a module of flat tensors in Python code; ``inside``: see :meth:`exported`."""
+        chain: exported.Chain = exported.Chain(
+            [member.flattened for member in self.members],
+            [member.sources for member in self.members],
+            [tensor.dtype for tensor in self.calls[0].outputs],
+            inside,
+        ).eval()
+        return chain
+
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
         """As an exported program of flat tensors (made anew each time): free dimensions are symbols, others numbers.
 
@@ -131,12 +141,6 @@ class Program:
         Raises:
             CaptureError: torch.export refuses, or fixes a dimension that is free.
         """
-        chain = exported.Chain(
-            [member.flattened for member in self.members],
-            [member.sources for member in self.members],
-            [tensor.dtype for tensor in self.calls[0].outputs],
-            inside,
-        ).eval()
         # A minimum of 0 or 1 can be a guess (see _specs), so a segment may refuse sizes below those that were seen.
         least = [
             [
@@ -145,7 +149,7 @@ class Program:
             ]
             for i, spec in enumerate(self.inputs)
         ]
-        return exported.export(self.name, chain, self.examples, self.inputs, least)
+        return exported.export(self.name, self.chain(inside), self.examples, self.inputs, least)
 
     @functools.cached_property
     def digest(self) -> str:

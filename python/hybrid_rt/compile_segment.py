@@ -15,27 +15,15 @@ from . import registry
 from .capture import Program, Ranges, capture_alone
 from .engine_module import EngineModule, engine_module, prepare
 from .errors import BackendError, CaptureError, HybridRTError, OptionError
+from .module_checks import Alone, check_module, check_repeatable
 from .observe import arguments_of
 from .second_size import second_shapes, tiled
 from .shapes import Shapes, check_shapes, ranges_of
 from .specs import PRECISIONS, Artifact
 from .steps import Steps
 from .structure import structure_of
-from .variants import (
-    FASTEST,
-    Alone,
-    Options,
-    Wanted,
-    check_calibration,
-    check_device,
-    check_module,
-    check_repeatable,
-    choose_variants,
-    engines_for,
-    fastest_first,
-    require_same_outputs,
-    settle,
-)
+from .variant_runs import fastest_first, require_same_outputs
+from .variants import FASTEST, Options, Wanted, check_calibration, check_device, choose_variants, engines_for, settle
 from .verify import Thresholds, thresholds_of
 
 _SCOPE = "compile_segment"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,39 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import bundle, coco
 from . import golden as golden_sample
-from .capture import Program, Recorded, capture, flows_straight, record_runs
+from .capture import Program, capture, flows_straight, record_runs
 from .coco import CocoDataset
 from .engine_module import make_engine, prepare
 from .errors import BackendError, CaptureError, HybridRTError, OptionError
 from .files import check_writable
 from .head import HEADS, OnDevice, frozen_head
 from .measure_hybrid import measure_hybrid
-from .observe import HeadOperators, Observation, observe, recording, watch
+from .module_checks import check_module
+from .observe import observe
 from .packing import Packed, pack
+from .recordings import ranges_on, recorded, watched
 from .report import ConversionReport, report_path
 from .report_data import SegmentReport
 from .report_pictures import PictureSamples
 from .report_terminal import shares_table
-from .samples import Sample, samples_of
-from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of, use_of
-from .shapes import Shapes, check_shapes, ranges_of
+from .samples import samples_of
+from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of
+from .shapes import Shapes, check_shapes
 from .specs import PRECISIONS, Artifact, ArtifactSpec
 from .steps import Steps
-from .variants import (
-    FASTEST,
-    Options,
-    add_variants,
-    check_calibration,
-    check_module,
-    choose_variants,
-    compare_variants,
-    fastest_first,
-    settle,
-)
+from .variant_runs import add_variants, compare_variants, fastest_first
+from .variants import FASTEST, Options, check_calibration, choose_variants, settle
 from .verify import (
     TensorError,
     Thresholds,
@@ -158,13 +150,13 @@ def convert(
         observation = observe(detector, example_inputs)
     with steps.step("look for what pays"):
         samples = samples_of(detector, example_inputs, shapes)
-        first, findings = _watched(detector, example_inputs, samples, chosen or possible(detector, observation))
+        first, findings = watched(detector, example_inputs, samples, chosen or possible(detector, observation))
         shares = shares_of(detector, observation, findings, chosen, fuse=fuse)
     gain = predicted_gain(shares, ENGINE_SPEEDUP[precision])
     steps.show(shares_table(shares, gain, ENGINE_SPEEDUP[precision], precision))
     groups = group(detector, [share.name for share in shares if share.chosen], observation, fuse=fuse)
     with steps.step("run it on other pictures, to see which dimensions vary"):
-        runs = _record(detector, example_inputs, samples, groups, first)
+        runs = recorded(detector, example_inputs, samples, groups, first)
         calibration = record_runs(detector, [name for members in groups for name in members], calibration_data)
         programs = [
             capture(
@@ -172,7 +164,7 @@ def convert(
                 members,
                 observation,
                 runs,
-                _ranges(detector, example_inputs, observation, members[0], shapes),
+                ranges_on(detector, example_inputs, observation, members[0], shapes),
                 calibration,
             )
             for whole in groups
@@ -281,84 +273,6 @@ def _check_arguments(detector: nn.Module, example_inputs: tuple[Any, ...], preci
         raise OptionError.make("convert", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
     if head not in HEADS:
         raise OptionError.make("convert", "head", expected=f"one of {', '.join(HEADS)}", got=f"'{head}'")
-
-
-def _ranges(
-    detector: nn.Module, example_inputs: tuple[Any, ...], observation: Observation, name: str, shapes: Shapes | None
-) -> list[list[tuple[int, int]]] | None:
-    """The ranges of the segment's inputs if it is fed with pictures alone, in one call a forward."""
-    use = use_of(detector, observation, name)
-    calls = use.calls if use else []
-    if len(calls) != 1 or calls[0] is None:
-        return None
-    entries = [value for entry in example_inputs for value in (entry if isinstance(entry, list) else [entry])]
-    channels = {value.shape[-3] for value in entries if isinstance(value, Tensor) and value.dim() >= 3}
-    found = []
-    for shape, _ in calls[0].input_tensors:
-        if shapes is not None and not hasattr(detector, "transform") and len(shape) == 4 and shape[1] not in channels:
-            return None  # features: their sizes follow from the pictures'
-        ranges = ranges_of(detector, shape, shapes)
-        if ranges is None:
-            return None
-        found.append(ranges)
-    return found
-
-
-def _watched(
-    detector: nn.Module, example_inputs: tuple[Any, ...], samples: list[Sample], names: Sequence[str]
-) -> tuple[Recorded, dict[str, str]]:
-    """What goes in and out of submodules on the first sample, and what they do that an engine can't repeat.
-
-    A sample that the detector does not take is put out of the list, in favour of the example.
-    """
-    try:
-        with HeadOperators(), recording(samples[0].detector, names) as first:
-            return first, watch(samples[0].detector, samples[0].arguments)
-    except Exception as error:
-        if samples[0].required:
-            raise
-        _warn_of_sample(error)
-        samples[0] = Sample(detector, example_inputs, required=True)
-        with recording(detector, names) as first:
-            return first, watch(detector, example_inputs)
-
-
-def _warn_of_sample(error: Exception) -> None:
-    warnings.warn(
-        "hybrid_rt[convert]: the detector was run on another picture than the example, to see which dimensions vary: "
-        f"expected detections, got {type(error).__name__}: {error}. What varies is found without it: name the sizes "
-        "that will be seen, shapes=[(height, width), ...], if one of them is refused later.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-
-
-def _record(
-    detector: nn.Module,
-    example_inputs: tuple[Any, ...],
-    samples: Sequence[Sample],
-    groups: Sequence[Sequence[str]],
-    first: Recorded,
-) -> list[Recorded]:
-    """What goes in and out of the segments on each sample; ``first``: what was recorded on the first one already."""
-    names = [name for members in groups for name in members]
-    runs: list[Recorded] = [first] if set(names) <= set(first) else []
-    for sample in samples[len(runs) :]:
-        try:
-            with torch.no_grad(), HeadOperators(), recording(sample.detector, names) as run:
-                sample.detector(*sample.arguments)
-        except Exception as error:
-            # A size of ours, or a black picture, that the detector does not take: its own example will do.
-            if sample.required:
-                raise
-            _warn_of_sample(error)
-            continue
-        runs.append(run)
-    if not any(all(run[name] for name in names) for run in runs):
-        with torch.no_grad(), recording(detector, names) as run:
-            detector(*example_inputs)
-        runs.append(run)
-    return runs
 
 
 def _verify(

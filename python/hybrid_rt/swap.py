@@ -17,19 +17,13 @@ from .contract import Contract, examples_for, features_of
 from .engine_module import make_engine
 from .errors import OptionError
 from .files import check_writable
+from .module_checks import check_module, check_repeatable
 from .packing import Packed, pack
 from .specs import PRECISIONS
 from .steps import Steps
 from .stored import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
-from .variants import (
-    Options,
-    Wanted,
-    check_calibration,
-    check_module,
-    check_repeatable,
-    choose_variants,
-    require_same_outputs,
-)
+from .variant_runs import require_same_outputs
+from .variants import Options, Wanted, check_calibration, choose_variants
 from .verify import Thresholds, Verification
 
 

@@ -226,10 +226,41 @@ TEST_CASE("requirements of the machine are compared before a backend is asked") 
   CHECK(contains(refusal("memory", "9000000"), "it needs 8 MiB of memory, 0 are free"));
 }
 
+TEST_CASE("an artifact for CUDA is compared with the GPU that would run it") {
+  hybrid_rt::Machine machine;
+  machine.no_cuda_reason = "no driver";
+  ArtifactSpec spec;
+  spec.device = "cuda";
+  CHECK(*hybrid_rt::unmet(spec, "", machine) == "it was compiled for a CUDA device, and there is none: no driver");
+  machine.cuda_devices = {{"first", "8.6", 0}, {"second", "9.0", 0}};
+  CHECK_FALSE(hybrid_rt::unmet(spec, "", machine).has_value());
+  const auto refusal = [&](const std::string& wanted, size_t index) {
+    spec.requirements = {{"compute_capability", wanted}};
+    return hybrid_rt::unmet(spec, "", machine, index).value_or("");
+  };
+  CHECK(refusal("8.6,8.9", 0).empty());
+  CHECK(refusal("8.6, 9.0", 1).empty());
+  CHECK(refusal(">=8.0", 1).empty());
+  CHECK(refusal("8.6", 1) ==
+        "it was built for GPUs of compute capability 8.6, here is second of capability 9.0; convert the detector for "
+        "that one, or run another variant");
+  CHECK(contains(refusal(">=9.0", 0), "here is first of capability 8.6"));
+  CHECK(contains(refusal("", 0), "here is first"));
+  CHECK(refusal("8.6", 2) == "there is no CUDA device 2");
+}
+
+TEST_CASE("a version is compared only once it is known") {
+  ArtifactSpec spec;
+  spec.requirements = {{"version", ">=2"}};
+  CHECK_FALSE(hybrid_rt::unmet(spec, "", {}).has_value());
+  CHECK(hybrid_rt::unmet(spec, "1.9", {}).has_value());
+}
+
 TEST_CASE("this machine says something of itself") {
   const hybrid_rt::Machine machine = hybrid_rt::Machine::here();
   CHECK_FALSE(machine.cpu_flags.empty());
   CHECK(machine.free_memory > 0);
+  CHECK(machine.cuda_devices.empty() != machine.no_cuda_reason.empty());
 }
 
 TEST_CASE("a blob is put together of pieces, some of which others have too") {

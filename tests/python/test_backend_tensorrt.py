@@ -20,6 +20,7 @@ import hybrid_rt
 from hybrid_rt import cache, registry
 from hybrid_rt.backends import tensorrt as half
 from hybrid_rt.capture import Program, capture_alone
+from hybrid_rt.programs import program as installed
 from hybrid_rt.specs import UNBOUNDED, Artifact
 
 TENSORRT = registry.backend("tensorrt")
@@ -551,6 +552,43 @@ def test_auto_for_cuda_is_tensorrt(tmp_path: Path) -> None:
     assert [variant["backend"] for variant in segment["variants"]] == ["tensorrt", "torchscript"]
 
 
+@pytest.fixture(scope="module")
+def demo_bank(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module, demo_image: Tensor) -> Path:
+    """The demo detector with an engine for GPUs before that for the CPU."""
+    path = tmp_path_factory.mktemp("tensorrt_demo") / "digits.pt"
+    hybrid_rt.convert(
+        demo_detector, ([demo_image],), path, segments="backbone", engine=["tensorrt:fp16", "openvino"], measure=False
+    )
+    return path
+
+
+@needs_none
+def test_a_cpp_program_runs_the_bank_on_a_cpu(demo_bank: Path, demo_picture: Path) -> None:
+    done = subprocess.run(
+        [installed("hybrid-rt-detect", "test"), demo_bank, demo_picture, "--json"],
+        env={**os.environ, "HYBRID_RT_LOG": "info"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["engines"] == {"backbone": "openvino"}
+    assert len(found["detections"]) >= 5
+    assert "tensorrt (fp16) can't run: it was compiled for a CUDA device, and there is none: " in done.stderr
+
+
+@needs_none
+def test_a_cpp_program_says_that_there_is_no_cuda_device(demo_bank: Path, demo_picture: Path) -> None:
+    done = subprocess.run(
+        [installed("hybrid-rt-detect", "test"), demo_bank, demo_picture, "--device", "cuda"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "hybrid_rt[bundle]: device cuda: expected a CUDA device, got none: NVIDIA's driver (" in done.stderr
+
+
 # The run half's library
 
 
@@ -681,6 +719,18 @@ def test_an_index_that_there_is_not_is_refused(bank: Path, tmp_path: Path) -> No
         check=False,
     )
     assert "hybrid_rt[bundle]: device cuda:2: expected an index below 2, got cuda:2." in done.stderr
+
+
+def test_a_driver_that_torch_cannot_use_is_told(bank: Path, tmp_path: Path) -> None:
+    """The driver counts devices, CUDA's runtime in torch does not start: as with a driver that is too old."""
+    if not NO_GPU:
+        pytest.skip("a CUDA device is here")
+    gpus = library(tmp_path, "libcuda.so", TWO_GPUS)
+    program = f"import hybrid_rt; hybrid_rt.load({str(bank)!r}, device='cuda')"
+    environment = {**os.environ, "HYBRID_RT_CUDA_DRIVER": gpus}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "hybrid_rt[bundle]: device cuda: expected a CUDA device that torch can use, got CUDA" in done.stderr
 
 
 def test_an_engine_of_another_version_is_refused(bank: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from small_detectors import small_detector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import BundleError, bundle
+from hybrid_rt import BundleError, _native, bundle, torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -27,6 +28,48 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save_again(path: Path, output: Path) -> None:
     bundle.save(hybrid_rt.load(path), output, hybrid_rt.inspect(path))
+
+
+# Other devices
+
+
+def test_moving_a_bundle_takes_the_constants_of_its_graph_along(demo_bundle: Path) -> None:
+    """Module.to leaves what freezing made constants. "meta" stands for a GPU here: nothing is run on it."""
+    module = hybrid_rt.load(demo_bundle)
+
+    def devices() -> set[str]:
+        constants = [node.output().toIValue() for node in torchscript.nodes_of(module.graph) if is_constant(node)]
+        return {str(value.device) for value in constants if isinstance(value, Tensor)}
+
+    assert devices() == {"cpu"}
+    module.to("meta")
+    assert devices() == {"cpu"}
+    _native.move_to(module._c, torch.device("meta"))
+    assert devices() == {"meta"}
+    assert {segment["backend"] for segment in hybrid_rt.engines(module)} == {"openvino"}  # engines stay
+
+
+def is_constant(node: Any) -> bool:
+    return bool(node.kind() == "prim::Constant")
+
+
+class MakesItsOwn(nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """What is made without a tensor to go by, and what says where it wants to be."""
+        return [torch.zeros(3, device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
+
+
+def test_moving_makes_new_tensors_there_and_keeps_what_the_head_says_of_others() -> None:
+    module = torchscript.freeze(torchscript.script(MakesItsOwn().eval()))
+    _native.move_to(module._c, torch.device("meta"))
+    made, kept = ([each.toIValue() for each in node.inputs() if is_constant(each.node())] for node in two_of(module))
+    assert torch.device("meta") in made
+    assert torch.device("cpu") in kept
+
+
+def two_of(module: torch.jit.ScriptModule) -> list[Any]:
+    nodes = list(torchscript.nodes_of(module.graph))
+    return [next(node for node in nodes if node.kind() == kind) for kind in ("aten::zeros", "aten::to")]
 
 
 # What is in the file

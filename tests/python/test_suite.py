@@ -20,7 +20,7 @@ from hybrid_rt.boxes import BoxMatch
 from hybrid_rt.cli import main
 from hybrid_rt.measure import Latency
 from hybrid_rt.programs import program
-from hybrid_rt.suite import tables
+from hybrid_rt.suite import tables, whole_graph
 from hybrid_rt.suite.cases import RUNTIMES, Case, cases
 from hybrid_rt.suite.results import run_all
 from hybrid_rt.suite.run import Machine, Result, Subject, run
@@ -103,6 +103,33 @@ def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
     results = run(subject(count=2), chosen, tmp_path, rounds=2, warm_up=1, device="cuda")
     assert [result.failure for result in results] == [""] * len(chosen)
     assert [result.differences for result in results] == [[]] * len(chosen)
+
+
+class FindsMasks(nn.Module):
+    """Torchvision's interface, with masks beside the boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        x = images[0]
+        boxes = x.mean((1, 2)).reshape(1, 3).repeat(2, 2)[:, :4]
+        return [{"boxes": boxes, "labels": boxes[:, 0].long(), "scores": boxes[:, 1], "masks": self.masks(x[None])}]
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_whole_graph_finds_all_that_its_detector_does(engine: str, tmp_path: Path) -> None:
+    """Asked for boxes alone, an engine would leave out the work for masks."""
+    torch.manual_seed(0)
+    detector = FindsMasks().eval()
+    picture = torch.rand(3, 16, 24)
+    whole_graph.build(engine, detector, [picture], "fp32", tmp_path / engine)
+    (found,) = whole_graph.open_whole(engine, "fp32", tmp_path / engine, 1)([picture])
+    (expected,) = detector([picture])
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].to(tensor.dtype), tensor, atol=1e-4, rtol=1e-4)
 
 
 # Processes

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import exported
 from ..errors import BackendError
 from .tensorrt_options import Range
 
@@ -96,8 +95,8 @@ def _imported(vendor: Vendor, segment: str) -> Iterator[Any]:
         before = sys.modules.get("tensorrt")
         sys.modules["tensorrt"] = _VendorModule(vendor)
         try:
-            yield importlib.import_module("torch2trt.torch2trt")
             importlib.import_module("torch2trt.converters")
+            yield importlib.import_module("torch2trt.torch2trt")
         except Exception as error:  # what it imports may raise anything
             raise BackendError.make(
                 "tensorrt",
@@ -122,15 +121,11 @@ def _convert(
     profiles: Sequence[Sequence[Sequence[Range]]],
     messages: Messages,
 ) -> None:
-    module = exported.Chain(
-        [member.flattened for member in program.members],
-        [member.sources for member in program.members],
-        [tensor.dtype for tensor in program.calls[0].outputs],
-        None,
-    ).eval()
+    module = program.chain()
     arguments = {"module": module, "device_types": {}, "default_device_type": None, "gpu_fallback": False}
     context = torch2trt.ConversionContext(network, torch2trt_kwargs=arguments)
-    context.network = network  # not its wrapper, which names layers by what newer versions do not have
+    # It would name layers by the device types of older versions.
+    context.network._configure_layer = lambda layer: None
     tensors = tuple(tensor.clone() for tensor in program.examples)
     for i, (name, tensor) in enumerate(zip(inputs, tensors, strict=True)):
         free = [len({size for profile in profiles for size in profile[i][d]}) > 1 for d in range(tensor.dim())]

@@ -5,6 +5,7 @@ Each by the vendor's own Python interface, on one picture a call.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,19 +19,21 @@ from ..capture import capture_alone
 
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
-_OUTPUTS = ("boxes", "labels", "scores")
+_OUTPUTS = "outputs.json"
+"""What the detector finds of a picture, in the order of the engine's outputs."""
 
 
 class _OnePicture(nn.Module):
-    """One picture [3, H, W] in; boxes, labels and scores out."""
+    """One picture [3, H, W] in; all that the detector finds out: without its masks, say, it would be less work."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: nn.Module, outputs: list[str]) -> None:
         super().__init__()
         self.detector = detector
+        self.outputs = outputs
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
         found = self.detector([picture])[0]
-        return found["boxes"], found["labels"], found["scores"]
+        return tuple(found[name] for name in self.outputs)
 
 
 class _Holder(nn.Module):
@@ -38,8 +41,8 @@ class _Holder(nn.Module):
         super().__init__()
         self.whole = whole
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor] = self.whole(picture)
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.whole(picture)
         return found
 
 
@@ -59,21 +62,24 @@ def build(engine: str, detector: nn.Module, pictures: Sequence[Tensor], precisio
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of exporters, about themselves
-        _BUILD[engine](_OnePicture(detector).eval(), list(pictures), precision, folder)
+        outputs = list(detector([pictures[0].clone()])[0])
+        (folder / _OUTPUTS).write_text(json.dumps(outputs))
+        _BUILD[engine](_OnePicture(detector, outputs).eval(), list(pictures), precision, folder)
 
 
 def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detect:
     """Opens what :func:`build` made; the result takes a list of one picture, as torchvision's detectors do."""
     call = _OPEN[engine](precision, folder, threads)
+    outputs = json.loads((folder / _OUTPUTS).read_text())
 
     def detect(images: list[Tensor]) -> list[dict[str, Tensor]]:
         (image,) = images
-        return [dict(zip(_OUTPUTS, call(image), strict=True))]
+        return [dict(zip(outputs, call(image), strict=True))]
 
     return detect
 
 
-def _build_openvino(detector: nn.Module, pictures: list[Tensor], precision: str, folder: Path) -> None:
+def _build_openvino(detector: _OnePicture, pictures: list[Tensor], precision: str, folder: Path) -> None:
     if len({picture.shape for picture in pictures}) == 1:
         turned = pictures[0].transpose(1, 2).contiguous()
         pictures = [pictures[0], turned]
@@ -93,7 +99,7 @@ def _open_openvino(precision: str, folder: Path, threads: int) -> Callable[[Tens
     return lambda picture: [torch.from_numpy(value.copy()) for value in compiled([picture.numpy()]).values()]
 
 
-def _build_onnxruntime(detector: nn.Module, pictures: list[Tensor], precision: str, folder: Path) -> None:
+def _build_onnxruntime(detector: _OnePicture, pictures: list[Tensor], precision: str, folder: Path) -> None:
     torch.onnx.export(
         detector,
         (pictures[0],),
@@ -101,7 +107,7 @@ def _build_onnxruntime(detector: nn.Module, pictures: list[Tensor], precision: s
         dynamo=False,  # torch.export takes no detector of torchvision (data-dependent sizes)
         opset_version=18,
         input_names=["picture"],
-        output_names=list(_OUTPUTS),
+        output_names=detector.outputs,
         dynamic_axes={"picture": {1: "height", 2: "width"}},
     )
 

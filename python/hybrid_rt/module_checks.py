@@ -1,0 +1,93 @@
+"""Whether a module can be captured, found out before long work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .engine_module import EngineModule
+from .errors import CaptureError, OptionError
+from .observe import watch
+
+
+def check_module(module: nn.Module, scope: str, subject: str) -> None:
+    """Finds out before long work whether a detector, or a part of one, can be captured.
+
+    Args:
+        module: what the user gave.
+        scope: of the error's text, e.g. "convert".
+        subject: the argument's name.
+
+    Raises:
+        OptionError: no module in Python code, in training mode, with weights elsewhere than on the CPU, or with a part
+            that is compiled already.
+    """
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="an nn.Module in Python code",
+            got=type(module).__name__,
+            remedy=f"Pass the {subject} before scripting.",
+        )
+    training = [name or type(module).__name__ for name, child in module.named_modules() if child.training]
+    if training:
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="eval mode",
+            got=f"training mode in {', '.join(training[:3])}",
+            remedy=f"Call {subject}.eval() first.",
+        )
+    elsewhere = {str(tensor.device) for tensor in [*module.parameters(), *module.buffers()]} - {"cpu"}
+    if elsewhere:
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="all weights on the cpu",
+            got=f"weights on {', '.join(sorted(elsewhere))}",
+            remedy=f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
+        )
+    compiled = [name or subject for name, child in module.named_modules() if isinstance(child, EngineModule)]
+    if compiled:
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="modules of torch's operators",
+            got=f"an engine in the place of {', '.join(compiled)}",
+            remedy="Put the module back that compile_segment was given: it is compiled here.",
+        )
+
+
+class Alone(nn.Module):
+    """A detector that is nothing but one segment, named after the module's class."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """``module``: the segment."""
+        super().__init__()
+        self.name = type(module).__name__
+        self.add_module(self.name, module)
+
+    def forward(self, *arguments: Any) -> Any:
+        """As the module."""
+        return self.get_submodule(self.name)(*arguments)
+
+
+def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) -> None:
+    """Finds out whether an engine can do what a module does: the same operations in every call, on its inputs alone.
+
+    Raises:
+        CaptureError: it can't; the text says what the module does.
+    """
+    alone = Alone(module)
+    findings = watch(alone, arguments)
+    if alone.name in findings:
+        raise CaptureError.make(
+            scope,
+            f"module {alone.name}",
+            expected="the same operations in every call, on its inputs alone",
+            got=findings[alone.name],
+            remedy="An engine can't repeat that: change the module, or take a smaller one.",
+        )
