@@ -53,6 +53,7 @@ void move_constants(torch::jit::Graph& graph, torch::jit::Block* block, c10::Dev
       if (!other) continue;
       const torch::jit::WithInsertPoint before(node);
       node->output()->replaceAllUsesWith(graph.insertConstant(*other));
+      node->destroy();
     } else if (node->maybeSchema() != nullptr && !takes_tensors(node)) {
       for (size_t i = 0; i < node->inputs().size(); ++i) {
         const auto value = torch::jit::toIValue(node->input(i));

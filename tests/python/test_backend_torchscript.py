@@ -25,7 +25,7 @@ TORCHSCRIPT = registry.backend("torchscript")
 BF16 = 2**-8
 """The distance of neighbours in bf16, relative."""
 
-FLAGS = set(re.findall(r"^flags\s*: (.*)$|$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
+FLAGS = set(" ".join(re.findall(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)).split())
 IS_EMULATED = not FLAGS & {"avx512_bf16", "amx_bf16"}
 
 

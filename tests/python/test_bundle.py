@@ -56,7 +56,7 @@ def is_constant(node: Any) -> bool:
 class MakesItsOwn(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """What is made without a tensor to go by, and what says where it wants to be."""
-        return [torch.zeros(3, device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
+        return [torch.zeros(x.size(0), device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
 
 
 def test_moving_makes_new_tensors_there_and_keeps_what_the_head_says_of_others() -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import hybrid_rt
 from hybrid_rt import THRESHOLDS, BundleError, CaptureError, HybridRTError, OptionError, VerificationError
 from hybrid_rt.specs import PRECISIONS
-from hybrid_rt.thresholds import thresholds_of
 
 Refused = Callable[..., str]
 
@@ -111,11 +110,6 @@ def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
         "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, got 'fp16'. "
         "Take one that it has, or another engine."
     )
-
-
-def test_a_precision_without_thresholds() -> None:
-    with pytest.raises(OptionError, match=r"thresholds: expected a precision that has some \(fp32, .*\), got 'fp8'\."):
-        thresholds_of("fp8")
 
 
 def test_each_precision_has_thresholds() -> None:

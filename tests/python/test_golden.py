@@ -429,7 +429,12 @@ def test_python_and_cpp_come_to_the_same_verdict(thresholds: Thresholds) -> None
         told = json.loads(_native.compare(expected, found, json.dumps(asdict(thresholds))))
         assert told["failures"] == verification.failures, seed
         for have, want in zip(told["pictures"], verification.pictures, strict=True):
-            assert have == finite(asdict(want)), seed  # to the last bit: the same arithmetic in the same order
+            wanted = finite(asdict(want))
+            assert list(have) == list(wanted)
+            for name, value in wanted.items():
+                # The same arithmetic, but torch's own operations may round the last bit otherwise on some CPUs.
+                is_number = isinstance(value, float)
+                assert have[name] == (pytest.approx(value, rel=1e-12, abs=1e-12) if is_number else value), (seed, name)
         text = " ".join(verification.failures)
         verdicts |= {word for word in ("boxes found", "masks differ", "keypoints are", "fields") if word in text}
         verdicts.add(str(verification.passed))
