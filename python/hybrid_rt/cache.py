@@ -42,6 +42,9 @@ COMPILE_SECONDS = 600.0
 EVICT_SECONDS = 10.0
 """How long to wait for another process that tidies the folder; then this one leaves it to that one."""
 
+KEPT_BY_BACKENDS = ("*_tuning", "*_timing", "*_rtx")
+"""Folders beside the entries: what backends measured, and what a runtime compiled on this machine."""
+
 ABANDONED_SECONDS = 3600.0
 """A half-written entry of that age belongs to a process that was killed."""
 
@@ -186,7 +189,7 @@ def entries() -> list[Entry]:
 
 
 def clear() -> list[Entry]:
-    """Removes all entries, and what backends measured; returns the entries that it removed.
+    """Removes all entries, and what backends keep beside them; returns the entries that it removed.
 
     Raises:
         OptionError: there is no folder to look in, or an entry can't be removed.
@@ -201,8 +204,9 @@ def clear() -> list[Entry]:
             ) from error
         removed.append(entry)
     _remove_half_written(folder(), older_than=ABANDONED_SECONDS)
-    for kept in folder().glob("*_tuning"):  # what backends measured
-        shutil.rmtree(kept, ignore_errors=True)
+    for pattern in KEPT_BY_BACKENDS:
+        for kept in folder().glob(pattern):
+            shutil.rmtree(kept, ignore_errors=True)
     return removed
 
 

@@ -494,6 +494,16 @@ def test_list_and_clear(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["tvm_tuning", "tensorrt_timing", "tensorrt_rtx"])
+def test_clear_removes_what_backends_keep_beside_the_entries(folder: Path, name: str) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "0.cache").write_bytes(b"kernels")
+    (folder / "mine").mkdir()
+    assert cache.clear() == []
+    assert not (folder / name).exists()
+    assert (folder / "mine").exists()
+
+
 def test_list_and_clear_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache.compiled(CountingBackend(), program_of(), "fp32")
     (path,) = files(folder)

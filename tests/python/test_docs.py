@@ -27,8 +27,12 @@ NOT_RUN = [
     "docs/comparison.md",  # hybrid-rt bench
     "docs/cpp.md",  # cmake
     "docs/cpp.md",  # hybrid-rt-detect
+    "docs/engine-tensorrt.md",  # on a GPU
+    "docs/engine-tensorrt.md",  # pip install
+    "docs/engine-tensorrt.md",  # a build
     "docs/first-steps.md",  # pip install
     "docs/index.md",  # ./tools/demo and ./tools/test
+    "docs/mixed-deployment.md",  # on a GPU
     "docs/report.md",  # hybrid-rt convert
     "docs/torchscript.md",  # the benchmark
 ]
