@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import registry
+from . import _native, registry
 from .capture import Program, Ranges, capture_alone
 from .engine_module import EngineModule, engine_module, prepare
 from .errors import BackendError, CaptureError, HybridRTError, OptionError
@@ -129,6 +129,8 @@ def compile_segment(
     choice = _Choice(engine, precision, device, options, fallback=fallback and not strict, strict=strict)
     wanted = choice.variants()
     check_calibration(wanted, calibration_data, _SCOPE)
+    if strict:
+        _check_place(wanted[0])
     steps = Steps(progress)
     with steps.step("run the module on the example"):
         program = _program(module, arguments, shapes, calibration_data)
@@ -192,6 +194,23 @@ class _Choice:
 
     def _of(self, names: str | Sequence[str]) -> list[Wanted]:
         return choose_variants(names, self.precision, self.fallback, _SCOPE, device=self.device, options=self.options)
+
+
+def _check_place(wanted: Wanted) -> None:
+    """Finds out before the engine is built whether there is a device that it could run on.
+
+    Raises:
+        BackendError: there is none.
+    """
+    devices, reason = _native.cuda_devices()
+    if wanted.backend.target == "cuda" and not devices:
+        raise BackendError.make(
+            _SCOPE,
+            "strict",
+            expected=f"a CUDA device, on which {wanted.name} runs",
+            got=f"none: {reason}",
+            remedy="Without strict another engine runs here.",
+        )
 
 
 def _warn(text: str) -> None:

@@ -530,7 +530,7 @@ def test_add_variant_adds_tensorrt_from_the_stored_segment(bank: Path, tmp_path:
 @needs_none
 def test_compile_segment_strictly_is_an_engine_or_an_error() -> None:
     torch.manual_seed(0)
-    with pytest.raises(hybrid_rt.BackendError, match="there is none"):
+    with refused("compile_segment]: strict: expected a CUDA device, on which tensorrt:fp32 runs, got none: NVIDIA's"):
         hybrid_rt.compile_segment(Pyramid().eval(), X, engine="tensorrt", strict=True)
 
 

@@ -3,6 +3,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 
+#include <cstdlib>
+
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt::tensorrt {
@@ -44,7 +46,8 @@ struct Driver {
 
  private:
   Driver() {
-    void* const handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    const char* const named = std::getenv("HYBRID_RT_CUDA_DRIVER");
+    void* const handle = dlopen(named != nullptr ? named : "libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) return;
     const auto find = [handle](const char* name, auto& function) {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,8 @@ def _timing_cache(config: Any, vendor: Vendor) -> Iterator[None]:
 def _timing_file(vendor: Vendor) -> Path | None:
     import torch
 
+    if os.environ.get("HYBRID_RT_CACHE_SIZE") == "0":
+        return None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     key = hashlib.sha256(f"{vendor.library} {vendor.version} {device}".encode()).hexdigest()
     with contextlib.suppress(HybridRTError):
