@@ -15,6 +15,9 @@ from typing import Any
 
 from gpu_check_report import FAILED, NOT_RUN, TIMED_OUT, Row
 
+LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
+"""Tells a case how long it may take."""
+
 SHORTEST_SECONDS = 10.0
 """With less of the budget left, a case is not begun."""
 
@@ -96,7 +99,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(case.environment or {})},
+            env={**os.environ, **(case.environment or {}), LIMIT_VARIABLE: f"{limit:.0f}"},
             start_new_session=True,  # so that its own children end with it
         )
         try:
