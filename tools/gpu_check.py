@@ -44,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--minutes: expected more than 0")
     if not options.no_page:
         # Before the long work: without its markers the page could not be written after it.
-        report.page_with(options.page.read_text(encoding="utf-8"), _NOTHING, str(options.page))
+        try:
+            report.page_with(options.page.read_text(encoding="utf-8"), _NOTHING, str(options.page))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     FOLDER.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
     _set_environment()

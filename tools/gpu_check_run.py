@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check_report import FAILED, NOT_RUN, TIMED_OUT, Row
+from gpu_check_report import FAILED, NOT_RUN, PASSED, TIMED_OUT, Row
 
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
 """Tells a case how long it may take."""
@@ -151,6 +152,15 @@ def last_line(path: Path) -> str:
     return tail(path, 1) or "it printed nothing"
 
 
+def first_error(path: Path, count: int = 4) -> str:
+    """The first lines of a log from an error on: what follows from it comes last. The last ones if none says so."""
+    lines = tail(path, 1 << 30).splitlines()
+    for i, line in enumerate(lines):
+        if re.search(r"CMake Error|\berror: |^ERROR: |hybrid_rt\[build\]", line):
+            return "\n".join(lines[i : i + count])
+    return "\n".join(lines[-count:]) or "it printed nothing"
+
+
 def build_rows(path: Path) -> list[Row]:
     """What the bash part did: lines of "title, exit code, seconds, log" with tabs between them."""
     if not path.exists():
@@ -158,8 +168,10 @@ def build_rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text().splitlines():
         title, code, seconds, log = line.split("\t")
-        if code == "0":
-            rows.append(Row(title, "passed", f"{seconds} s"))
+        if code == "-":
+            rows.append(Row(title, NOT_RUN, log))
+        elif code == "0":
+            rows.append(Row(title, PASSED, f"{seconds} s"))
         else:
-            rows.append(Row(title, FAILED if code != "-" else NOT_RUN, tail(Path(log), 3) if code != "-" else log))
+            rows.append(Row(title, FAILED, first_error(Path(log))))
     return rows
