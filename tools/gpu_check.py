@@ -109,7 +109,7 @@ def _run(only: Sequence[str], seconds: float) -> tuple[list[Row], dict[str, dict
 
 def _goal(values: Mapping[str, Any]) -> Row:
     try:
-        return Row(f"goal: {values['what']}", MEASURED, report.GOALS[values["goal"]].beside(values["value"]))
+        return Row(f"{report.GOAL}{values['what']}", MEASURED, report.GOALS[values["goal"]].beside(values["value"]))
     except (KeyError, TypeError) as error:
         return Row("goal", FAILED, f"{type(error).__name__}: {error} of {values}")
 

@@ -135,12 +135,13 @@ def end_to_end(
     rounds: int = 20,
 ) -> None:
     """The comparison of hybrid-rt bench on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
-    wanted = [
-        f"{engine}:{precision}"
-        for engine in engines
-        if registry.backend(engine).availability().available
-        for precision in precisions
-    ]
+    wanted = []
+    for engine in engines:
+        state = registry.backend(engine).availability()
+        if state.available:
+            wanted += [f"{engine}:{precision}" for precision in precisions]
+        else:
+            writer.row(Row(f"{DETECTORS[name]}: hybrid {engine}", NOT_RUN, state.reason, engine))
     runtimes = ["torchscript", "hybrid"]
     if _has_worker():
         runtimes += ["torchscript-cpp", "hybrid-cpp"]
@@ -247,7 +248,7 @@ def head_operators(writer: Writer) -> None:
     writer.data(table=done.stdout)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
-    ratios = [float(found) for found in re.findall(r"([\d.]+) *[|│┃]? *$", done.stdout, re.MULTILINE)]
+    ratios = [float(found) for found in re.findall(r"│ *([\d.]+) *│ *$", done.stdout, re.MULTILINE)]
     if ratios:
         figure = f"{min(ratios):.1f} to {max(ratios):.1f} times torchvision's speed in {len(ratios)} cases"
         writer.row(Row("nms, roi_align", MEASURED, figure, "operators"))

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gpu_check_report import FAILED, MEASURED, NOT_RUN, Row
+from gpu_check_report import FAILED, MEASURED, NOT_RUN, REFUSED, Row
 from gpu_check_run import LIMIT_VARIABLE, Writer
 from torch import Tensor, nn
 
 import hybrid_rt
 from hybrid_rt import torchscript
+from hybrid_rt.errors import HybridRTError
 from hybrid_rt.measure import percentile
 
 DEVICE = "cuda"
@@ -161,6 +162,11 @@ def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Ite
     yield Candidate(f"{engine} {precision}", lambda: segment(picture), is_tf32)
 
 
+def _failure(error: Exception) -> tuple[str, str]:
+    """The result and the figure of a row."""
+    return (REFUSED if isinstance(error, HybridRTError) else FAILED), f"{type(error).__name__}: {error}"
+
+
 def measure_backbone(
     writer: Writer, title: str, engine: str, name: str, precisions: tuple[str, ...] = (), row_engine: str = ""
 ) -> None:
@@ -183,8 +189,12 @@ def measure_backbone(
     seconds: dict[str, float] = {}
     with torch.no_grad():
         expected = tensors_of(copy.deepcopy(module).to(DEVICE)(x.to(DEVICE)))
-        references = [candidate for p in ("fp32", "tf32", "fp16") for candidate in candidates("torch", p, module, x)]
-        references = [candidate for candidate in references if candidate.name.startswith("TorchScript")]
+        references = []
+        for precision in () if engine == "torch" else ("fp32", "tf32", "fp16"):
+            try:
+                references += list(candidates("torch", precision, module, x))[1:]  # without eager
+            except Exception as error:  # the engine's figures are worth having without it
+                writer.row(Row(f"{title}, TorchScript {precision}", *_failure(error), "torch"))
         for precision in precisions or ENGINE_PRECISIONS[engine]:
             if time.monotonic() - begin > _SHARE_FOR_BUILDING * limit:
                 writer.row(Row(f"{title} {precision}", NOT_RUN, "the time was spent; --minutes gives more", row_engine))
@@ -196,17 +206,17 @@ def measure_backbone(
                     errors[candidate.name] = relative_error(candidate.call(), expected)
                     made.append(candidate)
             except Exception as error:  # of any compiler
-                writer.row(Row(f"{title} {precision}", FAILED, f"{type(error).__name__}: {error}", row_engine))
+                writer.row(Row(f"{title} {precision}", *_failure(error), row_engine))
             seconds[precision] = round(time.monotonic() - start, 1)
-        names = {candidate.name for candidate in made}
-        timed = made + [candidate for candidate in references if candidate.name not in names]
-        latency = in_turns(timed) if made else {}
+        latency = in_turns(made + references) if made else {}
     writer.data(latency=latency, errors=errors, build_seconds=seconds, input=list(x.shape))
     if made:
         texts = [f"{c.name} {latency[c.name]['median_ms']:.2f} ms ({errors[c.name]:.0e})" for c in made]
-        beside = f"; beside {REFERENCE} {latency[REFERENCE]['median_ms']:.2f} ms" if engine != "torch" else ""
+        beside = ""
+        if engine != "torch" and REFERENCE in latency:
+            beside = f"; beside {REFERENCE} {latency[REFERENCE]['median_ms']:.2f} ms"
         writer.row(Row(title, MEASURED, ", ".join(texts) + beside, row_engine))
     half = [candidate.name for candidate in made if candidate.name.endswith(" fp16")]
-    if engine not in ("torch", "compile") and half:
+    if engine not in ("torch", "compile") and half and REFERENCE in latency:
         against = latency[REFERENCE]["median_ms"] / latency[half[0]]["median_ms"]
         writer.data(goals=[{"what": f"{title}: fp16 / {REFERENCE}", "goal": "backbone", "value": against}])

@@ -16,7 +16,11 @@ BEGIN, END = "<!-- gpu_check: begin -->", "<!-- gpu_check: end -->"
 NOBODY = "No CUDA machine has run it yet."
 """Stands in the page until one has."""
 
-MEASURED, PASSED, BUILT, FAILED, TIMED_OUT, NOT_RUN = "measured", "passed", "built", "failed", "timed out", "not run"
+MEASURED, PASSED, BUILT, NOT_RUN = "measured", "passed", "built", "not run"
+REFUSED, FAILED, TIMED_OUT = "refused", "failed", "timed out"
+"""Refused: hybrid_rt or an engine said in its own words that it does not do this here."""
+
+BAD = (REFUSED, FAILED, TIMED_OUT)
 
 ENGINES = {
     "torch": "torch: eager, TorchScript, torch.compile",
@@ -27,6 +31,9 @@ ENGINES = {
     "operators": "`hybrid_rt::nms`, `hybrid_rt::roi_align`: CUDA kernels",
 }
 """The rows of a device's section, by the engine that a result names."""
+
+GOAL = "goal: "
+"""Before a row's ``what``: a ratio beside what the project wants."""
 
 MAX_LINES = 40
 _WIDTHS = (46, 9, 100)
@@ -88,7 +95,7 @@ def table(rows: Sequence[Row], limit: int = MAX_LINES) -> str:
     shown = list(rows)
     room = limit - 3
     if len(shown) > room:
-        bad = [row for row in shown if row.result in (FAILED, TIMED_OUT)][:room]
+        bad = [row for row in shown if row.result in BAD][:room]
         good = [row for row in shown if row not in bad][: room - len(bad)]
         shown = [row for row in rows if row in bad or row in good][:room]
     lines = [_line("what", "result", "figure"), " ".join("-" * width for width in _WIDTHS)]
@@ -128,12 +135,16 @@ def section(results: Mapping[str, Any]) -> str:
     for engine, title in ENGINES.items():
         state, figures = _state([row for row in rows if row.engine == engine])
         lines.append(f"| {title} | {state} | {figures} |")
+    goals = [row for row in rows if row.what.startswith(GOAL)]
+    if goals:
+        lines += ["", "| ratio | measured, and the goal |", "|---|---|"]
+        lines += [f"| {_cell(row.what.removeprefix(GOAL))} | {_cell(row.figure)} |" for row in goals]
     return "\n".join(lines)
 
 
 def _state(rows: Sequence[Row]) -> tuple[str, str]:
     """What can be said of an engine, and what says so. Tests that passed are named, they are no measurement."""
-    bad = [row for row in rows if row.result in (FAILED, TIMED_OUT)]
+    bad = [row for row in rows if row.result in BAD]
     measured = [row for row in rows if row.result == MEASURED]
     passed = [row for row in rows if row.result == PASSED]
     built = [row for row in rows if row.result == BUILT]
@@ -144,9 +155,9 @@ def _state(rows: Sequence[Row]) -> tuple[str, str]:
     elif built:
         state = "engine built, not run"
     else:
-        state = FAILED if bad else NOT_RUN
-    if bad and state != FAILED:
-        state += f"; {len(bad)} failed"
+        state = bad[0].result if bad else NOT_RUN
+    if bad and state not in BAD:
+        state += f"; {len(bad)} failed or refused"
     unrun = [row for row in rows if row.result == NOT_RUN] if state == NOT_RUN else []
     texts = [f"{row.what}: {row.figure}" for row in (*measured, *passed, *built)]
     texts += [f"{row.what}: **{row.result}**: {row.figure}" for row in bad]

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check_report import FAILED, NOT_RUN, PASSED, TIMED_OUT, Row
+from gpu_check_report import FAILED, NOT_RUN, PASSED, REFUSED, TIMED_OUT, Row
 
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
 """Tells a case how long it may take."""
+
+REFUSAL = 3
+"""A case's exit code when hybrid_rt refuses."""
 
 SHORTEST_SECONDS = 10.0
 """With less of the budget left, a case is not begun."""
@@ -114,11 +117,14 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
     outcome.data["seconds"] = round(seconds, 1)
     if ended == 0:
         return outcome
+    said = outcome.data.get("failure") or last_line(log)  # a vendor's library may print after it
     if ended is None:
         failure = Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {last_line(log)}", case.engine)
+    elif ended == REFUSAL:
+        failure = Row(case.name, REFUSED, said, case.engine)
     else:
         how = f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
-        failure = Row(case.name, FAILED, f"{how}: {last_line(log)}", case.engine)
+        failure = Row(case.name, FAILED, f"{how}: {said}", case.engine)
     outcome.data["log"] = tail(log, 40)
     return Outcome([*outcome.rows, failure], outcome.data)
 

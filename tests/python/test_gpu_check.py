@@ -118,6 +118,12 @@ def test_a_failing_case_is_a_row_with_its_last_line(tools: SimpleNamespace, tmp_
     assert "Traceback" in outcome.data["log"]
 
 
+def test_a_refusal_is_told_from_a_failure(tools: SimpleNamespace, tmp_path: Path) -> None:
+    program = "writer.data(failure='OptionError: 9.0 is not in the list'); print('[TRT] bye'); sys.exit(3)"
+    outcome = fake(tools, tmp_path, program)
+    assert [(row.result, row.figure) for row in outcome.rows] == [("refused", "OptionError: 9.0 is not in the list")]
+
+
 def test_a_crashing_case_is_a_row(tools: SimpleNamespace, tmp_path: Path) -> None:
     program = "import os, signal; print('before', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
     outcome = fake(tools, tmp_path, program)
@@ -190,6 +196,11 @@ def test_a_device_gets_a_section(tools: SimpleNamespace) -> None:
     assert page.split(tools.report.BEGIN)[0] == PAGE.read_text().split(tools.report.BEGIN)[0]
 
 
+def test_ratios_stand_beside_their_goals_on_the_page(tools: SimpleNamespace) -> None:
+    section = tools.report.section(results("NVIDIA One", ("goal: op", "measured", "1.020 (goal <= 1.05: reached)", "")))
+    assert section.endswith("|---|---|\n| op | 1.020 (goal &lt;= 1.05: reached) |")
+
+
 def test_a_run_replaces_its_own_devices_section_only(tools: SimpleNamespace) -> None:
     with_report = tools.report.page_with
     first = with_report(with_report(PAGE.read_text(), results("NVIDIA One", MEASURED)), results("NVIDIA Two", MEASURED))
@@ -205,7 +216,7 @@ def test_states_do_not_say_more_than_was_seen(tools: SimpleNamespace) -> None:
     section = tools.report.section(
         results(
             "NVIDIA One",
-            ("for current", "failed", "9.0 is not | in\nthe list <b>", "tensorrt_rtx"),
+            ("for current", "refused", "9.0 is not | in\nthe list <b>", "tensorrt_rtx"),
             ("TensorRT", "built", "2 MB", "tensorrt_full"),
             ("tests", "passed", "3 passed", "aot_inductor"),
             ("x", "measured", "2 ms", "torch"),
@@ -214,10 +225,10 @@ def test_states_do_not_say_more_than_was_seen(tools: SimpleNamespace) -> None:
         )
     )
     lines = section.splitlines()
-    assert "| tensorrt, TensorRT-RTX | failed | for current: **failed**: 9.0 is not \\| in the list &lt;b> |" in lines
+    assert "| tensorrt, TensorRT-RTX | refused | for current: **refused**: 9.0 is not \\| in the list &lt;b> |" in lines
     assert "| tensorrt, TensorRT | engine built, not run | TensorRT: 2 MB |" in lines
     assert "| aot_inductor | tests ran, not measured | tests: 3 passed |" in lines
-    assert any("| measured; 1 failed | x: 2 ms; y: **timed out**: ended |" in line for line in lines)
+    assert any("| measured; 1 failed or refused | x: 2 ms; y: **timed out**: ended |" in line for line in lines)
     assert any(line.endswith("| not run | z: no package |") for line in lines)
 
 
@@ -270,7 +281,7 @@ def test_backbones_are_measured_and_a_refusal_is_a_row(
     measure.measure_backbone(tools.run.Writer(path), "a backbone", "torchscript", "r50", ("fp32", "fp16"))
     found = json.loads(path.read_text())
     assert [(row["what"], row["result"]) for row in found["rows"]] == [
-        ("a backbone fp16", "failed"),
+        ("a backbone fp16", "refused"),
         ("a backbone", "measured"),
     ]
     assert "got 'fp16' for torchscript:fp32" in found["rows"][0]["figure"]
