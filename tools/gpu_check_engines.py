@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import bench
 import gpu_check_measure as measure
 import torch
 from gpu_check_report import BUILT, FAILED, MEASURED, NOT_RUN, PASSED, Row
@@ -29,7 +28,6 @@ from hybrid_rt.engine_module import engine_module
 from hybrid_rt.errors import HybridRTError
 from hybrid_rt.suite.cases import cases
 from hybrid_rt.suite.results import run_all
-from models import digits_data, digits_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {"demo": "demo backbone", "r50": "R50-FPN backbone"}
@@ -135,6 +133,8 @@ def end_to_end(
     rounds: int = 20,
 ) -> None:
     """The comparison of hybrid-rt bench on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
+    import bench  # it and models need scikit-image and scikit-learn, the other cases do not
+
     wanted = []
     for engine in engines:
         state = registry.backend(engine).availability()
@@ -195,6 +195,8 @@ def accuracy(
     pictures: int = MAP_PICTURES,
 ) -> None:
     """mAP of the demo detector on held-out pictures: eager on the GPU, and its hybrids in fp16."""
+    from models import digits_data, digits_detector
+
     detector = digits_detector.load()
     samples = digits_data.make_split("held_out", pictures, seed=0)
     picture = digits_detector.to_tensor(samples[0].image)
