@@ -21,6 +21,7 @@ from hybrid_rt.steps import Steps
 from hybrid_rt.suite.cases import RUNTIMES, cases
 from hybrid_rt.suite.results import run_all
 from hybrid_rt.suite.run import Subject
+from hybrid_rt.variants import DEVICES
 from models import digits_data, digits_detector, torchvision_detectors
 
 DEMO = "demo"
@@ -43,33 +44,52 @@ def main() -> None:
     parser.add_argument("--min-size", type=int, help="to which torchvision's detectors resize (default: their 800)")
     parser.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the pictures' sizes alone")
     parser.add_argument("--pictures", type=int, default=1, help="of one size, in turns")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where all of them run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench")
     options = parser.parse_args()
-    engines = options.engines or [info.name for info in registry.backends() if info.available]
+    engines = options.engines or [
+        info.name
+        for info in registry.backends()
+        if info.available and (options.device in registry.backend(info.name).devices or info.name == "torchscript")
+    ]
     machine, results = run_all(
-        [_subject(name, options) for name in options.detectors],
-        cases(engines, runtimes=options.runtimes),
+        [
+            subject(name, size=tuple(options.size), min_size=options.min_size, pictures=options.pictures)
+            for name in options.detectors
+        ],
+        cases(engines, runtimes=options.runtimes, device=options.device),
         options.output,
         rounds=options.rounds,
         warm_up=options.warm_up,
         threads=options.threads,
         fixed_sizes=options.fixed_sizes,
+        device=options.device,
         note=NOTE,
         steps=Steps(True),
     )
-    show(results, f"{machine.cpu}, {options.threads} threads, {options.rounds} rounds in turns")
+    show(results, f"{machine.processor}, {options.threads} threads, {options.rounds} rounds in turns")
     print(f"written: {options.output}/bench.json, bench.md and a plot a detector")
 
 
-def _subject(name: str, options: argparse.Namespace) -> Subject:
+def subject(
+    name: str, *, size: tuple[int, int] = (480, 640), min_size: int | None = None, pictures: int = 1
+) -> Subject:
+    """A detector of the benchmark and what it looks at.
+
+    Args:
+        name: DEMO, or one of torchvision's.
+        size: (height, width) of the pictures of torchvision's.
+        min_size: to which these resize; None: their own.
+        pictures: how many.
+    """
     if name == DEMO:
-        samples = digits_data.make_split("held_out", options.pictures, seed=0)
+        samples = digits_data.make_split("held_out", pictures, seed=0)
         return Subject(name, digits_detector.load, [digits_detector.to_tensor(sample.image) for sample in samples])
-    pictures = torchvision_detectors.pictures([tuple(options.size)] * options.pictures)
-    return Subject(name, partial(torchvision_detectors.build, name, min_size=options.min_size), pictures)
+    build = partial(torchvision_detectors.build, name, min_size=min_size)
+    return Subject(name, build, torchvision_detectors.pictures([size] * pictures))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,408 @@
+"""Times the TensorRT engine of a bundle alone: the vendor's Python module and CUDA, no torch and no hybrid_rt.
+
+What our op takes above this is its own cost. The engine is extracted in a process of its own; a folder of extracted
+files (hybrid-rt extract) does as well. Each call lies between two CUDA events on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+VENDORS = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
+"""Of each library the Python modules that may bring it."""
+
+WARM_UP = 20
+
+_EXTRACT = """
+import json, sys
+import hybrid_rt
+bundle, folder, segment = sys.argv[1:]
+files = hybrid_rt.extract(bundle, folder, segment=segment or None, backend="tensorrt")
+variants = [v for s in hybrid_rt.inspect(bundle)["segments"] for v in s["variants"] if v["backend"] == "tensorrt"]
+libraries = sorted({name for v in variants for name in ("tensorrt", "tensorrt_rtx") if name in v["requirements"]})
+print(json.dumps({"files": [str(file) for file in files], "libraries": libraries}))
+"""
+
+
+class BareEngineError(RuntimeError):
+    """Why nothing was timed; ``got`` is the part of the text that says what there was instead."""
+
+    got = ""
+
+    @classmethod
+    def make(cls, subject: str, expected: str, got: str, remedy: str) -> BareEngineError:
+        """The text is put together as everywhere in hybrid_rt."""
+        error = cls(f"hybrid_rt[bench_bare_engine]: {subject}: expected {expected}, got {got}. {remedy}")
+        error.got = got
+        return error
+
+
+class Cuda(Protocol):
+    """What is needed of CUDA; addresses, streams and events are the binding's own."""
+
+    name: str
+
+    def device_count(self) -> int:
+        """0 without a device; an error without a driver."""
+
+    def upload(self, values: bytes | bytearray | memoryview) -> int:
+        """The address of a copy on the device."""
+
+    def stream(self) -> Any:
+        """A new one, that waits for no other."""
+
+    def handle(self, stream: Any) -> int:
+        """As TensorRT takes it."""
+
+    def event(self) -> Any:
+        """A new one that keeps the time."""
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Puts the event into the stream."""
+
+    def elapsed(self, start: Any, end: Any) -> float:
+        """Milliseconds between two events, once the second is there."""
+
+
+class _CudaPython:
+    """By NVIDIA's cuda-python."""
+
+    def __init__(self) -> None:
+        try:
+            self._runtime = importlib.import_module("cuda.bindings.runtime")
+        except ImportError:
+            self._runtime = importlib.import_module("cuda.cudart")  # its name before 12.8
+        self.name = f"cuda-python ({self._runtime.__name__})"
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        error, *values = getattr(self._runtime, function)(*arguments)
+        if int(error):
+            _, text = self._runtime.cudaGetErrorString(error)
+            raise BareEngineError.make(
+                function,
+                "success",
+                text.decode() if isinstance(text, bytes) else str(text),
+                "The message is CUDA's own; nvidia-smi says whether the driver runs.",
+            )
+        return values[0] if values else None
+
+    def device_count(self) -> int:
+        return int(self._call("cudaGetDeviceCount"))
+
+    def upload(self, values: bytes | bytearray | memoryview) -> int:
+        data = bytes(values)
+        address = self._call("cudaMalloc", max(len(data), 1))
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpy", address, data, len(data), kind)
+        return int(address)
+
+    def stream(self) -> Any:
+        return self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+
+    def handle(self, stream: Any) -> int:
+        return int(stream)
+
+    def event(self) -> Any:
+        return self._call("cudaEventCreate")
+
+    def record(self, event: Any, stream: Any) -> None:
+        self._call("cudaEventRecord", event, stream)
+
+    def elapsed(self, start: Any, end: Any) -> float:
+        self._call("cudaEventSynchronize", end)
+        return float(self._call("cudaEventElapsedTime", start, end))
+
+
+class _PyCuda:
+    """By pycuda, where only that is installed."""
+
+    def __init__(self) -> None:
+        self._driver = importlib.import_module("pycuda.driver")
+        self.name = "pycuda"
+        self._buffers: list[Any] = []  # pycuda frees what nobody holds
+
+    def device_count(self) -> int:
+        self._driver.init()
+        count: int = self._driver.Device.count()
+        if count:
+            importlib.import_module("pycuda.autoinit")
+        return count
+
+    def upload(self, values: bytes | bytearray | memoryview) -> int:
+        buffer = self._driver.to_device(bytearray(values) or bytearray(1))
+        self._buffers.append(buffer)
+        return int(buffer)
+
+    def stream(self) -> Any:
+        return self._driver.Stream()
+
+    def handle(self, stream: Any) -> int:
+        return int(stream.handle)
+
+    def event(self) -> Any:
+        return self._driver.Event()
+
+    def record(self, event: Any, stream: Any) -> None:
+        event.record(stream)
+
+    def elapsed(self, start: Any, end: Any) -> float:
+        end.synchronize()
+        return float(end.time_since(start))
+
+
+def find_cuda(bindings: Sequence[Callable[[], Cuda]] = (_CudaPython, _PyCuda)) -> Cuda:
+    """The first binding that can be imported, where it finds a device.
+
+    Raises:
+        BareEngineError: none can be, there is no driver, or no device.
+    """
+    reasons = []
+    for binding in bindings:
+        try:
+            cuda = binding()
+        except Exception as error:  # pycuda does not import without a driver, and not by an ImportError
+            reasons.append(f"{binding.__name__.lstrip('_')}: {error}")
+            continue
+        try:
+            count, reason = cuda.device_count(), "none"
+        except Exception as error:  # each binding has errors of its own
+            count, reason = 0, f"none: {getattr(error, 'got', error)}"
+        if count:
+            return cuda
+        raise BareEngineError.make(
+            "device", "a CUDA device", reason.rstrip("."), "Run it on a machine with an NVIDIA GPU and its driver."
+        )
+    raise BareEngineError.make(
+        "cuda-python", "cuda.bindings or pycuda", "; ".join(reasons), "pip install cuda-bindings brings the first."
+    )
+
+
+def find_vendor(libraries: Sequence[str]) -> Any:
+    """The vendor's module that made the engine.
+
+    Args:
+        libraries: of :data:`VENDORS`, those that it may be.
+
+    Raises:
+        BareEngineError: none of them can be imported.
+    """
+    reasons = []
+    for library in libraries:
+        for name in VENDORS[library]:
+            try:
+                module = importlib.import_module(name)
+                assert hasattr(module, "Runtime"), "it has no Runtime"
+            except Exception as error:  # pip's stub of TensorRT raises anything
+                reasons.append(f"{name}: {error}")
+                continue
+            return module
+    raise BareEngineError.make(
+        "vendor",
+        f"the Python module of {' or '.join(libraries)}",
+        "; ".join(reasons),
+        "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings; TensorRT's comes from NVIDIA.",
+    )
+
+
+def extracted(source: Path, segment: str, folder: Path) -> tuple[Path, list[str]]:
+    """The engine's file, and the libraries that it may be of.
+
+    Args:
+        source: a bundle, or a folder of extracted files.
+        segment: whose engine; empty where there is one only.
+        folder: where a bundle's files are put.
+
+    Raises:
+        BareEngineError: no engine, or several.
+    """
+    libraries = list(VENDORS)
+    if not source.exists():
+        raise BareEngineError.make(str(source), "a bundle, or a folder of extracted files", "none", "Name another.")
+    if source.is_file():
+        command = [sys.executable, "-c", _EXTRACT, str(source), str(folder), segment]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["it printed nothing"]
+            raise BareEngineError.make(
+                str(source), "a bundle with a TensorRT engine", lines[-1].rstrip("."), "hybrid-rt inspect lists both."
+            )
+        libraries = json.loads(done.stdout.splitlines()[-1])["libraries"] or libraries
+        source = folder
+    found = sorted(source.glob(f"{segment}*.engine"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise BareEngineError.make(str(source), "one *.engine file", names, "--segment NAME picks one.")
+    return found[0], libraries
+
+
+def shapes_of(texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Reads "1x3x800x1088".
+
+    Raises:
+        BareEngineError: another text.
+    """
+    shapes = []
+    for text in texts:
+        parts = text.split("x")
+        if not all(part.isdigit() for part in parts):
+            raise BareEngineError.make("--shape", "sizes such as 1x3x800x1088", f"'{text}'", "One for each input.")
+        shapes.append(tuple(map(int, parts)))
+    return shapes
+
+
+class Engine:
+    """An engine with its memory, ready to be called."""
+
+    def __init__(
+        self, vendor: Any, cuda: Cuda, path: Path, profile: int, shapes: Sequence[tuple[int, ...]] = ()
+    ) -> None:
+        """Loads it.
+
+        Args:
+            vendor: of :func:`find_vendor`.
+            cuda: of :func:`find_cuda`.
+            path: the engine; its bindings lie beside it, ending in .json.
+            profile: the optimisation profile.
+            shapes: of the inputs; empty: those that the profile is best for.
+
+        Raises:
+            BareEngineError: the vendor refuses the engine, no such profile, sizes outside of it.
+        """
+        self.cuda = cuda
+        bindings = json.loads(path.with_suffix(".json").read_text())
+        self._logger = vendor.Logger(vendor.Logger.WARNING)
+        self._runtime = vendor.Runtime(self._logger)  # only after the count of devices: without a driver it crashes
+        if bindings["version_compatible"]:
+            self._runtime.engine_host_code_allowed = True
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise BareEngineError.make(
+                str(path),
+                f"an engine for this GPU and {vendor.__name__} {vendor.__version__}",
+                "one that it does not take; its own message stands above",
+                "Convert the detector on this machine.",
+            )
+        if not 0 <= profile < self._engine.num_optimization_profiles:
+            raise BareEngineError.make(
+                "--profile", f"below {self._engine.num_optimization_profiles}", str(profile), "Name another."
+            )
+        self.stream = cuda.stream()
+        self._context = self._engine.create_execution_context()
+        self._context.set_optimization_profile_async(profile, cuda.handle(self.stream))
+        self.inputs: dict[str, list[int]] = {}
+        self._place(vendor, [name for name in bindings["inputs"] if name], profile, list(shapes))
+
+    def _place(self, vendor: Any, inputs: Sequence[str], profile: int, shapes: list[tuple[int, ...]]) -> None:
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        if shapes and len(shapes) != len(inputs):
+            raise BareEngineError.make("--shape", f"one for each of {', '.join(inputs)}", str(len(shapes)), "Give all.")
+        for i, name in enumerate(inputs):
+            best = tuple(self._engine.get_tensor_profile_shape(name, profile)[1])
+            shape = shapes[i] if shapes else best
+            if not self._context.set_input_shape(name, shape):
+                least, _, most = self._engine.get_tensor_profile_shape(name, profile)
+                raise BareEngineError.make(
+                    f"input '{name}'", f"{tuple(least)} to {tuple(most)}", str(shape), "Name sizes within the profile."
+                )
+            self.inputs[name] = list(shape)
+        for name in names:
+            shape = tuple(self._context.get_tensor_shape(name))
+            dtype = self._engine.get_tensor_dtype(name)
+            self._context.set_tensor_address(name, self.cuda.upload(_values(vendor, dtype, shape, name in inputs)))
+
+    def call(self) -> None:
+        """Puts one call into the stream."""
+        if not self._context.execute_async_v3(self.cuda.handle(self.stream)):
+            raise BareEngineError.make(
+                "call", "success", "a failure; its own message stands above", "The message is TensorRT's own."
+            )
+
+
+def _values(vendor: Any, dtype: Any, shape: Sequence[int], is_input: bool) -> bytes | memoryview:
+    """Of float32 inputs random numbers: on zeros a GPU takes less power, and may clock higher."""
+    count = 1
+    for size in shape:
+        count *= size
+    if not is_input or dtype != vendor.DataType.FLOAT:
+        return bytes(int(count * dtype.itemsize))
+    generator = random.Random(0)
+    return memoryview(array("f", (generator.random() for _ in range(count)))).cast("B")
+
+
+def time_engine(engine: Engine, rounds: int, warm_up: int = WARM_UP) -> list[float]:
+    """Milliseconds of each call, one after the other."""
+    cuda = engine.cuda
+    start, end = cuda.event(), cuda.event()
+    times = []
+    for i in range(warm_up + rounds):
+        cuda.record(start, engine.stream)
+        engine.call()
+        cuda.record(end, engine.stream)
+        milliseconds = cuda.elapsed(start, end)
+        if i >= warm_up:
+            times.append(milliseconds)
+    return times
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Nearest rank, as hybrid_rt.measure has it."""
+    ordered = sorted(values)
+    return ordered[max(1, -(-len(ordered) * percent // 100)) - 1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the figures; 1 if there are none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="or a folder of extracted files")
+    parser.add_argument("--segment", default="", help="whose engine, where there are several")
+    parser.add_argument("--profile", type=int, default=0, help="optimisation profile (default: 0)")
+    parser.add_argument("--shape", action="append", default=[], metavar="1x3x800x1088", help="of an input, in order")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds: expected at least 1")
+    try:
+        # The quick refusals before anything that takes long.
+        shapes = shapes_of(options.shape)
+        if not options.bundle.exists():
+            extracted(options.bundle, options.segment, Path())
+        cuda = find_cuda()
+        find_vendor(list(VENDORS))
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+            path, libraries = extracted(options.bundle, options.segment, Path(folder))
+            vendor = find_vendor(libraries)
+            engine = Engine(vendor, cuda, path, options.profile, shapes)
+            times = time_engine(engine, options.rounds)
+    except BareEngineError as error:
+        print(error, file=sys.stderr)
+        return 1
+    found = {
+        "engine": path.name,
+        "vendor": f"{vendor.__name__} {vendor.__version__}",
+        "cuda": cuda.name,
+        "inputs": engine.inputs,
+        "rounds": options.rounds,
+        "median_ms": percentile(times, 50),
+        "p95_ms": percentile(times, 95),
+    }
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(f"{found['engine']} by {found['vendor']}, {found['inputs']}, {options.rounds} calls:")
+        print(f"median {found['median_ms']:.4f} ms, p95 {found['p95_ms']:.4f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What tools/gpu_check runs on the GPU: a function a case, each in a process of its own.
+
+A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gpu_check_report import FAILED, NOT_RUN, PASSED, Row
+from gpu_check_run import REFUSAL, Case, Writer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+GRAPHS = "HYBRID_RT_TENSORRT_CUDA_GRAPHS"
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+    "tensorrt-rtx-cu13-bindings",
+    "cuda-bindings",
+    "openvino",
+    "apache-tvm",
+)
+
+
+def facts(writer: Writer) -> None:
+    """The device, and what is installed; the run ends here where there is no device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        writer.data(no_device=_why_no_device())
+        return
+    properties = torch.cuda.get_device_properties(0)
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    device = {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": _driver(),
+        "CUDA": torch.version.cuda,
+        **versions,
+    }
+    writer.data(device=device, memory_bytes=properties.total_memory, cudnn=torch.backends.cudnn.version())
+    writer.row(Row("device", PASSED, ", ".join(f"{name} {value}" for name, value in device.items())))
+
+
+def _why_no_device() -> str:
+    """In the driver's words, by hybrid_rt where it is installed, else by torch."""
+    try:
+        from hybrid_rt import _native
+
+        return str(_native.cuda_devices()[1]) or "torch finds no CUDA device, though the driver does"
+    except ImportError as error:
+        import torch
+
+        try:
+            torch.cuda.init()
+        except Exception as reason:  # its own classes of errors differ by version
+            return str(reason)
+        return f"hybrid_rt can't be imported: {error}"
+
+
+def _driver() -> str:
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
+        return "unknown (no nvidia-smi)"
+    command = [nvidia_smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return (done.stdout.splitlines() or ["unknown"])[0].strip()
+
+
+def doctor(writer: Writer) -> None:
+    """``hybrid-rt doctor``, and of the GPU's backends what it says."""
+    command = [sys.executable, "-c", "from hybrid_rt.cli import main; raise SystemExit(main(['doctor']))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    writer.data(doctor=done.stdout + done.stderr)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["hybrid-rt doctor: no output"])[-1])
+    lines = {line.split()[0]: line.strip() for line in done.stdout.splitlines() if line.startswith("  ")}
+    for name in ("tensorrt", "aot_inductor"):
+        text = lines.get(name, f"{name}: not listed: its plug-in was not built")
+        writer.row(Row(f"doctor: {name}", PASSED if ": available" in text else NOT_RUN, text))
+
+
+def python_tests(writer: Writer, name: str, select: str, engine: str) -> None:
+    """The tests of a file that need a GPU; counted from pytest's own lines, so that a hang keeps those before."""
+    command = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
+    command += [f"tests/python/test_{name}.py", "-k", select]
+    count = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
+    failures: list[str] = []
+    last = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+            found = re.match(r"tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b", line)
+            if found:
+                count[found[1]] += 1
+                if sum(count.values()) % 20 == 0:
+                    writer.data(tests=count)
+            elif re.match(r"(FAILED|ERROR) tests/", line):
+                failures.append(line.strip())
+        code = process.wait()
+    writer.data(tests=count, failures=failures)
+    ran = count["PASSED"] + count["FAILED"] + count["ERROR"]
+    figure = ", ".join(f"{number} {word.lower()}" for word, number in count.items())
+    if code not in (0, 1, 5):
+        raise RuntimeError(f"{figure}; pytest ended with {code}: {last}")
+    result = FAILED if code == 1 else PASSED if ran else NOT_RUN
+    writer.row(Row(f"tests: {name}", result, figure, engine))
+    for text in failures[:3]:
+        writer.row(Row(f"tests: {name}", FAILED, text, engine))
+
+
+def cpp_tests(writer: Writer) -> None:
+    """The C++ tests, where they were built."""
+    folders = (ROOT / "build" / "gpu_check" / "cmake", *(ROOT / "build").glob("cp*"))
+    found = [path for folder in folders if (path := folder / "bin" / "hybrid_rt_tests").exists()]
+    if not found:
+        writer.row(Row("C++ tests", NOT_RUN, "not built: doctest is missing (Debian: doctest-dev), or --no-build"))
+        return
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+        bundle = Path(folder) / "digits.pt"
+        make = [sys.executable, str(ROOT / "tools" / "make_test_bundle.py"), str(bundle)]
+        made = subprocess.run(make, capture_output=True, text=True, check=False)
+        # Without OpenVINO there is no bundle; the tests of the others need none.
+        left_out = [] if made.returncode == 0 else ["--source-file-exclude=*test_bundle*"]
+        environment = {**os.environ, "HYBRID_RT_TEST_BUNDLE": str(bundle)}
+        command = [str(found[0]), *left_out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    print(made.stderr, done.stdout, done.stderr)
+    last = [line for line in done.stdout.splitlines() if "test cases" in line]
+    writer.row(Row("C++ tests", FAILED if done.returncode else PASSED, last[-1] if last else done.stderr[-300:]))
+
+
+def _on_gpu(function: str, **arguments: Any) -> Callable[[Writer], None]:
+    """A function of gpu_check_engines, which imports torch and hybrid_rt: the parent process shall have neither."""
+
+    def run(writer: Writer) -> None:
+        getattr(importlib.import_module("gpu_check_engines"), function)(writer, **arguments)
+
+    return run
+
+
+CASES: dict[str, tuple[Case, Callable[[Writer], None]]] = {}
+"""In the order in which they run: what most depends on a GPU first, so that a short time tells most."""
+
+
+def _add(name: str, run: Callable[[Writer], None], seconds: float, engine: str = "", **environment: str) -> None:
+    CASES[name] = Case(name, engine, seconds, environment), run
+
+
+_add("facts", facts, 60)
+_add("doctor", doctor, 60)
+for _target in ("current", "capability", "default"):
+    _library = "tensorrt_rtx"
+    _add(f"TensorRT-RTX for {_target}", _on_gpu("build_engine", library=_library, target=_target), 90, _library)
+_add("TensorRT", _on_gpu("build_engine", library="tensorrt", target="current"), 120, "tensorrt_full")
+_add("tests: tensorrt", partial(python_tests, name="backend_tensorrt", select="on_a_gpu", engine="tensorrt"), 120)
+_add("R50-FPN backbone, torch", _on_gpu("backbone", name="r50", engine="torch"), 60, "torch")
+_add("R50-FPN backbone, tensorrt", _on_gpu("backbone", name="r50", engine="tensorrt"), 120, "tensorrt")
+_add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt")
+_add("tests: head operators", partial(python_tests, name="head_operators", select="cuda", engine="operators"), 120)
+_add("end to end, demo, tensorrt", _on_gpu("end_to_end", name="demo", engines=["tensorrt"]), 120, "tensorrt")
+_add("R50-FPN backbone, aot_inductor", _on_gpu("backbone", name="r50", engine="aot_inductor"), 180, "aot_inductor")
+for _mode in ("copy", "static"):
+    _add(f"CUDA graphs: {_mode}", _on_gpu("graphs", name="r50", mode=_mode), 60, "tensorrt", **{GRAPHS: _mode})
+_add("demo mAP", _on_gpu("accuracy"), 90)
+_add(
+    "tests: aot_inductor",
+    partial(python_tests, name="backend_aot_inductor", select="test_cuda", engine="aot_inductor"),
+    180,
+)
+_add("end to end, R50-FPN, tensorrt", _on_gpu("end_to_end", name="r50", engines=["tensorrt"]), 150, "tensorrt")
+for _name, _title in (("demo", "demo"), ("r50", "R50-FPN")):
+    _run = _on_gpu("end_to_end", name=_name, engines=["aot_inductor"])
+    _add(f"end to end, {_title}, aot_inductor", _run, 240, "aot_inductor")
+_add("R50-FPN backbone, torch.compile", _on_gpu("backbone", name="r50", engine="compile"), 120, "torch")
+for _engine in ("torch", "tensorrt", "aot_inductor", "compile"):
+    _add(
+        f"demo backbone, {_engine}",
+        _on_gpu("backbone", name="demo", engine=_engine),
+        90,
+        _engine.replace("compile", "torch"),
+    )
+_add("nms, roi_align", _on_gpu("head_operators"), 60, "operators")
+_add("C++ tests", cpp_tests, 120)
+
+
+def main() -> int:
+    """``gpu_check_cases.py CASE FILE``: runs it here; what the parent starts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("file", type=Path)
+    options = parser.parse_args()
+    writer = Writer(options.file)
+    try:
+        CASES[options.case][1](writer)
+    except Exception as error:
+        traceback.print_exc()
+        writer.data(failure=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        names = {parent.__name__ for parent in type(error).__mro__}  # hybrid_rt may not be there to be imported
+        return REFUSAL if "HybridRTError" in names else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

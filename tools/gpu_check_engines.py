@@ -1,0 +1,256 @@
+"""What tools/gpu_check builds and measures on the GPU; gpu_check_cases.py says when.
+
+A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gpu_check_measure as measure
+import torch
+from gpu_check_report import BUILT, FAILED, MEASURED, NOT_RUN, PASSED, Row
+from gpu_check_run import Writer
+
+import hybrid_rt
+from hybrid_rt import programs, registry
+from hybrid_rt.capture import capture_alone
+from hybrid_rt.engine_module import engine_module
+from hybrid_rt.errors import HybridRTError
+from hybrid_rt.suite.cases import cases
+from hybrid_rt.suite.results import run_all
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLES = {"demo": "demo backbone", "r50": "R50-FPN backbone"}
+DETECTORS = {"demo": "demo", "r50": "fasterrcnn_resnet50_fpn"}
+ENGINES = ("tensorrt", "aot_inductor")
+MAP_PICTURES = 100
+
+
+def build_engine(writer: Writer, library: str, target: str) -> None:
+    """Builds the demo detector's backbone by one of TensorRT's libraries for a target, then runs it here.
+
+    Args:
+        writer: takes rows and data.
+        library: "tensorrt" or "tensorrt_rtx".
+        target: "current", "capability" (this device's own, as a list) or "default".
+    """
+    engine = {"tensorrt": "tensorrt_full", "tensorrt_rtx": "tensorrt_rtx"}[library]
+    title = "TensorRT" if library == "tensorrt" else f"TensorRT-RTX for {target}"
+    modules = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[library]
+    if not any(importlib.util.find_spec(name) for name in modules):
+        writer.row(Row(title, NOT_RUN, f"no package {' or '.join(modules)}", engine))
+        return
+    module, x = measure.backbone("demo")
+    options: dict[str, Any] = {"library": library}
+    if library == "tensorrt_rtx" and target != "default":
+        major, minor = torch.cuda.get_device_capability()
+        options["compute_capabilities"] = "current" if target == "current" else [f"{major}.{minor}"]
+    with torch.no_grad():
+        program = capture_alone(torch.nn.Sequential(module).eval(), "0", [(x,)])
+        artifact = registry.backend("tensorrt").configured("cuda", options).compile(program, "fp32")
+        size, wanted = artifact.blobs["engine"].numel(), artifact.spec.requirements
+        writer.data(engine_bytes=size, requirements=dict(wanted))
+        try:
+            measure.allow_tf32(False)
+            run = engine_module(program, [artifact])
+            found = run(x.cuda())
+            error = measure.relative_error(found, measure.tensors_of(copy.deepcopy(module).cuda()(x.cuda())))
+        except Exception as failure:  # of the vendor, and of torch
+            writer.row(Row(title, BUILT, f"{size / 1e6:.1f} MB for {wanted}; does not run: {failure}", engine))
+            raise
+    writer.row(Row(title, PASSED, f"{size / 1e6:.1f} MB for {dict(wanted)}; runs, error {error:.0e}", engine))
+
+
+def backbone(writer: Writer, name: str, engine: str) -> None:
+    """A backbone in one engine, or in torch, in each precision."""
+    title = f"{TITLES[name]}, {engine}"
+    measure.measure_backbone(writer, title, engine, name, row_engine="torch" if engine == "compile" else engine)
+
+
+def graphs(writer: Writer, name: str, mode: str) -> None:
+    """TensorRT with its calls recorded as CUDA graphs; the variable is set for this process."""
+    title = f"{TITLES[name]}, tensorrt, CUDA graphs: {mode}"
+    measure.measure_backbone(writer, title, "tensorrt", name, ("fp16", "fp32"))
+
+
+def op_cost(writer: Writer, name: str) -> None:
+    """Our op against the bare engine: by turns, each in its own process, since the bare one shall have no torch."""
+    title = f"op over bare engine, {TITLES[name]}, fp16"
+    module, x = measure.backbone(name)
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.no_grad():
+        bundle = Path(folder) / "backbone.pt"
+        options = {"tensorrt": {"compute_capabilities": "current"}}
+        hybrid_rt.convert(
+            measure.Alone(module).eval(),
+            (x,),
+            bundle,
+            segments="backbone",
+            engine="tensorrt:fp16",
+            device="cuda",
+            options=options,
+            shapes=[tuple(x.shape[-2:])],
+            fallback=False,
+            verify=False,
+            golden=False,
+            measure=False,
+            progress=False,
+        )
+        loaded, picture = hybrid_rt.load(bundle, device="cuda"), x.cuda()
+        candidate = measure.Candidate("op", lambda: loaded(picture))
+        command = [sys.executable, str(ROOT / "tools" / "bench_bare_engine.py"), str(bundle), "--json"]
+        shape = "x".join(map(str, x.shape))
+        turns = []
+        for _ in range(2):
+            ours = measure.in_turns([candidate], rounds=200, warm_up=20)["op"]
+            torch.cuda.synchronize()
+            done = subprocess.run([*command, "--shape", shape], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+            turns.append({"op": ours, "bare": json.loads(done.stdout.splitlines()[-1])})
+            writer.data(turns=turns)
+    op, bare = (min(turn[key]["median_ms"] for turn in turns) for key in ("op", "bare"))
+    spread = ", ".join(f"{turn['op']['median_ms']:.3f} / {turn['bare']['median_ms']:.3f}" for turn in turns)
+    writer.row(Row(title, MEASURED, f"{op / bare:.3f}: {spread} ms", "tensorrt"))
+    writer.data(goals=[{"what": title, "goal": "op", "value": op / bare}])
+
+
+def end_to_end(
+    writer: Writer,
+    name: str,
+    device: str = "cuda",
+    engines: Sequence[str] = ENGINES,
+    precisions: Sequence[str] = ("fp32", "fp16"),
+    rounds: int = 20,
+) -> None:
+    """The comparison of hybrid-rt bench on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
+    import bench  # it and models need scikit-image and scikit-learn, the other cases do not
+
+    wanted = []
+    for engine in engines:
+        state = registry.backend(engine).availability()
+        if state.available:
+            wanted += [f"{engine}:{precision}" for precision in precisions]
+        else:
+            writer.row(Row(f"{DETECTORS[name]}: hybrid {engine}", NOT_RUN, state.reason, engine))
+    runtimes = ["torchscript", "hybrid"]
+    if _has_worker():
+        runtimes += ["torchscript-cpp", "hybrid-cpp"]
+    else:
+        writer.row(Row(f"{DETECTORS[name]} in C++", NOT_RUN, "hybrid-rt-bench-worker was not built"))
+    _, results = run_all(
+        [bench.subject(DETECTORS[name])],
+        cases(wanted, runtimes=runtimes, device=device),
+        None,  # the plots and pages are tools/bench's
+        rounds=rounds,
+        warm_up=3,
+        threads=2,
+        device=device,
+    )
+    writer.data(results=[result.to_json() for result in results])
+    medians = {result.case.name: result.latency.median for result in results if result.latency}
+    goals = []
+    for result in results:
+        what = f"{result.detector}: {result.case.name}"
+        engine = result.case.engine or "torch"
+        if result.latency is None:
+            writer.row(Row(what, FAILED, result.failure, engine))
+            continue
+        ratio = medians["eager, Python"] / result.latency.median
+        boxes = (
+            result.not_compared
+            or "; ".join(result.differences[:1])
+            or f"{sum(match.matched for match in result.boxes)} boxes as eager's"
+        )
+        figure = f"median {result.latency.median:.2f}, p95 {result.latency.p95:.2f} ms, {ratio:.2f} x eager; {boxes}"
+        writer.row(Row(what, MEASURED, figure, engine))
+        if result.case.kind == "hybrid" and result.case.precision == "fp16":
+            goals.append({"what": f"{what}: over eager", "goal": "end to end", "value": ratio})
+    writer.data(goals=goals)
+
+
+def _has_worker() -> bool:
+    """Whether the C++ programs were built."""
+    try:
+        programs.program("hybrid-rt-bench-worker", "bench")
+    except HybridRTError:
+        return False
+    return True
+
+
+def accuracy(
+    writer: Writer,
+    device: str = "cuda",
+    engines: Sequence[str] = ENGINES,
+    precision: str = "fp16",
+    pictures: int = MAP_PICTURES,
+) -> None:
+    """mAP of the demo detector on held-out pictures: eager on the GPU, and its hybrids in fp16."""
+    from models import digits_data, digits_detector
+
+    detector = digits_detector.load()
+    samples = digits_data.make_split("held_out", pictures, seed=0)
+    picture = digits_detector.to_tensor(samples[0].image)
+
+    def placed(module: Any) -> digits_detector.Detect:
+        def detect(pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            found = module([picture.to(device) for picture in pictures])
+            return [{name: tensor.cpu() for name, tensor in detections.items()} for detections in found]
+
+        return detect
+
+    eager = digits_detector.evaluate(placed(copy.deepcopy(detector).to(device)), samples)["mAP"]
+    writer.data(eager=eager, pictures=len(samples))
+    goals = []
+    for engine in engines:
+        title = f"demo mAP, {engine} {precision}"
+        if not registry.backend(engine).availability().available:
+            writer.row(Row(title, NOT_RUN, registry.backend(engine).availability().reason, engine))
+            continue
+        options = {"tensorrt": {"compute_capabilities": "current"}} if engine == "tensorrt" else None
+        try:
+            with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+                path = Path(folder) / "demo.pt"
+                hybrid_rt.convert(
+                    detector,
+                    ([picture],),
+                    path,
+                    engine=f"{engine}:{precision}",
+                    device=device,
+                    options=options,
+                    fallback=False,
+                    verify=False,  # its boxes are judged by what follows
+                    golden=False,
+                    measure=False,
+                    progress=False,
+                )
+                found = digits_detector.evaluate(placed(hybrid_rt.load(path, device=device)), samples)["mAP"]
+        except Exception as error:  # of any compiler
+            writer.row(Row(title, FAILED, f"{type(error).__name__}: {error}", engine))
+            continue
+        writer.row(Row(title, MEASURED, f"{found:.4f}, eager {eager:.4f}, {len(samples)} pictures", engine))
+        goals.append({"what": f"{title}: distance to eager's", "goal": "mAP", "value": abs(found - eager)})
+        writer.data(goals=goals)
+
+
+def head_operators(writer: Writer) -> None:
+    """nms and roi_align beside torchvision's, by their own benchmark."""
+    command = [sys.executable, str(ROOT / "tools" / "bench_head_operators"), "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    writer.data(table=done.stdout)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    ratios = [float(found) for found in re.findall(r"│ *([\d.]+) *│ *$", done.stdout, re.MULTILINE)]
+    if ratios:
+        figure = f"{min(ratios):.1f} to {max(ratios):.1f} times torchvision's speed in {len(ratios)} cases"
+        writer.row(Row("nms, roi_align", MEASURED, figure, "operators"))

@@ -1,0 +1,222 @@
+"""Backbones on a GPU, timed in turns: what the cases of tools/gpu_check have in common."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gpu_check_report import FAILED, MEASURED, NOT_RUN, REFUSED, Row
+from gpu_check_run import LIMIT_VARIABLE, Writer
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import torchscript
+from hybrid_rt.errors import HybridRTError
+from hybrid_rt.measure import percentile
+
+DEVICE = "cuda"
+ROUNDS, WARM_UP = 50, 5
+REFERENCE = "TorchScript fp32"
+_SHARE_FOR_BUILDING = 0.6
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+ENGINE_PRECISIONS = {
+    "torch": ("fp32", "tf32", "fp16", "bf16"),
+    "compile": ("fp16", "fp32", "tf32", "bf16"),
+    "aot_inductor": ("fp16", "fp32", "tf32", "bf16"),
+    "tensorrt": ("fp16", "fp32", "tf32", "bf16"),
+}
+"""The most wanted first: those that the time does not reach are not run. "tf32": fp32 with TF32's products allowed."""
+
+
+class Alone(nn.Module):
+    """A detector that is its backbone: what is left of a call is the op's own cost."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        """Of a backbone that returns a dict of tensors."""
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """[N, 3, H, W] in."""
+        return self.backbone(pictures)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time.
+
+    Attributes:
+        name: as in the results.
+        call: without arguments; the work goes into the current stream.
+        tf32: what torch is allowed in its own products and convolutions while it runs.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    tf32: bool = False
+
+
+def allow_tf32(is_allowed: bool) -> None:
+    """In torch's convolutions, where it is the default, and products, where it is not."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_allowed
+
+
+def milliseconds(candidate: Candidate) -> float:
+    """Of one call, between two CUDA events: the host's share counts where the GPU waits for it."""
+    allow_tf32(candidate.tf32)
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    candidate.call()
+    end.record()
+    end.synchronize()
+    found: float = start.elapsed_time(end)
+    return found
+
+
+def in_turns(candidates: list[Candidate], rounds: int = ROUNDS, warm_up: int = WARM_UP) -> dict[str, dict[str, float]]:
+    """Median and p95 of each; each round has another order, so that none always comes after the same one."""
+    times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    for i in range(warm_up + rounds):
+        for candidate in random.Random(i).sample(candidates, len(candidates)):
+            spent = milliseconds(candidate)
+            if i >= warm_up:
+                times[candidate.name].append(spent)
+    return {
+        name: {"median_ms": percentile(spent, 50), "p95_ms": percentile(spent, 95)} for name, spent in times.items()
+    }
+
+
+def backbone(name: str) -> tuple[nn.Module, Tensor]:
+    """A backbone on the CPU and what it looks at, of "demo" or "r50"."""
+    torch.manual_seed(0)
+    if name == "demo":
+        from models import digits_detector  # needs scikit-image and scikit-learn, the other one does not
+
+        return digits_detector.load().backbone, torch.rand(1, 3, 256, 352)
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.resnet import Bottleneck
+
+    found = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
+    for module in found.modules():
+        if isinstance(module, Bottleneck):  # else random weights grow from block to block, beyond fp16
+            module.bn3.weight.data.fill_(0.2)
+    return found.requires_grad_(False).eval(), torch.rand(1, 3, 800, 1088)
+
+
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors of a backbone's result, in fp32."""
+    values = list(result.values()) if isinstance(result, Mapping) else [result]
+    return [value.float() for value in values]
+
+
+def relative_error(found: Any, expected: list[Tensor]) -> float:
+    """The largest difference as a share of the largest value, of the worst output."""
+    pairs = zip(tensors_of(found), expected, strict=True)
+    return max(((value - right).abs().max() / right.abs().max()).item() for value, right in pairs)
+
+
+def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Iterator[Candidate]:
+    """What an engine is in a precision; each is built when it is asked for.
+
+    Args:
+        engine: of :data:`ENGINE_PRECISIONS`.
+        precision: "tf32" beside the engine's.
+        module: on the CPU; it is not changed.
+        x: on the CPU.
+    """
+    is_tf32 = precision == "tf32"
+    if engine in ("torch", "compile"):
+        own = copy.deepcopy(module).to(DEVICE, _DTYPES[precision])
+        picture = x.to(DEVICE, _DTYPES[precision])
+        if engine == "compile":
+            compiled = torch.compile(own)
+            yield Candidate(f"torch.compile {precision}", lambda: compiled(picture), is_tf32)
+            return
+        yield Candidate(f"eager {precision}", lambda: own(picture), is_tf32)
+        frozen = torchscript.freeze(torchscript.script(own))
+        yield Candidate(f"TorchScript {precision}", lambda: frozen(picture), is_tf32)
+        return
+    options: dict[str, Any] = {}
+    if engine == "tensorrt":
+        options = {"tensorrt": {"tf32": is_tf32, "compute_capabilities": "current"}}
+    segment = hybrid_rt.compile_segment(
+        module,
+        x,
+        engine=engine,
+        precision="fp32" if is_tf32 else precision,
+        device=DEVICE,
+        strict=True,
+        verify=False,  # the errors are measured below, and shown whatever they are
+        options=options,
+        progress=False,
+    )
+    picture = x.to(DEVICE)
+    yield Candidate(f"{engine} {precision}", lambda: segment(picture), is_tf32)
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """The result and the figure of a row."""
+    return (REFUSED if isinstance(error, HybridRTError) else FAILED), f"{type(error).__name__}: {error}"
+
+
+def measure_backbone(
+    writer: Writer, title: str, engine: str, name: str, precisions: tuple[str, ...] = (), row_engine: str = ""
+) -> None:
+    """Builds an engine's candidates and times them beside TorchScript's; a row for each that fails, one for the rest.
+
+    Args:
+        writer: takes rows and data.
+        title: of the row.
+        engine: of :data:`ENGINE_PRECISIONS`.
+        name: of :func:`backbone`.
+        precisions: only these.
+        row_engine: of the row; empty: the same.
+    """
+    begin, limit = time.monotonic(), float(os.environ.get(LIMIT_VARIABLE, "inf"))
+    module, x = backbone(name)
+    row_engine = row_engine or engine
+    allow_tf32(False)
+    made: list[Candidate] = []
+    errors: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    with torch.no_grad():
+        expected = tensors_of(copy.deepcopy(module).to(DEVICE)(x.to(DEVICE)))
+        references = []
+        for precision in () if engine == "torch" else ("fp32", "tf32", "fp16"):
+            try:
+                references += list(candidates("torch", precision, module, x))[1:]  # without eager
+            except Exception as error:  # the engine's figures are worth having without it
+                writer.row(Row(f"{title}, TorchScript {precision}", *_failure(error), "torch"))
+        for precision in precisions or ENGINE_PRECISIONS[engine]:
+            if time.monotonic() - begin > _SHARE_FOR_BUILDING * limit:
+                writer.row(Row(f"{title} {precision}", NOT_RUN, "the time was spent; --minutes gives more", row_engine))
+                continue
+            start = time.monotonic()
+            try:
+                allow_tf32(precision == "tf32")
+                for candidate in candidates(engine, precision, module, x):
+                    errors[candidate.name] = relative_error(candidate.call(), expected)
+                    made.append(candidate)
+            except Exception as error:  # of any compiler
+                writer.row(Row(f"{title} {precision}", *_failure(error), row_engine))
+            seconds[precision] = round(time.monotonic() - start, 1)
+        latency = in_turns(made + references) if made else {}
+    writer.data(latency=latency, errors=errors, build_seconds=seconds, input=list(x.shape))
+    if made:
+        texts = [f"{c.name} {latency[c.name]['median_ms']:.2f} ms ({errors[c.name]:.0e})" for c in made]
+        beside = ""
+        if engine != "torch" and REFERENCE in latency:
+            beside = f"; beside {REFERENCE} {latency[REFERENCE]['median_ms']:.2f} ms"
+        writer.row(Row(title, MEASURED, ", ".join(texts) + beside, row_engine))
+    half = [candidate.name for candidate in made if candidate.name.endswith(" fp16")]
+    if engine not in ("torch", "compile") and half and REFERENCE in latency:
+        against = latency[REFERENCE]["median_ms"] / latency[half[0]]["median_ms"]
+        writer.data(goals=[{"what": f"{title}: fp16 / {REFERENCE}", "goal": "backbone", "value": against}])

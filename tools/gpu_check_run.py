@@ -1,0 +1,183 @@
+"""Runs a case of tools/gpu_check in a process of its own: a crash or a hang costs that case, not the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_check_report import FAILED, NOT_RUN, PASSED, REFUSED, TIMED_OUT, Row
+
+LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
+"""Tells a case how long it may take."""
+
+REFUSAL = 3
+"""A case's exit code when hybrid_rt refuses."""
+
+SHORTEST_SECONDS = 10.0
+"""With less of the budget left, a case is not begun."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run.
+
+    Attributes:
+        name: of the case.
+        engine: see :class:`gpu_check_report.Row`.
+        seconds: at most.
+        environment: set for its process.
+    """
+
+    name: str
+    engine: str = ""
+    seconds: float = 60.0
+    environment: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case left.
+
+    Attributes:
+        rows: for the table; where the process ended early, those until then and one that says how it ended.
+        data: everything else, JSON values.
+    """
+
+    rows: list[Row]
+    data: dict[str, Any]
+
+
+class Writer:
+    """The case's side: each row is on the disk before what may crash comes next."""
+
+    def __init__(self, path: Path) -> None:
+        """Writes to ``path``."""
+        self._path = path
+        self._rows: list[dict[str, str]] = []
+        self._data: dict[str, Any] = {}
+
+    def row(self, row: Row) -> None:
+        """One more for the table."""
+        self._rows.append({"what": row.what, "result": row.result, "figure": row.figure, "engine": row.engine})
+        self._write()
+
+    def data(self, **values: Any) -> None:
+        """More for the JSON."""
+        self._data.update(values)
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps({"rows": self._rows, "data": self._data}))
+        temporary.replace(self._path)
+
+
+def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcome:
+    """Runs a case.
+
+    Args:
+        case: which.
+        command: its process; the path that :class:`Writer` writes is put behind it.
+        folder: for that file, and the log of what it prints.
+        left: of the budget, in seconds.
+    """
+    limit = min(case.seconds, left)
+    if limit < SHORTEST_SECONDS and limit < case.seconds:
+        return Outcome([Row(case.name, NOT_RUN, "the time was spent; --minutes gives more", case.engine)], {})
+    stem = case.name.replace(" ", "_").replace("/", "_")
+    written, log = folder / f"{stem}.json", folder / f"{stem}.log"
+    written.unlink(missing_ok=True)
+    start = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, str(written)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(case.environment or {}), LIMIT_VARIABLE: f"{limit:.0f}"},
+            start_new_session=True,  # so that its own children end with it
+        )
+        try:
+            ended = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            ended = None
+        finally:
+            _end(process)
+    outcome = _read(written)
+    seconds = time.monotonic() - start
+    outcome.data["seconds"] = round(seconds, 1)
+    if ended == 0:
+        return outcome
+    said = outcome.data.get("failure") or last_line(log)  # a vendor's library may print after it
+    if ended is None:
+        failure = Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {last_line(log)}", case.engine)
+    elif ended == REFUSAL:
+        failure = Row(case.name, REFUSED, said, case.engine)
+    else:
+        how = f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
+        failure = Row(case.name, FAILED, f"{how}: {said}", case.engine)
+    outcome.data["log"] = tail(log, 40)
+    return Outcome([*outcome.rows, failure], outcome.data)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The process and what it started, compilers among them, which outlive one that crashed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _read(path: Path) -> Outcome:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return Outcome([], {})
+    return Outcome([Row.of(row) for row in values["rows"]], values["data"])
+
+
+def tail(path: Path, count: int) -> str:
+    """The last lines of a log that say something."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        return str(error)
+    return "\n".join([line.rstrip() for line in lines if line.strip()][-count:])
+
+
+def last_line(path: Path) -> str:
+    """Of a log; pip, CMake and Python say last what went wrong."""
+    return tail(path, 1) or "it printed nothing"
+
+
+def first_error(path: Path, count: int = 4) -> str:
+    """The first lines of a log from an error on: what follows from it comes last. The last ones if none says so."""
+    lines = tail(path, 1 << 30).splitlines()
+    for i, line in enumerate(lines):
+        if re.search(r"CMake Error|\berror: |^ERROR: |hybrid_rt\[build\]", line):
+            return "\n".join(lines[i : i + count])
+    return "\n".join(lines[-count:]) or "it printed nothing"
+
+
+def build_rows(path: Path) -> list[Row]:
+    """What the bash part did: lines of "title, exit code, seconds, log" with tabs between them."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        title, code, seconds, log = line.split("\t")
+        if code == "-":
+            rows.append(Row(title, NOT_RUN, log))
+        elif code == "0":
+            rows.append(Row(title, PASSED, f"{seconds} s"))
+        else:
+            rows.append(Row(title, FAILED, first_error(Path(log))))
+    return rows
