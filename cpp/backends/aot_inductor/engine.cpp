@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 #include <omp.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <optional>
