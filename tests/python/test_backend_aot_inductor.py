@@ -150,12 +150,13 @@ def test_libraries_that_follow_one_another_are_not_mixed_up() -> None:
     assert not torch.allclose(*right)
     for run in runs:
         run(*x)  # loads it
+    gc.collect()  # what other tests left
     before = descriptors()
     for i in (0, 1, 0, 1, 1, 0):
         torch.testing.assert_close(runs[i](*x), right[i])
         runs[i] = engine(seed=i)  # the one before goes
         gc.collect()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @needs_compiler
