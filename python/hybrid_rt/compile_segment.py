@@ -184,12 +184,14 @@ class _Choice:
             if not self.fallback:
                 raise
             _warn(str(error))
+        backends = {name: name.partition(":")[0] for name in names}
         installed = [
             name
-            for name in names
-            if registry.backend(name.split(":")[0]).configured(self.device).availability().available
+            for name, backend in backends.items()
+            if registry.backend(backend).configured(self.device).availability().available
         ]
-        kept = {name: given for name, given in (self.options or {}).items() if name in installed}
+        left = {backends[name] for name in installed}
+        kept = {backend: given for backend, given in (self.options or {}).items() if backend in left}
         return replace(self, options=kept)._of(installed or ["torchscript"])
 
     def _of(self, names: str | Sequence[str]) -> list[Wanted]:

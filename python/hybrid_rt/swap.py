@@ -57,8 +57,9 @@ class SwapReport:
         text += f"\nengine {self.engine}: {', '.join(self.variants)}\n"
         if self.verification is None:
             return text + "not verified"
-        worst = max(self.verification.tensors, key=lambda error: error.relative_error)
-        text += f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}"
+        worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
+        if worst is not None:  # else all variants are for another machine
+            text += f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}"
         return "\n".join([text, *(f"not compared: {reason}" for reason in self.verification.not_run)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Wanted:
             CaptureError: the segment can't be captured in the form that the compiler needs.
         """
         with steps.step(f"compile {program.name} with {self.backend.name}", total=total, done=done) as advance:
-            backend = self.backend.configured(self.backend.target, self.backend.given)
+            backend = copy.copy(self.backend)
             backend.progress = advance.part
             return cache.compiled(backend, program, self.precision)
 

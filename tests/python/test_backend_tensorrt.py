@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -383,9 +384,8 @@ def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
 # torch2trt
 
 
+@pytest.mark.skipif(find_spec("torch2trt") is not None, reason="torch2trt is installed")
 def test_without_torch2trt_its_frontend_says_where_it_is() -> None:
-    if _has_torch2trt():
-        pytest.skip("torch2trt is installed")
     with refused(
         "segment 'backbone', frontend 'torch2trt': expected torch2trt to be installed, got ModuleNotFoundError"
     ):
@@ -393,13 +393,7 @@ def test_without_torch2trt_its_frontend_says_where_it_is() -> None:
     assert sys.modules.get("tensorrt") is None or hasattr(sys.modules["tensorrt"], "Builder")
 
 
-def _has_torch2trt() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("torch2trt") is not None
-
-
-@pytest.mark.skipif(not _has_torch2trt(), reason="torch2trt is not installed: it is in no registry")
+@pytest.mark.skipif(find_spec("torch2trt") is None, reason="torch2trt is not installed: it is in no registry")
 def test_torch2trt_builds_an_engine() -> None:
     artifact = built(program_of(Wide(), ranges=RANGES), frontend="torch2trt")
     assert artifact.spec.versions["frontend"] == "torch2trt"
@@ -721,10 +715,9 @@ def test_an_index_that_there_is_not_is_refused(bank: Path, tmp_path: Path) -> No
     assert "hybrid_rt[bundle]: device cuda:2: expected an index below 2, got cuda:2." in done.stderr
 
 
+@needs_none
 def test_a_driver_that_torch_cannot_use_is_told(bank: Path, tmp_path: Path) -> None:
     """The driver counts devices, CUDA's runtime in torch does not start: as with a driver that is too old."""
-    if not NO_GPU:
-        pytest.skip("a CUDA device is here")
     gpus = library(tmp_path, "libcuda.so", TWO_GPUS)
     program = f"import hybrid_rt; hybrid_rt.load({str(bank)!r}, device='cuda')"
     environment = {**os.environ, "HYBRID_RT_CUDA_DRIVER": gpus}

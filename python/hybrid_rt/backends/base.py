@@ -54,10 +54,6 @@ class Backend(ABC):
     One that begins with a slash is a file's name in a folder of the artifact's own: for files that refer to each other.
     """
 
-    @abstractmethod
-    def availability(self) -> Availability:
-        """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
-
     device: str = ""
     """What this one compiles for, see :meth:`configured`; empty: the first of ``devices``."""
 
@@ -66,6 +62,10 @@ class Backend(ABC):
 
     progress: Progress | None = None
     """Where to tell how far the compiler is, if it knows."""
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
 
     @property
     def target(self) -> str:
