@@ -53,14 +53,16 @@ class SwapReport:
 
     def __str__(self) -> str:
         """For a terminal."""
-        text = f"{self.module} as {self.segment} -> {self.path} ({self.file_size / 1e6:.1f} MB)"
-        text += f"\nengine {self.engine}: {', '.join(self.variants)}\n"
+        lines = [
+            f"{self.module} as {self.segment} -> {self.path} ({self.file_size / 1e6:.1f} MB)",
+            f"engine {self.engine}: {', '.join(self.variants)}",
+        ]
         if self.verification is None:
-            return text + "not verified"
+            return "\n".join([*lines, "not verified"])
         worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
         if worst is not None:  # else all variants are for another machine
-            text += f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}"
-        return "\n".join([text, *(f"not compared: {reason}" for reason in self.verification.not_run)])
+            lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
+        return "\n".join([*lines, *(f"not compared: {reason}" for reason in self.verification.not_run)])
 
 
 def swap_backbone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -22,7 +23,9 @@ from hybrid_rt import (
     registry,
     torchscript,
 )
-from hybrid_rt.capture import capture_alone
+from hybrid_rt.backends.base import Backend
+from hybrid_rt.capture import Program, capture_alone
+from hybrid_rt.specs import Artifact
 
 SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}
 
@@ -223,7 +226,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
 
 
 @pytest.mark.parametrize("problem", [refusing, missing])
@@ -244,6 +247,30 @@ def test_an_engine_that_can_t_compile_is_an_error_if_wished(
     problem(monkeypatch)
     with pytest.raises(BackendError, match=r"hybrid_rt\[openvino\]"):
         hybrid_rt.compile_segment(small_detector().backbone, small_picture(), **options)
+
+
+def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    given = {"level": 3}
+    compiled: list[Backend] = []
+    of_openvino = type(registry.backend("openvino"))
+    compile_it = of_openvino.compile
+
+    def note(self: Backend, program: Program, precision: str) -> Artifact:
+        compiled.append(self)
+        return compile_it(self, program, precision)
+
+    monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
+    monkeypatch.setattr(of_openvino, "checked", lambda _, options: options)
+    monkeypatch.setattr(of_openvino, "compile", note)
+    with pytest.warns(RuntimeWarning, match="onnxruntime"):
+        hybrid_rt.compile_segment(
+            small_detector().backbone,
+            small_picture(),
+            engine=["openvino:bf16", "onnxruntime"],
+            options={"openvino": given},
+        )
+    assert [backend.given for backend in compiled] == [given]
 
 
 def test_an_engine_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:

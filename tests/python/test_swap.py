@@ -28,6 +28,7 @@ from hybrid_rt import (
     CaptureError,
     OptionError,
     Thresholds,
+    Verification,
     VerificationError,
     cache,
     registry,
@@ -453,6 +454,15 @@ def test_verification_can_be_switched_off(single: Path, tmp_path: Path) -> None:
     report = hybrid_rt.swap_backbone(single, new(), output, verify=False)
     assert str(report).endswith("not verified")
     assert hybrid_rt.inspect(output)["verification"] is None
+
+
+def test_a_report_of_variants_for_another_machine_alone() -> None:
+    nothing_ran = Verification("fp16", not_run=["tensorrt in fp16: no CUDA device"])
+    report = hybrid_rt.SwapReport("x.pt", "backbone", "backbone", "Pyramid", ["tensorrt in fp16"], nothing_ran)
+    assert str(report).splitlines()[1:] == [
+        "engine backbone: tensorrt in fp16",
+        "not compared: tensorrt in fp16: no CUDA device",
+    ]
 
 
 # the command line
