@@ -179,7 +179,7 @@ for _target in ("current", "capability", "default"):
     _library = "tensorrt_rtx"
     _add(f"TensorRT-RTX for {_target}", _on_gpu("build_engine", library=_library, target=_target), 90, _library)
 _add("TensorRT", _on_gpu("build_engine", library="tensorrt", target="current"), 120, "tensorrt_full")
-_add("tests: tensorrt", partial(python_tests, name="backend_tensorrt", select="on_a_gpu", engine="tensorrt"), 120)
+_add("tests: tensorrt", partial(python_tests, name="backend_tensorrt_cuda", select="on_a_gpu", engine="tensorrt"), 120)
 _add("R50-FPN backbone, torch", _on_gpu("backbone", name="r50", engine="torch"), 60, "torch")
 _add("R50-FPN backbone, tensorrt", _on_gpu("backbone", name="r50", engine="tensorrt"), 120, "tensorrt")
 _add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt")
@@ -191,7 +191,7 @@ for _mode in ("copy", "static"):
 _add("demo mAP", _on_gpu("accuracy"), 90)
 _add(
     "tests: aot_inductor",
-    partial(python_tests, name="backend_aot_inductor", select="test_cuda", engine="aot_inductor"),
+    partial(python_tests, name="backend_aot_inductor_cuda", select="test_cuda", engine="aot_inductor"),
     180,
 )
 _add("end to end, R50-FPN, tensorrt", _on_gpu("end_to_end", name="r50", engines=["tensorrt"]), 150, "tensorrt")
