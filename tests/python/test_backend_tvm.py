@@ -60,6 +60,16 @@ def descriptors_in_memory() -> int:
 X = torch.rand(1, 3, 16, 24)
 
 
+@pytest.mark.parametrize("features", [1024, 48, 91])
+def test_linear_layers_are_right_for_any_number_of_rows_and_columns(features: int) -> None:
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(300, features), nn.ReLU(), nn.Linear(features, 5)).eval()
+    rows = [torch.rand(n, 300) for n in (1, 37, 200)]
+    engine = engine_of(linear, *rows)
+    for x in rows:
+        assert_close(engine(x), linear(x))
+
+
 def test_engines_come_and_go_without_a_trace_and_are_not_mixed_up() -> None:
     """Each library's path is that of a descriptor, whose number the next one may get."""
     gc.collect()

@@ -67,6 +67,10 @@ CHOICES = (
 """What the tuning tries, the first being the default."""
 
 
+STRIPS = (128, 64, 32, 16)
+"""How many columns of a product of matrices are computed together: the first that divides their number."""
+
+
 def scheduled(module: Any, choices: Mapping[str, Choice]) -> Any:
     """Each function's loops in the order of :func:`_schedule`, or as they were where that can't be."""
     import tvm
@@ -119,13 +123,18 @@ def _schedule(schedule: Any, choice: Choice) -> None:
         pairs = list(zip(loops, axes, strict=True))
         outer = [loop for loop, axis in pairs if axis.iter_type == IterVar.DataPar]
         summed = [loop for loop, axis in pairs if axis.iter_type == IterVar.CommReduce]
-        if len(outer) < 3 or len(outer) + len(summed) != len(loops):
+        if len(outer) + len(summed) != len(loops):
             continue
-        if not summed:
+        if not summed and len(outer) > 2:
             schedule.parallel(schedule.fuse(*outer[:2]))
+        if not summed or len(outer) < 2:
             continue
         last = next(axis.var for _, axis in reversed(pairs) if axis.iter_type == IterVar.DataPar)
         if not _is_a_row(schedule.get(block), last):
+            continue
+        if len(outer) == 2:
+            if len(summed) == 1:
+                _schedule_product(schedule, block, *outer, *summed)
             continue
         batch, channel, *middle, row = outer
         unrolled = []
@@ -142,6 +151,27 @@ def _schedule(schedule: Any, choice: Choice) -> None:
             schedule.unroll(loop)
         schedule.parallel(schedule.fuse(batch, channel))
         schedule.decompose_reduction(block, [*summed, row][0])
+
+
+def _schedule_product(schedule: Any, block: Any, row: Any, column: Any, summed: Any) -> None:
+    """Orders the loops of a product of matrices [rows, sum] x [sum, columns], such as a linear layer's.
+
+    TVM's own order steps down a column of the weights, a cache line for each number. Here a strip of columns is held in
+    registers while the sum runs, and all rows are done with it before the next strip of the weights is fetched.
+    """
+    from tvm.tirx import IntImm
+
+    extent = schedule.get(column).extent
+    strip = next((w for w in STRIPS if isinstance(extent, IntImm) and extent.value % w == 0), None)
+    if strip is None:
+        schedule.reorder(row, summed, column)
+        schedule.parallel(row)
+    else:
+        outside, column = schedule.split(column, [None, strip])
+        schedule.reorder(outside, row, summed, column)
+        schedule.parallel(schedule.fuse(outside, row))
+        schedule.vectorize(column)
+    schedule.decompose_reduction(block, summed)
 
 
 def _is_a_row(block: Any, variable: Any) -> bool:
