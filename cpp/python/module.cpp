@@ -13,14 +13,15 @@ namespace {
 using hybrid_rt::LoadOptions;
 
 LoadOptions options_from(const std::string& device, const std::string& backend, int threads, bool emulate_precision,
-                         bool strict, std::vector<std::pair<int64_t, int64_t>> warm_up, const std::string& trust) {
+                         bool strict, std::vector<std::pair<int64_t, int64_t>> warm_up, const std::string& trust,
+                         int concurrency) {
   if (trust != "digests" && trust != "signed") {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "trust", "'digests' or 'signed'", "'" + trust + "'",
                            "Take one of these.");
   }
   const auto policy = trust == "signed" ? hybrid_rt::TrustPolicy::kSigned : hybrid_rt::TrustPolicy::kDigests;
   try {
-    return {c10::Device(device), backend, threads, emulate_precision, strict, std::move(warm_up), policy};
+    return {c10::Device(device), backend, threads, emulate_precision, strict, std::move(warm_up), policy, concurrency};
   } catch (const c10::Error& error) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "device", "a device such as 'cpu' or 'cuda:0'",
                            "'" + device + "'", error.what_without_backtrace());
@@ -37,6 +38,9 @@ const char* exception_name(hybrid_rt::ErrorKind kind) {
       return "InputError";
     case hybrid_rt::ErrorKind::kOption:
       return "OptionError";
+    case hybrid_rt::ErrorKind::kBusy:
+    case hybrid_rt::ErrorKind::kDeadline:  // of a Detector, which Python has none of
+      return "HybridRTError";
   }
   return "HybridRTError";
 }
@@ -136,7 +140,8 @@ PYBIND11_MODULE(_native, m) {
   py::register_exception_translator(&translate);
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("device"), py::arg("backend"), py::arg("threads"),
-           py::arg("emulate_precision"), py::arg("strict"), py::arg("warm_up"), py::arg("trust"));
+           py::arg("emulate_precision"), py::arg("strict"), py::arg("warm_up"), py::arg("trust"),
+           py::arg("concurrency"));
   m.def(
       "load", [](const std::string& path, const LoadOptions& options) { return hybrid_rt::load(path, options); },
       py::arg("path"), py::arg("options"), py::call_guard<py::gil_scoped_release>());

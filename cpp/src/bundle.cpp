@@ -27,6 +27,12 @@ void check_trust(const std::string& path, TrustPolicy trust) {
               "Load with the trust policy \"digests\", and take files from where you trust the sender.");
 }
 
+void check_counts(const LoadOptions& options) {
+  if (options.threads >= 0 && options.concurrency >= 1) return;
+  throw Error(ErrorKind::kOption, "bundle", "threads, concurrency", "0 or more, and 1 or more",
+              std::to_string(options.threads) + " and " + std::to_string(options.concurrency), "Take such numbers.");
+}
+
 /// Prepares engines at once: vendors compile a segment for this machine now, which takes seconds.
 void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, const Preference& preference,
                  EngineOptions options) {
@@ -94,6 +100,7 @@ torch::jit::Module load(const std::string& path, const LoadOptions& given) {
   LoadOptions options = given;
   options.device = with_index(given.device);
   check_trust(path, options.trust);
+  check_counts(options);
   const auto file = std::make_shared<Archive>(path);
   file->verify(Archive::Records::kHead);
   torch::jit::Module module = load_module(path);

@@ -83,7 +83,8 @@ class EngineCache {
 
   static std::string key_of(const ArtifactSpec& spec, const EngineOptions& options) {
     std::string key = spec.backend + "|" + spec.precision + "|" + options.device.str() + "|" +
-                      std::to_string(options.threads) + "|" + (options.emulate_precision ? "emulate" : "native");
+                      std::to_string(options.threads) + "x" + std::to_string(options.concurrency) + "|" +
+                      (options.emulate_precision ? "emulate" : "native");
     for (const BlobSpec& blob : spec.blobs) key += "|" + blob.sha256;
     return key;
   }

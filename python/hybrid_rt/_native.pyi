@@ -18,6 +18,7 @@ class LoadOptions:
         strict: bool,
         warm_up: list[tuple[int, int]],
         trust: str,
+        concurrency: int,
     ) -> None: ...
 
 class Segment:

@@ -124,6 +124,7 @@ def load(
     warm_up: Sequence[tuple[int, int]] = (),
     trust: str = "digests",
     emulate_precision: bool = False,
+    concurrency: int = 1,
 ) -> torch.jit.ScriptModule:
     """Loads a bundle; it then runs as the detector did. Fails here rather than at the first call.
 
@@ -142,6 +143,8 @@ def load(
             no signatures yet.
         emulate_precision: run a bf16 variant in bf16 even where the CPU has no instructions for it (much slower), to
             verify its results. Otherwise it runs in f32 there.
+        concurrency: threads of yours that will call it at one time: so many calls run side by side in an engine, each
+            with `threads` threads.
 
     Returns:
         The module; its forward takes and returns what the detector's did in eval mode.
@@ -153,7 +156,7 @@ def load(
         OptionError: a device that is not here, a size that the detector does not take.
     """
     registry.load_plugins()
-    options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision)
+    options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision, concurrency)
     return torchscript.load(os.fspath(path), options)
 
 
@@ -165,6 +168,7 @@ def _options(
     warm_up: Sequence[tuple[int, int]] = (),
     trust: str = "digests",
     emulate_precision: bool = False,
+    concurrency: int = 1,
 ) -> Any:
     return _native.LoadOptions(
         device=str(device),
@@ -174,6 +178,7 @@ def _options(
         strict=strict,
         warm_up=[(height, width) for height, width in warm_up],
         trust=trust,
+        concurrency=concurrency,
     )
 
 

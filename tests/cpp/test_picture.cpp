@@ -21,15 +21,16 @@
 
 namespace {
 
-using hybrid_rt::detect::annotate;
-using hybrid_rt::detect::Annotation;
-using hybrid_rt::detect::Colour;
-using hybrid_rt::detect::decode_picture;
-using hybrid_rt::detect::label_colour;
-using hybrid_rt::detect::Picture;
-using hybrid_rt::detect::PictureError;
-using hybrid_rt::detect::read_picture;
-using hybrid_rt::detect::write_png;
+using hybrid_rt::apps::annotate;
+using hybrid_rt::apps::Annotation;
+using hybrid_rt::apps::Colour;
+using hybrid_rt::apps::decode_picture;
+using hybrid_rt::apps::encode_png;
+using hybrid_rt::apps::label_colour;
+using hybrid_rt::apps::Picture;
+using hybrid_rt::apps::PictureError;
+using hybrid_rt::apps::read_picture;
+using hybrid_rt::apps::write_png;
 
 using Bytes = std::vector<std::uint8_t>;
 
@@ -51,8 +52,8 @@ Picture gradient(int width, int height) {
 }
 
 /// `samples` as they lie in the file, without padding; `palette` for PNG_COLOR_TYPE_PALETTE.
-Bytes encode_png(int width, int height, int bit_depth, int colour_type, const Bytes& samples,
-                 const std::vector<png_color>& palette = {}) {
+Bytes png_of(int width, int height, int bit_depth, int colour_type, const Bytes& samples,
+             const std::vector<png_color>& palette = {}) {
   png_structp writer = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
   png_infop info = png_create_info_struct(writer);
   Bytes bytes;
@@ -73,10 +74,6 @@ Bytes encode_png(int width, int height, int bit_depth, int colour_type, const By
   png_write_end(writer, info);
   png_destroy_write_struct(&writer, &info);
   return bytes;
-}
-
-Bytes encode_png(const Picture& picture) {
-  return encode_png(picture.width, picture.height, 8, PNG_COLOR_TYPE_RGB, picture.rgb);
 }
 
 Bytes encode_jpeg(int width, int height, int pixel_format, int subsampling, const Bytes& samples, int flags = 0) {
@@ -176,29 +173,29 @@ TEST_CASE("the format is told by the content, not by the name") {
 }
 
 TEST_CASE("grey pictures become RGB") {
-  CHECK(decode_picture(encode_png(2, 1, 8, PNG_COLOR_TYPE_GRAY, {10, 200}), "in.png").rgb ==
+  CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY, {10, 200}), "in.png").rgb ==
         Bytes{10, 10, 10, 200, 200, 200});
-  CHECK(decode_picture(encode_png(8, 1, 1, PNG_COLOR_TYPE_GRAY, {0b10000000}), "in.png").rgb[0] == 255);
+  CHECK(decode_picture(png_of(8, 1, 1, PNG_COLOR_TYPE_GRAY, {0b10000000}), "in.png").rgb[0] == 255);
   const Picture decoded = decode_picture(encode_jpeg(8, 8, TJPF_GRAY, TJSAMP_GRAY, Bytes(64, 130)), "in.jpg");
   CHECK(decoded.rgb == Bytes(64 * 3, 130));
 }
 
 TEST_CASE("palette PNGs become RGB") {
-  const Bytes bytes = encode_png(2, 1, 8, PNG_COLOR_TYPE_PALETTE, {1, 0}, {{1, 2, 3}, {40, 50, 60}});
+  const Bytes bytes = png_of(2, 1, 8, PNG_COLOR_TYPE_PALETTE, {1, 0}, {{1, 2, 3}, {40, 50, 60}});
   CHECK(decode_picture(bytes, "in.png").rgb == Bytes{40, 50, 60, 1, 2, 3});
 }
 
 TEST_CASE("an alpha channel is dropped and leaves the colours alone") {
-  CHECK(decode_picture(encode_png(2, 1, 8, PNG_COLOR_TYPE_RGBA, {1, 2, 3, 0, 40, 50, 60, 128}), "in.png").rgb ==
+  CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_RGBA, {1, 2, 3, 0, 40, 50, 60, 128}), "in.png").rgb ==
         Bytes{1, 2, 3, 40, 50, 60});
-  CHECK(decode_picture(encode_png(2, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, {10, 0, 200, 128}), "in.png").rgb ==
+  CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, {10, 0, 200, 128}), "in.png").rgb ==
         Bytes{10, 10, 10, 200, 200, 200});
 }
 
 TEST_CASE("16-bit PNGs keep their brightness") {
   const Bytes samples{0x00, 0x00, 0x40, 0x40, 0xFF, 0xFF};
-  CHECK(decode_picture(encode_png(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x00, 0x40, 0xFF});
-  CHECK(decode_picture(encode_png(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
+  CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x00, 0x40, 0xFF});
+  CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
 }
 
 TEST_CASE("a CMYK JPEG is refused with a way out") {
@@ -408,5 +405,24 @@ TEST_CASE("labels next to each other have clearly different colours") {
     const Colour a = label_colour(label);
     const Colour b = label_colour(label + 1);
     CHECK(std::abs(a[0] - b[0]) + std::abs(a[1] - b[1]) + std::abs(a[2] - b[2]) > 100);
+  }
+}
+
+TEST_CASE("the size is read from the header alone") {
+  const Picture picture = gradient(40, 30);
+  for (Bytes bytes : {encode_png(picture), encode_jpeg(picture)}) {
+    bytes.resize(bytes.size() * 3 / 4);  // what decode_picture refuses
+    const auto size = hybrid_rt::apps::read_size(bytes, "cut");
+    CHECK(size.width == 40);
+    CHECK(size.height == 30);
+  }
+}
+
+TEST_CASE("limits of one's own refuse by the header") {
+  const Bytes bytes = encode_png(gradient(40, 30));
+  for (const hybrid_rt::apps::PictureLimits limits :
+       {hybrid_rt::apps::PictureLimits{.max_side = 39}, hybrid_rt::apps::PictureLimits{.max_pixels = 1199}}) {
+    CHECK_THROWS_AS(decode_picture(bytes, "large", limits), PictureError);
+    CHECK_THROWS_AS(hybrid_rt::apps::read_size(bytes, "large", limits), PictureError);
   }
 }

@@ -4,8 +4,8 @@
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
+#include <hybrid_rt/detections.h>
 #include <hybrid_rt/hybrid_rt.h>
 #include <torch/script.h>
 #include <unistd.h>
@@ -55,12 +55,6 @@ torch::jit::Module open(const json& job, c10::Device device) {
   return hybrid_rt::load(path, {.device = device, .threads = job.at("threads")});
 }
 
-/// Waits until a device is done: a GPU's work goes on after the call. By torch's list of devices, since libtorch_cuda
-/// is opened late and not linked.
-void wait_for(c10::Device device) {
-  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
-}
-
 /// Of torchvision's scripted detectors (losses, detections), of others the detections alone.
 c10::List<c10::IValue> detections_of(const c10::IValue& result) {
   return (result.isTuple() ? result.toTupleRef().elements().at(1) : result).toList();
@@ -95,7 +89,7 @@ void work(const json& job, std::FILE* replies) {
   if (device.is_cuda() && !device.has_index()) device.set_index(0);
   const Clock::time_point start = Clock::now();
   torch::jit::Module module = open(job, device);
-  wait_for(device);
+  hybrid_rt::wait_for(device);
   json ready = {{"load_ms", milliseconds_since(start)}, {"engines", json::object()}};
   if (job.at("runtime") != "torchscript") {
     for (const std::string& text : hybrid_rt::choices(module)) {
@@ -107,7 +101,7 @@ void work(const json& job, std::FILE* replies) {
   for (const at::Tensor& picture : torch::jit::load(job.at("pictures")).attr("pictures").toTensorVector()) {
     inputs.push_back({c10::List<at::Tensor>({picture.to(device)})});
   }
-  wait_for(device);
+  hybrid_rt::wait_for(device);
   say(replies, ready);
 
   const c10::InferenceMode inference;
@@ -120,7 +114,7 @@ void work(const json& job, std::FILE* replies) {
     std::cin >> picture;
     const Clock::time_point called = Clock::now();
     const c10::IValue result = module.forward(inputs.at(picture));
-    wait_for(device);
+    hybrid_rt::wait_for(device);
     const double time = milliseconds_since(called);
     say(replies, command == "boxes" ? boxes_of(result) : json{{"ms", time}});
   }

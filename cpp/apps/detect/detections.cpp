@@ -16,28 +16,6 @@ namespace {
 using Json =
     nlohmann::basic_json<nlohmann::ordered_map, std::vector, std::string, bool, std::int64_t, std::uint64_t, float>;
 
-Error wrong_output(std::string_view subject, std::string_view expected, std::string_view got) {
-  return Error(
-      ErrorKind::kInput, "detect", subject, expected, got,
-      "hybrid-rt-detect shows detectors that return what torchvision's do; call hybrid_rt::load() for others.");
-}
-
-std::string shape_text(const at::Tensor& tensor) {
-  std::ostringstream text;
-  text << at::toString(tensor.scalar_type()) << " " << tensor.sizes();
-  return text.str();
-}
-
-at::Tensor field(const c10::Dict<c10::IValue, c10::IValue>& picture, const char* key) {
-  const auto found = picture.find(key);
-  if (found == picture.end())
-    throw wrong_output("forward's output", "a dict with the key '" + std::string(key) + "'", "none");
-  if (!found->value().isTensor()) {
-    throw wrong_output("'" + std::string(key) + "' of forward's output", "a tensor", found->value().tagKind());
-  }
-  return found->value().toTensor();
-}
-
 double percentile(std::vector<double> values, double fraction) {
   // Linear between the neighbours, as numpy.percentile.
   std::sort(values.begin(), values.end());
@@ -50,57 +28,6 @@ double percentile(std::vector<double> values, double fraction) {
 float to_microseconds(double milliseconds) { return static_cast<float>(std::round(milliseconds * 1000) / 1000); }
 
 }  // namespace
-
-void require_picture_input(const torch::jit::Module& module) {
-  static constexpr const char* kRemedy =
-      "hybrid-rt-detect feeds one picture as a list of CHW float tensors; call hybrid_rt::load() for other detectors.";
-  const auto method = module.find_method("forward");
-  if (!method) {
-    throw Error(ErrorKind::kInput, "detect", "the bundle's module", "a method forward", "none", kRemedy);
-  }
-  const c10::FunctionSchema& schema = method->function().getSchema();
-  const std::vector<c10::Argument>& arguments = schema.arguments();  // the first one is self
-  const bool takes_pictures = arguments.size() >= 2 && *arguments[1].type() == *c10::ListType::ofTensors();
-  const bool takes_no_more =
-      std::all_of(arguments.begin() + std::min<std::ptrdiff_t>(2, std::ssize(arguments)), arguments.end(),
-                  [](const c10::Argument& argument) { return argument.default_value().has_value(); });
-  if (takes_pictures && takes_no_more) return;
-
-  std::string signature;
-  for (const c10::Argument& argument : c10::ArrayRef<c10::Argument>(arguments).slice(1)) {
-    if (!signature.empty()) signature += ", ";
-    signature += argument.name() + ": " + argument.type()->repr_str();
-  }
-  throw Error(ErrorKind::kInput, "detect", "forward's arguments", "one List[Tensor] of pictures", "(" + signature + ")",
-              kRemedy);
-}
-
-std::vector<Detection> detections_from(const torch::jit::IValue& output) {
-  if (!output.isList() || output.toListRef().size() != 1 || !output.toListRef()[0].isGenericDict()) {
-    throw wrong_output("forward's output", "a list of one dict for one picture", output.type()->repr_str());
-  }
-  const auto picture = output.toListRef()[0].toGenericDict();
-  const at::Tensor boxes = field(picture, "boxes");
-  const at::Tensor labels = field(picture, "labels");
-  const at::Tensor scores = field(picture, "scores");
-  if (boxes.dim() != 2 || boxes.size(1) != 4 || labels.dim() != 1 || scores.dim() != 1 ||
-      labels.size(0) != boxes.size(0) || scores.size(0) != boxes.size(0)) {
-    throw wrong_output(
-        "forward's output", "boxes [n, 4], labels [n], scores [n]",
-        "boxes " + shape_text(boxes) + ", labels " + shape_text(labels) + ", scores " + shape_text(scores));
-  }
-
-  const at::Tensor cpu_boxes = boxes.to(at::kCPU, at::kFloat).contiguous();
-  const at::Tensor cpu_labels = labels.to(at::kCPU, at::kLong).contiguous();
-  const at::Tensor cpu_scores = scores.to(at::kCPU, at::kFloat).contiguous();
-  std::vector<Detection> detections(static_cast<std::size_t>(cpu_boxes.size(0)));
-  for (std::size_t i = 0; i < detections.size(); ++i) {
-    std::copy_n(cpu_boxes.const_data_ptr<float>() + i * 4, 4, detections[i].box.begin());
-    detections[i].label = cpu_labels.const_data_ptr<std::int64_t>()[i];
-    detections[i].score = cpu_scores.const_data_ptr<float>()[i];
-  }
-  return detections;
-}
 
 std::string to_json(const Result& result) {
   Json detections = Json::array();

@@ -1,20 +1,13 @@
 #pragma once
 
-#include <hybrid_rt/bundle.h>
+#include <hybrid_rt/detections.h>
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace hybrid_rt::detect {
-
-struct Detection {
-  std::array<float, 4> box{};  ///< x1, y1, x2, y2 in pixels of the picture
-  std::int64_t label = 0;
-  float score = 0;
-};
 
 /// Milliseconds of each step, by a monotonic clock.
 struct Timing {
@@ -30,14 +23,6 @@ struct Result {
   std::vector<std::pair<std::string, std::string>> engines;  ///< (segment, backend)
   Timing timing;
 };
-
-/// Throws Error(kInput) that shows forward's signature unless forward takes List[Tensor] (and nothing else without a
-/// default).
-void require_picture_input(const torch::jit::Module& module);
-
-/// The detections of the only picture of a List[Dict[str, Tensor]], in the detector's order: "boxes" [n, 4],
-/// "labels" [n], "scores" [n]; other keys are ignored. Throws Error(kInput) that names what differs.
-std::vector<Detection> detections_from(const torch::jit::IValue& output);
 
 /// One line. Numbers that JSON can't express (NaN, infinities) become null.
 std::string to_json(const Result& result);

@@ -2,8 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
+#include <hybrid_rt/detections.h>
 #include <hybrid_rt/hybrid_rt.h>
+#include <hybrid_rt/message.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -26,6 +27,7 @@
 
 namespace {
 
+using namespace hybrid_rt::apps;
 using namespace hybrid_rt::detect;
 
 enum ExitCode {
@@ -98,47 +100,6 @@ std::string formatted(const std::string& subject, const std::string& expected, c
   return hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "detect", subject, expected, got, remedy).what();
 }
 
-std::string on_one_line(const std::string& text) {
-  std::string line;
-  for (const char c : text) {
-    const bool is_break = c == '\n' || c == '\r' || c == '\t';
-    const bool is_doubled = (is_break || c == ' ') && (line.empty() || line.back() == ' ');
-    if (!is_doubled) line += is_break ? ' ' : c;
-  }
-  line.erase(line.find_last_not_of(' ') + 1);
-  return line;
-}
-
-/// torch's own errors carry a stack of C++ addresses, also inside of what TorchScript makes of them.
-std::string without_backtrace(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  const std::string text = torch_error ? torch_error->what_without_backtrace() : error.what();
-  return text.substr(0, text.find("\nException raised from "));
-}
-
-/// What follows TorchScript's traceback: the rest of the source, indented, then "RuntimeError: cause" or
-/// "builtins.ValueError: cause".
-std::string without_traceback(const std::string& text) {
-  const std::size_t last_frame = text.rfind("<--- HERE");
-  if (last_frame == std::string::npos) return text;
-  std::size_t line = text.find('\n', last_frame);
-  while (line != std::string::npos &&
-         (line + 1 == text.size() || std::isalpha(static_cast<unsigned char>(text[line + 1])) == 0)) {
-    line = text.find('\n', line + 1);
-  }
-  return line == std::string::npos ? text : text.substr(line + 1);
-}
-
-/// The library's own message where there is one, whatever it came wrapped in.
-std::string message_of(const std::exception& error, const std::string& subject) {
-  const std::string text = without_backtrace(error);
-  const std::size_t own = text.find("hybrid_rt[");
-  if (own != std::string::npos) return text.substr(own);
-  hybrid_rt::log(hybrid_rt::LogLevel::kDebug, error.what());
-  return formatted(subject, "no failure", "\"" + on_one_line(without_traceback(text)) + "\"",
-                   "HYBRID_RT_LOG=debug shows the whole message.");
-}
-
 template <class Step>
 auto in_step(ExitCode code, const std::string& subject, Step&& step) {
   try {
@@ -146,7 +107,7 @@ auto in_step(ExitCode code, const std::string& subject, Step&& step) {
   } catch (const Failure&) {
     throw;
   } catch (const std::exception& error) {
-    throw Failure(code, message_of(error, subject));
+    throw Failure(code, hybrid_rt::message_of(error, "detect", subject));
   }
 }
 
@@ -219,35 +180,10 @@ std::vector<std::string> read_label_names(const std::string& path) {
   return names;
 }
 
-/// Waits until a device is done: a GPU's work goes on after the call. By torch's list of devices, since libtorch_cuda
-/// is opened late and not linked.
-void wait_for(c10::Device device) {
-  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
-}
-
-/// Floats in 0..1, channels first.
-at::Tensor to_floats(const at::Tensor& pixels) {
-  // A number would become a multiplication on a GPU, and other last digits than on a CPU.
-  const at::Tensor largest = at::scalar_tensor(255.0F, pixels.options().dtype(at::kFloat));
-  return pixels.permute({2, 0, 1})
-      .to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous)
-      .div_(largest);
-}
-
-at::Tensor to_tensor(Picture& picture, c10::Device device) {
-  const at::Tensor pixels = at::from_blob(picture.rgb.data(), {picture.height, picture.width, 3}, at::kByte);
-  if (device.is_cpu()) return to_floats(pixels);
-  // As bytes, a quarter of the floats, and from memory that the GPU reads by itself; torch keeps it until it is read.
-  const at::Tensor pinned = at::empty(pixels.sizes(), pixels.options().pinned_memory(true)).copy_(pixels);
-  const at::Tensor image = to_floats(pinned.to(device, /*non_blocking=*/true));
-  wait_for(image.device());  // else the first forward would be timed with it
-  return image;
-}
-
 double time_forward(torch::jit::Module& module, const at::Tensor& image, torch::jit::IValue& output) {
   const Stopwatch stopwatch;
   output = module.forward({c10::List<at::Tensor>({image})});
-  wait_for(image.device());
+  hybrid_rt::wait_for(image.device());
   return stopwatch.milliseconds();
 }
 
@@ -260,10 +196,10 @@ torch::jit::IValue run(torch::jit::Module& module, const at::Tensor& image, int 
   return first;
 }
 
-void write_annotated(const Options& options, Picture& picture, const std::vector<Detection>& detections,
+void write_annotated(const Options& options, Picture& picture, const std::vector<hybrid_rt::Detection>& detections,
                      const std::vector<std::string>& label_names) {
   std::vector<Annotation> annotations;
-  for (const Detection& detection : detections) {
+  for (const hybrid_rt::Detection& detection : detections) {
     char score[16];
     std::snprintf(score, sizeof score, " %.2f", static_cast<double>(detection.score));
     annotations.push_back({detection.box, detection.label, label_text(detection.label, label_names) + score});
@@ -323,15 +259,19 @@ void detect(const Options& options) {
 
   in_step(kRunFailed, "forward", [&] {
     const c10::InferenceMode inference_mode;
-    require_picture_input(module);
+    hybrid_rt::require_picture_input(module);
     const Stopwatch tensor_stopwatch;
-    const at::Tensor image = to_tensor(picture, device);
+    const at::Tensor pixels = at::from_blob(picture.rgb.data(), {picture.height, picture.width, 3}, at::kByte);
+    const at::Tensor image = hybrid_rt::to_image(pixels, device);
+    hybrid_rt::wait_for(device);  // else the first forward would be timed with it
     result.timing.decode += tensor_stopwatch.milliseconds();
-    result.detections = detections_from(run(module, image, options.repeat, result.timing));
+    const torch::jit::IValue output = run(module, image, options.repeat, result.timing);
+    result.detections = hybrid_rt::detections_from(output, /*pictures=*/1)[0].objects;
     result.engines = hybrid_rt::engines(module);
   });
   if (options.min_score > 0) {
-    std::erase_if(result.detections, [&](const Detection& found) { return found.score < options.min_score; });
+    std::erase_if(result.detections,
+                  [&](const hybrid_rt::Detection& found) { return found.score < options.min_score; });
   }
 
   if (!options.output.empty()) {
@@ -342,7 +282,7 @@ void detect(const Options& options) {
 }
 
 int report(ExitCode code, const std::string& message) {
-  std::cerr << "hybrid-rt-detect: error: " << on_one_line(message) << std::endl;
+  std::cerr << "hybrid-rt-detect: error: " << hybrid_rt::on_one_line(message) << std::endl;
   return code;
 }
 
@@ -371,7 +311,7 @@ int main(int argc, char** argv) {
   } catch (const Failure& failure) {
     return report(failure.code(), failure.what());
   } catch (const std::exception& error) {
-    return report(kUnexpected, message_of(error, "the program"));
+    return report(kUnexpected, hybrid_rt::message_of(error, "detect", "the program"));
   } catch (...) {
     return report(kUnexpected, formatted("the program", "no failure", "an unknown exception", "Please report it."));
   }

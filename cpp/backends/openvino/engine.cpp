@@ -69,7 +69,7 @@ bool overlap(const MemoryRange& a, const MemoryRange& b) {
 }
 
 Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& weights, const std::string& precision,
-                                    int threads) {
+                                    const EngineOptions& options) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   const Handle<ov_tensor_t> bytes = wrap(weights);
@@ -79,11 +79,13 @@ Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& wei
                       weights.numel() ? bytes.get() : nullptr, &model),
                   "artifact");
   const Handle<ov_model_t> owned(model);
-  const std::string count = std::to_string(threads);
+  // A stream runs one call at a time: calls that share one would wait for each other.
+  const std::string streams = std::to_string(options.concurrency);
+  const std::string threads = std::to_string(options.threads * options.concurrency);
   ov_compiled_model_t* compiled = nullptr;
   library.require(
-      functions.ov_core_compile_model(library.core(), model, "CPU", 8, &compiled, "PERFORMANCE_HINT", "LATENCY",
-                                      "INFERENCE_NUM_THREADS", count.c_str(), "INFERENCE_PRECISION_HINT",
+      functions.ov_core_compile_model(library.core(), model, "CPU", 10, &compiled, "PERFORMANCE_HINT", "LATENCY",
+                                      "NUM_STREAMS", streams.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(), "INFERENCE_PRECISION_HINT",
                                       precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
       "artifact");
   return Handle<ov_compiled_model_t>(compiled);
@@ -131,13 +133,14 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
     output_is_scalar_.push_back(output.min.empty());
   }
   const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
-  compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options.threads);
+  compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options);
   idle_.push_back(make_request());
   description_ = "openvino " + library.version() + ", " + (in_bf16 ? "bf16" : "f32");
   if (spec.precision == "bf16" && !library.has_native_bf16()) {
     description_ += in_bf16 ? " (emulated)" : " (this CPU has no bf16 instructions)";
   }
   description_ += ", " + std::to_string(options.threads) + " threads";
+  if (options.concurrency > 1) description_ += " for each of " + std::to_string(options.concurrency) + " calls";
 }
 
 Handle<ov_infer_request_t> OpenVinoEngine::make_request() const {

@@ -55,7 +55,7 @@ struct PluginDescriptor {
   Backend* (*create)();
 };
 
-inline constexpr int kPluginAbiVersion = 3;
+inline constexpr int kPluginAbiVersion = 4;
 
 #define HYBRID_RT_STRINGIFY_IMPL(x) #x
 #define HYBRID_RT_STRINGIFY(x) HYBRID_RT_STRINGIFY_IMPL(x)

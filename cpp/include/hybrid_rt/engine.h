@@ -19,6 +19,8 @@ struct EngineOptions {
   bool emulate_precision = false;
   /// Run it once, on zeros, before it is used.
   bool warm_up = false;
+  /// Calls that are to run side by side, each with `threads` threads. More may be made; they may wait for one another.
+  int concurrency = 1;
 };
 
 /// An artifact that has been loaded and can run. This header and backend.h are free of torch/script.h, so that an

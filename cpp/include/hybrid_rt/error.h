@@ -8,10 +8,12 @@ namespace hybrid_rt {
 
 /// What went wrong, for a caller that reacts to the kind; the text is for people (and survives TorchScript).
 enum class ErrorKind {
-  kBundle,   ///< the file: missing, truncated, altered, of another format
-  kBackend,  ///< an engine's runtime: not installed, refuses, fails
-  kInput,    ///< a tensor that breaks the segment's contract
-  kOption,   ///< an argument or environment variable
+  kBundle,    ///< the file: missing, truncated, altered, of another format
+  kBackend,   ///< an engine's runtime: not installed, refuses, fails
+  kInput,     ///< a tensor that breaks the segment's contract
+  kOption,    ///< an argument or environment variable
+  kBusy,      ///< a Detector that takes no more now: its queue is full, a deadline can't be met, it is stopping
+  kDeadline,  ///< the deadline passed while a request waited or ran
 };
 
 /// The one exception of this library. what() is
@@ -20,6 +22,9 @@ class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, std::string_view scope, std::string_view subject, std::string_view expected,
         std::string_view got, std::string_view remedy);
+
+  /// With a text that has this form already.
+  Error(ErrorKind kind, const std::string& text) : std::runtime_error(text), kind_(kind) {}
 
   ErrorKind kind() const noexcept { return kind_; }
 

@@ -30,6 +30,8 @@ struct LoadOptions {
   /// engines are run first: one that fails falls to the next variant.
   std::vector<std::pair<int64_t, int64_t>> warm_up{};
   TrustPolicy trust = TrustPolicy::kDigests;
+  /// See EngineOptions: as many as there are threads that call the module at one time.
+  int concurrency = 1;
 };
 
 }  // namespace hybrid_rt

@@ -7,7 +7,7 @@
 
 #include "picture.h"
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::apps {
 
 struct Annotation {
   std::array<float, 4> box{};  ///< x1, y1, x2, y2 in pixels; may reach beyond the picture
@@ -24,4 +24,4 @@ Colour label_colour(std::int64_t label);
 /// is left out.
 void annotate(Picture& picture, std::span<const Annotation> annotations);
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::apps

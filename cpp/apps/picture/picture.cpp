@@ -16,7 +16,7 @@
 #include <system_error>
 #include <utility>
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::apps {
 namespace {
 
 constexpr std::array<std::uint8_t, 3> kJpegMagic{0xFF, 0xD8, 0xFF};
@@ -45,11 +45,11 @@ std::string first_bytes(std::span<const std::uint8_t> bytes) {
   return text;
 }
 
-void check_size(std::int64_t width, std::int64_t height, const std::string& name) {
-  if (width <= kMaxSide && height <= kMaxSide && width * height <= kMaxPixels) return;
+void check_size(std::int64_t width, std::int64_t height, const std::string& name, const PictureLimits& limits) {
+  if (width <= limits.max_side && height <= limits.max_side && width * height <= limits.max_pixels) return;
   throw PictureError(name,
-                     "at most " + std::to_string(kMaxSide) + " pixels a side and " +
-                         std::to_string(kMaxPixels / 1'000'000) + " megapixels",
+                     "at most " + std::to_string(limits.max_side) + " pixels a side and " +
+                         std::to_string(limits.max_pixels / 1'000'000) + " megapixels",
                      std::to_string(width) + "x" + std::to_string(height), "Scale the picture down or cut it up.");
 }
 
@@ -58,10 +58,20 @@ PictureError damaged(const std::string& name, const std::string& format, const s
                       "Fetch or save the picture again.");
 }
 
-Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name) {
-  const std::unique_ptr<void, int (*)(tjhandle)> decoder(tjInitDecompress(), &tjDestroy);
-  if (!decoder) throw PictureError(name, "a JPEG decoder", tjGetErrorStr2(nullptr), "Free some memory.");
+PictureError unknown_format(std::span<const std::uint8_t> bytes, const std::string& name) {
+  return PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the picture to one of these.");
+}
 
+using JpegDecoder = std::unique_ptr<void, int (*)(tjhandle)>;
+
+JpegDecoder jpeg_decoder(const std::string& name) {
+  JpegDecoder decoder(tjInitDecompress(), [](tjhandle handle) { return tjDestroy(handle); });
+  if (!decoder) throw PictureError(name, "a JPEG decoder", tjGetErrorStr2(nullptr), "Free some memory.");
+  return decoder;
+}
+
+PictureSize jpeg_size(const JpegDecoder& decoder, std::span<const std::uint8_t> bytes, const std::string& name,
+                      const PictureLimits& limits) {
   int width = 0;
   int height = 0;
   int subsampling = 0;
@@ -72,12 +82,17 @@ Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name
   }
   // TurboJPEG calls a file that ends before the size a success, as if it held tables only.
   if (width == 0 || height == 0) throw damaged(name, "JPEG", "no size before the end of the file");
-  check_size(width, height, name);
+  check_size(width, height, name, limits);
   if (colour_space == TJCS_CMYK || colour_space == TJCS_YCCK) {
     throw PictureError(name, "an RGB or grey JPEG", "CMYK",
                        "Convert it, e.g. with ImageMagick: convert IN.jpg -colorspace sRGB OUT.png");
   }
+  return {width, height};
+}
 
+Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+  const JpegDecoder decoder = jpeg_decoder(name);
+  const auto [width, height] = jpeg_size(decoder, bytes, name, limits);
   Picture picture{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width) * height * 3)};
   // The accurate DCT is what Pillow and torchvision use: the same pixels, so the same boxes. Warnings are errors
   // because truncation is one. LIMITSCANS:
@@ -112,14 +127,22 @@ void drop_alpha(std::vector<std::uint8_t>& pixels) {
   pixels.resize(count * 3);
 }
 
-Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
-  png_image image{};
+/// Reads the header; `image` keeps a pointer to the bytes.
+void begin_png(png_image& image, std::span<const std::uint8_t> bytes, const std::string& name,
+               const PictureLimits& limits) {
   image.version = PNG_IMAGE_VERSION;
-  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&image, &png_image_free);
   if (png_image_begin_read_from_memory(&image, bytes.data(), bytes.size()) == 0) {
     throw damaged(name, "PNG", image.message);
   }
-  check_size(image.width, image.height, name);
+  check_size(image.width, image.height, name, limits);
+}
+
+using PngGuard = std::unique_ptr<png_image, void (*)(png_imagep)>;
+
+Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+  png_image image{};
+  const PngGuard guard(&image, &png_image_free);
+  begin_png(image, bytes, name, limits);
   if (!has_all_png_chunks(bytes)) throw damaged(name, "PNG", "file ends before its IEND chunk");
 
   const bool has_alpha = (image.format & PNG_FORMAT_FLAG_ALPHA) != 0;
@@ -178,7 +201,9 @@ class TemporaryFile {
     if (!renamed_) ::unlink(path_.c_str());
   }
 
-  std::FILE* get() const { return file_.get(); }
+  void write(std::span<const std::uint8_t> bytes) {
+    if (std::fwrite(bytes.data(), 1, bytes.size(), file_.get()) != bytes.size()) throw failure(errno);
+  }
 
   void rename() {
     // fsync: a full disk or a crash must not leave an empty file under the final name.
@@ -207,13 +232,39 @@ PictureError::PictureError(std::string_view subject, std::string_view expected, 
     : std::runtime_error("hybrid_rt[picture]: " + std::string(subject) + ": expected " + std::string(expected) +
                          ", got " + std::string(got) + ". " + std::string(remedy)) {}
 
-Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name) {
-  if (starts_with(bytes, kJpegMagic)) return decode_jpeg(bytes, name);
-  if (starts_with(bytes, kPngMagic)) return decode_png(bytes, name);
-  throw PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the picture to one of these.");
+Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+  if (starts_with(bytes, kJpegMagic)) return decode_jpeg(bytes, name, limits);
+  if (starts_with(bytes, kPngMagic)) return decode_png(bytes, name, limits);
+  throw unknown_format(bytes, name);
+}
+
+PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+  if (starts_with(bytes, kJpegMagic)) return jpeg_size(jpeg_decoder(name), bytes, name, limits);
+  if (!starts_with(bytes, kPngMagic)) throw unknown_format(bytes, name);
+  png_image image{};
+  const PngGuard guard(&image, &png_image_free);
+  begin_png(image, bytes, name, limits);
+  return {static_cast<int>(image.width), static_cast<int>(image.height)};
 }
 
 Picture read_picture(const std::string& path) { return decode_picture(read_bytes(path), path); }
+
+std::vector<std::uint8_t> encode_png(const Picture& picture) {
+  png_image image{};
+  image.version = PNG_IMAGE_VERSION;
+  image.width = static_cast<png_uint_32>(picture.width);
+  image.height = static_cast<png_uint_32>(picture.height);
+  image.format = PNG_FORMAT_RGB;
+  const PngGuard guard(&image, &png_image_free);
+  std::vector<std::uint8_t> png(PNG_IMAGE_PNG_SIZE_MAX(image));
+  png_alloc_size_t size = png.size();
+  if (png_image_write_to_memory(&image, png.data(), &size, 0, picture.rgb.data(), 0, nullptr) == 0) {
+    throw PictureError("picture", "one that can be encoded", "\"" + std::string(image.message) + "\" from the encoder",
+                       "Use a smaller one.");
+  }
+  png.resize(size);
+  return png;
+}
 
 void write_png(const Picture& picture, const std::string& path) {
   // A rename would put a regular file in the place of /dev/null or a pipe.
@@ -223,18 +274,10 @@ void write_png(const Picture& picture, const std::string& path) {
     throw PictureError(path, "a new or a regular file", "something else under this name", "Choose another name.");
   }
 
+  const std::vector<std::uint8_t> png = encode_png(picture);
   TemporaryFile file(path);
-  png_image image{};
-  image.version = PNG_IMAGE_VERSION;
-  image.width = static_cast<png_uint_32>(picture.width);
-  image.height = static_cast<png_uint_32>(picture.height);
-  image.format = PNG_FORMAT_RGB;
-  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&image, &png_image_free);
-  if (png_image_write_to_stdio(&image, file.get(), 0, picture.rgb.data(), 0, nullptr) == 0) {
-    throw PictureError(path, "a PNG that can be written", "\"" + std::string(image.message) + "\" from the encoder",
-                       "Check that there is room on the disk.");
-  }
+  file.write(png);
   file.rename();
 }
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::apps

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::apps {
 
 /// 8-bit RGB, rows from the top, no padding: rgb.size() == width * height * 3.
 struct Picture {
@@ -26,20 +26,33 @@ class PictureError : public std::runtime_error {
 };
 
 /// What is larger is refused from the header alone, before memory is asked for.
-inline constexpr int kMaxSide = 16'384;
-inline constexpr std::int64_t kMaxPixels = 100'000'000;
+struct PictureLimits {
+  std::int64_t max_side = 16'384;
+  std::int64_t max_pixels = 100'000'000;
+};
 inline constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
 /// Decodes a JPEG or PNG, told apart by the first bytes; `name` is for messages. Grey, palette and 16-bit pictures
 /// become 8-bit RGB; an alpha channel is dropped, as Pillow's convert("RGB") does; a PNG's gAMA chunk is honoured;
 /// EXIF orientation is not applied; CMYK is refused. Throws PictureError, also for data that is truncated or damaged
 /// but would decode in part: boxes of half a picture look right and are wrong.
-Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name);
+Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {});
+
+struct PictureSize {
+  int width = 0;
+  int height = 0;
+};
+
+/// What decode_picture() would return the size of, from the header alone; it throws the same for what it reads.
+PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {});
 
 /// Reads the file (or pipe) and decodes it. Throws PictureError.
 Picture read_picture(const std::string& path);
 
+/// Throws PictureError.
+std::vector<std::uint8_t> encode_png(const Picture& picture);
+
 /// Writes beside `path` and renames, so that a failure leaves what was there. Throws PictureError.
 void write_png(const Picture& picture, const std::string& path);
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::apps

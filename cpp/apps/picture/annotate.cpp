@@ -10,7 +10,7 @@
 #include <stb/stb_easy_font.h>
 #pragma GCC diagnostic pop
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::apps {
 namespace {
 
 constexpr int kLineWidth = 2;
@@ -123,4 +123,4 @@ void annotate(Picture& picture, std::span<const Annotation> annotations) {
   }
 }
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::apps

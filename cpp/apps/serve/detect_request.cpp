@@ -1,0 +1,132 @@
+#include "detect_request.h"
+
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+namespace hybrid_rt::serve {
+namespace {
+
+constexpr std::int64_t kMaxDeadline = 86'400'000;
+
+std::span<const std::uint8_t> bytes_of(const std::string& text) {
+  return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
+}
+
+/// A value as it may stand in a message: short, and nothing that a terminal would obey.
+std::string shown(const std::string& value) {
+  std::string text;
+  for (const char c : value.substr(0, 64)) text += c >= 0x20 && c < 0x7f ? c : '?';
+  return "'" + text + (value.size() > 64 ? "...'" : "'");
+}
+
+bool boolean(const std::string& name, const std::string& value) {
+  if (value == "true" || value == "false") return value == "true";
+  throw RequestError(400, "query " + name, "true or false", shown(value), "Leave it out for the default.");
+}
+
+template <class Number>
+Number number(const std::string& name, const std::string& value, Number least, Number most) {
+  Number result{};
+  const char* const end = value.data() + value.size();
+  const auto [stop, error] = std::from_chars(value.data(), end, result);
+  if (error == std::errc() && stop == end && result >= least && result <= most) return result;
+  const auto text = [](Number limit) {
+    std::string digits = std::to_string(limit);
+    return digits.find('.') == std::string::npos ? digits : digits.substr(0, digits.find('.'));
+  };
+  throw RequestError(400, "query " + name, "a number from " + text(least) + " to " + text(most), shown(value),
+                     "Leave it out for the default.");
+}
+
+SentPicture encoded_picture(const std::string& name, const std::string& content, const PictureRules& rules) {
+  if (content.empty()) throw RequestError(400, name, "a JPEG or PNG", "no bytes", "Send the picture's bytes.");
+  SentPicture picture{name, bytes_of(content), std::nullopt, {}};
+  try {
+    picture.size = apps::read_size(picture.encoded, name, rules.picture);
+  } catch (const apps::PictureError& error) {
+    throw RequestError(422, error.what());
+  }
+  return picture;
+}
+
+std::vector<SentPicture> parts_of(const HttpRequest& request, const PictureRules& rules) {
+  std::vector<SentPicture> pictures;
+  for (const Part& part : request.parts) {
+    if (part.name != "image") {
+      throw RequestError(400, "body", "parts named 'image'", "one named " + shown(part.name),
+                         "Send parameters in the query.");
+    }
+    pictures.push_back(encoded_picture("image " + std::to_string(pictures.size()), part.content, rules));
+  }
+  if (pictures.empty() || pictures.size() > rules.max_pictures) {
+    throw RequestError(400, "body", "1 to " + std::to_string(rules.max_pictures) + " parts named 'image'",
+                       std::to_string(pictures.size()), "Send several requests for more.");
+  }
+  return pictures;
+}
+
+std::vector<SentPicture> tensors_of(const HttpRequest& request, const PictureRules& rules) {
+  std::vector<SentPicture> pictures;
+  try {
+    for (PictureTensor& tensor :
+         read_picture_tensors(bytes_of(request.body), {.max_pictures = rules.max_pictures,
+                                                       .max_side = rules.picture.max_side,
+                                                       .max_pixels = rules.picture.max_pixels})) {
+      const apps::PictureSize size{static_cast<int>(tensor.width), static_cast<int>(tensor.height)};
+      pictures.push_back({tensor.name, {}, std::move(tensor), size});
+    }
+  } catch (const PayloadError& error) {
+    throw RequestError(422, error.what());
+  }
+  return pictures;
+}
+
+}  // namespace
+
+RequestError::RequestError(int status, const std::string& subject, const std::string& expected, const std::string& got,
+                           const std::string& remedy)
+    : std::runtime_error("hybrid_rt[serve]: " + subject + ": expected " + expected + ", got " + got + ". " + remedy),
+      status_(status) {}
+
+DetectQuery read_query(const HttpRequest& request) {
+  DetectQuery query;
+  std::set<std::string> seen;
+  for (const auto& [name, value] : request.query) {
+    if (!seen.insert(name).second) {
+      throw RequestError(400, "query " + shown(name), "it once", "it twice", "Leave one out.");
+    }
+    if (name == "model") {
+      if (value.empty()) throw RequestError(400, "query model", "a model's name", "''", "GET /v1/models lists them.");
+      query.model = value;
+    } else if (name == "min_score") {
+      query.min_score = number(name, value, 0.0F, 1.0F);
+    } else if (name == "deadline_ms") {
+      query.deadline_ms = number<std::int64_t>(name, value, 1, kMaxDeadline);
+    } else if (name == "masks") {
+      query.masks = boolean(name, value);
+    } else if (name == "annotated") {
+      query.annotated = boolean(name, value);
+    } else {
+      throw RequestError(400, "query", "model, min_score, deadline_ms, masks or annotated", shown(name),
+                         "GET /openapi.json describes them.");
+    }
+  }
+  return query;
+}
+
+bool is_known_type(const std::string& content_type) {
+  static const std::set<std::string> kKnown{"image/jpeg", "image/png", "application/octet-stream",
+                                            "multipart/form-data", "application/x-safetensors"};
+  return kKnown.contains(content_type);
+}
+
+std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules) {
+  if (request.content_type == "multipart/form-data") return parts_of(request, rules);
+  if (request.body.empty()) throw RequestError(400, "body", "a picture", "no bytes", "Send the picture's bytes.");
+  if (request.content_type == "application/x-safetensors") return tensors_of(request, rules);
+  return {encoded_picture("picture", request.body, rules)};
+}
+
+}  // namespace hybrid_rt::serve

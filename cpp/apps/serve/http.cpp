@@ -1,0 +1,417 @@
+#include "http.h"
+
+#include <arpa/inet.h>
+#include <microhttpd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cctype>
+#include <charconv>
+#include <condition_variable>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+#include <utility>
+
+namespace hybrid_rt::serve {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kFormBuffer = std::size_t{64} << 10;
+constexpr std::size_t kMaxRequestId = 128;
+constexpr std::size_t kMaxQueryBytes = std::size_t{8} << 10;
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+/// "multipart/form-data" of "multipart/form-data; boundary=x".
+std::string media_type(const std::string& header) {
+  std::string type = lower(header.substr(0, header.find(';')));
+  type.erase(type.find_last_not_of(" \t") + 1);
+  return type;
+}
+
+std::string made_up_id() {
+  static thread_local std::mt19937_64 random{std::random_device{}()};
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string id;
+  for (int i = 0; i < 16; ++i) id += kDigits[random() % 16];
+  return id;
+}
+
+/// The client's, if it can stand in a header and in a log.
+std::string request_id_of(const char* given) {
+  const std::string id = given == nullptr ? "" : given;
+  const bool is_fine = !id.empty() && id.size() <= kMaxRequestId &&
+                       std::all_of(id.begin(), id.end(), [](unsigned char c) { return c > 0x20 && c < 0x7f; });
+  return is_fine ? id : made_up_id();
+}
+
+const char* title_of(int status) {
+  const char* const phrase = MHD_get_reason_phrase_for(static_cast<unsigned>(status));
+  return phrase == nullptr ? "Unknown" : phrase;
+}
+
+/// One request from its head to its answer. The loop's thread and a worker's share it.
+class Exchange {
+ public:
+  explicit Exchange(MHD_Connection* connection) : connection_(connection) {}
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+  ~Exchange() {
+    if (form != nullptr) MHD_destroy_post_processor(form);
+  }
+
+  /// An answer, from any thread; later ones are dropped.
+  void answer(HttpAnswer answer) {
+    const std::lock_guard lock(mutex_);
+    if (answered_ || connection_ == nullptr) return;
+    answer_ = std::move(answer);
+    answered_ = true;
+    if (suspended_) {
+      suspended_ = false;
+      MHD_resume_connection(connection_);
+    }
+  }
+
+  /// In the loop: the answer, or the connection sleeps until there is one.
+  std::optional<HttpAnswer> take_answer_or_suspend() {
+    const std::lock_guard lock(mutex_);
+    if (answered_) return std::move(answer_);
+    suspended_ = true;
+    MHD_suspend_connection(connection_);
+    return std::nullopt;
+  }
+
+  void forget_connection() {
+    const std::lock_guard lock(mutex_);
+    connection_ = nullptr;
+  }
+
+  // Of the loop alone:
+  HttpRequest request;
+  MHD_PostProcessor* form = nullptr;
+  std::size_t max_parts = 0;
+  std::optional<HttpAnswer> refusal;  ///< what it will be answered once its body has gone by
+  std::size_t received = 0;           ///< bytes of the body
+  std::size_t buffered = 0;           ///< of these in memory
+  bool dispatched = false;
+
+ private:
+  std::mutex mutex_;
+  MHD_Connection* connection_;
+  HttpAnswer answer_;
+  bool answered_ = false;
+  bool suspended_ = false;
+};
+
+/// The address to bind. Names are not looked up: what is bound must not depend on a name server.
+struct Address {
+  sockaddr_storage storage{};
+  bool is_v6 = false;
+
+  Address(const std::string& host, std::uint16_t port) {
+    auto& v4 = reinterpret_cast<sockaddr_in&>(storage);
+    auto& v6 = reinterpret_cast<sockaddr_in6&>(storage);
+    const std::string text = host == "localhost" ? "127.0.0.1" : host;
+    if (inet_pton(AF_INET, text.c_str(), &v4.sin_addr) == 1) {
+      v4.sin_family = AF_INET;
+      v4.sin_port = htons(port);
+    } else if (inet_pton(AF_INET6, text.c_str(), &v6.sin6_addr) == 1) {
+      v6.sin6_family = AF_INET6;
+      v6.sin6_port = htons(port);
+      is_v6 = true;
+    } else {
+      throw AddressError("hybrid_rt[serve]: --host: expected an address such as 127.0.0.1, 0.0.0.0 or ::1, got '" +
+                         host + "'. Names are not looked up.");
+    }
+  }
+};
+
+}  // namespace
+
+HttpAnswer problem(int status, const std::string& detail, const std::string& request_id) {
+  const nlohmann::ordered_json document = {{"type", "about:blank"},
+                                           {"title", title_of(status)},
+                                           {"status", status},
+                                           {"detail", detail},
+                                           {"request_id", request_id}};
+  return {status, "application/problem+json",
+          document.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace)};
+}
+
+class HttpServer::Loop {
+ public:
+  Loop(const HttpOptions& options, Admit admit, Handle handle)
+      : options_(options), admit_(std::move(admit)), handle_(std::move(handle)) {
+    const Address address(options.host, options.port);
+    daemon_ = MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | (address.is_v6 ? MHD_USE_IPv6 : 0), options.port,
+        nullptr, nullptr, &Loop::on_request, this, MHD_OPTION_SOCK_ADDR,
+        reinterpret_cast<const sockaddr*>(&address.storage), MHD_OPTION_CONNECTION_LIMIT, options.max_connections,
+        MHD_OPTION_CONNECTION_TIMEOUT, options.idle_seconds, MHD_OPTION_NOTIFY_COMPLETED, &Loop::on_completed, this,
+        MHD_OPTION_LISTENING_ADDRESS_REUSE, 1U, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+    if (daemon_ == nullptr) {
+      const std::string reason = std::strerror(errno);
+      throw AddressError("hybrid_rt[serve]: " + options.host + ":" + std::to_string(options.port) +
+                         ": expected an address that can be bound, got \"" + reason +
+                         "\". Choose another --port (0: any that is free) or --host.");
+    }
+  }
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+  ~Loop() { finish(std::chrono::milliseconds(0)); }
+
+  std::uint16_t port() const { return MHD_get_daemon_info(daemon_, MHD_DAEMON_INFO_BIND_PORT)->port; }
+
+  void stop_listening() {
+    const std::lock_guard lock(mutex_);
+    if (listening_ && daemon_ != nullptr) {
+      const MHD_socket socket = MHD_quiesce_daemon(daemon_);
+      if (socket != MHD_INVALID_SOCKET) ::close(socket);
+    }
+    listening_ = false;
+  }
+
+  void finish(std::chrono::milliseconds patience) {
+    stop_listening();
+    std::unique_lock lock(mutex_);
+    if (daemon_ == nullptr) return;
+    changed_.wait_for(lock, patience, [this] { return open_.empty(); });
+    const auto left = open_;
+    lock.unlock();
+    for (const auto& exchange : left) {
+      exchange->answer(problem(503,
+                               "hybrid_rt[serve]: request: expected to be done before the service stops, got no "
+                               "answer in time. Send it again.",
+                               exchange->request.request_id));
+    }
+    lock.lock();
+    // The loop must have taken the answers: it may not be stopped while a connection sleeps.
+    changed_.wait_for(lock, std::chrono::seconds(5), [this] { return open_.empty(); });
+    MHD_Daemon* const daemon = std::exchange(daemon_, nullptr);
+    lock.unlock();
+    MHD_stop_daemon(daemon);
+  }
+
+ private:
+  static MHD_Result on_request(void* self, MHD_Connection* connection, const char* path, const char* method,
+                               const char* /*version*/, const char* data, std::size_t* size, void** state) {
+    auto& loop = *static_cast<Loop*>(self);
+    try {
+      if (*state == nullptr) return loop.begin(connection, path, method, state);
+      auto& exchange = *static_cast<std::shared_ptr<Exchange>*>(*state);
+      if (*size > 0) {
+        const MHD_Result result = loop.read(*exchange, data, *size);
+        *size = 0;
+        return result;
+      }
+      return loop.end(connection, exchange);
+    } catch (const std::exception&) {  // no memory: the connection is closed
+      return MHD_NO;
+    }
+  }
+
+  static void on_completed(void* self, MHD_Connection* /*connection*/, void** state,
+                           MHD_RequestTerminationCode /*code*/) {
+    const auto* const exchange = static_cast<std::shared_ptr<Exchange>*>(*state);
+    if (exchange == nullptr) return;
+    auto& loop = *static_cast<Loop*>(self);
+    (*exchange)->forget_connection();
+    loop.buffered_ -= (*exchange)->buffered;
+    {
+      const std::lock_guard lock(loop.mutex_);
+      loop.open_.erase(*exchange);
+      loop.changed_.notify_all();
+    }
+    delete exchange;
+    *state = nullptr;
+  }
+
+  static MHD_Result on_query(void* into, MHD_ValueKind /*kind*/, const char* name, const char* value) {
+    auto& query = *static_cast<std::multimap<std::string, std::string>*>(into);
+    if (query.size() >= 64) return MHD_NO;
+    query.emplace(name, value == nullptr ? "" : value);
+    return MHD_YES;
+  }
+
+  static MHD_Result on_part(void* into, MHD_ValueKind /*kind*/, const char* name, const char* /*file*/,
+                            const char* /*type*/, const char* /*encoding*/, const char* data, std::uint64_t offset,
+                            std::size_t size) {
+    auto& exchange = *static_cast<Exchange*>(into);
+    auto& parts = exchange.request.parts;
+    if (offset == 0) {
+      if (parts.size() == exchange.max_parts) return MHD_NO;
+      parts.push_back({name == nullptr ? "" : name, ""});
+    }
+    if (parts.empty()) return MHD_NO;
+    parts.back().content.append(data, size);
+    return MHD_YES;
+  }
+
+  static const char* header(MHD_Connection* connection, const char* name) {
+    return MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
+  }
+
+  MHD_Result begin(MHD_Connection* connection, const char* path, const char* method, void** state) {
+    auto exchange = std::make_shared<Exchange>(connection);
+    HttpRequest& request = exchange->request;
+    request.received = Clock::now();
+    request.method = method;
+    request.path = path;
+    request.request_id = request_id_of(header(connection, "X-Request-Id"));
+    const auto text = [](const char* value) { return std::string(value == nullptr ? "" : value); };
+    request.content_type = media_type(text(header(connection, MHD_HTTP_HEADER_CONTENT_TYPE)));
+    request.authorization = text(header(connection, MHD_HTTP_HEADER_AUTHORIZATION));
+    MHD_get_connection_values(connection, MHD_GET_ARGUMENT_KIND, &Loop::on_query, &request.query);
+    *state = new std::shared_ptr<Exchange>(exchange);
+    {
+      const std::lock_guard lock(mutex_);
+      open_.insert(exchange);
+    }
+    exchange->refusal = admit_(request);
+    const std::uint64_t announced = announced_size(connection);
+    if (!exchange->refusal && announced > options_.max_body) exchange->refusal = too_large(request);
+    if (!exchange->refusal && buffered_ + announced > options_.max_buffered) exchange->refusal = no_memory(request);
+    // A body that is not wanted is read all the same, within limits: a client that sends it would not see an answer
+    // that comes before.
+    if (exchange->refusal && announced > 2 * options_.max_body) return queue(connection, *exchange->refusal, request);
+    if (!exchange->refusal && request.content_type == "multipart/form-data") {
+      exchange->max_parts = options_.max_parts;
+      exchange->form = MHD_create_post_processor(connection, kFormBuffer, &Loop::on_part, exchange.get());
+      if (exchange->form == nullptr) exchange->refusal = bad_form(request);
+    }
+    return MHD_YES;
+  }
+
+  MHD_Result read(Exchange& exchange, const char* data, std::size_t size) {
+    HttpRequest& request = exchange.request;
+    exchange.received += size;
+    if (Clock::now() - request.received > std::chrono::seconds(options_.upload_seconds)) return MHD_NO;
+    if (exchange.received > 2 * options_.max_body) return MHD_NO;  // of a body of unknown length
+    if (exchange.refusal) return MHD_YES;
+    if (exchange.received > options_.max_body) {
+      refuse(exchange, too_large(request));
+      return MHD_YES;
+    }
+    if ((buffered_ += size) > options_.max_buffered) {
+      exchange.buffered += size;
+      refuse(exchange, no_memory(request));
+      return MHD_YES;
+    }
+    exchange.buffered += size;
+    if (exchange.form == nullptr) {
+      request.body.append(data, size);
+      return MHD_YES;
+    }
+    if (MHD_post_process(exchange.form, data, size) != MHD_YES) refuse(exchange, bad_form(request));
+    return MHD_YES;
+  }
+
+  MHD_Result end(MHD_Connection* connection, const std::shared_ptr<Exchange>& exchange) {
+    HttpRequest& request = exchange->request;
+    if (!exchange->dispatched) {
+      exchange->dispatched = true;
+      if (exchange->form != nullptr) {
+        const bool is_whole = MHD_destroy_post_processor(exchange->form) == MHD_YES;
+        exchange->form = nullptr;
+        if (!is_whole && !exchange->refusal) refuse(*exchange, bad_form(request));
+      }
+      if (exchange->refusal) return queue(connection, *exchange->refusal, request);
+      const std::string id = request.request_id;
+      HttpRequest given = std::move(request);
+      request.request_id = id;
+      handle_(std::move(given), [exchange](HttpAnswer answer) { exchange->answer(std::move(answer)); });
+    }
+    const std::optional<HttpAnswer> answer = exchange->take_answer_or_suspend();
+    return answer ? queue(connection, *answer, request) : MHD_YES;
+  }
+
+  void refuse(Exchange& exchange, HttpAnswer answer) {
+    exchange.refusal = std::move(answer);
+    exchange.request.body = {};
+    exchange.request.parts = {};
+    buffered_ -= exchange.buffered;
+    exchange.buffered = 0;
+  }
+
+  MHD_Result queue(MHD_Connection* connection, const HttpAnswer& answer, const HttpRequest& request) {
+    MHD_Response* const response = MHD_create_response_from_buffer(
+        answer.body.size(), const_cast<char*>(answer.body.data()), MHD_RESPMEM_MUST_COPY);
+    if (response == nullptr) return MHD_NO;
+    const auto add = [response](const std::string& name, const std::string& value) {
+      MHD_add_response_header(response, name.c_str(), value.c_str());
+    };
+    add(MHD_HTTP_HEADER_CONTENT_TYPE, answer.content_type);
+    add("X-Request-Id", request.request_id);
+    add("X-Content-Type-Options", "nosniff");
+    add(MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    for (const auto& [name, value] : answer.headers) add(name, value);
+    const MHD_Result result = MHD_queue_response(connection, static_cast<unsigned>(answer.status), response);
+    MHD_destroy_response(response);
+    return result;
+  }
+
+  static std::uint64_t announced_size(MHD_Connection* connection) {
+    const char* const text = header(connection, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    std::uint64_t size = 0;
+    if (text == nullptr) return 0;
+    const auto [end, error] = std::from_chars(text, text + std::strlen(text), size);
+    return error == std::errc() ? size : std::numeric_limits<std::uint64_t>::max() / 2;
+  }
+
+  HttpAnswer too_large(const HttpRequest& request) const {
+    return problem(413,
+                   "hybrid_rt[serve]: body: expected at most " + std::to_string(options_.max_body) +
+                       " bytes, got more. Send smaller or fewer pictures.",
+                   request.request_id);
+  }
+  HttpAnswer no_memory(const HttpRequest& request) const {
+    HttpAnswer answer = problem(503,
+                                "hybrid_rt[serve]: request: expected room for its body, got " +
+                                    std::to_string(buffered_) + " bytes of other requests. Come again in 1 s.",
+                                request.request_id);
+    answer.headers.emplace_back("Retry-After", "1");
+    return answer;
+  }
+  HttpAnswer bad_form(const HttpRequest& request) const {
+    return problem(400,
+                   "hybrid_rt[serve]: body: expected multipart/form-data of at most " +
+                       std::to_string(options_.max_parts) +
+                       " parts, each a picture named \"image\", got one that can't be read so. Check its boundary "
+                       "and the number of its parts.",
+                   request.request_id);
+  }
+
+  const HttpOptions options_;
+  const Admit admit_;
+  const Handle handle_;
+  MHD_Daemon* daemon_ = nullptr;
+  std::atomic<std::size_t> buffered_{0};
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  std::set<std::shared_ptr<Exchange>> open_;
+  bool listening_ = true;
+};
+
+HttpServer::HttpServer(const HttpOptions& options, Admit admit, Handle handle)
+    : loop_(std::make_unique<Loop>(options, std::move(admit), std::move(handle))) {}
+
+HttpServer::~HttpServer() = default;
+
+std::uint16_t HttpServer::port() const { return loop_->port(); }
+
+void HttpServer::stop_listening() { loop_->stop_listening(); }
+
+void HttpServer::finish(std::chrono::milliseconds patience) { loop_->finish(patience); }
+
+}  // namespace hybrid_rt::serve

@@ -1,0 +1,261 @@
+// hybrid-rt-serve: bundles behind HTTP.
+
+#include <hybrid_rt/log.h>
+#include <hybrid_rt/message.h>
+#include <pthread.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <future>
+#include <iostream>
+#include <sstream>
+
+#include "log.h"
+#include "service.h"
+
+namespace {
+
+using namespace hybrid_rt::serve;
+
+enum ExitCode { kOk = 0, kUnexpected = 1, kUsage = 2, kBundleUnloadable = 4, kAddressUnavailable = 5 };
+
+constexpr const char* kDescription =
+    "Answers requests for detections over HTTP with bundles (.pt) that hybrid_rt.convert made.\n"
+    "POST a JPEG or PNG to /v1/detect; / is a page to try it on, /openapi.json describes all of it.";
+
+constexpr const char* kFooter =
+    R"(It binds to loopback unless --host says otherwise: there is no encryption, so put it behind a proxy that has it.
+
+Each worker runs one picture (or batch) at a time with --threads threads, so that workers x threads should be the cores.
+More workers: more pictures a second; more threads: each one sooner. A picture waits in a queue of --queue places for a
+worker; when it is full, or a deadline can't be met, the answer is 503 with Retry-After.
+
+Signals: TERM and INT: answer what was taken, then exit with 0. HUP: load the bundles anew, no request is lost.
+Logs: one JSON object a line on stderr.
+
+Exit codes: 0 stopped, 1 unexpected, 2 wrong usage, 4 a bundle can't be loaded, 5 the address can't be bound.)";
+
+struct Options {
+  ServiceOptions service{};
+  HttpOptions http{};
+  std::string device = "cpu";
+  std::string token_file;
+  std::string labels;
+  std::string warm_up;
+  double max_delay_ms = 0;
+  std::size_t max_body_mb = 32;
+  std::size_t max_megapixels = 50;
+  int drain_seconds = 30;
+};
+
+void define(CLI::App& app, Options& options) {
+  auto& detector = options.service.detector;
+  app.footer(kFooter);
+  app.add_option("MODEL", options.service.models, "bundles, or folders of bundles; each is named as its file")
+      ->required();
+  app.add_option("--host", options.http.host, "the address to bind")->capture_default_str();
+  app.add_option("--port", options.http.port, "0: any that is free")->capture_default_str();
+  app.add_option("--workers", detector.workers, "of each model")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--threads", detector.load.threads, "of each worker (default: the cores, shared out)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--queue", detector.queue_capacity, "pictures of a model that may wait")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--deadline-ms", options.service.deadline_ms, "of requests that name none; 0: none")
+      ->check(CLI::Range(0, 86'400'000))
+      ->capture_default_str();
+  app.add_option("--max-batch", detector.max_batch, "pictures of like size that may share a call")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--max-delay-ms", options.max_delay_ms, "that a picture may wait for others to share its call")
+      ->check(CLI::Range(0.0, 10'000.0))
+      ->capture_default_str();
+  app.add_option("--size-bucket", detector.size_bucket, "sizes rounded up to multiples of it are alike, in pixels")
+      ->check(CLI::Range(1, 16'384))
+      ->capture_default_str();
+  app.add_option("--max-body-mb", options.max_body_mb, "of a request, in MiB")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-pixels-mp", options.max_megapixels, "of a picture, in megapixels")
+      ->check(CLI::Range(1, 268))
+      ->capture_default_str();
+  app.add_option("--max-pictures", options.service.rules.max_pictures, "of a request")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--max-connections", options.http.max_connections, "at one time")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  app.add_option("--token-file", options.token_file, "ask for the bearer token in this file");
+  app.add_option(
+      "--backend", detector.load.backend,
+      "let only these run, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
+  app.add_flag("--strict", detector.load.strict, "fail where the first variant can't run, instead of falling back");
+  app.add_option("--device", options.device, "where to run: cpu, cuda or cuda:INDEX")->capture_default_str();
+  app.add_option("--warm-up", options.warm_up, "picture sizes HEIGHTxWIDTH,... to run before it is ready")
+      ->default_str("480x640");
+  app.add_option("--labels", options.labels, "class names, one a line, the first line for label 0");
+  app.add_option("--drain-seconds", options.drain_seconds, "that requests may still take after TERM")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
+}
+
+hybrid_rt::Error wrong(const std::string& subject, const std::string& expected, const std::string& got,
+                       const std::string& remedy) {
+  return {hybrid_rt::ErrorKind::kOption, "serve", subject, expected, got, remedy};
+}
+
+std::vector<std::string> lines_of(const std::string& option, const std::string& path) {
+  std::ifstream file(path);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    lines.push_back(line);
+  }
+  if (lines.empty()) throw wrong(option + " " + path, "a text file", "none that can be read", "Check the path.");
+  return lines;
+}
+
+std::vector<std::pair<std::int64_t, std::int64_t>> sizes_of(const std::string& text) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> sizes;
+  std::istringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) {
+    long height = 0;
+    long width = 0;
+    int used = 0;
+    if (std::sscanf(word.c_str(), "%ldx%ld%n", &height, &width, &used) != 2 || used != static_cast<int>(word.size()) ||
+        height < 1 || width < 1 || height > 16'384 || width > 16'384) {
+      throw wrong("--warm-up", "HEIGHTxWIDTH,... of 1 to 16384", "'" + word + "'", "Name picture sizes.");
+    }
+    sizes.emplace_back(height, width);
+  }
+  return sizes;
+}
+
+/// What the options say, checked before anything is loaded.
+void complete(Options& options) {
+  auto& service = options.service;
+  try {
+    service.detector.load.device = c10::Device(options.device);
+  } catch (const std::exception&) {
+    throw wrong("--device", "cpu, cuda or cuda:INDEX", "'" + options.device + "'", "Take one of these.");
+  }
+  service.detector.load.warm_up = sizes_of(options.warm_up.empty() ? "480x640" : options.warm_up);
+  service.detector.max_delay = std::chrono::microseconds(static_cast<std::int64_t>(options.max_delay_ms * 1000));
+  service.rules.picture.max_pixels = static_cast<std::int64_t>(options.max_megapixels) * 1'000'000;
+  options.http.max_body = options.max_body_mb << 20;
+  options.http.max_buffered = std::max(options.http.max_buffered, 4 * options.http.max_body);
+  options.http.max_parts = service.rules.max_pictures;
+  if (!options.labels.empty()) service.label_names = lines_of("--labels", options.labels);
+  if (!options.token_file.empty()) {
+    service.token = lines_of("--token-file", options.token_file)[0];
+    const bool is_fine = !service.token.empty() && std::all_of(service.token.begin(), service.token.end(),
+                                                               [](char c) { return c > 0x20 && c < 0x7f; });
+    if (!is_fine) throw wrong("--token-file", "a token of printable characters", "another line", "Write one there.");
+  }
+}
+
+void log_messages() {
+  hybrid_rt::set_logger([](hybrid_rt::LogLevel level, const std::string& message) {
+    static constexpr const char* kNames[] = {"debug", "info", "warning", "error"};
+    if (level != hybrid_rt::LogLevel::kDebug) {
+      log_event(kNames[static_cast<int>(level)], "message", {{"message", message}});
+    }
+  });
+}
+
+sigset_t blocked_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
+  // In every thread that comes later too: they are waited for.
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+/// Loads the models; a signal to stop ends the process meanwhile.
+void load(Service& service, const sigset_t& signals) {
+  std::future<void> loading = std::async(std::launch::async, [&service] { service.load(); });
+  const timespec moment{0, 50'000'000};
+  while (loading.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    const int signal = sigtimedwait(&signals, nullptr, &moment);
+    if (signal == SIGTERM || signal == SIGINT) {
+      log_event("info", "stopped", {{"reason", "a signal while loading"}});
+      std::_Exit(kOk);  // engines that are being compiled can't be interrupted
+    }
+  }
+  loading.get();
+}
+
+void run_until_stopped(Service& service, const sigset_t& signals) {
+  while (true) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    if (signal != SIGHUP) return;
+    service.reload();
+  }
+}
+
+ExitCode serve(const Options& options) {
+  const sigset_t signals = blocked_signals();
+  Service service(options.service);
+  HttpServer server(
+      options.http, [&service](const HttpRequest& request) { return service.admit(request); },
+      [&service](HttpRequest request, HttpServer::Reply reply) {
+        service.handle(std::move(request), std::move(reply));
+      });
+  const nlohmann::ordered_json address = {{"address", options.http.host}, {"port", server.port()}};
+  log_event("info", "listening", address);
+  load(service, signals);
+  log_event("info", "serving", address);
+  run_until_stopped(service, signals);
+
+  log_event("info", "stopping");
+  service.stop_taking();
+  const std::chrono::seconds patience(options.drain_seconds);
+  std::future<void> draining = std::async(std::launch::async, [&service] { service.finish(); });
+  const bool is_done = draining.wait_for(patience) == std::future_status::ready;
+  server.finish(is_done ? std::chrono::seconds(5) : std::chrono::seconds(0));
+  log_event(is_done ? "info" : "error", "stopped",
+            {{"reason", is_done ? "all requests are answered" : "requests took longer than --drain-seconds"}});
+  if (!is_done) std::_Exit(kUnexpected);  // workers are still at it
+  return kOk;
+}
+
+int report(ExitCode code, const std::string& message) {
+  std::cerr << "hybrid-rt-serve: error: " << hybrid_rt::on_one_line(message) << std::endl;
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Options options;
+    CLI::App app(kDescription, "hybrid-rt-serve");
+    define(app, options);
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::CallForHelp&) {
+      std::cout << app.help() << std::flush;
+      return kOk;
+    } catch (const CLI::ParseError& error) {
+      return report(kUsage, wrong("command line", "MODEL... and options", "\"" + std::string(error.what()) + "\"",
+                                  "hybrid-rt-serve --help shows them.")
+                                .what());
+    }
+    complete(options);
+    log_messages();
+    return serve(options);
+  } catch (const AddressError& error) {
+    return report(kAddressUnavailable, error.what());
+  } catch (const hybrid_rt::Error& error) {
+    return report(error.kind() == hybrid_rt::ErrorKind::kOption ? kUsage : kBundleUnloadable, error.what());
+  } catch (const std::exception& error) {
+    return report(kUnexpected, hybrid_rt::message_of(error, "serve", "the program"));
+  }
+}

@@ -1,0 +1,257 @@
+#include "safetensors.h"
+
+#include <algorithm>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <utility>
+
+namespace hybrid_rt::serve {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Type = PictureTensor::Type;
+
+constexpr std::size_t kLengthBytes = 8;
+constexpr std::int64_t kChannels = 3;
+constexpr const char* kSubject = "safetensors body";
+constexpr const char* kRemedy = "Write it with the safetensors library.";
+constexpr const char* kMetadata = "__metadata__";
+constexpr const char* kInfo = "\"dtype\", \"shape\" and \"data_offsets\" and nothing else";
+constexpr const char* kShapes = "U8 [height, width, 3] or F32 [3, height, width]";
+
+/// A text of the client's for a message: of limited length, cut between two characters, without control characters.
+std::string shown(std::string_view text) {
+  constexpr std::size_t kMaxBytes = 60;
+  constexpr unsigned char kContinuation = 0x80;
+  std::string_view kept = text.substr(0, kMaxBytes);
+  if (kept.size() < text.size()) {
+    while (!kept.empty() && (static_cast<unsigned char>(text[kept.size()]) & 0xC0) == kContinuation) {
+      kept.remove_suffix(1);
+    }
+  }
+  std::string result(kept);
+  std::replace_if(result.begin(), result.end(), [](unsigned char byte) { return byte < 0x20 || byte == 0x7F; }, '?');
+  return result + (kept.size() < text.size() ? "..." : "");
+}
+
+std::string subject_of(const std::string& name) { return std::string(kSubject) + ", tensor \"" + shown(name) + "\""; }
+
+std::string shown_json(const Json& value) { return shown(value.dump()); }
+
+PayloadError pictures_expected(std::size_t max_pictures, const std::string& got) {
+  return PayloadError(kSubject, "1 to " + std::to_string(max_pictures) + " pictures", got, "Send several requests.");
+}
+
+/// Refuses what the parser would take: a key that stands twice (of which it keeps the last value), nesting, which no
+/// header has, and more keys than there can be: an ordered_json is searched from its begin for each of them.
+class HeaderRules {
+ public:
+  explicit HeaderRules(std::size_t max_pictures) : max_pictures_(max_pictures) {}
+
+  bool operator()(int depth, Json::parse_event_t event, Json& value) {
+    constexpr int kMaxDepth = 3;  // the header, a tensor, its shape
+    switch (event) {
+      case Json::parse_event_t::object_start:
+        check_depth(depth, kMaxDepth);
+        keys_.emplace_back();
+        break;
+      case Json::parse_event_t::array_start:
+        check_depth(depth, kMaxDepth);
+        break;
+      case Json::parse_event_t::object_end:
+        keys_.pop_back();
+        break;
+      case Json::parse_event_t::key:
+        check_key(value.get_ref<const std::string&>());
+        break;
+      default:
+        break;
+    }
+    return true;
+  }
+
+ private:
+  static void check_depth(int depth, int max_depth) {
+    if (depth < max_depth) return;
+    throw PayloadError(kSubject, "a header of names with " + std::string(kInfo), "deeper nesting", kRemedy);
+  }
+
+  void check_key(const std::string& key) {
+    constexpr std::size_t kMaxEntries = 100;  // of a tensor there are three; of __metadata__ any number
+    if (!keys_.back().insert(key).second) {
+      throw PayloadError(kSubject, "a header in which a name stands once", "\"" + shown(key) + "\" twice", kRemedy);
+    }
+    const bool is_outermost = keys_.size() == 1;
+    if (is_outermost && keys_.back().size() > max_pictures_ + keys_.back().count(kMetadata)) {
+      throw pictures_expected(max_pictures_, "more");
+    }
+    if (!is_outermost && keys_.back().size() > kMaxEntries) {
+      throw PayloadError(kSubject, "at most " + std::to_string(kMaxEntries) + " entries in an object of the header",
+                         "more", kRemedy);
+    }
+  }
+
+  std::size_t max_pictures_;
+  std::vector<std::set<std::string>> keys_;  ///< of the objects that are open
+};
+
+Json parse_header(std::span<const std::uint8_t> text, std::size_t max_pictures) {
+  // The format asks for it; it also keeps a byte order mark out, which the parser would skip.
+  if (text.empty() || text.front() != '{') {
+    throw PayloadError(kSubject, "a JSON object as header", "something else", kRemedy);
+  }
+  HeaderRules rules(max_pictures);
+  try {
+    return Json::parse(text.begin(), text.end(), std::ref(rules));
+  } catch (const Json::parse_error& error) {
+    // Its text would bring bytes of the body, which need not be UTF-8.
+    throw PayloadError(kSubject, "JSON as header", "a mistake at its byte " + std::to_string(error.byte), kRemedy);
+  } catch (const Json::out_of_range&) {
+    throw PayloadError(kSubject, "JSON as header", "a number that is too large", kRemedy);
+  }
+}
+
+void check_metadata(const Json& metadata) {
+  const bool all_texts = metadata.is_object() &&
+                         std::all_of(metadata.begin(), metadata.end(), [](const Json& v) { return v.is_string(); });
+  if (!all_texts) {
+    throw PayloadError(kSubject, std::string(kMetadata) + " with texts alone", shown_json(metadata), kRemedy);
+  }
+}
+
+/// The numbers of an array of `count` non-negative integers; none if it is something else.
+std::optional<std::vector<std::uint64_t>> integers(const Json& value, std::size_t count) {
+  if (!value.is_array() || value.size() != count) return std::nullopt;
+  std::vector<std::uint64_t> result;
+  for (const Json& item : value) {
+    if (!item.is_number_unsigned()) return std::nullopt;
+    result.push_back(item.get<std::uint64_t>());
+  }
+  return result;
+}
+
+/// All of a picture but its data.
+PictureTensor described(const std::string& name, const Json& info, const PictureTensorLimits& limits) {
+  const Json& dtype = info.at("dtype");
+  const Json& shape = info.at("shape");
+  const std::optional<std::vector<std::uint64_t>> sizes = integers(shape, 3);
+  PictureTensor picture;
+  picture.name = name;
+  picture.type = dtype == "F32" ? Type::kFloats : Type::kBytes;
+  const std::size_t channels_at = picture.type == Type::kFloats ? 0 : 2;
+  if ((dtype != "F32" && dtype != "U8") || !sizes || (*sizes)[channels_at] != kChannels) {
+    throw PayloadError(subject_of(name), kShapes, shown_json(dtype) + " " + shown_json(shape), "Send pictures in RGB.");
+  }
+
+  const std::uint64_t height = (*sizes)[picture.type == Type::kFloats ? 1 : 0];
+  const std::uint64_t width = (*sizes)[picture.type == Type::kFloats ? 2 : 1];
+  const std::uint64_t max_side = static_cast<std::uint64_t>(limits.max_side);
+  const std::string got = std::to_string(width) + "x" + std::to_string(height);
+  if (height == 0 || width == 0) {
+    throw PayloadError(subject_of(name), "at least one pixel", got, "Leave empty pictures out.");
+  }
+  if (height > max_side || width > max_side || height > static_cast<std::uint64_t>(limits.max_pixels) / width) {
+    throw PayloadError(
+        subject_of(name),
+        "at most " + std::to_string(max_side) + " pixels a side and " + std::to_string(limits.max_pixels) + " in all",
+        got, "Scale the picture down or cut it up.");
+  }
+  picture.height = static_cast<std::int64_t>(height);
+  picture.width = static_cast<std::int64_t>(width);
+  return picture;
+}
+
+std::span<const std::uint8_t> data_of(const PictureTensor& picture, const Json& info,
+                                      std::span<const std::uint8_t> data) {
+  const Json& value = info.at("data_offsets");
+  const std::optional<std::vector<std::uint64_t>> offsets = integers(value, 2);
+  if (!offsets || (*offsets)[0] > (*offsets)[1] || (*offsets)[1] > data.size()) {
+    throw PayloadError(subject_of(picture.name),
+                       "data_offsets within the data's " + std::to_string(data.size()) + " bytes", shown_json(value),
+                       kRemedy);
+  }
+  const std::uint64_t size = (*offsets)[1] - (*offsets)[0];
+  const std::uint64_t pixel_bytes = kChannels * (picture.type == Type::kFloats ? sizeof(float) : 1);
+  const std::uint64_t pixels = static_cast<std::uint64_t>(picture.height) * static_cast<std::uint64_t>(picture.width);
+  if (size % pixel_bytes != 0 || size / pixel_bytes != pixels) {
+    throw PayloadError(subject_of(picture.name),
+                       std::to_string(pixel_bytes) + " bytes for each of " + std::to_string(picture.width) + "x" +
+                           std::to_string(picture.height) + " pixels",
+                       std::to_string(size) + " bytes", kRemedy);
+  }
+  return data.subspan((*offsets)[0], size);
+}
+
+/// The format allows neither holes nor overlaps.
+void check_cover(const std::vector<PictureTensor>& pictures, std::span<const std::uint8_t> data) {
+  std::vector<const PictureTensor*> by_place;
+  for (const PictureTensor& picture : pictures) by_place.push_back(&picture);
+  std::sort(by_place.begin(), by_place.end(),
+            [](const PictureTensor* a, const PictureTensor* b) { return a->data.data() < b->data.data(); });
+  const std::uint8_t* next = data.data();
+  for (const PictureTensor* picture : by_place) {
+    const std::ptrdiff_t gap = picture->data.data() - next;
+    if (gap != 0) {
+      throw PayloadError(subject_of(picture->name), "data that begins where the data before it ends",
+                         gap < 0 ? "an overlap" : "a gap of " + std::to_string(gap) + " bytes", kRemedy);
+    }
+    next += picture->data.size();
+  }
+  const std::ptrdiff_t rest = data.data() + data.size() - next;
+  if (rest != 0) {
+    throw PayloadError(kSubject, "no data but the tensors'", std::to_string(rest) + " bytes more", kRemedy);
+  }
+}
+
+std::span<const std::uint8_t> header_text(std::span<const std::uint8_t> body, const PictureTensorLimits& limits) {
+  if (body.size() < kLengthBytes) {
+    throw PayloadError(kSubject, "8 bytes with the header's length", std::to_string(body.size()) + " bytes", kRemedy);
+  }
+  std::uint64_t length = 0;
+  for (std::size_t i = kLengthBytes; i-- > 0;) length = length << 8 | body[i];
+  if (length > limits.max_header_bytes) {
+    throw PayloadError(kSubject, "a header of at most " + std::to_string(limits.max_header_bytes) + " bytes",
+                       std::to_string(length), "Send fewer pictures, under shorter names.");
+  }
+  const std::span<const std::uint8_t> rest = body.subspan(kLengthBytes);
+  if (length > rest.size()) {
+    throw PayloadError(kSubject, "a header of " + std::to_string(length) + " bytes, as its length says",
+                       std::to_string(rest.size()) + " bytes", "Send the whole body.");
+  }
+  return rest.first(length);
+}
+
+}  // namespace
+
+PayloadError::PayloadError(std::string_view subject, std::string_view expected, std::string_view got,
+                           std::string_view remedy)
+    : std::runtime_error("hybrid_rt[serve]: " + std::string(subject) + ": expected " + std::string(expected) +
+                         ", got " + std::string(got) + ". " + std::string(remedy)) {}
+
+std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> body, const PictureTensorLimits& limits) {
+  const std::span<const std::uint8_t> text = header_text(body, limits);
+  const std::span<const std::uint8_t> data = body.subspan(kLengthBytes + text.size());
+  const Json header = parse_header(text, limits.max_pictures);
+
+  std::vector<PictureTensor> pictures;
+  for (const auto& [name, info] : header.items()) {
+    if (name == kMetadata) {
+      check_metadata(info);
+      continue;
+    }
+    if (!info.is_object() || info.size() != 3 || !info.contains("dtype") || !info.contains("shape") ||
+        !info.contains("data_offsets")) {
+      throw PayloadError(subject_of(name), kInfo, shown_json(info), kRemedy);
+    }
+    PictureTensor picture = described(name, info, limits);
+    picture.data = data_of(picture, info, data);
+    pictures.push_back(std::move(picture));
+  }
+  if (pictures.empty()) throw pictures_expected(limits.max_pictures, "none");
+  check_cover(pictures, data);
+  return pictures;
+}
+
+}  // namespace hybrid_rt::serve

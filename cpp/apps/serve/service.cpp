@@ -1,0 +1,355 @@
+#include "service.h"
+
+#include <hybrid_rt/message.h>
+#include <openssl/crypto.h>
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <cmath>
+#include <mutex>
+#include <string_view>
+
+#include "answer.h"
+#include "files.h"
+#include "log.h"
+
+namespace hybrid_rt::serve {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using nlohmann::ordered_json;
+
+constexpr const char* kJson = "application/json";
+/// The page's own style and script, pictures that it was given, and this service; nothing from elsewhere.
+constexpr const char* kPagePolicy =
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src "
+    "'self'; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'";
+
+struct Route {
+  const char* path;
+  const char* method;
+  bool is_public;  ///< needs no token
+};
+
+constexpr Route kRoutes[] = {
+    {"/", "GET", true},
+    {"/openapi.json", "GET", true},
+    {"/healthz", "GET", true},
+    {"/readyz", "GET", true},
+    {"/metrics", "GET", false},
+    {"/v1/models", "GET", false},
+    {"/v1/detect", "POST", false},
+    {"/v1/reload", "POST", false},
+};
+
+const Route* route_of(const std::string& path) {
+  const auto* const found =
+      std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& route) { return path == route.path; });
+  return found == std::end(kRoutes) ? nullptr : found;
+}
+
+/// The scheme in any case, as RFC 9110 says; the token in a time that does not tell how much of it was right.
+bool has_token(const std::string& authorization, const std::string& token) {
+  constexpr std::string_view kScheme = "bearer ";
+  if (authorization.size() != kScheme.size() + token.size()) return false;
+  for (std::size_t i = 0; i < kScheme.size(); ++i) {
+    if (std::tolower(static_cast<unsigned char>(authorization[i])) != kScheme[i]) return false;
+  }
+  return CRYPTO_memcmp(authorization.data() + kScheme.size(), token.data(), token.size()) == 0;
+}
+
+HttpAnswer refusal(int status, const std::string& subject, const std::string& expected, const std::string& got,
+                   const std::string& remedy, const std::string& request_id) {
+  return problem(status, RequestError(status, subject, expected, got, remedy).what(), request_id);
+}
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+at::Tensor tensor_of(const PictureTensor& sent) {
+  // Copied: the bytes in a body have any alignment, and the detector may write into its input.
+  const bool is_bytes = sent.type == PictureTensor::Type::kBytes;
+  at::Tensor tensor = is_bytes ? at::empty({sent.height, sent.width, 3}, at::kByte)
+                               : at::empty({3, sent.height, sent.width}, at::kFloat);
+  std::copy(sent.data.begin(), sent.data.end(), static_cast<std::uint8_t*>(tensor.mutable_data_ptr()));
+  return tensor;
+}
+
+HttpAnswer answer_of_error(const std::exception_ptr& error, const std::string& request_id) {
+  const auto with_retry = [](HttpAnswer answer, std::chrono::seconds after) {
+    answer.headers.emplace_back("Retry-After", std::to_string(after.count()));
+    return answer;
+  };
+  try {
+    std::rethrow_exception(error);
+  } catch (const BusyError& busy) {
+    return with_retry(problem(503, busy.what(), request_id), busy.retry_after());
+  } catch (const RequestError& wrong) {
+    return problem(wrong.status(), wrong.what(), request_id);
+  } catch (const apps::PictureError& wrong) {
+    return problem(422, wrong.what(), request_id);
+  } catch (const Error& failed) {
+    const int status = failed.kind() == ErrorKind::kInput ? 422 : failed.kind() == ErrorKind::kDeadline ? 504 : 500;
+    return problem(status, failed.what(), request_id);
+  } catch (const std::exception& failed) {
+    return problem(500, message_of(failed, "serve", "request"), request_id);
+  }
+}
+
+}  // namespace
+
+/// A request for detections, shared by the pictures of it that are on their way.
+struct Service::Work {
+  HttpRequest request;
+  HttpServer::Reply send;
+  DetectQuery query;
+  std::string model;
+  std::vector<SentPicture> pictures;
+  std::vector<std::pair<std::string, std::string>> engines;
+  apps::Picture decoded;  ///< of an annotated one
+
+  std::mutex mutex;  // guards what follows
+  std::vector<DetectResult> results;
+  std::exception_ptr error;  ///< the first one
+  std::size_t left = 0;
+};
+
+Service::Service(const ServiceOptions& options) : options_(options), models_(options.models, options.detector) {}
+
+void Service::load() {
+  models_.load();
+  is_ready_ = true;
+}
+
+void Service::stop_taking() { is_stopping_ = true; }
+
+void Service::finish() {
+  models_.stop();
+  if (reloader_.joinable()) reloader_.join();
+}
+
+Models::Reloaded Service::reload() {
+  Models::Reloaded reloaded = models_.reload();
+  metrics_.reload(reloaded.failures.empty());
+  log_event(reloaded.failures.empty() ? "info" : "error", "reloaded",
+            {{"models", reloaded.names}, {"failures", reloaded.failures}});
+  return reloaded;
+}
+
+std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
+  const std::string& id = request.request_id;
+  const Route* const route = route_of(request.path);
+  if (route == nullptr || (!route->is_public && !options_.token.empty())) {
+    // Before it is said what is there and what is not.
+    if (!options_.token.empty() && !has_token(request.authorization, options_.token)) {
+      HttpAnswer answer = refusal(401, "Authorization", "Bearer and the service's token",
+                                  request.authorization.empty() ? "none" : "another", "Send the token.", id);
+      answer.headers.emplace_back("WWW-Authenticate", "Bearer");
+      return answer;
+    }
+  }
+  if (route == nullptr) {
+    return refusal(404, "path", "one of GET /openapi.json", "another", "See there, or at /.", id);
+  }
+  const bool is_get = std::string_view(route->method) == "GET";
+  if (request.method != route->method && !(is_get && request.method == "HEAD")) {
+    const std::string allowed = is_get ? "GET, HEAD" : route->method;
+    HttpAnswer answer = refusal(405, "method", allowed, "another", "GET /openapi.json describes it.", id);
+    answer.headers.emplace_back("Allow", allowed);
+    return answer;
+  }
+  if (request.path != std::string_view("/v1/detect")) return std::nullopt;
+  if (!is_known_type(request.content_type)) {
+    HttpAnswer answer =
+        refusal(415, "Content-Type",
+                "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
+                request.content_type.empty() ? "none" : "another", "Say what the body is.", id);
+    answer.headers.emplace_back("Accept", "image/jpeg, image/png, multipart/form-data");
+    metrics_.request("", 415);
+    return answer;
+  }
+  if (is_stopping_ || !is_ready_) {
+    HttpAnswer answer =
+        refusal(503, "service", "one that is ready", is_stopping_ ? "one that is stopping" : "one that is loading",
+                "Come again in 1 s.", id);
+    answer.headers.emplace_back("Retry-After", "1");
+    metrics_.request("", 503);
+    return answer;
+  }
+  return std::nullopt;
+}
+
+void Service::handle(HttpRequest request, HttpServer::Reply reply) {
+  const std::string& path = request.path;
+  if (path == "/v1/detect") return detect(std::move(request), std::move(reply));
+  if (path == "/v1/reload") return reload_aside(request, std::move(reply));
+  if (path == "/v1/models") return reply(models_list(request));
+  if (path == "/metrics") return reply(metrics_text());
+  if (path == "/openapi.json") return reply({200, kJson, kOpenApi});
+  if (path == "/healthz") return reply({200, "text/plain; charset=utf-8", "ok\n"});
+  if (path == "/readyz") {
+    const bool is_ready = is_ready_ && !is_stopping_;
+    return reply({is_ready ? 200 : 503, "text/plain; charset=utf-8", is_ready ? "ready\n" : "not ready\n"});
+  }
+  reply({200, "text/html; charset=utf-8", kPage, {{"Content-Security-Policy", kPagePolicy}}});
+}
+
+HttpAnswer Service::models_list(const HttpRequest& /*request*/) const {
+  ordered_json models = ordered_json::array();
+  for (const auto& [name, detector] : models_.all()) {
+    const DetectorStatus status = detector->status();
+    ordered_json engines = ordered_json::object();
+    for (const auto& [segment, backend] : status.engines) engines[segment] = backend;
+    models.push_back({{"name", name},
+                      {"state", "ready"},
+                      {"engines", engines},
+                      {"loads", status.loads},
+                      {"queued", status.queued},
+                      {"workers", options_.detector.workers},
+                      {"queue_capacity", options_.detector.queue_capacity}});
+  }
+  return {200, kJson, ordered_json{{"models", models}}.dump()};
+}
+
+HttpAnswer Service::metrics_text() const {
+  std::vector<Metrics::Model> models;
+  for (const auto& [name, detector] : models_.all()) {
+    const DetectorStatus status = detector->status();
+    models.push_back(
+        {name, status.queued, options_.detector.queue_capacity, options_.detector.workers, status.engines});
+  }
+  return {200, "text/plain; version=0.0.4; charset=utf-8", metrics_.text(models, is_ready_ && !is_stopping_)};
+}
+
+void Service::detect(HttpRequest request, HttpServer::Reply reply) {
+  const auto work = std::make_shared<Work>();
+  work->request = std::move(request);
+  work->send = std::move(reply);
+  try {
+    work->query = read_query(work->request);
+    const auto detector = models_.find(work->query.model);
+    if (detector == nullptr) {
+      const bool is_named = !work->query.model.empty();
+      throw RequestError(is_named ? 404 : 400, "query model", "the name of a model", is_named ? "another" : "none",
+                         "GET /v1/models lists them.");
+    }
+    work->model = work->query.model;
+    for (const auto& [name, each] : models_.all()) {
+      if (each == detector) work->model = name;
+    }
+    work->engines = detector->status().engines;
+    work->pictures = read_pictures(work->request, options_.rules);
+    if (work->query.annotated && work->pictures.size() != 1) {
+      throw RequestError(400, "query annotated", "one picture", std::to_string(work->pictures.size()),
+                         "Send them one by one.");
+    }
+    submit(work, *detector);
+  } catch (const std::exception&) {
+    this->reply(*work, answer_of_error(std::current_exception(), work->request.request_id));
+  }
+}
+
+void Service::submit(const std::shared_ptr<Work>& work, Detector& detector) {
+  std::vector<DetectRequest> requests;
+  for (std::size_t i = 0; i < work->pictures.size(); ++i) requests.push_back(request_for(work, i));
+  work->left = requests.size();
+  work->results.resize(requests.size());
+  detector.submit(std::move(requests));
+}
+
+DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_t picture) const {
+  // None of these holds the detector: the last one that lets go of it would wait in a worker for that worker.
+  DetectRequest request;
+  const SentPicture& sent = work->pictures[picture];
+  request.size = {sent.size.height, sent.size.width};
+  const std::int64_t deadline = work->query.deadline_ms.value_or(options_.deadline_ms);
+  if (deadline > 0) request.deadline = work->request.received + std::chrono::milliseconds(deadline);
+  request.pixels = [this, work, &sent]() -> at::Tensor {
+    if (sent.tensor) return tensor_of(*sent.tensor);
+    auto decoded =
+        std::make_shared<apps::Picture>(apps::decode_picture(sent.encoded, sent.name, options_.rules.picture));
+    if (work->query.annotated) work->decoded = *decoded;
+    return at::from_blob(decoded->rgb.data(), {decoded->height, decoded->width, 3}, [decoded](void*) {}, at::kByte);
+  };
+  request.done = [this, work, picture](DetectOutcome outcome) {
+    {
+      const std::lock_guard lock(work->mutex);
+      work->results[picture] = std::move(outcome.result);
+      if (outcome.error && !work->error) work->error = outcome.error;
+      if (--work->left > 0) return;
+    }
+    try {
+      reply(*work, work->error ? answer_of_error(work->error, work->request.request_id) : answer_of(*work));
+    } catch (const std::exception&) {
+      reply(*work, answer_of_error(std::current_exception(), work->request.request_id));
+    }
+  };
+  return request;
+}
+
+HttpAnswer Service::answer_of(Work& work) const {
+  const AnswerOptions options{work.query.min_score, work.query.masks, options_.label_names};
+  for (const DetectResult& result : work.results) {
+    metrics_.stage(work.model, "queue", result.timing.queue);
+    metrics_.stage(work.model, "decode", result.timing.decode);
+    metrics_.stage(work.model, "run", result.timing.run);
+    metrics_.batch(work.model, result.batch);
+  }
+  if (work.query.annotated) {
+    if (const auto& tensor = work.pictures[0].tensor) {
+      if (tensor->type == PictureTensor::Type::kFloats) {
+        throw RequestError(400, "query annotated", "a JPEG, PNG or U8 tensor", "an F32 tensor", "Send bytes.");
+      }
+      work.decoded = {static_cast<int>(tensor->width),
+                      static_cast<int>(tensor->height),
+                      {tensor->data.begin(), tensor->data.end()}};
+    }
+    draw(work.decoded, work.results[0].detections, options);
+    const std::vector<std::uint8_t> png = apps::encode_png(work.decoded);
+    return {200, "image/png", {png.begin(), png.end()}};
+  }
+  Answer answer{work.request.request_id, work.model, std::move(work.results), work.engines,
+                seconds_since(work.request.received)};
+  std::string json = to_json(answer, options);
+  work.results = std::move(answer.pictures);  // for the log
+  return {200, kJson, std::move(json)};
+}
+
+void Service::reply(Work& work, const HttpAnswer& answer) const {
+  const double total = seconds_since(work.request.received);
+  metrics_.request(work.model, answer.status);
+  if (answer.status == 200) metrics_.stage(work.model, "total", total);
+  ordered_json fields = {{"request_id", work.request.request_id},
+                         {"model", work.model},
+                         {"status", answer.status},
+                         {"pictures", work.pictures.size()},
+                         {"total_ms", std::round(total * 1e6) / 1e3}};
+  if (answer.status == 200) {
+    std::size_t objects = 0;
+    for (const DetectResult& result : work.results) objects += result.detections.objects.size();
+    fields["objects"] = objects;
+  } else if (const auto document = ordered_json::parse(answer.body, nullptr, false); document.is_object()) {
+    fields["detail"] = document.value("detail", "");
+  }
+  log_event(answer.status < 500 ? "info" : "warning", "request", fields);
+  work.send(answer);
+}
+
+void Service::reload_aside(const HttpRequest& request, HttpServer::Reply reply) {
+  const std::string id = request.request_id;
+  if (is_reloading_.exchange(true)) {
+    return reply(refusal(409, "reload", "one at a time", "one that goes on", "Come again when it is done.", id));
+  }
+  if (reloader_.joinable()) reloader_.join();                     // it has ended, or is about to
+  reloader_ = std::thread([this, id, reply = std::move(reply)] {  // seconds of work
+    const Models::Reloaded reloaded = reload();
+    std::string text;
+    for (const std::string& failure : reloaded.failures) text += (text.empty() ? "" : " ") + failure;
+    reply(text.empty() ? HttpAnswer{200, kJson, ordered_json{{"reloaded", reloaded.names}}.dump()}
+                       : problem(500, text, id));
+    is_reloading_ = false;
+  });
+}
+
+}  // namespace hybrid_rt::serve

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <exception>
+#include <string>
+#include <string_view>
+
+#include "hybrid_rt/error.h"
+
+// What a program shows of an exception that came out of TorchScript: its type is lost there, its text is wrapped in
+// tracebacks.
+
+namespace hybrid_rt {
+
+/// The library's own message (`hybrid_rt[...]: ...`) in an exception's text, on one line. Of any other exception its
+/// cause without stacks and tracebacks, as `hybrid_rt[SCOPE]: SUBJECT: expected no failure, got "CAUSE". ...`; the
+/// whole text is then logged at the level "debug".
+std::string message_of(const std::exception& error, std::string_view scope, std::string_view subject);
+
+/// The same as what can be thrown. An Error stays what it is; what a segment said of its input is of kInput again; the
+/// rest is of `kind`.
+Error as_error(const std::exception& error, ErrorKind kind, std::string_view scope, std::string_view subject);
+
+/// Breaks and runs of blanks as one blank.
+std::string on_one_line(const std::string& text);
+
+}  // namespace hybrid_rt

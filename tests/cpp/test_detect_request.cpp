@@ -1,0 +1,129 @@
+#include "detect_request.h"
+
+#include <doctest/doctest.h>
+
+#include <string>
+
+namespace {
+
+using hybrid_rt::apps::encode_png;
+using hybrid_rt::apps::Picture;
+using hybrid_rt::serve::HttpRequest;
+using hybrid_rt::serve::is_known_type;
+using hybrid_rt::serve::read_pictures;
+using hybrid_rt::serve::read_query;
+using hybrid_rt::serve::RequestError;
+
+HttpRequest with_query(std::multimap<std::string, std::string> query) {
+  HttpRequest request;
+  request.query = std::move(query);
+  return request;
+}
+
+template <class Call>
+std::string refused(int status, Call&& call) {
+  try {
+    call();
+  } catch (const RequestError& error) {
+    CHECK(error.status() == status);
+    return error.what();
+  }
+  FAIL("it was taken");
+  return "";
+}
+
+std::string refused_query(const std::string& name, const std::string& value) {
+  return refused(400, [&] { read_query(with_query({{name, value}})); });
+}
+
+std::string png(int width, int height) {
+  const auto bytes =
+      encode_png(Picture{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width) * height * 3)});
+  return {bytes.begin(), bytes.end()};
+}
+
+HttpRequest with_body(const std::string& type, const std::string& body) {
+  HttpRequest request;
+  request.content_type = type;
+  request.body = body;
+  return request;
+}
+
+}  // namespace
+
+TEST_CASE("a query's parameters are read") {
+  const auto query = read_query(with_query({{"model", "digits"},
+                                            {"min_score", "0.25"},
+                                            {"deadline_ms", "1500"},
+                                            {"masks", "false"},
+                                            {"annotated", "true"}}));
+  CHECK(query.model == "digits");
+  CHECK(query.min_score == 0.25F);
+  CHECK(query.deadline_ms == 1500);
+  CHECK_FALSE(query.masks);
+  CHECK(query.annotated);
+  CHECK(read_query(with_query({})).masks);
+}
+
+TEST_CASE("a query's parameter that can't be is refused by name") {
+  CHECK(refused_query("min_score", "1.5") ==
+        "hybrid_rt[serve]: query min_score: expected a number from 0 to 1, got '1.5'. Leave it out for the default.");
+  for (const char* value : {"", "nan", "-0.1", "0.5x", " 0.5", "1e9999"}) refused_query("min_score", value);
+  for (const char* value : {"", "0", "-5", "1.5", "99999999999999999999"}) refused_query("deadline_ms", value);
+  for (const char* value : {"", "yes", "TRUE", "1"}) refused_query("masks", value);
+  refused_query("model", "");
+  CHECK(refused_query("size", "5").find("got 'size'") != std::string::npos);
+  CHECK(refused(400, [] { read_query(with_query({{"masks", "true"}, {"masks", "true"}})); }).find("twice") !=
+        std::string::npos);
+}
+
+TEST_CASE("what a client sends stands in a message without control characters, and short") {
+  const std::string text = refused_query("min_score", "\x1b[31m" + std::string(1000, 'a'));
+  CHECK(text.find('\x1b') == std::string::npos);
+  CHECK(text.size() < 250);
+}
+
+TEST_CASE("content types are known or not") {
+  CHECK(is_known_type("image/jpeg"));
+  CHECK(is_known_type("application/x-safetensors"));
+  CHECK_FALSE(is_known_type("text/plain"));
+  CHECK_FALSE(is_known_type(""));
+}
+
+TEST_CASE("pictures come with their sizes") {
+  const HttpRequest one = with_body("image/png", png(5, 3));
+  const auto pictures = read_pictures(one, {});
+  REQUIRE(pictures.size() == 1);
+  CHECK(pictures[0].size.width == 5);
+  CHECK(pictures[0].size.height == 3);
+
+  HttpRequest several;
+  several.content_type = "multipart/form-data";
+  several.parts = {{"image", png(5, 3)}, {"image", png(7, 9)}};
+  CHECK(read_pictures(several, {}).at(1).size.height == 9);
+}
+
+TEST_CASE("bodies that are no pictures are refused") {
+  CHECK(refused(400, [] { read_pictures(with_body("image/png", ""), {}); }) ==
+        "hybrid_rt[serve]: body: expected a picture, got no bytes. Send the picture's bytes.");
+  CHECK(refused(422, [] { read_pictures(with_body("image/png", "GIF89a"), {}); }).find("expected a JPEG or PNG") !=
+        std::string::npos);
+  refused(422, [] { read_pictures(with_body("application/x-safetensors", "nonsense"), {}); });
+}
+
+TEST_CASE("a picture of more pixels than are allowed is refused by its header") {
+  const std::string text = refused(
+      422, [] { read_pictures(with_body("image/png", png(2000, 1000)), {.picture = {.max_pixels = 1'000'000}}); });
+  CHECK(text.find("expected at most 16384 pixels a side and 1 megapixels, got 2000x1000") != std::string::npos);
+}
+
+TEST_CASE("a form holds one to so many pictures, named image") {
+  HttpRequest form;
+  form.content_type = "multipart/form-data";
+  CHECK(refused(400, [&] { read_pictures(form, {}); }).find("got 0") != std::string::npos);
+  form.parts = {{"file", png(1, 1)}};
+  CHECK(refused(400, [&] { read_pictures(form, {}); }).find("got one named 'file'") != std::string::npos);
+  form.parts = {{"image", png(1, 1)}, {"image", png(1, 1)}};
+  CHECK(refused(400, [&] { read_pictures(form, {.max_pictures = 1}); }).find("expected 1 to 1 parts") !=
+        std::string::npos);
+}

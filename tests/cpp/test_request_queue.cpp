@@ -1,0 +1,141 @@
+#include "request_queue.h"
+
+#include <doctest/doctest.h>
+
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using namespace std::chrono_literals;
+using hybrid_rt::BusyError;
+using hybrid_rt::DetectorOptions;
+using hybrid_rt::DetectRequest;
+using hybrid_rt::RequestQueue;
+using Clock = RequestQueue::Clock;
+
+DetectRequest request(std::pair<std::int64_t, std::int64_t> size = {100, 100},
+                      std::optional<Clock::duration> deadline = std::nullopt) {
+  DetectRequest made;
+  made.size = size;
+  if (deadline) made.deadline = Clock::now() + *deadline;
+  return made;
+}
+
+std::vector<DetectRequest> requests(std::size_t count, std::optional<Clock::duration> deadline = std::nullopt) {
+  std::vector<DetectRequest> made;
+  for (std::size_t i = 0; i < count; ++i) made.push_back(request({100, 100}, deadline));
+  return made;
+}
+
+/// The text of the refusal; empty if it was taken.
+std::string refusal(RequestQueue& queue, std::vector<DetectRequest> given) {
+  try {
+    queue.push(std::move(given));
+    return "";
+  } catch (const BusyError& error) {
+    CHECK(error.kind() == hybrid_rt::ErrorKind::kBusy);
+    CHECK(error.retry_after() >= 1s);
+    return error.what();
+  }
+}
+
+/// Lets the queue see a picture that took so long.
+void run_one(RequestQueue& queue, Clock::duration took) {
+  queue.push(requests(1));
+  REQUIRE(queue.take().batch.size() == 1);
+  queue.done(1, took);
+}
+
+}  // namespace
+
+TEST_CASE("a queue takes all of the requests or none") {
+  RequestQueue queue({.queue_capacity = 3});
+  queue.push(requests(2));
+  CHECK(
+      refusal(queue, requests(2)) ==
+      "hybrid_rt[detector]: request: expected room for 2 in the queue of 3, got 2 that wait. Come again in 1 s, or add "
+      "workers.");
+  CHECK(queue.length() == 2);
+  CHECK(refusal(queue, requests(1)).empty());
+}
+
+TEST_CASE("without batches pictures are taken one by one, in their order") {
+  RequestQueue queue(DetectorOptions{});
+  queue.push(requests(1));
+  queue.push([] {
+    std::vector<DetectRequest> one;
+    one.push_back(request({7, 8}));
+    return one;
+  }());
+  CHECK(queue.take().batch.at(0).request.size->first == 100);
+  CHECK(queue.take().batch.at(0).request.size->first == 7);
+  CHECK(queue.running() == 2);
+}
+
+TEST_CASE("a batch holds pictures of one bucket, and those of others wait") {
+  RequestQueue queue({.max_batch = 4, .size_bucket = 64});
+  std::vector<DetectRequest> given;
+  for (const std::int64_t height : {100, 250, 128, 65, 193}) given.push_back(request({height, 100}));
+  queue.push(std::move(given));
+  std::vector<std::int64_t> heights;
+  for (const auto& waiting : queue.take().batch) heights.push_back(waiting.request.size->first);
+  CHECK(heights == std::vector<std::int64_t>{100, 128, 65});
+  heights.clear();
+  for (const auto& waiting : queue.take().batch) heights.push_back(waiting.request.size->first);
+  CHECK(heights == std::vector<std::int64_t>{250, 193});
+}
+
+TEST_CASE("the first of a batch waits for others for its delay, not longer than until it is full") {
+  RequestQueue queue({.max_batch = 2, .max_delay = 10s});
+  queue.push(requests(1));
+  std::thread other([&queue] {
+    std::this_thread::sleep_for(20ms);
+    queue.push(requests(1));
+  });
+  CHECK(queue.take().batch.size() == 2);
+  other.join();
+
+  RequestQueue impatient({.max_batch = 2, .max_delay = 1ms});
+  impatient.push(requests(1));
+  CHECK(impatient.take().batch.size() == 1);
+}
+
+TEST_CASE("what can't be done before its deadline is refused when it comes") {
+  RequestQueue queue(DetectorOptions{});
+  run_one(queue, 200ms);
+  queue.push(requests(1));
+  REQUIRE(queue.take().batch.size() == 1);  // a worker has it
+  const std::string text = refusal(queue, requests(1, 100ms));
+  CHECK(text.find("expected a deadline that can be met, got ") != std::string::npos);
+  CHECK(refusal(queue, requests(1, 10s)).empty());
+  CHECK(refusal(queue, requests(1)).empty());
+}
+
+TEST_CASE("an idle queue takes any deadline: what was slow once may be fast now") {
+  RequestQueue queue(DetectorOptions{});
+  run_one(queue, 200ms);
+  CHECK(refusal(queue, requests(1, 100ms)).empty());
+}
+
+TEST_CASE("what has waited past its deadline is not run") {
+  RequestQueue queue(DetectorOptions{});
+  queue.push(requests(1, 1ms));
+  queue.push(requests(1));
+  std::this_thread::sleep_for(5ms);
+  const auto taken = queue.take();
+  CHECK(taken.late.size() == 1);
+  CHECK(taken.batch.size() == 1);
+}
+
+TEST_CASE("a queue that stopped refuses, hands out what is left, then nothing") {
+  RequestQueue queue(DetectorOptions{});
+  queue.push(requests(2));
+  queue.stop();
+  CHECK(refusal(queue, requests(1)).find("got one that is stopping") != std::string::npos);
+  CHECK(queue.take().batch.size() == 1);
+  CHECK(queue.take().batch.size() == 1);
+  CHECK(queue.take().batch.empty());
+}

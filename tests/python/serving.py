@@ -1,0 +1,186 @@
+"""Runs hybrid-rt-serve for a test, on a free port of loopback, and stops it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from hybrid_rt.programs import program
+
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+
+
+class ServerEnded(AssertionError):
+    """The server ended before it served; `code` is its exit code, `lines` what it wrote to stderr."""
+
+    def __init__(self, code: int, lines: list[str]) -> None:
+        super().__init__("\n".join([f"hybrid-rt-serve ended with {code} before it served", *lines]))
+        self.code = code
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server answered; the headers' names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body, parse_constant=lambda word: _fail(f"{word} is no JSON"))
+
+
+@dataclass
+class Server:
+    """A server that runs. `lines` and `log` grow while it does."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    """What it wrote to stderr."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """The same as JSON; a line that is no JSON object is missing here."""
+    address: str = ""
+    port: int = 0
+    _grown: threading.Condition = field(default_factory=threading.Condition)
+    _at_end: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}:{self.port}"
+
+    def wait_for(self, event: str, *, after: int = 0, seconds: float = 30.0) -> dict[str, Any]:
+        """The first log entry of this event from index `after` on; waits until there is one.
+
+        Raises:
+            TimeoutError: there is none in time.
+            ServerEnded: the server wrote its last line before.
+        """
+        deadline = time.monotonic() + seconds
+        with self._grown:
+            while True:
+                for entry in self.log[after:]:
+                    if entry.get("event") == event:
+                        return entry
+                if self._at_end:
+                    raise ServerEnded(self.process.wait(STOP_SECONDS), self.lines)
+                if not self._grown.wait(max(deadline - time.monotonic(), 0.0)):
+                    raise TimeoutError("\n".join([f"no {event!r} within {seconds} s", *self.lines]))
+
+    def request(
+        self,
+        path: str,
+        body: bytes | None = None,
+        *,
+        method: str = "",
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 60.0,
+    ) -> Answer:
+        """One request on a connection of its own: a GET, or a POST if there is a body."""
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=seconds)
+        try:
+            connection.request(method or ("GET" if body is None else "POST"), path, body, dict(headers or {}))
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read())
+        finally:
+            connection.close()
+
+    def detect(
+        self, picture: Path | bytes, query: str = "", *, content_type: str = "application/octet-stream", **headers: str
+    ) -> Answer:
+        """POST /v1/detect with one picture; headers as keywords, with _ for -."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        body = picture if isinstance(picture, bytes) else picture.read_bytes()
+        return self.request(f"/v1/detect{query}", body, headers={"Content-Type": content_type, **names})
+
+    def read(self, stream: IO[str]) -> None:
+        """Takes the lines over until the stream ends; runs in a thread of its own."""
+        for line in stream:
+            with self._grown:
+                self.lines.append(line.rstrip("\n"))
+                entry = _as_object(line)
+                if entry is not None:
+                    self.log.append(entry)
+                self._grown.notify_all()
+        with self._grown:
+            self._at_end = True
+            self._grown.notify_all()
+
+
+@contextmanager
+def serving(
+    *models: Path | str, exit_code: int | None = 0, env: Mapping[str, str] | None = None, **options: object
+) -> Iterator[Server]:
+    """Starts a server, waits until it serves, yields it, and stops it with SIGTERM.
+
+    Args:
+        models: bundles, or folders of them.
+        exit_code: that it has to end with; None: any. Not looked at if the test has failed already.
+        env: its environment; None: ours.
+        options: of the program, `max_batch=4` for `--max-batch 4`, True for a flag, None to leave one out.
+
+    Raises:
+        ServerEnded: it ended before it served.
+    """
+    command = [program("hybrid-rt-serve", "test"), *(str(model) for model in models)]
+    for name, value in {"port": 0, **options}.items():
+        if value is not None and value is not False:
+            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+    )
+    assert process.stderr is not None
+    server = Server(process)
+    reader = threading.Thread(target=server.read, args=(process.stderr,), daemon=True)
+    reader.start()
+    passed = False
+    try:
+        start = server.wait_for("serving", seconds=START_SECONDS)
+        server.address, server.port = start["address"], start["port"]
+        yield server
+        passed = True
+    finally:
+        in_time = _stop(process)
+        reader.join(STOP_SECONDS)
+        process.stderr.close()
+        if passed:
+            said = "\n".join(server.lines[-50:])
+            assert in_time, f"hybrid-rt-serve did not stop within {STOP_SECONDS} s of SIGTERM\n{said}"
+            assert exit_code is None or process.returncode == exit_code, f"exit code {process.returncode}\n{said}"
+            assert len(server.log) == len(server.lines), f"a line of the log is no JSON object:\n{said}"
+
+
+def _stop(process: subprocess.Popen[str]) -> bool:
+    """Whether it ended by SIGTERM in time, or had ended before; it has ended in any case."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
+
+
+def _as_object(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _fail(message: str) -> Any:
+    raise AssertionError(message)

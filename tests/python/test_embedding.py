@@ -1,0 +1,35 @@
+"""examples/embedding: a service of one's own around hybrid_rt::Detector, built against the installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from strangers import TESTS, build_project, run
+from torch import Tensor
+
+import hybrid_rt
+
+
+def test_it_answers_each_picture_in_order(tmp_path: Path, demo_bundle: Path, demo_images: list[Tensor]) -> None:
+    program = build_project(TESTS.parent / "examples" / "embedding", tmp_path / "build") / "embedding"
+    module = hybrid_rt.load(demo_bundle)
+    pictures, expected = [], []
+    for i, image in enumerate(demo_images):
+        path = tmp_path / f"{i}.ppm"
+        Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
+        (found,) = module([image])
+        pictures.append(path)
+        best = f", best {found['labels'][0]} {found['scores'][0]:.3f}" if len(found["labels"]) else ""
+        expected.append(f"{path}: {len(found['labels'])} objects{best}")
+    done = run(program, demo_bundle, *pictures)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
+        assert line.startswith(start)
+
+    (tmp_path / "short.ppm").write_bytes(b"P6 10 10 255\n123")
+    done = run(program, demo_bundle, tmp_path / "short.ppm")
+    assert done.returncode == 1
+    assert "it ends too early" in done.stderr

@@ -1,0 +1,524 @@
+"""hybrid-rt-serve as it is installed: what it answers, refuses, survives, and how it stops."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from safetensors.numpy import save
+from serving import Answer, Server, ServerEnded, serving
+from small_detectors import ListDetector, small_detector, small_picture
+from torch import Tensor
+
+import hybrid_rt
+from hybrid_rt.programs import program
+
+SMALL = "128x128"  # a quick warm-up
+
+
+class EverythingDetector(ListDetector):
+    """With masks and keypoints of each box, as torchvision names them."""
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = []
+        for image in images:
+            boxes, scores, labels = self.detector(image[None])
+            brightness = image.mean(dim=0)
+            masks = torch.stack([(brightness * (0.5 + score)) for score in scores])[:, None]
+            corners = torch.stack([boxes[:, :2], boxes[:, 2:]], dim=1)
+            keypoints = torch.cat([corners, torch.ones_like(corners[:, :, :1])], dim=2)
+            found.append(
+                {
+                    "boxes": boxes,
+                    "scores": scores,
+                    "labels": labels,
+                    "masks": masks,
+                    "keypoints": keypoints,
+                    "keypoints_scores": scores[:, None].expand(-1, 2),
+                }
+            )
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path) -> Iterator[Server]:
+    with serving(demo_bundle, workers=2, warm_up=SMALL) as running:
+        yield running
+
+
+def problem(answer: Answer, status: int) -> str:
+    """The detail of a refusal."""
+    assert answer.status == status, answer.body
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert set(document) == {"type", "title", "status", "detail", "request_id"}
+    assert document["status"] == status
+    assert document["request_id"] == answer.headers["x-request-id"]
+    assert ": expected " in document["detail"]
+    return document["detail"]
+
+
+def only_picture(answer: Answer) -> dict[str, Any]:
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"] == "application/json"
+    (picture,) = answer.json()["pictures"]
+    return picture
+
+
+def assert_found(picture: dict[str, Any], expected: dict[str, Tensor], atol: float = 1e-3) -> None:
+    detections = picture["detections"]
+    assert detections
+    assert [found["label"] for found in detections] == expected["labels"].tolist()
+    scores = torch.tensor([found["score"] for found in detections])
+    torch.testing.assert_close(scores, expected["scores"], rtol=0, atol=atol)
+    boxes = torch.tensor([found["box"] for found in detections])
+    torch.testing.assert_close(boxes, expected["boxes"], rtol=0, atol=1e-2)
+
+
+def form(*pictures: bytes, name: str = "image") -> tuple[bytes, str]:
+    boundary = "a-boundary"
+    body = b"".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'.encode() + each + b"\r\n"
+        for each in pictures
+    )
+    return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+# What it answers
+
+
+def test_it_finds_what_python_finds(server: Server, demo_bundle: Path, demo_picture: Path, demo_image: Tensor) -> None:
+    (expected,) = hybrid_rt.load(demo_bundle)([demo_image])
+    answer = server.detect(demo_picture)
+    picture = only_picture(answer)
+    assert_found(picture, expected)
+    assert (picture["height"], picture["width"]) == tuple(demo_image.shape[1:])
+    document = answer.json()
+    assert document["model"] == "digits"
+    assert document["engines"] == {"backbone": "openvino"}
+    assert set(document["timing_ms"]) == {"queue", "decode", "run", "total"}
+    assert document["timing_ms"]["total"] >= document["timing_ms"]["run"] > 0
+
+
+def test_a_form_of_several_pictures_is_answered_in_order(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
+    small = png(np.zeros((64, 96, 3), np.uint8))
+    body, content_type = form(demo_picture.read_bytes(), small)
+    answer = server.detect(body, content_type=content_type)
+    assert answer.status == 200, answer.body
+    first, second = answer.json()["pictures"]
+    assert first == only_picture(server.detect(demo_picture))
+    assert (second["height"], second["width"]) == (64, 96)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_tensors_are_pictures_too(server: Server, demo_picture: Path, dtype: str) -> None:
+    pixels = np.asarray(Image.open(demo_picture).convert("RGB"))
+    if dtype == "float32":
+        pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
+    picture = only_picture(server.detect(save({"any": pixels}), content_type="application/x-safetensors"))
+    assert picture == only_picture(server.detect(demo_picture))
+
+
+def test_a_jpeg_is_decoded_as_pillow_does(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
+    stream = io.BytesIO()
+    Image.open(demo_picture).convert("RGB").save(stream, format="JPEG", quality=90)
+    pixels = torch.tensor(np.asarray(Image.open(io.BytesIO(stream.getvalue()))))
+    (expected,) = hybrid_rt.load(demo_bundle)([pixels.permute(2, 0, 1).float().div(255).contiguous()])
+    assert_found(only_picture(server.detect(stream.getvalue(), content_type="image/jpeg")), expected)
+
+
+def test_min_score_leaves_out_what_scores_less(server: Server, demo_picture: Path) -> None:
+    everything = only_picture(server.detect(demo_picture))["detections"]
+    confident = only_picture(server.detect(demo_picture, "?min_score=0.9"))["detections"]
+    assert confident == [found for found in everything if found["score"] >= 0.9]
+    assert 0 < len(confident) < len(everything)
+
+
+def test_an_annotated_picture_has_boxes_drawn_in(server: Server, demo_picture: Path) -> None:
+    answer = server.detect(demo_picture, "?annotated=true&min_score=0.5")
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    drawn = np.asarray(Image.open(io.BytesIO(answer.body)).convert("RGB")).astype(int)
+    before = np.asarray(Image.open(demo_picture).convert("RGB")).astype(int)
+    assert drawn.shape == before.shape
+    changed = (drawn != before).any(axis=2)
+    assert 0.001 < changed.mean() < 0.5
+
+
+def test_masks_and_keypoints_are_answered(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = EverythingDetector(small_detector()).eval()
+    image = small_picture()[0]
+    hybrid_rt.convert(
+        detector, ([image],), tmp_path / "all.pt", segments=["detector.backbone"], verify=False, measure=False
+    )
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    exact = torch.tensor(pixels).permute(2, 0, 1).float().div(255).contiguous()
+    (expected,) = hybrid_rt.load(tmp_path / "all.pt")([exact])
+    names = tmp_path / "names.txt"
+    names.write_text("nothing\none\ntwo\n")
+    with serving(tmp_path / "all.pt", warm_up="32x32", labels=names) as small:
+        picture = only_picture(small.detect(png(pixels)))
+        without = only_picture(small.detect(png(pixels), "?masks=false"))
+    assert_found(picture, expected)
+    for i, found in enumerate(picture["detections"]):
+        wanted = (expected["masks"][i, 0] >= 0.5).numpy().astype(np.uint8)
+        assert np.array_equal(coco_mask.decode(found["mask"]), wanted)
+        torch.testing.assert_close(torch.tensor(found["keypoints"]), expected["keypoints"][i], rtol=0, atol=1e-2)
+        assert len(found["keypoint_scores"]) == 2
+        assert found["name"] == ["nothing", "one", "two"][found["label"]]
+    assert {found["mask"]["counts"] for found in picture["detections"]} != {""}
+    assert not any("mask" in found for found in without["detections"])
+
+
+def test_a_request_id_goes_through_answer_and_log(server: Server, demo_picture: Path) -> None:
+    answer = server.detect(demo_picture, X_Request_Id="mine-42")
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine-42"
+    (entry,) = [entry for entry in server.log if entry.get("request_id") == "mine-42"]
+    assert (entry["event"], entry["status"], entry["model"]) == ("request", 200, "digits")
+    other = server.detect(demo_picture, X_Request_Id="not in one word")
+    assert other.headers["x-request-id"] != "not in one word"
+
+
+def test_what_is_served_can_be_asked_for(server: Server) -> None:
+    assert server.request("/healthz").body == b"ok\n"
+    assert server.request("/readyz").body == b"ready\n"
+    (model,) = server.request("/v1/models").json()["models"]
+    assert (model["name"], model["state"], model["engines"]) == ("digits", "ready", {"backbone": "openvino"})
+    head = server.request("/healthz", method="HEAD")
+    assert (head.status, head.body) == (200, b"")
+    page = server.request("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'none';")
+
+
+def metrics(server: Server) -> dict[str, float]:
+    lines = [line for line in server.request("/metrics").body.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_metrics_count_what_was_answered(server: Server, demo_picture: Path) -> None:
+    answered = 'hybrid_rt_requests_total{code="200",model="digits"}'
+    runs = 'hybrid_rt_stage_seconds_count{model="digits",stage="run"}'
+    before = metrics(server)
+    server.detect(demo_picture)
+    after = metrics(server)
+    assert after[answered] == before.get(answered, 0) + 1
+    assert after[runs] == before.get(runs, 0) + 1
+    assert after['hybrid_rt_engine_info{model="digits",segment="backbone",backend="openvino"}'] == 1
+    assert after['hybrid_rt_workers{model="digits"}'] == 2
+    assert after["hybrid_rt_ready"] == 1
+    assert after["process_resident_memory_bytes"] > 1e7
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/nothing", "GET", 404),
+        ("/../../etc/passwd", "GET", 404),
+        ("/v1/detect/../../../etc/passwd", "GET", 404),
+        ("/v1/detect", "GET", 405),
+        ("/v1/models", "POST", 405),
+        ("/", "DELETE", 405),
+    ],
+)
+def test_paths_and_methods_that_are_none(server: Server, path: str, method: str, status: int) -> None:
+    answer = server.request(path, method=method)
+    problem(answer, status)
+    assert status != 405 or answer.headers["allow"] in ("POST", "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "part"),
+    [
+        ("?model=../digits", 404, "query model"),
+        ("?model=", 400, "query model"),
+        ("?min_score=2", 400, "query min_score"),
+        ("?deadline_ms=soon", 400, "query deadline_ms"),
+        ("?unknown=1", 400, "got 'unknown'"),
+    ],
+)
+def test_a_wrong_query(server: Server, demo_picture: Path, query: str, status: int, part: str) -> None:
+    assert part in problem(server.detect(demo_picture, query), status)
+
+
+def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None:
+    whole = demo_picture.read_bytes()
+    assert "expected a picture, got no bytes" in problem(server.detect(b""), 400)
+    assert "expected a JPEG or PNG" in problem(server.detect(b"GIF89a"), 422)
+    assert "undamaged PNG" in problem(server.detect(whole[: len(whole) // 2]), 422)
+    assert "Content-Type" in problem(server.detect(whole, content_type="text/plain"), 415)
+    body, content_type = form(whole, name="file")
+    assert "one named 'file'" in problem(server.detect(body, content_type=content_type), 400)
+    body, _ = form(whole)
+    assert "boundary" in problem(server.detect(body, content_type="multipart/form-data"), 400)
+    assert "multipart" in problem(server.detect(body[:100], content_type=content_type), 400)
+    body, content_type = form(whole, whole)
+    assert "one picture" in problem(server.detect(body, "?annotated=true", content_type=content_type), 400)
+    assert server.detect(demo_picture).status == 200
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(server: Server) -> None:
+    bomb = png(np.zeros((9000, 9000), np.uint8))
+    assert len(bomb) < 1_000_000
+    assert "expected at most 16384 pixels a side and 50 megapixels, got 9000x9000" in problem(server.detect(bomb), 422)
+
+
+def test_limits_of_bodies_and_of_their_number(demo_bundle: Path, demo_picture: Path) -> None:
+    with serving(demo_bundle, warm_up=SMALL, max_body_mb=1, max_pictures=2) as small:
+        for size in (1_100_000, 1_900_000, 9_000_000):
+            assert "1048576 bytes" in problem(small.detect(bytes(size)), 413)
+        body, content_type = form(*[demo_picture.read_bytes()] * 3)
+        assert "at most 2" in problem(small.detect(body, content_type=content_type), 400)
+        assert small.detect(demo_picture).status == 200
+
+
+def test_without_the_token_nothing_is_told(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    with serving(demo_bundle, warm_up=SMALL, token_file=token) as guarded:
+        for path in ("/v1/models", "/metrics", "/nothing"):
+            assert guarded.request(path).status == 401
+        answer = guarded.detect(demo_picture)
+        problem(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        for wrong in ("Bearer s3cre", "Bearer s3cretx", "Basic s3cret", "s3cret"):
+            assert guarded.detect(demo_picture, Authorization=wrong).status == 401
+        assert guarded.detect(demo_picture, Authorization="Bearer s3cret").status == 200
+        assert guarded.detect(demo_picture, Authorization="bearer s3cret").status == 200
+        assert guarded.request("/v1/reload", b"", headers={}).status == 401
+        for path in ("/", "/healthz", "/readyz", "/openapi.json"):
+            assert guarded.request(path).status == 200
+        assert not any("s3cret" in line for line in guarded.lines)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST /v1/detect HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+     b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"b" * 100_000 + b"\r\n\r\n",
+     b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
+    ids=["TLS", "no version", "negative length", "endless header", "bad chunk"],
+)  # fmt: skip
+def test_malformed_http_ends_its_connection_only(server: Server, garbage: bytes) -> None:
+    with socket.create_connection((server.address, server.port), timeout=30) as connection:
+        connection.sendall(garbage)
+        connection.shutdown(socket.SHUT_WR)
+        said = b""
+        try:
+            while chunk := connection.recv(4096):
+                said += chunk
+        except ConnectionResetError:
+            pass
+    assert said == b"" or said.startswith(b"HTTP/1.1 4")
+    assert server.request("/healthz").status == 200
+
+
+# Load, deadlines, stopping
+
+
+def all_at_once(count: int, call: Any) -> list[Answer]:
+    answers: list[Answer] = []
+    threads = [threading.Thread(target=lambda: answers.append(call())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(answers) == count
+    return answers
+
+
+def test_a_full_queue_says_come_again(demo_bundle: Path, demo_picture: Path) -> None:
+    with serving(demo_bundle, workers=1, queue=2, warm_up=SMALL) as busy:
+        answers = all_at_once(12, lambda: busy.detect(demo_picture))
+        refused = [answer for answer in answers if answer.status != 200]
+        assert {answer.status for answer in answers} == {200, 503}
+        for answer in refused:
+            assert "room for 1 in the queue of 2" in problem(answer, 503)
+            assert int(answer.headers["retry-after"]) >= 1
+        assert busy.detect(demo_picture).status == 200
+
+
+def test_a_request_whose_deadline_can_not_be_met_is_not_computed(demo_bundle: Path, demo_picture: Path) -> None:
+    with serving(demo_bundle, workers=1, warm_up=SMALL) as busy:
+        busy.detect(demo_picture)
+        before = metrics(busy)
+        answers = all_at_once(10, lambda: busy.detect(demo_picture, "?deadline_ms=300"))
+        after = metrics(busy)
+        by_status = {status: [a for a in answers if a.status == status] for status in (200, 503, 504)}
+        assert sum(map(len, by_status.values())) == 10
+        assert len(by_status[200]) < 10
+        for answer in by_status[503]:
+            assert "expected a deadline that can be met" in problem(answer, 503)
+        for answer in by_status[504]:
+            assert "before its deadline" in problem(answer, 504)
+        run = 'hybrid_rt_stage_seconds_count{model="digits",stage="run"}'
+        assert after[run] - before[run] == len(by_status[200])
+
+
+def test_what_was_taken_is_answered_before_it_stops(demo_bundle: Path, demo_picture: Path) -> None:
+    with serving(demo_bundle, workers=1, warm_up=SMALL) as stopping:
+        answers: list[Answer] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(stopping.detect(demo_picture))) for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        while metrics(stopping)['hybrid_rt_queue_length{model="digits"}'] < 4:
+            time.sleep(0.01)
+        stopping.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert [answer.status for answer in answers] == [200] * 5
+        assert stopping.process.wait(30) == 0
+    assert stopping.log[-1]["event"] == "stopped"
+
+
+def test_a_batch_answers_as_single_pictures_do(demo_bundle: Path, demo_picture: Path) -> None:
+    with serving(demo_bundle, workers=1, max_batch=4, max_delay_ms=200, warm_up=SMALL) as batching:
+        body, content_type = form(*[demo_picture.read_bytes()] * 4)
+        pictures = batching.detect(body, content_type=content_type).json()["pictures"]
+        single = only_picture(batching.detect(demo_picture))
+        for picture in pictures:
+            assert [found["label"] for found in picture["detections"]] == [f["label"] for f in single["detections"]]
+        assert metrics(batching)['hybrid_rt_batch_size_bucket{model="digits",le="2"}'] == 1
+        assert metrics(batching)['hybrid_rt_batch_size_bucket{model="digits",le="4"}'] == 5
+
+
+# Reloading
+
+
+def test_a_reload_loses_no_request(demo_bundle: Path, demo_picture: Path) -> None:
+    with serving(demo_bundle, workers=2, warm_up=SMALL) as reloading:
+        done = threading.Event()
+        statuses: list[int] = []
+
+        def client() -> None:
+            while not done.is_set():
+                statuses.append(reloading.detect(demo_picture).status)
+
+        threads = [threading.Thread(target=client) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        seen = len(reloading.log)
+        reloading.process.send_signal(signal.SIGHUP)
+        assert reloading.wait_for("reloaded", after=seen, seconds=60)["failures"] == []
+        assert reloading.request("/v1/reload", b"").json() == {"reloaded": ["digits"]}
+        done.set()
+        for thread in threads:
+            thread.join(60)
+        assert set(statuses) == {200}
+        assert reloading.request("/v1/models").json()["models"][0]["loads"] == 3
+        assert metrics(reloading)['hybrid_rt_reloads_total{result="success"}'] == 2
+
+
+def test_a_folder_of_bundles_is_looked_at_again(demo_bundle: Path, demo_picture: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(demo_bundle, models / "one.pt")
+    with serving(models, warm_up=SMALL) as served:
+        assert served.detect(demo_picture).json()["model"] == "one"
+        shutil.copy(demo_bundle, models / "two.pt")
+        assert served.request("/v1/reload", b"").json() == {"reloaded": ["one", "two"]}
+        assert "query model" in problem(served.detect(demo_picture), 400)
+        assert served.detect(demo_picture, "?model=two").json()["model"] == "two"
+        (models / "broken.tmp").write_bytes((models / "one.pt").read_bytes()[:1000])
+        os.replace(models / "broken.tmp", models / "one.pt")
+        assert "one.pt" in problem(served.request("/v1/reload", b""), 500)
+        assert served.detect(demo_picture, "?model=one").status == 200  # as it was
+        (models / "one.pt").unlink()
+        served.request("/v1/reload", b"")
+        assert [model["name"] for model in served.request("/v1/models").json()["models"]] == ["two"]
+
+
+# Starting
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [program("hybrid-rt-serve", "test"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_before_it_has_loaded_it_lives_and_is_not_ready(demo_bundle: Path) -> None:
+    command = [program("hybrid-rt-serve", "test"), str(demo_bundle), "--port", "0", "--warm-up", "2000x2000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        listening = json.loads(process.stderr.readline())
+        assert (listening["event"], listening["address"]) == ("listening", "127.0.0.1")
+        loading = Server(process, address="127.0.0.1", port=listening["port"])
+        assert loading.request("/healthz").status == 200
+        assert loading.request("/readyz").status == 503
+        answer = loading.detect(b"x")
+        assert "one that is loading" in problem(answer, 503)
+        assert answer.headers["retry-after"] == "1"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        ((), 2, "MODEL is required"),
+        (("x.pt", "--workers", "0"), 2, "--workers"),
+        (("x.pt", "--warm-up", "big"), 2, "--warm-up: expected HEIGHTxWIDTH"),
+        (("x.pt", "--token-file", "/no/such/file"), 2, "--token-file"),
+        (("x.pt", "--host", "example"), 5, "Names are not looked up"),
+        (("/no/such/file.pt", "--port", "0"), 4, "expected a file"),
+    ],
+)
+def test_what_can_not_be_started(arguments: tuple[str, ...], code: int, part: str) -> None:
+    done = start(*arguments)
+    assert done.returncode == code, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("hybrid-rt-serve: error: hybrid_rt[")
+    assert part in line
+
+
+def test_a_port_that_is_taken(server: Server, demo_bundle: Path) -> None:
+    done = start(demo_bundle, "--port", server.port)
+    assert done.returncode == 5
+    assert "Choose another --port" in done.stderr
+
+
+def test_a_bundle_that_takes_no_batches_is_refused_with_max_batch(tmp_path: Path) -> None:
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+            found: list[dict[str, Tensor]] = []
+            for score in self.backbone(torch.stack(images)).flatten(1).mean(1):
+                boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+                found.append({"boxes": boxes, "labels": torch.ones(1, dtype=torch.long), "scores": score.sigmoid()[None]})
+            return found
+
+    image = small_picture()[0]
+    hybrid_rt.convert(
+        One().eval(), ([image],), tmp_path / "one.pt", segments="backbone", shapes=[(32, 32)], measure=False
+    )
+    with pytest.raises(ServerEnded) as failure, serving(tmp_path / "one.pt", max_batch=2, warm_up="32x32"):
+        pass
+    assert failure.value.code == 2
+    assert "max_batch 2: expected a bundle that takes so many pictures at once" in failure.value.lines[-1]
