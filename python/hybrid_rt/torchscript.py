@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
@@ -334,6 +334,76 @@ def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:
     return str(returned) == "Tuple[Dict[str, Tensor], List[Dict[str, Tensor]]]"
 
 
+_TENSORS_ONLY = '''\
+class TensorsOnly(nn.Module):
+    """A detector of lists and dicts, for a caller who has tensors only: a picture, or pictures of one size."""
+
+    def forward(self, picture: Tensor) -> Tuple[{returned}]:
+        {decode}
+        found = self.detector({pictures})
+        {results}
+'''
+
+_PADDED = """\
+most = 0
+        for one in found:
+            most = max(most, one["{first}"].size(0))
+        {names} = {lists}
+        counts: List[int] = []
+        for one in found:
+            missing = most - one["{first}"].size(0)
+            counts.append(one["{first}"].size(0))
+            {appends}
+        return ({stacked}, torch.tensor(counts).unsqueeze(1))"""
+
+
+def tensors_only(
+    detector: torch.jit.ScriptModule, fields: Mapping[str, int], *, batched: bool, from_bytes: bool
+) -> torch.jit.ScriptModule:
+    """A detector of torchvision's interface as a module of one tensor in, a tuple of tensors out.
+
+    Args:
+        detector: [3, H, W] each in a list; a dict for each. As it was opened; it is used up.
+        fields: of the dicts, in the order of the tuple, each with its number of dimensions.
+        batched: pictures have a first dimension more; results are padded with zeros to those of the picture that has
+            most, and one more tensor [N, 1], int64, says how many each has.
+        from_bytes: a picture is uint8 [H, W, 3], RGB; else float32 [3, H, W] in 0..1.
+    """
+    names = [f"field_{i}" for i in range(len(fields))]
+    if batched:
+        decode = "picture.permute(0, 3, 1, 2).to(torch.float32) / 255" if from_bytes else "picture"
+        pads = {field: ", ".join(["0, 0"] * (dimensions - 1) + ["0, missing"]) for field, dimensions in fields.items()}
+        results = _PADDED.format(
+            first=next(iter(fields)),
+            names=", ".join(names),
+            lists=", ".join(["torch.jit.annotate(List[Tensor], [])"] * len(names)),
+            appends="\n            ".join(
+                f'{name}.append(torch.constant_pad_nd(one["{field}"], [{pads[field]}]))'
+                for name, field in zip(names, fields, strict=True)
+            ),
+            stacked=", ".join(f"torch.stack({name})" for name in names),
+        )
+    else:
+        decode = "picture.permute(2, 0, 1).to(torch.float32) / 255" if from_bytes else "picture"
+        results = "return ({},)".format(", ".join(f'found[0]["{field}"]' for field in fields))
+    source = _TENSORS_ONLY.format(
+        returned=", ".join(["Tensor"] * (len(fields) + batched)),
+        decode=f"decoded = {decode}",
+        pictures="list(decoded.unbind(0))" if batched else "[decoded]",
+        results=results,
+    )
+    module = generated_class(source, "TensorsOnly", {"nn": nn})()
+    module.detector = submodule(detector)
+    return script(module.eval())
+
+
+def signature_of(module: torch.jit.ScriptModule) -> tuple[list[str], list[str]]:
+    """The types that forward takes and returns, in TorchScript's words: ``List[Tensor]``."""
+    schema = module.forward.schema
+    taken = [str(argument.type) for argument in schema.arguments[1:] if argument.default_value is None]
+    return taken, [str(returned.type) for returned in schema.returns]
+
+
 def to_bytes(module: torch.jit.ScriptModule) -> bytes:
     """The module as an archive.
 
@@ -342,6 +412,11 @@ def to_bytes(module: torch.jit.ScriptModule) -> bytes:
     with _quiet():
         archive: bytes = module.save_to_buffer()
     return archive
+
+
+def from_bytes(archive: bytes) -> torch.jit.ScriptModule:
+    """Opens an archive as :func:`open_archive`."""
+    return open_archive(io.BytesIO(archive))
 
 
 def save(module: torch.jit.ScriptModule, path: Path) -> None:

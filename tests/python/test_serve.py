@@ -165,6 +165,7 @@ def test_an_annotated_picture_has_boxes_drawn_in(server: Server, demo_picture: P
     assert 0.001 < changed.mean() < 0.5
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with numpy 2
 def test_masks_and_keypoints_are_answered(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = EverythingDetector(small_detector()).eval()
@@ -316,7 +317,7 @@ def test_without_the_token_nothing_is_told(demo_bundle: Path, demo_picture: Path
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"POST /v1/detect HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+    [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET\r\n\r\n", b"POST /v1/detect HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
      b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"b" * 100_000 + b"\r\n\r\n",
      b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
     ids=["TLS", "no version", "negative length", "endless header", "bad chunk"],
@@ -515,9 +516,7 @@ def test_a_bundle_that_takes_no_batches_is_refused_with_max_batch(tmp_path: Path
             return found
 
     image = small_picture()[0]
-    hybrid_rt.convert(
-        One().eval(), ([image],), tmp_path / "one.pt", segments="backbone", shapes=[(32, 32)], measure=False
-    )
+    hybrid_rt.convert(One().eval(), ([image],), tmp_path / "one.pt", segments="backbone", measure=False)
     with pytest.raises(ServerEnded) as failure, serving(tmp_path / "one.pt", max_batch=2, warm_up="32x32"):
         pass
     assert failure.value.code == 2

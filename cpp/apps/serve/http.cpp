@@ -25,7 +25,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kFormBuffer = std::size_t{64} << 10;
 constexpr std::size_t kMaxRequestId = 128;
-constexpr std::size_t kMaxQueryBytes = std::size_t{8} << 10;
+/// A body that is refused is read all the same up to here: a client that sends would not see an answer that comes
+/// first.
+constexpr std::size_t kMaxDrained = std::size_t{64} << 20;
 
 std::string lower(std::string text) {
   std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -158,7 +160,7 @@ class HttpServer::Loop {
         nullptr, nullptr, &Loop::on_request, this, MHD_OPTION_SOCK_ADDR,
         reinterpret_cast<const sockaddr*>(&address.storage), MHD_OPTION_CONNECTION_LIMIT, options.max_connections,
         MHD_OPTION_CONNECTION_TIMEOUT, options.idle_seconds, MHD_OPTION_NOTIFY_COMPLETED, &Loop::on_completed, this,
-        MHD_OPTION_LISTENING_ADDRESS_REUSE, 1U, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
     if (daemon_ == nullptr) {
       const std::string reason = std::strerror(errno);
       throw AddressError("hybrid_rt[serve]: " + options.host + ":" + std::to_string(options.port) +
@@ -281,9 +283,7 @@ class HttpServer::Loop {
     const std::uint64_t announced = announced_size(connection);
     if (!exchange->refusal && announced > options_.max_body) exchange->refusal = too_large(request);
     if (!exchange->refusal && buffered_ + announced > options_.max_buffered) exchange->refusal = no_memory(request);
-    // A body that is not wanted is read all the same, within limits: a client that sends it would not see an answer
-    // that comes before.
-    if (exchange->refusal && announced > 2 * options_.max_body) return queue(connection, *exchange->refusal, request);
+    if (exchange->refusal && announced > kMaxDrained) return queue(connection, *exchange->refusal, request);
     if (!exchange->refusal && request.content_type == "multipart/form-data") {
       exchange->max_parts = options_.max_parts;
       exchange->form = MHD_create_post_processor(connection, kFormBuffer, &Loop::on_part, exchange.get());
@@ -296,8 +296,7 @@ class HttpServer::Loop {
     HttpRequest& request = exchange.request;
     exchange.received += size;
     if (Clock::now() - request.received > std::chrono::seconds(options_.upload_seconds)) return MHD_NO;
-    if (exchange.received > 2 * options_.max_body) return MHD_NO;  // of a body of unknown length
-    if (exchange.refusal) return MHD_YES;
+    if (exchange.refusal) return exchange.received > kMaxDrained ? MHD_NO : MHD_YES;
     if (exchange.received > options_.max_body) {
       refuse(exchange, too_large(request));
       return MHD_YES;

@@ -1,0 +1,326 @@
+"""A bundle as a model of a Triton Inference Server, which runs it by its PyTorch backend with our library preloaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native, bundle, golden, registry, torchscript
+from .errors import BundleError, OptionError, VerificationError
+from .stored import opened_head
+from .verify import THRESHOLDS, Verification, compare_results
+
+MODEL_FILE = "model.pt"
+CONFIG_FILE = "config.pbtxt"
+VERSION = "1"
+INPUTS = ("uint8", "fp32")
+"""How a picture comes: uint8 [H, W, 3], RGB; or float32 [3, H, W] in 0..1."""
+
+_FIELDS = ("boxes", "labels", "scores")  # the first ones, in this order
+_TYPES = {
+    torch.uint8: "TYPE_UINT8",
+    torch.int8: "TYPE_INT8",
+    torch.int32: "TYPE_INT32",
+    torch.int64: "TYPE_INT64",
+    torch.float16: "TYPE_FP16",
+    torch.float32: "TYPE_FP32",
+    torch.float64: "TYPE_FP64",
+    torch.bool: "TYPE_BOOL",
+}
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TritonTensor:
+    """An input or output as the configuration has it; dims without the batch, -1: any."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TritonModel:
+    """What :func:`export_triton` wrote."""
+
+    name: str
+    folder: Path
+    inputs: tuple[TritonTensor, ...]
+    outputs: tuple[TritonTensor, ...]
+    max_batch: int
+
+
+def library() -> Path:
+    """What a process has to preload (LD_PRELOAD) to run the models: it finds its engines beside itself."""
+    return Path(__file__).parent / "lib" / "libhybrid_rt.so"
+
+
+def export_triton(
+    path: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    picture: Tensor | None = None,
+    input_type: str = "uint8",
+    max_batch: int = 0,
+    max_delay_ms: float = 5.0,
+    instances: int = 1,
+    threads: int = 0,
+    force: bool = False,
+) -> TritonModel:
+    """Writes a model folder: ``NAME/config.pbtxt`` and ``NAME/1/model.pt``. It appears whole or not at all.
+
+    Triton's PyTorch backend passes tensors only: ``model.pt`` is the bundle's module, with its engines, inside a module
+    that takes a picture and returns ``boxes__0``, ``labels__1``, ``scores__2`` and what else the detector finds. It is
+    run here before it is written, and has to find what the bundle finds. It runs on the CPU.
+
+    Args:
+        path: the bundle; its detector takes a list of pictures and returns a dict for each, as torchvision's do.
+        repository: Triton's model repository; it is made if it is not there.
+        name: the model's; None: the file's.
+        picture: [3, H, W] in 0..1, to try it with, on which it finds something. None: the golden sample's.
+        input_type: one of :data:`INPUTS`.
+        max_batch: 0: a request is one picture. Else a request has a first dimension more, and Triton puts up to so many
+            pictures of one size together; results are padded to the picture that has most, ``counts__N`` says how many
+            each has.
+        max_delay_ms: how long a picture waits for others, with ``max_batch``.
+        instances: how many requests, or batches, run at once.
+        threads: of each; 0: as many as torch takes.
+        force: replace a model folder of that name.
+
+    Raises:
+        BundleError: no bundle, an altered one, or the folder can't be written.
+        BackendError: no variant of a segment can run here.
+        OptionError: an argument; a folder of that name; a detector of another interface; a batch that it does not take.
+        VerificationError: the model finds something else, or nothing; nothing was written.
+    """
+    path, repository = Path(path), Path(repository)
+    name = path.stem if name is None else name
+    _check_options(name, input_type, max_batch, max_delay_ms, instances, threads)
+    folder = repository / name
+    if folder.exists() and not force:
+        raise OptionError.make(
+            "triton", f"the model {folder}", expected="none yet", got="a folder", remedy="Name another, or --force."
+        )
+    _native.verify_records(os.fspath(path))
+    head = opened_head(path, "triton")
+    taken, returned = torchscript.signature_of(head)
+    if (taken[:1], returned) != (["List[Tensor]"], ["List[Dict[str, Tensor]]"]):
+        raise OptionError.make(
+            "triton",
+            str(path),
+            expected="a detector that takes a list of pictures and returns a dict of tensors for each",
+            got=f"({', '.join(taken)}) -> {', '.join(returned)}",
+            remedy="Put it into a module that does, and convert that.",
+        )
+    if picture is None:
+        picture = _golden_picture(path)
+    given, seen = _as_input(picture, input_type)
+    with torch.inference_mode():
+        expected = bundle.load(path)([seen])[0]
+    if not len(expected["boxes"]):
+        raise VerificationError.make(
+            "triton", "the picture", expected="one on which the detector finds something", got="no box"
+        )
+    fields = _fields(expected)
+    archive = torchscript.to_bytes(
+        torchscript.tensors_only(
+            head,
+            {field: expected[field].dim() for field in fields},
+            batched=max_batch > 0,
+            from_bytes=input_type == "uint8",
+        )
+    )
+    _check(archive, given, expected, fields, max_batch)
+    model = TritonModel(
+        name,
+        folder,
+        (TritonTensor("picture__0", _TYPES[given.dtype], _picture_dims(input_type)),),
+        _outputs(expected, fields, max_batch),
+        max_batch,
+    )
+    config = _config(model, max_delay_ms, instances, threads, tuple(given.shape))
+    _write(folder, archive, config)
+    return model
+
+
+def _check_options(
+    name: str, input_type: str, max_batch: int, max_delay_ms: float, instances: int, threads: int
+) -> None:
+    checks = (
+        ("name", name, bool(_NAME.fullmatch(name)), "letters, digits, '_', '-' and '.'"),
+        ("input_type", input_type, input_type in INPUTS, " or ".join(INPUTS)),
+        ("max_batch", max_batch, max_batch >= 0, "0 or more"),
+        ("max_delay_ms", max_delay_ms, max_delay_ms >= 0, "0 or more"),
+        ("instances", instances, instances >= 1, "1 or more"),
+        ("threads", threads, threads >= 0, "0 or more"),
+    )
+    for option, value, is_right, expected in checks:
+        if not is_right:
+            raise OptionError.make("triton", option, expected=expected, got=f"'{value}'")
+
+
+def _golden_picture(path: Path) -> Tensor:
+    try:
+        inputs: Any = golden.read(path).inputs
+    except BundleError as error:
+        raise OptionError.make(
+            "triton",
+            "the picture to try it with",
+            expected="the bundle's golden sample, or one that is named",
+            got=str(error),
+            remedy="Name one: --picture FILE.",
+        ) from error
+    picture: Tensor = inputs[0][0]
+    return picture
+
+
+def _as_input(picture: Tensor, input_type: str) -> tuple[Tensor, Tensor]:
+    """The picture as the model takes it, and as the detector then sees it."""
+    if input_type == "fp32":
+        return picture, picture
+    pixels = (picture * 255).round().to(torch.uint8)
+    return pixels.permute(1, 2, 0).contiguous(), pixels.to(torch.float32) / 255
+
+
+def _picture_dims(input_type: str) -> tuple[int, ...]:
+    return (-1, -1, 3) if input_type == "uint8" else (3, -1, -1)
+
+
+def _fields(found: Mapping[str, Tensor]) -> list[str]:
+    missing = [field for field in _FIELDS if field not in found]
+    unfit = [
+        field
+        for field, value in found.items()
+        if not value.dim() or len(value) != len(found.get("boxes", ())) or value.dtype not in _TYPES
+    ]
+    if missing or unfit:
+        raise OptionError.make(
+            "triton",
+            "what the detector returns",
+            expected=f"{', '.join(_FIELDS)} and others, each with as many rows as boxes",
+            got=f"no {missing[0]}" if missing else f"{unfit[0]}: {found[unfit[0]].dtype} {list(found[unfit[0]].shape)}",
+        )
+    return [*_FIELDS, *sorted(set(found) - set(_FIELDS))]
+
+
+def _outputs(found: Mapping[str, Tensor], fields: Sequence[str], max_batch: int) -> tuple[TritonTensor, ...]:
+    """Each is named by its place, as the backend wants: NAME__INDEX."""
+    outputs = []
+    for i, field in enumerate(fields):
+        # A mask is as large as its picture.
+        rest = (1, -1, -1) if field == "masks" else tuple(found[field].shape[1:])
+        outputs.append(TritonTensor(f"{field}__{i}", _TYPES[found[field].dtype], (-1, *rest)))
+    if max_batch:
+        outputs.append(TritonTensor(f"counts__{len(fields)}", "TYPE_INT64", (1,)))
+    return tuple(outputs)
+
+
+def _check(
+    archive: bytes, given: Tensor, expected: Mapping[str, Tensor], fields: Sequence[str], max_batch: int
+) -> None:
+    """Opens the model as Triton does, and compares what it finds with what the bundle found."""
+    registry.load_plugins()
+    model = torchscript.from_bytes(archive)
+    inputs = torch.stack([given] * max_batch) if max_batch else given
+    try:
+        with torch.inference_mode():
+            results = model(inputs)
+    except RuntimeError as error:
+        raise OptionError.make(
+            "triton",
+            f"max_batch={max_batch}",
+            expected="pictures that the detector takes at once",
+            got=str(error).splitlines()[-1],
+            remedy="Lower it, or convert with shapes= that cover it.",
+        ) from error
+    verification = Verification("fp32")
+    for i in range(max(max_batch, 1)):
+        found = dict(zip(fields, results, strict=not max_batch))
+        if max_batch:
+            count = int(results[-1][i])
+            found = {field: value[i, :count] for field, value in found.items()}
+        compare_results(verification, [dict(expected)], [found], THRESHOLDS["fp32"], f"picture {i}")
+    if not verification.passed:
+        raise VerificationError.make(
+            "triton",
+            "the model",
+            expected="what the bundle finds",
+            got=verification.failures[0],
+            remedy="Nothing was written.",
+        )
+
+
+def _config(model: TritonModel, max_delay_ms: float, instances: int, threads: int, warm_up: tuple[int, ...]) -> str:
+    """The text of config.pbtxt. Names were checked: none needs an escape."""
+    lines = [
+        f'name: "{model.name}"',
+        'backend: "pytorch"',
+        'platform: "pytorch_libtorch"',
+        f'default_model_filename: "{MODEL_FILE}"',
+        f"max_batch_size: {model.max_batch}",
+        f"input [\n{_tensors(model.inputs)}\n]",
+        f"output [\n{_tensors(model.outputs)}\n]",
+        f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
+    ]
+    if model.max_batch:
+        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {round(max_delay_ms * 1000)} }}")
+    if threads:
+        for key, value in (("INTRA_OP_THREAD_COUNT", threads), ("INTER_OP_THREAD_COUNT", 1)):
+            lines.append(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}')
+    # An engine is made, and TorchScript compiles, when it is first run: before the model is ready.
+    picture = model.inputs[0]
+    dims = ", ".join(map(str, warm_up))
+    sample = f'key: "{picture.name}" value {{ data_type: {picture.data_type} dims: [ {dims} ] random_data: true }}'
+    lines.append(
+        f'model_warmup [ {{ name: "picture" batch_size: {max(model.max_batch, 1)} count: 3 inputs {{ {sample} }} }} ]'
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _tensors(tensors: Sequence[TritonTensor]) -> str:
+    return ",\n".join(
+        f'  {{ name: "{tensor.name}" data_type: {tensor.data_type} dims: [ {", ".join(map(str, tensor.dims))} ] }}'
+        for tensor in tensors
+    )
+
+
+def _write(folder: Path, archive: bytes, config: str) -> None:
+    """Beside its place, then renamed. An old folder is moved aside first: a rename replaces none that has files."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            (new / VERSION).mkdir(parents=True)  # with the user's mask: Triton may be another user
+            for file, content in ((new / VERSION / MODEL_FILE, archive), (new / CONFIG_FILE, config.encode())):
+                with file.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                with suppress(OSError):
+                    old.rename(folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError.make(
+            "triton",
+            str(folder),
+            expected="to write the model",
+            got=error.strerror or str(error),
+            remedy="Is there room on the disk, and may this user write there?",
+        ) from error

@@ -1,0 +1,198 @@
+"""What test_ray_serve.py looks at, in a process of its own: Ray's threads, warnings and processes stay out of pytest.
+
+Prints a JSON object on its last line. Arguments: the bundle, a bundle that takes one picture only, a port, a folder for
+Ray's files, pictures. The checkout has to be on PYTHONPATH, for the replicas' processes too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from PIL import Image
+from ray import serve
+
+from examples.ray_serve.client import detect
+from examples.ray_serve.detector_app import Options, app
+
+MODEL, ONE_PICTURE_MODEL, PORT, FOLDER = sys.argv[1:5]
+PICTURES = [Path(name) for name in sys.argv[5:]]
+URL = f"http://127.0.0.1:{PORT}/v1/detect"
+CLIENTS = 8
+SIZES = ",".join("{1}x{0}".format(*Image.open(path).size) for path in PICTURES[:2])  # of those that are batched
+
+
+def replicas() -> list[str]:
+    """The actors of the replicas, also of those that are starting."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(actor["name"] for actor in actors if "SERVE_REPLICA" in actor["name"])
+
+
+def running() -> int:
+    return serve.status().applications["default"].deployments["Detector"].replica_states.get("RUNNING", 0)
+
+
+def wait_for_replacement(killed: str, count: int, seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if killed not in (now := replicas()) and len(now) == running() == count:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def kill_one_in_the_middle(requests: int) -> dict[str, Any]:
+    before = replicas()
+    answered = threading.Semaphore(0)
+
+    def one(i: int) -> tuple[int, Any, int]:
+        answer, tries = detect(URL, PICTURES[i % len(PICTURES)].read_bytes(), tries=20, wait_s=0.1)
+        answered.release()
+        return i % len(PICTURES), answer, tries
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(one, i) for i in range(requests)]
+        for _ in range(requests // 4):
+            answered.acquire()
+        ray.kill(ray.get_actor(before[0], namespace="serve"))
+        results = [future.result() for future in futures]
+    replaced = wait_for_replacement(before[0], len(before))
+    return {
+        "answers": [[picture, answer] for picture, answer, _ in results],
+        "retried": sum(tries > 1 for *_, tries in results),
+        "killed": before[0],
+        "before": before,
+        "after": replicas(),
+        "replaced": replaced,
+    }
+
+
+def refusals() -> dict[str, Any]:
+    picture = PICTURES[0].read_bytes()
+    cases = {
+        "text": (URL, b"hello", "text/plain"),
+        "no picture": (URL, b"hello", "image/png"),
+        "truncated": (URL, picture[: len(picture) // 2], "image/png"),
+        "empty": (URL, b"", "image/png"),
+        "too large": (URL, b"0" * 3_000_000, "image/png"),
+        "score": (f"{URL}?min_score=2", picture, "image/png"),
+        "name": (f"{URL}?colour=red", picture, "image/png"),
+        "path": (f"{URL}/other", picture, "image/png"),
+        "method": (URL, None, "image/png"),
+    }
+    seen = {}
+    for name, (url, data, kind) in cases.items():
+        request = urllib.request.Request(url, data, {"Content-Type": kind, "X-Request-Id": name})
+        try:
+            urllib.request.urlopen(request, timeout=30).close()
+            seen[name] = [200, "", {}]
+        except urllib.error.HTTPError as error:
+            with error:
+                body = error.read().decode()
+            seen[name] = [error.code, error.headers.get_content_type(), json.loads(body) if body[:1] == "{" else body]
+    return seen
+
+
+def codes_of(requests: int) -> list[int]:
+    """Of requests that come at once and do not try again."""
+
+    def one(_: int) -> int:
+        request = urllib.request.Request(URL, PICTURES[0].read_bytes(), {"Content-Type": "image/png"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    with ThreadPoolExecutor(requests) as pool:
+        return list(pool.map(one, range(requests)))
+
+
+def largest_batch() -> int:
+    """Of those that a replica ran; whichever answers."""
+    found = []
+    for _ in range(10):
+        with urllib.request.urlopen(URL.replace("detect", "models"), timeout=30) as answer:
+            found += [int(size) for size in json.load(answer)["models"][0]["batches"]]
+    return max(found, default=0)
+
+
+def flood_until(count: int, seconds: float) -> tuple[list[list[Any]], int]:
+    """Requests from all clients until there are so many replicas."""
+    stop = time.monotonic() + seconds
+    answers: list[list[Any]] = []
+
+    def client(i: int) -> None:
+        while running_now[0] < count and time.monotonic() < stop:
+            picture = i % len(PICTURES)
+            answers.append([picture, detect(URL, PICTURES[picture].read_bytes(), tries=20)[0]])
+
+    running_now = [running()]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(client, i) for i in range(CLIENTS)]
+        while running_now[0] < count and time.monotonic() < stop:
+            time.sleep(0.5)
+            running_now[0] = running()
+        for future in futures:
+            future.result()
+    return answers, running_now[0]
+
+
+def deploy(**options: Any) -> Any:
+    return serve.run(app(Options(**{"model": MODEL, "threads": 1, "downscale_delay_s": 600.0, **options})))
+
+
+def failed_deployment(**options: Any) -> str:
+    """What Ray says of a deployment that does not start."""
+    try:
+        deploy(**options)
+    except RuntimeError:
+        pass
+    else:
+        return ""
+    return serve.status().applications["default"].deployments["Detector"].message
+
+
+def main() -> None:
+    ray.init(
+        num_cpus=4,  # Ray's own count: what a replica reserves, not what there is
+        include_dashboard=False,
+        object_store_memory=80_000_000,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=FOLDER,
+    )
+    seen: dict[str, Any] = {}
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": int(PORT)})
+        handle = deploy(min_replicas=2, max_replicas=2, max_ongoing_requests=3, max_queued_requests=10, max_body_mb=2.0)
+        seen["kill"] = kill_one_in_the_middle(60)
+        seen["refusals"] = refusals()
+        seen["at once"] = codes_of(32)
+        seen["by handle"] = handle.detect.remote(PICTURES[0].read_bytes(), min_score=0.5).result()
+        seen["min_score"] = detect(f"{URL}?min_score=0.5", PICTURES[0].read_bytes())[0]
+        serve.delete("default")
+        deploy(
+            max_replicas=2, target_ongoing_requests=1, upscale_delay_s=0.0, max_ongoing_requests=8, max_batch=4,
+            batch_wait_ms=20.0, warm_up=SIZES,
+        )  # fmt: skip
+        seen["batched"], seen["replicas under load"] = flood_until(2, 90.0)
+        seen["largest batch"] = largest_batch()
+        seen["too large a batch"] = failed_deployment(model=ONE_PICTURE_MODEL, max_batch=4, warm_up=SIZES)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

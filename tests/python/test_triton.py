@@ -1,0 +1,303 @@
+"""hybrid-rt export-triton: the configuration by Triton's own schema, the model in a process that knows only torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from google.protobuf import text_format
+from same_detections import assert_same
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import torchscript, triton
+from hybrid_rt.cli import main
+from hybrid_rt.errors import BundleError, OptionError, VerificationError
+from hybrid_rt.pictures import read_picture
+
+TYPES = {"TYPE_UINT8": torch.uint8, "TYPE_FP32": torch.float32, "TYPE_INT64": torch.int64}
+
+
+def schema() -> Any:
+    """Triton's model_config.proto as its client ships it; that module alone, the client needs more packages."""
+    path = distribution("tritonclient").locate_file("tritonclient/grpc/model_config_pb2.py")
+    spec = importlib.util.spec_from_file_location("model_config_pb2", str(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parsed(folder: Path) -> Any:
+    """Fails on an unknown field, a wrong type, a bad enumerator."""
+    return text_format.Parse((folder / "config.pbtxt").read_text(), schema().ModelConfig())
+
+
+def run_by_torch_alone(folder: Path, given: Tensor, at: Path, preload: str) -> subprocess.CompletedProcess[str]:
+    """Runs the model as Triton does: plain torch.jit.load, the library preloaded. Results are in ``at``/out.pt."""
+    torch.save(given, at / "in.pt")
+    code = f"""
+import sys, warnings, torch
+warnings.filterwarnings("ignore")
+with torch.inference_mode():
+    results = torch.jit.load({str(folder / "1" / "model.pt")!r})(torch.load({str(at / "in.pt")!r}))
+assert not any(name.split(".")[0] in ("hybrid_rt", "torchvision") for name in sys.modules)
+torch.save(list(results), {str(at / "out.pt")!r})
+"""
+    environment = {**os.environ, "LD_PRELOAD": preload}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Tensor]:
+    """By the names of the configuration; each agrees with what that says of it."""
+    done = run_by_torch_alone(folder, given, at, str(triton.library()))
+    assert done.returncode == 0, done.stderr
+    results = torch.load(at / "out.pt")
+    config = parsed(folder)
+    data_type = schema().DataType
+    assert len(results) == len(config.output)
+    for i, (output, value) in enumerate(zip(config.output, results, strict=True)):
+        assert output.name.endswith(f"__{i}")  # how the PyTorch backend finds it
+        assert value.dtype == TYPES[data_type.Name(output.data_type)]
+        shape = value.shape[1:] if config.max_batch_size else value.shape
+        assert len(shape) == len(output.dims)
+        assert all(wanted in (-1, had) for wanted, had in zip(output.dims, shape, strict=True))
+    return {output.name.split("__")[0]: value for output, value in zip(config.output, results, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Tensor]:
+    """Two of the same size, on which different numbers of boxes are found."""
+    picture = read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+    other = picture.clone()
+    other[:, picture.shape[1] // 2 :] = 0.0
+    return [picture, other]
+
+
+@pytest.fixture(scope="module")
+def expected(demo_bundle: Path, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+    detector = hybrid_rt.load(demo_bundle)
+    with torch.inference_mode():
+        found = [detector([picture])[0] for picture in pictures]
+    assert len(found[0]["boxes"]) != len(found[1]["boxes"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
+    """Its segment takes no batch, and it has no golden sample."""
+    path = tmp_path_factory.mktemp("bundles") / "one.pt"
+    picture = read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
+    sizes = {"batch": (1, 1), "height": (128, 416), "width": (128, 416)}
+    hybrid_rt.convert(
+        demo_detector, ([picture],), path, segments="backbone", engine="torchscript", shapes=sizes, golden=False,
+        measure=False,
+    )  # fmt: skip
+    return path
+
+
+def test_a_picture_in_bytes(
+    demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    model = triton.export_triton(demo_bundle, tmp_path / "repository", instances=2, threads=1)
+    assert model.folder == tmp_path / "repository" / "digits"
+    config = parsed(model.folder)
+    assert (config.name, config.backend, config.max_batch_size) == ("digits", "pytorch", 0)
+    assert [(entry.name, list(entry.dims)) for entry in config.input] == [("picture__0", [-1, -1, 3])]
+    assert config.input[0].data_type == schema().TYPE_UINT8
+    assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, schema().ModelInstanceGroup.KIND_CPU)
+    assert config.parameters["INTRA_OP_THREAD_COUNT"].string_value == "1"
+    assert list(config.model_warmup[0].inputs["picture__0"].dims) == [*pictures[0].shape[1:], 3]
+    for picture, want in zip(pictures, expected, strict=True):
+        given = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        assert_same([want], [found_by_torch_alone(model.folder, given, tmp_path)])
+
+
+def test_a_batch_of_pictures_in_fp32(
+    demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    model = triton.export_triton(
+        demo_bundle, tmp_path, name="batched", input_type="fp32", max_batch=4, max_delay_ms=2.5
+    )
+    config = parsed(model.folder)
+    assert (config.name, config.max_batch_size) == ("batched", 4)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2500
+    assert [(entry.name, list(entry.dims)) for entry in config.input] == [("picture__0", [3, -1, -1])]
+    found = found_by_torch_alone(model.folder, torch.stack(pictures), tmp_path)
+    counts = found.pop("counts").flatten().tolist()
+    assert counts == [len(want["boxes"]) for want in expected]
+    for i, (want, count) in enumerate(zip(expected, counts, strict=True)):
+        assert_same([want], [{name: value[i, :count] for name, value in found.items()}])
+        assert not any(value[i, count:].any() for value in found.values())  # the padding
+
+
+def test_without_the_library_torch_says_what_it_lacks(
+    demo_bundle: Path, pictures: list[Tensor], tmp_path: Path
+) -> None:
+    model = triton.export_triton(demo_bundle, tmp_path, input_type="fp32")
+    done = run_by_torch_alone(model.folder, pictures[0], tmp_path, "")
+    assert done.returncode != 0
+    assert "Unknown type name '__torch__.torch.classes.hybrid_rt.Engine'" in done.stderr
+
+
+class Stub(nn.Module):
+    """Finds as many things as the picture's first pixel says; with masks and keypoints."""
+
+    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = []
+        for picture in pictures:
+            count = int(picture[0, 0, 0] * 255)
+            height, width = picture.shape[1], picture.shape[2]
+            found.append(
+                {
+                    "boxes": torch.ones(count, 4),
+                    "labels": torch.ones(count, dtype=torch.int64),
+                    "scores": torch.ones(count),
+                    "masks": torch.ones(count, 1, height, width),
+                    "keypoints": torch.ones(count, 17, 3),
+                }
+            )
+        return found
+
+
+@pytest.mark.parametrize("from_bytes", [True, False])
+def test_masks_and_keypoints_are_padded_too(from_bytes: bool) -> None:
+    fields = {"boxes": 2, "labels": 1, "scores": 1, "keypoints": 3, "masks": 4}
+    module = torchscript.tensors_only(torchscript.script(Stub()), fields, batched=True, from_bytes=from_bytes)
+    given = torch.zeros(3, 3, 5, 7)
+    given[:, 0, 0, 0] = torch.tensor([2.0, 0.0, 3.0]) / 255
+    if from_bytes:
+        given = (given * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    *results, counts = module(given)
+    assert counts.tolist() == [[2], [0], [3]]
+    shapes = [(3, 3, 4), (3, 3), (3, 3), (3, 3, 17, 3), (3, 3, 1, 5, 7)]
+    assert [tuple(result.shape) for result in results] == shapes
+    for result in results:
+        assert [int(one.flatten(1).any(1).sum() if one.dim() > 1 else one.sum()) for one in result] == [2, 0, 3]
+
+
+def test_nothing_found_is_no_error() -> None:
+    fields = {"boxes": 2, "labels": 1, "scores": 1}
+    module = torchscript.tensors_only(torchscript.script(Stub()), fields, batched=True, from_bytes=False)
+    assert [tuple(result.shape) for result in module(torch.zeros(2, 3, 4, 4))] == [(2, 0, 4), (2, 0), (2, 0), (2, 1)]
+
+
+# What is refused
+
+
+def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_path: Path) -> None:
+    folder = triton.export_triton(demo_bundle, tmp_path).folder
+    (folder / "mine").touch()
+    with pytest.raises(OptionError, match=r"the model .*/digits: expected none yet, got a folder\. .*--force"):
+        triton.export_triton(demo_bundle, tmp_path, max_batch=2)
+    assert (folder / "mine").exists()
+    triton.export_triton(demo_bundle, tmp_path, max_batch=2, force=True)
+    assert parsed(folder).max_batch_size == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
+    assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.pt"]
+
+
+def test_a_folder_that_can_not_be_written_leaves_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="expected to write the model"):
+        triton.export_triton(demo_bundle, tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_rename_that_fails_leaves_the_old_model(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = triton.export_triton(demo_bundle, tmp_path).folder
+    rename = Path.rename
+
+    def fail_for_the_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(BundleError, match="got No space left on device"):
+        triton.export_triton(demo_bundle, tmp_path, max_batch=2, force=True)
+    assert parsed(folder).max_batch_size == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
+def test_a_batch_that_the_bundle_does_not_take(
+    one_picture_bundle: Path, pictures: list[Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"max_batch=2: expected pictures that .*expected 1x3x128"):
+        triton.export_triton(one_picture_bundle, tmp_path, picture=pictures[0], max_batch=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_without_a_golden_sample_needs_a_picture(one_picture_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"the picture to try it with: .*--picture FILE"):
+        triton.export_triton(one_picture_bundle, tmp_path)
+    with pytest.raises(VerificationError, match="expected one on which the detector finds something, got no box"):
+        triton.export_triton(one_picture_bundle, tmp_path, picture=torch.zeros(3, 255, 335))
+
+
+def test_a_model_that_finds_something_else_is_not_written(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = triton._as_input
+    monkeypatch.setattr(triton, "_as_input", lambda *given: (torch.flip(seen(*given)[0], (1,)), seen(*given)[1]))
+    with pytest.raises(VerificationError, match="the model: expected what the bundle finds"):
+        triton.export_triton(demo_bundle, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_detector_of_another_interface(tmp_path: Path) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = nn.Conv2d(3, 4, 3)
+
+        def forward(self, picture: Tensor) -> Tensor:
+            return self.dense(picture)
+
+    hybrid_rt.convert(
+        Other().eval(), (torch.rand(1, 3, 8, 8),), tmp_path / "other.pt", segments=["dense"], engine="torchscript",
+        measure=False,
+    )  # fmt: skip
+    with pytest.raises(OptionError, match=r"expected a detector that takes a list .* got \(Tensor\) -> Tensor"):
+        triton.export_triton(tmp_path / "other.pt", tmp_path / "repository")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"name": "../up"}, "name: expected letters, digits"),
+        ({"name": ""}, "name: expected letters, digits"),
+        ({"max_batch": -1}, "max_batch: expected 0 or more, got '-1'"),
+        ({"instances": 0}, "instances: expected 1 or more, got '0'"),
+        ({"threads": -1}, "threads: expected 0 or more, got '-1'"),
+        ({"max_delay_ms": -1.0}, "max_delay_ms: expected 0 or more"),
+        ({"input_type": "int8"}, "input_type: expected uint8 or fp32, got 'int8'"),
+    ],
+)
+def test_options_are_checked_first(options: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=text):
+        triton.export_triton(tmp_path / "none.pt", tmp_path, **options)
+
+
+def test_the_verb_prints_what_a_client_needs(
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export-triton", str(demo_bundle), "-o", str(tmp_path), "--name", "a", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in printed["outputs"]] == ["boxes__0", "labels__1", "scores__2"]
+    assert Path(printed["library"]).exists()
+    assert printed["torch"] == torch.__version__
+    assert main(["export-triton", str(demo_bundle), "-o", str(tmp_path), "--name", "a"]) != 0
+    assert "hybrid_rt[triton]" in capsys.readouterr().err
