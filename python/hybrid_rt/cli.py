@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _native, cli_bench, cli_bundle, cli_cache, registry
+from . import __version__, _native, cli_bench, cli_bundle, cli_cache, cli_package, cli_triton, registry
 from .callables import detector_named
 from .coco import CocoDataset
 from .convert import convert
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 done, 1 failed (the message is on stderr), 2 usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given[:1] == ["detect"]:
-            return _detect(given[1:])
+        if given[:1] in (["detect"], ["serve"]):
+            return _hand_over(*given)
         options = _parser().parse_args(given)
         return int(options.run(options))
     except HybridRTError as error:
@@ -111,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
     verbs.add_parser("detect", help="find boxes in a picture (the C++ program; see hybrid-rt detect --help)")
 
+    verbs.add_parser("serve", help="answer requests over HTTP (the C++ program; see hybrid-rt serve --help)")
+
     verb = verbs.add_parser("doctor", help="what is installed, which backends can run, and why not")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_doctor)
@@ -118,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_bundle.add_verbs(verbs)
     cli_bench.add_verb(verbs)
     cli_cache.add_verb(verbs)
+    cli_triton.add_verb(verbs)
+    cli_package.add_verb(verbs)
     return parser
 
 
@@ -200,9 +204,9 @@ def _verdict(model: Path, check: GoldenCheck) -> str:
     return "\n".join(lines)
 
 
-def _detect(arguments: Sequence[str]) -> int:
-    """Hands over to the C++ program."""
-    path = program("hybrid-rt-detect", "detect")
+def _hand_over(verb: str, *arguments: str) -> int:
+    """Becomes the C++ program of that verb."""
+    path = program(f"hybrid-rt-{verb}", verb)
     sys.stdout.flush()
     os.execv(path, [path, *arguments])
 
@@ -227,6 +231,7 @@ def _doctor(options: argparse.Namespace) -> int:
         f"{torch.backends.cpu.get_cpu_capability()}",
         "cuda": _cuda_devices(),
         "hybrid-rt-detect": str(find_program("hybrid-rt-detect")),
+        "hybrid-rt-serve": str(find_program("hybrid-rt-serve")),
     }
     if options.json:
         print(

@@ -32,8 +32,15 @@ NOT_RUN = [
     "docs/engine-tensorrt.md",  # a build
     "docs/first-steps.md",  # pip install
     "docs/index.md",  # ./tools/demo and ./tools/test
+    "docs/many-machines.md",  # Docker
+    "docs/many-machines.md",  # Kubernetes
+    "docs/many-machines.md",  # Ray on other machines
+    "docs/many-machines.md",  # Ray: a test runs the application
     "docs/mixed-deployment.md",  # on a GPU
+    "docs/package.md",  # Docker
+    "docs/package.md",  # the start scripts: test_package.py runs them
     "docs/report.md",  # hybrid-rt convert
+    "docs/service.md",  # the server runs until it is stopped: test_serve.py
     "docs/torchscript.md",  # the benchmark
 ]
 

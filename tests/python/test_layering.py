@@ -19,7 +19,18 @@ CPP = ROOT / "cpp"
 LAYERS = [
     {"_native"},
     {"errors"},
-    {"specs", "files", "pictures", "thresholds", "callables", "steps", "cache_folder", "json_values", "programs"},
+    {
+        "specs",
+        "files",
+        "pictures",
+        "thresholds",
+        "callables",
+        "steps",
+        "cache_folder",
+        "json_values",
+        "programs",
+        "shared_libraries",
+    },
     {
         "structure",
         "generated",
@@ -56,14 +67,16 @@ LAYERS = [
     {"report_html"},
     {"report"},
     {"stored"},
-    {"convert", "swap", "bank", "compile_segment", "extract", "cli_cache"},
+    {"convert", "swap", "bank", "compile_segment", "extract", "triton", "cli_cache"},
+    {"package_contents"},
+    {"package"},
     {"suite.cases", "suite.lines", "suite.whole_graph"},
     {"suite.workers", "suite.prepare", "suite.worker"},
     {"suite.run"},
     {"suite.tables"},
     {"suite.results"},
     {"cli_suite"},
-    {"cli_bundle", "cli_bench"},
+    {"cli_bundle", "cli_bench", "cli_package", "cli_triton"},
     {"cli"},
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}

@@ -117,6 +117,8 @@ struct Service::Work {
 
 Service::Service(const ServiceOptions& options) : options_(options), models_(options.models, options.detector) {}
 
+Service::~Service() { finish(); }
+
 void Service::load() {
   models_.load();
   is_ready_ = true;
@@ -159,23 +161,20 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     answer.headers.emplace_back("Allow", allowed);
     return answer;
   }
-  if (request.path != std::string_view("/v1/detect")) return std::nullopt;
-  if (!is_known_type(request.content_type)) {
-    HttpAnswer answer =
-        refusal(415, "Content-Type",
-                "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
-                request.content_type.empty() ? "none" : "another", "Say what the body is.", id);
-    answer.headers.emplace_back("Accept", "image/jpeg, image/png, multipart/form-data");
-    metrics_.request("", 415);
-    return answer;
-  }
-  if (is_stopping_ || !is_ready_) {
+  const bool is_detection = request.path == "/v1/detect";
+  if (!is_get && (is_stopping_ || !is_ready_)) {
     HttpAnswer answer =
         refusal(503, "service", "one that is ready", is_stopping_ ? "one that is stopping" : "one that is loading",
                 "Come again in 1 s.", id);
     answer.headers.emplace_back("Retry-After", "1");
-    metrics_.request("", 503);
+    if (is_detection) metrics_.request("", answer.status);
     return answer;
+  }
+  if (is_detection && !is_known_type(request.content_type)) {
+    metrics_.request("", 415);
+    return refusal(415, "Content-Type",
+                   "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
+                   request.content_type.empty() ? "none" : "another", "Say what the body is.", id);
   }
   return std::nullopt;
 }

@@ -27,6 +27,10 @@ struct ServiceOptions {
 class Service {
  public:
   explicit Service(const ServiceOptions& options);
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+  /// finish().
+  ~Service();
 
   /// Loads the models; the service is ready then. Throws Error.
   void load();

@@ -1,0 +1,64 @@
+"""``hybrid-rt package``: bundles as a folder that runs where no Python is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .package import Package, package
+
+
+def add_verb(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser("package", help="a folder with .pt files and all they need to run where no Python is")
+    verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="a .pt")
+    verb.add_argument("-o", "--output", type=Path, required=True, help="the folder to write")
+    verb.add_argument(
+        "--backend",
+        help="comma-separated, whose libraries come along (default: all of the models' that run on this CPU)",
+    )
+    verb.add_argument(
+        "--external-torch",
+        action="store_true",
+        help="leave libtorch out: the target has it, and HYBRID_RT_TORCH names its folder",
+    )
+    verb.add_argument("--tar", action="store_true", help="write OUTPUT.tar too")
+    verb.add_argument("--overwrite", action="store_true", help="replace a package that is there")
+    verb.add_argument("--json", action="store_true", help="print the content of package.json")
+    verb.set_defaults(run=_package)
+
+
+def _package(options: argparse.Namespace) -> int:
+    made = package(
+        options.models,
+        options.output,
+        backends=None if options.backend is None else options.backend.split(","),
+        torch="external" if options.external_torch else "include",
+        archive=options.tar,
+        overwrite=options.overwrite,
+    )
+    print(json.dumps(made.manifest, indent=1) if options.json else _described(made))
+    return 0
+
+
+def _described(made: Package) -> str:
+    facts = made.manifest
+    size = sum(file["size"] for file in facts["files"])
+    backends = ", ".join(f"{name} {version}" for name, version in facts["backends"].items())
+    lines = [f"{made.folder}: {len(facts['files'])} files, {size / 1e6:.1f} MB"]
+    lines += [f"{made.archive}"] if made.archive else []
+    lines += [
+        f"  models: {', '.join(model['name'] for model in facts['models'])}",
+        f"  backends: {backends}",
+        *(f"  left out: {name}: {reason}" for name, reason in facts["left_out"].items()),
+        f"  runs on {facts['machine']} with glibc {facts['glibc']} or newer",
+        *(
+            f"  needs {entry['name']} {entry['version']}, its folder in {entry['variable']}"
+            for entry in facts["external"]
+            if "variable" in entry
+        ),
+        f"  start: {made.folder / 'serve'}, {made.folder / 'detect'}",
+    ]
+    return "\n".join(lines)

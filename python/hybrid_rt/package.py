@@ -1,0 +1,253 @@
+"""A folder that runs bundles where no Python is: programs, bundles, the libraries that these need, and no more.
+
+The libraries lie in it as they lie in site-packages: ours and the vendors' find each other by their relative places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jinja2
+
+from . import __version__, registry
+from .errors import BundleError, OptionError
+from .package_contents import LIBTORCH, PROGRAMS, Item, Model, chosen_backends, collect, models_of
+from .shared_libraries import Closure
+
+FORMAT_VERSION = 1
+MANIFEST = "package.json"
+TORCH = ("include", "external")
+
+_SCOPE = "package"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Package:
+    """What :func:`package` wrote: ``manifest`` is the content of the folder's package.json."""
+
+    folder: Path
+    archive: Path | None
+    manifest: dict[str, Any]
+
+
+def package(
+    bundles: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    backends: Sequence[str] | None = None,
+    torch: str = "include",
+    archive: bool = False,
+    overwrite: bool = False,
+) -> Package:
+    """Writes a folder that runs on a Linux machine of this architecture with a glibc that is new enough, on its CPU.
+
+    The folder appears whole or not at all.
+
+    Args:
+        bundles: the `.pt` files; a model's name is the file's name without its ending.
+        output: the folder.
+        backends: whose plug-ins and libraries come along. None: all that the bundles have variants of for CPUs and that
+            can run here.
+        torch: "include", or "external": libtorch is left out, the target names its folder in HYBRID_RT_TORCH.
+        archive: write ``output``.tar too; from the same files it is the same, byte for byte.
+        overwrite: replace a package that is there, and its archive.
+
+    Returns:
+        Where it is and what is in it.
+
+    Raises:
+        BundleError: a bundle that is missing or altered, or the folder can't be written.
+        BackendError: a backend, library or program that is not installed.
+        OptionError: a backend that no bundle has a variant of, two bundles of one name, something at ``output`` that
+            is no package or that ``overwrite`` does not allow to replace, pyelftools is not installed.
+    """
+    if torch not in TORCH:
+        raise OptionError.make(_SCOPE, "torch", expected=f"one of {', '.join(TORCH)}", got=f"{torch!r}")
+    folder = Path(output).absolute()
+    tar = folder.with_name(f"{folder.name}.tar") if archive else None
+    _check_output(folder, tar, overwrite)
+    models = models_of(bundles)
+    chosen, left_out = chosen_backends(models, backends)
+    items, closure = collect(models, chosen, torch == "external")
+    facts = _facts(models, chosen, left_out, closure, torch == "external")
+    scripts = _scripts(models, facts, items, named=tuple(chosen) if backends is not None else ())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name
+            manifest = _write(made, items, scripts, facts)
+            made_tar = _archive(made) if tar is not None else None
+            _move(made, folder, Path(temporary) / "old")
+            if tar is not None and made_tar is not None:
+                made_tar.replace(tar)
+    except OSError as error:
+        raise BundleError.make(
+            _SCOPE,
+            str(folder),
+            expected="to write the folder",
+            got=error.strerror or str(error),
+            remedy="Is there room on the disk, and may this user write there?",
+        ) from error
+    return Package(folder, tar, manifest)
+
+
+def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
+    if not folder.parent.is_dir():
+        raise OptionError.make(_SCOPE, str(folder), expected="a place in a folder", got=f"no folder {folder.parent}")
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (overwrite and _is_package(folder)):
+        raise OptionError.make(
+            _SCOPE,
+            str(folder),
+            expected="nothing there, or an empty folder",
+            got="a package" if _is_package(folder) else "something else",
+            remedy="--overwrite replaces it." if _is_package(folder) else "Name another folder: it is left alone.",
+        )
+    if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
+        raise OptionError.make(
+            _SCOPE, str(tar), expected="no file there", got="one", remedy="--overwrite replaces a file."
+        )
+
+
+def _is_package(folder: Path) -> bool:
+    try:
+        return "package_format_version" in json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _facts(
+    models: Sequence[Model],
+    chosen: Mapping[str, str],
+    left_out: Mapping[str, str],
+    closure: Closure,
+    external_torch: bool,
+) -> dict[str, Any]:
+    """What package.json says beside the files."""
+    torch = registry.built_for_torch()
+    glibc = ".".join(map(str, max(elf.glibc for elf in closure.files.values())))
+    external: list[dict[str, Any]] = [{"name": "glibc", "version": f">={glibc}", "libraries": sorted(closure.glibc)}]
+    if external_torch:
+        linked = {name for elf in closure.files.values() for name in elf.needed if LIBTORCH.match(name)}
+        external.append(
+            {"name": "libtorch", "version": torch, "variable": "HYBRID_RT_TORCH", "libraries": sorted(linked)}
+        )
+    if closure.driver:
+        external.append({"name": "NVIDIA's driver", "libraries": sorted(closure.driver)})
+    return {
+        "package_format_version": FORMAT_VERSION,
+        "versions": {"hybrid_rt": __version__, "torch": torch},
+        "machine": platform.machine(),
+        "glibc": glibc,
+        "backends": dict(chosen),
+        "left_out": dict(left_out),
+        "models": [
+            {"name": model.path.stem, "file": f"models/{model.path.name}", "segments": dict(model.segments)}
+            for model in models
+        ],
+        "external": external,
+    }
+
+
+def _scripts(
+    models: Sequence[Model], facts: Mapping[str, Any], items: Mapping[str, Item], named: Sequence[str]
+) -> dict[str, str]:
+    """The texts of the start scripts."""
+    loader = jinja2.PackageLoader("hybrid_rt", "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=False,  # a shell script: what comes from outside is quoted
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = shlex.quote
+    template = environment.get_template("start.sh.jinja")
+    plugins = {str(PurePosixPath(place).parent) for place in items if "/libhybrid_rt_" in place}
+    names = [model.path.stem for model in models]
+    return {
+        script: template.render(
+            program=name,
+            external_torch=any(entry["name"] == "libtorch" for entry in facts["external"]),
+            torch_version=facts["versions"]["torch"],
+            backends=named,
+            plugin_folders=sorted(plugins - {"lib/hybrid_rt/lib"}),
+            takes_one_model=script == "detect",
+            only_model=models[0].path.name if len(models) == 1 else "",
+            names=names,
+        )
+        for script, name in PROGRAMS.items()
+    }
+
+
+def _write(
+    folder: Path, items: Mapping[str, Item], scripts: Mapping[str, str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes all files and the manifest; returns it."""
+    files = []
+    for place, item in sorted(items.items()):
+        target = folder / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest, size = _copy(item.source, target)
+        target.chmod(0o755 if item.executable else 0o644)
+        files.append({"path": place, "size": size, "sha256": digest, "needed_by": item.needed_by})
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        files.append({"path": name, "size": len(text.encode()), "sha256": digest, "needed_by": []})
+    manifest = {**facts, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).chmod(0o644)
+    for made in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        made.chmod(0o755)  # a service's user reads it, whatever the umask of who made it
+    return manifest
+
+
+def _copy(source: Path, target: Path) -> tuple[str, int]:
+    """Returns the digest and the size."""
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while chunk := reading.read(_CHUNK):
+            digest.update(chunk)
+            size += writing.write(chunk)
+    return digest.hexdigest(), size
+
+
+def _archive(folder: Path) -> Path:
+    """A tar of the folder beside it: sorted, without times, owners and the umask."""
+    path = folder.with_name(f"{folder.name}.tar")
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        return entry
+
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for file in sorted([folder, *folder.rglob("*")]):
+            tar.add(file, str(file.relative_to(folder.parent)), recursive=False, filter=plain)
+    return path
+
+
+def _move(made: Path, folder: Path, aside: Path) -> None:
+    """Puts the new folder into its place; ``aside``: where the old one goes."""
+    if folder.exists() and any(folder.iterdir()):
+        folder.replace(aside)
+        try:
+            made.replace(folder)
+        except OSError:
+            aside.replace(folder)
+            raise
+    else:
+        made.replace(folder)

@@ -1,0 +1,252 @@
+"""What a package consists of: which backends of which bundles, and the files that programs and backends need to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import _native, bundle, registry, shared_libraries
+from .errors import BackendError, OptionError
+from .extract import extract
+from .programs import program
+from .shared_libraries import Closure, canonical, is_elf
+
+PROGRAMS = {"serve": "hybrid-rt-serve", "detect": "hybrid-rt-detect"}
+"""The programs by the names of their start scripts."""
+
+LIBTORCH = re.compile(r"lib(torch|c10|shm|caffe2)\w*\.so")
+"""How the names of torch's own libraries begin."""
+
+_SCOPE = "package"
+_SYSTEM = "lib/system"
+
+
+@dataclass(frozen=True)
+class _Vendor:
+    """What a backend opens while it runs, as patterns in site-packages: nothing is linked to it.
+
+    ``optional``: what the vendor's library opens if it is there.
+    """
+
+    libraries: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+
+_VENDORS = {
+    "openvino": _Vendor(
+        (
+            "openvino/libs/libopenvino_c.so*",
+            "openvino/libs/libopenvino_intel_cpu_plugin.so*",
+            "openvino/libs/libopenvino_ir_frontend.so*",
+        ),
+        # TBB's: how cores and memory are laid out, and its allocator.
+        optional=("openvino/libs/libtbbbind*.so*", "openvino/libs/libtbbmalloc.so*"),
+    ),
+    "onnxruntime": _Vendor(("onnxruntime/capi/libonnxruntime.so*",)),
+    "tvm": _Vendor(
+        ("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"),
+        data=("tvm/_version.py",),  # the runtime itself can't be asked for its version
+    ),
+}
+"""Backends that are not named here open nothing but their plug-in."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle and the backends that it has variants of."""
+
+    path: Path
+    segments: Mapping[str, Sequence[str]]
+    """For each segment the backends of its variants for CPUs, in the file's order."""
+
+    elsewhere: frozenset[str]
+    """Backends of variants for other devices."""
+
+
+@dataclass
+class Item:
+    """A file of the package: where from, and what needs it."""
+
+    source: Path
+    needed_by: list[str] = field(default_factory=list)
+    executable: bool = False
+
+
+def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
+    """The bundles, each read whole and compared with its digests.
+
+    Raises:
+        BundleError: one that is missing or altered.
+        OptionError: none at all, or two of one name.
+    """
+    if not bundles:
+        raise OptionError.make(_SCOPE, "bundles", expected="one or more .pt files", got="none")
+    models: dict[str, Model] = {}
+    for path in map(Path, bundles):
+        manifest = bundle.inspect(path)
+        bundle.check(path)
+        if path.suffix != ".pt":
+            raise OptionError.make(
+                _SCOPE, str(path), expected="a name that ends in .pt", got=path.name, remedy="Rename the file."
+            )
+        if path.stem in models:
+            raise OptionError.make(
+                _SCOPE,
+                f"model '{path.stem}'",
+                expected="one bundle of that name",
+                got=f"{models[path.stem].path} and {path}",
+                remedy="Rename one: a model's name is that of its file.",
+            )
+        of_cpu = {
+            segment["name"]: list(
+                dict.fromkeys(entry["backend"] for entry in segment["variants"] if entry["device"] == "cpu")
+            )
+            for segment in manifest["segments"]
+        }
+        elsewhere = {
+            variant["backend"]
+            for segment in manifest["segments"]
+            for variant in segment["variants"]
+            if variant["device"] != "cpu"
+        }
+        models[path.stem] = Model(path, of_cpu, frozenset(elsewhere))
+    return list(models.values())
+
+
+def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tuple[dict[str, str], dict[str, str]]:
+    """The backends with their versions, and those of the bundles that are left out with the reason."""
+    present = list(dict.fromkeys(name for model in models for names in model.segments.values() for name in names))
+    elsewhere = dict.fromkeys(
+        sorted({name for model in models for name in model.elsewhere} - {*present}),
+        "its variants are not for CPUs, and a package is for CPUs only",
+    )
+    there = {info.name: info for info in registry.backends()}
+    reasons = {
+        name: there[name].run_reason if name in there else f"its plug-in libhybrid_rt_{name}.so is not installed"
+        for name in present
+    } | elsewhere
+    for name in named if named is not None else ():
+        if name not in reasons:
+            raise OptionError.make(
+                _SCOPE,
+                "backend",
+                expected=f"one of {', '.join(reasons)}, which the bundles have variants of",
+                got=f"'{name}'",
+                remedy="`hybrid-rt add-variant` adds one to a bundle.",
+            )
+        if reasons[name]:
+            raise BackendError.make(
+                name,
+                "package",
+                expected="a backend that can run here, whose libraries are taken along",
+                got=reasons[name],
+                remedy="Leave it out, or mend that; `hybrid-rt doctor` lists what is installed.",
+            )
+    chosen = list(dict.fromkeys(named)) if named is not None else [name for name in present if not reasons[name]]
+    for model in models:
+        for segment, names in model.segments.items():
+            if not {*names} & {*chosen}:
+                raise BackendError.make(
+                    _SCOPE,
+                    f"{model.path}, segment '{segment}'",
+                    expected=f"a variant for CPUs of {', '.join(chosen) or 'a backend that can run here'}",
+                    got=", ".join(f"{name} ({reasons[name] or 'not chosen'})" for name in names) or "none",
+                    remedy="Choose one of its backends too, or add a variant: `hybrid-rt add-variant`.",
+                )
+    versions = {name: there[name].version for name in chosen}
+    return versions, {name: reason or "not chosen" for name, reason in reasons.items() if name not in versions}
+
+
+def _site(name: str) -> Path:
+    """The folder that a Python package is installed in."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).resolve().parents[1]
+
+
+def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """What the backends open while they run, libraries and other files, each with its backend."""
+    plugins = {info["name"]: Path(info["plugin"]) for info in _native.backends()}
+    site = _site(__package__ or "hybrid_rt")
+    opened: dict[Path, str] = {}
+    data: dict[Path, str] = {}
+    for name in chosen:
+        opened[canonical(plugins[name])] = name
+        vendor = _VENDORS.get(name, _Vendor(()))
+        for pattern in (*vendor.libraries, *vendor.optional, *vendor.data):
+            found = sorted(site.glob(pattern))
+            if not found and pattern not in vendor.optional:
+                raise BackendError.make(
+                    name,
+                    "package",
+                    expected=f"{site / pattern}, which it needs to run",
+                    got="no such file",
+                    remedy="Install the vendor's Python package beside hybrid_rt: its libraries are taken along.",
+                )
+            kind = data if pattern in vendor.data else opened
+            kind.update(dict.fromkeys(map(canonical, found), name))
+    return opened, data
+
+
+def collect(models: Sequence[Model], chosen: Iterable[str], external_torch: bool) -> tuple[dict[str, Item], Closure]:
+    """The files by their places in the package, and what is known of programs and libraries."""
+    programs = {canonical(Path(program(name, _SCOPE))): name for name in PROGRAMS.values()}
+    opened, data = _opened(chosen)
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as temporary:
+        compiled = _compiled(models, chosen, Path(temporary).resolve())
+        closure = shared_libraries.closure(programs, [*opened, *compiled])
+    kept = _without_libtorch(closure, [*programs, *opened, *compiled]) if external_torch else set(closure.files)
+    sites = {_site(__package__ or "hybrid_rt"), _site("torch")}
+    places = {path: _place(path, sites) for path in closure.files}
+    places |= {path: f"bin/{name}" for path, name in programs.items()}
+    places |= {path: f"models/{model.path.name}" for path, model in compiled.items()}
+    items: dict[str, Item] = {}
+    for path in sorted(kept - {*compiled}, key=places.__getitem__):
+        needed_by = [places[asking] for asking in closure.needed_by[path] if asking in kept]
+        if path in opened:
+            needed_by.append(f"backend {opened[path]}")
+        if path in programs:
+            needed_by += [script for script, name in PROGRAMS.items() if name == programs[path]]
+        items.setdefault(places[path], Item(path, sorted(dict.fromkeys(needed_by)), executable=path in programs))
+    for path in data:
+        items[_place(path, sites)] = Item(path, [f"backend {data[path]}"])
+    for model in models:
+        items[f"models/{model.path.name}"] = Item(model.path)
+    closure.files = {path: closure.files[path] for path in kept}
+    return items, closure
+
+
+def _compiled(models: Sequence[Model], chosen: Iterable[str], folder: Path) -> dict[Path, Model]:
+    """The artifacts that are libraries, as files: they too are linked to something."""
+    found: dict[Path, Model] = {}
+    for i, model in enumerate(models):
+        present = {name for names in model.segments.values() for name in names}
+        for name in chosen:
+            if name in present and ".so" in registry.file_endings(name).values():
+                files = extract(model.path, folder / str(i), backend=name)
+                found.update(dict.fromkeys(filter(is_elf, files), model))
+    return found
+
+
+def _without_libtorch(closure: Closure, starts: Sequence[Path]) -> set[Path]:
+    """What is left of the files, if libtorch and what only that needs come from elsewhere."""
+    external = {path for path in closure.files if LIBTORCH.match(path.name)}
+    kept = set(starts)
+    grown = True
+    while grown:
+        more = {path for path, askers in closure.needed_by.items() if {*askers} & kept} - external - kept
+        grown = bool(more)
+        kept |= more
+    return kept
+
+
+def _place(path: Path, sites: Iterable[Path]) -> str:
+    site = next((site for site in sites if path.is_relative_to(site)), None)
+    return f"{_SYSTEM}/{path.name}" if site is None else f"lib/{path.relative_to(site).as_posix()}"

@@ -1,0 +1,172 @@
+"""What an ELF file is linked to, and where the dynamic linker finds that here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import BackendError, OptionError
+
+_SCOPE = "package"
+
+# Libraries that are not taken along. glibc and its dynamic linker are one thing, which only fits together: another
+# glibc's libraries under this one's linker crash. NVIDIA's driver belongs to the target's kernel.
+_GLIBC = re.compile(
+    r"ld-linux[\w-]*\.so\.\d|ld64\.so\.\d|linux-vdso\.so\.1|"
+    r"lib(c|m|mvec|pthread|dl|rt|util|resolv|anl|nsl|thread_db|BrokenLocale|nss_\w+)\.so\.\d"
+)
+_DRIVER = re.compile(r"lib(cuda|nvcuvid|nvidia-[\w-]+)\.so(\.\d+)*")
+
+
+@dataclass(frozen=True)
+class Elf:
+    """What is read of an ELF file; ``glibc`` is the newest version of glibc that a symbol asks for, e.g. (2, 34)."""
+
+    needed: tuple[str, ...]
+    glibc: tuple[int, ...]
+
+
+@dataclass
+class Closure:
+    """Some files and all that they are linked to; paths are without links, their names those that are asked for."""
+
+    files: dict[Path, Elf] = field(default_factory=dict)
+    needed_by: dict[Path, list[Path]] = field(default_factory=dict)
+    """For each of them the files that are linked to it; none for a file that only the caller asked for."""
+
+    glibc: set[str] = field(default_factory=set)
+    """Names of glibc's own libraries that are linked to, which the target has."""
+
+    driver: set[str] = field(default_factory=set)
+    """The same of NVIDIA's driver."""
+
+
+def is_elf(path: Path) -> bool:
+    """Whether the file begins as ELF files do."""
+    with path.open("rb") as stream:
+        return stream.read(4) == b"\x7fELF"
+
+
+def read_elf(path: Path) -> Elf:
+    """Reads what the file is linked to.
+
+    Raises:
+        OptionError: pyelftools is not installed.
+        BackendError: no ELF file.
+    """
+    try:
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.dynamic import DynamicSection
+        from elftools.elf.elffile import ELFFile
+        from elftools.elf.gnuversions import GNUVerNeedSection
+    except ImportError as error:
+        raise OptionError.make(
+            _SCOPE,
+            "pyelftools",
+            expected="the package that reads what programs are linked to",
+            got=str(error),
+            remedy="Install it: pip install 'hybrid_rt[package]'.",
+        ) from error
+    try:
+        with path.open("rb") as stream:
+            elf = ELFFile(stream)
+            dynamic = elf.get_section_by_name(".dynamic")
+            tags: Any = dynamic.iter_tags("DT_NEEDED") if isinstance(dynamic, DynamicSection) else ()
+            needed = tuple(tag.needed for tag in tags)
+            versions = [
+                version.name
+                for section in elf.iter_sections()
+                if isinstance(section, GNUVerNeedSection)
+                for _, entries in section.iter_versions()
+                for version in entries
+            ]
+            return Elf(needed, newest_glibc(versions))
+    except (ELFError, OSError) as error:
+        raise BackendError.make(
+            _SCOPE,
+            str(path),
+            expected="a program or library (ELF)",
+            got=str(error),
+            remedy="Install the package that brings it again.",
+        ) from error
+
+
+def newest_glibc(versions: Iterable[str]) -> tuple[int, ...]:
+    """The newest of the symbol versions that are glibc's: "GLIBC_2.34" is (2, 34). None of them: ()."""
+    numbers = [tuple(map(int, name[6:].split("."))) for name in versions if re.fullmatch(r"GLIBC_\d+(\.\d+)*", name)]
+    return max(numbers, default=())
+
+
+def closure(programs: Iterable[Path], opened: Iterable[Path] = ()) -> Closure:
+    """What programs and the libraries that they open while they run are linked to, and what that is linked to.
+
+    What a program is linked to is in its process before it opens anything, and answers by its name to whatever it
+    opens: that has no library of its own of that name, wherever it would look for one.
+
+    Raises:
+        BackendError: a library is not found here.
+        OptionError: pyelftools is not installed.
+    """
+    result = Closure()
+    for program in map(canonical, programs):
+        _add(result, program, _linked(program))
+    loaded = {path.name: path for path in result.files}
+    libraries = [canonical(path) for path in opened]
+    for library in libraries:
+        _add(result, library, {**_linked(library), **{path.name: path for path in libraries}, **loaded})
+    return result
+
+
+def _add(result: Closure, start: Path, places: Mapping[str, Path]) -> None:
+    """Adds a file and what it is linked to; ``places``: where the libraries of each name are."""
+    waiting, seen = [start], {start}
+    while waiting:
+        asking = waiting.pop()
+        if asking not in result.files:
+            result.files[asking] = read_elf(asking)
+        result.needed_by.setdefault(asking, [])
+        for name in result.files[asking].needed:
+            if _GLIBC.fullmatch(name):
+                result.glibc.add(name)
+                continue
+            if _DRIVER.fullmatch(name):
+                result.driver.add(name)
+                continue
+            path = places.get(name)
+            if path is None:
+                raise _not_found(name, asking)
+            askers = result.needed_by.setdefault(path, [])
+            if asking not in askers:
+                askers.append(asking)
+            if path not in seen:
+                seen.add(path)
+                waiting.append(path)
+
+
+def _not_found(name: str, asking: Path) -> BackendError:
+    return BackendError.make(
+        _SCOPE,
+        name,
+        expected=f"the library that {asking} is linked to",
+        got="none where the dynamic linker looks",
+        remedy="Install the package that brings it, or leave out the backend that needs it (--backend).",
+    )
+
+
+def _linked(path: Path) -> dict[str, Path]:
+    """Where the dynamic linker finds each library of the file, by name; those that it doesn't find are left out."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    environment.pop("LD_PRELOAD", None)
+    done = subprocess.run(["ldd", path], capture_output=True, text=True, check=False, env=environment)
+    pairs = re.findall(r"^\s*(\S+) => (/.*) \(0x[0-9a-f]+\)$", done.stdout, re.MULTILINE)
+    return {name: canonical(Path(place)) for name, place in pairs}
+
+
+def canonical(path: Path) -> Path:
+    """The path without links in its folders, but with the name that it was asked for by."""
+    return path.parent.resolve() / path.name
