@@ -27,37 +27,6 @@ _SYSTEM = "lib/system"
 
 
 @dataclass(frozen=True)
-class _Vendor:
-    """What a backend opens while it runs, as patterns in site-packages: nothing is linked to it.
-
-    ``optional``: what the vendor's library opens if it is there.
-    """
-
-    libraries: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-
-
-_VENDORS = {
-    "openvino": _Vendor(
-        (
-            "openvino/libs/libopenvino_c.so*",
-            "openvino/libs/libopenvino_intel_cpu_plugin.so*",
-            "openvino/libs/libopenvino_ir_frontend.so*",
-        ),
-        # TBB's: how cores and memory are laid out, and its allocator.
-        optional=("openvino/libs/libtbbbind*.so*", "openvino/libs/libtbbmalloc.so*"),
-    ),
-    "onnxruntime": _Vendor(("onnxruntime/capi/libonnxruntime.so*",)),
-    "tvm": _Vendor(
-        ("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"),
-        data=("tvm/_version.py",),  # the runtime itself can't be asked for its version
-    ),
-}
-"""Backends that are not named here open nothing but their plug-in."""
-
-
-@dataclass(frozen=True)
 class Model:
     """A bundle and the backends that it has variants of."""
 
@@ -179,7 +148,7 @@ def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
     data: dict[Path, str] = {}
     for name in chosen:
         opened[canonical(plugins[name])] = name
-        vendor = _VENDORS.get(name, _Vendor(()))
+        vendor = registry.runtime_files(name)
         for pattern in (*vendor.libraries, *vendor.optional, *vendor.data):
             found = sorted(site.glob(pattern))
             if not found and pattern not in vendor.optional:

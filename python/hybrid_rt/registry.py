@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _native
 from . import backends as builtin_backends
-from .backends.base import Backend
+from .backends.base import Backend, RuntimeFiles
 from .errors import BackendError, OptionError
 
 ENTRY_POINT_GROUP = "hybrid_rt.backends"
@@ -89,6 +89,12 @@ def file_endings(name: str) -> Mapping[str, str]:
     """For each blob of a backend the ending of the file that the vendor's tools open; none if it is not installed."""
     compilers = _compilers()
     return compilers[name].files if name in compilers else {}
+
+
+def runtime_files(name: str) -> RuntimeFiles:
+    """What a backend's plug-in opens while it runs; nothing is known of one that is not installed."""
+    compilers = _compilers()
+    return compilers[name].runtime_files if name in compilers else RuntimeFiles()
 
 
 def weights_of(name: str, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:

@@ -87,7 +87,12 @@ def test_names_and_labels_fit_together() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in POD["volumes"]}
     assert arguments()["token-file"].startswith(mounts["token"] + "/")
-    assert CONTAINER["args"][0].startswith(mounts["models"] + "/")
+    (program,) = CONTAINER["command"]
+    assert mounts["models"] == program.removesuffix("/serve") + "/models"  # as a package has it
+    assert (
+        f"COPY --from=checked {program.removesuffix('/serve')} "
+        in (ROOT / "examples" / "docker" / "Dockerfile").read_text()
+    )
 
 
 def test_one_pod_at_most_is_taken_away() -> None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import hybrid_rt
 from hybrid_rt import package as package_module
 from hybrid_rt import package_contents, registry, shared_libraries
+from hybrid_rt.backends.base import RuntimeFiles
 from hybrid_rt.cli import main
 from hybrid_rt.errors import BackendError, BundleError, OptionError
 from hybrid_rt.package import MANIFEST, PROGRAMS, Package, package
@@ -582,8 +583,8 @@ def test_a_vendors_library_that_is_missing_is_left_out_and_refused_if_named(out:
 def test_a_file_that_a_backend_needs_and_that_is_missing_fails(
     out: Path, script_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vendor = package_contents._Vendor(("nosuch/libs/libnosuch.so*",))
-    monkeypatch.setitem(package_contents._VENDORS, "torchscript", vendor)
+    files = RuntimeFiles(libraries=("nosuch/libs/libnosuch.so*",))
+    monkeypatch.setattr(type(registry.backend("torchscript")), "runtime_files", files)
     with pytest.raises(
         BackendError, match=r"expected .*/nosuch/libs/libnosuch\.so\*, which it needs to run, got no such"
     ):

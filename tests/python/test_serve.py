@@ -381,9 +381,7 @@ def test_a_request_whose_deadline_can_not_be_met_is_not_computed(demo_bundle: Pa
 def test_what_was_taken_is_answered_before_it_stops(demo_bundle: Path, demo_picture: Path) -> None:
     with serving(demo_bundle, workers=1, warm_up=SMALL) as stopping:
         answers: list[Answer] = []
-        threads = [
-            threading.Thread(target=lambda: answers.append(stopping.detect(demo_picture))) for _ in range(5)
-        ]
+        threads = [threading.Thread(target=lambda: answers.append(stopping.detect(demo_picture))) for _ in range(5)]
         for thread in threads:
             thread.start()
         while metrics(stopping)['hybrid_rt_queue_length{model="digits"}'] < 4:
@@ -512,7 +510,9 @@ def test_a_bundle_that_takes_no_batches_is_refused_with_max_batch(tmp_path: Path
             found: list[dict[str, Tensor]] = []
             for score in self.backbone(torch.stack(images)).flatten(1).mean(1):
                 boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
-                found.append({"boxes": boxes, "labels": torch.ones(1, dtype=torch.long), "scores": score.sigmoid()[None]})
+                found.append(
+                    {"boxes": boxes, "labels": torch.ones(1, dtype=torch.long), "scores": score.sigmoid()[None]}
+                )
             return found
 
     image = small_picture()[0]

@@ -85,8 +85,8 @@ Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& wei
   ov_compiled_model_t* compiled = nullptr;
   library.require(
       functions.ov_core_compile_model(library.core(), model, "CPU", 10, &compiled, "PERFORMANCE_HINT", "LATENCY",
-                                      "NUM_STREAMS", streams.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(), "INFERENCE_PRECISION_HINT",
-                                      precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
+                                      "NUM_STREAMS", streams.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(),
+                                      "INFERENCE_PRECISION_HINT", precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
       "artifact");
   return Handle<ov_compiled_model_t>(compiled);
 }

@@ -26,6 +26,21 @@ class Availability:
     version: str = ""
 
 
+@dataclass(frozen=True)
+class RuntimeFiles:
+    """What a plug-in opens while it runs, beside what it is linked to: patterns in site-packages.
+
+    Attributes:
+        libraries: the vendor's; each must be there.
+        optional: libraries that the vendor's open if they are there.
+        data: other files; each must be there.
+    """
+
+    libraries: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+
 Progress = Callable[[float, str], None]
 """Told by a compiler how far it is: the share that is done, 0 to 1, and what it does."""
 
@@ -53,6 +68,9 @@ class Backend(ABC):
 
     One that begins with a slash is a file's name in a folder of the artifact's own: for files that refer to each other.
     """
+
+    runtime_files: ClassVar[RuntimeFiles] = RuntimeFiles()
+    """What ``hybrid-rt package`` takes along for CPUs."""
 
     device: str = ""
     """What this one compiles for, see :meth:`configured`; empty: the first of ``devices``."""

@@ -10,7 +10,7 @@ import torch
 from .. import onnx_export
 from ..errors import BackendError, CaptureError
 from ..specs import Artifact, blob_from_bytes
-from .base import Availability, Backend
+from .base import Availability, Backend, RuntimeFiles
 
 if TYPE_CHECKING:
     from ..capture import Program
@@ -34,6 +34,7 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     precisions = ("fp32",)
     files: ClassVar[Mapping[str, str]] = {"model": "/model.onnx", "weights": f"/{WEIGHTS}"}
+    runtime_files = RuntimeFiles(libraries=("onnxruntime/capi/libonnxruntime.so*",))
 
     def availability(self) -> Availability:
         """Whether the onnx package can be imported."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import torchscript
 from ..errors import BackendError
 from ..specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
-from .base import Availability, Backend
+from .base import Availability, Backend, RuntimeFiles
 
 if TYPE_CHECKING:
     from ..capture import Program
@@ -26,6 +26,15 @@ class OpenVINOBackend(Backend):
     name = "openvino"
     precisions = ("fp32", "bf16")
     files: ClassVar[Mapping[str, str]] = {"xml": ".xml", "weights": ".bin"}
+    runtime_files = RuntimeFiles(
+        libraries=(
+            "openvino/libs/libopenvino_c.so*",
+            "openvino/libs/libopenvino_intel_cpu_plugin.so*",
+            "openvino/libs/libopenvino_ir_frontend.so*",
+        ),
+        # TBB's: how cores and memory are laid out, and its allocator.
+        optional=("openvino/libs/libtbbbind*.so*", "openvino/libs/libtbbmalloc.so*"),
+    )
 
     def availability(self) -> Availability:
         """Whether the openvino package can be imported."""

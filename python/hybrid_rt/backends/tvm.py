@@ -18,7 +18,7 @@ import torch
 from .. import exported
 from ..errors import BackendError
 from ..specs import Artifact, blob_from_bytes
-from .base import Availability, Backend
+from .base import Availability, Backend, RuntimeFiles
 from .tvm_tuning import TUNING_SECONDS, scheduled, tuned, tuning_seconds
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class TVMBackend(Backend):
     precisions = ("fp32",)
     is_candidate = False  # slower than TorchScript on each CPU that it was measured on
     files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
+    runtime_files = RuntimeFiles(
+        libraries=("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"),
+        data=("tvm/_version.py",),  # the runtime itself can't be asked for its version
+    )
 
     def availability(self) -> Availability:
         """Whether the package and a C++ compiler, which links the library, are there.
