@@ -1,0 +1,46 @@
+// Feeds bytes to the decoder of pictures: each is a picture of the stated size, or a PictureError.
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "picture.h"
+#include "require.h"
+
+namespace {
+
+using namespace hybrid_rt::apps;
+
+/// What `read` returns; none if it throws a PictureError, whose text is looked at.
+template <typename Read>
+auto result_of(Read read) -> std::optional<decltype(read())> {
+  try {
+    return read();
+  } catch (const PictureError& error) {
+    require_message(error.what(), "hybrid_rt[picture]: fuzzed");
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const std::span bytes(data, size);
+  const PictureLimits limits{.max_side = 4096, .max_pixels = 1'000'000};
+  const auto stated = result_of([&] { return read_size(bytes, "fuzzed", limits); });
+  const auto picture = result_of([&] { return decode_picture(bytes, "fuzzed", limits); });
+  if (stated) {
+    require(stated->width > 0 && stated->height > 0, "a picture has pixels");
+    require(stated->width <= limits.max_side && stated->height <= limits.max_side &&
+                std::int64_t{stated->width} * stated->height <= limits.max_pixels,
+            "a picture keeps to the limits");
+  }
+  if (picture) {
+    require(stated && picture->width == stated->width && picture->height == stated->height,
+            "a picture has the size that its header states");
+    require(picture->rgb.size() == static_cast<std::size_t>(picture->width) * picture->height * 3,
+            "a picture has three bytes a pixel");
+  }
+  return 0;
+}

@@ -1,0 +1,87 @@
+"""A short run of the fuzzers of tests/fuzz; tools/fuzz runs them for longer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FUZZERS = sorted(path.stem for path in (ROOT / "tests" / "fuzz").glob("fuzz_*.cpp"))
+SECONDS = 10
+
+
+def fuzz(root: Path, *arguments: str, corpus: Path) -> subprocess.CompletedProcess[str]:
+    assert shutil.which("clang++") is not None, "install the packages of tools/debian-packages-tests.txt"
+    return subprocess.run(
+        [root / "tools" / "fuzz", "--no-setup", "--corpus", str(corpus), *arguments],
+        env={**os.environ, "HYBRID_RT_VENV": sys.prefix},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_there_are_fuzzers() -> None:
+    assert {"fuzz_picture", "fuzz_safetensors"} <= set(FUZZERS)
+
+
+@pytest.mark.parametrize("fuzzer", FUZZERS)
+def test_no_input_crashes_a_decoder(fuzzer: str, tmp_path: Path) -> None:
+    done = fuzz(ROOT, "--seconds", str(SECONDS), fuzzer, corpus=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    executed = re.search(r"number_of_executed_units: +(\d+)", done.stdout)
+    assert executed is not None, done.stdout
+    assert int(executed[1]) > 100  # the seeds are twenty
+    assert list((tmp_path / fuzzer).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "check", "fuzzer", "property"),
+    [
+        ("serve/safetensors.cpp", "if (gap != 0)", "fuzz_safetensors", "data follows data"),
+        ("picture/picture.cpp", "if (has_alpha) drop_alpha", "fuzz_picture", "a picture has three bytes a pixel"),
+    ],
+)
+def test_a_missing_check_is_found_and_its_input_kept(
+    source: str, check: str, fuzzer: str, property: str, tmp_path: Path
+) -> None:
+    for folder in ("cpp/apps/picture", "cpp/apps/serve", "tests/fuzz"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "fuzz", tmp_path / "tools")
+    broken = tmp_path / "cpp" / "apps" / source
+    text = broken.read_text()
+    assert text.count(check) == 1
+    broken.write_text(text.replace(check, check.replace("if (", "if (false && ")))
+
+    done = fuzz(tmp_path, "--seconds", "60", fuzzer, corpus=tmp_path / "corpus")
+    assert done.returncode == 1, done.stdout
+    assert f"does not hold: {property}" in done.stderr
+    assert f"kept in build/fuzz/crashes/{fuzzer}" in done.stderr
+    (kept,) = (tmp_path / "build" / "fuzz" / "crashes" / fuzzer).iterdir()
+    again = subprocess.run(
+        [tmp_path / "build" / "fuzz" / "build" / fuzzer, kept], capture_output=True, text=True, check=False
+    )
+    assert again.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
+        (["--seconds"], "--seconds: expected a value, got none."),
+        (["--other"], "--other: expected --seconds, --corpus or --no-setup, got another option."),
+        (["fuzz_nothing"], "expected one of fuzz_picture fuzz_safetensors, got 'fuzz_nothing'."),
+    ],
+)
+def test_wrong_usage_is_told(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = fuzz(ROOT, *arguments, corpus=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr

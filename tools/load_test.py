@@ -1,0 +1,228 @@
+"""hybrid-rt-serve under load: its limit, latencies at shares of it, and what more than that does to it.
+
+Starts the server itself, on loopback, and loads nothing else. By default the model is torchvision's
+ssdlite320_mobilenet_v3_large with random weights (models/torchvision_detectors.py), converted for OpenVINO.
+
+  limit     a closed loop, with each number of workers
+  ladder    an open loop at shares of the limit of the last number of workers
+  overload  an open loop at a multiple of it, with deadlines, while the server's memory is watched
+
+Writes load.json, load.md and load.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT), str(ROOT / "tools")]
+
+import load_test_report
+from load_test_client import ACCEPTED, Client, Load, closed_loop, connected, open_loop
+from load_test_server import Server, started
+from PIL import Image
+
+import hybrid_rt
+from hybrid_rt import HybridRTError, OptionError
+from hybrid_rt.files import written_whole
+from hybrid_rt.steps import Steps
+from hybrid_rt.suite.run import Machine
+from models import torchvision_detectors
+
+SCHEMA_VERSION = 1
+DETECTOR = "ssdlite320_mobilenet_v3_large"
+MEMORY_SECONDS = 5.0
+UNDER_WAY = (1, 2, 4)
+"""Requests that are kept under way for each worker, when the limit is looked for."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, checked.
+
+    Raises:
+        OptionError: a number that can't be.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help=f"a bundle (default: {DETECTOR}, made when it is not there)")
+    parser.add_argument("--size", nargs=2, type=int, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--queue", type=int, help="of the server (default: its own)")
+    parser.add_argument("--limit-seconds", type=float, default=15, help="of each closed loop")
+    parser.add_argument("--shares", nargs="+", type=float, default=[25, 50, 70, 85, 100, 120], help="%% of the limit")
+    parser.add_argument("--seconds", type=float, default=20, help="of each share")
+    parser.add_argument("--overload", type=float, default=3, help="times the limit")
+    parser.add_argument("--overload-seconds", type=float, default=60)
+    parser.add_argument("--deadline-ms", type=int, default=1000, help="of each request of the overload")
+    parser.add_argument("--output", type=Path, default=ROOT / "out" / "load")
+    options = parser.parse_args(arguments)
+    for name in ("size", "workers", "threads", "queue", "limit_seconds", "shares", "seconds", "overload",
+                 "overload_seconds", "deadline_ms"):  # fmt: skip
+        value = getattr(options, name)
+        if value is not None and min(value if isinstance(value, (list, tuple)) else [value]) <= 0:
+            option = f"--{name.replace('_', '-')}"
+            raise OptionError.make("load_test", option, expected="more than 0", got=str(value), remedy="Raise it.")
+    return options
+
+
+def main() -> None:
+    """Runs it all, prints the tables, writes the files."""
+    try:
+        options = parse()
+        options.output.mkdir(parents=True, exist_ok=True)
+        model = options.model or made_model(options.output / "ssdlite.pt")
+        results = asyncio.run(measure(options, model))
+        save(results, options.output)
+    except HybridRTError as error:
+        sys.exit(f"load_test: error: {error}")
+    print(load_test_report.markdown(results))
+    print(f"written: {options.output}/load.json, load.md and load.png")
+
+
+def made_model(path: Path) -> Path:
+    """The bundle of the default detector; converted, unless it is there."""
+    if not path.exists():
+        with Steps(True).step(f"convert {DETECTOR}"):
+            detector = torchvision_detectors.build(DETECTOR)
+            example = torchvision_detectors.pictures([(480, 640)])
+            hybrid_rt.convert(detector, (example,), path, engine="openvino", measure=False)
+    return path
+
+
+def encoded_picture(height: int, width: int) -> bytes:
+    """A photograph of this size as JPEG."""
+    (picture,) = torchvision_detectors.pictures([(height, width)])
+    target = io.BytesIO()
+    Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy()).save(target, "JPEG", quality=90)
+    return target.getvalue()
+
+
+async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
+    """All of the load test.
+
+    Returns:
+        What load.json holds. Rates are pictures a second, latencies milliseconds, memory MiB.
+    """
+    height, width = options.size
+    picture = encoded_picture(height, width)
+    results: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model.stem,
+        "machine": asdict(Machine.here(options.threads)),
+        "picture": {"height": height, "width": width, "bytes": len(picture)},
+        "options": {name: value for name, value in vars(options).items() if name not in ("output", "model")},
+        "limits": [],
+    }
+    steps = Steps(True)
+    for i, workers in enumerate(options.workers):
+        server_options = {"workers": workers, "threads": options.threads, "queue": options.queue,
+                          "warm_up": f"{height}x{width}"}  # fmt: skip
+        with started(model, options.output / f"server-{workers}.log", **server_options) as server:
+            async with connected(server.url, picture) as client:
+                await warm_up(client, workers)
+                with steps.step(f"limit with --workers {workers}"):
+                    limit = await find_limit(client, workers, options)
+                first = results["limits"][0] if results["limits"] else limit
+                limit["ratio"] = round(limit["throughput"] / first["throughput"], 3)
+                results["limits"].append(limit)
+                if i == len(options.workers) - 1:
+                    with steps.step("ladder"):
+                        results["ladder"] = [
+                            await at_share(client, share / 100, limit["throughput"], options.seconds)
+                            for share in options.shares
+                        ]
+                    with steps.step("overload"):
+                        results["overload"] = await overload(client, server, limit["throughput"], options)
+    return results
+
+
+async def warm_up(client: Client, workers: int) -> None:
+    """The first calls of each worker, in which engines and connections are made.
+
+    Raises:
+        OptionError: a request fails, and so would all.
+    """
+    load = await closed_loop(client.detect(), 2 * workers, 1.0)
+    wrong = {sample.outcome for sample in load.samples} - {ACCEPTED}
+    if wrong:
+        raise OptionError.make(
+            "load_test", "first requests", expected="200", got=", ".join(sorted(wrong)), remedy="See the server's log."
+        )
+
+
+async def find_limit(client: Client, workers: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The best throughput of closed loops of several sizes."""
+    steps = []
+    for under_way in UNDER_WAY:
+        load = await closed_loop(client.detect(), under_way * workers, options.limit_seconds)
+        steps.append({"concurrency": under_way * workers, **load.to_json()})
+    best = max(step["throughput"] for step in steps)
+    return {"workers": workers, "threads": options.threads, "throughput": best, "steps": steps}
+
+
+async def at_share(
+    client: Client, share: float, limit: float, seconds: float, deadline_ms: int | None = None
+) -> dict[str, Any]:
+    """An open loop at a share of the limit."""
+    load = await open_loop(client.detect(deadline_ms), share * limit, seconds)
+    return described(load, share, limit)
+
+
+def described(load: Load, share: float, limit: float) -> dict[str, Any]:
+    """A load of an open loop, with what was offered."""
+    return {"share": share, "offered": round(share * limit, 3), **load.to_json()}
+
+
+async def overload(client: Client, server: Server, limit: float, options: argparse.Namespace) -> dict[str, Any]:
+    """More than the limit, with deadlines; then the lightest load again."""
+    start = time.monotonic()
+    memory = [{"second": 0.0, "mib": server.memory_mib()}]
+
+    def sample() -> None:
+        memory.append({"second": round(time.monotonic() - start, 3), "mib": server.memory_mib()})
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(MEMORY_SECONDS)
+            sample()
+
+    watching = asyncio.create_task(watch())
+    try:
+        load = await open_loop(client.detect(options.deadline_ms), options.overload * limit, options.overload_seconds)
+    finally:
+        watching.cancel()
+    sample()
+    after = await at_share(client, min(options.shares) / 100, limit, options.seconds)
+    late = sum(each.outcome == ACCEPTED and each.latency * 1e3 > options.deadline_ms for each in load.samples)
+    return {
+        "load": described(load, options.overload, limit),
+        "late": late,
+        "after": after,
+        "memory_mib": {
+            "start": memory[0]["mib"],
+            "end": memory[-1]["mib"],
+            "peak": server.memory_mib("VmHWM"),
+            "samples": memory,
+        },
+    }
+
+
+def save(results: dict[str, Any], folder: Path) -> None:
+    """Writes load.json, load.md and load.png."""
+    texts = {"load.json": json.dumps(results, indent=2) + "\n", "load.md": load_test_report.markdown(results)}
+    for name, text in texts.items():
+        with written_whole(folder / name) as temporary:
+            temporary.write_text(text)
+    load_test_report.plot(results, folder / "load.png")
+
+
+if __name__ == "__main__":
+    main()
