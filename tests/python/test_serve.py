@@ -240,6 +240,7 @@ def test_metrics_count_what_was_answered(server: Server, demo_picture: Path) -> 
         ("/nothing", "GET", 404),
         ("/../../etc/passwd", "GET", 404),
         ("/v1/detect/../../../etc/passwd", "GET", 404),
+        ("/v1/models%00x", "GET", 404),
         ("/v1/detect", "GET", 405),
         ("/v1/models", "POST", 405),
         ("/", "DELETE", 405),
@@ -258,6 +259,7 @@ def test_paths_and_methods_that_are_none(server: Server, path: str, method: str,
         ("?model=", 400, "query model"),
         ("?min_score=2", 400, "query min_score"),
         ("?deadline_ms=soon", 400, "query deadline_ms"),
+        ("?min_score=0.5%00", 400, "query min_score"),
         ("?unknown=1", 400, "got 'unknown'"),
     ],
 )
@@ -284,13 +286,33 @@ def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None
 def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(server: Server) -> None:
     bomb = png(np.zeros((9000, 9000), np.uint8))
     assert len(bomb) < 1_000_000
-    assert "expected at most 16384 pixels a side and 50 megapixels, got 9000x9000" in problem(server.detect(bomb), 422)
+    assert "expected at most 16384 pixels a side and 25 megapixels, got 9000x9000" in problem(server.detect(bomb), 422)
+
+
+def test_a_picture_too_thin_for_any_detector_is_refused(server: Server) -> None:
+    assert "sides of at most 100 to 1, got 2000x1" in problem(server.detect(png(np.zeros((1, 2000, 3), np.uint8))), 422)
+
+
+def test_a_page_of_another_site_can_do_nothing(server: Server, demo_picture: Path) -> None:
+    assert "cross-site" in problem(server.detect(demo_picture, Sec_Fetch_Site="cross-site"), 403)
+    assert server.request("/v1/reload", b"", headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert server.detect(demo_picture, Sec_Fetch_Site="same-origin").status == 200
+
+
+def test_a_client_that_asks_first_sends_nothing_in_vain(server: Server) -> None:
+    with socket.create_connection((server.address, server.port), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert connection.recv(4096).startswith(b"HTTP/1.1 415 ")
 
 
 def test_limits_of_bodies_and_of_their_number(demo_bundle: Path, demo_picture: Path) -> None:
     with serving(demo_bundle, warm_up=SMALL, max_body_mb=1, max_pictures=2) as small:
         for size in (1_100_000, 1_900_000, 9_000_000):
             assert "1048576 bytes" in problem(small.detect(bytes(size)), 413)
+        assert metrics(small)['hybrid_rt_requests_total{code="413",model=""}'] == 3
         body, content_type = form(*[demo_picture.read_bytes()] * 3)
         assert "at most 2" in problem(small.detect(body, content_type=content_type), 400)
         assert small.detect(demo_picture).status == 200

@@ -1,5 +1,6 @@
 #include "detect_request.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -9,6 +10,8 @@ namespace hybrid_rt::serve {
 namespace {
 
 constexpr std::int64_t kMaxDeadline = 86'400'000;
+/// A side to the other one. Detectors scale a picture to some hundred pixels: of a thinner one nothing would be left.
+constexpr std::int64_t kMaxAspect = 100;
 
 std::span<const std::uint8_t> bytes_of(const std::string& text) {
   return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
@@ -40,6 +43,12 @@ Number number(const std::string& name, const std::string& value, Number least, N
                      "Leave it out for the default.");
 }
 
+void check_aspect(const std::string& name, const apps::PictureSize& size) {
+  if (std::max(size.width, size.height) <= kMaxAspect * std::min(size.width, size.height)) return;
+  throw RequestError(422, name, "sides of at most " + std::to_string(kMaxAspect) + " to 1",
+                     std::to_string(size.width) + "x" + std::to_string(size.height), "Cut it up.");
+}
+
 SentPicture encoded_picture(const std::string& name, const std::string& content, const PictureRules& rules) {
   if (content.empty()) throw RequestError(400, name, "a JPEG or PNG", "no bytes", "Send the picture's bytes.");
   SentPicture picture{name, bytes_of(content), std::nullopt, {}};
@@ -48,6 +57,7 @@ SentPicture encoded_picture(const std::string& name, const std::string& content,
   } catch (const apps::PictureError& error) {
     throw RequestError(422, error.what());
   }
+  check_aspect(name, picture.size);
   return picture;
 }
 
@@ -75,6 +85,7 @@ std::vector<SentPicture> tensors_of(const HttpRequest& request, const PictureRul
                                                        .max_side = rules.picture.max_side,
                                                        .max_pixels = rules.picture.max_pixels})) {
       const apps::PictureSize size{static_cast<int>(tensor.width), static_cast<int>(tensor.height)};
+      check_aspect("tensor " + shown(tensor.name), size);
       pictures.push_back({tensor.name, {}, std::move(tensor), size});
     }
   } catch (const PayloadError& error) {
@@ -101,7 +112,7 @@ DetectQuery read_query(const HttpRequest& request) {
       if (value.empty()) throw RequestError(400, "query model", "a model's name", "''", "GET /v1/models lists them.");
       query.model = value;
     } else if (name == "min_score") {
-      query.min_score = number(name, value, 0.0F, 1.0F);
+      query.min_score = static_cast<float>(number(name, value, 0.0, 1.0));
     } else if (name == "deadline_ms") {
       query.deadline_ms = number<std::int64_t>(name, value, 1, kMaxDeadline);
     } else if (name == "masks") {

@@ -152,15 +152,15 @@ HttpAnswer problem(int status, const std::string& detail, const std::string& req
 
 class HttpServer::Loop {
  public:
-  Loop(const HttpOptions& options, Admit admit, Handle handle)
-      : options_(options), admit_(std::move(admit)), handle_(std::move(handle)) {
+  Loop(const HttpOptions& options, Admit admit, Handle handle, Refused refused)
+      : options_(options), admit_(std::move(admit)), handle_(std::move(handle)), refused_(std::move(refused)) {
     const Address address(options.host, options.port);
     daemon_ = MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | (address.is_v6 ? MHD_USE_IPv6 : 0), options.port,
         nullptr, nullptr, &Loop::on_request, this, MHD_OPTION_SOCK_ADDR,
         reinterpret_cast<const sockaddr*>(&address.storage), MHD_OPTION_CONNECTION_LIMIT, options.max_connections,
         MHD_OPTION_CONNECTION_TIMEOUT, options.idle_seconds, MHD_OPTION_NOTIFY_COMPLETED, &Loop::on_completed, this,
-        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, &Loop::on_escaped, nullptr, MHD_OPTION_END);
     if (daemon_ == nullptr) {
       const std::string reason = std::strerror(errno);
       throw AddressError("hybrid_rt[serve]: " + options.host + ":" + std::to_string(options.port) +
@@ -191,10 +191,13 @@ class HttpServer::Loop {
     const auto left = open_;
     lock.unlock();
     for (const auto& exchange : left) {
-      exchange->answer(problem(503,
-                               "hybrid_rt[serve]: request: expected to be done before the service stops, got no "
-                               "answer in time. Send it again.",
-                               exchange->request.request_id));
+      HttpAnswer answer =
+          problem(503,
+                  "hybrid_rt[serve]: request: expected to be done before the service stops, got no answer "
+                  "in time. Send it again.",
+                  exchange->request.request_id);
+      answer.headers.emplace_back("Retry-After", "1");
+      exchange->answer(std::move(answer));
     }
     lock.lock();
     // The loop must have taken the answers: it may not be stopped while a connection sleeps.
@@ -238,6 +241,12 @@ class HttpServer::Loop {
     *state = nullptr;
   }
 
+  /// A NUL would end the text for all that comes after: it becomes another character, which nothing is named with.
+  static std::size_t on_escaped(void* /*self*/, MHD_Connection* /*connection*/, char* text) {
+    for (char* found = std::strstr(text, "%00"); found != nullptr; found = std::strstr(found, "%00")) found[2] = '1';
+    return MHD_http_unescape(text);
+  }
+
   static MHD_Result on_query(void* into, MHD_ValueKind /*kind*/, const char* name, const char* value) {
     auto& query = *static_cast<std::multimap<std::string, std::string>*>(into);
     if (query.size() >= 64) return MHD_NO;
@@ -273,6 +282,7 @@ class HttpServer::Loop {
     const auto text = [](const char* value) { return std::string(value == nullptr ? "" : value); };
     request.content_type = media_type(text(header(connection, MHD_HTTP_HEADER_CONTENT_TYPE)));
     request.authorization = text(header(connection, MHD_HTTP_HEADER_AUTHORIZATION));
+    request.fetch_site = text(header(connection, "Sec-Fetch-Site"));
     MHD_get_connection_values(connection, MHD_GET_ARGUMENT_KIND, &Loop::on_query, &request.query);
     *state = new std::shared_ptr<Exchange>(exchange);
     {
@@ -281,13 +291,16 @@ class HttpServer::Loop {
     }
     exchange->refusal = admit_(request);
     const std::uint64_t announced = announced_size(connection);
-    if (!exchange->refusal && announced > options_.max_body) exchange->refusal = too_large(request);
-    if (!exchange->refusal && buffered_ + announced > options_.max_buffered) exchange->refusal = no_memory(request);
-    if (exchange->refusal && announced > kMaxDrained) return queue(connection, *exchange->refusal, request);
+    if (!exchange->refusal && announced > options_.max_body) refuse(*exchange, too_large(request));
+    if (!exchange->refusal && buffered_ + announced > options_.max_buffered) refuse(*exchange, no_memory(request));
+    // One that asks first has sent nothing yet.
+    const bool asks_first = header(connection, MHD_HTTP_HEADER_EXPECT) != nullptr;
+    if (exchange->refusal && (asks_first || announced > kMaxDrained))
+      return queue(connection, *exchange->refusal, request);
     if (!exchange->refusal && request.content_type == "multipart/form-data") {
       exchange->max_parts = options_.max_parts;
       exchange->form = MHD_create_post_processor(connection, kFormBuffer, &Loop::on_part, exchange.get());
-      if (exchange->form == nullptr) exchange->refusal = bad_form(request);
+      if (exchange->form == nullptr) refuse(*exchange, bad_form(request));
     }
     return MHD_YES;
   }
@@ -335,6 +348,7 @@ class HttpServer::Loop {
   }
 
   void refuse(Exchange& exchange, HttpAnswer answer) {
+    refused_(exchange.request, answer.status);
     exchange.refusal = std::move(answer);
     exchange.request.body = {};
     exchange.request.parts = {};
@@ -393,6 +407,7 @@ class HttpServer::Loop {
   const HttpOptions options_;
   const Admit admit_;
   const Handle handle_;
+  const Refused refused_;
   MHD_Daemon* daemon_ = nullptr;
   std::atomic<std::size_t> buffered_{0};
 
@@ -402,8 +417,8 @@ class HttpServer::Loop {
   bool listening_ = true;
 };
 
-HttpServer::HttpServer(const HttpOptions& options, Admit admit, Handle handle)
-    : loop_(std::make_unique<Loop>(options, std::move(admit), std::move(handle))) {}
+HttpServer::HttpServer(const HttpOptions& options, Admit admit, Handle handle, Refused refused)
+    : loop_(std::make_unique<Loop>(options, std::move(admit), std::move(handle), std::move(refused))) {}
 
 HttpServer::~HttpServer() = default;
 

@@ -28,9 +28,10 @@ struct HttpRequest {
   std::multimap<std::string, std::string> query;
   std::string content_type;  ///< lower case, without parameters
   std::string authorization;
-  std::string request_id;                            ///< the client's, or one of ours
-  std::string body;                                  ///< unless it is multipart
-  std::vector<Part> parts;                           ///< of multipart/form-data
+  std::string fetch_site;   ///< what a browser says of the page that asks: "same-origin", "cross-site", ...
+  std::string request_id;   ///< the client's, or one of ours
+  std::string body;         ///< unless it is multipart
+  std::vector<Part> parts;  ///< of multipart/form-data
   std::chrono::steady_clock::time_point received{};  ///< when its head was read
 };
 
@@ -70,8 +71,10 @@ class HttpServer {
   using Admit = std::function<std::optional<HttpAnswer>(const HttpRequest&)>;
   /// Called in the event loop: it must not wait.
   using Handle = std::function<void(HttpRequest, Reply)>;
+  /// Told of a request whose body was refused here, with the status.
+  using Refused = std::function<void(const HttpRequest&, int)>;
 
-  HttpServer(const HttpOptions& options, Admit admit, Handle handle);
+  HttpServer(const HttpOptions& options, Admit admit, Handle handle, Refused refused);
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
   /// finish(), without waiting.

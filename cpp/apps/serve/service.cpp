@@ -161,22 +161,32 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     answer.headers.emplace_back("Allow", allowed);
     return answer;
   }
-  const bool is_detection = request.path == "/v1/detect";
+  // A page of another site can make a browser send what needs no leave; this service's own is "same-origin".
+  if (!is_get && request.fetch_site == "cross-site") {
+    return refusal(403, "Sec-Fetch-Site", "same-origin", "cross-site: a page of another site asks",
+                   "Use the service's own page, or a program.", id);
+  }
   if (!is_get && (is_stopping_ || !is_ready_)) {
     HttpAnswer answer =
         refusal(503, "service", "one that is ready", is_stopping_ ? "one that is stopping" : "one that is loading",
                 "Come again in 1 s.", id);
     answer.headers.emplace_back("Retry-After", "1");
-    if (is_detection) metrics_.request("", answer.status);
+    refused(request, answer.status);
     return answer;
   }
-  if (is_detection && !is_known_type(request.content_type)) {
-    metrics_.request("", 415);
+  if (request.path == "/v1/detect" && !is_known_type(request.content_type)) {
+    refused(request, 415);
     return refusal(415, "Content-Type",
                    "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
                    request.content_type.empty() ? "none" : "another", "Say what the body is.", id);
   }
   return std::nullopt;
+}
+
+void Service::refused(const HttpRequest& request, int status) const {
+  if (request.path != "/v1/detect") return;
+  metrics_.request("", status);
+  log_event("info", "request", {{"request_id", request.request_id}, {"status", status}});
 }
 
 void Service::handle(HttpRequest request, HttpServer::Reply reply) {

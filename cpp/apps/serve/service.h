@@ -43,6 +43,8 @@ class Service {
 
   /// By the head alone: who may not, what is not there.
   std::optional<HttpAnswer> admit(const HttpRequest& request) const;
+  /// Counts and logs a request whose body the server refused.
+  void refused(const HttpRequest& request, int status) const;
   /// Does not wait: detections and reloads are answered from other threads.
   void handle(HttpRequest request, HttpServer::Reply reply);
 
