@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from strangers import TESTS, build_project, run
 from torch import Tensor
@@ -20,14 +21,14 @@ def test_it_answers_each_picture_in_order(tmp_path: Path, demo_bundle: Path, dem
         Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
         (found,) = module([image])
         pictures.append(path)
-        best = f", best {found['labels'][0]} {found['scores'][0]:.3f}" if len(found["labels"]) else ""
-        expected.append(f"{path}: {len(found['labels'])} objects{best}")
+        expected.append(
+            (f"{path}: {len(found['labels'])} objects, best {found['labels'][0]}", float(found["scores"][0]))
+        )
     done = run(program, demo_bundle, *pictures)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(expected)
-    for line, start in zip(lines, expected, strict=True):
+    for line, (start, score) in zip(done.stdout.splitlines(), expected, strict=True):
         assert line.startswith(start)
+        assert float(line.rsplit(" ", 1)[1]) == pytest.approx(score, abs=1e-3)
 
     (tmp_path / "short.ppm").write_bytes(b"P6 10 10 255\n123")
     done = run(program, demo_bundle, tmp_path / "short.ppm")
