@@ -352,8 +352,10 @@ def test_malformed_http_ends_its_connection_only(server: Server, garbage: bytes)
             connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(4096):
                 said += chunk
-        except OSError as closed:  # before all was sent
-            assert not isinstance(closed, TimeoutError)
+        except TimeoutError:
+            raise
+        except OSError:  # closed before all was sent
+            pass
     assert said == b"" or said.startswith(b"HTTP/1.1 4")
     assert server.request("/healthz").status == 200
 
