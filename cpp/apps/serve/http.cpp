@@ -335,7 +335,7 @@ class HttpServer::Loop {
       if (exchange->form != nullptr) {
         const bool is_whole = MHD_destroy_post_processor(exchange->form) == MHD_YES;
         exchange->form = nullptr;
-        if (!is_whole && !exchange->refusal) refuse(*exchange, bad_form(request));
+        if (!is_whole && exchange->received > 0 && !exchange->refusal) refuse(*exchange, bad_form(request));
       }
       if (exchange->refusal) return queue(connection, *exchange->refusal, request);
       const std::string id = request.request_id;
