@@ -8,6 +8,12 @@ from typing import Any
 
 from hybrid_rt.files import written_whole
 
+OPEN_COLUMNS = (
+    *("of the limit", "offered a second", "accepted", "refused", "failed", "a second"),
+    *("p50", "p95", "p99", "client"),
+)
+"""Of what was sent at a constant rate; see _open_row."""
+
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables of what :func:`load_test.measure` returns."""
@@ -49,18 +55,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"Sent at a constant rate, {options['seconds']:g} s each (open loop), without a deadline.",
         "",
         *_table(
-            (
-                "of the limit",
-                "offered a second",
-                "accepted",
-                "refused",
-                "failed",
-                "a second",
-                "p50",
-                "p95",
-                "p99",
-                "client",
-            ),
+            OPEN_COLUMNS,
             [_open_row(step) for step in results["ladder"]],
         ),
     ]
@@ -73,18 +68,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"Each request with a deadline of {options['deadline_ms']} ms; then the lightest load from above again.",
         "",
         *_table(
-            (
-                "of the limit",
-                "offered a second",
-                "accepted",
-                "refused",
-                "failed",
-                "a second",
-                "p50",
-                "p95",
-                "p99",
-                "client",
-            ),
+            OPEN_COLUMNS,
             [_open_row(overload["load"]), _open_row(overload["after"])],
         ),
         "",

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "captured_log.h"
+#include "demo_bundle.h"
 #include "failure_of.h"
 #include "temporary.h"
 
@@ -22,12 +23,6 @@ namespace {
 
 using hybrid_rt::Error;
 using hybrid_rt::ErrorKind;
-
-std::string bundle() {
-  const char* path = std::getenv("HYBRID_RT_TEST_BUNDLE");
-  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/make_test_bundle.py makes one");
-  return path;
-}
 
 /// Light rings on a dark ground: the demo detector finds a 0 in each.
 at::Tensor picture_of_rings(int64_t height, int64_t width, int64_t rings) {

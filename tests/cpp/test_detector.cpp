@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "demo_bundle.h"
 #include "failure_of.h"
 #include "hybrid_rt/message.h"
 #include "temporary.h"
@@ -26,12 +27,6 @@ using hybrid_rt::DetectOutcome;
 using hybrid_rt::DetectRequest;
 using hybrid_rt::Error;
 using hybrid_rt::ErrorKind;
-
-std::string bundle() {
-  const char* path = std::getenv("HYBRID_RT_TEST_BUNDLE");
-  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/make_test_bundle.py makes one");
-  return path;
-}
 
 at::Tensor noise(std::int64_t height, std::int64_t width, std::uint64_t seed) {
   at::manual_seed(seed);

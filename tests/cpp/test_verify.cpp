@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "demo_bundle.h"
 #include "failure_of.h"
 
 // The rule itself is held together with Python's in tests/python/test_golden.py.
@@ -19,12 +20,6 @@ using hybrid_rt::Error;
 using hybrid_rt::ErrorKind;
 using hybrid_rt::Thresholds;
 using hybrid_rt::Verification;
-
-std::string bundle() {
-  const char* path = std::getenv("HYBRID_RT_TEST_BUNDLE");
-  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/make_test_bundle.py makes one");
-  return path;
-}
 
 c10::IValue detections(const std::vector<std::vector<float>>& boxes, const std::vector<float>& scores) {
   at::Tensor corners = torch::zeros({static_cast<int64_t>(boxes.size()), 4});

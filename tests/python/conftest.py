@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # After site-packages: the installed hybrid_rt is what is tested, `models` is found in the checkout.
 ROOT = Path(__file__).parents[2]
@@ -67,6 +72,17 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: FasterR
     path = tmp_path_factory.mktemp("bundles") / "digits.pt"
     hybrid_rt.convert(demo_detector, ([demo_image],), path, segments="backbone", measure=False)
     return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    from playwright.sync_api import sync_playwright  # not where gpu_check runs its tests
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program is not None, "install the packages of tools/debian-packages-tests.txt"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from small_detectors import small_detector, small_list_detector, small_picture
 from torch import Tensor, nn
 
@@ -48,14 +46,6 @@ CONTRASTS = """() => {
   return found;
 }"""
 """Of each element with text the ratio that WCAG 2.1 defines (4.5 is asked for), and the text."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program is not None, "install the packages of tools/debian-packages-tests.txt"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="module")

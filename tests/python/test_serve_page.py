@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from pycocotools import mask as coco_mask
 from serving import Server, serving
 from test_report_page import CONTRASTS
@@ -31,14 +30,6 @@ OPACITIES = """(points) => {
   return points.map(([x, y]) => copy.getImageData(within(x, width), within(y, height), 1, 1).data[3]);
 }"""
 """How opaque the drawing is, 0..255, at points that are given in parts of the picture."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program is not None, "install the packages of tools/debian-packages-tests.txt"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="module")
