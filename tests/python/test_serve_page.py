@@ -48,6 +48,9 @@ class Opened:
         self.page.on("console", lambda message: self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
+        # Whoever listens for a file chooser has the browser hold its own back, which takes effect some time later: a
+        # key pressed at once was too early for it on a busy machine. From the start it is in time.
+        self.page.on("filechooser", lambda chooser: None)
         self.page.goto(server.url)
         self.page.wait_for_load_state("networkidle")
 
