@@ -1,8 +1,10 @@
 #include "warm_up.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/upsample_bilinear2d.h>
 #include <ATen/ops/zeros.h>
 
+#include <future>
 #include <utility>
 #include <vector>
 
@@ -50,6 +52,34 @@ std::vector<c10::IValue> black(const std::vector<c10::Argument>& arguments, cons
               "neither", "Convert it with golden=True, or run your own inputs after loading.");
 }
 
+/// Throws Error(kOption) that names the size.
+void run(torch::jit::Module& module, const std::vector<c10::IValue>& sample, const Size& size) {
+  std::vector<c10::IValue> inputs;
+  for (const c10::IValue& value : sample) inputs.push_back(at_size(value, size));
+  try {
+    module.forward(std::move(inputs));
+  } catch (const std::exception& error) {
+    const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+    throw Error(ErrorKind::kOption, "bundle",
+                "warm_up at " + std::to_string(size.first) + "x" + std::to_string(size.second), "the detector to run",
+                torch_error ? torch_error->what_without_backtrace() : error.what(), "Name sizes that it takes.");
+  }
+}
+
+/// What an engine keeps for each of these calls (memory, kernels for the size) is made by the first of them.
+void run_side_by_side(torch::jit::Module& module, const std::vector<c10::IValue>& sample, const Size& size, int calls) {
+  const int threads = at::get_num_threads();  // of this thread, not of those below
+  std::vector<std::future<void>> running;
+  for (int i = 0; i < calls; ++i) {
+    running.push_back(std::async(std::launch::async, [&] {
+      at::set_num_threads(threads);
+      const c10::InferenceMode no_gradients;
+      run(module, sample, size);
+    }));
+  }
+  for (auto& call : running) call.get();  // one that throws leaves those behind it to their destructors, which wait
+}
+
 }  // namespace
 
 void warm_up(torch::jit::Module& module, const std::string& path, const LoadOptions& options) {
@@ -67,19 +97,8 @@ void warm_up(torch::jit::Module& module, const std::string& path, const LoadOpti
       throw Error(ErrorKind::kOption, "bundle", "warm_up", "(height, width) of at least 1",
                   "(" + std::to_string(size.first) + ", " + std::to_string(size.second) + ")", "Name picture sizes.");
     }
-    for (int i = 0; i < kCalls; ++i) {
-      std::vector<c10::IValue> inputs;
-      for (const c10::IValue& value : sample) inputs.push_back(at_size(value, size));
-      try {
-        module.forward(std::move(inputs));
-      } catch (const std::exception& error) {
-        const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-        throw Error(ErrorKind::kOption, "bundle",
-                    "warm_up at " + std::to_string(size.first) + "x" + std::to_string(size.second),
-                    "the detector to run", torch_error ? torch_error->what_without_backtrace() : error.what(),
-                    "Name sizes that it takes.");
-      }
-    }
+    for (int i = 0; i < kCalls; ++i) run(module, sample, size);
+    if (options.concurrency > 1) run_side_by_side(module, sample, size, options.concurrency);
     log(LogLevel::kInfo, path + ": warm at " + std::to_string(size.first) + "x" + std::to_string(size.second));
   }
 }

@@ -68,8 +68,19 @@ bool overlap(const MemoryRange& a, const MemoryRange& b) {
   return a.begin < b.begin + b.size && b.begin < a.begin + a.size;
 }
 
-Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& weights, const std::string& precision,
-                                    const EngineOptions& options) {
+/// Weights of more than this are held once for all calls, see models_for.
+constexpr size_t kMaxCopied = size_t{64} << 20;
+
+/// How many compiled models run the calls that are made side by side. A model of one stream of one thread runs a call
+/// in the thread that makes it. Any other hands each call to a thread of its own and back, during which a core may have
+/// nothing to do: of a detector that takes 25 ms, two threads on two cores then did 12 % less. But streams share the
+/// weights that OpenVINO lays out for the CPU, and models do not; beside a large one's work, a hand-over is nothing.
+int models_for(const EngineOptions& options, const at::Tensor& weights) {
+  return options.threads == 1 && weights.nbytes() <= kMaxCopied ? options.concurrency : 1;
+}
+
+std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at::Tensor& weights,
+                                                 const std::string& precision, const EngineOptions& options) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   const Handle<ov_tensor_t> bytes = wrap(weights);
@@ -79,49 +90,59 @@ Handle<ov_compiled_model_t> compile(const at::Tensor& xml, const at::Tensor& wei
                       weights.numel() ? bytes.get() : nullptr, &model),
                   "artifact");
   const Handle<ov_model_t> owned(model);
+  std::vector<Handle<ov_compiled_model_t>> models(models_for(options, weights));
   // A stream runs one call at a time: calls that share one would wait for each other.
-  const std::string streams = std::to_string(options.concurrency);
-  const std::string threads = std::to_string(options.threads * options.concurrency);
-  ov_compiled_model_t* compiled = nullptr;
-  library.require(
-      functions.ov_core_compile_model(library.core(), model, "CPU", 10, &compiled, "PERFORMANCE_HINT", "LATENCY",
-                                      "NUM_STREAMS", streams.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(),
-                                      "INFERENCE_PRECISION_HINT", precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
-      "artifact");
-  return Handle<ov_compiled_model_t>(compiled);
+  const int streams = options.concurrency / static_cast<int>(models.size());
+  const std::string streams_text = std::to_string(streams);
+  const std::string threads = std::to_string(options.threads * streams);
+  for (Handle<ov_compiled_model_t>& compiled : models) {
+    ov_compiled_model_t* handle = nullptr;
+    library.require(
+        functions.ov_core_compile_model(library.core(), model, "CPU", 10, &handle, "PERFORMANCE_HINT", "LATENCY",
+                                        "NUM_STREAMS", streams_text.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(),
+                                        "INFERENCE_PRECISION_HINT", precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
+        "artifact");
+    compiled.reset(handle);
+  }
+  return models;
 }
 
 }  // namespace
 
-/// A request of the pool's for one call; it goes back however the call ends.
+/// A place in the pool for one call; it goes back however the call ends.
 class OpenVinoEngine::Lease {
  public:
   explicit Lease(OpenVinoEngine& engine) : engine_(engine) {
-    {
-      const std::lock_guard lock(engine_.mutex_);
-      if (!engine_.idle_.empty()) {
-        request_ = std::move(engine_.idle_.back());
-        engine_.idle_.pop_back();
-      }
+    const std::lock_guard lock(engine_.mutex_);
+    if (engine_.idle_.empty()) {  // more calls than were to run side by side
+      place_.model = engine_.places_++ % engine_.compiled_.size();
+    } else {
+      place_ = std::move(engine_.idle_.back());
+      engine_.idle_.pop_back();
     }
-    if (!request_) request_ = engine_.make_request();
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
   ~Lease() {
-    if (!request_) return;
     const std::lock_guard lock(engine_.mutex_);
-    engine_.idle_.push_back(std::move(request_));
+    engine_.idle_.push_back(std::move(place_));
   }
 
-  ov_infer_request_t* get() const { return request_.get(); }
+  /// The place's request.
+  ov_infer_request_t* request() {
+    if (!place_.request) place_.request = make_request();
+    return place_.request.get();
+  }
 
-  /// After a failure: its state is unknown.
-  void discard() { request_.reset(); }
+  /// One beside it, which is not kept.
+  Handle<ov_infer_request_t> make_request() const { return engine_.make_request(place_.model); }
+
+  /// After a failure: the request's state is unknown.
+  void discard() { place_.request.reset(); }
 
  private:
   OpenVinoEngine& engine_;
-  Handle<ov_infer_request_t> request_;
+  Place place_;
 };
 
 OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights,
@@ -134,7 +155,7 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
   }
   const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
   compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options);
-  idle_.push_back(make_request());
+  for (; places_ < compiled_.size(); ++places_) idle_.push_back({places_, make_request(places_)});
   description_ = "openvino " + library.version() + ", " + (in_bf16 ? "bf16" : "f32");
   if (spec.precision == "bf16" && !library.has_native_bf16()) {
     description_ += in_bf16 ? " (emulated)" : " (this CPU has no bf16 instructions)";
@@ -143,10 +164,11 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
   if (options.concurrency > 1) description_ += " for each of " + std::to_string(options.concurrency) + " calls";
 }
 
-Handle<ov_infer_request_t> OpenVinoEngine::make_request() const {
+Handle<ov_infer_request_t> OpenVinoEngine::make_request(size_t model) const {
   const Library& library = Library::instance();
   ov_infer_request_t* request = nullptr;
-  library.require(library.functions().ov_compiled_model_create_infer_request(compiled_.get(), &request), "request");
+  library.require(library.functions().ov_compiled_model_create_infer_request(compiled_[model].get(), &request),
+                  "request");
   return Handle<ov_infer_request_t>(request);
 }
 
@@ -170,29 +192,31 @@ std::vector<at::Tensor> OpenVinoEngine::run(at::ArrayRef<at::Tensor> inputs) {
 
 std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
-  Lease request(*this);
+  Lease lease(*this);
   std::vector<at::Tensor> outputs;
   try {
-    set_inputs(request.get(), inputs);
+    ov_infer_request_t* const request = lease.request();
+    set_inputs(request, inputs);
     for (size_t i = 0; i < shapes.size(); ++i) {
       outputs.push_back(at::empty(shapes[i], output_dtypes_[i]));
       const Handle<ov_tensor_t> tensor = wrap(outputs.back());
-      library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request.get(), i, tensor.get()),
+      library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request, i, tensor.get()),
                       "output " + std::to_string(i));
     }
-    library.require(library.functions().ov_infer_request_infer(request.get()), "run");
+    library.require(library.functions().ov_infer_request_infer(request), "run");
   } catch (...) {
-    request.discard();
+    lease.discard();
     throw;
   }
   return outputs;
 }
 
-std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const {
+std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
-  // Not one of the pool's: it owns its output tensors.
-  const Handle<ov_infer_request_t> request = make_request();
+  const Lease lease(*this);
+  // Not the pool's: it owns its output tensors.
+  const Handle<ov_infer_request_t> request = lease.make_request();
   set_inputs(request.get(), inputs);
   library.require(functions.ov_infer_request_infer(request.get()), "run");
   std::vector<MemoryRange> ranges;

@@ -22,11 +22,11 @@ struct Release {
 template <typename T>
 using Handle = std::unique_ptr<T, Release>;
 
-/// A compiled IR and a pool of requests: as many as there were calls at one time. Inputs and outputs are not copied:
-/// OpenVINO reads and writes the tensors' own memory.
+/// A compiled IR, once or more, and a pool of requests: as many as there were calls at one time. Inputs and outputs are
+/// not copied: OpenVINO reads and writes the tensors' own memory.
 class OpenVinoEngine : public Engine {
  public:
-  /// `weights` must stay unchanged: the compiled model reads them where they are.
+  /// `weights` must stay unchanged: the compiled models read them where they are.
   OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights, const EngineOptions& options);
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
@@ -36,20 +36,27 @@ class OpenVinoEngine : public Engine {
   using Shape = std::vector<int64_t>;
   class Lease;
 
-  Handle<ov_infer_request_t> make_request() const;
+  /// In the pool, for one call.
+  struct Place {
+    size_t model = 0;                      ///< index of the compiled model
+    Handle<ov_infer_request_t> request{};  ///< null: to be made
+  };
+
+  Handle<ov_infer_request_t> make_request(size_t model) const;
   static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
   /// Copies what OpenVINO wrote into memory of its own.
-  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const;
+  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy);
   std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs);
 
   at::Tensor weights_;
   std::vector<c10::ScalarType> output_dtypes_;
   std::vector<bool> output_is_scalar_;
-  Handle<ov_compiled_model_t> compiled_;  // destroyed before the weights that it reads
+  std::vector<Handle<ov_compiled_model_t>> compiled_;  // destroyed before the weights that they read
   std::string description_;
 
-  std::mutex mutex_;  // guards what follows
-  std::vector<Handle<ov_infer_request_t>> idle_;
+  std::mutex mutex_;   // guards what follows
+  size_t places_ = 0;  // that were made
+  std::vector<Place> idle_;
   /// Output shapes by input shapes, learnt from the first run of each: later runs write into tensors of torch's. Not
   /// where an output shares the memory of an input or of another output (an input that is returned as it is): told to
   /// write it elsewhere, OpenVINO 2026.4 takes that memory for the input's, and copies it over the input.

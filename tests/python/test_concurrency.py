@@ -1,0 +1,126 @@
+"""Calls that run side by side in a bundle's engines: `concurrency` of load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from small_detectors import Backbone, SmallDetector, small_picture
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt import OptionError
+
+WIDE = 9000
+"""Columns of a product whose weights are more than the OpenVINO engine keeps for each call."""
+
+
+class LargeBackbone(Backbone):
+    """The same levels, moved by a product of 70 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(8, 2048)
+        self.wide = nn.Linear(2048, WIDE)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(pictures)
+        moved = self.wide(self.narrow(levels["coarse"].mean((2, 3)))).mean(1)
+        return {"fine": levels["fine"], "coarse": levels["coarse"] + moved[:, None, None, None]}
+
+
+class Work(Backbone):
+    """One that takes long enough for its processor time to be measured: 1.4 GMAC for 512x512."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (8, 64, 64, 64, 8)
+        self.body = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(pictures)
+        return {"fine": levels["fine"], "coarse": self.body(levels["coarse"])}
+
+
+def detector_with(backbone: type[Backbone]) -> SmallDetector:
+    torch.manual_seed(0)
+    return SmallDetector(backbone()).eval()
+
+
+def saved(backbone: type[Backbone], path: Path, pictures: Tensor, verify: bool = True) -> Path:
+    detector = detector_with(backbone)
+    hybrid_rt.convert(detector, (pictures,), path, segments="backbone", engine="openvino", measure=False, verify=verify)
+    return path
+
+
+@pytest.fixture(scope="module", params=[Backbone, LargeBackbone])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SmallDetector]:
+    path = tmp_path_factory.mktemp("concurrency") / "detector.pt"
+    return saved(request.param, path, small_picture()), detector_with(request.param)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+def test_more_threads_than_calls_side_by_side_get_their_own_results(
+    bundle: tuple[Path, SmallDetector], concurrency: int
+) -> None:
+    path, detector = bundle
+    module = hybrid_rt.load(path, threads=1, concurrency=concurrency, warm_up=[(32, 32)])
+    inputs = [small_picture() + i for i in range(5)]
+    expected = [detector(x) for x in inputs]
+    together = threading.Barrier(len(inputs), timeout=60)
+
+    def call(i: int) -> list[tuple[Tensor, ...]]:
+        together.wait()
+        with torch.inference_mode():
+            return [module(inputs[i]) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for results, right in zip(pool.map(call, range(len(inputs))), expected, strict=True):
+            for result in results:
+                for got, wanted in zip(result, right, strict=True):
+                    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_description_says_how_many(bundle: tuple[Path, SmallDetector]) -> None:
+    path, _ = bundle
+    module = hybrid_rt.load(path, threads=1, concurrency=2)
+    (engine,) = hybrid_rt.engines(module)
+    assert engine["description"].endswith(", 1 threads for each of 2 calls")
+
+
+def test_a_call_with_one_thread_runs_in_the_thread_that_makes_it(tmp_path: Path) -> None:
+    pictures = small_picture(512, 512)
+    # Not verified: of so many boxes with scores so alike, rounding changes the order.
+    path = saved(Work, tmp_path / "work.pt", pictures, verify=False)
+    module = hybrid_rt.load(path, threads=1, concurrency=2)
+
+    def shares() -> tuple[float, float]:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            module(pictures)
+            module(pictures)
+            of_thread, of_process = time.thread_time(), time.process_time()
+            for _ in range(10):
+                module(pictures)
+            return time.thread_time() - of_thread, time.process_time() - of_process
+
+    with ThreadPoolExecutor(1) as pool:
+        of_thread, of_process = pool.submit(shares).result()
+    assert of_thread > 0.9 * of_process
+
+
+def test_numbers_that_can_not_be_are_refused(bundle: tuple[Path, SmallDetector]) -> None:
+    path, _ = bundle
+    with pytest.raises(OptionError, match="threads, concurrency: expected 0 or more, and 1 or more, got 1 and 0"):
+        hybrid_rt.load(path, threads=1, concurrency=0)
+
+
+def test_what_fails_in_one_of_the_warm_up_calls_is_said(bundle: tuple[Path, SmallDetector]) -> None:
+    path, _ = bundle
+    with pytest.raises(OptionError, match=r"warm_up at 5x7: expected the detector to run, got "):
+        hybrid_rt.load(path, threads=1, concurrency=2, warm_up=[(5, 7)])
