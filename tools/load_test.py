@@ -3,7 +3,7 @@
 Starts the server itself, on loopback, and loads nothing else. By default the model is torchvision's
 ssdlite320_mobilenet_v3_large with random weights (models/torchvision_detectors.py), converted for OpenVINO.
 
-  limit     a closed loop, with each number of workers
+  limit     closed loops, with each number of workers in turns
   ladder    an open loop at shares of the limit of the last number of workers
   overload  an open loop at a multiple of it, with deadlines, while the server's memory is watched
 
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import io
 import json
 import sys
 import time
-from dataclasses import asdict
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queue", type=int, help="of the server (default: its own)")
     parser.add_argument("--limit-seconds", type=float, default=15, help="of each closed loop")
     parser.add_argument("--shares", nargs="+", type=float, default=[25, 50, 70, 85, 100, 120], help="%% of the limit")
-    parser.add_argument("--seconds", type=float, default=20, help="of each share")
+    parser.add_argument("--seconds", type=float, default=30, help="of each share")
     parser.add_argument("--overload", type=float, default=3, help="times the limit")
     parser.add_argument("--overload-seconds", type=float, default=60)
     parser.add_argument("--deadline-ms", type=int, default=1000, help="of each request of the overload")
@@ -70,6 +72,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if value is not None and min(value if isinstance(value, (list, tuple)) else [value]) <= 0:
             option = f"--{name.replace('_', '-')}"
             raise OptionError.make("load_test", option, expected="more than 0", got=str(value), remedy="Raise it.")
+    if len(set(options.workers)) < len(options.workers):
+        raise OptionError.make(
+            "load_test", "--workers", expected="each once", got=str(options.workers), remedy="Leave one out."
+        )
     return options
 
 
@@ -119,29 +125,45 @@ async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         "machine": asdict(Machine.here(options.threads)),
         "picture": {"height": height, "width": width, "bytes": len(picture)},
         "options": {name: value for name, value in vars(options).items() if name not in ("output", "model")},
-        "limits": [],
     }
     steps = Steps(True)
-    for i, workers in enumerate(options.workers):
-        server_options = {"workers": workers, "threads": options.threads, "queue": options.queue,
-                          "warm_up": f"{height}x{width}"}  # fmt: skip
-        with started(model, options.output / f"server-{workers}.log", **server_options) as server:
-            async with connected(server.url, picture) as client:
-                await warm_up(client, workers)
-                with steps.step(f"limit with --workers {workers}"):
-                    limit = await find_limit(client, workers, options)
-                first = results["limits"][0] if results["limits"] else limit
-                limit["ratio"] = round(limit["throughput"] / first["throughput"], 3)
-                results["limits"].append(limit)
-                if i == len(options.workers) - 1:
-                    with steps.step("ladder"):
-                        results["ladder"] = [
-                            await at_share(client, share / 100, limit["throughput"], options.seconds)
-                            for share in options.shares
-                        ]
-                    with steps.step("overload"):
-                        results["overload"] = await overload(client, server, limit["throughput"], options)
+    # Python's collector stops the client, and with torch imported it has much to look through: 200 ms were seen.
+    gc.collect()
+    gc.freeze()
+    async with AsyncExitStack() as stack:
+        sides = [await started_side(stack, workers, picture, model, options) for workers in options.workers]
+        with steps.step(f"limits with --workers {' '.join(str(side.workers) for side in sides)}"):
+            results["limits"] = await find_limits(sides, options)
+        limit, last = results["limits"][-1]["throughput"], sides[-1]
+        with steps.step("ladder"):
+            results["ladder"] = [
+                await at_share(last.client, share / 100, limit, options.seconds) for share in options.shares
+            ]
+        with steps.step("overload"):
+            results["overload"] = await overload(last.client, last.server, limit, options)
     return results
+
+
+@dataclass(frozen=True)
+class Side:
+    """A server with one number of workers, and what sends to it."""
+
+    workers: int
+    server: Server
+    client: Client
+
+
+async def started_side(
+    stack: AsyncExitStack, workers: int, picture: bytes, model: Path, options: argparse.Namespace
+) -> Side:
+    """A warm server, which ends with `stack`."""
+    height, width = options.size
+    server_options = {"workers": workers, "threads": options.threads, "queue": options.queue,
+                      "warm_up": f"{height}x{width}"}  # fmt: skip
+    server = stack.enter_context(started(model, options.output / f"server-{workers}.log", **server_options))
+    client = await stack.enter_async_context(connected(server.url, picture))
+    await warm_up(client, workers)
+    return Side(workers, server, client)
 
 
 async def warm_up(client: Client, workers: int) -> None:
@@ -158,14 +180,22 @@ async def warm_up(client: Client, workers: int) -> None:
         )
 
 
-async def find_limit(client: Client, workers: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The best throughput of closed loops of several sizes."""
-    steps = []
+async def find_limits(sides: list[Side], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The best throughput of closed loops of several sizes, for each number of workers.
+
+    They take turns, while the other servers have nothing to do: a machine that is slower for a while is so for all.
+    """
+    steps: list[list[dict[str, Any]]] = [[] for _ in sides]
     for under_way in UNDER_WAY:
-        load = await closed_loop(client.detect(), under_way * workers, options.limit_seconds)
-        steps.append({"concurrency": under_way * workers, **load.to_json()})
-    best = max(step["throughput"] for step in steps)
-    return {"workers": workers, "threads": options.threads, "throughput": best, "steps": steps}
+        for side, taken in zip(sides, steps, strict=True):
+            load = await closed_loop(side.client.detect(), under_way * side.workers, options.limit_seconds)
+            taken.append({"concurrency": under_way * side.workers, **load.to_json()})
+    best = [max(step["throughput"] for step in taken) for taken in steps]
+    return [
+        {"workers": side.workers, "threads": options.threads, "throughput": throughput,
+         "ratio": round(throughput / best[0], 3), "steps": taken}
+        for side, throughput, taken in zip(sides, best, steps, strict=True)
+    ]  # fmt: skip
 
 
 async def at_share(

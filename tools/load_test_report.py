@@ -10,7 +10,7 @@ from hybrid_rt.files import written_whole
 
 OPEN_COLUMNS = (
     *("of the limit", "offered a second", "accepted", "refused", "failed", "a second"),
-    *("p50", "p95", "p99", "client"),
+    *("p50", "p95", "p99", "client", "sent late"),
 )
 """Of what was sent at a constant rate; see _open_row."""
 
@@ -25,12 +25,14 @@ def markdown(results: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, {versions}; "
         f"{machine['date']}. Pictures of {picture['height']}x{picture['width']}, JPEGs of {picture['bytes']} bytes. "
         "Client and server share the machine, over loopback; `client` is the client's share of it, in cores. "
-        "Latencies are those of the accepted requests, in milliseconds, from when each was due.",
+        "Latencies are those of the accepted requests, in milliseconds, from when each was due. `sent late` is by how "
+        "many milliseconds at most the client itself was late: where it is long, the machine stood still, for the "
+        "server too.",
         "",
         "## The limit",
         "",
-        f"So many requests are kept under way for {options['limit_seconds']:g} s each (closed loop). The best of them "
-        "is the limit.",
+        f"So many requests are kept under way for {options['limit_seconds']:g} s each (closed loop), the numbers of "
+        "workers in turns. The best of them is the limit.",
         "",
         *_table(
             ("workers", "threads of each", "under way", "pictures a second", "p50", "p95", "p99", "client"),
@@ -100,6 +102,7 @@ def _open_row(step: dict[str, Any]) -> tuple[object, ...]:
         _counts(step["failed"]),
         step["throughput"],
         *_latencies(step),
+        f"{step['send_delay_ms']['max']:.0f}",
     )
 
 

@@ -180,6 +180,7 @@ def test_the_files_are_whole(folder: Path, results: dict[str, Any]) -> None:
     [
         (["--seconds", "0"], "hybrid_rt[load_test]: --seconds: expected more than 0, got 0.0."),
         (["--workers", "1", "0"], "hybrid_rt[load_test]: --workers: expected more than 0, got [1, 0]."),
+        (["--workers", "2", "2"], "hybrid_rt[load_test]: --workers: expected each once, got [2, 2]."),
         (["--model", "missing.pt"], "hybrid_rt[load_test]: hybrid-rt-serve: expected to serve, got exit code 4."),
     ],
 )
