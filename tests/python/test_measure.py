@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -49,12 +51,26 @@ def test_benchmark_runs_without_gradients() -> None:
     assert modes == [True, True]
 
 
+def test_benchmark_keeps_the_collector_out_of_the_times() -> None:
+    was_on = []
+    benchmark({"a": lambda: was_on.append(gc.isenabled())}, (), repeat=1, warm_up=0)
+    assert was_on == [False, False]
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        benchmark({"a": lambda: None}, (), repeat=1, warm_up=0)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_benchmark_lets_errors_through() -> None:
     def fail() -> None:
         raise ValueError("of the case")
 
     with pytest.raises(ValueError, match="of the case"):
         benchmark({"a": fail}, ())
+    assert gc.isenabled()
 
 
 def test_benchmark_refuses_counts_that_measure_nothing() -> None:

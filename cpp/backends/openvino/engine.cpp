@@ -73,7 +73,7 @@ constexpr size_t kMaxCopied = size_t{64} << 20;
 
 /// How many compiled models run the calls that are made side by side. A model of one stream of one thread runs a call
 /// in the thread that makes it. Any other hands each call to a thread of its own and back, during which a core may have
-/// nothing to do: of a detector that takes 25 ms, two threads on two cores then did 12 % less. But streams share the
+/// nothing to do: of a detector that takes 25 ms, two threads on two cores then did 9 % less. But streams share the
 /// weights that OpenVINO lays out for the CPU, and models do not; beside a large one's work, a hand-over is nothing.
 int models_for(const EngineOptions& options, const at::Tensor& weights) {
   return options.threads == 1 && weights.nbytes() <= kMaxCopied ? options.concurrency : 1;
