@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -389,10 +390,19 @@ def _import_path() -> str:
 
 
 def _torchvision_libraries() -> list[str]:
-    """Where the operators of a plain TorchScript detector of torchvision are."""
+    """Where the operators of a plain TorchScript detector of torchvision are, after what they need."""
     import torchvision
 
-    return [str(path) for path in sorted(Path(torchvision.__file__).parent.glob("_C*.so"))]
+    libraries = sorted(Path(torchvision.__file__).parent.glob("_C*.so"))
+    needs_python = any(b"libtorch_python.so" in library.read_bytes() for library in libraries)  # 0.29.1 and before
+    return [*(_libpython() if needs_python else []), *(str(library) for library in libraries)]
+
+
+def _libpython() -> list[str]:
+    """Python's own library, whose symbols libtorch_python needs; none where Python was built without one."""
+    folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    path = Path(folder or "", name or "")
+    return [str(path)] if path.is_file() and ".so" in path.name else []
 
 
 def _torch_cuda() -> str:
