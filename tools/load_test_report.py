@@ -26,8 +26,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"{machine['date']}. Pictures of {picture['height']}x{picture['width']}, JPEGs of {picture['bytes']} bytes. "
         "Client and server share the machine, over loopback; `client` is the client's share of it, in cores. "
         "Latencies are those of the accepted requests, in milliseconds, from when each was due. `sent late` is by how "
-        "many milliseconds at most the client itself was late: where it is long, the machine stood still, for the "
-        "server too.",
+        "many milliseconds at most the client itself was late: where it is long, latencies are not the server's alone.",
         "",
         "## The limit",
         "",

@@ -115,7 +115,7 @@ class OpenVinoEngine::Lease {
   explicit Lease(OpenVinoEngine& engine) : engine_(engine) {
     const std::lock_guard lock(engine_.mutex_);
     if (engine_.idle_.empty()) {  // more calls than were to run side by side
-      place_.model = engine_.places_++ % engine_.compiled_.size();
+      place_.number = engine_.places_++;
     } else {
       place_ = std::move(engine_.idle_.back());
       engine_.idle_.pop_back();
@@ -125,7 +125,9 @@ class OpenVinoEngine::Lease {
   Lease& operator=(const Lease&) = delete;
   ~Lease() {
     const std::lock_guard lock(engine_.mutex_);
-    engine_.idle_.push_back(std::move(place_));
+    // Further ones go to the other end: taken before a first one, a call would wait while a model has nothing to do.
+    const bool is_first = place_.number < engine_.compiled_.size();
+    engine_.idle_.insert(is_first ? engine_.idle_.end() : engine_.idle_.begin(), std::move(place_));
   }
 
   /// The place's request.
@@ -135,7 +137,7 @@ class OpenVinoEngine::Lease {
   }
 
   /// One beside it, which is not kept.
-  Handle<ov_infer_request_t> make_request() const { return engine_.make_request(place_.model); }
+  Handle<ov_infer_request_t> make_request() const { return engine_.make_request(place_.number); }
 
   /// After a failure: the request's state is unknown.
   void discard() { place_.request.reset(); }
@@ -164,11 +166,11 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
   if (options.concurrency > 1) description_ += " for each of " + std::to_string(options.concurrency) + " calls";
 }
 
-Handle<ov_infer_request_t> OpenVinoEngine::make_request(size_t model) const {
+Handle<ov_infer_request_t> OpenVinoEngine::make_request(size_t place) const {
   const Library& library = Library::instance();
   ov_infer_request_t* request = nullptr;
-  library.require(library.functions().ov_compiled_model_create_infer_request(compiled_[model].get(), &request),
-                  "request");
+  ov_compiled_model_t* const model = compiled_[place % compiled_.size()].get();
+  library.require(library.functions().ov_compiled_model_create_infer_request(model, &request), "request");
   return Handle<ov_infer_request_t>(request);
 }
 

@@ -38,11 +38,11 @@ class OpenVinoEngine : public Engine {
 
   /// In the pool, for one call.
   struct Place {
-    size_t model = 0;                      ///< index of the compiled model
+    size_t number = 0;                     ///< the first ones have a compiled model each, further ones share these
     Handle<ov_infer_request_t> request{};  ///< null: to be made
   };
 
-  Handle<ov_infer_request_t> make_request(size_t model) const;
+  Handle<ov_infer_request_t> make_request(size_t place) const;
   static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
   /// Copies what OpenVINO wrote into memory of its own.
   std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy);
