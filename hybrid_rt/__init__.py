@@ -4,7 +4,7 @@ from pathlib import Path as _Path
 
 import torch as _torch
 
-from .errors import (
+from .common.errors import (
     BackendError,
     BundleError,
     CaptureError,
@@ -13,11 +13,21 @@ from .errors import (
     OptionError,
     VerificationError,
 )
-
-__version__ = "0.1.0"
+from .common.version import __version__ as __version__
 
 try:
     from . import _native
+except ModuleNotFoundError as _error:
+    _checkout = _Path(__file__).resolve().parents[1]
+    if not (_checkout / "CMakeLists.txt").exists():
+        raise
+    raise BackendError.make(
+        "import",
+        f"the source tree at {_checkout}",
+        expected="an installed package",
+        got="sources without the native library",
+        remedy="Run tools/setup, or start Python with -P to import the installed hybrid_rt.",
+    ) from _error
 except ImportError as _error:
     raise BackendError.make(
         "import",
@@ -36,22 +46,22 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
         remedy="Install hybrid_rt again in this environment, after torch: pip install --force-reinstall --no-deps .",
     )
 
-from . import _fake as _fake
-from .bank import BankReport, add_variant, remove_variant
-from .bundle import Segment, SegmentCheck, VariantCheck, check, engines, inspect, load, open_segment
-from .coco import Accuracy, CocoDataset, DatasetComparison
-from .comparison import Row, compare
-from .compile_segment import CompiledSegment, compile_segment
-from .convert import ConversionResult, convert
-from .extract import extract
-from .golden import GoldenCheck, verify_golden
-from .measure import Latency, benchmark
-from .registry import BackendInfo, backends
-from .report import ConversionReport
-from .swap import SwapReport, swap_backbone
-from .verify import THRESHOLDS, Thresholds, Verification, verify
+from .backends.registry import BackendInfo, backends
+from .bench.bundles import Row, compare
+from .bundle.archive import Segment, SegmentCheck, VariantCheck, check, engines, inspect, load, open_segment
+from .common.latency import Latency, benchmark
+from .conversion.compile_segment import CompiledSegment, compile_segment
+from .conversion.convert import ConversionResult, convert
+from .conversion.edit.swap import SwapReport, swap_backbone
+from .conversion.edit.variants import BankReport, add_variant, remove_variant
+from .conversion.export.extract import extract
+from .conversion.report.report import ConversionReport
+from .torchscript import fake_engine as fake_engine
+from .verification.coco import Accuracy, CocoDataset, DatasetComparison
+from .verification.golden import GoldenCheck, verify_golden
+from .verification.verify import THRESHOLDS, Thresholds, Verification, verify
 
-cmake_prefix_path = str(_Path(__file__).parent / "cmake")
+cmake_prefix_path = str(_Path(_native.__file__).parent / "cmake")
 """For ``cmake -Dhybrid_rt_DIR=``: where find_package(hybrid_rt) finds the package config."""
 
 __all__ = [

@@ -125,7 +125,7 @@ def load(weights: str | Path = WEIGHTS) -> DigitStringReader:
     """Loads the trained reader.
 
     Args:
-        weights: a state dict written by ``tools/train_digit_string_reader``.
+        weights: a state dict written by ``tools/train/digit_string_reader.py``.
 
     Returns:
         The reader in eval mode on the CPU, float32, without gradients.

@@ -97,7 +97,7 @@ def load(weights: str | Path = WEIGHTS) -> FasterRCNN:
     """Loads the trained detector.
 
     Args:
-        weights: a state dict written by ``tools/train_demo_detector``.
+        weights: a state dict written by ``tools/train/demo_detector.py``.
 
     Returns:
         The detector in eval mode on the CPU, float32, without gradients.
@@ -126,7 +126,7 @@ def evaluate(detect: Detect, samples: Sequence[Sample]) -> dict[str, float]:
     Returns:
         "mAP" (mean over IoU 0.50:0.95) and "mAP50" (IoU 0.50), each in 0..1.
     """
-    from hybrid_rt import coco  # here, so that the detector itself can be had without hybrid_rt
+    from hybrid_rt.verification import coco  # here, so that the detector itself can be had without hybrid_rt
 
     results = []
     for image_id, sample in enumerate(samples, start=1):

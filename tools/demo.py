@@ -15,13 +15,12 @@ from rich.table import Table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
 
 import hybrid_rt
-from hybrid_rt import torchscript
-from hybrid_rt.measure import percentile
-from hybrid_rt.pictures import read_picture
-from hybrid_rt.verify import match_boxes
+from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.latency import percentile
+from hybrid_rt.torchscript import jit
+from hybrid_rt.verification.verify import match_boxes
 from models import digits_detector
 
 ROUNDS = 4
@@ -53,7 +52,7 @@ def main() -> int:
 
     console.rule("run")
     hybrid = hybrid_rt.load(bundle)
-    frozen = torchscript.freeze(torchscript.script(detector))
+    frozen = jit.freeze(jit.script(detector))
     # torchvision says so at the first call; the column below takes the detections out of the pair.
     warnings.filterwarnings("ignore", message="RCNN always returns a")
     cases = {

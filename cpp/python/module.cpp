@@ -49,7 +49,7 @@ void translate(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const hybrid_rt::Error& error) {
-    const py::object type = py::module_::import("hybrid_rt.errors").attr(exception_name(error.kind()));
+    const py::object type = py::module_::import("hybrid_rt.common.errors").attr(exception_name(error.kind()));
     PyErr_SetString(type.ptr(), error.what());
   }
 }

@@ -29,8 +29,8 @@ from starlette.exceptions import HTTPException
 from torch import Tensor
 
 import hybrid_rt
-from hybrid_rt.errors import OptionError
-from hybrid_rt.json_values import finite
+from hybrid_rt.common.errors import OptionError
+from hybrid_rt.common.json_values import finite
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "application/octet-stream")
 QUERY = ("min_score", "masks")

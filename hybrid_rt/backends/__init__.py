@@ -1,1 +1,10 @@
-"""The compile halves of the backends: one module a backend, named after it, found by :mod:`hybrid_rt.registry`."""
+"""The compile half of each backend, and the interface that a plug-in implements.
+
+A module or sub-package per backend, found by :mod:`hybrid_rt.backends.registry`.
+"""
+
+from ..capture.program import Program
+from ..common.specs import Artifact, ArtifactSpec, blob_from_bytes
+from .base import Availability, Backend
+
+__all__ = ["Artifact", "ArtifactSpec", "Availability", "Backend", "Program", "blob_from_bytes"]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from ..errors import OptionError
-from ..specs import Artifact, ArtifactSpec
+from ..common.errors import OptionError
+from ..common.specs import Artifact, ArtifactSpec
 
 if TYPE_CHECKING:
-    from ..capture import Program
+    from ..capture.program import Program
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Backend(ABC):
         )
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Where weights stand in the blobs as they are, (offset, size) in bytes: see :class:`hybrid_rt.specs.Artifact`.
+        """Where weights stand in the blobs as they are, (offset, size) in bytes: see :class:`Artifact`.
 
         None is right too; a bundle then stores them once for each variant.
         """

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .. import onnx_export
-from ..errors import BackendError, CaptureError
-from ..specs import Artifact, blob_from_bytes
+from ..capture import onnx_export
+from ..common.errors import BackendError, CaptureError
+from ..common.specs import Artifact, blob_from_bytes
 from .base import Availability, Backend, RuntimeFiles
 
 if TYPE_CHECKING:
-    from ..capture import Program
+    from ..capture.program import Program
 
 WEIGHTS = "weights"
 """What the model calls the file of its weights; the run half gives it the blob under this name."""

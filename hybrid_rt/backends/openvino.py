@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import torchscript
-from ..errors import BackendError
-from ..specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
+from ..common.errors import BackendError
+from ..common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
+from ..torchscript import jit
 from .base import Availability, Backend, RuntimeFiles
 
 if TYPE_CHECKING:
-    from ..capture import Program
+    from ..capture.program import Program
 
 
 class OpenVINOBackend(Backend):
@@ -48,7 +48,7 @@ class OpenVINOBackend(Backend):
         """Converts the segment to OpenVINO's intermediate representation."""
         import openvino
 
-        frozen = torchscript.freeze(program.traced())
+        frozen = jit.freeze(program.traced())
         try:
             model = openvino.convert_model(
                 frozen,

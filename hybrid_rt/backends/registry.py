@@ -8,15 +8,18 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from torch import Tensor
 
-from . import _native
-from . import backends as builtin_backends
-from .backends.base import Backend, RuntimeFiles
-from .errors import BackendError, OptionError
+from .. import _native
+from ..common.errors import BackendError, OptionError
+from .base import Backend, RuntimeFiles
 
 ENTRY_POINT_GROUP = "hybrid_rt.backends"
+
+_SHARED = {"base", "cache", "registry", "selection"}
+"""What lies beside the backends and is none."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ def _compilers() -> dict[str, Backend]:
     found: dict[str, Backend] = {}
     classes = [
         candidate
-        for module in pkgutil.iter_modules(builtin_backends.__path__)
-        if module.name != "base"
-        for candidate in vars(importlib.import_module(f"{builtin_backends.__name__}.{module.name}")).values()
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+        if module.name not in _SHARED
+        for candidate in vars(importlib.import_module(f"{__package__}.{module.name}")).values()
         if isinstance(candidate, type) and issubclass(candidate, Backend) and candidate is not Backend
     ]
     classes += [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import cache, registry
-from .backends.base import Backend
-from .capture import Program
-from .errors import BackendError, HybridRTError, OptionError
-from .specs import Artifact
-from .steps import Steps
+from ..capture.program import Program
+from ..common.errors import BackendError, HybridRTError, OptionError
+from ..common.progress import Steps
+from ..common.specs import Artifact
+from . import registry
+from .base import Backend
+from .cache import store
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Wanted:
         with steps.step(f"compile {program.name} with {self.backend.name}", total=total, done=done) as advance:
             backend = copy.copy(self.backend)
             backend.progress = advance.part
-            return cache.compiled(backend, program, self.precision)
+            return store.compiled(backend, program, self.precision)
 
 
 FASTEST = "fastest"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import bfloat16, torchscript
-from ..errors import BackendError
-from ..specs import Artifact, blob_from_bytes
+from ..common.errors import BackendError
+from ..common.specs import Artifact, blob_from_bytes
+from ..torchscript import bfloat16, jit
 from .base import Availability, Backend
 
 if TYPE_CHECKING:
-    from ..capture import Program
+    from ..capture.program import Program
 
 
 class TorchScriptBackend(Backend):
@@ -42,7 +42,7 @@ class TorchScriptBackend(Backend):
         if precision == "bf16":
             sides = ([tensor.dtype for tensor in specs] for specs in (program.inputs, program.outputs))
             module = bfloat16.lowered(module, *sides)
-        archive = torchscript.to_bytes(module)
+        archive = jit.to_bytes(module)
         if precision == "bf16":
             _try(archive, program)
         blobs = {"module": blob_from_bytes(archive)}
@@ -62,7 +62,7 @@ class TorchScriptBackend(Backend):
 
 def _try(archive: bytes, program: Program) -> None:
     """Not every operation has a kernel in bf16: known only when it runs."""
-    module = torchscript.open_archive(io.BytesIO(archive))
+    module = jit.open_archive(io.BytesIO(archive))
     try:
         with torch.no_grad():
             module(*(tensor.clone() for tensor in program.examples))

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from . import bundle, coco
-from .errors import OptionError
-from .files import check_writable, written_whole
-from .measure import Latency, benchmark
+from ..bundle import archive
+from ..common.atomic_files import check_writable, written_whole
+from ..common.errors import OptionError
+from ..common.latency import Latency, benchmark
+from ..verification import coco
 
 PLOTS = (".png", ".svg", ".pdf")
 
@@ -74,7 +75,7 @@ def compare(
             got="none",
         )
     truth = coco.read(dataset) if dataset is not None else None
-    modules = {name: bundle.load(path, threads=threads) for name, path in bundles.items()}
+    modules = {name: archive.load(path, threads=threads) for name, path in bundles.items()}
     latencies = benchmark({name: _in_turn(module, pictures) for name, module in modules.items()}, (), repeat=repeat)
     found: list[coco.Accuracy | None] = [None] * len(modules)
     if truth is not None:
@@ -85,7 +86,7 @@ def compare(
             latencies[name],
             accuracy,
             Path(bundles[name]).stat().st_size,
-            {choice["segment"]: choice["description"] for choice in bundle.engines(module)},
+            {choice["segment"]: choice["description"] for choice in archive.engines(module)},
         )
         for (name, module), accuracy in zip(modules.items(), found, strict=True)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import OptionError
+from ..common.errors import OptionError
 
 RUNTIMES = {
     "eager": "eager, Python",

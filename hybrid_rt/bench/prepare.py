@@ -1,4 +1,4 @@
-"""``python -m hybrid_rt.suite.prepare JOB.json``: makes the file that a case runs, in a process of its own.
+"""``python -m hybrid_rt.bench.prepare JOB.json``: makes the file that a case runs, in a process of its own.
 
 A compiler may take all memory, or crash; then this case has failed, and the others go on.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from .. import torchscript
-from ..convert import convert
+from ..conversion.convert import convert
+from ..torchscript import jit
 from . import whole_graph
-from .lines import failure_text, replies
+from .protocol import failure_text, replies
 
 
 def main(job_file: str) -> int:
@@ -42,12 +42,12 @@ def _end_with_parent() -> None:
 
 def _prepare(job: dict[str, Any]) -> dict[str, Any]:
     detector = torch.load(job["detector"], weights_only=False)
-    pictures = torchscript.open_archive(Path(job["pictures"])).pictures
+    pictures = jit.open_archive(Path(job["pictures"])).pictures
     path = Path(job["path"])
     segments: list[str] = []
     start = time.perf_counter()
     if job["runtime"] == "torchscript":
-        torchscript.save(torchscript.freeze(torchscript.script(detector)), path)
+        jit.save(jit.freeze(jit.script(detector)), path)
     elif job["runtime"] == "whole":
         whole_graph.build(job["engine"], detector, pictures, job["precision"], path)
     else:

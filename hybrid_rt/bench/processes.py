@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .lines import shortened
+from .protocol import shortened
 
 
 class ProcessFailed(Exception):

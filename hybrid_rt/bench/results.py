@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..comparison import check_plot
-from ..errors import OptionError
-from ..files import written_whole
-from ..steps import Steps
+from ..common.atomic_files import written_whole
+from ..common.errors import OptionError
+from ..common.progress import Steps
 from . import tables
+from .bundles import check_plot
 from .cases import Case
 from .run import Machine, Result, Subject, run
 

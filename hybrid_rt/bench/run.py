@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _native, torchscript
-from ..boxes import BoxMatch, compare_detections, differences
-from ..errors import OptionError
-from ..json_values import finite
-from ..measure import Latency
-from ..programs import program
-from ..steps import Steps
-from ..thresholds import thresholds_of
+from .. import _native
+from ..common.errors import OptionError
+from ..common.executables import program
+from ..common.json_values import finite
+from ..common.latency import Latency
+from ..common.progress import Steps
+from ..torchscript import jit
+from ..verification.boxes import BoxMatch, compare_detections, differences
+from ..verification.thresholds import thresholds_of
 from .cases import Case
-from .workers import Process, ProcessFailed
+from .processes import Process, ProcessFailed
 
 PREPARE_SECONDS = 1800.0
 ANSWER_SECONDS = 600.0
@@ -227,7 +228,7 @@ class _Run:
                 got=str(error),
                 remedy="Define its classes and functions at the top of a module.",
             ) from error
-        torchscript.save(torchscript.script(_Pictures(subject.pictures)), self._pictures)
+        jit.save(jit.script(_Pictures(subject.pictures)), self._pictures)
 
     def prepare(self, cases: Sequence[Case], segments: str | list[str], fixed_sizes: bool) -> list[Result]:
         """Makes the files; cases that run the same one share it."""
@@ -247,7 +248,7 @@ class _Run:
         result = Result(self._subject.name, case)
         path = self._path(case)
         job = self._job(case) | {"detector": str(self._detector), **options}
-        command = [sys.executable, "-m", "hybrid_rt.suite.prepare", self._job_file(f"prepare_{case.file}", job)]
+        command = [sys.executable, "-m", "hybrid_rt.bench.prepare", self._job_file(f"prepare_{case.file}", job)]
         try:
             log = self._folder / f"prepare_{case.file}.log"
             with closing(Process(command, log, {"PYTHONPATH": _import_path()})) as process:
@@ -289,7 +290,7 @@ class _Run:
             command = [program("hybrid-rt-bench-worker", "bench"), job]
             environment["LD_LIBRARY_PATH"] = _with_torch(os.environ.get("LD_LIBRARY_PATH"))
         else:
-            command = [sys.executable, "-m", "hybrid_rt.suite.worker", job]
+            command = [sys.executable, "-m", "hybrid_rt.bench.worker", job]
         with self._steps.step(f"{self._subject.name}: load {case.name}"):
             process = stack.enter_context(closing(Process(command, Path(job).with_suffix(".log"), environment)))
             worker = _Worker(result, process)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import registry
-from ..capture import capture_alone
+from ..backends import registry
+from ..capture.program import capture_alone
 
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 

@@ -1,4 +1,4 @@
-"""``python -m hybrid_rt.suite.worker JOB.json``: one case in a process of its own, called when the benchmark says so.
+"""``python -m hybrid_rt.bench.worker JOB.json``: one case in a process of its own, called when the benchmark says so.
 
 Answers in lines of JSON: {"load_ms", "engines"} when the detector is loaded; then for each line on stdin
 
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from .. import bundle, torchscript
-from ..boxes import detections_of
+from ..bundle import archive
+from ..torchscript import jit
+from ..verification.boxes import detections_of
 from . import whole_graph
-from .lines import failure_text, replies
+from .protocol import failure_text, replies
 
 
 def main(job_file: str) -> int:
@@ -50,8 +51,8 @@ def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
     _wait_for(device)
     loaded = {"load_ms": (time.perf_counter() - start) * 1e3, "engines": {}}
     if job["runtime"] == "hybrid":
-        loaded["engines"] = {choice["segment"]: choice["description"] for choice in bundle.engines(detector)}
-    pictures = [picture.to(device) for picture in torchscript.open_archive(Path(job["pictures"])).pictures]
+        loaded["engines"] = {choice["segment"]: choice["description"] for choice in archive.engines(detector)}
+    pictures = [picture.to(device) for picture in jit.open_archive(Path(job["pictures"])).pictures]
     _wait_for(device)
     gc.collect()
     gc.freeze()  # else a call may wait for Python's collector, which takes 200 ms to look through torch's objects
@@ -79,10 +80,10 @@ def _wait_for(device: torch.device) -> None:
 def _open(job: dict[str, Any], device: torch.device) -> Any:
     path = Path(job["path"])
     if job["runtime"] == "hybrid":
-        return bundle.load(path, device, threads=job["threads"])
+        return archive.load(path, device, threads=job["threads"])
     if job["runtime"] == "torchscript":
-        module = torchscript.open_archive(path).eval()
-        return module if device.type == "cpu" else torchscript.moved(module, str(device))
+        module = jit.open_archive(path).eval()
+        return module if device.type == "cpu" else jit.moved(module, str(device))
     if job["runtime"] == "whole":
         return whole_graph.open_whole(job["engine"], job["precision"], path, job["threads"])
     detector = torch.load(path, weights_only=False).to(device)

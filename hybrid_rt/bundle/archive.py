@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
-from . import _native, registry, torchscript
-from .errors import BundleError
-from .files import written_whole
+from .. import _native
+from ..backends import registry
+from ..common.atomic_files import written_whole
+from ..common.errors import BundleError
+from ..torchscript import jit
 
 FORMAT_VERSION = 1
 
@@ -69,7 +71,7 @@ def save(
     Raises:
         BundleError: it can't be written.
     """
-    archive = torchscript.to_bytes(module)
+    archive = jit.to_bytes(module)
     with written_whole(Path(path)) as temporary, ThreadPoolExecutor(1) as pool:
         records = pool.submit(_records, archive, manifest)  # hundreds of megabytes: digests while they are written
         temporary.write_bytes(archive)
@@ -157,7 +159,7 @@ def load(
     """
     registry.load_plugins()
     options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision, concurrency)
-    return torchscript.load(os.fspath(path), options)
+    return jit.load(os.fspath(path), options)
 
 
 def _options(

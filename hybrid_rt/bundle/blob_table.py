@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .specs import Artifact
+from ..common.specs import Artifact
 
 LEAST_SHARED = 4096
 """Bytes of a weight below which it is not looked for in other variants."""

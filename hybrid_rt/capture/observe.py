@@ -16,9 +16,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import CaptureError
-from .structure import Structure, structure_of
-from .torchscript import HEAD_OPERATORS
+from ..common.errors import CaptureError
+from ..common.structure import Structure, structure_of
+from ..torchscript.jit import HEAD_OPERATORS
 
 Source = tuple[str, int]
 """The submodule that returned a tensor, and which of its tensors it is."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import torchscript
-from .errors import CaptureError
-from .specs import TensorSpec
+from ..common.errors import CaptureError
+from ..common.specs import TensorSpec
+from ..torchscript import jit
 
 OPSET = 17
 """Of the operators; every runtime since 2022 has it, and torch's exporter for TorchScript knows none above 20."""
@@ -60,7 +60,7 @@ def exported(
             warnings.simplefilter("ignore")  # the exporter's about itself; none of the user's code runs
             model = Path(folder) / "segment.onnx"
             torch.onnx.export(
-                torchscript.freeze(traced),
+                jit.freeze(traced),
                 examples,
                 model,
                 dynamo=False,

@@ -44,8 +44,8 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
         detector: the detector. One that resizes its pictures (torchvision's transform) is run at smaller sizes: on
             pictures that are wider than high, and on pictures that are higher than wide.
         example: its arguments.
-        shapes: see :data:`hybrid_rt.shapes.Shapes`. Sizes: the smallest and the largest of them. Ranges: their ends.
-            None: the example's size, if nothing resizes it.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. Sizes: the smallest and the largest of them. Ranges:
+            their ends. None: the example's size, if nothing resizes it.
     """
     resizes = hasattr(getattr(detector, "transform", None), "min_size")
     if isinstance(shapes, Mapping):

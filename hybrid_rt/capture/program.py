@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import exported, onnx_export, torchscript
-from .errors import CaptureError
-from .graph_digest import graph_digest
+from ..common.errors import CaptureError
+from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
+from ..common.structure import Flattened, Structure, map_tensors, structure_of
+from ..torchscript import jit
+from ..torchscript.graph_digest import graph_digest
+from . import onnx_export
+from . import torch_export as exported
 from .observe import Call, HeadOperators, Observation, observe, recording
 from .second_size import second_shapes, tiled
 from .segments import use_of
-from .specs import UNBOUNDED, TensorSpec, dtype_name
-from .structure import Flattened, Structure, map_tensors, structure_of
 
 Recorded = Mapping[str, Sequence[tuple[dict[str, Any], Any]]]
 """What one run showed: for each segment's name its calls, as (arguments by parameter name, result)."""
@@ -90,8 +92,8 @@ class Program:
         traced = []
         for member in self.members:
             examples = tuple(call.outputs[i] for i in member.sources) if member.sources else call.inputs
-            traced.append(torchscript.trace(member.flattened, examples, member.name))
-        return torchscript.chain(traced, len(self.inputs), [member.sources for member in self.members], self.counts)
+            traced.append(jit.trace(member.flattened, examples, member.name))
+        return jit.chain(traced, len(self.inputs), [member.sources for member in self.members], self.counts)
 
     @property
     def counts(self) -> list[int]:
@@ -111,7 +113,7 @@ class Program:
         return [
             operation
             for i, member in enumerate(self.members)
-            for operation in torchscript.operations_of(getattr(self.traced(), f"member_{i}"), member.name)
+            for operation in jit.operations_of(getattr(self.traced(), f"member_{i}"), member.name)
         ]
 
     def onnx(self) -> bytes:

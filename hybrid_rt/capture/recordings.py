@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import Recorded
 from .observe import HeadOperators, Observation, recording, watch
-from .samples import Sample
+from .probe_inputs import Sample
+from .program import Recorded
 from .segments import use_of
 from .shapes import Shapes, ranges_of
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .specs import UNBOUNDED
+from ..common.specs import UNBOUNDED
 
 _STRIDE = 32
 """Pixels: the whole strides of a usual backbone, as feature pyramids can't take every size."""

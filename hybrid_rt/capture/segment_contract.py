@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.specs import TensorSpec, dtype_name
+from ..common.structure import Structure, structure_of
 from .observe import arguments_of
 from .second_size import second_shapes, tiled
-from .specs import TensorSpec, dtype_name
-from .structure import Structure, structure_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import replace as replace_fields
 
 from torch import nn
 
-from .errors import CaptureError, OptionError
+from ..common.errors import CaptureError, OptionError
 from .observe import Observation, Use
 
 LEAST_SHARE = 0.01
@@ -101,7 +101,7 @@ def shares_of(
     Args:
         detector: the detector.
         observation: its run on the example.
-        findings: what submodules do that an engine can't (:class:`hybrid_rt.observe.Watch`).
+        findings: what submodules do that an engine can't (:class:`hybrid_rt.capture.observe.Watch`).
         names: the user's choice. None: the outermost submodules are chosen that have weights, take and return
             tensors, do only what an engine can repeat, and take at least :data:`LEAST_SHARE` of the time.
         fuse: also choose small submodules that are fed by chosen ones alone: in one engine they cost nothing.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import OptionError
-from .specs import UNBOUNDED
+from ..common.errors import OptionError
+from ..common.specs import UNBOUNDED
 
 Range = tuple[int, int]
 Shapes = Sequence[tuple[int, int]] | Mapping[str, Range]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .errors import CaptureError
-from .specs import UNBOUNDED, TensorSpec
+from ..common.errors import CaptureError
+from ..common.specs import UNBOUNDED, TensorSpec
 
 _OPERATORS = {
     ast.Add: "+",

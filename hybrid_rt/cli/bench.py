@@ -14,13 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import cli_suite, comparison
-from .callables import built
-from .coco import CocoDataset
-from .errors import OptionError
-from .files import check_writable, written_whole
-from .pictures import pictures_at
-from .swap import swap_backbone
+from ..bench import bundles as comparison
+from ..common.atomic_files import check_writable, written_whole
+from ..common.errors import OptionError
+from ..common.images import pictures_at
+from ..conversion.edit.swap import swap_backbone
+from ..verification.coco import CocoDataset
+from . import compare_detectors
+from .detectors import built
 
 
 def add_verb(verbs: Any) -> None:
@@ -38,7 +39,7 @@ def add_verb(verbs: Any) -> None:
         "--pictures",
         type=Path,
         required=True,
-        help=f"a picture, or a folder: its first {cli_suite.MAX_PICTURES} are timed",
+        help=f"a picture, or a folder: its first {compare_detectors.MAX_PICTURES} are timed",
     )
     verb.add_argument("--coco", type=Path, help="annotations of the pictures in the folder, for the mAP")
     verb.add_argument("--coco-limit", type=int, help="only the first so many annotated pictures")
@@ -51,7 +52,7 @@ def add_verb(verbs: Any) -> None:
         help="write the rows to this JSON file too; with --detector: a folder, for bench.json, bench.md and plots",
     )
     verb.add_argument("--plot", type=Path, help="draw latency against mAP: .png, .svg or .pdf")
-    cli_suite.add_arguments(verb)
+    compare_detectors.add_arguments(verb)
     verb.set_defaults(run=_bench)
 
 
@@ -63,7 +64,7 @@ def _bench(options: argparse.Namespace) -> int:
         for_models = {"--backbone": options.backbone, "--coco": options.coco, "--plot": options.plot}
         if given := [name for name, value in for_models.items() if value]:
             raise OptionError.make("cli", "bench --detector", expected="no option for MODELs", got=", ".join(given))
-        return cli_suite.run_suite(options)
+        return compare_detectors.run_suite(options)
     if options.plot is not None:
         comparison.check_plot(options.plot)
     if options.output is not None:
@@ -81,7 +82,11 @@ def _bench(options: argparse.Namespace) -> int:
             swap_backbone(options.models[0], built(text, "backbone"), path)
             bundles[text] = path
         rows = comparison.compare(
-            bundles, pictures[: cli_suite.MAX_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads
+            bundles,
+            pictures[: compare_detectors.MAX_PICTURES],
+            dataset=dataset,
+            repeat=options.repeat,
+            threads=options.threads,
         )
     listed = json.dumps([row.to_json() for row in rows], indent=1)
     if options.output is not None:

@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import bundle
-from .bank import add_variant, remove_variant
-from .callables import built
-from .contract import stride_of
-from .errors import OptionError
-from .extract import extract
-from .golden import describe
-from .packing import own_sizes
-from .specs import PRECISIONS, TensorSpec
-from .swap import swap_backbone
-from .variants import DEVICES
+from ..backends.selection import DEVICES
+from ..bundle import archive
+from ..bundle.blob_table import own_sizes
+from ..capture.segment_contract import stride_of
+from ..common.errors import OptionError
+from ..common.specs import PRECISIONS, TensorSpec
+from ..conversion.edit.swap import swap_backbone
+from ..conversion.edit.variants import add_variant, remove_variant
+from ..conversion.export.extract import extract
+from ..verification.golden import describe
+from .detectors import built
 
 _NOTHING_RUNS = 1
 
@@ -124,7 +124,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    manifest = bundle.inspect(options.model)
+    manifest = archive.inspect(options.model)
     if options.json:
         print(json.dumps(manifest, indent=1))
         return 0
@@ -220,7 +220,7 @@ def _listed(values: Mapping[str, str], separator: str = ", ") -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    checks = bundle.check(
+    checks = archive.check(
         options.model,
         options.device,
         backend=options.backend,

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import cache
+from ..backends.cache import store
 
 
 def add_verb(verbs: Any) -> None:
@@ -26,17 +26,17 @@ def add_verb(verbs: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    entries, bound = cache.entries(), cache.bound()
+    entries, bound = store.entries(), store.bound()
     total = sum(entry.size for entry in entries)
     if options.json:
         listed = [
             {**asdict(entry), "path": str(entry.path), "made": _iso(entry.made), "used": _iso(entry.used)}
             for entry in entries
         ]
-        print(json.dumps({"folder": str(cache.folder()), "bound": bound, "size": total, "entries": listed}, indent=1))
+        print(json.dumps({"folder": str(store.folder()), "bound": bound, "size": total, "entries": listed}, indent=1))
         return 0
     limit = f"of at most {bound / 1e6:.1f} MB" if bound else "and switched off (HYBRID_RT_CACHE_SIZE=0)"
-    print(f"{cache.folder()}: {_count(len(entries))}, {total / 1e6:.1f} MB {limit}")
+    print(f"{store.folder()}: {_count(len(entries))}, {total / 1e6:.1f} MB {limit}")
     if entries:
         table = Table()
         for heading in ("segment", "engine", "precision", "MB", "made", "last used"):
@@ -50,12 +50,12 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _clear(options: argparse.Namespace) -> int:
-    removed = cache.clear()
+    removed = store.clear()
     size = sum(entry.size for entry in removed)
     if options.json:
-        print(json.dumps({"folder": str(cache.folder()), "removed": len(removed), "size": size}, indent=1))
+        print(json.dumps({"folder": str(store.folder()), "removed": len(removed), "size": size}, indent=1))
     else:
-        print(f"{cache.folder()}: removed {_count(len(removed))}, {size / 1e6:.1f} MB")
+        print(f"{store.folder()}: removed {_count(len(removed))}, {size / 1e6:.1f} MB")
     return 0
 
 

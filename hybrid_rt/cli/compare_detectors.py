@@ -12,15 +12,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import registry
-from .callables import detector_named
-from .pictures import pictures_at
-from .steps import Steps
-from .suite import tables
-from .suite.cases import RUNTIMES, cases
-from .suite.results import run_all, to_json
-from .suite.run import Result, Subject
-from .variants import DEVICES, choose_variants
+from ..backends import registry
+from ..backends.selection import DEVICES, choose_variants
+from ..bench import tables
+from ..bench.cases import RUNTIMES, cases
+from ..bench.results import run_all, to_json
+from ..bench.run import Result, Subject
+from ..common.images import pictures_at
+from ..common.progress import Steps
+from .detectors import detector_named
 
 MAX_PICTURES = 4
 """Of a folder, for the latency: the rounds take them in turns."""

@@ -8,7 +8,7 @@ import sys
 
 from torch import nn
 
-from .errors import OptionError
+from ..common.errors import OptionError
 
 
 def built(text: str, what: str) -> nn.Module:

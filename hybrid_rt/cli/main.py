@@ -13,18 +13,21 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _native, cli_bench, cli_bundle, cli_cache, cli_package, cli_triton, registry
-from .callables import detector_named
-from .coco import CocoDataset
-from .convert import convert
-from .errors import HybridRTError, OptionError
-from .golden import GoldenCheck, verify_golden
-from .head import HEADS
-from .json_values import finite
-from .pictures import pictures_at
-from .programs import find_program, program
-from .specs import PRECISIONS
-from .variants import FASTEST
+from .. import _native
+from ..backends import registry
+from ..backends.selection import FASTEST
+from ..common.errors import HybridRTError, OptionError
+from ..common.executables import find_program, program
+from ..common.images import pictures_at
+from ..common.json_values import finite
+from ..common.specs import PRECISIONS
+from ..common.version import __version__
+from ..conversion.assemble.head import HEADS
+from ..conversion.convert import convert
+from ..verification.coco import CocoDataset
+from ..verification.golden import GoldenCheck, verify_golden
+from . import bench, bundle, cache, package, triton
+from .detectors import detector_named
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -79,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: auto)",
     )
     verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
-    cli_bundle.add_compiler_arguments(verb)
+    bundle.add_compiler_arguments(verb)
     verb.add_argument("--calibrate", type=Path, metavar="FOLDER", help="pictures that int8 is calibrated on")
     verb.add_argument(
         "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
@@ -117,11 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_doctor)
 
-    cli_bundle.add_verbs(verbs)
-    cli_bench.add_verb(verbs)
-    cli_cache.add_verb(verbs)
-    cli_triton.add_verb(verbs)
-    cli_package.add_verb(verbs)
+    bundle.add_verbs(verbs)
+    bench.add_verb(verbs)
+    cache.add_verb(verbs)
+    triton.add_verb(verbs)
+    package.add_verb(verbs)
     return parser
 
 
@@ -147,7 +150,7 @@ def _convert(options: argparse.Namespace) -> int:
         engine=options.engine if options.engine in ("auto", FASTEST) else options.engine.split(","),
         precision=options.precision,
         device=options.device,
-        options=cli_bundle.compiler_options(options.option),
+        options=bundle.compiler_options(options.option),
         calibration_data=[([picture],) for picture in pictures_at(options.calibrate)] if options.calibrate else (),
         shapes=_sizes(options.sizes),
         fallback=not options.no_fallback,

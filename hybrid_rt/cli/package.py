@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .package import Package, package
+from ..conversion.export.package import Package, package
 
 
 def add_verb(verbs: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .pictures import read_picture
-from .triton import INPUTS, export_triton, library
+from ..common.images import read_picture
+from ..conversion.export.triton import INPUTS, export_triton, library
 
 
 def add_verb(verbs: Any) -> None:

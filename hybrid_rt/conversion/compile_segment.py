@@ -11,20 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _native, registry
-from .capture import Program, Ranges, capture_alone
-from .engine_module import EngineModule, engine_module, prepare
-from .errors import BackendError, CaptureError, HybridRTError, OptionError
-from .module_checks import Alone, check_module, check_repeatable
-from .observe import arguments_of
-from .second_size import second_shapes, tiled
-from .shapes import Shapes, check_shapes, ranges_of
-from .specs import PRECISIONS, Artifact
-from .steps import Steps
-from .structure import structure_of
-from .variant_runs import fastest_first, require_same_outputs
-from .variants import FASTEST, Options, Wanted, check_calibration, check_device, choose_variants, engines_for, settle
-from .verify import Thresholds, thresholds_of
+from .. import _native
+from ..backends import registry
+from ..backends.selection import (
+    FASTEST,
+    Options,
+    Wanted,
+    check_calibration,
+    check_device,
+    choose_variants,
+    engines_for,
+    settle,
+)
+from ..capture.observe import arguments_of
+from ..capture.program import Program, Ranges, capture_alone
+from ..capture.second_size import second_shapes, tiled
+from ..capture.shapes import Shapes, check_shapes, ranges_of
+from ..common.errors import BackendError, CaptureError, HybridRTError, OptionError
+from ..common.progress import Steps
+from ..common.specs import PRECISIONS, Artifact
+from ..common.structure import structure_of
+from ..verification.verify import Thresholds, thresholds_of
+from .assemble.engine_module import EngineModule, engine_module, prepare
+from .assemble.module_checks import Alone, check_module, check_repeatable
+from .assemble.variant_trials import fastest_first, require_same_outputs
 
 _SCOPE = "compile_segment"
 

@@ -12,31 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import bundle, coco
-from . import golden as golden_sample
-from .capture import Program, capture, flows_straight, record_runs
-from .coco import CocoDataset
-from .engine_module import make_engine, prepare
-from .errors import BackendError, CaptureError, HybridRTError, OptionError
-from .files import check_writable
-from .head import HEADS, OnDevice, frozen_head
-from .measure_hybrid import measure_hybrid
-from .module_checks import check_module
-from .observe import observe
-from .packing import Packed, pack
-from .recordings import ranges_on, recorded, watched
-from .report import ConversionReport, report_path
-from .report_data import SegmentReport
-from .report_pictures import PictureSamples
-from .report_terminal import shares_table
-from .samples import samples_of
-from .segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of
-from .shapes import Shapes, check_shapes
-from .specs import PRECISIONS, Artifact, ArtifactSpec
-from .steps import Steps
-from .variant_runs import add_variants, compare_variants, fastest_first
-from .variants import FASTEST, Options, check_calibration, choose_variants, settle
-from .verify import (
+from ..backends.selection import FASTEST, Options, check_calibration, choose_variants, settle
+from ..bundle import archive
+from ..bundle.blob_table import Packed, pack
+from ..capture.observe import observe
+from ..capture.probe_inputs import samples_of
+from ..capture.program import Program, capture, flows_straight, record_runs
+from ..capture.recordings import ranges_on, recorded, watched
+from ..capture.segments import ENGINE_SPEEDUP, group, named, possible, predicted_gain, shares_of
+from ..capture.shapes import Shapes, check_shapes
+from ..common.atomic_files import check_writable
+from ..common.errors import BackendError, CaptureError, HybridRTError, OptionError
+from ..common.progress import Steps
+from ..common.specs import PRECISIONS, Artifact, ArtifactSpec
+from ..verification import coco
+from ..verification import golden as golden_sample
+from ..verification.coco import CocoDataset
+from ..verification.verify import (
     TensorError,
     Thresholds,
     Verification,
@@ -45,6 +37,15 @@ from .verify import (
     require,
     thresholds_of,
 )
+from .assemble.engine_module import make_engine, prepare
+from .assemble.head import HEADS, OnDevice, frozen_head
+from .assemble.module_checks import check_module
+from .assemble.variant_trials import add_variants, compare_variants, fastest_first
+from .report.data import SegmentReport
+from .report.images import PictureSamples
+from .report.measurement import measure_hybrid
+from .report.report import ConversionReport, report_path
+from .report.terminal import shares_table
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def convert(
     result.golden = golden_sample.describe(described)
     with steps.step("save"):
         manifest = {**_manifest(detector, programs, packed, operators, verification), "golden": described}
-        bundle.save(frozen, path, manifest, record_bytes)
+        archive.save(frozen, path, manifest, record_bytes)
     result.file_size = path.stat().st_size
     if measure:
         with steps.step("measure"):
@@ -341,7 +342,7 @@ def _manifest(
     operators: list[str],
     verification: Verification | None,
 ) -> dict[str, Any]:
-    from . import __version__
+    from ..common.version import __version__
 
     return {
         "versions": {"hybrid_rt": __version__, "torch": torch.__version__},

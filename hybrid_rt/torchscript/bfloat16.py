@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import torchscript
-from .generated import generated_class
+from . import jit
+from .generated_module import generated_class
 
 _FLOAT32, _BFLOAT16 = 6, 15
 """c10::ScalarType, as it stands in a graph."""
@@ -53,9 +53,9 @@ def lowered(module: torch.jit.ScriptModule, inputs: Sequence[str], outputs: Sequ
         inputs: their dtypes, "float32".
         outputs: likewise.
     """
-    frozen = torchscript.freeze(module)
+    frozen = jit.freeze(module)
     weights: set[int] = set()  # values, by torch's number
-    for node in list(torchscript.nodes_of(frozen.graph)):
+    for node in list(jit.nodes_of(frozen.graph)):
         if node.kind() == "prim::Constant":
             if _lower_constant(node):
                 weights.add(node.output().unique())
@@ -77,8 +77,8 @@ def lowered(module: torch.jit.ScriptModule, inputs: Sequence[str], outputs: Sequ
         ),
     )
     wrapper = generated_class(source, "Lowered", {"nn": nn, "torch": torch})()
-    wrapper.add_module("inside", torchscript.submodule(frozen))
-    return torchscript.script(wrapper.eval())
+    wrapper.add_module("inside", jit.submodule(frozen))
+    return jit.script(wrapper.eval())
 
 
 def _lower_constant(node: Any) -> bool:

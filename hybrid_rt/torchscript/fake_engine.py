@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .errors import InputError
-from .specs import UNBOUNDED
+from ..common.errors import InputError
+from ..common.specs import UNBOUNDED
 
 
 @torch._library.register_fake_class("hybrid_rt::Engine")

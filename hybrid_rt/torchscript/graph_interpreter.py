@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import torchscript
-from .errors import CaptureError
+from ..common.errors import CaptureError
+from . import jit
 
 _ARITHMETIC = {
     "aten::add": lambda a, b, alpha=1: a + alpha * b,
@@ -41,7 +41,7 @@ class ScriptGraph(nn.Module):
         """
         super().__init__()
         self.script = script
-        self._graph = torchscript.freeze(script).graph
+        self._graph = jit.freeze(script).graph
         for i, node in enumerate(self._graph.nodes()):
             if list(node.blocks()):
                 raise CaptureError.make(

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _native
-from .errors import CaptureError
-from .generated import generated_class
+from .. import _native
+from ..common.errors import CaptureError
+from .generated_module import generated_class
 
 HEAD_OPERATORS = {
     "torchvision::nms": """
@@ -232,7 +232,7 @@ def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, 
     """Of a traced module's operations, in their order: what is called, the submodule that calls it, the line.
 
     Args:
-        module: traced from a :class:`hybrid_rt.structure.Flattened`, whose submodule is ``module``.
+        module: traced from a :class:`hybrid_rt.common.structure.Flattened`, whose submodule is ``module``.
         name: that submodule's own dotted path, which replaces the recorded one.
     """
     found = []

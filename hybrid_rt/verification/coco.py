@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.errors import OptionError
+from ..common.images import read_picture
 from .boxes import detections_of
-from .errors import OptionError
-from .pictures import read_picture
 
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 

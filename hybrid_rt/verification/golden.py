@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, bundle
+from .. import _native
+from ..bundle import archive
+from ..common.errors import BundleError, CaptureError
+from ..common.structure import map_tensors, structure_of
 from .boxes import detections_of
-from .errors import BundleError, CaptureError
-from .structure import map_tensors, structure_of
 from .thresholds import Thresholds
 from .verify import Verification, compare_results
 
-RECORD = bundle.GOLDEN_RECORD
+RECORD = archive.GOLDEN_RECORD
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 
@@ -207,7 +208,7 @@ def read(path: str | os.PathLike[str]) -> GoldenSample:
         BundleError: no bundle, one without a golden sample, or an altered one.
     """
     name = os.fspath(path)
-    description = bundle.inspect(path).get("golden")
+    description = archive.inspect(path).get("golden")
     if description is None or "absent" in description:
         raise BundleError.make(
             "bundle",
@@ -292,10 +293,10 @@ def verify_golden(
         OptionError: a device that does not exist.
     """
     golden = read(path)
-    module = bundle.load(path, device, backend=backend, threads=threads)
+    module = archive.load(path, device, backend=backend, threads=threads)
     limits = thresholds or golden.thresholds
     verification = Verification(golden.precision)
     with torch.no_grad():
         found = module(*map_tensors(golden.inputs, lambda tensor: tensor.to(device)))
     compare_results(verification, golden.expected, map_tensors(found, Tensor.cpu), limits, "golden sample")
-    return GoldenCheck(verification, bundle.engines(module), limits, golden.compared)
+    return GoldenCheck(verification, archive.engines(module), limits, golden.compared)

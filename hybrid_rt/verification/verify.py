@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle, coco
+from ..bundle import archive
+from ..common.errors import VerificationError
+from ..common.structure import map_tensors, structure_of
+from . import coco
 from .boxes import BoxMatch, box_iou, compare_detections, detections_of, differences, match_boxes
 from .coco import CocoDataset, DatasetComparison, Truth
-from .errors import VerificationError
-from .structure import map_tensors, structure_of
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
 __all__ = [
@@ -208,7 +209,7 @@ def verify(
         OptionError: a data set that can't be used; the text says why.
     """
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
-    hybrid = bundle.load(path, emulate_precision=True)
+    hybrid = archive.load(path, emulate_precision=True)
     verification = compare_modules(
         detector,
         hybrid,

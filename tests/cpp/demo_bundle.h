@@ -8,6 +8,6 @@
 /// The demo detector's bundle, which HYBRID_RT_TEST_BUNDLE names.
 inline std::string bundle() {
   const char* path = std::getenv("HYBRID_RT_TEST_BUNDLE");
-  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/make_test_bundle.py makes one");
+  REQUIRE_MESSAGE(path != nullptr, "HYBRID_RT_TEST_BUNDLE names no bundle; tools/dev/make_test_bundle.py makes one");
   return path;
 }

@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "hybrid_rt/backend.h"
+#include "hybrid_rt/plugin/backend.h"
 
 // A backend that does what the artifact's requirements say: {"refuse": reason}, {"fail": message}, {"throw": message},
 // {"fail_to_run": message}.

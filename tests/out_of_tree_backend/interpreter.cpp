@@ -1,5 +1,5 @@
-#include <hybrid_rt/backend.h>
 #include <hybrid_rt/log.h>
+#include <hybrid_rt/plugin/backend.h>
 #include <torch/script.h>
 
 #include <sstream>

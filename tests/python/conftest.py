@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # After site-packages: the installed hybrid_rt is what is tested, `models` is found in the checkout.
-ROOT = Path(__file__).parents[2]
+from helpers.paths import ROOT
+
 sys.path.append(str(ROOT))
 
-from strangers import DOWNSTREAM, build_project
-
 import hybrid_rt
-from hybrid_rt.pictures import read_picture
+from helpers.external_projects import DOWNSTREAM, build_project
+from hybrid_rt.common.images import read_picture
 from models import digits_detector
 
 
@@ -39,7 +39,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _short_measurements() -> Iterator[None]:
     """One round: nobody reads the figures of a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid_rt.measure_hybrid._EAGER_SECONDS", 0.0)
+        patch.setattr("hybrid_rt.conversion.report.measurement._EAGER_SECONDS", 0.0)
         yield
 
 
@@ -80,7 +80,7 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright  # not where gpu_check runs its tests
 
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program is not None, "install the packages of tools/debian-packages-tests.txt"
+    assert program is not None, "install the packages of tools/debian/tests.txt"
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
 

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pages
 import pytest
 import torchvision
-from conftest import ROOT
 from PIL import Image
-from strangers import configure, succeed
 from torch import nn
 
 import hybrid_rt
+from helpers import docs_pages as pages
+from helpers.external_projects import configure, succeed
+from helpers.paths import ROOT
 from hybrid_rt.cli import main
 
 BLOCKS = [block for page in pages.pages() for block in pages.blocks(page)]

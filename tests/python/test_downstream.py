@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from strangers import DOWNSTREAM, OUT_OF_TREE, build_project, configure, picture_arguments, run, succeed
 from torch import Tensor
 
 import hybrid_rt
-from hybrid_rt import registry
+from helpers.external_projects import DOWNSTREAM, OUT_OF_TREE, build_project, configure, picture_arguments, run, succeed
+from hybrid_rt.backends import registry
 
 PROGRAMS = OUT_OF_TREE / "programs"
 
@@ -145,7 +145,7 @@ def test_an_installed_backend_is_listed(listed: dict[str, dict[str, Any]]) -> No
 def test_an_installed_backend_keeps_the_contract(out_of_tree: Path) -> None:
     printed = succeed(
         sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "interpreter",
-        Path(__file__).with_name("test_backend_contract.py"), PYTHONPATH=str(out_of_tree),
+        Path(__file__).parent / "backends" / "test_contract.py", PYTHONPATH=str(out_of_tree),
     )  # fmt: skip
     summary = printed.strip().splitlines()[-1]
     assert "passed" in summary
@@ -189,7 +189,7 @@ def test_a_plugin_that_is_wrong_is_listed_with_the_reason(
     assert not info["available"]
     plugin = out_of_tree / "faulty" / f"libhybrid_rt_{fault}.so"
     assert info["run_reason"].startswith(f"hybrid_rt[{fault}]: plug-in: expected a usable {plugin}, got ")
-    header = (Path(hybrid_rt.__file__).parent / "include" / "hybrid_rt" / "backend.h").read_text()
+    header = (Path(hybrid_rt._native.__file__).parent / "include" / "hybrid_rt" / "plugin" / "backend.h").read_text()
     interface = int(re.search(r"kPluginAbiVersion = (\d+)", header)[1])
     expected = UNUSABLE[fault].format(
         torch=".".join(torch.__version__.split(".")[:2]), interface=interface, next=interface + 1

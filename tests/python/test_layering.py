@@ -11,75 +11,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "python" / "hybrid_rt"
-CPP = ROOT / "cpp"
+from helpers.paths import ROOT
 
-# A module imports only modules of lower layers. A new module needs a place here.
-LAYERS = [
-    {"_native"},
-    {"errors"},
-    {
-        "specs",
-        "files",
-        "pictures",
-        "thresholds",
-        "callables",
-        "steps",
-        "cache_folder",
-        "json_values",
-        "programs",
-        "shared_libraries",
-    },
-    {
-        "structure",
-        "generated",
-        "graph_digest",
-        "exported",
-        "artifact_file",
-        "packing",
-        "_fake",
-        "exact_transform",
-        "boxes",
-    },
-    {"torchscript"},
-    {"script_graph", "bfloat16"},
-    {"observe", "onnx_export"},
-    {
-        "backends.base",
-        "backends.aot_inductor_cuda",
-        "backends.tensorrt_options",
-        "backends.tensorrt_precision",
-        "backends.tvm_tuning",
-    },
-    {"backends.tensorrt_builder"},
-    {"backends.tensorrt_torch2trt"},
-    {"backends"},  # the folder: each backend in it
-    {"registry"},
-    {"segments", "shapes", "second_size"},
-    {"capture", "samples", "contract"},
-    {"engine_module", "cache", "recordings"},
-    {"bundle", "coco"},
-    {"verify", "measure"},
-    {"golden", "variants", "module_checks", "variant_runs", "comparison", "head", "measure_hybrid", "report_pictures"},
-    {"report_data"},
-    {"report_terminal"},
-    {"report_html"},
-    {"report"},
-    {"stored"},
-    {"convert", "swap", "bank", "compile_segment", "extract", "triton", "cli_cache"},
-    {"package_contents"},
-    {"package"},
-    {"suite.cases", "suite.lines", "suite.whole_graph"},
-    {"suite.workers", "suite.prepare", "suite.worker"},
-    {"suite.run"},
-    {"suite.tables"},
-    {"suite.results"},
-    {"cli_suite"},
-    {"cli_bundle", "cli_bench", "cli_package", "cli_triton"},
-    {"cli"},
-]
-LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
+PACKAGE = ROOT / "hybrid_rt"
+CPP = ROOT / "cpp"
 
 # What a backend brings; torch, torchvision, numpy, PIL and rich are the package's own requirements.
 VENDORS = {
@@ -98,10 +33,6 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
-
-
-def layer_of(module: str) -> int:
-    return LAYER[module] if module in LAYER else LAYER[module.split(".")[0]]
 
 
 def nodes(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
@@ -131,44 +62,29 @@ def imports(path: Path, *, inside_functions: bool) -> Iterator[str]:
                 yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def known_module(imported: str) -> str | None:
-    """``hybrid_rt.backends.base`` -> ``backends.base``; None for names of the package itself (``__version__``)."""
-    inner = imported.removeprefix("hybrid_rt").removeprefix(".")
-    return inner if inner in MODULES or inner in LAYER else None
-
-
 def test_the_source_is_found() -> None:
-    assert {"convert", "backends.base", "cli"} <= set(MODULES)
+    assert {"conversion.convert", "backends.base", "cli.main"} <= set(MODULES)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_module_imports_only_lower_layers(module: str) -> None:
-    assert module in LAYER or module.split(".")[0] in LAYER, f"give {module} a place in LAYERS"
-    allowed = layer_of(module)
-    for imported in imports(MODULES[module], inside_functions=True):
-        if imported.split(".")[0] != "hybrid_rt":
-            continue
-        other = known_module(imported)
-        if other is not None:
-            assert layer_of(other) < allowed, f"{module} (layer {allowed}) imports {other} (layer {layer_of(other)})"
+SHARED = {"base", "cache", "registry", "selection"}
+"""What lies in backends/ and is none."""
 
 
 def test_backends_do_not_know_each_other() -> None:
-    """Nor what lies beside another one: a helper begins with its backend's name."""
-    files = {module for module in MODULES if module.startswith("backends.")} - {"backends.base"}
-    backends = {module for module in files if layer_of(module) == LAYER["backends"]}
-    assert len(backends) >= 2
-    for module in backends:
-        used = {known_module(name) for name in imports(MODULES[module], inside_functions=True)} & files
-        assert all(name.startswith(f"{module}_") for name in used), module
-    assert {name.rpartition("_")[0] for name in files - backends} <= backends
+    of = {module: module.split(".")[1] for module in MODULES if module.startswith("backends.")}
+    backends = set(of.values()) - SHARED
+    assert len(backends) >= 6
+    for module, backend in of.items():
+        imported = {name.removeprefix("hybrid_rt.") for name in imports(MODULES[module], inside_functions=True)}
+        known = {name.split(".")[1] for name in imported if name.startswith("backends.")}
+        assert not known & (backends - {backend}), module
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_vendors_are_imported_inside_functions_of_their_backend_or_peer(module: str) -> None:
     at_the_top = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=False)}
     assert not at_the_top & VENDORS
-    if not module.startswith("backends.") and module != "suite.whole_graph":  # peers, by the vendors' own interfaces
+    if not module.startswith("backends.") and module != "bench.whole_graph":  # peers, by the vendors' own interfaces
         anywhere = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=True)}
         assert not anywhere & VENDORS
 
@@ -201,7 +117,7 @@ def imports_of(node: ast.Import | ast.ImportFrom) -> set[str]:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_torch_jit_is_called_in_one_file(module: str) -> None:
     used = jit_uses(MODULES[module])
-    if module == "torchscript":
+    if module == "torchscript.jit":
         assert {"torch.jit.trace", "torch.jit.script", "torch.jit.freeze", "torch.jit.load"} <= used
     else:
         assert used <= {"torch.jit.ScriptModule"}  # a type, for annotations and isinstance
@@ -217,17 +133,32 @@ def sources(folder: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("path", sources(CPP / "src") + sources(CPP / "include"), ids=lambda path: path.name)
+CUDA = CPP / "src" / "operators" / "cuda"
+LIBRARY = [path for path in sources(CPP / "src") if CUDA not in path.parents]
+
+# A folder of cpp/src includes only those before it.
+FOLDERS = ["common", "spec", "bundle", "engine", "operators", "torchscript", "verify", "service"]
+
+
+def test_the_folders_of_the_library_are_layers() -> None:
+    assert sorted(path.name for path in (CPP / "src").iterdir()) == sorted(FOLDERS)
+    for path in sources(CPP / "src"):
+        folder = path.relative_to(CPP / "src").parts[0]
+        used = {name.split("/")[0] for name in includes(path)} & set(FOLDERS)
+        assert used <= set(FOLDERS[: FOLDERS.index(folder) + 1]), path
+
+
+@pytest.mark.parametrize("path", LIBRARY + sources(CPP / "include"), ids=lambda path: path.name)
 def test_the_library_includes_neither_vendors_nor_python(path: Path) -> None:
     assert [name for name in includes(path) if VENDOR_HEADER.search(name)] == []
 
 
-@pytest.mark.parametrize("path", sources(CPP / "src"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
 def test_the_library_does_not_know_its_backends_or_programs(path: Path) -> None:
     assert [name for name in includes(path) if "backends/" in name or "apps/" in name] == []
 
 
-@pytest.mark.parametrize("name", ["error.h", "specs.h", "engine.h", "backend.h", "log.h"])
+@pytest.mark.parametrize("name", ["error.h", "specs.h", "engine.h", "plugin/backend.h", "log.h"])
 def test_contracts_are_free_of_torchscript(name: str) -> None:
     seen: set[str] = set()
     waiting = [f"hybrid_rt/{name}"]
@@ -246,8 +177,10 @@ BACKEND_FOLDERS = sorted(path for path in (CPP / "backends").iterdir() if path.i
 def test_a_backend_knows_the_contracts_itself_and_its_vendor(folder: Path) -> None:
     own = {path.relative_to(folder).as_posix() for path in sources(folder)}
     others = {path.name for path in BACKEND_FOLDERS} - {folder.name}
-    public = {path.name for path in (CPP / "include" / "hybrid_rt").iterdir()} - {"bundle.h", "hybrid_rt.h", "verify.h"}
-    internal = {path.name for path in (CPP / "src").glob("*.h")} - own
+    headers = CPP / "include" / "hybrid_rt"
+    public = {path.relative_to(headers).as_posix() for path in headers.rglob("*.h")}
+    public -= {"bundle.h", "hybrid_rt.h", "verify.h"}
+    internal = {path.name for path in (CPP / "src").rglob("*.h")} - own
     for path in sources(folder):
         for name in includes(path):
             assert name.split("/")[0] not in others, f"{path.name} includes {name} of another backend"
@@ -258,18 +191,18 @@ def test_a_backend_knows_the_contracts_itself_and_its_vendor(folder: Path) -> No
 
 
 def test_only_the_cuda_operators_and_backends_include_cuda() -> None:
-    users = {path.relative_to(CPP).parts[0] for path in sources(CPP) if any(map(CUDA_HEADER.search, includes(path)))}
-    assert users - {"backends"} == {"cuda"}
+    users = {path.parent for path in sources(CPP) if any(map(CUDA_HEADER.search, includes(path)))}
+    assert {path for path in users if CPP / "backends" not in path.parents} == {CUDA}
 
 
-@pytest.mark.parametrize("path", sources(CPP / "cuda"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sources(CUDA), ids=lambda path: path.name)
 def test_the_cuda_operators_know_the_library_and_cuda_only(path: Path) -> None:
     vendors = [name for name in includes(path) if VENDOR_HEADER.search(name)]
     assert [name for name in vendors if not CUDA_HEADER.search(name)] == []
     assert [name for name in includes(path) if "backends/" in name or "apps/" in name or ".." in name] == []
 
 
-@pytest.mark.parametrize("path", sorted((CPP / "cuda").glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CUDA.glob("*.cu")), ids=lambda path: path.name)
 def test_what_nvcc_compiles_is_free_of_torch(path: Path) -> None:
     seen: set[Path] = set()
     waiting = [path]
@@ -277,9 +210,9 @@ def test_what_nvcc_compiles_is_free_of_torch(path: Path) -> None:
         source = waiting.pop()
         seen.add(source)
         assert [name for name in includes(source) if re.match(r"(torch|ATen|c10)/", name)] == [], source.name
-        found = [folder / name for name in includes(source) for folder in (CPP / "cuda", CPP / "src", CPP / "include")]
+        found = [folder / name for name in includes(source) for folder in (CUDA, CPP / "src", CPP / "include")]
         waiting += [other for other in found if other.exists() and other not in seen]
-    assert CPP / "cuda" / "kernels.h" in seen
+    assert CUDA / "kernels.h" in seen
 
 
 def test_only_the_python_module_includes_python() -> None:
@@ -293,7 +226,7 @@ def test_operators_are_registered_in_one_file() -> None:
     assert [path.name for path in sources(CPP) if pattern.search(path.read_text())] == ["register.cpp"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").rglob("*.py")), ids=lambda path: path.name)
 def test_the_names_that_tools_import_exist(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "hybrid_rt":

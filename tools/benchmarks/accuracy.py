@@ -7,7 +7,6 @@ instructions OpenVINO emulates the rounding, which is slow but right.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,11 +15,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 
 import hybrid_rt
-from hybrid_rt.suite import whole_graph
+from hybrid_rt.bench import whole_graph
 from models import digits_data, digits_detector
 
 

@@ -355,7 +355,7 @@ def time_engine(engine: Engine, rounds: int, warm_up: int = WARM_UP) -> list[flo
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Nearest rank, as hybrid_rt.measure has it."""
+    """Nearest rank, as hybrid_rt.common.latency has it."""
     ordered = sorted(values)
     return ordered[max(1, -(-len(ordered) * percent // 100)) - 1]
 

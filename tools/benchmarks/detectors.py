@@ -8,20 +8,18 @@ a detector of yours.
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 
-from hybrid_rt import registry
-from hybrid_rt.cli_suite import show
-from hybrid_rt.steps import Steps
-from hybrid_rt.suite.cases import RUNTIMES, cases
-from hybrid_rt.suite.results import run_all
-from hybrid_rt.suite.run import Subject
-from hybrid_rt.variants import DEVICES
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.selection import DEVICES
+from hybrid_rt.bench.cases import RUNTIMES, cases
+from hybrid_rt.bench.results import run_all
+from hybrid_rt.bench.run import Subject
+from hybrid_rt.cli.compare_detectors import show
+from hybrid_rt.common.progress import Steps
 from models import digits_data, digits_detector, torchvision_detectors
 
 DEMO = "demo"

@@ -6,15 +6,16 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import native
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from hybrid_rt import registry, torchscript
-from hybrid_rt.capture import Program, capture_alone
-from hybrid_rt.engine_module import engine_module
-from hybrid_rt.specs import Artifact, ArtifactSpec, blob_from_bytes
+from hybrid_rt.backends import registry
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.common.specs import Artifact, ArtifactSpec, blob_from_bytes
+from hybrid_rt.conversion.assemble.engine_module import engine_module
+from hybrid_rt.torchscript import jit
+from tools.benchmarks import native
 
 
 class _Scriptable(nn.Module):
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    torchscript.save(torchscript.script(module.eval()), path)
+    jit.save(jit.script(module.eval()), path)
 
 
 if __name__ == "__main__":

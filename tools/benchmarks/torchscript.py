@@ -23,11 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 
-from hybrid_rt.measure import percentile
-from hybrid_rt.pictures import read_picture
+from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.latency import percentile
 from models import digits_detector, torchvision_detectors
 
 FIRST_CALLS = 3

@@ -1,13 +1,12 @@
-"""Writes the demo detector's bundle for the C++ tests: tools/make_test_bundle.py OUTPUT."""
+"""Writes the demo detector's bundle for the C++ tests: tools/dev/make_test_bundle.py OUTPUT."""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 
 import hybrid_rt
-from hybrid_rt.pictures import read_picture
+from hybrid_rt.common.images import read_picture
 from models import digits_detector
 
 picture = sorted((ROOT / "models" / "held_out").glob("*.png"))[0]

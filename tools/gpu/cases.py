@@ -20,11 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpu_check_report import FAILED, NOT_RUN, PASSED, Row
-from gpu_check_run import REFUSAL, Case, Writer
+from tools.gpu.report import FAILED, NOT_RUN, PASSED, Row
+from tools.gpu.runner import REFUSAL, Case, Writer
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 
 GRAPHS = "HYBRID_RT_TENSORRT_CUDA_GRAPHS"
 _PACKAGES = (
@@ -93,7 +92,7 @@ def _driver() -> str:
 
 def doctor(writer: Writer) -> None:
     """``hybrid-rt doctor``, and of the GPU's backends what it says."""
-    command = [sys.executable, "-c", "from hybrid_rt.cli import main; raise SystemExit(main(['doctor']))"]
+    command = [sys.executable, "-c", "from hybrid_rt.cli.main import main; raise SystemExit(main(['doctor']))"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     writer.data(doctor=done.stdout + done.stderr)
     if done.returncode:
@@ -107,7 +106,7 @@ def doctor(writer: Writer) -> None:
 def python_tests(writer: Writer, name: str, select: str, engine: str) -> None:
     """The tests of a file that need a GPU; counted from pytest's own lines, so that a hang keeps those before."""
     command = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
-    command += [f"tests/python/test_{name}.py", "-k", select]
+    command += [f"tests/python/{name}.py", "-k", select]
     count = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
     failures: list[str] = []
     last = ""
@@ -144,7 +143,7 @@ def cpp_tests(writer: Writer) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         bundle = Path(folder) / "digits.pt"
-        make = [sys.executable, str(ROOT / "tools" / "make_test_bundle.py"), str(bundle)]
+        make = [sys.executable, "-m", "tools.dev.make_test_bundle", str(bundle)]
         made = subprocess.run(make, capture_output=True, text=True, check=False)
         # Without OpenVINO there is no bundle; the tests of the others need none.
         left_out = [] if made.returncode == 0 else ["--source-file-exclude=*test_bundle*"]
@@ -160,7 +159,7 @@ def _on_gpu(function: str, **arguments: Any) -> Callable[[Writer], None]:
     """A function of gpu_check_engines, which imports torch and hybrid_rt: the parent process shall have neither."""
 
     def run(writer: Writer) -> None:
-        getattr(importlib.import_module("gpu_check_engines"), function)(writer, **arguments)
+        getattr(importlib.import_module("tools.gpu.engines"), function)(writer, **arguments)
 
     return run
 
@@ -179,11 +178,19 @@ for _target in ("current", "capability", "default"):
     _library = "tensorrt_rtx"
     _add(f"TensorRT-RTX for {_target}", _on_gpu("build_engine", library=_library, target=_target), 90, _library)
 _add("TensorRT", _on_gpu("build_engine", library="tensorrt", target="current"), 120, "tensorrt_full")
-_add("tests: tensorrt", partial(python_tests, name="backend_tensorrt_cuda", select="on_a_gpu", engine="tensorrt"), 120)
+_add(
+    "tests: tensorrt",
+    partial(python_tests, name="backends/test_tensorrt_cuda", select="on_a_gpu", engine="tensorrt"),
+    120,
+)
 _add("R50-FPN backbone, torch", _on_gpu("backbone", name="r50", engine="torch"), 60, "torch")
 _add("R50-FPN backbone, tensorrt", _on_gpu("backbone", name="r50", engine="tensorrt"), 120, "tensorrt")
 _add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt")
-_add("tests: head operators", partial(python_tests, name="head_operators", select="cuda", engine="operators"), 120)
+_add(
+    "tests: head operators",
+    partial(python_tests, name="operators/test_head_operators", select="cuda", engine="operators"),
+    120,
+)
 _add("end to end, demo, tensorrt", _on_gpu("end_to_end", name="demo", engines=["tensorrt"]), 120, "tensorrt")
 _add("R50-FPN backbone, aot_inductor", _on_gpu("backbone", name="r50", engine="aot_inductor"), 180, "aot_inductor")
 for _mode in ("copy", "static"):
@@ -191,7 +198,7 @@ for _mode in ("copy", "static"):
 _add("demo mAP", _on_gpu("accuracy"), 90)
 _add(
     "tests: aot_inductor",
-    partial(python_tests, name="backend_aot_inductor_cuda", select="test_cuda", engine="aot_inductor"),
+    partial(python_tests, name="backends/test_aot_inductor_cuda", select="test_cuda", engine="aot_inductor"),
     180,
 )
 _add("end to end, R50-FPN, tensorrt", _on_gpu("end_to_end", name="r50", engines=["tensorrt"]), 150, "tensorrt")

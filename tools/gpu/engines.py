@@ -16,20 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_check_measure as measure
 import torch
-from gpu_check_report import BUILT, FAILED, MEASURED, NOT_RUN, PASSED, Row
-from gpu_check_run import Writer
 
 import hybrid_rt
-from hybrid_rt import programs, registry
-from hybrid_rt.capture import capture_alone
-from hybrid_rt.engine_module import engine_module
-from hybrid_rt.errors import HybridRTError
-from hybrid_rt.suite.cases import cases
-from hybrid_rt.suite.results import run_all
+from hybrid_rt.backends import registry
+from hybrid_rt.bench.cases import cases
+from hybrid_rt.bench.results import run_all
+from hybrid_rt.capture.program import capture_alone
+from hybrid_rt.common import executables
+from hybrid_rt.common.errors import HybridRTError
+from hybrid_rt.conversion.assemble.engine_module import engine_module
+from tools.gpu import measure
+from tools.gpu.report import BUILT, FAILED, MEASURED, NOT_RUN, PASSED, Row
+from tools.gpu.runner import Writer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TITLES = {"demo": "demo backbone", "r50": "R50-FPN backbone"}
 DETECTORS = {"demo": "demo", "r50": "fasterrcnn_resnet50_fpn"}
 ENGINES = ("tensorrt", "aot_inductor")
@@ -107,7 +108,7 @@ def op_cost(writer: Writer, name: str) -> None:
         )
         loaded, picture = hybrid_rt.load(bundle, device="cuda"), x.cuda()
         candidate = measure.Candidate("op", lambda: loaded(picture))
-        command = [sys.executable, str(ROOT / "tools" / "bench_bare_engine.py"), str(bundle), "--json"]
+        command = [sys.executable, "-m", "tools.benchmarks.bare_engine", str(bundle), "--json"]
         shape = "x".join(map(str, x.shape))
         turns = []
         for _ in range(2):
@@ -133,7 +134,9 @@ def end_to_end(
     rounds: int = 20,
 ) -> None:
     """The comparison of hybrid-rt bench on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
-    import bench  # it and models need scikit-image and scikit-learn, the other cases do not
+    from tools.benchmarks import (
+        detectors as bench,
+    )  # it and models need scikit-image and scikit-learn, the other cases do not
 
     wanted = []
     for engine in engines:
@@ -181,7 +184,7 @@ def end_to_end(
 def _has_worker() -> bool:
     """Whether the C++ programs were built."""
     try:
-        programs.program("hybrid-rt-bench-worker", "bench")
+        executables.program("hybrid-rt-bench-worker", "bench")
     except HybridRTError:
         return False
     return True
@@ -244,7 +247,7 @@ def accuracy(
 
 def head_operators(writer: Writer) -> None:
     """nms and roi_align beside torchvision's, by their own benchmark."""
-    command = [sys.executable, str(ROOT / "tools" / "bench_head_operators"), "--device", "cuda"]
+    command = [sys.executable, "-m", "tools.benchmarks.head_operators", "--device", "cuda"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     writer.data(table=done.stdout)

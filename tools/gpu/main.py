@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_check_cases
-import gpu_check_report as report
-import gpu_check_run as runner
-from gpu_check_report import FAILED, MEASURED, NOT_RUN, Row
+from tools.gpu import cases as gpu_check_cases
+from tools.gpu import report, runner
+from tools.gpu.report import FAILED, MEASURED, NOT_RUN, Row
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu_check"
 
 _LIBRARIES = (
@@ -93,7 +92,7 @@ def _run(only: Sequence[str], seconds: float) -> tuple[list[Row], dict[str, dict
             rows.append(Row(name, NOT_RUN, reason, case.engine))
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
-        command = [sys.executable, str(ROOT / "tools" / "gpu_check_cases.py"), name]
+        command = [sys.executable, "-m", "tools.gpu.cases", name]
         outcome = runner.run(case, command, FOLDER, deadline - time.monotonic())
         data[name] = outcome.data
         if is_first and "device" not in outcome.data:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gpu_check_report import FAILED, MEASURED, NOT_RUN, REFUSED, Row
-from gpu_check_run import LIMIT_VARIABLE, Writer
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import torchscript
-from hybrid_rt.errors import HybridRTError
-from hybrid_rt.measure import percentile
+from hybrid_rt.common.errors import HybridRTError
+from hybrid_rt.common.latency import percentile
+from hybrid_rt.torchscript import jit
+from tools.gpu.report import FAILED, MEASURED, NOT_RUN, REFUSED, Row
+from tools.gpu.runner import LIMIT_VARIABLE, Writer
 
 DEVICE = "cuda"
 ROUNDS, WARM_UP = 50, 5
@@ -141,7 +141,7 @@ def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Ite
             yield Candidate(f"torch.compile {precision}", lambda: compiled(picture), is_tf32)
             return
         yield Candidate(f"eager {precision}", lambda: own(picture), is_tf32)
-        frozen = torchscript.freeze(torchscript.script(own))
+        frozen = jit.freeze(jit.script(own))
         yield Candidate(f"TorchScript {precision}", lambda: frozen(picture), is_tf32)
         return
     options: dict[str, Any] = {}

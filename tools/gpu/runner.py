@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check_report import FAILED, NOT_RUN, PASSED, REFUSED, TIMED_OUT, Row
+from tools.gpu.report import FAILED, NOT_RUN, PASSED, REFUSED, TIMED_OUT, Row
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
 """Tells a case how long it may take."""
@@ -100,6 +102,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, str(written)],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

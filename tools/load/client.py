@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from hybrid_rt.measure import percentile
+from hybrid_rt.common.latency import percentile
 
 Send = Callable[[], Awaitable[str]]
 """Makes a request, returns its outcome: "200", another status, or what failed in words."""

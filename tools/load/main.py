@@ -24,20 +24,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT), str(ROOT / "tools")]
+ROOT = Path(__file__).resolve().parents[2]
 
-import load_test_report
-from load_test_client import ACCEPTED, Client, Load, closed_loop, connected, open_loop
-from load_test_server import Server, started
 from PIL import Image
 
 import hybrid_rt
 from hybrid_rt import HybridRTError, OptionError
-from hybrid_rt.files import written_whole
-from hybrid_rt.steps import Steps
-from hybrid_rt.suite.run import Machine
+from hybrid_rt.bench.run import Machine
+from hybrid_rt.common.atomic_files import written_whole
+from hybrid_rt.common.progress import Steps
 from models import torchvision_detectors
+from tools.load import report as load_test_report
+from tools.load.client import ACCEPTED, Client, Load, closed_loop, connected, open_loop
+from tools.load.server import Server, started
 
 SCHEMA_VERSION = 1
 DETECTOR = "ssdlite320_mobilenet_v3_large"

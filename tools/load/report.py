@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid_rt.files import written_whole
+from hybrid_rt.common.atomic_files import written_whole
 
 OPEN_COLUMNS = (
     *("of the limit", "offered a second", "accepted", "refused", "failed", "a second"),

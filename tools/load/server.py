@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_rt import BackendError
-from hybrid_rt.programs import program
+from hybrid_rt.common.executables import program
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0

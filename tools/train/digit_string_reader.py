@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -22,8 +21,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import digit_lines, digit_string_reader
 

@@ -1,6 +1,6 @@
 // hybrid-rt-bench-worker JOB.json: one detector in a process of its own, called when the benchmark says so.
 //
-// The C++ twin of python/hybrid_rt/suite/worker.py, with the same job and the same lines; see there.
+// The C++ twin of hybrid_rt/suite/worker.py, with the same job and the same lines; see there.
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>

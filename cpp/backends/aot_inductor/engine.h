@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "hybrid_rt/conditions.h"
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/plugin/conditions.h"
 #include "hybrid_rt/specs.h"
 #include "library.h"
 

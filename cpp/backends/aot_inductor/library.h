@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "hybrid_rt/library_file.h"
+#include "hybrid_rt/plugin/library_file.h"
 
 namespace hybrid_rt::aot_inductor {
 

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "hybrid_rt/vendor_library.h"
+#include "hybrid_rt/plugin/vendor_library.h"
 #include "interface.h"
 
 namespace hybrid_rt::onnxruntime {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "hybrid_rt/vendor_library.h"
+#include "hybrid_rt/plugin/vendor_library.h"
 
 namespace hybrid_rt::openvino {
 

@@ -1,4 +1,4 @@
-#include "hybrid_rt/backend.h"
+#include "hybrid_rt/plugin/backend.h"
 
 #include <array>
 

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "hybrid_rt/vendor_library.h"
+#include "hybrid_rt/plugin/vendor_library.h"
 #include "vendor_runtime.h"
 
 namespace hybrid_rt::tensorrt {

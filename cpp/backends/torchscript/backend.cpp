@@ -1,4 +1,4 @@
-#include "hybrid_rt/backend.h"
+#include "hybrid_rt/plugin/backend.h"
 #include "hybrid_rt/machine.h"
 
 #include <caffe2/serialize/read_adapter_interface.h>

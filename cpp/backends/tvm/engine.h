@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "hybrid_rt/conditions.h"
 #include "hybrid_rt/engine.h"
-#include "hybrid_rt/library_file.h"
+#include "hybrid_rt/plugin/conditions.h"
+#include "hybrid_rt/plugin/library_file.h"
 #include "hybrid_rt/specs.h"
 #include "library.h"
 #include "worker.h"

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "hybrid_rt/vendor_library.h"
+#include "hybrid_rt/plugin/vendor_library.h"
 
 namespace hybrid_rt::tvm {
 

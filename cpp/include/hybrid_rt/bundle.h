@@ -6,11 +6,11 @@
 #include <utility>
 #include <vector>
 
-#include "hybrid_rt/backend.h"
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/load_options.h"
 #include "hybrid_rt/machine.h"
+#include "hybrid_rt/plugin/backend.h"
 
 namespace hybrid_rt {
 

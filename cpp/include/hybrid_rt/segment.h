@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "hybrid_rt/backend.h"
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/load_options.h"
+#include "hybrid_rt/plugin/backend.h"
 #include "hybrid_rt/specs.h"
 
 namespace hybrid_rt {

@@ -15,7 +15,7 @@
 
 namespace hybrid_rt {
 
-/// What counts as equal; a bundle brings its own. python/hybrid_rt/thresholds.py says what each means.
+/// What counts as equal; a bundle brings its own. hybrid_rt/thresholds.py says what each means.
 struct Thresholds {
   double iou = 0.99;
   double score = 1e-3;
@@ -31,7 +31,7 @@ struct Thresholds {
 
 /// The boxes of one picture, the detector's (expected) against the hybrid's (found), matched one to one by label, IoU
 /// and score. A box is at the cut if it has no partner, scores below one half and level with the other side's lowest:
-/// the detector's own threshold cuts there. python/hybrid_rt/boxes.py explains each field.
+/// the detector's own threshold cuts there. hybrid_rt/boxes.py explains each field.
 struct BoxMatch {
   int64_t expected = 0;
   int64_t found = 0;

@@ -1,4 +1,4 @@
-#include "archive.h"
+#include "bundle/archive.h"
 
 #include <ATen/ops/from_blob.h>
 #include <caffe2/serialize/inline_container.h>
@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "digest.h"
+#include "common/digest.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {

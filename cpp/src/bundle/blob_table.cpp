@@ -1,12 +1,12 @@
-#include "blob_table.h"
+#include "bundle/blob_table.h"
 
 #include <ATen/ops/empty.h>
 
 #include <cstring>
 #include <utility>
 
-#include "digest.h"
-#include "dtypes.h"
+#include "common/digest.h"
+#include "common/dtypes.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "archive.h"
+#include "bundle/archive.h"
 #include "hybrid_rt/specs.h"
 
 namespace hybrid_rt {

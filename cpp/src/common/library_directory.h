@@ -5,6 +5,6 @@
 namespace hybrid_rt {
 
 /// Where this library lies, links followed; empty if that can't be told.
-std::filesystem::path own_folder();
+std::filesystem::path library_directory();
 
 }  // namespace hybrid_rt

@@ -1,4 +1,4 @@
-#include "hybrid_rt/library_file.h"
+#include "hybrid_rt/plugin/library_file.h"
 
 #include <dlfcn.h>
 #include <sys/mman.h>

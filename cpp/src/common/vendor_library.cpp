@@ -1,4 +1,4 @@
-#include "hybrid_rt/vendor_library.h"
+#include "hybrid_rt/plugin/vendor_library.h"
 
 #include <cstdlib>
 #include <filesystem>

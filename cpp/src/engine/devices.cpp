@@ -1,12 +1,12 @@
-#include "devices.h"
+#include "engine/devices.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 
 #include <string>
 
-#include "cuda_devices.h"
 #include "hybrid_rt/error.h"
+#include "spec/cuda_devices.h"
 
 namespace hybrid_rt {
 

@@ -1,8 +1,8 @@
-#include "input_check.h"
+#include "engine/input_check.h"
 
 #include <ATen/core/grad_mode.h>
 
-#include "dtypes.h"
+#include "common/dtypes.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {

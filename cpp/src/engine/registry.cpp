@@ -8,10 +8,10 @@
 #include <set>
 #include <sstream>
 
-#include "cuda_devices.h"
-#include "hybrid_rt/backend.h"
+#include "common/library_directory.h"
 #include "hybrid_rt/log.h"
-#include "own_folder.h"
+#include "hybrid_rt/plugin/backend.h"
+#include "spec/cuda_devices.h"
 
 namespace hybrid_rt {
 namespace {
@@ -110,7 +110,7 @@ class Registry {
 
  private:
   void scan() {
-    std::vector<std::string> folders{own_folder().string()};
+    std::vector<std::string> folders{library_directory().string()};
     if (const char* extra = std::getenv("HYBRID_RT_PLUGIN_PATH")) {
       std::stringstream stream{std::string(extra)};
       for (std::string folder; std::getline(stream, folder, ':');) folders.push_back(folder);

@@ -5,13 +5,13 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "archive.h"
-#include "blob_table.h"
-#include "devices.h"
-#include "engine_options.h"
+#include "bundle/archive.h"
+#include "bundle/blob_table.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
+#include "engine/input_check.h"
+#include "engine/variants.h"
 #include "hybrid_rt/error.h"
-#include "input_check.h"
-#include "variants.h"
 
 namespace hybrid_rt {
 namespace {

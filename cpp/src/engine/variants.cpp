@@ -1,4 +1,4 @@
-#include "variants.h"
+#include "engine/variants.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>

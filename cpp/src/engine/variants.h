@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "blob_table.h"
-#include "hybrid_rt/backend.h"
+#include "bundle/blob_table.h"
 #include "hybrid_rt/machine.h"
+#include "hybrid_rt/plugin/backend.h"
 
 namespace hybrid_rt {
 

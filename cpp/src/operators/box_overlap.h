@@ -1,6 +1,6 @@
 #pragma once
 
-#include "host_device.h"
+#include "operators/host_device.h"
 
 // When nms drops a box, for processors and GPUs alike: one source, so that they round alike.
 

@@ -1,15 +1,15 @@
-#include "cuda_operators.h"
+#include "operators/cuda_operators.h"
 
 #include <dlfcn.h>
 
 #include <filesystem>
 #include <string_view>
 
-#include "head_operator_checks.h"
-#include "head_operators.h"
-#include "hybrid_rt/backend.h"
+#include "common/library_directory.h"
 #include "hybrid_rt/log.h"
-#include "own_folder.h"
+#include "hybrid_rt/plugin/backend.h"
+#include "operators/head_operator_checks.h"
+#include "operators/head_operators.h"
 
 namespace hybrid_rt::operators {
 namespace {
@@ -71,7 +71,7 @@ const CudaOperators* open_cuda_operators(const std::string& path) {
   return opened.operators;
 }
 
-std::string cuda_operators_path() { return (own_folder() / "hybrid_rt_cuda_operators.so").string(); }
+std::string cuda_operators_path() { return (library_directory() / "hybrid_rt_cuda_operators.so").string(); }
 
 at::Tensor nms_through_cpu(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
   check_nms(dets, scores);

@@ -1,4 +1,4 @@
-#include "head_operator_checks.h"
+#include "operators/head_operator_checks.h"
 
 #include <c10/util/StringUtil.h>
 

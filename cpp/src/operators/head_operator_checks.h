@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "roi_geometry.h"
+#include "operators/roi_geometry.h"
 
 // What nms and roi_align refuse, the same on every device. All throw Error(ErrorKind::kInput).
 

@@ -7,8 +7,8 @@
 #include <tuple>
 #include <vector>
 
-#include "head_operator_checks.h"
-#include "head_operators.h"
+#include "operators/head_operator_checks.h"
+#include "operators/head_operators.h"
 
 // One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
 // fused multiply-add, which rounds otherwise than torchvision does.
@@ -25,7 +25,7 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
-#include "box_overlap.h"  // after the pragmas: its arithmetic must not be contracted either
+#include "operators/box_overlap.h"  // after the pragmas: its arithmetic must not be contracted either
 
 namespace hybrid_rt::operators {
 namespace {

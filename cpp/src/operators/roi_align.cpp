@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "head_operators.h"
+#include "operators/head_operators.h"
 
 // One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
 // fused multiply-add, which rounds otherwise than torchvision does.
@@ -26,7 +26,7 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
-#include "roi_sampling.h"  // after the pragmas: its arithmetic must not be contracted either
+#include "operators/roi_sampling.h"  // after the pragmas: its arithmetic must not be contracted either
 
 namespace hybrid_rt::operators {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "host_device.h"
+#include "operators/host_device.h"
 
 // Where roi_align samples, for processors and GPUs alike: one source, so that they round alike.
 //

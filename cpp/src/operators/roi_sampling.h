@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "head_operator_checks.h"
-#include "roi_geometry.h"
+#include "operators/head_operator_checks.h"
+#include "operators/roi_geometry.h"
 
 // The points of a box as the CPU kernel of roi_align takes them. Included after the pragmas of roi_align.cpp that
 // forbid fused multiply-add.

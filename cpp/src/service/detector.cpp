@@ -9,10 +9,10 @@
 #include <span>
 #include <thread>
 
-#include "devices.h"
+#include "engine/devices.h"
 #include "hybrid_rt/log.h"
 #include "hybrid_rt/message.h"
-#include "request_queue.h"
+#include "service/request_queue.h"
 
 namespace hybrid_rt {
 namespace {

@@ -1,4 +1,4 @@
-#include "hybrid_rt/conditions.h"
+#include "hybrid_rt/plugin/conditions.h"
 
 #include <algorithm>
 #include <charconv>

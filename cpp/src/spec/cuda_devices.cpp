@@ -1,4 +1,4 @@
-#include "cuda_devices.h"
+#include "spec/cuda_devices.h"
 
 #include <dlfcn.h>
 

@@ -6,7 +6,7 @@
 #include <sstream>
 #include <vector>
 
-#include "cuda_devices.h"
+#include "spec/cuda_devices.h"
 
 namespace hybrid_rt {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "dtypes.h"
+#include "common/dtypes.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {

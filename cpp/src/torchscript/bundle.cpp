@@ -11,12 +11,12 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "archive.h"
-#include "devices.h"
-#include "engine_options.h"
-#include "script_engine.h"
-#include "variants.h"
-#include "warm_up.h"
+#include "bundle/archive.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
+#include "engine/variants.h"
+#include "torchscript/script_engine.h"
+#include "torchscript/warm_up.h"
 
 namespace hybrid_rt {
 namespace {

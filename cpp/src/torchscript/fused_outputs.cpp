@@ -1,4 +1,4 @@
-#include "handed_on.h"
+#include "torchscript/fused_outputs.h"
 
 #include "hybrid_rt/error.h"
 

@@ -1,11 +1,11 @@
-#include "golden.h"
+#include "torchscript/golden.h"
 
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "archive.h"
-#include "dtypes.h"
+#include "bundle/archive.h"
+#include "common/dtypes.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {

@@ -1,9 +1,9 @@
 #include <torch/library.h>
 
-#include "cuda_operators.h"
-#include "handed_on.h"
-#include "head_operators.h"
-#include "script_engine.h"
+#include "operators/cuda_operators.h"
+#include "operators/head_operators.h"
+#include "torchscript/fused_outputs.h"
+#include "torchscript/script_engine.h"
 
 // The only registrations: the class, the op that runs it, and the operators of detection heads.
 

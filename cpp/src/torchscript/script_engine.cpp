@@ -1,11 +1,11 @@
-#include "script_engine.h"
+#include "torchscript/script_engine.h"
 
 #include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
 
-#include "devices.h"
-#include "input_check.h"
+#include "engine/devices.h"
+#include "engine/input_check.h"
 
 namespace hybrid_rt {
 namespace {

@@ -9,8 +9,8 @@
 #include <tuple>
 #include <vector>
 
-#include "blob_table.h"
-#include "variants.h"
+#include "bundle/blob_table.h"
+#include "engine/variants.h"
 
 namespace hybrid_rt {
 

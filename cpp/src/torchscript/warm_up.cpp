@@ -1,4 +1,4 @@
-#include "warm_up.h"
+#include "torchscript/warm_up.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/upsample_bilinear2d.h>
@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "golden.h"
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/log.h"
+#include "torchscript/golden.h"
 
 namespace hybrid_rt {
 namespace {

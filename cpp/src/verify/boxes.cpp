@@ -1,4 +1,4 @@
-#include "boxes.h"
+#include "verify/boxes.h"
 
 #include <torch/types.h>
 
@@ -12,7 +12,7 @@
 namespace hybrid_rt {
 namespace {
 
-// The constants of python/hybrid_rt/boxes.py.
+// The constants of hybrid_rt/boxes.py.
 constexpr double kCut = 1e-3;
 constexpr double kMaxCut = 0.5;
 constexpr double kMaskCut = 0.5;

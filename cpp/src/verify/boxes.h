@@ -20,7 +20,7 @@ std::vector<c10::IValue> elements_of(const c10::IValue& value);
 /// The value if it is a list of detections, else nothing.
 std::optional<std::vector<Detections>> detections_of(const c10::IValue& value);
 
-/// The rule of python/hybrid_rt/boxes.py, step by step.
+/// The rule of hybrid_rt/boxes.py, step by step.
 BoxMatch match_boxes(const Detections& expected, const Detections& found, const Thresholds& thresholds);
 
 /// What of a picture differs by more than the thresholds allow, in words; empty if it passes.

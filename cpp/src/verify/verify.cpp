@@ -7,9 +7,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "boxes.h"
-#include "golden.h"
 #include "hybrid_rt/error.h"
+#include "torchscript/golden.h"
+#include "verify/boxes.h"
 
 namespace hybrid_rt {
 namespace {

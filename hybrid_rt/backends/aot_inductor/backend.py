@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .. import exported
-from ..errors import BackendError
-from ..specs import Artifact, blob_from_bytes
-from . import aot_inductor_cuda
-from .base import Availability, Backend
+from ...capture import torch_export
+from ...common.errors import BackendError
+from ...common.specs import Artifact, blob_from_bytes
+from ..base import Availability, Backend
+from . import cuda
 
 if TYPE_CHECKING:
-    from ..capture import Program
+    from ...capture.program import Program
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,8 +58,8 @@ class AOTInductorBackend(Backend):
     def options(self) -> Mapping[str, str]:
         """The GPU too: its kernels are made and chosen for this one."""
         options = dict(super().options())
-        if self.target == "cuda" and not aot_inductor_cuda.reason_against():
-            options["gpu"] = f"{aot_inductor_cuda.device_name()}, {aot_inductor_cuda.capability()}"
+        if self.target == "cuda" and not cuda.reason_against():
+            options["gpu"] = f"{cuda.device_name()}, {cuda.capability()}"
         return options
 
     def availability(self) -> Availability:
@@ -71,7 +71,7 @@ class AOTInductorBackend(Backend):
                 f"no C++ compiler ({', '.join(candidates)}) to convert with, running needs none; apt-get install g++, "
                 "or name one in the environment variable CXX",
             )
-        if self.target == "cuda" and (reason := aot_inductor_cuda.reason_against()):
+        if self.target == "cuda" and (reason := cuda.reason_against()):
             return Availability(False, reason)
         return Availability(True, version=torch.__version__)
 
@@ -85,7 +85,7 @@ class AOTInductorBackend(Backend):
         """
         self._check(precision)
         exported_program = program.exported(_DTYPES[precision])
-        conditions = exported.conditions(exported_program, program.inputs)
+        conditions = torch_export.conditions(exported_program, program.inputs)
         try:
             library = _library(exported_program, program, self.target)
         except BackendError:
@@ -101,7 +101,7 @@ class AOTInductorBackend(Backend):
         # The C++ around the kernels is compiled for a CPU too.
         requirements = {"version": _same_minor(torch.__version__), "cpu": ",".join(_cpu_flags())}
         if self.target == "cuda":
-            requirements["compute_capability"] = aot_inductor_cuda.capability()
+            requirements["compute_capability"] = cuda.capability()
         spec = self.spec(program, precision, versions={"torch": torch.__version__}, requirements=requirements)
         text = "".join(f"{text}\t{words}\n" for text, words in conditions)
         return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
@@ -115,7 +115,7 @@ class AOTInductorBackend(Backend):
                 got=f"'{precision}'",
                 remedy="Take one of these, or convert for device='cuda'.",
             )
-        if self.target == "cuda" and (reason := aot_inductor_cuda.reason_against()):
+        if self.target == "cuda" and (reason := cuda.reason_against()):
             raise BackendError.make(
                 self.name,
                 "device cuda",
@@ -144,18 +144,18 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
 
     examples = program.examples
     if device == "cuda":
-        exported_program, examples = aot_inductor_cuda.moved(exported_program, examples)
+        exported_program, examples = cuda.moved(exported_program, examples)
     with _private_folder() as folder, _compiling_for(device, folder):
         # Inductor tries instruction sets by small libraries that need torch's symbols, and remembers the answer for the
         # process: without this call it would ask under the options below, and find that there are none.
         pick_vec_isa()
         options = {
             **_options(),
-            **(aot_inductor_cuda.OPTIONS if device == "cuda" else {}),
+            **(cuda.OPTIONS if device == "cuda" else {}),
             # A folder: the names in it are inductor's.
             "aot_inductor.output_path": str(folder / "library"),
         }
-        with torch.no_grad(), exported.sizes_of_any_count(), warnings.catch_warnings():
+        with torch.no_grad(), torch_export.sizes_of_any_count(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             path = Path(str(torch._inductor.aot_compile(exported_program.module(), examples, options=options)))
         operators = path.with_suffix(".json")
@@ -203,7 +203,7 @@ def _is_known(settings: Any, name: str) -> bool:
 
 
 def _compiling_for(device: str, folder: Path) -> contextlib.AbstractContextManager[None]:
-    return aot_inductor_cuda.compiling(folder) if device == "cuda" else contextlib.nullcontext()
+    return cuda.compiling(folder) if device == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

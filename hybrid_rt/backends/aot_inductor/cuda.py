@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from .. import _native
+from ... import _native
 
 OPTIONS: Mapping[str, Any] = {
     # Else the library holds the paths of files that lie beside it.

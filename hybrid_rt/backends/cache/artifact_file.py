@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .specs import Artifact, ArtifactSpec, TensorSpec
+from ...common.specs import Artifact, ArtifactSpec, TensorSpec
 
 FORMAT = "hybrid_rt artifact 2"
 

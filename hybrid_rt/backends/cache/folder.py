@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import OptionError
+from ...common.errors import OptionError
 
 
 def folder() -> Path:

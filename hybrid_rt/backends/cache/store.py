@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock
 
+from ...common.atomic_files import written_whole
+from ...common.errors import CaptureError, HybridRTError, OptionError
+from ...common.specs import Artifact
+from ...torchscript.graph_digest import NoDigest
 from . import artifact_file
-from .cache_folder import folder as folder
-from .errors import CaptureError, HybridRTError, OptionError
-from .files import written_whole
-from .graph_digest import NoDigest
-from .specs import Artifact
+from .folder import folder as folder
 
 if TYPE_CHECKING:
-    from .backends.base import Backend
-    from .capture import Program
+    from ...capture.program import Program
+    from ..base import Backend
 
 SUFFIX = ".artifact"
 DEFAULT_BOUND = 5 * 1024**3
@@ -150,7 +150,7 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
 def _code_digest(module: str) -> str:
     """Of hybrid_rt's own code and the backend's: a changed compile half makes other artifacts of the same version."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[2].rglob("*.py")):
         digest.update(file.read_bytes())
     with contextlib.suppress(OSError, TypeError, KeyError):  # no source at hand
         digest.update(inspect.getsource(sys.modules[module]).encode())

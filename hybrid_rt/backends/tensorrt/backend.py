@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .. import _native, onnx_export
-from ..errors import BackendError, CaptureError
-from ..specs import Artifact, TensorSpec, blob_from_bytes
-from . import tensorrt_options, tensorrt_precision, tensorrt_torch2trt
-from .base import Availability, Backend
-from .tensorrt_builder import Messages, Vendor, build
-from .tensorrt_options import CURRENT, Options, Range
+from ... import _native
+from ...capture import onnx_export
+from ...common.errors import BackendError, CaptureError
+from ...common.specs import Artifact, TensorSpec, blob_from_bytes
+from ..base import Availability, Backend
+from . import options as tensorrt_options
+from . import precision as tensorrt_precision
+from . import torch2trt_frontend
+from .builder import Messages, Vendor, build
+from .options import CURRENT, Options, Range
 
 if TYPE_CHECKING:
-    from ..capture import Program
+    from ...capture.program import Program
 
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Of each library the Python modules that may bring it; pip's package for TensorRT-RTX has the second name."""
@@ -54,7 +57,7 @@ class TensorRTBackend(Backend):
         return Availability(True, version=", ".join(f"{vendor.library} {vendor.version}" for vendor in vendors))
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :class:`hybrid_rt.backends.tensorrt_options.Options`."""
+        """See :class:`hybrid_rt.backends.tensorrt.options.Options`."""
         return tensorrt_options.checked(options)
 
     def options(self) -> Mapping[str, str]:
@@ -84,7 +87,7 @@ class TensorRTBackend(Backend):
         profiles = tensorrt_options.profiles_of(options, program.inputs, program.name)
         names, outputs = onnx_export.value_names(program.inputs, program.outputs)
         if options.frontend == "torch2trt":
-            network = tensorrt_torch2trt.populate(vendor, program, precision, names, outputs, profiles)
+            network = torch2trt_frontend.populate(vendor, program, precision, names, outputs, profiles)
             used = names
         else:
             model = _model(program, precision, names)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache_folder import folder
-from ..errors import BackendError, HybridRTError
-from ..files import written_whole
-from .base import Progress
-from .tensorrt_options import CURRENT, Options, Range
+from ...common.atomic_files import written_whole
+from ...common.errors import BackendError, HybridRTError
+from ..base import Progress
+from ..cache.folder import folder
+from .options import CURRENT, Options, Range
 
 _NAME = "tensorrt"
 
@@ -83,7 +83,7 @@ def build(
         options: the user's.
         populate: puts the segment into the network.
         inputs: names of the network's inputs; empty for those that the segment does not look at.
-        profiles: see :func:`hybrid_rt.backends.tensorrt_options.profiles_of`.
+        profiles: see :func:`hybrid_rt.backends.tensorrt.options.profiles_of`.
         segment: its name, for messages.
         progress: told how far the builder is.
 

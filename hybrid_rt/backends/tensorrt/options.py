@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import OptionError
-from ..specs import UNBOUNDED, TensorSpec
+from ...common.errors import OptionError
+from ...common.specs import UNBOUNDED, TensorSpec
 
 LIBRARIES = ("auto", "tensorrt", "tensorrt_rtx")
 FRONTENDS = ("onnx", "torch2trt")

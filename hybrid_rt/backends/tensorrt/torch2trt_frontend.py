@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BackendError
-from .tensorrt_options import Range
+from ...common.errors import BackendError
+from .options import Range
 
 if TYPE_CHECKING:
-    from ..capture import Program
-    from .tensorrt_builder import Messages, Vendor
+    from ...capture.program import Program
+    from .builder import Messages, Vendor
 
 _IMPORTING = threading.Lock()
 """The import, and the run, change torch for the whole process."""

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from .. import exported
-from ..errors import BackendError
-from ..specs import Artifact, blob_from_bytes
-from .base import Availability, Backend, RuntimeFiles
-from .tvm_tuning import TUNING_SECONDS, scheduled, tuned, tuning_seconds
+from ...capture import torch_export
+from ...common.errors import BackendError
+from ...common.specs import Artifact, blob_from_bytes
+from ..base import Availability, Backend, RuntimeFiles
+from .tuning import TUNING_SECONDS, scheduled, tuned, tuning_seconds
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from ..capture import Program
+    from ...capture.program import Program
 
 # The levels of the x86-64 ABI (its section 3.1.1): LLVM's name, and what each adds, in the kernel's words.
 _LEVELS = (
@@ -88,7 +88,7 @@ class TVMBackend(Backend):
         seconds = tuning_seconds()
         target, flags = _target()
         exported_program = program.exported()
-        conditions = exported.conditions(exported_program, program.inputs)
+        conditions = torch_export.conditions(exported_program, program.inputs)
         _refuse_resizes(exported_program, program.name)
         try:
             library = _compile(exported_program, target, seconds)

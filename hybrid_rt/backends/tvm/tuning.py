@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache_folder import folder
-from ..errors import HybridRTError, OptionError
-from ..files import written_whole
+from ...common.atomic_files import written_whole
+from ...common.errors import HybridRTError, OptionError
+from ..cache.folder import folder
 
 TUNING_SECONDS = "HYBRID_RT_TVM_TUNING_SECONDS"
 

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import torchscript
-from .capture import Member, Program
-from .errors import BackendError
-from .generated import generated_class
-from .packing import Packed, pack
-from .specs import Artifact
+from ...bundle.blob_table import Packed, pack
+from ...capture.program import Member, Program
+from ...common.errors import BackendError
+from ...common.specs import Artifact
+from ...torchscript import jit
+from ...torchscript.generated_module import generated_class
 
 
 class EngineModule(nn.Module):
@@ -84,7 +84,7 @@ def engine_modules(program: Program, engine: Any) -> dict[str, EngineModule]:
     """A scriptable module for each segment of the program, with any nest of lists, tuples and dicts of tensors.
 
     The first one runs the engine; a later one takes its outputs from among those, once the two are connected in the
-    head's graph (:func:`hybrid_rt.torchscript.connect`).
+    head's graph (:func:`hybrid_rt.torchscript.jit.connect`).
     """
     return {member.name: _module(program, member, engine, EngineModule) for member in program.members}
 
@@ -129,7 +129,7 @@ def _module(program: Program, member: Member, engine: Any, base: type[_Module]) 
     )
     generated = generated_class(source, "Generated", {"EngineModule": base})
     for name, method in _methods(member.module):
-        setattr(generated, name, torchscript.unused(method))
+        setattr(generated, name, jit.unused(method))
     module: _Module = generated(engine)
     for name, value in vars(member.module).items():
         if _is_plain(value) and not name.startswith("_"):

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import torchscript
-from .capture import Program
+from ...bundle.blob_table import pack
+from ...capture.probe_inputs import Sample
+from ...capture.program import Program
+from ...capture.segments import replace
+from ...common.errors import CaptureError
+from ...common.specs import Artifact, ArtifactSpec
+from ...common.structure import map_tensors
+from ...torchscript import jit
+from ...torchscript.exact_transform import exact_transform
+from ...verification.verify import THRESHOLDS, compare_modules
 from .engine_module import engine_modules, make_engine
-from .errors import CaptureError
-from .exact_transform import exact_transform
-from .packing import pack
-from .samples import Sample
-from .segments import replace
-from .specs import Artifact, ArtifactSpec
-from .structure import map_tensors
-from .verify import THRESHOLDS, compare_modules
 
 HEADS = ("script", "trace")
 """How the head is taken: compiled from its source, or recorded on the example."""
@@ -43,7 +43,7 @@ class OnDevice(nn.Module):
         """``hybrid``: it stays where it is; a copy is moved."""
         super().__init__()
         self.device = torch.device(device)
-        self.module = torchscript.moved(hybrid, device)
+        self.module = jit.moved(hybrid, device)
 
     def forward(self, *arguments: Any) -> Any:
         """As the hybrid."""
@@ -80,7 +80,7 @@ def frozen_head(
         modules |= engine_modules(program, engines[program.name])
     hybrid = replace(detector, {**exact_transform(detector), **modules})
     if head == "trace":
-        return _frozen(torchscript.trace_head(hybrid, example_inputs))
+        return _frozen(jit.trace_head(hybrid, example_inputs))
     try:
         scripted = _scripted(hybrid)
     except CaptureError as error:
@@ -90,10 +90,10 @@ def frozen_head(
 
 
 def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
-    frozen = torchscript.freeze(head)
-    torchscript.connect(frozen)
-    operators = torchscript.rewrite_head_operators(frozen)
-    return torchscript.reopened(frozen, _hollow_engine), operators
+    frozen = jit.freeze(head)
+    jit.connect(frozen)
+    operators = jit.rewrite_head_operators(frozen)
+    return jit.reopened(frozen, _hollow_engine), operators
 
 
 def _hollow_engine(name: str) -> Any:
@@ -106,7 +106,7 @@ def _offer_to_trace(
     """What to know of head="trace" for a head that does not script: it was tried, not taken."""
     inputs = [example_inputs, *(sample.arguments for sample in samples)]
     try:
-        traced, _ = _frozen(torchscript.trace_head(hybrid, example_inputs))
+        traced, _ = _frozen(jit.trace_head(hybrid, example_inputs))
         compared = compare_modules(
             detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
         )
@@ -124,7 +124,7 @@ def _scripted(hybrid: nn.Module) -> torch.jit.ScriptModule:
     if hasattr(hybrid, "_has_warned"):
         # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
         vars(hybrid)["_has_warned"] = True
-    scripted = torchscript.script(hybrid)
-    if torchscript.returns_losses_and_detections(scripted):
-        scripted = torchscript.script(_DetectionsOnly(scripted).eval())
+    scripted = jit.script(hybrid)
+    if jit.returns_losses_and_detections(scripted):
+        scripted = jit.script(_DetectionsOnly(scripted).eval())
     return scripted

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...capture.observe import watch
+from ...common.errors import CaptureError, OptionError
 from .engine_module import EngineModule
-from .errors import CaptureError, OptionError
-from .observe import watch
 
 
 def check_module(module: nn.Module, scope: str, subject: str) -> None:

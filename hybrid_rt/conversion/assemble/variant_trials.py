@@ -9,14 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import FlatCall, Program
+from ...bundle.blob_table import pack
+from ...capture.program import FlatCall, Program
+from ...capture.second_size import tiled
+from ...common.errors import BackendError, VerificationError
+from ...common.latency import benchmark
+from ...common.specs import Artifact, ArtifactSpec
+from ...verification.verify import (
+    TensorError,
+    Thresholds,
+    Verification,
+    add_tensor_failures,
+    compare_tensors,
+    thresholds_of,
+)
 from .engine_module import make_engine, prepare, run_flat
-from .errors import BackendError, VerificationError
-from .measure import benchmark
-from .packing import pack
-from .second_size import tiled
-from .specs import Artifact, ArtifactSpec
-from .verify import TensorError, Thresholds, Verification, add_tensor_failures, compare_tensors, thresholds_of
 
 _ROUNDS = 5
 
@@ -68,7 +75,7 @@ def compare_variants(
 
     Args:
         program: the segment; its calls hold what is expected.
-        engine: see :func:`hybrid_rt.engine_module.make_engine`. It is left on its best variant.
+        engine: see :func:`hybrid_rt.conversion.assemble.engine_module.make_engine`. It is left on its best variant.
         artifacts: its variants, best first.
         advance: called before each variant.
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from . import torchscript
-from .capture import FlatCall, Member, Program
-from .contract import Contract, examples_for
-from .errors import BundleError, OptionError
-from .packing import unpack
-from .script_graph import ScriptGraph
-from .second_size import second_shapes, small_shapes, tiled
-from .specs import TensorSpec
-from .structure import TENSOR, Structure
+from ...bundle.blob_table import unpack
+from ...capture.program import FlatCall, Member, Program
+from ...capture.second_size import second_shapes, small_shapes, tiled
+from ...capture.segment_contract import Contract, examples_for
+from ...common.errors import BundleError, OptionError
+from ...common.specs import TensorSpec
+from ...common.structure import TENSOR, Structure
+from ...torchscript import jit
+from ...torchscript.graph_interpreter import ScriptGraph
 
 CAPTURED = ("torchscript", "fp32")
 """Backend and precision of the variant that is the segment as it was captured."""
@@ -34,7 +34,7 @@ def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
         BundleError: torch can't read it.
     """
     try:
-        return torchscript.open_archive(path)
+        return jit.open_archive(path)
     except RuntimeError as error:
         raise BundleError.make(
             scope,
@@ -82,7 +82,7 @@ class SavedEngine:
                 remedy="Convert the detector with fallback=True.",
             )
         blob = unpack(found["blobs"][0], self.engine.blobs())
-        stored = torchscript.members_of(torchscript.open_archive(io.BytesIO(blob.numpy().tobytes())))
+        stored = jit.members_of(jit.open_archive(io.BytesIO(blob.numpy().tobytes())))
         if len(stored) != len(self.members):
             raise BundleError.make(
                 scope,
@@ -128,7 +128,7 @@ def saved_engines(head: torch.jit.ScriptModule, manifest: Mapping[str, Any]) -> 
     """The engines of a bundle in the order in which the head runs them."""
     entries = {entry["name"]: entry for entry in manifest["segments"]}
     found = []
-    for name, engine in torchscript.engines_of(head).items():
+    for name, engine in jit.engines_of(head).items():
         variants = json.loads(engine.fields()["variants"])
         whole = [{"name": name, "first": 0, "count": len(variants[0]["outputs"])}]
         found.append(SavedEngine(name, engine, variants, entries.get(name, {}).get("members") or whole))

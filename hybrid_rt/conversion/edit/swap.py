@@ -11,20 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _native, bundle, torchscript
-from .capture import FlatCall, Member, Program
-from .contract import Contract, examples_for, features_of
-from .engine_module import make_engine
-from .errors import OptionError
-from .files import check_writable
-from .module_checks import check_module, check_repeatable
-from .packing import Packed, pack
-from .specs import PRECISIONS
-from .steps import Steps
-from .stored import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
-from .variant_runs import require_same_outputs
-from .variants import Options, Wanted, check_calibration, choose_variants
-from .verify import Thresholds, Verification
+from ... import _native
+from ...backends.selection import Options, Wanted, check_calibration, choose_variants
+from ...bundle import archive
+from ...bundle.blob_table import Packed, pack
+from ...capture.program import FlatCall, Member, Program
+from ...capture.segment_contract import Contract, examples_for, features_of
+from ...common.atomic_files import check_writable
+from ...common.errors import OptionError
+from ...common.progress import Steps
+from ...common.specs import PRECISIONS
+from ...torchscript import jit
+from ...verification.verify import Thresholds, Verification
+from ..assemble.engine_module import make_engine
+from ..assemble.module_checks import check_module, check_repeatable
+from ..assemble.variant_trials import require_same_outputs
+from .saved_engines import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
 
 
 @dataclass
@@ -110,7 +112,7 @@ def swap_backbone(
     check_module(new_backbone, "swap", "new_backbone")
     check_writable(Path(output))
     _native.verify_records(os.fspath(path))
-    manifest = bundle.inspect(path)
+    manifest = archive.inspect(path)
     steps = Steps(progress)
     with steps.step(f"read {Path(path).name}"):
         head = opened_head(Path(path), "swap")
@@ -129,8 +131,8 @@ def swap_backbone(
             promised = wanted[0].precision
             verification = require_same_outputs(program, new_engine, artifacts, promised, thresholds, "swap")
     with steps.step("save"):
-        torchscript.replace_engine(head, new_engine)
-        bundle.save(head, output, _manifest(manifest, saved, packed, new_backbone, verification))
+        jit.replace_engine(head, new_engine)
+        archive.save(head, output, _manifest(manifest, saved, packed, new_backbone, verification))
     return SwapReport(
         path=str(output),
         segment=saved.members[0]["name"],
@@ -224,7 +226,7 @@ def _manifest(
     verification: Verification | None,
 ) -> dict[str, Any]:
     """What is known of the new bundle; what the old one says of its detections does not hold any more."""
-    from . import __version__
+    from ...common.version import __version__
 
     swapped = packed.segment(
         saved.name,

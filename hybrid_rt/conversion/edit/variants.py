@@ -11,19 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, bundle, golden, registry, torchscript
-from .engine_module import make_engine, prepare
-from .errors import BackendError, OptionError
-from .files import check_writable
-from .head import OnDevice
-from .packing import Packed, pack, unpack
-from .specs import Artifact, ArtifactSpec, TensorSpec
-from .steps import Steps
-from .stored import SavedEngine, opened_head, saved_engines
-from .structure import map_tensors
-from .variant_runs import require_same_outputs
-from .variants import Options, Wanted, check_calibration, choose_variants
-from .verify import Thresholds, Verification, compare_results, require, thresholds_of
+from ... import _native
+from ...backends import registry
+from ...backends.selection import Options, Wanted, check_calibration, choose_variants
+from ...bundle import archive
+from ...bundle.blob_table import Packed, pack, unpack
+from ...common.atomic_files import check_writable
+from ...common.errors import BackendError, OptionError
+from ...common.progress import Steps
+from ...common.specs import Artifact, ArtifactSpec, TensorSpec
+from ...common.structure import map_tensors
+from ...torchscript import jit
+from ...verification import golden
+from ...verification.verify import Thresholds, Verification, compare_results, require, thresholds_of
+from ..assemble.engine_module import make_engine, prepare
+from ..assemble.head import OnDevice
+from ..assemble.variant_trials import require_same_outputs
+from .saved_engines import SavedEngine, opened_head, saved_engines
 
 
 @dataclass
@@ -202,7 +206,7 @@ class _Change:
         self.path, self.output = Path(path), Path(output if output is not None else path)
         check_writable(self.output)
         _native.verify_records(os.fspath(path))
-        self.manifest = bundle.inspect(path)
+        self.manifest = archive.inspect(path)
         self.steps = Steps(progress)
         self.notes: list[str] = []
         self.head = opened_head(self.path, scope)
@@ -224,7 +228,7 @@ class _Change:
         for saved in self.chosen:
             self.packed[saved.name] = pack(self.artifacts[saved.name])
             self.engines[saved.name] = make_engine(saved.name, self.packed[saved.name])
-            torchscript.replace_engine(self.head, self.engines[saved.name])
+            jit.replace_engine(self.head, self.engines[saved.name])
 
     def compare_golden(
         self, verification: Verification, wanted: Sequence[Wanted], thresholds: Thresholds | None
@@ -260,7 +264,7 @@ class _Change:
             segments.append(entry if packed is None else packed.segment(entry["name"], **rest))
         kept = {key: value for key, value in self.manifest.items() if key not in ("format_version", "records")}
         with self.steps.step("save"):
-            bundle.save(self.head, self.output, {**kept, "segments": segments, "golden": description}, record)
+            archive.save(self.head, self.output, {**kept, "segments": segments, "golden": description}, record)
         return BankReport(
             path=str(self.output),
             variants={name: [_name(artifact.spec) for artifact in kept] for name, kept in self.artifacts.items()},

@@ -11,9 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from . import bundle, registry
-from .errors import BundleError, OptionError
-from .files import written_whole
+from ...backends import registry
+from ...bundle import archive as bundle
+from ...common.atomic_files import written_whole
+from ...common.errors import BundleError, OptionError
 
 
 def extract(

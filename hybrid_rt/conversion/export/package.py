@@ -19,8 +19,9 @@ from typing import Any
 
 import jinja2
 
-from . import __version__, registry
-from .errors import BundleError, OptionError
+from ...backends import registry
+from ...common.errors import BundleError, OptionError
+from ...common.version import __version__
 from .package_contents import LIBTORCH, PROGRAMS, Item, Model, chosen_backends, collect, models_of
 from .shared_libraries import Closure
 
@@ -163,7 +164,7 @@ def _scripts(
     models: Sequence[Model], facts: Mapping[str, Any], items: Mapping[str, Item], named: Sequence[str]
 ) -> dict[str, str]:
     """The texts of the start scripts."""
-    loader = jinja2.PackageLoader("hybrid_rt", "templates")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader,
         autoescape=False,  # a shell script: what comes from outside is quoted

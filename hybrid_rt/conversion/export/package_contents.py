@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _native, bundle, registry, shared_libraries
-from .errors import BackendError, OptionError
+from ... import _native
+from ...backends import registry
+from ...bundle import archive
+from ...common.errors import BackendError, OptionError
+from ...common.executables import program
+from . import shared_libraries
 from .extract import extract
-from .programs import program
 from .shared_libraries import Closure, canonical, is_elf
 
 PROGRAMS = {"serve": "hybrid-rt-serve", "detect": "hybrid-rt-detect"}
@@ -58,8 +61,8 @@ def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
         raise OptionError.make(_SCOPE, "bundles", expected="one or more .pt files", got="none")
     models: dict[str, Model] = {}
     for path in map(Path, bundles):
-        manifest = bundle.inspect(path)
-        bundle.check(path)
+        manifest = archive.inspect(path)
+        archive.check(path)
         if path.suffix != ".pt":
             raise OptionError.make(
                 _SCOPE, str(path), expected="a name that ends in .pt", got=path.name, remedy="Rename the file."
@@ -143,7 +146,7 @@ def _site(name: str) -> Path:
 def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
     """What the backends open while they run, libraries and other files, each with its backend."""
     plugins = {info["name"]: Path(info["plugin"]) for info in _native.backends()}
-    site = _site(__package__ or "hybrid_rt")
+    site = Path(_native.__file__).resolve().parents[1]
     opened: dict[Path, str] = {}
     data: dict[Path, str] = {}
     for name in chosen:
@@ -172,7 +175,7 @@ def collect(models: Sequence[Model], chosen: Iterable[str], external_torch: bool
         compiled = _compiled(models, chosen, Path(temporary).resolve())
         closure = shared_libraries.closure(programs, [*opened, *compiled])
     kept = _without_libtorch(closure, [*programs, *opened, *compiled]) if external_torch else set(closure.files)
-    sites = {_site(__package__ or "hybrid_rt"), _site("torch")}
+    sites = {Path(_native.__file__).resolve().parents[1], _site("torch")}
     places = {path: _place(path, sites) for path in closure.files}
     places |= {path: f"bin/{name}" for path, name in programs.items()}
     places |= {path: f"models/{model.path.name}" for path, model in compiled.items()}

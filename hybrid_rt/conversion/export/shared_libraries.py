@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import BackendError, OptionError
+from ...common.errors import BackendError, OptionError
 
 _SCOPE = "package"
 

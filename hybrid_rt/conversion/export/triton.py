@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, bundle, golden, registry, torchscript
-from .errors import BundleError, OptionError, VerificationError
-from .stored import opened_head
-from .verify import THRESHOLDS, Verification, compare_results
+from ... import _native
+from ...backends import registry
+from ...bundle import archive as bundle
+from ...common.errors import BundleError, OptionError, VerificationError
+from ...torchscript import jit
+from ...verification import golden
+from ...verification.verify import THRESHOLDS, Verification, compare_results
+from ..edit.saved_engines import opened_head
 
 MODEL_FILE = "model.pt"
 CONFIG_FILE = "config.pbtxt"
@@ -62,7 +66,7 @@ class TritonModel:
 
 def library() -> Path:
     """What a process has to preload (LD_PRELOAD) to run the models: it finds its engines beside itself."""
-    return Path(__file__).parent / "lib" / "libhybrid_rt.so"
+    return Path(_native.__file__).parent / "lib" / "libhybrid_rt.so"
 
 
 def export_triton(
@@ -114,7 +118,7 @@ def export_triton(
         )
     _native.verify_records(os.fspath(path))
     head = opened_head(path, "triton")
-    taken, returned = torchscript.signature_of(head)
+    taken, returned = jit.signature_of(head)
     if (taken[:1], returned) != (["List[Tensor]"], ["List[Dict[str, Tensor]]"]):
         raise OptionError.make(
             "triton",
@@ -133,8 +137,8 @@ def export_triton(
             "triton", "the picture", expected="one on which the detector finds something", got="no box"
         )
     fields = _fields(expected)
-    archive = torchscript.to_bytes(
-        torchscript.tensors_only(
+    archive = jit.to_bytes(
+        jit.tensors_only(
             head,
             {field: expected[field].dim() for field in fields},
             batched=max_batch > 0,
@@ -231,7 +235,7 @@ def _check(
 ) -> None:
     """Opens the model as Triton does, and compares what it finds with what the bundle found."""
     registry.load_plugins()
-    model = torchscript.from_bytes(archive)
+    model = jit.from_bytes(archive)
     inputs = torch.stack([given] * max_batch) if max_batch else given
     try:
         with torch.inference_mode():

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from .capture import Program
-from .json_values import finite
-from .measure_hybrid import Measurement
-from .report_pictures import PictureReport
-from .segments import Share
-from .specs import Artifact, TensorSpec
-from .verify import TensorError, Thresholds, Verification
+from ...capture.program import Program
+from ...capture.segments import Share
+from ...common.json_values import finite
+from ...common.specs import Artifact, TensorSpec
+from ...verification.verify import TensorError, Thresholds, Verification
+from .images import PictureReport
+from .measurement import Measurement
 
 SCHEMA_VERSION = 1
 """Of the JSON; it grows when a field goes or changes its meaning. New fields do not change it."""
@@ -81,7 +81,7 @@ class SegmentReport:
 
 
 def _versions() -> dict[str, str]:
-    from . import __version__
+    from ...common.version import __version__
 
     return {
         "hybrid_rt": __version__,

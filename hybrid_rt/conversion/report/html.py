@@ -6,14 +6,15 @@ import base64
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from .report_data import ReportData
-from .report_pictures import FoundBox, PictureReport
-from .report_terminal import LEAST_SHOWN, new_size_text, pictures_text, threads_text
+from .data import ReportData
+from .images import FoundBox, PictureReport
+from .terminal import LEAST_SHOWN, new_size_text, pictures_text, threads_text
 
 _TEMPLATE = "report.html.jinja"
 
@@ -27,7 +28,7 @@ _ERRORS_SHOWN = 10
 def report_html(report: ReportData) -> str:
     """The page."""
     errors = _errors(report)
-    loader = jinja2.PackageLoader("hybrid_rt", "templates")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

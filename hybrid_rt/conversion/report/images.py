@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .verify import Thresholds, box_iou, detections_of
+from ...verification.verify import Thresholds, box_iou, detections_of
 
 MOST_PICTURES = 4
 MOST_BOXES = 100
@@ -56,7 +56,7 @@ class PictureReport:
 
 
 class PictureSamples:
-    """Keeps the first pictures of a verification; a ``watch`` for :func:`hybrid_rt.verify.compare_modules`."""
+    """Keeps the first pictures of a verification; a ``watch`` for :func:`.verify.compare_modules`."""
 
     def __init__(self, thresholds: Thresholds) -> None:
         """``thresholds``: by which boxes are the same."""

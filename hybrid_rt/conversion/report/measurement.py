@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import bundle
-from .capture import Program
-from .measure import Latency, benchmark
-from .samples import at_size, picture_sizes, pictures_in
-from .specs import UNBOUNDED
+from ...bundle import archive
+from ...capture.probe_inputs import at_size, picture_sizes, pictures_in
+from ...capture.program import Program
+from ...common.latency import Latency, benchmark
+from ...common.specs import UNBOUNDED
 
 _EAGER_SECONDS = 2.0
 """All eager calls together may take about so long, a call of a slow detector excepted."""
@@ -105,7 +105,7 @@ def _measured(
     eager_seconds: float,
 ) -> Measurement:
     start = time.perf_counter()
-    hybrid = bundle.load(path)
+    hybrid = archive.load(path)
     load = (time.perf_counter() - start) * 1e3
     example = at_size(inputs[0], None)  # a copy: a detector may write to its pictures
     rounds = max(1, min(_MOST_ROUNDS, int(_EAGER_SECONDS / max(1e-9, eager_seconds)) - 1))
@@ -120,7 +120,7 @@ def _measured(
         load=load,
         pictures=picture_sizes(example),
         threads=torch.get_num_threads(),
-        engines={engine["segment"]: engine["description"] for engine in bundle.engines(hybrid)},
+        engines={engine["segment"]: engine["description"] for engine in archive.engines(hybrid)},
         new_size=new_size,
         no_new_size=reason,
     )

@@ -6,11 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from .errors import OptionError
-from .files import written_whole
-from .report_data import ReportData
-from .report_html import report_html
-from .report_terminal import report_text
+from ...common.atomic_files import written_whole
+from ...common.errors import OptionError
+from .data import ReportData
+from .html import report_html
+from .terminal import report_text
 
 SUFFIXES = (".html", ".json")
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .measure_hybrid import Measurement
-from .report_data import ReportData
-from .segments import Share, predicted_gain
-from .verify import Verification
+from ...capture.segments import Share, predicted_gain
+from ...verification.verify import Verification
+from .data import ReportData
+from .measurement import Measurement
 
 LEAST_SHOWN = 0.005
 """Of the detector's time."""

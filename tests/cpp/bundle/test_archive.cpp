@@ -1,4 +1,4 @@
-#include "archive.h"
+#include "bundle/archive.h"
 
 #include <caffe2/serialize/inline_container.h>
 #include <doctest/doctest.h>
@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "digest.h"
+#include "common/digest.h"
 #include "failure_of.h"
 #include "temporary.h"
 

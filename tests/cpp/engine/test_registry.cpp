@@ -8,7 +8,7 @@
 
 #include "captured_log.h"
 #include "failure_of.h"
-#include "hybrid_rt/backend.h"
+#include "hybrid_rt/plugin/backend.h"
 #include "temporary.h"
 
 // The registry lives as long as the process: each test takes names of its own.

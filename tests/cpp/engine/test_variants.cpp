@@ -1,4 +1,4 @@
-#include "variants.h"
+#include "engine/variants.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "captured_log.h"
-#include "digest.h"
+#include "common/digest.h"
 #include "failure_of.h"
 #include "temporary.h"
 

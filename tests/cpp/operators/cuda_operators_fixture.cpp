@@ -1,4 +1,4 @@
-#include "cuda_operators.h"
+#include "operators/cuda_operators.h"
 
 // A library of CUDA operators as another version of hybrid_rt would bring it.
 

@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "captured_log.h"
-#include "cuda_operators.h"
 #include "failure_of.h"
-#include "hybrid_rt/backend.h"
+#include "hybrid_rt/plugin/backend.h"
+#include "operators/cuda_operators.h"
 #include "temporary.h"
 
 // What of the CUDA operators needs no GPU. Their results are compared in tests/python/test_head_operators.py.

@@ -1,4 +1,4 @@
-#include "request_queue.h"
+#include "service/request_queue.h"
 
 #include <doctest/doctest.h>
 

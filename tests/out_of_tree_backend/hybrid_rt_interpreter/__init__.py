@@ -7,10 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from hybrid_rt import torchscript
-from hybrid_rt.backends.base import Availability, Backend
-from hybrid_rt.capture import Program
-from hybrid_rt.specs import Artifact, blob_from_bytes
+from hybrid_rt.backends import Artifact, Availability, Backend, Program, blob_from_bytes
+from hybrid_rt.torchscript import jit
 
 
 class InterpreterBackend(Backend):
@@ -27,4 +25,4 @@ class InterpreterBackend(Backend):
     def compile(self, program: Program, precision: str) -> Artifact:
         """Traces the segment."""
         spec = self.spec(program, precision, versions={"torch": torch.__version__})
-        return Artifact(spec, {"traced": blob_from_bytes(torchscript.to_bytes(program.traced()))})
+        return Artifact(spec, {"traced": blob_from_bytes(jit.to_bytes(program.traced()))})

@@ -5,10 +5,10 @@ import sys
 import torch
 from torch import nn
 
-from hybrid_rt import registry
-from hybrid_rt.capture import capture_alone
-from hybrid_rt.engine_module import engine_module
-from hybrid_rt.specs import Artifact, ArtifactSpec
+from hybrid_rt.backends import registry
+from hybrid_rt.capture.program import capture_alone
+from hybrid_rt.common.specs import Artifact, ArtifactSpec
+from hybrid_rt.conversion.assemble.engine_module import engine_module
 
 name, *fallbacks = sys.argv[1:]
 x = torch.rand(1, 3, 8, 8)

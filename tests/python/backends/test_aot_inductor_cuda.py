@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
-from test_backend_aot_inductor import CUDA, folders, inputs, program
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt.engine_module import EngineModule, engine_module
-from hybrid_rt.specs import Artifact
+from backends.test_aot_inductor import CUDA, folders, inputs, program
+from hybrid_rt.common.specs import Artifact
+from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 # Not by CUDA.availability(): a machine with a GPU and without headers should not pass in silence.
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

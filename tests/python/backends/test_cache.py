@@ -16,16 +16,16 @@ from typing import ClassVar
 import pytest
 import torch
 from filelock import FileLock
-from small_detectors import Backbone, small_detector, small_picture
 from torch import nn
 
 import hybrid_rt
-from hybrid_rt import artifact_file, cache
+from helpers.small_detectors import Backbone, small_detector, small_picture
 from hybrid_rt.backends.base import Availability, Backend
-from hybrid_rt.capture import Program, capture_alone
+from hybrid_rt.backends.cache import artifact_file, store
+from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.cli import main
-from hybrid_rt.errors import BackendError, OptionError
-from hybrid_rt.specs import Artifact, blob_from_bytes
+from hybrid_rt.common.errors import BackendError, OptionError
+from hybrid_rt.common.specs import Artifact, blob_from_bytes
 
 
 class CountingBackend(Backend):
@@ -83,7 +83,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def segments() -> list[str]:
-    return [entry.segment for entry in cache.entries()]
+    return [entry.segment for entry in store.entries()]
 
 
 # Hits and misses
@@ -91,8 +91,8 @@ def segments() -> list[str]:
 
 def test_the_second_time_is_a_hit_with_the_same_artifact(folder: Path) -> None:
     backend = CountingBackend()
-    first, first_hit = cache.compiled(backend, program_of(), "fp32")
-    second, second_hit = cache.compiled(backend, program_of(), "fp32")
+    first, first_hit = store.compiled(backend, program_of(), "fp32")
+    second, second_hit = store.compiled(backend, program_of(), "fp32")
     assert (first_hit, second_hit, backend.calls) == (False, True, 1)
     assert second.spec == first.spec
     assert list(second.blobs) == ["bytes", "empty"]
@@ -141,17 +141,17 @@ def renamed_input() -> Program:
 def test_a_change_is_a_miss(
     folder: Path, backend: type[CountingBackend], program: Callable[[], Program], precision: str
 ) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
-    assert cache.compiled(backend(), program(), precision)[1] is False
-    assert cache.compiled(backend(), program(), precision)[1] is True
+    store.compiled(CountingBackend(), program_of(), "fp32")
+    assert store.compiled(backend(), program(), precision)[1] is False
+    assert store.compiled(backend(), program(), precision)[1] is True
     assert len(files(folder)) == 2
 
 
-@pytest.mark.parametrize("attribute", ["torch.__version__", "hybrid_rt.artifact_file.FORMAT"])
+@pytest.mark.parametrize("attribute", ["torch.__version__", "hybrid_rt.backends.cache.artifact_file.FORMAT"])
 def test_another_version_is_a_miss(folder: Path, monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
-    before = cache.key_of(CountingBackend(), program_of(), "fp32")
+    before = store.key_of(CountingBackend(), program_of(), "fp32")
     monkeypatch.setattr(attribute, "another")
-    assert cache.key_of(CountingBackend(), program_of(), "fp32") != before
+    assert store.key_of(CountingBackend(), program_of(), "fp32") != before
 
 
 def test_another_text_of_the_compile_half_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,15 +160,15 @@ def test_another_text_of_the_compile_half_is_a_miss(tmp_path: Path, monkeypatch:
     for i in range(2):
         (tmp_path / f"compile_half_{i}.py").write_text(f"VERSION = {i}\n")
         __import__(f"compile_half_{i}")
-        digests.append(cache._code_digest(f"compile_half_{i}"))
+        digests.append(store._code_digest(f"compile_half_{i}"))
     assert digests[0] != digests[1]
 
 
 def test_the_name_of_the_segment_and_the_picture_do_not_matter(folder: Path) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
+    store.compiled(CountingBackend(), program_of(), "fp32")
     detector = nn.Sequential(small_detector()).eval()
     program = capture_alone(detector, "0.backbone", [(small_picture(seed=1),)])
-    assert cache.compiled(CountingBackend(), program, "fp32")[1] is True
+    assert store.compiled(CountingBackend(), program, "fp32")[1] is True
 
 
 def test_a_segment_that_has_no_digest_is_compiled_each_time(folder: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_segment_that_has_no_digest_is_compiled_each_time(folder: Path) -> Non
             return super().forward(pictures + self.constant)
 
     backend = CountingBackend()
-    assert [cache.compiled(backend, program_of(Sparse()), "fp32")[1] for _ in range(2)] == [False, False]
+    assert [store.compiled(backend, program_of(Sparse()), "fp32")[1] for _ in range(2)] == [False, False]
     assert backend.calls == 2
     assert files(folder) == []
 
@@ -193,7 +193,7 @@ def test_a_compiler_that_refuses_leaves_nothing(folder: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(BackendError, match="expected nothing"):
-            cache.compiled(Refusing(), program_of(), "fp32")
+            store.compiled(Refusing(), program_of(), "fp32")
     assert files(folder) == []
 
 
@@ -230,7 +230,7 @@ def test_threads_that_want_the_same_compile_once(folder: Path) -> None:
     programs = [program_of() for _ in range(4)]
 
     def work(program: Program) -> None:
-        hits.append(cache.compiled(backend, program, "fp32")[1])
+        hits.append(store.compiled(backend, program, "fp32")[1])
 
     threads = [threading.Thread(target=work, args=(program,)) for program in programs]
     for thread in threads:
@@ -251,10 +251,10 @@ class WaitingBackend(CountingBackend):
 
 
 def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> None:
-    program = "import test_cache as t; print(t.cache.compiled(t.WaitingBackend(), t.program_of(), 'fp32')[1])"
+    program = "import test_cache as t; print(t.store.compiled(t.WaitingBackend(), t.program_of(), 'fp32')[1])"
     hits = []
     waiting = threading.Thread(
-        target=lambda: hits.append(cache.compiled(WaitingBackend(), program_of(), "fp32")[1]), daemon=True
+        target=lambda: hits.append(store.compiled(WaitingBackend(), program_of(), "fp32")[1]), daemon=True
     )
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -275,10 +275,10 @@ def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> Non
 
 
 def test_who_waits_too_long_compiles_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "COMPILE_SECONDS", 0.01)
+    monkeypatch.setattr(store, "COMPILE_SECONDS", 0.01)
     backend, program = CountingBackend(), program_of()
     (folder / ".locks").mkdir(parents=True)
-    stuck = FileLock(folder / ".locks" / cache.key_of(backend, program, "fp32")[:2])
+    stuck = FileLock(folder / ".locks" / store.key_of(backend, program, "fp32")[:2])
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -290,7 +290,7 @@ def test_who_waits_too_long_compiles_itself(folder: Path, monkeypatch: pytest.Mo
     holder.start()
     held.wait()
     try:
-        assert cache.compiled(backend, program, "fp32")[1] is False
+        assert store.compiled(backend, program, "fp32")[1] is False
     finally:
         done.set()
         holder.join()
@@ -305,34 +305,34 @@ def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pyt
     for name in ("first", "second", "third"):
         backend = CountingBackend()
         named = dataclasses.replace(program, name=name, inputs=(dataclasses.replace(program.inputs[0], name=name),))
-        cache.compiled(backend, named, "fp32")
+        store.compiled(backend, named, "fp32")
         for path in files(folder):
             age(path, 10)
         if name == "second":  # used again: now the first is the younger one
             first = dataclasses.replace(program, inputs=(dataclasses.replace(program.inputs[0], name="first"),))
-            assert cache.compiled(backend, first, "fp32")[1] is True
+            assert store.compiled(backend, first, "fp32")[1] is True
     assert segments() == ["third", "first", "second"]
     largest = max(path.stat().st_size for path in files(folder))
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", str(3 * largest + 10))
     named = dataclasses.replace(program, name="fourth")
-    cache.compiled(CountingBackend(), named, "fp32")
+    store.compiled(CountingBackend(), named, "fp32")
     assert segments() == ["fourth", "third", "first"]
 
 
 def test_what_is_larger_than_the_bound_is_not_kept_and_removes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
+    store.compiled(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "999")
-    assert cache.compiled(CountingBackend(), program_of(side=48), "fp32")[1] is False
+    assert store.compiled(CountingBackend(), program_of(side=48), "fp32")[1] is False
     assert len(files(folder)) == 1
 
 
 def test_size_0_switches_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
+    store.compiled(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     backend = CountingBackend()
-    assert [cache.compiled(backend, program_of(), "fp32")[1] for _ in range(2)] == [False, False]
+    assert [store.compiled(backend, program_of(), "fp32")[1] for _ in range(2)] == [False, False]
     assert backend.calls == 2
     assert len(files(folder)) == 1
 
@@ -352,14 +352,14 @@ def test_size_0_switches_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_sizes(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", text)
-    assert cache.bound() == size
+    assert store.bound() == size
 
 
 @pytest.mark.parametrize("text", ["-1", "5X", "G", "five", "1e9", "5G5", "\u0665"])
 def test_a_size_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", text)
     with pytest.raises(OptionError) as caught:
-        cache.compiled(CountingBackend(), program_of(), "fp32")
+        store.compiled(CountingBackend(), program_of(), "fp32")
     assert str(caught.value) == (
         "hybrid_rt[cache]: HYBRID_RT_CACHE_SIZE: expected a number of bytes, or one with K, M, G or T, such as 5G, "
         f"got '{text}'. 0 switches the cache off."
@@ -373,13 +373,13 @@ def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("HYBRID_RT_CACHE", "~/own")
-    assert cache.folder() == tmp_path / "own"
+    assert store.folder() == tmp_path / "own"
     monkeypatch.setenv("HYBRID_RT_CACHE", "")
-    assert cache.folder() == Path("/xdg/hybrid_rt")
+    assert store.folder() == Path("/xdg/hybrid_rt")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache.folder() == tmp_path / ".cache" / "hybrid_rt"
+    assert store.folder() == tmp_path / ".cache" / "hybrid_rt"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder() == tmp_path / ".cache" / "hybrid_rt"
+    assert store.folder() == tmp_path / ".cache" / "hybrid_rt"
 
 
 def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,14 +387,14 @@ def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.warns(RuntimeWarning, match="HYBRID_RT_CACHE: expected a folder, as this user has no home, got none"):
-        assert cache.compiled(CountingBackend(), program_of(), "fp32")[1] is False
+        assert store.compiled(CountingBackend(), program_of(), "fp32")[1] is False
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(folder: Path) -> None:
     folder.write_text("a file")  # where root too can make no folder
     backend = CountingBackend()
     with pytest.warns(RuntimeWarning) as told:
-        assert cache.compiled(backend, program_of(), "fp32")[1] is False
+        assert store.compiled(backend, program_of(), "fp32")[1] is False
     assert len(told) == 1
     assert f"hybrid_rt[cache]: folder {folder}: expected to write an entry, got File exists. Nothing is kept" in str(
         told[0].message
@@ -410,7 +410,7 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(artifact_file, "write", full)
     with pytest.warns(RuntimeWarning, match="got No space left on device"):
-        assert cache.compiled(CountingBackend(), program_of(), "fp32")[1] is False
+        assert store.compiled(CountingBackend(), program_of(), "fp32")[1] is False
     assert [path.name for path in folder.iterdir()] == [".locks"]
 
 
@@ -454,13 +454,13 @@ def of_another_key(path: Path) -> None:
 )
 def test_a_damaged_entry_is_made_again(folder: Path, damage: Callable[[Path], None]) -> None:
     backend = CountingBackend()
-    made, _ = cache.compiled(backend, program_of(), "fp32")
+    made, _ = store.compiled(backend, program_of(), "fp32")
     (path,) = files(folder)
     damage(path)
-    again, hit = cache.compiled(backend, program_of(), "fp32")
+    again, hit = store.compiled(backend, program_of(), "fp32")
     assert (hit, backend.calls) == (False, 2)
     assert torch.equal(again.blobs["bytes"], made.blobs["bytes"])
-    assert cache.compiled(backend, program_of(), "fp32")[1] is True
+    assert store.compiled(backend, program_of(), "fp32")[1] is True
 
 
 def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> None:
@@ -468,8 +468,8 @@ def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> N
     for path in (old, new):
         path.mkdir(parents=True)
         (path / "half").touch()
-    age(old, 2 * cache.ABANDONED_SECONDS)
-    cache.compiled(CountingBackend(), program_of(), "fp32")
+    age(old, 2 * store.ABANDONED_SECONDS)
+    store.compiled(CountingBackend(), program_of(), "fp32")
     assert not old.exists()
     assert new.exists()
 
@@ -478,8 +478,8 @@ def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> N
 
 
 def test_list_and_clear(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
-    cache.compiled(OtherBackend(), dataclasses.replace(program_of(), name="roi_heads.box_head"), "bf16")
+    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.compiled(OtherBackend(), dataclasses.replace(program_of(), name="roi_heads.box_head"), "bf16")
     (folder / "notes.txt").write_text("mine")
     size = sum(path.stat().st_size for path in files(folder)) / 1e6
     assert main(["cache", "list"]) == 0
@@ -499,13 +499,13 @@ def test_clear_removes_what_backends_keep_beside_the_entries(folder: Path, name:
     (folder / name).mkdir(parents=True)
     (folder / name / "0.cache").write_bytes(b"kernels")
     (folder / "mine").mkdir()
-    assert cache.clear() == []
+    assert store.clear() == []
     assert not (folder / name).exists()
     assert (folder / "mine").exists()
 
 
 def test_list_and_clear_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
+    store.compiled(CountingBackend(), program_of(), "fp32")
     (path,) = files(folder)
     assert main(["cache", "list", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -521,7 +521,7 @@ def test_list_and_clear_as_json(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_list_names_a_damaged_entry_and_says_when_it_is_off(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache.compiled(CountingBackend(), program_of(), "fp32")
+    store.compiled(CountingBackend(), program_of(), "fp32")
     empty(files(folder)[0])
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     assert main(["cache", "list"]) == 0
@@ -531,8 +531,8 @@ def test_list_names_a_damaged_entry_and_says_when_it_is_off(
 
 
 def test_a_folder_that_is_not_there_is_empty(folder: Path) -> None:
-    assert cache.entries() == []
-    assert cache.clear() == []
+    assert store.entries() == []
+    assert store.clear() == []
     assert not folder.exists()
 
 

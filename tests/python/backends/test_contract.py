@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import cache, registry, torchscript
-from hybrid_rt.capture import Program, capture_alone
-from hybrid_rt.engine_module import EngineModule, engine_module
-from hybrid_rt.specs import UNBOUNDED
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.cache import store
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.common.specs import UNBOUNDED
+from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
+from hybrid_rt.torchscript import jit
 
 BACKENDS = [
     pytest.param(info.name, marks=() if info.available else pytest.mark.skip(reason=info.reason))
@@ -141,7 +143,7 @@ SLOW_COMPILERS = {"aot_inductor"}
 
 def compiled(program: Program, backend: str) -> EngineModule:
     """Programs of equal graph and weights are compiled once a run, see conftest's cache."""
-    artifact, _ = cache.compiled(registry.backend(backend), program, "fp32")
+    artifact, _ = store.compiled(registry.backend(backend), program, "fp32")
     return engine_module(program, [artifact])
 
 
@@ -206,7 +208,7 @@ def test_results_equal_eager_in_value_and_structure(
     program = program_of(module, *seen)
     assert any(not spec.is_static for spec in program.inputs) == is_dynamic
     engine = compiled(program, backend)
-    scripted = torchscript.script(engine)
+    scripted = jit.script(engine)
     for call in [*seen, *never_seen, *seen]:
         assert_equal_structure(engine(*call), module(*call))
         assert_equal_structure(scripted(*call), module(*call))
@@ -285,7 +287,7 @@ def test_inputs_that_break_the_contract_are_refused(backend: str, what: str) -> 
 
 
 def test_a_refusal_keeps_its_text_through_torchscript(backend: str) -> None:
-    scripted = torchscript.script(dynamic_engine(backend))
+    scripted = jit.script(dynamic_engine(backend))
     with pytest.raises(
         RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: segment 'backbone', input 'pictures': expected float32")
     ):
@@ -299,7 +301,7 @@ def test_a_list_of_another_length_is_refused(backend: str) -> None:
     with pytest.raises(AssertionError, match=text):
         engine([pictures()])
     with pytest.raises(torch.jit.Error, match=text):
-        torchscript.script(engine)([pictures()])
+        jit.script(engine)([pictures()])
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
@@ -450,11 +452,11 @@ def test_it_says_what_runs(backend: str) -> None:
 
 
 def reloaded(module: nn.Module) -> nn.Module:
-    return torch.jit.load(io.BytesIO(torchscript.to_bytes(torchscript.script(module))))
+    return torch.jit.load(io.BytesIO(jit.to_bytes(jit.script(module))))
 
 
 def reloaded_frozen(module: nn.Module) -> nn.Module:
-    return torch.jit.load(io.BytesIO(torchscript.to_bytes(torchscript.freeze(torchscript.script(module)))))
+    return torch.jit.load(io.BytesIO(jit.to_bytes(jit.freeze(jit.script(module)))))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")

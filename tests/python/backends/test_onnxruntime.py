@@ -10,17 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_surgery import run_python
-from small_detectors import small_detector, small_picture
-from test_backend_contract import (
-    DictOfLevels,
-    NestedInput,
-    TwoInputs,
-    assert_equal_structure,
-    dynamic_program,
-    pictures,
-    program_of,
-)
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -32,10 +21,22 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.ssd import SSDHead
 
 import hybrid_rt
-from hybrid_rt import BackendError, registry
-from hybrid_rt.capture import Program
-from hybrid_rt.engine_module import EngineModule, engine_module
-from hybrid_rt.specs import Artifact, blob_from_bytes
+from backends.test_contract import (
+    DictOfLevels,
+    NestedInput,
+    TwoInputs,
+    assert_equal_structure,
+    dynamic_program,
+    pictures,
+    program_of,
+)
+from helpers.bundle_surgery import run_python
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt import BackendError
+from hybrid_rt.backends import registry
+from hybrid_rt.capture.program import Program
+from hybrid_rt.common.specs import Artifact, blob_from_bytes
+from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 onnx = pytest.importorskip("onnx", reason="pip install onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hybrid_rt
-from hybrid_rt import cache, registry
-from hybrid_rt.backends import tensorrt as half
-from hybrid_rt.capture import Program, capture_alone
-from hybrid_rt.specs import UNBOUNDED, Artifact
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.cache import store
+from hybrid_rt.backends.tensorrt import backend as half
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.common.specs import UNBOUNDED, Artifact
 
 TENSORRT = registry.backend("tensorrt")
 builds = pytest.mark.skipif(
@@ -244,15 +245,15 @@ def test_the_builder_tells_how_far_it_is() -> None:
 def test_the_cache_keeps_one_for_each_option() -> None:
     program = pyramid()
     keys = {
-        cache.key_of(TENSORRT.configured("cuda", options), program, "fp32")
+        store.key_of(TENSORRT.configured("cuda", options), program, "fp32")
         for options in ({}, {"tf32": True}, {"compute_capabilities": ["8.6"]}, {"profiles": [{"height": (32, 64)}]})
     }
     assert len(keys) == 4
-    assert cache.key_of(TENSORRT.configured("cuda", {"tf32": False}), program, "fp32") in keys
+    assert store.key_of(TENSORRT.configured("cuda", {"tf32": False}), program, "fp32") in keys
 
 
 def test_int8_is_kept_by_what_it_was_calibrated_on() -> None:
-    keys = {cache.key_of(TENSORRT, pyramid(calibration=[(X * k,)]), "int8") for k in (1, 2)}
+    keys = {store.key_of(TENSORRT, pyramid(calibration=[(X * k,)]), "int8") for k in (1, 2)}
     assert len(keys) == 2
 
 

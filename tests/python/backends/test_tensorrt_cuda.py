@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_backend_tensorrt import Pyramid, Wide, X, builds
 
 import hybrid_rt
+from backends.test_tensorrt import Pyramid, Wide, X, builds
 
 pytestmark = [builds, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")]
 FOR_THIS_GPU = {"tensorrt": {"compute_capabilities": "current"}}

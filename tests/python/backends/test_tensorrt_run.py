@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_backend_tensorrt import Detector, Pyramid, X, builds, needs_none, refused
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt.programs import program as installed
+from backends.test_tensorrt import Detector, Pyramid, X, builds, needs_none, refused
+from hybrid_rt.common.executables import program as installed
 
 pytestmark = builds
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import small_picture
-from test_backend_contract import STRUCTURES, pictures, program_of
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import BackendError, OptionError, registry
-from hybrid_rt.capture import Program
-from hybrid_rt.engine_module import EngineModule, engine_module
-from hybrid_rt.specs import Artifact
-from hybrid_rt.variants import choose_variants
+from backends.test_contract import STRUCTURES, pictures, program_of
+from helpers.small_detectors import small_picture
+from hybrid_rt import BackendError, OptionError
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.selection import choose_variants
+from hybrid_rt.capture.program import Program
+from hybrid_rt.common.specs import Artifact
+from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 TORCHSCRIPT = registry.backend("torchscript")
 BF16 = 2**-8

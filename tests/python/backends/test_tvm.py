@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybrid_rt import cache, registry
-from hybrid_rt.backends import tvm_tuning
-from hybrid_rt.capture import Program, capture_alone
-from hybrid_rt.engine_module import EngineModule, engine_module
-from hybrid_rt.errors import BackendError, CaptureError, OptionError
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.cache import store
+from hybrid_rt.backends.tvm import tuning
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.common.errors import BackendError, CaptureError, OptionError
+from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 TVM = registry.backend("tvm")
 pytestmark = pytest.mark.skipif(not TVM.availability().available, reason=TVM.availability().reason)
@@ -243,7 +244,7 @@ def test_the_cache_keeps_one_artifact_for_each_budget(monkeypatch: pytest.Monkey
     keys = set()
     for seconds in ("", "0", "10", "10.0", "20"):
         monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", seconds)
-        keys.add(cache.key_of(TVM, program, "fp32"))
+        keys.add(store.key_of(TVM, program, "fp32"))
     assert len(keys) == 3
 
 
@@ -260,15 +261,15 @@ def test_what_was_tuned_is_right_and_what_was_measured_is_kept(tmp_path: Path, m
     assert all(seconds > 0 for seconds in times.values())
     # The choice that is on record as the fastest is taken, without measuring again.
     fastest = list(times)[-1]
-    assert fastest != repr(tvm_tuning.CHOICES[0])
+    assert fastest != repr(tuning.CHOICES[0])
     path.write_text(path.read_text().replace(str(times[fastest]), "1e-9"))
     monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", "0.000001")
     taken = []
-    arranged = tvm_tuning._arranged
-    monkeypatch.setattr(tvm_tuning, "_arranged", lambda f, choice: (taken.append(repr(choice)), arranged(f, choice))[1])
+    arranged = tuning._arranged
+    monkeypatch.setattr(tuning, "_arranged", lambda f, choice: (taken.append(repr(choice)), arranged(f, choice))[1])
     TVM.compile(program, "fp32")
     assert taken == [fastest]
-    cache.clear()
+    store.clear()
     assert not (tmp_path / "tvm_tuning").exists()
 
 
@@ -278,6 +279,6 @@ def test_every_order_that_tuning_may_choose_is_right(monkeypatch: pytest.MonkeyP
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 6, 1)
     ).eval()
     program = program_of(module, X)
-    for choice in tvm_tuning.CHOICES:
-        monkeypatch.setattr(tvm_tuning, "CHOICES", (choice,))
+    for choice in tuning.CHOICES:
+        monkeypatch.setattr(tuning, "CHOICES", (choice,))
         assert_close(engine_module(program, [TVM.compile(program, "fp32")])(X), module(X))

@@ -12,10 +12,11 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
-from hybrid_rt import OptionError, comparison
+from helpers.paths import ROOT
+from hybrid_rt import OptionError
+from hybrid_rt.bench import bundles as comparison
 from hybrid_rt.cli import main
 
-ROOT = Path(__file__).parents[2]
 HELD_OUT = ROOT / "models" / "held_out"
 COCO = hybrid_rt.CocoDataset(HELD_OUT / "annotations.json", HELD_OUT, limit=2)
 

@@ -12,21 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small_detectors import ListDetector, SmallDetector, small_picture
 from torch import Tensor, nn
 
+from helpers.small_detectors import ListDetector, SmallDetector, small_picture
 from hybrid_rt import OptionError, inspect
-from hybrid_rt.boxes import BoxMatch
+from hybrid_rt.bench import tables, whole_graph
+from hybrid_rt.bench.cases import RUNTIMES, Case, cases
+from hybrid_rt.bench.processes import Process, ProcessFailed
+from hybrid_rt.bench.results import run_all
+from hybrid_rt.bench.run import Machine, Result, Subject, run
 from hybrid_rt.cli import main
-from hybrid_rt.measure import Latency
-from hybrid_rt.programs import program
-from hybrid_rt.suite import tables, whole_graph
-from hybrid_rt.suite.cases import RUNTIMES, Case, cases
-from hybrid_rt.suite.results import run_all
-from hybrid_rt.suite.run import Machine, Result, Subject, run
-from hybrid_rt.suite.workers import Process, ProcessFailed
-
-ROOT = Path(__file__).parents[2]
+from hybrid_rt.common.executables import program
+from hybrid_rt.common.latency import Latency
+from hybrid_rt.verification.boxes import BoxMatch
 
 
 class Wavering(ListDetector):
@@ -173,7 +171,7 @@ def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
     paths = {name: str(tmp_path / f"{name}") for name in ("detector.pickle", "pictures.pt")}
     job = {"runtime": "hybrid", "detector": paths["detector.pickle"], "pictures": paths["pictures.pt"], "path": "x.pt"}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "hybrid_rt.suite.prepare", str(tmp_path / "job.json")]
+    command = [sys.executable, "-m", "hybrid_rt.bench.prepare", str(tmp_path / "job.json")]
     process = Process(command, tmp_path / "log.txt", {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     try:
         assert process._process.stdin is not None

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid_rt import registry
-from hybrid_rt.packing import LEAST_SHARED, own_sizes, pack, unpack
-from hybrid_rt.specs import Artifact, ArtifactSpec, blob_from_bytes
+from hybrid_rt.backends import registry
+from hybrid_rt.bundle.blob_table import LEAST_SHARED, own_sizes, pack, unpack
+from hybrid_rt.common.specs import Artifact, ArtifactSpec, blob_from_bytes
 
 SPEC = ArtifactSpec("torchscript", "fp32", "cpu", (), ())
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_surgery import read_record, record_names, run_python, save_with_backends
-from small_detectors import small_detector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import BundleError, _native, bundle, torchscript
+from helpers.bundle_surgery import read_record, record_names, run_python, save_with_backends
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt import BundleError, _native
+from hybrid_rt.bundle import archive as bundle
+from hybrid_rt.torchscript import jit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -38,7 +40,7 @@ def test_moving_a_bundle_takes_the_constants_of_its_graph_along(demo_bundle: Pat
     module = hybrid_rt.load(demo_bundle)
 
     def devices() -> set[str]:
-        constants = [node.output().toIValue() for node in torchscript.nodes_of(module.graph) if is_constant(node)]
+        constants = [node.output().toIValue() for node in jit.nodes_of(module.graph) if is_constant(node)]
         return {str(value.device) for value in constants if isinstance(value, Tensor)}
 
     assert devices() == {"cpu"}
@@ -60,7 +62,7 @@ class MakesItsOwn(nn.Module):
 
 
 def test_moving_makes_new_tensors_there_and_keeps_what_the_head_says_of_others() -> None:
-    module = torchscript.freeze(torchscript.script(MakesItsOwn().eval()))
+    module = jit.freeze(jit.script(MakesItsOwn().eval()))
     _native.move_to(module._c, torch.device("meta"))
     made, kept = ([each.toIValue() for each in node.inputs() if is_constant(each.node())] for node in two_of(module))
     assert torch.device("meta") in made
@@ -68,7 +70,7 @@ def test_moving_makes_new_tensors_there_and_keeps_what_the_head_says_of_others()
 
 
 def two_of(module: torch.jit.ScriptModule) -> list[Any]:
-    nodes = list(torchscript.nodes_of(module.graph))
+    nodes = list(jit.nodes_of(module.graph))
     return [next(node for node in nodes if node.kind() == kind) for kind in ("aten::zeros", "aten::to")]
 
 
@@ -250,7 +252,7 @@ PREPARE = """
 import os, random, resource, signal, sys, time
 from pathlib import Path
 import hybrid_rt
-from hybrid_rt import bundle
+from hybrid_rt.bundle import archive as bundle
 source, target = map(Path, sys.argv[1:])
 module, manifest = hybrid_rt.load(source, backend="torchscript"), hybrid_rt.inspect(source)
 

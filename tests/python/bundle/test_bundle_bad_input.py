@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_surgery import (
+
+import hybrid_rt
+from helpers.bundle_surgery import (
     DIGEST,
     MANIFEST,
     change_manifest,
@@ -26,11 +28,9 @@ from bundle_surgery import (
     save_with_backends,
     small_artifact,
 )
-from small_detectors import small_detector, small_picture
-
-import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BackendError, BundleError, InputError, OptionError
-from hybrid_rt.specs import blob_from_bytes
+from hybrid_rt.common.specs import blob_from_bytes
 
 DAMAGED = "The file was altered or damaged: copy or convert it again."
 
@@ -476,7 +476,7 @@ def test_a_device_that_no_variant_has(small_bundle: Path) -> None:
 
 LOAD_AND_TELL = """
 import json, sys, torch, hybrid_rt
-from small_detectors import small_picture
+from helpers.small_detectors import small_picture
 module = hybrid_rt.load(sys.argv[1])
 boxes = module(small_picture())[0]
 backends = {info.name: [info.available, info.reason] for info in hybrid_rt.backends()}
@@ -503,7 +503,7 @@ def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: 
     (tmp_path / "libhybrid_rt_empty.so").touch()
     (tmp_path / "libhybrid_rt_folder.so").mkdir()
     (tmp_path / "unrelated.txt").touch()
-    installed = Path(hybrid_rt.__file__).parent / "lib"
+    installed = Path(hybrid_rt._native.__file__).parent / "lib"
     # A shared library that is no plug-in, and a plug-in under another name.
     shutil.copy(_ctypes.__file__, tmp_path / "libhybrid_rt_foreign.so")
     shutil.copy(installed / "libhybrid_rt_torchscript.so", tmp_path / "libhybrid_rt_renamed.so")
@@ -528,10 +528,10 @@ def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
     """The small detector's backbone, for batches of 1 to 4 and heights of 16 to 64, as an object of its own."""
-    from hybrid_rt import registry
-    from hybrid_rt.capture import capture_alone
-    from hybrid_rt.engine_module import make_engine
-    from hybrid_rt.packing import pack
+    from hybrid_rt.backends import registry
+    from hybrid_rt.bundle.blob_table import pack
+    from hybrid_rt.capture.program import capture_alone
+    from hybrid_rt.conversion.assemble.engine_module import make_engine
 
     detector = small_detector()
     program = capture_alone(detector, "backbone", [(small_picture(),)], [(1, 4), (3, 3), (16, 64), (32, 32)])

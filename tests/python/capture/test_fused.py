@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_detectors import Backbone, small_picture
-from strangers import succeed
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
+from helpers.external_projects import succeed
+from helpers.small_detectors import Backbone, small_picture
 from hybrid_rt import CaptureError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import small_detector, small_picture
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import CaptureError
-from hybrid_rt.observe import arguments_of, observe, recording, watch
+from hybrid_rt.capture.observe import arguments_of, observe, recording, watch
 
 
 def test_each_submodule_that_runs_is_seen_with_its_time_and_shapes() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybrid_rt.second_size import second_shapes, small_shapes
-from hybrid_rt.specs import UNBOUNDED
+from hybrid_rt.capture.second_size import second_shapes, small_shapes
+from hybrid_rt.common.specs import UNBOUNDED
 
 FREE = [(1, UNBOUNDED), (3, 3), (32, 1344), (32, 1344)]
 FREE_FEATURES = [(1, UNBOUNDED), (256, 256), (1, UNBOUNDED), (1, UNBOUNDED)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import Backbone, SmallDetector, small_detector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
 from hybrid_rt import BackendError, CaptureError, HybridRTError
 
 AVAILABLE = {

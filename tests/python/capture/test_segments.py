@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_detectors import small_detector, small_picture
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
+from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import CaptureError, OptionError
-from hybrid_rt.observe import Observation, Use, observe, watch
-from hybrid_rt.segments import Share, group, named, predicted_gain, replace, shares_of
+from hybrid_rt.capture.observe import Observation, Use, observe, watch
+from hybrid_rt.capture.segments import Share, group, named, predicted_gain, replace, shares_of
 
 
 def test_names_keep_their_order_and_one_name_is_a_list_of_one() -> None:

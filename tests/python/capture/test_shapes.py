@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import small_detector
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from helpers.small_detectors import small_detector
 from hybrid_rt import OptionError
-from hybrid_rt.shapes import ranges_of
-from hybrid_rt.specs import UNBOUNDED
+from hybrid_rt.capture.shapes import ranges_of
+from hybrid_rt.common.specs import UNBOUNDED
 
 EXAMPLE = (1, 3, 64, 96)
 

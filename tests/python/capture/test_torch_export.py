@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from hybrid_rt import CaptureError, exported
-from hybrid_rt.capture import Program, capture, capture_alone
-from hybrid_rt.observe import observe, recording
-from hybrid_rt.specs import UNBOUNDED
+from hybrid_rt import CaptureError
+from hybrid_rt.capture import torch_export
+from hybrid_rt.capture.observe import observe, recording
+from hybrid_rt.capture.program import Program, capture, capture_alone
+from hybrid_rt.common.specs import UNBOUNDED
 
 
 class Calls(nn.Module):
@@ -80,7 +81,7 @@ def test_a_backbone_and_a_head_are_one_program_with_free_sizes() -> None:
     detector, program = r50_fpn()
     made = program.exported()
     assert sizes_of(made) == [[True, False, True, True]]
-    assert not any("==" in text for text, _ in exported.conditions(made, program.inputs))
+    assert not any("==" in text for text, _ in torch_export.conditions(made, program.inputs))
     x = torch.rand(2, 3, 32, 160)
     features = detector.backbone(x)
     logits, deltas = detector.rpn.head(list(features.values()))
@@ -102,20 +103,20 @@ def test_another_precision_holds_inside_only() -> None:
 
 def test_sizes_that_must_agree_are_conditions() -> None:
     program = program_of(lambda layer, x, y: layer(x + y))
-    found = exported.conditions(program.exported(), program.inputs)
+    found = torch_export.conditions(program.exported(), program.inputs)
     for d in (0, 2, 3):
         assert (f"x.shape[{d}] == y.shape[{d}]", f"0.{d}: 1.{d}: ==") in found
 
 
 def test_sizes_in_a_proportion_are_conditions() -> None:
     program = program_of(lambda layer, x, y: layer(x + F.interpolate(y, scale_factor=2.0)), half=True)
-    found = exported.conditions(program.exported(), program.inputs)
+    found = torch_export.conditions(program.exported(), program.inputs)
     assert ("x.shape[3] == 2 * y.shape[3]", "0.3: 2 1.3: * ==") in found
 
 
 def test_sizes_that_must_be_even_are_conditions() -> None:
     program = program_of(lambda layer, x, y: x + F.interpolate(layer(y), scale_factor=2.0))
-    found = exported.conditions(program.exported(), program.inputs)
+    found = torch_export.conditions(program.exported(), program.inputs)
     assert any(text.startswith("x.shape[3] == 2 + 2 *") and "y.shape[3]" in text for text, _ in found)
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_surgery import MANIFEST, change_manifest, rewrite, save_with_backends, small_artifact
 from PIL import Image
 
 import hybrid_rt
-from hybrid_rt import cli
+from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite, save_with_backends, small_artifact
+from helpers.paths import ROOT
 from hybrid_rt.cli import main
-from hybrid_rt.pictures import read_picture
-
-ROOT = Path(__file__).parents[2]
+from hybrid_rt.cli import main as cli
+from hybrid_rt.common.images import read_picture
 
 
 @pytest.fixture

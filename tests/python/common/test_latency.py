@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybrid_rt import Latency, OptionError, benchmark
-from hybrid_rt.measure import percentile
+from hybrid_rt.common.latency import percentile
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hybrid_rt.steps import Steps
+from hybrid_rt.common.progress import Steps
 
 
 def console(*, terminal: bool) -> Console:

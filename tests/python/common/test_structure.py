@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_rt import CaptureError
-from hybrid_rt.structure import Flattened, structure_of
+from hybrid_rt.common.structure import Flattened, structure_of
 
 
 def numbers(count: int) -> list[Tensor]:

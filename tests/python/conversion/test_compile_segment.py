@@ -8,24 +8,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_detectors import Backbone, small_detector, small_picture
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
-from hybrid_rt import (
-    BackendError,
-    CaptureError,
-    OptionError,
-    Thresholds,
-    VerificationError,
-    cache,
-    registry,
-    torchscript,
-)
+from helpers.small_detectors import Backbone, small_detector, small_picture
+from hybrid_rt import BackendError, CaptureError, OptionError, Thresholds, VerificationError
+from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
-from hybrid_rt.capture import Program, capture_alone
-from hybrid_rt.specs import Artifact
+from hybrid_rt.backends.cache import store
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.common.specs import Artifact
+from hybrid_rt.torchscript import jit
 
 SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}
 
@@ -142,7 +136,7 @@ def test_torchvision_accepts_it_as_a_backbone(demo_detector: FasterRCNN, demo_im
 def test_a_detector_with_it_can_be_scripted_and_copied() -> None:
     detector = with_backbone(hybrid_rt.compile_segment(small_detector().backbone, small_picture(), shapes=SHAPES))
     expected = detector(small_picture(64, 96))
-    for other in (torchscript.script(detector), copy.deepcopy(detector)):
+    for other in (jit.script(detector), copy.deepcopy(detector)):
         torch.testing.assert_close(other(small_picture(64, 96)), expected)
 
 
@@ -276,7 +270,7 @@ def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeyp
 def test_an_engine_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
-    monkeypatch.setattr(cache, "compiled", lambda *_: (artifact, False))
+    monkeypatch.setattr(store, "compiled", lambda *_: (artifact, False))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         backbone = new(Backbone())

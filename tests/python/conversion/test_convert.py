@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import SmallDetector, small_detector, small_list_detector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.small_detectors import SmallDetector, small_detector, small_list_detector, small_picture
 from hybrid_rt import CaptureError
-from hybrid_rt.verify import match_boxes
+from hybrid_rt.verification.verify import match_boxes
 
 Detections = Mapping[str, Tensor]
 

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import Backbone, ListDetector, SmallDetector, small_detector, small_list_detector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.small_detectors import (
+    Backbone,
+    ListDetector,
+    SmallDetector,
+    small_detector,
+    small_list_detector,
+    small_picture,
+)
 from hybrid_rt import THRESHOLDS, BundleError, CaptureError, HybridRTError, OptionError, VerificationError
-from hybrid_rt.specs import PRECISIONS
+from hybrid_rt.common.specs import PRECISIONS
 
 Refused = Callable[..., str]
 

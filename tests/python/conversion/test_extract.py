@@ -10,13 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_surgery import MANIFEST, change_manifest, flip_byte, offset_of, read_record, rewrite, save_with_backends
-from small_detectors import small_detector, small_picture
-from test_fused import Detector
 
 import hybrid_rt
-from hybrid_rt import BundleError, OptionError, torchscript
+from capture.test_fused import Detector
+from helpers.bundle_surgery import (
+    MANIFEST,
+    change_manifest,
+    flip_byte,
+    offset_of,
+    read_record,
+    rewrite,
+    save_with_backends,
+)
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt import BundleError, OptionError
 from hybrid_rt.cli import main
+from hybrid_rt.torchscript import jit
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,7 @@ def test_openvino_reads_the_model_and_finds_the_same(bundle_path: Path, tmp_path
 
 def test_torch_loads_the_module_and_finds_the_same(bundle_path: Path, tmp_path: Path) -> None:
     (file,) = hybrid_rt.extract(bundle_path, tmp_path, backend="torchscript")
-    found = torchscript.open_archive(file)(small_picture())
+    found = jit.open_archive(file)(small_picture())
     expected = small_detector().backbone(small_picture())
     torch.testing.assert_close(list(found), list(expected.values()), rtol=1e-4, atol=1e-5)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_detectors import small_detector, small_list_detector, small_picture
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import hybrid_rt
-from hybrid_rt import measure_hybrid
-from hybrid_rt.measure_hybrid import Measurement
+from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from hybrid_rt.conversion.report import measurement
+from hybrid_rt.conversion.report.measurement import Measurement
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -37,9 +37,9 @@ def test_both_are_timed_on_the_example(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 20), (0.01, 20), (0.2, 9), (0.9, 1), (3.0, 1)])
 def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int) -> None:
-    monkeypatch.setattr(measure_hybrid, "_EAGER_SECONDS", 2.0)
-    monkeypatch.setattr(measure_hybrid.bundle, "engines", lambda hybrid: [])
-    monkeypatch.setattr(measure_hybrid.bundle, "load", lambda path: nn.Identity())
+    monkeypatch.setattr(measurement, "_EAGER_SECONDS", 2.0)
+    monkeypatch.setattr(measurement.bundle, "engines", lambda hybrid: [])
+    monkeypatch.setattr(measurement.bundle, "load", lambda path: nn.Identity())
     calls = []
 
     class Counting(nn.Module):
@@ -47,7 +47,7 @@ def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, secon
             calls.append(x)
             return x
 
-    found, reason = measure_hybrid.measure_hybrid(Counting(), Path("x.pt"), [(torch.ones(3),)], [], seconds)
+    found, reason = measurement.measure_hybrid(Counting(), Path("x.pt"), [(torch.ones(3),)], [], seconds)
     assert reason == ""
     assert found is not None
     assert found.latencies["eager"].count == rounds
@@ -115,11 +115,11 @@ def test_a_bundle_that_can_not_run_here_is_not_measured(monkeypatch: pytest.Monk
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("Traceback of TorchScript\nRuntimeError: no engine here")
 
-    monkeypatch.setattr(measure_hybrid.bundle, "load", lambda path: Failing())
-    found, reason = measure_hybrid.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
+    monkeypatch.setattr(measurement.bundle, "load", lambda path: Failing())
+    found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
     assert (found, reason) == (None, "no engine here")
     monkeypatch.undo()
-    found, reason = measure_hybrid.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
+    found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
     assert found is None
     assert "x.pt" in reason
 
@@ -129,9 +129,9 @@ def test_measuring_leaves_the_example_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         def forward(self, pictures: Tensor | list[Tensor]) -> Tensor:
             return pictures[0].zero_()
 
-    monkeypatch.setattr(measure_hybrid.bundle, "engines", lambda hybrid: [])
-    monkeypatch.setattr(measure_hybrid.bundle, "load", lambda path: Writing())
+    monkeypatch.setattr(measurement.bundle, "engines", lambda hybrid: [])
+    monkeypatch.setattr(measurement.bundle, "load", lambda path: Writing())
     picture = torch.ones(1, 3, 8, 8)
-    measure_hybrid.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], [], 1.0)
-    measure_hybrid.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], [], 1.0)
+    measurement.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], [], 1.0)
+    measurement.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], [], 1.0)
     assert bool((picture == 1).all())

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from same_detections import assert_same, parse
-from small_detectors import (
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+import hybrid_rt
+from helpers.external_projects import picture_arguments, run_any_detector, succeed
+from helpers.same_detections import assert_same, parse
+from helpers.small_detectors import (
     RESHAPED,
     TimmBackbone,
     centre_detector,
@@ -18,13 +25,6 @@ from small_detectors import (
     small_detector,
     small_picture,
 )
-from strangers import picture_arguments, run_any_detector, succeed
-from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign
-
-import hybrid_rt
 from models import torchvision_detectors
 
 

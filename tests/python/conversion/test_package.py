@@ -20,19 +20,20 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_surgery import flip_byte, offset_of, record_names
-from conftest import ROOT
-from serving import START_SECONDS, STOP_SECONDS, Server
-from test_detect_app import assert_same_detections, detect_in_python
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import package as package_module
-from hybrid_rt import package_contents, registry, shared_libraries
+from helpers.bundle_surgery import flip_byte, offset_of, record_names
+from helpers.paths import ROOT
+from helpers.serving import START_SECONDS, STOP_SECONDS, Server
+from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import RuntimeFiles
 from hybrid_rt.cli import main
-from hybrid_rt.errors import BackendError, BundleError, OptionError
-from hybrid_rt.package import MANIFEST, PROGRAMS, Package, package
+from hybrid_rt.common.errors import BackendError, BundleError, OptionError
+from hybrid_rt.conversion.export import package as package_module
+from hybrid_rt.conversion.export import package_contents, shared_libraries
+from hybrid_rt.conversion.export.package import MANIFEST, PROGRAMS, Package, package
+from programs.test_detect_app import assert_same_detections, detect_in_python
 
 DOCKERFILE = ROOT / "examples" / "docker" / "Dockerfile"
 TORCH = Path(torch.__file__).parent / "lib"
@@ -111,7 +112,7 @@ def _why_no_bare_root() -> str:
         return "chroot and mount need root"
     lacking = [name for name in ("busybox", "chroot", "unshare", "dpkg-query") if shutil.which(name) is None]
     if lacking:
-        return f"{', '.join(lacking)} not installed (tools/debian-packages-tests.txt)"
+        return f"{', '.join(lacking)} not installed (tools/debian/tests.txt)"
     tried = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "sh", "-c", "mount -t proc proc /proc"],
         capture_output=True,

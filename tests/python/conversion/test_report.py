@@ -6,26 +6,26 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
-from small_detectors import small_detector, small_list_detector, small_picture
 
 import hybrid_rt
+from helpers.paths import ROOT
+from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import BundleError, ConversionReport, OptionError, Thresholds, VerificationError
 from hybrid_rt.cli import main
-from hybrid_rt.report_pictures import MOST_BOXES, PictureSamples
-from hybrid_rt.report_terminal import report_text
+from hybrid_rt.conversion import report as report_package
+from hybrid_rt.conversion.report.images import MOST_BOXES, PictureSamples
+from hybrid_rt.conversion.report.terminal import report_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
-SCHEMA = json.loads((files("hybrid_rt") / "report.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads(Path(report_package.__file__).with_name("report.schema.json").read_text(encoding="utf-8"))
 FP32 = Thresholds(iou=0.99, score=1e-3, recall=1.0, relative_error=1e-3)
 
 

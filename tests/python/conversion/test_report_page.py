@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
-from small_detectors import small_detector, small_list_detector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import ConversionReport
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")

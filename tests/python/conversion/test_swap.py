@@ -12,30 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_surgery import read_record, save_with_backends
-from conftest import ROOT
-from small_detectors import Backbone, small_detector, small_picture
-from strangers import succeed
-from test_fused import Detector
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import BasicBlock
 
 import hybrid_rt
-from hybrid_rt import (
-    BackendError,
-    BundleError,
-    CaptureError,
-    OptionError,
-    Thresholds,
-    Verification,
-    VerificationError,
-    cache,
-    registry,
-    torchscript,
-)
-from hybrid_rt.capture import capture_alone
+from capture.test_fused import Detector
+from helpers.bundle_surgery import read_record, save_with_backends
+from helpers.external_projects import succeed
+from helpers.paths import ROOT
+from helpers.small_detectors import Backbone, small_detector, small_picture
+from hybrid_rt import BackendError, BundleError, CaptureError, OptionError, Thresholds, Verification, VerificationError
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.cache import store
+from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.cli import main
+from hybrid_rt.torchscript import jit
 
 SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}
 
@@ -356,7 +348,7 @@ def test_a_backbone_in_training_mode(single: Path, tmp_path: Path) -> None:
 
 
 def test_a_scripted_backbone(single: Path, tmp_path: Path) -> None:
-    scripted = torchscript.script(new(nn.Conv2d(3, 8, 1)))
+    scripted = jit.script(new(nn.Conv2d(3, 8, 1)))
     assert "new_backbone: expected an nn.Module in Python code, got RecursiveScriptModule" in refusal(
         single, scripted, tmp_path
     )
@@ -438,7 +430,7 @@ def test_an_engine_that_computes_something_else_is_not_saved(
 ) -> None:
     other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
-    monkeypatch.setattr(cache, "compiled", lambda *_: (artifact, False))
+    monkeypatch.setattr(store, "compiled", lambda *_: (artifact, False))
     output = tmp_path / "x.pt"
     with pytest.raises(VerificationError) as caught:
         hybrid_rt.swap_backbone(single, new(), output, engine="torchscript")

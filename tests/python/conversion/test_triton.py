@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from google.protobuf import text_format
-from same_detections import assert_same
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import torchscript, triton
+from helpers.paths import ROOT
+from helpers.same_detections import assert_same
 from hybrid_rt.cli import main
-from hybrid_rt.errors import BundleError, OptionError, VerificationError
-from hybrid_rt.pictures import read_picture
+from hybrid_rt.common.errors import BundleError, OptionError, VerificationError
+from hybrid_rt.common.images import read_picture
+from hybrid_rt.conversion.export import triton
+from hybrid_rt.torchscript import jit
 
 TYPES = {"TYPE_UINT8": torch.uint8, "TYPE_FP32": torch.float32, "TYPE_INT64": torch.int64}
 
@@ -173,7 +174,7 @@ class Stub(nn.Module):
 @pytest.mark.parametrize("from_bytes", [True, False])
 def test_masks_and_keypoints_are_padded_too(from_bytes: bool) -> None:
     fields = {"boxes": 2, "labels": 1, "scores": 1, "keypoints": 3, "masks": 4}
-    module = torchscript.tensors_only(torchscript.script(Stub()), fields, batched=True, from_bytes=from_bytes)
+    module = jit.tensors_only(jit.script(Stub()), fields, batched=True, from_bytes=from_bytes)
     given = torch.zeros(3, 3, 5, 7)
     given[:, 0, 0, 0] = torch.tensor([2.0, 0.0, 3.0]) / 255
     if from_bytes:
@@ -188,7 +189,7 @@ def test_masks_and_keypoints_are_padded_too(from_bytes: bool) -> None:
 
 def test_nothing_found_is_no_error() -> None:
     fields = {"boxes": 2, "labels": 1, "scores": 1}
-    module = torchscript.tensors_only(torchscript.script(Stub()), fields, batched=True, from_bytes=False)
+    module = jit.tensors_only(jit.script(Stub()), fields, batched=True, from_bytes=False)
     assert [tuple(result.shape) for result in module(torch.zeros(2, 3, 4, 4))] == [(2, 0, 4), (2, 0), (2, 0), (2, 1)]
 
 

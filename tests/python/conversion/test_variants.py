@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_surgery import run_python, save_with_backends
-from small_detectors import small_detector, small_picture
-from test_fused import Detector
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import BackendError, BundleError, InputError, OptionError, VerificationError, cache, registry
+from capture.test_fused import Detector
+from helpers.bundle_surgery import run_python, save_with_backends
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt import BackendError, BundleError, InputError, OptionError, VerificationError
+from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
-from hybrid_rt.capture import Program, capture_alone
+from hybrid_rt.backends.cache import store
+from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.cli import main
-from hybrid_rt.script_graph import ScriptGraph
-from hybrid_rt.specs import Artifact
+from hybrid_rt.common.specs import Artifact
+from hybrid_rt.torchscript.graph_interpreter import ScriptGraph
 
 BOTH = ["openvino", "torchscript"]
 
@@ -131,7 +133,7 @@ def test_a_variant_that_computes_something_else_is_not_added(
         parameter.mul_(1.5)
     program = capture_alone(other, "backbone", [(small_picture(),)])
     wrong: Artifact = registry.backend("openvino").compile(program, "fp32")
-    monkeypatch.setattr("hybrid_rt.cache.compiled", lambda *_: (wrong, False))
+    monkeypatch.setattr("hybrid_rt.backends.cache.store.compiled", lambda *_: (wrong, False))
     path = tmp_path / "x.pt"
     path.write_bytes(single.read_bytes())
     with pytest.raises(VerificationError, match="expected the outputs of the module"):
@@ -190,15 +192,15 @@ def test_the_fastest_first_aot_inductor_among_them(tmp_path: Path) -> None:
 def only(monkeypatch: pytest.MonkeyPatch, candidates: list[str], broken: list[str]) -> None:
     """As if these backends were installed, and some of them could not compile anything."""
     infos = [info for info in hybrid_rt.backends() if info.name in candidates]
-    monkeypatch.setattr("hybrid_rt.registry.backends", lambda: infos)
-    compiled = cache.compiled
+    monkeypatch.setattr("hybrid_rt.backends.registry.backends", lambda: infos)
+    compiled = store.compiled
 
     def maybe(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
         if backend.name in broken:
             raise BackendError.make(backend.name, "segment", expected="a segment", got="none", remedy="Try it.")
         return compiled(backend, program, precision)
 
-    monkeypatch.setattr("hybrid_rt.cache.compiled", maybe)
+    monkeypatch.setattr("hybrid_rt.backends.cache.store.compiled", maybe)
 
 
 @pytest.mark.parametrize("broken", BOTH)
@@ -284,7 +286,7 @@ def test_a_loaded_module_changes_over_and_can_be_saved(bank: Path, tmp_path: Pat
     module = hybrid_rt.load(copy, backend="torchscript")
     copy.unlink()  # the file stays open
     expected = module(small_picture())
-    hybrid_rt.bundle.save(module, tmp_path / "saved.pt", hybrid_rt.inspect(bank))
+    hybrid_rt.bundle.archive.save(module, tmp_path / "saved.pt", hybrid_rt.inspect(bank))
     again = hybrid_rt.load(tmp_path / "saved.pt", backend="openvino")
     assert_same(again(small_picture()), expected)
 
@@ -404,7 +406,7 @@ def test_a_stored_graph_runs_operator_by_operator_with_free_sizes() -> None:
 
     module = Pyramid().eval()
     example = (torch.rand(1, 3, 16, 24), torch.rand(1, 1, 8, 12))
-    graph = ScriptGraph(hybrid_rt.torchscript.trace(module, example, "pyramid"))
+    graph = ScriptGraph(hybrid_rt.torchscript.jit.trace(module, example, "pyramid"))
     other = (torch.rand(2, 3, 32, 20), torch.rand(2, 1, 16, 10))
     for x, y in (example, other):
         assert_same(graph(x=x, y=y), module(x, y))
@@ -427,6 +429,6 @@ def test_a_stored_graph_with_branches_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + 1 if bool(x.sum() > 0) else x - 1
 
-    scripted = hybrid_rt.torchscript.script(Branching().eval())
+    scripted = hybrid_rt.torchscript.jit.script(Branching().eval())
     with pytest.raises(hybrid_rt.CaptureError, match="expected a recorded graph, got one with prim::If"):
         ScriptGraph(scripted)

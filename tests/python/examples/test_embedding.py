@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from strangers import TESTS, build_project, run
 from torch import Tensor
 
 import hybrid_rt
+from helpers.external_projects import TESTS, build_project, run
 
 
 def test_it_answers_each_picture_in_order(tmp_path: Path, demo_bundle: Path, demo_images: list[Tensor]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import ROOT
+
+from helpers.paths import ROOT
 
 FOLDER = ROOT / "examples" / "kubernetes"
 VERSIONS = ("1.30", kubernetes_validate.latest_version())

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 
 import hybrid_rt
 from examples.ray_serve import client
-from hybrid_rt.pictures import read_picture
+from helpers.paths import ROOT
+from hybrid_rt.common.images import read_picture
 
 PROCESS_FILES = ("cmdline", "environ")
 PICTURES = sorted((ROOT / "models" / "held_out").glob("*.png"))[:4]
@@ -69,7 +69,7 @@ def processes_of(folder: str, token: str) -> list[str]:
 def seen(demo_bundle: Path, one_picture_bundle: Path) -> Iterator[dict[str, Any]]:
     """What the scenario saw; its folder's name is short, as Ray's sockets lie in it."""
     folder = tempfile.mkdtemp(prefix="ray")
-    command = [sys.executable, Path(__file__).with_name("ray_serve_scenario.py")]
+    command = [sys.executable, Path(__file__).parents[1] / "helpers" / "ray_serve_scenario.py"]
     command += [demo_bundle, one_picture_bundle, str(free_port()), folder, *PICTURES]
     environment = {
         **os.environ,

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from small_detectors import small_detector, small_picture
-
-from hybrid_rt import bundle, registry, segments, torchscript
-from hybrid_rt.capture import capture_alone
-from hybrid_rt.engine_module import engine_module
-from hybrid_rt.packing import pack
-from hybrid_rt.specs import Artifact
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt.backends import registry
+from hybrid_rt.bundle import archive as bundle
+from hybrid_rt.bundle.blob_table import pack
+from hybrid_rt.capture import segments
+from hybrid_rt.capture.program import capture_alone
+from hybrid_rt.common.specs import Artifact
+from hybrid_rt.conversion.assemble.engine_module import engine_module
+from hybrid_rt.torchscript import jit
 
 MANIFEST = "extra/hybrid_rt/manifest.json"
 DIGEST = "extra/hybrid_rt/manifest.sha256"
@@ -104,8 +106,8 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
         for variant in variants
     ]
     hybrid = segments.replace(detector, {"backbone": engine_module(program, artifacts)})
-    frozen = torchscript.freeze(torchscript.script(hybrid))
-    torchscript.rewrite_head_operators(frozen)
+    frozen = jit.freeze(jit.script(hybrid))
+    jit.rewrite_head_operators(frozen)
     bundle.save(frozen, path, {"segments": [pack(artifacts).segment("backbone")]})
     return path
 
@@ -119,7 +121,7 @@ def small_artifact() -> Artifact:
 
 def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs code in a new interpreter, in which the tests' modules can be imported."""
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": paths, **environment},

@@ -21,9 +21,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.paths import ROOT
 from hybrid_rt.cli import main
-
-ROOT = Path(__file__).parents[2]
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>.*?) -->\n)?^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hybrid_rt
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 DOWNSTREAM = TESTS / "downstream"
 OUT_OF_TREE = TESTS / "out_of_tree_backend"
 # The environment's own cmake, ninja and ccache, if it has them.

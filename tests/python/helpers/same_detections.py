@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hybrid_rt.verify import box_iou, match_boxes
+from hybrid_rt.verification.verify import box_iou, match_boxes
 
 Detections = dict[str, Tensor]
 

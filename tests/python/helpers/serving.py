@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hybrid_rt.programs import program
+from hybrid_rt.common.executables import program
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0

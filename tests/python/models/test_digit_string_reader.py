@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from strangers import run_any_detector
 from torch import Tensor
 
 import hybrid_rt
+from helpers.external_projects import run_any_detector
 from models import digit_lines, digit_string_reader
 
 HELD_OUT = 400

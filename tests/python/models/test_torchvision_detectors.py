@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from same_detections import Detections, assert_same, parse
-from strangers import picture_arguments, succeed
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.external_projects import picture_arguments, succeed
+from helpers.same_detections import Detections, assert_same, parse
 from models import torchvision_detectors
 
 SIZES = [(240, 320), (320, 240), (263, 263)]

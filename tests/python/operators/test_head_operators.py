@@ -22,7 +22,7 @@ FEATURES = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).sin().reshape(2, 3, 
 ROIS = torch.tensor([[0.0, 1.0, 1.0, 5.0, 5.0], [1.0, 0.0, 0.5, 7.0, 6.5]])
 
 
-LIBRARIES = Path(hybrid_rt.__file__).parent / "lib"
+LIBRARIES = Path(hybrid_rt._native.__file__).parent / "lib"
 CUDA_LIBRARY = LIBRARIES / "hybrid_rt_cuda_operators.so"
 ONLY_CUDA = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_detectors import Backbone, SmallDetector, small_picture
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.small_detectors import Backbone, SmallDetector, small_picture
 from hybrid_rt import OptionError
 
 WIDE = 9000

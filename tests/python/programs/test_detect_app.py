@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt.programs import program as find_program
+from hybrid_rt.common.executables import program as find_program
 
 OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE, DIFFERS = 0, 2, 3, 4, 5, 6, 7
 

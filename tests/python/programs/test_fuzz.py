@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from helpers.paths import ROOT
+
 FUZZERS = sorted(path.stem for path in (ROOT / "tests" / "fuzz").glob("fuzz_*.cpp"))
 SECONDS = 10
 
 
 def fuzz(root: Path, *arguments: str, corpus: Path) -> subprocess.CompletedProcess[str]:
-    assert shutil.which("clang++") is not None, "install the packages of tools/debian-packages-tests.txt"
+    assert shutil.which("clang++") is not None, "install the packages of tools/debian/tests.txt"
     return subprocess.run(
         [root / "tools" / "fuzz", "--no-setup", "--corpus", str(corpus), *arguments],
         env={**os.environ, "HYBRID_RT_VENV": sys.prefix},

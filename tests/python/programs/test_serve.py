@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.numpy import save
-from serving import Answer, Server, ServerEnded, serving
-from small_detectors import ListDetector, small_detector, small_picture
 from torch import Tensor
 
 import hybrid_rt
-from hybrid_rt.programs import program
+from helpers.serving import Answer, Server, ServerEnded, serving
+from helpers.small_detectors import ListDetector, small_detector, small_picture
+from hybrid_rt.common.executables import program
 
 SMALL = "128x128"  # a quick warm-up
 

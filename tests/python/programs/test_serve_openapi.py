@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from serving import Server, serving
 
-ROOT = Path(__file__).parents[2]
+from helpers.paths import ROOT
+from helpers.serving import Server, serving
+
 DOCUMENT = ROOT / "cpp" / "apps" / "serve" / "openapi.json"
 TOKEN = "a-token-for-tests"
 
@@ -61,7 +62,7 @@ def schemathesis(
             *("--max-examples", "40", "--continue-on-failure", "--no-color", *arguments),
         ],
         cwd=folder,  # where it would leave its files
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
         capture_output=True,
         text=True,
         timeout=300,

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from pycocotools import mask as coco_mask
-from serving import Server, serving
-from test_report_page import CONTRASTS
+
+from conversion.test_report_page import CONTRASTS
+from helpers.serving import Server, serving
 
 WIDE, NARROW = 1200, 360
 TOKEN = "a-token-for-tests"

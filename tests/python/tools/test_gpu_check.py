@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+
+from helpers.paths import ROOT
 
 TOOLS = ROOT / "tools"
 PAGE = ROOT / "docs" / "hardware.md"
@@ -23,13 +24,12 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA devi
 
 
 @pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The modules; tools is no package: each finds the others beside it."""
-    monkeypatch.syspath_prepend(TOOLS)
-    import bench_bare_engine
-    import gpu_check
-    import gpu_check_report
-    import gpu_check_run
+def tools() -> SimpleNamespace:
+    """The modules of the check."""
+    from tools.benchmarks import bare_engine as bench_bare_engine
+    from tools.gpu import main as gpu_check
+    from tools.gpu import report as gpu_check_report
+    from tools.gpu import runner as gpu_check_run
 
     return SimpleNamespace(bare=bench_bare_engine, check=gpu_check, report=gpu_check_report, run=gpu_check_run)
 
@@ -97,8 +97,8 @@ def test_a_page_without_markers_is_refused_before_the_long_work(
 
 
 def fake(tools: SimpleNamespace, folder: Path, program: str, seconds: float = 60.0, left: float = 60.0) -> Any:
-    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r})\n"
-    code += "from pathlib import Path\nfrom gpu_check_report import Row\nfrom gpu_check_run import Writer\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "from pathlib import Path\nfrom tools.gpu.report import Row\nfrom tools.gpu.runner import Writer\n"
     code += f"writer = Writer(Path(sys.argv[1]))\n{program}"
     case = tools.run.Case("a fake case", "tensorrt", seconds)
     return tools.run.run(case, [sys.executable, "-c", code], folder, left)
@@ -270,7 +270,7 @@ def test_goals_stand_beside_the_ratio(tools: SimpleNamespace) -> None:
 def test_backbones_are_measured_and_a_refusal_is_a_row(
     tools: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gpu_check_measure as measure
+    from tools.gpu import measure
 
     monkeypatch.setattr(measure, "DEVICE", "cpu")
     monkeypatch.setattr(measure, "allow_tf32", lambda is_allowed: None)

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+
+from helpers.paths import ROOT
+from tools.load import client as load_test_client
+from tools.load import report as load_test_report
+
 TOOLS = ROOT / "tools"
-
-with pytest.MonkeyPatch.context() as _patch:
-    _patch.syspath_prepend(TOOLS)
-    import load_test_client
-    import load_test_report
-
 
 # The loops
 

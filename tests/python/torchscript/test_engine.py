@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hybrid_rt import registry
-from hybrid_rt.capture import capture_alone
-from hybrid_rt.engine_module import EngineModule, engine_module
-from hybrid_rt.specs import UNBOUNDED
+from hybrid_rt.backends import registry
+from hybrid_rt.capture.program import capture_alone
+from hybrid_rt.common.specs import UNBOUNDED
+from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 STATIC = None
 DYNAMIC = [(1, 4), (3, 3), (8, 64), (8, UNBOUNDED)]

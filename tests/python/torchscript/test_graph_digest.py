@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybrid_rt import torchscript
-from hybrid_rt.graph_digest import NoDigest, graph_digest
+from hybrid_rt.torchscript import jit
+from hybrid_rt.torchscript.graph_digest import NoDigest, graph_digest
 
 
 def scripted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    with torchscript._quiet():
+    with jit._quiet():
         return torch.jit.script(function)
 
 
@@ -61,7 +61,7 @@ def added(last: float) -> nn.Module:
 
 
 def digest_of(module: nn.Module) -> str:
-    return graph_digest(torchscript.trace(module.eval(), (torch.ones(1, 3, 8, 8),), "test"))
+    return graph_digest(jit.trace(module.eval(), (torch.ones(1, 3, 8, 8),), "test"))
 
 
 MODULES = {
@@ -147,7 +147,7 @@ class InPython(nn.Module):
 
 def test_code_that_is_not_in_the_graph_has_no_digest() -> None:
     with pytest.raises(NoDigest, match="prim::PythonOp"):
-        graph_digest(torchscript.script(InPython()))
+        graph_digest(jit.script(InPython()))
 
 
 class Sparse(nn.Module):

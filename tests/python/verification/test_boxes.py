@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hybrid_rt import THRESHOLDS
-from hybrid_rt.boxes import BoxMatch, differences, match_boxes
+from hybrid_rt.verification.boxes import BoxMatch, differences, match_boxes
 
 Detections = dict[str, Tensor]
 

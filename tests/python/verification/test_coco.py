@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
-from small_detectors import Backbone
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import Accuracy, CocoDataset, OptionError, VerificationError, coco
+from helpers.paths import ROOT
+from helpers.small_detectors import Backbone
+from hybrid_rt import Accuracy, CocoDataset, OptionError, VerificationError
 from hybrid_rt.cli import main
+from hybrid_rt.verification import coco
 
 HELD_OUT = ROOT / "models" / "held_out"
 ANNOTATIONS = HELD_OUT / "annotations.json"

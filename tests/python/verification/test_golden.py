@@ -11,27 +11,27 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_surgery import MANIFEST, change_manifest, flip_byte, offset_of, read_record, rewrite, save_with_backends
-from small_detectors import small_detector, small_list_detector, small_picture
-from test_boxes import two_people
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt import (
-    THRESHOLDS,
-    BackendError,
-    BundleError,
-    Thresholds,
-    Verification,
-    _native,
-    golden,
-    json_values,
-    verify_golden,
+from helpers.bundle_surgery import (
+    MANIFEST,
+    change_manifest,
+    flip_byte,
+    offset_of,
+    read_record,
+    rewrite,
+    save_with_backends,
 )
+from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, Verification, _native, verify_golden
 from hybrid_rt.cli import main
-from hybrid_rt.golden import RECORD, GoldenSample, describe, pack, read
-from hybrid_rt.programs import program as find_program
-from hybrid_rt.verify import compare_results
+from hybrid_rt.common import json_values
+from hybrid_rt.common.executables import program as find_program
+from hybrid_rt.verification import golden
+from hybrid_rt.verification.golden import RECORD, GoldenSample, describe, pack, read
+from hybrid_rt.verification.verify import compare_results
+from verification.test_boxes import two_people
 
 DAMAGED = "The file was altered or damaged: copy or convert it again."
 FP32 = THRESHOLDS["fp32"]
@@ -73,8 +73,8 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def roundtrip(tmp_path: Path, inputs: tuple[Any, ...], expected: Any) -> GoldenSample:
     description, data = pack(GoldenSample(inputs, expected, "bf16", BF16, False))
     assert data is not None, description
-    module = hybrid_rt.torchscript.script(nn.Identity())
-    hybrid_rt.bundle.save(
+    module = hybrid_rt.torchscript.jit.script(nn.Identity())
+    hybrid_rt.bundle.archive.save(
         module, tmp_path / "x.pt", {"segments": [], "golden": json.loads(json.dumps(description))}, data
     )
     return read(tmp_path / "x.pt")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_rt import THRESHOLDS, OptionError, Thresholds, Verification, VerificationError, verify
-from hybrid_rt.verify import (
+from hybrid_rt.verification.verify import (
     BoxMatch,
     add_tensor_failures,
     box_iou,

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "roi_geometry.h"
+#include "operators/roi_geometry.h"
 
 // What nms.cu and roi_align.cu offer: kernels on raw device memory, free of torch, whose headers nvcc compiles slowly
 // and not with every compiler. All is queued on `stream` of the current device; nothing waits. Each function returns

@@ -2,8 +2,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "box_overlap.h"
-#include "kernels.h"
+#include "operators/box_overlap.h"
+#include "operators/cuda/kernels.h"
 
 namespace hybrid_rt::operators::cuda {
 namespace {

@@ -12,11 +12,11 @@
 #include <string>
 #include <tuple>
 
-#include "cuda_operators.h"
-#include "head_operator_checks.h"
-#include "hybrid_rt/backend.h"
 #include "hybrid_rt/error.h"
-#include "kernels.h"
+#include "hybrid_rt/plugin/backend.h"
+#include "operators/cuda/kernels.h"
+#include "operators/cuda_operators.h"
+#include "operators/head_operator_checks.h"
 
 // nms and roi_align of CUDA tensors: memory from torch's allocator, work on torch's current stream. Memory that is
 // given back while the GPU still works on it is safe: the allocator hands it out again on the same stream only.

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "kernels.h"
+#include "operators/cuda/kernels.h"
 
 namespace hybrid_rt::operators::cuda {
 namespace {

@@ -1,0 +1,5 @@
+"""AOTInductor, torch's ahead-of-time compiler."""
+
+from .backend import AOTInductorBackend
+
+__all__ = ["AOTInductorBackend"]

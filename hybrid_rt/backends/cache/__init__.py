@@ -1,0 +1,1 @@
+"""Compiled artifacts on disk, found by their content."""

@@ -1,0 +1,5 @@
+"""TensorRT and TensorRT-RTX."""
+
+from .backend import TensorRTBackend
+
+__all__ = ["TensorRTBackend"]

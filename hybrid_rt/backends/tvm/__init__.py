@@ -1,0 +1,5 @@
+"""Apache TVM."""
+
+from .backend import TVMBackend
+
+__all__ = ["TVMBackend"]

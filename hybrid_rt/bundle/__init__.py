@@ -1,0 +1,1 @@
+"""The `.pt`: its manifest, its blobs, writing, loading, looking into it."""

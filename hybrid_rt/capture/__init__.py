@@ -1,0 +1,1 @@
+"""From a detector to programs: observe, choose segments, record, export."""

@@ -1,0 +1,1 @@
+"""What every stage shares: errors, specs, nested tensors, files, images, progress, latency."""

@@ -1,0 +1,1 @@
+"""From a detector to a bundle, and from a bundle to another."""

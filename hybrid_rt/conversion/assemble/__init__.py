@@ -1,0 +1,1 @@
+"""Engines into the segments' places, the head into TorchScript."""

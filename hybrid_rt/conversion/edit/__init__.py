@@ -1,0 +1,1 @@
+"""Changes of a saved bundle, without the detector's code."""

@@ -1,0 +1,1 @@
+"""The conversion's report: data, terminal, page, images."""

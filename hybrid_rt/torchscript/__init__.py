@@ -1,0 +1,1 @@
+"""All that touches TorchScript: torch.jit itself, graphs, generated modules."""
