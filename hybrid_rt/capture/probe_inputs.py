@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .segments import replace
+from ..common.submodules import with_submodules
 from .shapes import Shapes
 
 _LEAST_SIDE = 160
@@ -77,7 +77,7 @@ def _resizing_to(detector: nn.Module, part: float) -> nn.Module:
     side = transform.min_size[-1]
     other = min(side, max(_LEAST_SIDE, int(side * part)))
     smaller.min_size, smaller.max_size = (other,), transform.max_size * other // side
-    return replace(detector, {"transform": smaller})
+    return with_submodules(detector, {"transform": smaller})
 
 
 def _to_size(size: tuple[int, int]) -> Resize:

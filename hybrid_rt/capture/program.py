@@ -14,17 +14,13 @@ from torch import Tensor, nn
 
 from ..common.errors import CaptureError
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
-from ..common.structure import Flattened, Structure, map_tensors, structure_of
+from ..common.structure import Flattened, Structure, structure_of
 from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
-from . import onnx_export
-from . import torch_export as exported
-from .observe import Call, HeadOperators, Observation, observe, recording
+from . import onnx_export, torch_export
+from .observe import Observation, observe
+from .recordings import Recorded, record_runs
 from .second_size import second_shapes, tiled
-from .segments import use_of
-
-Recorded = Mapping[str, Sequence[tuple[dict[str, Any], Any]]]
-"""What one run showed: for each segment's name its calls, as (arguments by parameter name, result)."""
 
 Ranges = Sequence[tuple[int, int]]
 """(min, max) of each dimension of a tensor."""
@@ -124,9 +120,9 @@ class Program:
         """
         return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 
-    def chain(self, inside: torch.dtype | None = None) -> exported.Chain:
+    def chain(self, inside: torch.dtype | None = None) -> torch_export.Chain:
         """As a module of flat tensors in Python code; ``inside``: see :meth:`exported`."""
-        chain: exported.Chain = exported.Chain(
+        chain: torch_export.Chain = torch_export.Chain(
             [member.flattened for member in self.members],
             [member.sources for member in self.members],
             [tensor.dtype for tensor in self.calls[0].outputs],
@@ -151,7 +147,7 @@ class Program:
             ]
             for i, spec in enumerate(self.inputs)
         ]
-        return exported.export(self.name, self.chain(inside), self.examples, self.inputs, least)
+        return torch_export.export(self.name, self.chain(inside), self.examples, self.inputs, least)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -169,17 +165,20 @@ class Program:
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The segments as they are in the detector."""
-        outputs: tuple[Tensor, ...] = ()
-        with torch.no_grad():
-            for member in self.members:
-                outputs += member.flattened(*([outputs[i] for i in member.sources] if member.sources else inputs))
-        return outputs
+        return _run(self.members, inputs)
+
+
+def _run(members: Sequence[Member], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = ()
+    with torch.no_grad():
+        for member in members:
+            outputs += member.flattened(*([outputs[i] for i in member.sources] if member.sources else inputs))
+    return outputs
 
 
 def capture(
-    detector: nn.Module,
-    names: Sequence[str],
     observation: Observation,
+    names: Sequence[str],
     runs: Sequence[Recorded],
     ranges: Sequence[Ranges] | None = None,
     calibration: Sequence[Recorded] = (),
@@ -187,9 +186,9 @@ def capture(
     """Makes a program of segments between which data flows straight.
 
     Args:
-        detector: the detector.
-        names: the segments, in the order in which they are called; one, or several as :func:`segments.group` found.
         observation: the detector's run on its example, whose sizes are what the compiler is told to expect most.
+        names: the segments, in the order in which they are called; one, or several as :func:`segments.fuse_groups`
+            found.
         runs: recorded calls at other sizes. Those outside ``ranges`` are left out.
         ranges: (min, max) of each dimension of each input, or of the first inputs only. Of the others, or of all if
             None: what varies between the calls is free, and the rest is fixed.
@@ -198,10 +197,10 @@ def capture(
     Raises:
         CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
     """
-    members = _members(detector, _first_calls(detector, names, observation))
+    members = _members(observation, names)
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
     if ranges is not None:
-        _add_second_size(members, calls, ranges)
+        calls += _second_size(members, calls, ranges)
     if not calls:
         raise CaptureError.make(
             "capture",
@@ -210,7 +209,7 @@ def capture(
             got="none",
             remedy="Widen the ranges, or take an example inside of them.",
         )
-    on_example = [_observed_calls(detector, name, observation) for name in names]
+    on_example = [observation.calls(name) for name in names]
     seen_inputs = [call.input_tensors for call in on_example[0]] + [_meta(call.inputs) for call in calls]
     # A program of several segments has one call a run, one of one segment may have more.
     seen_outputs = [
@@ -232,34 +231,25 @@ def capture(
     )
 
 
-def _observed_calls(detector: nn.Module, name: str, observation: Observation) -> list[Call]:
-    use = use_of(detector, observation, name)
-    return [call for call in use.calls if call is not None] if use else []
-
-
-def _first_calls(detector: nn.Module, names: Sequence[str], observation: Observation) -> dict[str, Call]:
-    return {name: _observed_calls(detector, name, observation)[0] for name in names}
-
-
 def _cost(call: FlatCall) -> tuple[bool, int]:
     """The cheapest first, but none without anything in it."""
     sizes = [tensor.numel() for tensor in call.inputs]
     return 0 in sizes, sum(sizes)
 
 
-def _members(detector: nn.Module, calls: Mapping[str, Call]) -> tuple[Member, ...]:
+def _members(observation: Observation, names: Sequence[str]) -> tuple[Member, ...]:
     members: list[Member] = []
     places: dict[tuple[str, int], int] = {}
-    first_names = {id(module): name for name, module in detector.named_modules()}
     first = 0
-    for name, call in calls.items():
-        module = detector.get_submodule(name)
+    for name in names:
+        call = observation.calls(name)[0]
+        module = observation.detector.get_submodule(name)
         assert call.output is not None
         # Of the segments that returned a tensor, the one that was called first.
         sources = [min((places[source] for source in found if source in places), default=-1) for found in call.sources]
         members.append(Member(name, module, call.inputs, call.output, tuple(sources) if members else (), first))
         for i in range(call.output.count):
-            places[(first_names[id(module)], i)] = first + i
+            places[(observation.first_name(name), i)] = first + i
         first += call.output.count
     return tuple(members)
 
@@ -273,11 +263,9 @@ def _flat_calls(members: Sequence[Member], run: Recorded) -> list[FlatCall]:
     return calls
 
 
-def flows_straight(
-    detector: nn.Module, names: Sequence[str], observation: Observation, runs: Sequence[Recorded]
-) -> bool:
-    """Whether in each run, not on the example only, the later segments got what the earlier ones had returned."""
-    members = _members(detector, _first_calls(detector, names, observation))
+def is_fed_directly(observation: Observation, names: Sequence[str], runs: Sequence[Recorded]) -> bool:
+    """Tells whether in each run, not on the example only, the later segments got what earlier ones had returned."""
+    members = _members(observation, names)
     for run in runs:
         if any(len(run[name]) != 1 for name in names):
             return False
@@ -317,23 +305,22 @@ def _inside(call: FlatCall, ranges: Sequence[Ranges] | None) -> bool:
     )
 
 
-def _add_second_size(members: Sequence[Member], calls: list[FlatCall], ranges: Sequence[Ranges]) -> None:
-    """Where all calls have one size but the ranges allow others: one of those.
+def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: Sequence[Ranges]) -> list[FlatCall]:
+    """Makes a call at another size that the ranges allow; none if the calls have several, or one is all that may be.
 
     Raises:
         CaptureError: the segments refuse it.
     """
     sizes = {tuple(tuple(tensor.shape) for tensor in call.inputs) for call in calls}
     if len(sizes) != 1 or len(ranges) < len(calls[0].inputs):
-        return
+        return []
     (shapes,) = sizes
     found = second_shapes(shapes, ranges)
     if found is None:
-        return
+        return []
     inputs = tuple(tiled(tensor, shape) for tensor, shape in zip(calls[0].inputs, found, strict=True))
-    program = Program("", tuple(members), (), (), ())
     try:
-        calls.append(FlatCall(inputs, program.run(inputs)))
+        return [FlatCall(inputs, _run(members, inputs))]
     except Exception as error:  # whatever the user's code raises
         raise CaptureError.make(
             "capture",
@@ -399,14 +386,4 @@ def capture_alone(
     """
     observation = observe(detector, inputs[0])
     runs, calibrated = (record_runs(detector, [name], calls) for calls in (inputs, calibration))
-    return capture(detector, [name], observation, runs, None if ranges is None else [ranges], calibrated)
-
-
-def record_runs(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> list[Recorded]:
-    """What goes in and out of segments on each of ``inputs``, which the detector may not change."""
-    runs: list[Recorded] = []
-    for arguments in inputs:
-        with torch.no_grad(), HeadOperators(), recording(detector, names) as run:
-            detector(*map_tensors(arguments, Tensor.clone))
-        runs.append(run)
-    return runs
+    return capture(observation, [name], runs, None if ranges is None else [ranges], calibrated)

@@ -1,85 +1,132 @@
-"""What goes in and out of a detector's submodules on its example and on other pictures, to capture segments from."""
+"""Records what goes in and out of a detector's submodules, on its example and on other inputs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .observe import HeadOperators, Observation, recording, watch
+from ..common.structure import map_tensors
+from ..torchscript.jit import HEAD_OPERATORS
+from .observe import Observation, arguments_of, copied
 from .probe_inputs import Sample
-from .program import Recorded
-from .segments import use_of
-from .shapes import Shapes, ranges_of
+from .side_effects import find_side_effects
+
+RecordedCall = tuple[dict[str, Any], Any]
+"""Arguments by parameter name, and the result."""
+
+Recorded = Mapping[str, Sequence[RecordedCall]]
+"""The calls of each segment in one run, by the segment's name."""
 
 
-def ranges_on(
-    detector: nn.Module, example_inputs: tuple[Any, ...], observation: Observation, name: str, shapes: Shapes | None
-) -> list[list[tuple[int, int]]] | None:
-    """The ranges of the segment's inputs if it is fed with pictures alone, in one call a forward."""
-    use = use_of(detector, observation, name)
-    calls = use.calls if use else []
-    if len(calls) != 1 or calls[0] is None:
-        return None
-    entries = [value for entry in example_inputs for value in (entry if isinstance(entry, list) else [entry])]
-    channels = {value.shape[-3] for value in entries if isinstance(value, Tensor) and value.dim() >= 3}
-    found = []
-    for shape, _ in calls[0].input_tensors:
-        if shapes is not None and not hasattr(detector, "transform") and len(shape) == 4 and shape[1] not in channels:
-            return None  # features: their sizes follow from the pictures'
-        ranges = ranges_of(detector, shape, shapes)
-        if ranges is None:
-            return None
-        found.append(ranges)
-    return found
+class HeadOperators(TorchDispatchMode):
+    """Within it, torchvision's operators that hybrid_rt has too are hybrid_rt's: the hybrid's own, and faster."""
+
+    def __init__(self) -> None:
+        """Takes nothing."""
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each operator."""
+        name = operator._schema.name
+        if name in HEAD_OPERATORS:
+            operator = getattr(torch.ops.hybrid_rt, name.removeprefix("torchvision::"))
+        return operator(*args, **(kwargs or {}))
 
 
-def watched(
-    detector: nn.Module, example_inputs: tuple[Any, ...], samples: list[Sample], names: Sequence[str]
-) -> tuple[Recorded, dict[str, str]]:
-    """What goes in and out of submodules on the first sample, and what they do that an engine can't repeat.
+@contextmanager
+def recording(detector: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[RecordedCall]]]:
+    """Within it, calls of the named submodules are kept: (arguments by parameter name, result), tensors copied.
 
-    A sample that the detector does not take is put out of the list, in favour of the example.
+    The detector may write into them in place: hence the copies.
     """
-    try:
-        with HeadOperators(), recording(samples[0].detector, names) as first:
-            return first, watch(samples[0].detector, samples[0].arguments)
-    except Exception as error:
-        if samples[0].required:
-            raise
-        _warn_of_sample(error)
-        samples[0] = Sample(detector, example_inputs, required=True)
-        with recording(detector, names) as first:
-            return first, watch(detector, example_inputs)
+    seen: dict[str, list[RecordedCall]] = {name: [] for name in names}
+    with ExitStack() as hooks:
+        for name in names:
+            pending: list[dict[str, Any]] = []
+
+            def before(
+                module: nn.Module,
+                positional: tuple[Any, ...],
+                keyword: dict[str, Any],
+                pending: list[dict[str, Any]] = pending,
+            ) -> None:
+                pending.append(copied(arguments_of(module, positional, keyword)))
+
+            def after(
+                _: nn.Module,
+                __: tuple[Any, ...],
+                result: Any,
+                name: str = name,
+                pending: list[dict[str, Any]] = pending,
+            ) -> None:
+                seen[name].append((pending.pop(), copied(result)))
+
+            submodule = detector.get_submodule(name)
+            hooks.callback(submodule.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
+            hooks.callback(submodule.register_forward_hook(after).remove)
+        yield seen
 
 
-def recorded(
-    detector: nn.Module,
-    example_inputs: tuple[Any, ...],
-    samples: Sequence[Sample],
-    groups: Sequence[Sequence[str]],
-    first: Recorded,
+def record_runs(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> list[Recorded]:
+    """Records what goes in and out of segments on each of ``inputs``, which the detector may not change."""
+    runs: list[Recorded] = []
+    for arguments in inputs:
+        with torch.no_grad(), HeadOperators(), recording(detector, names) as run:
+            detector(*map_tensors(arguments, Tensor.clone))
+        runs.append(run)
+    return runs
+
+
+def record_first(
+    observation: Observation, samples: Sequence[Sample], names: Sequence[str]
+) -> tuple[list[Sample], Recorded, dict[str, str]]:
+    """Records submodules on the first sample, and finds what they do that an engine can't repeat.
+
+    Returns:
+        The samples, the example in the first one's place if the detector does not take that; the recording; the
+        findings, see :class:`hybrid_rt.capture.side_effects.SideEffects`.
+    """
+    on_example = Sample(observation.detector, observation.example, required=True)
+    for first in samples[:1] if samples[0].required else [samples[0], on_example]:
+        operators = nullcontext() if first is on_example else HeadOperators()
+        try:
+            with operators, recording(first.detector, names) as recorded:
+                findings = find_side_effects(first.detector, first.arguments)
+                return [first, *samples[1:]], recorded, findings
+        except Exception as error:
+            if first.required:
+                raise
+            _warn_of_sample(error)
+    raise AssertionError("the last of them is required")
+
+
+def record_samples(
+    observation: Observation, samples: Sequence[Sample], names: Sequence[str], first: Recorded
 ) -> list[Recorded]:
-    """What goes in and out of the segments on each sample; ``first``: what was recorded on the first one already."""
-    names = [name for members in groups for name in members]
+    """Records segments on each sample; ``first``: what was recorded on the first one already."""
     runs: list[Recorded] = [first] if set(names) <= set(first) else []
     for sample in samples[len(runs) :]:
         try:
             with torch.no_grad(), HeadOperators(), recording(sample.detector, names) as run:
                 sample.detector(*sample.arguments)
         except Exception as error:
-            # A size of ours, or a black picture, that the detector does not take: its own example will do.
+            # A size of ours, or a black image, that the detector does not take: its own example will do.
             if sample.required:
                 raise
             _warn_of_sample(error)
             continue
         runs.append(run)
     if not any(all(run[name] for name in names) for run in runs):
-        with torch.no_grad(), recording(detector, names) as run:
-            detector(*example_inputs)
+        with torch.no_grad(), recording(observation.detector, names) as run:
+            observation.detector(*observation.example)
         runs.append(run)
     return runs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +42,8 @@ class Share:
     reason: str = ""
 
 
-def named(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
-    """The dotted names that the user gave, checked.
+def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
+    """Returns the dotted names that the user gave, checked.
 
     Raises:
         OptionError: no name, a name that does not exist (with the near ones), one inside another.
@@ -76,20 +75,13 @@ def named(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
     return names
 
 
-def possible(detector: nn.Module, observation: Observation) -> list[str]:
-    """The submodules that become segments if a closer look finds nothing against it."""
-    shares = _outermost(detector, "", observation, {}, _shortest_names(detector))
+def candidate_segments(observation: Observation) -> list[str]:
+    """Returns the submodules that become segments if a closer look finds nothing against it."""
+    shares = _outermost(observation.detector, "", observation, {}, _shortest_names(observation.detector))
     return [share.name for share in shares if share.chosen or share.reason == _TOO_SMALL]
 
 
-def use_of(detector: nn.Module, observation: Observation, name: str) -> Use | None:
-    """What was seen of a submodule, by any of its names."""
-    wanted = detector.get_submodule(name)
-    return next((use for use in observation.uses.values() if detector.get_submodule(use.name) is wanted), None)
-
-
 def shares_of(
-    detector: nn.Module,
     observation: Observation,
     findings: Mapping[str, str],
     names: Sequence[str] | None,
@@ -99,9 +91,8 @@ def shares_of(
     """What each submodule that could be a segment takes of the time, the greatest first.
 
     Args:
-        detector: the detector.
-        observation: its run on the example.
-        findings: what submodules do that an engine can't (:class:`hybrid_rt.capture.observe.Watch`).
+        observation: the detector's run on its example.
+        findings: what submodules do that an engine can't (:class:`hybrid_rt.capture.side_effects.SideEffects`).
         names: the user's choice. None: the outermost submodules are chosen that have weights, take and return
             tensors, do only what an engine can repeat, and take at least :data:`LEAST_SHARE` of the time.
         fuse: also choose small submodules that are fed by chosen ones alone: in one engine they cost nothing.
@@ -113,11 +104,12 @@ def shares_of(
     if names is not None:
         shares = []
         for name in names:
-            use = _required(name, use_of(detector, observation, name), findings)
+            use = _required(name, observation.use(name), findings)
             shares.append(Share(name, use.seconds * 1e3, observation.share(use.name), True))
     else:
-        shares = list(_outermost(detector, "", observation, findings, _shortest_names(detector)))
-        shares = _with_small_followers(detector, observation, shares) if fuse else shares
+        names_of = _shortest_names(observation.detector)
+        shares = list(_outermost(observation.detector, "", observation, findings, names_of))
+        shares = _with_small_followers(observation, shares) if fuse else shares
     shares.sort(key=lambda share: -share.share)
     if not any(share.chosen for share in shares):
         looked = "".join(f"\n  {share.name}: {share.share:.1%}, {share.reason}" for share in shares)
@@ -125,7 +117,7 @@ def shares_of(
             "convert",
             "segments='auto'",
             expected=f"a submodule that takes at least {LEAST_SHARE:.0%} of the time and that an engine can run",
-            got=f"a {type(detector).__name__} with{looked or ' no submodule that runs'}\n",
+            got=f"a {type(observation.detector).__name__} with{looked or ' no submodule that runs'}\n",
             remedy="Name the segments: segments=[...].",
         )
     return shares
@@ -198,12 +190,12 @@ def _outermost(
             yield Share(names[name], use.seconds * 1e3, share, not reason, reason)
 
 
-def _with_small_followers(detector: nn.Module, observation: Observation, shares: Sequence[Share]) -> list[Share]:
+def _with_small_followers(observation: Observation, shares: Sequence[Share]) -> list[Share]:
     chosen = [share.name for share in shares if share.chosen]
     result = []
     for share in shares:
         if share.reason == _TOO_SMALL and chosen:
-            groups = group(detector, [*chosen, share.name], observation, fuse=True)
+            groups = fuse_groups(observation, [*chosen, share.name], fuse=True)
             if any(share.name in members[1:] for members in groups):
                 share = replace_fields(share, chosen=True, reason="")
         result.append(share)
@@ -219,19 +211,18 @@ def predicted_gain(shares: Sequence[Share], speedup: float) -> float:
     return 1 / max(1e-9, (1 - part) + part / speedup)
 
 
-def group(detector: nn.Module, names: Sequence[str], observation: Observation, *, fuse: bool) -> list[list[str]]:
+def fuse_groups(observation: Observation, names: Sequence[str], *, fuse: bool) -> list[list[str]]:
     """Puts together the segments between which data flows straight: one is fed with nothing but what others return.
 
     Args:
-        detector: the detector.
-        names: the segments.
         observation: the detector's run, which saw which tensors went where.
+        names: the segments.
         fuse: False: each segment for itself.
 
     Returns:
         The groups; a group's first segment is called first, and gets the group's inputs.
     """
-    uses = {name: use for name in names if (use := use_of(detector, observation, name)) is not None}
+    uses = {name: use for name in names if (use := observation.use(name)) is not None}
     groups: list[list[str]] = []
     for name in sorted(names, key=lambda name: uses[name].order):
         feeding = next((members for members in groups if _is_fed_by(uses[name], [uses[m] for m in members])), None)
@@ -248,34 +239,3 @@ def _is_fed_by(use: Use, members: Sequence[Use]) -> bool:
     (call,) = use.calls
     names = {member.name for member in members}
     return call is not None and all(any(name in names for name, _ in sources) for sources in call.sources)
-
-
-def replace(detector: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A detector with other submodules at the named places; the given one is left as it is, weights are shared.
-
-    A submodule that has several names is replaced under each: the detector may call it by any.
-    """
-    root = _shallow(detector)
-    for name, replacement in replacements.items():
-        replaced = detector.get_submodule(name)
-        for alias, module in detector.named_modules(remove_duplicate=False):
-            if module is replaced:
-                _put(root, alias, replacement)
-    return root
-
-
-def _put(root: nn.Module, name: str, replacement: nn.Module) -> None:
-    """Puts a module at a place in the tree; the modules on the way there become copies."""
-    *path, last = name.split(".")
-    parent = root
-    for part in path:
-        child = _shallow(parent.get_submodule(part))
-        parent._modules[part] = child
-        parent = child
-    parent._modules[last] = replacement
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    duplicate = copy.copy(module)
-    duplicate._modules = dict(module._modules)
-    return duplicate

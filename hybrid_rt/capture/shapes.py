@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..common.errors import OptionError
 from ..common.specs import UNBOUNDED
+from .observe import Observation
 
 Range = tuple[int, int]
 Shapes = Sequence[tuple[int, int]] | Mapping[str, Range]
@@ -131,3 +132,23 @@ def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]]) -> tuple[Range,
         seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else size)
     heights, widths = zip(*seen, strict=True)
     return (min(heights), max(heights)), (min(widths), max(widths))
+
+
+def input_ranges(observation: Observation, name: str, shapes: Shapes | None) -> list[list[tuple[int, int]]] | None:
+    """Returns the ranges of the segment's inputs if it is fed with images alone, in one call per forward."""
+    use = observation.use(name)
+    calls = use.calls if use else []
+    if len(calls) != 1 or calls[0] is None:
+        return None
+    entries = [value for entry in observation.example for value in (entry if isinstance(entry, list) else [entry])]
+    channels = {value.shape[-3] for value in entries if isinstance(value, Tensor) and value.dim() >= 3}
+    found = []
+    for shape, _ in calls[0].input_tensors:
+        is_features = len(shape) == 4 and shape[1] not in channels
+        if shapes is not None and is_features and not hasattr(observation.detector, "transform"):
+            return None  # their sizes follow from the images'
+        ranges = ranges_of(observation.detector, shape, shapes)
+        if ranges is None:
+            return None
+        found.append(ranges)
+    return found

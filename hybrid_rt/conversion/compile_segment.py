@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,28 +13,20 @@ from torch import Tensor, nn
 
 from .. import _native
 from ..backends import registry
-from ..backends.selection import (
-    FASTEST,
-    Options,
-    Wanted,
-    check_calibration,
-    check_device,
-    choose_variants,
-    engines_for,
-    settle,
-)
+from ..backends.selection import Options, Wanted, check_device, engines_for
 from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
 from ..capture.second_size import second_shapes, tiled
 from ..capture.shapes import Shapes, check_shapes, ranges_of
-from ..common.errors import BackendError, CaptureError, HybridRTError, OptionError
+from ..common.errors import BackendError, OptionError
 from ..common.progress import Steps
-from ..common.specs import PRECISIONS, Artifact
 from ..common.structure import structure_of
 from ..verification.verify import Thresholds, thresholds_of
-from .assemble.engine_module import EngineModule, engine_module, prepare
+from .assemble.builds import compile_program
+from .assemble.engine_module import EngineModule, prepare, single_module
 from .assemble.module_checks import Alone, check_module, check_repeatable
 from .assemble.variant_trials import fastest_first, require_same_outputs
+from .options import EngineOptions, check_precision
 
 _SCOPE = "compile_segment"
 
@@ -131,81 +123,63 @@ def compile_segment(
     """
     check_module(module, _SCOPE, "module")
     check_shapes(shapes)
-    if precision not in PRECISIONS:
-        raise OptionError.make(_SCOPE, "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+    check_precision(precision, _SCOPE)
     if thresholds is None:
         thresholds_of(precision)  # there are some
     arguments = example if isinstance(example, tuple) else (example,)
-    choice = _Choice(engine, precision, device, options, fallback=fallback and not strict, strict=strict)
-    wanted = choice.variants()
-    check_calibration(wanted, calibration_data, _SCOPE)
+    named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration_data, _SCOPE)
+    engines = _installed(named, strict=strict)
     if strict:
-        _check_place(wanted[0])
+        _check_place(engines.variants[0])
     steps = Steps(progress)
     with steps.step("run the module on the example"):
         program = _program(module, arguments, shapes, calibration_data)
-    artifacts: list[Artifact] = []
-    refusals: list[HybridRTError] = []
-    for variant in wanted:
-        try:
-            artifacts.append(variant.compiled(program, steps)[0])
-        except (BackendError, CaptureError) as error:
-            if engine == FASTEST:
-                refusals.append(error)
-            elif isinstance(error, CaptureError) or not fallback or strict or variant is wanted[-1]:
-                raise
-            else:
-                _warn(str(error))
-    settle(program.name, len(artifacts), refusals, _SCOPE)
-    if engine == FASTEST:
-        artifacts, line = fastest_first(program, artifacts, device)
+    build = compile_program(program, engines, steps, skip_refused=fallback and not strict)
+    if engines.is_fastest:
+        build, line = fastest_first(build, device)
         steps.show(line)
-    compiled = engine_module(program, artifacts, CompiledSegment)
+    compiled = single_module(program, build.engine, CompiledSegment)
     if verify:
         with steps.step("verify"):
-            require_same_outputs(program, compiled.engine, artifacts, precision, thresholds, _SCOPE)
-    best = artifacts[0].spec
+            require_same_outputs(build, precision, thresholds, _SCOPE)
+    best = build.artifacts[0].spec
     compiled.place(best.device if strict else device, f"{best.backend}:{best.precision}" if strict else "")
     return compiled
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Which engines, as the user named them."""
+def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
+    """Returns the options with the engines that are installed; with ``strict`` the first one alone.
 
-    engine: str | Sequence[str]
-    precision: str
-    device: str
-    options: Options | None
-    fallback: bool
-    strict: bool
+    With a fallback, engines that are not installed are warned of and left out.
 
-    def variants(self) -> list[Wanted]:
-        """With a fallback, engines that are not installed are warned of and left out."""
-        if self.engine == FASTEST:
-            return self._of(self.engine)
-        check_device(self.device, _SCOPE)
-        engine = engines_for(self.device) if self.engine == "auto" else self.engine
-        names = [engine] if isinstance(engine, str) else list(engine)
-        names = names[:1] if self.strict else names
-        try:
-            return self._of(names)
-        except BackendError as error:
-            if not self.fallback:
-                raise
-            _warn(str(error))
-        backends = {name: name.partition(":")[0] for name in names}
-        installed = [
-            name
-            for name, backend in backends.items()
-            if registry.backend(backend).configured(self.device).availability().available
-        ]
-        left = {backends[name] for name in installed}
-        kept = {backend: given for backend, given in (self.options or {}).items() if backend in left}
-        return replace(self, options=kept)._of(installed or ["torchscript"])
-
-    def _of(self, names: str | Sequence[str]) -> list[Wanted]:
-        return choose_variants(names, self.precision, self.fallback, _SCOPE, device=self.device, options=self.options)
+    Raises:
+        OptionError, BackendError: see :attr:`EngineOptions.variants`.
+    """
+    if options.is_fastest:
+        _ = options.variants
+        return options
+    check_device(options.device, _SCOPE)
+    engine = engines_for(options.device) if options.engine == "auto" else options.engine
+    names = [engine] if isinstance(engine, str) else list(engine)
+    named = replace(options, engine=names[:1] if strict else names)
+    try:
+        _ = named.variants
+        return named
+    except BackendError as error:
+        if not options.fallback:
+            raise
+        warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=3)
+    backends = {name: name.partition(":")[0] for name in names}
+    installed = [
+        name
+        for name, backend in backends.items()
+        if registry.backend(backend).configured(options.device).availability().available
+    ]
+    left = {backends[name] for name in installed}
+    kept = {backend: given for backend, given in (options.options or {}).items() if backend in left}
+    remaining = replace(options, engine=installed or ["torchscript"], options=kept)
+    _ = remaining.variants
+    return remaining
 
 
 def _check_place(wanted: Wanted) -> None:
@@ -223,10 +197,6 @@ def _check_place(wanted: Wanted) -> None:
             got=f"none: {reason}",
             remedy="Without strict another engine runs here.",
         )
-
-
-def _warn(text: str) -> None:
-    warnings.warn(f"{text} The next engine is taken.", RuntimeWarning, stacklevel=3)
 
 
 def _program(

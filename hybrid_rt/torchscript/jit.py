@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import _native
 from ..common.errors import CaptureError
+from .engine import Engine
 from .generated_module import generated_class
 
 HEAD_OPERATORS = {
@@ -78,6 +79,33 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
         ) from error
+
+
+class _DetectionsOnly(nn.Module):
+    """Unwraps torchvision's scripted pair (losses, detections) to what the detector returns in eager eval mode."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """images: [3, H, W] each, in 0..1; returns a dict of boxes, labels, scores, ... for each."""
+        return self.detector(images)[1]
+
+
+def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
+    """Scripts a detector with engines in it; it then returns what the detector does in eager eval mode.
+
+    Raises:
+        CaptureError: with the compiler's message, which names the line.
+    """
+    if hasattr(detector, "_has_warned"):
+        # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
+        vars(detector)["_has_warned"] = True
+    scripted = script(detector)
+    if returns_losses_and_detections(scripted):
+        scripted = script(_DetectionsOnly(scripted).eval())
+    return scripted
 
 
 def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModule:
@@ -217,7 +245,7 @@ def moved(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule
     return copied
 
 
-def replace_engine(module: torch.jit.ScriptModule, engine: Any) -> None:
+def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
     """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
     graph = module.graph
     graph.setInsertPoint(next(graph.nodes()))

@@ -277,9 +277,9 @@ def compare_dataset(
         verification.fail(failure)
 
 
-def require(verification: Verification) -> None:
+def require(verification: Verification | None) -> None:
     """Raises VerificationError unless it passed: the worst segment and output, the worst picture, then the rest."""
-    if verification.passed:
+    if verification is None or verification.passed:
         return
     worst = verification.worst()
     rest = [text for text in dict.fromkeys(verification.failures) if text not in worst]

@@ -17,13 +17,14 @@ from ...capture.program import Member, Program
 from ...common.errors import BackendError
 from ...common.specs import Artifact
 from ...torchscript import jit
+from ...torchscript.engine import Engine
 from ...torchscript.generated_module import generated_class
 
 
 class EngineModule(nn.Module):
     """Base of the generated modules: holds the TorchScript class ``hybrid_rt.Engine``."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         """``engine``: see :func:`make_engine`."""
         super().__init__()
         self.engine = engine
@@ -49,14 +50,15 @@ _HANDED_ON = (
 )
 
 
-def make_engine(name: str, packed: Packed) -> Any:
+def make_engine(name: str, packed: Packed) -> Engine:
     """The TorchScript class ``hybrid_rt.Engine`` of a segment with these variants, best first; it is not prepared."""
     fields = {"segment": name, "variants": json.dumps(packed.variants), "table": json.dumps(packed.entries)}
-    return torch.classes.hybrid_rt.Engine(fields, packed.table)
+    engine: Engine = torch.classes.hybrid_rt.Engine(fields, packed.table)
+    return engine
 
 
 def prepare(
-    engine: Any, backend: str = "", *, device: torch.device | str = "cpu", emulate_precision: bool = False
+    engine: Engine, backend: str = "", *, device: torch.device | str = "cpu", emulate_precision: bool = False
 ) -> None:
     """Chooses a variant and loads it; see :func:`hybrid_rt.load` for the arguments.
 
@@ -69,7 +71,7 @@ def prepare(
         raise BackendError(str(error)) from error
 
 
-def run_flat(engine: Any, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+def run_flat(engine: Engine, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     """Runs an engine on flat tensors, outside of any module."""
     outputs: list[torch.Tensor] = torch.ops.hybrid_rt.run_engine(engine, list(inputs))
     return outputs
@@ -80,7 +82,7 @@ def _length_check(segment: str, expression: str, length: int) -> str:
     return f"assert len({expression}) == {length}, {text!r} + str(len({expression})) + '.'"
 
 
-def engine_modules(program: Program, engine: Any) -> dict[str, EngineModule]:
+def engine_modules(program: Program, engine: Engine) -> dict[str, EngineModule]:
     """A scriptable module for each segment of the program, with any nest of lists, tuples and dicts of tensors.
 
     The first one runs the engine; a later one takes its outputs from among those, once the two are connected in the
@@ -92,9 +94,14 @@ def engine_modules(program: Program, engine: Any) -> dict[str, EngineModule]:
 _Module = TypeVar("_Module", bound=EngineModule)
 
 
-def engine_module(program: Program, artifacts: list[Artifact], base: type[_Module] = EngineModule) -> _Module:  # type: ignore[assignment]
-    """The one module of a program of one segment, a subclass of ``base``."""
-    return _module(program, program.members[0], make_engine(program.name, pack(artifacts)), base)
+def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
+    """Returns the module of a program of one segment, with a new engine of these variants."""
+    return single_module(program, make_engine(program.name, pack(artifacts)), EngineModule)
+
+
+def single_module(program: Program, engine: Engine, base: type[_Module]) -> _Module:
+    """Returns the module of a program of one segment, a subclass of ``base``."""
+    return _module(program, program.members[0], engine, base)
 
 
 def _none_check(segment: str, name: str) -> str:
@@ -102,7 +109,7 @@ def _none_check(segment: str, name: str) -> str:
     return f"assert {name} is None, {text!r}"
 
 
-def _module(program: Program, member: Member, engine: Any, base: type[_Module]) -> _Module:
+def _module(program: Program, member: Member, engine: Engine, base: type[_Module]) -> _Module:
     left_out = _left_out(member)
     checks = [_none_check(member.name, name) for name in left_out]
     checks += [

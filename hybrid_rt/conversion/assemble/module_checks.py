@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...capture.observe import watch
+from ...capture.side_effects import find_side_effects
 from ...common.errors import CaptureError, OptionError
 from .engine_module import EngineModule
 
@@ -82,7 +82,7 @@ def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) 
         CaptureError: it can't; the text says what the module does.
     """
     alone = Alone(module)
-    findings = watch(alone, arguments)
+    findings = find_side_effects(alone, arguments)
     if alone.name in findings:
         raise CaptureError.make(
             scope,

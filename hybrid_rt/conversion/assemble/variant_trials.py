@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...bundle.blob_table import pack
-from ...capture.program import FlatCall, Program
+from ...capture.program import FlatCall
 from ...capture.second_size import tiled
 from ...common.errors import BackendError, VerificationError
 from ...common.latency import benchmark
-from ...common.specs import Artifact, ArtifactSpec
+from ...common.progress import Steps
+from ...common.specs import ArtifactSpec
+from ...torchscript.engine import Engine
 from ...verification.verify import (
     TensorError,
     Thresholds,
@@ -23,7 +24,8 @@ from ...verification.verify import (
     compare_tensors,
     thresholds_of,
 )
-from .engine_module import make_engine, prepare, run_flat
+from .builds import BuiltVariant, EngineBuild
+from .engine_module import prepare, run_flat
 
 _ROUNDS = 5
 
@@ -35,15 +37,16 @@ def _finished(outputs: list[Tensor], device: str) -> list[Tensor]:
     return outputs
 
 
-def fastest_first(program: Program, artifacts: Sequence[Artifact], device: str = "cpu") -> tuple[list[Artifact], str]:
-    """Variants in the order of how long they take on this machine, and a line that says it.
+def fastest_first(build: EngineBuild, device: str = "cpu") -> tuple[EngineBuild, str]:
+    """Orders the variants by how long they take on this machine; returns them and a line that says how long.
 
     Each runs on the device, at the size that the compiler was told to expect. One that can't run there comes last.
     """
+    program, artifacts = build.program, build.artifacts
     inputs = tuple(tiled(tensor, spec.opt) for tensor, spec in zip(program.examples, program.inputs, strict=True))
     cases: dict[str, Callable[..., Any]] = {}
     for i, artifact in enumerate(artifacts):
-        engine = make_engine(program.name, pack([artifact]))
+        engine = EngineBuild(program, (BuiltVariant(artifact),)).engine
         try:
             prepare(engine, device=device)
         except BackendError:  # verification says it
@@ -57,26 +60,32 @@ def fastest_first(program: Program, artifacts: Sequence[Artifact], device: str =
         + (f"{medians[i]:.1f} ms" if i in medians else "can't run here")
         for i in order
     ]
-    return [artifacts[i] for i in order], f"{program.name}: {', '.join(texts)}"
+    return build.ordered(order), f"{program.name}: {', '.join(texts)}"
 
 
-def _run_on(device: str, engine: Any, call: FlatCall) -> list[Tensor]:
+def order_by_speed(builds: Sequence[EngineBuild], device: str, steps: Steps) -> list[EngineBuild]:
+    """Returns the engines with the variants of each in the order of :func:`fastest_first`, and shows their times."""
+    with steps.step("see which engine is the fastest"):
+        ordered = []
+        for build in builds:
+            fastest, line = fastest_first(build, device)
+            steps.show(line)
+            ordered.append(fastest)
+        return ordered
+
+
+def _run_on(device: str, engine: Engine, call: FlatCall) -> list[Tensor]:
     outputs = run_flat(engine, tuple(tensor.to(device) for tensor in call.inputs))
     return [tensor.cpu() for tensor in outputs]
 
 
 def compare_variants(
-    program: Program,
-    engine: Any,
-    artifacts: Sequence[Artifact],
-    advance: Callable[[], None] = lambda: None,
+    build: EngineBuild, advance: Callable[[], None] = lambda: None
 ) -> tuple[list[tuple[ArtifactSpec, list[TensorError]]], list[str]]:
     """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
 
     Args:
-        program: the segment; its calls hold what is expected.
-        engine: see :func:`hybrid_rt.conversion.assemble.engine_module.make_engine`. It is left on its best variant.
-        artifacts: its variants, best first.
+        build: the engine, which is left on its best variant; the calls of its program hold what is expected.
         advance: called before each variant.
 
     Returns:
@@ -86,6 +95,7 @@ def compare_variants(
         BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. What is for
             a GPU alone may be made on a machine without.
     """
+    program, engine, artifacts = build.program, build.engine, build.artifacts
     names = [spec.name for spec in program.outputs]
     compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
     not_run: list[str] = []
@@ -122,26 +132,19 @@ def add_variants(
         add_tensor_failures(verification, errors, thresholds or thresholds_of(spec.precision))
 
 
-def require_same_outputs(
-    program: Program,
-    engine: Any,
-    artifacts: Sequence[Artifact],
-    precision: str,
-    thresholds: Thresholds | None,
-    scope: str,
-) -> Verification:
+def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresholds | None, scope: str) -> Verification:
     """:func:`compare_variants`, where nothing but the module itself says what is right.
 
     Raises:
         VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
     verification = Verification(precision)
-    compared, verification.not_run = compare_variants(program, engine, artifacts)
+    compared, verification.not_run = compare_variants(build)
     add_variants(verification, compared, thresholds)
     if not verification.passed:
         raise VerificationError.make(
             scope,
-            f"segment '{program.name}' in {precision}",
+            f"segment '{build.name}' in {precision}",
             expected="the outputs of the module",
             got="\n  " + "\n  ".join(verification.failures) + "\n",
             remedy="Nothing was saved. Take precision='fp32' or another engine, or loosen thresholds= if it is meant.",

@@ -21,6 +21,7 @@ from ...common.errors import BundleError, OptionError
 from ...common.specs import TensorSpec
 from ...common.structure import TENSOR, Structure
 from ...torchscript import jit
+from ...torchscript.engine import Engine
 from ...torchscript.graph_interpreter import ScriptGraph
 
 CAPTURED = ("torchscript", "fp32")
@@ -50,7 +51,7 @@ class SavedEngine:
     """An engine of a bundle: its variants, best first, as the manifest has them, and its segments."""
 
     name: str
-    engine: Any
+    engine: Engine
     variants: list[dict[str, Any]]
     members: list[dict[str, Any]]
 

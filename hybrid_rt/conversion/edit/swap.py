@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from ... import _native
-from ...backends.selection import Options, Wanted, check_calibration, choose_variants
+from ...backends.selection import Options
 from ...bundle import archive
-from ...bundle.blob_table import Packed, pack
+from ...bundle.blob_table import Packed
 from ...capture.program import FlatCall, Member, Program
 from ...capture.segment_contract import Contract, examples_for, features_of
 from ...common.atomic_files import check_writable
 from ...common.errors import OptionError
 from ...common.progress import Steps
-from ...common.specs import PRECISIONS
+from ...common.version import __version__
 from ...torchscript import jit
 from ...verification.verify import Thresholds, Verification
-from ..assemble.engine_module import make_engine
+from ..assemble.builds import compile_program
 from ..assemble.module_checks import check_module, check_repeatable
 from ..assemble.variant_trials import require_same_outputs
+from ..options import EngineOptions
 from .saved_engines import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
 
 
@@ -117,28 +118,24 @@ def swap_backbone(
     with steps.step(f"read {Path(path).name}"):
         head = opened_head(Path(path), "swap")
         saved = _find(head, manifest, segment)
-        wanted = _wanted(saved, engine, precision, device, options)
-        check_calibration(wanted, (), "swap")
+        engines = _engines(saved, engine, precision, device, options)
         stored = saved.scripts("swap") if len(saved.members) > 1 else []
     with steps.step("compare the new backbone with what the head expects"):
         program = _program(saved, stored, new_backbone, example)
-    artifacts = [variant.compiled(program, steps)[0] for variant in wanted]
-    packed = pack(artifacts)
-    new_engine = make_engine(program.name, packed)
+    build = compile_program(program, engines, steps)
     verification = None
     if verify:
         with steps.step("verify"):
-            promised = wanted[0].precision
-            verification = require_same_outputs(program, new_engine, artifacts, promised, thresholds, "swap")
+            verification = require_same_outputs(build, engines.variants[0].precision, thresholds, "swap")
     with steps.step("save"):
-        jit.replace_engine(head, new_engine)
-        archive.save(head, output, _manifest(manifest, saved, packed, new_backbone, verification))
+        jit.replace_engine(head, build.engine)
+        archive.save(head, output, _manifest(manifest, saved, build.packed, new_backbone, verification))
     return SwapReport(
         path=str(output),
         segment=saved.members[0]["name"],
         engine=program.name,
         module=_class_of(new_backbone),
-        variants=[f"{artifact.spec.backend} in {artifact.spec.precision}" for artifact in artifacts],
+        variants=[f"{artifact.spec.backend} in {artifact.spec.precision}" for artifact in build.artifacts],
         verification=verification,
         file_size=Path(output).stat().st_size,
         seconds=steps.seconds,
@@ -164,22 +161,22 @@ def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: st
     return saved
 
 
-def _wanted(
+def _engines(
     saved: SavedEngine,
     engine: str | Sequence[str] | None,
     precision: str | None,
     device: str,
     options: Options | None,
-) -> list[Wanted]:
-    """The variants of the new file; those of the old one unless told otherwise."""
-    if precision is not None and precision not in PRECISIONS:
-        raise OptionError.make("swap", "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+) -> EngineOptions:
+    """Returns the engines of the new file; those of the old one unless told otherwise."""
     in_file = [(variant["backend"], variant["precision"]) for variant in saved.variants]
     if engine is None:
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = CAPTURED in in_file
-    return choose_variants(engine, precision or in_file[0][1], fallback, scope="swap", device=device, options=options)
+    engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, scope="swap")
+    _ = engines.variants
+    return engines
 
 
 def _program(
@@ -226,8 +223,6 @@ def _manifest(
     verification: Verification | None,
 ) -> dict[str, Any]:
     """What is known of the new bundle; what the old one says of its detections does not hold any more."""
-    from ...common.version import __version__
-
     swapped = packed.segment(
         saved.name,
         members=saved.members,

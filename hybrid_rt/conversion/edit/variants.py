@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import _native
 from ...backends import registry
-from ...backends.selection import Options, Wanted, check_calibration, choose_variants
+from ...backends.selection import Options, Wanted
 from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
 from ...common.atomic_files import check_writable
@@ -24,9 +24,11 @@ from ...common.structure import map_tensors
 from ...torchscript import jit
 from ...verification import golden
 from ...verification.verify import Thresholds, Verification, compare_results, require, thresholds_of
+from ..assemble.builds import compile_program
 from ..assemble.engine_module import make_engine, prepare
-from ..assemble.head import OnDevice
+from ..assemble.hybrid import OnDevice
 from ..assemble.variant_trials import require_same_outputs
+from ..options import EngineOptions
 from .saved_engines import SavedEngine, opened_head, saved_engines
 
 
@@ -104,30 +106,26 @@ def add_variant(
     names = [engine] if isinstance(engine, str) else list(engine)
     verification = Verification(precision or change.chosen[0].variants[0]["precision"]) if verify else None
     for saved in change.chosen:
-        wanted = choose_variants(
-            names, precision or saved.variants[0]["precision"], False, "add-variant", device=device, options=options
+        engines = EngineOptions(
+            names, precision or saved.variants[0]["precision"], device, options, fallback=False, scope="add-variant"
         )
-        check_calibration(wanted, (), "add-variant")
-        _require_new(saved, wanted)
+        _require_new(saved, engines.variants)
         with change.steps.step(f"read {saved.name}"):
             program = saved.program("add-variant")
-        made = [variant.compiled(program, change.steps)[0] for variant in wanted]
+        build = compile_program(program, engines, change.steps)
         if verification is not None:
             with change.steps.step(f"verify {saved.name}"):
-                engine_of_new = make_engine(saved.name, pack(made))
-                compared = require_same_outputs(
-                    program, engine_of_new, made, wanted[0].precision, thresholds, "add-variant"
-                )
+                compared = require_same_outputs(build, engines.variants[0].precision, thresholds, "add-variant")
                 verification.tensors += compared.tensors
                 change.notes += [f"not compared: {reason}" for reason in compared.not_run]
         old = change.artifacts[saved.name]
         at = 0 if first else len(old) - (old[-1].spec.backend == "torchscript")
-        change.artifacts[saved.name] = [*old[:at], *made, *old[at:]]
+        change.artifacts[saved.name] = [*old[:at], *build.artifacts, *old[at:]]
     change.apply()
     if verification is not None:
         with change.steps.step("compare the golden sample"):
-            wanted = choose_variants(names, verification.precision, False, "add-variant", device=device)
-            change.compare_golden(verification, wanted, thresholds)
+            added = EngineOptions(names, verification.precision, device, options, fallback=False, scope="add-variant")
+            change.compare_golden(verification, added.variants, thresholds)
         require(verification)
     return change.save(verification)
 

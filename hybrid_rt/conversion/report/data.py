@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
-from ...capture.program import Program
 from ...capture.segments import Share
 from ...common.json_values import finite
-from ...common.specs import Artifact, TensorSpec
+from ...common.specs import TensorSpec
+from ...common.version import __version__
 from ...verification.verify import TensorError, Thresholds, Verification
+from ..assemble.builds import EngineBuild
 from .images import PictureReport
 from .measurement import Measurement
 
@@ -37,7 +38,7 @@ class VariantReport:
 
 
 @dataclass(frozen=True)
-class SegmentReport:
+class EngineReport:
     """One engine: the submodules in it, its inputs and outputs, and its variants in the file's order.
 
     ``share`` is the members' part of the detector's time, 0..1.
@@ -51,14 +52,9 @@ class SegmentReport:
     variants: list[VariantReport]
 
     @classmethod
-    def of(
-        cls,
-        program: Program,
-        artifacts: Sequence[Artifact],
-        cached: Mapping[tuple[str, str], bool],
-        shares: Sequence[Share],
-    ) -> SegmentReport:
-        """``cached``: by names of program and variant ("openvino:bf16")."""
+    def of(cls, build: EngineBuild, shares: Sequence[Share]) -> EngineReport:
+        """Returns what is known of an engine; ``shares``: of all submodules that were looked at."""
+        program = build.program
         members = [member.name for member in program.members]
         return cls(
             name=program.name,
@@ -68,21 +64,19 @@ class SegmentReport:
             outputs=list(program.outputs),
             variants=[
                 VariantReport(
-                    backend=artifact.spec.backend,
-                    precision=artifact.spec.precision,
-                    size=artifact.size,
-                    cached=cached[program.name, f"{artifact.spec.backend}:{artifact.spec.precision}"],
-                    device=artifact.spec.device,
-                    versions=dict(artifact.spec.versions),
+                    backend=variant.artifact.spec.backend,
+                    precision=variant.artifact.spec.precision,
+                    size=variant.artifact.size,
+                    cached=variant.cached,
+                    device=variant.artifact.spec.device,
+                    versions=dict(variant.artifact.spec.versions),
                 )
-                for artifact in artifacts
+                for variant in build.variants
             ],
         )
 
 
 def _versions() -> dict[str, str]:
-    from ...common.version import __version__
-
     return {
         "hybrid_rt": __version__,
         "torch": torch.__version__,
@@ -105,7 +99,7 @@ class ReportData:
 
     detector: str
     path: str
-    segments: list[SegmentReport]
+    segments: list[EngineReport]
     head_operators: list[str]
     verification: Verification | None
     precision: str = "fp32"

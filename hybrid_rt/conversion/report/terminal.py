@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...capture.segments import Share, predicted_gain
+from ...capture.segments import ENGINE_SPEEDUP, Share, predicted_gain
 from ...verification.verify import Verification
 from .data import ReportData
 from .measurement import Measurement
@@ -21,8 +21,10 @@ LEAST_SHOWN = 0.005
 _USUAL_WIDTH = 100
 
 
-def shares_table(shares: Sequence[Share], gain: float, speedup: float, precision: str) -> Table:
-    """What takes the time, and what engines can gain."""
+def shares_table(shares: Sequence[Share], precision: str) -> Table:
+    """Returns what takes the time, and what engines can gain."""
+    speedup = ENGINE_SPEEDUP[precision]
+    gain = predicted_gain(shares, speedup)
     limit = predicted_gain(shares, float("inf"))
     table = Table(
         caption=f"predicted end to end: {gain:.2f} times faster, if engines run these {speedup:g} times faster in "

@@ -13,7 +13,9 @@ from torchvision.ops import nms
 
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import CaptureError
-from hybrid_rt.capture.observe import arguments_of, observe, recording, watch
+from hybrid_rt.capture.observe import arguments_of, observe
+from hybrid_rt.capture.recordings import recording
+from hybrid_rt.capture.side_effects import find_side_effects
 
 
 def test_each_submodule_that_runs_is_seen_with_its_time_and_shapes() -> None:
@@ -124,7 +126,7 @@ class Holder(nn.Module):
 
 
 def found(act: Callable[[Body, Tensor], Any]) -> str:
-    return watch(Holder(act).eval(), (small_picture(),)).get("body", "")
+    return find_side_effects(Holder(act).eval(), (small_picture(),)).get("body", "")
 
 
 def count_up(body: Body, x: Tensor) -> None:
@@ -176,7 +178,7 @@ def test_an_lstm_in_eval_mode_draws_nothing() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.lstm(x)[0]
 
-    assert watch(Reader().eval(), (torch.rand(1, 5, 8),)) == {}
+    assert find_side_effects(Reader().eval(), (torch.rand(1, 5, 8),)) == {}
 
 
 def test_recorded_tensors_are_copies() -> None:

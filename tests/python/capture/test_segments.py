@@ -9,56 +9,58 @@ from torchvision.models.detection import FasterRCNN
 
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import CaptureError, OptionError
-from hybrid_rt.capture.observe import Observation, Use, observe, watch
-from hybrid_rt.capture.segments import Share, group, named, predicted_gain, replace, shares_of
+from hybrid_rt.capture.observe import Observation, Use, observe
+from hybrid_rt.capture.segments import Share, fuse_groups, predicted_gain, resolve_names, shares_of
+from hybrid_rt.capture.side_effects import find_side_effects
+from hybrid_rt.common.submodules import with_submodules
 
 
 def test_names_keep_their_order_and_one_name_is_a_list_of_one() -> None:
     detector = small_detector()
-    assert named(detector, ["classes", "backbone.first"]) == ["classes", "backbone.first"]
-    assert named(detector, "backbone.second") == ["backbone.second"]
+    assert resolve_names(detector, ["classes", "backbone.first"]) == ["classes", "backbone.first"]
+    assert resolve_names(detector, "backbone.second") == ["backbone.second"]
 
 
 def test_an_unknown_name_shows_the_near_ones() -> None:
     with pytest.raises(OptionError, match=r"expected a submodule of SmallDetector, got 'backbon'. Near it: backbone"):
-        named(small_detector(), ["backbon"])
+        resolve_names(small_detector(), ["backbon"])
     with pytest.raises(OptionError, match=r"got 'zzz'. See detector.named_modules\(\)."):
-        named(small_detector(), ["zzz"])
+        resolve_names(small_detector(), ["zzz"])
 
 
 def test_the_detector_itself_is_no_segment() -> None:
     with pytest.raises(OptionError, match="expected a submodule of SmallDetector, got ''"):
-        named(small_detector(), [""])
+        resolve_names(small_detector(), [""])
 
 
 def test_no_name_is_refused() -> None:
     with pytest.raises(OptionError, match="expected 'auto' or at least one name, got an empty list"):
-        named(small_detector(), [])
+        resolve_names(small_detector(), [])
 
 
 @pytest.mark.parametrize("names", [["backbone", "backbone.first"], ["backbone.first.0", "backbone.first"]])
 def test_one_inside_another_is_refused(names: list[str]) -> None:
     outer, inner = sorted(names, key=len)
     with pytest.raises(OptionError, match=f"expected each submodule once, got '{inner}' inside '{outer}'"):
-        named(small_detector(), names)
+        resolve_names(small_detector(), names)
 
 
 def test_the_same_name_twice_is_refused() -> None:
     with pytest.raises(OptionError, match="expected each submodule once, got 'backbone' twice"):
-        named(small_detector(), ["backbone", "backbone"])
+        resolve_names(small_detector(), ["backbone", "backbone"])
 
 
 def test_a_name_that_only_begins_like_another_is_no_part_of_it() -> None:
     detector = small_detector()
     detector.backbone2 = nn.Sequential(nn.ReLU())
-    assert named(detector, ["backbone", "backbone2"]) == ["backbone", "backbone2"]
+    assert resolve_names(detector, ["backbone", "backbone2"]) == ["backbone", "backbone2"]
 
 
 def test_replace_leaves_the_given_detector_alone() -> None:
     detector = small_detector()
     before = dict(detector.named_modules())
     replacement = nn.Identity()
-    changed = replace(detector, {"backbone.first": replacement, "classes": replacement})
+    changed = with_submodules(detector, {"backbone.first": replacement, "classes": replacement})
     assert changed.backbone.first is replacement
     assert changed.classes is replacement
     assert changed.backbone is not detector.backbone
@@ -68,7 +70,7 @@ def test_replace_leaves_the_given_detector_alone() -> None:
 
 def test_replace_shares_the_weights() -> None:
     detector = small_detector()
-    changed = replace(detector, {"classes": nn.Identity()})
+    changed = with_submodules(detector, {"classes": nn.Identity()})
     assert changed.backbone.first[0].weight.data_ptr() == detector.backbone.first[0].weight.data_ptr()
     assert "classes.weight" not in changed.state_dict()
     assert torch.equal(detector.state_dict()["classes.weight"], detector.classes.weight)
@@ -77,17 +79,17 @@ def test_replace_shares_the_weights() -> None:
 def test_a_submodule_with_two_names_is_replaced_under_both() -> None:
     detector = small_detector()
     detector.body = detector.backbone
-    assert named(detector, "body") == ["body"]
+    assert resolve_names(detector, "body") == ["body"]
     replacement = nn.Identity()
-    changed = replace(detector, {"body": replacement})
+    changed = with_submodules(detector, {"body": replacement})
     assert changed.backbone is changed.body is replacement
-    changed = replace(detector, {"backbone.first": replacement})
+    changed = with_submodules(detector, {"backbone.first": replacement})
     assert changed.backbone.first is changed.body.first is replacement
     assert detector.body is detector.backbone
 
 
 def looked_at(detector: nn.Module, arguments: tuple[object, ...], names: list[str] | None = None) -> dict[str, Share]:
-    shares = shares_of(detector, observe(detector, arguments), watch(detector, arguments), names)
+    shares = shares_of(observe(detector, arguments), find_side_effects(detector, arguments), names)
     return {share.name: share for share in shares}
 
 
@@ -172,11 +174,11 @@ def test_the_predicted_gain_is_amdahls() -> None:
 def test_segments_that_feed_each_other_are_one_group(demo_detector: FasterRCNN, demo_image: Tensor) -> None:
     seen = observe(demo_detector, ([demo_image],))
     names = ["roi_heads.box_predictor", "rpn.head", "backbone", "roi_heads.box_head"]
-    assert group(demo_detector, names, seen, fuse=True) == [
+    assert fuse_groups(seen, names, fuse=True) == [
         ["backbone", "rpn.head"],
         ["roi_heads.box_head", "roi_heads.box_predictor"],
     ]
-    assert [len(members) for members in group(demo_detector, names, seen, fuse=False)] == [1, 1, 1, 1]
+    assert [len(members) for members in fuse_groups(seen, names, fuse=False)] == [1, 1, 1, 1]
 
 
 def test_a_segment_that_is_called_twice_is_a_group_of_its_own() -> None:
@@ -190,8 +192,8 @@ def test_a_segment_that_is_called_twice_is_a_group_of_its_own() -> None:
             return self.head(features) + self.head(features * 2)
 
     detector = Twice().eval()
-    assert group(detector, ["body", "head"], observe(detector, (small_picture(),)), fuse=True) == [["body"], ["head"]]
+    assert fuse_groups(observe(detector, (small_picture(),)), ["body", "head"], fuse=True) == [["body"], ["head"]]
 
 
 def test_the_share_of_what_did_not_run_is_nothing() -> None:
-    assert Observation(None, 0.0, {"x": Use("x", 1.0)}).share("x") == 0
+    assert Observation(nn.Module(), (), None, 0.0, {"x": Use("x", 1.0)}).share("x") == 0

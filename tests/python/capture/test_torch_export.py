@@ -15,8 +15,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from hybrid_rt import CaptureError
 from hybrid_rt.capture import torch_export
-from hybrid_rt.capture.observe import observe, recording
+from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import Program, capture, capture_alone
+from hybrid_rt.capture.recordings import recording
 from hybrid_rt.common.specs import UNBOUNDED
 
 
@@ -54,7 +55,7 @@ def program_of(function: Callable[..., Any], *, half: bool = False) -> Program:
         detector(*observed[0])
     low, high = RANGES[2]
     second = [*RANGES[:2], (low // 2, high // 2), (4, UNBOUNDED)] if half else RANGES
-    return capture(detector, ["segment"], observation, [run], [RANGES, second])
+    return capture(observation, ["segment"], [run], [RANGES, second])
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def r50_fpn() -> tuple[nn.Module, Program]:
     observation = observe(detector, example)
     with recording(detector, names) as run:
         detector(*example)
-    return detector, capture(detector, names, observation, [run], [[(1, 8), (3, 3), (32, 1344), (32, 1344)]])
+    return detector, capture(observation, names, [run], [[(1, 8), (3, 3), (32, 1344), (32, 1344)]])
 
 
 def sizes_of(program: torch.export.ExportedProgram) -> list[list[bool]]:

@@ -16,9 +16,9 @@ from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.backends import registry
 from hybrid_rt.bundle import archive as bundle
 from hybrid_rt.bundle.blob_table import pack
-from hybrid_rt.capture import segments
 from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common.specs import Artifact
+from hybrid_rt.common.submodules import with_submodules
 from hybrid_rt.conversion.assemble.engine_module import engine_module
 from hybrid_rt.torchscript import jit
 
@@ -105,7 +105,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
         replace(artifact, spec=replace(artifact.spec, backend=variant)) if isinstance(variant, str) else variant
         for variant in variants
     ]
-    hybrid = segments.replace(detector, {"backbone": engine_module(program, artifacts)})
+    hybrid = with_submodules(detector, {"backbone": engine_module(program, artifacts)})
     frozen = jit.freeze(jit.script(hybrid))
     jit.rewrite_head_operators(frozen)
     bundle.save(frozen, path, {"segments": [pack(artifacts).segment("backbone")]})

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-
 from helpers.paths import ROOT
 from tools.load import client as load_test_client
 from tools.load import report as load_test_report

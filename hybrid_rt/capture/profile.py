@@ -1,0 +1,107 @@
+"""The first half of a conversion: profile a detector, choose its segments, capture them as programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..common.progress import Steps
+from .observe import Observation, observe
+from .probe_inputs import Sample, samples_of
+from .program import Program, capture, is_fed_directly
+from .recordings import Recorded, record_first, record_runs, record_samples
+from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
+from .shapes import Shapes, input_ranges
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Which submodules become segments, and at which sizes they will run.
+
+    Attributes:
+        names: dotted names, or "auto": the ones that are worth compiling, by profiling.
+        fuse: make one engine of segments that feed each other directly.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
+    """
+
+    names: str | Sequence[str] = "auto"
+    fuse: bool = True
+    shapes: Shapes | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What runs of a detector showed.
+
+    Attributes:
+        observation: the run on its example.
+        samples: further inputs, made from the example.
+        first: the recording of the candidates on the first sample.
+        shares: each submodule that was looked at, the greatest fraction of the time first.
+        groups: the chosen segments; those of one group feed each other directly on the example.
+    """
+
+    observation: Observation
+    samples: Sequence[Sample]
+    first: Recorded
+    shares: list[Share]
+    groups: list[list[str]]
+
+    @property
+    def detector(self) -> nn.Module:
+        """The detector."""
+        return self.observation.detector
+
+    @property
+    def example(self) -> tuple[Any, ...]:
+        """Its positional arguments."""
+        return self.observation.example
+
+
+def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: SegmentOptions, steps: Steps) -> Profile:
+    """Runs the detector on its example and chooses segments.
+
+    Raises:
+        OptionError: a name that does not exist, or one inside another; or, for "auto", no submodule is worth compiling:
+            the text lists what was looked at.
+        CaptureError: a named segment that is not called, or does what an engine can't repeat.
+    """
+    names = None if options.names == "auto" else resolve_names(detector, options.names)
+    with steps.step("run the detector on the example"):
+        observation = observe(detector, example)
+    with steps.step("look for what pays"):
+        samples = samples_of(detector, example, options.shapes)
+        candidates = names or candidate_segments(observation)
+        samples, first, findings = record_first(observation, samples, candidates)
+        shares = shares_of(observation, findings, names, fuse=options.fuse)
+        groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
+    return Profile(observation, samples, first, shares, groups)
+
+
+def capture_programs(
+    profile: Profile, shapes: Shapes | None, calibration_data: Sequence[tuple[Any, ...]], steps: Steps
+) -> list[Program]:
+    """Runs the detector on further inputs and captures its segments, one program per engine.
+
+    Segments that fed each other directly on the example alone become a program each.
+
+    Raises:
+        CaptureError: a segment that can't be captured.
+    """
+    observation = profile.observation
+    names = [name for members in profile.groups for name in members]
+    with steps.step("run it on other pictures, to see which dimensions vary"):
+        runs = record_samples(observation, profile.samples, names, profile.first)
+        calibration = record_runs(profile.detector, names, calibration_data)
+        engines = [
+            members
+            for group in profile.groups
+            for members in ([group] if is_fed_directly(observation, group, runs) else [[name] for name in group])
+        ]
+        return [
+            capture(observation, members, runs, input_ranges(observation, members[0], shapes), calibration)
+            for members in engines
+        ]

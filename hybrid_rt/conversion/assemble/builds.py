@@ -1,0 +1,106 @@
+"""Engines as they are built: each program compiled into its variants, which are packed and ready to be chosen from."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...backends.selection import settle
+from ...bundle.blob_table import Packed, pack
+from ...capture.program import Program
+from ...common.errors import BackendError, CaptureError, HybridRTError
+from ...common.progress import Steps
+from ...common.specs import Artifact
+from ...torchscript.engine import Engine
+from ..options import EngineOptions
+from .engine_module import make_engine
+
+
+@dataclass(frozen=True)
+class BuiltVariant:
+    """A compiled variant, and whether the cache had it."""
+
+    artifact: Artifact
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """One engine: the captured program and its compiled variants, best first."""
+
+    program: Program
+    variants: tuple[BuiltVariant, ...]
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return self.program.name
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The variants' artifacts, best first."""
+        return [variant.artifact for variant in self.variants]
+
+    @functools.cached_property
+    def packed(self) -> Packed:
+        """The variants over one table of bytes."""
+        return pack(self.artifacts)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The engine; no variant is chosen before it is prepared."""
+        return make_engine(self.name, self.packed)
+
+    def ordered(self, order: Sequence[int]) -> EngineBuild:
+        """Returns the engine with its variants in another order."""
+        return replace(self, variants=tuple(self.variants[i] for i in order))
+
+
+def compile_programs(programs: Sequence[Program], options: EngineOptions, steps: Steps) -> list[EngineBuild]:
+    """Compiles every program into all variants that were asked for.
+
+    Raises:
+        BackendError: a compiler refuses; with engine="fastest": all do.
+        CaptureError: a segment that can't be captured in the form that a compiler needs.
+    """
+    total = len(programs) * len(options.variants)
+    return [
+        compile_program(program, options, steps, total=total, done=i * len(options.variants))
+        for i, program in enumerate(programs)
+    ]
+
+
+def compile_program(
+    program: Program,
+    options: EngineOptions,
+    steps: Steps,
+    *,
+    total: int = 1,
+    done: int = 0,
+    skip_refused: bool = False,
+) -> EngineBuild:
+    """Compiles one program into all variants that were asked for; ``done`` of ``total`` variants are ready before.
+
+    With engine="fastest" a compiler that refuses is a warning. ``skip_refused`` makes it one for named engines too,
+    the last one excepted.
+
+    Raises:
+        BackendError, CaptureError: see :func:`compile_programs`.
+    """
+    built: list[BuiltVariant] = []
+    refusals: list[HybridRTError] = []
+    for i, variant in enumerate(options.variants):
+        try:
+            built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
+        except (BackendError, CaptureError) as error:
+            is_last = variant is options.variants[-1]
+            if options.is_fastest:
+                refusals.append(error)
+            elif skip_refused and isinstance(error, BackendError) and not is_last:
+                warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=3)
+            else:
+                raise
+    settle(program.name, len(built), refusals, options.scope)
+    return EngineBuild(program, tuple(built))

@@ -1,0 +1,104 @@
+"""Is the hybrid right: every variant's outputs, then the boxes, then the mAP; what travels as the golden sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..capture.profile import Profile
+from ..common.progress import Steps
+from ..common.specs import ArtifactSpec
+from ..verification import golden
+from ..verification.golden import GoldenSample
+from ..verification.verify import TensorError, Thresholds, Verification, compare_dataset, compare_modules
+from .assemble.hybrid import Hybrid
+from .assemble.variant_trials import add_variants, compare_variants
+from .options import CheckOptions
+from .report.images import PictureReport, PictureSamples
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was compared, and what it showed.
+
+    Attributes:
+        precision: whose thresholds hold for the boxes.
+        thresholds: what counts as equal.
+        verification: the comparison; None if it was switched off.
+        pictures: the first images, with the boxes of both.
+        golden: the sample for a comparison on the target.
+    """
+
+    precision: str
+    thresholds: Thresholds
+    verification: Verification | None
+    pictures: list[PictureReport]
+    golden: GoldenSample
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return self.verification is None or self.verification.passed
+
+
+def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precision: str, steps: Steps) -> Checks:
+    """Compares the hybrid with the detector as the options ask.
+
+    Raises:
+        BackendError: no variant of an engine can run here, though one is for the CPU.
+        OptionError: what the detector returns does not fit the dataset.
+    """
+    limits = options.limits(precision)
+    pictures = PictureSamples(limits)
+    verification = _verify(hybrid, profile, options, precision, pictures, steps) if options.verify else None
+    if options.truth is not None:
+        verification = verification or Verification(precision)
+        with (
+            steps.step(f"mean average precision on {len(options.truth.files)} pictures"),
+            hybrid.in_promised_precision() as module,
+        ):
+            compare_dataset(verification, profile.detector, module, options.truth, options.max_map_drop)
+    sample = golden.sample(profile.example, profile.observation.result, verification, precision, limits)
+    return Checks(precision, limits, verification, pictures.pictures, sample)
+
+
+def _verify(
+    hybrid: Hybrid,
+    profile: Profile,
+    options: CheckOptions,
+    precision: str,
+    watch: Callable[[tuple[Any, ...], Any, Any], None],
+    steps: Steps,
+) -> Verification:
+    """Compares every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
+
+    All in the precision that the file promises, even where this CPU can only emulate it.
+    """
+    inputs = [profile.example, *options.inputs]
+    variants = sum(len(build.variants) for build in hybrid.builds)
+    with steps.step("verify", total=variants + len(inputs)) as advance:
+        compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
+        not_run: list[str] = []
+        for build in hybrid.builds:
+            errors, refusals = compare_variants(build, advance)
+            compared += errors
+            not_run += refusals
+
+        def compared_one(arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
+            watch(arguments, expected, found)
+            advance()
+
+        with hybrid.in_promised_precision() as module:
+            verification = compare_modules(
+                profile.detector,
+                module,
+                inputs,
+                precision=precision,
+                thresholds=options.limits(precision),
+                known=[profile.observation.result],
+                watch=compared_one,
+            )
+        verification.not_run = not_run
+        add_variants(verification, compared, options.thresholds)
+        return verification

@@ -1,0 +1,129 @@
+"""The options of a conversion in groups: what every way to an engine shares, checked before long work."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backends.selection import FASTEST, Options, Wanted, check_calibration, choose_variants
+from ..common.errors import OptionError
+from ..common.specs import PRECISIONS
+from ..verification import coco
+from ..verification.coco import CocoDataset, Truth
+from ..verification.verify import Thresholds, thresholds_of
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engines compile the segments, in which precision, for which device.
+
+    Attributes:
+        engine: a backend's name, a list of names, "auto" or "fastest", see :func:`hybrid_rt.convert`.
+        precision: of the names that do not give their own.
+        device: "cpu" or "cuda".
+        options: of the compilers, by the backend's name.
+        fallback: add a TorchScript variant in fp32 as the last one.
+        calibration_data: tuples of arguments, for int8.
+        scope: the caller, for the text of errors.
+    """
+
+    engine: str | Sequence[str] = "auto"
+    precision: str = "fp32"
+    device: str = "cpu"
+    options: Options | None = None
+    fallback: bool = True
+    calibration_data: Sequence[tuple[Any, ...]] = ()
+    scope: str = "convert"
+
+    @property
+    def is_fastest(self) -> bool:
+        """Whether all engines that are installed are candidates, to be ordered by their measured time."""
+        return self.engine == FASTEST
+
+    @functools.cached_property
+    def variants(self) -> list[Wanted]:
+        """The variants to compile, best first.
+
+        Raises:
+            OptionError: an unknown precision, engine or option, or calibration data that does not fit.
+            BackendError: a named engine whose compiler is not installed.
+        """
+        check_precision(self.precision, self.scope)
+        wanted = choose_variants(
+            self.engine, self.precision, self.fallback, self.scope, device=self.device, options=self.options
+        )
+        check_calibration(wanted, self.calibration_data, self.scope)
+        return wanted
+
+    @property
+    def first_precision(self) -> str:
+        """The precision of the first engine: its thresholds decide what counts as equal."""
+        first = self.engine if isinstance(self.engine, str) else self.engine[0]
+        return first.partition(":")[2] or self.precision
+
+
+def check_precision(precision: str, scope: str) -> None:
+    """Checks a precision's name.
+
+    Raises:
+        OptionError: it is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError.make(scope, "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How the hybrid is compared with the detector before it is saved.
+
+    Attributes:
+        verify: compare outputs and boxes.
+        inputs: tuples of arguments to compare on, besides the example.
+        thresholds: what counts as equal; None: by precision.
+        dataset: annotated images, for mAP; None: no mAP.
+        max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
+    """
+
+    verify: bool = True
+    inputs: Sequence[tuple[Any, ...]] = ()
+    thresholds: Thresholds | None = None
+    dataset: CocoDataset | None = None
+    max_map_drop: float = 0.005
+
+    def limits(self, precision: str) -> Thresholds:
+        """Returns the thresholds that hold for a precision.
+
+        Raises:
+            OptionError: there are none.
+        """
+        return self.thresholds or thresholds_of(precision)
+
+    @functools.cached_property
+    def truth(self) -> Truth | None:
+        """The annotations; None without a dataset.
+
+        Raises:
+            OptionError: a dataset that can't be used.
+        """
+        return coco.read(self.dataset, self.max_map_drop) if self.dataset is not None else None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written.
+
+    Attributes:
+        path: the `.pt`.
+        golden: whether it holds a golden sample.
+        measure: whether detector and hybrid are timed, for the report.
+        report: where the report is written too; None: nowhere.
+    """
+
+    path: Path
+    golden: bool = True
+    measure: bool = True
+    report: str | os.PathLike[str] | None = None

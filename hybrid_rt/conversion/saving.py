@@ -1,0 +1,91 @@
+"""The last step of a conversion: write the bundle, and time it beside its detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..bundle import archive
+from ..capture.profile import Profile
+from ..common.progress import Steps
+from ..common.version import __version__
+from ..verification import golden
+from .assemble.hybrid import Hybrid
+from .checks import Checks
+from .options import OutputOptions
+from .report.measurement import Measurement, measure_hybrid
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is known once a bundle is written; the defaults are those of a conversion that saved nothing.
+
+    Attributes:
+        golden: what to say of the golden sample.
+        file_size: in bytes.
+        measurement: the latencies; None: see ``not_measured``.
+        not_measured: why there are none.
+    """
+
+    golden: str = ""
+    file_size: int = 0
+    measurement: Measurement | None = None
+    not_measured: str = "not asked for"
+
+
+def save_hybrid(
+    hybrid: Hybrid,
+    profile: Profile,
+    checks: Checks,
+    output: OutputOptions,
+    inputs: Sequence[tuple[Any, ...]],
+    steps: Steps,
+) -> Saved:
+    """Writes the bundle, then times it on the example, if that was asked for.
+
+    Args:
+        hybrid: the hybrid.
+        profile: the detector.
+        checks: the comparison, which passed.
+        output: where to, and what else.
+        inputs: tuples of arguments that were compared besides the example.
+        steps: shows the progress.
+
+    Raises:
+        BundleError: the file can't be written.
+    """
+    with steps.step("save"):
+        description, record = golden.pack(checks.golden if output.golden else None)
+        archive.save(hybrid.module, output.path, _manifest(hybrid, profile, checks, description), record)
+    measurement, reason = None, "not asked for"
+    if output.measure:
+        with steps.step("measure"):
+            programs = [build.program for build in hybrid.builds]
+            measurement, reason = measure_hybrid(
+                profile.detector, output.path, [profile.example, *inputs], programs, profile.observation.seconds
+            )
+    return Saved(golden.describe(description), output.path.stat().st_size, measurement, reason)
+
+
+def _manifest(hybrid: Hybrid, profile: Profile, checks: Checks, golden_description: dict[str, Any]) -> dict[str, Any]:
+    detector = type(profile.detector)
+    return {
+        "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
+        "detector": {"class": f"{detector.__module__}.{detector.__qualname__}"},
+        "segments": [
+            build.packed.segment(
+                build.name,
+                members=[
+                    {"name": member.name, "first": member.first, "count": member.output.count}
+                    for member in build.program.members
+                ],
+            )
+            for build in hybrid.builds
+        ],
+        "head": {"operators": hybrid.operators},
+        "verification": checks.verification.to_json() if checks.verification else None,
+        "golden": golden_description,
+    }
