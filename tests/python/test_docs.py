@@ -16,7 +16,7 @@ import hybrid_rt
 from helpers import docs_pages as pages
 from helpers.external_projects import configure, succeed
 from helpers.paths import ROOT
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 
 BLOCKS = [block for page in pages.pages() for block in pages.blocks(page)]
 

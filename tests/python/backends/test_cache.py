@@ -23,7 +23,7 @@ from helpers.small_detectors import Backbone, small_detector, small_picture
 from hybrid_rt.backends.base import Availability, Backend
 from hybrid_rt.backends.cache import artifact_file, store
 from hybrid_rt.capture.program import Program, capture_alone
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BackendError, OptionError
 from hybrid_rt.common.specs import Artifact, blob_from_bytes
 

@@ -15,7 +15,7 @@ import hybrid_rt
 from helpers.paths import ROOT
 from hybrid_rt import OptionError
 from hybrid_rt.bench import bundles as comparison
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 
 HELD_OUT = ROOT / "models" / "held_out"
 COCO = hybrid_rt.CocoDataset(HELD_OUT / "annotations.json", HELD_OUT, limit=2)

@@ -21,7 +21,7 @@ from hybrid_rt.bench.cases import RUNTIMES, Case, cases
 from hybrid_rt.bench.processes import Process, ProcessFailed
 from hybrid_rt.bench.results import run_all
 from hybrid_rt.bench.run import Machine, Result, Subject, run
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
 from hybrid_rt.common.latency import Latency
 from hybrid_rt.verification.boxes import BoxMatch

@@ -15,8 +15,8 @@ from PIL import Image
 import hybrid_rt
 from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite, save_with_backends, small_artifact
 from helpers.paths import ROOT
-from hybrid_rt.cli import main
 from hybrid_rt.cli import main as cli
+from hybrid_rt.cli.main import main
 from hybrid_rt.common.images import read_picture
 
 

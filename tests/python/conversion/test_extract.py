@@ -24,7 +24,7 @@ from helpers.bundle_surgery import (
 )
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BundleError, OptionError
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.torchscript import jit
 
 

@@ -28,7 +28,7 @@ from helpers.paths import ROOT
 from helpers.serving import START_SECONDS, STOP_SECONDS, Server
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import RuntimeFiles
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BackendError, BundleError, OptionError
 from hybrid_rt.conversion.export import package as package_module
 from hybrid_rt.conversion.export import package_contents, shared_libraries
@@ -558,7 +558,7 @@ def test_a_variant_for_gpus_is_left_out_and_refused_if_named(
 
 WITHOUT_OPENVINO = """
 import sys
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

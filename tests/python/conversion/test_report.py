@@ -18,7 +18,7 @@ import hybrid_rt
 from helpers.paths import ROOT
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import BundleError, ConversionReport, OptionError, Thresholds, VerificationError
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.conversion import report as report_package
 from hybrid_rt.conversion.report.images import MOST_BOXES, PictureSamples
 from hybrid_rt.conversion.report.terminal import report_text

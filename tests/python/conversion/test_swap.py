@@ -26,7 +26,7 @@ from hybrid_rt import BackendError, BundleError, CaptureError, OptionError, Thre
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.cache import store
 from hybrid_rt.capture.program import capture_alone
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.torchscript import jit
 
 SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import hybrid_rt
 from helpers.paths import ROOT
 from helpers.same_detections import assert_same
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BundleError, OptionError, VerificationError
 from hybrid_rt.common.images import read_picture
 from hybrid_rt.conversion.export import triton

@@ -18,7 +18,7 @@ from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
 from hybrid_rt.backends.cache import store
 from hybrid_rt.capture.program import Program, capture_alone
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.torchscript.graph_interpreter import ScriptGraph
 

@@ -18,7 +18,7 @@ import hybrid_rt
 from helpers.paths import ROOT
 from helpers.small_detectors import Backbone
 from hybrid_rt import Accuracy, CocoDataset, OptionError, VerificationError
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.verification import coco
 
 HELD_OUT = ROOT / "models" / "held_out"

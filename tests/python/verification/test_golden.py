@@ -25,7 +25,7 @@ from helpers.bundle_surgery import (
 )
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, Verification, _native, verify_golden
-from hybrid_rt.cli import main
+from hybrid_rt.cli.main import main
 from hybrid_rt.common import json_values
 from hybrid_rt.common.executables import program as find_program
 from hybrid_rt.verification import golden
