@@ -20,7 +20,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 
 import hybrid_rt
-from hybrid_rt.cli import main as hybrid_rt_command
+from hybrid_rt.cli.main import main as hybrid_rt_command
 from models import torchvision_detectors
 
 LOAD = """

@@ -92,7 +92,7 @@ def test_bench_prints_one_table_and_draws_one_plot(
 def test_bench_puts_backbones_under_the_first_bundles_head(
     demo_bundle: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    backbone = "small_detectors:demo_backbone"
+    backbone = "helpers.small_detectors:demo_backbone"
     code, out, _ = run(capsys, demo_bundle, "--backbone", backbone, "--pictures", demo_picture, "--repeat", 1, "--json")
     assert code == 0
     rows = json.loads(out)

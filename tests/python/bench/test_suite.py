@@ -324,7 +324,7 @@ def test_bench_runs_a_detector_in_every_way_that_is_named(
 ) -> None:
     options = ["--runtimes", "eager,torchscript-cpp", "--engine", "torchscript", "--repeat", "1", "--warm-up", "0"]
     where = ["--pictures", str(demo_picture), "--threads", "1", "--output", str(tmp_path / "out")]
-    assert main(["bench", "--detector", "small_detectors:small_list_detector", *options, *where]) == 0
+    assert main(["bench", "--detector", "helpers.small_detectors:small_list_detector", *options, *where]) == 0
     printed = capsys.readouterr().out
     assert "small_detectors_small_list_detector" in printed
     assert "TorchScript, C++" in printed

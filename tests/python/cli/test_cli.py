@@ -29,7 +29,7 @@ def noise(tmp_path: Path) -> Path:
     return path
 
 
-SMALL = "small_detectors:small_list_detector"
+SMALL = "helpers.small_detectors:small_list_detector"
 
 
 def convert_small(noise: Path, *options: str, detector: str = SMALL) -> int:
@@ -108,13 +108,16 @@ def test_convert_compares_on_every_picture_of_a_folder(noise: Path, tmp_path: Pa
             "nosuch.module:build",
             "detector: expected an importable PACKAGE.MODULE:CALLABLE, got 'nosuch.module:build' (",
         ),
-        ("small_detectors:nosuch", "expected an importable PACKAGE.MODULE:CALLABLE, got 'small_detectors:nosuch' ("),
+        (
+            "helpers.small_detectors:nosuch",
+            "expected an importable PACKAGE.MODULE:CALLABLE, got 'helpers.small_detectors:nosuch' (",
+        ),
         (":build", "expected an importable PACKAGE.MODULE:CALLABLE, got ':build' ("),
         (".models:build", "expected an importable PACKAGE.MODULE:CALLABLE, got '.models:build' ("),
         ("torchvision:nosuch", "detector: expected one of fasterrcnn_mobilenet_v3_large_320_fpn, "),
         (
-            "small_detectors:small_picture",
-            "expected small_detectors:small_picture() to return an nn.Module, got Tensor",
+            "helpers.small_detectors:small_picture",
+            "expected helpers.small_detectors:small_picture() to return an nn.Module, got Tensor",
         ),
     ],
 )

@@ -297,7 +297,12 @@ def test_a_failed_verification_leaves_a_report_and_no_bundle(tmp_path: Path) -> 
 
 def test_the_command_line_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (40, 32), (90, 120, 30)).save(tmp_path / "grey.png")
-    command = ["convert", "small_detectors:small_list_detector", str(tmp_path / "grey.png"), str(tmp_path / "x.pt")]
+    command = [
+        "convert",
+        "helpers.small_detectors:small_list_detector",
+        str(tmp_path / "grey.png"),
+        str(tmp_path / "x.pt"),
+    ]
     options = ["--engine", "torchscript", "--no-measure", "--report", str(tmp_path / "x.json")]
     assert main([*command, *options]) == 0
     values = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
