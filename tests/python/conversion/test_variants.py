@@ -133,7 +133,7 @@ def test_a_variant_that_computes_something_else_is_not_added(
         parameter.mul_(1.5)
     program = capture_alone(other, "backbone", [(small_picture(),)])
     wrong: Artifact = registry.backend("openvino").compile(program, "fp32")
-    monkeypatch.setattr("hybrid_rt.backends.cache.store.compiled", lambda *_: (wrong, False))
+    monkeypatch.setattr(store, "compiled", lambda *_: (wrong, False))
     path = tmp_path / "x.pt"
     path.write_bytes(single.read_bytes())
     with pytest.raises(VerificationError, match="expected the outputs of the module"):
@@ -192,7 +192,7 @@ def test_the_fastest_first_aot_inductor_among_them(tmp_path: Path) -> None:
 def only(monkeypatch: pytest.MonkeyPatch, candidates: list[str], broken: list[str]) -> None:
     """As if these backends were installed, and some of them could not compile anything."""
     infos = [info for info in hybrid_rt.backends() if info.name in candidates]
-    monkeypatch.setattr("hybrid_rt.backends.registry.backends", lambda: infos)
+    monkeypatch.setattr(registry, "backends", lambda: infos)
     compiled = store.compiled
 
     def maybe(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
@@ -200,7 +200,7 @@ def only(monkeypatch: pytest.MonkeyPatch, candidates: list[str], broken: list[st
             raise BackendError.make(backend.name, "segment", expected="a segment", got="none", remedy="Try it.")
         return compiled(backend, program, precision)
 
-    monkeypatch.setattr("hybrid_rt.backends.cache.store.compiled", maybe)
+    monkeypatch.setattr(store, "compiled", maybe)
 
 
 @pytest.mark.parametrize("broken", BOTH)
