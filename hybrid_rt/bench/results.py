@@ -14,7 +14,7 @@ from ..common.progress import Steps
 from . import tables
 from .bundles import check_plot
 from .cases import Case
-from .run import Machine, Result, Subject, run
+from .run import Machine, Result, Settings, Subject, run
 
 SCHEMA_VERSION = 1
 
@@ -23,34 +23,24 @@ def run_all(
     subjects: Sequence[Subject],
     cases: Sequence[Case],
     output: Path | None,
+    settings: Settings,
     *,
-    rounds: int,
-    warm_up: int,
-    threads: int,
-    segments: str | list[str] = "auto",
-    fixed_sizes: bool = False,
-    device: str = "cpu",
     note: str = "",
     steps: Steps | None = None,
 ) -> tuple[Machine, list[Result]]:
-    """Runs all cases of all detectors; see :func:`run.run` for the arguments.
+    """Runs all cases of all detectors.
 
     Args:
         subjects: the detectors.
-        cases: of each.
-        output: a folder, made if need be, for bench.json, bench.md and DETECTOR.png; they are written after each
+        cases: the cases of each.
+        output: a directory, made if need be, for bench.json, bench.md and DETECTOR.png; they are written after each
             detector, so that what was measured is there if a later one ends the process.
-        rounds: timed.
-        warm_up: not timed.
-        threads: for a call.
-        segments: of the hybrids.
-        fixed_sizes: of the hybrids.
-        device: where all run.
+        settings: how the cases are prepared and timed.
         note: a sentence for the page.
         steps: shows progress.
 
     Returns:
-        The machine, and a result a case a detector.
+        The machine, and one result per detector and case.
 
     Raises:
         OptionError: two detectors of one name, no matplotlib for the plots, and what :func:`run.run` refuses.
@@ -62,27 +52,15 @@ def run_all(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         check_plot(output / f"{names[0]}.png")
-    machine = Machine.here(threads, device)
+    machine = Machine.here(settings.threads, settings.device)
     results: list[Result] = []
     for subject in subjects:
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-            own = run(
-                subject,
-                cases,
-                Path(folder),
-                rounds=rounds,
-                warm_up=warm_up,
-                threads=threads,
-                segments=segments,
-                fixed_sizes=fixed_sizes,
-                device=device,
-                steps=steps,
-            )
+            own = run(subject, cases, Path(folder), settings, steps=steps)
         results += own
         if output is not None:
-            _write(output, machine, results, rounds, note)
-            with written_whole(output / f"{subject.name}.png") as temporary:
-                tables.plot(own, temporary, f"{subject.name} · {machine.processor}, {threads} threads · {machine.date}")
+            _write(output, machine, results, settings.rounds, note)
+            _plot(output, machine, own)
     return machine, results
 
 
@@ -104,3 +82,11 @@ def _write(output: Path, machine: Machine, results: Sequence[Result], rounds: in
     ):
         with written_whole(output / name) as temporary:
             temporary.write_text(text)
+
+
+def _plot(output: Path, machine: Machine, results: Sequence[Result]) -> None:
+    """Draws the results of one detector."""
+    detector = results[0].detector
+    title = f"{detector} · {machine.processor}, {machine.threads} threads · {machine.date}"
+    with written_whole(output / f"{detector}.png") as temporary:
+        tables.plot(results, temporary, title)

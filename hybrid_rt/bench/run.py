@@ -59,6 +59,28 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How cases are prepared and timed.
+
+    Attributes:
+        rounds: timed calls of each case, in turns, the pictures one after the other.
+        warm_up: calls of each case on each picture before, not counted; the first one is reported apart.
+        threads: threads per call; 0: as many as torch takes.
+        segments: segments of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the
+            others.
+        fixed_sizes: compile the hybrids for the pictures' sizes alone; else for any that the detector takes.
+        device: where all run, "cpu" or "cuda"; the pictures are there before the clock starts.
+    """
+
+    rounds: int = 20
+    warm_up: int = 2
+    threads: int = 0
+    segments: str | list[str] = "auto"
+    fixed_sizes: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
 class Result:
     """What one case did.
 
@@ -160,41 +182,35 @@ def run(
     subject: Subject,
     cases: Sequence[Case],
     folder: Path,
+    settings: Settings | None = None,
     *,
-    rounds: int = 20,
-    warm_up: int = 2,
-    threads: int = 0,
-    segments: str | list[str] = "auto",
-    fixed_sizes: bool = False,
-    device: str = "cpu",
     steps: Steps | None = None,
 ) -> list[Result]:
     """Runs all cases of a detector.
 
     Args:
         subject: the detector; it must be picklable, since each case gets it in a process of its own.
-        cases: of :func:`cases.cases`; the first is eager.
-        folder: for the files that the cases run.
-        rounds: timed calls of each case, in turns, the pictures one after the other.
-        warm_up: calls of each on each picture before, not counted; the first one is reported apart.
-        threads: that a call may use; 0: as many as torch does.
-        segments: of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the others.
-        fixed_sizes: compile the hybrids for the pictures' sizes alone; else for any that the detector takes.
-        device: where all run, "cpu" or "cuda"; the pictures are there before the clock starts.
+        cases: cases of :func:`cases.cases`; the first is eager.
+        folder: directory for the files that the cases run.
+        settings: how they are prepared and timed; None: as :class:`Settings` says.
         steps: shows progress.
 
     Returns:
-        A result a case, in their order; one that fails says why.
+        One result per case, in their order; one that fails says why.
 
     Raises:
         OptionError: no picture, no round, a detector that can't be pickled, or that eager can't run.
     """
-    for name, value, least in (("rounds", rounds, 1), ("warm-up", warm_up, 0), ("pictures", len(subject.pictures), 1)):
+    settings = settings or Settings()
+    for name, value, least in (
+        ("rounds", settings.rounds, 1),
+        ("warm-up", settings.warm_up, 0),
+        ("pictures", len(subject.pictures), 1),
+    ):
         if value < least:
             raise OptionError.make("bench", name, expected=f"at least {least}", got=str(value))
-    run_of = _Run(subject, folder, threads or torch.get_num_threads(), device, steps or Steps(False))
-    results = run_of.prepare(cases, segments, fixed_sizes)
-    return run_of.measure(results, rounds, warm_up)
+    run_of = _Run(subject, folder, settings, steps or Steps(False))
+    return run_of.measure(run_of.prepare(cases))
 
 
 class _Pictures(nn.Module):
@@ -209,11 +225,12 @@ class _Pictures(nn.Module):
 
 
 class _Run:
-    def __init__(self, subject: Subject, folder: Path, threads: int, device: str, steps: Steps) -> None:
+    def __init__(self, subject: Subject, folder: Path, settings: Settings, steps: Steps) -> None:
         self._subject = subject
         self._folder = folder
-        self._threads = threads
-        self._device = device
+        self._settings = settings
+        self._threads = settings.threads or torch.get_num_threads()
+        self._device = settings.device
         self._steps = steps
         self._detector = folder / "detector.pickle"
         self._pictures = folder / "pictures.pt"
@@ -230,10 +247,12 @@ class _Run:
             ) from error
         jit.save(jit.script(_Pictures(subject.pictures)), self._pictures)
 
-    def prepare(self, cases: Sequence[Case], segments: str | list[str], fixed_sizes: bool) -> list[Result]:
+    def prepare(self, cases: Sequence[Case]) -> list[Result]:
         """Makes the files; cases that run the same one share it."""
         made: dict[str, Result] = {}
-        shapes = sorted({tuple(picture.shape[1:]) for picture in self._subject.pictures}) if fixed_sizes else None
+        segments, shapes = self._settings.segments, None
+        if self._settings.fixed_sizes:
+            shapes = sorted({tuple(picture.shape[1:]) for picture in self._subject.pictures})
         for case in cases:
             if case.kind in ("eager", "compile"):
                 made[case.file] = Result(self._subject.name, case, file_bytes=self._detector.stat().st_size)
@@ -259,12 +278,11 @@ class _Run:
         size = sum(file.stat().st_size for file in files)
         return replace(result, prepare_seconds=answer["seconds"], file_bytes=size), answer["segments"]
 
-    def measure(self, results: Sequence[Result], rounds: int, warm_up: int) -> list[Result]:
+    def measure(self, results: Sequence[Result]) -> list[Result]:
         """Loads what could be prepared, then calls all in turns."""
+        rounds = self._settings.rounds
         with ExitStack() as stack:
-            workers = [
-                self._load(result, stack, warm_up) if not result.failure else _Worker(result) for result in results
-            ]
+            workers = [self._load(result, stack) if not result.failure else _Worker(result) for result in results]
             eager = workers[0]
             if eager.result.failure:
                 raise OptionError.make(
@@ -282,7 +300,7 @@ class _Run:
                     advance()
             return [worker.finish(eager) for worker in workers]
 
-    def _load(self, result: Result, stack: ExitStack, warm_up: int) -> _Worker:
+    def _load(self, result: Result, stack: ExitStack) -> _Worker:
         case = result.case
         job = self._job_file(case.file + ("_cpp" if case.is_cpp else ""), self._job(case))
         environment = {"OMP_NUM_THREADS": str(self._threads), "PYTHONPATH": _import_path()}
@@ -294,7 +312,7 @@ class _Run:
         with self._steps.step(f"{self._subject.name}: load {case.name}"):
             process = stack.enter_context(closing(Process(command, Path(job).with_suffix(".log"), environment)))
             worker = _Worker(result, process)
-            worker.load(len(self._subject.pictures), warm_up)
+            worker.load(len(self._subject.pictures), self._settings.warm_up)
         return worker
 
     def _path(self, case: Case) -> Path:

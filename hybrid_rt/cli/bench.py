@@ -1,4 +1,4 @@
-"""``hybrid-rt bench``: bundles, or backbones under one bundle's head, side by side; or detectors, see cli_suite."""
+"""``hybrid-rt bench``: bundles, or backbones under one bundle's head, side by side."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..bench import bundles as comparison
+from ..bench.bundles import Row, check_plot, compare, plot
 from ..common.atomic_files import check_writable, written_whole
 from ..common.errors import OptionError
 from ..common.images import pictures_at
 from ..conversion.edit.swap import swap_backbone
 from ..verification.coco import CocoDataset
-from . import compare_detectors
+from . import compare_engines
 from .detectors import built
+from .timing import MAX_PICTURES, add_timing_arguments
 
 
-def add_verb(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("bench", help="bundles, backbones, or every way to run a detector, side by side")
+    verb = verbs.add_parser("bench", help="time several .pt files, or backbones under one head, side by side")
     verb.add_argument("models", type=Path, nargs="*", metavar="MODEL", help="a .pt")
     verb.add_argument(
         "--backbone",
@@ -35,42 +36,56 @@ def add_verb(verbs: Any) -> None:
         metavar="PACKAGE.MODULE:CALLABLE",
         help="put this backbone under the first MODEL's head, as one more row; may be repeated",
     )
-    verb.add_argument(
-        "--pictures",
-        type=Path,
-        required=True,
-        help=f"a picture, or a folder: its first {compare_detectors.MAX_PICTURES} are timed",
-    )
+    add_timing_arguments(verb)
     verb.add_argument("--coco", type=Path, help="annotations of the pictures in the folder, for the mAP")
     verb.add_argument("--coco-limit", type=int, help="only the first so many annotated pictures")
-    verb.add_argument("--repeat", type=int, default=20, help="timed rounds (default: 20)")
-    verb.add_argument("--threads", type=int, default=0, help="of an engine (default: as torch)")
-    verb.add_argument("--json", action="store_true", help="rows instead of a table")
-    verb.add_argument(
-        "--output",
-        type=Path,
-        help="write the rows to this JSON file too; with --detector: a folder, for bench.json, bench.md and plots",
-    )
+    verb.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    verb.add_argument("--output", type=Path, help="write the rows to this JSON file too")
     verb.add_argument("--plot", type=Path, help="draw latency against mAP: .png, .svg or .pdf")
-    compare_detectors.add_arguments(verb)
-    verb.set_defaults(run=_bench)
+    # compare-engines was `bench --detector` once, and is still called so by scripts.
+    verb.add_argument("--detector", action="append", default=[], help=argparse.SUPPRESS)
+    compare_engines.add_arguments(verb, hidden=True)
+    verb.set_defaults(run=_run)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     if bool(options.models) == bool(options.detector):
         got = "both" if options.models else "none"
         raise OptionError.make("cli", "bench", expected="MODELs, or --detector", got=got)
-    if options.detector:
-        for_models = {"--backbone": options.backbone, "--coco": options.coco, "--plot": options.plot}
-        if given := [name for name, value in for_models.items() if value]:
-            raise OptionError.make("cli", "bench --detector", expected="no option for MODELs", got=", ".join(given))
-        return compare_detectors.run_suite(options)
+    return _compare_engines(options) if options.detector else _bench(options)
+
+
+def _compare_engines(options: argparse.Namespace) -> int:
+    for_models = {"--backbone": options.backbone, "--coco": options.coco, "--plot": options.plot}
+    if given := [name for name, value in for_models.items() if value]:
+        raise OptionError.make("cli", "bench --detector", expected="no option for MODELs", got=", ".join(given))
+    print("hybrid-rt: notice: bench --detector is now: hybrid-rt compare-engines DETECTOR ...", file=sys.stderr)
+    return compare_engines.run(options)
+
+
+def _bench(options: argparse.Namespace) -> int:
     if options.plot is not None:
-        comparison.check_plot(options.plot)
+        check_plot(options.plot)
     if options.output is not None:
         check_writable(options.output)
     if options.threads:
         torch.set_num_threads(options.threads)
+    rows = _measure(options)
+    listed = json.dumps([row.to_json() for row in rows], indent=1)
+    if options.output is not None:
+        with written_whole(options.output) as temporary:
+            temporary.write_text(listed + "\n")
+    if options.plot is not None:
+        plot(rows, options.plot)
+    if options.json:
+        print(listed)
+    else:
+        _print(rows)
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> list[Row]:
+    """Times the bundles, and those that the backbones give, which are kept for as long as it takes."""
     pictures = pictures_at(options.pictures)
     dataset = None
     if options.coco is not None:
@@ -81,24 +96,9 @@ def _bench(options: argparse.Namespace) -> int:
             path = Path(folder) / f"{i}.pt"
             swap_backbone(options.models[0], built(text, "backbone"), path)
             bundles[text] = path
-        rows = comparison.compare(
-            bundles,
-            pictures[: compare_detectors.MAX_PICTURES],
-            dataset=dataset,
-            repeat=options.repeat,
-            threads=options.threads,
+        return compare(
+            bundles, pictures[:MAX_PICTURES], dataset=dataset, repeat=options.repeat, threads=options.threads
         )
-    listed = json.dumps([row.to_json() for row in rows], indent=1)
-    if options.output is not None:
-        with written_whole(options.output) as temporary:
-            temporary.write_text(listed + "\n")
-    if options.plot is not None:
-        comparison.plot(rows, options.plot)
-    if options.json:
-        print(listed)
-    else:
-        _print(rows)
-    return 0
 
 
 def _names(models: Sequence[Path]) -> list[str]:
@@ -111,7 +111,7 @@ def _names(models: Sequence[Path]) -> list[str]:
     return names
 
 
-def _print(rows: Sequence[comparison.Row]) -> None:
+def _print(rows: Sequence[Row]) -> None:
     table = Table(caption=f"{rows[0].latency.count} rounds, in turns")
     for heading in ("bundle", "median ms", "p95 ms", "first ms", "mAP", "mAP@0.5", "MB", "engines"):
         table.add_column(heading, justify="left" if heading in ("bundle", "engines") else "right")

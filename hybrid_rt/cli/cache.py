@@ -15,7 +15,7 @@ from rich.table import Table
 from ..backends.cache import store
 
 
-def add_verb(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """``verbs``: what ``add_subparsers`` returned."""
     verb = verbs.add_parser("cache", help="list or clear the artifacts that earlier conversions left on disk")
     actions = verb.add_subparsers(dest="action", required=True, metavar="list|clear")

@@ -10,7 +10,7 @@ from typing import Any
 from ..conversion.export.package import Package, package
 
 
-def add_verb(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """``verbs``: what ``add_subparsers`` returned."""
     verb = verbs.add_parser("package", help="a folder with .pt files and all they need to run where no Python is")
     verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="a .pt")

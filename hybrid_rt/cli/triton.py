@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ..common.images import read_picture
-from ..conversion.export.triton import INPUTS, export_triton, library
+from ..conversion.export.triton import INPUTS, ServingOptions, export_triton, library
 
 
-def add_verb(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """``verbs``: what ``add_subparsers`` returned."""
     verb = verbs.add_parser("export-triton", help="write a .pt into a model repository of Triton Inference Server")
     verb.add_argument("model", type=Path)
@@ -41,13 +41,15 @@ def _export(options: argparse.Namespace) -> int:
     model = export_triton(
         options.model,
         options.output,
+        ServingOptions(
+            input_type=options.input,
+            max_batch=options.max_batch,
+            max_delay_ms=options.max_delay_ms,
+            instances=options.instances,
+            threads=options.threads,
+        ),
         name=options.name,
         picture=None if options.picture is None else read_picture(options.picture),
-        input_type=options.input,
-        max_batch=options.max_batch,
-        max_delay_ms=options.max_delay_ms,
-        instances=options.instances,
-        threads=options.threads,
         force=options.force,
     )
     facts = {"library": str(library()), "torch": torch.__version__}

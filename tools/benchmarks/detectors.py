@@ -1,7 +1,7 @@
 """Every way to run detectors, side by side: eager, TorchScript, hybrids and whole graphs of each engine, Python, C++.
 
 The demo detector is trained. torchvision's have random weights, treated as models/torchvision_detectors.py says: the
-arithmetic is the real one, the boxes mean nothing but can be compared. `hybrid-rt bench --detector` does the same with
+arithmetic is the real one, the boxes mean nothing but can be compared. `hybrid-rt compare-engines` does the same with
 a detector of yours.
 """
 
@@ -17,8 +17,8 @@ from hybrid_rt.backends import registry
 from hybrid_rt.backends.selection import DEVICES
 from hybrid_rt.bench.cases import RUNTIMES, cases
 from hybrid_rt.bench.results import run_all
-from hybrid_rt.bench.run import Subject
-from hybrid_rt.cli.compare_detectors import show
+from hybrid_rt.bench.run import Settings, Subject
+from hybrid_rt.cli.compare_engines import show
 from hybrid_rt.common.progress import Steps
 from models import digits_data, digits_detector, torchvision_detectors
 
@@ -60,16 +60,18 @@ def main() -> None:
         ],
         cases(engines, runtimes=options.runtimes, device=options.device),
         options.output,
-        rounds=options.rounds,
-        warm_up=options.warm_up,
-        threads=options.threads,
-        fixed_sizes=options.fixed_sizes,
-        device=options.device,
+        Settings(
+            rounds=options.rounds,
+            warm_up=options.warm_up,
+            threads=options.threads,
+            fixed_sizes=options.fixed_sizes,
+            device=options.device,
+        ),
         note=NOTE,
         steps=Steps(True),
     )
     show(results, f"{machine.processor}, {options.threads} threads, {options.rounds} rounds in turns")
-    print(f"written: {options.output}/bench.json, bench.md and a plot a detector")
+    print(f"written: {options.output}/bench.json, bench.md and one plot per detector")
 
 
 def subject(

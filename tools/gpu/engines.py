@@ -22,6 +22,7 @@ import hybrid_rt
 from hybrid_rt.backends import registry
 from hybrid_rt.bench.cases import cases
 from hybrid_rt.bench.results import run_all
+from hybrid_rt.bench.run import Settings
 from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common import executables
 from hybrid_rt.common.errors import HybridRTError
@@ -133,7 +134,7 @@ def end_to_end(
     precisions: Sequence[str] = ("fp32", "fp16"),
     rounds: int = 20,
 ) -> None:
-    """The comparison of hybrid-rt bench on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
+    """Runs compare-engines on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
     from tools.benchmarks import (
         detectors as bench,
     )  # it and models need scikit-image and scikit-learn, the other cases do not
@@ -154,10 +155,7 @@ def end_to_end(
         [bench.subject(DETECTORS[name])],
         cases(wanted, runtimes=runtimes, device=device),
         None,  # the plots and pages are tools/bench's
-        rounds=rounds,
-        warm_up=3,
-        threads=2,
-        device=device,
+        Settings(rounds=rounds, warm_up=3, threads=2, device=device),
     )
     writer.data(results=[result.to_json() for result in results])
     medians = {result.case.name: result.latency.median for result in results if result.latency}

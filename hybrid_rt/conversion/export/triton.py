@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import _native
 from ...backends import registry
-from ...bundle import archive as bundle
+from ...bundle import archive
 from ...common.errors import BundleError, OptionError, VerificationError
 from ...torchscript import jit
 from ...verification import golden
@@ -64,6 +64,43 @@ class TritonModel:
     max_batch: int
 
 
+@dataclass(frozen=True)
+class ServingOptions:
+    """How Triton serves the model.
+
+    Attributes:
+        input_type: one of :data:`INPUTS`.
+        max_batch: 0: a request is one picture. Else a request has one more dimension in front, and Triton puts up to
+            this many pictures of one size together; results are padded to the picture with the most,
+            ``counts__N`` says how many each has.
+        max_delay_ms: how long a picture waits for others, with ``max_batch``.
+        instances: number of requests, or batches, that run at once.
+        threads: threads per instance; 0: as many as torch takes.
+    """
+
+    input_type: str = "uint8"
+    max_batch: int = 0
+    max_delay_ms: float = 5.0
+    instances: int = 1
+    threads: int = 0
+
+    def check(self) -> None:
+        """Validates the values up front.
+
+        Raises:
+            OptionError: a value out of its range.
+        """
+        _check_option("input_type", self.input_type, self.input_type in INPUTS, " or ".join(INPUTS))
+        for name, least in (("max_batch", 0), ("max_delay_ms", 0), ("instances", 1), ("threads", 0)):
+            value = getattr(self, name)
+            _check_option(name, value, value >= least, f"{least} or more")
+
+
+def _check_option(name: str, value: object, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise OptionError.make("triton", name, expected=expected, got=f"'{value}'")
+
+
 def library() -> Path:
     """What a process has to preload (LD_PRELOAD) to run the models: it finds its engines beside itself."""
     return Path(_native.__file__).parent / "lib" / "libhybrid_rt.so"
@@ -72,14 +109,10 @@ def library() -> Path:
 def export_triton(
     path: str | os.PathLike[str],
     repository: str | os.PathLike[str],
+    options: ServingOptions | None = None,
     *,
     name: str | None = None,
     picture: Tensor | None = None,
-    input_type: str = "uint8",
-    max_batch: int = 0,
-    max_delay_ms: float = 5.0,
-    instances: int = 1,
-    threads: int = 0,
     force: bool = False,
 ) -> TritonModel:
     """Writes a model folder: ``NAME/config.pbtxt`` and ``NAME/1/model.pt``. It appears whole or not at all.
@@ -91,16 +124,13 @@ def export_triton(
     Args:
         path: the bundle; its detector takes a list of pictures and returns a dict for each, as torchvision's do.
         repository: Triton's model repository; it is made if it is not there.
+        options: how Triton serves it; None: as :class:`ServingOptions` says.
         name: the model's; None: the file's.
         picture: [3, H, W] in 0..1, to try it with, on which it finds something. None: the golden sample's.
-        input_type: one of :data:`INPUTS`.
-        max_batch: 0: a request is one picture. Else a request has a first dimension more, and Triton puts up to so many
-            pictures of one size together; results are padded to the picture that has most, ``counts__N`` says how many
-            each has.
-        max_delay_ms: how long a picture waits for others, with ``max_batch``.
-        instances: how many requests, or batches, run at once.
-        threads: of each; 0: as many as torch takes.
         force: replace a model folder of that name.
+
+    Returns:
+        What was written.
 
     Raises:
         BundleError: no bundle, an altered one, or the folder can't be written.
@@ -108,15 +138,37 @@ def export_triton(
         OptionError: an argument; a folder of that name; a detector of another interface; a batch that it does not take.
         VerificationError: the model finds something else, or nothing; nothing was written.
     """
-    path, repository = Path(path), Path(repository)
+    path, options = Path(path), options or ServingOptions()
     name = path.stem if name is None else name
-    _check_options(name, input_type, max_batch, max_delay_ms, instances, threads)
-    folder = repository / name
+    _check_option("name", name, bool(_NAME.fullmatch(name)), "letters, digits, '_', '-' and '.'")
+    options.check()
+    folder = Path(repository) / name
     if folder.exists() and not force:
         raise OptionError.make(
             "triton", f"the model {folder}", expected="none yet", got="a folder", remedy="Name another, or --force."
         )
     _native.verify_records(os.fspath(path))
+    head = _list_detector(path)
+    given, seen = _as_input(_golden_picture(path) if picture is None else picture, options.input_type)
+    expected = _expected(path, seen)
+    fields = _fields(expected)
+    model_bytes = jit.to_bytes(
+        jit.tensors_only(
+            head,
+            {field: expected[field].dim() for field in fields},
+            batched=options.max_batch > 0,
+            from_bytes=options.input_type == "uint8",
+        )
+    )
+    _check(model_bytes, given, expected, fields, options.max_batch)
+    pictures = (TritonTensor("picture__0", _TYPES[given.dtype], _picture_dims(options.input_type)),)
+    model = TritonModel(name, folder, pictures, _outputs(expected, fields, options.max_batch), options.max_batch)
+    _write(folder, model_bytes, _config(model, options, tuple(given.shape)))
+    return model
+
+
+def _list_detector(path: Path) -> torch.jit.ScriptModule:
+    """The bundle's module, if it has torchvision's interface."""
     head = opened_head(path, "triton")
     taken, returned = jit.signature_of(head)
     if (taken[:1], returned) != (["List[Tensor]"], ["List[Dict[str, Tensor]]"]):
@@ -127,51 +179,18 @@ def export_triton(
             got=f"({', '.join(taken)}) -> {', '.join(returned)}",
             remedy="Put it into a module that does, and convert that.",
         )
-    if picture is None:
-        picture = _golden_picture(path)
-    given, seen = _as_input(picture, input_type)
+    return head
+
+
+def _expected(path: Path, picture: Tensor) -> dict[str, Tensor]:
+    """Runs the bundle on the picture."""
     with torch.inference_mode():
-        expected = bundle.load(path)([seen])[0]
-    if not len(expected["boxes"]):
+        found: dict[str, Tensor] = archive.load(path)([picture])[0]
+    if not len(found["boxes"]):
         raise VerificationError.make(
             "triton", "the picture", expected="one on which the detector finds something", got="no box"
         )
-    fields = _fields(expected)
-    archive = jit.to_bytes(
-        jit.tensors_only(
-            head,
-            {field: expected[field].dim() for field in fields},
-            batched=max_batch > 0,
-            from_bytes=input_type == "uint8",
-        )
-    )
-    _check(archive, given, expected, fields, max_batch)
-    model = TritonModel(
-        name,
-        folder,
-        (TritonTensor("picture__0", _TYPES[given.dtype], _picture_dims(input_type)),),
-        _outputs(expected, fields, max_batch),
-        max_batch,
-    )
-    config = _config(model, max_delay_ms, instances, threads, tuple(given.shape))
-    _write(folder, archive, config)
-    return model
-
-
-def _check_options(
-    name: str, input_type: str, max_batch: int, max_delay_ms: float, instances: int, threads: int
-) -> None:
-    checks = (
-        ("name", name, bool(_NAME.fullmatch(name)), "letters, digits, '_', '-' and '.'"),
-        ("input_type", input_type, input_type in INPUTS, " or ".join(INPUTS)),
-        ("max_batch", max_batch, max_batch >= 0, "0 or more"),
-        ("max_delay_ms", max_delay_ms, max_delay_ms >= 0, "0 or more"),
-        ("instances", instances, instances >= 1, "1 or more"),
-        ("threads", threads, threads >= 0, "0 or more"),
-    )
-    for option, value, is_right, expected in checks:
-        if not is_right:
-            raise OptionError.make("triton", option, expected=expected, got=f"'{value}'")
+    return found
 
 
 def _golden_picture(path: Path) -> Tensor:
@@ -231,11 +250,11 @@ def _outputs(found: Mapping[str, Tensor], fields: Sequence[str], max_batch: int)
 
 
 def _check(
-    archive: bytes, given: Tensor, expected: Mapping[str, Tensor], fields: Sequence[str], max_batch: int
+    model_bytes: bytes, given: Tensor, expected: Mapping[str, Tensor], fields: Sequence[str], max_batch: int
 ) -> None:
     """Opens the model as Triton does, and compares what it finds with what the bundle found."""
     registry.load_plugins()
-    model = jit.from_bytes(archive)
+    model = jit.from_bytes(model_bytes)
     inputs = torch.stack([given] * max_batch) if max_batch else given
     try:
         with torch.inference_mode():
@@ -265,7 +284,7 @@ def _check(
         )
 
 
-def _config(model: TritonModel, max_delay_ms: float, instances: int, threads: int, warm_up: tuple[int, ...]) -> str:
+def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...]) -> str:
     """The text of config.pbtxt. Names were checked: none needs an escape."""
     lines = [
         f'name: "{model.name}"',
@@ -275,12 +294,12 @@ def _config(model: TritonModel, max_delay_ms: float, instances: int, threads: in
         f"max_batch_size: {model.max_batch}",
         f"input [\n{_tensors(model.inputs)}\n]",
         f"output [\n{_tensors(model.outputs)}\n]",
-        f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
+        f"instance_group [ {{ count: {options.instances} kind: KIND_CPU }} ]",
     ]
     if model.max_batch:
-        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {round(max_delay_ms * 1000)} }}")
-    if threads:
-        for key, value in (("INTRA_OP_THREAD_COUNT", threads), ("INTER_OP_THREAD_COUNT", 1)):
+        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {round(options.max_delay_ms * 1000)} }}")
+    if options.threads:
+        for key, value in (("INTRA_OP_THREAD_COUNT", options.threads), ("INTER_OP_THREAD_COUNT", 1)):
             lines.append(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}')
     # An engine is made, and TorchScript compiles, when it is first run: before the model is ready.
     picture = model.inputs[0]
@@ -299,14 +318,14 @@ def _tensors(tensors: Sequence[TritonTensor]) -> str:
     )
 
 
-def _write(folder: Path, archive: bytes, config: str) -> None:
+def _write(folder: Path, model_bytes: bytes, config: str) -> None:
     """Beside its place, then renamed. An old folder is moved aside first: a rename replaces none that has files."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             new, old = Path(temporary) / "new", Path(temporary) / "old"
             (new / VERSION).mkdir(parents=True)  # with the user's mask: Triton may be another user
-            for file, content in ((new / VERSION / MODEL_FILE, archive), (new / CONFIG_FILE, config.encode())):
+            for file, content in ((new / VERSION / MODEL_FILE, model_bytes), (new / CONFIG_FILE, config.encode())):
                 with file.open("wb") as stream:
                     stream.write(content)
                     stream.flush()

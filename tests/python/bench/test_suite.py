@@ -20,7 +20,7 @@ from hybrid_rt.bench import tables, whole_graph
 from hybrid_rt.bench.cases import RUNTIMES, Case, cases
 from hybrid_rt.bench.processes import Process, ProcessFailed
 from hybrid_rt.bench.results import run_all
-from hybrid_rt.bench.run import Machine, Result, Subject, run
+from hybrid_rt.bench.run import Machine, Result, Settings, Subject, run
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
 from hybrid_rt.common.latency import Latency
@@ -92,13 +92,13 @@ def test_on_a_gpu_no_engine_is_given_a_whole_detector() -> None:
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybrid_rt._native.cuda_devices", lambda: ([], "no driver"))
     with pytest.raises(OptionError, match=r"device cuda: expected a CUDA device, got none: no driver"):
-        run_all([subject()], cases(["torchscript"]), None, rounds=1, warm_up=0, threads=1, device="cuda")
+        run_all([subject()], cases(["torchscript"]), None, Settings(rounds=1, warm_up=0, threads=1, device="cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
     chosen = cases(["torchscript"], runtimes=["eager", "torchscript", "torchscript-cpp", "hybrid", "hybrid-cpp"])
-    results = run(subject(count=2), chosen, tmp_path, rounds=2, warm_up=1, device="cuda")
+    results = run(subject(count=2), chosen, tmp_path, Settings(rounds=2, warm_up=1, device="cuda"))
     assert [result.failure for result in results] == [""] * len(chosen)
     assert [result.differences for result in results] == [[]] * len(chosen)
 
@@ -205,9 +205,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Machine, l
     output = tmp_path_factory.mktemp("suite") / "out"
     chosen = cases(["torchscript"], runtimes=["torchscript-cpp", "hybrid", "hybrid-cpp"])
     chosen += [Case("whole", "openvino"), Case("whole", "onnxruntime"), Case("hybrid", "no_such_engine")]
-    machine, results = run_all(
-        [subject(count=2)], chosen, output, rounds=3, warm_up=1, threads=1, segments=["backbone"], note="A note."
-    )
+    settings = Settings(rounds=3, warm_up=1, threads=1, segments=["backbone"])
+    machine, results = run_all([subject(count=2)], chosen, output, settings, note="A note.")
     return output, machine, results
 
 
@@ -256,7 +255,8 @@ def test_the_folder_has_json_markdown_and_a_plot(measured: tuple[Path, Machine, 
 
 
 def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
-    results = run(subject(Wavering), cases([], runtimes=["torchscript"]), tmp_path, rounds=1, warm_up=0, threads=1)
+    chosen = cases([], runtimes=["torchscript"])
+    results = run(subject(Wavering), chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1))
     assert results[0].differences == []
     assert results[1].differences[0].startswith("picture 0: ")
     assert "boxes found again" in results[1].differences[0]
@@ -264,7 +264,8 @@ def test_boxes_that_differ_are_shown(tmp_path: Path) -> None:
 
 def test_hybrids_of_fixed_sizes_take_the_pictures_alone(tmp_path: Path) -> None:
     chosen = cases(["torchscript"], runtimes=["hybrid-cpp"])
-    run(subject(), chosen, tmp_path, rounds=1, warm_up=0, threads=1, segments=["backbone"], fixed_sizes=True)
+    settings = Settings(rounds=1, warm_up=0, threads=1, segments=["backbone"], fixed_sizes=True)
+    run(subject(), chosen, tmp_path, settings)
     (segment,) = inspect(tmp_path / "hybrid_torchscript_fp32.pt")["segments"]
     (picture,) = segment["variants"][0]["inputs"]
     assert picture["min"][2:] == picture["max"][2:] == [32, 32]
@@ -273,7 +274,7 @@ def test_hybrids_of_fixed_sizes_take_the_pictures_alone(tmp_path: Path) -> None:
 def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
     chosen = [Case("eager")]
     with pytest.raises(OptionError, match="rounds: expected at least 1, got 0"):
-        run(subject(), chosen, tmp_path, rounds=0)
+        run(subject(), chosen, tmp_path, Settings(rounds=0))
     with pytest.raises(OptionError, match="pictures: expected at least 1, got 0"):
         run(subject(count=0), chosen, tmp_path)
 
@@ -283,16 +284,19 @@ def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="small: expected a detector that can be pickled"):
         run(subject(Local), chosen, tmp_path)
     with pytest.raises(OptionError, match="detectors: expected each once, got small, small"):
-        run_all([subject(), subject()], chosen, None, rounds=1, warm_up=0, threads=1)
+        run_all([subject(), subject()], chosen, None, Settings(rounds=1, warm_up=0, threads=1))
 
 
 def test_a_detector_that_eager_can_not_run_is_refused(tmp_path: Path) -> None:
     wrong = Subject("small", small, [torch.zeros(5, 8, 8)])
     with pytest.raises(OptionError, match="small: expected a detector that eager can run, got run 0: RuntimeError"):
-        run(wrong, [Case("eager")], tmp_path, rounds=1)
+        run(wrong, [Case("eager")], tmp_path, Settings(rounds=1))
 
 
 # What a person sees
+
+DETECTOR = "helpers.small_detectors:small_list_detector"
+NAME = "helpers.small_detectors_small_list_detector"
 
 
 def result(case: Case, median: float = 0.0, failure: str = "", differences: Sequence[str] = ()) -> Result:
@@ -319,16 +323,27 @@ def test_a_table_shows_speed_up_boxes_and_failures() -> None:
     assert r"- whole detector in aot_inductor fp32, Python: prepare: a \| b \<c>" in page
 
 
-def test_bench_runs_a_detector_in_every_way_that_is_named(
+def test_compare_engines_runs_a_detector_in_every_way_that_is_named(
     tmp_path: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--runtimes", "eager,torchscript-cpp", "--engine", "torchscript", "--repeat", "1", "--warm-up", "0"]
     where = ["--pictures", str(demo_picture), "--threads", "1", "--output", str(tmp_path / "out")]
-    assert main(["bench", "--detector", "helpers.small_detectors:small_list_detector", *options, *where]) == 0
-    printed = capsys.readouterr().out
-    assert "small_detectors_small_list_detector" in printed
-    assert "TorchScript, C++" in printed
-    assert (tmp_path / "out" / "small_detectors_small_list_detector.png").exists()
+    assert main(["compare-engines", DETECTOR, *options, *where]) == 0
+    captured = capsys.readouterr()
+    assert NAME in captured.out
+    assert "TorchScript, C++" in captured.out
+    assert "notice" not in captured.err
+    assert (tmp_path / "out" / f"{NAME}.png").exists()
+
+
+def test_bench_for_detectors_still_works_and_names_the_new_verb(
+    demo_picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--runtimes", "eager", "--engine", "torchscript", "--repeat", "1", "--warm-up", "0", "--threads", "1"]
+    assert main(["bench", "--detector", DETECTOR, "--pictures", str(demo_picture), "--json", *options]) == 0
+    captured = capsys.readouterr()
+    assert [entry["detector"] for entry in json.loads(captured.out)["results"]] == [NAME]
+    assert captured.err == "hybrid-rt: notice: bench --detector is now: hybrid-rt compare-engines DETECTOR ...\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,6 @@ from PIL import Image
 import hybrid_rt
 from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite, save_with_backends, small_artifact
 from helpers.paths import ROOT
-from hybrid_rt.cli import main as cli
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.images import read_picture
 
@@ -321,7 +321,7 @@ def test_detect_hands_over_to_the_program_beside_python(tmp_path: Path, monkeypa
     program = tmp_path / "hybrid-rt-detect"
     program.touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(cli.os, "execv", hand_over)
+    monkeypatch.setattr(os, "execv", hand_over)
     with pytest.raises(HandedOver) as caught:
         main(["detect", "model.pt", "picture.png", "--json", "--help"])
     arguments = [str(program), "model.pt", "picture.png", "--json", "--help"]
@@ -345,7 +345,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    for verb in ("convert", "verify", "inspect", "check", "detect", "doctor"):
+    for verb in ("convert", "verify", "inspect", "check", "detect", "doctor", "bench", "compare-engines"):
         assert f"\n    {verb} " in out
 
 

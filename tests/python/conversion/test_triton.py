@@ -23,6 +23,7 @@ from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BundleError, OptionError, VerificationError
 from hybrid_rt.common.images import read_picture
 from hybrid_rt.conversion.export import triton
+from hybrid_rt.conversion.export.triton import ServingOptions
 from hybrid_rt.torchscript import jit
 
 TYPES = {"TYPE_UINT8": torch.uint8, "TYPE_FP32": torch.float32, "TYPE_INT64": torch.int64}
@@ -110,7 +111,7 @@ def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: 
 def test_a_picture_in_bytes(
     demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    model = triton.export_triton(demo_bundle, tmp_path / "repository", instances=2, threads=1)
+    model = triton.export_triton(demo_bundle, tmp_path / "repository", ServingOptions(instances=2, threads=1))
     assert model.folder == tmp_path / "repository" / "digits"
     config = parsed(model.folder)
     assert (config.name, config.backend, config.max_batch_size) == ("digits", "pytorch", 0)
@@ -128,7 +129,7 @@ def test_a_batch_of_pictures_in_fp32(
     demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     model = triton.export_triton(
-        demo_bundle, tmp_path, name="batched", input_type="fp32", max_batch=4, max_delay_ms=2.5
+        demo_bundle, tmp_path, ServingOptions(input_type="fp32", max_batch=4, max_delay_ms=2.5), name="batched"
     )
     config = parsed(model.folder)
     assert (config.name, config.max_batch_size) == ("batched", 4)
@@ -145,7 +146,7 @@ def test_a_batch_of_pictures_in_fp32(
 def test_without_the_library_torch_says_what_it_lacks(
     demo_bundle: Path, pictures: list[Tensor], tmp_path: Path
 ) -> None:
-    model = triton.export_triton(demo_bundle, tmp_path, input_type="fp32")
+    model = triton.export_triton(demo_bundle, tmp_path, ServingOptions(input_type="fp32"))
     done = run_by_torch_alone(model.folder, pictures[0], tmp_path, "")
     assert done.returncode != 0
     assert "Unknown type name '__torch__.torch.classes.hybrid_rt.Engine'" in done.stderr
@@ -200,9 +201,9 @@ def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_pa
     folder = triton.export_triton(demo_bundle, tmp_path).folder
     (folder / "mine").touch()
     with pytest.raises(OptionError, match=r"the model .*/digits: expected none yet, got a folder\. .*--force"):
-        triton.export_triton(demo_bundle, tmp_path, max_batch=2)
+        triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2))
     assert (folder / "mine").exists()
-    triton.export_triton(demo_bundle, tmp_path, max_batch=2, force=True)
+    triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
     assert parsed(folder).max_batch_size == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
     assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.pt"]
@@ -228,7 +229,7 @@ def test_a_rename_that_fails_leaves_the_old_model(
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
     with pytest.raises(BundleError, match="got No space left on device"):
-        triton.export_triton(demo_bundle, tmp_path, max_batch=2, force=True)
+        triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
     assert parsed(folder).max_batch_size == 0
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
@@ -237,7 +238,7 @@ def test_a_batch_that_the_bundle_does_not_take(
     one_picture_bundle: Path, pictures: list[Tensor], tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=r"max_batch=2: expected pictures that .*expected 1x3x128"):
-        triton.export_triton(one_picture_bundle, tmp_path, picture=pictures[0], max_batch=2)
+        triton.export_triton(one_picture_bundle, tmp_path, ServingOptions(max_batch=2), picture=pictures[0])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -278,8 +279,6 @@ def test_a_detector_of_another_interface(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"name": "../up"}, "name: expected letters, digits"),
-        ({"name": ""}, "name: expected letters, digits"),
         ({"max_batch": -1}, "max_batch: expected 0 or more, got '-1'"),
         ({"instances": 0}, "instances: expected 1 or more, got '0'"),
         ({"threads": -1}, "threads: expected 0 or more, got '-1'"),
@@ -289,7 +288,13 @@ def test_a_detector_of_another_interface(tmp_path: Path) -> None:
 )
 def test_options_are_checked_first(options: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=text):
-        triton.export_triton(tmp_path / "none.pt", tmp_path, **options)
+        triton.export_triton(tmp_path / "none.pt", tmp_path, ServingOptions(**options))
+
+
+@pytest.mark.parametrize("name", ["../up", ""])
+def test_a_name_that_is_no_folder_is_refused_first(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="name: expected letters, digits"):
+        triton.export_triton(tmp_path / "none.pt", tmp_path, name=name)
 
 
 def test_the_verb_prints_what_a_client_needs(

@@ -1,4 +1,4 @@
-"""``hybrid-rt bench --detector``: detectors x engines x ways to run them."""
+"""``hybrid-rt compare-engines``: detectors x engines x ways to run them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,64 +19,73 @@ from ..backends.selection import DEVICES, choose_variants
 from ..bench import tables
 from ..bench.cases import RUNTIMES, cases
 from ..bench.results import run_all, to_json
-from ..bench.run import Result, Subject
+from ..bench.run import Result, Settings, Subject
 from ..common.images import pictures_at
 from ..common.progress import Steps
 from .detectors import detector_named
-
-MAX_PICTURES = 4
-"""Of a folder, for the latency: the rounds take them in turns."""
+from .timing import MAX_PICTURES, add_timing_arguments
 
 
-def add_arguments(verb: argparse.ArgumentParser) -> None:
-    """The arguments of ``hybrid-rt bench`` that go with --detector."""
-    group = verb.add_argument_group(
-        "detectors", "instead of MODELs: each way to run a detector, in a process of its own, boxes compared with eager"
+def add_verbs(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser(
+        "compare-engines",
+        help="run detectors in every way there is, each in a process of its own, and compare the boxes",
     )
-    group.add_argument(
-        "--detector",
-        action="append",
-        default=[],
-        metavar="PACKAGE.MODULE:CALLABLE",
-        help="or torchvision:NAME; may be repeated",
+    verb.add_argument(
+        "detector",
+        nargs="+",
+        metavar="DETECTOR",
+        help="PACKAGE.MODULE:CALLABLE that returns the detector, or torchvision:NAME",
     )
-    group.add_argument(
-        "--engine", help="comma-separated backends, e.g. openvino:bf16,torchscript (default: all that are available)"
-    )
-    group.add_argument("--device", choices=DEVICES, default="cpu", help="where all of them run (default: cpu)")
-    group.add_argument("--precision", default="fp32", help="of engines that do not say theirs (default: fp32)")
-    group.add_argument(
-        "--runtimes", default=",".join(RUNTIMES), help=f"comma-separated, of {', '.join(RUNTIMES)} (default: all)"
-    )
-    group.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, what pays)")
-    group.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the pictures' sizes alone")
-    group.add_argument("--warm-up", type=int, default=2, help="calls a picture that are not timed (default: 2)")
+    add_timing_arguments(verb)
+    verb.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    verb.add_argument("--output", type=Path, help="directory for bench.json, bench.md and one plot per detector")
+    add_arguments(verb)
+    verb.set_defaults(run=run)
 
 
-def run_suite(options: argparse.Namespace) -> int:
-    """Runs the benchmark; the exit code is 0 though cases may have failed: the result says which, and why."""
+def add_arguments(verb: argparse.ArgumentParser, *, hidden: bool = False) -> None:
+    """Adds the arguments that say what is compared.
+
+    Args:
+        verb: where to.
+        hidden: leave them out of the help.
+    """
+
+    def add(name: str, help_text: str, **settings: Any) -> None:
+        verb.add_argument(name, help=argparse.SUPPRESS if hidden else help_text, **settings)
+
+    add("--engine", "comma-separated backends, e.g. openvino:bf16,torchscript (default: all that are available)")
+    add("--device", "where all of them run (default: cpu)", choices=DEVICES, default="cpu")
+    add("--precision", "precision of the engines that name none (default: fp32)", default="fp32")
+    add("--runtimes", f"comma-separated, of {', '.join(RUNTIMES)} (default: all)", default=",".join(RUNTIMES))
+    add("--segments", "comma-separated dotted names (default: auto, what pays)", default="auto")
+    add("--fixed-sizes", "compile the hybrids for the pictures' sizes alone", action="store_true")
+    add("--warm-up", "calls per picture that are not timed (default: 2)", type=int, default=2)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the comparison; the exit code is 0 though cases may have failed: the result says which, and why."""
     engines = options.engine.split(",") if options.engine else _available(options.device)
     for variant in engines:
         choose_variants([variant], options.precision, fallback=False, scope="bench", device=options.device)
     pictures = pictures_at(options.pictures)[:MAX_PICTURES]
     subjects = [Subject(_name(text), partial(detector_named, text), pictures) for text in options.detector]
-    threads = options.threads or torch.get_num_threads()
-    machine, results = run_all(
-        subjects,
-        cases(engines, options.precision, options.runtimes.split(","), options.device),
-        options.output,
+    settings = Settings(
         rounds=options.repeat,
         warm_up=options.warm_up,
-        threads=threads,
+        threads=options.threads or torch.get_num_threads(),
         segments=options.segments if options.segments == "auto" else options.segments.split(","),
         fixed_sizes=options.fixed_sizes,
         device=options.device,
-        steps=Steps(None),
     )
+    chosen = cases(engines, options.precision, options.runtimes.split(","), options.device)
+    machine, results = run_all(subjects, chosen, options.output, settings, steps=Steps(None))
     if options.json:
         print(to_json(machine, results, options.repeat), end="")
     else:
-        show(results, f"{machine.processor}, {threads} threads, {options.repeat} rounds in turns")
+        show(results, f"{machine.processor}, {settings.threads} threads, {options.repeat} rounds in turns")
     return 0
 
 

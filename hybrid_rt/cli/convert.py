@@ -1,0 +1,134 @@
+"""``hybrid-rt convert``: a detector becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..backends.selection import FASTEST
+from ..common.errors import OptionError
+from ..common.images import pictures_at
+from ..common.specs import PRECISIONS
+from ..conversion.assemble.head import HEADS
+from ..conversion.convert import convert
+from ..verification.coco import CocoDataset
+from .bundle import add_compiler_arguments, compiler_options
+from .detectors import detector_named
+
+
+def add_verbs(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser("convert", help="turn a detector into a .pt")
+    verb.add_argument(
+        "detector",
+        help="PACKAGE.MODULE:CALLABLE that returns the detector, e.g. my.models:build; or "
+        "torchvision:NAME for a detector of torchvision with its pretrained weights",
+    )
+    verb.add_argument(
+        "example",
+        type=Path,
+        help="a picture with objects, or a folder of pictures: the first is the example, all are compared",
+    )
+    verb.add_argument("output", type=Path, help="the .pt to write")
+    _add_compilation(verb)
+    _add_verification(verb)
+    _add_output(verb)
+    verb.set_defaults(run=_convert)
+
+
+def _add_compilation(verb: argparse.ArgumentParser) -> None:
+    """Adds the choice of segments and of their compilers."""
+    verb.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, what pays)")
+    verb.add_argument(
+        "--no-fuse", action="store_true", help="an engine for each segment, also where data flows straight"
+    )
+    verb.add_argument(
+        "--head",
+        default="script",
+        choices=HEADS,
+        help="trace: record the head on the example, with its branches as they went there (default: script)",
+    )
+    verb.add_argument(
+        "--engine",
+        default="auto",
+        help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, as measured here "
+        "(default: auto)",
+    )
+    verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
+    add_compiler_arguments(verb)
+    verb.add_argument("--calibrate", type=Path, metavar="FOLDER", help="pictures that int8 is calibrated on")
+    verb.add_argument(
+        "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
+    )
+    verb.add_argument("--no-fallback", action="store_true", help="no TorchScript variant")
+
+
+def _add_verification(verb: argparse.ArgumentParser) -> None:
+    """Adds the gates that the hybrid passes before it is saved."""
+    verb.add_argument("--no-verify", action="store_true", help="save whatever it finds")
+    verb.add_argument(
+        "--coco", type=Path, metavar="JSON", help="annotated pictures: report the mAP of both, and be the gate"
+    )
+    verb.add_argument("--pictures", type=Path, help="the folder of the pictures of --coco (default: the JSON's own)")
+    verb.add_argument("--coco-limit", type=int, metavar="N", help="only the first N of them")
+    verb.add_argument(
+        "--max-map-drop",
+        type=float,
+        default=0.005,
+        help="save nothing if the mAP (0..1) drops by more (default: 0.005)",
+    )
+
+
+def _add_output(verb: argparse.ArgumentParser) -> None:
+    """Adds the choice of what is written beside the engines."""
+    verb.add_argument("--no-golden", action="store_true", help="no golden sample in the file")
+    verb.add_argument("--no-measure", action="store_true", help="do not time detector and hybrid")
+    verb.add_argument("--report", type=Path, metavar="FILE", help="write the report too: FILE.html or FILE.json")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    example, *others = pictures_at(options.example)
+    result = convert(
+        detector_named(options.detector),
+        ([example],),
+        options.output,
+        segments=options.segments if options.segments == "auto" else options.segments.split(","),
+        fuse=not options.no_fuse,
+        head=options.head,
+        engine=options.engine if options.engine in ("auto", FASTEST) else options.engine.split(","),
+        precision=options.precision,
+        device=options.device,
+        options=compiler_options(options.option),
+        calibration_data=[([picture],) for picture in pictures_at(options.calibrate)] if options.calibrate else (),
+        shapes=_sizes(options.sizes),
+        fallback=not options.no_fallback,
+        verify=not options.no_verify,
+        verify_inputs=[([picture],) for picture in others],
+        dataset=_dataset(options),
+        max_map_drop=options.max_map_drop,
+        golden=not options.no_golden,
+        measure=not options.no_measure,
+        report=options.report,
+        progress=True,
+    )
+    print(result.report)
+    return 0
+
+
+def _dataset(options: argparse.Namespace) -> CocoDataset | None:
+    if options.coco is None:
+        if options.pictures is not None or options.coco_limit is not None:
+            raise OptionError.make("cli", "--pictures, --coco-limit", expected="--coco with them", got="none")
+        return None
+    return CocoDataset(options.coco, options.pictures or options.coco.parent, options.coco_limit)
+
+
+def _sizes(text: str | None) -> list[tuple[int, int]] | None:
+    if text is None:
+        return None
+    try:
+        pairs = [size.lower().split("x") for size in text.split(",")]
+        return [(int(height), int(width)) for height, width in pairs]
+    except ValueError as error:
+        raise OptionError.make("cli", "--sizes", expected="HEIGHTxWIDTH,...", got=f"'{text}'") from error

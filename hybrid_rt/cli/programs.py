@@ -1,0 +1,28 @@
+"""``hybrid-rt detect`` and ``hybrid-rt serve``: hand over to the C++ programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from ..common.executables import program
+
+PROGRAMS = {
+    "detect": "find boxes in a picture (the C++ program; see hybrid-rt detect --help)",
+    "serve": "answer requests over HTTP (the C++ program; see hybrid-rt serve --help)",
+}
+"""The verbs, and what each does. Their arguments are the program's own, so argparse never sees them."""
+
+
+def add_verbs(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    for verb, text in PROGRAMS.items():
+        verbs.add_parser(verb, help=text)
+
+
+def hand_over(verb: str, *arguments: str) -> int:
+    """Replaces this process by the program of that verb."""
+    path = program(f"hybrid-rt-{verb}", verb)
+    sys.stdout.flush()
+    os.execv(path, [path, *arguments])

@@ -1,0 +1,21 @@
+"""The arguments of the verbs that time."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+MAX_PICTURES = 4
+"""Of a folder, for the latency: the rounds take them in turns."""
+
+
+def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
+    """Adds what is timed, how often, and on how many threads."""
+    verb.add_argument(
+        "--pictures",
+        type=Path,
+        required=True,
+        help=f"a picture, or a folder: its first {MAX_PICTURES} are timed",
+    )
+    verb.add_argument("--repeat", type=int, default=20, help="timed rounds (default: 20)")
+    verb.add_argument("--threads", type=int, default=0, help="threads per call (default: as torch)")
