@@ -6,15 +6,14 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[1]
+from torch import Tensor, nn
 
 import hybrid_rt
 from hybrid_rt.common.images import read_picture
@@ -22,6 +21,9 @@ from hybrid_rt.common.latency import percentile
 from hybrid_rt.torchscript import jit
 from hybrid_rt.verification.verify import match_boxes
 from models import digits_detector
+
+ROOT = Path(__file__).resolve().parents[1]
+Detections = dict[str, Tensor]
 
 ROUNDS = 4
 CALLS_PER_ROUND = 5
@@ -32,36 +34,18 @@ def main() -> int:
     """Converts, runs, compares, draws; returns 1 if any way of running found other boxes."""
     output = ROOT / "out"
     output.mkdir(exist_ok=True)
+    bundle, page, drawn = output / "detector.pt", output / "report.html", output / "demo.png"
     console = Console()
     pictures = sorted((ROOT / "models" / "held_out").glob("*.png"))
     images = [read_picture(path) for path in pictures]
     detector = digits_detector.load()
 
     console.rule("convert")
-    bundle = output / "detector.pt"
-    page = output / "report.html"
-    result = hybrid_rt.convert(
-        detector,
-        ([images[0]],),
-        bundle,
-        verify_inputs=[([image],) for image in images[1:]],
-        report=page,
-        progress=True,
-    )
-    print(result.report)
+    print(_convert(detector, images, bundle, page).report)
 
     console.rule("run")
-    hybrid = hybrid_rt.load(bundle)
-    frozen = jit.freeze(jit.script(detector))
-    # torchvision says so at the first call; the column below takes the detections out of the pair.
-    warnings.filterwarnings("ignore", message="RCNN always returns a")
-    cases = {
-        "eager": lambda image: detector([image])[0],
-        "TorchScript": lambda image: frozen([image])[1][0],
-        "hybrid in Python": lambda image: hybrid([image])[0],
-    }
+    cases = _cases(detector, bundle)
     with torch.inference_mode():
-        expected = [cases["eager"](image) for image in images]
         found = {name: [run(image) for image in images] for name, run in cases.items()}
         with console.status("hybrid in C++ ..."):
             found["hybrid in C++"] = [_detect(bundle, path)[0] for path in pictures]
@@ -69,29 +53,9 @@ def main() -> int:
             times = _latencies(cases, images[0], bundle, pictures[0])
 
     print(f"{len(pictures)} pictures; latency on {pictures[0].name}, {torch.get_num_threads()} threads")
-    table = Table()
-    for heading in ("", "median ms", "p95 ms", "times faster", "boxes", "same boxes as eager"):
-        table.add_column(heading, justify="right" if heading else "left")
-    agree = True
-    for name, detections in found.items():
-        same = sum(match_boxes(e, f, iou=0.99, score=1e-3).matched for e, f in zip(expected, detections, strict=True))
-        total = sum(len(entry["boxes"]) for entry in expected)
-        boxes = sum(len(entry["boxes"]) for entry in detections)
-        # TorchScript's row may differ: torchvision's scripted transform resizes some pictures to one pixel less.
-        agree = agree and (name == "TorchScript" or same == total == boxes)
-        median, p95 = (percentile([entry[i] for entry in times[name]], 50) for i in (0, 1))
-        baseline = percentile([entry[0] for entry in times["eager"]], 50)
-        table.add_row(
-            name,
-            f"{median:.1f}",
-            f"{p95:.1f}",
-            f"{baseline / median:.2f}",
-            str(boxes),
-            f"{same} of {total}",
-        )
+    table, agree = _compare(found, times)
     console.print(table)
-    drawn = output / "demo.png"
-    _draw(pictures, [("eager", expected), ("hybrid in C++", found["hybrid in C++"])], drawn)
+    _draw(pictures, [("eager", found["eager"]), ("hybrid in C++", found["hybrid in C++"])], drawn)
     written = {"bundle": bundle, "report": page, "picture with the boxes": drawn}
     print("   ".join(f"{what}: {path.relative_to(ROOT)}" for what, path in written.items()))
     if not agree:
@@ -99,7 +63,53 @@ def main() -> int:
     return 0 if agree else 1
 
 
-def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[dict[str, Tensor], tuple[float, float]]:
+def _convert(detector: nn.Module, images: list[Tensor], bundle: Path, page: Path) -> hybrid_rt.ConversionResult:
+    """Compares the hybrid with the detector on all pictures; the first one is the example."""
+    return hybrid_rt.convert(
+        detector,
+        ([images[0]],),
+        bundle,
+        verify_inputs=[([image],) for image in images[1:]],
+        report=page,
+        progress=True,
+    )
+
+
+def _cases(detector: nn.Module, bundle: Path) -> dict[str, Callable[[Tensor], Detections]]:
+    """The ways of running in this process."""
+    hybrid = hybrid_rt.load(bundle)
+    frozen = jit.freeze(jit.script(detector))
+    # torchvision says so at the first call; TorchScript's case takes the detections out of the pair.
+    warnings.filterwarnings("ignore", message="RCNN always returns a")
+    return {
+        "eager": lambda image: detector([image])[0],
+        "TorchScript": lambda image: frozen([image])[1][0],
+        "hybrid in Python": lambda image: hybrid([image])[0],
+    }
+
+
+def _compare(
+    found: Mapping[str, list[Detections]], times: Mapping[str, list[tuple[float, float]]]
+) -> tuple[Table, bool]:
+    """One row per way of running; and whether the hybrid's boxes are eager's."""
+    table = Table()
+    for heading in ("", "median ms", "p95 ms", "times faster", "boxes", "same boxes as eager"):
+        table.add_column(heading, justify="right" if heading else "left")
+    expected, baseline = found["eager"], percentile([median for median, _ in times["eager"]], 50)
+    total = sum(len(entry["boxes"]) for entry in expected)
+    agree = True
+    for name, detections in found.items():
+        same = sum(match_boxes(e, f, iou=0.99, score=1e-3).matched for e, f in zip(expected, detections, strict=True))
+        boxes = sum(len(entry["boxes"]) for entry in detections)
+        # TorchScript's row may differ: torchvision's scripted transform resizes some pictures to one pixel less.
+        agree = agree and (name == "TorchScript" or same == total == boxes)
+        median, p95 = (percentile([entry[i] for entry in times[name]], 50) for i in (0, 1))
+        figures = (f"{median:.1f}", f"{p95:.1f}", f"{baseline / median:.2f}")
+        table.add_row(name, *figures, str(boxes), f"{same} of {total}")
+    return table, agree
+
+
+def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[Detections, tuple[float, float]]:
     """Boxes, and (median, p95) of the latency in milliseconds, by the C++ program."""
     program = Path(sys.executable).parent / "hybrid-rt-detect"
     command = [program, bundle, picture, "--json", "--repeat", repeat, "--threads", torch.get_num_threads()]
@@ -113,7 +123,9 @@ def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[dict[str, Ten
     }, (answer["timing_ms"]["median"], answer["timing_ms"]["p95"])
 
 
-def _latencies(cases: dict, image: Tensor, bundle: Path, picture: Path) -> dict[str, list[tuple[float, float]]]:
+def _latencies(
+    cases: Mapping[str, Callable[[Tensor], Detections]], image: Tensor, bundle: Path, picture: Path
+) -> dict[str, list[tuple[float, float]]]:
     """(median, p95) in milliseconds of each round; within a round the ways of running take turns."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in [*cases, "hybrid in C++"]}
     for _ in range(ROUNDS):
@@ -123,8 +135,8 @@ def _latencies(cases: dict, image: Tensor, bundle: Path, picture: Path) -> dict[
     return times
 
 
-def _draw(pictures: list[Path], columns: list[tuple[str, list[dict[str, Tensor]]]], path: Path) -> None:
-    """One row a picture, one column a way of running."""
+def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], path: Path) -> None:
+    """Draws one row per picture and one column per way of running."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]
     width, heights, header = max(image.width for image in images), [image.height for image in images], 16
     sheet = Image.new("RGB", (len(columns) * (width + 8), header + sum(heights) + 8 * len(heights)), "white")

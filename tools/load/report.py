@@ -17,9 +17,15 @@ OPEN_COLUMNS = (
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables of what :func:`load_test.measure` returns."""
-    machine, picture, options = results["machine"], results["picture"], results["options"]
+    sections = (_setting(results), _limits(results), _ladder(results), _overload(results))
+    return "\n".join(line for section in sections for line in section) + "\n"
+
+
+def _setting(results: dict[str, Any]) -> list[str]:
+    """Where it ran, and how to read the tables."""
+    machine, picture = results["machine"], results["picture"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    lines = [
+    return [
         f"# {results['model']} under load",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, {versions}; "
@@ -28,50 +34,57 @@ def markdown(results: dict[str, Any]) -> str:
         "Latencies are those of the accepted requests, in milliseconds, from when each was due. `sent late` is by how "
         "many milliseconds at most the client itself was late: where it is long, latencies are not the server's alone.",
         "",
-        "## The limit",
-        "",
-        f"So many requests are kept under way for {options['limit_seconds']:g} s each (closed loop), the numbers of "
-        "workers in turns. The best of them is the limit.",
-        "",
-        *_table(
-            ("workers", "threads of each", "under way", "pictures a second", "p50", "p95", "p99", "client"),
-            [
-                (limit["workers"], limit["threads"], step["concurrency"], step["throughput"], *_latencies(step))
-                for limit in results["limits"]
-                for step in limit["steps"]
-            ],
-        ),
-        "",
     ]
-    lines += [
+
+
+def _limits(results: dict[str, Any]) -> list[str]:
+    """The closed loops."""
+    rows = [
+        (limit["workers"], limit["threads"], step["concurrency"], step["throughput"], *_latencies(step))
+        for limit in results["limits"]
+        for step in limit["steps"]
+    ]
+    ratios = [
         f"{_count(limit['workers'], 'worker')}: {limit['throughput']:.2f} a second"
         + (f", {limit['ratio']:.2f} times the first" if i else "")
         + "."
         for i, limit in enumerate(results["limits"])
     ]
-    lines += [
+    return [
+        "## The limit",
         "",
+        f"So many requests are kept under way for {results['options']['limit_seconds']:g} s each (closed loop), the "
+        "numbers of workers in turns. The best of them is the limit.",
+        "",
+        *_table(("workers", "threads of each", "under way", "pictures a second", "p50", "p95", "p99", "client"), rows),
+        "",
+        *ratios,
+        "",
+    ]
+
+
+def _ladder(results: dict[str, Any]) -> list[str]:
+    """The open loops without a deadline."""
+    return [
         f"## From a light load to more than the limit, {_count(results['limits'][-1]['workers'], 'worker')}",
         "",
-        f"Sent at a constant rate, {options['seconds']:g} s each (open loop), without a deadline.",
+        f"Sent at a constant rate, {results['options']['seconds']:g} s each (open loop), without a deadline.",
         "",
-        *_table(
-            OPEN_COLUMNS,
-            [_open_row(step) for step in results["ladder"]],
-        ),
+        *_table(OPEN_COLUMNS, [_open_row(step) for step in results["ladder"]]),
+        "",
     ]
-    overload = results["overload"]
+
+
+def _overload(results: dict[str, Any]) -> list[str]:
+    """The open loop with a deadline, and the server's memory."""
+    options, overload = results["options"], results["overload"]
     memory = overload["memory_mib"]
-    lines += [
-        "",
+    return [
         f"## {options['overload']:g} times the limit for {options['overload_seconds']:g} s",
         "",
         f"Each request with a deadline of {options['deadline_ms']} ms; then the lightest load from above again.",
         "",
-        *_table(
-            OPEN_COLUMNS,
-            [_open_row(overload["load"]), _open_row(overload["after"])],
-        ),
+        *_table(OPEN_COLUMNS, [_open_row(overload["load"]), _open_row(overload["after"])]),
         "",
         f"Accepted but here after the deadline, by the client's clock from when it was due: {overload['late']} of "
         f"{overload['load']['accepted']}.",
@@ -81,7 +94,6 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *_table(("second", "MiB"), [(f"{sample['second']:.0f}", sample["mib"]) for sample in memory["samples"]]),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _latencies(step: dict[str, Any]) -> tuple[str, ...]:

@@ -104,32 +104,51 @@ def score(detector: nn.Module, pictures: int) -> dict[str, float]:
     return result
 
 
-def train(arguments: argparse.Namespace, console: Console) -> dict:
-    """Trains, writes the weights, and returns what goes into training.json."""
-    torch.manual_seed(arguments.seed)
-    # channels_last is about a quarter faster here; the saved weights are contiguous again.
-    detector = digits_detector.build().to(memory_format=torch.channels_last).train()
-    detector.transform.min_size = (_WINDOW_MIN_SIZE,)
+class LossCurve:
+    """Mean of each loss over every ``_LOG_EVERY`` steps."""
+
+    def __init__(self) -> None:
+        """Starts an empty curve."""
+        self.entries: list[dict[str, float]] = []
+        self._sums: dict[str, float] = {}
+
+    def add(self, step: int, parts: dict[str, Tensor]) -> bool:
+        """Counts the losses of a step, the first being 0; tells if that completed an entry."""
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.item() / _LOG_EVERY
+        if (step + 1) % _LOG_EVERY:
+            return False
+        self.entries.append({"step": step + 1} | {name: round(value, 4) for name, value in self._sums.items()})
+        self._sums = {}
+        return True
+
+
+def make_optimizer(
+    detector: nn.Module, arguments: argparse.Namespace
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with weight decay on weights alone, and one cycle of the learning rate."""
     decayed = [p for p in detector.parameters() if p.ndim > 1]
     others = [p for p in detector.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}])
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, arguments.learning_rate, total_steps=arguments.steps, pct_start=0.15
     )
-    losses: list[dict[str, float]] = []
-    sums: dict[str, float] = {}
+    return optimizer, schedule
+
+
+def run_steps(detector: nn.Module, arguments: argparse.Namespace, console: Console) -> LossCurve:
+    """Updates the weights and writes checkpoints.
+
+    Raises:
+        RuntimeError: a loss is not finite.
+    """
+    optimizer, schedule = make_optimizer(detector, arguments)
+    curve = LossCurve()
     started = time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=arguments.steps)
-        for step in range(arguments.steps):
-            images, targets = training_batch(step, arguments.batch_size, arguments.seed)
-            parts = detector(images, targets)
+        for step in progress.track(range(arguments.steps), description="training"):
+            parts = detector(*training_batch(step, arguments.batch_size, arguments.seed))
             loss = torch.stack(list(parts.values())).sum()
             if not torch.isfinite(loss):
                 raise RuntimeError(f"step {step}: expected a finite loss, got {loss.item()}")
@@ -138,17 +157,22 @@ def train(arguments: argparse.Namespace, console: Console) -> dict:
             nn.utils.clip_grad_norm_(detector.parameters(), max_norm=10.0)
             optimizer.step()
             schedule.step()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
-            progress.advance(task)
-            if (step + 1) % _LOG_EVERY == 0:
-                losses.append({"step": step + 1} | {n: round(v, 4) for n, v in sums.items()})
-                sums = {}
-                seconds = time.monotonic() - started
-                console.print(f"{seconds:6.0f} s  {losses[-1]}")
+            if curve.add(step, parts):
+                console.print(f"{time.monotonic() - started:6.0f} s  {curve.entries[-1]}")
             if (step + 1) % arguments.checkpoint_every == 0 and step + 1 < arguments.steps:
                 save_weights(detector, arguments.checkpoint)
                 console.print(f"checkpoint at {step + 1}: {score(detector, 40)} (40 pictures)")
+    return curve
+
+
+def train(arguments: argparse.Namespace, console: Console) -> dict:
+    """Trains, writes the weights, and returns what goes into training.json."""
+    torch.manual_seed(arguments.seed)
+    # channels_last is about a quarter faster here; the saved weights are contiguous again.
+    detector = digits_detector.build().to(memory_format=torch.channels_last).train()
+    detector.transform.min_size = (_WINDOW_MIN_SIZE,)
+    started = time.monotonic()
+    curve = run_steps(detector, arguments, console)
     seconds = time.monotonic() - started
     save_weights(detector, arguments.output)
     result = score(digits_detector.load(arguments.output), arguments.pictures)
@@ -164,7 +188,7 @@ def train(arguments: argparse.Namespace, console: Console) -> dict:
         "parameters": sum(p.numel() for p in detector.parameters()),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "losses": losses,
+        "losses": curve.entries,
     }
 
 

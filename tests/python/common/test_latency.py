@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -33,16 +34,27 @@ def test_latency_of_timed_calls() -> None:
     assert latency == Latency(median=50.0, p95=95.0, p99=99.0, first=500.0, count=100)
 
 
-def test_benchmark_calls_in_turns_and_counts() -> None:
+def test_benchmark_calls_in_turns_and_times_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
     calls: list[str] = []
-    cases = {"a": lambda x: calls.append(f"a{x}"), "b": lambda x: calls.append(f"b{x}")}
-    latencies = benchmark(cases, (7,), repeat=3, warm_up=2)
+    # What each call takes: the first one, two to warm up, three timed.
+    milliseconds = {"a": iter([40.0, 9.0, 9.0, 1.0, 3.0, 2.0]), "b": iter([70.0, 9.0, 9.0, 6.0, 5.0, 4.0])}
+
+    def call(name: str, x: int) -> None:
+        nonlocal clock
+        clock += next(milliseconds[name]) / 1e3
+        calls.append(f"{name}{x}")
+
+    monkeypatch.setattr("hybrid_rt.common.latency.time.perf_counter", lambda: clock)
+    latencies = benchmark({"a": partial(call, "a"), "b": partial(call, "b")}, (7,), repeat=3, warm_up=2)
     assert calls == ["a7"] * 3 + ["b7"] * 3 + ["a7", "b7"] * 3
-    assert list(latencies) == ["a", "b"]
-    for latency in latencies.values():
-        assert latency.count == 3
-        assert 0 <= latency.median <= latency.p95 <= latency.p99
-        assert latency.first >= 0
+    measured = {
+        name: (latency.first, latency.median, latency.p99, latency.count) for name, latency in latencies.items()
+    }
+    assert measured == {
+        "a": (pytest.approx(40.0), pytest.approx(2.0), pytest.approx(3.0), 3),
+        "b": (pytest.approx(70.0), pytest.approx(5.0), pytest.approx(6.0), 3),
+    }
 
 
 def test_benchmark_runs_without_gradients() -> None:

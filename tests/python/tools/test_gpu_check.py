@@ -486,4 +486,5 @@ def test_the_vendors_module_has_what_the_bare_engine_asks_for() -> None:
     assert hasattr(module.ICudaEngine, "num_io_tensors")
     assert hasattr(module.ICudaEngine, "num_optimization_profiles")
     assert module.DataType.FLOAT.itemsize == 4
-    assert module.Logger.WARNING is not None
+    assert isinstance(module.Logger(module.Logger.WARNING), module.ILogger)
+    assert int(module.Logger.ERROR) < int(module.Logger.WARNING) < int(module.Logger.INFO)
