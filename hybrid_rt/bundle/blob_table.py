@@ -1,7 +1,7 @@
 """The bytes of a segment's variants as one table, in which weights that several variants have stand once.
 
 A blob is a list of pieces ``[index, offset, size]`` of the table's entries; most are one whole entry. The C++ half that
-puts them together again is cpp/src/blob_table.cpp.
+puts them together again is cpp/src/bundle/blob_table.cpp.
 """
 
 from __future__ import annotations

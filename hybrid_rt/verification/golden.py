@@ -1,7 +1,7 @@
 """The golden sample of a bundle: an input and what the detector found on it, for a test on the machine that runs it.
 
 Nothing is pickled: the manifest describes the values, one record holds the tensors' bytes (docs/format.md).
-cpp/src/golden.cpp is the twin that reads it on the target.
+cpp/src/torchscript/golden.cpp is the twin that reads it on the target.
 """
 
 from __future__ import annotations

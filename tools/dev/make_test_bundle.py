@@ -1,4 +1,4 @@
-"""Writes the demo detector's bundle for the C++ tests: tools/dev/make_test_bundle.py OUTPUT."""
+"""Writes the demo detector's bundle for the C++ tests: python -m tools.dev.make_test_bundle OUTPUT."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 // hybrid-rt-bench-worker JOB.json: one detector in a process of its own, called when the benchmark says so.
 //
-// The C++ twin of hybrid_rt/suite/worker.py, with the same job and the same lines; see there.
+// The C++ twin of hybrid_rt/bench/worker.py, with the same job and the same lines; see there.
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -124,7 +124,7 @@ void work(const json& job, std::FILE* replies) {
 
 int main(int count, char** arguments) {
   if (count != 2) {
-    std::cerr << "usage: hybrid-rt-bench-worker JOB.json (started by hybrid-rt bench --detector)\n";
+    std::cerr << "usage: hybrid-rt-bench-worker JOB.json (started by hybrid-rt compare-engines)\n";
     return 2;
   }
   std::FILE* replies = nullptr;

@@ -18,7 +18,7 @@ std::string variable(const char* name) {
   return value != nullptr ? value : "";
 }
 
-/// As hybrid_rt/cache_folder.py says; empty if there is none, or the cache is switched off.
+/// As hybrid_rt/backends/cache/folder.py says; empty if there is none, or the cache is switched off.
 fs::path cache_folder() {
   if (variable("HYBRID_RT_CACHE_SIZE") == "0") return {};
   if (const std::string named = variable("HYBRID_RT_CACHE"); !named.empty()) return fs::absolute(named);

@@ -12,7 +12,7 @@ namespace {
 
 using Flat = std::tuple<std::tuple<std::string, std::string>, std::tuple<std::string, std::string>>;
 
-/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/_fake.py). Torch looks the names
+/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/torchscript/fake_engine.py). Torch looks the names
 /// up as attributes of the stand-in, so none may be a method's.
 Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
   const auto fields = std::get<1>(self->state());

@@ -17,7 +17,7 @@
 #include "operators/cuda_operators.h"
 #include "temporary.h"
 
-// What of the CUDA operators needs no GPU. Their results are compared in tests/python/test_head_operators.py.
+// What of the CUDA operators needs no GPU. Their results are compared in tests/python/operators/test_head_operators.py.
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include "demo_bundle.h"
 #include "failure_of.h"
 
-// The rule itself is held together with Python's in tests/python/test_golden.py.
+// The rule itself is held together with Python's in tests/python/verification/test_golden.py.
 
 namespace {
 

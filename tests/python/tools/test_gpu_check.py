@@ -1,4 +1,4 @@
-"""tools/gpu_check and tools/bench_bare_engine as far as they go without a GPU."""
+"""tools/gpu_check and tools/benchmarks/bare_engine.py as far as they go without a GPU."""
 
 from __future__ import annotations
 
