@@ -27,6 +27,14 @@ from hybrid_rt.common.images import read_picture
 from models import digits_detector
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what runs a C++ compiler as slow: it takes ten seconds for the smallest segment."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if "aot_inductor" in parameters:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The user's cache is neither filled nor believed."""

@@ -18,6 +18,8 @@ from helpers.external_projects import configure, succeed
 from helpers.paths import ROOT
 from hybrid_rt.cli.main import main
 
+pytestmark = pytest.mark.docs
+
 BLOCKS = [block for page in pages.pages() for block in pages.blocks(page)]
 
 NOT_RUN = [
@@ -68,6 +70,7 @@ def checkout(
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_the_code_and_the_commands_of_a_page_run(page: Path, checkout: Path) -> None:
     pages.run_page(page)
@@ -93,6 +96,7 @@ def test_excerpts_stand_in_their_file(block: pages.Block) -> None:
         assert " ".join(part.split()) in source, f"{block.where}: not in {block.source}: {part}"
 
 
+@pytest.mark.slow
 def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path: Path) -> None:
     """One source file, as torch's headers cost half a minute a file: the service, and a function for each page."""
     project = tmp_path / "service"

@@ -16,6 +16,8 @@ import hybrid_rt
 from helpers.external_projects import DOWNSTREAM, OUT_OF_TREE, build_project, configure, picture_arguments, run, succeed
 from hybrid_rt.backends import registry
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = OUT_OF_TREE / "programs"
 
 

@@ -27,7 +27,7 @@ from ...common.errors import CaptureError, HybridRTError, OptionError
 from ...common.specs import Artifact
 from ...torchscript.graph_digest import NoDigest
 from . import artifact_file
-from .folder import folder as folder
+from .folder import folder
 
 if TYPE_CHECKING:
     from ...capture.program import Program

@@ -15,11 +15,10 @@ from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
 from ..base import Availability, Backend
-from . import options as tensorrt_options
-from . import precision as tensorrt_precision
 from . import torch2trt_frontend
 from .builder import Messages, Vendor, build
-from .options import CURRENT, Options, Range
+from .options import CURRENT, Options, Range, checked, profiles_of
+from .precision import lowered, quantized
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -58,7 +57,7 @@ class TensorRTBackend(Backend):
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """See :class:`hybrid_rt.backends.tensorrt.options.Options`."""
-        return tensorrt_options.checked(options)
+        return checked(options)
 
     def options(self) -> Mapping[str, str]:
         """The user's, and which library they lead to here: with a GPU at hand it may be another one."""
@@ -84,7 +83,7 @@ class TensorRTBackend(Backend):
         if needs_gpu and not gpu:
             raise _no_gpu(program.name, vendor)
         _check_dtypes(program)
-        profiles = tensorrt_options.profiles_of(options, program.inputs, program.name)
+        profiles = profiles_of(options, program.inputs, program.name)
         names, outputs = onnx_export.value_names(program.inputs, program.outputs)
         if options.frontend == "torch2trt":
             network = torch2trt_frontend.populate(vendor, program, precision, names, outputs, profiles)
@@ -204,9 +203,9 @@ def _model(program: Program, precision: str, names: Sequence[str]) -> Any:
         raise BackendError(str(error)) from error
     onnx_export.hoist_constants(model)
     if precision in ("fp16", "bf16"):
-        return tensorrt_precision.lowered(model, precision)
+        return lowered(model, precision)
     if precision == "int8":
-        return tensorrt_precision.quantized(model, names, program.calibration)
+        return quantized(model, names, program.calibration)
     return model
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...backends import registry
-from ...bundle import archive as bundle
+from ...bundle.archive import inspect
 from ...common.atomic_files import written_whole
 from ...common.errors import BundleError, OptionError
 
@@ -42,7 +42,7 @@ def extract(
         BundleError: no bundle, an altered one, or a file that can't be written.
     """
     path, folder = Path(path), Path(output_folder)
-    manifest = bundle.inspect(path)
+    manifest = inspect(path)
     chosen = _chosen(manifest["segments"], segment, backend)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,8 @@ from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.specs import Artifact, blob_from_bytes
 from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
+pytestmark = pytest.mark.slow
+
 AOT_INDUCTOR = registry.backend("aot_inductor")
 CUDA = AOT_INDUCTOR.configured("cuda")
 needs_compiler = pytest.mark.skipif(

@@ -19,7 +19,7 @@ from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 # Not by CUDA.availability(): a machine with a GPU and without headers should not pass in silence.
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.fixture

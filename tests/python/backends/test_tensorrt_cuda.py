@@ -10,7 +10,11 @@ import torch
 import hybrid_rt
 from backends.test_tensorrt import Pyramid, Wide, X, builds
 
-pytestmark = [builds, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")]
+pytestmark = [
+    pytest.mark.gpu,
+    builds,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here"),
+]
 FOR_THIS_GPU = {"tensorrt": {"compute_capabilities": "current"}}
 
 

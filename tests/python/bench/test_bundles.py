@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN
 import hybrid_rt
 from helpers.paths import ROOT
 from hybrid_rt import OptionError
-from hybrid_rt.bench import bundles as comparison
+from hybrid_rt.bench.bundles import _in_turn, compare
 from hybrid_rt.cli.main import main
 
 HELD_OUT = ROOT / "models" / "held_out"
@@ -34,7 +34,7 @@ def test_each_bundle_has_a_row_with_latency_accuracy_and_engines(
     demo_bundle: Path, backbone_in_torchscript: Path, demo_images: list[Tensor]
 ) -> None:
     bundles = {"openvino": demo_bundle, "torchscript": backbone_in_torchscript}
-    rows = comparison.compare(bundles, demo_images[:2], dataset=COCO, repeat=3)
+    rows = compare(bundles, demo_images[:2], dataset=COCO, repeat=3)
     assert [row.name for row in rows] == ["openvino", "torchscript"]
     assert all(row.latency.count == 3 and row.latency.median > 0 for row in rows)
     assert all(row.accuracy is not None and row.accuracy.mAP50 > 0.8 for row in rows)
@@ -49,7 +49,7 @@ def test_every_bundle_sees_each_picture_in_turn() -> None:
     def recorder(name: str) -> Callable[[list[int]], None]:
         return lambda pictures: seen[name].extend(pictures)
 
-    calls = {name: comparison._in_turn(recorder(name), [1, 2, 3]) for name in seen}
+    calls = {name: _in_turn(recorder(name), [1, 2, 3]) for name in seen}
     for _ in range(4):
         for call in calls.values():
             call()
@@ -58,9 +58,9 @@ def test_every_bundle_sees_each_picture_in_turn() -> None:
 
 def test_nothing_to_compare_is_refused(demo_bundle: Path, demo_image: Tensor) -> None:
     with pytest.raises(OptionError, match="bundles: expected at least one, got none"):
-        comparison.compare({}, [demo_image])
+        compare({}, [demo_image])
     with pytest.raises(OptionError, match="pictures: expected at least one, got none"):
-        comparison.compare({"x": demo_bundle}, [])
+        compare({"x": demo_bundle}, [])
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

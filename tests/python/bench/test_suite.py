@@ -26,6 +26,8 @@ from hybrid_rt.common.executables import program
 from hybrid_rt.common.latency import Latency
 from hybrid_rt.verification.boxes import BoxMatch
 
+pytestmark = pytest.mark.slow
+
 
 class Wavering(ListDetector):
     """Its scores differ from call to call."""
@@ -95,6 +97,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         run_all([subject()], cases(["torchscript"]), None, Settings(rounds=1, warm_up=0, threads=1, device="cuda"))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
     chosen = cases(["torchscript"], runtimes=["eager", "torchscript", "torchscript-cpp", "hybrid", "hybrid-cpp"])

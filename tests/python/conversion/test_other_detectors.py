@@ -27,6 +27,8 @@ from helpers.small_detectors import (
 )
 from models import torchvision_detectors
 
+pytestmark = pytest.mark.slow
+
 
 def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Any]) -> None:
     """``found``: tensors, or their flat values."""

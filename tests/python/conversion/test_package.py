@@ -35,6 +35,8 @@ from hybrid_rt.conversion.export import package_contents, shared_libraries
 from hybrid_rt.conversion.export.package import MANIFEST, PROGRAMS, Package, package
 from programs.test_detect_app import assert_same_detections, detect_in_python
 
+pytestmark = pytest.mark.slow
+
 DOCKERFILE = ROOT / "examples" / "docker" / "Dockerfile"
 TORCH = Path(torch.__file__).parent / "lib"
 TORCH_VERSION = torch.__version__.partition("+")[0]

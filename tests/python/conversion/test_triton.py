@@ -26,6 +26,8 @@ from hybrid_rt.conversion.export import triton
 from hybrid_rt.conversion.export.triton import ServingOptions
 from hybrid_rt.torchscript import jit
 
+pytestmark = pytest.mark.slow
+
 TYPES = {"TYPE_UINT8": torch.uint8, "TYPE_FP32": torch.float32, "TYPE_INT64": torch.int64}
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 import hybrid_rt
 from helpers.external_projects import TESTS, build_project, run
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_answers_each_picture_in_order(tmp_path: Path, demo_bundle: Path, demo_images: list[Tensor]) -> None:
     program = build_project(TESTS.parent / "examples" / "embedding", tmp_path / "build") / "embedding"

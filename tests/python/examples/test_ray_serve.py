@@ -25,6 +25,8 @@ from examples.ray_serve import client
 from helpers.paths import ROOT
 from hybrid_rt.common.images import read_picture
 
+pytestmark = [pytest.mark.slow, pytest.mark.service]
+
 PROCESS_FILES = ("cmdline", "environ")
 PICTURES = sorted((ROOT / "models" / "held_out").glob("*.png"))[:4]
 

@@ -14,6 +14,8 @@ import hybrid_rt
 from helpers.external_projects import run_any_detector
 from models import digit_lines, digit_string_reader
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = 400
 
 

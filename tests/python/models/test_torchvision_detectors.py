@@ -15,6 +15,8 @@ from helpers.external_projects import picture_arguments, succeed
 from helpers.same_detections import Detections, assert_same, parse
 from models import torchvision_detectors
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(240, 320), (320, 240), (263, 263)]
 BATCHES = [[0], [0, 1, 2]]
 MIN_SIZE = 160

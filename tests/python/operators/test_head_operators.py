@@ -29,7 +29,7 @@ ONLY_CUDA = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 device_of_operators = "cpu"
 
 
-@pytest.fixture(params=["cpu", "cuda"], autouse=True)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where the operators run. Inputs are made, and results compared with torchvision's, on the CPU."""
     global device_of_operators

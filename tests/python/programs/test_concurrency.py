@@ -16,6 +16,8 @@ import hybrid_rt
 from helpers.small_detectors import Backbone, SmallDetector, small_picture
 from hybrid_rt import OptionError
 
+pytestmark = pytest.mark.slow
+
 WIDE = 9000
 """Columns of a product whose weights are more than the OpenVINO engine keeps for each call."""
 

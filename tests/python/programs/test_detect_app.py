@@ -135,6 +135,7 @@ def test_threads_leave_the_detections_alone(program, demo_bundle, demo_picture):
     assert_same_detections(result["detections"], detect_in_python(demo_bundle, demo_picture))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_finds_what_the_cpu_finds(program, demo_bundle, demo_picture, monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")

@@ -13,6 +13,8 @@ import pytest
 
 from helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 FUZZERS = sorted(path.stem for path in (ROOT / "tests" / "fuzz").glob("fuzz_*.cpp"))
 SECONDS = 10
 

@@ -28,6 +28,8 @@ from helpers.serving import Answer, Server, ServerEnded, serving
 from helpers.small_detectors import ListDetector, small_detector, small_picture
 from hybrid_rt.common.executables import program
 
+pytestmark = [pytest.mark.slow, pytest.mark.service]
+
 SMALL = "128x128"  # a quick warm-up
 
 

@@ -17,6 +17,8 @@ from jsonschema import Draft202012Validator
 from helpers.paths import ROOT
 from helpers.serving import Server, serving
 
+pytestmark = [pytest.mark.slow, pytest.mark.service]
+
 DOCUMENT = ROOT / "cpp" / "apps" / "serve" / "openapi.json"
 TOKEN = "a-token-for-tests"
 

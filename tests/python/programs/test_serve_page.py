@@ -17,6 +17,8 @@ from pycocotools import mask as coco_mask
 from conversion.test_report_page import CONTRASTS
 from helpers.serving import Server, serving
 
+pytestmark = [pytest.mark.slow, pytest.mark.service]
+
 WIDE, NARROW = 1200, 360
 TOKEN = "a-token-for-tests"
 

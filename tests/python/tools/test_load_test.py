@@ -129,6 +129,8 @@ def check_load(load: dict[str, Any]) -> None:
         assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
 
 
+@pytest.mark.slow
+@pytest.mark.service
 def test_a_short_run_has_all_parts(results: dict[str, Any]) -> None:
     assert results["schema_version"] == 1
     assert results["picture"]["height"] == 120
@@ -146,6 +148,8 @@ def test_a_short_run_has_all_parts(results: dict[str, Any]) -> None:
         assert step["offered"] == pytest.approx(step["share"] * results["limits"][1]["throughput"], rel=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.service
 def test_the_overload_says_what_became_of_each_request(results: dict[str, Any]) -> None:
     overload = results["overload"]
     check_load(overload["load"])
@@ -163,6 +167,8 @@ def test_the_overload_says_what_became_of_each_request(results: dict[str, Any]) 
     assert memory["peak"] >= max(sample["mib"] for sample in memory["samples"])
 
 
+@pytest.mark.slow
+@pytest.mark.service
 def test_the_files_are_whole(folder: Path, results: dict[str, Any]) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {"load.json", "load.md", "load.png", "server-1.log", "server-2.log"}
