@@ -1,6 +1,8 @@
 """hybrid_rt: the dense part of a detector as an engine, the rest as TorchScript, both in one `.pt` for C++."""
 
+import warnings as _warnings
 from pathlib import Path as _Path
+from typing import Any as _Any
 
 import torch as _torch
 
@@ -48,7 +50,7 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
 
 from .backends.registry import BackendInfo, backends
 from .bench.bundles import Row, compare
-from .bundle.archive import Segment, SegmentCheck, VariantCheck, check, engines, inspect, load, open_segment
+from .bundle.archive import EngineCheck, OpenedEngine, VariantCheck, check, engines, inspect, load, open_engine
 from .common.latency import Latency, benchmark
 from .conversion.compile_segment import CompiledSegment, compile_segment
 from .conversion.convert import ConversionResult, convert
@@ -64,6 +66,17 @@ from .verification.verify import THRESHOLDS, Thresholds, Verification, verify
 cmake_prefix_path = str(_Path(_native.__file__).parent / "cmake")
 """For ``cmake -Dhybrid_rt_DIR=``: where find_package(hybrid_rt) finds the package config."""
 
+_RENAMED = {"Segment": "OpenedEngine", "SegmentCheck": "EngineCheck", "open_segment": "open_engine"}
+
+
+def __getattr__(name: str) -> _Any:
+    """Finds what version 0.1.0 called otherwise."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module 'hybrid_rt' has no attribute '{name}'")
+    _warnings.warn(f"hybrid_rt.{name} is called {_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]
+
+
 __all__ = [
     "THRESHOLDS",
     "Accuracy",
@@ -77,14 +90,14 @@ __all__ = [
     "ConversionReport",
     "ConversionResult",
     "DatasetComparison",
+    "EngineCheck",
     "GoldenCheck",
     "HybridRTError",
     "InputError",
     "Latency",
+    "OpenedEngine",
     "OptionError",
     "Row",
-    "Segment",
-    "SegmentCheck",
     "SwapReport",
     "Thresholds",
     "VariantCheck",
@@ -102,7 +115,7 @@ __all__ = [
     "extract",
     "inspect",
     "load",
-    "open_segment",
+    "open_engine",
     "remove_variant",
     "swap_backbone",
     "verify",

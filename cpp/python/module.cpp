@@ -68,16 +68,17 @@ py::list list_variants(const std::vector<hybrid_rt::VariantCheck>& checks) {
 }
 
 py::list list_checks(const std::string& path, const LoadOptions& options, const hybrid_rt::Machine& machine) {
-  std::vector<hybrid_rt::SegmentCheck> segments;
+  std::vector<hybrid_rt::EngineCheck> engines;
   {
     const py::gil_scoped_release release;
-    segments = hybrid_rt::check(path, options, machine);
+    engines = hybrid_rt::check(path, options, machine);
   }
   py::list list;
-  for (const auto& segment : segments) {
+  for (const auto& engine : engines) {
     py::dict entry;
-    entry["segment"] = segment.segment;
-    entry["variants"] = list_variants(segment.variants);
+    entry["engine"] = engine.engine;
+    entry["segments"] = engine.segments;
+    entry["variants"] = list_variants(engine.variants);
     list.append(entry);
   }
   return list;
@@ -145,13 +146,13 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "load", [](const std::string& path, const LoadOptions& options) { return hybrid_rt::load(path, options); },
       py::arg("path"), py::arg("options"), py::call_guard<py::gil_scoped_release>());
-  py::class_<hybrid_rt::Segment, std::shared_ptr<hybrid_rt::Segment>>(m, "Segment")
+  py::class_<hybrid_rt::OpenedEngine, std::shared_ptr<hybrid_rt::OpenedEngine>>(m, "OpenedEngine")
       .def(
-          "run", [](hybrid_rt::Segment& self, const std::vector<at::Tensor>& inputs) { return self.run(inputs); },
+          "run", [](hybrid_rt::OpenedEngine& self, const std::vector<at::Tensor>& inputs) { return self.run(inputs); },
           py::arg("inputs"), py::call_guard<py::gil_scoped_release>())
-      .def("description", &hybrid_rt::Segment::description)
-      .def("variants", [](const hybrid_rt::Segment& self) { return list_variants(self.variants()); });
-  m.def("open_segment", &hybrid_rt::open_segment, py::arg("path"), py::arg("name"), py::arg("options"),
+      .def("description", &hybrid_rt::OpenedEngine::description)
+      .def("variants", [](const hybrid_rt::OpenedEngine& self) { return list_variants(self.variants()); });
+  m.def("open_engine", &hybrid_rt::open_engine, py::arg("path"), py::arg("name"), py::arg("options"),
         py::call_guard<py::gil_scoped_release>());
   m.def("read_manifest", &hybrid_rt::read_manifest, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(

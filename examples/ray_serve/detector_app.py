@@ -219,7 +219,9 @@ class Detector:
         self._running_since: float | None = None
         self._batches: Counter[int] = Counter()
         self._detector = self._runner.submit(self._load).result()
-        self._engines = {entry["segment"]: entry["backend"] for entry in hybrid_rt.engines(self._detector)}
+        self._engines = {
+            segment: entry["backend"] for entry in hybrid_rt.engines(self._detector) for segment in entry["segments"]
+        }
         # A queue for each size: pictures of other sizes in a batch would be padded, and boxes depend on the company.
         # Only for the sizes that are known, as anyone may send any size.
         batched = serve.batch(max_batch_size=options.max_batch, batch_wait_timeout_s=options.batch_wait_ms / 1000)

@@ -29,7 +29,7 @@ class Row:
         latency: of one picture, in milliseconds.
         accuracy: on the data set, if one was given.
         size: of the file, in bytes.
-        engines: {segment: what runs it}.
+        engines: {engine: what runs it}.
     """
 
     name: str
@@ -86,7 +86,7 @@ def compare(
             latencies[name],
             accuracy,
             Path(bundles[name]).stat().st_size,
-            {choice["segment"]: choice["description"] for choice in archive.engines(module)},
+            {choice["engine"]: choice["description"] for choice in archive.engines(module)},
         )
         for (name, module), accuracy in zip(modules.items(), found, strict=True)
     ]

@@ -64,7 +64,7 @@ def _prepare(job: dict[str, Any]) -> dict[str, Any]:
             golden=False,
             measure=False,
         ).report
-        segments = [name for segment in report.segments for name in segment.name.split("+")]
+        segments = [name for engine in report.engines for name in engine.members]
     return {"seconds": time.perf_counter() - start, "segments": segments}
 
 

@@ -93,7 +93,7 @@ class Result:
         load_ms: until the detector can be called, imports not included.
         latency: of a call on one picture, in milliseconds.
         peak_bytes: of the process's resident memory, interpreter and libraries included.
-        engines: {segment: what runs it}, of a hybrid.
+        engines: {engine: what runs it}, of a hybrid.
         boxes: a comparison with eager's boxes a picture.
         differences: what of them differs by more than verification allows in this precision.
         not_compared: why the boxes could not be compared.

@@ -105,7 +105,7 @@ def markdown(machine: Machine, results: Sequence[Result], *, rounds: int, note: 
         if engines:
             lines += ["", "Engines:", ""]
             lines += [
-                f"- {name}: " + "; ".join(f"{segment}: {text}" for segment, text in engine.items())
+                f"- {name}: " + "; ".join(f"{key}: {text}" for key, text in engine.items())
                 for name, engine in engines.items()
             ]
     return "\n".join(lines) + "\n"

@@ -51,7 +51,7 @@ def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
     _wait_for(device)
     loaded = {"load_ms": (time.perf_counter() - start) * 1e3, "engines": {}}
     if job["runtime"] == "hybrid":
-        loaded["engines"] = {choice["segment"]: choice["description"] for choice in archive.engines(detector)}
+        loaded["engines"] = {choice["engine"]: choice["description"] for choice in archive.engines(detector)}
     pictures = [picture.to(device) for picture in jit.open_archive(Path(job["pictures"])).pictures]
     _wait_for(device)
     gc.collect()

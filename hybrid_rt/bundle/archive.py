@@ -7,9 +7,9 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ import torch
 from .. import _native
 from ..backends import registry
 from ..common.atomic_files import written_whole
-from ..common.errors import BundleError
 from ..torchscript import jit
-
-FORMAT_VERSION = 1
+from .manifest import FORMAT_VERSION, Manifest, Record
 
 _PREFIX = "extra/hybrid_rt"
 GOLDEN_RECORD = f"{_PREFIX}/golden.bin"
@@ -30,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class VariantCheck:
-    """One variant of a segment; ``refusal`` is why it can't run here, empty if it can."""
+    """One variant of an engine; ``refusal`` is why it can't run here, empty if it can."""
 
     backend: str
     precision: str
@@ -39,10 +37,17 @@ class VariantCheck:
 
 
 @dataclass(frozen=True)
-class SegmentCheck:
-    """The variants of a segment in the file's order."""
+class EngineCheck:
+    """The variants of an engine in the file's order.
 
-    segment: str
+    Attributes:
+        engine: its name, for people: "backbone+rpn.head".
+        segments: the dotted paths of the submodules that it stands for.
+        variants: see :class:`VariantCheck`.
+    """
+
+    engine: str
+    segments: tuple[str, ...]
     variants: tuple[VariantCheck, ...]
 
     @property
@@ -54,7 +59,7 @@ class SegmentCheck:
 def save(
     module: torch.jit.ScriptModule,
     path: str | os.PathLike[str],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     golden: bytes | None = None,
 ) -> None:
     """Writes a bundle. The file appears whole or not at all; an old one stays until then.
@@ -64,9 +69,8 @@ def save(
     Args:
         module: the frozen hybrid.
         path: where to.
-        manifest: what is known of it; ``segments`` are required, see ``packing.Packed``. Format version and the
-            digest of each record are added.
-        golden: the bytes of the golden sample that ``manifest["golden"]`` describes.
+        manifest: what is known of it. The digest of each record is added.
+        golden: the bytes of the golden sample that ``manifest.golden`` describes.
 
     Raises:
         BundleError: it can't be written.
@@ -78,28 +82,27 @@ def save(
         _append_manifest(temporary, manifest, *records.result(), golden)
 
 
-def _records(archive: bytes, manifest: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The archive's root folder, and of each record its digest and size."""
-    blobs = {entry["sha256"] for segment in manifest["segments"] for entry in segment["table"]}
+def _records(archive: bytes, manifest: Manifest) -> tuple[str, dict[str, Record]]:
+    """The archive's root folder, and each record's digest and size."""
+    blobs = {entry.sha256 for engine in manifest.engines for entry in engine.table}
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         root = opened.namelist()[0].split("/", 1)[0]
         records = {}
         for name in opened.namelist():
             digest = _sha256_of_record(opened, name)
-            entry: dict[str, Any] = {"sha256": digest, "size": opened.getinfo(name).file_size}
-            if digest in blobs:
-                entry["is_blob"] = True
-            records[name.split("/", 1)[1]] = entry
+            size = opened.getinfo(name).file_size
+            records[name.split("/", 1)[1]] = Record(digest, size, is_blob=digest in blobs)
     return root, records
 
 
 def _append_manifest(
-    path: Path, manifest: Mapping[str, Any], root: str, records: dict[str, dict[str, Any]], golden: bytes | None
+    path: Path, manifest: Manifest, root: str, records: dict[str, Record], golden: bytes | None
 ) -> None:
     if golden is not None:
         digest = hashlib.sha256(golden).hexdigest()
-        records[GOLDEN_RECORD] = {"sha256": digest, "size": len(golden), "is_golden": True}
-    text = json.dumps({"format_version": FORMAT_VERSION, **manifest, "records": records}, indent=1)
+        records[GOLDEN_RECORD] = Record(digest, len(golden), is_golden=True)
+    written = replace(manifest, format_version=FORMAT_VERSION, records=records)
+    text = json.dumps(written.to_json(), indent=1)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
         if golden is not None:  # the one record that nothing maps into memory, and that is mostly zeros if it has masks
             archive.writestr(f"{root}/{GOLDEN_RECORD}", golden, zipfile.ZIP_DEFLATED)
@@ -153,7 +156,7 @@ def load(
 
     Raises:
         BundleError: no bundle, altered, truncated, of a newer format.
-        BackendError: no variant of a segment can run here, or with ``strict`` not the first; the text lists each with
+        BackendError: no variant of an engine can run here, or with ``strict`` not the first; the text lists each with
             its reason.
         OptionError: a device that is not here, a size that the detector does not take.
     """
@@ -184,7 +187,7 @@ def _options(
     )
 
 
-def open_segment(
+def open_engine(
     path: str | os.PathLike[str],
     name: str,
     device: str | torch.device = "cpu",
@@ -192,12 +195,12 @@ def open_segment(
     backend: str | Sequence[str] = "",
     threads: int = 0,
     strict: bool = False,
-) -> Segment:
-    """Opens one segment's engine without TorchScript: for a program that has its own head.
+) -> OpenedEngine:
+    """Opens one engine without TorchScript: for a program that has its own head.
 
     Args:
         path: the `.pt`.
-        name: the segment's, as :func:`inspect` shows it.
+        name: the engine's, or that of a segment in it.
         device: see :func:`load`, as the other arguments.
         backend: see there.
         threads: see there.
@@ -205,24 +208,24 @@ def open_segment(
 
     Raises:
         BundleError, BackendError: see there.
-        OptionError: no such segment.
+        OptionError: no such engine.
     """
     registry.load_plugins()
-    return Segment(_native.open_segment(os.fspath(path), name, _options(device, backend, threads, strict)))
+    return OpenedEngine(_native.open_engine(os.fspath(path), name, _options(device, backend, threads, strict)))
 
 
-class Segment:
-    """A segment's engine: flat tensors in, flat tensors out, in the order of the manifest's inputs and outputs."""
+class OpenedEngine:
+    """An engine: flat tensors in, flat tensors out, in the order of the manifest's inputs and outputs."""
 
     def __init__(self, native: Any) -> None:
-        """See :func:`open_segment`."""
+        """See :func:`open_engine`."""
         self._native = native
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Runs it.
 
         Raises:
-            InputError: an input that breaks the segment's contract.
+            InputError: an input that breaks the engine's contract.
         """
         outputs: list[torch.Tensor] = self._native.run(list(inputs))
         return outputs
@@ -242,21 +245,22 @@ class Segment:
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a bundle, without unpickling anything or opening an engine: see docs/format.md.
 
+    That of a file of format version 1 is in the form of version 2.
+
     Raises:
         BundleError: no bundle, or an altered one.
     """
-    text = _native.read_manifest(os.fspath(path))
-    try:
-        manifest: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise BundleError.make(
-            "bundle",
-            f"{os.fspath(path)}, manifest",
-            expected="JSON",
-            got=str(error),
-            remedy="Convert the detector again.",
-        ) from error
+    manifest: dict[str, Any] = json.loads(_native.read_manifest(os.fspath(path)))
     return manifest
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """What :func:`inspect` returns, typed.
+
+    Raises:
+        BundleError: no bundle, or an altered one.
+    """
+    return Manifest.from_json(inspect(path))
 
 
 def check(
@@ -268,7 +272,7 @@ def check(
     cpu: Sequence[str] | None = None,
     memory: int | None = None,
     capability: str | None = None,
-) -> list[SegmentCheck]:
+) -> list[EngineCheck]:
     """Reads the whole file, compares every record with its digest, and says which variant would run here.
 
     No engine is loaded.
@@ -288,7 +292,11 @@ def check(
     registry.load_plugins()
     _native.verify_records(os.fspath(path))
     return [
-        SegmentCheck(entry["segment"], tuple(VariantCheck(**variant) for variant in entry["variants"]))
+        EngineCheck(
+            entry["engine"],
+            tuple(entry["segments"]),
+            tuple(VariantCheck(**variant) for variant in entry["variants"]),
+        )
         for entry in _native.check(
             os.fspath(path),
             _options(device, backend, strict=strict),
@@ -300,5 +308,10 @@ def check(
 
 
 def engines(module: torch.jit.ScriptModule) -> list[dict[str, Any]]:
-    """For each segment of a loaded bundle: which variant runs (backend, precision, description) and why not others."""
+    """Tells how each engine of a loaded bundle is run.
+
+    Returns:
+        For each engine its name ("engine"), the dotted paths of the submodules that it stands for ("segments"), which
+        variant runs ("backend", "precision", "description"), and why not the others ("variants").
+    """
     return [json.loads(choice) for choice in _native.choices(module._c)]

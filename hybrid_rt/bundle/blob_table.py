@@ -1,4 +1,4 @@
-"""The bytes of a segment's variants as one table, in which weights that several variants have stand once.
+"""The bytes of an engine's variants as one table, in which weights that several variants have stand once.
 
 A blob is a list of pieces ``[index, offset, size]`` of the table's entries; most are one whole entry. The C++ half that
 puts them together again is cpp/src/bundle/blob_table.cpp.
@@ -7,19 +7,17 @@ puts them together again is cpp/src/bundle/blob_table.cpp.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from ..common.specs import Artifact
+from ..common.specs import Artifact, ArtifactSpec
+from .manifest import Blob, Engine, Member, Piece, Swapped, TableEntry, Variant
 
 LEAST_SHARED = 4096
 """Bytes of a weight below which it is not looked for in other variants."""
-
-Piece = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -27,24 +25,24 @@ class Packed:
     """Variants, best first, and the table that their blobs point into.
 
     Attributes:
-        variants: specs as JSON values, each with its "blobs": name, size, SHA-256, pieces.
+        variants: specs, each with its blobs.
         table: uint8 tensors of one dimension.
-        entries: "size" and "sha256" of each of them.
+        entries: what the manifest says of each of them.
     """
 
-    variants: list[dict[str, Any]]
+    variants: list[Variant]
     table: list[Tensor]
-    entries: list[dict[str, Any]]
+    entries: list[TableEntry]
 
-    def segment(self, name: str, **more: Any) -> dict[str, Any]:
-        """What the manifest says of a segment."""
-        return {"name": name, **more, "variants": self.variants, "table": self.entries}
+    def engine(self, members: Sequence[Member], swapped: Swapped | None = None) -> Engine:
+        """What the manifest says of the engine of these segments."""
+        return Engine(tuple(members), tuple(self.variants), tuple(self.entries), swapped)
 
 
 class _Table:
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
-        self.entries: list[dict[str, Any]] = []
+        self.entries: list[TableEntry] = []
         self.blobs: dict[str, list[Piece]] = {}  # by digest
         self.weights: dict[bytes, Piece] = {}
 
@@ -87,7 +85,7 @@ class _Table:
             rest = torch.cat(own) if shared else blob
             self.tensors.append(rest)
             sha256 = hashlib.sha256(rest.numpy().data).hexdigest() if shared else digest
-            self.entries.append({"size": rest.numel(), "sha256": sha256})
+            self.entries.append(TableEntry(rest.numel(), sha256))
         return _joined(pieces) if shared else [(index, 0, blob.numel())]
 
 
@@ -103,38 +101,21 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def pack(artifacts: Sequence[Artifact]) -> Packed:
-    """The variants of a segment, best first, for an engine and for the manifest."""
+    """The variants of an engine, best first, for the engine itself and for the manifest."""
     table = _Table()
-    variants = [
-        {
-            **asdict(artifact.spec),
-            "blobs": [
-                {
-                    "name": name,
-                    "size": blob.numel(),
-                    "sha256": artifact.digests[name],
-                    "pieces": table.pieces(blob, artifact.digests[name], artifact.weights.get(name, ())),
-                }
-                for name, blob in artifact.blobs.items()
-            ],
-        }
-        for artifact in artifacts
-    ]
+    variants = []
+    for artifact in artifacts:
+        blobs = []
+        for name, blob in artifact.blobs.items():
+            digest = artifact.digests[name]
+            pieces = table.pieces(blob, digest, artifact.weights.get(name, ()))
+            blobs.append(Blob(name, blob.numel(), digest, tuple(pieces)))
+        spec = {each.name: getattr(artifact.spec, each.name) for each in fields(ArtifactSpec)}
+        variants.append(Variant(**spec, blobs=tuple(blobs)))
     return Packed(variants, table.tensors, table.entries)
 
 
-def unpack(blob: Mapping[str, Any], table: Sequence[Tensor]) -> Tensor:
+def unpack(blob: Blob, table: Sequence[Tensor]) -> Tensor:
     """A blob, put together."""
-    pieces = [table[index][offset : offset + size] for index, offset, size in blob["pieces"]]
+    pieces = [table[index][offset : offset + size] for index, offset, size in blob.pieces]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def own_sizes(segment: Mapping[str, Any]) -> list[int]:
-    """Of a segment of the manifest: the bytes that each variant adds to those before it."""
-    seen: set[int] = set()
-    sizes = []
-    for variant in segment["variants"]:
-        used = {index for blob in variant["blobs"] for index, _, _ in blob["pieces"]}
-        sizes.append(sum(segment["table"][index]["size"] for index in used - seen))
-        seen |= used
-    return sizes

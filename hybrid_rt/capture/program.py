@@ -78,6 +78,11 @@ class Program:
     calibration: tuple[tuple[Tensor, ...], ...] = ()
 
     @property
+    def segments(self) -> tuple[str, ...]:
+        """The dotted paths of its members."""
+        return tuple(member.name for member in self.members)
+
+    @property
     def examples(self) -> tuple[Tensor, ...]:
         """Inputs, on the CPU, for a compiler that runs the segment once."""
         return self.calls[0].inputs

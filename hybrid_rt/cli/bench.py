@@ -125,6 +125,6 @@ def _print(rows: Sequence[Row]) -> None:
             f"{accuracy.mAP:.4f}" if accuracy else "-",
             f"{accuracy.mAP50:.4f}" if accuracy else "-",
             f"{row.size / 1e6:.1f}",
-            "\n".join(f"{segment}: {engine}" for segment, engine in row.engines.items()),
+            "\n".join(f"{engine}: {text}" for engine, text in row.engines.items()),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from ..backends.selection import DEVICES
 from ..bundle import archive
-from ..bundle.blob_table import own_sizes
+from ..bundle.manifest import Engine, Manifest
 from ..capture.segment_contract import stride_of
 from ..common.errors import OptionError
-from ..common.specs import PRECISIONS, TensorSpec
+from ..common.specs import PRECISIONS
 from ..conversion.edit.swap import swap_backbone
 from ..conversion.edit.variants import add_variant, remove_variant
 from ..conversion.export.extract import extract
@@ -75,7 +75,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--json", action="store_true", help="the whole manifest")
     verb.set_defaults(run=_inspect)
 
-    verb = verbs.add_parser("check", help="is the file whole, and which variant of each segment would run here")
+    verb = verbs.add_parser("check", help="is the file whole, and which variant of each engine would run here")
     verb.add_argument("model", type=Path)
     verb.add_argument("--device", default="cpu", help="default: cpu")
     verb.add_argument("--backend", default="", help="only these, best first, e.g. openvino:bf16,torchscript")
@@ -124,30 +124,30 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    manifest = archive.inspect(options.model)
     if options.json:
-        print(json.dumps(manifest, indent=1))
+        print(json.dumps(archive.inspect(options.model), indent=1))
         return 0
+    manifest = archive.read_manifest(options.model)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for line in _facts(manifest, options.model):
         console.print(Text(line), soft_wrap=True)
-    for segment in manifest["segments"]:
+    for engine in manifest.engines:
         console.print()
-        for line in _about(segment):
+        for line in _about(engine):
             console.print(Text(line), soft_wrap=True)
-        console.print(_variants(segment))
-        console.print(_tensors(segment))
+        console.print(_variants(engine))
+        console.print(_tensors(engine))
     return 0
 
 
-def _facts(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
+def _facts(manifest: Manifest, path: Path) -> Iterator[str]:
     """What is known of the whole file. Fields that an older file lacks are left out."""
-    detector = manifest.get("detector", {}).get("class", "a detector of unknown class")
-    yield f"{path}: {detector}, format {manifest['format_version']}, {path.stat().st_size / 1e6:.1f} MB"
-    yield f"made with {_listed(manifest.get('versions', {}))}"
-    yield f"head operators: {', '.join(manifest.get('head', {}).get('operators', [])) or 'none'}"
-    yield from _verified(manifest.get("verification"))
-    yield f"golden sample: {describe(manifest.get('golden'))}"
+    detector = manifest.detector.class_name if manifest.detector else "a detector of unknown class"
+    yield f"{path}: {detector}, format {manifest.format_version}, {path.stat().st_size / 1e6:.1f} MB"
+    yield f"made with {_listed(manifest.versions)}"
+    yield f"head operators: {', '.join(manifest.head.operators if manifest.head else ()) or 'none'}"
+    yield from _verified(manifest.verification)
+    yield f"golden sample: {describe(manifest.golden.to_json() if manifest.golden else None)}"
 
 
 def _verified(verification: Mapping[str, Any] | None) -> Iterator[str]:
@@ -165,13 +165,13 @@ def _verified(verification: Mapping[str, Any] | None) -> Iterator[str]:
             text += ", box drift {:.2f} pixels, score drift {:.2g}".format(*drifts)
     if pictures or tensors:
         yield text
-    for segment in dict.fromkeys(error["segment"] for error in tensors):
+    for engine in dict.fromkeys(error["engine"] for error in tensors):
         worst = max(
-            (error for error in tensors if error["segment"] == segment),
+            (error for error in tensors if error["engine"] == engine),
             key=lambda error: float(error["relative_error"]),
         )
         where = f"{worst['output']} on {worst['backend']}" if worst["backend"] else worst["output"]
-        yield f"  {segment}: greatest relative error {worst['relative_error']:.2g} in {where}"
+        yield f"  {engine}: greatest relative error {worst['relative_error']:.2g} in {where}"
     if (dataset := verification.get("dataset")) is not None:
         both = [(name, dataset["hybrid"][name], dataset["detector"][name]) for name in ("mAP", "mAP50")]
         text = ", ".join(f"{name} {hybrid:.4f} (detector {detector:.4f})" for name, hybrid, detector in both)
@@ -180,33 +180,32 @@ def _verified(verification: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"  not compared: {reason}"
 
 
-def _about(segment: Mapping[str, Any]) -> Iterator[str]:
-    yield f"segment {segment['name']}"
-    members = [member["name"] for member in segment.get("members", [])]
-    if len(members) > 1:
-        yield f"  one engine for {' and '.join(members)}"
-    if swapped := segment.get("swapped"):
-        yield f"  {swapped['segment']} was swapped: {swapped['class']}"
+def _about(engine: Engine) -> Iterator[str]:
+    yield f"engine {engine.name}"
+    if len(engine.members) > 1:
+        yield f"  one engine for {' and '.join(engine.segments)}"
+    if engine.swapped is not None:
+        yield f"  {engine.swapped.segment} was swapped: {engine.swapped.class_name}"
 
 
-def _variants(segment: Mapping[str, Any]) -> Table:
+def _variants(engine: Engine) -> Table:
     table = Table()
-    for heading in ("engine", "precision", "device", "MB", "MB added", "made with", "requires"):
+    for heading in ("backend", "precision", "device", "MB", "MB added", "made with", "requires"):
         table.add_column(heading, justify="right" if heading.startswith("MB") else "left")
-    for variant, own in zip(segment["variants"], own_sizes(segment), strict=True):
-        size = sum(blob["size"] for blob in variant["blobs"]) / 1e6
-        cells = [variant["backend"], variant["precision"], variant["device"], f"{size:.1f}", f"{own / 1e6:.1f}"]
-        cells += [_listed(variant["versions"], "\n"), _listed(variant["requirements"], "\n") or "-"]
+    for variant, added in zip(engine.variants, engine.added_sizes, strict=True):
+        sizes = f"{variant.size / 1e6:.1f}", f"{added / 1e6:.1f}"
+        cells = [variant.backend, variant.precision, variant.device, *sizes]
+        cells += [_listed(variant.versions, "\n"), _listed(variant.requirements, "\n") or "-"]
         table.add_row(*map(Text, cells))
     return table
 
 
-def _tensors(segment: Mapping[str, Any]) -> Table:
+def _tensors(engine: Engine) -> Table:
     """Inputs and outputs, which all variants share."""
     table = Table()
     for heading in ("", "name", "sizes", "type", "stride"):
         table.add_column(heading)
-    inputs, outputs = (list(map(TensorSpec.from_json, segment["variants"][0][side])) for side in ("inputs", "outputs"))
+    inputs, outputs = engine.variants[0].inputs, engine.variants[0].outputs
     for spec in inputs:
         table.add_row("input", *map(Text, (spec.name, spec.sizes, spec.dtype, "")))
     for spec in outputs:
@@ -230,14 +229,14 @@ def _check(options: argparse.Namespace) -> int:
         capability=options.capability,
     )
     if options.json:
-        print(json.dumps([asdict(segment) for segment in checks], indent=1))
+        print(json.dumps([asdict(engine) for engine in checks], indent=1))
     else:
         print(f"{options.model}: whole, every record matches its digest")
-        for segment in checks:
-            for variant in segment.variants:
+        for engine in checks:
+            for variant in engine.variants:
                 verdict = "runs" if variant.chosen else (variant.refusal or "could run, comes later in the file")
-                print(f"  {segment.segment}: {variant.backend} ({variant.precision}): {verdict}")
-    return 0 if all(segment.chosen for segment in checks) else _NOTHING_RUNS
+                print(f"  {engine.engine}: {variant.backend} ({variant.precision}): {verdict}")
+    return 0 if all(engine.chosen for engine in checks) else _NOTHING_RUNS
 
 
 def _swap(options: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _verdict(model: Path, check: GoldenCheck) -> str:
     lines = [f"{model}: " + ("finds what its detector found" if check.passed else "DIFFERS from its detector")]
-    lines += [f"  {engine['segment']}: {engine['description']}" for engine in check.engines]
+    lines += [f"  {engine['engine']}: {engine['description']}" for engine in check.engines]
     for match in check.verification.pictures:
         text = (
             f"  {match.where}: {match.matched} of {match.expected} boxes found again among {match.found}, worst IoU "

@@ -26,7 +26,7 @@ class BackendError(HybridRTError):
 
 
 class InputError(HybridRTError):
-    """A tensor that breaks a segment's contract (count, dtype, rank, bounds, device)."""
+    """A tensor that breaks an engine's contract (count, dtype, rank, bounds, device)."""
 
 
 class OptionError(HybridRTError):

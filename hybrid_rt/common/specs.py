@@ -96,6 +96,11 @@ class Artifact:
         return {name: hashlib.sha256(blob.numpy().data).hexdigest() for name, blob in self.blobs.items()}
 
 
+def engine_name(segments: Sequence[str]) -> str:
+    """An engine's name, for people, by the dotted paths of its segments: ``"backbone+rpn.head"``."""
+    return "+".join(segments)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.float32`` -> ``"float32"``."""
     return str(dtype).removeprefix("torch.")

@@ -45,7 +45,7 @@ class CompiledSegment(EngineModule):
     def extra_repr(self) -> str:
         """The segment and what runs it."""
         choice = self.running()
-        return f"{choice['segment']} on {choice['description'] or 'an engine that is not prepared yet'}"
+        return f"{choice['engine']} on {choice['description'] or 'an engine that is not prepared yet'}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledSegment:
         """``.to()`` and its like: to a device where a variant runs; never to another type."""
@@ -53,7 +53,7 @@ class CompiledSegment(EngineModule):
         if after.dtype != torch.float32:
             raise OptionError.make(
                 _SCOPE,
-                f"segment '{self.engine.segment()}'",
+                f"engine '{self.running()['engine']}'",
                 expected="to keep its types: what it computes in was chosen when it was compiled",
                 got=f"a conversion to {after.dtype}",
                 remedy="Convert the other modules one by one, or compile with precision=.",

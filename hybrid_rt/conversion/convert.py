@@ -176,7 +176,7 @@ def convert(
     result = ConversionReport(
         detector=type(detector).__name__,
         path=str(wanted.output.path),
-        segments=[EngineReport.of(build, profile.shares) for build in builds],
+        engines=[EngineReport.of(build, profile.shares) for build in builds],
         head_operators=hybrid.operators,
         verification=checks.verification,
         precision=checks.precision,

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from ..bundle import archive
+from ..bundle.manifest import Detector, Golden, Head, Manifest, Member
+from ..bundle.manifest import Engine as StoredEngine
 from ..capture.profile import Profile
 from ..common.progress import Steps
 from ..common.version import __version__
 from ..verification import golden
+from .assemble.builds import EngineBuild
 from .assemble.hybrid import Hybrid
 from .checks import Checks
 from .options import OutputOptions
@@ -59,7 +62,8 @@ def save_hybrid(
     """
     with steps.step("save"):
         description, record = golden.pack(checks.golden if output.golden else None)
-        archive.save(hybrid.module, output.path, _manifest(hybrid, profile, checks, description), record)
+        manifest = _manifest(hybrid, profile, checks, Golden.from_json(description))
+        archive.save(hybrid.module, output.path, manifest, record)
     measurement, reason = None, "not asked for"
     if output.measure:
         with steps.step("measure"):
@@ -70,22 +74,19 @@ def save_hybrid(
     return Saved(golden.describe(description), output.path.stat().st_size, measurement, reason)
 
 
-def _manifest(hybrid: Hybrid, profile: Profile, checks: Checks, golden_description: dict[str, Any]) -> dict[str, Any]:
+def _manifest(hybrid: Hybrid, profile: Profile, checks: Checks, golden_sample: Golden) -> Manifest:
     detector = type(profile.detector)
-    return {
-        "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
-        "detector": {"class": f"{detector.__module__}.{detector.__qualname__}"},
-        "segments": [
-            build.packed.segment(
-                build.name,
-                members=[
-                    {"name": member.name, "first": member.first, "count": member.output.count}
-                    for member in build.program.members
-                ],
-            )
-            for build in hybrid.builds
-        ],
-        "head": {"operators": hybrid.operators},
-        "verification": checks.verification.to_json() if checks.verification else None,
-        "golden": golden_description,
-    }
+    return Manifest(
+        engines=tuple(_stored(build) for build in hybrid.builds),
+        versions={"hybrid_rt": __version__, "torch": torch.__version__},
+        detector=Detector(f"{detector.__module__}.{detector.__qualname__}"),
+        head=Head(tuple(hybrid.operators)),
+        verification=checks.verification.to_json() if checks.verification else None,
+        golden=golden_sample,
+    )
+
+
+def _stored(build: EngineBuild) -> StoredEngine:
+    return build.packed.engine(
+        [Member(member.name, member.first, member.output.count) for member in build.program.members]
+    )

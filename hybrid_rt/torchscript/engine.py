@@ -17,8 +17,8 @@ class Engine(Protocol):
     def prepare(self, backend: str, device: torch.device, threads: int, emulate_precision: bool) -> None:
         """Chooses a variant and loads it."""
 
-    def segment(self) -> str:
-        """Returns the engine's name."""
+    def segments(self) -> list[str]:
+        """Returns the dotted paths of the submodules that it stands for."""
 
     def fields(self) -> dict[str, str]:
         """Returns the saved state but the blobs."""

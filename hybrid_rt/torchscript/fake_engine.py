@@ -10,17 +10,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..common.errors import InputError
-from ..common.specs import UNBOUNDED
+from ..common.specs import UNBOUNDED, engine_name
 
 
 @torch._library.register_fake_class("hybrid_rt::Engine")
 class FakeEngine:
-    """Stands for an Engine while a graph is recorded: its segment and the contract of its outputs."""
+    """Stands for an Engine while a graph is recorded: its segments and the contract of its outputs."""
 
-    def __init__(self, name: str, specs: str) -> None:
-        """``specs``: the JSON array of artifact specs. Torch wants both under the names of ``__obj_flatten__``."""
-        self.name = name
+    def __init__(self, members: str, specs: str) -> None:
+        """Takes JSON arrays: of the segments' dotted paths and of artifact specs.
+
+        Torch wants both under the names of ``__obj_flatten__``.
+        """
+        self.members = members
         self.specs = specs
+        self.name = engine_name(json.loads(members))
         self.outputs = json.loads(specs)[0]["outputs"]
 
     @classmethod
@@ -32,14 +36,15 @@ class FakeEngine:
         """As the op."""
         return _outputs(self, inputs)
 
-    def segment(self) -> str:
-        """The segment's dotted path."""
-        return self.name
+    def segments(self) -> list[str]:
+        """The segments' dotted paths."""
+        segments: list[str] = json.loads(self.members)
+        return segments
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise InputError.make(
             "engine",
-            f"segment '{self.name}'",
+            f"engine '{self.name}'",
             expected="only run() while torch.export or torch.compile records",
             got="another method",
             remedy="Prepare and ask the engine outside of the recorded code.",
@@ -66,7 +71,7 @@ def _new_size(engine: FakeEngine, spec: dict[str, Any], low: int, high: int, exa
     if example.device.type == "meta" and not isinstance(example, FakeTensor):
         raise InputError.make(
             "engine",
-            f"segment '{engine.name}', output '{spec['name']}'",
+            f"engine '{engine.name}', output '{spec['name']}'",
             expected="a fixed shape for meta tensors",
             got=f"sizes from {spec['min']} to {spec['max']}",
             remedy="Use torch.export or FakeTensorMode, which have symbols for sizes.",

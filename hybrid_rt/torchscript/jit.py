@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import _native
 from ..common.errors import CaptureError
+from ..common.specs import engine_name
 from .engine import Engine
 from .generated_module import generated_class
 
@@ -179,7 +180,7 @@ def connect(module: torch.jit.ScriptModule) -> None:
         for node in block.nodes():
             if node.kind() == "hybrid_rt::run_engine":
                 engine = next(node.inputs()).toIValue()
-                engines[engine.segment()] = node.output()
+                engines[engine_name(engine.segments())] = node.output()
             elif node.kind() == "hybrid_rt::handed_on":
                 segment = list(node.inputs())[2].toIValue()
                 if segment not in engines:
@@ -209,15 +210,15 @@ def open_archive(source: Path | io.BytesIO) -> torch.jit.ScriptModule:
 
 
 def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
-    """The engines of a frozen hybrid, by the names of their segments."""
+    """The engines of a frozen hybrid, by their names."""
     engines: dict[str, Any] = {}
     for node in _runs(module.graph):
         engine = next(node.inputs()).toIValue()
-        engines[engine.segment()] = engine
+        engines[engine_name(engine.segments())] = engine
     return engines
 
 
-def reopened(module: torch.jit.ScriptModule, hollow: Callable[[str], Any]) -> torch.jit.ScriptModule:
+def reopened(module: torch.jit.ScriptModule, hollow: Callable[[Sequence[str]], Any]) -> torch.jit.ScriptModule:
     """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
 
     What freeze returns ends the process when an engine refuses an input: its graph points to functions that are gone,
@@ -225,11 +226,11 @@ def reopened(module: torch.jit.ScriptModule, hollow: Callable[[str], Any]) -> to
 
     Args:
         module: the hybrid; it is used up.
-        hollow: makes an engine without bytes for a segment.
+        hollow: makes an engine without bytes for segments.
     """
     engines = engines_of(module)
-    for name in engines:
-        replace_engine(module, hollow(name))
+    for engine in engines.values():
+        replace_engine(module, hollow(engine.segments()))
     opened = open_archive(io.BytesIO(to_bytes(module)))
     for engine in engines.values():
         replace_engine(opened, engine)
@@ -251,7 +252,7 @@ def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
     graph.setInsertPoint(next(graph.nodes()))
     constant = graph.insertConstant(engine)
     for node in _runs(graph):
-        if next(node.inputs()).toIValue().segment() == engine.segment():
+        if next(node.inputs()).toIValue().segments() == engine.segments():
             node.replaceInput(0, constant)
     torch._C._jit_pass_dce(graph)
 

@@ -53,7 +53,7 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """What :func:`verify_golden` found: the comparison, and which variant of each segment ran."""
+    """What :func:`verify_golden` found: the comparison, and which variant of each engine ran."""
 
     verification: Verification
     engines: list[dict[str, Any]]
@@ -70,7 +70,7 @@ class GoldenCheck:
         return {
             "passed": self.passed,
             "precision": self.verification.precision,
-            "engines": {engine["segment"]: engine["description"] for engine in self.engines},
+            "engines": {engine["engine"]: engine["description"] for engine in self.engines},
             "pictures": [asdict(match) for match in self.verification.pictures],
             "tensors": [
                 {"output": error.output, "relative_error": error.relative_error, "cosine": error.cosine}
@@ -289,7 +289,7 @@ def verify_golden(
 
     Raises:
         BundleError: no bundle, an altered one, or one without a golden sample.
-        BackendError: no variant of a segment can run here.
+        BackendError: no variant of an engine can run here.
         OptionError: a device that does not exist.
     """
     golden = read(path)

@@ -16,7 +16,7 @@ class Thresholds:
         iou: least intersection over union of two boxes that are the same.
         score: greatest difference of their scores.
         recall: least share of boxes that have a partner, both ways, and of the partners' masks that agree.
-        relative_error: greatest |difference| of a segment's output, relative to the output's greatest |value|.
+        relative_error: greatest |difference| of an engine's output, relative to the output's greatest |value|.
         mask_iou: least intersection over union of two partners' masks, each cut at 0.5. Masks of which no more than
             two pixels differ agree in any case: at the edge of a small mask, rounding decides on them.
         keypoint_distance: greatest distance of two partners' keypoints, relative to the square root of the box's

@@ -1,4 +1,4 @@
-"""Does the hybrid find what the detector finds: each segment's outputs, then the boxes, then a data set's mAP."""
+"""Does the hybrid find what the detector finds: each engine's outputs, then the boxes, then a data set's mAP."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one output of a segment is from the detector's, on the variant of ``backend``."""
+    """How far one output of an engine is from the detector's, on the variant of ``backend``."""
 
-    segment: str
+    engine: str
     output: str
     relative_error: float
     cosine: float
@@ -86,9 +86,9 @@ class Verification:
             self._severities[text] = (kind, max(severity, known[1]) if known else severity)
 
     def worst(self) -> list[str]:
-        """The worst output of a segment, and the worst picture, of those that failed."""
+        """The worst output of an engine, and the worst picture, of those that failed."""
         found = []
-        for wanted in ("segment", "picture"):
+        for wanted in ("engine", "picture"):
             texts = [text for text, (kind, _) in self._severities.items() if kind == wanted]
             if texts:
                 found.append(max(texts, key=lambda text: self._severities[text][1]))
@@ -100,13 +100,13 @@ class Verification:
 
 
 def compare_tensors(
-    segment: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor], backend: str = ""
+    engine: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor], backend: str = ""
 ) -> list[TensorError]:
     """Relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong."""
     errors = []
     for name, want, have in zip(names, expected, got, strict=True):
         if want.shape != have.shape or want.dtype != have.dtype or not bool(have.isfinite().all()):
-            errors.append(TensorError(segment, name, float("inf"), 0.0, backend))
+            errors.append(TensorError(engine, name, float("inf"), 0.0, backend))
             continue
         flat, other = want.double().flatten(), have.double().flatten()
         scale = float(flat.abs().max()) if flat.numel() else 0.0
@@ -114,7 +114,7 @@ def compare_tensors(
         norms = float(flat.norm() * other.norm())
         errors.append(
             TensorError(
-                segment,
+                engine,
                 name,
                 difference / scale if scale else difference,
                 float(flat @ other) / norms if norms else 1.0,
@@ -170,13 +170,13 @@ def _error_text(error: TensorError, thresholds: Thresholds) -> str:
 
 
 def add_tensor_failures(verification: Verification, errors: Sequence[TensorError], thresholds: Thresholds) -> None:
-    """Notes the outputs of segments that are further off than allowed."""
+    """Notes the outputs of engines that are further off than allowed."""
     for error in errors:
         if not error.relative_error <= thresholds.relative_error:
-            segment = f"'{error.segment}' on {error.backend}" if error.backend else f"'{error.segment}'"
-            text = f"segment {segment}, output '{error.output}': {_error_text(error, thresholds)}"
+            engine = f"'{error.engine}' on {error.backend}" if error.backend else f"'{error.engine}'"
+            text = f"engine {engine}, output '{error.output}': {_error_text(error, thresholds)}"
             severity = error.relative_error if error.relative_error == error.relative_error else float("inf")
-            verification.fail(text, "segment", severity)
+            verification.fail(text, "engine", severity)
 
 
 def verify(

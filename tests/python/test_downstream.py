@@ -157,7 +157,7 @@ def test_an_installed_backend_keeps_the_contract(out_of_tree: Path) -> None:
 
 def test_three_loads_of_a_bundle_share_an_engine(converted: tuple[Path, str]) -> None:
     _, log = converted
-    loads = log.count("segment 'backbone' runs on interpreter")
+    loads = log.count("engine 'backbone' runs on interpreter")
     assert loads >= 3
     # One for the verification, in whose options the precision is emulated, and one for all that came after.
     assert log.count("interpreter: an engine was made") == 2
@@ -205,7 +205,7 @@ def test_a_variant_that_fails_to_load_is_warned_of_and_the_next_runs(fault: str,
     plugins = str(out_of_tree / "faulty")
     result = run(sys.executable, PROGRAMS / "run_faulty.py", fault, "torchscript", HYBRID_RT_PLUGIN_PATH=plugins)
     assert result.returncode == 0, result.stderr
-    assert f"hybrid_rt warning: segment '0': {fault} (fp32) failed to load: " in result.stderr
+    assert f"hybrid_rt warning: engine '0': {fault} (fp32) failed to load: " in result.stderr
     assert "it is broken on purpose" in result.stderr
 
 
@@ -213,7 +213,7 @@ def test_a_variant_that_fails_to_load_is_warned_of_and_the_next_runs(fault: str,
 def test_without_another_variant_the_error_tells_the_reason(fault: str, reason: str, out_of_tree: Path) -> None:
     result = run(sys.executable, PROGRAMS / "run_faulty.py", fault, HYBRID_RT_PLUGIN_PATH=str(out_of_tree / "faulty"))
     assert result.returncode == 1
-    assert "hybrid_rt[variants]: segment '0': expected a variant that can run on this machine, got none of 1:" in (
+    assert "hybrid_rt[variants]: engine '0': expected a variant that can run on this machine, got none of 1:" in (
         result.stderr
     )
     assert f"\n  {fault} (fp32): " in result.stderr

@@ -28,7 +28,7 @@ import json, sys
 import hybrid_rt
 bundle, folder, segment = sys.argv[1:]
 files = hybrid_rt.extract(bundle, folder, segment=segment or None, backend="tensorrt")
-variants = [v for s in hybrid_rt.inspect(bundle)["segments"] for v in s["variants"] if v["backend"] == "tensorrt"]
+variants = [v for e in hybrid_rt.inspect(bundle)["engines"] for v in e["variants"] if v["backend"] == "tensorrt"]
 libraries = sorted({name for v in variants for name in ("tensorrt", "tensorrt_rtx") if name in v["requirements"]})
 print(json.dumps({"files": [str(file) for file in files], "libraries": libraries}))
 """

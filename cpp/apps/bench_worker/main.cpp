@@ -94,7 +94,7 @@ void work(const json& job, std::FILE* replies) {
   if (job.at("runtime") != "torchscript") {
     for (const std::string& text : hybrid_rt::choices(module)) {
       const json choice = json::parse(text);
-      ready["engines"][choice.at("segment").get<std::string>()] = choice.at("description");
+      ready["engines"][choice.at("engine").get<std::string>()] = choice.at("description");
     }
   }
   std::vector<std::vector<c10::IValue>> inputs;

@@ -10,7 +10,7 @@ std::string to_text(const Verification& verification, const std::string& model) 
   std::ostringstream text;
   text << model << ": " << (verification.passed() ? "finds what its detector found" : "DIFFERS from its detector")
        << "\n";
-  for (const auto& [segment, engine] : verification.engines) text << "  " << segment << ": " << engine << "\n";
+  for (const auto& [engine, description] : verification.engines) text << "  " << engine << ": " << description << "\n";
   for (const BoxMatch& match : verification.pictures) {
     text << "  " << match.where << ": " << match.matched << " of " << match.expected << " boxes found again among "
          << match.found << std::fixed << std::setprecision(4) << ", worst IoU " << match.min_iou << std::setprecision(2)

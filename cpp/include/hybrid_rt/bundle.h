@@ -14,13 +14,15 @@
 
 namespace hybrid_rt {
 
-struct SegmentCheck {
-  std::string segment;
+/// The variants of one engine of a bundle.
+struct EngineCheck {
+  std::string engine;                  ///< its name, for people: "backbone+rpn.head"
+  std::vector<std::string> segments;   ///< the dotted paths of the submodules that it stands for
   std::vector<VariantCheck> variants;  ///< in the file's order
 };
 
 /// Loads a bundle: reads and checks the manifest and every record of the head, loads the head, chooses a variant of
-/// each segment, checks its digest and prepares its engine (of several segments at once). What can fail, fails here and
+/// each engine, checks its digest and prepares it (several engines at once). What can fail, fails here and
 /// not at the first request. Engines read from the file what they need later: bytes of variants that do not run are not
 /// kept. The module's forward takes and returns what the detector did. Throws Error; nothing else.
 torch::jit::Module load(const std::string& path, const LoadOptions& options = {});
@@ -29,12 +31,13 @@ torch::jit::Module load(const std::string& path, const LoadOptions& options = {}
 /// constants of its graph where they are. Throws c10::Error if torch has no such device.
 void move_to(torch::jit::Module& module, c10::Device device);
 
-/// The manifest (JSON, see docs/format.md) without unpickling anything. Throws Error(kBundle).
+/// The manifest (JSON, see docs/format.md) without unpickling anything; that of a file of format version 1 in the form
+/// of version 2. Throws Error(kBundle).
 std::string read_manifest(const std::string& path);
 
-/// Which variant of each segment would run here, and why the others would not, without loading an engine.
-std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options = {},
-                                const Machine& machine = Machine::here());
+/// Which variant of each engine would run here, and why the others would not, without loading an engine.
+std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options = {},
+                               const Machine& machine = Machine::here());
 
 /// The bytes of one record that the manifest names, compared with its digest. Throws Error(kBundle).
 std::string read_record(const std::string& path, const std::string& record);
@@ -42,10 +45,11 @@ std::string read_record(const std::string& path, const std::string& record);
 /// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
 void verify_records(const std::string& path);
 
-/// (segment, backend that runs it) for a loaded bundle, in the order in which the head runs them.
+/// Each segment of a loaded bundle with the backend that runs it, in the order in which the head runs them. Segments of
+/// one engine stand one by one.
 std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Module& module);
 
-/// How each segment of a loaded bundle is run, as JSON: {"segment", "backend", "precision", "description",
+/// How each engine of a loaded bundle is run, as JSON: {"engine", "segments", "backend", "precision", "description",
 /// "variants": [{"backend", "precision", "chosen", "refusal"}]}.
 std::vector<std::string> choices(const torch::jit::Module& module);
 

@@ -10,7 +10,7 @@ namespace hybrid_rt {
 enum class ErrorKind {
   kBundle,    ///< the file: missing, truncated, altered, of another format
   kBackend,   ///< an engine's runtime: not installed, refuses, fails
-  kInput,     ///< a tensor that breaks the segment's contract
+  kInput,     ///< a tensor that breaks the engine's contract
   kOption,    ///< an argument or environment variable
   kBusy,      ///< a Detector that takes no more now: its queue is full, a deadline can't be met, it is stopping
   kDeadline,  ///< the deadline passed while a request waited or ran

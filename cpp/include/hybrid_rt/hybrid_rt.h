@@ -9,6 +9,7 @@
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/log.h"
 #include "hybrid_rt/message.h"
+#include "hybrid_rt/opened_engine.h"
 #include "hybrid_rt/plugin/backend.h"
 #include "hybrid_rt/segment.h"
 #include "hybrid_rt/specs.h"

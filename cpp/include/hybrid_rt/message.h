@@ -16,7 +16,7 @@ namespace hybrid_rt {
 /// whole text is then logged at the level "debug".
 std::string message_of(const std::exception& error, std::string_view scope, std::string_view subject);
 
-/// The same as what can be thrown. An Error stays what it is; what a segment said of its input is of kInput again; the
+/// The same as what can be thrown. An Error stays what it is; what an engine said of its input is of kInput again; the
 /// rest is of `kind`.
 Error as_error(const std::exception& error, ErrorKind kind, std::string_view scope, std::string_view subject);
 

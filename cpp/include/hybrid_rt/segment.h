@@ -1,35 +1,20 @@
 #pragma once
 
-#include <memory>
-#include <string>
-#include <vector>
+// The names that version 0.1.0 had for what is in opened_engine.h.
 
-#include "hybrid_rt/engine.h"
-#include "hybrid_rt/load_options.h"
-#include "hybrid_rt/plugin/backend.h"
-#include "hybrid_rt/specs.h"
+#include "hybrid_rt/opened_engine.h"
 
 namespace hybrid_rt {
 
-/// One segment of a bundle with its engine, and no TorchScript: neither this header nor the code behind it uses
-/// torch::jit. For a program that has its own head.
-class Segment : public Engine {
- public:
-  /// Its dotted name; of several in one engine: "backbone+rpn.head".
-  virtual const std::string& name() const = 0;
-  /// What runs: its inputs and outputs, precision, backend.
-  virtual const ArtifactSpec& spec() const = 0;
-  /// Which variant runs, and why not the others, in the file's order.
-  virtual const std::vector<VariantCheck>& variants() const = 0;
-};
+using Segment [[deprecated("call it OpenedEngine")]] = OpenedEngine;
 
-/// Opens a segment of a bundle: chooses a variant and loads its engine. run() takes the inputs of spec() in their order
-/// and throws Error(kInput) for what does not fit. `options.warm_up` runs the engine once if it names any size.
-/// Throws Error.
-std::shared_ptr<Segment> open_segment(const std::string& path, const std::string& name,
-                                      const LoadOptions& options = {});
+[[deprecated("call open_engine()")]] inline std::shared_ptr<OpenedEngine> open_segment(
+    const std::string& path, const std::string& name, const LoadOptions& options = {}) {
+  return open_engine(path, name, options);
+}
 
-/// The names of a bundle's segments. Throws Error(kBundle).
-std::vector<std::string> segments(const std::string& path);
+[[deprecated("call engine_names()")]] inline std::vector<std::string> segments(const std::string& path) {
+  return engine_names(path);
+}
 
 }  // namespace hybrid_rt

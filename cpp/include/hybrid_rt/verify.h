@@ -67,7 +67,7 @@ struct OutputError {
 struct Verification {
   std::string precision;
   Thresholds thresholds;
-  std::vector<std::pair<std::string, std::string>> engines;  ///< (segment, what runs it)
+  std::vector<std::pair<std::string, std::string>> engines;  ///< (engine, what runs it)
   std::vector<BoxMatch> pictures;
   std::vector<OutputError> outputs;
   std::vector<std::string> failures;

@@ -4,7 +4,6 @@
 #include <caffe2/serialize/inline_container.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "common/digest.h"
@@ -13,9 +12,6 @@
 namespace hybrid_rt {
 namespace {
 
-using nlohmann::json;
-
-constexpr int kFormatVersion = 1;
 constexpr char kVersionRecord[] = "extra/hybrid_rt/format_version";
 constexpr char kManifestRecord[] = "extra/hybrid_rt/manifest.json";
 constexpr char kManifestDigestRecord[] = "extra/hybrid_rt/manifest.sha256";
@@ -61,17 +57,19 @@ Archive::Archive(const std::string& path) : path_(path) {
                 "hybrid_rt.convert() makes bundles; torch.jit.load() opens other TorchScript files.");
   }
   const std::string version = read(kVersionRecord);
-  if (version != std::to_string(kFormatVersion)) {
+  if (version != "1" && version != std::to_string(Manifest::kFormatVersion)) {
     const bool is_number = !version.empty() && version.find_first_not_of("0123456789") == std::string::npos;
     if (!is_number) throw damaged(path, "format version", "a number", "something else");
-    throw Error(ErrorKind::kBundle, "bundle", path, "format version " + std::to_string(kFormatVersion), version,
-                "The file was made by a newer hybrid_rt: upgrade this one.");
+    throw Error(ErrorKind::kBundle, "bundle", path, "format version 1 or " + std::to_string(Manifest::kFormatVersion),
+                version, "The file was made by a newer hybrid_rt: upgrade this one.");
   }
-  manifest_ = read(kManifestRecord);
+  manifest_text_ = read(kManifestRecord);
   if (!reader_->hasRecord(kManifestDigestRecord)) throw damaged(path, "manifest", "its SHA-256 beside it", "none");
-  if (sha256(manifest_.data(), manifest_.size()) != read(kManifestDigestRecord)) {
+  if (sha256(manifest_text_.data(), manifest_text_.size()) != read(kManifestDigestRecord)) {
     throw damaged(path, "manifest", "the SHA-256 that was written with it", "another one");
   }
+  if (version == "1") manifest_text_ = upgraded_from_version_1(manifest_text_, path);
+  manifest_ = Manifest::from_json(manifest_text_, path);
 }
 
 Archive::~Archive() = default;
@@ -86,23 +84,17 @@ std::string Archive::read(const std::string& record) const {
 }
 
 std::string Archive::verified(const std::string& record) const {
-  const json manifest = json::parse(manifest_, nullptr, /*allow_exceptions=*/false);
-  std::string digest;
-  try {
-    digest = manifest.at("records").at(record).at("sha256").get<std::string>();
-  } catch (const json::exception&) {
+  const auto found = manifest_.records.find(record);
+  if (found == manifest_.records.end()) {
     throw damaged(path_, "manifest, record '" + record + "'", "its SHA-256", "none");
   }
-  const auto [data, size] = checked(*reader_, path_, record, digest);
+  const auto [data, size] = checked(*reader_, path_, record, found->second.sha256);
   return std::string(static_cast<const char*>(data.get()), size);
 }
 
 at::Tensor Archive::blob(const std::string& sha256) const {
-  const json manifest = json::parse(manifest_, nullptr, /*allow_exceptions=*/false);
-  const auto records = manifest.is_object() ? manifest.find("records") : manifest.end();
-  if (records == manifest.end() || !records->is_object()) throw damaged(path_, "manifest", "'records'", "none");
-  for (const auto& [name, entry] : records->items()) {
-    if (!entry.is_object() || entry.value("sha256", "") != sha256) continue;
+  for (const auto& [name, record] : manifest_.records) {
+    if (record.sha256 != sha256) continue;
     auto [data, size] = checked(*reader_, path_, name, sha256);
     auto owner = std::make_shared<at::DataPtr>(std::move(data));
     return at::from_blob(owner->get(), {static_cast<int64_t>(size)}, [owner](void* /*data*/) {}, at::kByte);
@@ -111,19 +103,9 @@ at::Tensor Archive::blob(const std::string& sha256) const {
 }
 
 void Archive::verify(Records which) const {
-  const json manifest = json::parse(manifest_, nullptr, /*allow_exceptions=*/false);
-  const auto records = manifest.is_object() ? manifest.find("records") : manifest.end();
-  if (records == manifest.end() || !records->is_object()) throw damaged(path_, "manifest", "'records'", "none");
-  for (const auto& [name, entry] : records->items()) {
-    std::string digest;
-    bool is_of_head = true;
-    try {
-      digest = entry.at("sha256").get<std::string>();
-      is_of_head = !entry.value("is_blob", false) && !entry.value("is_golden", false);
-    } catch (const json::exception&) {
-      throw damaged(path_, "manifest, record '" + name + "'", "its SHA-256", "none");
-    }
-    if (which == Records::kAll || is_of_head) checked(*reader_, path_, name, digest);
+  for (const auto& [name, record] : manifest_.records) {
+    const bool is_of_head = !record.is_blob && !record.is_golden;
+    if (which == Records::kAll || is_of_head) checked(*reader_, path_, name, record.sha256);
   }
 }
 

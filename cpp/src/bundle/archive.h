@@ -5,6 +5,8 @@
 #include <memory>
 #include <string>
 
+#include "bundle/manifest.h"
+
 namespace caffe2::serialize {
 class PyTorchStreamReader;
 }
@@ -19,8 +21,9 @@ class Archive {
   ~Archive();
 
   const std::string& path() const { return path_; }
-  /// The manifest, as written.
-  const std::string& manifest() const { return manifest_; }
+  const Manifest& manifest() const { return manifest_; }
+  /// The manifest as JSON: as it was written, or what version 1 wrote in the form of version 2.
+  const std::string& manifest_text() const { return manifest_text_; }
 
   enum class Records {
     kHead,  ///< all but the engines' bytes, which the engines check themselves, and the golden sample
@@ -38,7 +41,8 @@ class Archive {
 
   std::string path_;
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
-  std::string manifest_;
+  std::string manifest_text_;
+  Manifest manifest_;
 };
 
 }  // namespace hybrid_rt

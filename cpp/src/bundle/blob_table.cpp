@@ -19,9 +19,9 @@ Error malformed(const std::string& subject, const std::string& expected, const s
 
 }  // namespace
 
-BlobTable::BlobTable(std::string segment, std::vector<TableEntry> entries, std::vector<at::Tensor> bytes)
-    : segment_(std::move(segment)), entries_(std::move(entries)), bytes_(std::move(bytes)) {
-  const std::string subject = "segment '" + segment_ + "', blobs";
+BlobTable::BlobTable(std::string engine, std::vector<TableEntry> entries, std::vector<at::Tensor> bytes)
+    : engine_(std::move(engine)), entries_(std::move(entries)), bytes_(std::move(bytes)) {
+  const std::string subject = "engine '" + engine_ + "', blobs";
   if (bytes_.size() != entries_.size()) {
     throw malformed(subject, std::to_string(entries_.size()), std::to_string(bytes_.size()));
   }
@@ -39,13 +39,13 @@ BlobTable::BlobTable(std::string segment, std::vector<TableEntry> entries, std::
   }
 }
 
-BlobTable::BlobTable(std::string segment, std::vector<TableEntry> entries, std::shared_ptr<const Archive> file)
-    : segment_(std::move(segment)), entries_(std::move(entries)), bytes_(entries_.size()), file_(std::move(file)) {}
+BlobTable::BlobTable(std::string engine, std::vector<TableEntry> entries, std::shared_ptr<const Archive> file)
+    : engine_(std::move(engine)), entries_(std::move(entries)), bytes_(entries_.size()), file_(std::move(file)) {}
 
 void BlobTable::check(const std::vector<ArtifactSpec>& specs) const {
   for (const ArtifactSpec& spec : specs) {
     for (const BlobSpec& blob : spec.blobs) {
-      const std::string subject = "segment '" + segment_ + "', blob '" + blob.name + "' of " + spec.backend;
+      const std::string subject = "engine '" + engine_ + "', blob '" + blob.name + "' of " + spec.backend;
       int64_t size = 0;
       for (const BlobPiece& piece : blob.pieces) {
         if (piece.index < 0 || piece.index >= static_cast<int64_t>(entries_.size())) {
@@ -74,7 +74,7 @@ at::Tensor BlobTable::entry(size_t index) const {
   }
   at::Tensor bytes = file->blob(entries_[index].sha256);
   if (bytes.numel() != entries_[index].size) {
-    throw malformed("segment '" + segment_ + "', entry " + std::to_string(index) + " of its table",
+    throw malformed("engine '" + engine_ + "', entry " + std::to_string(index) + " of its table",
                     std::to_string(entries_[index].size) + " bytes", std::to_string(bytes.numel()));
   }
   return bytes;
@@ -109,7 +109,7 @@ std::vector<at::Tensor> BlobTable::blobs_of(const ArtifactSpec& spec) const {
     at::Tensor bytes = assembled(blob);
     const std::string got = sha256(bytes.const_data_ptr<uint8_t>(), static_cast<size_t>(bytes.numel()));
     if (got != blob.sha256) {
-      throw Error(ErrorKind::kBundle, spec.backend, "segment '" + segment_ + "', blob '" + blob.name + "'",
+      throw Error(ErrorKind::kBundle, spec.backend, "engine '" + engine_ + "', blob '" + blob.name + "'",
                   "the SHA-256 " + blob.sha256, got, "The file was altered or damaged: copy or convert it again.");
     }
     found.push_back(std::move(bytes));

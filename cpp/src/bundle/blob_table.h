@@ -16,9 +16,9 @@ namespace hybrid_rt {
 class BlobTable {
  public:
   /// In memory. `bytes`: contiguous one-dimensional uint8 CPU tensors. Throws Error(kBundle).
-  BlobTable(std::string segment, std::vector<TableEntry> entries, std::vector<at::Tensor> bytes);
+  BlobTable(std::string engine, std::vector<TableEntry> entries, std::vector<at::Tensor> bytes);
   /// In a file.
-  BlobTable(std::string segment, std::vector<TableEntry> entries, std::shared_ptr<const Archive> file);
+  BlobTable(std::string engine, std::vector<TableEntry> entries, std::shared_ptr<const Archive> file);
 
   /// Throws Error(kBundle) unless every blob's pieces are inside of the table and add up to its size.
   void check(const std::vector<ArtifactSpec>& specs) const;
@@ -36,7 +36,7 @@ class BlobTable {
   at::Tensor entry(size_t index) const;
   at::Tensor assembled(const BlobSpec& blob) const;
 
-  std::string segment_;
+  std::string engine_;
   std::vector<TableEntry> entries_;
   mutable std::mutex mutex_;       // guards bytes_, file_
   std::vector<at::Tensor> bytes_;  // undefined: in the file

@@ -29,10 +29,10 @@ std::string without_traceback(const std::string& text) {
   return line == std::string::npos ? text : text.substr(line + 1);
 }
 
-/// Whether a segment refuses what its head gave it (input_check.cpp): with a detector, the picture's size.
+/// Whether an engine refuses what its head gave it (input_check.cpp): with a detector, the picture's size.
 bool is_of_an_input(const std::string& message) {
-  const std::size_t segment = message.find("]: segment '");
-  return segment != std::string::npos && message.find("', input", segment) < message.find(": expected ");
+  const std::size_t engine = message.find("]: engine '");
+  return engine != std::string::npos && message.find("', input", engine) < message.find(": expected ");
 }
 
 }  // namespace

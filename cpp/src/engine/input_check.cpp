@@ -14,11 +14,11 @@ std::string shape_of(const at::Tensor& tensor) {
   return text.empty() ? "a scalar" : text;
 }
 
-void check(const std::string& segment, const ArtifactSpec& spec, c10::Device device,
+void check(const std::string& name, const ArtifactSpec& spec, c10::Device device,
            const std::vector<at::Tensor>& inputs) {
   const auto refuse = [&](const std::string& subject, const std::string& expected, const std::string& got,
                           const std::string& remedy) {
-    throw Error(ErrorKind::kInput, spec.backend, "segment '" + segment + "', " + subject, expected, got, remedy);
+    throw Error(ErrorKind::kInput, spec.backend, "engine '" + name + "', " + subject, expected, got, remedy);
   };
   if (inputs.size() != spec.inputs.size()) {
     refuse("inputs", std::to_string(spec.inputs.size()) + " tensors", std::to_string(inputs.size()),
@@ -53,9 +53,9 @@ void check(const std::string& segment, const ArtifactSpec& spec, c10::Device dev
 
 }  // namespace
 
-std::vector<at::Tensor> run_checked(Engine& engine, const std::string& segment, const ArtifactSpec& spec,
+std::vector<at::Tensor> run_checked(Engine& engine, const std::string& name, const ArtifactSpec& spec,
                                     c10::Device device, const std::vector<at::Tensor>& inputs) {
-  check(segment, spec, device, inputs);
+  check(name, spec, device, inputs);
   const at::NoGradGuard no_grad;
   for (const at::Tensor& input : inputs) {
     if (input.is_contiguous()) continue;

@@ -113,17 +113,16 @@ std::string reasons_of(const std::vector<VariantCheck>& variants) {
   return reasons + "\n";
 }
 
-Error none_can_run(const std::string& segment, const std::vector<VariantCheck>& variants) {
-  return Error(ErrorKind::kBackend, "variants", "segment '" + segment + "'", "a variant that can run on this machine",
+Error none_can_run(const std::string& name, const std::vector<VariantCheck>& variants) {
+  return Error(ErrorKind::kBackend, "variants", "engine '" + name + "'", "a variant that can run on this machine",
                "none of " + std::to_string(variants.size()) + ":" + reasons_of(variants),
                "Install what a variant lacks, ask for another one (HYBRID_RT_BACKEND or backend=), or convert with an "
                "engine that runs here (fallback=True keeps a "
                "TorchScript variant); `hybrid-rt doctor` shows what this machine can run.");
 }
 
-Error would_fall_back(const std::string& segment, const VariantCheck& first,
-                      const std::vector<VariantCheck>& variants) {
-  return Error(ErrorKind::kBackend, "variants", "segment '" + segment + "', strict",
+Error would_fall_back(const std::string& name, const VariantCheck& first, const std::vector<VariantCheck>& variants) {
+  return Error(ErrorKind::kBackend, "variants", "engine '" + name + "', strict",
                "its first variant, " + first.backend + " (" + first.precision + "), to run",
                "refusals:" + reasons_of(variants),
                "Mend what the first one lacks, or load without strict to run the next one.");
@@ -176,7 +175,7 @@ std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs,
   return checks;
 }
 
-Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
+Choice choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
                      const Preference& preference, const EngineOptions& options) {
   Choice choice;
   choice.variants = check_variants(specs, preference, options);
@@ -192,21 +191,20 @@ Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>
       } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
         variant.refusal = error.what();
         choice.engine = nullptr;
-        log(LogLevel::kWarning,
-            "segment '" + segment + "': " + describe(specs[i]) + " failed to load: " + error.what());
+        log(LogLevel::kWarning, "engine '" + name + "': " + describe(specs[i]) + " failed to load: " + error.what());
       }
     } else {
-      log(LogLevel::kInfo, "segment '" + segment + "': " + describe(specs[i]) + " can't run: " + variant.refusal);
+      log(LogLevel::kInfo, "engine '" + name + "': " + describe(specs[i]) + " can't run: " + variant.refusal);
     }
     if (choice.engine) {
       variant.chosen = true;
       choice.index = i;
-      log(LogLevel::kInfo, "segment '" + segment + "' runs on " + choice.engine->description());
+      log(LogLevel::kInfo, "engine '" + name + "' runs on " + choice.engine->description());
       return choice;
     }
-    if (preference.strict) throw would_fall_back(segment, variant, choice.variants);
+    if (preference.strict) throw would_fall_back(name, variant, choice.variants);
   }
-  throw none_can_run(segment, choice.variants);
+  throw none_can_run(name, choice.variants);
 }
 
 }  // namespace hybrid_rt

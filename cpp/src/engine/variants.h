@@ -40,7 +40,7 @@ struct Choice {
 /// but fails then is warned of and falls to the next. Throws Error(kBackend) that lists every variant with its reason
 /// if none is left or a strict preference would fall back, Error(kBundle) if the chosen artifact's bytes do not match
 /// their digest: an altered file is never papered over by the next variant.
-Choice choose_engine(const std::string& segment, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
+Choice choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
                      const Preference& preference, const EngineOptions& options);
 
 }  // namespace hybrid_rt

@@ -9,7 +9,6 @@
 #include <functional>
 #include <future>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "bundle/archive.h"
 #include "engine/devices.h"
@@ -33,7 +32,7 @@ void check_counts(const LoadOptions& options) {
               std::to_string(options.threads) + " and " + std::to_string(options.concurrency), "Take such numbers.");
 }
 
-/// Prepares engines at once: vendors compile a segment for this machine now, which takes seconds.
+/// Prepares engines at once: vendors compile for this machine now, which takes seconds.
 void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, const Preference& preference,
                  EngineOptions options) {
   if (options.threads == 0) options.threads = at::get_num_threads();  // of this thread, not of those below
@@ -119,26 +118,20 @@ torch::jit::Module load(const std::string& path, const LoadOptions& given) {
   return module;
 }
 
-std::string read_manifest(const std::string& path) { return Archive(path).manifest(); }
+std::string read_manifest(const std::string& path) { return Archive(path).manifest_text(); }
 
 std::string read_record(const std::string& path, const std::string& record) { return Archive(path).verified(record); }
 
 void verify_records(const std::string& path) { Archive(path).verify(Archive::Records::kAll); }
 
-std::vector<SegmentCheck> check(const std::string& path, const LoadOptions& options, const Machine& machine) {
+std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options, const Machine& machine) {
   check_trust(path, options.trust);
-  const auto manifest = nlohmann::json::parse(read_manifest(path), nullptr, /*allow_exceptions=*/false);
-  std::vector<SegmentCheck> checks;
-  try {
-    for (const auto& segment : manifest.at("segments")) {
-      const auto specs = ArtifactSpec::list_from_json(segment.at("variants").dump());
-      checks.push_back(
-          {segment.at("name").get<std::string>(),
-           check_variants(specs, preference_from(options.backend, options.strict), engine_options(options), machine)});
-    }
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(ErrorKind::kBundle, "bundle", path + ", manifest", "a list of segments", error.what(),
-                "Convert the detector again.");
+  const Preference preference = preference_from(options.backend, options.strict);
+  const Archive file(path);
+  std::vector<EngineCheck> checks;
+  for (const StoredEngine& engine : file.manifest().engines) {
+    checks.push_back({engine.name(), engine.segments(),
+                      check_variants(engine.variants, preference, engine_options(options), machine)});
   }
   return checks;
 }
@@ -147,10 +140,8 @@ std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Modul
   std::vector<std::pair<std::string, std::string>> found;
   for (const auto& engine : engines_of(module)) {
     const auto choice = nlohmann::json::parse(engine->choice());
-    // An engine of several segments is named "backbone+rpn.head".
-    std::istringstream names(engine->segment());
-    for (std::string name; std::getline(names, name, '+');) {
-      found.emplace_back(name, choice.at("backend").get<std::string>());
+    for (const std::string& segment : engine->segments()) {
+      found.emplace_back(segment, choice.at("backend").get<std::string>());
     }
   }
   return found;

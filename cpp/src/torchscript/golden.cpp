@@ -91,28 +91,24 @@ c10::IValue value_from(const json& tree, const std::string& data, c10::TypePtr t
 
 GoldenSample read_golden(const std::string& path, const std::vector<c10::Argument>& arguments, c10::Device device) {
   const Archive archive(path);
-  const json manifest = json::parse(archive.manifest(), nullptr, /*allow_exceptions=*/false);
-  const auto found = manifest.is_object() ? manifest.find("golden") : manifest.end();
-  if (found == manifest.end() || !found->is_object() || found->contains("absent")) {
-    const bool is_told = found != manifest.end() && found->is_object() && found->at("absent").is_string();
-    throw Error(
-        ErrorKind::kBundle, "bundle", path, "a golden sample",
-        "none (" + (is_told ? found->at("absent").get<std::string>() : "an older hybrid_rt made this file") + ")",
-        "Convert the detector again, or compare with hybrid_rt.verify(detector, path, inputs) in Python.");
+  if (archive.manifest().golden.empty()) {
+    throw Error(ErrorKind::kBundle, "bundle", path, "a golden sample", "none (" + archive.manifest().no_golden + ")",
+                "Convert the detector again, or compare with hybrid_rt.verify(detector, path, inputs) in Python.");
   }
+  const json description = json::parse(archive.manifest().golden);
   try {
-    const std::string data = archive.verified(found->at("record").get<std::string>());
+    const std::string data = archive.verified(description.at("record").get<std::string>());
     GoldenSample golden;
     size_t i = 1;  // the first argument is self
-    for (const json& input : found->at("inputs")) {
+    for (const json& input : description.at("inputs")) {
       const c10::TypePtr type = i < arguments.size() ? arguments[i].type() : nullptr;
       golden.inputs.push_back(value_from(input, data, type, device));
       ++i;
     }
-    golden.expected = value_from(found->at("expected"), data, nullptr, c10::kCPU);
-    golden.precision = found->at("precision").get<std::string>();
-    golden.thresholds = Thresholds::from_json(found->at("thresholds").dump());
-    golden.compared = found->at("compared").get<bool>();
+    golden.expected = value_from(description.at("expected"), data, nullptr, c10::kCPU);
+    golden.precision = description.at("precision").get<std::string>();
+    golden.thresholds = Thresholds::from_json(description.at("thresholds").dump());
+    golden.compared = description.at("compared").get<bool>();
     return golden;
   } catch (const Error&) {
     throw;

@@ -16,7 +16,7 @@ using Flat = std::tuple<std::tuple<std::string, std::string>, std::tuple<std::st
 /// up as attributes of the stand-in, so none may be a method's.
 Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
   const auto fields = std::get<1>(self->state());
-  return {{"name", fields.at("segment")}, {"specs", fields.at("variants")}};
+  return {{"members", fields.at("segments")}, {"specs", fields.at("variants")}};
 }
 
 std::vector<at::Tensor> run_engine(const c10::intrusive_ptr<ScriptEngine>& engine,
@@ -30,7 +30,7 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.class_<ScriptEngine>("Engine")
       .def(torch::init<ScriptEngine::Fields, std::vector<at::Tensor>>())
       .def("run", &ScriptEngine::run)
-      .def("segment", [](const c10::intrusive_ptr<ScriptEngine>& self) { return self->segment(); })
+      .def("segments", [](const c10::intrusive_ptr<ScriptEngine>& self) { return self->segments(); })
       .def("fields", [](const c10::intrusive_ptr<ScriptEngine>& self) { return std::get<1>(self->state()); })
       .def("blobs", [](const c10::intrusive_ptr<ScriptEngine>& self) { return std::get<2>(self->state()); })
       .def("choice", &ScriptEngine::choice)

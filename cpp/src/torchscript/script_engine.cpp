@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bundle/manifest.h"
 #include "engine/devices.h"
 #include "engine/input_check.h"
 
@@ -21,13 +22,34 @@ std::string named(const ScriptEngine::Fields& fields, const std::string& name) {
   return found->value();
 }
 
+std::vector<std::string> segments_from(const std::string& text) {
+  const auto names = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  try {
+    auto segments = names.get<std::vector<std::string>>();
+    if (!segments.empty()) return segments;
+  } catch (const nlohmann::json::exception&) {  // said below
+  }
+  throw malformed("state, field 'segments'", "a JSON array of at least one name", text.substr(0, 80));
+}
+
+/// The fields of version 1 as those of version 2.
+ScriptEngine::Fields upgraded_from_version_1(const ScriptEngine::Fields& fields) {
+  ScriptEngine::Fields upgraded;
+  upgraded.insert("segments", nlohmann::json(segments_of_version_1(named(fields, "segment"))).dump());
+  for (const auto& field : fields) {
+    if (field.key() != "segment") upgraded.insert(field.key(), field.value());
+  }
+  return upgraded;
+}
+
 }  // namespace
 
 ScriptEngine::ScriptEngine(Fields fields, std::vector<at::Tensor> blobs)
     : fields_(std::move(fields)),
-      segment_(named(fields_, "segment")),
+      segments_(segments_from(named(fields_, "segments"))),
+      name_(engine_name(segments_)),
       specs_(ArtifactSpec::list_from_json(named(fields_, "variants"))),
-      table_(segment_, TableEntry::list_from_json(named(fields_, "table")), std::move(blobs)) {
+      table_(name_, TableEntry::list_from_json(named(fields_, "table")), std::move(blobs)) {
   table_.check(specs_);
 }
 
@@ -35,8 +57,11 @@ ScriptEngine::State ScriptEngine::state() const { return {kStateVersion, fields_
 
 c10::intrusive_ptr<ScriptEngine> ScriptEngine::from_state(State state) {
   auto& [version, fields, blobs] = state;
-  if (version != kStateVersion) {
-    throw Error(ErrorKind::kBundle, "engine", "state version", std::to_string(kStateVersion), std::to_string(version),
+  if (version == 1) {
+    fields = upgraded_from_version_1(fields);
+  } else if (version != kStateVersion) {
+    throw Error(ErrorKind::kBundle, "engine", "state version", "1 or " + std::to_string(kStateVersion),
+                std::to_string(version),
                 version > kStateVersion ? "The file was made by a newer hybrid_rt: upgrade this one."
                                         : "The file is too old: convert the detector again.");
   }
@@ -49,7 +74,7 @@ ScriptEngine::PreparedPointer ScriptEngine::make(const Preference& preference, c
   next->options.device = with_index(options.device);
   if (next->options.threads == 0) next->options.threads = at::get_num_threads();
   next->preference = preference;
-  next->choice = choose_engine(segment_, specs_, table_, preference, next->options);
+  next->choice = choose_engine(name_, specs_, table_, preference, next->options);
   return next;
 }
 
@@ -94,12 +119,13 @@ std::vector<at::Tensor> ScriptEngine::run(const std::vector<at::Tensor>& inputs)
   const c10::Device device = has_device ? inputs.front().device() : last ? last->options.device : c10::kCPU;
   PreparedPointer ready = prepared(device);
   if (!ready) ready = prepared_for(device);
-  return run_checked(*ready->choice.engine, segment_, specs_[ready->choice.index], ready->options.device, inputs);
+  return run_checked(*ready->choice.engine, name_, specs_[ready->choice.index], ready->options.device, inputs);
 }
 
 std::string ScriptEngine::choice() const {
   const auto ready = prepared();
-  nlohmann::json text{{"segment", segment_}, {"backend", ""}, {"precision", ""}, {"description", ""}};
+  nlohmann::json text{
+      {"engine", name_}, {"segments", segments_}, {"backend", ""}, {"precision", ""}, {"description", ""}};
   text["variants"] = nlohmann::json::array();
   if (ready) {
     const ArtifactSpec& spec = specs_[ready->choice.index];

@@ -14,22 +14,24 @@
 
 namespace hybrid_rt {
 
-/// The TorchScript class `hybrid_rt.Engine`: what stands in a segment's place in the graph. It carries all variants of
-/// the segment as bytes, chooses one when it is prepared (at the latest by its first run), and runs it. Thread-safe.
+/// The TorchScript class `hybrid_rt.Engine`: what stands in the graph in the place of a segment, or of several. It
+/// carries all variants as bytes, chooses one when it is prepared (at the latest by its first run), and runs it.
+/// Thread-safe.
 class ScriptEngine : public torch::CustomClassHolder {
  public:
-  /// Named fields: "segment" (its dotted path), "variants" (JSON array of artifact specs), "table" (JSON array: size
-  /// and SHA-256 of each entry of the blob table).
+  /// Named fields, each JSON: "segments" (array of the dotted paths of what it stands for), "variants" (array of
+  /// artifact specs), "table" (array: size and SHA-256 of each entry of the blob table).
   using Fields = c10::Dict<std::string, std::string>;
   /// Version, fields, blob table. A blob is a uint8 CPU tensor, so the archive holds its bytes once, as they are.
   using State = std::tuple<int64_t, Fields, std::vector<at::Tensor>>;
 
-  static constexpr int64_t kStateVersion = 1;
+  static constexpr int64_t kStateVersion = 2;
 
   /// Validates names, counts, sizes and types; opens no runtime and reads no blob. Throws Error(kBundle).
   ScriptEngine(Fields fields, std::vector<at::Tensor> blobs);
 
   State state() const;
+  /// Reads version 1 too, whose field "segment" joins the paths with "+".
   static c10::intrusive_ptr<ScriptEngine> from_state(State state);
 
   /// Chooses a variant, checks its digest, loads its engine. Prepared again with other options, it changes over, on all
@@ -44,11 +46,14 @@ class ScriptEngine : public torch::CustomClassHolder {
   /// The bytes are in that file too: from here on they are read from it when they are needed.
   void let_go_of_bytes(std::shared_ptr<const Archive> file) { table_.let_go(std::move(file)); }
 
-  const std::string& segment() const { return segment_; }
+  /// For people: "backbone+rpn.head".
+  const std::string& name() const { return name_; }
+  const std::vector<std::string>& segments() const { return segments_; }
   const std::vector<ArtifactSpec>& specs() const { return specs_; }
 
-  /// JSON: {"segment", "backend", "precision", "description", "variants": [{"backend", "precision", "chosen",
-  /// "refusal"}]}; backend is empty before the engine is prepared. Of several devices: the last one prepared for.
+  /// JSON: {"engine", "segments", "backend", "precision", "description", "variants": [{"backend", "precision",
+  /// "chosen", "refusal"}]}; backend is empty before the engine is prepared. Of several devices: the last one prepared
+  /// for.
   std::string choice() const;
 
  private:
@@ -67,7 +72,8 @@ class ScriptEngine : public torch::CustomClassHolder {
   PreparedPointer prepared_for(c10::Device device);
 
   Fields fields_;
-  std::string segment_;
+  std::vector<std::string> segments_;
+  std::string name_;
   std::vector<ArtifactSpec> specs_;
   BlobTable table_;
 

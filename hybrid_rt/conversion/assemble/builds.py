@@ -51,7 +51,7 @@ class EngineBuild:
     @functools.cached_property
     def engine(self) -> Engine:
         """The engine; no variant is chosen before it is prepared."""
-        return make_engine(self.name, self.packed)
+        return make_engine(self.program.segments, self.packed)
 
     def ordered(self, order: Sequence[int]) -> EngineBuild:
         """Returns the engine with its variants in another order."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -50,9 +51,18 @@ _HANDED_ON = (
 )
 
 
-def make_engine(name: str, packed: Packed) -> Engine:
-    """The TorchScript class ``hybrid_rt.Engine`` of a segment with these variants, best first; it is not prepared."""
-    fields = {"segment": name, "variants": json.dumps(packed.variants), "table": json.dumps(packed.entries)}
+def make_engine(segments: Sequence[str], packed: Packed) -> Engine:
+    """Makes the TorchScript class ``hybrid_rt.Engine`` with these variants, best first; it is not prepared.
+
+    Args:
+        segments: the dotted paths of the submodules that it stands for.
+        packed: the variants and their bytes.
+    """
+    fields = {
+        "segments": json.dumps(list(segments)),
+        "variants": json.dumps([asdict(variant) for variant in packed.variants]),
+        "table": json.dumps([asdict(entry) for entry in packed.entries]),
+    }
     engine: Engine = torch.classes.hybrid_rt.Engine(fields, packed.table)
     return engine
 
@@ -96,7 +106,7 @@ _Module = TypeVar("_Module", bound=EngineModule)
 
 def engine_module(program: Program, artifacts: list[Artifact]) -> EngineModule:
     """Returns the module of a program of one segment, with a new engine of these variants."""
-    return single_module(program, make_engine(program.name, pack(artifacts)), EngineModule)
+    return single_module(program, make_engine(program.segments, pack(artifacts)), EngineModule)
 
 
 def single_module(program: Program, engine: Engine, base: type[_Module]) -> _Module:

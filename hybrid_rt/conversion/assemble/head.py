@@ -59,8 +59,8 @@ def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[
     return jit.reopened(frozen, _hollow_engine), operators
 
 
-def _hollow_engine(name: str) -> Engine:
-    return make_engine(name, pack([Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})]))
+def _hollow_engine(segments: Sequence[str]) -> Engine:
+    return make_engine(segments, pack([Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})]))
 
 
 def _offer_to_trace(profile: Profile, hybrid: nn.Module) -> str:

@@ -108,7 +108,7 @@ def compare_variants(
         try:
             prepare(engine, name, device=spec.device, emulate_precision=True)
         except BackendError as error:
-            not_run.append(f"segment '{program.name}', {label}: {error}")
+            not_run.append(f"engine '{program.name}', {label}: {error}")
             continue
         errors = [
             error
@@ -144,7 +144,7 @@ def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresho
     if not verification.passed:
         raise VerificationError.make(
             scope,
-            f"segment '{build.name}' in {precision}",
+            f"engine '{build.name}' in {precision}",
             expected="the outputs of the module",
             got="\n  " + "\n  ".join(verification.failures) + "\n",
             remedy="Nothing was saved. Take precision='fp32' or another engine, or loosen thresholds= if it is meant.",

@@ -5,15 +5,15 @@ detector's Python code.
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...bundle.blob_table import unpack
+from ...bundle.manifest import Engine as StoredEngine
+from ...bundle.manifest import Manifest, Variant
+from ...bundle.manifest import Member as StoredMember
 from ...capture.program import FlatCall, Member, Program
 from ...capture.second_size import second_shapes, small_shapes, tiled
 from ...capture.segment_contract import Contract, examples_for
@@ -48,22 +48,35 @@ def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
 
 @dataclass(frozen=True)
 class SavedEngine:
-    """An engine of a bundle: its variants, best first, as the manifest has them, and its segments."""
+    """An engine of a bundle, and what the manifest says of it."""
 
-    name: str
+    stored: StoredEngine
     engine: Engine
-    variants: list[dict[str, Any]]
-    members: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """For people: "backbone+rpn.head"."""
+        return self.stored.name
+
+    @property
+    def members(self) -> tuple[StoredMember, ...]:
+        """The segments in it."""
+        return self.stored.members
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What it can run as, best first."""
+        return self.stored.variants
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Of the first segment."""
-        return tuple(map(TensorSpec.from_json, self.variants[0]["inputs"]))
+        """What the first segment takes."""
+        return self.variants[0].inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Of all segments."""
-        return tuple(map(TensorSpec.from_json, self.variants[0]["outputs"]))
+        """What all segments return."""
+        return self.variants[0].outputs
 
     def scripts(self, scope: str) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
         """The segments as TorchScript, each with the outputs (of all so far) that it is fed with.
@@ -72,7 +85,7 @@ class SavedEngine:
             OptionError: the file has no TorchScript variant in fp32. One in bf16 is not the segment as it was captured.
             BundleError: it has another number of segments.
         """
-        kinds = [(variant["backend"], variant["precision"]) for variant in self.variants]
+        kinds = [(variant.backend, variant.precision) for variant in self.variants]
         found = next((variant for variant, kind in zip(self.variants, kinds, strict=True) if kind == CAPTURED), None)
         if found is None:
             raise OptionError.make(
@@ -82,12 +95,12 @@ class SavedEngine:
                 got=f"only {', '.join(map(':'.join, kinds))}",
                 remedy="Convert the detector with fallback=True.",
             )
-        blob = unpack(found["blobs"][0], self.engine.blobs())
+        blob = unpack(found.blobs[0], self.engine.blobs())
         stored = jit.members_of(jit.open_archive(io.BytesIO(blob.numpy().tobytes())))
         if len(stored) != len(self.members):
             raise BundleError.make(
                 scope,
-                f"segments '{self.name}'",
+                f"engine '{self.name}'",
                 expected=f"a TorchScript variant of {len(self.members)} segments",
                 got=f"{len(stored)}",
                 remedy="Convert the detector again.",
@@ -117,20 +130,30 @@ class SavedEngine:
 
 
 def stored_member(
-    entry: Mapping[str, Any], script: torch.jit.ScriptModule, sources: tuple[int, ...], inputs: list[str]
+    stored: StoredMember, script: torch.jit.ScriptModule, sources: tuple[int, ...], inputs: list[str]
 ) -> Member:
     """A segment of the manifest as a member of a program; ``inputs``: names for what it takes."""
-    output = Structure("tuple", (TENSOR,) * entry["count"])
+    output = Structure("tuple", (TENSOR,) * stored.count)
     module = ScriptGraph(script)
-    return Member(entry["name"], module, dict.fromkeys(inputs, TENSOR), output, sources, entry["first"])
+    return Member(stored.name, module, dict.fromkeys(inputs, TENSOR), output, sources, stored.first)
 
 
-def saved_engines(head: torch.jit.ScriptModule, manifest: Mapping[str, Any]) -> list[SavedEngine]:
-    """The engines of a bundle in the order in which the head runs them."""
-    entries = {entry["name"]: entry for entry in manifest["segments"]}
+def saved_engines(head: torch.jit.ScriptModule, manifest: Manifest) -> list[SavedEngine]:
+    """The engines of a bundle in the order in which the head runs them.
+
+    Raises:
+        BundleError: the manifest knows nothing of one.
+    """
     found = []
     for name, engine in jit.engines_of(head).items():
-        variants = json.loads(engine.fields()["variants"])
-        whole = [{"name": name, "first": 0, "count": len(variants[0]["outputs"])}]
-        found.append(SavedEngine(name, engine, variants, entries.get(name, {}).get("members") or whole))
+        stored = next((each for each in manifest.engines if each.segments == tuple(engine.segments())), None)
+        if stored is None:
+            raise BundleError.make(
+                "bundle",
+                f"engine '{name}'",
+                expected="the manifest to describe it",
+                got=", ".join(each.name for each in manifest.engines) or "no engine",
+                remedy="Convert the detector again.",
+            )
+        found.append(SavedEngine(stored, engine))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ... import _native
 from ...backends.selection import Options
 from ...bundle import archive
 from ...bundle.blob_table import Packed
+from ...bundle.manifest import Golden, Manifest, Swapped
 from ...capture.program import FlatCall, Member, Program
 from ...capture.segment_contract import Contract, examples_for, features_of
 from ...common.atomic_files import check_writable
@@ -113,7 +114,7 @@ def swap_backbone(
     check_module(new_backbone, "swap", "new_backbone")
     check_writable(Path(output))
     _native.verify_records(os.fspath(path))
-    manifest = archive.inspect(path)
+    manifest = archive.read_manifest(path)
     steps = Steps(progress)
     with steps.step(f"read {Path(path).name}"):
         head = opened_head(Path(path), "swap")
@@ -132,7 +133,7 @@ def swap_backbone(
         archive.save(head, output, _manifest(manifest, saved, build.packed, new_backbone, verification))
     return SwapReport(
         path=str(output),
-        segment=saved.members[0]["name"],
+        segment=saved.members[0].name,
         engine=program.name,
         module=_class_of(new_backbone),
         variants=[f"{artifact.spec.backend} in {artifact.spec.precision}" for artifact in build.artifacts],
@@ -142,19 +143,19 @@ def swap_backbone(
     )
 
 
-def _find(head: torch.jit.ScriptModule, manifest: Mapping[str, Any], segment: str | None) -> SavedEngine:
+def _find(head: torch.jit.ScriptModule, manifest: Manifest, segment: str | None) -> SavedEngine:
     """The engine that begins with the segment."""
-    known = {member["name"]: saved for saved in saved_engines(head, manifest) for member in saved.members}
+    known = {member.name: saved for saved in saved_engines(head, manifest) for member in saved.members}
     wanted = segment or ("backbone" if "backbone" in known else next(iter(known), ""))
     if wanted not in known:
         names = ", ".join(known) or "the file's segments, of which there are none"
         raise OptionError.make("swap", "segment", expected=f"one of {names}", got=f"'{wanted}'")
     saved = known[wanted]
-    if saved.members[0]["name"] != wanted:
+    if saved.members[0].name != wanted:
         raise OptionError.make(
             "swap",
             "segment",
-            expected=f"'{saved.members[0]['name']}', which is the first of the engine '{saved.name}'",
+            expected=f"'{saved.members[0].name}', which is the first of the engine '{saved.name}'",
             got=f"'{wanted}'",
             remedy="Convert the detector with fuse=False to swap this one alone.",
         )
@@ -169,7 +170,7 @@ def _engines(
     options: Options | None,
 ) -> EngineOptions:
     """Returns the engines of the new file; those of the old one unless told otherwise."""
-    in_file = [(variant["backend"], variant["precision"]) for variant in saved.variants]
+    in_file = [(variant.backend, variant.precision) for variant in saved.variants]
     if engine is None:
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
@@ -190,7 +191,7 @@ def _program(
     Raises:
         OptionError: it does not fit.
     """
-    name, count = saved.members[0]["name"], saved.members[0]["count"]
+    name, count = saved.members[0].name, saved.members[0].count
     prefix = f"{name}." if stored else ""
     own = (replace(spec, name=spec.name.removeprefix(prefix)) for spec in saved.outputs[:count])
     contract = Contract(name, saved.inputs, tuple(own))
@@ -216,25 +217,23 @@ def _program(
 
 
 def _manifest(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     saved: SavedEngine,
     packed: Packed,
     module: nn.Module,
     verification: Verification | None,
-) -> dict[str, Any]:
+) -> Manifest:
     """What is known of the new bundle; what the old one says of its detections does not hold any more."""
-    swapped = packed.segment(
-        saved.name,
-        members=saved.members,
-        swapped={"segment": saved.members[0]["name"], "class": _class_of(module)},
+    swapped = packed.engine(saved.members, Swapped(saved.members[0].name, _class_of(module)))
+    return Manifest(
+        engines=manifest.with_engine(swapped).engines,
+        versions={"hybrid_rt": __version__, "torch": torch.__version__},
+        detector=manifest.detector,
+        class_names=manifest.class_names,
+        head=manifest.head,
+        verification=verification.to_json() if verification else None,
+        golden=Golden(absent="the backbone was swapped, so that other boxes are found"),
     )
-    return {
-        "versions": {"hybrid_rt": __version__, "torch": torch.__version__},
-        **{key: manifest[key] for key in ("detector", "head") if key in manifest},
-        "segments": [swapped if entry["name"] == saved.name else entry for entry in manifest["segments"]],
-        "verification": verification.to_json() if verification else None,
-        "golden": {"absent": "the backbone was swapped, so that other boxes are found"},
-    }
 
 
 def _class_of(module: nn.Module) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from ...backends import registry
 from ...backends.selection import Options, Wanted
 from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
+from ...bundle.manifest import Golden
 from ...common.atomic_files import check_writable
 from ...common.errors import BackendError, OptionError
 from ...common.progress import Steps
-from ...common.specs import Artifact, ArtifactSpec, TensorSpec
+from ...common.specs import Artifact, ArtifactSpec
 from ...common.structure import map_tensors
 from ...torchscript import jit
 from ...verification import golden
@@ -104,10 +105,10 @@ def add_variant(
     """
     change = _Change(path, output, segment, "add-variant", progress)
     names = [engine] if isinstance(engine, str) else list(engine)
-    verification = Verification(precision or change.chosen[0].variants[0]["precision"]) if verify else None
+    verification = Verification(precision or change.chosen[0].variants[0].precision) if verify else None
     for saved in change.chosen:
         engines = EngineOptions(
-            names, precision or saved.variants[0]["precision"], device, options, fallback=False, scope="add-variant"
+            names, precision or saved.variants[0].precision, device, options, fallback=False, scope="add-variant"
         )
         _require_new(saved, engines.variants)
         with change.steps.step(f"read {saved.name}"):
@@ -138,7 +139,7 @@ def remove_variant(
     segment: str | None = None,
     progress: bool | None = None,
 ) -> BankReport:
-    """Takes a variant out of a bundle. The last one of a segment stays.
+    """Takes a variant out of a bundle. The last one of an engine stays.
 
     Args:
         path: the bundle.
@@ -178,7 +179,7 @@ def _name(spec: ArtifactSpec) -> str:
 
 
 def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
-    there = [f"{variant['backend']}:{variant['precision']}" for variant in saved.variants]
+    there = [variant.label for variant in saved.variants]
     for variant in wanted:
         if variant.name in there:
             raise OptionError.make(
@@ -204,16 +205,12 @@ class _Change:
         self.path, self.output = Path(path), Path(output if output is not None else path)
         check_writable(self.output)
         _native.verify_records(os.fspath(path))
-        self.manifest = archive.inspect(path)
+        self.manifest = archive.read_manifest(path)
         self.steps = Steps(progress)
         self.notes: list[str] = []
         self.head = opened_head(self.path, scope)
         engines = saved_engines(self.head, self.manifest)
-        self.chosen = [
-            saved
-            for saved in engines
-            if segment is None or segment == saved.name or segment in [member["name"] for member in saved.members]
-        ]
+        self.chosen = [saved for saved in engines if segment is None or saved.stored.is_named(segment)]
         if not self.chosen:
             names = ", ".join(saved.name for saved in engines) or "the file's engines, of which there are none"
             raise OptionError.make(scope, "segment", expected=f"one of {names}", got=f"'{segment}'")
@@ -225,14 +222,14 @@ class _Change:
         """Puts engines with the changed variants into the head."""
         for saved in self.chosen:
             self.packed[saved.name] = pack(self.artifacts[saved.name])
-            self.engines[saved.name] = make_engine(saved.name, self.packed[saved.name])
+            self.engines[saved.name] = make_engine(saved.stored.segments, self.packed[saved.name])
             jit.replace_engine(self.head, self.engines[saved.name])
 
     def compare_golden(
         self, verification: Verification, wanted: Sequence[Wanted], thresholds: Thresholds | None
     ) -> None:
         """Runs the changed bundle on its golden sample, once for each new variant."""
-        if "absent" in self.manifest.get("golden", {"absent": ""}):
+        if self.manifest.golden is None or self.manifest.golden.absent:
             self.notes.append("not compared: boxes, as the file has no golden sample")
             return
         sample = golden.read(self.path)
@@ -253,16 +250,16 @@ class _Change:
     def save(self, verification: Verification | None) -> BankReport:
         """Writes the file; what is known of the bundle stays, the golden sample too."""
         before = self.path.stat().st_size
-        description = self.manifest.get("golden") or {"absent": "the file had none"}
-        record = None if "absent" in description else _native.read_record(str(self.path), description["record"])
-        segments = []
-        for entry in self.manifest["segments"]:
-            rest = {key: value for key, value in entry.items() if key not in ("name", "variants", "table")}
-            packed = self.packed.get(entry["name"])
-            segments.append(entry if packed is None else packed.segment(entry["name"], **rest))
-        kept = {key: value for key, value in self.manifest.items() if key not in ("format_version", "records")}
+        description = self.manifest.golden or Golden(absent="the file had none")
+        record = None if description.absent else _native.read_record(str(self.path), description.record)
+        manifest = replace(self.manifest, golden=description)
+        for saved in self.chosen:
+            packed = self.packed[saved.name]
+            manifest = manifest.with_engine(
+                replace(saved.stored, variants=tuple(packed.variants), table=tuple(packed.entries))
+            )
         with self.steps.step("save"):
-            archive.save(self.head, self.output, {**kept, "segments": segments, "golden": description}, record)
+            archive.save(self.head, self.output, manifest, record)
         return BankReport(
             path=str(self.output),
             variants={name: [_name(artifact.spec) for artifact in kept] for name, kept in self.artifacts.items()},
@@ -276,14 +273,8 @@ class _Change:
 def _artifacts(saved: SavedEngine) -> list[Artifact]:
     """The variants of a saved engine as artifacts again."""
     table = saved.engine.blobs()
-    return [
-        _artifact(variant, {blob["name"]: unpack(blob, table) for blob in variant["blobs"]})
-        for variant in saved.variants
-    ]
-
-
-def _artifact(variant: Mapping[str, Any], blobs: dict[str, Tensor]) -> Artifact:
-    fields = {name: value for name, value in variant.items() if name != "blobs"}
-    sides = {side: tuple(map(TensorSpec.from_json, variant[side])) for side in ("inputs", "outputs")}
-    spec = ArtifactSpec(**{**fields, **sides})
-    return Artifact(spec, blobs, registry.weights_of(spec.backend, blobs))
+    artifacts = []
+    for variant in saved.variants:
+        blobs = {blob.name: unpack(blob, table) for blob in variant.blobs}
+        artifacts.append(Artifact(variant.spec, blobs, registry.weights_of(variant.backend, blobs)))
+    return artifacts

@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ...backends import registry
-from ...bundle.archive import inspect
+from ...bundle.archive import read_manifest
+from ...bundle.manifest import Blob, Engine, TableEntry, Variant
 from ...common.atomic_files import written_whole
 from ...common.errors import BundleError, OptionError
 
@@ -24,7 +25,7 @@ def extract(
     segment: str | None = None,
     backend: str | None = None,
 ) -> list[Path]:
-    """Writes the artifacts of a bundle: SEGMENT-BACKEND-PRECISION.xml and .bin for OpenVINO, .pt for TorchScript, ...
+    """Writes the artifacts of a bundle: ENGINE-BACKEND-PRECISION.xml and .bin for OpenVINO, .pt for TorchScript, ...
 
     No engine is opened. Each artifact's bytes are compared with their digest.
 
@@ -42,8 +43,8 @@ def extract(
         BundleError: no bundle, an altered one, or a file that can't be written.
     """
     path, folder = Path(path), Path(output_folder)
-    manifest = inspect(path)
-    chosen = _chosen(manifest["segments"], segment, backend)
+    manifest = read_manifest(path)
+    chosen = _chosen(manifest.engines, segment, backend)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,15 +57,15 @@ def extract(
         ) from error
     files = []
     try:
-        records = {record["sha256"]: name for name, record in manifest["records"].items()}
+        records = {record.sha256: name for name, record in manifest.records.items()}
         with zipfile.ZipFile(path) as archive:
             root = archive.namelist()[0].split("/", 1)[0]
 
             for stem, table, variant in _with_stems(chosen):
-                names = [f"{root}/{records.get(entry['sha256'], '')}" for entry in table]
-                endings = registry.file_endings(variant["backend"])
-                for blob in variant["blobs"]:
-                    file = folder / (stem + endings.get(blob["name"], f".{_safe(blob['name'])}"))
+                names = [f"{root}/{records.get(entry.sha256, '')}" for entry in table]
+                endings = registry.file_endings(variant.backend)
+                for blob in variant.blobs:
+                    file = folder / (stem + endings.get(blob.name, f".{_safe(blob.name)}"))
                     file.parent.mkdir(exist_ok=True)
                     _write(file, archive, names, blob)
                     files.append(file)
@@ -73,48 +74,41 @@ def extract(
     return files
 
 
-def _chosen(
-    segments: list[dict[str, Any]], segment: str | None, backend: str | None
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(segment, variant) of each variant that was asked for."""
-    members = {entry["name"]: [member["name"] for member in entry.get("members", [])] for entry in segments}
-    known = dict.fromkeys(name for whole, parts in members.items() for name in [*parts, whole])
-    if segment is not None and segment not in known:
+def _chosen(engines: Sequence[Engine], segment: str | None, backend: str | None) -> list[tuple[Engine, Variant]]:
+    """Each variant that was asked for, with its engine."""
+    named = [engine for engine in engines if segment is None or engine.is_named(segment)]
+    if not named:
+        known = dict.fromkeys(name for engine in engines for name in [*engine.segments, engine.name])
         raise OptionError.make("extract", "segment", expected=f"one of {', '.join(known)}", got=f"'{segment}'")
-    in_segment = [
-        (entry, variant)
-        for entry in segments
-        if segment is None or segment == entry["name"] or segment in members[entry["name"]]
-        for variant in entry["variants"]
-    ]
-    chosen = [(entry, variant) for entry, variant in in_segment if backend is None or variant["backend"] == backend]
+    variants = [(engine, variant) for engine in named for variant in engine.variants]
+    chosen = [(engine, variant) for engine, variant in variants if backend is None or variant.backend == backend]
     if not chosen:
-        there = ", ".join(dict.fromkeys(variant["backend"] for _, variant in in_segment))
+        there = ", ".join(dict.fromkeys(variant.backend for _, variant in variants))
         raise OptionError.make("extract", "backend", expected=f"one of {there}", got=f"'{backend}'")
     return chosen
 
 
 def _with_stems(
-    chosen: list[tuple[dict[str, Any], dict[str, Any]]],
-) -> Iterator[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    chosen: Sequence[tuple[Engine, Variant]],
+) -> Iterator[tuple[str, Sequence[TableEntry], Variant]]:
     """Each variant with a file name, without its ending, and its table: names never lead out of the folder."""
     seen: dict[str, int] = {}
-    for segment, variant in chosen:
-        stem = _safe(f"{segment['name']}-{variant['backend']}-{variant['precision']}")
+    for engine, variant in chosen:
+        stem = _safe(f"{engine.name}-{variant.backend}-{variant.precision}")
         seen[stem] = seen.get(stem, 0) + 1
-        yield (stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"), segment["table"], variant
+        yield (stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"), engine.table, variant
 
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "_"
 
 
-def _write(file: Path, archive: zipfile.ZipFile, records: Sequence[str], blob: Mapping[str, Any]) -> None:
+def _write(file: Path, archive: zipfile.ZipFile, records: Sequence[str], blob: Blob) -> None:
     """Writes a blob; ``records``: that of each entry of its table."""
     digest = hashlib.sha256()
     with written_whole(file) as temporary, temporary.open("wb") as target, ExitStack() as opened:
         sources: dict[int, IO[bytes]] = {}
-        for index, offset, size in blob["pieces"]:
+        for index, offset, size in blob.pieces:
             if not size:  # torch keeps no record of an empty tensor
                 continue
             if index not in sources:
@@ -125,8 +119,8 @@ def _write(file: Path, archive: zipfile.ZipFile, records: Sequence[str], blob: M
                 digest.update(chunk)
                 target.write(chunk)
                 left -= len(chunk)
-        if digest.hexdigest() != blob["sha256"]:
-            raise _damaged(Path(str(archive.filename)), f"other bytes of {blob['name']}")
+        if digest.hexdigest() != blob.sha256:
+            raise _damaged(Path(str(archive.filename)), f"other bytes of {blob.name}")
 
 
 def _damaged(path: Path, reason: str) -> BundleError:

@@ -25,7 +25,7 @@ from ...common.version import __version__
 from .package_contents import LIBTORCH, PROGRAMS, Item, Model, chosen_backends, collect, models_of
 from .shared_libraries import Closure
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "package.json"
 TORCH = ("include", "external")
 
@@ -153,7 +153,7 @@ def _facts(
         "backends": dict(chosen),
         "left_out": dict(left_out),
         "models": [
-            {"name": model.path.stem, "file": f"models/{model.path.name}", "segments": dict(model.segments)}
+            {"name": model.path.stem, "file": f"models/{model.path.name}", "engines": dict(model.engines)}
             for model in models
         ],
         "external": external,

@@ -34,8 +34,8 @@ class Model:
     """A bundle and the backends that it has variants of."""
 
     path: Path
-    segments: Mapping[str, Sequence[str]]
-    """For each segment the backends of its variants for CPUs, in the file's order."""
+    engines: Mapping[str, Sequence[str]]
+    """For each engine the backends of its variants for CPUs, in the file's order."""
 
     elsewhere: frozenset[str]
     """Backends of variants for other devices."""
@@ -61,7 +61,7 @@ def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
         raise OptionError.make(_SCOPE, "bundles", expected="one or more .pt files", got="none")
     models: dict[str, Model] = {}
     for path in map(Path, bundles):
-        manifest = archive.inspect(path)
+        manifest = archive.read_manifest(path)
         archive.check(path)
         if path.suffix != ".pt":
             raise OptionError.make(
@@ -76,16 +76,11 @@ def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
                 remedy="Rename one: a model's name is that of its file.",
             )
         of_cpu = {
-            segment["name"]: list(
-                dict.fromkeys(entry["backend"] for entry in segment["variants"] if entry["device"] == "cpu")
-            )
-            for segment in manifest["segments"]
+            engine.name: list(dict.fromkeys(each.backend for each in engine.variants if each.device == "cpu"))
+            for engine in manifest.engines
         }
         elsewhere = {
-            variant["backend"]
-            for segment in manifest["segments"]
-            for variant in segment["variants"]
-            if variant["device"] != "cpu"
+            variant.backend for engine in manifest.engines for variant in engine.variants if variant.device != "cpu"
         }
         models[path.stem] = Model(path, of_cpu, frozenset(elsewhere))
     return list(models.values())
@@ -93,7 +88,7 @@ def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
 
 def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tuple[dict[str, str], dict[str, str]]:
     """The backends with their versions, and those of the bundles that are left out with the reason."""
-    present = list(dict.fromkeys(name for model in models for names in model.segments.values() for name in names))
+    present = list(dict.fromkeys(name for model in models for names in model.engines.values() for name in names))
     elsewhere = dict.fromkeys(
         sorted({name for model in models for name in model.elsewhere} - {*present}),
         "its variants are not for CPUs, and a package is for CPUs only",
@@ -122,11 +117,11 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
             )
     chosen = list(dict.fromkeys(named)) if named is not None else [name for name in present if not reasons[name]]
     for model in models:
-        for segment, names in model.segments.items():
+        for engine, names in model.engines.items():
             if not {*names} & {*chosen}:
                 raise BackendError.make(
                     _SCOPE,
-                    f"{model.path}, segment '{segment}'",
+                    f"{model.path}, engine '{engine}'",
                     expected=f"a variant for CPUs of {', '.join(chosen) or 'a backend that can run here'}",
                     got=", ".join(f"{name} ({reasons[name] or 'not chosen'})" for name in names) or "none",
                     remedy="Choose one of its backends too, or add a variant: `hybrid-rt add-variant`.",
@@ -199,7 +194,7 @@ def _compiled(models: Sequence[Model], chosen: Iterable[str], folder: Path) -> d
     """The artifacts that are libraries, as files: they too are linked to something."""
     found: dict[Path, Model] = {}
     for i, model in enumerate(models):
-        present = {name for names in model.segments.values() for name in names}
+        present = {name for names in model.engines.values() for name in names}
         for name in chosen:
             if name in present and ".so" in registry.file_endings(name).values():
                 files = extract(model.path, folder / str(i), backend=name)

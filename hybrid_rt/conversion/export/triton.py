@@ -134,7 +134,7 @@ def export_triton(
 
     Raises:
         BundleError: no bundle, an altered one, or the folder can't be written.
-        BackendError: no variant of a segment can run here.
+        BackendError: no variant of an engine can run here.
         OptionError: an argument; a folder of that name; a detector of another interface; a batch that it does not take.
         VerificationError: the model finds something else, or nothing; nothing was written.
     """

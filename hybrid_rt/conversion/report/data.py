@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from ..assemble.builds import EngineBuild
 from .images import PictureReport
 from .measurement import Measurement
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the JSON; it grows when a field goes or changes its meaning. New fields do not change it."""
 
 
@@ -41,7 +42,7 @@ class VariantReport:
 class EngineReport:
     """One engine: the submodules in it, its inputs and outputs, and its variants in the file's order.
 
-    ``share`` is the members' part of the detector's time, 0..1.
+    ``name`` is for people: the members, joined by "+". ``share`` is their part of the detector's time, 0..1.
     """
 
     name: str
@@ -99,7 +100,7 @@ class ReportData:
 
     detector: str
     path: str
-    segments: list[EngineReport]
+    engines: list[EngineReport]
     head_operators: list[str]
     verification: Verification | None
     precision: str = "fp32"
@@ -124,6 +125,12 @@ class ReportData:
         if self.measurement is not None:
             values["measurement"]["gain"] = self.measurement.gain
         return {"schema_version": SCHEMA_VERSION, **finite(values)}
+
+    @property
+    def segments(self) -> list[EngineReport]:
+        """The old name of ``engines``."""
+        warnings.warn("a report's engines are called .engines now", DeprecationWarning, stacklevel=2)
+        return self.engines
 
     @property
     def boxes(self) -> tuple[int, int]:

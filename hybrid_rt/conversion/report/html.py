@@ -121,7 +121,7 @@ def _errors(report: ReportData) -> list[dict[str, Any]]:
     worst: dict[tuple[str, str, str], Any] = {}
     calls: dict[tuple[str, str, str], int] = {}
     for error in report.verification.tensors:
-        key = (error.segment, error.output, error.backend)
+        key = (error.engine, error.output, error.backend)
         calls[key] = calls.get(key, 0) + 1
         if key not in worst or not error.relative_error <= worst[key].relative_error:
             worst[key] = error

@@ -49,7 +49,7 @@ class Measurement:
         load: milliseconds to load the bundle, its engines included.
         pictures: (height, width) of the example's pictures.
         threads: that torch uses.
-        engines: for each segment what runs: the engine's own description.
+        engines: what runs each engine: the engine's own description.
         new_size: None: see ``no_new_size``.
         no_new_size: why no further size was tried.
     """
@@ -120,7 +120,7 @@ def _measured(
         load=load,
         pictures=picture_sizes(example),
         threads=torch.get_num_threads(),
-        engines={engine["segment"]: engine["description"] for engine in archive.engines(hybrid)},
+        engines={engine["engine"]: engine["description"] for engine in archive.engines(hybrid)},
         new_size=new_size,
         no_new_size=reason,
     )

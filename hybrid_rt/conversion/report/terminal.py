@@ -53,7 +53,7 @@ def report_text(report: ReportData, width: int | None = None) -> str:
         console.print(Text(text), soft_wrap=True)
 
     say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
-    console.print(_segments_table(report))
+    console.print(_engines_table(report))
     if report.measurement is not None:
         console.print(_latency_table(report.measurement))
         say(measured_text(report.measurement, report.predicted_gain))
@@ -66,13 +66,13 @@ def report_text(report: ReportData, width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
-def _segments_table(report: ReportData) -> Table:
+def _engines_table(report: ReportData) -> Table:
     table = Table()
-    for heading in ("segment", "share", "engine", "precision", "MB", "cache"):
+    for heading in ("engine", "share", "backend", "precision", "MB", "cache"):
         table.add_column(heading, justify="right" if heading in ("share", "MB") else "left", overflow="fold")
-    for segment in report.segments:
-        for i, variant in enumerate(segment.variants):
-            name, share = (segment.name, f"{segment.share:.1%}") if i == 0 else ("", "")
+    for engine in report.engines:
+        for i, variant in enumerate(engine.variants):
+            name, share = (engine.name, f"{engine.share:.1%}") if i == 0 else ("", "")
             size, cached = f"{variant.size / 1e6:.1f}", "hit" if variant.cached else "miss"
             table.add_row(Text(name), share, variant.backend, variant.precision, size, cached)
     return table
@@ -132,7 +132,7 @@ def verification_text(verification: Verification | None) -> str:
             expected = sum(match.expected for match in verification.pictures)
             text += f": {matched} of {expected} boxes found again"
         if worst is not None:
-            text += f"; greatest relative error {worst.relative_error:.2g} in {worst.segment}, output {worst.output}"
+            text += f"; greatest relative error {worst.relative_error:.2g} in {worst.engine}, output {worst.output}"
     if verification.dataset is not None:
         text += ("\n" if text else "") + str(verification.dataset)
     for reason in verification.not_run:

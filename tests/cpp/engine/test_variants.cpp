@@ -99,8 +99,8 @@ TEST_CASE("the first variant that can run is chosen, in the file's order") {
   CHECK(captured.of(LogLevel::kWarning).empty());
   const auto messages = captured.of(LogLevel::kInfo);
   REQUIRE(messages.size() == 2);
-  CHECK(messages[0] == "segment 'backbone': fixture (fp32) can't run: no such device");
-  CHECK(messages[1] == "segment 'backbone' runs on " + choice.engine->description());
+  CHECK(messages[0] == "engine 'backbone': fixture (fp32) can't run: no such device");
+  CHECK(messages[1] == "engine 'backbone' runs on " + choice.engine->description());
 }
 
 TEST_CASE("checking says the same without loading an engine") {
@@ -124,7 +124,7 @@ TEST_CASE("a variant that fails to load is warned of and the next one runs") {
     CHECK(contains(choice.variants[0].refusal, "out of memory"));
     const auto warnings = captured.of(LogLevel::kWarning);
     REQUIRE(warnings.size() == 1);
-    CHECK(contains(warnings[0], "segment 'backbone': fixture (fp32) failed to load: "));
+    CHECK(contains(warnings[0], "engine 'backbone': fixture (fp32) failed to load: "));
     CHECK(contains(warnings[0], "out of memory"));
   }
 }
@@ -137,7 +137,7 @@ TEST_CASE("if none can run, the error lists every variant with its reason") {
   const std::string text = error.what();
   CHECK(error.kind() == ErrorKind::kBackend);
   CHECK(contains(text,
-                 "hybrid_rt[variants]: segment 'backbone': expected a variant that can run on this machine, got "
+                 "hybrid_rt[variants]: engine 'backbone': expected a variant that can run on this machine, got "
                  "none of 3:"));
   CHECK(contains(text, "\n  fixture (fp32): no such device\n"));
   CHECK(contains(text, "\n  fixture (fp32): hybrid_rt[fixture]: artifact: expected to load, got out of memory."));
@@ -185,7 +185,7 @@ TEST_CASE("a strict load falls back on nothing") {
     const Error error = failure_of([&] { variants.choose("", 1, true); });
     CHECK(error.kind() == ErrorKind::kBackend);
     CHECK(contains(error.what(),
-                   "segment 'backbone', strict: expected its first variant, fixture (fp32), to run, got refusals:\n"));
+                   "engine 'backbone', strict: expected its first variant, fixture (fp32), to run, got refusals:\n"));
     CHECK(contains(error.what(), "out of memory"));
   }
 }
@@ -296,7 +296,7 @@ TEST_CASE("altered bytes of the chosen variant are an error, not a reason to tak
   variants.blobs()[0] = at::ones_like(variants.blobs()[0]);
   const Error error = failure_of([&] { variants.choose(); });
   CHECK(error.kind() == ErrorKind::kBundle);
-  CHECK(contains(error.what(), "hybrid_rt[fixture]: segment 'backbone', blob 'bytes': expected the SHA-256 " +
+  CHECK(contains(error.what(), "hybrid_rt[fixture]: engine 'backbone', blob 'bytes': expected the SHA-256 " +
                                    variants.specs()[0].blobs[0].sha256));
 }
 

@@ -197,13 +197,13 @@ TEST_CASE("numbers that can't be are refused before anything is loaded") {
   CHECK_THROWS_AS(Detector("/no/such/file.pt", {.max_batch = 0}), Error);
 }
 
-TEST_CASE("what a segment says of its input is of kInput again after TorchScript") {
+TEST_CASE("what an engine says of its input is of kInput again after TorchScript") {
   const std::runtime_error wrapped(
       "The following operation failed in the TorchScript interpreter.\nTraceback ...\nRuntimeError: "
-      "hybrid_rt[openvino]: segment 'backbone', input 'x': expected 1x3x64x64, got 1x3x65x64. Resize it.");
+      "hybrid_rt[openvino]: engine 'backbone', input 'x': expected 1x3x64x64, got 1x3x65x64. Resize it.");
   const Error error = hybrid_rt::as_error(wrapped, ErrorKind::kBackend, "detector", "forward");
   CHECK(error.kind() == ErrorKind::kInput);
-  CHECK(std::string(error.what()).rfind("hybrid_rt[openvino]: segment 'backbone', input 'x'", 0) == 0);
+  CHECK(std::string(error.what()).rfind("hybrid_rt[openvino]: engine 'backbone', input 'x'", 0) == 0);
   const Error other =
       hybrid_rt::as_error(std::runtime_error("out of luck"), ErrorKind::kBackend, "detector", "forward");
   CHECK(other.kind() == ErrorKind::kBackend);

@@ -1,5 +1,5 @@
 #include "hybrid_rt/bundle.h"
-#include "hybrid_rt/segment.h"
+#include "hybrid_rt/opened_engine.h"
 
 #include <doctest/doctest.h>
 #include <torch/script.h>
@@ -77,8 +77,8 @@ TEST_CASE("every variant gives the same results") {
   torch::jit::Module reference = hybrid_rt::load(bundle(), {.backend = "torchscript"});
   const Detections expected = detect(reference, picture);
   REQUIRE(expected.confident_zeros() == 3);
-  for (const auto& segment : hybrid_rt::check(bundle())) {
-    for (const auto& variant : segment.variants) {
+  for (const auto& engine : hybrid_rt::check(bundle())) {
+    for (const auto& variant : engine.variants) {
       CAPTURE(variant.backend);
       if (!variant.refusal.empty()) continue;  // its runtime is not installed
       torch::jit::Module module = hybrid_rt::load(bundle(), {.backend = variant.backend});
@@ -102,7 +102,7 @@ TEST_CASE("choices tell the variants and the reasons") {
   const auto texts = hybrid_rt::choices(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
   REQUIRE(texts.size() == 1);
   const auto choice = nlohmann::json::parse(texts[0]);
-  CHECK(choice.at("segment") == "backbone");
+  CHECK(choice.at("engine") == "backbone");
   CHECK(choice.at("backend") == "torchscript");
   CHECK(choice.at("precision") == "fp32");
   CHECK_FALSE(choice.at("description").get<std::string>().empty());
@@ -122,29 +122,30 @@ TEST_CASE("a module without engines has no choices") {
 }
 
 TEST_CASE("check chooses as load does") {
-  const auto segments = hybrid_rt::check(bundle(), {.backend = "torchscript"});
-  REQUIRE(segments.size() == 1);
-  CHECK(segments[0].segment == "backbone");
-  REQUIRE(segments[0].variants.size() == 2);
-  CHECK(segments[0].variants[0].backend == "openvino");
-  CHECK(segments[0].variants[0].refusal == "only 'torchscript' was asked for");
-  CHECK_FALSE(segments[0].variants[0].chosen);
-  CHECK(segments[0].variants[1].backend == "torchscript");
-  CHECK(segments[0].variants[1].chosen);
+  const auto engines = hybrid_rt::check(bundle(), {.backend = "torchscript"});
+  REQUIRE(engines.size() == 1);
+  CHECK(engines[0].engine == "backbone");
+  CHECK(engines[0].segments == std::vector<std::string>{"backbone"});
+  REQUIRE(engines[0].variants.size() == 2);
+  CHECK(engines[0].variants[0].backend == "openvino");
+  CHECK(engines[0].variants[0].refusal == "only 'torchscript' was asked for");
+  CHECK_FALSE(engines[0].variants[0].chosen);
+  CHECK(engines[0].variants[1].backend == "torchscript");
+  CHECK(engines[0].variants[1].chosen);
 }
 
 TEST_CASE("the manifest is read without loading the module") {
   const auto manifest = nlohmann::json::parse(hybrid_rt::read_manifest(bundle()));
-  CHECK(manifest.at("format_version") == 1);
-  CHECK(manifest.at("segments").at(0).at("name") == "backbone");
-  CHECK(manifest.at("segments").at(0).at("variants").size() == 2);
+  CHECK(manifest.at("format_version") == 2);
+  CHECK(manifest.at("engines").at(0).at("members").at(0).at("name") == "backbone");
+  CHECK(manifest.at("engines").at(0).at("variants").size() == 2);
 }
 
 TEST_CASE("a backend that the file lacks can't be chosen") {
   const CapturedLog captured;
   const Error error = failure_of([] { hybrid_rt::load(bundle(), {.backend = "nonesuch"}); });
   CHECK(error.kind() == ErrorKind::kBackend);
-  CHECK(contains(error.what(), "segment 'backbone': expected a variant that can run on this machine, got none of 2:"));
+  CHECK(contains(error.what(), "engine 'backbone': expected a variant that can run on this machine, got none of 2:"));
   CHECK(contains(error.what(), "torchscript (fp32): only 'nonesuch' was asked for"));
 }
 
@@ -250,20 +251,21 @@ TEST_CASE("a loaded bundle changes over to another variant, whose bytes it reads
   CHECK(are_equal(detect(saved, picture_of_rings(120, 200, 3)), before));
 }
 
-TEST_CASE("a segment runs without TorchScript") {
-  REQUIRE(hybrid_rt::segments(bundle()) == std::vector<std::string>{"backbone"});
-  const auto segment = hybrid_rt::open_segment(bundle(), "backbone");
-  CHECK(segment->name() == "backbone");
-  CHECK(segment->variants().front().chosen);
-  const auto reference = hybrid_rt::open_segment(bundle(), "backbone", {.backend = "torchscript"});
+TEST_CASE("an engine runs without TorchScript") {
+  REQUIRE(hybrid_rt::engine_names(bundle()) == std::vector<std::string>{"backbone"});
+  const auto engine = hybrid_rt::open_engine(bundle(), "backbone");
+  CHECK(engine->name() == "backbone");
+  CHECK(engine->segments() == std::vector<std::string>{"backbone"});
+  CHECK(engine->variants().front().chosen);
+  const auto reference = hybrid_rt::open_engine(bundle(), "backbone", {.backend = "torchscript"});
   CHECK(reference->spec().backend == "torchscript");
   const at::Tensor picture = picture_of_rings(128, 256, 4).unsqueeze(0);
-  const auto outputs = segment->run({picture});
+  const auto outputs = engine->run({picture});
   const auto expected = reference->run({picture});
-  REQUIRE(outputs.size() == segment->spec().outputs.size());
+  REQUIRE(outputs.size() == engine->spec().outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i) CHECK(torch::allclose(outputs[i], expected[i], 1e-3, 1e-4));
-  const Error refused = failure_of([&] { segment->run({picture.to(at::kDouble)}); });
+  const Error refused = failure_of([&] { engine->run({picture.to(at::kDouble)}); });
   CHECK(refused.kind() == ErrorKind::kInput);
-  const Error unknown = failure_of([] { hybrid_rt::open_segment(bundle(), "neck"); });
-  CHECK(contains(unknown.what(), "segment: expected one of backbone, got 'neck'."));
+  const Error unknown = failure_of([] { hybrid_rt::open_engine(bundle(), "neck"); });
+  CHECK(contains(unknown.what(), "engine: expected one of backbone, got 'neck'."));
 }

@@ -205,12 +205,12 @@ def test_convert_says_what_was_cached_and_makes_the_same_bundle(folder: Path, tm
         return hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / name).report
 
     cold, warm = converted("cold.pt"), converted("warm.pt")
-    assert [variant.cached for variant in cold.segments[0].variants] == [False, False]
-    assert [variant.cached for variant in warm.segments[0].variants] == [True, True]
+    assert [variant.cached for variant in cold.engines[0].variants] == [False, False]
+    assert [variant.cached for variant in warm.engines[0].variants] == [True, True]
     assert (str(cold).count(" miss "), str(cold).count(" hit ")) == (2, 0)
     assert (str(warm).count(" miss "), str(warm).count(" hit ")) == (0, 2)
-    assert warm.to_json()["segments"][0]["variants"][0]["cached"] is True
-    assert hybrid_rt.inspect(tmp_path / "warm.pt")["segments"] == hybrid_rt.inspect(tmp_path / "cold.pt")["segments"]
+    assert warm.to_json()["engines"][0]["variants"][0]["cached"] is True
+    assert hybrid_rt.inspect(tmp_path / "warm.pt")["engines"] == hybrid_rt.inspect(tmp_path / "cold.pt")["engines"]
 
 
 # Several at once

@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[list[Tensor], str]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_inputs_that_break_the_contract_are_refused(backend: str, what: str) -> None:
     inputs, text = REFUSED[what]
-    with pytest.raises(RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: segment 'backbone', {text}")):
+    with pytest.raises(RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: engine 'backbone', {text}")):
         dynamic_engine(backend).engine.run(inputs)
     x = pictures()
     assert_equal_structure(dynamic_engine(backend)(x), eager(x))
@@ -289,7 +289,7 @@ def test_inputs_that_break_the_contract_are_refused(backend: str, what: str) -> 
 def test_a_refusal_keeps_its_text_through_torchscript(backend: str) -> None:
     scripted = jit.script(dynamic_engine(backend))
     with pytest.raises(
-        RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: segment 'backbone', input 'pictures': expected float32")
+        RuntimeError, match=re.escape(f"hybrid_rt[{backend}]: engine 'backbone', input 'pictures': expected float32")
     ):
         scripted(pictures().double())
 
@@ -447,7 +447,7 @@ def test_it_says_what_runs(backend: str) -> None:
     engine(pictures())
     choice = engine.engine.choice()
     assert f'"backend":"{backend}"' in choice
-    assert '"segment":"backbone"' in choice
+    assert '"engine":"backbone"' in choice
     assert '"description":""' not in choice
 
 
@@ -491,9 +491,7 @@ def test_a_state_of_altered_bytes_is_refused(backend: str) -> None:
     altered = [blob.clone() for blob in blobs]
     altered[0][len(altered[0]) // 2] ^= 1
     damaged = torch.classes.hybrid_rt.Engine(fields, altered)
-    with pytest.raises(
-        RuntimeError, match=rf"hybrid_rt\[{backend}\]: segment 'backbone', blob .* expected the SHA-256"
-    ):
+    with pytest.raises(RuntimeError, match=rf"hybrid_rt\[{backend}\]: engine 'backbone', blob .* expected the SHA-256"):
         damaged.run([pictures()])
     with pytest.raises(RuntimeError, match=r"blobs, entry 0: expected \d+ bytes, got \d+"):
         torch.classes.hybrid_rt.Engine(fields, [blob[1:].clone() for blob in blobs])

@@ -64,7 +64,7 @@ def test_loading_it_on_cuda_says_that_there_is_no_device(bank: Path) -> None:
         hybrid_rt.load(bank, device="cuda")
     assert isinstance(caught.value, hybrid_rt.OptionError)
     with refused("hybrid_rt[bundle]: device cuda:1: expected a CUDA device, got none"):
-        hybrid_rt.open_segment(bank, "backbone", "cuda:1")
+        hybrid_rt.open_engine(bank, "backbone", "cuda:1")
 
 
 @needs_none
@@ -96,7 +96,7 @@ def test_the_check_tells_of_another_machines_gpu(bank: Path, capability: str, te
 
 
 def test_the_bundle_is_inspected_and_extracted_anywhere(bank: Path, tmp_path: Path) -> None:
-    (segment,) = hybrid_rt.inspect(bank)["segments"]
+    (segment,) = hybrid_rt.inspect(bank)["engines"]
     kinds = [(v["backend"], v["precision"], v["device"]) for v in segment["variants"]]
     assert kinds == [
         ("tensorrt", "fp16", "cuda"),
@@ -110,7 +110,7 @@ def test_the_bundle_is_inspected_and_extracted_anywhere(bank: Path, tmp_path: Pa
 
 def test_an_altered_engine_is_found(bank: Path, tmp_path: Path) -> None:
     data = bytearray(bank.read_bytes())
-    (segment,) = hybrid_rt.inspect(bank)["segments"]
+    (segment,) = hybrid_rt.inspect(bank)["engines"]
     engine = hybrid_rt.extract(bank, tmp_path / "engines", backend="tensorrt")
     largest = max((path for path in engine if path.suffix == ".engine"), key=lambda path: path.stat().st_size)
     start = bytes(data).index(largest.read_bytes()[:4096])
@@ -131,7 +131,7 @@ def test_add_variant_adds_tensorrt_from_the_stored_segment(bank: Path, tmp_path:
     assert report.variants["backbone"][0] == "tensorrt:bf16"
     if not torch.cuda.is_available():
         assert any("tensorrt" in note and "there is none" in note for note in report.notes)
-    (segment,) = hybrid_rt.inspect(smaller)["segments"]
+    (segment,) = hybrid_rt.inspect(smaller)["engines"]
     assert segment["variants"][0]["requirements"]["compute_capability"] == "12.0"
 
 
@@ -156,7 +156,7 @@ def test_auto_for_cuda_is_tensorrt(tmp_path: Path) -> None:
     hybrid_rt.convert(
         Detector(Pyramid()).eval(), (X,), tmp_path / "auto.pt", segments=["backbone"], device="cuda", measure=False
     )
-    (segment,) = hybrid_rt.inspect(tmp_path / "auto.pt")["segments"]
+    (segment,) = hybrid_rt.inspect(tmp_path / "auto.pt")["engines"]
     assert [variant["backend"] for variant in segment["variants"]] == ["tensorrt", "torchscript"]
 
 

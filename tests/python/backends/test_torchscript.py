@@ -230,12 +230,12 @@ def converted(path: Path, engine: str | list[str], **options: Any) -> list[str]:
 
 
 def variants_of(path: Path) -> list[str]:
-    return [f"{v['backend']}:{v['precision']}" for v in hybrid_rt.inspect(path)["segments"][0]["variants"]]
+    return [f"{v['backend']}:{v['precision']}" for v in hybrid_rt.inspect(path)["engines"][0]["variants"]]
 
 
 def stored_and_needed(path: Path) -> tuple[int, int]:
     """Bytes of the engine in the file, and of its variants."""
-    (segment,) = hybrid_rt.inspect(path)["segments"]
+    (segment,) = hybrid_rt.inspect(path)["engines"]
     needed = sum(blob["size"] for variant in segment["variants"] for blob in variant["blobs"])
     return sum(entry["size"] for entry in segment["table"]), needed
 

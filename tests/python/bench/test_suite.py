@@ -269,7 +269,7 @@ def test_hybrids_of_fixed_sizes_take_the_pictures_alone(tmp_path: Path) -> None:
     chosen = cases(["torchscript"], runtimes=["hybrid-cpp"])
     settings = Settings(rounds=1, warm_up=0, threads=1, segments=["backbone"], fixed_sizes=True)
     run(subject(), chosen, tmp_path, settings)
-    (segment,) = inspect(tmp_path / "hybrid_torchscript_fp32.pt")["segments"]
+    (segment,) = inspect(tmp_path / "hybrid_torchscript_fp32.pt")["engines"]
     (picture,) = segment["variants"][0]["inputs"]
     assert picture["min"][2:] == picture["max"][2:] == [32, 32]
 

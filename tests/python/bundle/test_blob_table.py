@@ -1,4 +1,4 @@
-"""The table of a segment's bytes: weights that several variants have stand in it once."""
+"""The table of an engine's bytes: weights that several variants have stand in it once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hybrid_rt.backends import registry
-from hybrid_rt.bundle.blob_table import LEAST_SHARED, own_sizes, pack, unpack
+from hybrid_rt.bundle.blob_table import LEAST_SHARED, pack, unpack
+from hybrid_rt.bundle.manifest import Member
 from hybrid_rt.common.specs import Artifact, ArtifactSpec, blob_from_bytes
 
 SPEC = ArtifactSpec("torchscript", "fp32", "cpu", (), ())
@@ -40,13 +41,13 @@ def assert_whole(artifacts: list[Artifact]) -> list[Tensor]:
     """Every blob can be put together again; returns the table."""
     packed = pack(artifacts)
     for made, variant in zip(artifacts, packed.variants, strict=True):
-        for entry in variant["blobs"]:
-            assert torch.equal(unpack(entry, packed.table), made.blobs[entry["name"]])
-            assert entry["sha256"] == made.digests[entry["name"]]
-            assert sum(size for _, _, size in entry["pieces"]) == entry["size"]
+        for blob in variant.blobs:
+            assert torch.equal(unpack(blob, packed.table), made.blobs[blob.name])
+            assert blob.sha256 == made.digests[blob.name]
+            assert sum(size for _, _, size in blob.pieces) == blob.size
     for tensor, entry in zip(packed.table, packed.entries, strict=True):
-        assert entry["size"] == tensor.numel()
-        assert entry["sha256"] == hashlib.sha256(tensor.numpy().data).hexdigest()
+        assert entry.size == tensor.numel()
+        assert entry.sha256 == hashlib.sha256(tensor.numpy().data).hexdigest()
     return packed.table
 
 
@@ -54,17 +55,17 @@ def test_a_variant_alone_is_its_own_table() -> None:
     made = artifact(b"head", 0, b"middle", 1)
     table = assert_whole([made])
     assert table[0].data_ptr() == made.blobs["library"].data_ptr()  # not copied
-    assert pack([made]).variants[0]["blobs"][0]["pieces"] == [(0, 0, made.size)]
+    assert pack([made]).variants[0].blobs[0].pieces == ((0, 0, made.size),)
 
 
 def test_weights_of_a_second_variant_are_not_stored_again() -> None:
     first, second = artifact(b"a", 0, 1, b"bb", 2), artifact(2, b"other", 0, 1, 3, b"end")
     table = assert_whole([first, second])
     assert [tensor.numel() for tensor in table] == [first.size, len(b"other") + len(WEIGHTS[3]) + len(b"end")]
-    segment = pack([first, second]).segment("backbone")
-    assert own_sizes(segment) == [tensor.numel() for tensor in table]
+    engine = pack([first, second]).engine([Member("backbone", 0, 0)])
+    assert engine.added_sizes == [tensor.numel() for tensor in table]
     # 0 and 1 follow one another in the first one too: one piece
-    assert len(segment["variants"][1]["blobs"][0]["pieces"]) == 4
+    assert len(engine.variants[1].blobs[0].pieces) == 4
 
 
 def test_a_variant_of_shared_weights_alone_adds_nothing() -> None:

@@ -79,17 +79,17 @@ def two_of(module: torch.jit.ScriptModule) -> list[Any]:
 
 def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
     manifest = hybrid_rt.inspect(demo_bundle)
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["detector"] == {"class": "torchvision.models.detection.faster_rcnn.FasterRCNN"}
     assert manifest["versions"] == {"hybrid_rt": hybrid_rt.__version__, "torch": torch.__version__}
     assert manifest["head"]["operators"] == ["hybrid_rt::nms", "hybrid_rt::roi_align", "hybrid_rt::run_engine"]
-    (segment,) = manifest["segments"]
-    assert segment["name"] == "backbone"
-    assert [variant["backend"] for variant in segment["variants"]] == ["openvino", "torchscript"]
-    (tensor,) = segment["variants"][0]["inputs"]
+    (engine,) = manifest["engines"]
+    assert engine["members"] == [{"name": "backbone", "first": 0, "count": 5}]
+    assert [variant["backend"] for variant in engine["variants"]] == ["openvino", "torchscript"]
+    (tensor,) = engine["variants"][0]["inputs"]
     assert (tensor["name"], tensor["dtype"]) == ("x", "float32")
     assert (tensor["min"], tensor["max"]) == ([1, 3, 32, 32], [-1, 3, 416, 416])
-    assert [output["name"] for output in segment["variants"][0]["outputs"]] == ["0", "1", "2", "3", "pool"]
+    assert [output["name"] for output in engine["variants"][0]["outputs"]] == ["0", "1", "2", "3", "pool"]
     verification = manifest["verification"]
     assert verification["failures"] == []
     assert verification["pictures"][0]["expected"] == verification["pictures"][0]["matched"] >= 5
@@ -98,7 +98,7 @@ def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
 def test_the_manifest_can_be_read_without_us(demo_bundle: Path) -> None:
     text = read_record(demo_bundle, "extra/hybrid_rt/manifest.json")
     assert json.loads(text) == hybrid_rt.inspect(demo_bundle)
-    assert read_record(demo_bundle, "extra/hybrid_rt/format_version") == b"1"
+    assert read_record(demo_bundle, "extra/hybrid_rt/format_version") == b"2"
     assert read_record(demo_bundle, "extra/hybrid_rt/manifest.sha256").decode() == hashlib.sha256(text).hexdigest()
 
 
@@ -114,7 +114,7 @@ def test_the_manifest_lists_every_record_with_its_digest(demo_bundle: Path) -> N
 
 def test_the_engines_bytes_are_in_the_file_once_and_uncompressed(demo_bundle: Path) -> None:
     manifest = hybrid_rt.inspect(demo_bundle)
-    wanted = manifest["segments"][0]["table"]
+    wanted = manifest["engines"][0]["table"]
     blobs = {name: entry for name, entry in manifest["records"].items() if entry.get("is_blob")}
     assert sorted(entry["sha256"] for entry in blobs.values()) == sorted(entry["sha256"] for entry in wanted)
     with zipfile.ZipFile(demo_bundle) as archive:
@@ -126,7 +126,7 @@ def test_the_engines_bytes_are_in_the_file_once_and_uncompressed(demo_bundle: Pa
 
 def test_equal_bytes_of_two_variants_are_stored_once(small_bundle: Path) -> None:
     manifest = hybrid_rt.inspect(small_bundle)
-    first, second = (variant["blobs"] for variant in manifest["segments"][0]["variants"])
+    first, second = (variant["blobs"] for variant in manifest["engines"][0]["variants"])
     assert first == second
     assert sum(entry.get("is_blob", False) for entry in manifest["records"].values()) == 1
 
@@ -140,7 +140,7 @@ def test_a_bundle_runs_as_the_detector_did(
 ) -> None:
     module = hybrid_rt.load(demo_bundle, backend=backend)
     (engine,) = hybrid_rt.engines(module)
-    assert (engine["segment"], engine["backend"], engine["precision"]) == ("backbone", backend, "fp32")
+    assert (engine["engine"], engine["backend"], engine["precision"]) == ("backbone", backend, "fp32")
     assert backend in engine["description"]
     expected, found = demo_detector([demo_image])[0], module([demo_image])[0]
     assert set(found) == set(expected)
@@ -167,7 +167,7 @@ def test_paths_may_be_text_or_path_and_relative(small_bundle: Path, monkeypatch:
     for path in (small_bundle, str(small_bundle), "small.pt", Path("small.pt")):
         assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
         assert hybrid_rt.check(path)[0].chosen is not None
-        assert hybrid_rt.inspect(path)["format_version"] == 1
+        assert hybrid_rt.inspect(path)["format_version"] == 2
 
 
 def test_the_file_may_go_once_it_is_loaded(small_bundle: Path, tmp_path: Path) -> None:
@@ -179,18 +179,18 @@ def test_the_file_may_go_once_it_is_loaded(small_bundle: Path, tmp_path: Path) -
 
 
 def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
-    (segment,) = hybrid_rt.check(demo_bundle)
-    assert segment.segment == "backbone"
-    assert [(variant.backend, variant.chosen, variant.refusal) for variant in segment.variants] == [
+    (engine,) = hybrid_rt.check(demo_bundle)
+    assert (engine.engine, engine.segments) == ("backbone", ("backbone",))
+    assert [(variant.backend, variant.chosen, variant.refusal) for variant in engine.variants] == [
         ("openvino", True, ""),
         ("torchscript", False, ""),
     ]
-    assert segment.chosen == segment.variants[0]
-    (segment,) = hybrid_rt.check(demo_bundle, backend="torchscript")
-    assert segment.chosen == segment.variants[1]
-    assert segment.variants[0].refusal == "only 'torchscript' was asked for"
-    (segment,) = hybrid_rt.check(demo_bundle, "cuda")
-    assert segment.variants[0].refusal == "runs on cpu, not on cuda"
+    assert engine.chosen == engine.variants[0]
+    (engine,) = hybrid_rt.check(demo_bundle, backend="torchscript")
+    assert engine.chosen == engine.variants[1]
+    assert engine.variants[0].refusal == "only 'torchscript' was asked for"
+    (engine,) = hybrid_rt.check(demo_bundle, "cuda")
+    assert engine.variants[0].refusal == "runs on cpu, not on cuda"
 
 
 def test_engines_of_a_module_without_any() -> None:

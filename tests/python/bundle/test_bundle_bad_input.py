@@ -49,7 +49,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blob_records(path: Path, backend: str) -> list[str]:
     """The records that hold a backend's blobs."""
     manifest = hybrid_rt.inspect(path)
-    variants = manifest["segments"][0]["variants"]
+    variants = manifest["engines"][0]["variants"]
     digests = {blob["sha256"] for variant in variants if variant["backend"] == backend for blob in variant["blobs"]}
     return [name for name, entry in manifest["records"].items() if entry["sha256"] in digests]
 
@@ -216,7 +216,7 @@ def test_plain_torch_load_finds_an_altered_engine_at_the_first_run(small_bundle:
     for _ in range(2):
         with pytest.raises(RuntimeError) as caught:
             module(small_picture())
-        assert "hybrid_rt[openvino]: segment 'backbone', blob 'xml': expected the SHA-256 " in str(caught.value)
+        assert "hybrid_rt[openvino]: engine 'backbone', blob 'xml': expected the SHA-256 " in str(caught.value)
         assert DAMAGED in str(caught.value)
 
 
@@ -241,8 +241,10 @@ def test_bytes_flipped_anywhere_never_crash(small_bundle: Path, tmp_path: Path) 
 
 
 def test_a_newer_format_is_refused_with_advice(small_bundle: Path, tmp_path: Path) -> None:
-    path = rewrite(small_bundle, tmp_path / "newer.pt", {"extra/hybrid_rt/format_version": lambda _: b"2"})
-    assert_refused(path, "expected format version 1, got 2. The file was made by a newer hybrid_rt: upgrade this one.")
+    path = rewrite(small_bundle, tmp_path / "newer.pt", {"extra/hybrid_rt/format_version": lambda _: b"3"})
+    assert_refused(
+        path, "expected format version 1 or 2, got 3. The file was made by a newer hybrid_rt: upgrade this one."
+    )
 
 
 @pytest.mark.parametrize("version", [b"", b"one", b"-1", b"1\n"])
@@ -253,7 +255,7 @@ def test_a_format_version_that_is_none_is_damage(small_bundle: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [(2, "The file was made by a newer hybrid_rt: upgrade this one."), (0, "The file is too old")],
+    [(3, "The file was made by a newer hybrid_rt: upgrade this one."), (0, "The file is too old")],
 )
 def test_another_state_version_of_an_engine_is_refused(
     small_bundle: Path, tmp_path: Path, version: int, remedy: str
@@ -262,14 +264,14 @@ def test_another_state_version_of_an_engine_is_refused(
     state = b"hybrid_rt\nEngine\nq\x00)\x81K"
 
     def other(data: bytes) -> bytes:
-        assert data.count(state + b"\x01") == 1
-        return data.replace(state + b"\x01", state + bytes([version]))
+        assert data.count(state + b"\x02") == 1
+        return data.replace(state + b"\x02", state + bytes([version]))
 
     path = rewrite(small_bundle, tmp_path / "state.pt", {"constants.pkl": other})
     with pytest.raises(BundleError) as caught:
         hybrid_rt.load(path)
-    assert f"hybrid_rt[engine]: state version: expected 1, got {version}. {remedy}" in str(caught.value)
-    with pytest.raises(RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1, got {version}"):
+    assert f"hybrid_rt[engine]: state version: expected 1 or 2, got {version}. {remedy}" in str(caught.value)
+    with pytest.raises(RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1 or 2, got {version}"):
         torch.jit.load(str(path))
 
 
@@ -298,14 +300,14 @@ def test_a_manifest_without_proper_records_fails(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda manifest: manifest.pop("segments"),
-        lambda manifest: manifest.update(segments=5),
-        lambda manifest: manifest.update(segments=[{}]),
-        lambda manifest: manifest["segments"][0].update(variants=[]),
-        lambda manifest: manifest["segments"][0]["variants"][0].pop("backend"),
-        lambda manifest: manifest["segments"][0]["variants"][0].update(backend=5),
-        lambda manifest: manifest["segments"][0]["variants"][0]["inputs"][0].update(dtype="float33"),
-        lambda manifest: manifest["segments"][0]["variants"][0]["inputs"][0].update(max=[1]),
+        lambda manifest: manifest.pop("engines"),
+        lambda manifest: manifest.update(engines=5),
+        lambda manifest: manifest.update(engines=[{}]),
+        lambda manifest: manifest["engines"][0].update(variants=[]),
+        lambda manifest: manifest["engines"][0]["variants"][0].pop("backend"),
+        lambda manifest: manifest["engines"][0]["variants"][0].update(backend=5),
+        lambda manifest: manifest["engines"][0]["variants"][0]["inputs"][0].update(dtype="float33"),
+        lambda manifest: manifest["engines"][0]["variants"][0]["inputs"][0].update(max=[1]),
     ],
 )
 def test_a_manifest_without_proper_segments_fails_in_check(
@@ -323,7 +325,7 @@ def test_a_manifest_that_is_no_json_fails(small_bundle: Path, tmp_path: Path) ->
     assert_refused(path, "expected ")
 
 
-FIELDS = {"segment": "backbone", "variants": "[]", "table": "[]"}
+FIELDS = {"segments": '["backbone"]', "variants": "[]", "table": "[]"}
 TABLE = json.dumps([{"size": 3, "sha256": "00"}])
 SPEC = {
     "backend": "torchscript",
@@ -340,13 +342,20 @@ SPEC = {
 @pytest.mark.parametrize(
     ("fields", "blobs", "text"),
     [
-        ({}, [], "hybrid_rt[engine]: state: expected a field 'segment', got none."),
-        ({"segment": "s"}, [], "hybrid_rt[engine]: state: expected a field 'variants', got none."),
+        ({}, [], "hybrid_rt[engine]: state: expected a field 'segments', got none."),
+        ({"segments": "[]"}, [], "state, field 'segments': expected a JSON array of at least one name, got []."),
+        (
+            {"segments": "backbone"},
+            [],
+            "state, field 'segments': expected a JSON array of at least one name, got backb",
+        ),
+        ({"segments": "[1]"}, [], "state, field 'segments': expected a JSON array of at least one name, got [1]."),
+        ({"segments": '["s"]'}, [], "hybrid_rt[engine]: state: expected a field 'variants', got none."),
         (FIELDS, [], "hybrid_rt[bundle]: artifact specs: expected a JSON array of at least one, got []."),
         ({**FIELDS, "variants": "{"}, [], "artifact specs: expected a JSON array of at least one, got {."),
         ({**FIELDS, "variants": "[5]"}, [], "artifact spec: expected a field 'backend', got none."),
         ({**FIELDS, "variants": json.dumps([SPEC])}, [], "blob 'module' of torchscript: expected an index below 0"),
-        ({"segment": "s", "variants": json.dumps([SPEC])}, [], "state: expected a field 'table', got none."),
+        ({"segments": '["s"]', "variants": json.dumps([SPEC])}, [], "state: expected a field 'table', got none."),
         ({**FIELDS, "variants": json.dumps([SPEC]), "table": "5"}, [], "table of blobs: expected a JSON array, got 5."),
         ({**FIELDS, "variants": json.dumps([SPEC]), "table": TABLE}, [], "blobs: expected 1, got 0."),
         (
@@ -388,7 +397,7 @@ def test_no_variant_that_can_run_lists_each_with_reason_and_remedy(tmp_path: Pat
     with pytest.raises(BackendError) as caught:
         hybrid_rt.load(path)
     text = str(caught.value)
-    assert text.startswith("hybrid_rt[variants]: segment 'backbone': expected a variant that can run on this machine")
+    assert text.startswith("hybrid_rt[variants]: engine 'backbone': expected a variant that can run on this machine")
     for name in ("nosuch", "norsuch"):
         assert f"\n  {name} (fp32): hybrid_rt[{name}]: backend: expected one of " in text
         assert f"(libhybrid_rt_{name}.so), or name its folder in HYBRID_RT_PLUGIN_PATH." in text
@@ -398,12 +407,12 @@ def test_no_variant_that_can_run_lists_each_with_reason_and_remedy(tmp_path: Pat
     (segment,) = hybrid_rt.check(path)
     assert segment.chosen is None
     assert ["libhybrid_rt_" in variant.refusal for variant in segment.variants] == [True, True]
-    assert hybrid_rt.inspect(path)["segments"][0]["variants"][0]["backend"] == "nosuch"
+    assert hybrid_rt.inspect(path)["engines"][0]["variants"][0]["backend"] == "nosuch"
 
 
 def test_plain_torch_load_says_at_the_first_run_that_no_variant_can_run(tmp_path: Path) -> None:
     module = torch.jit.load(str(save_with_backends(tmp_path / "nosuch.pt", ["nosuch"])))
-    with pytest.raises(RuntimeError, match=r"hybrid_rt\[variants\]: segment 'backbone': expected a variant that can"):
+    with pytest.raises(RuntimeError, match=r"hybrid_rt\[variants\]: engine 'backbone': expected a variant that can"):
         module(small_picture())
 
 
@@ -535,7 +544,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
 
     detector = small_detector()
     program = capture_alone(detector, "backbone", [(small_picture(),)], [(1, 4), (3, 3), (16, 64), (32, 32)])
-    made = make_engine("backbone", pack([registry.backend("torchscript").compile(program, "fp32")]))
+    made = make_engine(["backbone"], pack([registry.backend("torchscript").compile(program, "fp32")]))
     made.prepare("", torch.device("cpu"), 0, False)
     return made
 
@@ -582,11 +591,11 @@ def test_an_input_that_breaks_the_contract_is_refused(
 ) -> None:
     with pytest.raises(RuntimeError) as caught:
         engine.run(inputs)
-    assert f"hybrid_rt[torchscript]: segment 'backbone', {text}" in str(caught.value)
+    assert f"hybrid_rt[torchscript]: engine 'backbone', {text}" in str(caught.value)
     if not inputs or inputs[0].device.type == "cpu":  # the dispatcher looks at the device before the op does
         with pytest.raises((RuntimeError, InputError)) as caught:
             torch.ops.hybrid_rt.run_engine(engine, inputs)
-        assert f"hybrid_rt[torchscript]: segment 'backbone', {text}" in str(caught.value)
+        assert f"hybrid_rt[torchscript]: engine 'backbone', {text}" in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [(1, 16), (4, 64), (2, 33)])
@@ -609,7 +618,7 @@ def test_a_picture_beyond_the_bounds_says_so_through_the_detector(small_bundle: 
     module = hybrid_rt.load(small_bundle)
     with pytest.raises(RuntimeError) as caught:
         module(small_picture(80, 32))
-    assert "hybrid_rt[openvino]: segment 'backbone', input 'pictures', dimension 2: expected 1..2x3x16..64x32" in str(
+    assert "hybrid_rt[openvino]: engine 'backbone', input 'pictures', dimension 2: expected 1..2x3x16..64x32" in str(
         caught.value
     )
     module(small_picture(48, 32))  # it still runs

@@ -61,13 +61,18 @@ def made(detector: nn.Module) -> nn.Module:
     return detector.requires_grad_(False).eval()
 
 
+def names(path: Path) -> list[list[str]]:
+    """The members of each engine."""
+    return [[member["name"] for member in engine["members"]] for engine in hybrid_rt.inspect(path)["engines"]]
+
+
 def test_one_engine_finds_what_two_find(tmp_path: Path) -> None:
     detector = made(Detector())
     paths = {fuse: tmp_path / f"{fuse}.pt" for fuse in (True, False)}
     for fuse, path in paths.items():
         hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"], fuse=fuse)
-    assert [segment["name"] for segment in hybrid_rt.inspect(paths[True])["segments"]] == ["backbone+head"]
-    assert [segment["name"] for segment in hybrid_rt.inspect(paths[False])["segments"]] == ["backbone", "head"]
+    assert names(paths[True]) == [["backbone", "head"]]
+    assert names(paths[False]) == [["backbone"], ["head"]]
     for path in paths.values():
         for got, expected in zip(hybrid_rt.load(path)(small_picture()), detector(small_picture()), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
@@ -76,13 +81,12 @@ def test_one_engine_finds_what_two_find(tmp_path: Path) -> None:
 def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "detector.pt"
     hybrid_rt.convert(made(Detector()), (small_picture(),), path, segments=["head", "backbone"])
-    (segment,) = hybrid_rt.inspect(path)["segments"]
-    assert segment["name"] == "backbone+head"
-    assert segment["members"] == [
+    (engine,) = hybrid_rt.inspect(path)["engines"]
+    assert engine["members"] == [
         {"name": "backbone", "first": 0, "count": 2},
         {"name": "head", "first": 2, "count": 2},
     ]
-    assert [spec["name"] for spec in segment["variants"][0]["outputs"]] == [
+    assert [spec["name"] for spec in engine["variants"][0]["outputs"]] == [
         "backbone.fine",
         "backbone.coarse",
         "head.0",
@@ -94,7 +98,7 @@ def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -
     detector = made(Detector(low=-1, high=0.25))
     path = tmp_path / "detector.pt"
     hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
-    assert [segment["name"] for segment in hybrid_rt.inspect(path)["segments"]] == ["backbone", "head"]
+    assert names(path) == [["backbone"], ["head"]]
     dark = small_picture() * 0.1
     torch.testing.assert_close(hybrid_rt.load(path)(dark)[0], detector(dark)[0], rtol=1e-4, atol=1e-6)
 
@@ -127,8 +131,10 @@ def test_the_demo_detector_runs_on_two_engines(
     path = tmp_path / "digits.pt"
     segments = ["backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor"]
     result = hybrid_rt.convert(demo_detector, ([demo_image],), path, segments=segments, verify_inputs=[(demo_images,)])
-    names = [segment.name for segment in result.report.segments]
-    assert names == ["backbone+rpn.head", "roi_heads.box_head+roi_heads.box_predictor"]
+    assert [engine.name for engine in result.report.engines] == [
+        "backbone+rpn.head",
+        "roi_heads.box_head+roi_heads.box_predictor",
+    ]
     assert result.report.predicted_gain > 1.1
     # The segments' own names are what a service asks for.
     found = json.loads(succeed(Path(sys.executable).parent / "hybrid-rt-detect", path, demo_picture, "--json"))

@@ -77,14 +77,14 @@ def test_convert_options_reach_the_bundle(noise: Path, capsys: pytest.CaptureFix
     )
     assert "not verified" in capsys.readouterr().out
     manifest = hybrid_rt.inspect(noise.with_suffix(".pt"))
-    assert [segment["name"] for segment in manifest["segments"]] == ["detector.backbone", "detector.classes"]
+    assert [engine["members"][0]["name"] for engine in manifest["engines"]] == ["detector.backbone", "detector.classes"]
     assert manifest["verification"] is None
-    assert [len(segment["variants"]) for segment in manifest["segments"]] == [1, 1]
+    assert [len(engine["variants"]) for engine in manifest["engines"]] == [1, 1]
 
 
 def test_convert_takes_sizes_and_several_engines(noise: Path) -> None:
     assert convert_small(noise, "--sizes", "32x32,48X64", "--engine", "torchscript,openvino") == 0
-    variants = hybrid_rt.inspect(noise.with_suffix(".pt"))["segments"][0]["variants"]
+    variants = hybrid_rt.inspect(noise.with_suffix(".pt"))["engines"][0]["variants"]
     assert [variant["backend"] for variant in variants] == ["torchscript", "openvino"]
     assert (variants[0]["inputs"][0]["min"], variants[0]["inputs"][0]["max"]) == ([1, 3, 32, 32], [1, 3, 48, 64])
 
@@ -183,7 +183,7 @@ def test_pictures_are_rgb_between_0_and_1(tmp_path: Path) -> None:
 def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(demo_bundle)]) == 0
     out = capsys.readouterr().out
-    assert f"{demo_bundle}: torchvision.models.detection.faster_rcnn.FasterRCNN, format 1" in out.replace("\n", "")
+    assert f"{demo_bundle}: torchvision.models.detection.faster_rcnn.FasterRCNN, format 2" in out.replace("\n", "")
     assert f"torch {torch.__version__}" in out
     assert "head operators: hybrid_rt::nms, hybrid_rt::roi_align, hybrid_rt::run_engine" in out
     assert "verified in fp32: " in out
@@ -206,7 +206,7 @@ def test_inspect_of_a_fused_engine_with_requirements(tmp_path: Path, capsys: pyt
     path = save_with_backends(tmp_path / "old.pt", [needy])
 
     def fuse(manifest: dict) -> None:
-        manifest["segments"][0]["members"] = [
+        manifest["engines"][0]["members"] = [
             {"name": "backbone", "first": 0, "count": 1},
             {"name": "rpn.head", "first": 1, "count": 1},
         ]
@@ -214,7 +214,7 @@ def test_inspect_of_a_fused_engine_with_requirements(tmp_path: Path, capsys: pyt
     path = rewrite(path, tmp_path / "fused.pt", {MANIFEST: change_manifest(fuse)})
     assert main(["inspect", str(path)]) == 0
     out = capsys.readouterr().out
-    assert f"{path}: a detector of unknown class, format 1" in out
+    assert f"{path}: a detector of unknown class, format 2" in out
     assert "head operators: none\nnot verified\n" in out
     assert "  one engine for backbone and rpn.head\n" in out
     assert "compute capability 9.0" in out
@@ -258,7 +258,8 @@ def test_check_as_json(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["check", str(demo_bundle), "--json", "--backend", "torchscript"]) == 0
     assert json.loads(capsys.readouterr().out) == [
         {
-            "segment": "backbone",
+            "engine": "backbone",
+            "segments": ["backbone"],
             "variants": [
                 {
                     "backend": "openvino",

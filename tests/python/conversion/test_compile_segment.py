@@ -187,7 +187,7 @@ def test_to_another_type_is_an_error(convert: Callable[[nn.Module], nn.Module]) 
     compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), engine="torchscript")
     with pytest.raises(
         OptionError,
-        match=r"\[compile_segment\]: segment 'Backbone': expected to keep its types: .* got a conversion to",
+        match=r"\[compile_segment\]: engine 'Backbone': expected to keep its types: .* got a conversion to",
     ):
         convert(with_backbone(compiled))
 

@@ -136,7 +136,7 @@ def test_sizes_at_which_torchvisions_scripted_resize_differs(
 def test_bf16_finds_the_boxes_and_is_really_bf16(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "bf16.pt"
     result = hybrid_rt.convert(demo_detector, ([demo_image],), path, precision="bf16", fallback=False)
-    (variant,) = result.report.segments[0].variants
+    (variant,) = result.report.engines[0].variants
     assert (variant.backend, variant.precision) == ("openvino", "bf16")
     assert result.report.verification.precision == "bf16"
     module = hybrid_rt.load(path, emulate_precision=True)
@@ -177,9 +177,9 @@ def test_rpn_head_as_a_segment_and_the_detector_stays_as_it_was(
     found = demo_detector([demo_image])
     assert all(torch.equal(found[0][name], found_before[0][name]) for name in found[0])
 
-    assert [segment.name for segment in result.report.segments] == ["backbone", "rpn.head"]
+    assert [segment.name for segment in result.report.engines] == ["backbone", "rpn.head"]
     module = hybrid_rt.load(path)
-    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone", "rpn.head"]
+    assert [engine["engine"] for engine in hybrid_rt.engines(module)] == ["backbone", "rpn.head"]
     images = [demo_image, resized(demo_image, 200, 320)]
     assert_same_boxes(demo_detector(images), module(images))
 
@@ -211,7 +211,7 @@ def test_the_result_tells_what_was_made(tmp_path: Path) -> None:
     report = result.report
     assert (report.detector, report.path) == ("ListDetector", str(path))
     assert report.file_size == path.stat().st_size
-    (segment,) = report.segments
+    (segment,) = report.engines
     assert segment.name == "detector.backbone"
     assert [(variant.backend, variant.precision) for variant in segment.variants] == [
         ("openvino", "fp32"),
@@ -222,7 +222,7 @@ def test_the_result_tells_what_was_made(tmp_path: Path) -> None:
     assert report.verification.passed
     assert report.verification.pictures[0].matched >= 5
     assert {"verify", "save", "compile detector.backbone with openvino"} <= set(report.seconds)
-    assert report.to_json()["segments"][0]["variants"][0]["backend"] == "openvino"
+    assert report.to_json()["engines"][0]["variants"][0]["backend"] == "openvino"
     text = str(report)
     assert f"{report.verification.pictures[0].matched} of {report.verification.pictures[0].expected} boxes" in text
     picture = small_picture(seed=1)[0]
@@ -266,7 +266,7 @@ def test_shapes_widen_the_range(
             assert_same_tensors(small_detector()(pictures), module(pictures))
         for batch, height, width in outside:
             with pytest.raises(
-                RuntimeError, match=rf"hybrid_rt\[{backend}\]: segment 'backbone', input 'pictures', dim"
+                RuntimeError, match=rf"hybrid_rt\[{backend}\]: engine 'backbone', input 'pictures', dim"
             ):
                 module(small_picture(height, width).expand(batch, -1, -1, -1))
 
@@ -283,7 +283,7 @@ def test_shapes_of_pictures_leave_later_segments_free(tmp_path: Path) -> None:
         engine="torchscript",
     )
     module = hybrid_rt.load(path)
-    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone", "classes"]
+    assert [engine["engine"] for engine in hybrid_rt.engines(module)] == ["backbone", "classes"]
     for height, width in ((16, 64), (48, 40)):
         picture = small_picture(height, width)
         assert_same_tensors(small_detector()(picture), module(picture))
@@ -325,13 +325,13 @@ def test_a_segment_under_two_names_runs_in_the_engine_by_either(tmp_path: Path) 
     hybrid_rt.convert(detector, ([small_picture()[0]],), path, engine="torchscript")
     module = hybrid_rt.load(path)
     # The shortest of the names that it has.
-    assert [engine["segment"] for engine in hybrid_rt.engines(module)] == ["backbone+detector.classes"]
+    assert [engine["engine"] for engine in hybrid_rt.engines(module)] == ["backbone+detector.classes"]
 
 
 def test_without_a_fallback_there_is_one_variant(tmp_path: Path) -> None:
     path = tmp_path / "alone.pt"
     result = hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", fallback=False)
-    assert [variant.backend for variant in result.report.segments[0].variants] == ["openvino"]
+    assert [variant.backend for variant in result.report.engines[0].variants] == ["openvino"]
 
 
 def test_engines_are_kept_in_the_order_given(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_engines_are_kept_in_the_order_given(tmp_path: Path) -> None:
         small_detector(), (small_picture(),), path, segments="backbone", engine=["torchscript", "openvino"]
     )
     assert hybrid_rt.engines(hybrid_rt.load(path))[0]["backend"] == "torchscript"
-    variants = hybrid_rt.inspect(path)["segments"][0]["variants"]
+    variants = hybrid_rt.inspect(path)["engines"][0]["variants"]
     assert [variant["backend"] for variant in variants] == ["torchscript", "openvino"]
 
 
@@ -381,7 +381,7 @@ def test_the_hybrid_in_memory_refuses_an_input_after_calls_that_went_well(
     ).module
     for _ in range(2):
         module([example])
-    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: segment 'backbone', input 'x', dimension"):
+    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: engine 'backbone', input 'x', dimension"):
         module([resized(demo_image, 256, 800)])
 
 
@@ -390,7 +390,7 @@ def test_an_input_to_verify_on_that_is_out_of_bounds_is_an_error(
 ) -> None:
     example = resized(demo_image, 256, 256)
     inputs = [([example],), ([example],), ([resized(demo_image, 256, 800)],)]
-    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: segment 'backbone', input 'x', dimension"):
+    with pytest.raises(RuntimeError, match=r"hybrid_rt\[openvino\]: engine 'backbone', input 'x', dimension"):
         hybrid_rt.convert(
             demo_detector,
             ([example],),

@@ -371,7 +371,7 @@ def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused)
     text = refused(
         VerificationError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)}
     )
-    assert "segment 'backbone' on torchscript, output 'fine': relative error " in text
+    assert "engine 'backbone' on torchscript, output 'fine': relative error " in text
     assert "(allowed 0.001), cosine " in text
 
 
@@ -387,7 +387,7 @@ def test_a_refusal_names_the_worst_segment_output_and_picture(refused: Refused) 
         verify_inputs=[([small_picture(48, 48)[0]],), ([small_picture(64, 64)[0], small_picture(16, 16)[0]],)],
     )
     first, second = [line.strip() for line in text.splitlines()[1:3]]
-    assert first.startswith("worst: segment 'detector.backbone' on torchscript, output '")
+    assert first.startswith("worst: engine 'detector.backbone' on torchscript, output '")
     assert re.match(
         r"worst: input \d, picture \d: \d+ of \d+ boxes found again among .*; the \w+'s box of label ", second
     )

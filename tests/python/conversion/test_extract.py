@@ -95,9 +95,9 @@ def test_a_backend_that_is_not_installed_has_its_blobs_names(tmp_path: Path) -> 
 
 def test_names_from_a_file_do_not_lead_out_of_the_folder(bundle_path: Path, tmp_path: Path) -> None:
     def rename(manifest: dict) -> None:
-        manifest["segments"][0]["name"] = "../../outside"
-        manifest["segments"][0]["variants"][0]["blobs"][0]["name"] = "/../x"
-        manifest["segments"][0]["variants"][0]["backend"] = "../nosuch"
+        manifest["engines"][0]["members"][0]["name"] = "../../outside"
+        manifest["engines"][0]["variants"][0]["blobs"][0]["name"] = "/../x"
+        manifest["engines"][0]["variants"][0]["backend"] = "../nosuch"
 
     path = rewrite(bundle_path, tmp_path / "x.pt", {MANIFEST: change_manifest(rename)})
     folder = tmp_path / "deep" / "down"
@@ -120,7 +120,7 @@ def test_no_engine_is_opened(bundle_path: Path, tmp_path: Path) -> None:
 
 def test_an_altered_artifact_is_not_written(bundle_path: Path, tmp_path: Path) -> None:
     manifest = hybrid_rt.inspect(bundle_path)
-    blob = manifest["segments"][0]["variants"][0]["blobs"][1]
+    blob = manifest["engines"][0]["variants"][0]["blobs"][1]
     (record,) = [name for name, entry in manifest["records"].items() if entry["sha256"] == blob["sha256"]]
     path = flip_byte(bundle_path, tmp_path / "x.pt", offset_of(bundle_path, record, 0.5))
     folder = tmp_path / "files"
@@ -133,7 +133,7 @@ def test_an_altered_artifact_is_not_written(bundle_path: Path, tmp_path: Path) -
 
 def test_an_artifact_that_was_exchanged_is_not_written(bundle_path: Path, tmp_path: Path) -> None:
     manifest = hybrid_rt.inspect(bundle_path)
-    blob = manifest["segments"][0]["table"][0]
+    blob = manifest["engines"][0]["table"][0]
     (record,) = [name for name, entry in manifest["records"].items() if entry["sha256"] == blob["sha256"]]
     path = rewrite(bundle_path, tmp_path / "x.pt", {record: lambda data: bytes([data[0] ^ 1]) + data[1:]}, sign=False)
     with pytest.raises(BundleError, match="got other bytes of "):
@@ -199,5 +199,5 @@ def test_the_manifest_s_digests_are_those_of_the_files(bundle_path: Path, tmp_pa
 
     files = hybrid_rt.extract(bundle_path, tmp_path)
     manifest = json.loads(read_record(bundle_path, MANIFEST))
-    blobs = [blob for variant in manifest["segments"][0]["variants"] for blob in variant["blobs"]]
+    blobs = [blob for variant in manifest["engines"][0]["variants"] for blob in variant["blobs"]]
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == [blob["sha256"] for blob in blobs]

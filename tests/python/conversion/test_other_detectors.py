@@ -107,7 +107,7 @@ def test_its_dense_head_as_a_segment_of_its_own_is_called_for_each_level(tmp_pat
     shapes = {"batch": (1, 4), "height": (8, 128), "width": (8, 128)}
     hybrid_rt.convert(detector, (example,), path, segments=["backbone", "outputs"], shapes=shapes, measure=False)
     hybrid = hybrid_rt.load(path)
-    assert [engine["segment"] for engine in hybrid_rt.engines(hybrid)] == ["backbone", "outputs"]
+    assert [engine["engine"] for engine in hybrid_rt.engines(hybrid)] == ["backbone", "outputs"]
     for pictures in (example, [noise(3, 33, 70, seed=2)]):
         assert_same_tensors(detector(pictures), hybrid(pictures))
 

@@ -541,7 +541,7 @@ def test_a_backend_that_no_bundle_has_fails_and_lists_those_that_there_are(out: 
 
 def test_a_segment_that_no_chosen_backend_runs_fails(out: Path, demo_bundle: Path, script_bundle: Path) -> None:
     with pytest.raises(
-        BackendError, match=r"segment '0': expected a variant for CPUs of openvino, got torchscript \(not"
+        BackendError, match=r"engine '0': expected a variant for CPUs of openvino, got torchscript \(not"
     ):
         package([demo_bundle, script_bundle], out, backends=["openvino"])
     assert not out.exists()

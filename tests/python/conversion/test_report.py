@@ -50,7 +50,7 @@ def test_the_json_fits_the_schema(report: ConversionReport) -> None:
     values = report.to_json()
     assert errors_of(values) == []
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert values["schema_version"] == 1
+    assert values["schema_version"] == 2
     assert values["measurement"]["gain"] == report.measurement.gain
     assert [len(picture["expected"]) for picture in values["pictures"]] == [
         picture["expected"] for picture in values["verification"]["pictures"]
@@ -74,7 +74,7 @@ def test_the_schema_refuses_a_report_that_lacks_a_field(report: ConversionReport
     values = report.to_json()
     for name in values:
         assert errors_of({key: value for key, value in values.items() if key != name}), name
-    values["segments"][0]["variants"] = []
+    values["engines"][0]["variants"] = []
     assert errors_of(values)
 
 
@@ -109,7 +109,7 @@ def test_every_field_is_in_the_schema(report: ConversionReport) -> None:
                 yield from keys(value, schema["items"], place)
 
     assert list(keys(report.to_json(), SCHEMA, "")) == []
-    assert list(keys({"segments": [{"names": []}]}, SCHEMA, "")) == [".segments.names"]
+    assert list(keys({"engines": [{"names": []}]}, SCHEMA, "")) == [".engines.names"]
 
 
 def test_what_is_not_finite_becomes_null(report: ConversionReport) -> None:
@@ -124,7 +124,7 @@ def test_what_is_not_finite_becomes_null(report: ConversionReport) -> None:
 
 
 def test_the_report_knows_the_segments(report: ConversionReport) -> None:
-    (segment,) = report.segments
+    (segment,) = report.engines
     assert segment.name == "backbone+detector.classes"
     assert segment.members == ["backbone", "detector.classes"]
     assert segment.share == pytest.approx(sum(share.share for share in report.shares if share.chosen))
@@ -226,7 +226,7 @@ def test_the_text_says_what_counts(report: ConversionReport, width: int) -> None
     text = "\n".join(lines)
     assert lines[0] == f"ListDetector -> {report.path} ({report.file_size / 1e6:.1f} MB)"
     assert max(len(line) for line in lines if line.startswith(("│", "┃", "┏", "└"))) <= width
-    for word in ("openvino", "torchscript", "fp32", "miss", "median", "first call", f"{report.segments[0].share:.1%}"):
+    for word in ("openvino", "torchscript", "fp32", "miss", "median", "first call", f"{report.engines[0].share:.1%}"):
         assert word in text
     assert f"measured: {report.measurement.gain:.2f} times as fast as eager (predicted " in text
     assert "1 round in turns" in text
@@ -245,7 +245,7 @@ def test_the_text_says_what_a_new_size_costs(tmp_path: Path) -> None:
 
 
 def test_square_brackets_in_names_are_kept(report: ConversionReport) -> None:
-    strange = replace(report.segments[0], name="[bold]x[/bold]")
+    strange = replace(report.engines[0], name="[bold]x[/bold]")
     assert "[bold]x[/bold]" in report_text(replace(report, segments=[strange], detector="[red]"), 120)
     assert "[red] -> " in report_text(replace(report, segments=[strange], detector="[red]"), 120)
 

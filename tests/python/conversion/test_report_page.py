@@ -237,7 +237,7 @@ def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> No
     ).report
     name = '</title><script>nosuch()</script><img src=x onerror="nosuch()">&amp;'
     shares = [replace(share, name=name, reason=name, chosen=False) for share in report.shares]
-    segments = [replace(segment, name=name) for segment in report.segments]
+    segments = [replace(segment, name=name) for segment in report.engines]
     tensors = [replace(error, output=name, segment=name, backend=name) for error in report.verification.tensors]
     picture = replace(report.pictures[0], not_drawn={name: 3})
     replace(

@@ -143,7 +143,7 @@ def test_other_segments_stay_as_they_were(tmp_path: Path) -> None:
     detector = two_parts()
     hybrid_rt.convert(detector, (small_picture(),), paths[0], segments=["backbone", "head"], fuse=False)
     hybrid_rt.swap_backbone(paths[0], new(), paths[1])
-    before, after = (hybrid_rt.inspect(path)["segments"] for path in paths)
+    before, after = (hybrid_rt.inspect(path)["engines"] for path in paths)
     assert after[1] == before[1]
     assert after[0]["variants"][0]["blobs"] != before[0]["variants"][0]["blobs"]
 
@@ -163,9 +163,9 @@ def test_the_manifest_tells_of_the_swap(fused: Path, tmp_path: Path) -> None:
     output = tmp_path / "swapped.pt"
     hybrid_rt.swap_backbone(fused, new(), output)
     before, after = hybrid_rt.inspect(fused), hybrid_rt.inspect(output)
-    (segment,) = after["segments"]
+    (segment,) = after["engines"]
     assert segment["swapped"] == {"segment": "backbone", "class": f"{__name__}.Deeper"}
-    assert segment["members"] == before["segments"][0]["members"]
+    assert segment["members"] == before["engines"][0]["members"]
     assert [variant["backend"] for variant in segment["variants"]] == ["openvino", "torchscript"]
     assert after["detector"] == before["detector"]
     assert after["head"] == before["head"]
@@ -186,7 +186,7 @@ def test_a_golden_sample_is_left_out(single: Path, tmp_path: Path) -> None:
 def test_engine_and_precision_of_the_file_are_kept_unless_told(single: Path, tmp_path: Path) -> None:
     output = tmp_path / "swapped.pt"
     hybrid_rt.swap_backbone(single, new(), output, engine="openvino", precision="bf16")
-    variants = hybrid_rt.inspect(output)["segments"][0]["variants"]
+    variants = hybrid_rt.inspect(output)["engines"][0]["variants"]
     assert [(v["backend"], v["precision"]) for v in variants] == [("openvino", "bf16"), ("torchscript", "fp32")]
     again = tmp_path / "again.pt"
     report = hybrid_rt.swap_backbone(output, new(), again)
@@ -435,7 +435,7 @@ def test_an_engine_that_computes_something_else_is_not_saved(
     with pytest.raises(VerificationError) as caught:
         hybrid_rt.swap_backbone(single, new(), output, engine="torchscript")
     assert str(caught.value).startswith(
-        "hybrid_rt[swap]: segment 'backbone' in fp32: expected the outputs of the module, got \n  segment 'backbone' "
+        "hybrid_rt[swap]: engine 'backbone' in fp32: expected the outputs of the module, got \n  engine 'backbone' "
         "on torchscript, output 'fine': relative error "
     )
     assert list(tmp_path.iterdir()) == []

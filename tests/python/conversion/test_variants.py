@@ -43,7 +43,7 @@ def bank(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def variants_of(path: Path, segment: int = 0) -> list[str]:
-    return [f"{v['backend']}:{v['precision']}" for v in hybrid_rt.inspect(path)["segments"][segment]["variants"]]
+    return [f"{v['backend']}:{v['precision']}" for v in hybrid_rt.inspect(path)["engines"][segment]["variants"]]
 
 
 def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
@@ -177,7 +177,7 @@ def test_a_bank_in_one_conversion_with_a_precision_each(tmp_path: Path) -> None:
         measure=False,
     )
     assert variants_of(path) == ["openvino:bf16", "openvino:fp32", "torchscript:fp32"]
-    assert [variant.precision for variant in result.report.segments[0].variants] == ["bf16", "fp32", "fp32"]
+    assert [variant.precision for variant in result.report.engines[0].variants] == ["bf16", "fp32", "fp32"]
     found = hybrid_rt.engines(hybrid_rt.load(path, backend="openvino:fp32"))
     assert found[0]["precision"] == "fp32"
 
@@ -240,7 +240,7 @@ def test_the_fastest_of_none_is_an_error_with_every_reason(tmp_path: Path, monke
 
 
 def test_weights_are_in_the_file_once(demo_bundle: Path) -> None:
-    segment = hybrid_rt.inspect(demo_bundle)["segments"][0]
+    segment = hybrid_rt.inspect(demo_bundle)["engines"][0]
     first, second = (sum(blob["size"] for blob in variant["blobs"]) for variant in segment["variants"])
     stored = sum(entry["size"] for entry in segment["table"])
     assert stored < 1.1 * max(first, second) < first + second
@@ -379,15 +379,15 @@ def test_check_on_the_command_line_for_another_machine(
 
 
 def test_a_segment_without_torchscript(bank: Path) -> None:
-    segment = hybrid_rt.open_segment(bank, "backbone")
+    segment = hybrid_rt.open_engine(bank, "backbone")
     assert "openvino" in segment.description
     assert [variant.chosen for variant in segment.variants] == [True, False]
     expected = small_detector().backbone(small_picture())
     assert_same(tuple(segment(small_picture())), tuple(expected.values()))
-    with pytest.raises(InputError, match="segment 'backbone', input 'pictures': expected float32, got float64"):
+    with pytest.raises(InputError, match="engine 'backbone', input 'pictures': expected float32, got float64"):
         segment(small_picture().double())
     with pytest.raises(OptionError, match="segment: expected one of backbone, got 'neck'"):
-        hybrid_rt.open_segment(bank, "neck")
+        hybrid_rt.open_engine(bank, "neck")
 
 
 def test_a_stored_graph_runs_operator_by_operator_with_free_sizes() -> None:

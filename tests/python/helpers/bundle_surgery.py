@@ -16,6 +16,7 @@ from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.backends import registry
 from hybrid_rt.bundle import archive as bundle
 from hybrid_rt.bundle.blob_table import pack
+from hybrid_rt.bundle.manifest import Manifest, Member
 from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.common.submodules import with_submodules
@@ -108,7 +109,8 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
     hybrid = with_submodules(detector, {"backbone": engine_module(program, artifacts)})
     frozen = jit.freeze(jit.script(hybrid))
     jit.rewrite_head_operators(frozen)
-    bundle.save(frozen, path, {"segments": [pack(artifacts).segment("backbone")]})
+    members = [Member("backbone", 0, len(artifacts[0].spec.outputs))]
+    bundle.save(frozen, path, Manifest((pack(artifacts).engine(members),)))
     return path
 
 

@@ -25,6 +25,7 @@ from helpers.bundle_surgery import (
 )
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, Verification, _native, verify_golden
+from hybrid_rt.bundle.manifest import Golden, Manifest
 from hybrid_rt.cli.main import main
 from hybrid_rt.common import json_values
 from hybrid_rt.common.executables import program as find_program
@@ -75,7 +76,7 @@ def roundtrip(tmp_path: Path, inputs: tuple[Any, ...], expected: Any) -> GoldenS
     assert data is not None, description
     module = hybrid_rt.torchscript.jit.script(nn.Identity())
     hybrid_rt.bundle.archive.save(
-        module, tmp_path / "x.pt", {"segments": [], "golden": json.loads(json.dumps(description))}, data
+        module, tmp_path / "x.pt", Manifest((), golden=Golden.from_json(json.loads(json.dumps(description)))), data
     )
     return read(tmp_path / "x.pt")
 
@@ -202,9 +203,7 @@ def test_a_bundle_passes_in_python(list_bundle: Path, tuple_bundle: Path) -> Non
         "golden sample, picture 1",
     ]
     assert all(match.matched == match.expected > 0 for match in check.verification.pictures)
-    assert [(engine["segment"], engine["backend"]) for engine in check.engines] == [
-        ("detector.backbone", "torchscript")
-    ]
+    assert [(engine["engine"], engine["backend"]) for engine in check.engines] == [("detector.backbone", "torchscript")]
     check = verify_golden(tuple_bundle)
     assert check.passed
     assert [error.output for error in check.verification.tensors] == ["output.0", "output.1", "output.2"]

@@ -117,7 +117,7 @@ def test_iou_of_empty_and_inverted_boxes() -> None:
 
 def test_equal_tensors_have_no_error() -> None:
     (error,) = compare_tensors("s", ["o"], [torch.tensor([1.0, -2.0])], [torch.tensor([1.0, -2.0])])
-    assert (error.segment, error.output, error.relative_error) == ("s", "o", 0.0)
+    assert (error.engine, error.output, error.relative_error) == ("s", "o", 0.0)
     assert error.cosine == pytest.approx(1.0)
 
 
@@ -241,11 +241,11 @@ def test_the_error_begins_with_the_worst_output_and_picture() -> None:
     with pytest.raises(VerificationError) as caught:
         require(verification)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
-    assert lines[0].startswith("worst: segment 'body' on b, output 'x': relative error 4 (allowed 0.001)")
+    assert lines[0].startswith("worst: engine 'body' on b, output 'x': relative error 4 (allowed 0.001)")
     assert lines[1].startswith("worst: input 1, picture 0: 0 of 3 boxes found again among 0")
     assert [line.split(":")[0] for line in lines[2:]] == [
-        "segment 'body' on a, output 'x'",
-        "segment 'body' on c, output 'x'",
+        "engine 'body' on a, output 'x'",
+        "engine 'body' on c, output 'x'",
         "input 0, picture 0",
         "input 2, picture 0",
     ]
@@ -256,7 +256,7 @@ def test_an_output_without_end_is_worse_than_any_other() -> None:
     for by in (1e30, math.nan, 10.0):
         errors = compare_tensors("body", [str(by)], [torch.ones(1)], [torch.ones(1) * by])
         add_tensor_failures(verification, errors, THRESHOLDS["fp32"])
-    assert verification.worst()[0].startswith("segment 'body', output 'nan': relative error inf")
+    assert verification.worst()[0].startswith("engine 'body', output 'nan': relative error inf")
 
 
 def test_many_failures_are_not_all_shown() -> None:

@@ -70,7 +70,7 @@ inline constexpr int kPluginAbiVersion = 4;
     return &descriptor;                                                                                       \
   }
 
-/// One variant of a segment and whether it could run here.
+/// One variant of an engine and whether it could run here.
 struct VariantCheck {
   std::string backend;
   std::string precision;

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/load_options.h"
+#include "hybrid_rt/plugin/backend.h"
+#include "hybrid_rt/specs.h"
+
+namespace hybrid_rt {
+
+/// One engine of a bundle, and no TorchScript: neither this header nor the code behind it uses torch::jit. For a
+/// program that has its own head.
+class OpenedEngine : public Engine {
+ public:
+  /// Its name, for people: the dotted paths of its segments, joined by "+".
+  virtual const std::string& name() const = 0;
+  /// The dotted paths of the submodules that it stands for.
+  virtual const std::vector<std::string>& segments() const = 0;
+  /// What runs: its inputs and outputs, precision, backend.
+  virtual const ArtifactSpec& spec() const = 0;
+  /// Which variant runs, and why not the others, in the file's order.
+  virtual const std::vector<VariantCheck>& variants() const = 0;
+};
+
+/// Opens an engine of a bundle: chooses a variant and loads it. `name` is the engine's, or that of a segment in it.
+/// run() takes the inputs of spec() in their order and throws Error(kInput) for what does not fit. `options.warm_up`
+/// runs the engine once if it names any size. Throws Error.
+std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::string& name,
+                                          const LoadOptions& options = {});
+
+/// The names of a bundle's engines. Throws Error(kBundle).
+std::vector<std::string> engine_names(const std::string& path);
+
+}  // namespace hybrid_rt

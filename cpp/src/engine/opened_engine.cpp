@@ -1,0 +1,83 @@
+#include "hybrid_rt/opened_engine.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "bundle/archive.h"
+#include "bundle/blob_table.h"
+#include "engine/devices.h"
+#include "engine/engine_options.h"
+#include "engine/input_check.h"
+#include "engine/variants.h"
+#include "hybrid_rt/error.h"
+
+namespace hybrid_rt {
+namespace {
+
+class EngineOfFile : public OpenedEngine {
+ public:
+  EngineOfFile(const StoredEngine& stored, Choice choice, c10::Device device)
+      : name_(stored.name()),
+        segments_(stored.segments()),
+        spec_(stored.variants[choice.index]),
+        choice_(std::move(choice)),
+        device_(device) {}
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
+    return run_checked(*choice_.engine, name_, spec_, device_, inputs.vec());
+  }
+
+  std::string description() const override { return choice_.engine->description(); }
+  const std::string& name() const override { return name_; }
+  const std::vector<std::string>& segments() const override { return segments_; }
+  const ArtifactSpec& spec() const override { return spec_; }
+  const std::vector<VariantCheck>& variants() const override { return choice_.variants; }
+
+ private:
+  std::string name_;
+  std::vector<std::string> segments_;
+  ArtifactSpec spec_;
+  Choice choice_;
+  c10::Device device_;
+};
+
+/// The engine of that name, or that a segment of that name is in. Throws Error(kOption).
+const StoredEngine& named(const Archive& file, const std::string& name) {
+  std::string known;
+  for (const StoredEngine& engine : file.manifest().engines) {
+    const std::vector<std::string> segments = engine.segments();
+    const bool has_segment = std::find(segments.begin(), segments.end(), name) != segments.end();
+    if (has_segment || engine.name() == name) return engine;
+    known += (known.empty() ? "" : ", ") + engine.name();
+  }
+  throw Error(ErrorKind::kOption, "bundle", file.path() + ", engine", "one of " + known, "'" + name + "'",
+              "`hybrid-rt inspect` lists them.");
+}
+
+}  // namespace
+
+std::vector<std::string> engine_names(const std::string& path) {
+  const Archive file(path);
+  std::vector<std::string> names;
+  for (const StoredEngine& engine : file.manifest().engines) names.push_back(engine.name());
+  return names;
+}
+
+std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::string& name, const LoadOptions& given) {
+  require_device(given.device);
+  LoadOptions options = given;
+  options.device = with_index(given.device);
+  const auto file = std::make_shared<Archive>(path);
+  const StoredEngine& stored = named(*file, name);
+  const BlobTable table(stored.name(), stored.table, file);
+  table.check(stored.variants);
+  EngineOptions set_up = engine_options(options);
+  if (set_up.threads == 0) set_up.threads = at::get_num_threads();
+  Choice choice =
+      choose_engine(stored.name(), stored.variants, table, preference_from(options.backend, options.strict), set_up);
+  return std::make_shared<EngineOfFile>(stored, std::move(choice), options.device);
+}
+
+}  // namespace hybrid_rt

@@ -1,0 +1,445 @@
+"""The manifest of a bundle as typed values: the Python home of the file format (docs/format.md, manifest.schema.json).
+
+This is version 2. Files of version 1 are read too: the native part hands out their manifests in the form of version 2
+(cpp/src/bundle/manifest.cpp), so that nothing in Python knows the old one.
+
+Fields that this version does not know are kept in a manifest and in its engines, so that a change of the file does not
+lose them; everywhere else they are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from ..common.errors import BundleError
+from ..common.specs import ArtifactSpec, TensorSpec, engine_name
+
+FORMAT_VERSION = 2
+
+Piece = tuple[int, int, int]
+"""Index of an entry of the engine's table, offset and size in bytes."""
+
+_Built = TypeVar("_Built")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A segment in an engine.
+
+    Attributes:
+        name: its dotted path.
+        first: the index of its first output among the engine's.
+        count: how many outputs are its own.
+    """
+
+    name: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """Bytes that variants of an engine are put together from: their number and SHA-256."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A byte string of an artifact, and the pieces of the engine's table that it consists of."""
+
+    name: str
+    size: int
+    sha256: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Variant(ArtifactSpec):
+    """An artifact in the file: what is known of it, and where its bytes are."""
+
+    blobs: tuple[Blob, ...] = ()
+
+    @property
+    def spec(self) -> ArtifactSpec:
+        """Without the bytes."""
+        return ArtifactSpec(**{each.name: getattr(self, each.name) for each in fields(ArtifactSpec)})
+
+    @property
+    def label(self) -> str:
+        """As options name it: "openvino:bf16"."""
+        return f"{self.backend}:{self.precision}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blobs."""
+        return sum(blob.size for blob in self.blobs)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Says that a segment was replaced, and by what: the new module's class, in JSON "class"."""
+
+    segment: str
+    class_name: str
+
+    def to_json(self) -> dict[str, str]:
+        """As the manifest has it."""
+        return {"segment": self.segment, "class": self.class_name}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine: the segments in it, its variants, best first, and the table of their bytes."""
+
+    members: tuple[Member, ...]
+    variants: tuple[Variant, ...]
+    table: tuple[TableEntry, ...]
+    swapped: Swapped | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The dotted paths of its members."""
+        return tuple(member.name for member in self.members)
+
+    @property
+    def name(self) -> str:
+        """For people: "backbone+rpn.head"."""
+        return engine_name(self.segments)
+
+    def is_named(self, name: str) -> bool:
+        """Whether this is its name, or that of a segment in it."""
+        return name == self.name or name in self.segments
+
+    @property
+    def added_sizes(self) -> list[int]:
+        """For each variant the bytes that it adds to those before it."""
+        seen: set[int] = set()
+        sizes = []
+        for variant in self.variants:
+            used = {index for blob in variant.blobs for index, _, _ in blob.pieces}
+            sizes.append(sum(self.table[index].size for index in used - seen))
+            seen |= used
+        return sizes
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        values: dict[str, Any] = {
+            "members": [asdict(member) for member in self.members],
+            "variants": [asdict(variant) for variant in self.variants],
+            "table": [asdict(entry) for entry in self.table],
+        }
+        if self.swapped is not None:
+            values["swapped"] = self.swapped.to_json()
+        return {**self.further, **values}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of the archive; ``is_blob``: bytes of an engine; ``is_golden``: those of the golden sample."""
+
+    sha256: str
+    size: int
+    is_blob: bool = False
+    is_golden: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Marks that are not set are left out."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden sample: what a record holds, or why there is none.
+
+    Attributes:
+        record: the record with the tensors' bytes.
+        precision: the bundle's.
+        thresholds: what counts as equal, by the names of ``hybrid_rt.Thresholds``.
+        compared: whether convert() compared the hybrid with the detector on it.
+        inputs: forward's arguments, each as docs/format.md describes a value.
+        expected: what the detector returned, as such a value.
+        absent: why there is none; empty if there is one.
+    """
+
+    record: str = ""
+    precision: str = ""
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    compared: bool = False
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    absent: str = ""
+
+    @classmethod
+    def from_json(cls, values: Any) -> Golden:
+        """Reads what the manifest has.
+
+        Raises:
+            BundleError: a field that is missing or of another type.
+        """
+        return _golden(_Object(values, "golden"))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        if self.absent:
+            return {"absent": self.absent}
+        return {
+            "record": self.record,
+            "precision": self.precision,
+            "thresholds": dict(self.thresholds),
+            "compared": self.compared,
+            "inputs": list(self.inputs),
+            "expected": self.expected,
+        }
+
+
+@dataclass(frozen=True)
+class Detector:
+    """The detector's Python class in full, in JSON "class"."""
+
+    class_name: str
+
+    def to_json(self) -> dict[str, str]:
+        """As the manifest has it."""
+        return {"class": self.class_name}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stayed TorchScript: hybrid_rt's operators that it calls."""
+
+    operators: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {"operators": list(self.operators)}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a bundle without opening anything in it.
+
+    Attributes:
+        engines: in the order in which they were captured.
+        format_version: of the form that this is in.
+        versions: of hybrid_rt and torch that made the file.
+        detector: what was converted; None if that is not known.
+        class_names: the detector's classes by label; None if they are not known.
+        head: what stayed TorchScript; None if that is not known.
+        verification: what was compared before saving, as :class:`hybrid_rt.Verification` writes it; None: nothing.
+        golden: the golden sample; None in files of a hybrid_rt that had none.
+        records: the records of the archive but those of the manifest itself, by name.
+        further: fields that this version does not know.
+    """
+
+    engines: tuple[Engine, ...]
+    format_version: int = FORMAT_VERSION
+    versions: Mapping[str, str] = field(default_factory=dict)
+    detector: Detector | None = None
+    class_names: tuple[str, ...] | None = None
+    head: Head | None = None
+    verification: Mapping[str, Any] | None = None
+    golden: Golden | None = None
+    records: Mapping[str, Record] = field(default_factory=dict)
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Manifest:
+        """Reads what :func:`hybrid_rt.inspect` returns.
+
+        Raises:
+            BundleError: a field that is missing or of another type; the text names it.
+        """
+        manifest = _Object(values, "")
+        return cls(
+            engines=manifest.objects("engines", _engine),
+            format_version=manifest.get("format_version", int),
+            versions=manifest.texts_by_name("versions", {}),
+            detector=manifest.part("detector", lambda detector: Detector(detector.get("class", str))),
+            class_names=None if manifest.is_none("class_names") else manifest.texts("class_names"),
+            head=manifest.part("head", lambda head: Head(head.texts("operators"))),
+            verification=None if manifest.is_none("verification") else manifest.get("verification", dict),
+            golden=manifest.part("golden", _golden),
+            records={
+                name: _record(_Object(record, f"record '{name}'"))
+                for name, record in manifest.get("records", dict).items()
+            },
+            further=manifest.further(cls),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; what is not known is left out."""
+        values: dict[str, Any] = {
+            "format_version": self.format_version,
+            "versions": dict(self.versions),
+            "detector": None if self.detector is None else self.detector.to_json(),
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "engines": [engine.to_json() for engine in self.engines],
+            "head": None if self.head is None else self.head.to_json(),
+            "golden": None if self.golden is None else self.golden.to_json(),
+        }
+        known = {name: value for name, value in values.items() if value is not None}
+        return {
+            **known,
+            "verification": None if self.verification is None else dict(self.verification),
+            "records": {name: record.to_json() for name, record in self.records.items()},
+            **self.further,
+        }
+
+    def engine(self, name: str) -> Engine | None:
+        """The engine of that name, or that a segment of that name is in."""
+        return next((engine for engine in self.engines if engine.is_named(name)), None)
+
+    def with_engine(self, engine: Engine) -> Manifest:
+        """With the engine in the place of the one with the same segments."""
+        return replace(self, engines=tuple(engine if old.segments == engine.segments else old for old in self.engines))
+
+
+def _refusal(where: str, expected: str, got: str) -> BundleError:
+    return BundleError.make(
+        "bundle",
+        f"manifest, {where}" if where else "manifest",
+        expected=expected,
+        got=got,
+        remedy="The file was altered, or written by another version of hybrid_rt: convert the detector again.",
+    )
+
+
+_KINDS: Mapping[type, str] = {
+    str: "a text",
+    int: "an integer",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+_REQUIRED: Any = object()
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if type(value) is not kind and not (kind is list and isinstance(value, tuple)):
+        raise _refusal(where, _KINDS[kind], repr(value)[:80])
+    return value
+
+
+class _Object:
+    """A JSON object, whose fields are read with their types checked."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        self.values: Mapping[str, Any] = _typed(values, dict, where)
+        self.where = where
+
+    def _at(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+    def get(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
+        if name not in self.values:
+            if default is _REQUIRED:
+                raise _refusal(self.where, f"a field '{name}'", "none")
+            return default
+        return _typed(self.values[name], kind, self._at(name))
+
+    def is_none(self, name: str) -> bool:
+        """Whether a field is missing or null."""
+        return self.values.get(name) is None
+
+    def part(self, name: str, build: Callable[[_Object], _Built]) -> _Built | None:
+        """What is built of an object in this one; None if it is missing or null."""
+        return None if self.is_none(name) else build(_Object(self.values[name], self._at(name)))
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self.get(name, list)
+        return tuple(_typed(value, str, f"{self._at(name)}[{i}]") for i, value in enumerate(values))
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        values = self.get(name, list)
+        return tuple(_typed(value, int, f"{self._at(name)}[{i}]") for i, value in enumerate(values))
+
+    def texts_by_name(self, name: str, default: Any = _REQUIRED) -> dict[str, str]:
+        values = self.get(name, dict, default)
+        return {key: _typed(value, str, f"{self._at(name)}.{key}") for key, value in values.items()}
+
+    def objects(self, name: str, build: Callable[[_Object], _Built], least: int = 0) -> tuple[_Built, ...]:
+        values = self.get(name, list)
+        if len(values) < least:
+            raise _refusal(self._at(name), f"a list of at least {least}", "an empty one")
+        return tuple(build(_Object(value, f"{self._at(name)}[{i}]")) for i, value in enumerate(values))
+
+    def further(self, kind: type[Manifest] | type[Engine]) -> dict[str, Any]:
+        """The fields that are none of the dataclass's."""
+        known = {each.name for each in fields(kind)}
+        return {name: value for name, value in self.values.items() if name not in known}
+
+
+def _engine(values: _Object) -> Engine:
+    return Engine(
+        members=values.objects("members", _member, least=1),
+        variants=values.objects("variants", _variant, least=1),
+        table=values.objects("table", _table_entry),
+        swapped=values.part("swapped", lambda swapped: Swapped(swapped.get("segment", str), swapped.get("class", str))),
+        further=values.further(Engine),
+    )
+
+
+def _member(values: _Object) -> Member:
+    return Member(values.get("name", str), values.get("first", int), values.get("count", int))
+
+
+def _table_entry(values: _Object) -> TableEntry:
+    return TableEntry(values.get("size", int), values.get("sha256", str))
+
+
+def _variant(values: _Object) -> Variant:
+    return Variant(
+        backend=values.get("backend", str),
+        precision=values.get("precision", str),
+        device=values.get("device", str),
+        inputs=values.objects("inputs", _tensor),
+        outputs=values.objects("outputs", _tensor),
+        requirements=values.texts_by_name("requirements"),
+        versions=values.texts_by_name("versions"),
+        blobs=values.objects("blobs", _blob),
+    )
+
+
+def _tensor(values: _Object) -> TensorSpec:
+    limits = {name: values.integers(name) for name in ("min", "opt", "max")}
+    if len({len(sizes) for sizes in limits.values()}) != 1:
+        raise _refusal(values.where, "min, opt and max of one length", repr(limits)[:80])
+    return TensorSpec(values.get("name", str), values.get("dtype", str), **limits)
+
+
+def _blob(values: _Object) -> Blob:
+    pieces: list[Piece] = []
+    for i, piece in enumerate(values.get("pieces", list)):
+        where = f"{values.where}.pieces[{i}]"
+        if len(_typed(piece, list, where)) != 3:
+            raise _refusal(where, "[index, offset, size]", repr(piece)[:80])
+        index, offset, size = (_typed(number, int, where) for number in piece)
+        pieces.append((index, offset, size))
+    return Blob(values.get("name", str), values.get("size", int), values.get("sha256", str), tuple(pieces))
+
+
+def _record(values: _Object) -> Record:
+    return Record(
+        values.get("sha256", str),
+        values.get("size", int, 0),
+        values.get("is_blob", bool, False),
+        values.get("is_golden", bool, False),
+    )
+
+
+def _golden(values: _Object) -> Golden:
+    if "absent" in values.values:
+        return Golden(absent=values.get("absent", str))
+    return Golden(
+        record=values.get("record", str),
+        precision=values.get("precision", str),
+        thresholds=values.get("thresholds", dict),
+        compared=values.get("compared", bool),
+        inputs=tuple(values.get("inputs", list)),
+        expected=values.get("expected", dict),
+    )
