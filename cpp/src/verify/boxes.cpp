@@ -111,15 +111,15 @@ int64_t best_of(const std::vector<double>& scores, const std::vector<int64_t>& c
   return best;
 }
 
-std::string box_text(const Detections& detections, int64_t i, double score) {
+std::string box_text(const DetectionFields& detections, int64_t i, double score) {
   const std::vector<double> box = values_of(detections.at("boxes")[i]);
   return formatted("box of label %lld, score %.3f at (%.1f, %.1f, %.1f, %.1f)",
                    static_cast<long long>(detections.at("labels")[i].item<double>()), score, box[0], box[1], box[2],
                    box[3]);
 }
 
-std::string lost_text(const Detections& expected, const std::vector<double>& expected_scores,
-                      const std::vector<int64_t>& lost, const Detections& found,
+std::string lost_text(const DetectionFields& expected, const std::vector<double>& expected_scores,
+                      const std::vector<int64_t>& lost, const DetectionFields& found,
                       const std::vector<double>& found_scores, const std::vector<int64_t>& extra) {
   const int64_t i = best_of(expected_scores, lost);
   const int64_t j = best_of(found_scores, extra);
@@ -162,8 +162,8 @@ void compare_masks(BoxMatch& match, const at::Tensor& expected, const at::Tensor
   }
 }
 
-void compare_keypoints(BoxMatch& match, const Detections& expected, const Detections& found, const Pairs& pairs,
-                       const Thresholds& thresholds) {
+void compare_keypoints(BoxMatch& match, const DetectionFields& expected, const DetectionFields& found,
+                       const Pairs& pairs, const Thresholds& thresholds) {
   const bool has_scores = expected.count("keypoints_scores") != 0 && found.count("keypoints_scores") != 0;
   for (const auto& [i, j] : pairs) {
     const at::Tensor first = expected.at("keypoints")[i];
@@ -217,12 +217,12 @@ std::vector<c10::IValue> elements_of(const c10::IValue& value) {
   return value.isList() ? value.toListRef().vec() : value.toTupleRef().elements().vec();
 }
 
-std::optional<std::vector<Detections>> detections_of(const c10::IValue& value) {
+std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& value) {
   if (!value.isList() && !value.isTuple()) return std::nullopt;
-  std::vector<Detections> pictures;
+  std::vector<DetectionFields> pictures;
   for (const c10::IValue& entry : elements_of(value)) {
     if (!entry.isGenericDict()) return std::nullopt;
-    Detections picture;
+    DetectionFields picture;
     for (const auto& field : entry.toGenericDict()) {
       if (field.key().isString() && field.value().isTensor()) {
         picture[field.key().toStringRef()] = field.value().toTensor().detach().cpu();
@@ -241,7 +241,7 @@ std::optional<std::vector<Detections>> detections_of(const c10::IValue& value) {
   return pictures;
 }
 
-BoxMatch match_boxes(const Detections& expected, const Detections& found, const Thresholds& thresholds) {
+BoxMatch match_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds) {
   const at::Tensor overlap = box_iou(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
   const at::Tensor difference =
       (expected.at("scores").to(at::kDouble).unsqueeze(1) - found.at("scores").to(at::kDouble).unsqueeze(0)).abs();

@@ -12,16 +12,16 @@
 namespace hybrid_rt {
 
 /// One picture's detections by field, on the CPU: "boxes" [n, 4], "labels" [n], "scores" [n], and others.
-using Detections = std::map<std::string, at::Tensor>;
+using DetectionFields = std::map<std::string, at::Tensor>;
 
 /// Of a list or tuple.
 std::vector<c10::IValue> elements_of(const c10::IValue& value);
 
 /// The value if it is a list of detections, else nothing.
-std::optional<std::vector<Detections>> detections_of(const c10::IValue& value);
+std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& value);
 
 /// The rule of hybrid_rt/boxes.py, step by step.
-BoxMatch match_boxes(const Detections& expected, const Detections& found, const Thresholds& thresholds);
+BoxMatch match_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds);
 
 /// What of a picture differs by more than the thresholds allow, in words; empty if it passes.
 std::vector<std::string> differences(const BoxMatch& match, const Thresholds& thresholds);

@@ -23,7 +23,7 @@ std::string joined(const std::vector<std::string>& parts, const char* separator)
   return text;
 }
 
-std::string fields_of(const Detections& picture) {
+std::string fields_of(const DetectionFields& picture) {
   std::vector<std::string> names;
   for (const auto& [name, tensor] : picture) names.push_back(name);
   return joined(names, ", ");
@@ -91,8 +91,8 @@ void compare_tensors(Verification& verification, const c10::IValue& expected, co
   }
 }
 
-void compare_detections(Verification& verification, const std::vector<Detections>& expected,
-                        const std::vector<Detections>& found, const std::string& where) {
+void compare_detections(Verification& verification, const std::vector<DetectionFields>& expected,
+                        const std::vector<DetectionFields>& found, const std::string& where) {
   if (expected.size() != found.size()) {
     verification.failures.push_back(where + ": detections of " + std::to_string(expected.size()) +
                                     " pictures expected, of " + std::to_string(found.size()) + " found");
