@@ -21,7 +21,14 @@ LoadOptions options_from(const std::string& device, const std::string& backend, 
   }
   const auto policy = trust == "signed" ? hybrid_rt::TrustPolicy::kSigned : hybrid_rt::TrustPolicy::kDigests;
   try {
-    return {c10::Device(device), backend, threads, emulate_precision, strict, std::move(warm_up), policy, concurrency};
+    return {.device = c10::Device(device),
+            .backend = backend,
+            .threads = threads,
+            .emulate_precision = emulate_precision,
+            .strict = strict,
+            .warm_up = std::move(warm_up),
+            .trust = policy,
+            .concurrency = concurrency};
   } catch (const c10::Error& error) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "device", "a device such as 'cpu' or 'cuda:0'",
                            "'" + device + "'", error.what_without_backtrace());
@@ -65,6 +72,21 @@ py::list list_variants(const std::vector<hybrid_rt::VariantCheck>& checks) {
     variants.append(entry);
   }
   return variants;
+}
+
+py::list list_engines(const torch::jit::Module& module) {
+  py::list engines;
+  for (const hybrid_rt::EngineChoice& choice : hybrid_rt::engines(module)) {
+    py::dict entry;
+    entry["engine"] = choice.name;
+    entry["segments"] = choice.segments;
+    entry["backend"] = choice.backend;
+    entry["precision"] = choice.precision;
+    entry["description"] = choice.description;
+    entry["variants"] = list_variants(choice.variants);
+    engines.append(entry);
+  }
+  return engines;
 }
 
 py::list list_checks(const std::string& path, const LoadOptions& options, const hybrid_rt::Machine& machine) {
@@ -180,7 +202,7 @@ PYBIND11_MODULE(_native, m) {
         return list_checks(path, options, machine);
       },
       py::arg("path"), py::arg("options"), py::arg("cpu"), py::arg("memory"), py::arg("capability"));
-  m.def("choices", &hybrid_rt::choices, py::arg("module"));
+  m.def("engines", &list_engines, py::arg("module"));
   m.def("move_to", &hybrid_rt::move_to, py::arg("module"), py::arg("device"), py::call_guard<py::gil_scoped_release>());
   m.def("cuda_devices", &list_cuda_devices);
   m.def("backends", &list_backends);

@@ -314,4 +314,4 @@ def engines(module: torch.jit.ScriptModule) -> list[dict[str, Any]]:
         For each engine its name ("engine"), the dotted paths of the submodules that it stands for ("segments"), which
         variant runs ("backend", "precision", "description"), and why not the others ("variants").
     """
-    return [json.loads(choice) for choice in _native.choices(module._c)]
+    return _native.engines(module._c)

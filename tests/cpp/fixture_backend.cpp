@@ -39,7 +39,7 @@ class FixtureBackend : public hybrid_rt::Backend {
     return found->second;
   }
 
-  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& spec, std::vector<at::Tensor> /*blobs*/,
+  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& spec, const hybrid_rt::BlobMap& /*blobs*/,
                                           const hybrid_rt::EngineOptions& /*options*/) override {
     const auto failure = spec.requirements.find("fail");
     if (failure != spec.requirements.end()) {

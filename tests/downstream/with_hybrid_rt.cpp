@@ -11,8 +11,8 @@ int main(int argc, char** argv) {
   }
   try {
     torch::jit::Module detector = hybrid_rt::load(argv[1], {.device = torch::kCPU});
-    for (const auto& [segment, backend] : hybrid_rt::engines(detector)) {
-      std::cerr << segment << ": " << backend << "\n";
+    for (const hybrid_rt::EngineChoice& engine : hybrid_rt::engines(detector)) {
+      std::cerr << engine.name << ": " << engine.backend << "\n";
     }
     detect_and_print(detector, read_all(argc - 2, argv + 2));
   } catch (const hybrid_rt::Error& error) {

@@ -16,12 +16,7 @@ class FaultyBackend : public hybrid_rt::Backend {
 
   hybrid_rt::Availability availability() override { return {true, "", "1.0", {"cpu"}}; }
 
-  std::optional<std::string> refusal(const hybrid_rt::ArtifactSpec& /*spec*/,
-                                     const hybrid_rt::EngineOptions& /*options*/) override {
-    return std::nullopt;
-  }
-
-  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& /*spec*/, std::vector<at::Tensor> /*blobs*/,
+  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& /*spec*/, const hybrid_rt::BlobMap& /*blobs*/,
                                           const hybrid_rt::EngineOptions& /*options*/) override {
 #ifdef FOREIGN_EXCEPTION
     throw std::runtime_error(kMessage);

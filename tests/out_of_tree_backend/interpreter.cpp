@@ -38,16 +38,9 @@ class InterpreterBackend : public hybrid_rt::Backend {
  public:
   hybrid_rt::Availability availability() override { return {true, "", TORCH_VERSION, {"cpu"}}; }
 
-  std::optional<std::string> refusal(const hybrid_rt::ArtifactSpec& /*spec*/,
-                                     const hybrid_rt::EngineOptions& options) override {
-    if (options.device.is_cpu()) return std::nullopt;
-    return "runs on cpu, not on " + options.device.str();
-  }
-
-  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& spec, std::vector<at::Tensor> blobs,
+  std::shared_ptr<hybrid_rt::Engine> load(const hybrid_rt::ArtifactSpec& /*spec*/, const hybrid_rt::BlobMap& blobs,
                                           const hybrid_rt::EngineOptions& options) override {
-    const auto position = static_cast<size_t>(&spec.blob("traced") - spec.blobs.data());
-    const at::Tensor& bytes = blobs.at(position);
+    const at::Tensor& bytes = blobs.at("traced");
     std::istringstream stream(
         std::string(static_cast<const char*>(bytes.const_data_ptr()), static_cast<size_t>(bytes.numel())));
     try {

@@ -92,9 +92,8 @@ void work(const json& job, std::FILE* replies) {
   hybrid_rt::wait_for(device);
   json ready = {{"load_ms", milliseconds_since(start)}, {"engines", json::object()}};
   if (job.at("runtime") != "torchscript") {
-    for (const std::string& text : hybrid_rt::choices(module)) {
-      const json choice = json::parse(text);
-      ready["engines"][choice.at("engine").get<std::string>()] = choice.at("description");
+    for (const hybrid_rt::EngineChoice& engine : hybrid_rt::engines(module)) {
+      ready["engines"][engine.name] = engine.description;
     }
   }
   std::vector<std::vector<c10::IValue>> inputs;

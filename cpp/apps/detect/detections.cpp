@@ -9,7 +9,7 @@
 #include <sstream>
 #include <string_view>
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::detect_app {
 namespace {
 
 // Keys in the order of insertion; float, so that 0.91f is printed as 0.91 and still read back as the same float.
@@ -39,7 +39,9 @@ std::string to_json(const Result& result) {
     detections.push_back(std::move(item));
   }
   Json engines = Json::object();
-  for (const auto& [segment, backend] : result.engines) engines[segment] = backend;
+  for (const EngineChoice& engine : result.engines) {
+    for (const std::string& segment : engine.segments) engines[segment] = engine.backend;
+  }
   Json timing = Json::object();
   timing["load"] = to_microseconds(result.timing.load);
   timing["decode"] = to_microseconds(result.timing.decode);
@@ -70,7 +72,9 @@ std::string to_table(const Result& result, const std::vector<std::string>& label
     text << "\n";
   }
   text << "detections: " << result.detections.size() << "\n" << "engines:";
-  for (const auto& [segment, backend] : result.engines) text << " " << segment << "=" << backend;
+  for (const EngineChoice& engine : result.engines) {
+    for (const std::string& segment : engine.segments) text << " " << segment << "=" << engine.backend;
+  }
   if (result.engines.empty()) text << " none";
   const Timing& timing = result.timing;
   text << "\n"
@@ -85,4 +89,4 @@ std::string label_text(std::int64_t label, const std::vector<std::string>& label
   return has_name ? label_names[static_cast<std::size_t>(label)] : std::to_string(label);
 }
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::detect_app

@@ -1,13 +1,13 @@
 #pragma once
 
 #include <hybrid_rt/detections.h>
+#include <hybrid_rt/engine_choice.h>
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::detect_app {
 
 /// Milliseconds of each step, by a monotonic clock.
 struct Timing {
@@ -20,7 +20,7 @@ struct Timing {
 /// All that is printed.
 struct Result {
   std::vector<Detection> detections;
-  std::vector<std::pair<std::string, std::string>> engines;  ///< (segment, backend)
+  std::vector<EngineChoice> engines;
   Timing timing;
 };
 
@@ -33,4 +33,4 @@ std::string to_table(const Result& result, const std::vector<std::string>& label
 /// names[label], or the number.
 std::string label_text(std::int64_t label, const std::vector<std::string>& label_names);
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::detect_app

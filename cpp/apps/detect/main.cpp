@@ -28,7 +28,7 @@
 namespace {
 
 using namespace hybrid_rt::apps;
-using namespace hybrid_rt::detect;
+using namespace hybrid_rt::detect_app;
 
 enum ExitCode {
   kOk = 0,

@@ -4,13 +4,15 @@
 #include <iomanip>
 #include <sstream>
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::detect_app {
 
 std::string to_text(const Verification& verification, const std::string& model) {
   std::ostringstream text;
   text << model << ": " << (verification.passed() ? "finds what its detector found" : "DIFFERS from its detector")
        << "\n";
-  for (const auto& [engine, description] : verification.engines) text << "  " << engine << ": " << description << "\n";
+  for (const EngineChoice& engine : verification.engines) {
+    text << "  " << engine.name << ": " << engine.description << "\n";
+  }
   for (const BoxMatch& match : verification.pictures) {
     text << "  " << match.where << ": " << match.matched << " of " << match.expected << " boxes found again among "
          << match.found << std::fixed << std::setprecision(4) << ", worst IoU " << match.min_iou << std::setprecision(2)
@@ -35,4 +37,4 @@ std::string to_text(const Verification& verification, const std::string& model) 
   return text.str();
 }
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::detect_app

@@ -4,9 +4,9 @@
 
 #include <string>
 
-namespace hybrid_rt::detect {
+namespace hybrid_rt::detect_app {
 
 /// What was compared, for people: a line for the whole, one an engine, one a picture, one a failure.
 std::string to_text(const Verification& verification, const std::string& model);
 
-}  // namespace hybrid_rt::detect
+}  // namespace hybrid_rt::detect_app

@@ -74,7 +74,9 @@ std::string to_json(const Answer& answer, const AnswerOptions& options) {
     longest.run = std::max(longest.run, result.timing.run);
   }
   Json engines = Json::object();
-  for (const auto& [segment, backend] : answer.engines) engines[segment] = backend;
+  for (const EngineChoice& engine : answer.engines) {
+    for (const std::string& segment : engine.segments) engines[segment] = engine.backend;
+  }
   const Json document = {{"request_id", answer.request_id},
                          {"model", answer.model},
                          {"pictures", std::move(pictures)},

@@ -3,7 +3,6 @@
 #include <hybrid_rt/detector.h>
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "picture.h"
@@ -22,7 +21,7 @@ struct Answer {
   std::string request_id;
   std::string model;
   std::vector<DetectResult> pictures;
-  std::vector<std::pair<std::string, std::string>> engines;  ///< (segment, backend)
+  std::vector<EngineChoice> engines;
   double total_seconds = 0;
 };
 

@@ -78,8 +78,10 @@ std::string Metrics::text(const std::vector<Model>& models, bool is_ready) {
     add(queued, {{"model", model.name}}, static_cast<double>(model.queued));
     add(capacity, {{"model", model.name}}, static_cast<double>(model.queue_capacity));
     add(workers, {{"model", model.name}}, model.workers);
-    for (const auto& [segment, backend] : model.engines) {
-      add(engines, {{"model", model.name}, {"segment", segment}, {"backend", backend}}, 1);
+    for (const EngineChoice& engine : model.engines) {
+      for (const std::string& segment : engine.segments) {
+        add(engines, {{"model", model.name}, {"segment", segment}, {"backend", engine.backend}}, 1);
+      }
     }
   }
   MetricFamily ready = gauge("hybrid_rt_ready", "1 if the service takes requests.");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <hybrid_rt/engine_choice.h>
 #include <prometheus/counter.h>
 #include <prometheus/family.h>
 #include <prometheus/gauge.h>
@@ -8,7 +9,6 @@
 
 #include <cstddef>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace hybrid_rt::serve {
@@ -22,7 +22,7 @@ class Metrics {
     std::size_t queued = 0;
     std::size_t queue_capacity = 0;
     int workers = 0;
-    std::vector<std::pair<std::string, std::string>> engines;  ///< (segment, backend)
+    std::vector<EngineChoice> engines{};
   };
 
   Metrics();

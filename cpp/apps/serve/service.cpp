@@ -21,34 +21,12 @@ using Clock = std::chrono::steady_clock;
 using nlohmann::ordered_json;
 
 constexpr const char* kJson = "application/json";
+constexpr const char* kText = "text/plain; charset=utf-8";
 /// The page's own style and script, pictures that it was given, and this service; nothing from elsewhere.
 constexpr const char* kPagePolicy =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src "
     "'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'";
-
-struct Route {
-  const char* path;
-  const char* method;
-  bool is_public;  ///< needs no token
-};
-
-constexpr Route kRoutes[] = {
-    {"/", "GET", true},
-    {"/openapi.json", "GET", true},
-    {"/healthz", "GET", true},
-    {"/readyz", "GET", true},
-    {"/metrics", "GET", false},
-    {"/v1/models", "GET", false},
-    {"/v1/detect", "POST", false},
-    {"/v1/reload", "POST", false},
-};
-
-const Route* route_of(const std::string& path) {
-  const auto* const found =
-      std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& route) { return path == route.path; });
-  return found == std::end(kRoutes) ? nullptr : found;
-}
 
 /// The scheme in any case, as RFC 9110 says; the token in a time that does not tell how much of it was right.
 bool has_token(const std::string& authorization, const std::string& token) {
@@ -63,6 +41,10 @@ bool has_token(const std::string& authorization, const std::string& token) {
 HttpAnswer refusal(int status, const std::string& subject, const std::string& expected, const std::string& got,
                    const std::string& remedy, const std::string& request_id) {
   return problem(status, RequestError(status, subject, expected, got, remedy).what(), request_id);
+}
+
+HttpAnswer not_found(const std::string& request_id) {
+  return refusal(404, "path", "one of GET /openapi.json", "another", "See there, or at /.", request_id);
 }
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -106,7 +88,7 @@ struct Service::Work {
   DetectQuery query;
   std::string model;
   std::vector<SentPicture> pictures;
-  std::vector<std::pair<std::string, std::string>> engines;
+  std::vector<EngineChoice> engines;
   apps::Picture decoded;  ///< of an annotated one
 
   std::mutex mutex;  // guards what follows
@@ -114,6 +96,59 @@ struct Service::Work {
   std::exception_ptr error;  ///< the first one
   std::size_t left = 0;
 };
+
+/// All that is known of a path, in one place.
+struct Service::Route {
+  const char* path;
+  const char* method;
+  bool is_public = false;     ///< needs no token
+  bool takes_images = false;  ///< requests are counted and logged, and their type of content is checked
+  /// Answers at once, or from another thread later.
+  void (*handle)(Service& service, HttpRequest request, HttpServer::Reply reply);
+};
+
+const Service::Route* Service::route_of(const std::string& path) {
+  using Reply = HttpServer::Reply;
+  static const Route routes[] = {
+      {.path = "/",
+       .method = "GET",
+       .is_public = true,
+       .handle =
+           [](Service&, HttpRequest, Reply reply) {
+             reply({200, "text/html; charset=utf-8", kPage, {{"Content-Security-Policy", kPagePolicy}}});
+           }},
+      {.path = "/openapi.json",
+       .method = "GET",
+       .is_public = true,
+       .handle = [](Service&, HttpRequest, Reply reply) { reply({200, kJson, kOpenApi}); }},
+      {.path = "/healthz",
+       .method = "GET",
+       .is_public = true,
+       .handle = [](Service&, HttpRequest, Reply reply) { reply({200, kText, "ok\n"}); }},
+      {.path = "/readyz",
+       .method = "GET",
+       .is_public = true,
+       .handle = [](Service& service, HttpRequest, Reply reply) { reply(service.readiness()); }},
+      {.path = "/metrics",
+       .method = "GET",
+       .handle = [](Service& service, HttpRequest, Reply reply) { reply(service.metrics_text()); }},
+      {.path = "/v1/models",
+       .method = "GET",
+       .handle = [](Service& service, HttpRequest, Reply reply) { reply(service.models_list()); }},
+      {.path = "/v1/detect",
+       .method = "POST",
+       .takes_images = true,
+       .handle = [](Service& service, HttpRequest request,
+                    Reply reply) { service.detect(std::move(request), std::move(reply)); }},
+      {.path = "/v1/reload",
+       .method = "POST",
+       .handle = [](Service& service, HttpRequest request,
+                    Reply reply) { service.reload_aside(request, std::move(reply)); }},
+  };
+  const auto* const found =
+      std::find_if(std::begin(routes), std::end(routes), [&](const Route& route) { return path == route.path; });
+  return found == std::end(routes) ? nullptr : found;
+}
 
 Service::Service(const ServiceOptions& options) : options_(options), models_(options.models, options.detector) {}
 
@@ -151,9 +186,7 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
       return answer;
     }
   }
-  if (route == nullptr) {
-    return refusal(404, "path", "one of GET /openapi.json", "another", "See there, or at /.", id);
-  }
+  if (route == nullptr) return not_found(id);
   const bool is_get = std::string_view(route->method) == "GET";
   if (request.method != route->method && !(is_get && request.method == "HEAD")) {
     const std::string allowed = is_get ? "GET, HEAD" : route->method;
@@ -174,7 +207,7 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     refused(request, answer.status);
     return answer;
   }
-  if (request.path == "/v1/detect" && !is_known_type(request.content_type)) {
+  if (route->takes_images && !is_known_type(request.content_type)) {
     refused(request, 415);
     return refusal(415, "Content-Type",
                    "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
@@ -184,32 +217,31 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
 }
 
 void Service::refused(const HttpRequest& request, int status) const {
-  if (request.path != "/v1/detect") return;
+  const Route* const route = route_of(request.path);
+  if (route == nullptr || !route->takes_images) return;
   metrics_.request("", status);
   log_event("info", "request", {{"request_id", request.request_id}, {"status", status}});
 }
 
 void Service::handle(HttpRequest request, HttpServer::Reply reply) {
-  const std::string& path = request.path;
-  if (path == "/v1/detect") return detect(std::move(request), std::move(reply));
-  if (path == "/v1/reload") return reload_aside(request, std::move(reply));
-  if (path == "/v1/models") return reply(models_list(request));
-  if (path == "/metrics") return reply(metrics_text());
-  if (path == "/openapi.json") return reply({200, kJson, kOpenApi});
-  if (path == "/healthz") return reply({200, "text/plain; charset=utf-8", "ok\n"});
-  if (path == "/readyz") {
-    const bool is_ready = is_ready_ && !is_stopping_;
-    return reply({is_ready ? 200 : 503, "text/plain; charset=utf-8", is_ready ? "ready\n" : "not ready\n"});
-  }
-  reply({200, "text/html; charset=utf-8", kPage, {{"Content-Security-Policy", kPagePolicy}}});
+  const Route* const route = route_of(request.path);
+  if (route == nullptr) return reply(not_found(request.request_id));
+  route->handle(*this, std::move(request), std::move(reply));
 }
 
-HttpAnswer Service::models_list(const HttpRequest& /*request*/) const {
+HttpAnswer Service::readiness() const {
+  const bool is_ready = is_ready_ && !is_stopping_;
+  return {is_ready ? 200 : 503, kText, is_ready ? "ready\n" : "not ready\n"};
+}
+
+HttpAnswer Service::models_list() const {
   ordered_json models = ordered_json::array();
   for (const auto& [name, detector] : models_.all()) {
     const DetectorStatus status = detector->status();
     ordered_json engines = ordered_json::object();
-    for (const auto& [segment, backend] : status.engines) engines[segment] = backend;
+    for (const EngineChoice& engine : status.engines) {
+      for (const std::string& segment : engine.segments) engines[segment] = engine.backend;
+    }
     models.push_back({{"name", name},
                       {"state", "ready"},
                       {"engines", engines},

@@ -49,9 +49,12 @@ class Service {
   void handle(HttpRequest request, HttpServer::Reply reply);
 
  private:
+  struct Route;
   struct Work;
 
-  HttpAnswer models_list(const HttpRequest& request) const;
+  static const Route* route_of(const std::string& path);
+  HttpAnswer readiness() const;
+  HttpAnswer models_list() const;
   HttpAnswer metrics_text() const;
   void detect(HttpRequest request, HttpServer::Reply reply);
   void submit(const std::shared_ptr<Work>& work, Detector& detector);

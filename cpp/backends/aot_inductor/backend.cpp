@@ -23,13 +23,9 @@ class AotInductorBackend : public Backend {
            "; convert the detector with device=\"" + device + "\"";
   }
 
-  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
-                               const EngineOptions& options) override {
-    const auto bytes = [&](std::string_view name) {
-      return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
-    };
-    return std::make_shared<AotInductorEngine>(spec, bytes("library"),
-                                               Conditions(spec.backend, bytes("conditions"), spec.inputs), options);
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
+    return std::make_shared<AotInductorEngine>(spec, blobs.at("library"),
+                                               Conditions(spec.backend, blobs.at("conditions"), spec.inputs), options);
   }
 };
 

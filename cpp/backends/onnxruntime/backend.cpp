@@ -15,11 +15,10 @@ class OnnxRuntimeBackend : public Backend {
  public:
   Availability availability() override {
     const Library& library = Library::instance();
-    if (!library.is_open()) return {false, library.reason(), "", {}};
     const std::vector<std::string>& providers = library.providers();
-    const bool has_cuda = std::find(providers.begin(), providers.end(), "CUDA") != providers.end();
-    return {true, "", library.version(),
-            has_cuda ? std::vector<std::string>{"cpu", "cuda"} : std::vector<std::string>{"cpu"}};
+    std::vector<std::string> devices{"cpu"};
+    if (std::find(providers.begin(), providers.end(), "CUDA") != providers.end()) devices.emplace_back("cuda");
+    return library.availability(std::move(devices));
   }
 
   std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& options) override {
@@ -28,13 +27,9 @@ class OnnxRuntimeBackend : public Backend {
     return reason;
   }
 
-  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
-                               const EngineOptions& options) override {
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     Library::instance().require_open("ONNX Runtime");
-    const auto bytes = [&](std::string_view name) {
-      return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
-    };
-    return std::make_shared<OnnxRuntimeEngine>(spec, bytes("model"), bytes("weights"), options);
+    return std::make_shared<OnnxRuntimeEngine>(spec, blobs.at("model"), blobs.at("weights"), options);
   }
 
   std::string settings() override {

@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "hybrid_rt/error.h"
@@ -11,9 +10,6 @@
 
 namespace hybrid_rt::onnxruntime {
 namespace {
-
-/// Shapes that are remembered at most; a service with free picture sizes sees many.
-constexpr size_t kMaxShapes = 1024;
 
 /// What the model calls the file of its weights.
 constexpr char kWeights[] = "weights";
@@ -42,21 +38,6 @@ ElementType element_type(c10::ScalarType dtype) {
       throw Error(ErrorKind::kBackend, "onnxruntime", "dtype", "one that ONNX Runtime has", c10::toString(dtype),
                   "Convert the tensor inside the segment.");
   }
-}
-
-std::vector<std::vector<int64_t>> shapes_of(at::ArrayRef<at::Tensor> tensors) {
-  std::vector<std::vector<int64_t>> shapes;
-  for (const at::Tensor& tensor : tensors) shapes.push_back(tensor.sizes().vec());
-  return shapes;
-}
-
-struct MemoryRange {
-  const char* begin;
-  size_t size;
-};
-
-bool overlap(const MemoryRange& a, const MemoryRange& b) {
-  return a.begin < b.begin + b.size && b.begin < a.begin + a.size;
 }
 
 Handle<SessionOptions> make_options(const EngineOptions& options, const std::vector<std::string>& providers) {
@@ -166,26 +147,7 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor&
   description_ += "CPU, " + std::to_string(options.threads) + " threads";
 }
 
-std::vector<at::Tensor> OnnxRuntimeEngine::run(at::ArrayRef<at::Tensor> inputs) {
-  const std::vector<Shape> input_shapes = shapes_of(inputs);
-  std::vector<Shape> output_shapes;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto known = output_shapes_.find(input_shapes);
-    if (known != output_shapes_.end()) output_shapes = known->second;
-  }
-  if (!output_shapes.empty()) return run_into(output_shapes, inputs);
-  bool must_copy = false;
-  std::vector<at::Tensor> outputs = run_first(inputs, must_copy);
-  if (must_copy) return outputs;
-  const std::lock_guard lock(mutex_);
-  if (output_shapes_.size() >= kMaxShapes) output_shapes_.clear();
-  output_shapes_.emplace(input_shapes, shapes_of(outputs));
-  return outputs;
-}
-
-std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& shapes,
-                                                    at::ArrayRef<at::Tensor> inputs) const {
+std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {
   std::vector<at::Tensor> outputs;
   std::vector<Handle<Value>> values;
   for (size_t i = 0; i < shapes.size(); ++i) {
@@ -196,29 +158,23 @@ std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& sh
   return outputs;
 }
 
-std::vector<at::Tensor> OnnxRuntimeEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const {
+ShapeCachingEngine::CopiedOutputs OnnxRuntimeEngine::run_and_copy(at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   std::vector<Handle<Value>> values(output_dtypes_.size());
   run_session(inputs, values);
-  std::vector<MemoryRange> ranges;
-  for (const at::Tensor& input : inputs) {
-    ranges.push_back({static_cast<const char*>(input.const_data_ptr()), input.nbytes()});
-  }
-  std::vector<at::Tensor> outputs;
+  SharedMemory shared(inputs);
+  CopiedOutputs copied;
   for (size_t i = 0; i < values.size(); ++i) {
     at::Tensor output = at::empty(shape_of(values[i].get(), output_dtypes_[i]), output_dtypes_[i]);
     void* data = nullptr;
     library.require(functions.GetTensorMutableData(values[i].get(), &data), "output " + std::to_string(i));
-    const MemoryRange range{static_cast<const char*>(data), output.nbytes()};
-    if (range.size != 0) std::memcpy(output.data_ptr(), range.begin, range.size);
+    if (output.nbytes() != 0) std::memcpy(output.data_ptr(), data, output.nbytes());
     // An output that is an input or another output itself would not be written elsewhere.
-    must_copy = must_copy || std::any_of(ranges.begin(), ranges.end(),
-                                         [&](const MemoryRange& other) { return overlap(range, other); });
-    ranges.push_back(range);
-    outputs.push_back(output.to(device_));
+    if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
+    copied.outputs.push_back(output.to(device_));
   }
-  return outputs;
+  return copied;
 }
 
 void OnnxRuntimeEngine::run_session(at::ArrayRef<at::Tensor> inputs, std::vector<Handle<Value>>& outputs) const {

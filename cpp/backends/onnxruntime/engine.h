@@ -1,33 +1,28 @@
 #pragma once
 
-#include <map>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "handle.h"
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/plugin/shape_caching_engine.h"
 #include "hybrid_rt/specs.h"
 
 namespace hybrid_rt::onnxruntime {
 
 /// A session. Calls of several threads run in it at once. Inputs and outputs are not copied: ONNX Runtime reads and
 /// writes the tensors' own memory.
-class OnnxRuntimeEngine : public Engine {
+class OnnxRuntimeEngine : public ShapeCachingEngine {
  public:
   /// Neither blob is needed any more afterwards: the session has copies, laid out for this machine.
   OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor& model, const at::Tensor& weights,
                     const EngineOptions& options);
 
-  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
   std::string description() const override { return description_; }
 
  private:
-  using Shape = std::vector<int64_t>;
-
-  /// Copies what ONNX Runtime wrote into memory of its own.
-  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) const;
-  std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) const;
+  CopiedOutputs run_and_copy(at::ArrayRef<at::Tensor> inputs) override;
+  std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) override;
   /// `outputs` that are null are made by ONNX Runtime, in the CPU's memory.
   void run_session(at::ArrayRef<at::Tensor> inputs, std::vector<Handle<Value>>& outputs) const;
   Handle<Value> wrap(const at::Tensor& tensor) const;
@@ -39,10 +34,6 @@ class OnnxRuntimeEngine : public Engine {
   std::vector<std::string> input_names_;
   std::vector<std::string> output_names_;
   std::string description_;
-
-  std::mutex mutex_;  // guards what follows
-  /// Output shapes by input shapes, learnt from the first run of each: later runs write into tensors of torch's.
-  std::map<std::vector<Shape>, std::vector<Shape>> output_shapes_;
 };
 
 }  // namespace hybrid_rt::onnxruntime

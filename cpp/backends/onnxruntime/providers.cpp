@@ -53,11 +53,9 @@ std::string refusal_of(const std::vector<std::string>& providers, c10::Device de
              "variable";
     }
   }
-  if (device.is_cpu()) return "";
-  if (device.is_cuda() && (holds(providers, "CUDA") || holds(providers, "TensorRT"))) return "";
-  std::string reason = "runs on cpu, not on " + device.str();
-  if (device.is_cuda()) reason += std::string("; with ") + kVariable + "=CUDA it would, where ONNX Runtime has it";
-  return reason;
+  // What no provider changes, the core says.
+  if (!device.is_cuda() || holds(providers, "CUDA") || holds(providers, "TensorRT")) return "";
+  return "runs on cpu, not on " + device.str() + "; with " + kVariable + "=CUDA it would, where ONNX Runtime has it";
 }
 
 void append(SessionOptions* options, const std::vector<std::string>& providers, c10::Device device) {

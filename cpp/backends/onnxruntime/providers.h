@@ -13,7 +13,7 @@ namespace hybrid_rt::onnxruntime {
 /// "ExecutionProvider"; ONNX Runtime gives each what it takes and the rest to the CPU's. Empty: the CPU's alone.
 std::vector<std::string> wanted_providers();
 
-/// Why those can't run on `device` with the library that is open; empty if they can.
+/// Why the library that is open lacks one of them, or why they can't use `device` if it is a GPU; empty if they can.
 std::string refusal_of(const std::vector<std::string>& providers, c10::Device device);
 
 /// Adds them to a session's options. Throws Error(kBackend) with the library's message.

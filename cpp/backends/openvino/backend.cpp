@@ -11,24 +11,11 @@ namespace {
 
 class OpenVinoBackend : public Backend {
  public:
-  Availability availability() override {
-    const Library& library = Library::instance();
-    if (!library.is_open()) return {false, library.reason(), "", {}};
-    return {true, "", library.version(), {"cpu"}};
-  }
+  Availability availability() override { return Library::instance().availability({"cpu"}); }
 
-  std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& options) override {
-    if (options.device.is_cpu()) return std::nullopt;
-    return "runs on cpu, not on " + options.device.str();
-  }
-
-  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
-                               const EngineOptions& options) override {
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     Library::instance().require_open("OpenVINO");
-    const auto bytes = [&](std::string_view name) {
-      return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
-    };
-    return std::make_shared<OpenVinoEngine>(spec, bytes("xml"), bytes("weights"), options);
+    return std::make_shared<OpenVinoEngine>(spec, blobs.at("xml"), blobs.at("weights"), options);
   }
 };
 

@@ -2,16 +2,12 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt::openvino {
 namespace {
-
-/// Shapes that are remembered at most; a service with free picture sizes sees many.
-constexpr size_t kMaxShapes = 1024;
 
 ov_element_type_e element_type(c10::ScalarType dtype) {
   switch (dtype) {
@@ -51,21 +47,6 @@ Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
       library.functions().ov_tensor_create_from_host_ptr(element_type(tensor.scalar_type()), shape, data, &handle),
       "tensor");
   return Handle<ov_tensor_t>(handle);
-}
-
-std::vector<std::vector<int64_t>> shapes_of(at::ArrayRef<at::Tensor> tensors) {
-  std::vector<std::vector<int64_t>> shapes;
-  for (const at::Tensor& tensor : tensors) shapes.push_back(tensor.sizes().vec());
-  return shapes;
-}
-
-struct MemoryRange {
-  const char* begin;
-  size_t size;
-};
-
-bool overlap(const MemoryRange& a, const MemoryRange& b) {
-  return a.begin < b.begin + b.size && b.begin < a.begin + a.size;
 }
 
 /// Weights of more than this are held once for all calls, see models_for.
@@ -174,24 +155,6 @@ Handle<ov_infer_request_t> OpenVinoEngine::make_request(size_t place) const {
   return Handle<ov_infer_request_t>(request);
 }
 
-std::vector<at::Tensor> OpenVinoEngine::run(at::ArrayRef<at::Tensor> inputs) {
-  const std::vector<Shape> input_shapes = shapes_of(inputs);
-  std::vector<Shape> output_shapes;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto known = output_shapes_.find(input_shapes);
-    if (known != output_shapes_.end()) output_shapes = known->second;
-  }
-  if (!output_shapes.empty()) return run_into(output_shapes, inputs);
-  bool must_copy = false;
-  std::vector<at::Tensor> outputs = run_first(inputs, must_copy);
-  if (must_copy) return outputs;
-  const std::lock_guard lock(mutex_);
-  if (output_shapes_.size() >= kMaxShapes) output_shapes_.clear();
-  output_shapes_.emplace(input_shapes, shapes_of(outputs));
-  return outputs;
-}
-
 std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
   Lease lease(*this);
@@ -213,7 +176,7 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
   return outputs;
 }
 
-std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy) {
+ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   const Lease lease(*this);
@@ -221,34 +184,30 @@ std::vector<at::Tensor> OpenVinoEngine::run_first(at::ArrayRef<at::Tensor> input
   const Handle<ov_infer_request_t> request = lease.make_request();
   set_inputs(request.get(), inputs);
   library.require(functions.ov_infer_request_infer(request.get()), "run");
-  std::vector<MemoryRange> ranges;
-  for (const at::Tensor& input : inputs) {
-    ranges.push_back({static_cast<const char*>(input.const_data_ptr()), input.nbytes()});
-  }
-  std::vector<at::Tensor> outputs;
+  SharedMemory shared(inputs);
+  CopiedOutputs copied;
   for (size_t i = 0; i < output_dtypes_.size(); ++i) {
     ov_tensor_t* handle = nullptr;
     library.require(functions.ov_infer_request_get_output_tensor_by_index(request.get(), i, &handle), "output");
     const Handle<ov_tensor_t> tensor(handle);
     if (output_is_scalar_[i]) {
       // The C interface has no shape without dimensions, so it can't be told where to write one either.
-      outputs.push_back(at::empty({}, output_dtypes_[i]));
-      must_copy = true;
+      copied.outputs.push_back(at::empty({}, output_dtypes_[i]));
+      copied.must_copy = true;
     } else {
       ov_shape_t shape{};
       library.require(functions.ov_tensor_get_shape(handle, &shape), "output");
-      outputs.push_back(at::empty(at::IntArrayRef(shape.dims, static_cast<size_t>(shape.rank)), output_dtypes_[i]));
+      const at::IntArrayRef sizes(shape.dims, static_cast<size_t>(shape.rank));
+      copied.outputs.push_back(at::empty(sizes, output_dtypes_[i]));
       functions.ov_shape_free(&shape);
     }
     void* data = nullptr;
     library.require(functions.ov_tensor_data(handle, &data), "output");
-    const MemoryRange range{static_cast<const char*>(data), outputs.back().nbytes()};
-    std::memcpy(outputs.back().data_ptr(), range.begin, range.size);
-    must_copy = must_copy || std::any_of(ranges.begin(), ranges.end(),
-                                         [&](const MemoryRange& other) { return overlap(range, other); });
-    ranges.push_back(range);
+    const at::Tensor& output = copied.outputs.back();
+    std::memcpy(output.data_ptr(), data, output.nbytes());
+    if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
   }
-  return outputs;
+  return copied;
 }
 
 void OpenVinoEngine::set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs) {

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/plugin/shape_caching_engine.h"
 #include "hybrid_rt/specs.h"
 #include "library.h"
 
@@ -24,16 +24,14 @@ using Handle = std::unique_ptr<T, Release>;
 
 /// A compiled IR, once or more, and a pool of requests: as many as there were calls at one time. Inputs and outputs are
 /// not copied: OpenVINO reads and writes the tensors' own memory.
-class OpenVinoEngine : public Engine {
+class OpenVinoEngine : public ShapeCachingEngine {
  public:
   /// `weights` must stay unchanged: the compiled models read them where they are.
   OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights, const EngineOptions& options);
 
-  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;
   std::string description() const override { return description_; }
 
  private:
-  using Shape = std::vector<int64_t>;
   class Lease;
 
   /// In the pool, for one call.
@@ -44,9 +42,10 @@ class OpenVinoEngine : public Engine {
 
   Handle<ov_infer_request_t> make_request(size_t place) const;
   static void set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs);
-  /// Copies what OpenVINO wrote into memory of its own.
-  std::vector<at::Tensor> run_first(at::ArrayRef<at::Tensor> inputs, bool& must_copy);
-  std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs);
+  /// Told to write an output that shares memory elsewhere, OpenVINO 2026.4 takes that memory for the input's, and
+  /// copies it over the input: such outputs are always copied.
+  CopiedOutputs run_and_copy(at::ArrayRef<at::Tensor> inputs) override;
+  std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) override;
 
   at::Tensor weights_;
   std::vector<c10::ScalarType> output_dtypes_;
@@ -57,10 +56,6 @@ class OpenVinoEngine : public Engine {
   std::mutex mutex_;   // guards what follows
   size_t places_ = 0;  // that were made
   std::vector<Place> idle_;
-  /// Output shapes by input shapes, learnt from the first run of each: later runs write into tensors of torch's. Not
-  /// where an output shares the memory of an input or of another output (an input that is returned as it is): told to
-  /// write it elsewhere, OpenVINO 2026.4 takes that memory for the input's, and copies it over the input.
-  std::map<std::vector<Shape>, std::vector<Shape>> output_shapes_;
 };
 
 }  // namespace hybrid_rt::openvino

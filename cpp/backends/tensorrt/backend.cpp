@@ -38,9 +38,8 @@ class TensorRtBackend : public Backend {
     return {true, "", versions, {"cuda"}};
   }
 
-  std::optional<std::string> refusal(const ArtifactSpec& spec, const EngineOptions& options) override {
+  std::optional<std::string> refusal(const ArtifactSpec& spec, const EngineOptions& /*options*/) override {
     try {
-      if (!options.device.is_cuda()) return "runs on cuda, not on " + options.device.str();
       const Library& library = library_of(spec);
       if (!library.is_open()) return library.reason();
       const std::string& wanted = spec.requirements.at(library.name());
@@ -55,13 +54,10 @@ class TensorRtBackend : public Backend {
     }
   }
 
-  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
-                               const EngineOptions& options) override {
-    const auto bytes = [&](std::string_view name) {
-      return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
-    };
-    return std::make_shared<TensorRtEngine>(spec, library_of(spec), bytes("engine"),
-                                            Bindings::from_json(bytes("bindings"), spec), options.device, graph_mode());
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
+    return std::make_shared<TensorRtEngine>(spec, library_of(spec), blobs.at("engine"),
+                                            Bindings::from_json(blobs.at("bindings"), spec), options.device,
+                                            graph_mode());
   }
 
   std::string settings() override {

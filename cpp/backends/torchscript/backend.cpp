@@ -157,16 +157,9 @@ class TorchScriptBackend : public Backend {
  public:
   Availability availability() override { return {true, "", TORCH_VERSION, {"cpu", "cuda"}}; }
 
-  std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& options) override {
-    if (options.device.is_cpu() || options.device.is_cuda()) return std::nullopt;
-    return "runs on cpu and cuda, not on " + options.device.str();
-  }
-
-  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
-                               const EngineOptions& options) override {
-    const size_t position = static_cast<size_t>(&spec.blob("module") - spec.blobs.data());
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     try {
-      auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at(position)), options.device);
+      auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at("module")), options.device);
       const bool is_emulated = spec.precision == "bf16" && options.device.is_cpu() && !has_bf16_instructions();
       const bool is_widened = is_emulated && !options.emulate_precision;
       bool is_channels_last = false;

@@ -10,25 +10,12 @@ namespace {
 
 class TvmBackend : public Backend {
  public:
-  Availability availability() override {
-    const Library& library = Library::instance();
-    if (!library.is_open()) return {false, library.reason(), "", {}};
-    return {true, "", library.version(), {"cpu"}};
-  }
+  Availability availability() override { return Library::instance().availability({"cpu"}); }
 
-  std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& options) override {
-    if (options.device.is_cpu()) return std::nullopt;
-    return "runs on cpu, not on " + options.device.str();
-  }
-
-  std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
-                               const EngineOptions& options) override {
+  std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     Library::instance().require_open("TVM's runtime");
-    const auto bytes = [&](std::string_view name) {
-      return blobs.at(static_cast<size_t>(&spec.blob(name) - spec.blobs.data()));
-    };
-    return std::make_shared<TvmEngine>(spec, bytes("library"),
-                                       Conditions(spec.backend, bytes("conditions"), spec.inputs), options);
+    return std::make_shared<TvmEngine>(spec, blobs.at("library"),
+                                       Conditions(spec.backend, blobs.at("conditions"), spec.inputs), options);
   }
 };
 

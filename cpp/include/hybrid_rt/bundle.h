@@ -3,14 +3,13 @@
 #include <torch/script.h>
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/engine_choice.h"
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/load_options.h"
 #include "hybrid_rt/machine.h"
-#include "hybrid_rt/plugin/backend.h"
 
 namespace hybrid_rt {
 
@@ -45,12 +44,7 @@ std::string read_record(const std::string& path, const std::string& record);
 /// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
 void verify_records(const std::string& path);
 
-/// Each segment of a loaded bundle with the backend that runs it, in the order in which the head runs them. Segments of
-/// one engine stand one by one.
-std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Module& module);
-
-/// How each engine of a loaded bundle is run, as JSON: {"engine", "segments", "backend", "precision", "description",
-/// "variants": [{"backend", "precision", "chosen", "refusal"}]}.
-std::vector<std::string> choices(const torch::jit::Module& module);
+/// How each engine of a loaded bundle is run, in the order in which the head runs them.
+std::vector<EngineChoice> engines(const torch::jit::Module& module);
 
 }  // namespace hybrid_rt

@@ -39,7 +39,4 @@ std::vector<Detections> detections_from(const c10::IValue& output, std::size_t p
 /// Throws Error(kInput) for another tensor.
 at::Tensor to_image(const at::Tensor& pixels, c10::Device device);
 
-/// Waits until a device is done: a GPU's work goes on after the call.
-void wait_for(c10::Device device);
-
 }  // namespace hybrid_rt

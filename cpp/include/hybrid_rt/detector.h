@@ -79,13 +79,17 @@ struct DetectRequest {
 };
 
 struct DetectorStatus {
-  std::size_t queued = 0;                                      ///< pictures that wait
-  std::size_t running = 0;                                     ///< pictures in the workers
-  std::vector<std::pair<std::string, std::string>> engines{};  ///< (segment, backend) of what is loaded now
-  std::uint64_t loads = 0;                                     ///< how often the bundle was loaded
+  std::size_t queued = 0;               ///< pictures that wait
+  std::size_t running = 0;              ///< pictures in the workers
+  std::vector<EngineChoice> engines{};  ///< of what is loaded now
+  std::uint64_t loads = 0;              ///< how often the bundle was loaded
 };
 
 /// Owns a bundle, its workers and its limits. All methods may be called from several threads.
+///
+/// The destructor and stop() wait for the workers, so neither may run in one of them: the functions of a DetectRequest
+/// (`pixels`, `done`) must not call stop(), and must not hold the last owner of their Detector, e.g. a shared_ptr that
+/// everybody else has let go of. The worker would wait for itself.
 class Detector {
  public:
   /// Loads the bundle, warms it up and starts the workers. Throws Error, of kOption for a number that can't be.

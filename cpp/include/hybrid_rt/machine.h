@@ -24,7 +24,7 @@ struct Machine {
   std::vector<CudaDevice> cuda_devices{};
   std::string no_cuda_reason{};  ///< why there is no CUDA device, and what mends it; empty if there is one
 
-  /// The one that this process runs on. The driver is asked once a process.
+  /// The one that this process runs on. Flags and devices are read once per process, the free memory at each call.
   static Machine here();
 };
 

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "hybrid_rt/engine.h"
+#include "hybrid_rt/engine_choice.h"
 #include "hybrid_rt/load_options.h"
-#include "hybrid_rt/plugin/backend.h"
 #include "hybrid_rt/specs.h"
 
 namespace hybrid_rt {

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "hybrid_rt/bundle.h"
@@ -67,7 +66,7 @@ struct OutputError {
 struct Verification {
   std::string precision;
   Thresholds thresholds;
-  std::vector<std::pair<std::string, std::string>> engines;  ///< (engine, what runs it)
+  std::vector<EngineChoice> engines;
   std::vector<BoxMatch> pictures;
   std::vector<OutputError> outputs;
   std::vector<std::string> failures;

@@ -4,12 +4,13 @@
 
 namespace hybrid_rt {
 
-std::filesystem::path library_directory() {
+std::filesystem::path library_directory(Links links) {
   Dl_info info{};
   if (dladdr(reinterpret_cast<const void*>(&library_directory), &info) == 0 || info.dli_fname == nullptr) return {};
   std::error_code failed;
-  const std::filesystem::path resolved = std::filesystem::canonical(info.dli_fname, failed);
-  return failed ? std::filesystem::path() : resolved.parent_path();
+  const std::filesystem::path file = links == Links::kFollowed ? std::filesystem::canonical(info.dli_fname, failed)
+                                                               : std::filesystem::absolute(info.dli_fname, failed);
+  return failed ? std::filesystem::path() : file.parent_path();
 }
 
 }  // namespace hybrid_rt

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "common/library_directory.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
@@ -10,20 +11,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Where this library lies: site-packages/hybrid_rt/lib, if it is installed. Empty if that can't be told.
-fs::path own_folder() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&own_folder), &info) == 0 || info.dli_fname == nullptr) return {};
-  std::error_code failed;
-  return fs::absolute(info.dli_fname, failed).parent_path();
-}
-
 }  // namespace
 
 std::vector<std::string> VendorLibrary::candidates() const {
   if (const char* named = std::getenv(search_.variable.c_str())) return {named};
   std::vector<std::string> found;
-  if (const fs::path own = own_folder(); !own.empty()) {
+  // Links are not followed: an installer that links each file into site-packages keeps the packages' files apart.
+  if (const fs::path own = library_directory(Links::kAsLoaded); !own.empty()) {
     std::error_code failed;
     for (const auto& entry : fs::directory_iterator(own / ".." / ".." / search_.folder, failed)) {
       if (entry.path().filename().string().rfind(search_.prefix, 0) == 0) {
@@ -54,6 +48,11 @@ std::string VendorLibrary::open(const std::function<std::string(const std::strin
 
 std::string VendorLibrary::lacks(const std::string& function) const {
   return search_.name + " lacks " + function + ". Upgrade it: pip install -U " + search_.package + ".";
+}
+
+Availability VendorLibrary::availability(std::vector<std::string> devices) const {
+  if (!is_open()) return {.available = false, .reason = reason_, .version = "", .devices = {}};
+  return {.available = true, .reason = "", .version = version_, .devices = std::move(devices)};
 }
 
 void VendorLibrary::require_open(const std::string& expected) const {

@@ -40,4 +40,9 @@ void require_device(c10::Device device) {
               "Install a CUDA build of torch, or load with device cpu.");
 }
 
+void wait_for(c10::Device device) {
+  // By torch's list of devices, since libtorch_cuda is opened late and not linked.
+  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+}
+
 }  // namespace hybrid_rt

@@ -2,6 +2,8 @@
 
 #include <c10/core/Device.h>
 
+#include "hybrid_rt/devices.h"
+
 namespace hybrid_rt {
 
 /// "cuda" as the current device of this thread, "cuda:0"; others as they are. Tensors' devices always have an index.

@@ -7,7 +7,11 @@ namespace hybrid_rt {
 
 /// What of the options of a load concerns an engine.
 inline EngineOptions engine_options(const LoadOptions& options) {
-  return {options.device, options.threads, options.emulate_precision, !options.warm_up.empty(), options.concurrency};
+  return {.device = options.device,
+          .threads = options.threads,
+          .emulate_precision = options.emulate_precision,
+          .warm_up = !options.warm_up.empty(),
+          .concurrency = options.concurrency};
 }
 
 }  // namespace hybrid_rt

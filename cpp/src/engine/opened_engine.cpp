@@ -18,28 +18,28 @@ namespace {
 
 class EngineOfFile : public OpenedEngine {
  public:
-  EngineOfFile(const StoredEngine& stored, Choice choice, c10::Device device)
+  EngineOfFile(const StoredEngine& stored, ChosenEngine chosen, c10::Device device)
       : name_(stored.name()),
         segments_(stored.segments()),
-        spec_(stored.variants[choice.index]),
-        choice_(std::move(choice)),
+        spec_(stored.variants[chosen.index]),
+        chosen_(std::move(chosen)),
         device_(device) {}
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
-    return run_checked(*choice_.engine, name_, spec_, device_, inputs.vec());
+    return run_checked(*chosen_.engine, name_, spec_, device_, inputs.vec());
   }
 
-  std::string description() const override { return choice_.engine->description(); }
+  std::string description() const override { return chosen_.engine->description(); }
   const std::string& name() const override { return name_; }
   const std::vector<std::string>& segments() const override { return segments_; }
   const ArtifactSpec& spec() const override { return spec_; }
-  const std::vector<VariantCheck>& variants() const override { return choice_.variants; }
+  const std::vector<VariantCheck>& variants() const override { return chosen_.variants; }
 
  private:
   std::string name_;
   std::vector<std::string> segments_;
   ArtifactSpec spec_;
-  Choice choice_;
+  ChosenEngine chosen_;
   c10::Device device_;
 };
 
@@ -75,9 +75,9 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   table.check(stored.variants);
   EngineOptions set_up = engine_options(options);
   if (set_up.threads == 0) set_up.threads = at::get_num_threads();
-  Choice choice =
-      choose_engine(stored.name(), stored.variants, table, preference_from(options.backend, options.strict), set_up);
-  return std::make_shared<EngineOfFile>(stored, std::move(choice), options.device);
+  ChosenEngine chosen = choose_engine(stored.name(), stored.variants, table,
+                                      preference_from(options.backend, options.strict), set_up, Machine::here());
+  return std::make_shared<EngineOfFile>(stored, std::move(chosen), options.device);
 }
 
 }  // namespace hybrid_rt

@@ -1,3 +1,5 @@
+#include "hybrid_rt/backends.h"
+
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -10,7 +12,6 @@
 
 #include "common/library_directory.h"
 #include "hybrid_rt/log.h"
-#include "hybrid_rt/plugin/backend.h"
 #include "spec/cuda_devices.h"
 
 namespace hybrid_rt {
@@ -79,12 +80,15 @@ class Registry {
 
   void add_folder(const std::string& folder) {
     const std::lock_guard lock(mutex_);
-    if (std::find(folders_.begin(), folders_.end(), folder) == folders_.end()) folders_.push_back(folder);
+    if (std::find(folders_.begin(), folders_.end(), folder) != folders_.end()) return;
+    folders_.push_back(folder);
+    is_scanned_ = false;
   }
 
   Backend& get(const std::string& name) {
     const std::lock_guard lock(mutex_);
-    scan();
+    // A name that is missing may have been installed since; the others cost no look at the disk.
+    if (!is_scanned_ || !plugins_.contains(name)) scan();
     const auto found = plugins_.find(name);
     if (found == plugins_.end()) {
       throw plugin_error(name, "backend", "one of " + names(), "'" + name + "'",
@@ -110,13 +114,14 @@ class Registry {
 
  private:
   void scan() {
-    std::vector<std::string> folders{library_directory().string()};
+    std::vector<std::string> folders{library_directory(Links::kFollowed).string()};
     if (const char* extra = std::getenv("HYBRID_RT_PLUGIN_PATH")) {
       std::stringstream stream{std::string(extra)};
       for (std::string folder; std::getline(stream, folder, ':');) folders.push_back(folder);
     }
     folders.insert(folders.end(), folders_.begin(), folders_.end());
     for (const auto& folder : folders) scan(folder);
+    is_scanned_ = true;
   }
 
   void scan(const std::string& folder) {
@@ -145,6 +150,7 @@ class Registry {
   }
 
   std::mutex mutex_;
+  bool is_scanned_ = false;  // since the last directory was added
   std::vector<std::string> folders_;
   std::map<std::string, Plugin> plugins_;
   std::set<std::string> warned_;

@@ -2,14 +2,17 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <sstream>
 
+#include "engine/devices.h"
+#include "hybrid_rt/backends.h"
 #include "hybrid_rt/log.h"
 
 namespace hybrid_rt {
@@ -21,25 +24,84 @@ bool is_meant(const std::string& wanted, const ArtifactSpec& spec) {
   return wanted == spec.backend || wanted == spec.backend + ":" + spec.precision;
 }
 
-std::string refusal_of(const ArtifactSpec& spec, const EngineOptions& options, const Machine& machine) {
+std::string joined(const std::vector<std::string>& parts, const char* separator) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : separator) + part;
+  return text;
+}
+
+std::optional<std::string> device_refusal(const std::vector<std::string>& devices, c10::Device device) {
+  const std::string kind = c10::DeviceTypeName(device.type(), /*lower_case=*/true);
+  if (std::find(devices.begin(), devices.end(), kind) != devices.end()) return std::nullopt;
+  return "runs on " + (devices.empty() ? "no device" : joined(devices, " and ")) + ", not on " + device.str();
+}
+
+/// A variant and, unless it is refused before that, its backend.
+struct Candidate {
+  VariantCheck check;
+  Backend* backend = nullptr;
+};
+
+/// Why a variant can't run, or nothing. Sets the candidate's backend once it is known.
+std::optional<std::string> find_refusal(Candidate& candidate, const ArtifactSpec& spec, const EngineOptions& options,
+                                        const Machine& machine) {
   const c10::Device device = options.device;
   const auto cuda_index = static_cast<size_t>(device.is_cuda() && device.has_index() ? device.index() : 0);
   try {
     // What the machine lacks comes before what can be installed.
-    if (const auto reason = unmet(spec, "", machine, cuda_index)) return *reason;
-    Backend& runtime = backend(spec.backend);
-    const Availability availability = runtime.availability();
+    if (auto reason = unmet(spec, "", machine, cuda_index)) return reason;
+    candidate.backend = &backend(spec.backend);
+    const Availability availability = candidate.backend->availability();
     if (!availability.available) return availability.reason;
-    if (const auto reason = unmet(spec, availability.version, machine, cuda_index)) return *reason;
-    if (const auto reason = runtime.refusal(spec, options)) return *reason;
+    if (auto reason = unmet(spec, availability.version, machine, cuda_index)) return reason;
+    // The backend first: it may know what would make it run there.
+    if (auto reason = candidate.backend->refusal(spec, options)) return reason;
+    if (auto reason = device_refusal(availability.devices, device)) return reason;
     if (device.is_cuda() && cuda_index >= machine.cuda_devices.size()) {
       return machine.cuda_devices.empty() ? "there is no CUDA device: " + machine.no_cuda_reason
                                           : "there is no CUDA device " + std::to_string(cuda_index);
     }
-    return "";
+    return std::nullopt;
   } catch (const Error& error) {
     return error.what();
   }
+}
+
+/// One per variant, in the file's order; none is chosen yet.
+std::vector<Candidate> check_all(const std::vector<ArtifactSpec>& specs, const Preference& preference,
+                                 const EngineOptions& options, const Machine& machine) {
+  const std::vector<size_t> order = preference.order(specs);
+  std::vector<Candidate> candidates;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    Candidate candidate;
+    candidate.check.backend = specs[i].backend;
+    candidate.check.precision = specs[i].precision;
+    if (std::find(order.begin(), order.end(), i) == order.end()) {
+      candidate.check.refusal = "only '" + joined(preference.backends, "', '") + "' was asked for";
+    } else {
+      candidate.check.refusal = find_refusal(candidate, specs[i], options, machine).value_or("");
+    }
+    candidates.push_back(std::move(candidate));
+  }
+  return candidates;
+}
+
+/// Goes through the variants that are allowed, best first, up to the first one that `can_run` accepts, and marks it as
+/// chosen. A strict preference ends with the first one.
+std::optional<size_t> select_variant(std::vector<Candidate>& candidates, const std::vector<size_t>& order, bool strict,
+                                     const std::function<bool(size_t)>& can_run) {
+  for (const size_t i : order) {
+    candidates[i].check.chosen = can_run(i);
+    if (candidates[i].check.chosen) return i;
+    if (strict) break;
+  }
+  return std::nullopt;
+}
+
+std::vector<VariantCheck> checks_of(const std::vector<Candidate>& candidates) {
+  std::vector<VariantCheck> checks;
+  for (const Candidate& candidate : candidates) checks.push_back(candidate.check);
+  return checks;
 }
 
 /// Runs an engine once on zeros of the sizes that its compiler was told to expect.
@@ -51,9 +113,7 @@ void warm_up(Engine& engine, const ArtifactSpec& spec, const EngineOptions& opti
   const at::NoGradGuard no_grad;
   engine.run(inputs);
   // What fails on a GPU is told by whoever waits for it.
-  if (options.device.is_cuda()) {
-    c10::impl::VirtualGuardImpl(options.device.type()).synchronizeDevice(options.device.index());
-  }
+  wait_for(options.device);
 }
 
 /// Engines that are in use, so that two loads of one file share them.
@@ -64,13 +124,13 @@ class EngineCache {
     return *cache;
   }
 
-  std::shared_ptr<Engine> get_or_load(const ArtifactSpec& spec, const std::vector<at::Tensor>& blobs,
+  std::shared_ptr<Engine> get_or_load(Backend& backend, const ArtifactSpec& spec, const BlobMap& blobs,
                                       const EngineOptions& options) {
-    const auto entry = entry_of(key_of(spec, options) + "|" + backend(spec.backend).settings());
+    const auto entry = entry_of(key_of(spec, options) + "|" + backend.settings());
     // Held while the engine loads: a second caller of the same artifact waits for it, others go on.
     const std::lock_guard lock(entry->mutex);
     if (auto engine = entry->engine.lock()) return engine;
-    auto engine = backend(spec.backend).load(spec, blobs, options);
+    auto engine = backend.load(spec, blobs, options);
     entry->engine = engine;
     return engine;
   }
@@ -147,7 +207,7 @@ std::vector<size_t> Preference::order(const std::vector<ArtifactSpec>& specs) co
 Preference preference_from(const std::string& backends, bool strict) {
   const char* from_environment = std::getenv("HYBRID_RT_BACKEND");
   std::istringstream names(!backends.empty() ? backends : from_environment ? from_environment : "");
-  Preference preference{{}, strict};
+  Preference preference{.backends = {}, .strict = strict};
   for (std::string name; std::getline(names, name, ',');) {
     const size_t first = name.find_first_not_of(' ');
     if (first == std::string::npos) continue;
@@ -158,53 +218,44 @@ Preference preference_from(const std::string& backends, bool strict) {
 
 std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs, const Preference& preference,
                                          const EngineOptions& options, const Machine& machine) {
-  std::string wanted;
-  for (const std::string& name : preference.backends) wanted += (wanted.empty() ? "'" : ", '") + name + "'";
-  const std::vector<size_t> order = preference.order(specs);
-  std::vector<VariantCheck> checks;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    const bool is_allowed = std::find(order.begin(), order.end(), i) != order.end();
-    checks.push_back({specs[i].backend, specs[i].precision, false,
-                      is_allowed ? refusal_of(specs[i], options, machine) : "only " + wanted + " was asked for"});
-  }
-  for (const size_t i : order) {
-    if (!checks[i].refusal.empty() && !preference.strict) continue;
-    checks[i].chosen = checks[i].refusal.empty();
-    break;
-  }
-  return checks;
+  std::vector<Candidate> candidates = check_all(specs, preference, options, machine);
+  select_variant(candidates, preference.order(specs), preference.strict,
+                 [&](size_t i) { return candidates[i].check.refusal.empty(); });
+  return checks_of(candidates);
 }
 
-Choice choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
-                     const Preference& preference, const EngineOptions& options) {
-  Choice choice;
-  choice.variants = check_variants(specs, preference, options);
-  for (VariantCheck& variant : choice.variants) variant.chosen = false;
+ChosenEngine choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
+                           const Preference& preference, const EngineOptions& options, const Machine& machine) {
+  std::vector<Candidate> candidates = check_all(specs, preference, options, machine);
+  std::shared_ptr<Engine> engine;
+  const auto load = [&](size_t i) {
+    auto& [check, backend] = candidates[i];
+    const std::string subject = "engine '" + name + "': " + describe(specs[i]);
+    if (!check.refusal.empty()) {
+      log(LogLevel::kInfo, subject + " can't run: " + check.refusal);
+      return false;
+    }
+    const BlobMap blobs(specs[i], table.blobs_of(specs[i]));  // outside: altered bytes end the load
+    try {
+      engine = EngineCache::instance().get_or_load(*backend, specs[i], blobs, options);
+      if (options.warm_up) warm_up(*engine, specs[i], options);
+      return true;
+    } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
+      check.refusal = error.what();
+      engine = nullptr;
+      log(LogLevel::kWarning, subject + " failed to load: " + error.what());
+      return false;
+    }
+  };
   const std::vector<size_t> order = preference.order(specs);
-  for (const size_t i : order) {
-    VariantCheck& variant = choice.variants[i];
-    if (variant.refusal.empty()) {
-      const std::vector<at::Tensor> bytes = table.blobs_of(specs[i]);
-      try {
-        choice.engine = EngineCache::instance().get_or_load(specs[i], bytes, options);
-        if (options.warm_up) warm_up(*choice.engine, specs[i], options);
-      } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
-        variant.refusal = error.what();
-        choice.engine = nullptr;
-        log(LogLevel::kWarning, "engine '" + name + "': " + describe(specs[i]) + " failed to load: " + error.what());
-      }
-    } else {
-      log(LogLevel::kInfo, "engine '" + name + "': " + describe(specs[i]) + " can't run: " + variant.refusal);
-    }
-    if (choice.engine) {
-      variant.chosen = true;
-      choice.index = i;
-      log(LogLevel::kInfo, "engine '" + name + "' runs on " + choice.engine->description());
-      return choice;
-    }
-    if (preference.strict) throw would_fall_back(name, variant, choice.variants);
+  const std::optional<size_t> chosen = select_variant(candidates, order, preference.strict, load);
+  const std::vector<VariantCheck> checks = checks_of(candidates);
+  if (chosen) {
+    log(LogLevel::kInfo, "engine '" + name + "' runs on " + engine->description());
+    return {.engine = std::move(engine), .index = *chosen, .variants = checks};
   }
-  throw none_can_run(name, choice.variants);
+  if (preference.strict && !order.empty()) throw would_fall_back(name, checks[order.front()], checks);
+  throw none_can_run(name, checks);
 }
 
 }  // namespace hybrid_rt

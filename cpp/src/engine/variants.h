@@ -5,8 +5,9 @@
 #include <vector>
 
 #include "bundle/blob_table.h"
+#include "hybrid_rt/engine.h"
+#include "hybrid_rt/engine_choice.h"
 #include "hybrid_rt/machine.h"
-#include "hybrid_rt/plugin/backend.h"
 
 namespace hybrid_rt {
 
@@ -24,15 +25,15 @@ struct Preference {
 /// Of `backends` (names, separated by commas) if it is not empty, else of HYBRID_RT_BACKEND, else no preference.
 Preference preference_from(const std::string& backends, bool strict = false);
 
-/// One entry a variant, in the file's order; `chosen` is set for the one that comes first and can run. Loads no
+/// One entry per variant, in the file's order; `chosen` is set for the one that comes first and can run. Loads no
 /// artifact.
 std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs, const Preference& preference,
-                                         const EngineOptions& options, const Machine& machine = Machine::here());
+                                         const EngineOptions& options, const Machine& machine);
 
-/// A variant that runs, and what was found about all of them.
-struct Choice {
+/// The engine of the variant that runs, and what was found about all of them.
+struct ChosenEngine {
   std::shared_ptr<Engine> engine;
-  size_t index = 0;
+  size_t index = 0;  ///< of the variant
   std::vector<VariantCheck> variants;
 };
 
@@ -40,7 +41,7 @@ struct Choice {
 /// but fails then is warned of and falls to the next. Throws Error(kBackend) that lists every variant with its reason
 /// if none is left or a strict preference would fall back, Error(kBundle) if the chosen artifact's bytes do not match
 /// their digest: an altered file is never papered over by the next variant.
-Choice choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
-                     const Preference& preference, const EngineOptions& options);
+ChosenEngine choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
+                           const Preference& preference, const EngineOptions& options, const Machine& machine);
 
 }  // namespace hybrid_rt

@@ -71,7 +71,9 @@ const CudaOperators* open_cuda_operators(const std::string& path) {
   return opened.operators;
 }
 
-std::string cuda_operators_path() { return (library_directory() / "hybrid_rt_cuda_operators.so").string(); }
+std::string cuda_operators_path() {
+  return (library_directory(Links::kFollowed) / "hybrid_rt_cuda_operators.so").string();
+}
 
 at::Tensor nms_through_cpu(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {
   check_nms(dets, scores);

@@ -10,20 +10,7 @@
 #include "operators/head_operator_checks.h"
 #include "operators/head_operators.h"
 
-// One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
-// fused multiply-add, which rounds otherwise than torchvision does.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__)
-#define HYBRID_RT_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define HYBRID_RT_CLONES
-#endif
-
-// The same for processors whose baseline has it.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "operators/no_contraction.h"
 
 #include "operators/box_overlap.h"  // after the pragmas: its arithmetic must not be contracted either
 

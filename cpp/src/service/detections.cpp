@@ -1,7 +1,5 @@
 #include "hybrid_rt/detections.h"
 
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <algorithm>
 #include <sstream>
 #include <string>
@@ -149,11 +147,6 @@ at::Tensor to_image(const at::Tensor& pixels, c10::Device device) {
               "uint8 [H, W, 3] or float32 [3, H, W] on the CPU, of at least one pixel",
               pixels.defined() ? shape_text(pixels) + " on " + pixels.device().str() : "an undefined tensor",
               "Convert it before the call.");
-}
-
-void wait_for(c10::Device device) {
-  // By torch's list of devices, since libtorch_cuda is opened late and not linked.
-  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
 }
 
 }  // namespace hybrid_rt

@@ -41,7 +41,7 @@ DetectorOptions checked(DetectorOptions options) {
 /// A bundle as it was loaded once; a reload makes another one.
 struct Loaded {
   torch::jit::Module module;
-  std::vector<std::pair<std::string, std::string>> engines;
+  std::vector<EngineChoice> engines;
 };
 
 c10::IValue run(torch::jit::Module& module, const std::vector<at::Tensor>& images, c10::Device device) {

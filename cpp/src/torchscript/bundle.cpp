@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <functional>
 #include <future>
-#include <nlohmann/json.hpp>
 
 #include "bundle/archive.h"
 #include "engine/devices.h"
@@ -36,9 +35,10 @@ void check_counts(const LoadOptions& options) {
 void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, const Preference& preference,
                  EngineOptions options) {
   if (options.threads == 0) options.threads = at::get_num_threads();  // of this thread, not of those below
+  const Machine machine = Machine::here();                            // once per load
   std::vector<std::future<void>> jobs;
   for (size_t i = 1; i < engines.size(); ++i) {
-    jobs.push_back(std::async(std::launch::async, [&, i] { engines[i]->prepare(preference, options); }));
+    jobs.push_back(std::async(std::launch::async, [&, i] { engines[i]->prepare(preference, options, machine); }));
   }
   std::exception_ptr failure;
   const auto noted = [&](const std::function<void()>& job) {
@@ -48,7 +48,7 @@ void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, c
       if (!failure) failure = std::current_exception();
     }
   };
-  if (!engines.empty()) noted([&] { engines[0]->prepare(preference, options); });
+  if (!engines.empty()) noted([&] { engines[0]->prepare(preference, options, machine); });
   for (auto& job : jobs) noted([&] { job.get(); });
   if (failure) std::rethrow_exception(failure);
 }
@@ -136,19 +136,8 @@ std::vector<EngineCheck> check(const std::string& path, const LoadOptions& optio
   return checks;
 }
 
-std::vector<std::pair<std::string, std::string>> engines(const torch::jit::Module& module) {
-  std::vector<std::pair<std::string, std::string>> found;
-  for (const auto& engine : engines_of(module)) {
-    const auto choice = nlohmann::json::parse(engine->choice());
-    for (const std::string& segment : engine->segments()) {
-      found.emplace_back(segment, choice.at("backend").get<std::string>());
-    }
-  }
-  return found;
-}
-
-std::vector<std::string> choices(const torch::jit::Module& module) {
-  std::vector<std::string> found;
+std::vector<EngineChoice> engines(const torch::jit::Module& module) {
+  std::vector<EngineChoice> found;
   for (const auto& engine : engines_of(module)) found.push_back(engine->choice());
   return found;
 }

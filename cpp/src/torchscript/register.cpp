@@ -12,8 +12,8 @@ namespace {
 
 using Flat = std::tuple<std::tuple<std::string, std::string>, std::tuple<std::string, std::string>>;
 
-/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/torchscript/fake_engine.py). Torch looks the names
-/// up as attributes of the stand-in, so none may be a method's.
+/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/torchscript/fake_engine.py).
+/// Torch looks the names up as attributes of the stand-in, so none may be a method's.
 Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
   const auto fields = std::get<1>(self->state());
   return {{"members", fields.at("segments")}, {"specs", fields.at("variants")}};
@@ -33,11 +33,14 @@ TORCH_LIBRARY(hybrid_rt, m) {
       .def("segments", [](const c10::intrusive_ptr<ScriptEngine>& self) { return self->segments(); })
       .def("fields", [](const c10::intrusive_ptr<ScriptEngine>& self) { return std::get<1>(self->state()); })
       .def("blobs", [](const c10::intrusive_ptr<ScriptEngine>& self) { return std::get<2>(self->state()); })
-      .def("choice", &ScriptEngine::choice)
+      .def("choice", [](const c10::intrusive_ptr<ScriptEngine>& self) { return to_json(self->choice()); })
       .def("prepare",
            [](const c10::intrusive_ptr<ScriptEngine>& self, const std::string& backend, c10::Device device,
               int64_t threads, bool emulate_precision) {
-             self->prepare(preference_from(backend), {device, static_cast<int>(threads), emulate_precision});
+             self->prepare(
+                 preference_from(backend),
+                 {.device = device, .threads = static_cast<int>(threads), .emulate_precision = emulate_precision},
+                 Machine::here());
            })
       .def("__obj_flatten__", &flatten)
       .def_pickle([](const c10::intrusive_ptr<ScriptEngine>& self) { return self->state(); },

@@ -7,6 +7,7 @@
 #include "bundle/manifest.h"
 #include "engine/devices.h"
 #include "engine/input_check.h"
+#include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
 namespace {
@@ -68,18 +69,19 @@ c10::intrusive_ptr<ScriptEngine> ScriptEngine::from_state(State state) {
   return c10::make_intrusive<ScriptEngine>(std::move(fields), std::move(blobs));
 }
 
-ScriptEngine::PreparedPointer ScriptEngine::make(const Preference& preference, const EngineOptions& options) const {
+ScriptEngine::PreparedPointer ScriptEngine::make(const Preference& preference, const EngineOptions& options,
+                                                 const Machine& machine) const {
   auto next = std::make_shared<Prepared>();
   next->options = options;
   next->options.device = with_index(options.device);
   if (next->options.threads == 0) next->options.threads = at::get_num_threads();
   next->preference = preference;
-  next->choice = choose_engine(name_, specs_, table_, preference, next->options);
+  next->chosen = choose_engine(name_, specs_, table_, preference, next->options, machine);
   return next;
 }
 
-void ScriptEngine::prepare(const Preference& preference, const EngineOptions& options) {
-  PreparedPointer next = make(preference, options);
+void ScriptEngine::prepare(const Preference& preference, const EngineOptions& options, const Machine& machine) {
+  PreparedPointer next = make(preference, options, machine);
   std::vector<PreparedPointer> only{std::move(next)};
   const std::lock_guard lock(mutex_);
   prepared_.swap(only);
@@ -107,7 +109,7 @@ ScriptEngine::PreparedPointer ScriptEngine::prepared_for(c10::Device device) {
   if (last && !is_known) return last;
   EngineOptions options = last ? last->options : EngineOptions{};
   options.device = is_known ? device : c10::Device(c10::kCPU);
-  PreparedPointer next = make(last ? last->preference : preference_from(""), options);
+  PreparedPointer next = make(last ? last->preference : preference_from(""), options, Machine::here());
   const std::lock_guard lock(mutex_);
   prepared_.insert(prepared_.begin(), next);
   return next;
@@ -119,27 +121,35 @@ std::vector<at::Tensor> ScriptEngine::run(const std::vector<at::Tensor>& inputs)
   const c10::Device device = has_device ? inputs.front().device() : last ? last->options.device : c10::kCPU;
   PreparedPointer ready = prepared(device);
   if (!ready) ready = prepared_for(device);
-  return run_checked(*ready->choice.engine, name_, specs_[ready->choice.index], ready->options.device, inputs);
+  return run_checked(*ready->chosen.engine, name_, specs_[ready->chosen.index], ready->options.device, inputs);
 }
 
-std::string ScriptEngine::choice() const {
-  const auto ready = prepared();
-  nlohmann::json text{
-      {"engine", name_}, {"segments", segments_}, {"backend", ""}, {"precision", ""}, {"description", ""}};
-  text["variants"] = nlohmann::json::array();
-  if (ready) {
-    const ArtifactSpec& spec = specs_[ready->choice.index];
-    text["backend"] = spec.backend;
-    text["precision"] = spec.precision;
-    text["description"] = ready->choice.engine->description();
-    for (const VariantCheck& variant : ready->choice.variants) {
-      text["variants"].push_back({{"backend", variant.backend},
-                                  {"precision", variant.precision},
-                                  {"chosen", variant.chosen},
-                                  {"refusal", variant.refusal}});
-    }
+EngineChoice ScriptEngine::choice() const {
+  EngineChoice choice;
+  choice.name = name_;
+  choice.segments = segments_;
+  if (const auto ready = prepared()) {
+    const ArtifactSpec& spec = specs_[ready->chosen.index];
+    choice.backend = spec.backend;
+    choice.precision = spec.precision;
+    choice.description = ready->chosen.engine->description();
+    choice.variants = ready->chosen.variants;
   }
-  return text.dump();
+  return choice;
+}
+
+std::string to_json(const EngineChoice& choice) {
+  nlohmann::json variants = nlohmann::json::array();
+  for (const VariantCheck& variant : choice.variants) {
+    variants.push_back({{"backend", variant.backend},
+                        {"precision", variant.precision},
+                        {"chosen", variant.chosen},
+                        {"refusal", variant.refusal}});
+  }
+  const nlohmann::json document = {
+      {"engine", choice.name},         {"segments", choice.segments},       {"backend", choice.backend},
+      {"precision", choice.precision}, {"description", choice.description}, {"variants", std::move(variants)}};
+  return document.dump();
 }
 
 }  // namespace hybrid_rt

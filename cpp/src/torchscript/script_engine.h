@@ -11,6 +11,7 @@
 
 #include "bundle/blob_table.h"
 #include "engine/variants.h"
+#include "hybrid_rt/engine_choice.h"
 
 namespace hybrid_rt {
 
@@ -34,9 +35,10 @@ class ScriptEngine : public torch::CustomClassHolder {
   /// Reads version 1 too, whose field "segment" joins the paths with "+".
   static c10::intrusive_ptr<ScriptEngine> from_state(State state);
 
-  /// Chooses a variant, checks its digest, loads its engine. Prepared again with other options, it changes over, on all
-  /// devices; runs in progress end on the engine that they began with.
-  void prepare(const Preference& preference, const EngineOptions& options);
+  /// Chooses a variant that `machine` can run, which is the one that this process runs on; checks its digest, loads its
+  /// engine. Prepared again with other options, it changes over, on all devices; runs in progress end on the engine
+  /// that they began with.
+  void prepare(const Preference& preference, const EngineOptions& options, const Machine& machine);
 
   /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime sees them. Inputs on another device than
   /// the one that it was prepared for choose and load a variant for that device, with the same preference: a module
@@ -51,20 +53,18 @@ class ScriptEngine : public torch::CustomClassHolder {
   const std::vector<std::string>& segments() const { return segments_; }
   const std::vector<ArtifactSpec>& specs() const { return specs_; }
 
-  /// JSON: {"engine", "segments", "backend", "precision", "description", "variants": [{"backend", "precision",
-  /// "chosen", "refusal"}]}; backend is empty before the engine is prepared. Of several devices: the last one prepared
-  /// for.
-  std::string choice() const;
+  /// How it is run; on several devices, how on the one that it was prepared for last.
+  EngineChoice choice() const;
 
  private:
   struct Prepared {
-    Choice choice;
+    ChosenEngine chosen;
     EngineOptions options;
     Preference preference;
   };
   using PreparedPointer = std::shared_ptr<const Prepared>;
 
-  PreparedPointer make(const Preference& preference, const EngineOptions& options) const;
+  PreparedPointer make(const Preference& preference, const EngineOptions& options, const Machine& machine) const;
   /// The last one; null before the first.
   PreparedPointer prepared() const;
   /// Null if it was not prepared for this device.
@@ -81,5 +81,9 @@ class ScriptEngine : public torch::CustomClassHolder {
   std::mutex preparing_;                   // one preparation at a time
   std::vector<PreparedPointer> prepared_;  // one a device, the last one made in front
 };
+
+/// As JSON: {"engine", "segments", "backend", "precision", "description", "variants": [{"backend", "precision",
+/// "chosen", "refusal"}]}, for TorchScript, which has no type for it.
+std::string to_json(const EngineChoice& choice);
 
 }  // namespace hybrid_rt

@@ -175,11 +175,7 @@ Verification verify(const std::string& path, torch::jit::Module& module, c10::De
   Verification verification = compare(golden.expected, found, thresholds.value_or(golden.thresholds), "golden sample");
   verification.precision = golden.precision;
   verification.compared = golden.compared;
-  for (const std::string& text : choices(module)) {
-    const auto choice = nlohmann::json::parse(text);
-    verification.engines.emplace_back(choice.at("engine").get<std::string>(),
-                                      choice.at("description").get<std::string>());
-  }
+  verification.engines = engines(module);
   return verification;
 }
 
@@ -192,7 +188,7 @@ std::string to_json(const Verification& verification) {
   const Thresholds& thresholds = verification.thresholds;
   Json document = {{"passed", verification.passed()}, {"precision", verification.precision}};
   document["engines"] = Json::object();
-  for (const auto& [engine, description] : verification.engines) document["engines"][engine] = description;
+  for (const EngineChoice& engine : verification.engines) document["engines"][engine.name] = engine.description;
   document["pictures"] = Json::array();
   for (const BoxMatch& match : verification.pictures) document["pictures"].push_back(json_of(match));
   document["tensors"] = Json::array();

@@ -8,7 +8,7 @@
 
 #include "captured_log.h"
 #include "failure_of.h"
-#include "hybrid_rt/plugin/backend.h"
+#include "hybrid_rt/backends.h"
 #include "temporary.h"
 
 // The registry lives as long as the process: each test takes names of its own.
@@ -73,6 +73,14 @@ TEST_CASE("a plug-in of an added folder is found") {
   REQUIRE(fixture != nullptr);
   CHECK(fixture->plugin == HYBRID_RT_TEST_PLUGINS "/libhybrid_rt_fixture.so");
   CHECK(fixture->availability.version == "1.0");
+}
+
+TEST_CASE("a plug-in that is put into a known directory is found when it is asked for") {
+  const TemporaryFolder folder;
+  hybrid_rt::add_plugin_folder(folder.path().string());
+  CHECK(contains(failure_of([] { hybrid_rt::backend("latecomer"); }).what(), "expected one of "));
+  write_file(folder.file("libhybrid_rt_latecomer.so"));
+  CHECK(contains(failure_of([] { hybrid_rt::backend("latecomer"); }).what(), "the plug-in can't be opened: "));
 }
 
 TEST_CASE("a plug-in that can't be opened is listed with the reason") {

@@ -18,6 +18,7 @@
 #include "captured_log.h"
 #include "common/digest.h"
 #include "failure_of.h"
+#include "hybrid_rt/backends.h"
 #include "temporary.h"
 
 namespace {
@@ -25,12 +26,13 @@ namespace {
 using hybrid_rt::ArtifactSpec;
 using hybrid_rt::BlobTable;
 using hybrid_rt::check_variants;
-using hybrid_rt::Choice;
 using hybrid_rt::choose_engine;
+using hybrid_rt::ChosenEngine;
 using hybrid_rt::EngineOptions;
 using hybrid_rt::Error;
 using hybrid_rt::ErrorKind;
 using hybrid_rt::LogLevel;
+using hybrid_rt::Machine;
 using hybrid_rt::Preference;
 using hybrid_rt::preference_from;
 
@@ -54,12 +56,13 @@ class Variants {
     return *this;
   }
 
-  Choice choose(const std::string& backends = "", int threads = 1, bool strict = false, bool warm_up = false) const {
+  ChosenEngine choose(const std::string& backends = "", int threads = 1, bool strict = false,
+                      bool warm_up = false) const {
     EngineOptions options;
     options.threads = threads;
     options.warm_up = warm_up;
     return choose_engine("backbone", specs_, BlobTable("backbone", entries_, blobs_), preference_from(backends, strict),
-                         options);
+                         options, Machine::here());
   }
 
   std::vector<ArtifactSpec>& specs() { return specs_; }
@@ -87,7 +90,7 @@ std::vector<int64_t> chosen_in_order(const std::string& backends, const std::vec
 
 TEST_CASE("the first variant that can run is chosen, in the file's order") {
   const CapturedLog captured;
-  const Choice choice = Variants().add({{"refuse", "no such device"}}).add().add().choose();
+  const ChosenEngine choice = Variants().add({{"refuse", "no such device"}}).add().add().choose();
   CHECK(choice.index == 1);
   REQUIRE(choice.engine != nullptr);
   REQUIRE(choice.variants.size() == 3);
@@ -106,7 +109,7 @@ TEST_CASE("the first variant that can run is chosen, in the file's order") {
 TEST_CASE("checking says the same without loading an engine") {
   Variants variants;
   variants.add({{"refuse", "no such device"}}).add({{"fail", "out of memory"}}).add();
-  const auto checks = check_variants(variants.specs(), {}, {});
+  const auto checks = check_variants(variants.specs(), {}, {}, Machine::here());
   REQUIRE(checks.size() == 3);
   CHECK(checks[0].refusal == "no such device");
   CHECK(checks[1].chosen);  // what fails only when it is loaded can't be known
@@ -118,7 +121,7 @@ TEST_CASE("a variant that fails to load is warned of and the next one runs") {
   for (const char* way : {"fail", "throw"}) {
     CAPTURE(way);
     const CapturedLog captured;
-    const Choice choice = Variants().add({{way, "out of memory"}}).add().choose();
+    const ChosenEngine choice = Variants().add({{way, "out of memory"}}).add().choose();
     CHECK(choice.index == 1);
     CHECK_FALSE(choice.variants[0].chosen);
     CHECK(contains(choice.variants[0].refusal, "out of memory"));
@@ -148,7 +151,7 @@ TEST_CASE("if none can run, the error lists every variant with its reason") {
 TEST_CASE("only variants of the backend that was asked for may run") {
   Variants variants;
   variants.add({}, "torchscript").add();
-  const Choice choice = variants.choose("fixture");
+  const ChosenEngine choice = variants.choose("fixture");
   CHECK(choice.index == 1);
   CHECK(choice.variants[0].refusal == "only 'fixture' was asked for");
   const CapturedLog captured;
@@ -195,10 +198,28 @@ TEST_CASE("a variant that fails to warm up falls to the next") {
   Variants variants;
   variants.add({{"fail_to_run", "no kernel"}}).add();
   CHECK(variants.choose().index == 0);
-  const Choice choice = variants.choose("", 1, false, true);
+  const ChosenEngine choice = variants.choose("", 1, false, true);
   CHECK(choice.index == 1);
   CHECK(contains(choice.variants[0].refusal, "no kernel"));
   CHECK(captured.of(LogLevel::kWarning).size() == 1);
+}
+
+TEST_CASE("a strict check names the first variant or none") {
+  Variants variants;
+  variants.add({{"refuse", "no such device"}}).add();
+  const Preference strict{.backends = {}, .strict = true};
+  const auto checks = check_variants(variants.specs(), strict, {}, Machine::here());
+  CHECK_FALSE(checks[0].chosen);
+  CHECK_FALSE(checks[1].chosen);
+  CHECK(checks[1].refusal.empty());
+}
+
+TEST_CASE("a device that a backend does not list is refused, after its own reason") {
+  Variants variants;
+  variants.add().add({{"refuse", "no such device"}});
+  const auto checks = check_variants(variants.specs(), {}, {.device = c10::Device("cuda:1")}, {});
+  CHECK(checks[0].refusal == "runs on cpu, not on cuda:1");
+  CHECK(checks[1].refusal == "no such device");
 }
 
 TEST_CASE("requirements of the machine are compared before a backend is asked") {

@@ -79,7 +79,7 @@ TEST_CASE("a detector finds what its module finds, from several threads at once"
     CHECK(result.timing.run > 0);
   }
   CHECK(detector.status().queued == 0);
-  CHECK(detector.status().engines.at(0).first == "backbone");
+  CHECK(detector.status().engines.at(0).name == "backbone");
 }
 
 TEST_CASE("bytes give what floats give") {

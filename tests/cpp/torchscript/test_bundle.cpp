@@ -88,29 +88,34 @@ TEST_CASE("every variant gives the same results") {
 }
 
 TEST_CASE("engines are prepared by load, by their first run otherwise") {
-  using Engines = std::vector<std::pair<std::string, std::string>>;
-  CHECK(hybrid_rt::engines(hybrid_rt::load(bundle(), {.backend = "torchscript"})) ==
-        Engines{{"backbone", "torchscript"}});
+  const auto backend_of = [](const torch::jit::Module& module) {
+    const auto engines = hybrid_rt::engines(module);
+    REQUIRE(engines.size() == 1);
+    CHECK(engines[0].name == "backbone");
+    CHECK(engines[0].segments == std::vector<std::string>{"backbone"});
+    return engines[0].backend;
+  };
+  CHECK(backend_of(hybrid_rt::load(bundle(), {.backend = "torchscript"})) == "torchscript");
   const TemporaryVariable variable("HYBRID_RT_BACKEND", "torchscript");
   torch::jit::Module plain = torch::jit::load(bundle());
-  CHECK(hybrid_rt::engines(plain) == Engines{{"backbone", ""}});
+  CHECK(backend_of(plain).empty());
   detect(plain, picture_of_rings(128, 160, 1));
-  CHECK(hybrid_rt::engines(plain) == Engines{{"backbone", "torchscript"}});
+  CHECK(backend_of(plain) == "torchscript");
 }
 
-TEST_CASE("choices tell the variants and the reasons") {
-  const auto texts = hybrid_rt::choices(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
-  REQUIRE(texts.size() == 1);
-  const auto choice = nlohmann::json::parse(texts[0]);
-  CHECK(choice.at("engine") == "backbone");
-  CHECK(choice.at("backend") == "torchscript");
-  CHECK(choice.at("precision") == "fp32");
-  CHECK_FALSE(choice.at("description").get<std::string>().empty());
+TEST_CASE("engines tell the variants and the reasons") {
+  const auto engines = hybrid_rt::engines(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
+  REQUIRE(engines.size() == 1);
+  const hybrid_rt::EngineChoice& choice = engines[0];
+  CHECK(choice.name == "backbone");
+  CHECK(choice.backend == "torchscript");
+  CHECK(choice.precision == "fp32");
+  CHECK_FALSE(choice.description.empty());
   size_t chosen = 0;
-  for (const auto& variant : choice.at("variants")) {
-    CHECK(variant.at("chosen").get<bool>() == (variant.at("backend") == "torchscript"));
-    CHECK(variant.at("refusal").get<std::string>().empty() == variant.at("chosen").get<bool>());
-    chosen += variant.at("chosen").get<bool>() ? 1 : 0;
+  for (const hybrid_rt::VariantCheck& variant : choice.variants) {
+    CHECK(variant.chosen == (variant.backend == "torchscript"));
+    CHECK(variant.refusal.empty() == variant.chosen);
+    chosen += variant.chosen ? 1 : 0;
   }
   CHECK(chosen == 1);
 }
@@ -118,7 +123,6 @@ TEST_CASE("choices tell the variants and the reasons") {
 TEST_CASE("a module without engines has no choices") {
   const torch::jit::Module module("empty");
   CHECK(hybrid_rt::engines(module).empty());
-  CHECK(hybrid_rt::choices(module).empty());
 }
 
 TEST_CASE("check chooses as load does") {

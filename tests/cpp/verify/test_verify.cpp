@@ -39,8 +39,8 @@ TEST_CASE("a bundle finds what its detector found") {
   CHECK(verification.compared);
   CHECK(verification.precision == "fp32");
   REQUIRE(verification.engines.size() == 1);
-  CHECK(verification.engines[0].first == hybrid_rt::check(bundle())[0].engine);
-  CHECK_FALSE(verification.engines[0].second.empty());
+  CHECK(verification.engines[0].name == hybrid_rt::check(bundle())[0].engine);
+  CHECK_FALSE(verification.engines[0].description.empty());
   REQUIRE(verification.pictures.size() == 1);
   const BoxMatch& match = verification.pictures[0];
   CHECK(match.expected >= 5);

@@ -12,8 +12,7 @@ class NoopEngine : public Engine {
 class NoopBackend : public Backend {
  public:
   Availability availability() override { return {true, "", "1", {"cpu"}}; }
-  std::optional<std::string> refusal(const ArtifactSpec&, const EngineOptions&) override { return std::nullopt; }
-  std::shared_ptr<Engine> load(const ArtifactSpec&, std::vector<at::Tensor>, const EngineOptions&) override {
+  std::shared_ptr<Engine> load(const ArtifactSpec&, const BlobMap&, const EngineOptions&) override {
     return std::make_shared<NoopEngine>();
   }
 };

@@ -9,6 +9,7 @@
 
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/blob_map.h"
 #include "hybrid_rt/specs.h"
 
 namespace hybrid_rt {
@@ -17,9 +18,9 @@ namespace hybrid_rt {
 /// it.
 struct Availability {
   bool available = false;
-  std::string reason;   ///< empty when available
-  std::string version;  ///< of the vendor's runtime; empty when not available
-  std::vector<std::string> devices;
+  std::string reason;                ///< empty when available
+  std::string version;               ///< of the vendor's runtime; empty when not available
+  std::vector<std::string> devices;  ///< the kinds that its engines run on: "cpu", "cuda"
 };
 
 /// The run half of a backend. One instance a process, made when the backend is first needed; all methods may be
@@ -34,12 +35,15 @@ class Backend {
   /// Opens the vendor's library if need be. Does not throw.
   virtual Availability availability() = 0;
 
-  /// Why this artifact could not run here, without reading its bytes; nothing if it should. Does not throw.
-  virtual std::optional<std::string> refusal(const ArtifactSpec& spec, const EngineOptions& options) = 0;
+  /// Why this artifact can't run here, without reading its bytes; nothing if it should. Asked only while available. The
+  /// core has compared the spec's requirements by then, and refuses each device that availability() does not list:
+  /// override this for what else can be in the way. Does not throw.
+  virtual std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& /*options*/) {
+    return std::nullopt;
+  }
 
-  /// `blobs` are the artifact's bytes in the order of spec.blobs (uint8 CPU tensors, digest checked); the engine keeps
-  /// what it needs of them alive. Throws Error(kBackend).
-  virtual std::shared_ptr<Engine> load(const ArtifactSpec& spec, std::vector<at::Tensor> blobs,
+  /// Makes the engine of an artifact, whose bytes `blobs` holds by the names in `spec.blobs`. Throws Error(kBackend).
+  virtual std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs,
                                        const EngineOptions& options) = 0;
 
   /// What else load() goes by, such as environment variables: two loads share an engine only where this text is the
@@ -55,7 +59,11 @@ struct PluginDescriptor {
   Backend* (*create)();
 };
 
-inline constexpr int kPluginAbiVersion = 4;
+/// Compiled into every plug-in, and compared with the library's. It must grow with each change that an old binary would
+/// misread: a virtual method of Backend, Engine or ShapeCachingEngine that is added, removed, reordered or takes other
+/// arguments; another layout of PluginDescriptor or of a struct that crosses the border (ArtifactSpec, EngineOptions,
+/// Availability, BlobMap); another meaning of what is passed. A new non-virtual function does not need it.
+inline constexpr int kPluginAbiVersion = 5;
 
 #define HYBRID_RT_STRINGIFY_IMPL(x) #x
 #define HYBRID_RT_STRINGIFY(x) HYBRID_RT_STRINGIFY_IMPL(x)
@@ -69,30 +77,5 @@ inline constexpr int kPluginAbiVersion = 4;
         []() -> ::hybrid_rt::Backend* { return new BackendType(); }};                                         \
     return &descriptor;                                                                                       \
   }
-
-/// One variant of an engine and whether it could run here.
-struct VariantCheck {
-  std::string backend;
-  std::string precision;
-  bool chosen = false;
-  std::string refusal;  ///< empty: it can run
-};
-
-/// A backend as this process sees it: installed plug-in or not, runtime available or not.
-struct BackendInfo {
-  std::string name;
-  std::string plugin;  ///< path of its shared library
-  Availability availability;
-};
-
-/// Every backend whose plug-in is found: beside this library, then in the folders of HYBRID_RT_PLUGIN_PATH and of
-/// add_plugin_folder(). Opens each; a plug-in that can't be opened is listed with the reason. Does not throw.
-std::vector<BackendInfo> backends();
-
-/// The backend of that name, opened when first asked for. Throws Error(kBackend) that says what is installed.
-Backend& backend(const std::string& name);
-
-/// Looks for plug-ins in `folder` too, after the folders known so far.
-void add_plugin_folder(const std::string& folder);
 
 }  // namespace hybrid_rt

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "hybrid_rt/plugin/backend.h"
+
 namespace hybrid_rt {
 
 /// How a vendor's library is looked for, and named in messages.
@@ -31,6 +33,8 @@ class VendorLibrary {
   /// Why it can't be used, with the remedy; empty if it can.
   const std::string& reason() const { return reason_; }
   const std::string& version() const { return version_; }
+  /// What a backend answers whose engines run on these kinds of device, and need this library and nothing else.
+  Availability availability(std::vector<std::string> devices) const;
   /// Throws Error(kBackend) with that reason; `expected` is what the library is, in words.
   void require_open(const std::string& expected) const;
 

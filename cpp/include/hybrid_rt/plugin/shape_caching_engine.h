@@ -1,0 +1,55 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "hybrid_rt/engine.h"
+
+namespace hybrid_rt {
+
+/// An engine whose runtime writes into memory that it is given, but tells its output shapes only after a run. The first
+/// run at each set of input shapes copies what the runtime allocated; later ones have it write into torch's tensors.
+class ShapeCachingEngine : public Engine {
+ public:
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) final;
+
+ protected:
+  using Shape = std::vector<std::int64_t>;
+
+  /// What a run into the runtime's own memory gave.
+  struct CopiedOutputs {
+    std::vector<at::Tensor> outputs;
+    /// Runs at these shapes can't be told where to write: each must copy.
+    bool must_copy = false;
+  };
+
+  /// Detects outputs that lie in the memory of an input or of another output (an input that is returned as it is). A
+  /// runtime that is told to write such an output elsewhere may overwrite the input instead.
+  class SharedMemory {
+   public:
+    explicit SharedMemory(at::ArrayRef<at::Tensor> inputs);
+    /// Adds an output. Returns whether it overlaps the inputs, or an output that was added before.
+    bool overlaps(const void* data, std::size_t bytes);
+
+   private:
+    std::vector<std::pair<const char*, std::size_t>> ranges_;
+  };
+
+  /// Runs into memory of the runtime's, and copies the outputs from there.
+  virtual CopiedOutputs run_and_copy(at::ArrayRef<at::Tensor> inputs) = 0;
+  /// Runs into new tensors of these shapes.
+  virtual std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) = 0;
+
+ private:
+  std::mutex mutex_;                                                // guards what follows
+  std::map<std::vector<Shape>, std::vector<Shape>> output_shapes_;  // by input shapes
+};
+
+}  // namespace hybrid_rt
