@@ -158,7 +158,9 @@ def test_the_library_does_not_know_its_backends_or_programs(path: Path) -> None:
     assert [name for name in includes(path) if "backends/" in name or "apps/" in name] == []
 
 
-@pytest.mark.parametrize("name", ["error.h", "specs.h", "engine.h", "engine_choice.h", "backends.h", "plugin/backend.h", "log.h"])
+@pytest.mark.parametrize(
+    "name", ["error.h", "specs.h", "engine.h", "engine_choice.h", "backends.h", "plugin/backend.h", "log.h"]
+)
 def test_contracts_are_free_of_torchscript(name: str) -> None:
     seen: set[str] = set()
     waiting = [f"hybrid_rt/{name}"]
