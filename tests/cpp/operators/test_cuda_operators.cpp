@@ -13,7 +13,7 @@
 
 #include "captured_log.h"
 #include "failure_of.h"
-#include "hybrid_rt/plugin/backend.h"
+#include "hybrid_rt/backends.h"
 #include "operators/cuda_operators.h"
 #include "temporary.h"
 
