@@ -204,6 +204,7 @@ PYBIND11_MODULE(_native, m) {
       py::arg("path"), py::arg("options"), py::arg("cpu"), py::arg("memory"), py::arg("capability"));
   m.def("engines", &list_engines, py::arg("module"));
   m.def("move_to", &hybrid_rt::move_to, py::arg("module"), py::arg("device"), py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_flags", [] { return hybrid_rt::Machine::here().cpu_flags; });
   m.def("cuda_devices", &list_cuda_devices);
   m.def("backends", &list_backends);
   m.def("add_plugin_folder", &hybrid_rt::add_plugin_folder, py::arg("folder"));

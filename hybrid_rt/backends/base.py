@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..common.specs import Artifact, ArtifactSpec
 
 if TYPE_CHECKING:
     from ..capture.program import Program
+    from .whole_graph import WholeGraph
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,41 @@ class RuntimeFiles:
     data: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class VendorPackages:
+    """The packages that a backend needs beside hybrid_rt's own requirements.
+
+    Attributes:
+        requirements: as pip takes them; in this repository they are also the extra of the backend's name.
+        modules: the top-level modules that the backend may import, inside functions only.
+        libraries: the library behind each environment variable that the run half reads, as a pattern in site-packages.
+    """
+
+    requirements: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+
 Progress = Callable[[float, str], None]
 """Told by a compiler how far it is: the share that is done, 0 to 1, and what it does."""
+
+
+@dataclass(frozen=True)
+class CompileContext:
+    """Everything that a compiler is told before it sees a program.
+
+    It is fixed before the first program is captured, since availability, precisions and the cache's key depend on it.
+
+    Attributes:
+        device: the kind of device to compile for; empty: the first of the backend's ``devices``.
+        options: the user's options, checked.
+        progress: reports how far the compiler is, if anyone wants to know.
+    """
+
+    device: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
+
 
 _Backend = TypeVar("_Backend", bound="Backend")
 
@@ -72,14 +106,42 @@ class Backend(ABC):
     runtime_files: ClassVar[RuntimeFiles] = RuntimeFiles()
     """What ``hybrid-rt package`` takes along for CPUs."""
 
-    device: str = ""
-    """What this one compiles for, see :meth:`configured`; empty: the first of ``devices``."""
+    vendor: ClassVar[VendorPackages] = VendorPackages()
+    """The packages that it needs."""
 
-    given: Mapping[str, Any] = {}
-    """The user's options, see :meth:`configured`."""
+    auto_for: ClassVar[Mapping[str, int]] = {}
+    """The kinds of device for which engine="auto" may take it, each with a rank: the highest one available wins."""
 
-    progress: Progress | None = None
-    """Where to tell how far the compiler is, if it knows."""
+    is_fallback: ClassVar[bool] = False
+    """Whether its artifact in fp32 is the segment as it was captured, and runs wherever torch runs.
+
+    One backend is: its variant is the last one of a bundle, and further variants are compiled from it.
+    """
+
+    cache_directories: ClassVar[tuple[str, ...]] = ()
+    """Directories that its two halves keep in the cache beside the artifacts, for ``hybrid-rt cache clear``."""
+
+    _context: CompileContext = CompileContext()
+
+    @property
+    def context(self) -> CompileContext:
+        """What this instance compiles for, see :meth:`configured`."""
+        return self._context
+
+    @property
+    def device(self) -> str:
+        """The kind of device of the context; empty: the first of ``devices``."""
+        return self.context.device
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The user's options, as :meth:`checked` returned them."""
+        return self.context.options
+
+    @property
+    def progress(self) -> Progress | None:
+        """Reports how far the compiler is; None if nobody wants to know."""
+        return self.context.progress
 
     @abstractmethod
     def availability(self) -> Availability:
@@ -95,16 +157,34 @@ class Backend(ABC):
         """Of ``precisions`` those that it has for the kind of device that it compiles for: all, unless it says less."""
         return self.precisions
 
-    def configured(self: _Backend, device: str = "", options: Mapping[str, Any] | None = None) -> _Backend:
-        """This compiler for a kind of device, if it has that one, and with the user's options.
+    def configured(
+        self: _Backend,
+        device: str = "",
+        options: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> _Backend:
+        """Returns a compiler of this kind for a device, with the user's options; this one stays as it is.
+
+        Args:
+            device: the kind of device; one that the backend does not have stands for the first that it has.
+            options: the user's options.
+            progress: reports how far a compilation is.
 
         Raises:
             OptionError: an option that it does not have, or a value that it does not take.
         """
-        configured = copy.copy(self)
-        configured.device = device if device in self.devices else self.devices[0]
-        configured.given = self.checked(options or {})
-        return configured
+        known = device if device in self.devices else self.devices[0]
+        return self._within(CompileContext(known, self.checked(options or {}), progress))
+
+    def reporting_to(self: _Backend, progress: Progress | None) -> _Backend:
+        """Returns the same compiler, with another receiver of its progress; this one stays as it is."""
+        return self._within(replace(self.context, progress=progress))
+
+    def _within(self: _Backend, context: CompileContext) -> _Backend:
+        # A copy rather than a call of the class: a backend may have a constructor and a state of its own.
+        made = copy.copy(self)
+        made._context = context
+        return made
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The user's options as the compiler takes them; most compilers have none.
@@ -158,9 +238,13 @@ class Backend(ABC):
         """
         return {}
 
+    def whole_graph(self) -> WholeGraph | None:
+        """Returns what gives a whole detector to this engine, for comparisons; None if the engine takes none."""
+        return None
+
     @abstractmethod
     def compile(self, program: Program, precision: str) -> Artifact:
-        """Compiles a captured segment.
+        """Compiles a captured segment, for the device and with the options of :attr:`context`.
 
         Raises:
             BackendError: the vendor's compiler refuses; the text holds its message.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -15,11 +17,12 @@ from torch import Tensor
 from .. import _native
 from ..common.errors import BackendError, OptionError
 from .base import Backend, RuntimeFiles
+from .whole_graph import WholeGraph
 
 ENTRY_POINT_GROUP = "hybrid_rt.backends"
 
-_SHARED = {"base", "cache", "registry", "selection"}
-"""What lies beside the backends and is none."""
+SHARED = {"base", "cache", "registry", "selection", "whole_graph"}
+"""The modules beside the backends that are none."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def _compilers() -> dict[str, Backend]:
     classes = [
         candidate
         for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-        if module.name not in _SHARED
+        if module.name not in SHARED
         for candidate in vars(importlib.import_module(f"{__package__}.{module.name}")).values()
         if isinstance(candidate, type) and issubclass(candidate, Backend) and candidate is not Backend
     ]
@@ -86,6 +89,11 @@ def backend(name: str) -> Backend:
             remedy="Install the package that brings it; `hybrid-rt doctor` lists what is installed.",
         )
     return compilers[name]
+
+
+def names() -> list[str]:
+    """Returns the names of the installed compile halves."""
+    return sorted(_compilers())
 
 
 def file_endings(name: str) -> Mapping[str, str]:
@@ -125,6 +133,90 @@ def backends() -> list[BackendInfo]:
             )
         )
     return found
+
+
+def best_for(device: str) -> str:
+    """Returns the backend that engine="auto" stands for on a kind of device.
+
+    It is the one of the highest rank (see ``Backend.auto_for``) that can compile here; if none can, the one of the
+    lowest rank, whose error then says why.
+
+    Raises:
+        OptionError: no backend that is installed claims this kind of device.
+    """
+    ranked = sorted(
+        (compiler for compiler in _compilers().values() if device in compiler.auto_for),
+        key=lambda compiler: (-compiler.auto_for[device], compiler.name),
+    )
+    if not ranked:
+        raise OptionError.make(
+            "registry",
+            "engine",
+            expected=f"a backend that is chosen by itself for device '{device}'",
+            got="'auto', and none is",
+            remedy="Name one; `hybrid-rt doctor` lists what is installed.",
+        )
+    able = (compiler for compiler in ranked if compiler.configured(device).availability().available)
+    return next(able, ranked[-1]).name
+
+
+def fallback() -> Backend:
+    """Returns the backend whose artifact in fp32 is the segment as it was captured.
+
+    Raises:
+        BackendError: there is not exactly one.
+    """
+    found = [compiler for compiler in _compilers().values() if compiler.is_fallback]
+    if len(found) != 1:
+        raise BackendError.make(
+            "registry",
+            "fallback",
+            expected="one backend that stores the segment as it was captured",
+            got=", ".join(compiler.name for compiler in found) or "none",
+            remedy="Uninstall the packages that bring the others.",
+        )
+    return found[0]
+
+
+def compiles_for(compiler: Backend, device: str) -> bool:
+    """Whether a backend's artifacts can run on a kind of device: it compiles for it, or its artifacts run on any."""
+    return device in compiler.devices or compiler.is_fallback
+
+
+def available_for(device: str) -> list[str]:
+    """Returns the backends that can compile and run here, and whose artifacts run on a kind of device."""
+    compilers = _compilers()
+    return [info.name for info in backends() if info.available and compiles_for(compilers[info.name], device)]
+
+
+def cache_directories() -> list[str]:
+    """Returns the directories that the installed backends keep in the cache beside the artifacts."""
+    return sorted({name for compiler in _compilers().values() for name in compiler.cache_directories})
+
+
+def distributions() -> list[str]:
+    """Returns the packages that the installed backends need, as pip names them, without versions."""
+    texts = [text for compiler in _compilers().values() for text in compiler.vendor.requirements]
+    return list(dict.fromkeys(re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in texts))
+
+
+def vendor_libraries() -> dict[str, Path]:
+    """Returns the vendors' libraries that are installed, by the environment variables with which users name others."""
+    found: dict[str, Path] = {}
+    for compiler in _compilers().values():
+        for variable, pattern in compiler.vendor.libraries.items():
+            package, _, inside = pattern.partition("/")
+            spec = importlib.util.find_spec(package)
+            places = (spec and spec.submodule_search_locations) or ()
+            for path in sorted(path for place in places for path in Path(place).glob(inside)):
+                found[variable] = path
+    return found
+
+
+def whole_graph(name: str) -> WholeGraph | None:
+    """Returns what gives whole detectors to a backend's engine; None if it takes none or is not installed."""
+    compilers = _compilers()
+    return compilers[name].whole_graph() if name in compilers else None
 
 
 def load_plugins() -> None:

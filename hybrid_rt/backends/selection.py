@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from ..capture.program import Program
 from ..common.errors import BackendError, HybridRTError, OptionError
 from ..common.progress import Steps
-from ..common.specs import Artifact
+from ..common.specs import PRECISIONS, REFERENCE_PRECISION, Artifact
 from . import registry
 from .base import Backend
 from .cache import store
@@ -37,9 +36,7 @@ class Wanted:
             CaptureError: the segment can't be captured in the form that the compiler needs.
         """
         with steps.step(f"compile {program.name} with {self.backend.name}", total=total, done=done) as advance:
-            backend = copy.copy(self.backend)
-            backend.progress = advance.part
-            return store.compiled(backend, program, self.precision)
+            return store.compiled(self.backend.reporting_to(advance.part), program, self.precision)
 
 
 FASTEST = "fastest"
@@ -52,10 +49,8 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def engines_for(device: str) -> list[str]:
-    """What engine="auto" stands for: TensorRT on CUDA where its builder is installed, else AOTInductor; OpenVINO."""
-    if device == "cpu":
-        return ["openvino"]
-    return ["tensorrt" if registry.backend("tensorrt").availability().available else "aot_inductor"]
+    """Returns what engine="auto" stands for on a kind of device; each backend says whether it may be chosen."""
+    return [registry.best_for(device)]
 
 
 def check_device(device: str, scope: str) -> None:
@@ -88,8 +83,8 @@ def choose_variants(
     Args:
         engine: a backend's name, a list of names, "auto", or "fastest": all that are installed and may win (not
             tvm). A name may say its precision, "openvino:bf16".
-        precision: of the others but TorchScript: without a precision of its own it is the segment as it was captured.
-        fallback: add TorchScript in fp32 as the last one.
+        precision: the precision of the other names. The fallback's bare name means fp32: the segment as captured.
+        fallback: add the fallback in fp32 as the last one.
         scope: of the error's text.
         device: the kind that is compiled for, where a backend has several; "auto" and "fastest" go by it.
         options: of the compilers.
@@ -109,10 +104,12 @@ def choose_variants(
         names = engines_for(device) if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
     if not names:
         raise OptionError.make(scope, "engine", expected="'auto' or at least one backend", got="an empty list")
-    if fallback and not {"torchscript", "torchscript:fp32"}.intersection(names):
-        names.append("torchscript")
+    last = registry.fallback().name
+    if fallback and not {last, f"{last}:{REFERENCE_PRECISION}"}.intersection(names):
+        names.append(last)
     wanted = [_wanted(name, precision, scope, device, options or {}) for name in names]
-    if precision not in ("fp32", "bf16") and not any(variant.precision == precision for variant in wanted):
+    must_be_computed_in = precision not in PRECISIONS or PRECISIONS[precision].needs_engine
+    if must_be_computed_in and not any(variant.precision == precision for variant in wanted):
         raise OptionError.make(
             scope,
             "precision",
@@ -140,21 +137,22 @@ def choose_variants(
 
 
 def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any], scope: str = "convert") -> None:
-    """Finds out before long work whether int8 has something to be calibrated on.
+    """Checks before long work that what needs calibration, such as int8, has data for it.
 
     Raises:
-        OptionError: int8 without calibration data, data that nothing is calibrated on, or data that is no arguments.
+        OptionError: no calibration data where it is needed, data that nothing is calibrated on, or data that is no
+            arguments.
     """
-    in_int8 = [variant.name for variant in wanted if variant.precision == "int8"]
-    if in_int8 and not calibration_data:
+    calibrated = [variant.name for variant in wanted if PRECISIONS[variant.precision].needs_calibration]
+    if calibrated and not calibration_data:
         raise OptionError.make(
             scope,
             "calibration_data",
-            expected=f"some tens of tuples of arguments, on which {', '.join(in_int8)} is calibrated",
+            expected=f"some tens of tuples of arguments, on which {', '.join(calibrated)} is calibrated",
             got="none",
             remedy="Pictures of the kind that will be seen, e.g. [([picture],) for picture in pictures].",
         )
-    if calibration_data and not in_int8:
+    if calibration_data and not calibrated:
         raise OptionError.make(
             scope,
             "calibration_data",
@@ -177,7 +175,7 @@ def _is_candidate(backend: Backend, precision: str, device: str) -> bool:
     return (
         backend.is_candidate
         and precision in backend.target_precisions
-        and (device in backend.devices or backend.name == "torchscript")
+        and registry.compiles_for(backend, device)
         and backend.availability().available  # for that device
     )
 
@@ -185,8 +183,8 @@ def _is_candidate(backend: Backend, precision: str, device: str) -> bool:
 def _wanted(name: str, precision: str, scope: str, device: str, options: Options) -> Wanted:
     backend_name, _, own = name.partition(":")
     backend = registry.backend(backend_name).configured(device, options.get(backend_name))
-    if not own and backend.name == "torchscript":
-        return Wanted(backend, "fp32")
+    if not own and backend.is_fallback:
+        return Wanted(backend, REFERENCE_PRECISION)
     if own in backend.target_precisions or (not own and precision in backend.target_precisions):
         return Wanted(backend, own or precision)
     raise OptionError.make(

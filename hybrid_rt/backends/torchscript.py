@@ -25,6 +25,7 @@ class TorchScriptBackend(Backend):
     name = "torchscript"
     precisions = ("fp32", "bf16")
     files: ClassVar[Mapping[str, str]] = {"module": ".pt"}
+    is_fallback = True
 
     def availability(self) -> Availability:
         """Always available: it is torch."""

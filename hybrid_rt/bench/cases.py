@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..backends import registry
 from ..common.errors import OptionError
 
 RUNTIMES = {
@@ -19,9 +20,6 @@ RUNTIMES = {
 """Ways to run a detector, and how a case of each is called. TorchScript is frozen. ``whole`` gives all of the detector,
 post-processing included, to an engine, by the engine's own interface.
 """
-
-WHOLE_PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",), "aot_inductor": ("fp32",)}
-"""Engines that may be given a whole detector, and in what."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,11 @@ def cases(
         found += [
             Case(runtime, engine, own)
             for engine, own in wanted
-            if runtime != "whole" or (device == "cpu" and own in WHOLE_PRECISIONS.get(engine, ()))
+            if runtime != "whole" or (device == "cpu" and _takes_whole_detectors(engine, own))
         ]
     return found
+
+
+def _takes_whole_detectors(engine: str, precision: str) -> bool:
+    whole_graph = registry.whole_graph(engine)
+    return whole_graph is not None and precision in whole_graph.precisions

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _native
+from ..backends import registry
 from ..common.errors import OptionError
 from ..common.executables import program
 from ..common.json_values import finite
@@ -39,8 +40,6 @@ ANSWER_SECONDS = 600.0
 
 PAUSE_SECONDS = 0.05
 """Between two calls: threads of the process that was called before may still spin, waiting for more work."""
-
-_PACKAGES = ("torch", "torchvision", "openvino", "onnxruntime", "apache-tvm")
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Machine:
             OptionError: they shall, and there is none.
         """
         found = {}
-        for name in _PACKAGES:
+        for name in ("torch", "torchvision", *registry.distributions()):
             try:
                 found[name] = metadata.version(name)
             except metadata.PackageNotFoundError:

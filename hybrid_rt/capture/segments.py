@@ -10,6 +10,7 @@ from dataclasses import replace as replace_fields
 from torch import nn
 
 from ..common.errors import CaptureError, OptionError
+from ..common.specs import PRECISIONS
 from .observe import Observation, Use
 
 LEAST_SHARE = 0.01
@@ -17,10 +18,8 @@ LEAST_SHARE = 0.01
 
 _TOO_SMALL = f"takes less than {LEAST_SHARE:.0%} of the time"
 
-ENGINE_SPEEDUP: Mapping[str, float] = {"fp32": 1.5, "bf16": 2.9, "fp16": 2.9, "int8": 4.0}
-"""How many times faster than eager mode an engine runs a convolutional network on a CPU that has instructions for the
-precision: for the prediction only. R50-FPN at 800x800 on two cores: 1335 ms eager, 841 in OpenVINO in fp32, 425 in
-bf16, about a third of fp32 in int8."""
+ENGINE_SPEEDUP: Mapping[str, float] = {name: precision.speedup for name, precision in PRECISIONS.items()}
+"""How many times faster than eager mode an engine runs, by precision: for the prediction only."""
 
 
 @dataclass(frozen=True)

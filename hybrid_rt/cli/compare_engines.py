@@ -67,7 +67,7 @@ def add_arguments(verb: argparse.ArgumentParser, *, hidden: bool = False) -> Non
 
 def run(options: argparse.Namespace) -> int:
     """Runs the comparison; the exit code is 0 though cases may have failed: the result says which, and why."""
-    engines = options.engine.split(",") if options.engine else _available(options.device)
+    engines = options.engine.split(",") if options.engine else registry.available_for(options.device)
     for variant in engines:
         choose_variants([variant], options.precision, fallback=False, scope="bench", device=options.device)
     pictures = pictures_at(options.pictures)[:MAX_PICTURES]
@@ -87,15 +87,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         show(results, f"{machine.processor}, {settings.threads} threads, {options.repeat} rounds in turns")
     return 0
-
-
-def _available(device: str) -> list[str]:
-    """The engines that compile for a kind of device; TorchScript runs on any."""
-    return [
-        info.name
-        for info in registry.backends()
-        if info.available and (device in registry.backend(info.name).devices or info.name == "torchscript")
-    ]
 
 
 def _name(detector: str) -> str:

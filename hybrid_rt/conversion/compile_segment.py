@@ -177,7 +177,7 @@ def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
     ]
     left = {backends[name] for name in installed}
     kept = {backend: given for backend, given in (options.options or {}).items() if backend in left}
-    remaining = replace(options, engine=installed or ["torchscript"], options=kept)
+    remaining = replace(options, engine=installed or [registry.fallback().name], options=kept)
     _ = remaining.variants
     return remaining
 

@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from hybrid_rt.backends import registry
 
 PACKAGE = ROOT / "hybrid_rt"
 CPP = ROOT / "cpp"
 
-# What a backend brings; torch, torchvision, numpy, PIL and rich are the package's own requirements.
-VENDORS = {
-    *("openvino", "onnx", "onnxruntime", "nncf", "tvm"),
-    *("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch_tensorrt", "torch2trt"),
-}
+# The modules that each backend may import; torch, torchvision, numpy, PIL and rich are the package's own requirements.
+MODULES_OF = {name: set(registry.backend(name).vendor.modules) for name in registry.names()}
+VENDORS = set().union(*MODULES_OF.values())
 CUDA_HEADER = re.compile(r"^cuda\.h|^cuda_(runtime|fp16|bf16)|^(c10|ATen)/cuda/")
 VENDOR_HEADER = re.compile(
     r"openvino|onnxruntime|NvInfer|NvOnnx|tvm|dlpack|torch/csrc/inductor|pybind|torch/extension|Python\.h|"
@@ -66,13 +65,9 @@ def test_the_source_is_found() -> None:
     assert {"conversion.convert", "backends.base", "cli.main"} <= set(MODULES)
 
 
-SHARED = {"base", "cache", "registry", "selection"}
-"""What lies in backends/ and is none."""
-
-
 def test_backends_do_not_know_each_other() -> None:
     of = {module: module.split(".")[1] for module in MODULES if module.startswith("backends.")}
-    backends = set(of.values()) - SHARED
+    backends = set(of.values()) - registry.SHARED
     assert len(backends) >= 6
     for module, backend in of.items():
         imported = {name.removeprefix("hybrid_rt.") for name in imports(MODULES[module], inside_functions=True)}
@@ -81,16 +76,17 @@ def test_backends_do_not_know_each_other() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_vendors_are_imported_inside_functions_of_their_backend_or_peer(module: str) -> None:
+def test_vendors_are_imported_inside_functions_of_their_backend(module: str) -> None:
     at_the_top = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=False)}
     assert not at_the_top & VENDORS
-    if not module.startswith("backends.") and module != "bench.whole_graph":  # peers, by the vendors' own interfaces
-        anywhere = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=True)}
-        assert not anywhere & VENDORS
+    anywhere = {name.split(".")[0] for name in imports(MODULES[module], inside_functions=True)}
+    own = MODULES_OF.get(module.split(".")[1], set()) if module.startswith("backends.") else set()
+    assert anywhere & VENDORS <= own
 
 
 def test_the_vendor_rule_sees_imports_in_functions() -> None:
-    openvino = MODULES["backends.openvino"]
+    assert {"openvino", "onnx", "onnxruntime", "tensorrt_rtx", "tvm"} <= VENDORS
+    openvino = MODULES["backends.openvino.backend"]
     assert "openvino" in set(imports(openvino, inside_functions=True))
     assert "openvino" not in set(imports(openvino, inside_functions=False))
 

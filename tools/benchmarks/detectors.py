@@ -48,11 +48,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench")
     options = parser.parse_args()
-    engines = options.engines or [
-        info.name
-        for info in registry.backends()
-        if info.available and (options.device in registry.backend(info.name).devices or info.name == "torchscript")
-    ]
+    engines = options.engines or registry.available_for(options.device)
     machine, results = run_all(
         [
             subject(name, size=tuple(options.size), min_size=options.min_size, pictures=options.pictures)

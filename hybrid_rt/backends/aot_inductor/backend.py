@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ... import _native
 from ...capture import torch_export
 from ...common.errors import BackendError
 from ...common.specs import Artifact, blob_from_bytes
 from ..base import Availability, Backend
+from ..whole_graph import WholeGraph
 from . import cuda
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class AOTInductorBackend(Backend):
     precisions = ("fp32", "bf16", "fp16")
     devices = ("cpu", "cuda")
     files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
+    auto_for: ClassVar[Mapping[str, int]] = {"cuda": 10}
 
     @property
     def target_precisions(self) -> tuple[str, ...]:
@@ -105,6 +108,12 @@ class AOTInductorBackend(Backend):
         spec = self.spec(program, precision, versions={"torch": torch.__version__}, requirements=requirements)
         text = "".join(f"{text}\t{words}\n" for text, words in conditions)
         return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
+
+    def whole_graph(self) -> WholeGraph:
+        """Returns torch's package of a whole detector."""
+        from .whole_graph import AOTInductorWholeGraph
+
+        return AOTInductorWholeGraph()
 
     def _check(self, precision: str) -> None:
         if precision not in self.target_precisions:
@@ -230,16 +239,14 @@ def _same_minor(version: str) -> str:
 
 
 def _cpu_flags() -> list[str]:
-    """What the generated code needs of a CPU, as /proc/cpuinfo names it."""
+    """Returns what the generated code needs of a CPU, as the kernel names it."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     if platform.machine() != "x86_64":
-        flags = Path("/proc/cpuinfo").read_text().split("Features", 1)[-1].split("\n", 1)[0]
-        return sorted(set(flags.split()) & {"asimd", "sve", "sve2", "bf16", "i8mm"})
+        return sorted(_native.cpu_flags() & {"asimd", "sve", "sve2", "bf16", "i8mm"})
     if "cpp.march" not in _options():
         # Compiled for this very CPU, by an older torch or the user's wish: what a compiler would use of it.
-        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n", 1)[0]
         wanted = ("avx", "bmi", "fma", "f16c", "movbe", "amx", "sse4", "gfni", "vaes", "vpclmul", "adx", "sha_ni")
-        return sorted(flag for flag in set(flags.split()) if flag.startswith(wanted))
+        return sorted(flag for flag in _native.cpu_flags() if flag.startswith(wanted))
     options = [option.removeprefix("-m") for option in pick_vec_isa().build_arch_flags().split()]
     return list(dict.fromkeys(_CPU_FLAGS.get(option, option) for option in options))

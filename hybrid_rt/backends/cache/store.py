@@ -24,8 +24,9 @@ from filelock import FileLock
 
 from ...common.atomic_files import written_whole
 from ...common.errors import CaptureError, HybridRTError, OptionError
-from ...common.specs import Artifact
+from ...common.specs import PRECISIONS, Artifact
 from ...torchscript.graph_digest import NoDigest
+from .. import registry
 from . import artifact_file
 from .folder import folder
 
@@ -41,9 +42,6 @@ COMPILE_SECONDS = 600.0
 
 EVICT_SECONDS = 10.0
 """How long to wait for another process that tidies the folder; then this one leaves it to that one."""
-
-KEPT_BY_BACKENDS = ("*_tuning", "*_timing", "*_rtx")
-"""Folders beside the entries: what backends measured, and what a runtime compiled on this machine."""
 
 ABANDONED_SECONDS = 3600.0
 """A half-written entry of that age belongs to a process that was killed."""
@@ -140,8 +138,7 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
         # What a compiler may make for this machine alone, where a home is shared by several machines.
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "options": dict(backend.options()),
-        # Of what int8 is calibrated on, if anything is.
-        "calibration": program.calibration_digest if precision == "int8" else "",
+        "calibration": program.calibration_digest if PRECISIONS[precision].needs_calibration else "",
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
@@ -204,9 +201,8 @@ def clear() -> list[Entry]:
             ) from error
         removed.append(entry)
     _remove_half_written(folder(), older_than=ABANDONED_SECONDS)
-    for pattern in KEPT_BY_BACKENDS:
-        for kept in folder().glob(pattern):
-            shutil.rmtree(kept, ignore_errors=True)
+    for name in registry.cache_directories():
+        shutil.rmtree(folder() / name, ignore_errors=True)
     return removed
 
 

@@ -14,9 +14,9 @@ from ... import _native
 from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
-from ..base import Availability, Backend
+from ..base import Availability, Backend, VendorPackages
 from . import torch2trt_frontend
-from .builder import Messages, Vendor, build
+from .builder import TIMING_DIRECTORY, Messages, Vendor, build
 from .options import CURRENT, Options, Range, checked, profiles_of
 from .precision import lowered, quantized
 
@@ -31,7 +31,11 @@ _INSTALL = (
     "machine; TensorRT for the others comes from NVIDIA"
 )
 
-_OLDEST = {"tensorrt": 10, "tensorrt_rtx": 1}
+_VERSIONS = {"tensorrt": ((10,), (12,)), "tensorrt_rtx": ((1, 5), (2,))}
+"""The first version that the run half knows how to call, and the first whose interface it does not know."""
+
+_RUNTIME_CACHE_DIRECTORY = "tensorrt_rtx"
+"""The run half keeps the kernels there that TensorRT-RTX compiled (cpp/backends/tensorrt/runtime_cache.cpp)."""
 
 _SUPPORTED = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 
@@ -43,6 +47,21 @@ class TensorRTBackend(Backend):
     precisions = ("fp32", "fp16", "bf16", "int8")
     devices: ClassVar[tuple[str, ...]] = ("cuda",)
     files: ClassVar[Mapping[str, str]] = {"engine": ".engine", "bindings": ".json"}
+    vendor = VendorPackages(
+        requirements=(
+            "tensorrt-rtx-cu13-libs>=1.5,<2",
+            "tensorrt-rtx-cu13-bindings>=1.5,<2",
+            "onnx>=1.15,<2",
+            "onnxruntime>=1.18,<2",  # calibrates int8
+        ),
+        modules=("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "torch2trt", "onnx", "onnxruntime"),
+        libraries={
+            "HYBRID_RT_TENSORRT_LIBRARY": "tensorrt_libs/libnvinfer.so*",
+            "HYBRID_RT_TENSORRT_RTX_LIBRARY": "tensorrt_rtx_libs/libtensorrt_rtx.so*",
+        },
+    )
+    auto_for: ClassVar[Mapping[str, int]] = {"cuda": 20}
+    cache_directories = (TIMING_DIRECTORY, _RUNTIME_CACHE_DIRECTORY)
 
     def availability(self) -> Availability:
         """Whether one of the vendor's two builders can be imported, and the onnx package."""
@@ -122,13 +141,15 @@ def _vendors() -> tuple[list[Vendor], list[str]]:
         for name in modules:
             try:
                 module = importlib.import_module(name)
-                major = int(str(module.__version__).split(".")[0])
+                version = tuple(map(int, str(module.__version__).split(".")[:2]))
                 assert hasattr(module, "Builder"), "it has no Builder"
             except Exception as error:  # pip's stub of TensorRT and broken installs raise anything
                 failures.append(str(error) or type(error).__name__)
                 continue
-            if major < _OLDEST[library]:
-                failures.append(f"{library} {module.__version__} is older than {_OLDEST[library]}")
+            oldest, unknown = _VERSIONS[library]
+            if not oldest <= version < unknown:
+                wanted = " and before ".join(".".join(map(str, numbers)) for numbers in (oldest, unknown))
+                failures.append(f"{library} {module.__version__} is installed, a version from {wanted} is needed")
                 continue
             found.append(Vendor(library, module))
             break

@@ -19,6 +19,9 @@ from .options import CURRENT, Options, Range
 
 _NAME = "tensorrt"
 
+TIMING_DIRECTORY = "tensorrt_timing"
+"""The directory of the cache that holds what the builder measured of kernels."""
+
 
 @dataclass(frozen=True)
 class Vendor:
@@ -232,5 +235,5 @@ def _timing_file(vendor: Vendor) -> Path | None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     key = hashlib.sha256(f"{vendor.library} {vendor.version} {device}".encode()).hexdigest()
     with contextlib.suppress(HybridRTError):
-        return folder() / "tensorrt_timing" / f"{key}.cache"
+        return folder() / TIMING_DIRECTORY / f"{key}.cache"
     return None

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ... import _native
 from ...capture import torch_export
 from ...common.errors import BackendError
 from ...common.specs import Artifact, blob_from_bytes
-from ..base import Availability, Backend, RuntimeFiles
-from .tuning import TUNING_SECONDS, scheduled, tuned, tuning_seconds
+from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from .tuning import TUNING_DIRECTORY, TUNING_SECONDS, scheduled, tuned, tuning_seconds
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -44,6 +45,12 @@ class TVMBackend(Backend):
     precisions = ("fp32",)
     is_candidate = False  # slower than TorchScript on each CPU that it was measured on
     files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
+    vendor = VendorPackages(
+        requirements=("apache-tvm>=0.27,<0.28",),
+        modules=("tvm",),
+        libraries={"HYBRID_RT_TVM_LIBRARY": "tvm/lib/libtvm_runtime.so"},
+    )
+    cache_directories = (TUNING_DIRECTORY,)
     runtime_files = RuntimeFiles(
         libraries=("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"),
         data=("tvm/_version.py",),  # the runtime itself can't be asked for its version
@@ -122,7 +129,7 @@ def _target() -> tuple[dict[str, Any], str]:
     target: dict[str, Any] = {"kind": "llvm", "num-cores": torch.get_num_threads()}
     if platform.machine() not in ("x86_64", "AMD64"):
         return target, ""
-    here = _cpu_flags()
+    here = _native.cpu_flags()
     needed: list[str] = []
     for level, flags in _LEVELS:
         if not here.issuperset(flags.split(",")):
@@ -130,14 +137,6 @@ def _target() -> tuple[dict[str, Any], str]:
         needed += flags.split(",")
         target["mcpu"] = level
     return target, ",".join(needed)
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _refuse_resizes(program: ExportedProgram, name: str) -> None:
@@ -176,7 +175,7 @@ def _compile(program: ExportedProgram, target: Mapping[str, Any], seconds: float
         module = _fused(module)
         cores = os.sched_getaffinity(0)
         try:
-            choices = tuned(module, goal, _cpu_flags(), seconds) if seconds else {}
+            choices = tuned(module, goal, _native.cpu_flags(), seconds) if seconds else {}
         finally:
             os.sched_setaffinity(0, cores)  # TVM binds whoever runs its functions
         module = scheduled(module, choices)

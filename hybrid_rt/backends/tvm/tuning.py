@@ -21,6 +21,9 @@ from ..cache.folder import folder
 
 TUNING_SECONDS = "HYBRID_RT_TVM_TUNING_SECONDS"
 
+TUNING_DIRECTORY = "tvm_tuning"
+"""The directory of the cache that holds what was measured."""
+
 
 def tuning_seconds() -> float:
     """The time budget of the tuning, for one segment; 0: the default schedule.
@@ -239,7 +242,7 @@ class _Measured:
         machine = hashlib.sha256(f"{version} {target} {platform.processor()} {sorted(cpu_flags)}".encode())
         self.path: Path | None = None
         with contextlib.suppress(OSError, OptionError, ValueError):
-            self.path = folder() / "tvm_tuning" / f"{machine.hexdigest()}.json"
+            self.path = folder() / TUNING_DIRECTORY / f"{machine.hexdigest()}.json"
             times = json.loads(self.path.read_text())
             self.times = {key: dict(each) for key, each in times.items()}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ...backends import registry
 from ...bundle.blob_table import unpack
 from ...bundle.manifest import Engine as StoredEngine
 from ...bundle.manifest import Manifest, Variant
@@ -18,14 +19,16 @@ from ...capture.program import FlatCall, Member, Program
 from ...capture.second_size import second_shapes, small_shapes, tiled
 from ...capture.segment_contract import Contract, examples_for
 from ...common.errors import BundleError, OptionError
-from ...common.specs import TensorSpec
+from ...common.specs import REFERENCE_PRECISION, TensorSpec
 from ...common.structure import TENSOR, Structure
 from ...torchscript import jit
 from ...torchscript.engine import Engine
 from ...torchscript.graph_interpreter import ScriptGraph
 
-CAPTURED = ("torchscript", "fp32")
-"""Backend and precision of the variant that is the segment as it was captured."""
+
+def captured() -> tuple[str, str]:
+    """Returns backend and precision of the variant that is the segment as it was captured."""
+    return registry.fallback().name, REFERENCE_PRECISION
 
 
 def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
@@ -86,7 +89,7 @@ class SavedEngine:
             BundleError: it has another number of segments.
         """
         kinds = [(variant.backend, variant.precision) for variant in self.variants]
-        found = next((variant for variant, kind in zip(self.variants, kinds, strict=True) if kind == CAPTURED), None)
+        found = next((variant for variant, kind in zip(self.variants, kinds, strict=True) if kind == captured()), None)
         if found is None:
             raise OptionError.make(
                 scope,

@@ -28,7 +28,7 @@ from ..assemble.builds import compile_program
 from ..assemble.module_checks import check_module, check_repeatable
 from ..assemble.variant_trials import require_same_outputs
 from ..options import EngineOptions
-from .saved_engines import CAPTURED, SavedEngine, opened_head, saved_engines, stored_member
+from .saved_engines import SavedEngine, captured, opened_head, saved_engines, stored_member
 
 
 @dataclass
@@ -174,7 +174,7 @@ def _engines(
     if engine is None:
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
-    fallback = CAPTURED in in_file
+    fallback = captured() in in_file
     engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, scope="swap")
     _ = engines.variants
     return engines

@@ -120,7 +120,7 @@ def add_variant(
                 verification.tensors += compared.tensors
                 change.notes += [f"not compared: {reason}" for reason in compared.not_run]
         old = change.artifacts[saved.name]
-        at = 0 if first else len(old) - (old[-1].spec.backend == "torchscript")
+        at = 0 if first else len(old) - (old[-1].spec.backend == registry.fallback().name)
         change.artifacts[saved.name] = [*old[:at], *build.artifacts, *old[at:]]
     change.apply()
     if verification is not None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
@@ -147,10 +148,12 @@ def test_a_change_is_a_miss(
     assert len(files(folder)) == 2
 
 
-@pytest.mark.parametrize("attribute", ["torch.__version__", "hybrid_rt.backends.cache.artifact_file.FORMAT"])
-def test_another_version_is_a_miss(folder: Path, monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
+@pytest.mark.parametrize(("module", "attribute"), [(torch, "__version__"), (artifact_file, "FORMAT")])
+def test_another_version_is_a_miss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, attribute: str
+) -> None:
     before = store.key_of(CountingBackend(), program_of(), "fp32")
-    monkeypatch.setattr(attribute, "another")
+    monkeypatch.setattr(module, attribute, "another")
     assert store.key_of(CountingBackend(), program_of(), "fp32") != before
 
 
@@ -262,6 +265,7 @@ def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> Non
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "compiling\n"

@@ -234,9 +234,8 @@ def test_one_capability_is_recorded() -> None:
 
 
 def test_the_builder_tells_how_far_it_is() -> None:
-    backend = TENSORRT.configured("cuda")
     told: list[tuple[float, str]] = []
-    backend.progress = lambda share, what: told.append((share, what))
+    backend = TENSORRT.configured("cuda", progress=lambda share, what: told.append((share, what)))
     backend.compile(pyramid(), "fp32")
     assert told
     assert all(0 < share <= 1 and what for share, what in told)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..common.errors import BackendError
-from ..common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
-from ..torchscript import jit
-from .base import Availability, Backend, RuntimeFiles
+from ...common.errors import BackendError
+from ...common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
+from ...torchscript import jit
+from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from ..whole_graph import WholeGraph
 
 if TYPE_CHECKING:
-    from ..capture.program import Program
+    from ...capture.program import Program
 
 
 class OpenVINOBackend(Backend):
@@ -35,6 +36,13 @@ class OpenVINOBackend(Backend):
         # TBB's: how cores and memory are laid out, and its allocator.
         optional=("openvino/libs/libtbbbind*.so*", "openvino/libs/libtbbmalloc.so*"),
     )
+
+    vendor = VendorPackages(
+        requirements=("openvino>=2024.4,<2027",),
+        modules=("openvino",),
+        libraries={"HYBRID_RT_OPENVINO_LIBRARY": "openvino/libs/libopenvino_c.so*"},
+    )
+    auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
 
     def availability(self) -> Availability:
         """Whether the openvino package can be imported."""
@@ -82,6 +90,12 @@ class OpenVINOBackend(Backend):
             if offset and size:
                 found.add((int(offset[1]), int(size[1])))
         return {"weights": tuple(sorted(found))}
+
+    def whole_graph(self) -> WholeGraph:
+        """Returns OpenVINO's own conversion of a whole detector."""
+        from .whole_graph import OpenVINOWholeGraph
+
+        return OpenVINOWholeGraph(self)
 
 
 def _partial_shape(spec: TensorSpec) -> Any:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..capture import onnx_export
-from ..common.errors import BackendError, CaptureError
-from ..common.specs import Artifact, blob_from_bytes
-from .base import Availability, Backend, RuntimeFiles
+from ...capture import onnx_export
+from ...common.errors import BackendError, CaptureError
+from ...common.specs import Artifact, blob_from_bytes
+from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from ..whole_graph import WholeGraph
 
 if TYPE_CHECKING:
-    from ..capture.program import Program
+    from ...capture.program import Program
 
 WEIGHTS = "weights"
 """What the model calls the file of its weights; the run half gives it the blob under this name."""
@@ -35,6 +36,12 @@ class OnnxRuntimeBackend(Backend):
     precisions = ("fp32",)
     files: ClassVar[Mapping[str, str]] = {"model": "/model.onnx", "weights": f"/{WEIGHTS}"}
     runtime_files = RuntimeFiles(libraries=("onnxruntime/capi/libonnxruntime.so*",))
+
+    vendor = VendorPackages(
+        requirements=("onnxruntime>=1.18,<2", "onnx>=1.15,<2"),
+        modules=("onnxruntime", "onnx"),
+        libraries={"HYBRID_RT_ONNXRUNTIME_LIBRARY": "onnxruntime/capi/libonnxruntime.so*"},
+    )
 
     def availability(self) -> Availability:
         """Whether the onnx package can be imported."""
@@ -71,6 +78,12 @@ class OnnxRuntimeBackend(Backend):
             if place:
                 found.append((int(place["offset"]), int(place["length"])))
         return {"weights": tuple(found)}
+
+    def whole_graph(self) -> WholeGraph:
+        """Returns torch's export of a whole detector, run by ONNX Runtime."""
+        from .whole_graph import OnnxRuntimeWholeGraph
+
+        return OnnxRuntimeWholeGraph()
 
 
 def _add_unused_inputs(model: Any, program: Program) -> None:

@@ -1,0 +1,5 @@
+"""ONNX Runtime."""
+
+from .backend import OnnxRuntimeBackend
+
+__all__ = ["OnnxRuntimeBackend"]

@@ -1,0 +1,5 @@
+"""OpenVINO."""
+
+from .backend import OpenVINOBackend
+
+__all__ = ["OpenVINOBackend"]

@@ -1,0 +1,63 @@
+"""A whole detector in OpenVINO, through its Python interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...capture.program import capture_alone
+from ..whole_graph import Call, WholeGraph
+
+if TYPE_CHECKING:
+    from .backend import OpenVINOBackend
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class _Holder(nn.Module):
+    """Gives the detector a name, under which it is captured."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.whole(picture)
+        return found
+
+
+class OpenVINOWholeGraph(WholeGraph):
+    """Compiles the detector as if it were a segment; sizes that differ among the images stay free."""
+
+    precisions: ClassVar[tuple[str, ...]] = tuple(_HINTS)
+
+    def __init__(self, backend: OpenVINOBackend) -> None:
+        """``backend``: compiles it."""
+        self._backend = backend
+
+    def build(
+        self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
+    ) -> None:
+        """Writes the blobs of the artifact, each as a file."""
+        if len({image.shape for image in images}) == 1:
+            images = [images[0], images[0].transpose(1, 2).contiguous()]
+        program = capture_alone(_Holder(detector).eval(), "whole", [(image,) for image in images])
+        for name, blob in self._backend.compile(program, precision).blobs.items():
+            (directory / name).write_bytes(blob.numpy().tobytes())
+
+    def open(self, precision: str, directory: Path, threads: int) -> Call:
+        """Compiles the stored model for this machine."""
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model((directory / "xml").read_bytes(), (directory / "weights").read_bytes())
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        compiled = core.compile_model(model, "CPU", options)
+        return lambda image: [torch.from_numpy(value.copy()) for value in compiled([image.numpy()]).values()]

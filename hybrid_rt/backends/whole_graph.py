@@ -1,0 +1,44 @@
+"""What a backend offers to comparisons: a whole detector, post-processing included, in its engine.
+
+That is what a user would take instead of a hybrid, by the vendor's own Python interface, one image per call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+Call = Callable[[Tensor], Sequence[Any]]
+"""Takes an image [3, H, W] and returns the detector's outputs in their order."""
+
+
+class WholeGraph(ABC):
+    """Converts a whole detector as the engine's users do, and opens the result, on the CPU."""
+
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    """The precisions of the whole graph: of boxes, scores and NMS too."""
+
+    @abstractmethod
+    def build(
+        self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
+    ) -> None:
+        """Converts the detector into files of the directory.
+
+        Args:
+            detector: takes one image, returns a tuple of tensors.
+            images: [3, H, W] each; sizes that differ among them stay free where the engine's users can have that.
+            precision: one of ``precisions``.
+            outputs: the names of the tensors.
+            directory: an existing one.
+
+        Raises:
+            Exception: whatever the vendor's converter raises for a detector that it does not take.
+        """
+
+    @abstractmethod
+    def open(self, precision: str, directory: Path, threads: int) -> Call:
+        """Opens what :meth:`build` wrote there, for a number of threads."""

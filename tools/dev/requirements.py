@@ -1,0 +1,59 @@
+"""Prints what pyproject.toml asks for, one requirement per line, for `pip install -r`: pip itself would build the project.
+
+requirements.py [EXTRA ...]    the requirements of the build and of the package, with those of the extras
+requirements.py --built-with   the installed versions of torch and of the build's requirements
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pip brings it
+    from pip._vendor import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wanted(pyproject: dict[str, Any], extras: Sequence[str]) -> list[str]:
+    """Returns the requirements of the build, of the package and of its extras.
+
+    Raises:
+        KeyError: there is no extra of that name.
+    """
+    project = pyproject["project"]
+    texts = [*pyproject["build-system"]["requires"], *project["dependencies"]]
+    texts += [text for extra in extras for text in _of_extra(project, extra)]
+    return list(dict.fromkeys(texts))
+
+
+def _of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
+    """The requirements of an extra; one that names extras of the project itself stands for these."""
+    for text in project["optional-dependencies"][extra]:
+        own = re.fullmatch(rf"{project['name']}\[(.*)\]", text)
+        if own is None:
+            yield text
+        else:
+            for name in own[1].split(","):
+                yield from _of_extra(project, name)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the lines."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    if arguments != ["--built-with"]:
+        print("\n".join(wanted(pyproject, arguments)))
+        return
+    for text in ("torch", *pyproject["build-system"]["requires"]):
+        name = re.split(r"[^\w.-]", text, maxsplit=1)[0]
+        print(name, metadata.version(name))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
