@@ -28,7 +28,7 @@ ONE_CALL = "the op's cost over one vendor's own call"
 ALLOWED = {
     "cpp/CMakeLists.txt": "the directory cpp/src/torchscript",
     "cpp/apps/detect/main.cpp": "an example of what it prints",
-    "hybrid_rt/capture/onnx_export.py": "the name of torch's module of the exporter",
+    "hybrid_rt/capture/onnx_export.py": "the scope of an error",
     "hybrid_rt/bench/cases.py": A_WAY_TO_RUN,
     "hybrid_rt/bench/prepare.py": A_WAY_TO_RUN,
     "hybrid_rt/bench/run.py": A_WAY_TO_RUN,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor
 
 import hybrid_rt
+from helpers.backend_names import places
 from helpers.external_projects import DOWNSTREAM, OUT_OF_TREE, build_project, configure, picture_arguments, run, succeed
+from helpers.paths import ROOT
 from hybrid_rt.backends import registry
 
 pytestmark = pytest.mark.slow
@@ -218,3 +222,124 @@ def test_without_another_variant_the_error_tells_the_reason(fault: str, reason: 
     )
     assert f"\n  {fault} (fp32): " in result.stderr
     assert reason in result.stderr
+
+
+# A backend that is added to the repository itself
+
+ADDED_CLASS = '''"""Keeps the traced segment for torch's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from ...common.specs import Artifact, blob_from_bytes
+from ...torchscript import jit
+from ..base import Availability, Backend, VendorPackages
+
+
+class InterpreterBackend(Backend):
+    name = "interpreter"
+    precisions = ("fp32",)
+    auto_for: ClassVar[Mapping[str, int]] = {"cpu": 99}
+    cache_directories = ("interpreter_notes",)
+    vendor = VendorPackages(requirements=("no-such-vendor>=1,<2",), modules=("no_such_vendor",))
+
+    def availability(self):
+        return Availability(True, version=torch.__version__)
+
+    def compile(self, program, precision):
+        spec = self.spec(program, precision, versions={"torch": torch.__version__})
+        return Artifact(spec, {"traced": blob_from_bytes(jit.to_bytes(program.traced()))})
+'''
+USE = """
+import sys, torch, hybrid_rt
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.cache import store
+from hybrid_rt.bench.cases import cases
+from torch import nn
+
+assert hybrid_rt.__file__.startswith(sys.argv[1]), hybrid_rt.__file__
+(info,) = [info for info in hybrid_rt.backends() if info.name == "interpreter"]
+assert info.available, info.reason
+notes = store.folder() / "interpreter_notes"
+notes.mkdir(parents=True)
+x = torch.rand(1, 3, 8, 8)
+detector = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+hybrid_rt.convert(detector, (x,), sys.argv[1] + "/added.pt", segments=["0"], measure=False)  # engine="auto"
+module = hybrid_rt.load(sys.argv[1] + "/added.pt")
+assert [engine["backend"] for engine in hybrid_rt.engines(module)] == ["interpreter"]
+torch.testing.assert_close(module(x), detector(x))
+assert "interpreter" in registry.available_for("cpu") and "no-such-vendor" in registry.distributions()
+assert [case.engine for case in cases(["interpreter"], runtimes=["hybrid", "whole"])] == ["", "interpreter"]
+store.clear()
+assert not notes.exists()
+"""
+IN_THE_COPY = """
+import sys
+# A development install finds hybrid_rt in its checkout, before PYTHONPATH is looked at.
+sys.meta_path = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+"""
+
+
+@pytest.fixture(scope="module")
+def repository_with_another_backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository to which a backend was added: two directories, a page, an extra."""
+    copy = tmp_path_factory.mktemp("repository")
+    for name in ("hybrid_rt", "cpp", "tests", "tools", "docs", "examples", "models"):
+        shutil.copytree(
+            ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.pt", "*.png", "_native*")
+        )
+    for name in ("pyproject.toml", "COMPATIBILITY.md"):
+        shutil.copy(ROOT / name, copy / name)
+    installed = Path(hybrid_rt._native.__file__).parent
+    for path in [Path(hybrid_rt._native.__file__), *(installed / name for name in ("lib", "include", "cmake"))]:
+        (copy / "hybrid_rt" / path.name).symlink_to(path)
+    compiles, runs = (copy / half / "backends" / "interpreter" for half in ("hybrid_rt", "cpp"))
+    for directory in (compiles, runs):
+        directory.mkdir()
+    (compiles / "__init__.py").write_text(ADDED_CLASS)
+    shutil.copy(OUT_OF_TREE / "interpreter.cpp", runs)
+    (runs / "CMakeLists.txt").write_text("hybrid_rt_add_backend(interpreter interpreter.cpp)\n")
+    (copy / "docs" / "engine-interpreter.md").write_text("# torch's interpreter\n")
+    project = (copy / "pyproject.toml").read_text()
+    extra = '[project.optional-dependencies]\ninterpreter = ["no-such-vendor>=1,<2"]\n'
+    project = project.replace("[project.optional-dependencies]\n", extra).replace(
+        "hybrid_rt[", "hybrid_rt[interpreter,"
+    )
+    (copy / "pyproject.toml").write_text(project)
+    return copy
+
+
+def in_the_copy(copy: Path, out_of_tree: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    plugins = str(out_of_tree / "hybrid_rt_interpreter")
+    environment = {"PYTHONPATH": str(copy), "HYBRID_RT_PLUGIN_PATH": plugins, "HYBRID_RT_CACHE": str(copy / "cache")}
+    return run(sys.executable, "-c", IN_THE_COPY + code, *arguments, directory=copy, **environment)
+
+
+def test_a_backend_is_added_by_two_directories_a_page_and_an_extra(
+    repository_with_another_backend: Path, out_of_tree: Path
+) -> None:
+    copy = repository_with_another_backend
+    used = in_the_copy(copy, out_of_tree, USE, str(copy))
+    assert used.returncode == 0, used.stderr
+    tests = ["test_layering.py", "test_adding_a_backend.py", "backends/test_descriptions.py"]
+    arguments = ["-q", "-p", "no:cacheprovider", *(f"tests/python/{name}" for name in tests)]
+    checked = in_the_copy(copy, out_of_tree, f"import pytest; raise SystemExit(pytest.main({arguments}))")
+    assert checked.returncode == 0, checked.stdout
+    assert (
+        "interpreter"
+        in in_the_copy(
+            copy,
+            out_of_tree,
+        ).stdout
+    )
+
+
+def test_a_list_that_the_added_backend_would_have_to_join_is_found(repository_with_another_backend: Path) -> None:
+    assert places(repository_with_another_backend, {"interpreter", "no-such-vendor", "no_such_vendor"}) == {}
+    path = repository_with_another_backend / "hybrid_rt" / "bench" / "results.py"
+    path.write_text(path.read_text() + '\n_FAST = {"openvino": 1, "interpreter": 2}\n')
+    assert places(repository_with_another_backend, {"interpreter"}) == {"hybrid_rt/bench/results.py": {"interpreter"}}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -104,26 +105,33 @@ def test_auto_stands_for_an_own_backend_that_compiles_for_the_device(device: str
     assert len(set(ranks)) == len(ranks)
 
 
-def unavailable(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    for name in names:
-        backend = type(registry.backend(name))
-        monkeypatch.setattr(backend, "availability", lambda self: Availability(False, "not today"))
+def test_the_documented_choices_of_auto() -> None:
+    ranks = {name: registry.backend(name).auto_for for name in OWN}
+    assert {
+        name: rank for name, rank in ranks.items() if rank and name in ("openvino", "tensorrt", "aot_inductor")
+    } == {
+        "openvino": {"cpu": ranks["openvino"]["cpu"]},
+        "tensorrt": {"cuda": ranks["tensorrt"]["cuda"]},
+        "aot_inductor": {"cuda": ranks["aot_inductor"]["cuda"]},
+    }
+    assert ranks["tensorrt"]["cuda"] > ranks["aot_inductor"]["cuda"]
 
 
-def available(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    for name in names:
-        backend = type(registry.backend(name))
-        monkeypatch.setattr(backend, "availability", lambda self: Availability(True))
+def test_auto_takes_the_highest_rank_that_is_available_and_else_the_lowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Low(Telling):
+        name = "low"
+        auto_for: ClassVar[Mapping[str, int]] = {"cuda": 1}
 
+    class High(Telling):
+        name = "high"
+        auto_for: ClassVar[Mapping[str, int]] = {"cuda": 2}
 
-def test_auto_takes_the_highest_rank_that_is_available_and_else_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    available(monkeypatch, "tensorrt", "aot_inductor")
-    assert engines_for("cuda") == ["tensorrt"]
-    unavailable(monkeypatch, "tensorrt")
-    assert engines_for("cuda") == ["aot_inductor"]
-    unavailable(monkeypatch, "aot_inductor", "openvino")
-    assert engines_for("cuda") == ["aot_inductor"]  # whose error says why
-    assert engines_for("cpu") == ["openvino"]
+    monkeypatch.setattr(registry, "_compilers", lambda: {"low": Low(), "high": High()})
+    assert engines_for("cuda") == ["high"]
+    monkeypatch.setattr(High, "availability", lambda self: Availability(self.target == "cpu", "no GPU"))
+    assert engines_for("cuda") == ["low"]
+    monkeypatch.setattr(Low, "availability", lambda self: Availability(False, "no GPU"))
+    assert engines_for("cuda") == ["low"]  # whose error says why
 
 
 def test_auto_on_a_device_that_no_backend_claims_is_refused() -> None:

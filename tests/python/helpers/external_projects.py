@@ -20,9 +20,10 @@ OUT_OF_TREE = TESTS / "out_of_tree_backend"
 SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, directory: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(part) for part in command],
+        cwd=directory,
         env={**os.environ, "PATH": SEARCH_PATH, **environment},
         capture_output=True,
         text=True,
