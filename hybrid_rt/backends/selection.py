@@ -94,20 +94,42 @@ def choose_variants(
         BackendError: one whose compiler is not installed.
     """
     check_device(device, scope)
-    if engine == FASTEST:
-        names = [
-            f"{info.name}:{precision}"
-            for info in registry.backends()
-            if info.available and _is_candidate(registry.backend(info.name).configured(device), precision, device)
-        ]
-    else:
-        names = engines_for(device) if engine == "auto" else [engine] if isinstance(engine, str) else list(engine)
+    names = _names(engine, precision, device)
     if not names:
         raise OptionError.make(scope, "engine", expected="'auto' or at least one backend", got="an empty list")
     last = registry.fallback().name
     if fallback and not {last, f"{last}:{REFERENCE_PRECISION}"}.intersection(names):
         names.append(last)
     wanted = [_wanted(name, precision, scope, device, options or {}) for name in names]
+    _check_together(wanted, names, precision, options or {}, scope)
+    for variant in wanted:
+        availability = variant.backend.availability()
+        if not availability.available:
+            raise registry.unavailable(variant.backend.name, availability.reason)
+    return wanted
+
+
+def _names(engine: str | Sequence[str], precision: str, device: str) -> list[str]:
+    """Returns the names that the user's choice stands for."""
+    if engine == FASTEST:
+        return [
+            f"{info.name}:{precision}"
+            for info in registry.backends()
+            if info.available and _is_candidate(registry.backend(info.name).configured(device), precision, device)
+        ]
+    if engine == "auto":
+        return engines_for(device)
+    return [engine] if isinstance(engine, str) else list(engine)
+
+
+def _check_together(
+    wanted: Sequence[Wanted], names: Sequence[str], precision: str, options: Options, scope: str
+) -> None:
+    """Checks that each variant is named once, and that precision and options are those of some variant.
+
+    Raises:
+        OptionError: one of these does not hold.
+    """
     must_be_computed_in = precision not in PRECISIONS or PRECISIONS[precision].needs_engine
     if must_be_computed_in and not any(variant.precision == precision for variant in wanted):
         raise OptionError.make(
@@ -118,7 +140,7 @@ def choose_variants(
             remedy="Name one, e.g. engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
         )
     compiled = dict.fromkeys(variant.backend.name for variant in wanted)
-    unused = set(options or {}) - set(compiled)
+    unused = set(options) - set(compiled)
     if unused:
         raise OptionError.make(
             scope,
@@ -129,11 +151,6 @@ def choose_variants(
         )
     if len({variant.name for variant in wanted}) < len(wanted):
         raise OptionError.make(scope, "engine", expected="each backend once in a precision", got=", ".join(names))
-    for variant in wanted:
-        availability = variant.backend.availability()
-        if not availability.available:
-            raise registry.unavailable(variant.backend.name, availability.reason)
-    return wanted
 
 
 def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any], scope: str = "convert") -> None:

@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, one requirement per line, for `pip install -r`: pip itself would build the project.
+"""Prints what pyproject.toml asks for, one requirement per line, for `pip install -r`; pip would build the project.
 
 requirements.py [EXTRA ...]    the requirements of the build and of the package, with those of the extras
 requirements.py --built-with   the installed versions of torch and of the build's requirements

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from hybrid_rt.backends import registry
+from hybrid_rt.backends import CompileContext, registry
 from hybrid_rt.backends.cache import store
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.specs import UNBOUNDED
@@ -34,6 +34,17 @@ RELATIVE_TOLERANCE = 1e-4
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def test_a_compiler_is_configured_by_making_another_one(backend: str) -> None:
+    compiler = registry.backend(backend)
+    told: list[float] = []
+    configured = compiler.configured(compiler.devices[-1], progress=lambda share, what: told.append(share))
+    assert configured is not compiler
+    assert configured.target == compiler.devices[-1]
+    assert compiler.context == CompileContext()
+    with pytest.raises(AttributeError):
+        configured.progress = None
 
 
 def convolution(inputs: int = 3, outputs: int = 4) -> nn.Module:
