@@ -100,13 +100,15 @@ def load(weights: str | Path = WEIGHTS) -> FasterRCNN:
         weights: a state dict written by ``tools/train/demo_detector.py``.
 
     Returns:
-        The detector in eval mode on the CPU, float32, without gradients.
+        The detector in eval mode on the CPU, float32, without gradients. Its attribute ``class_names`` has a name for
+        each label, which hybrid_rt.convert() takes.
 
     Raises:
         FileNotFoundError: there are no weights at that place.
     """
     detector = build()
     detector.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    detector.class_names = CLASS_NAMES
     return detector.requires_grad_(False).eval()
 
 

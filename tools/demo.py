@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import hybrid_rt
+from hybrid_rt.common.class_names import class_colour, text_colour, text_of
 from hybrid_rt.common.images import read_picture
 from hybrid_rt.common.latency import percentile
 from hybrid_rt.torchscript import jit
@@ -149,15 +150,28 @@ def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], pat
             for box, label, score in zip(
                 found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
             ):
-                if score < SHOWN_SCORE:
-                    continue
-                corners = [left + box[0], top + box[1], left + box[2], top + box[3]]
-                pen.rectangle(corners, outline=(255, 60, 0), width=2)
-                pen.text(
-                    (corners[0] + 3, corners[1] + 2), f"{digits_detector.CLASS_NAMES[label]} {score:.2f}", fill="yellow"
-                )
+                if score >= SHOWN_SCORE:
+                    _draw_box(pen, box, label, score, (left, top, left + image.width))
             top += image.height + 8
     sheet.save(path)
+
+
+def _draw_box(
+    pen: ImageDraw.ImageDraw, box: list[float], label: int, score: float, place: tuple[int, int, int]
+) -> None:
+    """Draws a box in its class's colour, with a caption above it, or in it at the image's upper edge.
+
+    ``place``: left, top and right of the image on the sheet.
+    """
+    left, top, right = place
+    colour = class_colour(label)
+    text, font = f"{text_of(label, digits_detector.CLASS_NAMES)} {score:.2f}", ImageFont.load_default(12)
+    corners = [left + box[0], top + box[1], left + box[2], top + box[3]]
+    pen.rectangle(corners, outline=colour, width=2)
+    width, height = pen.textlength(text, font) + 6, 15
+    x, y = min(corners[0], right - width), corners[1] - height if box[1] >= height else corners[1]
+    pen.rectangle([x, y, x + width, y + height], fill=colour)
+    pen.text((x + 3, y), text, fill=text_colour(colour), font=font)
 
 
 if __name__ == "__main__":

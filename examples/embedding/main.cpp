@@ -1,6 +1,6 @@
 // A service of one's own around hybrid_rt::Detector: pictures (PPM) from several threads, a bounded queue, a deadline.
 //
-//   embedding MODEL.pt PICTURE.ppm...      prints "PICTURE: N objects, best LABEL SCORE" for each, in their order
+//   embedding MODEL.pt PICTURE.ppm...      prints "PICTURE: N objects, best CLASS SCORE" for each, in their order
 
 #include <hybrid_rt/detector.h>
 
@@ -44,7 +44,8 @@ std::string handle(hybrid_rt::Detector& detector, const std::string& path) {
       const auto& objects = result.detections.objects;
       std::string line = path + ": " + std::to_string(objects.size()) + " objects";
       if (!objects.empty()) {
-        line += ", best " + std::to_string(objects[0].label) + " " + std::to_string(objects[0].score);
+        line += ", best " + hybrid_rt::class_text(objects[0].label, *result.class_names) + " " +
+                std::to_string(objects[0].score);
       }
       return line;
     } catch (const hybrid_rt::BusyError& busy) {

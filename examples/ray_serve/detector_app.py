@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException
 from torch import Tensor
 
 import hybrid_rt
+from hybrid_rt.common.class_names import name_of
 from hybrid_rt.common.errors import OptionError
 from hybrid_rt.common.json_values import finite
 
@@ -142,7 +143,7 @@ def queried(request: Request) -> tuple[float, bool]:
     return min_score, masks == "true"
 
 
-def entry_of(job: Job, min_score: float, masks: bool) -> dict[str, Any]:
+def entry_of(job: Job, min_score: float, masks: bool, class_names: Sequence[str]) -> dict[str, Any]:
     """A picture's entry of the answer."""
     found = job.found
     assert isinstance(found, dict)
@@ -154,6 +155,8 @@ def entry_of(job: Job, min_score: float, masks: bool) -> dict[str, Any]:
             "label": int(found["labels"][i]),
             "score": float(found["scores"][i]),
         }
+        if class_name := name_of(one["label"], class_names):
+            one["class_name"] = class_name
         if masks and "masks" in found:
             one["mask"] = run_lengths(found["masks"][i])
         if "keypoints" in found:
@@ -219,6 +222,7 @@ class Detector:
         self._running_since: float | None = None
         self._batches: Counter[int] = Counter()
         self._detector = self._runner.submit(self._load).result()
+        self._class_names: list[str] = hybrid_rt.inspect(options.model).get("class_names", [])
         self._engines = {
             segment: entry["backend"] for entry in hybrid_rt.engines(self._detector) for segment in entry["segments"]
         }
@@ -314,7 +318,7 @@ class Detector:
             Refused: no picture, or the detector fails on it.
         """
         job, _ = await self._detected(data)
-        return entry_of(job, min_score, masks)
+        return entry_of(job, min_score, masks, self._class_names)
 
     @api.post("/v1/detect")
     async def post_detect(self, request: Request) -> Response:
@@ -338,7 +342,7 @@ class Detector:
         answer = {
             "request_id": name,
             "model": Path(self._options.model).stem,
-            "pictures": [entry_of(job, min_score, masks)],
+            "pictures": [entry_of(job, min_score, masks, self._class_names)],
             "engines": self._engines,
             "timing_ms": {**timing, "total": (time.monotonic() - start) * 1000},
         }
@@ -347,8 +351,8 @@ class Detector:
     @api.get("/v1/models")
     async def get_models(self) -> dict[str, Any]:
         """What this replica runs; ``batches``: how many it ran of each size."""
-        name = Path(self._options.model).stem
-        return {"models": [{"name": name, "state": "ready", "engines": self._engines, "batches": self._batches}]}
+        model = {"name": Path(self._options.model).stem, "state": "ready", "engines": self._engines}
+        return {"models": [{**model, "class_names": self._class_names, "batches": self._batches}]}
 
 
 def app(options: Options) -> serve.Application:

@@ -18,6 +18,7 @@ from ..backends.selection import DEVICES
 from ..bundle import archive
 from ..bundle.manifest import Engine, Manifest
 from ..capture.segment_contract import stride_of
+from ..common.class_names import summary_of
 from ..common.errors import OptionError
 from ..common.specs import PRECISIONS
 from ..conversion.edit.swap import swap_backbone
@@ -148,6 +149,7 @@ def _facts(manifest: Manifest, path: Path) -> Iterator[str]:
     yield f"head operators: {', '.join(manifest.head.operators if manifest.head else ()) or 'none'}"
     yield from _verified(manifest.verification)
     yield f"golden sample: {describe(manifest.golden.to_json() if manifest.golden else None)}"
+    yield f"class names: {summary_of(manifest.class_names or ()) or 'none'}"
 
 
 def _verified(verification: Mapping[str, Any] | None) -> Iterator[str]:

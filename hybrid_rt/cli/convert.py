@@ -14,7 +14,7 @@ from ..conversion.assemble.head import HEADS
 from ..conversion.convert import convert
 from ..verification.coco import CocoDataset
 from .bundle import add_compiler_arguments, compiler_options
-from .detectors import detector_named
+from .detectors import class_names_for, detector_named
 
 
 def add_verbs(verbs: Any) -> None:
@@ -82,6 +82,13 @@ def _add_verification(verb: argparse.ArgumentParser) -> None:
 
 def _add_output(verb: argparse.ArgumentParser) -> None:
     """Adds the choice of what is written beside the engines."""
+    verb.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="names for the labels: one per line, the first for label 0, or JSON, a list or an object of labels "
+        "(default: those of torchvision's weights, the detector's own or those of --coco)",
+    )
     verb.add_argument("--no-golden", action="store_true", help="no golden sample in the file")
     verb.add_argument("--no-measure", action="store_true", help="do not time detector and hybrid")
     verb.add_argument("--report", type=Path, metavar="FILE", help="write the report too: FILE.html or FILE.json")
@@ -107,6 +114,7 @@ def _convert(options: argparse.Namespace) -> int:
         verify_inputs=[([picture],) for picture in others],
         dataset=_dataset(options),
         max_map_drop=options.max_map_drop,
+        class_names=class_names_for(options.detector, options.class_names),
         golden=not options.no_golden,
         measure=not options.no_measure,
         report=options.report,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -73,3 +76,50 @@ def detector_named(text: str) -> nn.Module:
             ) from error
         return detector.eval()
     return built(text, "detector")
+
+
+def class_names_for(detector: str, file: Path | None) -> list[str] | dict[int, str] | None:
+    """Returns the names of the classes that a command line says, for ``convert(class_names=)``.
+
+    Args:
+        detector: as of :func:`detector_named`, which was called before; torchvision's weights name their classes.
+        file: one name per line, the first for label 0; or JSON: a list of names, or an object of labels and names.
+
+    Raises:
+        OptionError: the file can't be read, or is JSON of another kind.
+    """
+    if file is not None:
+        return _names_in(file)
+    module, _, name = detector.partition(":")
+    if module != "torchvision":
+        return None
+    import torchvision
+
+    categories: list[str] = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"]
+    return categories
+
+
+def _names_in(file: Path) -> list[str] | dict[int, str]:
+    subject = f"--class-names {file}"
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError.make(
+            "cli",
+            subject,
+            expected="a text file in UTF-8 with one class name per line, or JSON",
+            got=getattr(error, "strerror", None) or str(error),
+            remedy="Check the path.",
+        ) from error
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.strip("\r\n").split("\n")]
+    try:
+        content: Any = json.loads(text)
+        if isinstance(content, dict):
+            return {int(label): name for label, name in content.items()}
+    except ValueError as error:
+        raise OptionError.make(
+            "cli", subject, expected='JSON, ["name", ...] or {"label": "name", ...}', got=str(error)
+        ) from error
+    names: list[str] = content
+    return names

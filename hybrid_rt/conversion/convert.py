@@ -16,6 +16,7 @@ from ..capture.profile import SegmentOptions, capture_programs, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
 from ..common.atomic_files import check_writable
+from ..common.class_names import ClassNames
 from ..common.errors import OptionError
 from ..common.progress import Steps
 from ..verification.coco import CocoDataset
@@ -25,6 +26,7 @@ from .assemble.head import HEADS, assemble
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import order_by_speed
 from .checks import check_hybrid
+from .class_names import check_labels, names_for
 from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
 from .report.data import EngineReport
 from .report.report import ConversionReport, report_path
@@ -97,6 +99,7 @@ def convert(
     thresholds: Thresholds | None = None,
     dataset: CocoDataset | None = None,
     max_map_drop: float = 0.005,
+    class_names: ClassNames | None = None,
     golden: bool = True,
     measure: bool = True,
     report: str | os.PathLike[str] | None = None,
@@ -135,6 +138,10 @@ def convert(
         dataset: annotated pictures: the mAP of detector and hybrid on them is reported, and nothing is saved if the
             hybrid's is too far below. With verify=False it is the only gate.
         max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
+        class_names: of the labels, for programs and pages that show them; they travel in the bundle. A list whose
+            index is the label (torchvision's begins with "__background__"), {label: name}, or torchvision's weights,
+            e.g. ``FasterRCNN_ResNet50_FPN_Weights.DEFAULT``: a detector does not know its weights. None: the
+            detector's own attribute ``class_names``, else the names of the categories of ``dataset``, if there are.
         golden: put the example and what the detector found on it into the bundle, for ``hybrid-rt verify``.
             With verify=False too: the sample then says that nobody has compared it yet.
         measure: time detector and hybrid on the example, and the hybrid's first call at a size that is new to it:
@@ -161,9 +168,11 @@ def convert(
         output=OutputOptions(Path(output), golden, measure, report),
     )
     wanted.check(detector, example_inputs)
+    names = names_for(class_names, detector, wanted.checks.truth)
     steps = Steps(progress)
 
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
+    check_labels(class_names, names, profile.observation.result)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
     programs = capture_programs(profile, shapes, calibration_data, steps)
     builds = compile_programs(programs, wanted.engines, steps)
@@ -172,7 +181,9 @@ def convert(
     with steps.step(f"{head} and freeze the head"):
         hybrid = assemble(profile, builds, head, device)
     checks = check_hybrid(hybrid, profile, wanted.checks, wanted.engines.first_precision, steps)
-    saved = save_hybrid(hybrid, profile, checks, wanted.output, verify_inputs, steps) if checks.passed else Saved()
+    saved = Saved()
+    if checks.passed:
+        saved = save_hybrid(hybrid, profile, checks, wanted.output, names, verify_inputs, steps)
     result = ConversionReport(
         detector=type(detector).__name__,
         path=str(wanted.output.path),
@@ -184,6 +195,7 @@ def convert(
         predicted_gain=predicted_gain(profile.shares, ENGINE_SPEEDUP[checks.precision]),
         thresholds=checks.thresholds if verify else None,
         pictures=checks.pictures,
+        class_names=names,
         seconds=steps.seconds,
         **vars(saved),
     )

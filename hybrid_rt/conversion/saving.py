@@ -44,6 +44,7 @@ def save_hybrid(
     profile: Profile,
     checks: Checks,
     output: OutputOptions,
+    class_names: Sequence[str],
     inputs: Sequence[tuple[Any, ...]],
     steps: Steps,
 ) -> Saved:
@@ -54,6 +55,7 @@ def save_hybrid(
         profile: the detector.
         checks: the comparison, which passed.
         output: where to, and what else.
+        class_names: by label; none: the bundle says nothing of them.
         inputs: tuples of arguments that were compared besides the example.
         steps: shows the progress.
 
@@ -62,7 +64,7 @@ def save_hybrid(
     """
     with steps.step("save"):
         description, record = golden.pack(checks.golden if output.golden else None)
-        manifest = _manifest(hybrid, profile, checks, Golden.from_json(description))
+        manifest = _manifest(hybrid, profile, checks, Golden.from_json(description), class_names)
         archive.save(hybrid.module, output.path, manifest, record)
     measurement, reason = None, "not asked for"
     if output.measure:
@@ -74,12 +76,15 @@ def save_hybrid(
     return Saved(golden.describe(description), output.path.stat().st_size, measurement, reason)
 
 
-def _manifest(hybrid: Hybrid, profile: Profile, checks: Checks, golden_sample: Golden) -> Manifest:
+def _manifest(
+    hybrid: Hybrid, profile: Profile, checks: Checks, golden_sample: Golden, class_names: Sequence[str]
+) -> Manifest:
     detector = type(profile.detector)
     return Manifest(
         engines=tuple(_stored(build) for build in hybrid.builds),
         versions={"hybrid_rt": __version__, "torch": torch.__version__},
         detector=Detector(f"{detector.__module__}.{detector.__qualname__}"),
+        class_names=tuple(class_names) or None,
         head=Head(tuple(hybrid.operators)),
         verification=checks.verification.to_json() if checks.verification else None,
         golden=golden_sample,

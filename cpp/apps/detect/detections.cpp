@@ -16,6 +16,10 @@ namespace {
 using Json =
     nlohmann::basic_json<nlohmann::ordered_map, std::vector, std::string, bool, std::int64_t, std::uint64_t, float>;
 
+std::size_t characters(const std::string& text) {
+  return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
 double percentile(std::vector<double> values, double fraction) {
   // Linear between the neighbours, as numpy.percentile.
   std::sort(values.begin(), values.end());
@@ -23,6 +27,13 @@ double percentile(std::vector<double> values, double fraction) {
   const auto below = static_cast<std::size_t>(position);
   const std::size_t above = std::min(below + 1, values.size() - 1);
   return values[below] + (values[above] - values[below]) * (position - static_cast<double>(below));
+}
+
+/// Returns `text` with spaces behind it, up to `width` characters: setw() counts bytes, of which UTF-8 has up to four
+/// in a character.
+std::string padded(const std::string& text, std::size_t width) {
+  const std::size_t length = characters(text);
+  return length < width ? text + std::string(width - length, ' ') : text;
 }
 
 float to_microseconds(double milliseconds) { return static_cast<float>(std::round(milliseconds * 1000) / 1000); }
@@ -35,6 +46,9 @@ std::string to_json(const Result& result) {
     Json item = Json::object();
     item["box"] = detection.box;
     item["label"] = detection.label;
+    if (std::string name = class_name(detection.label, result.class_names); !name.empty()) {
+      item["class_name"] = std::move(name);
+    }
     item["score"] = detection.score;
     detections.push_back(std::move(item));
   }
@@ -57,17 +71,16 @@ std::string to_json(const Result& result) {
   return document.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string to_table(const Result& result, const std::vector<std::string>& label_names) {
+std::string to_table(const Result& result) {
   std::size_t label_width = 5;
   for (const Detection& detection : result.detections) {
-    label_width = std::max(label_width, label_text(detection.label, label_names).size());
+    label_width = std::max(label_width, characters(class_text(detection.label, result.class_names)));
   }
   std::ostringstream text;
-  text << std::fixed << std::left << std::setw(static_cast<int>(label_width)) << "label" << std::right
-       << "   score        x1        y1        x2        y2\n";
+  text << std::fixed << padded("label", label_width) << "   score        x1        y1        x2        y2\n";
   for (const Detection& detection : result.detections) {
-    text << std::left << std::setw(static_cast<int>(label_width)) << label_text(detection.label, label_names)
-         << std::right << std::setprecision(4) << std::setw(8) << detection.score << std::setprecision(1);
+    text << padded(class_text(detection.label, result.class_names), label_width) << std::setprecision(4) << std::setw(8)
+         << detection.score << std::setprecision(1);
     for (const float coordinate : detection.box) text << std::setw(10) << coordinate;
     text << "\n";
   }
@@ -82,11 +95,6 @@ std::string to_table(const Result& result, const std::vector<std::string>& label
        << ", median " << percentile(timing.runs, 0.5) << ", p95 " << percentile(timing.runs, 0.95) << " ("
        << timing.runs.size() << (timing.runs.size() == 1 ? " run)" : " runs)") << "\n";
   return text.str();
-}
-
-std::string label_text(std::int64_t label, const std::vector<std::string>& label_names) {
-  const bool has_name = label >= 0 && label < std::ssize(label_names);
-  return has_name ? label_names[static_cast<std::size_t>(label)] : std::to_string(label);
 }
 
 }  // namespace hybrid_rt::detect_app

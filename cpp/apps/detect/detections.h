@@ -1,5 +1,6 @@
 #pragma once
 
+#include <hybrid_rt/class_names.h>
 #include <hybrid_rt/detections.h>
 #include <hybrid_rt/engine_choice.h>
 
@@ -20,6 +21,7 @@ struct Timing {
 /// All that is printed.
 struct Result {
   std::vector<Detection> detections;
+  ClassNames class_names;
   std::vector<EngineChoice> engines;
   Timing timing;
 };
@@ -28,9 +30,6 @@ struct Result {
 std::string to_json(const Result& result);
 
 /// For people. Labels without a name are shown as numbers.
-std::string to_table(const Result& result, const std::vector<std::string>& label_names);
-
-/// names[label], or the number.
-std::string label_text(std::int64_t label, const std::vector<std::string>& label_names);
+std::string to_table(const Result& result);
 
 }  // namespace hybrid_rt::detect_app

@@ -50,7 +50,8 @@ constexpr const char* kFooter =
 not applied: boxes are in pixels of the picture as it is stored. An alpha channel is dropped; CMYK is refused.
 
 JSON: {"detections": [{"box": [x1, y1, x2, y2], "label": 3, "score": 0.91}], "engines": {"backbone": "openvino"},
-"timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null.
+"timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null. A detection
+has its "class_name" too if the bundle, or the file of --class-names, has one for its label.
 
 --verify: runs the golden sample that the bundle brings (an input and what the detector found on it) as this machine
 runs it, with --backend, --threads and --device, and compares. JSON: {"passed", "precision", "engines", "pictures",
@@ -62,7 +63,7 @@ With --repeat 2 or more, the second forward, in which TorchScript still optimise
 Exit codes:
   0  detections printed (there may be none)
   1  unexpected failure
-  2  wrong usage: an option, a number, the file of --labels
+  2  wrong usage: an option, a number, the file of --class-names
   3  the picture can't be read or decoded
   4  the bundle can't be loaded on this machine
   5  the detector failed, or does not take pictures and return detections
@@ -75,7 +76,7 @@ struct Options {
   bool verify = false;
   bool json = false;
   std::string output;
-  std::string labels;
+  std::string class_names;
   std::string device = "cpu";
   std::string backend;
   bool strict = false;
@@ -161,12 +162,12 @@ void define(CLI::App& app, Options& options) {
                  "leave out detections that score less; 0 keeps all that the detector returns")
       ->check(is_score)
       ->capture_default_str();
-  app.add_option("--labels", options.labels,
-                 "class names for the table and --output, one a line, the first line for label 0");
+  app.add_option("--class-names,--labels", options.class_names,
+                 "a file of class names in place of the bundle's, one per line, the first line for label 0");
 }
 
-std::vector<std::string> read_label_names(const std::string& path) {
-  std::vector<std::string> names;
+hybrid_rt::ClassNames read_class_names(const std::string& path) {
+  hybrid_rt::ClassNames names;
   if (path.empty()) return names;
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
@@ -174,7 +175,7 @@ std::vector<std::string> read_label_names(const std::string& path) {
     names.push_back(line);
   }
   if (names.empty()) {
-    throw Failure(kUsage, formatted("--labels " + path, "a text file with one class name a line",
+    throw Failure(kUsage, formatted("--class-names " + path, "a text file with one class name per line",
                                     "none that can be read", "Check the path."));
   }
   return names;
@@ -196,13 +197,13 @@ torch::jit::IValue run(torch::jit::Module& module, const at::Tensor& image, int 
   return first;
 }
 
-void write_annotated(const Options& options, Picture& picture, const std::vector<hybrid_rt::Detection>& detections,
-                     const std::vector<std::string>& label_names) {
+void write_annotated(const Options& options, Picture& picture, const Result& result) {
   std::vector<Annotation> annotations;
-  for (const hybrid_rt::Detection& detection : detections) {
+  for (const hybrid_rt::Detection& detection : result.detections) {
     char score[16];
-    std::snprintf(score, sizeof score, " %.2f", static_cast<double>(detection.score));
-    annotations.push_back({detection.box, detection.label, label_text(detection.label, label_names) + score});
+    std::snprintf(score, sizeof score, "%.2f", static_cast<double>(detection.score));
+    annotations.push_back(
+        {detection.box, detection.label, hybrid_rt::class_text(detection.label, result.class_names), score});
   }
   annotate(picture, annotations);
   write_png(picture, options.output);
@@ -242,8 +243,8 @@ void verify(const Options& options) {
 void detect(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   const c10::Device device(options.device);
-  const std::vector<std::string> label_names = read_label_names(options.labels);
   Result result;
+  result.class_names = read_class_names(options.class_names);
 
   const Stopwatch decode_stopwatch;
   Picture picture = in_step(kPictureUnreadable, options.picture, [&] { return read_picture(options.picture); });
@@ -256,6 +257,7 @@ void detect(const Options& options) {
         {.device = device, .backend = options.backend, .threads = options.threads, .strict = options.strict});
   });
   result.timing.load = load_stopwatch.milliseconds();
+  if (options.class_names.empty()) result.class_names = hybrid_rt::class_names(module);
 
   in_step(kRunFailed, "forward", [&] {
     const c10::InferenceMode inference_mode;
@@ -275,10 +277,9 @@ void detect(const Options& options) {
   }
 
   if (!options.output.empty()) {
-    in_step(kOutputUnwritable, options.output,
-            [&] { write_annotated(options, picture, result.detections, label_names); });
+    in_step(kOutputUnwritable, options.output, [&] { write_annotated(options, picture, result); });
   }
-  print(options.json ? to_json(result) + "\n" : to_table(result, label_names));
+  print(options.json ? to_json(result) + "\n" : to_table(result));
 }
 
 int report(ExitCode code, const std::string& message) {

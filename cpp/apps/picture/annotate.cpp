@@ -1,9 +1,13 @@
 #include "annotate.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstddef>
+#include <string>
 #include <vector>
+
+#include "ascii.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -13,9 +17,13 @@
 namespace hybrid_rt::apps {
 namespace {
 
-constexpr int kLineWidth = 2;
-constexpr int kTextHeight = 11;  // of stb_easy_font's glyphs with a pixel above and below
-constexpr std::size_t kMaxTextLength = 64;
+constexpr int kMaxScale = 6;
+constexpr int kOutside = kMaxScale + 2;  // pixels, more than any line's width
+constexpr int kTextHeight = 13;          // of stb_easy_font's glyphs with two pixels above and below
+constexpr int kPaddingAbove = 2;
+constexpr int kPaddingBeside = 3;
+constexpr std::size_t kMaxName = 40;  // characters
+constexpr const char* kCut = "...";
 
 /// Half open: x2 and y2 are outside.
 struct Rectangle {
@@ -35,24 +43,34 @@ void fill(Picture& picture, Rectangle area, const Colour& colour) {
   }
 }
 
-void outline(Picture& picture, const Rectangle& box, const Colour& colour) {
-  fill(picture, {box.x1, box.y1, box.x2, box.y1 + kLineWidth}, colour);
-  fill(picture, {box.x1, box.y2 - kLineWidth, box.x2, box.y2}, colour);
-  fill(picture, {box.x1, box.y1, box.x1 + kLineWidth, box.y2}, colour);
-  fill(picture, {box.x2 - kLineWidth, box.y1, box.x2, box.y2}, colour);
+void outline(Picture& picture, const Rectangle& box, const Colour& colour, int line) {
+  fill(picture, {box.x1, box.y1, box.x2, box.y1 + line}, colour);
+  fill(picture, {box.x1, box.y2 - line, box.x2, box.y2}, colour);
+  fill(picture, {box.x1, box.y1, box.x1 + line, box.y2}, colour);
+  fill(picture, {box.x2 - line, box.y1, box.x2, box.y2}, colour);
 }
 
-/// The pixel, at most a line's width outside the picture: casting what an int can't hold is undefined.
+/// The pixel, at most a little outside the image: casting what an int can't hold is undefined.
 int to_pixel(float coordinate, int size) {
   return static_cast<int>(
-      std::lround(std::clamp(coordinate, static_cast<float>(-kLineWidth), static_cast<float>(size + kLineWidth))));
+      std::lround(std::clamp(coordinate, static_cast<float>(-kOutside), static_cast<float>(size + kOutside))));
 }
 
-std::string printable(const std::string& text) {
-  std::string result = text.substr(0, kMaxTextLength);
-  // The font's tables have no entries for other characters and stb_easy_font does not check.
-  std::replace_if(result.begin(), result.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
-  return result;
+int width_of(std::string text) { return stb_easy_font_width(text.data()); }
+
+/// Returns what the font can write: the name, cut with "..." so that it is at most `width` wide with the score behind
+/// it, which is never cut. A name of which nothing can be read becomes the label's number.
+std::string caption(const Annotation& annotation, int width) {
+  if (annotation.name.empty() && annotation.score.empty()) return "";
+  std::string name = to_ascii(annotation.name);
+  const auto is_readable = [](unsigned char c) { return std::isalnum(c) != 0; };
+  if (std::none_of(name.begin(), name.end(), is_readable)) name = std::to_string(annotation.label);
+  const std::string score = to_ascii(annotation.score);
+  const std::string behind = score.empty() ? "" : " " + score;
+  if (name.size() <= kMaxName && width_of(name + behind) <= width) return name + behind;
+  name.resize(std::min(name.size(), kMaxName));
+  while (!name.empty() && width_of(name + kCut + behind) > width) name.pop_back();
+  return name + kCut + behind;
 }
 
 std::vector<Rectangle> glyph_strokes(std::string& text) {
@@ -75,21 +93,20 @@ std::vector<Rectangle> glyph_strokes(std::string& text) {
   return strokes;
 }
 
-void draw_text(Picture& picture, const Rectangle& box, const std::string& unsafe_text, const Colour& background) {
-  std::string text = printable(unsafe_text);
+void draw_caption(Picture& picture, const Rectangle& box, const Annotation& annotation, const Colour& background,
+                  int scale) {
+  std::string text = caption(annotation, picture.width / scale - 2 * kPaddingBeside);
   if (text.empty()) return;
-  const int scale = std::clamp(std::min(picture.width, picture.height) / 400, 1, 4);
-  const int width = (stb_easy_font_width(text.data()) + 2) * scale;
+  const int width = (stb_easy_font_width(text.data()) + 2 * kPaddingBeside) * scale;
   const int height = kTextHeight * scale;
-  // Above the box, or inside where there is no room above; never beyond the right edge if it fits at all.
+  // Above the box, or inside where there is no room above, and within the image if it fits at all.
   const int x = std::max(0, std::min(box.x1, picture.width - width));
-  const int y = box.y1 >= height ? box.y1 - height : std::max(0, box.y1);
+  const int y = std::max(0, std::min(box.y1 >= height ? box.y1 - height : box.y1, picture.height - height));
   fill(picture, {x, y, x + width, y + height}, background);
 
-  const double brightness = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2];
-  const Colour ink = brightness > 128 ? Colour{0, 0, 0} : Colour{255, 255, 255};
-  const int left = x + scale;
-  const int top = y + scale;
+  const Colour ink = text_colour(background);
+  const int left = x + kPaddingBeside * scale;
+  const int top = y + kPaddingAbove * scale;
   for (const Rectangle& stroke : glyph_strokes(text)) {
     fill(picture,
          {left + stroke.x1 * scale, top + stroke.y1 * scale, left + stroke.x2 * scale, top + stroke.y2 * scale}, ink);
@@ -98,29 +115,25 @@ void draw_text(Picture& picture, const Rectangle& box, const std::string& unsafe
 
 }  // namespace
 
-Colour label_colour(std::int64_t label) {
-  // Steps of the golden ratio spread any number of hues evenly round the circle.
-  constexpr double kGoldenRatio = 0.618033988749895;
-  const double turns = kGoldenRatio * static_cast<double>(label);
-  const double sextant = (turns - std::floor(turns)) * 6;
-  const auto channel = [sextant](double shift) {
-    const double distance = std::fmod(sextant + shift, 6);
-    const double level = 1 - 0.85 * std::clamp(std::min(distance, 4 - distance), 0.0, 1.0);
-    return static_cast<std::uint8_t>(std::lround(255 * level));
-  };
-  return {channel(5), channel(3), channel(1)};
-}
-
 void annotate(Picture& picture, std::span<const Annotation> annotations) {
-  for (auto annotation = annotations.rbegin(); annotation != annotations.rend(); ++annotation) {
-    const auto& [x1, y1, x2, y2] = annotation->box;
+  struct Drawn {
+    Rectangle box;
+    const Annotation* annotation;
+  };
+  std::vector<Drawn> drawn;
+  for (const Annotation& annotation : annotations) {
+    const auto& [x1, y1, x2, y2] = annotation.box;
     if (std::isnan(x1) || std::isnan(y1) || std::isnan(x2) || std::isnan(y2)) continue;
-    const Rectangle box{to_pixel(x1, picture.width), to_pixel(y1, picture.height), to_pixel(x2, picture.width),
-                        to_pixel(y2, picture.height)};
-    const Colour colour = label_colour(annotation->label);
-    outline(picture, box, colour);
-    draw_text(picture, box, annotation->text, colour);
+    drawn.push_back({{to_pixel(x1, picture.width), to_pixel(y1, picture.height), to_pixel(x2, picture.width),
+                      to_pixel(y2, picture.height)},
+                     &annotation});
   }
+  std::reverse(drawn.begin(), drawn.end());
+  const int scale = std::clamp(std::min(picture.width, picture.height) / 360, 1, kMaxScale);
+  // All outlines first: none is to cross a caption.
+  for (const auto& [box, annotation] : drawn) outline(picture, box, label_colour(annotation->label), scale + 1);
+  for (const auto& [box, annotation] : drawn)
+    draw_caption(picture, box, *annotation, label_colour(annotation->label), scale);
 }
 
 }  // namespace hybrid_rt::apps

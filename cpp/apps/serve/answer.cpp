@@ -17,9 +17,8 @@ using Json =
 
 constexpr float kMaskThreshold = 0.5F;
 
-std::string name_of(std::int64_t label, const std::vector<std::string>& names) {
-  const bool has_name = label >= 0 && label < std::ssize(names);
-  return has_name ? names[static_cast<std::size_t>(label)] : "";
+const ClassNames& names_for(const DetectResult& result, const AnswerOptions& options) {
+  return options.class_names.empty() ? *result.class_names : options.class_names;
 }
 
 /// A tensor's row as nested lists.
@@ -30,13 +29,17 @@ Json list_of(const at::Tensor& row) {
   return list;
 }
 
-Json object_of(const Detections& found, std::size_t i, const AnswerOptions& options) {
+Json object_of(const DetectResult& result, std::size_t i, const AnswerOptions& options) {
+  const Detections& found = result.detections;
   const Detection& detection = found.objects[i];
   const auto row = static_cast<std::int64_t>(i);
   Json object = Json::object();
   object["box"] = detection.box;
   object["label"] = detection.label;
-  if (const std::string name = name_of(detection.label, options.label_names); !name.empty()) object["name"] = name;
+  if (const std::string name = class_name(detection.label, names_for(result, options)); !name.empty()) {
+    object["class_name"] = name;
+    object["name"] = name;  // as it was called before the other programs had it
+  }
   object["score"] = detection.score;
   if (options.masks && found.masks.defined()) {
     const at::Tensor mask = found.masks[row];
@@ -65,7 +68,7 @@ std::string to_json(const Answer& answer, const AnswerOptions& options) {
     Json detections = Json::array();
     for (std::size_t i = 0; i < result.detections.objects.size(); ++i) {
       if (is_shown(result.detections.objects[i], options)) {
-        detections.push_back(object_of(result.detections, i, options));
+        detections.push_back(object_of(result, i, options));
       }
     }
     pictures.push_back({{"width", result.width}, {"height", result.height}, {"detections", std::move(detections)}});
@@ -89,15 +92,14 @@ std::string to_json(const Answer& answer, const AnswerOptions& options) {
   return document.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-void draw(apps::Picture& picture, const Detections& detections, const AnswerOptions& options) {
+void draw(apps::Picture& picture, const DetectResult& result, const AnswerOptions& options) {
   std::vector<apps::Annotation> annotations;
-  for (const Detection& detection : detections.objects) {
+  for (const Detection& detection : result.detections.objects) {
     if (!is_shown(detection, options)) continue;
-    const std::string name = name_of(detection.label, options.label_names);
     char score[16];
-    std::snprintf(score, sizeof score, " %.2f", static_cast<double>(detection.score));
+    std::snprintf(score, sizeof score, "%.2f", static_cast<double>(detection.score));
     annotations.push_back(
-        {detection.box, detection.label, (name.empty() ? std::to_string(detection.label) : name) + score});
+        {detection.box, detection.label, class_text(detection.label, names_for(result, options)), score});
   }
   annotate(picture, annotations);
 }

@@ -13,7 +13,7 @@ namespace hybrid_rt::serve {
 struct AnswerOptions {
   float min_score = 0;
   bool masks = true;
-  std::vector<std::string> label_names{};  ///< by label
+  ClassNames class_names{};  ///< in place of the bundle's, unless empty
 };
 
 /// All that is answered to one request.
@@ -29,6 +29,6 @@ struct Answer {
 std::string to_json(const Answer& answer, const AnswerOptions& options);
 
 /// Draws what was found, as hybrid-rt-detect does.
-void draw(apps::Picture& picture, const Detections& detections, const AnswerOptions& options);
+void draw(apps::Picture& picture, const DetectResult& result, const AnswerOptions& options);
 
 }  // namespace hybrid_rt::serve

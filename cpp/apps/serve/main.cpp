@@ -46,7 +46,7 @@ struct Options {
   HttpOptions http{};
   std::string device = "cpu";
   std::string token_file;
-  std::string labels;
+  std::string class_names;
   std::string warm_up;
   double max_delay_ms = 0;
   std::size_t max_body_mb = 32;
@@ -99,7 +99,8 @@ void define(CLI::App& app, Options& options) {
   app.add_option("--device", options.device, "where to run: cpu, cuda or cuda:INDEX")->capture_default_str();
   app.add_option("--warm-up", options.warm_up, "picture sizes HEIGHTxWIDTH,... to run before it is ready")
       ->default_str("480x640");
-  app.add_option("--labels", options.labels, "class names, one a line, the first line for label 0");
+  app.add_option("--class-names,--labels", options.class_names,
+                 "a file of class names in place of the bundles', one per line, the first line for label 0");
   app.add_option("--drain-seconds", options.drain_seconds, "that requests may still take after TERM")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
@@ -151,7 +152,7 @@ void complete(Options& options) {
   options.http.max_body = options.max_body_mb << 20;
   options.http.max_buffered = std::max(options.http.max_buffered, 4 * options.http.max_body);
   options.http.max_parts = service.rules.max_pictures;
-  if (!options.labels.empty()) service.label_names = lines_of("--labels", options.labels);
+  if (!options.class_names.empty()) service.class_names = lines_of("--class-names", options.class_names);
   if (!options.token_file.empty()) {
     service.token = lines_of("--token-file", options.token_file)[0];
     const bool is_fine = !service.token.empty() && std::all_of(service.token.begin(), service.token.end(),

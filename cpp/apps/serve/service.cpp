@@ -245,12 +245,14 @@ HttpAnswer Service::models_list() const {
     models.push_back({{"name", name},
                       {"state", "ready"},
                       {"engines", engines},
+                      {"class_names", options_.class_names.empty() ? *status.class_names : options_.class_names},
                       {"loads", status.loads},
                       {"queued", status.queued},
                       {"workers", options_.detector.workers},
                       {"queue_capacity", options_.detector.queue_capacity}});
   }
-  return {200, kJson, ordered_json{{"models", models}}.dump()};
+  // A file of --class-names may hold bytes that are no UTF-8.
+  return {200, kJson, ordered_json{{"models", models}}.dump(-1, ' ', false, ordered_json::error_handler_t::replace)};
 }
 
 HttpAnswer Service::metrics_text() const {
@@ -330,7 +332,7 @@ DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_
 }
 
 HttpAnswer Service::answer_of(Work& work) const {
-  const AnswerOptions options{work.query.min_score, work.query.masks, options_.label_names};
+  const AnswerOptions options{work.query.min_score, work.query.masks, options_.class_names};
   for (const DetectResult& result : work.results) {
     metrics_.stage(work.model, "queue", result.timing.queue);
     metrics_.stage(work.model, "decode", result.timing.decode);
@@ -346,7 +348,7 @@ HttpAnswer Service::answer_of(Work& work) const {
                       static_cast<int>(tensor->height),
                       {tensor->data.begin(), tensor->data.end()}};
     }
-    draw(work.decoded, work.results[0].detections, options);
+    draw(work.decoded, work.results[0], options);
     const std::vector<std::uint8_t> png = apps::encode_png(work.decoded);
     return {200, "image/png", {png.begin(), png.end()}};
   }

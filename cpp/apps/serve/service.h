@@ -20,7 +20,7 @@ struct ServiceOptions {
   PictureRules rules{};
   std::int64_t deadline_ms = 0;  ///< of requests that name none; 0: none
   std::string token;             ///< empty: none is asked for
-  std::vector<std::string> label_names;
+  ClassNames class_names;        ///< in place of the bundles', unless empty
 };
 
 /// What the HTTP server does with requests: the routes, and from a request to its answer.

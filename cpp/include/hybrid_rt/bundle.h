@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "hybrid_rt/class_names.h"
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/engine_choice.h"
 #include "hybrid_rt/error.h"
@@ -33,6 +34,13 @@ void move_to(torch::jit::Module& module, c10::Device device);
 /// The manifest (JSON, see docs/format.md) without unpickling anything; that of a file of format version 1 in the form
 /// of version 2. Throws Error(kBundle).
 std::string read_manifest(const std::string& path);
+
+/// Reads the names of the classes from a bundle's file; empty if it has none. Throws Error(kBundle).
+ClassNames class_names(const std::string& path);
+
+/// Returns the names of the classes of a bundle that load() has read, without reading the file again; empty if it has
+/// none.
+ClassNames class_names(const torch::jit::Module& module);
 
 /// Which variant of each engine would run here, and why the others would not, without loading an engine.
 std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options = {},

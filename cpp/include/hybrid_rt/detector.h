@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hybrid_rt/bundle.h"
+#include "hybrid_rt/class_names.h"
 #include "hybrid_rt/detections.h"
 
 // A detector for a service: a bundle with worker threads, a bounded queue and deadlines.
@@ -60,6 +61,8 @@ struct DetectResult {
   std::int64_t width = 0;
   std::size_t batch = 1;  ///< pictures in the call
   DetectTiming timing;
+  /// Of the bundle that found them, which a reload may have replaced since; never null in a result.
+  std::shared_ptr<const ClassNames> class_names{};
 };
 
 /// A result, or what was thrown instead: an Error, of kDeadline if the deadline passed first.
@@ -79,10 +82,11 @@ struct DetectRequest {
 };
 
 struct DetectorStatus {
-  std::size_t queued = 0;               ///< pictures that wait
-  std::size_t running = 0;              ///< pictures in the workers
-  std::vector<EngineChoice> engines{};  ///< of what is loaded now
-  std::uint64_t loads = 0;              ///< how often the bundle was loaded
+  std::size_t queued = 0;                           ///< pictures that wait
+  std::size_t running = 0;                          ///< pictures in the workers
+  std::vector<EngineChoice> engines{};              ///< of what is loaded now
+  std::uint64_t loads = 0;                          ///< how often the bundle was loaded
+  std::shared_ptr<const ClassNames> class_names{};  ///< of what is loaded now; never null
 };
 
 /// Owns a bundle, its workers and its limits. All methods may be called from several threads.

@@ -4,6 +4,7 @@
 
 #include "hybrid_rt/backends.h"
 #include "hybrid_rt/bundle.h"
+#include "hybrid_rt/class_names.h"
 #include "hybrid_rt/detections.h"
 #include "hybrid_rt/detector.h"
 #include "hybrid_rt/devices.h"

@@ -42,6 +42,7 @@ DetectorOptions checked(DetectorOptions options) {
 struct Loaded {
   torch::jit::Module module;
   std::vector<EngineChoice> engines;
+  std::shared_ptr<const ClassNames> class_names;
 };
 
 c10::IValue run(torch::jit::Module& module, const std::vector<at::Tensor>& images, c10::Device device) {
@@ -73,6 +74,7 @@ std::shared_ptr<Loaded> load_warm(const std::string& path, const DetectorOptions
   loaded->module = load(path, options.load);
   require_picture_input(loaded->module);
   loaded->engines = engines(loaded->module);
+  loaded->class_names = std::make_shared<const ClassNames>(class_names(loaded->module));
   run_largest_batch(loaded->module, options);
   return loaded;
 }
@@ -136,7 +138,7 @@ class Detector::Workers {
 
   DetectorStatus status() const {
     const std::lock_guard lock(mutex_);
-    return {queue_.length(), queue_.running(), loaded_->engines, loads_};
+    return {queue_.length(), queue_.running(), loaded_->engines, loads_, loaded_->class_names};
   }
 
  private:
@@ -211,6 +213,7 @@ class Detector::Workers {
       job.result.timing.run = took;
       job.result.batch = jobs.size();
       job.result.detections = std::move(found[i]);
+      job.result.class_names = current.class_names;
       if (job.is_late()) {
         job.fail(too_late("a result after it"));
       } else {

@@ -20,6 +20,9 @@
 namespace hybrid_rt {
 namespace {
 
+/// The attribute in which a loaded module carries the names of its classes.
+constexpr char kClassNames[] = "hybrid_rt_class_names";
+
 void check_trust(const std::string& path, TrustPolicy trust) {
   if (trust == TrustPolicy::kDigests) return;
   throw Error(ErrorKind::kBundle, "bundle", path, "a bundle with a signature", "one without: bundles have none yet",
@@ -78,6 +81,16 @@ std::vector<c10::intrusive_ptr<ScriptEngine>> engines_of(const torch::jit::Modul
   return found;
 }
 
+void carry_class_names(torch::jit::Module& module, const ClassNames& names) {
+  if (names.empty()) return;
+  const c10::IValue value(names);
+  if (module.hasattr(kClassNames)) {
+    module.setattr(kClassNames, value);
+  } else {
+    module.register_attribute(kClassNames, c10::ListType::ofStrings(), value);
+  }
+}
+
 torch::jit::Module load_module(const std::string& path) {
   try {
     // On the CPU always: with a device, torch would move the engines' bytes before __setstate__ sees them.
@@ -116,10 +129,18 @@ torch::jit::Module load(const std::string& path, const LoadOptions& given) {
     }
   }
   warm_up(module, path, options);
+  carry_class_names(module, file->manifest().class_names);
   return module;
 }
 
 std::string read_manifest(const std::string& path) { return Archive(path).manifest_text(); }
+
+ClassNames class_names(const std::string& path) { return Archive(path).manifest().class_names; }
+
+ClassNames class_names(const torch::jit::Module& module) {
+  if (!module.hasattr(kClassNames)) return {};
+  return module.attr(kClassNames).to<ClassNames>();
+}
 
 std::string read_record(const std::string& path, const std::string& record) { return Archive(path).verified(record); }
 

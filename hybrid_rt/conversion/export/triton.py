@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -119,7 +120,9 @@ def export_triton(
 
     Triton's PyTorch backend passes tensors only: ``model.pt`` is the bundle's module, with its engines, inside a module
     that takes a picture and returns ``boxes__0``, ``labels__1``, ``scores__2`` and what else the detector finds. It is
-    run here before it is written, and has to find what the bundle finds. It runs on the CPU.
+    run here before it is written, and has to find what the bundle finds. It runs on the CPU. The bundle's class names
+    become the configuration's parameter ``class_names``, a JSON list by label. There is no file of labels for Triton's
+    classification extension: that ranks the values of one output, and here labels are values themselves.
 
     Args:
         path: the bundle; its detector takes a list of pictures and returns a dict for each, as torchvision's do.
@@ -163,7 +166,8 @@ def export_triton(
     _check(model_bytes, given, expected, fields, options.max_batch)
     pictures = (TritonTensor("picture__0", _TYPES[given.dtype], _picture_dims(options.input_type)),)
     model = TritonModel(name, folder, pictures, _outputs(expected, fields, options.max_batch), options.max_batch)
-    _write(folder, model_bytes, _config(model, options, tuple(given.shape)))
+    names = archive.read_manifest(path).class_names or ()
+    _write(folder, model_bytes, _config(model, options, tuple(given.shape), names))
     return model
 
 
@@ -284,8 +288,8 @@ def _check(
         )
 
 
-def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...]) -> str:
-    """The text of config.pbtxt. Names were checked: none needs an escape."""
+def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...], class_names: Sequence[str]) -> str:
+    """The text of config.pbtxt. The names of model and tensors were checked: none needs an escape."""
     lines = [
         f'name: "{model.name}"',
         'backend: "pytorch"',
@@ -301,6 +305,9 @@ def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...
     if options.threads:
         for key, value in (("INTRA_OP_THREAD_COUNT", options.threads), ("INTER_OP_THREAD_COUNT", 1)):
             lines.append(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}')
+    if class_names:
+        escaped = json.dumps(json.dumps(class_names))  # JSON in ASCII, whose quotes and backslashes are escaped
+        lines.append(f'parameters {{ key: "class_names" value {{ string_value: {escaped} }} }}')
     # An engine is made, and TorchScript compiles, when it is first run: before the model is ready.
     picture = model.inputs[0]
     dims = ", ".join(map(str, warm_up))

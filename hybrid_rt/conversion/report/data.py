@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...capture.segments import Share
+from ...common.class_names import name_of
 from ...common.json_values import finite
 from ...common.specs import TensorSpec
 from ...common.version import __version__
@@ -109,6 +110,7 @@ class ReportData:
     golden: str = ""
     thresholds: Thresholds | None = None
     pictures: list[PictureReport] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
     measurement: Measurement | None = None
     not_measured: str = "not asked for"
     versions: dict[str, str] = field(default_factory=_versions)
@@ -122,6 +124,9 @@ class ReportData:
         values = asdict(self)
         for picture in values["pictures"]:
             del picture["jpeg"]
+            for box in picture["expected"] + picture["found"]:
+                if name := name_of(box["label"], self.class_names):
+                    box["class_name"] = name
         if self.measurement is not None:
             values["measurement"]["gain"] = self.measurement.gain
         return {"schema_version": SCHEMA_VERSION, **finite(values)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
+from ...common.class_names import class_colour, summary_of, text_colour, text_of
 from .data import ReportData
 from .images import FoundBox, PictureReport
 from .terminal import LEAST_SHOWN, new_size_text, pictures_text, threads_text
@@ -20,6 +22,11 @@ _TEMPLATE = "report.html.jinja"
 
 _LEAST_ERROR = 1e-8
 """Where the bars of errors begin: below it nothing is left of float32."""
+
+_TEXT = 3.0
+"""Size of the text on pictures, in percent of the picture's longer side."""
+
+_MOST_CHARACTERS = 40
 
 _ERRORS_SHOWN = 10
 """The worst ones; the others are folded away."""
@@ -51,6 +58,7 @@ def report_html(report: ReportData) -> str:
         threads=threads_text(report.measurement) if report.measurement else "",
         sizes=pictures_text(report.measurement) if report.measurement else "",
         new_size=new_size_text(report.measurement) if report.measurement else "",
+        class_names=summary_of(report.class_names, most=100),
         total_seconds=sum(report.seconds.values()),
     )
 
@@ -154,35 +162,92 @@ def _on_log_scale(error: float, allowed: float) -> float:
 
 def _picture(picture: PictureReport, report: ReportData) -> dict[str, Any]:
     matches = report.verification.pictures if report.verification else []
+    size = (picture.width, picture.height)
     unit = max(picture.height, picture.width) / 100  # what is drawn looks alike on pictures of any size
     return {
         "data": base64.b64encode(picture.jpeg).decode("ascii"),
         "picture": picture,
         "match": matches[picture.index] if picture.index < len(matches) else None,
-        "sides": [("eager", _drawn(picture.expected, unit)), ("hybrid", _drawn(picture.found, unit))],
+        "sides": [
+            ("eager", _drawn(picture.expected, size, unit, report.class_names)),
+            ("hybrid", _drawn(picture.found, size, unit, report.class_names)),
+        ],
         "line": f"{unit * 0.5:.2f}",
-        "text": f"{unit * 3:.2f}",
+        "dash": f"{unit * 1.6:.2f} {unit * 0.8:.2f}",
+        "text": f"{unit * _TEXT:.2f}",
         "not_drawn": ", ".join(f"{count} {name}" for name, count in picture.not_drawn.items()),
     }
 
 
-def _drawn(boxes: list[FoundBox], unit: float) -> list[dict[str, Any]]:
-    """The worst first, so that the best are drawn over them; a label that would be outside goes into the box."""
+def _drawn(boxes: list[FoundBox], size: tuple[int, int], unit: float, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the worst box first, so that the best are drawn over the others."""
     drawn = []
     for found in reversed(boxes):
         left, top, right, bottom = found.box
+        colour = class_colour(found.label)
         drawn.append(
             {
                 "x": f"{left:.1f}",
                 "y": f"{top:.1f}",
                 "width": f"{max(0.0, right - left):.1f}",
                 "height": f"{max(0.0, bottom - top):.1f}",
-                "text_y": f"{top - unit * 0.8 if top > unit * 4 else top + unit * 3.2:.1f}",
-                "label": f"{found.label}",
-                "score": f"{found.score:.2f}",
+                "colour": _css(colour),
+                "ink": _css(text_colour(colour)),
+                "caption": _caption(text_of(found.label, names), f"{found.score:.2f}", (left, top), size, unit),
                 "matched": found.matched,
                 "opacity": f"{min(1.0, 0.25 + 0.75 * found.score):.2f}" if found.matched else "1",
                 "named": found.score >= 0.5 or not found.matched,
             }
         )
     return drawn
+
+
+def _caption(name: str, score: str, corner: tuple[float, float], size: tuple[int, int], unit: float) -> dict[str, str]:
+    """Returns the text and its background, within the picture: above the box, or in it where there is no room above."""
+    text_size, padding = unit * _TEXT, unit * 0.6
+    widest = (size[0] - 2 * padding) / text_size
+    text = _fitted(name, f" {score}", widest)
+    length = _ems(text) * text_size
+    width, height = length + 2 * padding, text_size * 1.3
+    x = max(0.0, min(corner[0], size[0] - width))
+    above = corner[1] - height
+    y = max(0.0, min(above if above >= 0 else corner[1], size[1] - height))
+    return {
+        "text": text,
+        "x": f"{x:.1f}",
+        "y": f"{y:.1f}",
+        "width": f"{width:.1f}",
+        "height": f"{height:.1f}",
+        "text_x": f"{x + padding:.1f}",
+        "text_y": f"{y + text_size:.1f}",
+        "length": f"{length:.1f}",
+    }
+
+
+def _fitted(name: str, behind: str, widest: float) -> str:
+    """Returns the name, cut if it is too long, with what is behind it; ``widest`` is in em."""
+    if len(name) <= _MOST_CHARACTERS and _ems(name + behind) <= widest:
+        return name + behind
+    name = name[:_MOST_CHARACTERS]
+    while name and _ems(f"{name}…{behind}") > widest:
+        name = name[:-1]
+    return f"{name}…{behind}"
+
+
+def _ems(text: str) -> float:
+    """Returns about how wide a text is in a sans-serif font, in em: the page has no script that could measure it."""
+
+    def width(character: str) -> float:
+        if unicodedata.combining(character):
+            return 0.0
+        if unicodedata.east_asian_width(character) in "WF":
+            return 1.0
+        if character in "iljftI.,:;'!| ":
+            return 0.32
+        return 0.86 if character in "mwMW" else 0.7 if character.isupper() else 0.6
+
+    return sum(map(width, text))
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...capture.segments import ENGINE_SPEEDUP, Share, predicted_gain
+from ...common.class_names import summary_of
 from ...verification.verify import Verification
 from .data import ReportData
 from .measurement import Measurement
@@ -63,6 +64,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
     say(verification_text(report.verification))
     if report.golden:
         say(f"golden sample: {report.golden}")
+    if report.class_names:
+        say(f"class names: {summary_of(report.class_names)}")
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 

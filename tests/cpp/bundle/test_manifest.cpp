@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "failure_of.h"
+#include "hybrid_rt/class_names.h"
 
 namespace {
 
@@ -88,6 +89,15 @@ TEST_CASE("class names and a golden sample may be missing") {
   const Manifest manifest = Manifest::from_json(without.dump(), "new.pt");
   CHECK(manifest.class_names.empty());
   CHECK(manifest.no_golden == "an older hybrid_rt made this file");
+}
+
+TEST_CASE("a label without a name is shown as its number") {
+  const hybrid_rt::ClassNames names{"__background__", "person", ""};
+  CHECK(hybrid_rt::class_text(1, names) == "person");
+  for (const int label : {2, 3, -1, 1 << 30}) {
+    CHECK(hybrid_rt::class_name(label, names).empty());
+    CHECK(hybrid_rt::class_text(label, names) == std::to_string(label));
+  }
 }
 
 TEST_CASE("further fields are ignored") {

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <future>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -68,6 +69,7 @@ TEST_CASE("a detector finds what its module finds, from several threads at once"
 
   Detector detector(bundle(), {.workers = 2});
   std::vector<std::future<hybrid_rt::DetectResult>> found;
+  std::shared_ptr<const hybrid_rt::ClassNames> found_names;
   for (const at::Tensor& image : images) {
     found.push_back(std::async(std::launch::async, [&detector, image] { return detector.detect(image); }));
   }
@@ -77,7 +79,10 @@ TEST_CASE("a detector finds what its module finds, from several threads at once"
     CHECK(result.height == images[i].size(1));
     CHECK(result.width == 96);
     CHECK(result.timing.run > 0);
+    found_names = result.class_names;
   }
+  CHECK(hybrid_rt::class_name(1, *found_names) == "0");
+  CHECK(*detector.status().class_names == *found_names);
   CHECK(detector.status().queued == 0);
   CHECK(detector.status().engines.at(0).name == "backbone");
 }

@@ -103,6 +103,20 @@ TEST_CASE("engines are prepared by load, by their first run otherwise") {
   CHECK(backend_of(plain) == "torchscript");
 }
 
+TEST_CASE("class names are those of the file, without reading it again") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("copy.pt");
+  std::filesystem::copy_file(bundle(), path);
+  const torch::jit::Module module = hybrid_rt::load(path);
+  const hybrid_rt::ClassNames names = hybrid_rt::class_names(path);
+  CHECK(hybrid_rt::class_name(1, names) == "0");
+  CHECK(hybrid_rt::class_name(10, names) == "9");
+  CHECK(hybrid_rt::class_names(torch::jit::load(path)).empty());
+  std::filesystem::remove(path);
+  CHECK(hybrid_rt::class_names(module) == names);
+  CHECK_THROWS_AS(hybrid_rt::class_names(path), Error);
+}
+
 TEST_CASE("engines tell the variants and the reasons") {
   const auto engines = hybrid_rt::engines(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
   REQUIRE(engines.size() == 1);

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import ConversionReport
+from models import digits_detector
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -165,7 +166,10 @@ def test_the_boxes_lie_on_the_pictures(browser: Browser, demo_page: tuple[Path, 
         assert f"{len(boxes)} boxes" in figure.locator("img").get_attribute("alt")
     assert colours(page, "figure img") > 500
     best = max(report.pictures[0].expected, key=lambda box: box.score)
-    assert f"{best.label} · {best.score:.2f}" in figures.first.locator("text").all_text_contents()
+    assert (
+        f"{digits_detector.CLASS_NAMES[best.label]} {best.score:.2f}"
+        in figures.first.locator("text").all_text_contents()
+    )
 
 
 def test_the_page_says_what_the_report_says(browser: Browser, demo_page: tuple[Path, ConversionReport]) -> None:

@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
 from helpers.paths import ROOT
 from helpers.same_detections import assert_same
 from hybrid_rt.cli.main import main
@@ -25,6 +26,7 @@ from hybrid_rt.common.images import read_picture
 from hybrid_rt.conversion.export import triton
 from hybrid_rt.conversion.export.triton import ServingOptions
 from hybrid_rt.torchscript import jit
+from models import digits_detector
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +112,14 @@ def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: 
     return path
 
 
+def test_names_of_any_characters_are_in_the_configuration(tmp_path: Path, demo_bundle: Path) -> None:
+    names = ['"a" \\ {b}', "café", "猫"]
+    change = change_manifest(lambda manifest: manifest.update(class_names=names))
+    named = rewrite(demo_bundle, tmp_path / "named.pt", {MANIFEST: change})
+    model = triton.export_triton(named, tmp_path / "repository")
+    assert json.loads(parsed(model.folder).parameters["class_names"].string_value) == names
+
+
 def test_a_picture_in_bytes(
     demo_bundle: Path, pictures: list[Tensor], expected: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -122,6 +132,7 @@ def test_a_picture_in_bytes(
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, schema().ModelInstanceGroup.KIND_CPU)
     assert config.parameters["INTRA_OP_THREAD_COUNT"].string_value == "1"
     assert list(config.model_warmup[0].inputs["picture__0"].dims) == [*pictures[0].shape[1:], 3]
+    assert json.loads(config.parameters["class_names"].string_value) == list(digits_detector.CLASS_NAMES)
     for picture, want in zip(pictures, expected, strict=True):
         given = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
         assert_same([want], [found_by_torch_alone(model.folder, given, tmp_path)])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import hybrid_rt
 from helpers.external_projects import TESTS, build_project, run
+from models import digits_detector
 
 pytestmark = pytest.mark.slow
 
@@ -23,8 +24,9 @@ def test_it_answers_each_picture_in_order(tmp_path: Path, demo_bundle: Path, dem
         Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
         (found,) = module([image])
         pictures.append(path)
+        best = digits_detector.CLASS_NAMES[found["labels"][0]]
         expected.append(
-            (f"{path}: {len(found['labels'])} objects, best {found['labels'][0]}", float(found["scores"][0]))
+            (f"{path}: {len(found['labels'])} objects, best {best} ", float(found["scores"][0])),
         )
     done = run(program, demo_bundle, *pictures)
     assert done.returncode == 0, done.stderr

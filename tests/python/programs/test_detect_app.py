@@ -16,7 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
+from hybrid_rt.common.class_names import class_colour
 from hybrid_rt.common.executables import program as find_program
+from models import digits_detector
 
 OK, WRONG_USAGE, PICTURE_UNREADABLE, BUNDLE_UNLOADABLE, RUN_FAILED, OUTPUT_UNWRITABLE, DIFFERS = 0, 2, 3, 4, 5, 6, 7
 
@@ -75,6 +78,23 @@ def label_names(tmp_path: Path) -> Path:
     return path
 
 
+def with_names(bundle: Path, output: Path, names: list[str] | None) -> Path:
+    """A copy of the bundle with these class names; None: without."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest.pop("class_names", None)
+        if names is not None:
+            manifest["class_names"] = names
+
+    return rewrite(bundle, output, {MANIFEST: change_manifest(change)})
+
+
+@pytest.fixture(scope="module")
+def nameless_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle as one was made before there were class names."""
+    return with_names(demo_bundle, tmp_path_factory.mktemp("nameless") / "digits.pt", None)
+
+
 @pytest.fixture(scope="module")
 def tensor_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that takes a tensor instead of a list of pictures."""
@@ -93,8 +113,8 @@ def tensor_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_json_has_the_documented_keys(program, demo_bundle, demo_picture):
-    result = run_json(program, demo_bundle, demo_picture)
+def test_json_has_the_documented_keys(program, nameless_bundle, demo_picture):
+    result = run_json(program, nameless_bundle, demo_picture)
     assert list(result) == ["detections", "engines", "timing_ms"]
     assert result["detections"]
     for item in result["detections"]:
@@ -109,6 +129,32 @@ def test_json_has_the_documented_keys(program, demo_bundle, demo_picture):
     assert list(timing) == ["load", "decode", "first", "median", "p95", "repeat"]
     assert all(math.isfinite(value) and value > 0 for value in timing.values())
     assert timing["repeat"] == 1
+
+
+def test_json_has_the_class_names_of_the_bundle(program, demo_bundle, demo_picture):
+    detections = run_json(program, demo_bundle, demo_picture)["detections"]
+    assert detections
+    for item in detections:
+        assert list(item) == ["box", "label", "class_name", "score"]
+        assert item["class_name"] == digits_detector.CLASS_NAMES[item["label"]]
+
+
+def test_json_has_no_name_where_there_is_none(program, demo_bundle, demo_picture, tmp_path):
+    names = ["", "", "", "two", "thrée"]
+    bundle = with_names(demo_bundle, tmp_path / "few.pt", names)
+    detections = run_json(program, bundle, demo_picture)["detections"]
+    assert {item["label"] for item in detections} - {3, 4}
+    for item in detections:
+        name = dict(enumerate(names)).get(item["label"]) or None
+        assert item.get("class_name") == name
+
+
+def test_class_names_that_are_no_names_fail(program, demo_bundle, demo_picture, tmp_path):
+    bundle = rewrite(
+        demo_bundle, tmp_path / "x.pt", {MANIFEST: change_manifest(lambda manifest: manifest.update(class_names=[1]))}
+    )
+    message = error_of(run(program, bundle, demo_picture), BUNDLE_UNLOADABLE)
+    assert "x.pt, manifest, class_names: expected a list of texts, got " in message
 
 
 def test_detections_are_those_of_python(program, demo_bundle, demo_picture):
@@ -178,12 +224,38 @@ def test_table_shows_each_detection(program, demo_bundle, demo_picture):
 
 
 def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names):
-    done = run(program, demo_bundle, demo_picture, "--labels", label_names)
-    assert done.returncode == OK, done.stderr
     labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
-    assert [line.split()[0] for line in done.stdout.splitlines()[1 : 1 + len(labels)]] == [
-        f"class-{label}" for label in labels
-    ]
+    for option in ("--labels", "--class-names"):  # as it was called, and as it is called everywhere
+        assert shown_names(run(program, demo_bundle, demo_picture, option, label_names)) == [
+            f"class-{label}" for label in labels
+        ]
+
+
+def shown_names(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What stands before the scores; the columns must line up."""
+    assert done.returncode == OK, done.stderr
+    heading, *lines = done.stdout.splitlines()
+    lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("detections: "))]
+    assert {len(line) for line in lines} == {len(heading)}
+    return [line[: heading.index("  score")].strip().rsplit("  ", 1)[0] for line in lines]
+
+
+def test_table_shows_the_class_names_of_the_bundle(program, demo_bundle, nameless_bundle, demo_picture, tmp_path):
+    labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
+    shown = shown_names(run(program, demo_bundle, demo_picture))
+    assert shown == [digits_detector.CLASS_NAMES[label] for label in labels]
+    assert shown_names(run(program, nameless_bundle, demo_picture)) == [str(label) for label in labels]
+    names = ["é" * label + " class" for label in range(11)]
+    shown = shown_names(run(program, with_names(demo_bundle, tmp_path / "x.pt", names), demo_picture))
+    assert shown == [names[label] for label in labels]
+
+
+def test_boxes_have_the_colours_of_their_classes(program, demo_bundle, demo_picture, tmp_path):
+    output = tmp_path / "annotated.png"
+    best = run_json(program, demo_bundle, demo_picture, "--output", output)["detections"][0]
+    x1, _, _, y2 = (round(value) for value in best["box"])
+    with Image.open(output) as annotated:
+        assert annotated.convert("RGB").getpixel((x1, y2 - 1)) == class_colour(best["label"])
 
 
 def test_output_is_the_picture_with_its_boxes(program, demo_bundle, demo_picture, tmp_path):
@@ -285,6 +357,7 @@ def test_help_documents_options_and_exit_codes(program):
         "--device",
         "--min-score",
         "--labels",
+        "--class-names",
         "--verify",
     ]
     assert [option for option in options if option not in done.stdout] == []

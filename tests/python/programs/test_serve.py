@@ -24,9 +24,11 @@ from safetensors.numpy import save
 from torch import Tensor
 
 import hybrid_rt
+from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
 from helpers.serving import Answer, Server, ServerEnded, serving
 from helpers.small_detectors import ListDetector, small_detector, small_picture
 from hybrid_rt.common.executables import program
+from models import digits_detector
 
 pytestmark = [pytest.mark.slow, pytest.mark.service]
 
@@ -189,9 +191,34 @@ def test_masks_and_keypoints_are_answered(tmp_path: Path) -> None:
         assert np.array_equal(coco_mask.decode(found["mask"]), wanted)
         torch.testing.assert_close(torch.tensor(found["keypoints"]), expected["keypoints"][i], rtol=0, atol=1e-2)
         assert len(found["keypoint_scores"]) == 2
-        assert found["name"] == ["nothing", "one", "two"][found["label"]]
+        assert found["class_name"] == found["name"] == ["nothing", "one", "two"][found["label"]]
     assert {found["mask"]["counts"] for found in picture["detections"]} != {""}
     assert not any("mask" in found for found in without["detections"])
+
+
+def test_class_names_are_those_of_the_bundle(server: Server, demo_picture: Path) -> None:
+    (model,) = server.request("/v1/models").json()["models"]
+    assert model["class_names"] == list(digits_detector.CLASS_NAMES)
+    detections = only_picture(server.detect(demo_picture))["detections"]
+    assert detections
+    for found in detections:
+        assert found["class_name"] == found["name"] == digits_detector.CLASS_NAMES[found["label"]]
+
+
+def test_a_bundle_without_class_names_is_answered_without_them(
+    demo_bundle: Path, demo_picture: Path, tmp_path: Path
+) -> None:
+    change = change_manifest(lambda manifest: manifest.pop("class_names"))
+    nameless = rewrite(demo_bundle, tmp_path / "digits.pt", {MANIFEST: change})
+    with serving(nameless, warm_up=SMALL) as served:
+        assert served.request("/v1/models").json()["models"][0]["class_names"] == []
+        for found in only_picture(served.detect(demo_picture))["detections"]:
+            assert list(found) == ["box", "label", "score"]
+        shutil.copy(demo_bundle, tmp_path / "new.pt")
+        (tmp_path / "new.pt").replace(nameless)
+        served.request("/v1/reload", b"")
+        (best, *_) = only_picture(served.detect(demo_picture))["detections"]
+        assert best["class_name"] == digits_detector.CLASS_NAMES[best["label"]]
 
 
 def test_a_request_id_goes_through_answer_and_log(server: Server, demo_picture: Path) -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from conversion.test_report_page import CONTRASTS
 from helpers.serving import Server, serving
+from hybrid_rt.common.class_names import class_colour, text_colour
 
 pytestmark = [pytest.mark.slow, pytest.mark.service]
 
@@ -113,7 +114,7 @@ def test_the_boxes_of_the_answer_are_on_the_picture(
 
     texts = page.locator("#rows tr").all_inner_texts()
     for text, found in zip(texts, sorted(picture["detections"], key=lambda found: -found["score"]), strict=True):
-        assert found.get("name", f"label {found['label']}") in text
+        assert found["class_name"] in text
         assert f"{found['score']:.2f}" in text
     smallest, *_, largest = sorted(picture["detections"], key=lambda found: area(found["box"]))
     (x, _), (_, y) = sides(smallest["box"], picture)[2], sides(smallest["box"], picture)[0]
@@ -127,6 +128,42 @@ def test_the_boxes_of_the_answer_are_on_the_picture(
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     with Image.open(tmp_path / "page.png") as shot:
         assert len(shot.convert("RGB").getcolors(1 << 24) or []) > 500
+    assert opened.errors == []
+
+
+def test_colours_are_those_of_the_other_programs(browser: Browser, server: Server) -> None:
+    page = Opened(browser, server).page
+    labels = [*range(-20, 200), 65_535, 1_000_003]
+    colours = page.evaluate("(labels) => labels.map(channelsOf)", labels)
+    assert [tuple(colour) for colour in colours] == [class_colour(label) for label in labels]
+    inks = page.evaluate("(colours) => colours.map(textColourOn)", colours)
+    assert inks == ["#{:02x}{:02x}{:02x}".format(*text_colour(tuple(colour))) for colour in colours]
+
+
+def test_long_names_are_cut_and_labels_stay_on_the_picture(
+    browser: Browser, server: Server, demo_picture: Path
+) -> None:
+    with Image.open(demo_picture) as picture:
+        width, height = picture.size
+    boxes = [[-50.0, -50.0, width + 50.0, height + 50.0], [width - 5.0, height - 5.0, width + 0.0, height + 0.0]]
+    detections = [
+        {"box": box, "label": i, "class_name": "猫" * 400, "score": 0.9 - i / 10} for i, box in enumerate(boxes)
+    ]
+    answer = {
+        "request_id": "x",
+        "model": "made up",
+        "pictures": [{"width": width, "height": height, "detections": detections}],
+        "engines": {},
+        "timing_ms": {"queue": 0.0, "decode": 0.0, "run": 0.0, "total": 0.0},
+    }
+    opened = Opened(browser, server)
+    opened.page.route("**/v1/detect*", lambda route: route.fulfill(json=answer))
+    opened.choose(demo_picture)
+    assert opened.opacities((0.002, 0.01), (0.5, 0.99)) == [255, 255]
+    text = opened.page.evaluate(
+        "fitted(document.createElement('canvas').getContext('2d'), 'x'.repeat(99), ' 0.90', 1e4)"
+    )
+    assert text == "x" * 40 + "… 0.90"
     assert opened.errors == []
 
 
@@ -343,7 +380,7 @@ def test_masks_and_names_of_an_answer_are_shown(
                     {
                         "box": [-5.5, 0.0, width + 5.0, height - 1.0],
                         "label": -3,
-                        "name": name,
+                        "class_name": name,
                         "score": 0.9,
                         "mask": {"size": [height, width], "counts": code["counts"].decode()},
                         "keypoints": [[width * 0.75, height * 0.75, 1.0], [width * 0.75, height * 0.6, 0.0]],

@@ -357,7 +357,7 @@ TEST_CASE("the text is written above its box, or inside at the upper edge") {
   for (const float top : {40.0F, 0.0F}) {
     Picture with_text = original;
     Picture without_text = original;
-    annotate(with_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, "cat 0.91"}});
+    annotate(with_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, "cat", "0.91"}});
     annotate(without_text, std::vector<Annotation>{{{20, top, 90, 75}, 1, ""}});
     CHECK(with_text.rgb != without_text.rgb);
     const int text_top = top > 11 ? static_cast<int>(top) - 11 : 0;
@@ -400,12 +400,84 @@ TEST_CASE("any text can be drawn, on any size of picture") {
   }
 }
 
-TEST_CASE("labels next to each other have clearly different colours") {
-  for (std::int64_t label = 0; label < 20; ++label) {
-    const Colour a = label_colour(label);
-    const Colour b = label_colour(label + 1);
-    CHECK(std::abs(a[0] - b[0]) + std::abs(a[1] - b[1]) + std::abs(a[2] - b[2]) > 100);
+/// How many pixels differ, in the columns from `left` to before `right`.
+std::ptrdiff_t changed(const Picture& a, const Picture& b, int left, int right) {
+  std::ptrdiff_t count = 0;
+  for (int y = 0; y < a.height; ++y) {
+    for (int x = left; x < right; ++x) count += pixel(a, x, y) != pixel(b, x, y) ? 1 : 0;
   }
+  return count;
+}
+
+TEST_CASE("a caption is a filled rectangle of the label's colour with text that can be read on it") {
+  for (const std::int64_t label : {1, 2}) {  // a dark colour and a light one
+    Picture picture{200, 100, std::vector<std::uint8_t>(200 * 100 * 3, 128)};
+    annotate(picture, std::vector<Annotation>{{{20, 40, 180, 90}, label, "cat", "0.91"}});
+    const Colour background = label_colour(label);
+    const Colour ink = hybrid_rt::apps::text_colour(background);
+    int of_ink = 0;
+    for (int y = 29; y < 40; ++y) {
+      for (int x = 20; x < 40; ++x) {
+        const Colour found = pixel(picture, x, y);
+        CHECK((found == background || found == ink));
+        of_ink += found == ink ? 1 : 0;
+      }
+    }
+    CHECK(of_ink > 20);
+  }
+}
+
+TEST_CASE("captions lie within the image wherever their box is") {
+  const Picture original = gradient(160, 120);
+  const std::string name = "traffic light";
+  for (const auto& box : std::vector<std::array<float, 4>>{
+           {0, 0, 20, 20}, {150, 0, 160, 20}, {150, 110, 160, 120}, {-40, -40, 300, 300}, {400, 300, 500, 400}}) {
+    Picture with_caption = original;
+    Picture without = original;
+    annotate(with_caption, std::vector<Annotation>{{box, 5, name, "0.50"}});
+    annotate(without, std::vector<Annotation>{{box, 5, "", ""}});
+    // As many pixels as where there is room: nothing was cut off.
+    Picture roomy = original;
+    Picture roomy_without = original;
+    annotate(roomy, std::vector<Annotation>{{{10, 60, 150, 110}, 5, name, "0.50"}});
+    annotate(roomy_without, std::vector<Annotation>{{{10, 60, 150, 110}, 5, "", ""}});
+    CHECK(changed(with_caption, without, 0, 160) > changed(roomy, roomy_without, 0, 160) * 8 / 10);
+  }
+}
+
+TEST_CASE("a long name is cut, the score behind it is not") {
+  const Picture original = gradient(300, 100);
+  const auto drawn = [&](const std::string& name, const std::string& score) {
+    Picture picture = original;
+    annotate(picture, std::vector<Annotation>{{{0, 50, 299, 99}, 2, name, score}});
+    return picture;
+  };
+  const std::string longest(10'000, 'm');
+  CHECK(drawn(longest, "0.50").rgb == drawn(longest + "n", "0.50").rgb);
+  CHECK(drawn(longest, "0.50").rgb != drawn(longest, "0.51").rgb);
+  CHECK(drawn(std::string(12, 'm'), "0.50").rgb != drawn(std::string(13, 'm'), "0.50").rgb);
+}
+
+TEST_CASE("a name of other letters is written in ASCII, or as the label's number if nothing of it can be") {
+  const Picture original = gradient(300, 100);
+  const auto drawn = [&](const std::string& name) {
+    Picture picture = original;
+    annotate(picture, std::vector<Annotation>{{{0, 50, 299, 99}, 17, name, "0.50"}});
+    return picture;
+  };
+  CHECK(drawn("caf\u00E9").rgb == drawn("cafe").rgb);
+  CHECK(drawn("\u732B").rgb == drawn("17").rgb);
+}
+
+TEST_CASE("no outline crosses a caption") {
+  Picture picture = gradient(200, 100);
+  annotate(picture,
+           std::vector<Annotation>{{{10, 10, 190, 40}, 3, "", ""}, {{20, 45, 180, 90}, 1, "mmmmmmmmmm", "0.5"}});
+  const Picture both = picture;
+  picture = gradient(200, 100);
+  annotate(picture,
+           std::vector<Annotation>{{{20, 45, 180, 90}, 1, "mmmmmmmmmm", "0.5"}, {{10, 10, 190, 40}, 3, "", ""}});
+  CHECK(pixel(picture, 22, 38) == pixel(both, 22, 38));
 }
 
 TEST_CASE("the size is read from the header alone") {
