@@ -2,6 +2,7 @@
 #include <torch/extension.h>
 
 #include "hybrid_rt/hybrid_rt.h"
+#include "verification.h"
 
 // What TorchBind can't give: typed exceptions, the manifest without unpickling, the backends, and load() itself, so
 // that Python and C++ load a bundle by the same code.
@@ -106,21 +107,6 @@ py::list list_checks(const std::string& path, const LoadOptions& options, const 
   return list;
 }
 
-/// A nest of tensors; torch's own conversion is not exported by every torch.
-c10::IValue value_of(const py::handle& object) {
-  if (py::isinstance<py::dict>(object)) {
-    c10::impl::GenericDict dict(c10::StringType::get(), c10::AnyType::get());
-    for (const auto& [key, value] : object.cast<py::dict>()) dict.insert(key.cast<std::string>(), value_of(value));
-    return dict;
-  }
-  if (py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object)) {
-    std::vector<c10::IValue> elements;
-    for (const py::handle& element : object) elements.push_back(value_of(element));
-    return c10::ivalue::Tuple::create(std::move(elements));
-  }
-  return object.cast<at::Tensor>();
-}
-
 /// (devices, reason why there are none).
 py::tuple list_cuda_devices() {
   const hybrid_rt::Machine machine = hybrid_rt::Machine::here();
@@ -183,13 +169,6 @@ PYBIND11_MODULE(_native, m) {
         return py::bytes(hybrid_rt::read_record(path, record));
       },
       py::arg("path"), py::arg("record"));
-  m.def(
-      "compare",
-      [](const py::object& expected, const py::object& found, const std::string& thresholds) {
-        return to_json(hybrid_rt::compare(value_of(expected), value_of(found),
-                                          hybrid_rt::Thresholds::from_json(thresholds), "golden sample"));
-      },
-      py::arg("expected"), py::arg("found"), py::arg("thresholds"));
   m.def("verify_records", &hybrid_rt::verify_records, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "check",
@@ -202,6 +181,7 @@ PYBIND11_MODULE(_native, m) {
         return list_checks(path, options, machine);
       },
       py::arg("path"), py::arg("options"), py::arg("cpu"), py::arg("memory"), py::arg("capability"));
+  bind_verification(m);
   m.def("engines", &list_engines, py::arg("module"));
   m.def("move_to", &hybrid_rt::move_to, py::arg("module"), py::arg("device"), py::call_guard<py::gil_scoped_release>());
   m.def("cpu_flags", [] { return hybrid_rt::Machine::here().cpu_flags; });

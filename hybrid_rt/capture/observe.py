@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
+from ..common.tensor_tree import map_tensors
 
 Source = tuple[str, int]
 """The submodule that returned a tensor, and which of its tensors it is."""
@@ -116,7 +117,7 @@ class _Observer:
             for module in self.names:
                 hooks.callback(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(self._leave).remove)
-            arguments = copied(example)  # it may change them
+            arguments = map_tensors(example, Tensor.clone)  # it may change them
             start = time.perf_counter()
             result = self.detector(*arguments)
             seconds = time.perf_counter() - start
@@ -184,8 +185,3 @@ def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[s
         for name, value in bound.items()
         if not (value is None and signature.parameters[name].default is None)
     }
-
-
-def copied(value: Any) -> Any:
-    """Returns a nest of tensors with copies of them; everything else is shared."""
-    return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, value)

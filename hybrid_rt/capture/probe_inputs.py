@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.submodules import with_submodules
+from ..common.tensor_tree import images_in, map_images
 from .shapes import Shapes
 
 _LEAST_SIDE = 160
@@ -56,15 +57,15 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
         sizes = sorted(shapes or [], key=lambda size: size[0] * size[1])
     if sizes:
         chosen = dict.fromkeys([sizes[0], sizes[-1]])
-        given = [Sample(detector, _changed(example, _to_size(size), longer=True), required=True) for size in chosen]
-        return [*given, Sample(detector, _changed(given[0].arguments, torch.zeros_like))]
+        given = [Sample(detector, map_images(example, _to_size(size), one_more=True), required=True) for size in chosen]
+        return [*given, Sample(detector, map_images(given[0].arguments, torch.zeros_like))]
     if not resizes:
-        return [Sample(detector, example, required=True), Sample(detector, _changed(example, torch.zeros_like))]
+        return [Sample(detector, example, required=True), Sample(detector, map_images(example, torch.zeros_like))]
     smaller = _resizing_to(detector, _SMALLER)
     return [
-        Sample(smaller, _changed(example, _wide)),
-        Sample(smaller, _changed(example, _tall, longer=True)),
-        Sample(smaller, _changed(example, torch.zeros_like)),
+        Sample(smaller, map_images(example, _wide)),
+        Sample(smaller, map_images(example, _tall, one_more=True)),
+        Sample(smaller, map_images(example, torch.zeros_like)),
     ]
 
 
@@ -90,24 +91,12 @@ def _to_size(size: tuple[int, int]) -> Resize:
 
 def at_size(example: tuple[Any, ...], size: tuple[int, int] | None) -> tuple[Any, ...]:
     """The example with its pictures resized to (height, width); None: with copies of them."""
-    return _changed(example, _to_size(size) if size is not None else torch.clone)
-
-
-def pictures_in(example: tuple[Any, ...]) -> list[Tensor]:
-    """The pictures, [C, H, W] or batches [N, C, H, W]."""
-    found: list[Tensor] = []
-
-    def noted(picture: Tensor) -> Tensor:
-        found.append(picture)
-        return picture
-
-    _changed(example, noted)
-    return found
+    return map_images(example, _to_size(size) if size is not None else torch.clone)
 
 
 def picture_sizes(example: tuple[Any, ...]) -> list[tuple[int, int]]:
     """(height, width) of each picture, of a batch one."""
-    return [(picture.shape[-2], picture.shape[-1]) for picture in pictures_in(example)]
+    return [(picture.shape[-2], picture.shape[-1]) for picture in images_in(example)]
 
 
 def _tall(picture: Tensor) -> Tensor:
@@ -122,20 +111,6 @@ def _wide(picture: Tensor) -> Tensor:
 
 def _resized(picture: Tensor, height: int, width: int) -> Tensor:
     batched = picture if picture.dim() == 4 else picture[None]
-    other = nn.functional.interpolate(batched, size=(height, width), mode="bilinear", align_corners=False)
-    return other if picture.dim() == 4 else other[0]
-
-
-def _changed(example: tuple[Any, ...], change: Resize, *, longer: bool = False) -> tuple[Any, ...]:
-    """The example with its pictures changed; ``longer``: one more where they are a list."""
-    changed: list[Any] = []
-    for value in example:
-        if isinstance(value, Tensor) and value.dim() in (3, 4) and value.is_floating_point():
-            changed.append(change(value))
-        elif (
-            isinstance(value, list) and value and all(isinstance(entry, Tensor) and entry.dim() == 3 for entry in value)
-        ):
-            changed.append([change(entry) for entry in [*value, *value[: int(longer)]]])
-        else:
-            changed.append(value)
-    return tuple(changed)
+    pixels = batched if batched.is_floating_point() else batched.float()  # a GPU resizes floats alone
+    other = nn.functional.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
+    return (other if picture.dim() == 4 else other[0]).to(picture.dtype)

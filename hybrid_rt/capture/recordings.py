@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..common.structure import map_tensors
+from ..common.tensor_tree import map_tensors
 from ..torchscript.jit import HEAD_OPERATORS
-from .observe import Observation, arguments_of, copied
+from .observe import Observation, arguments_of
 from .probe_inputs import Sample
 from .side_effects import find_side_effects
 
@@ -58,7 +58,7 @@ def recording(detector: nn.Module, names: Sequence[str]) -> Iterator[dict[str, l
                 keyword: dict[str, Any],
                 pending: list[dict[str, Any]] = pending,
             ) -> None:
-                pending.append(copied(arguments_of(module, positional, keyword)))
+                pending.append(map_tensors(arguments_of(module, positional, keyword), Tensor.clone))
 
             def after(
                 _: nn.Module,
@@ -67,7 +67,7 @@ def recording(detector: nn.Module, names: Sequence[str]) -> Iterator[dict[str, l
                 name: str = name,
                 pending: list[dict[str, Any]] = pending,
             ) -> None:
-                seen[name].append((pending.pop(), copied(result)))
+                seen[name].append((pending.pop(), map_tensors(result, Tensor.clone)))
 
             submodule = detector.get_submodule(name)
             hooks.callback(submodule.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)

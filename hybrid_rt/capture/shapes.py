@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..common.errors import OptionError
 from ..common.specs import UNBOUNDED
+from ..common.tensor_tree import images_in
 from .observe import Observation
 
 Range = tuple[int, int]
@@ -140,8 +141,7 @@ def input_ranges(observation: Observation, name: str, shapes: Shapes | None) -> 
     calls = use.calls if use else []
     if len(calls) != 1 or calls[0] is None:
         return None
-    entries = [value for entry in observation.example for value in (entry if isinstance(entry, list) else [entry])]
-    channels = {value.shape[-3] for value in entries if isinstance(value, Tensor) and value.dim() >= 3}
+    channels = {image.shape[-3] for image in images_in(observation.example)}
     found = []
     for shape, _ in calls[0].input_tensors:
         is_features = len(shape) == 4 and shape[1] not in channels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..common.tensor_tree import tensors_in
 
 _DATA_DEPENDENT = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 _UNTAGGED = {"torchvision::nms", "aten::is_nonzero"}
@@ -52,7 +53,7 @@ class SideEffects(TorchDispatchMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
-        inputs = {_storage(tensor) for tensor in _tensors((positional, keyword))}
+        inputs = {_storage(tensor) for tensor in tensors_in((positional, keyword))}
         self._open.append((self._names[module], inputs, _plain_attributes(module)))
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
@@ -83,13 +84,13 @@ class SideEffects(TorchDispatchMode):
             _storage(tensor)
             for argument in schema.arguments
             if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in _tensors(given.get(argument.name))
+            for tensor in tensors_in(given.get(argument.name))
         }
         depends = _depends_on_values(operator, schema.name, args)
         random = torch.Tag.nondeterministic_seeded in operator.tags and _draws(schema.name, given)
         if not (written or depends or random):
             return
-        read = {_storage(tensor) for tensor in _tensors((args, kwargs))}
+        read = {_storage(tensor) for tensor in tensors_in((args, kwargs))}
         for name, inputs, _ in self._open:
             what = ""
             if depends and not read <= self._constants[name]:
@@ -108,17 +109,6 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for child in value.values():
-            yield from _tensors(child)
-    elif isinstance(value, (list, tuple)):
-        for child in value:
-            yield from _tensors(child)
-
-
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
 
@@ -126,7 +116,7 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
 def _depends_on_values(operator: Any, name: str, args: tuple[Any, ...]) -> bool:
     if name == "aten::index" and len(args) > 1:
         # Picking by position is dense; only a mask's values decide on a size.
-        return any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(list(args[1])))
+        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(list(args[1])))
     return name in _UNTAGGED or any(tag in operator.tags for tag in _DATA_DEPENDENT)
 
 

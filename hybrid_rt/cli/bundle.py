@@ -25,6 +25,8 @@ from ..conversion.edit.swap import swap_backbone
 from ..conversion.edit.variants import add_variant, remove_variant
 from ..conversion.export.extract import extract
 from ..verification.golden import describe
+from ..verification.text import summary
+from ..verification.verify import Verification
 from .detectors import built
 
 _NOTHING_RUNS = 1
@@ -147,39 +149,10 @@ def _facts(manifest: Manifest, path: Path) -> Iterator[str]:
     yield f"{path}: {detector}, format {manifest.format_version}, {path.stat().st_size / 1e6:.1f} MB"
     yield f"made with {_listed(manifest.versions)}"
     yield f"head operators: {', '.join(manifest.head.operators if manifest.head else ()) or 'none'}"
-    yield from _verified(manifest.verification)
+    verification = manifest.verification
+    yield from summary(None if verification is None else Verification.from_json(verification))
     yield f"golden sample: {describe(manifest.golden.to_json() if manifest.golden else None)}"
     yield f"class names: {summary_of(manifest.class_names or ()) or 'none'}"
-
-
-def _verified(verification: Mapping[str, Any] | None) -> Iterator[str]:
-    """What was compared before the file was saved."""
-    if verification is None:
-        yield "not verified"
-        return
-    pictures, tensors = verification["pictures"], verification["tensors"]
-    text = f"verified in {verification['precision']}"
-    if pictures:
-        matched, expected = (sum(picture[key] for picture in pictures) for key in ("matched", "expected"))
-        text += f": {matched} of {expected} boxes found again"
-        if "max_box_drift" in pictures[0]:
-            drifts = (max(picture[key] for picture in pictures) for key in ("max_box_drift", "max_score_difference"))
-            text += ", box drift {:.2f} pixels, score drift {:.2g}".format(*drifts)
-    if pictures or tensors:
-        yield text
-    for engine in dict.fromkeys(error["engine"] for error in tensors):
-        worst = max(
-            (error for error in tensors if error["engine"] == engine),
-            key=lambda error: float(error["relative_error"]),
-        )
-        where = f"{worst['output']} on {worst['backend']}" if worst["backend"] else worst["output"]
-        yield f"  {engine}: greatest relative error {worst['relative_error']:.2g} in {where}"
-    if (dataset := verification.get("dataset")) is not None:
-        both = [(name, dataset["hybrid"][name], dataset["detector"][name]) for name in ("mAP", "mAP50")]
-        text = ", ".join(f"{name} {hybrid:.4f} (detector {detector:.4f})" for name, hybrid, detector in both)
-        yield f"{text} on {dataset['pictures']} pictures of {dataset['annotations']}"
-    for reason in verification.get("not_run", []):
-        yield f"  not compared: {reason}"
 
 
 def _about(engine: Engine) -> Iterator[str]:

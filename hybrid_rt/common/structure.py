@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import CaptureError
+from .tensor_tree import Node, build, node_of
+
+T = TypeVar("T")
+
+Path = tuple[str | int, ...]
+"""Keys and indices, from the outside in."""
 
 
 @dataclass(frozen=True)
@@ -21,69 +29,78 @@ class Structure:
     children: tuple[Structure, ...] = ()
     keys: tuple[str, ...] = ()
 
+    def _nodes(self, path: Path = ()) -> Iterator[tuple[Path, Structure]]:
+        """Yields this node and all below it, outer ones first, each with the keys and indices that lead to it."""
+        yield path, self
+        keys: Sequence[str | int] = self.keys or range(len(self.children))
+        for key, child in zip(keys, self.children, strict=True):
+            yield from child._nodes((*path, key))
+
+    def _paths(self) -> Iterator[Path]:
+        """Yields the way to each tensor."""
+        return (path for path, node in self._nodes() if node.kind == "tensor")
+
+    def _fold(self, tensor: Callable[[], T], container: Callable[[Structure, list[T]], T]) -> T:
+        """Computes something from the tensors up; ``container`` is called with what a node's children gave."""
+        if self.kind == "tensor":
+            return tensor()
+        return container(self, [child._fold(tensor, container) for child in self.children])
+
     @property
     def count(self) -> int:
         """How many tensors it holds."""
-        return 1 if self.kind == "tensor" else sum(child.count for child in self.children)
+        return sum(1 for _ in self._paths())
 
     @property
     def annotation(self) -> str:
         """The TorchScript type."""
-        if self.kind == "tensor":
-            return "Tensor"
-        if self.kind == "tuple":
-            return f"Tuple[{', '.join(child.annotation for child in self.children)}]"
-        inner = self.children[0].annotation
-        return f"List[{inner}]" if self.kind == "list" else f"Dict[str, {inner}]"
+
+        def annotated(node: Structure, children: list[str]) -> str:
+            if node.kind == "tuple":
+                return f"Tuple[{', '.join(children)}]"
+            return f"List[{children[0]}]" if node.kind == "list" else f"Dict[str, {children[0]}]"
+
+        return self._fold(lambda: "Tensor", annotated)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """A name a tensor: the keys and indices that lead to it."""
-        if self.kind == "tensor":
-            yield prefix
-        for key, child in zip(self.keys or map(str, range(len(self.children))), self.children, strict=True):
-            yield from child.names(f"{prefix}.{key}" if prefix else key)
+        """Yields one name per tensor: the keys and indices that lead to it."""
+        return (".".join(map(str, (prefix, *path) if prefix else path)) for path in self._paths())
 
     def flatten(self, value: Any) -> Iterator[Tensor]:
-        """The tensors of a value of this structure, in order."""
-        if self.kind == "tensor":
-            yield value
-        for key, child in zip(self.keys or range(len(self.children)), self.children, strict=True):
-            yield from child.flatten(value[key])
+        """Yields the tensors of a value of this structure, in order."""
+        return (functools.reduce(operator.getitem, path, value) for path in self._paths())
 
     def unflatten(self, tensors: Iterator[Tensor]) -> Any:
-        """The inverse of :meth:`flatten`."""
-        if self.kind == "tensor":
-            return next(tensors)
-        children = [child.unflatten(tensors) for child in self.children]
-        if self.kind == "dict":
-            return dict(zip(self.keys, children, strict=True))
-        return tuple(children) if self.kind == "tuple" else children
+        """Returns the inverse of :meth:`flatten`."""
+        return self._fold(lambda: next(tensors), lambda node, children: build(Node(node.kind, node.keys), children))
 
     def take_apart(self, expression: str) -> Iterator[str]:
-        """TorchScript expressions for the tensors of a value that ``expression`` names."""
-        if self.kind == "tensor":
-            yield expression
-        keys = [repr(key) for key in self.keys] or [str(i) for i in range(len(self.children))]
-        for key, child in zip(keys, self.children, strict=True):
-            yield from child.take_apart(f"{expression}[{key}]")
+        """Yields TorchScript expressions for the tensors of a value that ``expression`` names."""
+        return (_indexed(expression, path) for path in self._paths())
 
     def put_together(self, tensors: Iterator[str]) -> str:
-        """A TorchScript expression that builds a value of this structure from expressions for its tensors."""
-        if self.kind == "tensor":
-            return next(tensors)
-        children = [child.put_together(tensors) for child in self.children]
-        if self.kind == "dict":
-            return "{" + ", ".join(f"{key!r}: {child}" for key, child in zip(self.keys, children, strict=True)) + "}"
-        inner = ", ".join(children)
-        return f"[{inner}]" if self.kind == "list" else f"({inner},)"
+        """Returns a TorchScript expression that builds a value of this structure from those of its tensors."""
+
+        def written(node: Structure, children: list[str]) -> str:
+            if node.kind == "dict":
+                items = (f"{key!r}: {child}" for key, child in zip(node.keys, children, strict=True))
+                return "{" + ", ".join(items) + "}"
+            inner = ", ".join(children)
+            return f"[{inner}]" if node.kind == "list" else f"({inner},)"
+
+        return self._fold(lambda: next(tensors), written)
 
     def lengths(self, expression: str) -> Iterator[tuple[str, int]]:
-        """(expression, length) of each list and dict in it, whose length TorchScript's types do not fix."""
-        if self.kind in ("list", "dict"):
-            yield expression, len(self.children)
-        keys = [repr(key) for key in self.keys] or [str(i) for i in range(len(self.children))]
-        for key, child in zip(keys, self.children, strict=True):
-            yield from child.lengths(f"{expression}[{key}]")
+        """Yields (expression, length) of each list and dict in it, whose length TorchScript's types do not fix."""
+        return (
+            (_indexed(expression, path), len(node.children))
+            for path, node in self._nodes()
+            if node.kind in ("list", "dict")
+        )
+
+
+def _indexed(expression: str, path: Path) -> str:
+    return expression + "".join(f"[{key!r}]" for key in path)
 
 
 TENSOR = Structure("tensor")
@@ -98,16 +115,8 @@ def structure_of(value: Any, where: str) -> Structure:
     """
     if isinstance(value, Tensor):
         return TENSOR
-    if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
-        structure = Structure(
-            "dict",
-            tuple(structure_of(child, f"{where}[{key!r}]") for key, child in value.items()),
-            tuple(value),
-        )
-    elif isinstance(value, (list, tuple)) and value:
-        kind = "list" if isinstance(value, list) else "tuple"
-        structure = Structure(kind, tuple(structure_of(child, f"{where}[{i}]") for i, child in enumerate(value)))
-    else:
+    node = node_of(value)
+    if node is None or not node.keys or (node.kind == "dict" and not all(isinstance(key, str) for key in node.keys)):
         raise CaptureError.make(
             "capture",
             where,
@@ -115,6 +124,8 @@ def structure_of(value: Any, where: str) -> Structure:
             got=f"{type(value).__name__} {value!r}"[:200],
             remedy="Choose a segment that takes and returns such values, or wrap this one in a module that does.",
         )
+    children = tuple(structure_of(value[key], f"{where}[{key!r}]") for key in node.keys)
+    structure = Structure(node.kind, children, node.keys if node.kind == "dict" else ())
     if structure.kind != "tuple" and len({child.annotation for child in structure.children}) > 1:
         raise CaptureError.make(
             "capture",
@@ -124,18 +135,6 @@ def structure_of(value: Any, where: str) -> Structure:
             remedy="Return a tuple instead.",
         )
     return structure
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with each tensor in its lists, tuples and dicts changed; what is none of these stays."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(child, change) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        children = [map_tensors(child, change) for child in value]
-        return children if isinstance(value, list) else tuple(children)
-    return value
 
 
 class Flattened(torch.nn.Module):

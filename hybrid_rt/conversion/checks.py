@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..capture.profile import Profile
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
-from ..verification import golden
-from ..verification.golden import GoldenSample
+from ..verification.golden import GoldenSample, SampleChoice
 from ..verification.verify import TensorError, Thresholds, Verification, compare_dataset, compare_modules
 from .assemble.hybrid import Hybrid
 from .assemble.variant_trials import add_variants, compare_variants
@@ -51,7 +50,9 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
     """
     limits = options.limits(precision)
     pictures = PictureSamples(limits)
-    verification = _verify(hybrid, profile, options, precision, pictures, steps) if options.verify else None
+    choice = SampleChoice(profile.example, profile.observation.result)
+    watchers = (pictures, choice)
+    verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
     if options.truth is not None:
         verification = verification or Verification(precision)
         with (
@@ -59,8 +60,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
             hybrid.in_promised_precision() as module,
         ):
             compare_dataset(verification, profile.detector, module, options.truth, options.max_map_drop)
-    sample = golden.sample(profile.example, profile.observation.result, verification, precision, limits)
-    return Checks(precision, limits, verification, pictures.pictures, sample)
+    return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision, limits))
 
 
 def _verify(
@@ -68,7 +68,7 @@ def _verify(
     profile: Profile,
     options: CheckOptions,
     precision: str,
-    watch: Callable[[tuple[Any, ...], Any, Any], None],
+    watchers: Sequence[Callable[[tuple[Any, ...], Any, Any], None]],
     steps: Steps,
 ) -> Verification:
     """Compares every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
@@ -86,7 +86,8 @@ def _verify(
             not_run += refusals
 
         def compared_one(arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
-            watch(arguments, expected, found)
+            for watch in watchers:
+                watch(arguments, expected, found)
             advance()
 
         with hybrid.in_promised_precision() as module:
@@ -99,6 +100,5 @@ def _verify(
                 known=[profile.observation.result],
                 watch=compared_one,
             )
-        verification.not_run = not_run
-        add_variants(verification, compared, options.thresholds)
+        add_variants(verification, compared, not_run, options.thresholds)
         return verification

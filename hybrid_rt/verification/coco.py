@@ -60,6 +60,12 @@ class DatasetComparison:
     hybrid: Accuracy
     max_map_drop: float
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DatasetComparison:
+        """Returns the comparison that a manifest holds."""
+        both = {side: Accuracy(**values[side]) for side in ("detector", "hybrid")}
+        return cls(**{**values, **both})
+
     @property
     def drop(self) -> float:
         """By how much the hybrid's mAP is below the detector's; negative if it is above."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from .. import _native
 from ..bundle import archive
 from ..common.errors import BundleError, CaptureError
-from ..common.structure import map_tensors, structure_of
+from ..common.structure import structure_of
+from ..common.tensor_tree import Node, build, fold, map_tensors
 from .boxes import detections_of
 from .thresholds import Thresholds
 from .verify import Verification, compare_results
@@ -77,22 +78,34 @@ class GoldenCheck:
                 for error in self.verification.tensors
             ],
             "failures": self.verification.failures,
-            "thresholds": asdict(self.thresholds),
+            "thresholds": self.thresholds.to_json(),
         }
 
 
-def sample(
-    example_inputs: tuple[Any, ...],
-    result: Any,
-    verification: Verification | None,
-    precision: str,
-    thresholds: Thresholds,
-) -> GoldenSample:
-    """The golden sample of a conversion: what was compared, else the example with what the detector found on it."""
-    if verification is not None and verification.sample is not None:
-        inputs, expected = verification.sample
-        return GoldenSample(inputs, expected, precision, thresholds, True)
-    return GoldenSample(example_inputs, result, precision, thresholds, False)
+class SampleChoice:
+    """Chooses the golden sample of a conversion; a ``watch`` for :func:`.verify.compare_modules`.
+
+    That is the first input on which the detector found boxes, else the first one.
+    """
+
+    def __init__(self, example_inputs: tuple[Any, ...], result: Any) -> None:
+        """``result``: what the detector found on the example, which is taken if nothing was compared."""
+        self._inputs, self._expected = example_inputs, result
+        self._compared = False
+
+    def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
+        """Takes what was compared."""
+        if not self._compared or (_boxes_in(expected) and not _boxes_in(self._expected)):
+            self._inputs, self._expected = arguments, expected
+        self._compared = True
+
+    def sample(self, precision: str, thresholds: Thresholds) -> GoldenSample:
+        """Returns what was chosen, with the precision and the thresholds of the conversion."""
+        return GoldenSample(self._inputs, self._expected, precision, thresholds, self._compared)
+
+
+def _boxes_in(result: Any) -> int:
+    return sum(len(picture["boxes"]) for picture in detections_of(result) or [])
 
 
 def pack(golden: GoldenSample | None) -> tuple[dict[str, Any], bytes | None]:
@@ -109,7 +122,7 @@ def pack(golden: GoldenSample | None) -> tuple[dict[str, Any], bytes | None]:
         description = {
             "record": RECORD,
             "precision": golden.precision,
-            "thresholds": asdict(golden.thresholds),
+            "thresholds": golden.thresholds.to_json(),
             "compared": golden.compared,
             "inputs": [_pack(value, data) for value in golden.inputs],
             "expected": _pack(_compact(golden.expected), data),
@@ -133,14 +146,19 @@ def _compact(expected: Any) -> Any:
 
 
 def _pack(value: Any, data: bytearray) -> dict[str, Any]:
+    def container(node: Node, children: list[dict[str, Any]]) -> dict[str, Any]:
+        if node.kind != "dict":
+            return {"kind": node.kind, "items": children}
+        if not all(isinstance(key, str) for key in node.keys):
+            raise _NotStorable("a dict with other keys than texts")
+        return {"kind": "dict", "keys": list(node.keys), "items": children}
+
+    return fold(value, lambda leaf: _pack_leaf(leaf, data), container)
+
+
+def _pack_leaf(value: Any, data: bytearray) -> dict[str, Any]:
     if isinstance(value, Tensor):
         return _pack_tensor(value, data)
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        items = [_pack(child, data) for child in value.values()]
-        return {"kind": "dict", "keys": list(value), "items": items}
-    if isinstance(value, (list, tuple)):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {"kind": kind, "items": [_pack(child, data) for child in value]}
     if isinstance(value, float) and not math.isfinite(value):  # JSON has no such number
         raise _NotStorable(f"the number {value}")
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -196,9 +214,10 @@ def describe(description: Mapping[str, Any] | None) -> str:
 
 
 def _tensors_of(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if tree["kind"] == "tensor":
-        return [tree]
-    return [leaf for child in tree.get("items", []) for leaf in _tensors_of(child)]
+    """The descriptions of the tensors."""
+    found: list[Mapping[str, Any]] = []
+    _unpack(tree, lambda leaf: found.append(leaf) if leaf["kind"] == "tensor" else None)
+    return found
 
 
 def read(path: str | os.PathLike[str]) -> GoldenSample:
@@ -219,11 +238,15 @@ def read(path: str | os.PathLike[str]) -> GoldenSample:
         )
     try:
         data = _native.read_record(name, description["record"])
+
+        def value_of(leaf: Mapping[str, Any]) -> Any:
+            return _unpack_tensor(leaf, data) if leaf["kind"] == "tensor" else leaf["value"]
+
         return GoldenSample(
-            tuple(_unpack(value, data) for value in description["inputs"]),
-            _unpack(description["expected"], data),
+            tuple(_unpack(value, value_of) for value in description["inputs"]),
+            _unpack(description["expected"], value_of),
             description["precision"],
-            Thresholds(**description["thresholds"]),
+            Thresholds.from_json(description["thresholds"]),
             bool(description["compared"]),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -236,18 +259,15 @@ def read(path: str | os.PathLike[str]) -> GoldenSample:
         ) from error
 
 
-def _unpack(tree: Mapping[str, Any], data: bytes) -> Any:
+def _unpack(tree: Mapping[str, Any], leaf: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """The value that is described; ``leaf`` is called with each description of a tensor or plain value."""
     kind = tree["kind"]
-    if kind == "value":
-        return tree["value"]
-    if kind == "tensor":
-        return _unpack_tensor(tree, data)
-    children = [_unpack(child, data) for child in tree["items"]]
-    if kind == "dict":
-        return dict(zip(tree["keys"], children, strict=True))
-    if kind not in ("list", "tuple"):
+    if kind in ("tensor", "value"):
+        return leaf(tree)
+    if kind not in ("list", "tuple", "dict"):
         raise ValueError(f"kind '{kind}'")
-    return children if kind == "list" else tuple(children)
+    children = [_unpack(child, leaf) for child in tree["items"]]
+    return build(Node(kind, tuple(tree["keys"]) if kind == "dict" else ()), children)
 
 
 def _unpack_tensor(tree: Mapping[str, Any], data: bytes) -> Tensor:

@@ -1,10 +1,18 @@
-"""What counts as equal, by precision."""
+"""What counts as equal, by precision.
+
+To add a threshold, change four files: this one (the field, and its value for each precision),
+cpp/include/hybrid_rt/thresholds.h (the field and its line in the table), cpp/src/verify/boxes.cpp (the rule that goes
+by it) and the table in docs/precision-and-verification.md. The golden sample, the report, its schema and the bindings
+go through the fields, and tests hold the two languages and the page together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
+from .. import _native
 from ..common.errors import OptionError
 
 
@@ -12,17 +20,20 @@ from ..common.errors import OptionError
 class Thresholds:
     """What counts as equal.
 
+    The first four have to be given. The others, if left out, are those of fp32, the strictest. To start from another
+    precision's, use :meth:`of`.
+
     Attributes:
         iou: least intersection over union of two boxes that are the same.
         score: greatest difference of their scores.
-        recall: least share of boxes that have a partner, both ways, and of the partners' masks that agree.
+        recall: least fraction of boxes that have a partner, both ways, and of the partners' masks that agree.
         relative_error: greatest |difference| of an engine's output, relative to the output's greatest |value|.
         mask_iou: least intersection over union of two partners' masks, each cut at 0.5. Masks of which no more than
             two pixels differ agree in any case: at the edge of a small mask, rounding decides on them.
         keypoint_distance: greatest distance of two partners' keypoints, relative to the square root of the box's
             area. Two pixels are allowed in any case: a keypoint is the greatest cell of a heat map, which is flat
             around its top.
-        keypoint_recall: least share of keypoints within that distance. It is not 1: where a heat map has two tops
+        keypoint_recall: least fraction of keypoints within that distance. It is not 1: where a heat map has two tops
             of nearly the same height, rounding decides between them, and the keypoint jumps from one to the other.
     """
 
@@ -30,21 +41,54 @@ class Thresholds:
     score: float
     recall: float
     relative_error: float
-    mask_iou: float = 0.8
-    keypoint_distance: float = 0.05
-    keypoint_recall: float = 0.8
+    mask_iou: float = 0.97
+    keypoint_distance: float = 0.02
+    keypoint_recall: float = 0.95
+
+    @classmethod
+    def of(cls, precision: str, **changes: float) -> Thresholds:
+        """Returns a precision's thresholds with some of them changed.
+
+        Args:
+            precision: "fp32", "bf16", "fp16" or "int8".
+            changes: new values by field, e.g. ``Thresholds.of("bf16", iou=0.9)``.
+
+        Raises:
+            OptionError: a precision without thresholds, or a name that is not a field.
+        """
+        unknown = [name for name in changes if name not in {field.name for field in fields(cls)}]
+        if unknown:
+            raise OptionError.make(
+                "verify",
+                "thresholds",
+                expected=f"some of {', '.join(field.name for field in fields(cls))}",
+                got=f"'{unknown[0]}'",
+            )
+        return replace(thresholds_of(precision), **changes)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Thresholds:
+        """Returns the thresholds that a bundle holds.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        return cls(**{field.name: float(values[field.name]) for field in fields(cls)})
+
+    def to_json(self) -> dict[str, float]:
+        """Returns every field by its name."""
+        return asdict(self)
+
+    def to_native(self) -> _native.Thresholds:
+        """Returns the thresholds as the comparison in C++ takes them."""
+        native = _native.Thresholds()
+        for name, value in asdict(self).items():
+            setattr(native, name, value)
+        return native
 
 
 THRESHOLDS: Mapping[str, Thresholds] = {
-    "fp32": Thresholds(
-        iou=0.99,
-        score=1e-3,
-        recall=1.0,
-        relative_error=1e-3,
-        mask_iou=0.97,
-        keypoint_distance=0.02,
-        keypoint_recall=0.95,
-    ),
+    "fp32": Thresholds(iou=0.99, score=1e-3, recall=1.0, relative_error=1e-3),
     "bf16": Thresholds(
         iou=0.8,
         score=0.1,
@@ -73,13 +117,19 @@ THRESHOLDS: Mapping[str, Thresholds] = {
         keypoint_recall=0.7,
     ),
 }
-"""By precision. bf16 has 8 bits of mantissa: 2**-8 = 0.4 % a rounding, some tens of roundings deep; fp16 has 11. int8
-counts 255 steps up to the largest value that was seen: the demo detector's features are 0.1 % off in fp16, 6 to 15 % in
-int8. A data set's mAP (``dataset=``) is the better judge of int8."""
+"""The thresholds by precision. ``relative_error`` follows from the format; the others allow what that does to boxes.
+
+- fp32 has 24 bits of mantissa: 2**-24 = 6e-8 per rounding. Engines that compute the same in another order were 1e-6 to
+  1e-5 off; 1e-3 leaves room for deeper detectors, and still finds a wrong layer.
+- bf16 has 8 bits: 2**-8 = 0.4 % per rounding, some tens of roundings deep.
+- fp16 has 11 bits: 2**-11 = 0.05 % per rounding, eight times finer than bf16.
+- int8 counts 255 steps up to the largest value that was seen while calibrating: the demo detector's features are 6 to
+  15 % off, against 0.1 % in fp16. The mAP on a dataset (``dataset=``) is the better judge of int8.
+"""
 
 
 def thresholds_of(precision: str) -> Thresholds:
-    """The thresholds of a precision.
+    """Returns the thresholds of a precision.
 
     Raises:
         OptionError: there are none.

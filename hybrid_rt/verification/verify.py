@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import _native
 from ..bundle import archive
 from ..common.errors import VerificationError
-from ..common.structure import map_tensors, structure_of
+from ..common.structure import structure_of
+from ..common.tensor_tree import map_tensors, plain
 from . import coco
-from .boxes import BoxMatch, box_iou, compare_detections, detections_of, differences, match_boxes
+from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset, DatasetComparison, Truth
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
@@ -70,8 +73,6 @@ class Verification:
     def __post_init__(self) -> None:
         """What is not part of the record."""
         self._severities: dict[str, tuple[str, float]] = {}
-        self.sample: tuple[tuple[Any, ...], Any] | None = None
-        """The first arguments on which the detector found boxes (else the first ones), and what it found."""
 
     @property
     def passed(self) -> bool:
@@ -94,79 +95,63 @@ class Verification:
                 found.append(max(texts, key=lambda text: self._severities[text][1]))
         return found
 
+    def skip(self, reasons: Iterable[str]) -> None:
+        """Notes variants that can't run on this machine."""
+        self.not_run += reasons
+
     def to_json(self) -> dict[str, Any]:
         """For the manifest and the report."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Verification:
+        """Returns the verification that a manifest holds; fields that an older file lacks have their defaults.
+
+        The box drift has no default that would be true: it is NaN where it was not measured.
+        """
+        dataset = values.get("dataset")
+        return cls(
+            precision=values["precision"],
+            tensors=[TensorError(**_known(TensorError, error)) for error in values["tensors"]],
+            pictures=[
+                BoxMatch(**{"max_box_drift": math.nan, **_known(BoxMatch, match)}) for match in values["pictures"]
+            ],
+            failures=list(values.get("failures", [])),
+            not_run=list(values.get("not_run", [])),
+            dataset=DatasetComparison.from_json(dataset) if dataset else None,
+        )
+
+
+def _known(record: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the record has fields for: a newer file may hold more."""
+    names = {known.name for known in fields(record)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def compare_tensors(
     engine: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor], backend: str = ""
 ) -> list[TensorError]:
     """Relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong."""
-    errors = []
-    for name, want, have in zip(names, expected, got, strict=True):
-        if want.shape != have.shape or want.dtype != have.dtype or not bool(have.isfinite().all()):
-            errors.append(TensorError(engine, name, float("inf"), 0.0, backend))
-            continue
-        flat, other = want.double().flatten(), have.double().flatten()
-        scale = float(flat.abs().max()) if flat.numel() else 0.0
-        difference = float((flat - other).abs().max()) if flat.numel() else 0.0
-        norms = float(flat.norm() * other.norm())
-        errors.append(
-            TensorError(
-                engine,
-                name,
-                difference / scale if scale else difference,
-                float(flat @ other) / norms if norms else 1.0,
-                backend,
-            )
-        )
-    return errors
+    found = (_native.output_error(*one) for one in zip(names, expected, got, strict=True))
+    return [TensorError(engine, error.output, error.relative_error, error.cosine, backend) for error in found]
 
 
 def compare_results(verification: Verification, expected: Any, got: Any, thresholds: Thresholds, where: str) -> None:
-    """Adds the comparison of one call's results: boxes if they are detections, else every tensor."""
-    boxes, found = detections_of(expected), detections_of(got)
-    if boxes is None or found is None:
-        _compare_values(verification, expected, got, thresholds, where)
-        return
-    if len(boxes) != len(found):
-        verification.fail(f"{where}: detections of {len(boxes)} pictures expected, of {len(found)} found")
-        return
-    for i, (want, have) in enumerate(zip(boxes, found, strict=True)):
-        place = f"{where}, picture {i}"
-        match = compare_detections(want, have, thresholds, place)
-        verification.pictures.append(match)
-        texts = differences(match, thresholds)
-        if set(want) != set(have):
-            texts.append(f"the fields {', '.join(sorted(want))} expected, {', '.join(sorted(have))} found")
-        if texts:
-            verification.fail(f"{place}: {'; '.join(texts)}", "picture", match.severity)
+    """Adds the comparison of one call's results: boxes if they are detections, else every tensor.
 
-
-def _compare_values(verification: Verification, expected: Any, got: Any, thresholds: Thresholds, where: str) -> None:
-    structure, other = structure_of(expected, where), structure_of(got, where)
-    if structure.count != other.count:
-        verification.fail(f"{where}: {structure.count} tensors expected, {other.count} found")
-        return
-    names = list(structure.names("output"))
-    found = dict(zip(other.names("output"), other.flatten(got), strict=True))
-    missing = [name for name in names if name not in found]
-    if missing:
-        verification.fail(f"{where}: output '{missing[0]}' expected, none found")
-        return
-    errors = compare_tensors(where, names, list(structure.flatten(expected)), [found[name] for name in names])
-    verification.tensors += errors
-    for error in errors:
-        if not error.relative_error <= thresholds.relative_error:
-            text = f"{where}, output '{error.output}': {_error_text(error, thresholds)}"
-            verification.fail(text, "picture", error.relative_error)
-
-
-def _error_text(error: TensorError, thresholds: Thresholds) -> str:
-    return (
-        f"relative error {error.relative_error:.3g} (allowed {thresholds.relative_error:g}), cosine {error.cosine:.6f}"
+    Raises:
+        CaptureError: they are not detections, and hold something else than tensors.
+    """
+    if detections_of(expected) is None or detections_of(got) is None:
+        structure_of(expected, where)
+        structure_of(got, where)
+    found = _native.compare_results(plain(expected), plain(got), thresholds.to_native(), where)
+    verification.pictures += map(BoxMatch.from_native, found.pictures)
+    verification.tensors += (
+        TensorError(where, error.output, error.relative_error, error.cosine) for error in found.outputs
     )
+    for failure in found.failures:
+        verification.fail(failure.text, "" if failure.severity is None else "picture", failure.severity or 0.0)
 
 
 def add_tensor_failures(verification: Verification, errors: Sequence[TensorError], thresholds: Thresholds) -> None:
@@ -174,7 +159,8 @@ def add_tensor_failures(verification: Verification, errors: Sequence[TensorError
     for error in errors:
         if not error.relative_error <= thresholds.relative_error:
             engine = f"'{error.engine}' on {error.backend}" if error.backend else f"'{error.engine}'"
-            text = f"engine {engine}, output '{error.output}': {_error_text(error, thresholds)}"
+            native = _native.OutputError(error.output, error.relative_error, error.cosine)
+            text = f"engine {engine}, output '{error.output}': {_native.error_text(native, thresholds.to_native())}"
             severity = error.relative_error if error.relative_error == error.relative_error else float("inf")
             verification.fail(text, "engine", severity)
 
@@ -248,18 +234,12 @@ def compare_modules(
             compare_results(verification, expected, found, thresholds, f"input {i}")
             if watch is not None:
                 watch(arguments, expected, found)
-            if verification.sample is None or (_boxes_in(expected) and not _boxes_in(verification.sample[1])):
-                verification.sample = (arguments, expected)
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
             "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "
             "verify=False"
         )
     return verification
-
-
-def _boxes_in(result: Any) -> int:
-    return sum(len(picture["boxes"]) for picture in detections_of(result) or [])
 
 
 def compare_dataset(

@@ -24,6 +24,7 @@ sys.path.append(str(ROOT))
 import hybrid_rt
 from helpers.external_projects import DOWNSTREAM, build_project
 from hybrid_rt.common.images import read_picture
+from hybrid_rt.conversion.report.measurement import eager_budget
 from models import digits_detector
 
 
@@ -46,9 +47,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
     """One round: nobody reads the figures of a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid_rt.conversion.report.measurement._EAGER_SECONDS", 0.0)
-        yield
+    before = eager_budget.set(0.0)
+    yield
+    eager_budget.reset(before)
 
 
 @pytest.fixture(scope="session")

@@ -16,4 +16,5 @@
 #include "hybrid_rt/opened_engine.h"
 #include "hybrid_rt/segment.h"
 #include "hybrid_rt/specs.h"
+#include "hybrid_rt/thresholds.h"
 #include "hybrid_rt/verify.h"

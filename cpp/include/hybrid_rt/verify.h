@@ -8,53 +8,70 @@
 #include <vector>
 
 #include "hybrid_rt/bundle.h"
+#include "hybrid_rt/thresholds.h"
 
 // The golden sample of a bundle: an input, and what the detector found on it before it was converted. A service can
 // run it when it starts, on the machine and with the engine that it will use.
 
 namespace hybrid_rt {
 
-/// What counts as equal; a bundle brings its own. hybrid_rt/thresholds.py says what each means.
-struct Thresholds {
-  double iou = 0.99;
-  double score = 1e-3;
-  double recall = 1;
-  double relative_error = 1e-3;
-  double mask_iou = 0.8;
-  double keypoint_distance = 0.05;
-  double keypoint_recall = 0.8;
-
-  /// Throws Error(kBundle) that names what is missing.
-  static Thresholds from_json(const std::string& json);
-};
-
 /// The boxes of one picture, the detector's (expected) against the hybrid's (found), matched one to one by label, IoU
 /// and score. A box is at the cut if it has no partner, scores below one half and level with the other side's lowest:
-/// the detector's own threshold cuts there. hybrid_rt/boxes.py explains each field.
+/// the detector's own threshold, or its limit of boxes, cuts there, and rounding decides which side of it the box is
+/// on. Such boxes are counted, but not as lost.
 struct BoxMatch {
-  int64_t expected = 0;
-  int64_t found = 0;
-  int64_t matched = 0;
-  double min_iou = 1;
-  double max_score_difference = 0;
+  int64_t expected = 0;             ///< boxes of the detector
+  int64_t found = 0;                ///< boxes of the hybrid
+  int64_t matched = 0;              ///< pairs of them
+  double min_iou = 1;               ///< the least IoU of a pair
+  double max_score_difference = 0;  ///< the greatest difference of a pair's scores
   int64_t expected_at_cut = 0;
   int64_t found_at_cut = 0;
-  double max_box_drift = 0;  ///< pixels
-  int64_t masks = 0;
-  int64_t masks_differ = 0;
+  double max_box_drift = 0;  ///< pixels: the greatest distance between the same corner of a pair's boxes
+  int64_t masks = 0;         ///< pairs that have masks
+  int64_t masks_differ = 0;  ///< those whose masks do not agree
   std::optional<double> min_mask_iou;
-  int64_t keypoints = 0;
-  int64_t keypoints_differ = 0;
+  int64_t keypoints = 0;                        ///< keypoints of all pairs
+  int64_t keypoints_differ = 0;                 ///< those that are further off than allowed
   std::optional<double> max_keypoint_distance;  ///< pixels
+  /// Of "keypoints_scores". Reported, not judged: its scale is the heat map's.
   std::optional<double> max_keypoint_score_difference;
-  std::string where;
-  std::string lost;  ///< the best box without a partner, in words
+  std::string where;  ///< which image
+  std::string lost;   ///< the best box without a partner that is not at the cut, in words; empty if there is none
 
-  /// Share of boxes with a partner or at the cut, the lower one of both ways; 1 if there are none.
+  /// Fraction of the detector's boxes that have a partner or are at the cut; 1 if there are none.
+  double recall_of_expected() const;
+  /// The same for the hybrid's boxes.
+  double recall_of_found() const;
+  /// The lower one of both.
   double recall() const;
+  /// Fraction of the pairs' masks that agree; 1 if there are none.
   double masks_recall() const;
+  /// Fraction of the pairs' keypoints that are near enough; 1 if there are none.
   double keypoint_recall() const;
 };
+
+/// Calls `visit(name, pointer to member)` for each field of BoxMatch, in the order of the JSON.
+template <class Visit>
+void visit_box_match_fields(const Visit& visit) {
+  visit("expected", &BoxMatch::expected);
+  visit("found", &BoxMatch::found);
+  visit("matched", &BoxMatch::matched);
+  visit("min_iou", &BoxMatch::min_iou);
+  visit("max_score_difference", &BoxMatch::max_score_difference);
+  visit("expected_at_cut", &BoxMatch::expected_at_cut);
+  visit("found_at_cut", &BoxMatch::found_at_cut);
+  visit("max_box_drift", &BoxMatch::max_box_drift);
+  visit("masks", &BoxMatch::masks);
+  visit("masks_differ", &BoxMatch::masks_differ);
+  visit("min_mask_iou", &BoxMatch::min_mask_iou);
+  visit("keypoints", &BoxMatch::keypoints);
+  visit("keypoints_differ", &BoxMatch::keypoints_differ);
+  visit("max_keypoint_distance", &BoxMatch::max_keypoint_distance);
+  visit("max_keypoint_score_difference", &BoxMatch::max_keypoint_score_difference);
+  visit("where", &BoxMatch::where);
+  visit("lost", &BoxMatch::lost);
+}
 
 /// One tensor of a result that holds no detections. An error without end stands for another shape or dtype.
 struct OutputError {

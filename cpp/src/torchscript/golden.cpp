@@ -7,6 +7,7 @@
 #include "bundle/archive.h"
 #include "common/dtypes.h"
 #include "hybrid_rt/error.h"
+#include "torchscript/value_tree.h"
 
 namespace hybrid_rt {
 namespace {
@@ -42,49 +43,42 @@ at::Tensor tensor_from(const json& tree, const std::string& data) {
   return is_8_bit ? tensor.to(at::kFloat).div_(255) : tensor;
 }
 
-/// `type`: what forward takes there; null: nothing is known.
-c10::IValue value_from(const json& tree, const std::string& data, c10::TypePtr type, c10::Device device) {
-  if (type && type->kind() == c10::TypeKind::OptionalType) type = type->expectRef<c10::OptionalType>().getElementType();
-  const std::string kind = tree.at("kind").get<std::string>();
-  if (kind == "tensor") return tensor_from(tree, data).to(device);
-  if (kind == "value") {
-    const json& value = tree.at("value");
-    if (value.is_null()) return {};
-    if (value.is_boolean()) return value.get<bool>();
-    if (value.is_number_integer()) {
-      const bool is_float = type && type->kind() == c10::TypeKind::FloatType;
-      return is_float ? c10::IValue(value.get<double>()) : c10::IValue(value.get<int64_t>());
-    }
-    if (value.is_number()) return value.get<double>();
-    return value.get<std::string>();
-  }
-  const json& items = tree.at("items");
-  if (!items.is_array()) throw Malformed("items that are no list");
-  const bool is_list = type && type->kind() == c10::TypeKind::ListType;
+TreeNode<const json*> node_of(const json* tree) {
+  const std::string kind = tree->at("kind").get<std::string>();
+  TreeNode<const json*> node;
+  if (kind == "tensor" || kind == "value") return node;
+  const json& items = tree->at("items");
+  if (!items.is_array()) throw Malformed("items that are not a list");
+  for (const json& item : items) node.children.push_back(&item);
   if (kind == "dict") {
-    const auto keys = tree.at("keys").get<std::vector<std::string>>();
-    if (keys.size() != items.size()) throw Malformed("a dict with other keys than values");
-    const bool is_dict = type && type->kind() == c10::TypeKind::DictType;
-    const c10::TypePtr inner = is_dict ? type->expectRef<c10::DictType>().getValueType() : nullptr;
-    c10::impl::GenericDict dict(c10::StringType::get(), inner ? inner : c10::AnyType::get());
-    for (size_t i = 0; i < keys.size(); ++i) dict.insert(keys[i], value_from(items[i], data, inner, device));
-    return dict;
+    node.kind = TreeKind::kDict;
+    node.keys = tree->at("keys").get<std::vector<std::string>>();
+    if (node.keys.size() != items.size()) throw Malformed("a dict with other keys than values");
+  } else if (kind == "list" || kind == "tuple") {
+    node.kind = kind == "list" ? TreeKind::kList : TreeKind::kTuple;
+  } else {
+    throw Malformed("a value of kind '" + kind + "'");
   }
-  // Where forward takes a list, Python gives a tuple too.
-  if (kind == "list" || (kind == "tuple" && is_list)) {
-    const c10::TypePtr inner = is_list ? type->expectRef<c10::ListType>().getElementType() : nullptr;
-    c10::impl::GenericList list(inner ? inner : c10::AnyType::get());
-    for (const json& item : items) list.push_back(value_from(item, data, inner, device));
-    return list;
+  return node;
+}
+
+c10::IValue plain_value(const json& value, const c10::TypePtr& type) {
+  if (value.is_null()) return {};
+  if (value.is_boolean()) return value.get<bool>();
+  if (value.is_number_integer()) {
+    const bool is_float = type && type->kind() == c10::TypeKind::FloatType;
+    return is_float ? c10::IValue(value.get<double>()) : c10::IValue(value.get<int64_t>());
   }
-  if (kind != "tuple") throw Malformed("a value of kind '" + kind + "'");
-  const bool is_tuple = type && type->kind() == c10::TypeKind::TupleType;
-  const auto inner = is_tuple ? type->expectRef<c10::TupleType>().elements() : c10::ArrayRef<c10::TypePtr>();
-  std::vector<c10::IValue> elements;
-  for (size_t i = 0; i < items.size(); ++i) {
-    elements.push_back(value_from(items[i], data, i < inner.size() ? inner[i] : nullptr, device));
-  }
-  return c10::ivalue::Tuple::create(std::move(elements));
+  if (value.is_number()) return value.get<double>();
+  return value.get<std::string>();
+}
+
+/// `type`: what forward takes there; null: nothing is known.
+c10::IValue value_from(const json& tree, const std::string& data, const c10::TypePtr& type, c10::Device device) {
+  return build_value(&tree, type, node_of, [&](const json* leaf, const c10::TypePtr& leaf_type) {
+    const bool is_tensor = leaf->at("kind") == "tensor";
+    return is_tensor ? c10::IValue(tensor_from(*leaf, data).to(device)) : plain_value(leaf->at("value"), leaf_type);
+  });
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "hybrid_rt/verify.h"
+#include "hybrid_rt/thresholds.h"
 
 namespace hybrid_rt {
 

@@ -4,36 +4,12 @@
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <algorithm>
-#include <optional>
 #include <vector>
+
+#include "torchscript/value_tree.h"
 
 namespace hybrid_rt {
 namespace {
-
-/// The value with its tensors on the device; nothing if it holds none.
-std::optional<c10::IValue> moved(const c10::IValue& value, c10::Device device) {
-  if (value.isTensor()) {
-    const at::Tensor& tensor = value.toTensor();
-    if (!tensor.defined()) return std::nullopt;
-    return tensor.to(device);
-  }
-  if (value.isTensorList()) {
-    c10::List<at::Tensor> list;
-    for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(tensor.to(device));
-    return list;
-  }
-  if (value.isTuple()) {
-    bool holds_tensor = false;
-    std::vector<c10::IValue> elements;
-    for (const c10::IValue& element : value.toTupleRef().elements()) {
-      const std::optional<c10::IValue> other = moved(element, device);
-      holds_tensor = holds_tensor || other.has_value();
-      elements.push_back(other.value_or(element));
-    }
-    if (holds_tensor) return c10::ivalue::Tuple::create(std::move(elements));
-  }
-  return std::nullopt;
-}
 
 bool takes_tensors(const torch::jit::Node* node) {
   const auto inputs = node->inputs();
@@ -49,10 +25,10 @@ void move_constants(torch::jit::Graph& graph, torch::jit::Block* block, c10::Dev
     for (torch::jit::Block* inner : node->blocks()) move_constants(graph, inner, device);
     if (node->kind() == c10::prim::Constant) {
       const auto value = torch::jit::toIValue(node->output());
-      const auto other = value ? moved(*value, device) : std::nullopt;
-      if (!other) continue;
+      if (!value || !holds_tensor(*value)) continue;
+      const c10::IValue moved = map_tensors(*value, [device](const at::Tensor& tensor) { return tensor.to(device); });
       const torch::jit::WithInsertPoint before(node);
-      node->output()->replaceAllUsesWith(graph.insertConstant(*other));
+      node->output()->replaceAllUsesWith(graph.insertConstant(moved));
       node->destroy();
     } else if (node->maybeSchema() != nullptr && !takes_tensors(node)) {
       for (size_t i = 0; i < node->inputs().size(); ++i) {

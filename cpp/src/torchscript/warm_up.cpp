@@ -11,6 +11,7 @@
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/log.h"
 #include "torchscript/golden.h"
+#include "torchscript/images.h"
 
 namespace hybrid_rt {
 namespace {
@@ -20,25 +21,12 @@ constexpr int kCalls = 2;
 
 using Size = std::pair<int64_t, int64_t>;
 
-bool is_picture(const c10::IValue& value, int64_t dimensions) {
-  return value.isTensor() && value.toTensor().dim() == dimensions && value.toTensor().is_floating_point();
-}
-
-at::Tensor resized(const at::Tensor& picture, const Size& size) {
-  const at::Tensor batch = picture.dim() == 4 ? picture : picture.unsqueeze(0);
-  const at::Tensor other = at::upsample_bilinear2d(batch, {size.first, size.second}, /*align_corners=*/false);
-  return picture.dim() == 4 ? other : other.squeeze(0);
-}
-
-/// The pictures in it resized: a batch [N, C, H, W], one [C, H, W], or a list of these.
-c10::IValue at_size(const c10::IValue& value, const Size& size) {
-  if (is_picture(value, 3) || is_picture(value, 4)) return resized(value.toTensor(), size);
-  if (!value.isTensorList()) return value;
-  c10::List<at::Tensor> pictures;
-  for (const at::Tensor& picture : value.toTensorVector()) {
-    pictures.push_back(is_picture(picture, 3) ? resized(picture, size) : picture);
-  }
-  return pictures;
+at::Tensor resized(const at::Tensor& image, const Size& size) {
+  const at::Tensor batch = image.dim() == 4 ? image : image.unsqueeze(0);
+  const at::Tensor pixels = batch.is_floating_point() ? batch : batch.to(at::kFloat);  // a GPU resizes floats alone
+  const at::Tensor other =
+      at::upsample_bilinear2d(pixels, {size.first, size.second}, /*align_corners=*/false).to(image.scalar_type());
+  return image.dim() == 4 ? other : other.squeeze(0);
 }
 
 /// Black pictures, for a detector that takes nothing else.
@@ -55,7 +43,9 @@ std::vector<c10::IValue> black(const std::vector<c10::Argument>& arguments, cons
 /// Throws Error(kOption) that names the size.
 void run(torch::jit::Module& module, const std::vector<c10::IValue>& sample, const Size& size) {
   std::vector<c10::IValue> inputs;
-  for (const c10::IValue& value : sample) inputs.push_back(at_size(value, size));
+  for (const c10::IValue& value : sample) {
+    inputs.push_back(map_images(value, [&size](const at::Tensor& image) { return resized(image, size); }));
+  }
   try {
     module.forward(std::move(inputs));
   } catch (const std::exception& error) {

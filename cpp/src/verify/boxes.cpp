@@ -9,19 +9,23 @@
 #include <limits>
 #include <utility>
 
+#include "torchscript/value_tree.h"
+
 namespace hybrid_rt {
 namespace {
 
-// The constants of hybrid_rt/boxes.py.
+/// Scores that differ by no more are level.
 constexpr double kCut = 1e-3;
+/// No detector's threshold is above it.
 constexpr double kMaxCut = 0.5;
+/// torchvision's masks are probabilities; the object is where they are at least this.
 constexpr double kMaskCut = 0.5;
+/// So many pixels of a mask may differ whatever its size.
 constexpr int64_t kMaskPixels = 2;
+/// A keypoint may be this many pixels off whatever the size of its box.
 constexpr double kKeypointPixels = 2;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-using Pairs = std::vector<std::pair<int64_t, int64_t>>;
 
 __attribute__((format(printf, 1, 2))) std::string formatted(const char* format, ...) {
   va_list arguments;
@@ -33,6 +37,11 @@ __attribute__((format(printf, 1, 2))) std::string formatted(const char* format, 
   va_end(again);
   va_end(arguments);
   return text;
+}
+
+bool has(const DetectionFields& detections, const char* name) {
+  const auto field = detections.find(name);
+  return field != detections.end() && field->second.defined();
 }
 
 double share(int64_t part, int64_t whole) {
@@ -47,23 +56,11 @@ std::vector<double> values_of(const at::Tensor& tensor) {
 
 at::Tensor areas_of(const at::Tensor& boxes) { return (boxes.slice(1, 2) - boxes.slice(1, 0, 2)).clamp_min(0).prod(1); }
 
-/// [n, 4] and [m, 4]: [n, m]. Equal boxes have 1, empty or not.
-at::Tensor box_iou(const at::Tensor& first, const at::Tensor& second) {
-  const at::Tensor a = first.unsqueeze(1);
-  const at::Tensor b = second.unsqueeze(0);
-  const at::Tensor top_left = at::maximum(a.slice(2, 0, 2), b.slice(2, 0, 2));
-  const at::Tensor bottom_right = at::minimum(a.slice(2, 2), b.slice(2, 2));
-  const at::Tensor intersection = (bottom_right - top_left).clamp_min(0).prod(2);
-  const at::Tensor united = areas_of(first).unsqueeze(1) + areas_of(second).unsqueeze(0) - intersection;
-  const at::Tensor equal = (a == b).all(2);
-  return at::where(equal, at::ones_like(united), intersection / united.clamp_min(1e-12));
-}
-
-Pairs pairs_of(const at::Tensor& overlap, const at::Tensor& allowed) {
+BoxPairs pairs_of(const at::Tensor& overlap, const at::Tensor& allowed) {
   const auto ious = overlap.accessor<double, 2>();
   const auto may = allowed.accessor<bool, 2>();
   std::vector<bool> taken(static_cast<size_t>(overlap.size(1)));
-  Pairs pairs;
+  BoxPairs pairs;
   for (int64_t i = 0; i < overlap.size(0); ++i) {
     int64_t best = -1;
     for (int64_t j = 0; j < overlap.size(1); ++j) {
@@ -74,6 +71,23 @@ Pairs pairs_of(const at::Tensor& overlap, const at::Tensor& allowed) {
     pairs.emplace_back(i, best);
   }
   return pairs;
+}
+
+struct ComparedPairs {
+  at::Tensor overlap;     // [n, m]
+  at::Tensor difference;  // of the scores, [n, m]
+  BoxPairs pairs;
+};
+
+ComparedPairs compared_pairs(const DetectionFields& expected, const DetectionFields& found,
+                             const Thresholds& thresholds) {
+  const at::Tensor overlap = box_iou(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
+  const at::Tensor difference =
+      (expected.at("scores").to(at::kDouble).unsqueeze(1) - found.at("scores").to(at::kDouble).unsqueeze(0)).abs();
+  const at::Tensor same_label = expected.at("labels").unsqueeze(1) == found.at("labels").unsqueeze(0);
+  const at::Tensor allowed =
+      at::logical_and(same_label, at::logical_and(overlap >= thresholds.iou, difference <= thresholds.score));
+  return {overlap, difference, pairs_of(overlap, allowed)};
 }
 
 std::vector<int64_t> others_than(const std::vector<int64_t>& matched, int64_t count) {
@@ -143,7 +157,7 @@ double drift(const at::Tensor& first, const at::Tensor& second) {
   return std::sqrt(squared);
 }
 
-void compare_masks(BoxMatch& match, const at::Tensor& expected, const at::Tensor& found, const Pairs& pairs,
+void compare_masks(BoxMatch& match, const at::Tensor& expected, const at::Tensor& found, const BoxPairs& pairs,
                    double least_iou) {
   match.masks = static_cast<int64_t>(pairs.size());
   for (const auto& [i, j] : pairs) {
@@ -163,8 +177,8 @@ void compare_masks(BoxMatch& match, const at::Tensor& expected, const at::Tensor
 }
 
 void compare_keypoints(BoxMatch& match, const DetectionFields& expected, const DetectionFields& found,
-                       const Pairs& pairs, const Thresholds& thresholds) {
-  const bool has_scores = expected.count("keypoints_scores") != 0 && found.count("keypoints_scores") != 0;
+                       const BoxPairs& pairs, const Thresholds& thresholds) {
+  const bool has_scores = has(expected, "keypoints_scores") && has(found, "keypoints_scores");
   for (const auto& [i, j] : pairs) {
     const at::Tensor first = expected.at("keypoints")[i];
     const at::Tensor second = found.at("keypoints")[j];
@@ -205,17 +219,15 @@ void compare_keypoints(BoxMatch& match, const DetectionFields& expected, const D
 
 }  // namespace
 
-double BoxMatch::recall() const {
-  return std::min(share(matched + expected_at_cut, expected), share(matched + found_at_cut, found));
-}
+double BoxMatch::recall_of_expected() const { return share(matched + expected_at_cut, expected); }
+
+double BoxMatch::recall_of_found() const { return share(matched + found_at_cut, found); }
+
+double BoxMatch::recall() const { return std::min(recall_of_expected(), recall_of_found()); }
 
 double BoxMatch::masks_recall() const { return masks == 0 ? 1 : 1 - share(masks_differ, masks); }
 
 double BoxMatch::keypoint_recall() const { return keypoints == 0 ? 1 : 1 - share(keypoints_differ, keypoints); }
-
-std::vector<c10::IValue> elements_of(const c10::IValue& value) {
-  return value.isList() ? value.toListRef().vec() : value.toTupleRef().elements().vec();
-}
 
 std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& value) {
   if (!value.isList() && !value.isTuple()) return std::nullopt;
@@ -224,12 +236,12 @@ std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& val
     if (!entry.isGenericDict()) return std::nullopt;
     DetectionFields picture;
     for (const auto& field : entry.toGenericDict()) {
-      if (field.key().isString() && field.value().isTensor()) {
-        picture[field.key().toStringRef()] = field.value().toTensor().detach().cpu();
-      }
+      if (!field.key().isString()) continue;
+      const bool is_tensor = field.value().isTensor() && field.value().toTensor().defined();
+      picture[field.key().toStringRef()] = is_tensor ? field.value().toTensor().detach().cpu() : at::Tensor();
     }
     for (const char* name : {"boxes", "labels", "scores"}) {
-      if (picture.count(name) == 0) return std::nullopt;
+      if (!has(picture, name)) return std::nullopt;
     }
     const at::Tensor& boxes = picture.at("boxes");
     if (boxes.dim() != 2 || boxes.size(1) != 4) return std::nullopt;
@@ -241,15 +253,23 @@ std::optional<std::vector<DetectionFields>> detections_of(const c10::IValue& val
   return pictures;
 }
 
-BoxMatch match_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds) {
-  const at::Tensor overlap = box_iou(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
-  const at::Tensor difference =
-      (expected.at("scores").to(at::kDouble).unsqueeze(1) - found.at("scores").to(at::kDouble).unsqueeze(0)).abs();
-  const at::Tensor same_label = expected.at("labels").unsqueeze(1) == found.at("labels").unsqueeze(0);
-  const at::Tensor allowed =
-      at::logical_and(same_label, at::logical_and(overlap >= thresholds.iou, difference <= thresholds.score));
-  const Pairs pairs = pairs_of(overlap, allowed);
+at::Tensor box_iou(const at::Tensor& first, const at::Tensor& second) {
+  const at::Tensor a = first.unsqueeze(1);
+  const at::Tensor b = second.unsqueeze(0);
+  const at::Tensor top_left = at::maximum(a.slice(2, 0, 2), b.slice(2, 0, 2));
+  const at::Tensor bottom_right = at::minimum(a.slice(2, 2), b.slice(2, 2));
+  const at::Tensor intersection = (bottom_right - top_left).clamp_min(0).prod(2);
+  const at::Tensor united = areas_of(first).unsqueeze(1) + areas_of(second).unsqueeze(0) - intersection;
+  const at::Tensor equal = (a == b).all(2);
+  return at::where(equal, at::ones_like(united), intersection / united.clamp_min(1e-12));
+}
 
+BoxPairs matching_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds) {
+  return compared_pairs(expected, found, thresholds).pairs;
+}
+
+BoxMatch match_boxes(const DetectionFields& expected, const DetectionFields& found, const Thresholds& thresholds) {
+  const auto [overlap, difference, pairs] = compared_pairs(expected, found, thresholds);
   BoxMatch match;
   match.expected = overlap.size(0);
   match.found = overlap.size(1);
@@ -273,10 +293,10 @@ BoxMatch match_boxes(const DetectionFields& expected, const DetectionFields& fou
   match.expected_at_cut = static_cast<int64_t>(left.size() - lost.size());
   match.found_at_cut = static_cast<int64_t>(right.size() - extra.size());
   match.lost = lost_text(expected, scores, lost, found, found_scores, extra);
-  if (expected.count("masks") != 0 && found.count("masks") != 0) {
+  if (has(expected, "masks") && has(found, "masks")) {
     compare_masks(match, expected.at("masks"), found.at("masks"), pairs, thresholds.mask_iou);
   }
-  if (expected.count("keypoints") != 0 && found.count("keypoints") != 0) {
+  if (has(expected, "keypoints") && has(found, "keypoints")) {
     compare_keypoints(match, expected, found, pairs, thresholds);
   }
   return match;

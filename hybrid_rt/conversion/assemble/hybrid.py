@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common.structure import map_tensors
+from ...common.tensor_tree import map_tensors
 from ...torchscript import jit
 from .builds import EngineBuild
 from .engine_module import prepare

@@ -124,9 +124,11 @@ def compare_variants(
 def add_variants(
     verification: Verification,
     compared: Sequence[tuple[ArtifactSpec, list[TensorError]]],
+    not_run: Sequence[str],
     thresholds: Thresholds | None,
 ) -> None:
     """Adds what :func:`compare_variants` found; ``thresholds``: None means by each variant's precision."""
+    verification.skip(not_run)
     for spec, errors in compared:
         verification.tensors += errors
         add_tensor_failures(verification, errors, thresholds or thresholds_of(spec.precision))
@@ -139,8 +141,8 @@ def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresho
         VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
     verification = Verification(precision)
-    compared, verification.not_run = compare_variants(build)
-    add_variants(verification, compared, thresholds)
+    compared, not_run = compare_variants(build)
+    add_variants(verification, compared, not_run, thresholds)
     if not verification.passed:
         raise VerificationError.make(
             scope,

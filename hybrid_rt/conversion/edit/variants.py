@@ -21,7 +21,7 @@ from ...common.atomic_files import check_writable
 from ...common.errors import BackendError, OptionError
 from ...common.progress import Steps
 from ...common.specs import Artifact, ArtifactSpec
-from ...common.structure import map_tensors
+from ...common.tensor_tree import map_tensors
 from ...torchscript import jit
 from ...verification import golden
 from ...verification.verify import Thresholds, Verification, compare_results, require, thresholds_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...verification.verify import Thresholds, box_iou, detections_of
+from ...common.tensor_tree import images_in
+from ...verification.boxes import detections_of, matching_boxes
+from ...verification.thresholds import Thresholds
 
 MOST_PICTURES = 4
 MOST_BOXES = 100
@@ -25,7 +27,7 @@ _JPEG_QUALITY = 90
 class FoundBox:
     """A box (x1, y1, x2, y2 in pixels of the picture as it was given) with its class and score.
 
-    ``matched``: the other side has a box of the same label with an IoU and a score within the thresholds.
+    ``matched``: it makes a pair with a box of the other side, by the verification's rule.
     """
 
     box: tuple[float, float, float, float]
@@ -69,7 +71,7 @@ class PictureSamples:
         wanted, had = detections_of(expected), detections_of(found)
         if wanted is None or had is None or len(wanted) != len(had):
             return
-        pictures = _pictures_in(arguments)
+        pictures = _drawable_images(arguments)
         for i, (want, have) in enumerate(zip(wanted, had, strict=True)):
             if len(self.pictures) < MOST_PICTURES and len(pictures) == len(wanted):
                 self._keep(pictures[i], want, have)
@@ -77,14 +79,15 @@ class PictureSamples:
 
     def _keep(self, picture: Tensor, want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:
         height, width = picture.shape[-2:]
+        pairs = matching_boxes(want, have, self._thresholds)
         self.pictures.append(
             PictureReport(
                 index=self._count,
                 height=height,
                 width=width,
                 jpeg=_jpeg(picture),
-                expected=_found(want, have, self._thresholds),
-                found=_found(have, want, self._thresholds),
+                expected=_found(want, {i for i, _ in pairs}),
+                found=_found(have, {j for _, j in pairs}),
                 not_drawn={name: len(value) for name, value in want.items() if name not in _DRAWN},
             )
         )
@@ -93,24 +96,16 @@ class PictureSamples:
 _DRAWN = ("boxes", "labels", "scores")
 
 
-def _found(side: Mapping[str, Tensor], other: Mapping[str, Tensor], thresholds: Thresholds) -> list[FoundBox]:
-    overlap = box_iou(side["boxes"].double(), other["boxes"].double())
-    difference = (side["scores"].double()[:, None] - other["scores"].double()[None]).abs()
-    same = side["labels"][:, None] == other["labels"][None]
-    matched = (same & (overlap >= thresholds.iou) & (difference <= thresholds.score)).any(dim=1)
+def _found(side: Mapping[str, Tensor], matched: Set[int]) -> list[FoundBox]:
     order = side["scores"].argsort(descending=True)[:MOST_BOXES].tolist()
     boxes, labels, scores = side["boxes"].tolist(), side["labels"].tolist(), side["scores"].tolist()
-    return [FoundBox(tuple(boxes[i]), labels[i], scores[i], bool(matched[i])) for i in order]
+    return [FoundBox(tuple(boxes[i]), labels[i], scores[i], i in matched) for i in order]
 
 
-def _pictures_in(arguments: Sequence[Any]) -> list[Tensor]:
-    """The pictures [C, H, W], C is 1 or 3, of lists and batches."""
-    found: list[Tensor] = []
-    for value in arguments:
-        for entry in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(entry, Tensor) and entry.dim() in (3, 4) and entry.shape[-3] in (1, 3):
-                found += entry.unbind() if entry.dim() == 4 else [entry]
-    return found
+def _drawable_images(arguments: Sequence[Any]) -> list[Tensor]:
+    """The images [C, H, W] with one or three channels; those of a batch one by one."""
+    images = [image for image in images_in(arguments) if image.shape[-3] in (1, 3)]
+    return [one for image in images for one in (image.unbind() if image.dim() == 4 else [image])]
 
 
 def _jpeg(picture: Tensor) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ...bundle import archive
-from ...capture.probe_inputs import at_size, picture_sizes, pictures_in
+from ...capture.probe_inputs import at_size, picture_sizes
 from ...capture.program import Program
 from ...common.latency import Latency, benchmark
 from ...common.specs import UNBOUNDED
+from ...common.tensor_tree import images_in
 
-_EAGER_SECONDS = 2.0
-"""All eager calls together may take about so long, a call of a slow detector excepted."""
+eager_budget: ContextVar[float] = ContextVar("eager_budget", default=2.0)
+"""Seconds that all eager calls together may take, a call of a slow detector excepted. Tests, which do not look at the
+figures, set it to 0: one round."""
 
 _MOST_ROUNDS = 20
 
@@ -108,7 +111,7 @@ def _measured(
     hybrid = archive.load(path)
     load = (time.perf_counter() - start) * 1e3
     example = at_size(inputs[0], None)  # a copy: a detector may write to its pictures
-    rounds = max(1, min(_MOST_ROUNDS, int(_EAGER_SECONDS / max(1e-9, eager_seconds)) - 1))
+    rounds = max(1, min(_MOST_ROUNDS, int(eager_budget.get() / max(1e-9, eager_seconds)) - 1))
     with torch.inference_mode():
         first = _milliseconds(hybrid, example)
         hybrid(*example)  # TorchScript optimises its graph in the second call
@@ -155,7 +158,7 @@ def _first_call_at_a_new_size(
 
 def _bounds(example: tuple[Any, ...], programs: Sequence[Program]) -> list[tuple[int, int]]:
     """(least, greatest) height and width of the segment that takes the pictures; no bounds if none does."""
-    channels = {picture.shape[-3] for picture in pictures_in(example)}
+    channels = {picture.shape[-3] for picture in images_in(example)}
     for program in programs:
         spec = program.inputs[0] if program.inputs else None
         if spec is not None and len(spec.min) == 4 and spec.min[1] in channels:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ...capture.segments import ENGINE_SPEEDUP, Share, predicted_gain
 from ...common.class_names import summary_of
-from ...verification.verify import Verification
+from ...verification.text import summary
 from .data import ReportData
 from .measurement import Measurement
 
@@ -61,7 +61,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
         say(new_size_text(report.measurement))
     else:
         say(f"predicted: {report.predicted_gain:.2f} times as fast as eager; not measured: {report.not_measured}")
-    say(verification_text(report.verification))
+    for line in summary(report.verification):
+        say(line)
     if report.golden:
         say(f"golden sample: {report.golden}")
     if report.class_names:
@@ -120,24 +121,3 @@ def new_size_text(measurement: Measurement) -> str:
         f"a picture size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, "
         f"the next call {new.later:.0f} ms"
     )
-
-
-def verification_text(verification: Verification | None) -> str:
-    """What was compared, in a few lines."""
-    if verification is None:
-        return "not verified"
-    text = ""
-    if verification.pictures or verification.tensors:
-        worst = max(verification.tensors, key=lambda error: error.relative_error, default=None)
-        text = "verified" if verification.passed else "VERIFICATION FAILED"
-        if verification.pictures:
-            matched = sum(match.matched for match in verification.pictures)
-            expected = sum(match.expected for match in verification.pictures)
-            text += f": {matched} of {expected} boxes found again"
-        if worst is not None:
-            text += f"; greatest relative error {worst.relative_error:.2g} in {worst.engine}, output {worst.output}"
-    if verification.dataset is not None:
-        text += ("\n" if text else "") + str(verification.dataset)
-    for reason in verification.not_run:
-        text += f"\nnot compared: {reason}"
-    return text

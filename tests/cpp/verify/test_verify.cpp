@@ -11,7 +11,7 @@
 #include "demo_bundle.h"
 #include "failure_of.h"
 
-// The rule itself is held together with Python's in tests/python/verification/test_golden.py.
+// More of the rule's cases, and a reference of it, are in tests/python/verification/.
 
 namespace {
 
@@ -103,6 +103,21 @@ TEST_CASE("a result that holds something else than tensors is refused") {
   const Error error = failure_of([] { hybrid_rt::compare(c10::IValue(3), c10::IValue(3), {}, "here"); });
   CHECK(error.kind() == ErrorKind::kInput);
   CHECK(contains(error.what(), "the result, output: expected tensors in lists, tuples and dicts, got Int."));
+}
+
+TEST_CASE("thresholds that are not given are fp32's") {
+  const Thresholds thresholds;
+  CHECK(thresholds.mask_iou == 0.97);
+  CHECK(thresholds.keypoint_distance == 0.02);
+  CHECK(thresholds.keypoint_recall == 0.95);
+}
+
+TEST_CASE("every threshold is in the JSON") {
+  Verification verification;
+  verification.thresholds.iou = 0.25;
+  const auto document = nlohmann::json::parse(to_json(verification));
+  CHECK(document.at("thresholds").size() == hybrid_rt::kThresholdFields.size());
+  CHECK(Thresholds::from_json(document.at("thresholds").dump()).iou == 0.25);
 }
 
 TEST_CASE("thresholds that lack a number are damage") {

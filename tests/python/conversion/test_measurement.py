@@ -37,9 +37,8 @@ def test_both_are_timed_on_the_example(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 20), (0.01, 20), (0.2, 9), (0.9, 1), (3.0, 1)])
 def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int) -> None:
-    monkeypatch.setattr(measurement, "_EAGER_SECONDS", 2.0)
-    monkeypatch.setattr(measurement.bundle, "engines", lambda hybrid: [])
-    monkeypatch.setattr(measurement.bundle, "load", lambda path: nn.Identity())
+    monkeypatch.setattr(measurement.archive, "engines", lambda hybrid: [])
+    monkeypatch.setattr(measurement.archive, "load", lambda path: nn.Identity())
     calls = []
 
     class Counting(nn.Module):
@@ -47,7 +46,9 @@ def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, secon
             calls.append(x)
             return x
 
+    before = measurement.eager_budget.set(2.0)
     found, reason = measurement.measure_hybrid(Counting(), Path("x.pt"), [(torch.ones(3),)], [], seconds)
+    measurement.eager_budget.reset(before)
     assert reason == ""
     assert found is not None
     assert found.latencies["eager"].count == rounds
@@ -115,7 +116,7 @@ def test_a_bundle_that_can_not_run_here_is_not_measured(monkeypatch: pytest.Monk
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("Traceback of TorchScript\nRuntimeError: no engine here")
 
-    monkeypatch.setattr(measurement.bundle, "load", lambda path: Failing())
+    monkeypatch.setattr(measurement.archive, "load", lambda path: Failing())
     found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
     assert (found, reason) == (None, "no engine here")
     monkeypatch.undo()
@@ -129,8 +130,8 @@ def test_measuring_leaves_the_example_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         def forward(self, pictures: Tensor | list[Tensor]) -> Tensor:
             return pictures[0].zero_()
 
-    monkeypatch.setattr(measurement.bundle, "engines", lambda hybrid: [])
-    monkeypatch.setattr(measurement.bundle, "load", lambda path: Writing())
+    monkeypatch.setattr(measurement.archive, "engines", lambda hybrid: [])
+    monkeypatch.setattr(measurement.archive, "load", lambda path: Writing())
     picture = torch.ones(1, 3, 8, 8)
     measurement.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], [], 1.0)
     measurement.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], [], 1.0)

@@ -232,7 +232,8 @@ def test_the_text_says_what_counts(report: ConversionReport, width: int) -> None
     assert "1 round in turns" in text
     assert "a picture size not seen before: not measured, its segments always get pictures of the same size" in text
     matched = sum(match.matched for match in report.verification.pictures)
-    assert f"verified: {matched} of {matched} boxes found again; greatest relative error " in text
+    assert f"verified in fp32: {matched} of {matched} boxes found again, box drift " in text
+    assert "\n  backbone+detector.classes: greatest relative error " in text
 
 
 def test_the_text_says_what_a_new_size_costs(tmp_path: Path) -> None:

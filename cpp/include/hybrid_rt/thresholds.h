@@ -1,0 +1,40 @@
+#pragma once
+
+#include <array>
+#include <string>
+
+namespace hybrid_rt {
+
+/// What counts as equal. A bundle brings its own thresholds; a value that is left out here is fp32's, the strictest.
+/// hybrid_rt/verification/thresholds.py holds the values of the other precisions and where they come from.
+struct Thresholds {
+  double iou = 0.99;                ///< least intersection over union of two boxes that are the same
+  double score = 1e-3;              ///< greatest difference of their scores
+  double recall = 1;                ///< least fraction of boxes with a partner, both ways, and of masks that agree
+  double relative_error = 1e-3;     ///< greatest |difference| of a tensor, relative to its greatest |value|
+  double mask_iou = 0.97;           ///< least intersection over union of two masks, each cut at 0.5
+  double keypoint_distance = 0.02;  ///< greatest distance of two keypoints, relative to the box's sqrt(area)
+  double keypoint_recall = 0.95;    ///< least fraction of keypoints within that distance
+
+  /// Throws Error(kBundle) that names what is missing.
+  static Thresholds from_json(const std::string& json);
+};
+
+struct ThresholdField {
+  const char* name;  ///< as in JSON and Python
+  double Thresholds::* value;
+};
+
+/// Every field of Thresholds, in the order of the JSON. What reads, writes or binds thresholds goes through this table.
+inline constexpr std::array kThresholdFields{
+    ThresholdField{"iou", &Thresholds::iou},
+    ThresholdField{"score", &Thresholds::score},
+    ThresholdField{"recall", &Thresholds::recall},
+    ThresholdField{"relative_error", &Thresholds::relative_error},
+    ThresholdField{"mask_iou", &Thresholds::mask_iou},
+    ThresholdField{"keypoint_distance", &Thresholds::keypoint_distance},
+    ThresholdField{"keypoint_recall", &Thresholds::keypoint_recall},
+};
+static_assert(sizeof(Thresholds) == kThresholdFields.size() * sizeof(double), "a field is missing in the table");
+
+}  // namespace hybrid_rt
