@@ -48,7 +48,8 @@ DetectionFields fields_of(const py::dict& detections) {
   auto found = hybrid_rt::detections_of(value_of(images));
   if (!found) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kInput, "verify", "detections",
-                           "a dict of boxes [n, 4], labels [n] and scores [n]", "other fields or shapes");
+                           "a dict of boxes [n, 4], labels [n] and scores [n]", "other fields or shapes",
+                           "Compare other results with hybrid_rt.verify().");
   }
   return found->front();
 }
