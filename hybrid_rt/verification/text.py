@@ -60,7 +60,7 @@ def _counts(matches: Sequence[BoxMatch]) -> str:
 
 
 def _drift(matches: Sequence[BoxMatch]) -> str:
-    """Empty for a file of an hybrid_rt that did not measure it."""
+    """Empty for a file whose writer did not measure it yet."""
     drift = max(match.max_box_drift for match in matches)
     if math.isnan(drift):
         return ""
