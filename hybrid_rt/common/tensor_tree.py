@@ -8,6 +8,7 @@ cpp/src/torchscript/value_tree.h, with images.h beside it.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -46,12 +47,15 @@ def build(node: Node, children: Sequence[Any], like: Any = None) -> Any:
     Args:
         node: its kind and keys.
         children: one per key.
-        like: a container of the same kind whose class is kept: a named tuple, or a subclass of dict.
+        like: a container of the same kind whose class is kept: a named tuple, such as torch.return_types' too, or a
+            subclass of dict.
     """
     if node.kind == "list":
         return list(children)
     if node.kind == "tuple":
-        return type(like)(*children) if hasattr(like, "_fields") else tuple(children)
+        if hasattr(like, "_fields"):
+            return type(like)(*children)
+        return type(like)(children) if hasattr(like, "n_fields") else tuple(children)
     if not isinstance(like, dict) or type(like) is dict:
         return dict(zip(node.keys, children, strict=True))
     built = copy.copy(like)
@@ -97,7 +101,10 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     node = node_of(value)
     if node is None:
         return change(value) if isinstance(value, Tensor) else value
-    return build(node, [map_tensors(value[key], change) for key in node.keys], like=value)
+    children = [map_tensors(value[key], change) for key in node.keys]
+    if node.kind == "tuple" and all(map(operator.is_, children, value)):
+        return value  # it holds no tensor: a torch.Size stays one
+    return build(node, children, like=value)
 
 
 def plain(value: Any) -> Any:

@@ -53,6 +53,9 @@ def test_containers_keep_their_class() -> None:
     assert list(after) == ["b", "a"]
     assert [float(ordered["a"]), float(after["a"])] == [1.0, 2.0]
     assert doubled(MappingProxyType({"a": torch.ones(1)})) == {"a": torch.tensor([2.0])}
+    best = doubled(torch.ones(2, 3).max(dim=1))
+    assert (best.values.tolist(), best.indices.tolist()) == ([2.0, 2.0], [0, 0])
+    assert isinstance(doubled([torch.ones(2, 3).shape])[0], torch.Size)
 
 
 def test_a_fold_begins_at_the_leaves() -> None:
