@@ -193,6 +193,20 @@ def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
     assert engine.variants[0].refusal == "runs on cpu, not on cuda"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("Segment", "OpenedEngine"), ("SegmentCheck", "EngineCheck"), ("open_segment", "open_engine")],
+)
+def test_names_of_version_0_1_0_warn(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"hybrid_rt.{old} is called {new} now"):
+        assert getattr(hybrid_rt, old) is getattr(hybrid_rt, new)
+
+
+def test_a_name_that_the_package_never_had() -> None:
+    with pytest.raises(AttributeError, match="module 'hybrid_rt' has no attribute 'nosuch'"):
+        _ = hybrid_rt.nosuch
+
+
 def test_engines_of_a_module_without_any() -> None:
     assert hybrid_rt.engines(torch.jit.script(nn.ReLU())) == []
 

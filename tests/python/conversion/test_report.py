@@ -123,6 +123,11 @@ def test_what_is_not_finite_becomes_null(report: ConversionReport) -> None:
 # Data
 
 
+def test_the_old_name_of_the_engines_warns(report: ConversionReport) -> None:
+    with pytest.warns(DeprecationWarning, match="a report's engines are called .engines now"):
+        assert report.segments is report.engines
+
+
 def test_the_report_knows_the_segments(report: ConversionReport) -> None:
     (segment,) = report.engines
     assert segment.name == "backbone+detector.classes"
