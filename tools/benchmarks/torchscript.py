@@ -84,7 +84,7 @@ def prepared(detector: nn.Module, case: Case) -> nn.Module:
     if case.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if case.bf16:
-        detector.backbone = InBfloat16(detector.backbone)
+        detector.backbone = InBfloat16(detector.get_submodule("backbone"))
     if case.form == "eager":
         return detector
     module = torch.jit.script(detector)

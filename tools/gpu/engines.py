@@ -100,7 +100,7 @@ def op_cost(writer: Writer, name: str) -> None:
             engine="tensorrt:fp16",
             device="cuda",
             options=options,
-            shapes=[tuple(x.shape[-2:])],
+            shapes=[(x.shape[-2], x.shape[-1])],
             fallback=False,
             verify=False,
             golden=False,

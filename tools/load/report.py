@@ -152,7 +152,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     throughput.set_ylabel("pictures a second")
     throughput.set_ylim(bottom=0, top=1.25 * best)
     for name, color in (("p50", "#0b7a75"), ("p95", "#a8640a"), ("p99", "#b3261e")):
-        _draw(latency, ladder, overload, lambda step, name=name: (step["latency_ms"] or {}).get(name), color, name)
+        _draw(latency, ladder, overload, _percentile(name), color, name)
     latency.plot([overload["offered"]], [deadline], color="#1b2430", marker="_", markersize=22, linestyle="none",
                  label=f"deadline there, {deadline} ms")  # fmt: skip
     latency.set_yscale("log")
@@ -170,6 +170,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
+
+
+def _percentile(name: str) -> Callable[[dict[str, Any]], float | None]:
+    """A function that reads a percentile of a load; there is none where nothing was accepted."""
+    return lambda step: (step["latency_ms"] or {}).get(name)
 
 
 def _draw(

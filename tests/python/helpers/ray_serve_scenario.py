@@ -37,7 +37,8 @@ def replicas() -> list[str]:
 
 
 def running() -> int:
-    return serve.status().applications["default"].deployments["Detector"].replica_states.get("RUNNING", 0)
+    states = serve.status().applications["default"].deployments["Detector"].replica_states
+    return states.get("RUNNING", 0)  # type: ignore[call-overload]  # a str as well as an enumeration
 
 
 def wait_for_replacement(killed: str, count: int, seconds: float = 60.0) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
 from models import digits_data, digits_detector
+
+pytestmark = pytest.mark.slow
 
 PICTURES = 200
 
