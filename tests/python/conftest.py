@@ -28,12 +28,17 @@ from hybrid_rt.conversion.report.measurement import eager_budget
 from models import digits_detector
 
 
+SLOW_COMPILERS = {"aot_inductor", "tvm"}
+"""Backends that take two to ten seconds for the smallest segment, twenty times as long as the others."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what runs a C++ compiler as slow: it takes ten seconds for the smallest segment."""
+    """Marks the cases of slow compilers in parametrized tests as slow."""
     for item in items:
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if "aot_inductor" in parameters:
-            item.add_marker(pytest.mark.slow)
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            values = item.callspec.params.values()
+            if any(isinstance(value, str) and value in SLOW_COMPILERS for value in values):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,10 @@ from hybrid_rt.common.errors import BackendError, CaptureError, OptionError
 from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
 TVM = registry.backend("tvm")
-pytestmark = pytest.mark.skipif(not TVM.availability().available, reason=TVM.availability().reason)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not TVM.availability().available, reason=TVM.availability().reason),
+]
 
 
 class Detector(nn.Module):
