@@ -27,7 +27,6 @@ from hybrid_rt.common.images import read_picture
 from hybrid_rt.conversion.report.measurement import eager_budget
 from models import digits_detector
 
-
 SLOW_COMPILERS = {"aot_inductor", "tvm"}
 """Backends that take two to ten seconds for the smallest segment, twenty times as long as the others."""
 
