@@ -18,7 +18,7 @@ MAX_PARAMETERS = 8
 FOLDERS = ("hybrid_rt", "tools", "tests", "models", "examples")
 
 PUBLIC = {
-    (Path(inspect.getsourcefile(function) or "").relative_to(ROOT), name)
+    (Path(*function.__module__.split(".")).with_suffix(".py"), name)
     for name in hybrid_rt.__all__
     if inspect.isfunction(function := getattr(hybrid_rt, name))
 }
