@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10; pip brings it
+else:  # pip brings it
     from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]

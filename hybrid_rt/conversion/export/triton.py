@@ -155,20 +155,19 @@ def export_triton(
     given, seen = _as_input(_golden_picture(path) if picture is None else picture, options.input_type)
     expected = _expected(path, seen)
     fields = _fields(expected)
-    model_bytes = jit.to_bytes(
-        jit.tensors_only(
-            head,
-            {field: expected[field].dim() for field in fields},
-            batched=options.max_batch > 0,
-            from_bytes=options.input_type == "uint8",
-        )
-    )
+    model_bytes = _model_bytes(head, {field: expected[field].dim() for field in fields}, options)
     _check(model_bytes, given, expected, fields, options.max_batch)
     pictures = (TritonTensor("picture__0", _TYPES[given.dtype], _picture_dims(options.input_type)),)
     model = TritonModel(name, folder, pictures, _outputs(expected, fields, options.max_batch), options.max_batch)
     names = archive.read_manifest(path).class_names or ()
     _write(folder, model_bytes, _config(model, options, tuple(given.shape), names))
     return model
+
+
+def _model_bytes(head: torch.jit.ScriptModule, dimensions: Mapping[str, int], options: ServingOptions) -> bytes:
+    """Puts the bundle's module into one that takes and returns tensors only."""
+    module = jit.tensors_only(head, dimensions, batched=options.max_batch > 0, from_bytes=options.input_type == "uint8")
+    return jit.to_bytes(module)
 
 
 def _list_detector(path: Path) -> torch.jit.ScriptModule:

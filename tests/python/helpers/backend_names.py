@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def places(root: Path, names: Collection[str]) -> dict[str, set[str]]:
         inside = path.relative_to(root)
         if not path.is_file() or _is_a_backends_own(inside):
             continue
+        texts: Iterable[str]
         if path.suffix == ".py":
             texts = _python_literals(path.read_text())
         elif path.suffix in {".cpp", ".h", ".cu"}:

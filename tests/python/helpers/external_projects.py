@@ -33,7 +33,7 @@ def run(*command: str | Path, directory: Path | None = None, **environment: str)
 
 def succeed(*command: str | Path, **environment: str) -> str:
     """Runs a command that must succeed; returns its stdout."""
-    result = run(*command, **environment)
+    result = run(*command, directory=None, **environment)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 
