@@ -253,6 +253,7 @@ class WaitingBackend(CountingBackend):
         return super().compile(program, precision)
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> None:
     program = "import test_cache as t; print(t.store.compiled(t.WaitingBackend(), t.program_of(), 'fp32')[1])"
     hits = []

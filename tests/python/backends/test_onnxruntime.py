@@ -312,12 +312,14 @@ def built(code: str, library: Path) -> Path:
     return library
 
 
+@pytest.mark.slow
 def test_without_its_library_the_reason_says_what_to_install() -> None:
     reason = reason_with(Path("/nonexistent/libonnxruntime.so"))
     assert reason.startswith("ONNX Runtime's library can't be opened (/nonexistent/libonnxruntime.so: ")
     assert reason.endswith("Install it: pip install onnxruntime.")
 
 
+@pytest.mark.slow
 def test_another_library_of_that_name_is_refused(tmp_path: Path) -> None:
     library = built("int nothing;", tmp_path / "libonnxruntime.so")
     assert reason_with(library) == (
@@ -325,6 +327,7 @@ def test_another_library_of_that_name_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_library_that_is_too_old_is_refused_before_anything_in_it_is_called(tmp_path: Path) -> None:
     library = built(OLD_LIBRARY, tmp_path / "libonnxruntime.so")
     assert reason_with(library) == (

@@ -17,7 +17,7 @@ import hybrid_rt
 from backends.test_tensorrt import Detector, Pyramid, X, builds, needs_none, refused
 from hybrid_rt.common.executables import program as installed
 
-pytestmark = builds
+pytestmark = [pytest.mark.slow, builds]
 
 # In bundles
 

@@ -304,6 +304,7 @@ for limit in (0, 1000, size // 2, size - 5000, size - 1):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> None:
     """torch's own writer would end the process."""
     target = tmp_path / "detector.pt"
@@ -333,6 +334,7 @@ print(os.waitpid(in_a_child(save_and_die), 0)[1])
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_before_the_rename_leaves_the_old_file_or_none(demo_bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "detector.pt"
     target.write_bytes(b"an old file")
@@ -365,6 +367,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_time_leaves_a_whole_file(demo_bundle: Path, tmp_path: Path) -> None:
     done = run_python(PREPARE + KILLED_ANYWHERE, demo_bundle, tmp_path / "detector.pt")
     assert done.returncode == 0, done.stderr

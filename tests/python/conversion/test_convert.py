@@ -133,6 +133,7 @@ def test_sizes_at_which_torchvisions_scripted_resize_differs(
         assert_same_boxes(demo_detector([picture]), loaded([picture]))
 
 
+@pytest.mark.slow
 def test_bf16_finds_the_boxes_and_is_really_bf16(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "bf16.pt"
     result = hybrid_rt.convert(demo_detector, ([demo_image],), path, precision="bf16", fallback=False)

@@ -205,6 +205,7 @@ def deeper_demo_backbone(detector: FasterRCNN) -> nn.Module:
     return backbone.requires_grad_(False).eval()
 
 
+@pytest.mark.slow
 def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
     demo_detector: FasterRCNN, demo_image: Tensor, demo_picture: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_variant_is_added_without_the_detectors_code(single: Path, bank: Path)
     assert {key: before[key] for key in kept} == {key: after[key] for key in kept}
 
 
+@pytest.mark.slow
 def test_the_engine_runs_in_a_process_that_has_no_detector(bank: Path) -> None:
     code = (
         "import sys, hybrid_rt; module = hybrid_rt.load(sys.argv[1]); "
@@ -182,6 +183,7 @@ def test_a_bank_in_one_conversion_with_a_precision_each(tmp_path: Path) -> None:
     assert found[0]["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_the_fastest_first_aot_inductor_among_them(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", engine="fastest", measure=False)
@@ -246,6 +248,7 @@ def test_weights_are_in_the_file_once(demo_bundle: Path) -> None:
     assert stored < 1.1 * max(first, second) < first + second
 
 
+@pytest.mark.slow
 def test_bytes_that_do_not_run_are_not_kept(tmp_path: Path) -> None:
     """In a process of its own: what is resident after loading three variants, and after loading the one that runs."""
 

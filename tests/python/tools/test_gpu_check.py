@@ -41,6 +41,7 @@ def run_tool(*command: object) -> subprocess.CompletedProcess[str]:
 # The whole tool
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_without_a_gpu_the_table_says_why_and_the_page_stays(tmp_path: Path) -> None:
     before = PAGE.read_text()
@@ -59,6 +60,7 @@ def test_without_a_gpu_the_table_says_why_and_the_page_stays(tmp_path: Path) -> 
     assert PAGE.read_text() == before
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_without_a_gpu_nothing_is_built(tmp_path: Path) -> None:
     done = run_tool(TOOLS / "gpu_check", "--python", sys.executable, "--output", tmp_path, "--only", "nothing")
@@ -338,6 +340,7 @@ def test_the_bare_engine_refuses_arguments_first(
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bundle_without_a_tensorrt_engine_is_refused(
     tools: SimpleNamespace, tmp_path: Path, demo_bundle: Path
 ) -> None:
