@@ -1,6 +1,7 @@
 """hybrid_rt: the dense part of a detector as an engine, the rest as TorchScript, both in one `.pt` for C++."""
 
 import warnings as _warnings
+from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
 from typing import Any as _Any
 
@@ -19,18 +20,16 @@ from .common.version import __version__ as __version__
 
 try:
     from . import _native
-except ModuleNotFoundError as _error:
-    _checkout = _Path(__file__).resolve().parents[1]
-    if not (_checkout / "CMakeLists.txt").exists():
-        raise
-    raise BackendError.make(
-        "import",
-        f"the source tree at {_checkout}",
-        expected="an installed package",
-        got="sources without the native library",
-        remedy="Run tools/setup, or start Python with -P to import the installed hybrid_rt.",
-    ) from _error
 except ImportError as _error:
+    _checkout = _Path(__file__).resolve().parents[1]
+    if _find_spec(f"{__name__}._native") is None and (_checkout / "CMakeLists.txt").exists():
+        raise BackendError.make(
+            "import",
+            f"the source tree at {_checkout}",
+            expected="an installed package",
+            got="sources without the native library",
+            remedy="Run tools/setup, or start Python with -P to import the installed hybrid_rt.",
+        ) from _error
     raise BackendError.make(
         "import",
         "the native library",
