@@ -135,7 +135,7 @@ def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    verbs = set(re.findall(r"^    ([\w-]+)  ", capsys.readouterr().out, re.MULTILINE))
+    verbs = set(re.findall(r"^    ([\w-]+)(?:  |$)", capsys.readouterr().out, re.MULTILINE))
     assert {"convert", "verify", "inspect", "check", "detect", "doctor", "cache"} <= verbs
     text = {page: page.read_text() for page in pages.pages()}
     for page, content in text.items():
@@ -150,5 +150,5 @@ def test_the_folders_and_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
         assert (page.parent / link).exists(), link
-    for path in set(re.findall(r"`?((?:tools|models|tests|cpp|python)/[\w./-]*\w)", text)):
+    for path in set(re.findall(r"`?((?:tools|models|tests|cpp|examples)/[\w./-]*\w)", text)):
         assert "NAME" in path or (ROOT / path).exists(), f"{page}: {path}"

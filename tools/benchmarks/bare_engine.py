@@ -42,7 +42,7 @@ class BareEngineError(RuntimeError):
     @classmethod
     def make(cls, subject: str, expected: str, got: str, remedy: str) -> BareEngineError:
         """The text is put together as everywhere in hybrid_rt."""
-        error = cls(f"hybrid_rt[bench_bare_engine]: {subject}: expected {expected}, got {got}. {remedy}")
+        error = cls(f"hybrid_rt[bare_engine]: {subject}: expected {expected}, got {got}. {remedy}")
         error.got = got
         return error
 

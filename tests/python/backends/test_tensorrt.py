@@ -1,4 +1,4 @@
-"""How TensorRT's engines are built, which needs no GPU, and what is refused; test_backend_tensorrt_run.py runs them."""
+"""How TensorRT's engines are built, which needs no GPU, and what is refused; test_tensorrt_run.py runs them."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
     with refused("segment 'backbone': expected operations that TensorRT's ONNX parser takes, got") as caught:
         built(program_of(HasDeterminant()))
     text = str(caught.value)
-    assert re.search(r"Det in backbone\.layers\.2 \(.*test_backend_tensorrt\.py\(\d+\): forward\): ", text)
+    assert re.search(r"Det in backbone\.layers\.2 \(.*test_tensorrt\.py\(\d+\): forward\): ", text)
     assert "Leave the module that it names out of the segment (segments=), or take another engine." in text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -347,7 +348,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     out = capsys.readouterr().out
     for verb in ("convert", "verify", "inspect", "check", "detect", "doctor", "bench", "compare-engines"):
-        assert f"\n    {verb} " in out
+        assert re.search(rf"^    {verb}(  |$)", out, re.MULTILINE), verb
 
 
 @pytest.mark.parametrize("verb", ["convert", "verify", "inspect", "check", "doctor"])

@@ -300,9 +300,9 @@ def _called_once(measure: ModuleType, candidates: Sequence[Any]) -> dict[str, di
 
 @needs_no_gpu
 def test_the_bare_engine_needs_a_device(tmp_path: Path) -> None:
-    done = run_tool(sys.executable, TOOLS / "bench_bare_engine.py", tmp_path)
+    done = run_tool(sys.executable, "-m", "tools.benchmarks.bare_engine", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("hybrid_rt[bench_bare_engine]: ")
+    assert done.stderr.startswith("hybrid_rt[bare_engine]: ")
     assert "expected a CUDA device, got none: " in done.stderr or "expected cuda.bindings or pycuda" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -314,7 +314,7 @@ def test_the_bare_engine_needs_a_binding(tools: SimpleNamespace) -> None:
     with pytest.raises(tools.bare.BareEngineError) as caught:
         tools.bare.find_cuda([missing])
     assert str(caught.value) == (
-        "hybrid_rt[bench_bare_engine]: cuda-python: expected cuda.bindings or pycuda, got missing: No module named "
+        "hybrid_rt[bare_engine]: cuda-python: expected cuda.bindings or pycuda, got missing: No module named "
         "'cuda'. pip install cuda-bindings brings the first."
     )
 

@@ -14,11 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from helpers.paths import ROOT
 from tools.load import client as load_test_client
 from tools.load import report as load_test_report
-
-TOOLS = ROOT / "tools"
 
 # The loops
 
@@ -96,7 +93,7 @@ def test_nothing_accepted_has_no_latency_but_a_send_delay() -> None:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOLS / "load_test.py"), *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-m", "tools.load.main", *(str(argument) for argument in arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
