@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from helpers.paths import ROOT
 from helpers.pyproject import read_pyproject
-from hybrid_rt import OptionError
+from hybrid_rt import OptionError, _native
 from hybrid_rt.backends import Artifact, Availability, Backend, CompileContext, Program, WholeGraph, registry
 from hybrid_rt.backends.selection import DEVICES, engines_for
 from hybrid_rt.common.specs import PRECISIONS, REFERENCE_PRECISION
@@ -172,6 +173,11 @@ def test_the_run_half_reads_the_variables_that_name_libraries(name: str) -> None
     for variable in registry.backend(name).vendor.libraries:
         assert any(f'"{variable}"' in text for text in sources)
         assert f"`{variable}`" in compatibility
+
+
+def test_the_flags_of_the_cpu_are_the_kernels() -> None:
+    (line,) = re.findall(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    assert _native.cpu_flags() == set(line.split())
 
 
 # The context
