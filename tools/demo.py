@@ -147,9 +147,8 @@ def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], pat
         pen.text((left + 2, 2), f"{title} (score >= {SHOWN_SCORE})", fill="black")
         for image, found in zip(images, detections, strict=True):
             sheet.paste(image, (left, top))
-            for box, label, score in zip(
-                found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
-            ):
+            rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+            for box, label, score in reversed(list(rows)):  # the best come first, and are to be on top
                 if score >= SHOWN_SCORE:
                     _draw_box(pen, box, label, score, (left, top, left + image.width))
             top += image.height + 8
