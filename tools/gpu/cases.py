@@ -156,7 +156,7 @@ def cpp_tests(writer: Writer) -> None:
 
 
 def _on_gpu(function: str, **arguments: Any) -> Callable[[Writer], None]:
-    """A function of gpu_check_engines, which imports torch and hybrid_rt: the parent process shall have neither."""
+    """Runs a function of engines.py, which imports torch and hybrid_rt: the parent process must have neither."""
 
     def run(writer: Writer) -> None:
         getattr(importlib.import_module("tools.gpu.engines"), function)(writer, **arguments)
@@ -218,7 +218,7 @@ _add("C++ tests", cpp_tests, 120)
 
 
 def main() -> int:
-    """``gpu_check_cases.py CASE FILE``: runs it here; what the parent starts."""
+    """``python -m tools.gpu.cases CASE FILE``: runs a case in this process; the parent starts it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("file", type=Path)

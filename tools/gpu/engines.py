@@ -1,4 +1,4 @@
-"""What tools/gpu_check builds and measures on the GPU; gpu_check_cases.py says when.
+"""What tools/gpu_check builds and measures on the GPU; cases.py says when.
 
 A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
 """

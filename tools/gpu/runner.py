@@ -34,7 +34,7 @@ class Case:
 
     Attributes:
         name: of the case.
-        engine: see :class:`gpu_check_report.Row`.
+        engine: see :class:`report.Row`.
         seconds: at most.
         environment: set for its process.
     """

@@ -16,7 +16,7 @@ OPEN_COLUMNS = (
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables of what :func:`load_test.measure` returns."""
+    """Writes the tables of what :func:`main.measure` returns."""
     sections = (_setting(results), _limits(results), _ladder(results), _overload(results))
     return "\n".join(line for section in sections for line in section) + "\n"
 

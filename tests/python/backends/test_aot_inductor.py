@@ -1,4 +1,4 @@
-"""What AOTInductor alone promises; the contract of all backends is tested in test_backend_contract.py."""
+"""What AOTInductor alone promises; the contract of all backends is tested in test_contract.py."""
 
 from __future__ import annotations
 
