@@ -159,7 +159,7 @@ def test_long_names_are_cut_and_labels_stay_on_the_picture(
     opened = Opened(browser, server)
     opened.page.route("**/v1/detect*", lambda route: route.fulfill(json=answer))
     opened.choose(demo_picture)
-    assert opened.opacities((0.002, 0.01), (0.5, 0.99)) == [255, 255]
+    assert opened.opacities((0.002, 0.01), (0.9, 0.96)) == [255, 255]
     text = opened.page.evaluate(
         "fitted(document.createElement('canvas').getContext('2d'), 'x'.repeat(99), ' 0.90', 1e4)"
     )
