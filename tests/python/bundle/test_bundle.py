@@ -29,7 +29,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_again(path: Path, output: Path) -> None:
-    bundle.save(hybrid_rt.load(path), output, hybrid_rt.inspect(path))
+    bundle.save(hybrid_rt.load(path), output, bundle.read_manifest(path))
 
 
 # Other devices
@@ -236,7 +236,7 @@ def test_a_loaded_bundle_can_be_overwritten(small_bundle: Path, tmp_path: Path) 
     save_again(small_bundle, path)
     module = hybrid_rt.load(path)
     before = module(small_picture())
-    bundle.save(module, path, hybrid_rt.inspect(path))
+    bundle.save(module, path, bundle.read_manifest(path))
     assert all(map(torch.equal, before, module(small_picture())))
     assert all(map(torch.equal, before, hybrid_rt.load(path)(small_picture())))
 
@@ -268,7 +268,7 @@ from pathlib import Path
 import hybrid_rt
 from hybrid_rt.bundle import archive as bundle
 source, target = map(Path, sys.argv[1:])
-module, manifest = hybrid_rt.load(source, backend="torchscript"), hybrid_rt.inspect(source)
+module, manifest = hybrid_rt.load(source, backend="torchscript"), bundle.read_manifest(source)
 
 def in_a_child(work):
     sys.stdout.flush()

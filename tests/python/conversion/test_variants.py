@@ -289,7 +289,7 @@ def test_a_loaded_module_changes_over_and_can_be_saved(bank: Path, tmp_path: Pat
     module = hybrid_rt.load(copy, backend="torchscript")
     copy.unlink()  # the file stays open
     expected = module(small_picture())
-    hybrid_rt.bundle.archive.save(module, tmp_path / "saved.pt", hybrid_rt.inspect(bank))
+    hybrid_rt.bundle.archive.save(module, tmp_path / "saved.pt", hybrid_rt.bundle.archive.read_manifest(bank))
     again = hybrid_rt.load(tmp_path / "saved.pt", backend="openvino")
     assert_same(again(small_picture()), expected)
 
