@@ -106,7 +106,8 @@ def test_another_torch_is_a_clear_error(version: tuple[int, int], message: str, 
 
 def test_the_installed_headers_compile_without_the_checkout() -> None:
     include = Path(hybrid_rt.cmake_prefix_path).parent / "include" / "hybrid_rt"
-    assert {path.name for path in include.iterdir()} >= {"hybrid_rt.h", "bundle.h", "backend.h", "engine.h"}
+    found = {path.relative_to(include).as_posix() for path in include.rglob("*.h")}
+    assert found >= {"hybrid_rt.h", "bundle.h", "engine.h", "engine_choice.h", "plugin/backend.h", "plugin/blob_map.h"}
 
 
 # The backend out of the tree
