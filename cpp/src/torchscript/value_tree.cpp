@@ -34,6 +34,21 @@ bool holds_tensor(const c10::IValue& value) {
   return found;
 }
 
+namespace {
+
+/// The type of a named tuple, null for another one. torch throws for a tuple without a type of its own that holds an
+/// undefined tensor, which has no type.
+c10::TupleTypePtr named_type(const c10::IValue& tuple) {
+  try {
+    c10::TupleTypePtr type = tuple.toTupleRef().type();
+    return type->schema() != nullptr ? type : nullptr;
+  } catch (const c10::Error&) {
+    return nullptr;
+  }
+}
+
+}  // namespace
+
 c10::IValue map_tensors(const c10::IValue& value, const TensorChange& change) {
   if (value.isTensor()) {
     return value.toTensor().defined() ? c10::IValue(change(value.toTensor())) : value;
@@ -52,8 +67,8 @@ c10::IValue map_tensors(const c10::IValue& value, const TensorChange& change) {
   if (value.isTuple()) {
     std::vector<c10::IValue> elements;
     for (const c10::IValue& element : elements_of(value)) elements.push_back(map_tensors(element, change));
-    const c10::TupleTypePtr type = value.toTupleRef().type();
-    if (type->schema() != nullptr) return c10::ivalue::Tuple::createNamed(std::move(elements), type);
+    const c10::TupleTypePtr type = named_type(value);
+    if (type != nullptr) return c10::ivalue::Tuple::createNamed(std::move(elements), type);
     return c10::ivalue::Tuple::create(std::move(elements));
   }
   return value;

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 import hybrid_rt
 from helpers.bundle_surgery import run_python, save_with_backends, small_artifact
-from helpers.small_detectors import small_picture
+from helpers.small_detectors import Alone, small_picture
 from hybrid_rt import BackendError, OptionError, _native
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.aot_inductor import cuda
@@ -58,15 +58,6 @@ class Segment(nn.Module):
         return (F.interpolate(coarse, scale_factor=2.0) + bias).exp()
 
 
-class Detector(nn.Module):
-    def __init__(self, segment: nn.Module) -> None:
-        super().__init__()
-        self.segment = segment
-
-    def forward(self, *arguments: Tensor) -> Tensor:
-        return self.segment(*arguments)
-
-
 def inputs(batch: int = 1, height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:
     return torch.rand(batch, 3, height, width), torch.rand(batch, 1, height, width)
 
@@ -74,7 +65,7 @@ def inputs(batch: int = 1, height: int = 16, width: int = 24) -> tuple[Tensor, T
 @functools.cache
 def program(seed: int = 0) -> Program:
     torch.manual_seed(seed)
-    detector = Detector(Segment()).eval()
+    detector = Alone(Segment(), "segment").eval()
     return capture_alone(detector, "segment", [inputs(), inputs(2, 8, 10)])
 
 
@@ -343,7 +334,7 @@ def test_an_operator_without_a_c_function_is_refused() -> None:
             offset = pictures.mean(1, keepdim=True).expand(-1, 18, -1, -1)
             return torchvision.ops.deform_conv2d(pictures, offset, self.weight, padding=(1, 1))
 
-    segment = capture_alone(Detector(Deformed()).eval(), "segment", [(torch.rand(1, 3, 16, 24),)])
+    segment = capture_alone(Alone(Deformed(), "segment").eval(), "segment", [(torch.rand(1, 3, 16, 24),)])
     with pytest.raises(
         BackendError,
         match=r"segment 'segment': expected operators that torch gives a C function, got torchvision::deform_conv2d",

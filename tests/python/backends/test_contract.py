@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.small_detectors import Alone
 from hybrid_rt.backends import CompileContext, registry
 from hybrid_rt.backends.cache import store
 from hybrid_rt.capture.program import Program, capture_alone
@@ -120,22 +121,13 @@ class ItsInputAndItsWeight(OneTensor):
         return pictures, pictures.flatten(1), self.table, features, features, features.flatten(1)
 
 
-class Detector(nn.Module):
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.backbone(*arguments)
-
-
 def pictures(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(batch * height * width))
 
 
 def program_of(segment: nn.Module, *calls: tuple[Any, ...], ranges: Any = None) -> Program:
     """The segment captured in a detector that was called with each of ``calls``."""
-    detector = Detector(segment).eval()
+    detector = Alone(segment).eval()
     return capture_alone(detector, "backbone", calls, ranges)
 
 
@@ -433,7 +425,7 @@ def test_runs_in_inference_mode(backend: str) -> None:
         assert_equal_structure(dynamic_engine(backend)(x), eager(x))
 
 
-class WritesInPlace(Detector):
+class WritesInPlace(Alone):
     """Into the segment's input before, into its output after."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -485,13 +477,13 @@ def test_the_state_survives(backend: str, copied: Callable[[nn.Module], nn.Modul
 def test_a_state_of_another_version_is_refused(backend: str) -> None:
     engine = compiled(dynamic_program(), backend).engine
     (version, fields, blobs), qualified_name = engine.__getstate__()
-    assert version == 1
+    assert version == 2
     for other, remedy in (
-        (2, "made by a newer hybrid_rt: upgrade this one"),
+        (3, "made by a newer hybrid_rt: upgrade this one"),
         (0, "too old: convert the detector again"),
     ):
         with pytest.raises(
-            RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1, got {other}. .*{remedy}"
+            RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1 or 2, got {other}. .*{remedy}"
         ):
             torch.ScriptObject.__new__(torch.ScriptObject).__setstate__(((other, fields, blobs), qualified_name))
 

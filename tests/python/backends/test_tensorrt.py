@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hybrid_rt
+from helpers.small_detectors import Alone
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.cache import store
 from hybrid_rt.backends.tensorrt import backend as half
@@ -44,17 +45,6 @@ class Pyramid(nn.Module):
         coarse = self.deep(fine)
         top = fine + functional.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
         return {"0": top, "classes": self.head(coarse.mean((2, 3)))}
-
-
-class Alone(nn.Module):
-    """A detector that is its backbone, for any arguments."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.backbone(*arguments)
 
 
 class Detector(nn.Module):

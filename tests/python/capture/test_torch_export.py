@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from helpers.small_detectors import Alone
 from hybrid_rt import CaptureError
 from hybrid_rt.capture import torch_export
 from hybrid_rt.capture.observe import observe
@@ -33,22 +34,13 @@ class Calls(nn.Module):
         return self.function(self.layer, x, y)
 
 
-class Detector(nn.Module):
-    def __init__(self, segment: nn.Module) -> None:
-        super().__init__()
-        self.segment = segment
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.segment(*arguments)
-
-
 RANGES = [(1, 4), (3, 3), (8, 64), (8, UNBOUNDED)]
 
 
 def program_of(function: Callable[..., Any], *, half: bool = False) -> Program:
     torch.manual_seed(0)
     x = torch.rand(2, 3, 16, 24)
-    detector = Detector(Calls(function)).eval()
+    detector = Alone(Calls(function), "segment").eval()
     observed = [(x, x[..., ::2, ::2] if half else x)]
     observation = observe(detector, observed[0])
     with recording(detector, ["segment"]) as run:
@@ -146,6 +138,6 @@ def test_what_torch_export_does_not_take_is_told() -> None:
 
 def test_static_sizes_stay_numbers() -> None:
     torch.manual_seed(0)
-    detector = Detector(nn.Conv2d(3, 3, 3)).eval()
+    detector = Alone(nn.Conv2d(3, 3, 3), "segment").eval()
     program = capture_alone(detector, "segment", [(torch.rand(1, 3, 8, 8),)])
     assert sizes_of(program.exported()) == [[False] * 4]

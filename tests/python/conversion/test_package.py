@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hybrid_rt
 from helpers.bundle_surgery import flip_byte, offset_of, record_names
 from helpers.paths import ROOT
 from helpers.serving import START_SECONDS, STOP_SECONDS, Server
+from helpers.small_detectors import OneConvolution
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import RuntimeFiles
 from hybrid_rt.cli.main import main
@@ -49,20 +50,11 @@ SECONDS = 120.0
 @pytest.fixture(scope="module")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolution with a variant of every backend that is installed here and runs on CPUs."""
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = nn.Conv2d(3, 4, 3)
-
-        def forward(self, batch: Tensor) -> Tensor:
-            return self.backbone(batch)
-
     path = tmp_path_factory.mktemp("small") / "small.pt"
     example = (torch.rand(1, 3, 32, 32),)
     engines = sorted(info.name for info in registry.backends() if info.available and "cpu" in info.devices)
     hybrid_rt.convert(
-        Network().eval(), example, path, segments="backbone", engine=engines, shapes=[(32, 32)], measure=False
+        OneConvolution().eval(), example, path, segments="backbone", engine=engines, shapes=[(32, 32)], measure=False
     )
     return path
 

@@ -252,8 +252,8 @@ def test_the_text_says_what_a_new_size_costs(tmp_path: Path) -> None:
 
 def test_square_brackets_in_names_are_kept(report: ConversionReport) -> None:
     strange = replace(report.engines[0], name="[bold]x[/bold]")
-    assert "[bold]x[/bold]" in report_text(replace(report, segments=[strange], detector="[red]"), 120)
-    assert "[red] -> " in report_text(replace(report, segments=[strange], detector="[red]"), 120)
+    assert "[bold]x[/bold]" in report_text(replace(report, engines=[strange], detector="[red]"), 120)
+    assert "[red] -> " in report_text(replace(report, engines=[strange], detector="[red]"), 120)
 
 
 # Files

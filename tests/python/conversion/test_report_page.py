@@ -242,13 +242,13 @@ def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> No
     name = '</title><script>nosuch()</script><img src=x onerror="nosuch()">&amp;'
     shares = [replace(share, name=name, reason=name, chosen=False) for share in report.shares]
     segments = [replace(segment, name=name) for segment in report.engines]
-    tensors = [replace(error, output=name, segment=name, backend=name) for error in report.verification.tensors]
+    tensors = [replace(error, output=name, engine=name, backend=name) for error in report.verification.tensors]
     picture = replace(report.pictures[0], not_drawn={name: 3})
     replace(
         report,
         detector=name,
         shares=shares,
-        segments=segments,
+        engines=segments,
         pictures=[picture],
         verification=replace(report.verification, tensors=tensors, not_run=[name]),
         versions={name: name},

@@ -389,7 +389,7 @@ def test_a_segment_without_torchscript(bank: Path) -> None:
     assert_same(tuple(segment(small_picture())), tuple(expected.values()))
     with pytest.raises(InputError, match="engine 'backbone', input 'pictures': expected float32, got float64"):
         segment(small_picture().double())
-    with pytest.raises(OptionError, match="segment: expected one of backbone, got 'neck'"):
+    with pytest.raises(OptionError, match="engine: expected one of backbone, got 'neck'"):
         hybrid_rt.open_engine(bank, "neck")
 
 

@@ -26,6 +26,29 @@ class Backbone(nn.Module):
         return {"fine": fine, "coarse": self.second(fine)}
 
 
+class Alone(nn.Module):
+    """A detector that is nothing but one segment, for any arguments; not for TorchScript."""
+
+    def __init__(self, segment: nn.Module, name: str = "backbone") -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, segment)
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.get_submodule(self.name)(*arguments)
+
+
+class OneConvolution(nn.Module):
+    """A batch [N, 3, H, W] in, [N, 4, H - 2, W - 2] out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.backbone(batch)
+
+
 class SmallDetector(nn.Module):
     """A batch of pictures [N, 3, H, W] in; boxes [n, 4], scores [n] and labels [n] of the first picture out."""
 

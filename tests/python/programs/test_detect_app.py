@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import hybrid_rt
 from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
+from helpers.small_detectors import OneConvolution
 from hybrid_rt.common.class_names import class_colour
 from hybrid_rt.common.executables import program as find_program
 from models import digits_detector
@@ -98,18 +99,11 @@ def nameless_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def tensor_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that takes a tensor instead of a list of pictures."""
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = nn.Conv2d(3, 4, 3)
-
-        def forward(self, batch: Tensor) -> Tensor:
-            return self.backbone(batch)
-
     path = tmp_path_factory.mktemp("tensor_bundle") / "network.pt"
     example = (torch.rand(1, 3, 32, 32),)
-    hybrid_rt.convert(Network().eval(), example, str(path), segments=["backbone"], engine="torchscript", verify=False)
+    hybrid_rt.convert(
+        OneConvolution().eval(), example, str(path), segments=["backbone"], engine="torchscript", verify=False
+    )
     return path
 
 
@@ -302,7 +296,7 @@ def test_wrong_usage_fails(program, arguments, got):
 
 def test_missing_label_file_fails(program, demo_bundle, demo_picture, tmp_path):
     message = error_of(run(program, demo_bundle, demo_picture, "--labels", tmp_path / "no.txt"), WRONG_USAGE)
-    assert "no.txt: expected a text file with one class name a line" in message
+    assert "no.txt: expected a text file with one class name per line" in message
 
 
 def test_missing_picture_fails(program, demo_bundle, tmp_path):
