@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <string>
 
-// nms and roi_align of CUDA tensors. The kernels lie in a library of their own (operators/cuda), opened when first needed, so
-// that this one serves machines with and without CUDA. Where that one is missing, the CPU kernels do the work.
+// nms and roi_align of CUDA tensors. The kernels lie in a library of their own (operators/cuda), opened when first
+// needed, so that this one serves machines with and without CUDA. Where that one is missing, the CPU kernels do the
+// work.
 
 namespace hybrid_rt::operators {
 
