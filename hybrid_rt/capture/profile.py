@@ -34,7 +34,7 @@ class SegmentOptions:
 
 @dataclass(frozen=True)
 class Profile:
-    """What runs of a detector showed.
+    """The results of profiling a detector.
 
     Attributes:
         observation: the run on its example.

@@ -19,7 +19,7 @@ from .report.images import PictureReport, PictureSamples
 
 @dataclass(frozen=True)
 class Checks:
-    """What was compared, and what it showed.
+    """The comparison of hybrid and detector, and its result.
 
     Attributes:
         precision: whose thresholds hold for the boxes.

@@ -114,7 +114,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is written.
+    """Which files a conversion writes, and what goes into them.
 
     Attributes:
         path: the `.pt`.

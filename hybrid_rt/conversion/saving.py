@@ -24,7 +24,7 @@ from .report.measurement import Measurement, measure_hybrid
 
 @dataclass(frozen=True)
 class Saved:
-    """What is known once a bundle is written; the defaults are those of a conversion that saved nothing.
+    """The outcome of saving a bundle; the defaults stand for a conversion that saved nothing.
 
     Attributes:
         golden: what to say of the golden sample.
