@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _LONGEST = 300
+_INTERPRETER = "operation failed in the TorchScript interpreter."
 
 
 @contextmanager
@@ -28,12 +29,12 @@ def replies() -> Iterator[Callable[[Any], None]]:
 
 
 def failure_text(error: BaseException) -> str:
-    """An error in a line: its type, and what it says, without the stacks and graphs that torch adds."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return shortened(f"{type(error).__name__}: {said}")
+    """Returns an error in a line: its type, and what it says, without the stacks and graphs that torch adds."""
+    return shortened(f"{type(error).__name__}: {error}")
 
 
 def shortened(text: str) -> str:
-    """The text's beginning, on one line."""
-    line = " ".join(text.split())
+    """Returns what an error's text says first, on one line; TorchScript's interpreter says it last, after its stack."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    line = " ".join((lines[-1] if _INTERPRETER in lines[0] else lines[0]).split())
     return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."

@@ -95,7 +95,7 @@ def export(
     """
     shapes = tuple({d: Dim.AUTO(min=low, max=high) for d, (low, high) in _free(spec)} for spec in specs)
     try:
-        with torch.no_grad(), sizes_of_any_count(), _quiet():
+        with torch.no_grad(), free_sizes(), _quiet():
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # whatever the user's code and torch's raise
         raise CaptureError.make(
@@ -111,10 +111,25 @@ def export(
 
 
 @contextmanager
-def sizes_of_any_count() -> Iterator[None]:
-    """torch's symbols for sizes hold 0 and 1 too, which it would otherwise take for special."""
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        yield
+def free_sizes() -> Iterator[None]:
+    """Makes torch take free sizes as such: 0 and 1 are not special, and pooling does not ask for remainders.
+
+    torch 2.11 rounds the division in pooling's output size by hand and so fixes whether the example's remainder is
+    zero, though Python's ``//`` rounds down already. torch 2.14 does what this does.
+    """
+    import torch._meta_registrations as meta
+
+    rounded = meta.div_rtn
+    meta.div_rtn = _floor_division
+    try:
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            yield
+    finally:
+        meta.div_rtn = rounded
+
+
+def _floor_division(x: int, y: int) -> int:
+    return x // y
 
 
 @contextmanager

@@ -103,10 +103,10 @@ def doctor(writer: Writer) -> None:
         writer.row(Row(f"doctor: {name}", PASSED if ": available" in text else NOT_RUN, text))
 
 
-def python_tests(writer: Writer, name: str, select: str, engine: str) -> None:
+def python_tests(writer: Writer, name: str, engine: str) -> None:
     """The tests of a file that need a GPU; counted from pytest's own lines, so that a hang keeps those before."""
     command = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
-    command += [f"tests/python/{name}.py", "-k", select]
+    command += [f"tests/python/{name}.py", "-m", "gpu"]
     count = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
     failures: list[str] = []
     last = ""
@@ -165,56 +165,61 @@ def _on_gpu(function: str, **arguments: Any) -> Callable[[Writer], None]:
 
 
 CASES: dict[str, tuple[Case, Callable[[Writer], None]]] = {}
-"""In the order in which they run: what most depends on a GPU first, so that a short time tells most."""
+"""In the order in which they run, those that measure after all others: what tells most comes first of each."""
 
 
-def _add(name: str, run: Callable[[Writer], None], seconds: float, engine: str = "", **environment: str) -> None:
-    CASES[name] = Case(name, engine, seconds, environment), run
+def _add(name: str, run: Callable[[Writer], None], seconds: float, engine: str = "", **more: Any) -> None:
+    CASES[name] = Case(name, engine, seconds, **more), run
 
+
+def _add_tests(name: str, seconds: float, engine: str = "") -> None:
+    _add(f"tests: {name}", partial(python_tests, name=name, engine=engine), seconds, engine)
+
+
+DETECTOR_TITLES = {"demo": "demo", "r50": "Faster R-CNN R50-FPN"}
 
 _add("facts", facts, 60)
 _add("doctor", doctor, 60)
+_add_tests("operators/test_head_operators", 150, "operators")
+for _name, _title in DETECTOR_TITLES.items():
+    for _engine, _precision in (("aot_inductor", "fp16"), ("torchscript", "fp32"), ("aot_inductor", "fp32")):
+        _run = _on_gpu("same_boxes", name=_name, engine=_engine, precision=_precision)
+        _add(f"boxes: {_title}, {_engine} {_precision}", _run, 240, _engine)
+_add_tests("backends/test_aot_inductor_cuda", 200, "aot_inductor")
 for _target in ("current", "capability", "default"):
     _library = "tensorrt_rtx"
     _add(f"TensorRT-RTX for {_target}", _on_gpu("build_engine", library=_library, target=_target), 90, _library)
 _add("TensorRT", _on_gpu("build_engine", library="tensorrt", target="current"), 120, "tensorrt_full")
-_add(
-    "tests: tensorrt",
-    partial(python_tests, name="backends/test_tensorrt_cuda", select="on_a_gpu", engine="tensorrt"),
-    120,
-)
-_add("R50-FPN backbone, torch", _on_gpu("backbone", name="r50", engine="torch"), 60, "torch")
-_add("R50-FPN backbone, tensorrt", _on_gpu("backbone", name="r50", engine="tensorrt"), 120, "tensorrt")
-_add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt")
-_add(
-    "tests: head operators",
-    partial(python_tests, name="operators/test_head_operators", select="cuda", engine="operators"),
-    120,
-)
-_add("end to end, demo, tensorrt", _on_gpu("end_to_end", name="demo", engines=["tensorrt"]), 120, "tensorrt")
-_add("R50-FPN backbone, aot_inductor", _on_gpu("backbone", name="r50", engine="aot_inductor"), 180, "aot_inductor")
-for _mode in ("copy", "static"):
-    _add(f"CUDA graphs: {_mode}", _on_gpu("graphs", name="r50", mode=_mode), 60, "tensorrt", **{GRAPHS: _mode})
-_add("demo mAP", _on_gpu("accuracy"), 90)
-_add(
-    "tests: aot_inductor",
-    partial(python_tests, name="backends/test_aot_inductor_cuda", select="test_cuda", engine="aot_inductor"),
-    180,
-)
-_add("end to end, R50-FPN, tensorrt", _on_gpu("end_to_end", name="r50", engines=["tensorrt"]), 150, "tensorrt")
-for _name, _title in (("demo", "demo"), ("r50", "R50-FPN")):
-    _run = _on_gpu("end_to_end", name=_name, engines=["aot_inductor"])
-    _add(f"end to end, {_title}, aot_inductor", _run, 240, "aot_inductor")
-_add("R50-FPN backbone, torch.compile", _on_gpu("backbone", name="r50", engine="compile"), 120, "torch")
-for _engine in ("torch", "tensorrt", "aot_inductor", "compile"):
-    _add(
-        f"demo backbone, {_engine}",
-        _on_gpu("backbone", name="demo", engine=_engine),
-        90,
-        _engine.replace("compile", "torch"),
-    )
-_add("nms, roi_align", _on_gpu("head_operators"), 60, "operators")
+_add_tests("backends/test_tensorrt_cuda", 150, "tensorrt")
+for _name, _title in DETECTOR_TITLES.items():
+    for _engine, _precision in (("tensorrt", "fp16"), ("aot_inductor", "bf16"), ("torchscript", "bf16")):
+        _run = _on_gpu("same_boxes", name=_name, engine=_engine, precision=_precision)
+        _add(f"boxes: {_title}, {_engine} {_precision}", _run, 240, _engine)
+_add("demo mAP", _on_gpu("accuracy"), 120)
+_add_tests("programs/test_detect_app", 120)
+_add_tests("bench/test_suite", 120)
 _add("C++ tests", cpp_tests, 120)
+
+# What measures. The conversions above filled the cache.
+for _name, _title in DETECTOR_TITLES.items():
+    _run = _on_gpu("end_to_end", name=_name, engines=["aot_inductor", "torchscript"])
+    _add(f"end to end, {_title}", _run, 200, "aot_inductor", is_timed=True)
+for _engine in ("torch", "aot_inductor", "tensorrt"):
+    _run = _on_gpu("backbone", name="r50", engine=_engine)
+    _add(f"R50-FPN backbone, {_engine}", _run, 120, _engine, is_timed=True)
+_add("nms, roi_align", _on_gpu("head_operators"), 60, "operators", is_timed=True)
+_add("profile, Faster R-CNN R50-FPN", _on_gpu("profile", name="r50"), 90, "aot_inductor", is_timed=True)
+_add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt", is_timed=True)
+for _name, _title in DETECTOR_TITLES.items():
+    _run = _on_gpu("end_to_end", name=_name, engines=["tensorrt"])
+    _add(f"end to end, {_title}, tensorrt", _run, 150, "tensorrt", is_timed=True)
+for _mode in ("copy", "static"):
+    _environment = {GRAPHS: _mode}
+    _run = _on_gpu("graphs", name="r50", mode=_mode)
+    _add(f"CUDA graphs: {_mode}", _run, 60, "tensorrt", environment=_environment, is_timed=True)
+_add("R50-FPN backbone, torch.compile", _on_gpu("backbone", name="r50", engine="compile"), 120, "torch", is_timed=True)
+for _engine in ("torch", "aot_inductor", "tensorrt"):
+    _add(f"demo backbone, {_engine}", _on_gpu("backbone", name="demo", engine=_engine), 90, _engine, is_timed=True)
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ import hybrid_rt
 from hybrid_rt.backends import registry
 from hybrid_rt.bench.cases import cases
 from hybrid_rt.bench.results import run_all
-from hybrid_rt.bench.run import Settings
+from hybrid_rt.bench.run import Result, Settings
 from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common import executables
 from hybrid_rt.common.errors import HybridRTError
@@ -126,37 +126,40 @@ def op_cost(writer: Writer, name: str) -> None:
     writer.data(goals=[{"what": title, "goal": "op", "value": op / bare}])
 
 
+def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: str = measure.DEVICE) -> None:
+    """Converts a detector, and compares its boxes with eager's in Python and C++; nothing is timed.
+
+    What was compiled stays in the cache, so that what measures later begins at once.
+    """
+    for result in _compare(writer, name, [engine], [precision], ["hybrid"], Settings(1, 0, device=device)):
+        if result.case.kind == "eager":
+            continue
+        what = f"boxes: {result.detector}: {result.case.name}"
+        writer.data(prepare_seconds=result.prepare_seconds, results=[result.to_json()])
+        if result.latency is None:
+            writer.row(Row(what, FAILED, result.failure, engine))
+            continue
+        matched, expected = (sum(getattr(match, key) for match in result.boxes) for key in ("matched", "expected"))
+        figure = f"{matched} of eager's {expected} boxes"
+        if result.not_compared or result.differences:
+            figure += f"; {result.not_compared or result.differences[0]}"
+        is_same = not result.not_compared and not result.differences
+        # Random weights magnify rounding: they can judge fp32 only.
+        can_judge = precision == "fp32" or name == "demo"
+        writer.row(Row(what, PASSED if is_same else FAILED if can_judge else MEASURED, figure, engine))
+
+
 def end_to_end(
     writer: Writer,
     name: str,
-    device: str = "cuda",
+    device: str = measure.DEVICE,
     engines: Sequence[str] = ENGINES,
-    precisions: Sequence[str] = ("fp32", "fp16"),
-    rounds: int = 20,
+    precisions: Sequence[str] = ("fp16", "fp32", "bf16"),
+    rounds: int = 30,
 ) -> None:
     """Runs compare-engines on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
-    from tools.benchmarks import (
-        detectors as bench,
-    )  # it and models need scikit-image and scikit-learn, the other cases do not
-
-    wanted = []
-    for engine in engines:
-        state = registry.backend(engine).availability()
-        if state.available:
-            wanted += [f"{engine}:{precision}" for precision in precisions]
-        else:
-            writer.row(Row(f"{DETECTORS[name]}: hybrid {engine}", NOT_RUN, state.reason, engine))
-    runtimes = ["torchscript", "hybrid"]
-    if _has_worker():
-        runtimes += ["torchscript-cpp", "hybrid-cpp"]
-    else:
-        writer.row(Row(f"{DETECTORS[name]} in C++", NOT_RUN, "hybrid-rt-bench-worker was not built"))
-    _, results = run_all(
-        [bench.subject(DETECTORS[name])],
-        cases(wanted, runtimes=runtimes, device=device),
-        None,  # the plots and pages are tools/bench's
-        Settings(rounds=rounds, warm_up=3, threads=2, device=device),
-    )
+    settings = Settings(rounds if device == "cuda" else 1, 3, threads=2, device=device)
+    results = _compare(writer, name, engines, precisions, ["torchscript", "hybrid"], settings)
     writer.data(results=[result.to_json() for result in results])
     medians = {result.case.name: result.latency.median for result in results if result.latency}
     goals = []
@@ -174,9 +177,84 @@ def end_to_end(
         )
         figure = f"median {result.latency.median:.2f}, p95 {result.latency.p95:.2f} ms, {ratio:.2f} x eager; {boxes}"
         writer.row(Row(what, MEASURED, figure, engine))
-        if result.case.kind == "hybrid" and result.case.precision == "fp16":
-            goals.append({"what": f"{what}: over eager", "goal": "end to end", "value": ratio})
+        torchscript = medians.get(result.case.name.replace(f"hybrid {engine} {result.case.precision}", "TorchScript"))
+        if result.case.kind == "hybrid" and result.case.precision == "fp16" and torchscript:
+            value = torchscript / result.latency.median
+            goals.append({"what": f"{what}: over TorchScript fp32", "goal": "end to end", "value": value})
     writer.data(goals=goals)
+
+
+def _compare(
+    writer: Writer,
+    name: str,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    runtimes: Sequence[str],
+    settings: Settings,
+) -> list[Result]:
+    from tools.benchmarks import detectors as bench  # needs scikit-image and scikit-learn, the other cases do not
+
+    wanted = []
+    for engine in engines:
+        backend = registry.backend(engine).configured(settings.device)
+        state = backend.availability()
+        if not state.available:
+            writer.row(Row(f"{DETECTORS[name]}: hybrid {engine}", NOT_RUN, state.reason, engine))
+            continue
+        wanted += [f"{engine}:{precision}" for precision in precisions if precision in backend.target_precisions]
+    if not wanted:
+        return []
+    if _has_worker():
+        runtimes = [*runtimes, *(f"{runtime}-cpp" for runtime in runtimes)]
+    else:
+        writer.row(Row(f"{DETECTORS[name]} in C++", NOT_RUN, "hybrid-rt-bench-worker was not built"))
+    chosen = cases(wanted, runtimes=runtimes, device=settings.device)
+    # The plots and pages are tools/bench's.
+    return run_all([bench.subject(DETECTORS[name])], chosen, None, settings)[1]
+
+
+def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = "fp16") -> None:
+    """Where the time of a hybrid's call goes on the GPU: kernels, and the host that launches them."""
+    from torch.profiler import ProfilerActivity
+
+    from tools.benchmarks import detectors as bench
+
+    subject = bench.subject(DETECTORS[name])
+    detector, image = subject.build().eval(), subject.pictures[0]
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.inference_mode():
+        path = Path(folder) / "hybrid.pt"
+        hybrid_rt.convert(
+            detector,
+            ([image],),
+            path,
+            engine=f"{engine}:{precision}",
+            device=measure.DEVICE,
+            fallback=False,
+            verify=False,
+            golden=False,
+            measure=False,
+            progress=False,
+        )
+        hybrid, image = hybrid_rt.load(path, device=measure.DEVICE), image.to(measure.DEVICE)
+        for _ in range(5):
+            hybrid([image])
+        calls = 10
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+            for _ in range(calls):
+                hybrid([image])
+                if measure.DEVICE == "cuda":
+                    torch.cuda.synchronize()
+    events = found.key_averages()
+    writer.data(
+        by_device=events.table(sort_by="self_device_time_total", row_limit=30, max_name_column_width=60),
+        by_host=events.table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60),
+    )
+    kernels = sum(event.self_device_time_total for event in events) / calls / 1e3
+    launches = sum(event.count for event in events if event.key.startswith("cudaLaunchKernel")) / calls
+    waits = sum(event.count for event in events if "Synchronize" in event.key) / calls
+    title = f"{DETECTORS[name]}: hybrid {engine} {precision}, a call"
+    figure = f"kernels {kernels:.2f} ms, {launches:.0f} launches, {waits:.0f} waits of the host"
+    writer.row(Row(title, MEASURED, figure, engine))
 
 
 def _has_worker() -> bool:
@@ -190,7 +268,7 @@ def _has_worker() -> bool:
 
 def accuracy(
     writer: Writer,
-    device: str = "cuda",
+    device: str = measure.DEVICE,
     engines: Sequence[str] = ENGINES,
     precision: str = "fp16",
     pictures: int = MAP_PICTURES,
@@ -245,7 +323,7 @@ def accuracy(
 
 def head_operators(writer: Writer) -> None:
     """nms and roi_align beside torchvision's, by their own benchmark."""
-    command = [sys.executable, "-m", "tools.benchmarks.head_operators", "--device", "cuda"]
+    command = [sys.executable, "-m", "tools.benchmarks.head_operators", "--device", measure.DEVICE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     writer.data(table=done.stdout)

@@ -1,18 +1,22 @@
 """Says what works on this machine's GPU, and how fast: tests, engines built here, measurements; nothing is asserted.
 
-Each case runs in a process of its own with a time limit: a crash or a hang costs its row. Written: the table on
-stdout, everything in out/gpu_check.json, the device's section in docs/hardware.md. Exit code 0 if there is a CUDA
-device, whatever failed on it; 1 if there is none: then the page is left as it is. tools/gpu_check builds first.
+Each case runs in a process of its own with a time limit: a crash or a hang costs its row. Cases that measure run alone,
+the others side by side before them. Written after each case: everything in out/gpu_check.json, the device's section in
+docs/hardware.md; at the end the table on stdout. Exit code 0 if there is a CUDA device, whatever failed on it; 1 if
+there is none: then the page is left as it is. tools/gpu_check builds first.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="for all cases; the build is not counted")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="cases whose name has one of these")
+    parser.add_argument("--side-by-side", type=int, default=5, metavar="N", help="cases that measure nothing, at a time")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: run the cases on the CPU")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="gpu_check.json of earlier calls, to add to")
     parser.add_argument("--steps", type=Path, help="what tools/gpu_check did before")
     parser.add_argument("--output", type=Path, default=ROOT / "out", help="for gpu_check.json (default: out/)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "hardware.md", help="gets the device's section")
     parser.add_argument("--no-page", action="store_true", help="leave the page as it is")
+    parser.add_argument("--no-run", action="store_true", help="run nothing: write the page of --earlier")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error("--minutes: expected more than 0")
+    if options.side_by_side < 1:
+        parser.error("--side-by-side: expected at least 1")
     if not options.no_page:
         # Before the long work: without its markers the page could not be written after it.
         try:
@@ -49,19 +59,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(str(error))
     FOLDER.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.rehearse:
+        os.environ[runner.DEVICE_VARIABLE] = "cpu"
     _set_environment()
-    rows = runner.build_rows(options.steps) if options.steps else []
-    found, data = _run(options.only, options.minutes * 60)
-    rows += found
-    device = data.get("facts", {}).get("device", {})
-    rows += [_goal(goal) for values in data.values() for goal in values.get("goals", [])]
-    date = time.strftime("%Y-%m-%d")
-    text = report.to_json(date, device, rows, data)
-    (options.output / "gpu_check.json").write_text(text, encoding="utf-8")
-    if device and not options.no_page:
-        report.rewrite(options.page, {"date": date, "device": device, "rows": [vars(row) for row in rows]})
-    print(report.table(rows))
-    return 0 if device else 1
+    results = _Results(options.output / "gpu_check.json", None if options.no_page else options.page)
+    try:
+        for earlier in options.earlier:
+            results.add_earlier(json.loads(earlier.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"--earlier: expected files that this tool wrote, got {type(error).__name__}: {error}")
+    if options.steps:
+        results.add(runner.build_rows(options.steps))
+    if not options.no_run:
+        _run(options, results)
+    results.write()
+    print(report.table(results.all_rows()))
+    return 0 if results.device else 1
+
+
+class _Results:
+    """What was found so far; on the disk after each case, so that a machine that is taken away leaves it."""
+
+    def __init__(self, path: Path, page: Path | None) -> None:
+        self._path, self._page = path, page
+        self._date = time.strftime("%Y-%m-%d")
+        self._rows: list[Row] = []
+        self._data: dict[str, dict[str, Any]] = {}
+        self.device: dict[str, Any] = {}
+
+    def add_earlier(self, results: Mapping[str, Any]) -> None:
+        self._date, self.device = results["date"], dict(results["device"])
+        self._data.update(results["cases"])
+        self._rows += [row for row in map(Row.of, results["rows"]) if not row.what.startswith(report.GOAL)]
+
+    def add(self, rows: Sequence[Row], case: str = "", data: dict[str, Any] | None = None) -> None:
+        """A case's rows, in place of an earlier call's of the same names."""
+        names = {row.what for row in rows}
+        # A case that failed has a row of the case's own name, which a later success has not.
+        self._rows = [row for row in self._rows if row.what not in names and row.what != case] + list(rows)
+        if case and data is not None:
+            self._data[case] = data
+            self.device = data.get("device") or self.device
+            self.write()
+
+    def all_rows(self) -> list[Row]:
+        goals = [_goal(goal) for values in self._data.values() for goal in values.get("goals", [])]
+        return self._rows + goals
+
+    def write(self) -> None:
+        text = report.to_json(self._date, self.device, self.all_rows(), self._data)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self._path)
+        if self.device and self._page is not None:
+            report.rewrite(self._page, json.loads(text))
 
 
 _NOTHING: Mapping[str, Any] = {"date": "", "device": {"name": ""}, "rows": []}
@@ -78,32 +129,39 @@ def _set_environment() -> None:
             os.environ.setdefault(variable, str(libraries[0]))
 
 
-def _run(only: Sequence[str], seconds: float) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+def _run(options: argparse.Namespace, results: _Results) -> None:
     """All cases, until the time is spent. Without a device only the first one, which says why."""
-    deadline = time.monotonic() + seconds
-    rows: list[Row] = []
-    data: dict[str, dict[str, Any]] = {}
-    reason = ""
-    for name, (case, _) in gpu_check_cases.CASES.items():
-        is_first = name == "facts"
-        if not is_first and only and not any(word in name for word in only):
-            continue
-        if reason:
-            rows.append(Row(name, NOT_RUN, reason, case.engine))
-            continue
+    deadline = time.monotonic() + options.minutes * 60
+    lock = threading.Lock()
+
+    def run(name: str) -> runner.Outcome:
+        case, _ = gpu_check_cases.CASES[name]
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "tools.gpu.cases", name]
         outcome = runner.run(case, command, FOLDER, deadline - time.monotonic())
-        data[name] = outcome.data
-        if is_first and "device" not in outcome.data:
-            failure = outcome.rows[-1].figure if outcome.rows else "it left no reason"
-            reason = outcome.data.get("no_device") or failure
-            rows.append(Row("device", NOT_RUN, reason))
-            continue
-        rows += outcome.rows
-        for row in outcome.rows:
-            print(f"  {row.what}: {row.result}: {' '.join(row.figure.split())[:200]}", file=sys.stderr, flush=True)
-    return rows, data
+        with lock:
+            results.add(outcome.rows, name, outcome.data)
+            for row in outcome.rows:
+                text = " ".join(row.figure.split())[:200]
+                print(f"  {row.what}: {row.result}: {text}", file=sys.stderr, flush=True)
+        return outcome
+
+    wanted = [
+        name for name in gpu_check_cases.CASES if not options.only or any(word in name for word in options.only)
+    ]
+    first = run("facts")
+    if "device" not in first.data and not options.rehearse:
+        failure = first.rows[-1].figure if first.rows else "it left no reason"
+        reason = first.data.get("no_device") or failure
+        cases = [gpu_check_cases.CASES[name][0] for name in wanted if name != "facts"]
+        results.add([Row("device", NOT_RUN, reason), *(Row(case.name, NOT_RUN, reason, case.engine) for case in cases)])
+        return
+    cases_of = {name: gpu_check_cases.CASES[name][0] for name in wanted if name != "facts"}
+    with ThreadPoolExecutor(options.side_by_side) as pool:
+        list(pool.map(run, [name for name, case in cases_of.items() if not case.is_timed]))
+    for name, case in cases_of.items():
+        if case.is_timed:
+            run(name)
 
 
 def _goal(values: Mapping[str, Any]) -> Row:

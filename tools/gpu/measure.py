@@ -18,10 +18,10 @@ from hybrid_rt.common.errors import HybridRTError
 from hybrid_rt.common.latency import percentile
 from hybrid_rt.torchscript import jit
 from tools.gpu.report import FAILED, MEASURED, NOT_RUN, REFUSED, Row
-from tools.gpu.runner import LIMIT_VARIABLE, Writer
+from tools.gpu.runner import DEVICE_VARIABLE, LIMIT_VARIABLE, Writer
 
-DEVICE = "cuda"
-ROUNDS, WARM_UP = 50, 5
+DEVICE = os.environ.get(DEVICE_VARIABLE, "cuda")
+ROUNDS, WARM_UP = (50, 5) if DEVICE == "cuda" else (2, 1)
 REFERENCE = "TorchScript fp32"
 _SHARE_FOR_BUILDING = 0.6
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,6 +71,10 @@ def allow_tf32(is_allowed: bool) -> None:
 def milliseconds(candidate: Candidate) -> float:
     """Of one call, between two CUDA events: the host's share counts where the GPU waits for it."""
     allow_tf32(candidate.tf32)
+    if DEVICE == "cpu":
+        begin = time.perf_counter()
+        candidate.call()
+        return (time.perf_counter() - begin) * 1e3
     torch.cuda.synchronize()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()

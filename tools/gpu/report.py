@@ -24,6 +24,7 @@ BAD = (REFUSED, FAILED, TIMED_OUT)
 
 ENGINES = {
     "torch": "torch: eager, TorchScript, torch.compile",
+    "torchscript": "torchscript: hybrids",
     "aot_inductor": "aot_inductor",
     "tensorrt": "tensorrt, the library that is chosen by itself",
     "tensorrt_rtx": "tensorrt, TensorRT-RTX",

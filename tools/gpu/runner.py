@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
 """Tells a case how long it may take."""
 
+DEVICE_VARIABLE = "HYBRID_RT_GPU_CHECK_DEVICE"
+"""Where the cases run; "cpu" in a rehearsal."""
+
 REFUSAL = 3
 """A case's exit code when hybrid_rt refuses."""
 
@@ -37,12 +40,14 @@ class Case:
         engine: see :class:`report.Row`.
         seconds: at most.
         environment: set for its process.
+        is_timed: it measures, so nothing else runs beside it.
     """
 
     name: str
     engine: str = ""
     seconds: float = 60.0
     environment: Mapping[str, str] | None = None
+    is_timed: bool = False
 
 
 @dataclass(frozen=True)

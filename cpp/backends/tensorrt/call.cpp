@@ -8,6 +8,8 @@
 namespace hybrid_rt::tensorrt {
 namespace {
 
+constexpr uintptr_t kAlignment = 256;
+
 /// A tensor without elements has no memory, but TensorRT takes no null.
 void* address_of(const at::Tensor& tensor, const at::Tensor& scratch) {
   return tensor.numel() != 0 ? tensor.mutable_data_ptr() : scratch.mutable_data_ptr();
@@ -39,6 +41,10 @@ void set_shapes(const Library& library, const Bindings& bindings, PooledContext&
 
 }  // namespace
 
+bool is_aligned(const at::Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
+}
+
 CallMemory prepare_call(const Library& library, const Bindings& bindings, PooledContext& context,
                         at::ArrayRef<at::Tensor> inputs, const std::vector<c10::ScalarType>& output_dtypes) {
   Library::take_last_error();
@@ -48,6 +54,9 @@ CallMemory prepare_call(const Library& library, const Bindings& bindings, Pooled
   try {
     memory.scratch = at::empty({static_cast<int64_t>(std::max<size_t>(context.scratch_size, 1))},
                                at::TensorOptions(at::kByte).device(device));
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!bindings.inputs[i].empty() && !is_aligned(inputs[i])) memory.copies.push_back(inputs[i].clone());
+    }
     for (size_t i = 0; i < bindings.outputs.size(); ++i) {
       memory.outputs.push_back(at::empty(context.output_shapes[i], at::TensorOptions(output_dtypes[i]).device(device)));
     }
@@ -59,10 +68,12 @@ CallMemory prepare_call(const Library& library, const Bindings& bindings, Pooled
                 "Give smaller pictures or fewer at once, or end other programs; the engine can be used again.");
   }
   context.context->set_scratch(memory.scratch.mutable_data_ptr(), context.scratch_size);
+  auto copy = memory.copies.cbegin();
   for (size_t i = 0; i < inputs.size(); ++i) {
     const std::string& name = bindings.inputs[i];
     if (name.empty()) continue;
-    const void* const data = inputs[i].numel() != 0 ? inputs[i].const_data_ptr() : memory.scratch.const_data_ptr();
+    const at::Tensor& input = is_aligned(inputs[i]) ? inputs[i] : *copy++;
+    const void* const data = input.numel() != 0 ? input.const_data_ptr() : memory.scratch.const_data_ptr();
     library.require(context.context->set_input(name, data), "input '" + name + "'");
   }
   for (size_t i = 0; i < memory.outputs.size(); ++i) {

@@ -10,9 +10,14 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// The memory of one call: of the outputs, and what the engine needs while it runs.
+/// TensorRT asks for addresses that are multiples of 256 (IExecutionContext::setTensorAddress). torch's allocations are;
+/// a view, such as one image of a batch, may not be.
+bool is_aligned(const at::Tensor& tensor);
+
+/// The memory of one call: outputs, copies of inputs that are not aligned, and what the engine needs while it runs.
 struct CallMemory {
   std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> copies;
   at::Tensor scratch;
 };
 

@@ -72,17 +72,18 @@ void GraphCache::record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> i
   {
     const c10::StreamGuard guard(own);
     entry.context = contexts_.make(profile, own);
+    std::vector<at::Tensor> read;
     for (const at::Tensor& input : inputs) {
-      entry.inputs.push_back(mode_ == GraphMode::kCopy ? at::empty_like(input).copy_(input, /*non_blocking=*/true)
-                                                       : input);
+      const bool is_copied = mode_ == GraphMode::kCopy || !is_aligned(input);
+      entry.inputs.push_back(is_copied ? at::empty_like(input).copy_(input, /*non_blocking=*/true) : at::Tensor());
+      read.push_back(is_copied ? entry.inputs.back() : input);
     }
-    entry.memory = prepare_call(library_, bindings_, *entry.context, entry.inputs, output_dtypes_);
+    entry.memory = prepare_call(library_, bindings_, *entry.context, read, output_dtypes_);
     // TensorRT sets itself up in the first run of a shape, which must not be recorded.
     library_.require(entry.context->context->enqueue(handle_of(own)), "run");
     entry.graph = CudaGraph::record(own, [&] { return entry.context->context->enqueue(handle_of(own)); }, reason);
     entry.done.record(own);
   }
-  if (mode_ == GraphMode::kStatic) entry.inputs.clear();  // the caller's
   if (entry.graph) return;
   if (reason.empty()) reason = Library::take_last_error();
   log(LogLevel::kWarning, "tensorrt: a call can't be recorded as a CUDA graph (" + reason + "); it runs without");
@@ -103,7 +104,9 @@ std::optional<std::vector<at::Tensor>> GraphCache::run(size_t profile, at::Array
   if (!entry->is_tried) record(*entry, profile, inputs, stream);
   if (!entry->graph) return std::nullopt;
   entry->done.block(stream);
-  for (size_t i = 0; i < entry->inputs.size(); ++i) entry->inputs[i].copy_(inputs[i], /*non_blocking=*/true);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (entry->inputs[i].defined()) entry->inputs[i].copy_(inputs[i], /*non_blocking=*/true);
+  }
   entry->graph->launch(stream);
   std::vector<at::Tensor> outputs;
   for (const at::Tensor& output : entry->memory.outputs) outputs.push_back(output.clone());

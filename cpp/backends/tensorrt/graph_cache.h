@@ -68,7 +68,7 @@ class GraphCache {
     Key key;
     std::mutex mutex;  // guards what follows
     bool is_tried = false;
-    std::vector<at::Tensor> inputs;
+    std::vector<at::Tensor> inputs;  // where it reads them; undefined: at the caller's address
     CallMemory memory;
     std::unique_ptr<PooledContext> context;
     std::unique_ptr<CudaGraph> graph;  // destroyed before what it reads and writes

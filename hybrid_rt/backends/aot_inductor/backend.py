@@ -164,7 +164,7 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
             # A folder: the names in it are inductor's.
             "aot_inductor.output_path": str(folder / "library"),
         }
-        with torch.no_grad(), torch_export.sizes_of_any_count(), warnings.catch_warnings():
+        with torch.no_grad(), torch_export.free_sizes(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             path = Path(str(torch._inductor.aot_compile(exported_program.module(), examples, options=options)))
         operators = path.with_suffix(".json")

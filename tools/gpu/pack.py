@@ -1,0 +1,134 @@
+"""Packs what tools/gpu_check needs on a machine with a GPU and no network.
+
+Wheels for that machine's Python, headers and libraries of Debian packages, TensorRT's headers, and TensorRT-RTX's
+library, which is compressed and cut so that each part stays below a size. Every file is listed with its SHA-256.
+tools/gpu_check --pack copies a part to a folder that outlives the call; the library is put together once all of its
+pieces are there. Needs the network, `xz`, and for Debian's packages `apt-get` and `dpkg-deb`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WHEELS = ("nlohmann-json", "kernel-lens", "pycocotools", "tensorrt-rtx-cu13-bindings")
+LIBRARY = "tensorrt-rtx-cu13-libs"
+PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (35, 31, 28, 27, 24, 17, 5)) + (
+    "manylinux2014_x86_64",
+    "manylinux1_x86_64",
+)
+DEBIAN = (
+    "libssl-dev",
+    "libssl3",
+    "libcli11-dev",
+    "libturbojpeg0-dev",
+    "libturbojpeg0",
+    "libpng-dev",
+    "libpng16-16",
+    "zlib1g-dev",
+    "libstb-dev",
+    "ccache",
+    "libhiredis0.14",
+)
+"""What the build needs beside a C++ compiler, for the library, hybrid-rt-detect and hybrid-rt-bench-worker."""
+
+MANIFEST = "parts.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the parts; prints what to call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each")
+    parser.add_argument("--python", default="3.12", metavar="VERSION", help="that machine's")
+    parser.add_argument("--part-mib", type=int, default=44, help="the largest part, the checkout not counted")
+    parser.add_argument("--headers", type=Path, help="TensorRT's include/ folder (default: each in third_party/)")
+    parser.add_argument("--cache", type=Path, help="folder of the compiler cache that tools/gpu_check --keep left")
+    options = parser.parse_args(arguments)
+    if options.part_mib < 1:
+        parser.error("--part-mib: expected at least 1")
+    shutil.rmtree(options.output, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+        files = _collect(Path(folder), options.python, options.headers, options.cache)
+        parts = _write_parts(files, options.output, options.part_mib << 20)
+    for i, part in enumerate(parts, 1):
+        last = i == len(parts)
+        size = sum(file.stat().st_size for file in part.iterdir()) / (1 << 20)
+        print(f"call {i}: carry {part} ({size:.1f} MiB), run: tools/gpu_check --pack {part}{'' if last else ' ...'}")
+    return 0
+
+
+def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:
+    """The files to carry: a tree of small things in one archive, then the library's."""
+    tree = folder / "tree"
+    wheels = tree / "wheels"
+    wheels.mkdir(parents=True)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    pip += ["--python-version", python, "--implementation", "cp"]
+    pip += [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    subprocess.run([*pip, "--dest", str(wheels), *WHEELS], check=True)
+    subprocess.run([*pip, "--dest", str(folder), LIBRARY], check=True)
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        debian = folder / "debian"
+        debian.mkdir()
+        subprocess.run(["apt-get", "download", "-q", *DEBIAN], cwd=debian, check=True, capture_output=True)
+        for package in sorted(debian.glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", str(package), str(tree / "root")], check=True)
+        for unread in ("usr/share/doc", "usr/share/man", "usr/lib/x86_64-linux-gnu/libcrypto.a"):
+            path = tree / "root" / unread
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    sources = [headers] if headers else sorted(path for path in (ROOT / "third_party").glob("*") if path.is_dir())
+    for source in sources:
+        shutil.copytree(source, tree / "third_party" / source.name)
+    if cache:
+        with subprocess.Popen(["tar", "-C", str(tree), "-xf", "-"], stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            for piece in sorted(cache.glob("ccache.tar.*")):
+                process.stdin.write(piece.read_bytes())
+    small = folder / "tools.tar.xz"
+    subprocess.run(["tar", "-C", str(tree), "-cJf", str(small), "."], check=True)
+    library = folder / "library"
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(library)
+    packed = folder / "tensorrt_rtx.tar.xz"
+    tar = ["tar", "-C", str(library), "--use-compress-program", "xz --threads=0 --x86 --lzma2=preset=9e,dict=192MiB"]
+    subprocess.run([*tar, "-cf", str(packed), "."], check=True)
+    return [small, packed]
+
+
+def _write_parts(files: Sequence[Path], output: Path, limit: int) -> list[Path]:
+    """The files one after the other, cut where a part is full; each part lists its own pieces and all there are."""
+    pieces: list[list[tuple[str, bytes]]] = [[]]
+    room = limit
+    for file in files:
+        content, offset, number = file.read_bytes(), 0, 0
+        while offset < len(content):
+            if room == 0:
+                pieces.append([])
+                room = limit
+            piece = content[offset : offset + room]
+            pieces[-1].append((f"{file.name}.{number:02}", piece))
+            offset, number, room = offset + len(piece), number + 1, room - len(piece)
+    manifest = {name: hashlib.sha256(piece).hexdigest() for part in pieces for name, piece in part}
+    folders = []
+    for i, part in enumerate(pieces, 1):
+        folder = output / str(i)
+        folder.mkdir(parents=True)
+        for name, piece in part:
+            (folder / name).write_bytes(piece)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        folders.append(folder)
+    return folders
+
+
+if __name__ == "__main__":
+    sys.exit(main())
