@@ -154,7 +154,7 @@ def end_to_end(
     name: str,
     device: str = measure.DEVICE,
     engines: Sequence[str] = ENGINES,
-    precisions: Sequence[str] = ("fp16", "fp32", "bf16"),
+    precisions: Sequence[str] = ("fp16", "fp32"),
     rounds: int = 30,
 ) -> None:
     """Runs compare-engines on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
