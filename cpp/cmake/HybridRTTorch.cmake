@@ -2,10 +2,33 @@
 # the wheel was built with CUDA, even where no CUDA code is compiled. Installed with the package config, so that a
 # user's project is built by the same flags.
 
+# torch's libraries share one libstdc++. With a copy of its own in the program or library, the first stream or exception
+# that crosses between them ends the process. A compiler does that where it is told to (-static-libstdc++), or finds
+# libstdc++.a alone.
+function(hybrid_rt_check_libstdcxx)
+  if(HYBRID_RT_SHARES_LIBSTDCXX OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR CMAKE_CROSSCOMPILING)
+    return()
+  endif()
+  set(_probe ${CMAKE_CURRENT_BINARY_DIR}/CMakeFiles/hybrid_rt_probe)
+  file(WRITE ${_probe}.cpp "#include <sstream>\nint main(int n, char**) { std::ostringstream s; s << n; return s.str().empty(); }\n")
+  try_compile(_compiles ${CMAKE_CURRENT_BINARY_DIR} ${_probe}.cpp COPY_FILE ${_probe})
+  set(_needed "")
+  if(_compiles)
+    file(STRINGS ${_probe} _needed REGEX "libstdc\\+\\+\\.so" LIMIT_COUNT 1)
+  endif()
+  if(_compiles AND NOT _needed)
+    message(FATAL_ERROR "hybrid_rt[build]: compiler: expected one that links libstdc++.so, as torch does, got "
+      "${CMAKE_CXX_COMPILER}, which puts libstdc++ into what it links: exceptions would crash. Take another one with "
+      "-DCMAKE_CXX_COMPILER= or in the environment variable CXX, and leave out -static-libstdc++.")
+  endif()
+  set(HYBRID_RT_SHARES_LIBSTDCXX ON CACHE INTERNAL "The compiler links torch's libstdc++")
+endfunction()
+
 function(hybrid_rt_find_torch folder)
   if(TARGET hybrid_rt::torch)
     return()
   endif()
+  hybrid_rt_check_libstdcxx()
   find_file(_header version.h NO_CACHE NO_DEFAULT_PATH
     PATHS "${folder}/include/torch/headeronly" "${folder}/include/torch/csrc/api/include/torch")
   if(NOT _header)

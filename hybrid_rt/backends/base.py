@@ -147,6 +147,13 @@ class Backend(ABC):
     def availability(self) -> Availability:
         """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
 
+    def misfit(self) -> str:
+        """Returns why what it compiles would not run on the device that is here; empty where it would, or none is here.
+
+        engine="auto" passes such a backend over. Named, it compiles all the same: for other machines.
+        """
+        return ""
+
     @property
     def target(self) -> str:
         """The kind of device that it compiles for: "cpu", "cuda"."""

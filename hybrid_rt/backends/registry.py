@@ -138,8 +138,8 @@ def backends() -> list[BackendInfo]:
 def best_for(device: str) -> str:
     """Returns the backend that engine="auto" stands for on a kind of device.
 
-    It is the one of the highest rank (see ``Backend.auto_for``) that can compile here; if none can, the one of the
-    lowest rank, whose error then says why.
+    It is the one of the highest rank (see ``Backend.auto_for``) that can compile here, for the device that is here; if
+    none can, the one of the lowest rank, whose error then says why.
 
     Raises:
         OptionError: no backend that is installed claims this kind of device.
@@ -156,8 +156,9 @@ def best_for(device: str) -> str:
             got="'auto', and none is",
             remedy="Name one; `hybrid-rt doctor` lists what is installed.",
         )
-    able = (compiler for compiler in ranked if compiler.configured(device).availability().available)
-    return next(able, ranked[-1]).name
+    able = [compiler for compiler in ranked if compiler.configured(device).availability().available]
+    fitting = [compiler for compiler in able if not compiler.configured(device).misfit()]
+    return [*fitting, *able, ranked[-1]][0].name
 
 
 def fallback() -> Backend:

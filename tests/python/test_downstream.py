@@ -104,6 +104,15 @@ def test_another_torch_is_a_clear_error(version: tuple[int, int], message: str, 
     assert message.format(folder=tmp_path) in " ".join(result.stderr.split())
 
 
+def test_a_compiler_that_links_a_libstdcxx_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Exceptions and streams that cross into torch's libraries would crash."""
+    result = configure(DOWNSTREAM, tmp_path / "build", "-DCMAKE_EXE_LINKER_FLAGS=-static-libstdc++")
+    assert result.returncode != 0
+    text = " ".join(result.stderr.split())
+    assert "hybrid_rt[build]: compiler: expected one that links libstdc++.so, as torch does, got " in text
+    assert "leave out -static-libstdc++." in text
+
+
 def test_the_installed_headers_compile_without_the_checkout() -> None:
     include = Path(hybrid_rt.cmake_prefix_path).parent / "include" / "hybrid_rt"
     found = {path.relative_to(include).as_posix() for path in include.rglob("*.h")}

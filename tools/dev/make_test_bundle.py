@@ -9,5 +9,7 @@ import hybrid_rt
 from hybrid_rt.common.images import read_picture
 from models import digits_detector
 
-picture = sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
-hybrid_rt.convert(digits_detector.load(), ([read_picture(picture)],), sys.argv[1], segments="backbone")
+image = sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
+# tools/gpu_check runs the tests on machines without OpenVINO too.
+engine = "auto" if any(info.name == "openvino" and info.available for info in hybrid_rt.backends()) else "torchscript"
+hybrid_rt.convert(digits_detector.load(), ([read_picture(image)],), sys.argv[1], segments="backbone", engine=engine)

@@ -16,7 +16,7 @@ from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
 from ..base import Availability, Backend, VendorPackages
 from . import torch2trt_frontend
-from .builder import TIMING_DIRECTORY, Messages, Vendor, build
+from .builder import TIMING_DIRECTORY, Messages, Vendor, build, check_capabilities
 from .options import CURRENT, Options, Range, checked, profiles_of
 from .precision import lowered, quantized
 
@@ -74,6 +74,16 @@ class TensorRTBackend(Backend):
             return Availability(False, f"the onnx package can't be imported ({error}); pip install onnx")
         return Availability(True, version=", ".join(f"{vendor.library} {vendor.version}" for vendor in vendors))
 
+    def misfit(self) -> str:
+        """Returns what TensorRT-RTX builds for, where the GPU that is here is another one."""
+        options, gpu = Options(**self.given), _current_gpu()
+        vendor = _chosen(options)
+        if not gpu or not vendor.is_rtx or options.compute_capabilities == CURRENT:
+            return ""
+        if gpu["capability"] in options.compute_capabilities:
+            return ""
+        return f"it builds for {', '.join(options.compute_capabilities)}, here is {gpu['name']} of {gpu['capability']}"
+
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """See :class:`hybrid_rt.backends.tensorrt.options.Options`."""
         return checked(options)
@@ -101,6 +111,8 @@ class TensorRTBackend(Backend):
         gpu = _current_gpu() if needs_gpu else {}
         if needs_gpu and not gpu:
             raise _no_gpu(program.name, vendor)
+        if vendor.is_rtx and needs_gpu:
+            check_capabilities(vendor, [gpu["capability"]], program.name)
         _check_dtypes(program)
         profiles = profiles_of(options, program.inputs, program.name)
         names, outputs = onnx_export.value_names(program.inputs, program.outputs)

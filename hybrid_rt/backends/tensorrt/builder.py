@@ -145,7 +145,7 @@ def _configure(config: Any, vendor: Vendor, options: Options, segment: str) -> N
     if options.workspace_mb:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if vendor.is_rtx:
-        _set_capabilities(config, trt, options, segment)
+        _set_capabilities(config, vendor, options, segment)
         return
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -154,31 +154,45 @@ def _configure(config: Any, vendor: Vendor, options: Options, segment: str) -> N
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
 
 
-def _set_capabilities(config: Any, trt: Any, options: Options, segment: str) -> None:
-    wanted = (
-        ["CURRENT"]
-        if options.compute_capabilities == CURRENT
-        else [f"SM{capability.replace('.', '')}" for capability in options.compute_capabilities]
-    )
-    known = [name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+|CURRENT", name)]
-    for name in wanted:
-        if name not in known:
+def check_capabilities(vendor: Vendor, capabilities: Sequence[str], segment: str) -> None:
+    """Checks GPUs by their compute capabilities: "9.0".
+
+    TensorRT-RTX builds "for the current GPU" also where it then refuses to run the engine: on an H100, by 1.7.1.
+
+    Raises:
+        BackendError: this TensorRT-RTX does not build for one of them.
+    """
+    known = [name for name in dir(vendor.module.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
+    for capability in capabilities:
+        if _name(capability) not in known:
             raise BackendError.make(
                 _NAME,
                 f"segment '{segment}', option 'compute_capabilities'",
-                expected=f"GPUs that this TensorRT-RTX builds for: {', '.join(map(_capability, known))}",
-                got=_capability(name),
+                expected=f"GPUs that this TensorRT-RTX builds for: {', '.join(sorted(map(_capability, known), key=float))}",
+                got=capability,
                 remedy="For other GPUs take TensorRT on a machine that has one, or the engine aot_inductor.",
             )
+
+
+def _set_capabilities(config: Any, vendor: Vendor, options: Options, segment: str) -> None:
+    wanted = ["CURRENT"]
+    if options.compute_capabilities != CURRENT:
+        check_capabilities(vendor, options.compute_capabilities, segment)
+        wanted = [_name(capability) for capability in options.compute_capabilities]
     config.num_compute_capabilities = len(wanted)
     for i, name in enumerate(wanted):
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
+        config.set_compute_capability(getattr(vendor.module.ComputeCapability, name), i)
+
+
+def _name(capability: str) -> str:
+    """``12.0`` -> ``SM120``."""
+    return f"SM{capability.replace('.', '')}"
 
 
 def _capability(name: str) -> str:
     """``SM120`` -> ``12.0``."""
     digits = name.removeprefix("SM")
-    return f"{digits[:-1]}.{digits[-1]}" if digits.isdigit() else CURRENT
+    return f"{digits[:-1]}.{digits[-1]}"
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

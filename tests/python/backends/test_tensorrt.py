@@ -18,6 +18,8 @@ from torch.nn import functional
 import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt.backends import registry
+from hybrid_rt.backends.aot_inductor import AOTInductorBackend
+from hybrid_rt.backends.base import Availability
 from hybrid_rt.backends.cache import store
 from hybrid_rt.backends.tensorrt import backend as half
 from hybrid_rt.capture.program import Program, capture_alone
@@ -282,6 +284,35 @@ def test_a_gpu_that_this_library_does_not_build_for_is_refused() -> None:
     with refused("option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: ") as caught:
         built(pyramid(), compute_capabilities=["9.0"])
     assert "got 9.0. For other GPUs take TensorRT on a machine that has one" in str(caught.value)
+
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: str) -> None:
+    """Pretends that the driver has one device."""
+    monkeypatch.setattr(half, "_current_gpu", lambda: {"name": name, "capability": capability})
+
+
+def test_the_gpu_that_is_here_may_be_one_that_this_library_does_not_build_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H100 TensorRT-RTX 1.7.1 built an engine for "current", and then refused to run it."""
+    a_gpu(monkeypatch, "NVIDIA H100 80GB HBM3", "9.0")
+    with refused("option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: 7.5, 8.0, ") as caught:
+        built(pyramid(), compute_capabilities="current")
+    assert "got 9.0. For other GPUs" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "fits"), [("8.6", True), ("12.0", True), ("7.5", False), ("9.0", False)], ids=str
+)
+def test_auto_passes_over_a_library_that_does_not_build_for_the_gpu_that_is_here(
+    capability: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_gpu(monkeypatch, "a GPU", capability)
+    vendor = half.Vendor("tensorrt_rtx", tensorrt_rtx())
+    monkeypatch.setattr(half, "_vendors", lambda: ([vendor], []))
+    available = Availability(True)
+    monkeypatch.setattr(AOTInductorBackend, "availability", lambda self: available)
+    assert (TENSORRT.configured("cuda", {}).misfit() == "") is fits
+    assert registry.best_for("cuda") == ("tensorrt" if fits else "aot_inductor")
+    assert TENSORRT.configured("cuda", {"compute_capabilities": [capability]}).misfit() == ""
 
 
 @needs_none

@@ -425,7 +425,7 @@ def test_roi_align_refuses_other_dtypes(dtype):
     ],
 )
 def test_roi_align_refuses_what_torchvision_refuses(features, rois, size, text):
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, IndexError)):  # its CUDA kernel's wrapper asks for sizes that there are not
         torchvision_roi_align(features, rois, size=size)
     with refuses("hybrid_rt[operators]: roi_align: " + text):
         roi_align(features, rois, size=size)
