@@ -58,7 +58,11 @@ void translate(std::exception_ptr pointer) {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const hybrid_rt::Error& error) {
     const py::object type = py::module_::import("hybrid_rt.common.errors").attr(exception_name(error.kind()));
-    PyErr_SetString(type.ptr(), error.what());
+    // A path in the text may be any bytes.
+    const std::string_view said = error.what();
+    const auto text = py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(said.data(), static_cast<Py_ssize_t>(said.size()), "surrogateescape"));
+    PyErr_SetObject(type.ptr(), text.ptr());
   }
 }
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -162,7 +163,7 @@ def load(
     """
     registry.load_plugins()
     options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision, concurrency)
-    return jit.load(os.fspath(path), options)
+    return jit.load(path, options)
 
 
 def _options(
@@ -211,7 +212,7 @@ def open_engine(
         OptionError: no such engine.
     """
     registry.load_plugins()
-    return OpenedEngine(_native.open_engine(os.fspath(path), name, _options(device, backend, threads, strict)))
+    return OpenedEngine(_native.open_engine(os.fsencode(path), name, _options(device, backend, threads, strict)))
 
 
 class OpenedEngine:
@@ -242,16 +243,26 @@ class OpenedEngine:
         return tuple(VariantCheck(**variant) for variant in self._native.variants())
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a bundle, without unpickling anything or opening an engine: see docs/format.md.
+class _Inspected(dict[str, Any]):
+    """A manifest that still answers to the name which its engines had in format version 1."""
 
-    That of a file of format version 1 is in the form of version 2.
+    def __missing__(self, key: str) -> Any:
+        if key != "segments":
+            raise KeyError(key)
+        warnings.warn("inspect()['segments'] is called ['engines'] now.", DeprecationWarning, stacklevel=2)
+        return self["engines"]
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the manifest of a bundle, without unpickling anything or opening an engine: see docs/format.md.
+
+    That of a file of format version 1 is in the form of version 2. Its engines were called ``segments`` there, a name
+    that still works and warns.
 
     Raises:
         BundleError: no bundle, or an altered one.
     """
-    manifest: dict[str, Any] = json.loads(_native.read_manifest(os.fspath(path)))
-    return manifest
+    return _Inspected(json.loads(_native.read_manifest(os.fsencode(path))))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -260,7 +271,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         BundleError: no bundle, or an altered one.
     """
-    return Manifest.from_json(inspect(path))
+    return Manifest.from_json(dict(inspect(path)))
 
 
 def check(
@@ -290,7 +301,7 @@ def check(
         BundleError: no bundle, or a record that does not match its digest.
     """
     registry.load_plugins()
-    _native.verify_records(os.fspath(path))
+    _native.verify_records(os.fsencode(path))
     return [
         EngineCheck(
             entry["engine"],
@@ -298,7 +309,7 @@ def check(
             tuple(VariantCheck(**variant) for variant in entry["variants"]),
         )
         for entry in _native.check(
-            os.fspath(path),
+            os.fsencode(path),
             _options(device, backend, strict=strict),
             None if cpu is None else set(cpu),
             memory,

@@ -11,6 +11,10 @@ from pathlib import Path
 from .errors import BundleError
 
 
+# Not the file's own name with an ending: that may have as many bytes as a name can have.
+_PREFIX = ".hybrid_rt-"
+
+
 def _not_writable(path: Path, reason: str) -> BundleError:
     return BundleError.make(
         "bundle",
@@ -27,12 +31,14 @@ def check_writable(path: Path) -> None:
     Raises:
         BundleError: it can't.
     """
-    if path.is_dir():
-        raise _not_writable(path, "a folder of that name")
     if not path.parent.is_dir():
         raise _not_writable(path, f"no folder {path.parent}")
+    if len(os.fsencode(path.name)) > (longest := os.pathconf(path.parent, "PC_NAME_MAX")):
+        raise _not_writable(path, f"a name of more than {longest} bytes")
+    if path.is_dir():
+        raise _not_writable(path, "a folder of that name")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
         os.close(handle)
         os.unlink(name)
     except OSError as error:
@@ -47,7 +53,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         BundleError: the file can't be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             yield temporary
             with temporary.open("rb") as stream:

@@ -10,7 +10,9 @@ from .errors import OptionError
 
 
 def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
-    """A picture as [3, H, W] float32 in 0..1, RGB. EXIF orientation is not applied.
+    """A picture as [3, H, W] float32 in 0..1, RGB, of the pixels that the C++ programs decode.
+
+    EXIF orientation and gamma are not applied; of 16 bits the high byte is taken.
 
     Raises:
         OptionError: it can't be read; ``scope`` is who asks.
@@ -20,7 +22,11 @@ def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
 
     try:
         with Image.open(path) as picture:
-            pixels = numpy.array(picture.convert("RGB"))
+            if picture.mode.startswith("I"):  # 16 bits, of which Pillow's convert() would clip all above 255
+                grey = (numpy.array(picture).astype(numpy.int64) >> 8).clip(0, 255).astype(numpy.uint8)
+                pixels = numpy.repeat(grey[:, :, None], 3, axis=2)
+            else:
+                pixels = numpy.array(picture.convert("RGB"))
     except (OSError, ValueError) as error:
         raise OptionError.make(scope, f"picture {path}", expected="a picture file", got=str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

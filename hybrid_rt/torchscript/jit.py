@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -457,7 +458,7 @@ def save(module: torch.jit.ScriptModule, path: Path) -> None:
     path.write_bytes(to_bytes(module))
 
 
-def load(path: str, options: Any) -> torch.jit.ScriptModule:
+def load(path: str | os.PathLike[str], options: Any) -> torch.jit.ScriptModule:
     """Loads a bundle by the C++ library's own load(), see :func:`hybrid_rt.load`."""
     with _quiet():
-        return torch.jit._recursive.wrap_cpp_module(_native.load(path, options))
+        return torch.jit._recursive.wrap_cpp_module(_native.load(os.fsencode(path), options))

@@ -237,7 +237,7 @@ def read(path: str | os.PathLike[str]) -> GoldenSample:
             remedy="Convert the detector again, or compare with hybrid_rt.verify(detector, path, inputs).",
         )
     try:
-        data = _native.read_record(name, description["record"])
+        data = _native.read_record(os.fsencode(path), description["record"])
 
         def value_of(leaf: Mapping[str, Any]) -> Any:
             return _unpack_tensor(leaf, data) if leaf["kind"] == "tensor" else leaf["value"]

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 WHEELS = ("nlohmann-json", "kernel-lens", "pycocotools", "tensorrt-rtx-cu13-bindings")
 LIBRARY = "tensorrt-rtx-cu13-libs"
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (35, 31, 28, 27, 24, 17, 5)) + (
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in (35, 31, 28, 27, 24, 17, 5)),
     "manylinux2014_x86_64",
     "manylinux1_x86_64",
 )
@@ -31,8 +32,8 @@ DEBIAN = (
     "libssl-dev",
     "libssl3",
     "libcli11-dev",
-    "libturbojpeg0-dev",
-    "libturbojpeg0",
+    "libjpeg62-turbo-dev",
+    "libjpeg62-turbo",
     "libpng-dev",
     "libpng16-16",
     "zlib1g-dev",
@@ -48,7 +49,9 @@ MANIFEST = "parts.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the parts; prints what to call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each"
+    )
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="that machine's")
     parser.add_argument("--part-mib", type=int, default=44, help="the largest part, the checkout not counted")
     parser.add_argument("--headers", type=Path, help="TensorRT's include/ folder (default: each in third_party/)")

@@ -46,8 +46,8 @@ constexpr const char* kDescription =
     "stdout holds the result and nothing else; messages go to stderr.";
 
 constexpr const char* kFooter =
-    R"(Picture: JPEG or PNG, told apart by the content, at most 16384 pixels a side and 100 megapixels. EXIF orientation is
-not applied: boxes are in pixels of the picture as it is stored. An alpha channel is dropped; CMYK is refused.
+    R"(Picture: JPEG or PNG, told apart by the content, at most 16384 pixels per side and 100 megapixels. EXIF orientation is
+not applied: boxes are in pixels of the picture as it is stored. An alpha channel is dropped.
 
 JSON: {"detections": [{"box": [x1, y1, x2, y2], "label": 3, "score": 0.91}], "engines": {"backbone": "openvino"},
 "timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null. A detection
@@ -249,6 +249,9 @@ void detect(const Options& options) {
   const Stopwatch decode_stopwatch;
   Picture picture = in_step(kPictureUnreadable, options.picture, [&] { return read_picture(options.picture); });
   result.timing.decode = decode_stopwatch.milliseconds();
+  if (!picture.warning.empty()) {
+    std::cerr << "hybrid-rt-detect: warning: " << options.picture << ": " << picture.warning << '\n';
+  }
 
   const Stopwatch load_stopwatch;
   torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <png.h>
-#include <turbojpeg.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,8 @@
 #include <random>
 #include <system_error>
 #include <utility>
+
+#include "decoders.h"
 
 namespace hybrid_rt::apps {
 namespace {
@@ -45,117 +46,8 @@ std::string first_bytes(std::span<const std::uint8_t> bytes) {
   return text;
 }
 
-void check_size(std::int64_t width, std::int64_t height, const std::string& name, const PictureLimits& limits) {
-  if (width <= limits.max_side && height <= limits.max_side && width * height <= limits.max_pixels) return;
-  throw PictureError(name,
-                     "at most " + std::to_string(limits.max_side) + " pixels a side and " +
-                         std::to_string(limits.max_pixels / 1'000'000) + " megapixels",
-                     std::to_string(width) + "x" + std::to_string(height), "Scale the picture down or cut it up.");
-}
-
-PictureError damaged(const std::string& name, const std::string& format, const std::string& message) {
-  return PictureError(name, "a complete and undamaged " + format, "\"" + message + "\" from the decoder",
-                      "Fetch or save the picture again.");
-}
-
 PictureError unknown_format(std::span<const std::uint8_t> bytes, const std::string& name) {
   return PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the picture to one of these.");
-}
-
-using JpegDecoder = std::unique_ptr<void, int (*)(tjhandle)>;
-
-JpegDecoder jpeg_decoder(const std::string& name) {
-  JpegDecoder decoder(tjInitDecompress(), [](tjhandle handle) { return tjDestroy(handle); });
-  if (!decoder) throw PictureError(name, "a JPEG decoder", tjGetErrorStr2(nullptr), "Free some memory.");
-  return decoder;
-}
-
-PictureSize jpeg_size(const JpegDecoder& decoder, std::span<const std::uint8_t> bytes, const std::string& name,
-                      const PictureLimits& limits) {
-  int width = 0;
-  int height = 0;
-  int subsampling = 0;
-  int colour_space = 0;
-  if (tjDecompressHeader3(decoder.get(), bytes.data(), bytes.size(), &width, &height, &subsampling, &colour_space) !=
-      0) {
-    throw damaged(name, "JPEG", tjGetErrorStr2(decoder.get()));
-  }
-  // TurboJPEG calls a file that ends before the size a success, as if it held tables only.
-  if (width == 0 || height == 0) throw damaged(name, "JPEG", "no size before the end of the file");
-  check_size(width, height, name, limits);
-  if (colour_space == TJCS_CMYK || colour_space == TJCS_YCCK) {
-    throw PictureError(name, "an RGB or grey JPEG", "CMYK",
-                       "Convert it, e.g. with ImageMagick: convert IN.jpg -colorspace sRGB OUT.png");
-  }
-  return {width, height};
-}
-
-Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  const JpegDecoder decoder = jpeg_decoder(name);
-  const auto [width, height] = jpeg_size(decoder, bytes, name, limits);
-  Picture picture{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width) * height * 3)};
-  // The accurate DCT is what Pillow and torchvision use: the same pixels, so the same boxes. Warnings are errors
-  // because truncation is one. LIMITSCANS:
-  // https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf
-  constexpr int kFlags = TJFLAG_ACCURATEDCT | TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS;
-  if (tjDecompress2(decoder.get(), bytes.data(), bytes.size(), picture.rgb.data(), width, 0, height, TJPF_RGB,
-                    kFlags) != 0) {
-    throw damaged(name, "JPEG", tjGetErrorStr2(decoder.get()));
-  }
-  return picture;
-}
-
-/// libpng stops reading after the last row, so a file cut between that and its end would pass unnoticed.
-bool has_all_png_chunks(std::span<const std::uint8_t> bytes) {
-  constexpr std::size_t kFrame = 12;  // length, type, CRC
-  bytes = bytes.subspan(kPngMagic.size());
-  while (bytes.size() >= kFrame) {
-    const std::size_t length =
-        std::size_t{bytes[0]} << 24 | std::size_t{bytes[1]} << 16 | std::size_t{bytes[2]} << 8 | std::size_t{bytes[3]};
-    if (length > bytes.size() - kFrame) return false;
-    if (std::memcmp(bytes.data() + 4, "IEND", 4) == 0) return true;
-    bytes = bytes.subspan(kFrame + length);
-  }
-  return false;
-}
-
-void drop_alpha(std::vector<std::uint8_t>& pixels) {
-  const std::size_t count = pixels.size() / 4;
-  for (std::size_t i = 0; i < count; ++i) {
-    for (std::size_t channel = 0; channel < 3; ++channel) pixels[i * 3 + channel] = pixels[i * 4 + channel];
-  }
-  pixels.resize(count * 3);
-}
-
-/// Reads the header; `image` keeps a pointer to the bytes.
-void begin_png(png_image& image, std::span<const std::uint8_t> bytes, const std::string& name,
-               const PictureLimits& limits) {
-  image.version = PNG_IMAGE_VERSION;
-  if (png_image_begin_read_from_memory(&image, bytes.data(), bytes.size()) == 0) {
-    throw damaged(name, "PNG", image.message);
-  }
-  check_size(image.width, image.height, name, limits);
-}
-
-using PngGuard = std::unique_ptr<png_image, void (*)(png_imagep)>;
-
-Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  png_image image{};
-  const PngGuard guard(&image, &png_image_free);
-  begin_png(image, bytes, name, limits);
-  if (!has_all_png_chunks(bytes)) throw damaged(name, "PNG", "file ends before its IEND chunk");
-
-  const bool has_alpha = (image.format & PNG_FORMAT_FLAG_ALPHA) != 0;
-  image.format = has_alpha ? PNG_FORMAT_RGBA : PNG_FORMAT_RGB;
-  // Else libpng takes 16-bit samples without a gAMA chunk for linear light and brightens the picture.
-  image.flags |= PNG_IMAGE_FLAG_16BIT_sRGB;
-  Picture picture{static_cast<int>(image.width), static_cast<int>(image.height),
-                  std::vector<std::uint8_t>(PNG_IMAGE_SIZE(image))};
-  if (png_image_finish_read(&image, nullptr, picture.rgb.data(), 0, nullptr) == 0) {
-    throw damaged(name, "PNG", image.message);
-  }
-  if (has_alpha) drop_alpha(picture.rgb);
-  return picture;
 }
 
 std::vector<std::uint8_t> read_bytes(const std::string& path) {
@@ -182,7 +74,11 @@ class TemporaryFile {
  public:
   explicit TemporaryFile(const std::string& final_path)
       : final_path_(final_path),
-        path_(final_path + "." + std::to_string(::getpid()) + "-" + std::to_string(std::random_device{}()) + ".tmp") {
+        // Not the final name with an ending: that may have as many bytes as a name can have.
+        path_(std::filesystem::path(final_path)
+                  .replace_filename(".hybrid_rt-" + std::to_string(::getpid()) + "-" +
+                                    std::to_string(std::random_device{}()) + ".tmp")
+                  .string()) {
     // open() and not mkstemp(), whose files only their owner can read.
     const int descriptor = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor < 0) throw failure(errno);
@@ -232,6 +128,19 @@ PictureError::PictureError(std::string_view subject, std::string_view expected, 
     : std::runtime_error("hybrid_rt[picture]: " + std::string(subject) + ": expected " + std::string(expected) +
                          ", got " + std::string(got) + ". " + std::string(remedy)) {}
 
+void check_size(std::int64_t width, std::int64_t height, const std::string& name, const PictureLimits& limits) {
+  if (width <= limits.max_side && height <= limits.max_side && width * height <= limits.max_pixels) return;
+  throw PictureError(name,
+                     "at most " + std::to_string(limits.max_side) + " pixels per side and " +
+                         std::to_string(limits.max_pixels / 1'000'000) + " megapixels",
+                     std::to_string(width) + "x" + std::to_string(height), "Scale the picture down or cut it up.");
+}
+
+PictureError damaged(const std::string& name, const std::string& format, const std::string& message) {
+  return PictureError(name, "a complete and undamaged " + format, "\"" + message + "\" from the decoder",
+                      "Fetch or save the picture again.");
+}
+
 Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
   if (starts_with(bytes, kJpegMagic)) return decode_jpeg(bytes, name, limits);
   if (starts_with(bytes, kPngMagic)) return decode_png(bytes, name, limits);
@@ -239,12 +148,9 @@ Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& n
 }
 
 PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  if (starts_with(bytes, kJpegMagic)) return jpeg_size(jpeg_decoder(name), bytes, name, limits);
-  if (!starts_with(bytes, kPngMagic)) throw unknown_format(bytes, name);
-  png_image image{};
-  const PngGuard guard(&image, &png_image_free);
-  begin_png(image, bytes, name, limits);
-  return {static_cast<int>(image.width), static_cast<int>(image.height)};
+  if (starts_with(bytes, kJpegMagic)) return jpeg_size(bytes, name, limits);
+  if (starts_with(bytes, kPngMagic)) return png_size(bytes, name, limits);
+  throw unknown_format(bytes, name);
 }
 
 Picture read_picture(const std::string& path) { return decode_picture(read_bytes(path), path); }
@@ -255,7 +161,7 @@ std::vector<std::uint8_t> encode_png(const Picture& picture) {
   image.width = static_cast<png_uint_32>(picture.width);
   image.height = static_cast<png_uint_32>(picture.height);
   image.format = PNG_FORMAT_RGB;
-  const PngGuard guard(&image, &png_image_free);
+  const std::unique_ptr<png_image, void (*)(png_imagep)> guard(&image, &png_image_free);
   std::vector<std::uint8_t> png(PNG_IMAGE_PNG_SIZE_MAX(image));
   png_alloc_size_t size = png.size();
   if (png_image_write_to_memory(&image, png.data(), &size, 0, picture.rgb.data(), 0, nullptr) == 0) {

@@ -15,6 +15,7 @@ struct Picture {
   int width = 0;
   int height = 0;
   std::vector<std::uint8_t> rgb;
+  std::string warning{};  ///< what the decoder found odd in a file whose pixels are whole; empty if nothing
 };
 
 /// A picture that can't be read, decoded or written. what() has the form of hybrid_rt::Error
@@ -32,10 +33,11 @@ struct PictureLimits {
 };
 inline constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
-/// Decodes a JPEG or PNG, told apart by the first bytes; `name` is for messages. Grey, palette and 16-bit pictures
-/// become 8-bit RGB; an alpha channel is dropped, as Pillow's convert("RGB") does; a PNG's gAMA chunk is honoured;
-/// EXIF orientation is not applied; CMYK is refused. Throws PictureError, also for data that is truncated or damaged
-/// but would decode in part: boxes of half a picture look right and are wrong.
+/// Decodes a JPEG or PNG, told apart by the first bytes, to the pixels that hybrid_rt reads in Python; `name` is for
+/// messages. Grey, palette, CMYK and 16-bit pictures become 8-bit RGB; an alpha channel is dropped; neither a PNG's
+/// gamma nor EXIF orientation is applied. Throws PictureError, also for data that is truncated or damaged but would
+/// decode in part: boxes of half a picture look right and are wrong. Stray bytes that leave the pixels whole are a
+/// warning.
 Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {});
 
 struct PictureSize {

@@ -17,13 +17,6 @@ std::span<const std::uint8_t> bytes_of(const std::string& text) {
   return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
 }
 
-/// A value as it may stand in a message: short, and nothing that a terminal would obey.
-std::string shown(const std::string& value) {
-  std::string text;
-  for (const char c : value.substr(0, 64)) text += c >= 0x20 && c < 0x7f ? c : '?';
-  return "'" + text + (value.size() > 64 ? "...'" : "'");
-}
-
 bool boolean(const std::string& name, const std::string& value) {
   if (value == "true" || value == "false") return value == "true";
   throw RequestError(400, "query " + name, "true or false", shown(value), "Leave it out for the default.");
@@ -101,6 +94,12 @@ RequestError::RequestError(int status, const std::string& subject, const std::st
     : std::runtime_error("hybrid_rt[serve]: " + subject + ": expected " + expected + ", got " + got + ". " + remedy),
       status_(status) {}
 
+std::string shown(const std::string& value) {
+  std::string text;
+  for (const char c : value.substr(0, 64)) text += c >= 0x20 && c < 0x7f ? c : '?';
+  return "'" + text + (value.size() > 64 ? "...'" : "'");
+}
+
 DetectQuery read_query(const HttpRequest& request) {
   DetectQuery query;
   std::set<std::string> seen;
@@ -128,9 +127,10 @@ DetectQuery read_query(const HttpRequest& request) {
 }
 
 bool is_known_type(const std::string& content_type) {
-  static const std::set<std::string> kKnown{"image/jpeg", "image/png", "application/octet-stream",
-                                            "multipart/form-data", "application/x-safetensors"};
-  return kKnown.contains(content_type);
+  // What an image is, is told by its bytes: "image/jpg", "image/*" and a store's "binary/octet-stream" are common.
+  static const std::set<std::string> kKnown{"application/octet-stream", "binary/octet-stream", "multipart/form-data",
+                                            "application/x-safetensors"};
+  return content_type.starts_with("image/") || kKnown.contains(content_type);
 }
 
 std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules) {

@@ -27,6 +27,9 @@ class RequestError : public std::runtime_error {
   int status_;
 };
 
+/// A value as it may stand in a message: short, and nothing that a terminal would obey.
+std::string shown(const std::string& value);
+
 struct DetectQuery {
   std::string model;
   float min_score = 0;

@@ -155,7 +155,7 @@ PictureTensor described(const std::string& name, const Json& info, const Picture
   if (height > max_side || width > max_side || height > static_cast<std::uint64_t>(limits.max_pixels) / width) {
     throw PayloadError(
         subject_of(name),
-        "at most " + std::to_string(max_side) + " pixels a side and " + std::to_string(limits.max_pixels) + " in all",
+        "at most " + std::to_string(max_side) + " pixels per side and " + std::to_string(limits.max_pixels) + " in all",
         got, "Scale the picture down or cut it up.");
   }
   picture.height = static_cast<std::int64_t>(height);

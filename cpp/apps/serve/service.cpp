@@ -211,7 +211,7 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     refused(request, 415);
     return refusal(415, "Content-Type",
                    "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
-                   request.content_type.empty() ? "none" : "another", "Say what the body is.", id);
+                   request.content_type.empty() ? "none" : shown(request.content_type), "Say what the body is.", id);
   }
   return std::nullopt;
 }
@@ -312,6 +312,9 @@ DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_
     if (sent.tensor) return tensor_of(*sent.tensor);
     auto decoded =
         std::make_shared<apps::Picture>(apps::decode_picture(sent.encoded, sent.name, options_.rules.picture));
+    if (!decoded->warning.empty()) {
+      log_event("warning", "picture", {{"request_id", work->request.request_id}, {"text", decoded->warning}});
+    }
     if (work->query.annotated) work->decoded = *decoded;
     return at::from_blob(decoded->rgb.data(), {decoded->height, decoded->width, 3}, [decoded](void*) {}, at::kByte);
   };

@@ -1,8 +1,11 @@
 #include "engine.h"
 
 #include <ATen/ops/empty.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstring>
+#include <string>
 
 #include "hybrid_rt/error.h"
 
@@ -60,8 +63,21 @@ int models_for(const EngineOptions& options, const at::Tensor& weights) {
   return options.threads == 1 && weights.nbytes() <= kMaxCopied ? options.concurrency : 1;
 }
 
+/// OpenVINO's threads are not there in a process that was forked after it had compiled: it would wait for them for
+/// ever.
+void check_process() {
+  static std::atomic<pid_t> first{0};
+  const pid_t here = getpid();
+  pid_t owner = 0;
+  if (first.compare_exchange_strong(owner, here) || owner == here) return;
+  throw Error(ErrorKind::kBackend, "openvino", "process", "one that compiles with OpenVINO for the first time",
+              "a fork of process " + std::to_string(owner) + ", which had compiled before",
+              "Load in the children only, or start them with 'spawn'. What was loaded before the fork runs in them.");
+}
+
 std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at::Tensor& weights,
                                                  const std::string& precision, const EngineOptions& options) {
+  check_process();
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   const Handle<ov_tensor_t> bytes = wrap(weights);

@@ -10,8 +10,8 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// TensorRT asks for addresses that are multiples of 256 (IExecutionContext::setTensorAddress). torch's allocations are;
-/// a view, such as one image of a batch, may not be.
+/// TensorRT asks for addresses that are multiples of 256 (IExecutionContext::setTensorAddress). torch's allocations
+/// are; a view, such as one image of a batch, may not be.
 bool is_aligned(const at::Tensor& tensor);
 
 /// The memory of one call: outputs, copies of inputs that are not aligned, and what the engine needs while it runs.

@@ -1,5 +1,6 @@
 #include <torch/library.h>
 
+#include "common/fork.h"
 #include "operators/cuda_operators.h"
 #include "operators/head_operators.h"
 #include "torchscript/fused_outputs.h"
@@ -21,6 +22,7 @@ Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
 
 std::vector<at::Tensor> run_engine(const c10::intrusive_ptr<ScriptEngine>& engine,
                                    const std::vector<at::Tensor>& inputs) {
+  prepare_for_fork();
   return engine->run(inputs);
 }
 

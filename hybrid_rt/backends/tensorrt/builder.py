@@ -165,10 +165,11 @@ def check_capabilities(vendor: Vendor, capabilities: Sequence[str], segment: str
     known = [name for name in dir(vendor.module.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
     for capability in capabilities:
         if _name(capability) not in known:
+            built_for = ", ".join(sorted(map(_capability, known), key=float))
             raise BackendError.make(
                 _NAME,
                 f"segment '{segment}', option 'compute_capabilities'",
-                expected=f"GPUs that this TensorRT-RTX builds for: {', '.join(sorted(map(_capability, known), key=float))}",
+                expected=f"GPUs that this TensorRT-RTX builds for: {built_for}",
                 got=capability,
                 remedy="For other GPUs take TensorRT on a machine that has one, or the engine aot_inductor.",
             )

@@ -113,7 +113,7 @@ def swap_backbone(
     """
     check_module(new_backbone, "swap", "new_backbone")
     check_writable(Path(output))
-    _native.verify_records(os.fspath(path))
+    _native.verify_records(os.fsencode(path))
     manifest = archive.read_manifest(path)
     steps = Steps(progress)
     with steps.step(f"read {Path(path).name}"):

@@ -204,7 +204,7 @@ class _Change:
     ) -> None:
         self.path, self.output = Path(path), Path(output if output is not None else path)
         check_writable(self.output)
-        _native.verify_records(os.fspath(path))
+        _native.verify_records(os.fsencode(path))
         self.manifest = archive.read_manifest(path)
         self.steps = Steps(progress)
         self.notes: list[str] = []
@@ -251,7 +251,7 @@ class _Change:
         """Writes the file; what is known of the bundle stays, the golden sample too."""
         before = self.path.stat().st_size
         description = self.manifest.golden or Golden(absent="the file had none")
-        record = None if description.absent else _native.read_record(str(self.path), description.record)
+        record = None if description.absent else _native.read_record(os.fsencode(self.path), description.record)
         manifest = replace(self.manifest, golden=description)
         for saved in self.chosen:
             packed = self.packed[saved.name]

@@ -150,7 +150,7 @@ def export_triton(
         raise OptionError.make(
             "triton", f"the model {folder}", expected="none yet", got="a folder", remedy="Name another, or --force."
         )
-    _native.verify_records(os.fspath(path))
+    _native.verify_records(os.fsencode(path))
     head = _list_detector(path)
     given, seen = _as_input(_golden_picture(path) if picture is None else picture, options.input_type)
     expected = _expected(path, seen)

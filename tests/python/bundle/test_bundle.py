@@ -202,6 +202,14 @@ def test_names_of_version_0_1_0_warn(old: str, new: str) -> None:
         assert getattr(hybrid_rt, old) is getattr(hybrid_rt, new)
 
 
+def test_the_manifests_old_name_of_its_engines_warns(demo_bundle: Path) -> None:
+    manifest = hybrid_rt.inspect(demo_bundle)
+    with pytest.warns(DeprecationWarning, match="is called"):
+        assert manifest["segments"] is manifest["engines"]
+    with pytest.raises(KeyError, match="nothing"):
+        manifest["nothing"]
+
+
 def test_a_name_that_the_package_never_had() -> None:
     with pytest.raises(AttributeError, match="module 'hybrid_rt' has no attribute 'nosuch'"):
         _ = hybrid_rt.nosuch

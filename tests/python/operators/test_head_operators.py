@@ -439,6 +439,7 @@ def test_roi_align_refuses_a_picture_without_pixels(features):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_operators_run_in_torchscript_and_survive_saving(tmp_path, device):
     class Head(torch.nn.Module):
         def forward(self, features: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:

@@ -296,12 +296,22 @@ def test_a_wrong_query(server: Server, demo_picture: Path, query: str, status: i
     assert part in problem(server.detect(demo_picture, query), status)
 
 
+@pytest.mark.parametrize(
+    "content_type", ["image/jpg", "image/*", "IMAGE/PNG", "image/png; charset=binary", "binary/octet-stream"]
+)
+def test_types_as_clients_send_them(server: Server, demo_picture: Path, content_type: str) -> None:
+    """What the image is, is told by its bytes."""
+    assert server.detect(demo_picture.read_bytes(), content_type=content_type).status == 200
+
+
 def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None:
     whole = demo_picture.read_bytes()
     assert "expected a picture, got no bytes" in problem(server.detect(b""), 400)
     assert "expected a JPEG or PNG" in problem(server.detect(b"GIF89a"), 422)
     assert "undamaged PNG" in problem(server.detect(whole[: len(whole) // 2]), 422)
-    assert "Content-Type" in problem(server.detect(whole, content_type="text/plain"), 415)
+    assert "application/x-safetensors, got 'text/plain'." in problem(
+        server.detect(whole, content_type="text/plain"), 415
+    )
     body, content_type = form(whole, name="file")
     assert "one named 'file'" in problem(server.detect(body, content_type=content_type), 400)
     body, _ = form(whole)
@@ -315,7 +325,9 @@ def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None
 def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(server: Server) -> None:
     bomb = png(np.zeros((9000, 9000), np.uint8))
     assert len(bomb) < 1_000_000
-    assert "expected at most 16384 pixels a side and 25 megapixels, got 9000x9000" in problem(server.detect(bomb), 422)
+    assert "expected at most 16384 pixels per side and 25 megapixels, got 9000x9000" in problem(
+        server.detect(bomb), 422
+    )
 
 
 def test_a_picture_too_thin_for_any_detector_is_refused(server: Server) -> None:

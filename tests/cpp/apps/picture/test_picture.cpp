@@ -198,11 +198,41 @@ TEST_CASE("16-bit PNGs keep their brightness") {
   CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
 }
 
-TEST_CASE("a CMYK JPEG is refused with a way out") {
-  const Bytes bytes = encode_jpeg(8, 8, TJPF_CMYK, TJSAMP_444, Bytes(64 * 4, 90));
-  CHECK(decoding_error(bytes) ==
-        "hybrid_rt[picture]: in.bin: expected an RGB or grey JPEG, got CMYK. Convert it, e.g. with ImageMagick: "
-        "convert IN.jpg -colorspace sRGB OUT.png");
+TEST_CASE("of 16 bits the high byte is taken, as Pillow does") {
+  const Bytes samples{0x12, 0xFF, 0x40, 0x00, 0xFE, 0xFF};
+  CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x12, 0x40, 0xFE});
+}
+
+TEST_CASE("a PNG's gamma leaves the pixels alone") {
+  const Picture picture = gradient(16, 16);
+  const Bytes gamma{0, 0, 0, 4, 'g', 'A', 'M', 'A', 0, 1, 0x86, 0xA0, 0x31, 0xE8, 0x96, 0x5F};  // 1.0, linear
+  Bytes bytes = encode_png(picture);
+  bytes.insert(bytes.begin() + 33, gamma.begin(), gamma.end());
+  CHECK(decode_picture(bytes, "in.png").rgb == picture.rgb);
+}
+
+TEST_CASE("a CMYK JPEG becomes RGB, its inks inverted as everybody writes them") {
+  Bytes inks;
+  for (int i = 0; i < 64; ++i) inks.insert(inks.end(), {200, 100, 50, 255});
+  const Picture decoded = decode_picture(encode_jpeg(8, 8, TJPF_CMYK, TJSAMP_444, inks), "in.jpg");
+  REQUIRE(decoded.rgb.size() == 64 * 3);
+  const Colour colour = pixel(decoded, 4, 4);
+  CHECK(std::abs(colour[0] - 200) <= 3);
+  CHECK(std::abs(colour[1] - 100) <= 3);
+  CHECK(std::abs(colour[2] - 50) <= 3);
+}
+
+TEST_CASE("stray bytes before a JPEG's end are a warning: the pixels are whole") {
+  const Picture picture = gradient(24, 24);
+  const Bytes whole = encode_jpeg(picture);
+  Bytes bytes = whole;
+  bytes.insert(bytes.end() - 2, 40, 0x20);
+  const Picture decoded = decode_picture(bytes, "in.jpg");
+  CHECK(decoded.rgb == decode_picture(whole, "in.jpg").rgb);
+  CHECK(decoded.warning.find("extraneous bytes before marker 0xd9") != std::string::npos);
+  CHECK(decode_picture(whole, "in.jpg").warning.empty());
+  bytes.resize(bytes.size() - 2);  // and cut before its end
+  CHECK(decoding_error(bytes).find("undamaged JPEG") != std::string::npos);
 }
 
 TEST_CASE("a file that is truncated anywhere is refused") {
@@ -273,7 +303,7 @@ TEST_CASE("what is no picture is refused with its first bytes") {
 TEST_CASE("a size in the header beyond the limits is refused") {
   const Picture picture = gradient(8, 8);
   const std::string refusal =
-      "hybrid_rt[picture]: in.bin: expected at most 16384 pixels a side and 100 megapixels, got ";
+      "hybrid_rt[picture]: in.bin: expected at most 16384 pixels per side and 100 megapixels, got ";
   for (const auto& [width, height] : {std::pair{60000U, 60000U}, {16385U, 1U}, {1U, 16385U}, {10001U, 10000U}}) {
     const std::string expected =
         refusal + std::to_string(width) + "x" + std::to_string(height) + ". Scale the picture down or cut it up.";

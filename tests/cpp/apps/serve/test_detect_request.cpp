@@ -114,7 +114,7 @@ TEST_CASE("bodies that are no pictures are refused") {
 TEST_CASE("a picture of more pixels than are allowed is refused by its header") {
   const std::string text = refused(
       422, [] { read_pictures(with_body("image/png", png(2000, 1000)), {.picture = {.max_pixels = 1'000'000}}); });
-  CHECK(text.find("expected at most 16384 pixels a side and 1 megapixels, got 2000x1000") != std::string::npos);
+  CHECK(text.find("expected at most 16384 pixels per side and 1 megapixels, got 2000x1000") != std::string::npos);
 }
 
 TEST_CASE("a form holds one to so many pictures, named image") {

@@ -172,7 +172,7 @@ TEST_CASE("another dtype or shape is refused") {
 TEST_CASE("sizes are limited, and no product of them overflows") {
   CHECK(is_in("at least one pixel, got 3x0", failure_of_entry("U8", "[0,3,3]", "[0,0]", 0)));
   CHECK(is_in("at least one pixel, got 0x3", failure_of_entry("F32", "[3,3,0]", "[0,0]", 0)));
-  CHECK(is_in("at most 16384 pixels a side", failure_of_entry("U8", "[16385,1,3]", "[0,49155]", 49155)));
+  CHECK(is_in("at most 16384 pixels per side", failure_of_entry("U8", "[16385,1,3]", "[0,49155]", 49155)));
   CHECK(is_in("100000000 in all, got 16384x16384", failure_of_entry("U8", "[16384,16384,3]", "[0,3]", 3)));
   // 2^32 * 2^32 is 0 in 64 bits, as is 2^63 * 2 * 3.
   CHECK(is_in("got 4294967296x4294967296", failure_of_entry("U8", "[4294967296,4294967296,3]", "[0,0]", 0)));
@@ -184,7 +184,8 @@ TEST_CASE("sizes are limited, and no product of them overflows") {
 
   const PictureTensorLimits small{.max_side = 4, .max_pixels = 8};
   CHECK(read_picture_tensors(body_of("{" + entry("a", "U8", "[2,4,3]", "[0,24]") + "}", 24), small).size() == 1);
-  CHECK(is_in("at most 4 pixels a side and 8 in all, got 3x3", failure_of_entry("U8", "[3,3,3]", "[0,27]", 27, small)));
+  CHECK(
+      is_in("at most 4 pixels per side and 8 in all, got 3x3", failure_of_entry("U8", "[3,3,3]", "[0,27]", 27, small)));
   CHECK(is_in("got 1x5", failure_of_entry("F32", "[3,5,1]", "[0,60]", 60, small)));
 }
 

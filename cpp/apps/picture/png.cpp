@@ -1,0 +1,114 @@
+#include <png.h>
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+
+#include "decoders.h"
+
+namespace hybrid_rt::apps {
+namespace {
+
+/// libpng's decoder. Its errors leave by longjmp, so that the functions that call it hold nothing to be destroyed.
+class Decoder {
+ public:
+  explicit Decoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+  ~Decoder() { png_destroy_read_struct(&png_, &info_, nullptr); }
+
+  /// False: message() says why.
+  bool read_header(const PictureLimits& limits) {
+    if (setjmp(place_) != 0) return false;
+    png_ = png_create_read_struct(
+        PNG_LIBPNG_VER_STRING, this,
+        [](png_structp png, png_const_charp text) { static_cast<Decoder*>(png_get_error_ptr(png))->fail(text); },
+        [](png_structp, png_const_charp) {});
+    if (png_ == nullptr) fail("out of memory");
+    info_ = png_create_info_struct(png_);
+    if (info_ == nullptr) fail("out of memory");
+    png_set_read_fn(png_, this, [](png_structp png, png_bytep target, std::size_t count) {
+      static_cast<Decoder*>(png_get_io_ptr(png))->give(target, count);
+    });
+    // Texts and profiles may be small in the file and take seconds to inflate; none of them changes a pixel.
+    png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+    png_set_user_limits(png_, static_cast<png_uint_32>(limits.max_side), static_cast<png_uint_32>(limits.max_side));
+    png_read_info(png_, info_);
+    return true;
+  }
+
+  /// Rows of three bytes per pixel. False: message() says why.
+  bool read_rows(std::uint8_t* pixels) {
+    if (setjmp(place_) != 0) return false;
+    const int colours = png_get_color_type(png_, info_);
+    const int depth = png_get_bit_depth(png_, info_);
+    if (colours == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png_);
+    if (colours == PNG_COLOR_TYPE_GRAY && depth < 8) png_set_expand_gray_1_2_4_to_8(png_);
+    if (depth == 16) png_set_strip_16(png_);
+    if ((colours & PNG_COLOR_MASK_COLOR) == 0) png_set_gray_to_rgb(png_);
+    png_set_strip_alpha(png_);
+    const int passes = png_set_interlace_handling(png_);
+    png_read_update_info(png_, info_);
+    const std::size_t stride = static_cast<std::size_t>(png_get_image_width(png_, info_)) * 3;
+    if (png_get_rowbytes(png_, info_) != stride) fail("rows of another size than three bytes per pixel");
+    for (int pass = 0; pass < passes; ++pass) {
+      for (png_uint_32 y = 0; y < png_get_image_height(png_, info_); ++y) {
+        png_read_row(png_, pixels + y * stride, nullptr);
+      }
+    }
+    png_read_end(png_, nullptr);  // a file that was cut after its last row is cut, too
+    return true;
+  }
+
+  const char* message() const { return message_; }
+
+ private:
+  [[noreturn]] void fail(const char* text) {
+    std::snprintf(message_, sizeof message_, "%s", text);
+    std::longjmp(place_, 1);
+  }
+
+  void give(std::uint8_t* target, std::size_t count) {
+    if (count > bytes_.size() - offset_) fail("file ends before its IEND chunk");
+    std::memcpy(target, bytes_.data() + offset_, count);
+    offset_ += count;
+  }
+
+  std::span<const std::uint8_t> bytes_;
+  std::size_t offset_ = 0;
+  png_structp png_ = nullptr;
+  png_infop info_ = nullptr;
+  std::jmp_buf place_{};
+  char message_[256] = "";
+};
+
+std::uint32_t big_endian(std::span<const std::uint8_t> bytes) {
+  return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
+}
+
+}  // namespace
+
+/// The header is the first chunk: nothing else is read, whatever there is before the pixels.
+PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+  constexpr std::size_t kType = 12, kWidth = 16, kHeight = 20, kEnd = 33;
+  if (bytes.size() < kEnd) throw damaged(name, "PNG", "file ends before its IHDR chunk does");
+  if (std::memcmp(bytes.data() + kType, "IHDR", 4) != 0) throw damaged(name, "PNG", "its first chunk is not IHDR");
+  const std::int64_t width = big_endian(bytes.subspan(kWidth)), height = big_endian(bytes.subspan(kHeight));
+  if (width == 0 || height == 0) throw damaged(name, "PNG", "invalid size in its IHDR chunk");
+  check_size(width, height, name, limits);
+  return {static_cast<int>(width), static_cast<int>(height)};
+}
+
+Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
+  const PictureSize size = png_size(bytes, name, limits);
+  Decoder decoder(bytes);
+  if (!decoder.read_header(limits)) throw damaged(name, "PNG", decoder.message());
+  Picture picture{size.width, size.height,
+                  std::vector<std::uint8_t>(static_cast<std::size_t>(size.width) * size.height * 3)};
+  if (!decoder.read_rows(picture.rgb.data())) throw damaged(name, "PNG", decoder.message());
+  return picture;
+}
+
+}  // namespace hybrid_rt::apps
