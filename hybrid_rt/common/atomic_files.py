@@ -10,7 +10,6 @@ from pathlib import Path
 
 from .errors import BundleError
 
-
 # Not the file's own name with an ending: that may have as many bytes as a name can have.
 _PREFIX = ".hybrid_rt-"
 
