@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
+from ..common.submodules import modules_with_hooks
+from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
 
 Source = tuple[str, int]
@@ -28,12 +30,16 @@ _REPEATS = 3
 
 @dataclass
 class Call:
-    """One call of a submodule whose inputs and outputs are tensors in lists, tuples and dicts."""
+    """One call of a submodule whose inputs and outputs are tensors in lists, tuples and dicts.
+
+    ``returned``: the result with empty tensors in it, for the classes of its containers.
+    """
 
     inputs: dict[str, Structure]
     input_tensors: list[tuple[torch.Size, torch.dtype]]
     sources: list[frozenset[Source]]
     output: Structure | None = None
+    returned: Any = None
     output_tensors: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
 
 
@@ -107,7 +113,7 @@ def observe(detector: nn.Module, example: tuple[Any, ...]) -> Observation:
 class _Observer:
     def __init__(self, detector: nn.Module) -> None:
         self.detector = detector
-        self.names = {module: name for name, module in detector.named_modules() if name}
+        self.names = {module: name for name, module in modules_with_hooks(detector) if name}
         self.uses: dict[str, Use] = {}
         self.open: list[tuple[Use, Call | None, float]] = []
         self.sources: dict[int, tuple[weakref.ref[Tensor], int, frozenset[Source]]] = {}
@@ -148,19 +154,25 @@ class _Observer:
             use.refusal = str(error)
             use.calls[-1] = None
             return
+        call.returned = map_tensors(result, lambda tensor: tensor.new_empty(0))
         for i, tensor in enumerate(call.output.flatten(result)):
             call.output_tensors.append((tensor.shape, tensor.dtype))
             self.sources[id(tensor)] = (
                 weakref.ref(tensor),
-                tensor._version,
+                _version(tensor),
                 self._source(tensor) | {(use.name, i)},
             )
 
     def _source(self, tensor: Tensor) -> frozenset[Source]:
         """Who returned this very tensor, unchanged since."""
         reference, version, sources = self.sources.get(id(tensor), (None, 0, frozenset()))
-        known = reference is not None and reference() is tensor and tensor._version == version
+        known = reference is not None and reference() is tensor and _version(tensor) == version
         return sources if known else frozenset()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; tensors of inference mode don't count that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> dict[str, Any]:

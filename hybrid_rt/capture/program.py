@@ -38,6 +38,7 @@ class Member:
         sources: for each of its input tensors the index of the program's output that it is; empty for the first
             member, which takes the program's inputs.
         first: the index of its first output tensor among the program's outputs.
+        returned: what it returned on the example, with empty tensors in it, for the classes of its containers.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Member:
     output: Structure
     sources: tuple[int, ...]
     first: int
+    returned: Any = None
 
     @property
     def flattened(self) -> Flattened:
@@ -252,7 +254,8 @@ def _members(observation: Observation, names: Sequence[str]) -> tuple[Member, ..
         assert call.output is not None
         # Of the segments that returned a tensor, the one that was called first.
         sources = [min((places[source] for source in found if source in places), default=-1) for found in call.sources]
-        members.append(Member(name, module, call.inputs, call.output, tuple(sources) if members else (), first))
+        fed_by = tuple(sources) if members else ()
+        members.append(Member(name, module, call.inputs, call.output, fed_by, first, call.returned))
         for i in range(call.output.count):
             places[(observation.first_name(name), i)] = first + i
         first += call.output.count

@@ -12,7 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..common.tensor_tree import tensors_in
+from ..common.submodules import modules_with_hooks
+from ..common.tensor_tree import leaves, tensors_in
 
 _DATA_DEPENDENT = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 _UNTAGGED = {"torchvision::nms", "aten::is_nonzero"}
@@ -30,10 +31,10 @@ class SideEffects(TorchDispatchMode):
         """``detector``: whose submodules are watched."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings: dict[str, str] = {}
-        self._names = {module: name for name, module in detector.named_modules() if name}
+        self._names = {module: name for name, module in modules_with_hooks(detector) if name}
         self._open: list[tuple[str, set[int], dict[str, Any]]] = []
         self._constants = {
-            name: {_storage(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+            name: _memory([*module.parameters(), *module.buffers()])
             for module, name in self._names.items()
         }
         self._hooks = ExitStack()
@@ -53,13 +54,12 @@ class SideEffects(TorchDispatchMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
-        inputs = {_storage(tensor) for tensor in tensors_in((positional, keyword))}
-        self._open.append((self._names[module], inputs, _plain_attributes(module)))
+        self._open.append((self._names[module], _memory((positional, keyword)), _attributes(module)))
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         name, _inputs, before = self._open.pop()
-        after = _plain_attributes(module)
-        changed = [key for key in after if key not in before or before[key] != after[key]]
+        after = _attributes(module)
+        changed = [key for key in after if key not in before or not _same(before[key], after[key])]
         if changed:
             self._note(name, f"a change of its attribute '{changed[0]}'")
 
@@ -80,17 +80,18 @@ class SideEffects(TorchDispatchMode):
     def _check(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         schema = operator._schema
         given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
-        written = {
-            _storage(tensor)
-            for argument in schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in tensors_in(given.get(argument.name))
-        }
+        written = _memory(
+            [
+                given.get(argument.name)
+                for argument in schema.arguments
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
+        )
         depends = _depends_on_values(operator, schema.name, args)
         random = torch.Tag.nondeterministic_seeded in operator.tags and _draws(schema.name, given)
         if not (written or depends or random):
             return
-        read = {_storage(tensor) for tensor in tensors_in((args, kwargs))}
+        read = _memory((args, kwargs))
         for name, inputs, _ in self._open:
             what = ""
             if depends and not read <= self._constants[name]:
@@ -105,12 +106,46 @@ class SideEffects(TorchDispatchMode):
                 self.findings[name] = f"{what} ({_line()})"
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _storages(tensor: Tensor) -> set[int]:
+    """The memory that a tensor reads, and writes; of a sparse one its indices' and values'."""
+    if tensor.layout == torch.strided:
+        return {int(tensor.untyped_storage()._cdata)}
+    parts = (getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ()))
+    return {int(part.untyped_storage()._cdata) for part in parts}
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+"""The methods that return a sparse tensor's parts, by layout."""
+
+
+def _memory(value: Any) -> set[int]:
+    """The memory of all tensors in a value."""
+    return set().union(*map(_storages, tensors_in(value)))
+
+
+
+
+def _attributes(module: nn.Module) -> dict[str, list[Any]]:
+    """What a module's attributes hold of numbers, texts and tensors, also in lists, tuples and dicts; and its buffers."""
+    values = {key: value for key, value in vars(module).items() if not key.startswith("_")} | module._buffers
+    return {key: [leaf for leaf in leaves(value) if isinstance(leaf, _WATCHED)] for key, value in values.items()}
+
+
+_WATCHED = (bool, int, float, str, Tensor)
+
+
+def _same(before: list[Any], after: list[Any]) -> bool:
+    """Whether an attribute holds what it did: of tensors the very same ones."""
+    return len(before) == len(after) and all(
+        a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
+        for a, b in zip(before, after, strict=True)
+    )
 
 
 def _depends_on_values(operator: Any, name: str, args: tuple[Any, ...]) -> bool:

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..common.errors import CaptureError
 from ..common.specs import UNBOUNDED, TensorSpec
+from ..torchscript.autograd_functions import forwards_alone
 
 _OPERATORS = {
     ast.Add: "+",
@@ -95,7 +96,7 @@ def export(
     """
     shapes = tuple({d: Dim.AUTO(min=low, max=high) for d, (low, high) in _free(spec)} for spec in specs)
     try:
-        with torch.no_grad(), free_sizes(), _quiet():
+        with torch.no_grad(), free_sizes(), _quiet(), forwards_alone():
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # whatever the user's code and torch's raise
         raise CaptureError.make(

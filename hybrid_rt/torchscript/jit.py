@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import _native
 from ..common.errors import CaptureError
 from ..common.specs import engine_name
+from .autograd_functions import forwards_alone
 from .engine import Engine
 from .generated_module import generated_class
 
@@ -42,6 +43,41 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _attempt() -> Iterator[None]:
+    """Within it, TorchScript knows no type of a module from before, and afterwards none from within.
+
+    It takes modules of one class and the same attributes for the same code, though a forward may have been replaced;
+    and a type whose compilation failed halfway would be taken up again by the next attempt.
+    """
+    recursive: Any = torch.jit._recursive
+    store, classes = recursive.concrete_type_store, torch.jit._state._script_classes
+    known = dict(classes)
+    recursive.concrete_type_store = recursive.ConcreteTypeStore()
+    try:
+        yield
+    except BaseException:
+        classes.clear()
+        classes.update(known)
+        raise
+    finally:
+        recursive.concrete_type_store = store
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Within it, modules are recorded by their operations alone: no property or hook is compiled for it."""
+    recursive: Any = torch.jit._recursive
+    properties, hooks = recursive.get_property_stubs, recursive.get_hook_stubs
+    recursive.get_property_stubs = lambda _: []
+    recursive.get_hook_stubs = lambda _: ([], [])
+    try:
+        with _quiet(), _attempt(), forwards_alone(), torch.no_grad():
+            yield
+    finally:
+        recursive.get_property_stubs, recursive.get_hook_stubs = properties, hooks
+
+
 def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.jit.ScriptModule:
     """Traces a module of tensors in, tensors out.
 
@@ -49,7 +85,7 @@ def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.j
         CaptureError: the tracer fails, with its message.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with _recording():
             return torch.jit.trace(module, examples, check_trace=False, strict=True)
     except Exception as error:
         raise CaptureError.make(
@@ -69,7 +105,7 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
         CaptureError: with the compiler's message, which names the line.
     """
     try:
-        with _quiet():
+        with _quiet(), _attempt():
             return torch.jit.script(module)
     except Exception as error:
         raise CaptureError.make(
@@ -116,7 +152,7 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
         CaptureError: the tracer fails, with its message.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with _recording():
             return torch.jit.trace(module, example, check_trace=False, strict=False)
     except Exception as error:
         raise CaptureError.make(
