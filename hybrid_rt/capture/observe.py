@@ -7,6 +7,7 @@ import inspect
 import time
 import weakref
 from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +136,7 @@ class _Observer:
         call = None
         try:
             arguments = arguments_of(module, positional, keyword)
-            inputs = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in arguments.items()}
+            inputs = structures_of(arguments, name)
             tensors = [tensor for key, structure in inputs.items() for tensor in structure.flatten(arguments[key])]
             call = Call(inputs, [(tensor.shape, tensor.dtype) for tensor in tensors], list(map(self._source, tensors)))
         except CaptureError as error:
@@ -176,7 +177,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of forward's parameters; ones that are None, as by default, are left out.
+    """The arguments of a call by the names of forward's parameters; those that are as by default are left out.
 
     Raises:
         CaptureError: forward takes ``*args`` or ``**kwargs``, which have no names.
@@ -195,5 +196,31 @@ def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[s
     return {
         name: value
         for name, value in bound.items()
-        if not (value is None and signature.parameters[name].default is None)
+        if not _is_default(value, signature.parameters[name].default)
     }
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    plain = isinstance(value, (bool, int, float, str)) and type(value) is type(default)
+    return value == default if plain else value is None and default is None
+
+
+def structures_of(arguments: Mapping[str, Any], segment: str) -> dict[str, Structure]:
+    """The structures of a segment's arguments; numbers, texts and None in them are constants.
+
+    Raises:
+        CaptureError: one of them holds something else, or none of them a tensor.
+    """
+    where = f"segment '{segment}'"
+    found = {
+        key: structure_of(value, f"{where}, input '{key}'", constants=True) for key, value in arguments.items()
+    }
+    if not any(structure.count for structure in found.values()):
+        raise CaptureError.make(
+            "capture",
+            where,
+            expected="a tensor among the inputs",
+            got=", ".join(found) or "none",
+            remedy="Choose a submodule that takes one.",
+        )
+    return found

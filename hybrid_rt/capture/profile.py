@@ -12,7 +12,7 @@ from ..common.progress import Steps
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
 from .program import Program, capture, is_fed_directly
-from .recordings import Recorded, record_first, record_runs, record_samples
+from .recordings import Recorded, record_first, record_runs, record_samples, varying_constants
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
 
@@ -76,6 +76,7 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
         samples = samples_of(detector, example, options.shapes)
         candidates = names or candidate_segments(observation)
         samples, first, findings = record_first(observation, samples, candidates)
+        findings = {**varying_constants(observation, first), **findings}
         shares = shares_of(observation, findings, names, fuse=options.fuse)
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
     return Profile(observation, samples, first, shares, groups)

@@ -18,7 +18,7 @@ from ..common.structure import Flattened, Structure, structure_of
 from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
 from . import onnx_export, torch_export
-from .observe import Observation, observe
+from .observe import Observation, observe, structures_of
 from .recordings import Recorded, record_runs
 from .second_size import second_shapes, tiled
 
@@ -290,7 +290,7 @@ def is_fed_directly(observation: Observation, names: Sequence[str], runs: Sequen
 
 def _flat(member: Member, arguments: dict[str, Any], result: Any) -> FlatCall:
     where = f"segment '{member.name}'"
-    inputs = {key: structure_of(value, f"{where}, input '{key}'") for key, value in arguments.items()}
+    inputs = structures_of(arguments, member.name)
     if inputs != member.inputs or structure_of(result, f"{where}, output") != member.output:
         raise CaptureError.make(
             "capture",

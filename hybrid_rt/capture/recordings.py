@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.tensor_tree import map_tensors
 from ..torchscript.jit import HEAD_OPERATORS
-from .observe import Observation, arguments_of
+from .observe import Observation, arguments_of, structures_of
 from .probe_inputs import Sample
 from .side_effects import find_side_effects
 
@@ -106,6 +106,23 @@ def record_first(
                 raise
             _warn_of_sample(error)
     raise AssertionError("the last of them is required")
+
+
+def varying_constants(observation: Observation, recorded: Recorded) -> dict[str, str]:
+    """Finds submodules that get other numbers among their inputs than on the example.
+
+    Returns:
+        What was found, by the submodule's first name.
+    """
+    found = {}
+    for name, calls in recorded.items():
+        seen = [call.inputs for call in observation.calls(name)]
+        for arguments, _ in calls if seen else []:
+            given = [(key, value) for key, structure in structures_of(arguments, name).items()
+                     for _, value in structure.constants(key)]  # fmt: skip
+            if given != [(key, value) for key, structure in seen[0].items() for _, value in structure.constants(key)]:
+                found[observation.first_name(name)] = "numbers among its inputs that vary from call to call"
+    return found
 
 
 def record_samples(

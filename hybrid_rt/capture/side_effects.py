@@ -133,11 +133,13 @@ def _memory(value: Any) -> set[int]:
 
 def _attributes(module: nn.Module) -> dict[str, list[Any]]:
     """What a module's attributes hold of numbers, texts and tensors, also in lists, tuples and dicts; and its buffers."""
-    values = {key: value for key, value in vars(module).items() if not key.startswith("_")} | module._buffers
+    values = {key: value for key, value in vars(module).items() if key not in _INTERNAL} | module._buffers
     return {key: [leaf for leaf in leaves(value) if isinstance(leaf, _WATCHED)] for key, value in values.items()}
 
 
 _WATCHED = (bool, int, float, str, Tensor)
+
+_INTERNAL = frozenset(vars(nn.Module()))
 
 
 def _same(before: list[Any], after: list[Any]) -> bool:

@@ -21,6 +21,7 @@ from ..capture.shapes import Shapes, check_shapes, ranges_of
 from ..common.errors import BackendError, OptionError
 from ..common.progress import Steps
 from ..common.structure import structure_of
+from ..torchscript.engine import Engine
 from ..verification.verify import Thresholds, thresholds_of
 from .assemble.builds import compile_program
 from .assemble.engine_module import EngineModule, prepare, single_module
@@ -33,6 +34,13 @@ _SCOPE = "compile_segment"
 
 class CompiledSegment(EngineModule):
     """What :func:`compile_segment` returns; without weights or gradients, in eval and in training mode the same."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that it runs."""
+        return self.hybrid_rt_engine
+
+    __jit_unused_properties__ = ("engine",)
 
     def running(self) -> dict[str, Any]:
         """Which variant runs ("backend", "precision", "description"), and why not the others ("variants")."""

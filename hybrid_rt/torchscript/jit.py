@@ -353,10 +353,42 @@ def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptMo
 
 def unused(method: FunctionType) -> Any:
     """A copy of a method that TorchScript does not compile: calling it there raises."""
+    return torch.jit.unused(_copied(method))
+
+
+def _copied(method: FunctionType) -> FunctionType:
     copied = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
     copied.__kwdefaults__, copied.__annotations__ = method.__kwdefaults__, dict(method.__annotations__)
     copied.__qualname__, copied.__module__ = method.__qualname__, method.__module__
-    return torch.jit.unused(copied)
+    return copied
+
+
+def compiled_methods(module: nn.Module, methods: Mapping[str, FunctionType]) -> set[str]:
+    """Tells which methods TorchScript compiles in a module, with what else it has, and returns their names.
+
+    One that calls another of them is compiled if that one is.
+    """
+    owner = type(module)
+    compiled: set[str] = set()
+    for name in methods:
+        namespace = {**methods, "forward": _nothing, name: _exported(methods[name])}
+        trial: nn.Module = object.__new__(type(owner.__name__, (owner,), namespace))
+        vars(trial).update(vars(module))
+        try:
+            with _quiet(), _attempt():
+                torch.jit.script(trial)
+        except Exception:  # whatever the compiler says of it
+            continue
+        compiled.add(name)
+    return compiled
+
+
+def _nothing(self: nn.Module) -> None:
+    """Stands for a forward."""
+
+
+def _exported(method: FunctionType) -> Any:
+    return torch.jit.export(_copied(method))
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...capture.observe import arguments_of
+from ...capture.observe import arguments_of, structures_of
 from ...capture.program import Member, Program
 from ...common.errors import CaptureError
-from ...common.structure import structure_of
 from ...common.tensor_tree import map_tensors
 from ...torchscript.engine import Engine
 
@@ -46,12 +45,12 @@ class _StandIn:
         member = self._member
         named = arguments_of(member.module, positional, keyword)
         where = f"segment '{member.name}'"
-        structures = {key: structure_of(value, f"{where}, input '{key}'") for key, value in named.items()}
+        structures = structures_of(named, member.name)
         if structures != member.inputs:
             raise CaptureError.make(
                 "capture",
                 where,
-                expected=f"the arguments of the example ({', '.join(member.inputs)}) with as many tensors in them",
+                expected=f"the arguments of the example ({', '.join(member.inputs)}), as many tensors in them",
                 got=", ".join(structures) or "none",
                 remedy="Name a smaller submodule in segments=.",
             )
