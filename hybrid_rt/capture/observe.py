@@ -6,8 +6,8 @@ import functools
 import inspect
 import time
 import weakref
-from contextlib import ExitStack
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
-from ..common.submodules import modules_with_hooks
 from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
 
@@ -193,11 +192,7 @@ def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[s
                 got=f"'{parameter}'",
                 remedy="Name the parameters in forward's signature, or choose a submodule.",
             )
-    return {
-        name: value
-        for name, value in bound.items()
-        if not _is_default(value, signature.parameters[name].default)
-    }
+    return {name: value for name, value in bound.items() if not _is_default(value, signature.parameters[name].default)}
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -212,9 +207,7 @@ def structures_of(arguments: Mapping[str, Any], segment: str) -> dict[str, Struc
         CaptureError: one of them holds something else, or none of them a tensor.
     """
     where = f"segment '{segment}'"
-    found = {
-        key: structure_of(value, f"{where}, input '{key}'", constants=True) for key, value in arguments.items()
-    }
+    found = {key: structure_of(value, f"{where}, input '{key}'", constants=True) for key, value in arguments.items()}
     if not any(structure.count for structure in found.values()):
         raise CaptureError.make(
             "capture",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.error_text import described
 from ..common.errors import CaptureError
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..common.structure import Flattened, Structure, structure_of
@@ -334,7 +335,7 @@ def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: S
             "capture",
             f"segment '{'+'.join(member.name for member in members)}'",
             expected=f"it to take {' and '.join('x'.join(map(str, shape)) for shape in found)}, which its ranges allow",
-            got=f"{type(error).__name__}: {error}",
+            got=described(error),
             remedy="Narrow them: shapes={'height': (min, max), 'width': (min, max)}.",
         ) from error
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..common.error_text import described
 from ..common.tensor_tree import map_tensors
 from ..torchscript.jit import HEAD_OPERATORS
 from .observe import Observation, arguments_of, structures_of
@@ -151,7 +152,7 @@ def record_samples(
 def _warn_of_sample(error: Exception) -> None:
     warnings.warn(
         "hybrid_rt[convert]: the detector was run on another picture than the example, to see which dimensions vary: "
-        f"expected detections, got {type(error).__name__}: {error}. What varies is found without it: name the sizes "
+        f"expected detections, got {described(error)}. What varies is found without it: name the sizes "
         "that will be seen, shapes=[(height, width), ...], if one of them is refused later.",
         RuntimeWarning,
         stacklevel=4,

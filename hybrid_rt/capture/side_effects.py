@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import traceback
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..common.error_text import line_of
 from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import leaves, tensors_in
 
@@ -34,8 +33,7 @@ class SideEffects(TorchDispatchMode):
         self._names = {module: name for name, module in modules_with_hooks(detector) if name}
         self._open: list[tuple[str, set[int], dict[str, Any]]] = []
         self._constants = {
-            name: _memory([*module.parameters(), *module.buffers()])
-            for module, name in self._names.items()
+            name: _memory([*module.parameters(), *module.buffers()]) for module, name in self._names.items()
         }
         self._hooks = ExitStack()
 
@@ -103,7 +101,7 @@ class SideEffects(TorchDispatchMode):
             elif written & self._constants[name]:
                 what = f"{schema.name}, which writes into a weight or buffer"
             if what and name not in self.findings:
-                self.findings[name] = f"{what} ({_line()})"
+                self.findings[name] = f"{what} ({line_of(traceback.extract_stack())})"
 
 
 def _storages(tensor: Tensor) -> set[int]:
@@ -129,10 +127,8 @@ def _memory(value: Any) -> set[int]:
     return set().union(*map(_storages, tensors_in(value)))
 
 
-
-
 def _attributes(module: nn.Module) -> dict[str, list[Any]]:
-    """What a module's attributes hold of numbers, texts and tensors, also in lists, tuples and dicts; and its buffers."""
+    """What a module's attributes and buffers hold of numbers, texts and tensors, also in lists, tuples and dicts."""
     values = {key: value for key, value in vars(module).items() if key not in _INTERNAL} | module._buffers
     return {key: [leaf for leaf in leaves(value) if isinstance(leaf, _WATCHED)] for key, value in values.items()}
 
@@ -145,8 +141,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 def _same(before: list[Any], after: list[Any]) -> bool:
     """Whether an attribute holds what it did: of tensors the very same ones."""
     return len(before) == len(after) and all(
-        a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
-        for a, b in zip(before, after, strict=True)
+        a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b for a, b in zip(before, after, strict=True)
     )
 
 
@@ -162,15 +157,6 @@ def _draws(name: str, given: dict[str, Any]) -> bool:
     if name in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::dropout", "aten::native_dropout"):
         return bool(given.get("train", False)) and float(given.get("dropout", given.get("p", 0.0)) or 0.0) > 0
     return "scaled_dot_product" not in name or float(given.get("dropout_p", 0.0)) > 0
-
-
-def _line() -> str:
-    """The line of the detector's code that the running operator comes from."""
-    libraries = (f"{Path(__file__).parent}/", f"{torch.__path__[0]}/", f"{torchvision.__path__[0]}/ops/")
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(libraries):
-            return f"{frame.filename}:{frame.lineno}: {frame.line}"
-    return "unknown line"
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..common.error_text import described
 from ..common.errors import CaptureError
 from ..common.specs import UNBOUNDED, TensorSpec
 from ..torchscript.autograd_functions import forwards_alone
@@ -103,7 +104,7 @@ def export(
             "capture",
             f"segment '{name}'",
             expected="a module that torch.export takes",
-            got=f"{type(error).__name__}: {str(error).strip()}",
+            got=described(error),
             remedy="Leave the operation that it names out of the segment, narrow the sizes with shapes=, or take an "
             "engine that does not need torch.export (openvino, torchscript).",
         ) from error

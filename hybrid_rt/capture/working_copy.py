@@ -32,7 +32,7 @@ _WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": "_checkpoint_wrapped_module",
 }
-"""Classes that pass every call in eval mode on to one submodule, and its name. By name: importing some takes seconds."""
+"""Classes that pass every call in eval mode on to one submodule, and its name. To import some would take seconds."""
 
 _DECORATORS = ("torch.utils._contextlib", "torch._dynamo")
 """Modules whose decorators (no_grad, inference_mode, torch.compile) change nothing of what a forward computes."""
@@ -49,7 +49,7 @@ def working_copy(detector: nn.Module) -> nn.Module:
 
 
 def own_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns a detector's arguments with tensors that may be written into, also those that were made in inference mode."""
+    """Returns a detector's arguments with tensors that may be written into outside of inference mode."""
     return tuple(map_tensors(arguments, lambda tensor: tensor.clone() if tensor.is_inference() else tensor))
 
 
@@ -134,7 +134,8 @@ class _Copier:
             original.__code__, original.__globals__, original.__name__, original.__defaults__, closure
         )
         copied.__kwdefaults__ = original.__kwdefaults__
-        return functools.update_wrapper(copied, original)
+        functools.update_wrapper(copied, original)
+        return copied
 
 
 def _content(cell: CellType) -> Any:
@@ -213,5 +214,3 @@ def _take_forward(module: nn.Module) -> None:
     else:
         return
     module.__class__ = type(owner.__name__, (owner,), {"forward": taken, "__module__": owner.__module__})
-
-

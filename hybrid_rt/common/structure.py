@@ -110,7 +110,6 @@ class Structure:
             if node.kind in ("list", "dict")
         )
 
-
     def constants(self, expression: str) -> Iterator[tuple[str, bool | int | float | str | None]]:
         """Yields (expression, value) of each constant in it."""
         return ((_indexed(expression, path), node.value) for path, node in self._nodes() if node.kind == "constant")

@@ -41,7 +41,7 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def modules_with_hooks(detector: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields each module once with the first of its names; not those that are TorchScript already: they take no hooks."""
+    """Yields each module once with the first of its names, but those that are TorchScript: they take no hooks."""
     for name, module in detector.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             yield name, module

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
-from ..capture.profile import SegmentOptions, capture_programs, profile_detector
+from ..capture.profile import SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
 from ..capture.working_copy import own_arguments, working_copy
@@ -22,10 +22,9 @@ from ..common.errors import OptionError
 from ..common.progress import Steps
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
-from .assemble.builds import compile_programs
-from .assemble.head import HEADS, assemble
+from .assemble.head import HEADS
 from .assemble.module_checks import check_module
-from .assemble.variant_trials import order_by_speed
+from .attempts import build_hybrid
 from .checks import check_hybrid
 from .class_names import check_labels, names_for
 from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
@@ -185,12 +184,7 @@ def _convert(
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
-    programs = capture_programs(profile, wanted.segments.shapes, wanted.engines.calibration_data, steps)
-    builds = compile_programs(programs, wanted.engines, steps)
-    if wanted.engines.is_fastest:
-        builds = order_by_speed(builds, wanted.engines.device, steps)
-    with steps.step(f"{wanted.head} and freeze the head"):
-        hybrid = assemble(profile, builds, wanted.head, wanted.engines.device)
+    hybrid, given_up = build_hybrid(profile, wanted.engines, wanted.head, wanted.segments.shapes, steps)
     checks = check_hybrid(hybrid, profile, wanted.checks, wanted.engines.first_precision, steps)
     saved = Saved()
     if checks.passed:
@@ -198,7 +192,7 @@ def _convert(
     result = ConversionReport(
         detector=type(detector).__name__,
         path=str(wanted.output.path),
-        engines=[EngineReport.of(build, profile.shares) for build in builds],
+        engines=[EngineReport.of(build, profile.shares) for build in hybrid.builds],
         head_operators=hybrid.operators,
         verification=checks.verification,
         precision=checks.precision,
@@ -208,6 +202,7 @@ def _convert(
         pictures=checks.pictures,
         class_names=names,
         seconds=steps.seconds,
+        given_up=given_up,
         **vars(saved),
     )
     if wanted.output.report is not None:

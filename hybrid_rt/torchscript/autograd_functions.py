@@ -32,7 +32,7 @@ def forwards_alone() -> Iterator[None]:
     """
     aliases = list(_aliases())
     original = vars(Function).get("apply")
-    Function.apply = classmethod(_run_forward)  # type: ignore[assignment, method-assign]
+    Function.apply = classmethod(_run_forward)
     for namespace, name, bound in aliases:
         namespace[name] = MethodType(_run_forward, bound.__self__)
     try:
@@ -41,7 +41,7 @@ def forwards_alone() -> Iterator[None]:
         if original is None:
             del Function.apply
         else:
-            Function.apply = original  # type: ignore[method-assign]
+            Function.apply = original
         for namespace, name, bound in aliases:
             namespace[name] = bound
 
@@ -64,6 +64,7 @@ def _is_apply(value: BuiltinMethodType | MethodType) -> bool:
 
 
 def _subclasses(function: type) -> Iterator[type]:
-    for subclass in function.__subclasses__():
+    subclasses: list[type] = function.__subclasses__()
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _native
-from ..common.errors import CaptureError
+from ..common.error_text import described
+from ..common.errors import CaptureError, FusionError
 from ..common.specs import engine_name
 from .autograd_functions import forwards_alone
 from .engine import Engine
@@ -92,10 +94,54 @@ def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.j
             "capture",
             f"segment '{name}'",
             expected="a module that torch.jit.trace records",
-            got=f"{type(error).__name__}: {error}",
+            got=described(error),
             remedy="A segment takes and returns tensors and has no control flow that depends on their values: "
             "name a smaller submodule in segments=.",
         ) from error
+
+
+@contextmanager
+def _optional_where_none() -> Iterator[None]:
+    """Within it, a parameter without annotation whose default is None is an Optional[Tensor], no Tensor.
+
+    As a Tensor its default would be an undefined one, which no file can hold, and ``is not None`` always true.
+    """
+    frontend: Any = torch.jit.frontend
+    original = frontend.build_param_list
+
+    def build_param_list(ctx: Any, arguments: ast.arguments, *others: Any) -> Any:
+        defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + list(arguments.defaults)
+        for argument, default in zip(arguments.args, defaults, strict=True):
+            is_none = isinstance(default, ast.Constant) and default.value is None
+            if is_none and argument.annotation is None:
+                optional = ast.parse("Optional[Tensor]", mode="eval").body
+                argument.annotation = optional
+                for node in ast.walk(optional):
+                    if hasattr(node, "lineno"):
+                        ast.copy_location(node, argument)
+        return original(ctx, arguments, *others)
+
+    frontend.build_param_list = build_param_list
+    try:
+        yield
+    finally:
+        frontend.build_param_list = original
+
+
+def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    with _quiet():
+        try:
+            with _attempt(), _optional_where_none():
+                return torch.jit.script(module)
+        except Exception:
+            with _attempt():  # code that no tensor is optional for: what is left out there has to be left out here
+                scripted = torch.jit.script(module)
+    for argument in scripted.forward.schema.arguments:
+        if str(argument.type) == "Tensor" and argument.has_default_value():
+            raise TypeError(
+                f"the argument '{argument.name}' of forward is None by default: annotate it as Optional[Tensor]"
+            )
+    return scripted
 
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
@@ -105,17 +151,25 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
         CaptureError: with the compiler's message, which names the line.
     """
     try:
-        with _quiet(), _attempt():
-            return torch.jit.script(module)
+        return _scripted(module)
     except Exception as error:
         raise CaptureError.make(
             "capture",
             "the detector's head",
             expected="code that torch.jit.script compiles",
-            got=f"{type(error).__name__}:\n{error}\n",
+            got=f"{described(error)}\n",
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
         ) from error
+
+
+def is_type(annotation: Any) -> bool:
+    """Returns whether TorchScript takes an annotation, a Python object, as a type that None is of."""
+    try:
+        found = torch.jit.annotations.try_ann_to_type(annotation, None)
+    except Exception:  # whatever a type of the user's own raises there
+        return False
+    return isinstance(found, torch._C.OptionalType)
 
 
 class _DetectionsOnly(nn.Module):
@@ -154,12 +208,14 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
     try:
         with _recording():
             return torch.jit.trace(module, example, check_trace=False, strict=False)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError.make(
             "capture",
             "the detector's head",
             expected="code that torch.jit.trace records",
-            got=f"{type(error).__name__}: {error}",
+            got=described(error),
             remedy="It has to take and return tensors in lists, tuples and dicts; or let it be scripted: "
             "head='script'.",
         ) from error
@@ -205,11 +261,15 @@ def chain(
     return script(module.eval())
 
 
-def connect(module: torch.jit.ScriptModule) -> None:
+def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]]) -> None:
     """Gives the stand-ins of a fused engine's later segments the outputs of the engine, in a frozen module.
 
+    Args:
+        module: the head with its stand-ins.
+        segments: of each engine, by its name.
+
     Raises:
-        CaptureError: the head does not run the first segment before a later one on every path.
+        FusionError: the head does not run the first segment before a later one on every path.
     """
 
     def visit(block: Any, engines: dict[str, Any]) -> None:
@@ -220,13 +280,15 @@ def connect(module: torch.jit.ScriptModule) -> None:
             elif node.kind() == "hybrid_rt::handed_on":
                 segment = list(node.inputs())[2].toIValue()
                 if segment not in engines:
-                    raise CaptureError.make(
+                    error = FusionError.make(
                         "capture",
                         f"segments '{segment}'",
                         expected="the head to run them one after the other whenever it runs the last",
                         got="a branch or loop between them",
                         remedy="Convert with fuse=False.",
                     )
+                    error.segments = tuple(segments[segment])
+                    raise error
                 node.replaceInput(0, engines[segment])
             for inner in node.blocks():
                 visit(inner, dict(engines))

@@ -30,7 +30,8 @@ class Generated(ScriptedPart):
 
 def scripted_part(scripted: torch.jit.ScriptModule) -> ScriptedPart:
     """Returns a module that calls a scripted or traced one, with the parameters that its forward has."""
-    arguments = scripted.forward.schema.arguments[1:]
+    forward: Any = scripted.forward
+    arguments = forward.schema.arguments[1:]
     source = _TEMPLATE.format(
         parameters=", ".join(
             f"{argument.name}: {argument.type}" + _default(argument.default_value, argument.has_default_value())

@@ -257,6 +257,11 @@ def compare_dataset(
         verification.fail(failure)
 
 
+def other_precision(precision: str) -> str:
+    """Returns the beginning of a remedy: a more precise engine, if there is one, or what comes after it, leave."""
+    return "Leave" if precision == "fp32" else "Take precision='fp32', leave"
+
+
 def require(verification: Verification | None) -> None:
     """Raises VerificationError unless it passed: the worst segment and output, the worst picture, then the rest."""
     if verification is None or verification.passed:
@@ -272,5 +277,6 @@ def require(verification: Verification | None) -> None:
         f"the hybrid in {verification.precision}",
         expected="what the detector finds",
         got="\n  " + "\n  ".join(shown) + "\n",
-        remedy="Nothing was saved. Take precision='fp32', leave the segment out, or loosen thresholds= if it is meant.",
+        remedy=f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
+        "if it is meant.",
     )

@@ -38,9 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="for all cases; the build is not counted")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="cases whose name has one of these")
-    parser.add_argument("--side-by-side", type=int, default=5, metavar="N", help="cases that measure nothing, at a time")
+    parser.add_argument(
+        "--side-by-side", type=int, default=5, metavar="N", help="cases that measure nothing, at a time"
+    )
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: run the cases on the CPU")
-    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="gpu_check.json of earlier calls, to add to")
+    parser.add_argument(
+        "--earlier", type=Path, nargs="+", default=[], help="gpu_check.json of earlier calls, to add to"
+    )
     parser.add_argument("--steps", type=Path, help="what tools/gpu_check did before")
     parser.add_argument("--output", type=Path, default=ROOT / "out", help="for gpu_check.json (default: out/)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "hardware.md", help="gets the device's section")
@@ -146,9 +150,7 @@ def _run(options: argparse.Namespace, results: _Results) -> None:
                 print(f"  {row.what}: {row.result}: {text}", file=sys.stderr, flush=True)
         return outcome
 
-    wanted = [
-        name for name in gpu_check_cases.CASES if not options.only or any(word in name for word in options.only)
-    ]
+    wanted = [name for name in gpu_check_cases.CASES if not options.only or any(word in name for word in options.only)]
     first = run("facts")
     if "device" not in first.data and not options.rehearse:
         failure = first.rows[-1].figure if first.rows else "it left no reason"

@@ -48,7 +48,9 @@ MANIFEST = "parts.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the parts; prints what to call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each"
+    )
     parser.add_argument("--python", default="3.12", metavar="VERSION", help="that machine's")
     parser.add_argument("--part-mib", type=int, default=44, help="the largest part, the checkout not counted")
     parser.add_argument("--headers", type=Path, help="TensorRT's include/ folder (default: each in third_party/)")

@@ -19,11 +19,13 @@ def answer_for(stand_in: nn.Module, segment: nn.Module) -> None:
     mode, such as compute_loss, may name it.
     """
     for name, value in _values(segment):
+        if hasattr(type(stand_in), name):
+            continue
         if isinstance(value, Tensor):
             stand_in.register_buffer(name, value.detach())  # freezing drops what the head does not read
         else:
             setattr(stand_in, name, value)
-    methods = dict(_methods(segment))
+    methods = {name: method for name, method in _methods(segment) if not hasattr(type(stand_in), name)}
     compiled = jit.compiled_methods(stand_in, methods)
     for name, method in methods.items():
         setattr(type(stand_in), name, method if name in compiled else jit.unused(method))
@@ -35,7 +37,6 @@ _OWN = frozenset(vars(nn.Module())) | {"hybrid_rt_engine"}
 def _values(segment: nn.Module) -> Iterator[tuple[str, Any]]:
     """The plain values and tensors that can be read as attributes of a segment, by name."""
     for name in dir(type(segment)):
-        value = vars(type(segment)).get(name)
         for owner in type(segment).__mro__:
             if owner is nn.Module or hasattr(nn.Module, name):
                 break

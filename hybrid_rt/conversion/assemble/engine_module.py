@@ -17,6 +17,7 @@ from ...capture.program import Member, Program
 from ...common.errors import BackendError
 from ...common.specs import Artifact
 from ...common.structure import Structure
+from ...torchscript import jit
 from ...torchscript.engine import Engine
 from ...torchscript.generated_module import generated_class
 from .answers import answer_for
@@ -151,7 +152,7 @@ class _Parameters:
     def add_default(self, member: Member, name: str, default: Any, annotation: Any) -> None:
         """Adds a parameter that was left as by default: a head may pass just that."""
         kind = "Optional[Tensor]" if default is None else type(default).__name__
-        if default is None and annotation is not None:
+        if default is None and jit.is_type(annotation):
             kind = f"type_of_{name}"
             self.types[kind] = annotation
         self.written.append(f"{name}: {kind} = {default!r}")

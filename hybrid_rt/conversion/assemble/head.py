@@ -61,9 +61,7 @@ def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.ji
     return _frozen(jit.trace_head(hybrid, profile.example), builds)
 
 
-def _frozen(
-    head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]
-) -> tuple[torch.jit.ScriptModule, list[str]]:
+def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
     frozen = jit.freeze(head)
     left_out = [build.name for build in builds if build.name not in jit.engines_of(frozen)]
     if left_out:
@@ -74,7 +72,7 @@ def _frozen(
             got="a head that calls the segment by another way than by its name, or does not use what it returns",
             remedy="Call it as self.NAME(...) in forward, or leave it out by naming other submodules in segments=.",
         )
-    jit.connect(frozen)
+    jit.connect(frozen, {build.name: build.program.segments for build in builds})
     operators = jit.rewrite_head_operators(frozen)
     return jit.reopened(frozen, _hollow_engine), operators
 

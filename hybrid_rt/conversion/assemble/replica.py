@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...capture.observe import arguments_of, structures_of
 from ...capture.program import Member, Program
-from ...common.errors import CaptureError
+from ...common.errors import CaptureError, FusionError
 from ...common.tensor_tree import map_tensors
 from ...torchscript.engine import Engine
 
@@ -67,13 +67,15 @@ class _StandIn:
         outputs = self._link.outputs
         for i, (tensor, source) in enumerate(zip(tensors, self._member.sources, strict=True)):
             if source >= len(outputs) or outputs[source] is not tensor:
-                raise CaptureError.make(
+                error = FusionError.make(
                     "capture",
                     f"segments '{self._program.name}'",
                     expected="the outputs of one handed on to the next as they are",
                     got=f"another tensor as input {i} of '{self._member.name}'",
                     remedy="Convert with fuse=False: each segment then is an engine of its own.",
                 )
+                error.segments = self._program.segments
+                raise error
 
 
 class Replica:
