@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..common.tensor_tree import map_tensors
-from ..torchscript.scripted_part import scripted_part
+from ..torchscript.scripted_part import ScriptedPart, scripted_part
 
 _WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -38,14 +38,18 @@ _DECORATORS = ("torch.utils._contextlib", "torch._dynamo")
 """Modules whose decorators (no_grad, inference_mode, torch.compile) change nothing of what a forward computes."""
 
 
-def working_copy(detector: nn.Module) -> nn.Module:
+def working_copy(detector: nn.Module, replacements: Mapping[str, nn.Module] | None = None) -> nn.Module:
     """Returns a detector that computes the same in eval mode, shares the weights, and may be changed freely.
 
     Args:
         detector: in eval mode; it is not changed.
+        replacements: modules to put into the places of submodules, by name: into every place where the detector
+            knows one of these, be it another name or a function that it holds.
     """
-    copied: nn.Module = _Copier().module(detector)
-    return copied
+    copier = _Copier()
+    for name, replacement in (replacements or {}).items():
+        copier.replace(detector.get_submodule(name), replacement)
+    return copier.module(detector)
 
 
 def own_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -75,11 +79,18 @@ class _Copier:
         self._copies[id(original)] = copied
         return copied
 
+    def replace(self, original: nn.Module, replacement: nn.Module) -> None:
+        """Makes another module the copy of one; its own attributes are not looked at."""
+        self._keep(original, replacement)
+        self._keep(replacement, replacement)
+
     def module(self, original: nn.Module) -> nn.Module:
         original = without_wrappers(original)
         if id(original) in self._copies:
             known: nn.Module = self._copies[id(original)]
             return known
+        if isinstance(original, ScriptedPart):
+            return original
         if isinstance(original, torch.jit.ScriptModule):
             part: nn.Module = self._keep(original, scripted_part(original))
             return part

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import CaptureError
-from .tensor_tree import Node, build, node_of
+from .tensor_tree import Node, build, node_of, tensors_in
 
 T = TypeVar("T")
 
@@ -126,15 +126,21 @@ _PLAIN = (bool, int, float, str, type(None))
 _SHOWN = 80
 """Characters of a value in an error."""
 
+_FEW = 4
+
 
 def shown(value: Any) -> str:
     """Returns a value's type, and the value if it is short: modules and caches print pages."""
+    kind = type(value).__name__
+    if isinstance(value, str):
+        return f"{kind} {value!r}" if len(value) <= _SHOWN else f"{kind} {value[:_SHOWN]!r}..."
     if isinstance(value, _PLAIN):
-        text = repr(value)
-        return f"{type(value).__name__} {text}" if len(text) <= _SHOWN else f"{type(value).__name__} {text[:_SHOWN]}..."
+        return f"{kind} {value!r}"
     if isinstance(value, (list, tuple, dict, set)):
-        return f"an empty {type(value).__name__}" if not value else f"a {type(value).__name__} of {len(value)}"
-    return type(value).__name__
+        is_short = len(value) <= _FEW and all(tensor.numel() <= _FEW for tensor in tensors_in(value))
+        text = repr(value) if is_short else ""
+        return f"{kind} {text}" if text and len(text) <= _SHOWN else f"{kind} of {len(value)}"
+    return kind
 
 
 def structure_of(value: Any, where: str, *, constants: bool = False) -> Structure:
@@ -143,7 +149,7 @@ def structure_of(value: Any, where: str, *, constants: bool = False) -> Structur
     Args:
         value: any value.
         where: what it is, for the text of errors.
-        constants: whether numbers, texts and None are taken too.
+        constants: whether numbers, texts and None are taken too; not in lists, as they tend to be sizes there.
 
     Raises:
         CaptureError: it holds anything but tensors, lists, tuples and dicts with string keys, or a list or dict mixes
@@ -162,7 +168,8 @@ def structure_of(value: Any, where: str, *, constants: bool = False) -> Structur
             got=shown(value),
             remedy="Choose a segment that takes and returns such values, or wrap this one in a module that does.",
         )
-    children = tuple(structure_of(value[key], f"{where}[{key!r}]", constants=constants) for key in node.keys)
+    inner = constants and node.kind != "list"
+    children = tuple(structure_of(value[key], f"{where}[{key!r}]", constants=inner) for key in node.keys)
     structure = Structure(node.kind, children, node.keys if node.kind == "dict" else ())
     if structure.kind != "tuple" and len({child.annotation for child in structure.children}) > 1:
         raise CaptureError.make(

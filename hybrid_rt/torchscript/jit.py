@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -420,7 +420,7 @@ def unused(method: FunctionType) -> Any:
 
 def _copied(method: FunctionType) -> FunctionType:
     copied = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
-    copied.__kwdefaults__, copied.__annotations__ = method.__kwdefaults__, dict(method.__annotations__)
+    copied.__kwdefaults__, copied.__annotations__ = method.__kwdefaults__, _annotations(method)
     copied.__qualname__, copied.__module__ = method.__qualname__, method.__module__
     return copied
 
@@ -451,6 +451,14 @@ def _nothing(self: nn.Module) -> None:
 
 def _exported(method: FunctionType) -> Any:
     return torch.jit.export(_copied(method))
+
+
+def _annotations(method: FunctionType) -> dict[str, Any]:
+    """Returns them as objects: of methods that it does not compile, TorchScript does not look up names in texts."""
+    try:
+        return get_type_hints(method)
+    except Exception:  # names in annotations may be known to type checkers only
+        return dict(method.__annotations__)
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

@@ -19,7 +19,9 @@ def answer_for(stand_in: nn.Module, segment: nn.Module) -> None:
     mode, such as compute_loss, may name it.
     """
     for name, value in _values(segment):
-        if hasattr(type(stand_in), name):
+        if name == "engine":
+            type(stand_in).engine = None  # type: ignore[attr-defined]
+        elif hasattr(type(stand_in), name):
             continue
         if isinstance(value, Tensor):
             stand_in.register_buffer(name, value.detach())  # freezing drops what the head does not read

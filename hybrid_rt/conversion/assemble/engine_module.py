@@ -7,10 +7,10 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...bundle.blob_table import Packed, pack
 from ...capture.program import Member, Program
@@ -30,6 +30,14 @@ class EngineModule(nn.Module):
         """``engine``: see :func:`make_engine`."""
         super().__init__()
         self.hybrid_rt_engine = engine  # a segment may have an attribute "engine", which the head reads
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that it runs."""
+        engine: Engine = self.hybrid_rt_engine
+        return engine
+
+    __jit_unused_properties__ = ("engine",)
 
 
 _TEMPLATE = '''\
@@ -115,8 +123,8 @@ def single_module(program: Program, engine: Engine, base: type[_Module]) -> _Mod
     return _module(program, program.members[0], engine, base)
 
 
-def _constant_check(segment: str, expression: str, value: Any) -> str:
-    text = f"hybrid_rt[engine]: segment '{segment}', {expression}: expected {value!r}, as in the example, got another."
+def _constant_check(segment: str, expression: str, value: Any, other: str = "another value") -> str:
+    text = f"hybrid_rt[engine]: segment '{segment}', {expression}: expected {value!r}, as in the example, got {other}."
     if value is None:
         return f"assert {expression} is None, {text!r}"
     return f"assert {expression} == {value!r}, {text!r}"
@@ -152,11 +160,12 @@ class _Parameters:
     def add_default(self, member: Member, name: str, default: Any, annotation: Any) -> None:
         """Adds a parameter that was left as by default: a head may pass just that."""
         kind = "Optional[Tensor]" if default is None else type(default).__name__
-        if default is None and jit.is_type(annotation):
+        if default is None and Tensor not in get_args(annotation) and jit.is_type(annotation):
             kind = f"type_of_{name}"
             self.types[kind] = annotation
         self.written.append(f"{name}: {kind} = {default!r}")
-        self.checks.append(_constant_check(member.name, name, default))
+        other = "a tensor" if kind == "Optional[Tensor]" else "another value"
+        self.checks.append(_constant_check(member.name, name, default, other))
 
 
 def _parameters(member: Member) -> _Parameters:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ...bundle.blob_table import pack
 from ...capture.profile import Profile
+from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
 from ...common.specs import Artifact, ArtifactSpec
-from ...common.submodules import with_submodules
 from ...torchscript import jit
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
+from ...torchscript.scripted_part import ScriptedPart
 from ...verification.verify import THRESHOLDS, compare_modules
 from .builds import EngineBuild
 from .engine_module import engine_modules, make_engine
@@ -44,7 +45,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
-    hybrid = with_submodules(profile.detector, {**exact_transform(profile.detector), **modules})
+    hybrid = _hybrid(profile.detector, modules)
     try:
         taken = jit.script_detector(hybrid)
     except CaptureError as error:
@@ -57,8 +58,18 @@ def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.ji
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= replicas(build.program, build.engine)
-    hybrid = with_submodules(profile.detector, {**exact_transform(profile.detector), **modules})
-    return _frozen(jit.trace_head(hybrid, profile.example), builds)
+    return _frozen(jit.trace_head(_hybrid(profile.detector, modules), profile.example), builds)
+
+
+def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """The detector with engines in it; parts that are TorchScript and are no segments are themselves again."""
+    segments = {detector.get_submodule(name) for name in modules}
+    parts = {
+        name: module.scripted
+        for name, module in detector.named_modules()
+        if isinstance(module, ScriptedPart) and module not in segments
+    }
+    return working_copy(detector, {**exact_transform(detector), **parts, **modules})
 
 
 def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
