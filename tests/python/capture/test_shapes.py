@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+import hybrid_rt
 from helpers.small_detectors import small_detector
 from hybrid_rt import OptionError
 from hybrid_rt.capture.shapes import ranges_of
