@@ -5,14 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.error_text import described
-from ..common.tensor_tree import map_tensors
+from ..common.errors import CaptureError
+from ..common.tensor_tree import map_tensors, tensors_in
 from ..torchscript.jit import HEAD_OPERATORS
 from .observe import Observation, arguments_of, structures_of
 from .probe_inputs import Sample
@@ -104,7 +105,7 @@ def record_first(
                 return [first, *samples[1:]], recorded, findings
         except Exception as error:
             if first.required:
-                raise
+                _raise_of_sample(observation, first, error)
             _warn_of_sample(error)
     raise AssertionError("the last of them is required")
 
@@ -138,7 +139,7 @@ def record_samples(
         except Exception as error:
             # A size of ours, or a black image, that the detector does not take: its own example will do.
             if sample.required:
-                raise
+                _raise_of_sample(observation, sample, error)
             _warn_of_sample(error)
             continue
         runs.append(run)
@@ -147,6 +148,20 @@ def record_samples(
             observation.detector(*observation.example)
         runs.append(run)
     return runs
+
+
+def _raise_of_sample(observation: Observation, sample: Sample, error: Exception) -> NoReturn:
+    """Raises the error of a size that the user asked for; of the example itself it is the detector's own."""
+    if isinstance(error, CaptureError) or sample.arguments is observation.example:
+        raise error
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(sample.arguments))
+    raise CaptureError.make(
+        "capture",
+        "shapes",
+        expected=f"a detector that takes inputs of {shapes}: images of a size that shapes= names",
+        got=described(error),
+        remedy="Take other sizes, or leave shapes= out: then the example's sizes hold.",
+    ) from error
 
 
 def _warn_of_sample(error: Exception) -> None:

@@ -143,13 +143,17 @@ def shown(value: Any) -> str:
     return kind
 
 
-def structure_of(value: Any, where: str, *, constants: bool = False) -> Structure:
+_REMEDY = "Choose a segment that takes and returns such values, or wrap this one in a module that does."
+
+
+def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str = _REMEDY) -> Structure:
     """The structure of a value.
 
     Args:
         value: any value.
         where: what it is, for the text of errors.
         constants: whether numbers, texts and None are taken too; not in lists, as they tend to be sizes there.
+        remedy: the end of an error's text.
 
     Raises:
         CaptureError: it holds anything but tensors, lists, tuples and dicts with string keys, or a list or dict mixes
@@ -166,10 +170,10 @@ def structure_of(value: Any, where: str, *, constants: bool = False) -> Structur
             where,
             expected="tensors in lists, tuples and dicts with string keys",
             got=shown(value),
-            remedy="Choose a segment that takes and returns such values, or wrap this one in a module that does.",
+            remedy=remedy,
         )
     inner = constants and node.kind != "list"
-    children = tuple(structure_of(value[key], f"{where}[{key!r}]", constants=inner) for key in node.keys)
+    children = tuple(structure_of(value[key], f"{where}[{key!r}]", constants=inner, remedy=remedy) for key in node.keys)
     structure = Structure(node.kind, children, node.keys if node.kind == "dict" else ())
     if structure.kind != "tuple" and len({child.annotation for child in structure.children}) > 1:
         raise CaptureError.make(

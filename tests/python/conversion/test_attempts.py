@@ -329,3 +329,29 @@ def test_a_small_detector_gives_nothing_up(tmp_path: Path) -> None:
     ).report
     assert report.given_up == []
     assert "given up" not in str(report)
+
+
+def test_a_size_that_the_detector_does_not_take_is_named(tmp_path: Path) -> None:
+    class Fixed(SmallDetector):
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(pictures + torch.zeros(1, 3, 32, 32))["coarse"])
+
+    shapes = [(32, 32), (48, 40)]
+    with pytest.raises(
+        CaptureError, match=r"shapes: expected a detector that takes inputs of 1x3x48x40: .* got Runtime"
+    ):
+        hybrid_rt.convert(
+            made(Fixed()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], shapes=shapes, **QUICK
+        )
+
+
+def test_a_result_with_a_number_is_refused_as_a_result(tmp_path: Path) -> None:
+    class Counts(SmallDetector):
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+            boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+            return boxes, scores, labels, boxes.shape[0]
+
+    with pytest.raises(CaptureError) as caught:
+        hybrid_rt.convert(made(Counts()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+    assert "the detector's result for input 0, result[3]: expected tensors" in str(caught.value)
+    assert "segment" not in str(caught.value)
