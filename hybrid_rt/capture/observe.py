@@ -6,6 +6,7 @@ import functools
 import inspect
 import time
 import weakref
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
+from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
 
 Source = tuple[str, int]
@@ -28,12 +30,16 @@ _REPEATS = 3
 
 @dataclass
 class Call:
-    """One call of a submodule whose inputs and outputs are tensors in lists, tuples and dicts."""
+    """One call of a submodule whose inputs and outputs are tensors in lists, tuples and dicts.
+
+    ``returned``: the result with empty tensors in it, for the classes of its containers.
+    """
 
     inputs: dict[str, Structure]
     input_tensors: list[tuple[torch.Size, torch.dtype]]
     sources: list[frozenset[Source]]
     output: Structure | None = None
+    returned: Any = None
     output_tensors: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
 
 
@@ -107,7 +113,7 @@ def observe(detector: nn.Module, example: tuple[Any, ...]) -> Observation:
 class _Observer:
     def __init__(self, detector: nn.Module) -> None:
         self.detector = detector
-        self.names = {module: name for name, module in detector.named_modules() if name}
+        self.names = {module: name for name, module in modules_with_hooks(detector) if name}
         self.uses: dict[str, Use] = {}
         self.open: list[tuple[Use, Call | None, float]] = []
         self.sources: dict[int, tuple[weakref.ref[Tensor], int, frozenset[Source]]] = {}
@@ -129,7 +135,7 @@ class _Observer:
         call = None
         try:
             arguments = arguments_of(module, positional, keyword)
-            inputs = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in arguments.items()}
+            inputs = structures_of(arguments, name)
             tensors = [tensor for key, structure in inputs.items() for tensor in structure.flatten(arguments[key])]
             call = Call(inputs, [(tensor.shape, tensor.dtype) for tensor in tensors], list(map(self._source, tensors)))
         except CaptureError as error:
@@ -148,23 +154,29 @@ class _Observer:
             use.refusal = str(error)
             use.calls[-1] = None
             return
+        call.returned = map_tensors(result, lambda tensor: tensor.new_empty(0))
         for i, tensor in enumerate(call.output.flatten(result)):
             call.output_tensors.append((tensor.shape, tensor.dtype))
             self.sources[id(tensor)] = (
                 weakref.ref(tensor),
-                tensor._version,
+                _version(tensor),
                 self._source(tensor) | {(use.name, i)},
             )
 
     def _source(self, tensor: Tensor) -> frozenset[Source]:
         """Who returned this very tensor, unchanged since."""
         reference, version, sources = self.sources.get(id(tensor), (None, 0, frozenset()))
-        known = reference is not None and reference() is tensor and tensor._version == version
+        known = reference is not None and reference() is tensor and _version(tensor) == version
         return sources if known else frozenset()
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; tensors of inference mode don't count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of forward's parameters; ones that are None, as by default, are left out.
+    """The arguments of a call by the names of forward's parameters; those that are as by default are left out.
 
     Raises:
         CaptureError: forward takes ``*args`` or ``**kwargs``, which have no names.
@@ -180,8 +192,28 @@ def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[s
                 got=f"'{parameter}'",
                 remedy="Name the parameters in forward's signature, or choose a submodule.",
             )
-    return {
-        name: value
-        for name, value in bound.items()
-        if not (value is None and signature.parameters[name].default is None)
-    }
+    return {name: value for name, value in bound.items() if not _is_default(value, signature.parameters[name].default)}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    plain = isinstance(value, (bool, int, float, str)) and type(value) is type(default)
+    return value == default if plain else value is None and default is None
+
+
+def structures_of(arguments: Mapping[str, Any], segment: str) -> dict[str, Structure]:
+    """The structures of a segment's arguments; numbers, texts and None in them are constants.
+
+    Raises:
+        CaptureError: one of them holds something else, or none of them a tensor.
+    """
+    where = f"segment '{segment}'"
+    found = {key: structure_of(value, f"{where}, input '{key}'", constants=True) for key, value in arguments.items()}
+    if not any(structure.count for structure in found.values()):
+        raise CaptureError.make(
+            "capture",
+            where,
+            expected="a tensor among the inputs",
+            got=", ".join(found) or "none",
+            remedy="Choose a submodule that takes one.",
+        )
+    return found

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..common.submodules import with_submodules
-from ..common.tensor_tree import images_in, map_images
+from ..common.tensor_tree import images_in, map_images, map_tensors
+from .second_size import tiled
 from .shapes import Shapes
 
 _LEAST_SIDE = 160
@@ -58,6 +59,8 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
     if sizes:
         chosen = dict.fromkeys([sizes[0], sizes[-1]])
         given = [Sample(detector, map_images(example, _to_size(size), one_more=True), required=True) for size in chosen]
+        if isinstance(shapes, Mapping) and "batch" in shapes:
+            given += _of_another_batch(given[0], shapes["batch"])
         return [*given, Sample(detector, map_images(given[0].arguments, torch.zeros_like))]
     if not resizes:
         return [Sample(detector, example, required=True), Sample(detector, map_images(example, torch.zeros_like))]
@@ -67,6 +70,27 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
         Sample(smaller, map_images(example, _tall, one_more=True)),
         Sample(smaller, map_images(example, torch.zeros_like)),
     ]
+
+
+def _of_another_batch(sample: Sample, limits: tuple[int, int]) -> list[Sample]:
+    """The sample with another number of images in a batch, so that what is counted by image varies in each segment.
+
+    All tensors with as many rows as the batch has get as many as it then has. Lists of images have one more already.
+    """
+    batches = [image.shape[0] for image in images_in(sample.arguments) if image.dim() == 4]
+    if not batches:
+        return []
+    count = batches[0]
+    other = count + 1 if count < limits[1] else count - 1
+    if other < limits[0]:
+        return []
+
+    def repeated(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != count:
+            return tensor
+        return tiled(tensor, (other, *tensor.shape[1:]))
+
+    return [Sample(sample.detector, tuple(map_tensors(sample.arguments, repeated)))]
 
 
 def _resizing_to(detector: nn.Module, part: float) -> nn.Module:

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from ..common.errors import CaptureError, FusionError
 from ..common.progress import Steps
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
 from .program import Program, capture, is_fed_directly
-from .recordings import Recorded, record_first, record_runs, record_samples
+from .recordings import Recorded, record_first, record_runs, record_samples, varying_constants
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
 
@@ -42,6 +43,7 @@ class Profile:
         first: the recording of the candidates on the first sample.
         shares: each submodule that was looked at, the greatest fraction of the time first.
         groups: the chosen segments; those of one group feed each other directly on the example.
+        named: whether the user named the segments.
     """
 
     observation: Observation
@@ -49,6 +51,7 @@ class Profile:
     first: Recorded
     shares: list[Share]
     groups: list[list[str]]
+    named: bool = False
 
     @property
     def detector(self) -> nn.Module:
@@ -76,9 +79,10 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
         samples = samples_of(detector, example, options.shapes)
         candidates = names or candidate_segments(observation)
         samples, first, findings = record_first(observation, samples, candidates)
+        findings = {**varying_constants(observation, first), **findings}
         shares = shares_of(observation, findings, names, fuse=options.fuse)
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
-    return Profile(observation, samples, first, shares, groups)
+    return Profile(observation, samples, first, shares, groups, named=names is not None)
 
 
 def capture_programs(
@@ -89,6 +93,7 @@ def capture_programs(
     Segments that fed each other directly on the example alone become a program each.
 
     Raises:
+        FusionError: segments that can't be one program; each of them may be.
         CaptureError: a segment that can't be captured.
     """
     observation = profile.observation
@@ -101,7 +106,13 @@ def capture_programs(
             for group in profile.groups
             for members in ([group] if is_fed_directly(observation, group, runs) else [[name] for name in group])
         ]
-        return [
-            capture(observation, members, runs, input_ranges(observation, members[0], shapes), calibration)
-            for members in engines
-        ]
+        programs = []
+        for members in engines:
+            try:
+                ranges = input_ranges(observation, members[0], shapes)
+                programs.append(capture(observation, members, runs, ranges, calibration))
+            except CaptureError as error:
+                if len(members) > 1:
+                    raise FusionError.of(members, error) from error
+                raise
+        return programs

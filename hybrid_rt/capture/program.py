@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.error_text import described
 from ..common.errors import CaptureError
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..common.structure import Flattened, Structure, structure_of
 from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
 from . import onnx_export, torch_export
-from .observe import Observation, observe
+from .observe import Observation, observe, structures_of
 from .recordings import Recorded, record_runs
 from .second_size import second_shapes, tiled
 
@@ -38,6 +39,7 @@ class Member:
         sources: for each of its input tensors the index of the program's output that it is; empty for the first
             member, which takes the program's inputs.
         first: the index of its first output tensor among the program's outputs.
+        returned: what it returned on the example, with empty tensors in it, for the classes of its containers.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Member:
     output: Structure
     sources: tuple[int, ...]
     first: int
+    returned: Any = None
 
     @property
     def flattened(self) -> Flattened:
@@ -252,7 +255,8 @@ def _members(observation: Observation, names: Sequence[str]) -> tuple[Member, ..
         assert call.output is not None
         # Of the segments that returned a tensor, the one that was called first.
         sources = [min((places[source] for source in found if source in places), default=-1) for found in call.sources]
-        members.append(Member(name, module, call.inputs, call.output, tuple(sources) if members else (), first))
+        fed_by = tuple(sources) if members else ()
+        members.append(Member(name, module, call.inputs, call.output, fed_by, first, call.returned))
         for i in range(call.output.count):
             places[(observation.first_name(name), i)] = first + i
         first += call.output.count
@@ -287,7 +291,7 @@ def is_fed_directly(observation: Observation, names: Sequence[str], runs: Sequen
 
 def _flat(member: Member, arguments: dict[str, Any], result: Any) -> FlatCall:
     where = f"segment '{member.name}'"
-    inputs = {key: structure_of(value, f"{where}, input '{key}'") for key, value in arguments.items()}
+    inputs = structures_of(arguments, member.name)
     if inputs != member.inputs or structure_of(result, f"{where}, output") != member.output:
         raise CaptureError.make(
             "capture",
@@ -331,7 +335,7 @@ def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: S
             "capture",
             f"segment '{'+'.join(member.name for member in members)}'",
             expected=f"it to take {' and '.join('x'.join(map(str, shape)) for shape in found)}, which its ranges allow",
-            got=f"{type(error).__name__}: {error}",
+            got=described(error),
             remedy="Narrow them: shapes={'height': (min, max), 'width': (min, max)}.",
         ) from error
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..common.tensor_tree import map_tensors
+from ..common.error_text import described
+from ..common.errors import CaptureError
+from ..common.tensor_tree import map_tensors, tensors_in
 from ..torchscript.jit import HEAD_OPERATORS
-from .observe import Observation, arguments_of
+from .observe import Observation, arguments_of, structures_of
 from .probe_inputs import Sample
 from .side_effects import find_side_effects
 
@@ -103,9 +105,26 @@ def record_first(
                 return [first, *samples[1:]], recorded, findings
         except Exception as error:
             if first.required:
-                raise
+                _raise_of_sample(observation, first, error)
             _warn_of_sample(error)
     raise AssertionError("the last of them is required")
+
+
+def varying_constants(observation: Observation, recorded: Recorded) -> dict[str, str]:
+    """Finds submodules that get other numbers among their inputs than on the example.
+
+    Returns:
+        What was found, by the submodule's first name.
+    """
+    found = {}
+    for name, calls in recorded.items():
+        seen = [call.inputs for call in observation.calls(name)]
+        for arguments, _ in calls if seen else []:
+            given = [(key, value) for key, structure in structures_of(arguments, name).items()
+                     for _, value in structure.constants(key)]  # fmt: skip
+            if given != [(key, value) for key, structure in seen[0].items() for _, value in structure.constants(key)]:
+                found[observation.first_name(name)] = "numbers among its inputs that vary from call to call"
+    return found
 
 
 def record_samples(
@@ -120,7 +139,7 @@ def record_samples(
         except Exception as error:
             # A size of ours, or a black image, that the detector does not take: its own example will do.
             if sample.required:
-                raise
+                _raise_of_sample(observation, sample, error)
             _warn_of_sample(error)
             continue
         runs.append(run)
@@ -131,10 +150,24 @@ def record_samples(
     return runs
 
 
+def _raise_of_sample(observation: Observation, sample: Sample, error: Exception) -> NoReturn:
+    """Raises the error of a size that the user asked for; of the example itself it is the detector's own."""
+    if isinstance(error, CaptureError) or sample.arguments is observation.example:
+        raise error
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(sample.arguments))
+    raise CaptureError.make(
+        "capture",
+        "shapes",
+        expected=f"a detector that takes inputs of {shapes}: images of a size that shapes= names",
+        got=described(error),
+        remedy="Take other sizes, or leave shapes= out: then the example's sizes hold.",
+    ) from error
+
+
 def _warn_of_sample(error: Exception) -> None:
     warnings.warn(
         "hybrid_rt[convert]: the detector was run on another picture than the example, to see which dimensions vary: "
-        f"expected detections, got {type(error).__name__}: {error}. What varies is found without it: name the sizes "
+        f"expected detections, got {described(error)}. What varies is found without it: name the sizes "
         "that will be seen, shapes=[(height, width), ...], if one of them is refused later.",
         RuntimeWarning,
         stacklevel=4,

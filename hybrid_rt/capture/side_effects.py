@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import traceback
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..common.tensor_tree import tensors_in
+from ..common.error_text import line_of
+from ..common.submodules import modules_with_hooks
+from ..common.tensor_tree import leaves, tensors_in
 
 _DATA_DEPENDENT = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 _UNTAGGED = {"torchvision::nms", "aten::is_nonzero"}
@@ -30,11 +30,10 @@ class SideEffects(TorchDispatchMode):
         """``detector``: whose submodules are watched."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings: dict[str, str] = {}
-        self._names = {module: name for name, module in detector.named_modules() if name}
+        self._names = {module: name for name, module in modules_with_hooks(detector) if name}
         self._open: list[tuple[str, set[int], dict[str, Any]]] = []
         self._constants = {
-            name: {_storage(tensor) for tensor in [*module.parameters(), *module.buffers()]}
-            for module, name in self._names.items()
+            name: _memory([*module.parameters(), *module.buffers()]) for module, name in self._names.items()
         }
         self._hooks = ExitStack()
 
@@ -53,13 +52,12 @@ class SideEffects(TorchDispatchMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
-        inputs = {_storage(tensor) for tensor in tensors_in((positional, keyword))}
-        self._open.append((self._names[module], inputs, _plain_attributes(module)))
+        self._open.append((self._names[module], _memory((positional, keyword)), _attributes(module)))
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         name, _inputs, before = self._open.pop()
-        after = _plain_attributes(module)
-        changed = [key for key in after if key not in before or before[key] != after[key]]
+        after = _attributes(module)
+        changed = [key for key in after if key not in before or not _same(before[key], after[key])]
         if changed:
             self._note(name, f"a change of its attribute '{changed[0]}'")
 
@@ -80,17 +78,18 @@ class SideEffects(TorchDispatchMode):
     def _check(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         schema = operator._schema
         given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
-        written = {
-            _storage(tensor)
-            for argument in schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in tensors_in(given.get(argument.name))
-        }
+        written = _memory(
+            [
+                given.get(argument.name)
+                for argument in schema.arguments
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
+        )
         depends = _depends_on_values(operator, schema.name, args)
         random = torch.Tag.nondeterministic_seeded in operator.tags and _draws(schema.name, given)
         if not (written or depends or random):
             return
-        read = {_storage(tensor) for tensor in tensors_in((args, kwargs))}
+        read = _memory((args, kwargs))
         for name, inputs, _ in self._open:
             what = ""
             if depends and not read <= self._constants[name]:
@@ -102,15 +101,48 @@ class SideEffects(TorchDispatchMode):
             elif written & self._constants[name]:
                 what = f"{schema.name}, which writes into a weight or buffer"
             if what and name not in self.findings:
-                self.findings[name] = f"{what} ({_line()})"
+                self.findings[name] = f"{what} ({line_of(traceback.extract_stack())})"
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _storages(tensor: Tensor) -> set[int]:
+    """The memory that a tensor reads, and writes; of a sparse one its indices' and values'."""
+    if tensor.layout == torch.strided:
+        return {int(tensor.untyped_storage()._cdata)}
+    parts = (getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ()))
+    return {int(part.untyped_storage()._cdata) for part in parts}
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+"""The methods that return a sparse tensor's parts, by layout."""
+
+
+def _memory(value: Any) -> set[int]:
+    """The memory of all tensors in a value."""
+    return set().union(*map(_storages, tensors_in(value)))
+
+
+def _attributes(module: nn.Module) -> dict[str, list[Any]]:
+    """What a module's attributes and buffers hold of numbers, texts and tensors, also in lists, tuples and dicts."""
+    values = {key: value for key, value in vars(module).items() if key not in _INTERNAL} | module._buffers
+    return {key: [leaf for leaf in leaves(value) if isinstance(leaf, _WATCHED)] for key, value in values.items()}
+
+
+_WATCHED = (bool, int, float, str, Tensor)
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _same(before: list[Any], after: list[Any]) -> bool:
+    """Whether an attribute holds what it did: of tensors the very same ones."""
+    return len(before) == len(after) and all(
+        a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b for a, b in zip(before, after, strict=True)
+    )
 
 
 def _depends_on_values(operator: Any, name: str, args: tuple[Any, ...]) -> bool:
@@ -125,15 +157,6 @@ def _draws(name: str, given: dict[str, Any]) -> bool:
     if name in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::dropout", "aten::native_dropout"):
         return bool(given.get("train", False)) and float(given.get("dropout", given.get("p", 0.0)) or 0.0) > 0
     return "scaled_dot_product" not in name or float(given.get("dropout_p", 0.0)) > 0
-
-
-def _line() -> str:
-    """The line of the detector's code that the running operator comes from."""
-    libraries = (f"{Path(__file__).parent}/", f"{torch.__path__[0]}/", f"{torchvision.__path__[0]}/ops/")
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(libraries):
-            return f"{frame.filename}:{frame.lineno}: {frame.line}"
-    return "unknown line"
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..common.error_text import described
 from ..common.errors import CaptureError
 from ..common.specs import UNBOUNDED, TensorSpec
+from ..torchscript.autograd_functions import forwards_alone
 
 _OPERATORS = {
     ast.Add: "+",
@@ -95,14 +97,14 @@ def export(
     """
     shapes = tuple({d: Dim.AUTO(min=low, max=high) for d, (low, high) in _free(spec)} for spec in specs)
     try:
-        with torch.no_grad(), free_sizes(), _quiet():
+        with torch.no_grad(), free_sizes(), _quiet(), forwards_alone():
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # whatever the user's code and torch's raise
         raise CaptureError.make(
             "capture",
             f"segment '{name}'",
             expected="a module that torch.export takes",
-            got=f"{type(error).__name__}: {str(error).strip()}",
+            got=described(error),
             remedy="Leave the operation that it names out of the segment, narrow the sizes with shapes=, or take an "
             "engine that does not need torch.export (openvino, torchscript).",
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="HybridRTError")
@@ -35,6 +36,23 @@ class OptionError(HybridRTError):
 
 class CaptureError(HybridRTError):
     """A detector or segment that can't be captured or scripted."""
+
+
+class FusionError(CaptureError):
+    """Segments that can't be one engine, though each of them can.
+
+    Attributes:
+        segments: their dotted paths.
+    """
+
+    segments: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, segments: Sequence[str], error: HybridRTError) -> FusionError:
+        """Returns an error with the text of another."""
+        made = cls(str(error))
+        made.segments = tuple(segments)
+        return made
 
 
 class VerificationError(HybridRTError):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import CaptureError
-from .tensor_tree import Node, build, node_of
+from .tensor_tree import Node, build, node_of, tensors_in
 
 T = TypeVar("T")
 
@@ -23,11 +23,15 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Structure:
-    """One node: ``kind`` is "tensor", "list", "tuple" or "dict"; ``keys`` are the dict's."""
+    """One node: ``kind`` is "tensor", "list", "tuple", "dict" or "constant"; ``keys`` are the dict's.
+
+    A constant is a number, a text or None, ``value``, which an input has in every call.
+    """
 
     kind: str
     children: tuple[Structure, ...] = ()
     keys: tuple[str, ...] = ()
+    value: bool | int | float | str | None = None
 
     def _nodes(self, path: Path = ()) -> Iterator[tuple[Path, Structure]]:
         """Yields this node and all below it, outer ones first, each with the keys and indices that lead to it."""
@@ -40,11 +44,11 @@ class Structure:
         """Yields the way to each tensor."""
         return (path for path, node in self._nodes() if node.kind == "tensor")
 
-    def _fold(self, tensor: Callable[[], T], container: Callable[[Structure, list[T]], T]) -> T:
-        """Computes something from the tensors up; ``container`` is called with what a node's children gave."""
+    def _fold(self, tensor: Callable[[], T], other: Callable[[Structure, list[T]], T]) -> T:
+        """Computes something from the tensors up; ``other`` is called with what a node's children gave."""
         if self.kind == "tensor":
             return tensor()
-        return container(self, [child._fold(tensor, container) for child in self.children])
+        return other(self, [child._fold(tensor, other) for child in self.children])
 
     @property
     def count(self) -> int:
@@ -56,6 +60,8 @@ class Structure:
         """The TorchScript type."""
 
         def annotated(node: Structure, children: list[str]) -> str:
+            if node.kind == "constant":
+                return "Optional[Tensor]" if node.value is None else type(node.value).__name__
             if node.kind == "tuple":
                 return f"Tuple[{', '.join(children)}]"
             return f"List[{children[0]}]" if node.kind == "list" else f"Dict[str, {children[0]}]"
@@ -72,7 +78,11 @@ class Structure:
 
     def unflatten(self, tensors: Iterator[Tensor]) -> Any:
         """Returns the inverse of :meth:`flatten`."""
-        return self._fold(lambda: next(tensors), lambda node, children: build(Node(node.kind, node.keys), children))
+
+        def built(node: Structure, children: list[Any]) -> Any:
+            return node.value if node.kind == "constant" else build(Node(node.kind, node.keys), children)
+
+        return self._fold(lambda: next(tensors), built)
 
     def take_apart(self, expression: str) -> Iterator[str]:
         """Yields TorchScript expressions for the tensors of a value that ``expression`` names."""
@@ -82,6 +92,8 @@ class Structure:
         """Returns a TorchScript expression that builds a value of this structure from those of its tensors."""
 
         def written(node: Structure, children: list[str]) -> str:
+            if node.kind == "constant":
+                return repr(node.value)
             if node.kind == "dict":
                 items = (f"{key!r}: {child}" for key, child in zip(node.keys, children, strict=True))
                 return "{" + ", ".join(items) + "}"
@@ -98,6 +110,10 @@ class Structure:
             if node.kind in ("list", "dict")
         )
 
+    def constants(self, expression: str) -> Iterator[tuple[str, bool | int | float | str | None]]:
+        """Yields (expression, value) of each constant in it."""
+        return ((_indexed(expression, path), node.value) for path, node in self._nodes() if node.kind == "constant")
+
 
 def _indexed(expression: str, path: Path) -> str:
     return expression + "".join(f"[{key!r}]" for key in path)
@@ -105,9 +121,39 @@ def _indexed(expression: str, path: Path) -> str:
 
 TENSOR = Structure("tensor")
 
+_PLAIN = (bool, int, float, str, type(None))
 
-def structure_of(value: Any, where: str) -> Structure:
+_SHOWN = 80
+"""Characters of a value in an error."""
+
+_FEW = 4
+
+
+def shown(value: Any) -> str:
+    """Returns a value's type, and the value if it is short: modules and caches print pages."""
+    kind = type(value).__name__
+    if isinstance(value, str):
+        return f"{kind} {value!r}" if len(value) <= _SHOWN else f"{kind} {value[:_SHOWN]!r}..."
+    if isinstance(value, _PLAIN):
+        return f"{kind} {value!r}"
+    if isinstance(value, (list, tuple, dict, set)):
+        is_short = len(value) <= _FEW and all(tensor.numel() <= _FEW for tensor in tensors_in(value))
+        text = repr(value) if is_short else ""
+        return f"{kind} {text}" if text and len(text) <= _SHOWN else f"{kind} of {len(value)}"
+    return kind
+
+
+_REMEDY = "Choose a segment that takes and returns such values, or wrap this one in a module that does."
+
+
+def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str = _REMEDY) -> Structure:
     """The structure of a value.
+
+    Args:
+        value: any value.
+        where: what it is, for the text of errors.
+        constants: whether numbers, texts and None are taken too; not in lists, as they tend to be sizes there.
+        remedy: the end of an error's text.
 
     Raises:
         CaptureError: it holds anything but tensors, lists, tuples and dicts with string keys, or a list or dict mixes
@@ -115,16 +161,19 @@ def structure_of(value: Any, where: str) -> Structure:
     """
     if isinstance(value, Tensor):
         return TENSOR
+    if constants and type(value) in _PLAIN:
+        return Structure("constant", value=value)
     node = node_of(value)
     if node is None or not node.keys or (node.kind == "dict" and not all(isinstance(key, str) for key in node.keys)):
         raise CaptureError.make(
             "capture",
             where,
             expected="tensors in lists, tuples and dicts with string keys",
-            got=f"{type(value).__name__} {value!r}"[:200],
-            remedy="Choose a segment that takes and returns such values, or wrap this one in a module that does.",
+            got=shown(value),
+            remedy=remedy,
         )
-    children = tuple(structure_of(value[key], f"{where}[{key!r}]") for key in node.keys)
+    inner = constants and node.kind != "list"
+    children = tuple(structure_of(value[key], f"{where}[{key!r}]", constants=inner, remedy=remedy) for key in node.keys)
     structure = Structure(node.kind, children, node.keys if node.kind == "dict" else ())
     if structure.kind != "tuple" and len({child.annotation for child in structure.children}) > 1:
         raise CaptureError.make(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import nn
 
 
@@ -37,3 +38,10 @@ def _shallow(module: nn.Module) -> nn.Module:
     duplicate = copy.copy(module)
     duplicate._modules = dict(module._modules)
     return duplicate
+
+
+def modules_with_hooks(detector: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields each module once with the first of its names, but those that are TorchScript: they take no hooks."""
+    for name, module in detector.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield name, module

@@ -18,6 +18,7 @@ from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
 from ..capture.second_size import second_shapes, tiled
 from ..capture.shapes import Shapes, check_shapes, ranges_of
+from ..capture.working_copy import working_copy
 from ..common.errors import BackendError, OptionError
 from ..common.progress import Steps
 from ..common.structure import structure_of
@@ -36,7 +37,7 @@ class CompiledSegment(EngineModule):
 
     def running(self) -> dict[str, Any]:
         """Which variant runs ("backend", "precision", "description"), and why not the others ("variants")."""
-        choice: dict[str, Any] = json.loads(self.engine.choice())
+        choice: dict[str, Any] = json.loads(self.hybrid_rt_engine.choice())
         return choice
 
     def _get_name(self) -> str:
@@ -69,7 +70,7 @@ class CompiledSegment(EngineModule):
         Raises:
             BackendError: none can run there; the text has each one's reason.
         """
-        prepare(self.engine, backend, device=device)
+        prepare(self.hybrid_rt_engine, backend, device=device)
         self._device = torch.device(device)
 
     _device = torch.device("cpu")
@@ -122,6 +123,7 @@ def compile_segment(
         VerificationError: an engine computes something else.
     """
     check_module(module, _SCOPE, "module")
+    module = working_copy(module)
     check_shapes(shapes)
     check_precision(precision, _SCOPE)
     if thresholds is None:

@@ -12,19 +12,19 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
-from ..capture.profile import SegmentOptions, capture_programs, profile_detector
+from ..capture.profile import SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
+from ..capture.working_copy import own_arguments, working_copy
 from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
 from ..common.errors import OptionError
 from ..common.progress import Steps
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
-from .assemble.builds import compile_programs
-from .assemble.head import HEADS, assemble
+from .assemble.head import HEADS
 from .assemble.module_checks import check_module
-from .assemble.variant_trials import order_by_speed
+from .attempts import build_hybrid
 from .checks import check_hybrid
 from .class_names import check_labels, names_for
 from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
@@ -168,38 +168,44 @@ def convert(
         output=OutputOptions(Path(output), golden, measure, report),
     )
     wanted.check(detector, example_inputs)
-    names = names_for(class_names, detector, wanted.checks.truth)
-    steps = Steps(progress)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return _convert(working_copy(detector), own_arguments(example_inputs), wanted, class_names, Steps(progress))
 
+
+def _convert(
+    detector: nn.Module,
+    example_inputs: tuple[Any, ...],
+    wanted: ConvertOptions,
+    class_names: ClassNames | None,
+    steps: Steps,
+) -> ConversionResult:
+    """Does the work of :func:`convert`, on a detector that may be changed."""
+    names = names_for(class_names, detector, wanted.checks.truth)
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
-    programs = capture_programs(profile, shapes, calibration_data, steps)
-    builds = compile_programs(programs, wanted.engines, steps)
-    if wanted.engines.is_fastest:
-        builds = order_by_speed(builds, device, steps)
-    with steps.step(f"{head} and freeze the head"):
-        hybrid = assemble(profile, builds, head, device)
+    hybrid, given_up = build_hybrid(profile, wanted.engines, wanted.head, wanted.segments.shapes, steps)
     checks = check_hybrid(hybrid, profile, wanted.checks, wanted.engines.first_precision, steps)
     saved = Saved()
     if checks.passed:
-        saved = save_hybrid(hybrid, profile, checks, wanted.output, names, verify_inputs, steps)
+        saved = save_hybrid(hybrid, profile, checks, wanted.output, names, wanted.checks.inputs, steps)
     result = ConversionReport(
         detector=type(detector).__name__,
         path=str(wanted.output.path),
-        engines=[EngineReport.of(build, profile.shares) for build in builds],
+        engines=[EngineReport.of(build, profile.shares) for build in hybrid.builds],
         head_operators=hybrid.operators,
         verification=checks.verification,
         precision=checks.precision,
         shares=profile.shares,
         predicted_gain=predicted_gain(profile.shares, ENGINE_SPEEDUP[checks.precision]),
-        thresholds=checks.thresholds if verify else None,
+        thresholds=checks.thresholds if wanted.checks.verify else None,
         pictures=checks.pictures,
         class_names=names,
         seconds=steps.seconds,
+        given_up=given_up,
         **vars(saved),
     )
-    if report is not None:
-        result.save(report)  # of a hybrid that is refused too: it shows what differs
+    if wanted.output.report is not None:
+        result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
     return ConversionResult(hybrid.module, result)

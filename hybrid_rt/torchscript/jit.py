@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import warnings
@@ -9,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from .. import _native
-from ..common.errors import CaptureError
+from ..common.error_text import described
+from ..common.errors import CaptureError, FusionError
 from ..common.specs import engine_name
+from .autograd_functions import forwards_alone
 from .engine import Engine
 from .generated_module import generated_class
 
@@ -43,6 +46,41 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _attempt() -> Iterator[None]:
+    """Within it, TorchScript knows no type of a module from before, and afterwards none from within.
+
+    It takes modules of one class and the same attributes for the same code, though a forward may have been replaced;
+    and a type whose compilation failed halfway would be taken up again by the next attempt.
+    """
+    recursive: Any = torch.jit._recursive
+    store, classes = recursive.concrete_type_store, torch.jit._state._script_classes
+    known = dict(classes)
+    recursive.concrete_type_store = recursive.ConcreteTypeStore()
+    try:
+        yield
+    except BaseException:
+        classes.clear()
+        classes.update(known)
+        raise
+    finally:
+        recursive.concrete_type_store = store
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Within it, modules are recorded by their operations alone: no property or hook is compiled for it."""
+    recursive: Any = torch.jit._recursive
+    properties, hooks = recursive.get_property_stubs, recursive.get_hook_stubs
+    recursive.get_property_stubs = lambda _: []
+    recursive.get_hook_stubs = lambda _: ([], [])
+    try:
+        with _quiet(), _attempt(), forwards_alone(), torch.no_grad():
+            yield
+    finally:
+        recursive.get_property_stubs, recursive.get_hook_stubs = properties, hooks
+
+
 def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.jit.ScriptModule:
     """Traces a module of tensors in, tensors out.
 
@@ -50,17 +88,61 @@ def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.j
         CaptureError: the tracer fails, with its message.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with _recording():
             return torch.jit.trace(module, examples, check_trace=False, strict=True)
     except Exception as error:
         raise CaptureError.make(
             "capture",
             f"segment '{name}'",
             expected="a module that torch.jit.trace records",
-            got=f"{type(error).__name__}: {error}",
+            got=described(error),
             remedy="A segment takes and returns tensors and has no control flow that depends on their values: "
             "name a smaller submodule in segments=.",
         ) from error
+
+
+@contextmanager
+def _optional_where_none() -> Iterator[None]:
+    """Within it, a parameter without annotation whose default is None is an Optional[Tensor], no Tensor.
+
+    As a Tensor its default would be an undefined one, which no file can hold, and ``is not None`` always true.
+    """
+    frontend: Any = torch.jit.frontend
+    original = frontend.build_param_list
+
+    def build_param_list(ctx: Any, arguments: ast.arguments, *others: Any) -> Any:
+        defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + list(arguments.defaults)
+        for argument, default in zip(arguments.args, defaults, strict=True):
+            is_none = isinstance(default, ast.Constant) and default.value is None
+            if is_none and argument.annotation is None:
+                optional = ast.parse("Optional[Tensor]", mode="eval").body
+                argument.annotation = optional
+                for node in ast.walk(optional):
+                    if hasattr(node, "lineno"):
+                        ast.copy_location(node, argument)
+        return original(ctx, arguments, *others)
+
+    frontend.build_param_list = build_param_list
+    try:
+        yield
+    finally:
+        frontend.build_param_list = original
+
+
+def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    with _quiet():
+        try:
+            with _attempt(), _optional_where_none():
+                return torch.jit.script(module)
+        except Exception:
+            with _attempt():  # code that no tensor is optional for: what is left out there has to be left out here
+                scripted = torch.jit.script(module)
+    for argument in scripted.forward.schema.arguments:
+        if str(argument.type) == "Tensor" and argument.has_default_value():
+            raise TypeError(
+                f"the argument '{argument.name}' of forward is None by default: annotate it as Optional[Tensor]"
+            )
+    return scripted
 
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
@@ -70,17 +152,25 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
         CaptureError: with the compiler's message, which names the line.
     """
     try:
-        with _quiet():
-            return torch.jit.script(module)
+        return _scripted(module)
     except Exception as error:
         raise CaptureError.make(
             "capture",
             "the detector's head",
             expected="code that torch.jit.script compiles",
-            got=f"{type(error).__name__}:\n{error}\n",
+            got=f"{described(error)}\n",
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
         ) from error
+
+
+def is_type(annotation: Any) -> bool:
+    """Returns whether TorchScript takes an annotation, a Python object, as a type that None is of."""
+    try:
+        found = torch.jit.annotations.try_ann_to_type(annotation, None)
+    except Exception:  # whatever a type of the user's own raises there
+        return False
+    return isinstance(found, torch._C.OptionalType)
 
 
 class _DetectionsOnly(nn.Module):
@@ -117,14 +207,16 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
         CaptureError: the tracer fails, with its message.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with _recording():
             return torch.jit.trace(module, example, check_trace=False, strict=False)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError.make(
             "capture",
             "the detector's head",
             expected="code that torch.jit.trace records",
-            got=f"{type(error).__name__}: {error}",
+            got=described(error),
             remedy="It has to take and return tensors in lists, tuples and dicts; or let it be scripted: "
             "head='script'.",
         ) from error
@@ -170,11 +262,15 @@ def chain(
     return script(module.eval())
 
 
-def connect(module: torch.jit.ScriptModule) -> None:
+def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]]) -> None:
     """Gives the stand-ins of a fused engine's later segments the outputs of the engine, in a frozen module.
 
+    Args:
+        module: the head with its stand-ins.
+        segments: of each engine, by its name.
+
     Raises:
-        CaptureError: the head does not run the first segment before a later one on every path.
+        FusionError: the head does not run the first segment before a later one on every path.
     """
 
     def visit(block: Any, engines: dict[str, Any]) -> None:
@@ -185,13 +281,15 @@ def connect(module: torch.jit.ScriptModule) -> None:
             elif node.kind() == "hybrid_rt::handed_on":
                 segment = list(node.inputs())[2].toIValue()
                 if segment not in engines:
-                    raise CaptureError.make(
+                    error = FusionError.make(
                         "capture",
                         f"segments '{segment}'",
                         expected="the head to run them one after the other whenever it runs the last",
                         got="a branch or loop between them",
                         remedy="Convert with fuse=False.",
                     )
+                    error.segments = tuple(segments[segment])
+                    raise error
                 node.replaceInput(0, engines[segment])
             for inner in node.blocks():
                 visit(inner, dict(engines))
@@ -318,10 +416,50 @@ def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptMo
 
 def unused(method: FunctionType) -> Any:
     """A copy of a method that TorchScript does not compile: calling it there raises."""
+    return torch.jit.unused(_copied(method))
+
+
+def _copied(method: FunctionType) -> FunctionType:
     copied = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
-    copied.__kwdefaults__, copied.__annotations__ = method.__kwdefaults__, dict(method.__annotations__)
+    copied.__kwdefaults__, copied.__annotations__ = method.__kwdefaults__, _annotations(method)
     copied.__qualname__, copied.__module__ = method.__qualname__, method.__module__
-    return torch.jit.unused(copied)
+    return copied
+
+
+def compiled_methods(module: nn.Module, methods: Mapping[str, FunctionType]) -> set[str]:
+    """Tells which methods TorchScript compiles in a module, with what else it has, and returns their names.
+
+    One that calls another of them is compiled if that one is.
+    """
+    owner = type(module)
+    compiled: set[str] = set()
+    for name in methods:
+        namespace = {**methods, "forward": _nothing, name: _exported(methods[name])}
+        trial: nn.Module = object.__new__(type(owner.__name__, (owner,), namespace))
+        vars(trial).update(vars(module))
+        try:
+            with _quiet(), _attempt():
+                torch.jit.script(trial)
+        except Exception:  # whatever the compiler says of it
+            continue
+        compiled.add(name)
+    return compiled
+
+
+def _nothing(self: nn.Module) -> None:
+    """Stands for a forward."""
+
+
+def _exported(method: FunctionType) -> Any:
+    return torch.jit.export(_copied(method))
+
+
+def _annotations(method: FunctionType) -> dict[str, Any]:
+    """Returns them as objects: of methods that it does not compile, TorchScript does not look up names in texts."""
+    try:
+        return get_type_hints(method)
+    except Exception:  # names in annotations may be known to type checkers only
+        return dict(method.__annotations__)
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

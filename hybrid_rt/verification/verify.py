@@ -136,6 +136,12 @@ def compare_tensors(
     return [TensorError(engine, error.output, error.relative_error, error.cosine, backend) for error in found]
 
 
+_TENSORS_ONLY = (
+    "Results are compared tensor by tensor: let forward return tensors alone (torch.tensor(number), an empty tensor in "
+    "the place of None), or take verify=False and golden=False."
+)
+
+
 def compare_results(verification: Verification, expected: Any, got: Any, thresholds: Thresholds, where: str) -> None:
     """Adds the comparison of one call's results: boxes if they are detections, else every tensor.
 
@@ -143,8 +149,8 @@ def compare_results(verification: Verification, expected: Any, got: Any, thresho
         CaptureError: they are not detections, and hold something else than tensors.
     """
     if detections_of(expected) is None or detections_of(got) is None:
-        structure_of(expected, where)
-        structure_of(got, where)
+        for value in (expected, got):
+            structure_of(value, f"the detector's result for {where}, result", remedy=_TENSORS_ONLY)
     found = _native.compare_results(plain(expected), plain(got), thresholds.to_native(), where)
     verification.pictures += map(BoxMatch.from_native, found.pictures)
     verification.tensors += (
@@ -257,6 +263,11 @@ def compare_dataset(
         verification.fail(failure)
 
 
+def other_precision(precision: str) -> str:
+    """Returns the beginning of a remedy: a more precise engine, if there is one, or what comes after it, leave."""
+    return "Leave" if precision == "fp32" else "Take precision='fp32', leave"
+
+
 def require(verification: Verification | None) -> None:
     """Raises VerificationError unless it passed: the worst segment and output, the worst picture, then the rest."""
     if verification is None or verification.passed:
@@ -272,5 +283,6 @@ def require(verification: Verification | None) -> None:
         f"the hybrid in {verification.precision}",
         expected="what the detector finds",
         got="\n  " + "\n  ".join(shown) + "\n",
-        remedy="Nothing was saved. Take precision='fp32', leave the segment out, or loosen thresholds= if it is meant.",
+        remedy=f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
+        "if it is meant.",
     )

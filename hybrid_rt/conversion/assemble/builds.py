@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ...backends.selection import settle
 from ...bundle.blob_table import Packed, pack
 from ...capture.program import Program
-from ...common.errors import BackendError, CaptureError, HybridRTError
+from ...common.errors import BackendError, CaptureError, FusionError, HybridRTError
 from ...common.progress import Steps
 from ...common.specs import Artifact
 from ...torchscript.engine import Engine
@@ -28,10 +28,14 @@ class BuiltVariant:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """One engine: the captured program and its compiled variants, best first."""
+    """One engine: the captured program and its compiled variants, best first.
+
+    ``refusals``: of engines that were asked for and could not compile it: the engine's name, the reason.
+    """
 
     program: Program
     variants: tuple[BuiltVariant, ...]
+    refusals: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,17 +63,26 @@ class EngineBuild:
 
 
 def compile_programs(programs: Sequence[Program], options: EngineOptions, steps: Steps) -> list[EngineBuild]:
-    """Compiles every program into all variants that were asked for.
+    """Compiles every program into all variants that were asked for; with a fallback, into those that compile it.
 
     Raises:
-        BackendError: a compiler refuses; with engine="fastest": all do.
-        CaptureError: a segment that can't be captured in the form that a compiler needs.
+        FusionError: segments that no compiler takes as one program; each of them may be taken.
+        BackendError: a compiler refuses; with a fallback or engine="fastest": all do.
+        CaptureError: a segment that can't be captured in the form that a compiler needs, likewise.
     """
     total = len(programs) * len(options.variants)
-    return [
-        compile_program(program, options, steps, total=total, done=i * len(options.variants))
-        for i, program in enumerate(programs)
-    ]
+    builds = []
+    for i, program in enumerate(programs):
+        done = i * len(options.variants)
+        try:
+            builds.append(
+                compile_program(program, options, steps, total=total, done=done, skip_refused=options.fallback)
+            )
+        except (BackendError, CaptureError) as error:
+            if len(program.members) > 1:
+                raise FusionError.of(program.segments, error) from error
+            raise
+    return builds
 
 
 def compile_program(
@@ -91,6 +104,7 @@ def compile_program(
     """
     built: list[BuiltVariant] = []
     refusals: list[HybridRTError] = []
+    refused: list[tuple[str, str]] = []
     for i, variant in enumerate(options.variants):
         try:
             built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
@@ -98,9 +112,10 @@ def compile_program(
             is_last = variant is options.variants[-1]
             if options.is_fastest:
                 refusals.append(error)
-            elif skip_refused and isinstance(error, BackendError) and not is_last:
+            elif skip_refused and not is_last:
                 warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=3)
+                refused.append((variant.name, str(error)))
             else:
                 raise
     settle(program.name, len(built), refusals, options.scope)
-    return EngineBuild(program, tuple(built))
+    return EngineBuild(program, tuple(built), tuple(refused))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from types import FunctionType
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...bundle.blob_table import Packed, pack
 from ...capture.program import Member, Program
 from ...common.errors import BackendError
 from ...common.specs import Artifact
+from ...common.structure import Structure
 from ...torchscript import jit
 from ...torchscript.engine import Engine
 from ...torchscript.generated_module import generated_class
+from .answers import answer_for
 
 
 class EngineModule(nn.Module):
@@ -28,7 +29,15 @@ class EngineModule(nn.Module):
     def __init__(self, engine: Engine) -> None:
         """``engine``: see :func:`make_engine`."""
         super().__init__()
-        self.engine = engine
+        self.hybrid_rt_engine = engine  # a segment may have an attribute "engine", which the head reads
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that it runs."""
+        engine: Engine = self.hybrid_rt_engine
+        return engine
+
+    __jit_unused_properties__ = ("engine",)
 
 
 _TEMPLATE = '''\
@@ -42,7 +51,7 @@ class Generated(EngineModule):
         return {result}
 '''
 
-_RUN = "torch.ops.hybrid_rt.run_engine(self.engine, inputs)"
+_RUN = "torch.ops.hybrid_rt.run_engine(self.hybrid_rt_engine, inputs)"
 
 # Which engine's outputs these are is put in by torchscript.connect: the modules can't know of each other.
 _HANDED_ON = (
@@ -114,19 +123,72 @@ def single_module(program: Program, engine: Engine, base: type[_Module]) -> _Mod
     return _module(program, program.members[0], engine, base)
 
 
-def _none_check(segment: str, name: str) -> str:
-    text = f"hybrid_rt[engine]: segment '{segment}', {name}: expected None, as in the example, got a tensor."
-    return f"assert {name} is None, {text!r}"
+def _constant_check(segment: str, expression: str, value: Any, other: str = "another value") -> str:
+    text = f"hybrid_rt[engine]: segment '{segment}', {expression}: expected {value!r}, as in the example, got {other}."
+    if value is None:
+        return f"assert {expression} is None, {text!r}"
+    return f"assert {expression} == {value!r}, {text!r}"
+
+
+def _given_check(segment: str, name: str) -> str:
+    text = f"hybrid_rt[engine]: segment '{segment}', {name}: expected a value, as in the example, got None."
+    return f"assert {name} is not None, {text!r}"
+
+
+@dataclass
+class _Parameters:
+    """The parameters of a generated forward, as source, and what is checked of their values."""
+
+    written: list[str] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+    types: dict[str, Any] = field(default_factory=dict)
+
+    def add_input(self, member: Member, name: str, structure: Structure) -> None:
+        """Adds a parameter that the example gave; after one with a default it has one too, as Python asks."""
+        if any("=" in parameter for parameter in self.written):
+            self.written.append(f"{name}: Optional[{structure.annotation}] = None")
+            self.checks.append(_given_check(member.name, name))
+        else:
+            self.written.append(f"{name}: {structure.annotation}")
+        self.checks += [
+            _length_check(member.name, expression, length) for expression, length in structure.lengths(name)
+        ]
+        self.checks += [
+            _constant_check(member.name, expression, value) for expression, value in structure.constants(name)
+        ]
+
+    def add_default(self, member: Member, name: str, default: Any, annotation: Any) -> None:
+        """Adds a parameter that was left as by default: a head may pass just that."""
+        kind = "Optional[Tensor]" if default is None else type(default).__name__
+        if default is None and Tensor not in get_args(annotation) and jit.is_type(annotation):
+            kind = f"type_of_{name}"
+            self.types[kind] = annotation
+        self.written.append(f"{name}: {kind} = {default!r}")
+        other = "a tensor" if kind == "Optional[Tensor]" else "another value"
+        self.checks.append(_constant_check(member.name, name, default, other))
+
+
+def _parameters(member: Member) -> _Parameters:
+    found = _Parameters()
+    forward = member.module.forward
+    annotations = _annotations(forward)
+    for name, parameter in inspect.signature(forward).parameters.items():
+        if name in member.inputs:
+            found.add_input(member, name, member.inputs[name])
+        elif isinstance(parameter.default, (bool, int, float, str, type(None))):
+            found.add_default(member, name, parameter.default, annotations.get(name))
+    return found
+
+
+def _annotations(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:  # names in annotations may be known to type checkers only
+        return {}
 
 
 def _module(program: Program, member: Member, engine: Engine, base: type[_Module]) -> _Module:
-    left_out = _left_out(member)
-    checks = [_none_check(member.name, name) for name in left_out]
-    checks += [
-        _length_check(member.name, expression, length)
-        for key, structure in member.inputs.items()
-        for expression, length in structure.lengths(key)
-    ]
+    parameters = _parameters(member)
     call = _RUN
     if member.sources:
         call = _HANDED_ON.format(
@@ -134,50 +196,14 @@ def _module(program: Program, member: Member, engine: Engine, base: type[_Module
         )
     source = _TEMPLATE.format(
         docstring=f"Runs the engine of the segment {member.name!r}.",
-        parameters=", ".join(
-            [f"{key}: {structure.annotation}" for key, structure in member.inputs.items()]
-            + [f"{name}: Optional[Tensor] = None" for name in left_out]
-        ),
+        parameters=", ".join(parameters.written),
         returned=member.output.annotation,
-        checks="\n        ".join(checks) or "pass",
+        checks="\n        ".join(parameters.checks) or "pass",
         inputs=", ".join(part for key, structure in member.inputs.items() for part in structure.take_apart(key)),
         call=call,
         result=member.output.put_together(f"outputs[{i}]" for i in itertools.count()),
     )
-    generated = generated_class(source, "Generated", {"EngineModule": base})
-    for name, method in _methods(member.module):
-        setattr(generated, name, jit.unused(method))
+    generated = generated_class(source, "Generated", {"EngineModule": base, **parameters.types})
     module: _Module = generated(engine)
-    for name, value in vars(member.module).items():
-        if _is_plain(value) and not name.startswith("_"):
-            setattr(module, name, value)
-    for name, tensor in (*member.module.named_parameters(recurse=False), *member.module.named_buffers(recurse=False)):
-        module.register_buffer(name, tensor.detach())  # freezing drops what the head does not read
+    answer_for(module, member.module)
     return module.eval()
-
-
-def _is_plain(value: Any) -> bool:
-    """A number, a text, or a list or tuple of some of one type, which TorchScript can hold as an attribute."""
-    if isinstance(value, (list, tuple)):
-        return len({type(entry) for entry in value}) == 1 and isinstance(value[0], (bool, int, float, str))
-    return isinstance(value, (bool, int, float, str))
-
-
-def _left_out(member: Member) -> list[str]:
-    """The parameters after the inputs that were None, as by default: a head may pass None itself."""
-    names: list[str] = []
-    for parameter in reversed(list(inspect.signature(member.module.forward).parameters.values())):
-        if parameter.name in member.inputs:
-            break
-        names = [parameter.name, *names] if parameter.default is None else []
-    return names
-
-
-def _methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
-    """What the segment has beside forward: code that does not run in eval mode may call it, such as compute_loss."""
-    for owner in type(module).__mro__:
-        if owner is nn.Module:
-            return
-        for name, value in vars(owner).items():
-            if isinstance(value, FunctionType) and name != "forward" and not name.startswith("_"):
-                yield name, value

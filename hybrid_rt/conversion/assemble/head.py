@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ...bundle.blob_table import pack
 from ...capture.profile import Profile
+from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
 from ...common.specs import Artifact, ArtifactSpec
-from ...common.submodules import with_submodules
 from ...torchscript import jit
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
+from ...torchscript.scripted_part import ScriptedPart
 from ...verification.verify import THRESHOLDS, compare_modules
 from .builds import EngineBuild
 from .engine_module import engine_modules, make_engine
 from .hybrid import Hybrid
+from .replica import replicas
 
 HEADS = ("script", "trace")
 """How the head is taken: compiled from its source, or recorded on the example."""
@@ -37,24 +39,51 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     Raises:
         CaptureError: a head that can't be scripted, with the line and what else could be done; or not recorded.
     """
+    if head == "trace":
+        module, operators = _recorded(profile, builds)
+        return Hybrid(module, builds, operators, device)
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
-    hybrid = with_submodules(profile.detector, {**exact_transform(profile.detector), **modules})
-    if head == "trace":
-        taken = jit.trace_head(hybrid, profile.example)
-    else:
-        try:
-            taken = jit.script_detector(hybrid)
-        except CaptureError as error:
-            raise CaptureError(f"{error} {_offer_to_trace(profile, hybrid)}") from error
-    module, operators = _frozen(taken)
+    hybrid = _hybrid(profile.detector, modules)
+    try:
+        taken = jit.script_detector(hybrid)
+    except CaptureError as error:
+        raise CaptureError(f"{error} {_offer_to_trace(profile, builds)}") from error
+    module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
 
 
-def _frozen(head: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
+def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
+    modules: dict[str, nn.Module] = {}
+    for build in builds:
+        modules |= replicas(build.program, build.engine)
+    return _frozen(jit.trace_head(_hybrid(profile.detector, modules), profile.example), builds)
+
+
+def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """The detector with engines in it; parts that are TorchScript and are no segments are themselves again."""
+    segments = {detector.get_submodule(name) for name in modules}
+    parts = {
+        name: module.scripted
+        for name, module in detector.named_modules()
+        if isinstance(module, ScriptedPart) and module not in segments
+    }
+    return working_copy(detector, {**exact_transform(detector), **parts, **modules})
+
+
+def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
     frozen = jit.freeze(head)
-    jit.connect(frozen)
+    left_out = [build.name for build in builds if build.name not in jit.engines_of(frozen)]
+    if left_out:
+        raise CaptureError.make(
+            "capture",
+            "the detector's head",
+            expected=f"it to run {', '.join(map(repr, left_out))}",
+            got="a head that calls the segment by another way than by its name, or does not use what it returns",
+            remedy="Call it as self.NAME(...) in forward, or leave it out by naming other submodules in segments=.",
+        )
+    jit.connect(frozen, {build.name: build.program.segments for build in builds})
     operators = jit.rewrite_head_operators(frozen)
     return jit.reopened(frozen, _hollow_engine), operators
 
@@ -63,11 +92,11 @@ def _hollow_engine(segments: Sequence[str]) -> Engine:
     return make_engine(segments, pack([Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})]))
 
 
-def _offer_to_trace(profile: Profile, hybrid: nn.Module) -> str:
+def _offer_to_trace(profile: Profile, builds: Sequence[EngineBuild]) -> str:
     """Tries head="trace" for a head that does not script; returns what came of it."""
     inputs = [profile.example, *(sample.arguments for sample in profile.samples)]
     try:
-        traced, _ = _frozen(jit.trace_head(hybrid, profile.example))
+        traced, _ = _recorded(profile, builds)
         compared = compare_modules(
             profile.detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
         )

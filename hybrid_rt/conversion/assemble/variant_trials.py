@@ -149,6 +149,8 @@ def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresho
             f"engine '{build.name}' in {precision}",
             expected="the outputs of the module",
             got="\n  " + "\n  ".join(verification.failures) + "\n",
-            remedy="Nothing was saved. Take precision='fp32' or another engine, or loosen thresholds= if it is meant.",
+            remedy="Nothing was saved. Take "
+            + ("" if precision == "fp32" else "precision='fp32' or ")
+            + "another engine, or loosen thresholds= if it is meant.",
         )
     return verification

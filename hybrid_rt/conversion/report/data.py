@@ -20,6 +20,7 @@ from ...common.specs import TensorSpec
 from ...common.version import __version__
 from ...verification.verify import TensorError, Thresholds, Verification
 from ..assemble.builds import EngineBuild
+from ..assemble.given_up import GivenUp
 from .images import PictureReport
 from .measurement import Measurement
 
@@ -118,6 +119,7 @@ class ReportData:
     made: str = field(default_factory=_now)
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    given_up: list[GivenUp] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; what is not finite becomes None."""

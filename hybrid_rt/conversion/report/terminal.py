@@ -55,6 +55,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
 
     say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
     console.print(_engines_table(report))
+    for given_up in report.given_up:
+        say(f"given up: {given_up.summary}")
     if report.measurement is not None:
         console.print(_latency_table(report.measurement))
         say(measured_text(report.measurement, report.predicted_gain))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from torchvision.models.detection import FasterRCNN
 import hybrid_rt
 from helpers.external_projects import succeed
 from helpers.small_detectors import Backbone, small_picture
-from hybrid_rt import CaptureError
 
 
 class Levels(nn.Module):
@@ -118,11 +118,18 @@ def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_pat
     ) in str(caught.value)
 
 
-def test_a_branch_around_the_first_segment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match=r"segments 'backbone\+head': .* got a branch or loop .* fuse=False"):
-        hybrid_rt.convert(
-            made(Branching()), (small_picture(),), tmp_path / "x.pt", segments=["backbone", "head"], verify=False
-        )
+def test_a_branch_around_the_first_segment_makes_an_engine_each(tmp_path: Path) -> None:
+    detector, path = made(Branching()), tmp_path / "x.pt"
+    report = hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"]).report
+    assert names(path) == [["backbone"], ["head"]]
+    for got, expected in zip(hybrid_rt.load(path)(small_picture()), detector(small_picture()), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    [given_up] = report.given_up
+    assert given_up.what == "one engine for backbone+head"
+    assert given_up.instead == "an engine for each"
+    assert re.search(r"segments 'backbone\+head': .* got a branch or loop .* fuse=False", given_up.reason)
+    assert "2 calls of engines per run in the place of 1" in given_up.cost
+    assert "given up: one engine for backbone+head: an engine for each instead (" in str(report)
 
 
 def test_the_demo_detector_runs_on_two_engines(

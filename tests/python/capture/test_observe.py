@@ -67,8 +67,8 @@ def test_the_source_of_a_tensor_is_known_until_it_is_written_to() -> None:
 
 def test_a_call_with_more_than_tensors_has_a_reason() -> None:
     class Scaled(nn.Module):
-        def forward(self, x: Tensor, factor: int) -> Tensor:
-            return x * factor
+        def forward(self, x: Tensor, rows: slice) -> Tensor:
+            return x[rows]
 
     class Detector(nn.Module):
         def __init__(self) -> None:
@@ -76,11 +76,11 @@ def test_a_call_with_more_than_tensors_has_a_reason() -> None:
             self.scaled = Scaled()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.scaled(x, 2)
+            return self.scaled(x, slice(2))
 
     use = observe(Detector(), (small_picture(),)).uses["scaled"]
     assert use.calls == [None]
-    assert "segment 'scaled', input 'factor': expected tensors in lists, tuples and dicts" in use.refusal
+    assert "segment 'scaled', input 'rows': expected tensors in lists, tuples and dicts" in use.refusal
 
 
 def test_arguments_without_names_are_refused() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+import hybrid_rt
 from helpers.small_detectors import small_detector
 from hybrid_rt import OptionError
 from hybrid_rt.capture.shapes import ranges_of
@@ -100,3 +102,33 @@ def test_a_range_without_the_example_is_refused(shapes: Any, text: str) -> None:
         ranges_of(small_detector(), EXAMPLE, shapes)
     assert text in str(caught.value)
     assert "Widen the range, or take an example inside it." in str(caught.value)
+
+
+def test_a_range_of_batches_holds_for_later_segments_too(tmp_path: Path) -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 4, 3)
+
+        def forward(self, pictures: Tensor, weights: Tensor) -> Tensor:
+            return self.second(self.first(pictures).relu() * weights[:, None, None, None])
+
+    detector, path = Detector().requires_grad_(False).eval(), tmp_path / "x.pt"
+    shapes = {"batch": (1, 4), "height": (32, 64), "width": (32, 64)}
+    example = (torch.rand(1, 3, 32, 32), torch.ones(1))
+    options = {"segments": ["first", "second"], "engine": ["openvino", "torchscript"], "shapes": shapes}
+    hybrid_rt.convert(detector, example, path, measure=False, progress=False, **options)
+    for backend in ("openvino", "torchscript"):
+        hybrid = hybrid_rt.load(path, backend=backend)
+        for batch in (1, 2, 3, 4):
+            inputs = torch.rand(batch, 3, 48, 40), torch.arange(1.0, batch + 1)
+            torch.testing.assert_close(hybrid(*inputs), detector(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_of_the_largest_batch_is_run_with_a_smaller_one(tmp_path: Path) -> None:
+    detector = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2), nn.Conv2d(8, 4, 3)).eval()
+    path = tmp_path / "x.pt"
+    options = {"segments": ["0", "2"], "engine": "torchscript", "shapes": {"batch": (1, 2)}}
+    hybrid_rt.convert(detector, (torch.rand(2, 3, 16, 16),), path, measure=False, progress=False, **options)
+    picture = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(hybrid_rt.load(path)(picture), detector(picture), rtol=1e-4, atol=1e-5)

@@ -238,11 +238,27 @@ class PassesAnOption(SmallDetector):
         return super().forward(pictures)
 
 
-def test_a_segment_that_takes_other_things_than_tensors(refused: Refused) -> None:
+def test_a_segment_that_takes_other_numbers_in_another_call(refused: Refused) -> None:
     detector = PassesAnOption(TakesAnOption()).eval()
     text = refused(CaptureError, detector)
-    assert "segment 'backbone', input 'scale': expected tensors in lists, tuples and dicts" in text
-    assert "got float 2.0." in text
+    assert "segment 'backbone': expected the same operations in every call, on its inputs alone, got numbers" in text
+    assert "got numbers among its inputs that vary from call to call." in text
+
+
+class TakesRows(Backbone):
+    def forward(self, pictures: Tensor, rows: slice) -> dict[str, Tensor]:
+        return super().forward(pictures[rows])
+
+
+class PassesRows(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures, slice(1))["coarse"])
+
+
+def test_a_segment_that_takes_other_things_than_tensors(refused: Refused) -> None:
+    text = refused(CaptureError, PassesRows(TakesRows()).eval())
+    assert "segment 'backbone', input 'rows': expected tensors in lists, tuples and dicts" in text
+    assert "got slice." in text
 
 
 class ChangesItsOutputs(Backbone):

@@ -1,0 +1,227 @@
+"""A copy of a detector to work on: its weights are shared, all else is the copy's own, and wrappers are taken off.
+
+Training leaves modules behind that are more than their source says: wrapped ones (DataParallel, AveragedModel,
+torch.compile), weights that are computed by hooks or parametrizations, forwards that were replaced on the instance.
+The copy is what such a detector computes in eval mode, as plain modules; and whatever is done to it, or whatever it
+does to itself when it runs, the user's detector stays as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from ..common.tensor_tree import map_tensors
+from ..torchscript.scripted_part import ScriptedPart, scripted_part
+
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": "_checkpoint_wrapped_module",
+}
+"""Classes that pass every call in eval mode on to one submodule, and its name. To import some would take seconds."""
+
+_DECORATORS = ("torch.utils._contextlib", "torch._dynamo")
+"""Modules whose decorators (no_grad, inference_mode, torch.compile) change nothing of what a forward computes."""
+
+
+def working_copy(detector: nn.Module, replacements: Mapping[str, nn.Module] | None = None) -> nn.Module:
+    """Returns a detector that computes the same in eval mode, shares the weights, and may be changed freely.
+
+    Args:
+        detector: in eval mode; it is not changed.
+        replacements: modules to put into the places of submodules, by name: into every place where the detector
+            knows one of these, be it another name or a function that it holds.
+    """
+    copier = _Copier()
+    for name, replacement in (replacements or {}).items():
+        copier.replace(detector.get_submodule(name), replacement)
+    return copier.module(detector)
+
+
+def own_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns a detector's arguments with tensors that may be written into outside of inference mode."""
+    return tuple(map_tensors(arguments, lambda tensor: tensor.clone() if tensor.is_inference() else tensor))
+
+
+def without_wrappers(module: nn.Module) -> nn.Module:
+    """Returns the module inside of DataParallel, AveragedModel, torch.compile and the like; else the module itself."""
+    while True:
+        names = (f"{owner.__module__}.{owner.__qualname__}" for owner in type(module).__mro__)
+        inner = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+        if inner is None:
+            return module
+        module = module._modules[inner]  # type: ignore[assignment]
+
+
+class _Copier:
+    """Copies an object graph of modules, and what their attributes hold of modules and tensors."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, Any] = {}
+        self._originals: list[Any] = []  # an id is an object's for as long as the object lives
+
+    def _keep(self, original: Any, copied: Any) -> Any:
+        self._originals.append(original)
+        self._copies[id(original)] = copied
+        return copied
+
+    def replace(self, original: nn.Module, replacement: nn.Module) -> None:
+        """Makes another module the copy of one; its own attributes are not looked at."""
+        self._keep(original, replacement)
+        self._keep(replacement, replacement)
+
+    def module(self, original: nn.Module) -> nn.Module:
+        original = without_wrappers(original)
+        if id(original) in self._copies:
+            known: nn.Module = self._copies[id(original)]
+            return known
+        if isinstance(original, ScriptedPart):
+            return original
+        if isinstance(original, torch.jit.ScriptModule):
+            part: nn.Module = self._keep(original, scripted_part(original))
+            return part
+        copied: nn.Module = self._keep(original, object.__new__(type(original)))
+        for key, value in vars(original).items():
+            vars(copied)[key] = self.value(value)
+        _store_computed_weights(original, copied)
+        _take_forward(copied)
+        return copied
+
+    def value(self, original: Any) -> Any:
+        """The copy of an attribute's value; what can hold neither modules nor tensors stays the same object."""
+        if isinstance(original, nn.Module):
+            return self.module(original)
+        if id(original) in self._copies:
+            return self._copies[id(original)]
+        if isinstance(original, Tensor):
+            return self._keep(original, _own(original))
+        kind = type(original)
+        if kind in (dict, OrderedDict):
+            copied = self._keep(original, kind())
+            copied.update((key, self.value(value)) for key, value in original.items())
+            return copied
+        if kind is list:
+            copied = self._keep(original, [])
+            copied.extend(map(self.value, original))
+            return copied
+        if kind in (tuple, set):
+            return self._keep(original, kind(map(self.value, original)))
+        return self._callable(original)
+
+    def _callable(self, original: Any) -> Any:
+        """A function that knows modules of the detector has to know the copies."""
+        if isinstance(original, MethodType) and isinstance(original.__self__, nn.Module):
+            return MethodType(original.__func__, self.module(original.__self__))
+        if isinstance(original, functools.partial):
+            arguments = map(self.value, original.args)
+            keywords = {key: self.value(value) for key, value in original.keywords.items()}
+            return functools.partial(self.value(original.func), *arguments, **keywords)
+        if isinstance(original, FunctionType):
+            plain = _undecorated(original)
+            return self._function(plain) if isinstance(plain, FunctionType) else self.value(plain)
+        return original
+
+    def _function(self, original: FunctionType) -> FunctionType:
+        cells = [_content(cell) for cell in original.__closure__ or ()]
+        held = [cell for cell in cells if isinstance(cell, (nn.Module, MethodType, functools.partial))]
+        if not held:
+            return original
+        closure = tuple(CellType(self.value(content)) for content in cells)
+        copied = FunctionType(
+            original.__code__, original.__globals__, original.__name__, original.__defaults__, closure
+        )
+        copied.__kwdefaults__ = original.__kwdefaults__
+        functools.update_wrapper(copied, original)
+        return copied
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return None
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A parameter stays the detector's own; whatever else may be written into is copied."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.clone(), requires_grad=False) if tensor.is_inference() else tensor
+    return tensor.detach().clone()
+
+
+def _store_computed_weights(original: nn.Module, copied: nn.Module) -> None:
+    """Puts the values of weights that parametrizations or hooks compute into the places where they are read."""
+    with torch.no_grad():
+        if parametrize.is_parametrized(original):
+            names = list(original.parametrizations)  # type: ignore[arg-type]
+            values = {name: getattr(original, name) for name in names}
+            copied.__class__ = type(original).__bases__[0]
+            del copied._modules["parametrizations"]
+            for name in names:
+                copied.register_parameter(name, nn.Parameter(values[name].detach().clone(), requires_grad=False))
+        for key, hook in list(original._forward_pre_hooks.items()):
+            found = _computed(hook, original)
+            if found is None:
+                continue
+            name, value = found
+            del copied._forward_pre_hooks[key]
+            vars(copied).pop(name, None)
+            copied._buffers.pop(name, None)
+            copied.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+
+def _computed(hook: Any, module: nn.Module) -> tuple[str, Tensor] | None:
+    """The weight that one of torch's own hooks computes before each forward."""
+    if isinstance(hook, WeightNorm):
+        return hook.name, hook.compute_weight(module)
+    if isinstance(hook, SpectralNorm):
+        return hook.name, hook.compute_weight(module, do_power_iteration=False)
+    if isinstance(hook, BasePruningMethod):
+        return hook._tensor_name, hook.apply_mask(module)  # type: ignore[no-untyped-call]
+    return None
+
+
+def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function without torch's decorators that change nothing of its results."""
+    while True:
+        inner = getattr(function, "_torchdynamo_orig_callable", None) or getattr(function, "__wrapped__", None)
+        code = getattr(function, "__code__", None)
+        where = getattr(inspect.getmodule(code), "__name__", "") if code is not None else ""
+        if inner is None or not where.startswith(_DECORATORS):
+            return function
+        function = inner
+
+
+def _take_forward(module: nn.Module) -> None:
+    """Makes a forward that was replaced on the instance, or that is decorated, the one of a class of its own.
+
+    TorchScript takes two modules of one class and the same attributes for the same code.
+    """
+    vars(module)["_compiled_call_impl"] = None
+    vars(module).pop("_compiled_call_impl")
+    replaced = vars(module).get("forward")
+    owner = type(module)
+    if replaced is None:
+        taken = _undecorated(owner.forward)
+        if taken is owner.forward:
+            return
+    elif isinstance(replaced, MethodType) and replaced.__self__ is module:
+        taken = _undecorated(replaced.__func__)
+        del vars(module)["forward"]
+    else:
+        return
+    module.__class__ = type(owner.__name__, (owner,), {"forward": taken, "__module__": owner.__module__})

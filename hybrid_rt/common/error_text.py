@@ -1,0 +1,45 @@
+"""What the errors of others say, short enough to be read: the message, and the line of the user's code."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torchvision
+
+_LINES = 24
+_CHARACTERS = 300
+"""Of a line."""
+
+_VALUES = re.compile(r"[\s\d.,+\-eE()\[\]inf nan]*\d[\s\d.,+\-eE()\[\]inf nan]*")
+"""A line of a printed tensor."""
+
+_LIBRARIES = (f"{Path(__file__).parents[1]}/", f"{torch.__path__[0]}/", f"{torchvision.__path__[0]}/ops/", "<hybrid_rt")
+
+
+def described(error: BaseException) -> str:
+    """Returns an exception as ``TYPE: MESSAGE``, without printed tensors, and at most 24 lines of it.
+
+    One that has no message, such as StopIteration, has the line of the user's code in its place.
+    """
+    lines = [line for line in str(error).strip().splitlines() if not _VALUES.fullmatch(line)]
+    shortened = [line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]}..." for line in lines[:_LINES]]
+    text = "\n".join([*shortened, f"... and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else shortened)
+    kind = type(error).__name__
+    if text:
+        return f"{kind}: {text.removesuffix('.')}"
+    place = line_of(traceback.extract_tb(error.__traceback__))
+    return f"{kind} without a message, at {place}"
+
+
+def line_of(frames: Iterable[traceback.FrameSummary]) -> str:
+    """Returns the last line of a traceback that is neither torch's nor ours: ``FILE:NUMBER: CODE``."""
+    for frame in reversed(list(frames)):
+        if not frame.filename.startswith(_LIBRARIES):
+            line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+            return f"{frame.filename}:{frame.lineno}: {line}"
+    return "unknown line"

@@ -1,0 +1,84 @@
+"""What a scripted head may ask the stand-in of a segment beside its forward: attributes, properties, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...torchscript import jit
+
+
+def answer_for(stand_in: nn.Module, segment: nn.Module) -> None:
+    """Gives a stand-in what a segment has beside forward, as far as TorchScript can hold it.
+
+    Attributes and buffers have the segment's values, properties the value that they have now. A method is TorchScript
+    if it compiles without the segment's submodules, and else raises when it is called: code that does not run in eval
+    mode, such as compute_loss, may name it.
+    """
+    for name, value in _values(segment):
+        if name == "engine":
+            type(stand_in).engine = None  # type: ignore[attr-defined]
+        elif hasattr(type(stand_in), name):
+            continue
+        if isinstance(value, Tensor):
+            stand_in.register_buffer(name, value.detach())  # freezing drops what the head does not read
+        else:
+            setattr(stand_in, name, value)
+    methods = {name: method for name, method in _methods(segment) if not hasattr(type(stand_in), name)}
+    compiled = jit.compiled_methods(stand_in, methods)
+    for name, method in methods.items():
+        setattr(type(stand_in), name, method if name in compiled else jit.unused(method))
+
+
+_OWN = frozenset(vars(nn.Module())) | {"hybrid_rt_engine"}
+
+
+def _values(segment: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The plain values and tensors that can be read as attributes of a segment, by name."""
+    for name in dir(type(segment)):
+        for owner in type(segment).__mro__:
+            if owner is nn.Module or hasattr(nn.Module, name):
+                break
+            if name in vars(owner):
+                value = vars(owner)[name]
+                if isinstance(value, property):
+                    value = _value_of(segment, name)
+                if is_plain(value) or isinstance(value, Tensor):
+                    yield name, value
+                break
+    for name, value in vars(segment).items():
+        if name not in _OWN and (is_plain(value) or isinstance(value, Tensor)):
+            yield name, value
+    yield from segment.named_parameters(recurse=False)
+    yield from segment.named_buffers(recurse=False)
+
+
+def _value_of(segment: nn.Module, name: str) -> Any:
+    try:
+        return getattr(segment, name)
+    except Exception:  # a property may hold in training only
+        return None
+
+
+def is_plain(value: Any) -> bool:
+    """A number, a text, or a list or tuple of some of one type, which TorchScript can hold as an attribute."""
+    if isinstance(value, (list, tuple)) and value:
+        return len({type(entry) for entry in value}) == 1 and all(map(is_plain, value))
+    if isinstance(value, dict) and value:
+        return all(isinstance(key, str) for key in value) and is_plain(list(value.values()))
+    return isinstance(value, (bool, int, float, str))
+
+
+def _methods(segment: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """What the segment's classes define beside forward and what nn.Module has."""
+    seen: set[str] = set()
+    for owner in type(segment).__mro__:
+        if owner is nn.Module:
+            return
+        for name, value in vars(owner).items():
+            if isinstance(value, FunctionType) and name not in seen and not hasattr(nn.Module, name):
+                seen.add(name)
+                yield name, value

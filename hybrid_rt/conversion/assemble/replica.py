@@ -1,0 +1,118 @@
+"""Stand-ins for heads that are run in Python to be recorded: the segments themselves, but for forward.
+
+A head in Python code may ask its segments for anything: methods, properties, parameters, submodules, the class. So the
+stand-in is a copy of the segment, of a subclass of its class, whose forward runs the engine and returns what the
+segment did, in the same containers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...capture.observe import arguments_of, structures_of
+from ...capture.program import Member, Program
+from ...common.errors import CaptureError, FusionError
+from ...common.tensor_tree import map_tensors
+from ...torchscript.engine import Engine
+
+_ENGINE = "hybrid_rt_engine"
+"""The attribute that holds the engine: torch.jit.trace records objects of TorchScript's classes as attributes only."""
+
+_STAND_IN = "hybrid_rt_stand_in"
+
+
+class _Link:
+    """The outputs of a program's engine in its last run, for the members after the first one."""
+
+    def __init__(self) -> None:
+        self.outputs: Sequence[Tensor] = ()
+
+
+class _StandIn:
+    """Does in the place of one member what it does, by the engine of its program."""
+
+    def __init__(self, program: Program, member: Member, link: _Link) -> None:
+        self._program = program
+        self._member = member
+        self._link = link
+
+    def __call__(self, replica: Replica, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:
+        member = self._member
+        named = arguments_of(member.module, positional, keyword)
+        where = f"segment '{member.name}'"
+        structures = structures_of(named, member.name)
+        if structures != member.inputs:
+            raise CaptureError.make(
+                "capture",
+                where,
+                expected=f"the arguments of the example ({', '.join(member.inputs)}), as many tensors in them",
+                got=", ".join(structures) or "none",
+                remedy="Name a smaller submodule in segments=.",
+            )
+        tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
+        if member.sources:
+            self._check_handed_on(tensors)
+        else:
+            self._link.outputs = torch.ops.hybrid_rt.run_engine(vars(replica)[_ENGINE], tensors)
+        own = iter(self._link.outputs[member.first : member.first + member.output.count])
+        return map_tensors(member.returned, lambda _: next(own))
+
+    def _check_handed_on(self, tensors: Sequence[Tensor]) -> None:
+        """As the op handed_on does at run time; what is recorded can't change any more."""
+        outputs = self._link.outputs
+        for i, (tensor, source) in enumerate(zip(tensors, self._member.sources, strict=True)):
+            if source >= len(outputs) or outputs[source] is not tensor:
+                error = FusionError.make(
+                    "capture",
+                    f"segments '{self._program.name}'",
+                    expected="the outputs of one handed on to the next as they are",
+                    got=f"another tensor as input {i} of '{self._member.name}'",
+                    remedy="Convert with fuse=False: each segment then is an engine of its own.",
+                )
+                error.segments = self._program.segments
+                raise error
+
+
+class Replica:
+    """Mixed into the class of a segment, before it."""
+
+    def forward(self, *positional: Any, **keyword: Any) -> Any:
+        """As the segment's, by an engine."""
+        return vars(self)[_STAND_IN](self, positional, keyword)
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def replicas(program: Program, engine: Engine) -> dict[str, nn.Module]:
+    """Returns a stand-in for each segment of the program, by the segment's name.
+
+    The first one that is called runs the engine; the others take their outputs from among what it returned.
+    """
+    link = _Link()
+    return {member.name: _replica(program, member, engine, link) for member in program.members}
+
+
+def _replica(program: Program, member: Member, engine: Engine, link: _Link) -> nn.Module:
+    segment = member.module
+    owner = type(segment)
+    kind = type(owner.__name__, (Replica, owner), {"__module__": owner.__module__})
+    replica: nn.Module = object.__new__(kind)
+    vars(replica).update(vars(segment))
+    vars(replica).pop("forward", None)
+    vars(replica).update({name: OrderedDict() for name in _HOOKS})  # the engine does what they did
+    vars(replica)[_STAND_IN] = _StandIn(program, member, link)
+    if not member.sources:
+        vars(replica)[_ENGINE] = engine
+    return replica

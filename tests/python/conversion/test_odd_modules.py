@@ -1,0 +1,459 @@
+"""Detectors as training scripts leave them, and segments that are more than a plain module, convert as they are."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.parametrize import register_parametrization
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+import hybrid_rt
+from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore:.*weight_norm:FutureWarning"
+)
+
+HEADS = ("script", "trace")
+
+
+def converted(detector: nn.Module, path: Path, **options: Any) -> Any:
+    """The loaded hybrid."""
+    given = {"engine": "torchscript", "segments": ["backbone"], "measure": False, "progress": False, **options}
+    hybrid_rt.convert(detector, given.pop("example", (small_picture(),)), path, **given)
+    return hybrid_rt.load(path)
+
+
+def assert_same(detector: nn.Module, hybrid: Any, *inputs: Any) -> None:
+    """On other values than the example's; and an engine did it."""
+    inputs = inputs or (small_picture(seed=7),)
+    assert hybrid_rt.engines(hybrid)
+    with torch.no_grad():
+        expected, found = detector(*inputs), hybrid(*inputs)
+    assert expected[0].numel() > 0
+    for want, have in zip(expected, found, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+
+
+class TakesLevels(SmallDetector):
+    """Adds something to the levels before they are looked at."""
+
+    def added(self, pictures: Tensor) -> float:
+        return 0.0
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures)["coarse"] + self.added(pictures))
+
+
+def made(detector: Callable[[], nn.Module]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return detector().requires_grad_(False).eval()
+
+
+# Wrappers
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DataParallel": nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "torch.compile": lambda module: torch.compile(module, backend="eager"),  # type: ignore[dict-item, return-value]
+    "compile()": lambda module: module.compile(backend="eager") or module,
+    "two of them": lambda module: AveragedModel(nn.DataParallel(module)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapped_detector(wrapper: str, tmp_path: Path) -> None:
+    wrapped = WRAPPERS[wrapper](small_detector()).eval()
+    assert_same(small_detector(), converted(wrapped, tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("wrapper", ["DataParallel", "torch.compile"])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_wrapped_backbone(wrapper: str, head: str, tmp_path: Path) -> None:
+    detector = small_detector()
+    detector.backbone = WRAPPERS[wrapper](detector.backbone).eval()
+    assert_same(small_detector(), converted(detector, tmp_path / "x.pt", head=head))
+
+
+# Weights that are computed
+
+
+class Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=1)
+
+
+COMPUTED: dict[str, Callable[[nn.Module], Any]] = {
+    "parametrization": lambda module: register_parametrization(module, "weight", Unit()),
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "pruning": lambda module: prune.l1_unstructured(module, "weight", amount=0.3),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+@pytest.mark.parametrize("where", ["backbone.second.0", "classes"])
+def test_weights_that_are_computed(kind: str, where: str, tmp_path: Path) -> None:
+    detector = small_detector()
+    COMPUTED[kind](detector.get_submodule(where))
+    detector.requires_grad_(False).eval()
+    assert_same(detector, converted(detector, tmp_path / "x.pt"))
+
+
+# Forwards that are not those of the class
+
+
+class WithThreshold(SmallDetector):
+    def forward(self, pictures: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+        kept = scores > threshold
+        return boxes[kept], scores[kept], labels[kept]
+
+    def export_forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+        return boxes, scores
+
+
+def bound(detector: Any) -> None:
+    detector.forward = types.MethodType(WithThreshold.export_forward, detector)
+
+
+def other_method(detector: Any) -> None:
+    detector.forward = detector.export_forward
+
+
+def partial(detector: Any) -> None:
+    detector.forward = functools.partial(detector.forward, threshold=0.5)
+
+
+def closure(detector: Any) -> None:
+    original = detector.forward
+    detector.forward = lambda pictures: original(pictures, threshold=0.5)
+
+
+def of_the_backbone(detector: Any) -> None:
+    backbone = detector.backbone
+    backbone.forward = types.MethodType(lambda self, x: {"coarse": self.second(self.first(x).clamp(max=0.3))}, backbone)
+
+
+CHANGES = [(change, head) for change in (bound, other_method, of_the_backbone) for head in HEADS]
+
+
+@pytest.mark.parametrize(("change", "head"), [*CHANGES, (partial, "trace"), (closure, "trace")])
+def test_a_replaced_forward(change: Callable[[Any], None], head: str, tmp_path: Path) -> None:
+    detector = made(WithThreshold)
+    change(detector)
+    hybrid = converted(detector, tmp_path / "x.pt", head=head)
+    assert_same(detector, hybrid, small_picture())  # the same values: a recorded threshold keeps as many boxes
+    assert [engine["segments"] for engine in hybrid_rt.engines(hybrid)] == [["backbone"]]
+
+
+def test_one_of_two_modules_of_a_class_has_another_forward(tmp_path: Path) -> None:
+    class Two(SmallDetector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.thrice = Scales(), Scales()
+
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.thrice(self.twice(self.backbone(pictures)["coarse"])))
+
+    detector = made(Two)
+    detector.thrice.forward = detector.thrice.thrice
+    assert_same(detector, converted(detector, tmp_path / "x.pt"))
+
+
+class Scales(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0
+
+    def thrice(self, x: Tensor) -> Tensor:
+        return x * -3.0
+
+
+@pytest.mark.parametrize("decorator", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("head", HEADS)
+def test_decorated_forwards(decorator: Any, head: str, tmp_path: Path) -> None:
+    class Decorated(SmallDetector):
+        @decorator()
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(pictures)["coarse"])
+
+    class DecoratedBackbone(Backbone):
+        @decorator()
+        def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+            return super().forward(pictures)
+
+    detector = made(lambda: Decorated(DecoratedBackbone()))
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
+
+
+def test_conversion_in_inference_mode(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        detector = small_detector()
+        example = (small_picture(),)
+        hybrid = converted(detector, tmp_path / "x.pt", example=example)
+    assert_same(small_detector(), hybrid)
+
+
+# Functions and parts that are no Python code of torch's operators
+
+
+class SwishFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+
+class ClampFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, low: float) -> Tensor:
+        return x.clamp(min=low)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: Any, output: Any) -> None:
+        context.low = inputs[1]
+
+
+swish = SwishFunction.apply
+
+FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
+    "apply": lambda x: SwishFunction.apply(x),
+    "its alias": lambda x: swish(x),
+    "setup_context": lambda x: ClampFunction.apply(x, 0.1),
+    "checkpoint": lambda x: checkpoint(torch.relu, x, use_reentrant=True),
+}
+
+
+class Activated(Backbone):
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        levels = super().forward(pictures)
+        return {"coarse": FUNCTIONS[self.function](levels["coarse"] - 0.2)}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("engine", ["torchscript", "openvino"])
+def test_autograd_functions(function: str, engine: str, tmp_path: Path) -> None:
+    detector = made(lambda: SmallDetector(Activated(function)))
+    assert_same(detector, converted(detector, tmp_path / "x.pt", engine=engine, fallback=False))
+    assert type(swish) is type(SwishFunction.apply)
+    assert swish.__self__ is SwishFunction
+
+
+class Normalise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / 0.25
+
+
+class WithPreprocessing(SmallDetector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.preprocess: nn.Module = Normalise()
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(self.preprocess(pictures))["coarse"])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_part_that_is_torchscript_already(head: str, tmp_path: Path) -> None:
+    detector = made(WithPreprocessing)
+    expected = made(WithPreprocessing)
+    detector.preprocess = torch.jit.script(detector.preprocess)
+    assert_same(expected, converted(detector, tmp_path / "head.pt", head=head))
+    detector.backbone = torch.jit.trace(detector.backbone, small_picture(), strict=False)
+    assert_same(expected, converted(detector, tmp_path / "segment.pt", head=head))
+    assert isinstance(detector.backbone, torch.jit.ScriptModule)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_sparse_buffer(head: str, tmp_path: Path) -> None:
+    class Smoothed(SmallDetector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mix", torch.eye(8).mul(1.5).to_sparse())
+
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            features = self.backbone(pictures)["coarse"]
+            return self.detect(torch.mm(self.mix, features[0].flatten(1)).reshape(features.shape))
+
+    detector = made(Smoothed)
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
+
+
+# What a head asks its backbone
+
+
+class Asked(Backbone):
+    """With all that a head may ask for."""
+
+    scale = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._divisor = 3
+        self.offset = torch.tensor([0.25])
+        self.levels = {"coarse": 4}
+        self.engine, self.inputs = "diesel", 3
+
+    @property
+    def divisor(self) -> int:
+        return self._divisor
+
+    def strides(self) -> list[int]:
+        return [self.divisor, self._divisor + 1]
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(mode)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return super().forward(x)["coarse"].sum()
+
+
+class Asks(TakesLevels):
+    def added(self, pictures: Tensor) -> float:
+        known = (
+            self.backbone.divisor + self.backbone.strides()[1] * self.backbone.scale + self.backbone.levels["coarse"]
+        )
+        if self.training:
+            known += float(self.backbone.loss(pictures))
+        return known + float(self.backbone.offset) + self.backbone.inputs + (self.backbone.engine == "diesel")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_may_ask_its_backbone(head: str, tmp_path: Path) -> None:
+    detector = made(lambda: Asks(Asked()))
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
+
+
+class AsksInPython(TakesLevels):
+    """Only in Python code: the head is recorded."""
+
+    def added(self, pictures: Tensor) -> float:
+        assert isinstance(self.backbone, Backbone)
+        dtype = next(self.backbone.parameters()).dtype
+        return float(self.backbone.first[0].weight.to(dtype)[0, 0, 0, 0])
+
+
+def test_a_recorded_head_may_ask_for_parameters_submodules_and_the_class(tmp_path: Path) -> None:
+    detector = made(AsksInPython)
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head="trace"))
+
+
+class Output(OrderedDict[str, Tensor]):
+    """A dict whose entries are attributes too."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+def test_a_backbone_that_returns_a_class_of_its_own(tmp_path: Path) -> None:
+    class Returns(Backbone):
+        def forward(self, pictures: Tensor) -> Any:
+            return Output(super().forward(pictures))
+
+    class Takes(SmallDetector):
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(pictures).coarse)
+
+    detector = made(lambda: Takes(Returns()))
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head="trace"))
+
+
+# Arguments of segments
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        offset: Tensor | None = None,
+        scale: float = 1.0,
+        dense: bool = True,
+    ) -> Tensor:
+        x = x if mask is None else x * mask
+        x = x if offset is None else x + offset
+        return self.layer(x) * scale if dense else x
+
+
+class ByKeyword(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures, None, offset=pictures * 0.5))
+
+
+class WithNumbers(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures, None, pictures * 0.5, 3.0, dense=True))
+
+
+@pytest.mark.parametrize("kind", [ByKeyword, WithNumbers])
+@pytest.mark.parametrize("head", HEADS)
+def test_arguments_by_keyword_and_numbers(kind: Any, head: str, tmp_path: Path) -> None:
+    detector = made(lambda: kind(Encoder()))
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
+
+
+def test_another_number_than_the_examples_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+    class Varies(SmallDetector):
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.detect(self.backbone(pictures, scale=2.0 if pictures.shape[0] > 1 else 3.0))
+
+    detector = made(lambda: Varies(Encoder()))
+    hybrid = converted(detector, tmp_path / "x.pt")
+    assert_same(detector, hybrid)
+    with pytest.raises(
+        Exception, match=r"segment 'backbone', scale: expected 3\.0, as in the example, got another value"
+    ):
+        hybrid(small_picture().expand(2, -1, -1, -1))
+
+
+class Targets(SmallDetector):
+    """As much training code has it: targets without an annotation."""
+
+    def forward(self, pictures, targets=None):
+        levels = self.backbone(pictures)
+        if self.training and targets is not None:
+            levels = self.backbone(pictures + targets)
+        if targets is not None:
+            levels["coarse"] = levels["coarse"] + targets
+        return self.detect(levels["coarse"])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_default_of_none_without_an_annotation(head: str, tmp_path: Path) -> None:
+    detector = made(Targets)
+    hybrid = converted(detector, tmp_path / "x.pt", head=head)
+    assert_same(detector, hybrid)
+    if head == "script":
+        assert_same(detector, hybrid, small_picture(seed=3), torch.ones(1))
