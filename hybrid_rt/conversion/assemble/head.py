@@ -18,10 +18,11 @@ from ...torchscript.exact_transform import exact_transform
 from ...verification.verify import THRESHOLDS, compare_modules
 from .builds import EngineBuild
 from .engine_module import engine_modules, make_engine
+from .head_export import exported_head
 from .hybrid import Hybrid
 
-HEADS = ("script", "trace")
-"""How the head is taken: compiled from its source, or recorded on the example."""
+HEADS = ("script", "export", "trace")
+"""How the head is taken: compiled from its source, by torch.export, or recorded on the example."""
 
 
 def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device: str) -> Hybrid:
@@ -37,6 +38,9 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     Raises:
         CaptureError: a head that can't be scripted, with the line and what else could be done; or not recorded.
     """
+    if head == "export":
+        module, operators = _frozen(exported_head(profile, builds))
+        return Hybrid(module, builds, operators, device)
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)

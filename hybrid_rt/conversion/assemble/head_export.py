@@ -1,0 +1,129 @@
+"""The head by torch.export: TorchScript whose source is generated from the exported graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...capture.export_head import ExportedHead, export_head
+from ...capture.export_stand_in import NAMESPACE
+from ...capture.profile import Profile
+from ...common.specs import UNBOUNDED, TensorSpec
+from ...common.value_tree import literal
+from ...torchscript import jit
+from ...torchscript.exported_code import ExportedCode
+from ...torchscript.generated_module import generated_class
+from .builds import EngineBuild
+
+_TEMPLATE = '''\
+class Head(nn.Module):
+    """A detector as torch.export recorded it, for the sizes that it allows."""
+
+    def forward(self, {parameters}) -> {returned}:
+        {body}
+        return {result}
+'''
+
+
+def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.ScriptModule:
+    """Exports a detector with its engines in it, and scripts what came of it.
+
+    Sizes that the program does not take are refused at each call, with the ones that it takes.
+
+    Raises:
+        CaptureError: the detector can't be exported; the text has the line.
+    """
+    members = [member for build in builds for member in build.program.members]
+    head = export_head(profile.detector, profile.example, members)
+    calls = {member.name: call for i, build in enumerate(builds) for member, call in _engine_calls(i, build)}
+    parameters = [
+        path for name, tree in head.arguments.items() for path, node in tree.paths(name) if node.kind == "tensor"
+    ]
+    tensors = [f"input_{i}_" for i in range(len(parameters))]
+    code = ExportedCode(
+        head.program, tensors, f"{NAMESPACE}::segment", lambda segment, inputs: calls[segment].format(inputs=inputs)
+    )
+    lines = [*_checks(head, parameters), *map("{} = {}.contiguous()".format, tensors, parameters), *code.lines]
+    source = _TEMPLATE.format(
+        parameters=", ".join(f"{name}: {tree.annotation}" for name, tree in head.arguments.items()),
+        returned=head.result.annotation,
+        body="\n        ".join(lines),
+        result=head.result.put_together(iter(code.results)),
+    )
+    module = generated_class(source, "Head", {"nn": nn, "math": math, "Any": Any})()
+    for name, tensor in code.constants.items():
+        module.register_buffer(name, tensor)
+    for i, build in enumerate(builds):
+        setattr(module, f"engine_{i}", build.engine)
+    return jit.script(module.eval())
+
+
+def _engine_calls(index: int, build: EngineBuild) -> Iterator[tuple[Any, str]]:
+    """Yields each member of an engine's program with the call in its place, see ``engine_module``."""
+    for member in build.program.members:
+        if member.sources:
+            yield (
+                member,
+                "torch.ops.hybrid_rt.handed_on(torch.jit.annotate(List[Tensor], []), {inputs}, "
+                f"{build.program.name!r}, {list(member.sources)}, {member.first}, {member.output.count})",
+            )
+        else:
+            yield member, f"torch.ops.hybrid_rt.run_engine(self.engine_{index}, {{inputs}})"
+
+
+def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
+    """Yields statements that refuse what the program was not made for."""
+    for name, tree in head.arguments.items():
+        for path, node in tree.paths(name):
+            text = f"hybrid_rt[head]: {path}: expected "
+            if node.kind in ("list", "dict"):
+                count = len(node.children)
+                yield f"assert len({path}) == {count}, {f'{text}{count} entries, got '!r} + str(len({path})) + '.'"
+            elif node.kind == "constant" and node.constant is None:
+                yield f"assert {path} is None, {f'{text}None, as in the example, got a value.'!r}"
+            elif node.kind == "constant":
+                value = literal(node.constant)
+                yield f"assert {path} == {value}, {f'{text}{value}, as in the example, got '!r} + str({path}) + '.'"
+    for tensor, spec in zip(tensors, head.specs, strict=True):
+        text = f"hybrid_rt[head]: {spec.name}: expected dtype {spec.dtype}, got another one."
+        yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"
+    got = " + ' and ' + ".join(f"str({tensor}.size())" for tensor in tensors)
+    expected = " and ".join(spec.sizes for spec in head.specs)
+    if head.conditions:
+        expected += ", where " + " and ".join(text for text, _ in head.conditions)
+    names = ", ".join(spec.name for spec in head.specs)
+    message = f"hybrid_rt[head]: {names}: expected {expected}, got "
+    allowed = [condition for tensor, spec in zip(tensors, head.specs, strict=True) for condition in _sizes(tensor, spec)]
+    allowed += [_infix(words, tensors) for _, words in head.conditions]
+    yield f"assert {' and '.join(allowed)}, {message!r} + {got} + '.'"
+
+
+def _sizes(tensor: str, spec: TensorSpec) -> Iterator[str]:
+    yield f"{tensor}.dim() == {len(spec.min)}"
+    for d, (low, high) in enumerate(zip(spec.min, spec.max, strict=True)):
+        if low == high:
+            yield f"{tensor}.size({d}) == {low}"
+            continue
+        if low > 0:
+            yield f"{tensor}.size({d}) >= {low}"
+        if high != UNBOUNDED:
+            yield f"{tensor}.size({d}) <= {high}"
+
+
+def _infix(words: str, tensors: Sequence[str]) -> str:
+    """A condition in postfix notation, as ``conditions()`` gives it, as TorchScript's source."""
+    stack: list[str] = []
+    for word in words.split():
+        if word.endswith(":"):
+            tensor, dimension = map(int, word[:-1].split("."))
+            stack.append(f"{tensors[tensor]}.size({dimension})")
+        elif word.lstrip("-").isdigit():
+            stack.append(word)
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append(f"{word}({left}, {right})" if word in ("min", "max") else f"({left} {word} {right})")
+    return stack.pop()
