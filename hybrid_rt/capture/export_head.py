@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from ..common.errors import CaptureError, HybridRTError
 from ..common.specs import TensorSpec
 from ..common.value_tree import ValueTree, tree_of
+from .export_conditions import holds
 from .export_stand_in import stand_ins
 from .program import Member
 from .torch_export import conditions, free_sizes, input_specs
@@ -47,6 +48,11 @@ class ExportedHead:
     specs: list[TensorSpec]
     conditions: list[tuple[str, str]]
     result: ValueTree
+
+    def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Tells whether tensors of these shapes may be given."""
+        fits = all(spec.holds(shape) for spec, shape in zip(self.specs, shapes, strict=True))
+        return fits and all(holds(words, shapes) for _, words in self.conditions)
 
 
 class _Flat(nn.Module):
@@ -84,18 +90,32 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
     for name, value in zip(_parameters(detector, len(example)), example, strict=True):
         arguments[name], found = tree_of(value, f"{SUBJECT}, argument '{name}'", "Pass such values as the example.")
         tensors += found
-    results: list[ValueTree] = []
-    with stand_ins(detector, members) as copied:
-        flat = _Flat(copied, list(arguments.values()), results).eval()
-        program = _exported(flat, [tensor.detach().clone() for tensor in tensors])
     names = [
         path.replace("'", "")
         for name, argument in arguments.items()
         for path, node in argument.paths(name)
         if node.kind == "tensor"
     ]
-    specs = input_specs(program, names)
-    return ExportedHead(program, arguments, specs, conditions(program, specs), results[-1])
+
+    def exported(inputs: Sequence[Tensor]) -> ExportedHead:
+        program, result = _exported(detector, members, list(arguments.values()), inputs)
+        specs = input_specs(program, names)
+        return ExportedHead(program, arguments, specs, conditions(program, specs), result)
+
+    return _with_free_batch(exported, tensors)
+
+
+def _with_free_batch(exported: Callable[[Sequence[Tensor]], ExportedHead], tensors: Sequence[Tensor]) -> ExportedHead:
+    """Exports with a batch of two where the example has one: torch fixes sizes of 1 at many an operator.
+
+    Where the program takes two or more only, the export with the example itself is what counts.
+    """
+    if tensors and all(tensor.dim() > 1 and tensor.shape[0] == 1 for tensor in tensors):
+        with contextlib.suppress(CaptureError):
+            head = exported([torch.cat([tensor, tensor]) for tensor in tensors])
+            if head.takes([tensor.shape for tensor in tensors]):
+                return head
+    return exported([tensor.clone() for tensor in tensors])
 
 
 def _parameters(detector: nn.Module, count: int) -> list[str]:
@@ -109,15 +129,21 @@ def _parameters(detector: nn.Module, count: int) -> list[str]:
     return names[:count]
 
 
-def _exported(flat: nn.Module, tensors: Sequence[Tensor]) -> ExportedProgram:
+def _exported(
+    detector: nn.Module, members: Sequence[Member], arguments: Sequence[ValueTree], tensors: Sequence[Tensor]
+) -> tuple[ExportedProgram, ValueTree]:
     shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
+    results: list[ValueTree] = []
     try:
-        with torch.no_grad(), free_sizes(), _quiet():
-            return torch.export.export(flat, tuple(tensors), dynamic_shapes=(shapes,), strict=False)
+        with stand_ins(detector, members) as copied, torch.no_grad(), free_sizes(), _quiet():
+            flat = _Flat(copied, arguments, results).eval()
+            given = tuple(tensor.detach() for tensor in tensors)
+            program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)
     except HybridRTError:
         raise
     except Exception as error:  # whatever the user's code and torch's raise
         raise _refusal(error) from error
+    return program, results[-1]
 
 
 def _refusal(error: BaseException) -> CaptureError:
@@ -162,7 +188,7 @@ def _line_of(error: BaseException) -> str:
     return ""
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What torch logs of an export that fails is told by our error."""
     loggers = [logging.getLogger(name) for name in ("torch._export", "torch.fx.experimental", "torch._logging")]

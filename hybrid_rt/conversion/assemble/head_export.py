@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...capture.export_conditions import infix, is_plain
 from ...capture.export_head import ExportedHead, export_head
 from ...capture.export_stand_in import NAMESPACE
 from ...capture.profile import Profile
@@ -93,12 +94,13 @@ def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
         yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"
     got = " + ' and ' + ".join(f"str({tensor}.size())" for tensor in tensors)
     expected = " and ".join(spec.sizes for spec in head.specs)
-    if head.conditions:
-        expected += ", where " + " and ".join(text for text, _ in head.conditions)
+    told = [text for text, words in head.conditions if not is_plain(words, head.specs)]
+    if told:
+        expected += ", where " + " and ".join(dict.fromkeys(told))
     names = ", ".join(spec.name for spec in head.specs)
     message = f"hybrid_rt[head]: {names}: expected {expected}, got "
     allowed = [condition for tensor, spec in zip(tensors, head.specs, strict=True) for condition in _sizes(tensor, spec)]
-    allowed += [_infix(words, tensors) for _, words in head.conditions]
+    allowed += [infix(words, tensors) for _, words in head.conditions]
     yield f"assert {' and '.join(allowed)}, {message!r} + {got} + '.'"
 
 
@@ -112,18 +114,3 @@ def _sizes(tensor: str, spec: TensorSpec) -> Iterator[str]:
             yield f"{tensor}.size({d}) >= {low}"
         if high != UNBOUNDED:
             yield f"{tensor}.size({d}) <= {high}"
-
-
-def _infix(words: str, tensors: Sequence[str]) -> str:
-    """A condition in postfix notation, as ``conditions()`` gives it, as TorchScript's source."""
-    stack: list[str] = []
-    for word in words.split():
-        if word.endswith(":"):
-            tensor, dimension = map(int, word[:-1].split("."))
-            stack.append(f"{tensors[tensor]}.size({dimension})")
-        elif word.lstrip("-").isdigit():
-            stack.append(word)
-        else:
-            right, left = stack.pop(), stack.pop()
-            stack.append(f"{word}({left}, {right})" if word in ("min", "max") else f"({left} {word} {right})")
-    return stack.pop()
