@@ -79,6 +79,11 @@ class Verification:
         """Whether nothing failed."""
         return not self.failures
 
+    @property
+    def engines_failed(self) -> bool:
+        """Whether an engine's own outputs differ, so that no other head would help."""
+        return any(kind == "engine" for kind, _ in self._severities.values())
+
     def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:
         """Notes a failure; of each ``kind`` the error shows the severest one first."""
         self.failures.append(text)
