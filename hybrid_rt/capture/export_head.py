@@ -55,6 +55,14 @@ class ExportedHead:
         return fits and all(holds(words, shapes) for _, words in self.conditions)
 
 
+class _Raised(Exception):
+    """The detector raised its cause. torch.export prints the graph that it notes at an error: not at this one."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
+
+
 class _Flat(nn.Module):
     """A detector as a function of flat tensors; ``results`` gets what its results are made of."""
 
@@ -66,7 +74,10 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
         remaining = iter(tensors)
-        found = self.detector(*(argument.build(remaining) for argument in self.arguments))
+        try:
+            found = self.detector(*(argument.build(remaining) for argument in self.arguments))
+        except Exception as error:
+            raise _Raised from error
         tree, computed = tree_of(found, f"{SUBJECT}, its result", "Wrap the detector in a module that returns such.")
         self.note(tree)
         return tuple(computed)
@@ -139,21 +150,22 @@ def _exported(
             flat = _Flat(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)
-    except HybridRTError:
-        raise
     except Exception as error:  # whatever the user's code and torch's raise
-        raise _refusal(error) from error
+        causes = [cause for cause in _causes(error) if not isinstance(cause, _Raised)]
+        ours = [cause for cause in causes if isinstance(cause, HybridRTError)]
+        raise ours[0] if ours else _refusal(causes) from error
     return program, results[-1]
 
 
-def _refusal(error: BaseException) -> CaptureError:
-    place = f" at {where}" if (where := _line_of(error)) else ""
-    if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in _causes(error)):
+def _refusal(causes: Sequence[BaseException]) -> CaptureError:
+    """``causes``: the error and what it came from."""
+    place = f" at {where}" if (where := _line_of(causes)) else ""
+    if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in causes):
         return CaptureError.make(
             "capture",
             SUBJECT,
             expected="code that torch.export takes, without branches on the values of tensors",
-            got=f"one{place}" if place else str(error).strip().splitlines()[0],
+            got=f"one{place}" if place else _first_line(causes[-1]),
             remedy="Write it without a branch (torch.where, clamp, torch.sym_min for a count), put it into a segment's "
             "module, or let head='trace' record the branch that the example takes.",
         )
@@ -161,7 +173,7 @@ def _refusal(error: BaseException) -> CaptureError:
         "capture",
         SUBJECT,
         expected="code that torch.export takes",
-        got=f"{type(error).__name__}{place}: {_first_line(error)}",
+        got=f"{type(causes[-1]).__name__}{place}: {_first_line(causes[-1])}",
         remedy="Change the line that it names, or try head='trace'.",
     )
 
@@ -176,10 +188,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _line_of(error: BaseException) -> str:
+def _line_of(causes: Sequence[BaseException]) -> str:
     """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the innermost frame that is the user's; else empty."""
     torch_code = Path(torch.__file__).parent
-    for cause in _causes(error):
+    for cause in reversed(causes):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             path = Path(frame.filename)
             if not path.is_relative_to(torch_code) and not path.is_relative_to(_OURS) and path.suffix == ".py":

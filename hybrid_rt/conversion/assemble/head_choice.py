@@ -122,5 +122,7 @@ def _last_line(error: BaseException) -> str:
 
 def _short(reason: str) -> str:
     """A reason in one line, up to the line of code that it points to."""
+    if reason.startswith("hybrid_rt["):
+        reason = reason.partition(", got ")[2] or reason
     told = " ".join(reason.partition("<--- HERE")[0].replace("~", " ").split())
     return told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
