@@ -78,7 +78,8 @@ class _Flat(nn.Module):
             found = self.detector(*(argument.build(remaining) for argument in self.arguments))
         except Exception as error:
             raise _Raised from error
-        tree, computed = tree_of(found, f"{SUBJECT}, its result", "Wrap the detector in a module that returns such.")
+        remedy = "Wrap the detector in a module that returns such values."
+        tree, computed = tree_of(found, f"{SUBJECT}, its result", remedy, is_result=True)
         self.note(tree)
         return tuple(computed)
 

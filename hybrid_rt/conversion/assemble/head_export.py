@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ...capture.export_conditions import infix, is_plain
-from ...capture.export_head import ExportedHead, export_head
+from ...capture.export_head import SUBJECT, ExportedHead, export_head
 from ...capture.export_stand_in import NAMESPACE
 from ...capture.profile import Profile
+from ...common.errors import CaptureError
 from ...common.specs import UNBOUNDED, TensorSpec
 from ...common.value_tree import literal
 from ...torchscript import jit
@@ -28,6 +29,10 @@ class Head(nn.Module):
         {body}
         return {result}
 '''
+
+
+_LONGEST = 600
+"""Of what TorchScript's compiler says."""
 
 
 def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.ScriptModule:
@@ -55,12 +60,23 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
         body="\n        ".join(lines),
         result=head.result.put_together(iter(code.results)),
     )
-    module = generated_class(source, "Head", {"nn": nn, "math": math, "Any": Any})()
+    source = "\n\n".join([*head.result.definitions().values(), source])
+    module = generated_class(source, "Head", {"nn": nn, "math": math, "Any": Any, "NamedTuple": NamedTuple})()
     for name, tensor in code.constants.items():
         module.register_buffer(name, tensor)
     for i, build in enumerate(builds):
         setattr(module, f"engine_{i}", build.engine)
-    return jit.script(module.eval())
+    try:
+        return jit.script(module.eval())
+    except CaptureError as error:
+        told = " ".join(str(error).partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split())
+        raise CaptureError.make(
+            "capture",
+            SUBJECT,
+            expected="a graph of torch.export whose operators TorchScript has",
+            got=told[:_LONGEST],
+            remedy="Put the module that calls the operator into a segment, or take head='trace'.",
+        ) from error
 
 
 def _engine_calls(index: int, build: EngineBuild) -> Iterator[tuple[Any, str]]:
