@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import linecache
 import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..common.errors import CaptureError, HybridRTError
@@ -28,10 +29,13 @@ from .torch_export import conditions, free_sizes, input_specs
 
 SUBJECT = "the detector's head"
 
+_NEAR = 1e-3
+"""A branch on the batch makes a greater difference, rounding a smaller one."""
+
 _OURS = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ExportedHead:
     """A detector as torch.export saw it.
 
@@ -114,20 +118,47 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         specs = input_specs(program, names)
         return ExportedHead(program, arguments, specs, conditions(program, specs), result)
 
-    return _with_free_batch(exported, tensors)
+    if not tensors or any(tensor.dim() < 2 or tensor.shape[0] != 1 for tensor in tensors):
+        return exported(tensors)
+    with contextlib.suppress(CaptureError):
+        head = _of_any_batch(exported([torch.cat([tensor, tensor]) for tensor in tensors]), tensors)
+        if head.takes([tensor.shape for tensor in tensors]) and _finds_the_same(head, detector, members, tensors):
+            return head
+    return exported(tensors)
 
 
-def _with_free_batch(exported: Callable[[Sequence[Tensor]], ExportedHead], tensors: Sequence[Tensor]) -> ExportedHead:
-    """Exports with a batch of two where the example has one: torch fixes sizes of 1 at many an operator.
+def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead:
+    """The head of a batch of two, without the conditions that leave out a batch of one.
 
-    Where the program takes two or more only, the export with the example itself is what counts.
+    With the example alone torch fixes a size of 1 at many an operator; with two it notes that the batch is not 1
+    wherever it asks whether memory is contiguous. Whether the program is right for one has to be found out.
     """
-    if tensors and all(tensor.dim() > 1 and tensor.shape[0] == 1 for tensor in tensors):
-        with contextlib.suppress(CaptureError):
-            head = exported([torch.cat([tensor, tensor]) for tensor in tensors])
-            if head.takes([tensor.shape for tensor in tensors]):
-                return head
-    return exported([tensor.clone() for tensor in tensors])
+    shapes = [tensor.shape for tensor in tensors]
+    kept = [(text, words) for text, words in head.conditions if holds(words, shapes) or not words.endswith(" 1 !=")]
+    return dataclasses.replace(head, conditions=kept)
+
+
+def _finds_the_same(
+    head: ExportedHead, detector: nn.Module, members: Sequence[Member], tensors: Sequence[Tensor]
+) -> bool:
+    """Whether the program computes on the example what the detector does."""
+    signature = head.program.graph_signature
+    held = {**head.program.state_dict, **head.program.constants}
+    given = iter([tensor.clone() for tensor in tensors])
+    inputs = [
+        next(given) if spec.kind is InputKind.USER_INPUT else held[str(spec.target)] for spec in signature.input_specs
+    ]
+    results: list[ValueTree] = []
+    try:
+        with stand_ins(detector, members) as copied, torch.no_grad():
+            found = torch.fx.Interpreter(head.program.graph_module).run(*inputs)
+            expected = _Flat(copied, list(head.arguments.values()), results)(*[tensor.clone() for tensor in tensors])
+            numbers_aside = ([value for value in each if isinstance(value, Tensor)] for each in (expected, found))
+            for one, other in zip(*numbers_aside, strict=True):
+                torch.testing.assert_close(other, one, rtol=_NEAR, atol=_NEAR, equal_nan=True)
+    except Exception:  # whatever the detector raises; and a difference
+        return False
+    return True
 
 
 def _parameters(detector: nn.Module, count: int) -> list[str]:

@@ -1,7 +1,9 @@
-"""An operator that stands for a segment while torch.export records the detector around it.
+"""Operators that stand for what torch.export shall not look into while it records a detector.
 
-The TorchScript class of an engine can't tell the exporter how its outputs' sizes follow from its inputs', so the head
+Segments: the TorchScript class of an engine can't tell the exporter how its outputs' sizes follow from its inputs', so the head
 behind it could not compute with them. The stand-in runs the segment itself on tensors without values: sizes stay linked.
+
+torchvision's batched_nms: it branches on the number of boxes. TorchScript compiles it as it is.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 from ..common.errors import CaptureError
 from ..common.structure import Flattened, Structure
 from .program import Member
 
-NAMESPACE = "hybrid_rt_export"
-"""The stand-in is ``hybrid_rt_export::segment(Tensor[] inputs, str name) -> Tensor[]``."""
+SEGMENT = "hybrid_rt_export::segment"
+BATCHED_NMS = "hybrid_rt_export::batched_nms"
 
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_library = torch.library.Library("hybrid_rt_export", "FRAGMENT")
 _library.define("segment(Tensor[] inputs, str name) -> Tensor[]")
+_library.define("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor")
 
 _active: dict[str, Flattened] = {}
 """The segments of the detector that is being exported, by their dotted paths."""
@@ -32,10 +36,39 @@ _active: dict[str, Flattened] = {}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-@torch.library.register_fake(f"{NAMESPACE}::segment", lib=_library)
 def _segment(inputs: list[Tensor], name: str) -> list[Tensor]:
-    """Runs the segment on tensors that have sizes only; returns fresh ones, as an operator has to."""
+    """Runs the segment; returns fresh tensors, as an operator has to."""
+    return [output.clone() for output in _active[name](*inputs)]
+
+
+_library.impl("segment", _segment, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake(SEGMENT, lib=_library)
+def _segment_sizes(inputs: list[Tensor], name: str) -> list[Tensor]:
+    """Runs the segment on tensors that have sizes only."""
     return [output.new_empty(output.shape) for output in _active[name](*inputs)]
+
+
+@torch.library.register_fake(BATCHED_NMS, lib=_library)
+def _batched_nms_sizes(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the kept boxes: as many as the data says."""
+    return boxes.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)
+
+
+def _as_operator(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    return torch.ops.hybrid_rt_export.batched_nms(boxes, scores, idxs, iou_threshold)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _batched_nms_as_operator() -> Iterator[None]:
+    """Within it batched_nms is the operator, also for modules that imported the function by its name."""
+    code = batched_nms.__code__
+    batched_nms.__code__ = _as_operator.__code__
+    try:
+        yield
+    finally:
+        batched_nms.__code__ = code
 
 
 @contextmanager
@@ -50,7 +83,8 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
     try:
         for member in members:
             _replace_forward(copied.get_submodule(member.name), member)
-        yield copied
+        with _batched_nms_as_operator():
+            yield copied
     finally:
         for member in members:
             _active.pop(member.name, None)

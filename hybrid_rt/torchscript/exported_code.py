@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,8 +62,8 @@ _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 _TYPES = {torch.SymInt: "int", torch.SymFloat: "float", torch.SymBool: "bool", int: "int", float: "float", bool: "bool"}
 
-RunSegment = Callable[[str, str], str]
-"""From a segment's name and the list of its inputs, the call of its engine; both as source."""
+Call = Callable[[Sequence[str]], str]
+"""From arguments, a call; all as source."""
 
 
 class ExportedCode:
@@ -76,23 +76,21 @@ class ExportedCode:
     """
 
     def __init__(
-        self, exported: ExportedProgram, parameters: Sequence[str], stand_in: str, run_segment: RunSegment
+        self, exported: ExportedProgram, parameters: Sequence[str], stand_ins: Mapping[str, Call]
     ) -> None:
         """Writes the source.
 
         Args:
             exported: the program.
             parameters: an expression per tensor that it takes.
-            stand_in: the qualified name of the operator that stands for a segment.
-            run_segment: what to write in its place.
+            stand_ins: what to write in the place of operators, by their qualified names.
 
         Raises:
             CaptureError: an operator that TorchScript in C++ has not, state that is kept, or control flow.
         """
         self.lines: list[str] = []
         self.constants: dict[str, Tensor] = {}
-        self._stand_in = stand_in
-        self._run_segment = run_segment
+        self._stand_ins = stand_ins
         self._count = 0
         self._names: dict[torch.fx.Node, str] = {}
         self._kept: dict[torch.fx.Node, str] = {}
@@ -179,9 +177,8 @@ class ExportedCode:
             written = [self._written(argument) for argument in node.args]
             self._assign(node, f"{written[0]}.{name.removeprefix('sym_')}({', '.join(written[1:])})")
             return
-        if target._schema.name == self._stand_in:
-            inputs, segment = node.args
-            self._assign(node, self._run_segment(str(segment), self._written(inputs)))
+        if target._schema.name in self._stand_ins:
+            self._assign(node, self._stand_ins[target._schema.name]([self._written(value) for value in node.args]))
             return
         if namespace not in NAMESPACES:
             raise _refused(f"operators of {', '.join(NAMESPACES)}", target._schema.name, node)

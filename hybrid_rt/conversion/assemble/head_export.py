@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torchvision.ops import batched_nms
 
 from ...capture.export_conditions import infix, is_plain
 from ...capture.export_head import SUBJECT, ExportedHead, export_head
-from ...capture.export_stand_in import NAMESPACE
+from ...capture.export_stand_in import BATCHED_NMS, SEGMENT
 from ...capture.profile import Profile
+from ...capture.program import Member, Program
 from ...common.errors import CaptureError
 from ...common.specs import UNBOUNDED, TensorSpec
 from ...common.value_tree import literal
 from ...torchscript import jit
-from ...torchscript.exported_code import ExportedCode
+from ...torchscript.exported_code import Call, ExportedCode
 from ...torchscript.generated_module import generated_class
 from .builds import EngineBuild
 
@@ -45,14 +48,20 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
     """
     members = [member for build in builds for member in build.program.members]
     head = export_head(profile.detector, profile.example, members)
-    calls = {member.name: call for i, build in enumerate(builds) for member, call in _engine_calls(i, build)}
+    calls: dict[str, Callable[[str], str]] = {
+        repr(member.name): functools.partial(_engine_call, i, build.program, member)
+        for i, build in enumerate(builds)
+        for member in build.program.members
+    }
+    stand_ins: dict[str, Call] = {
+        SEGMENT: lambda arguments: calls[arguments[1]](arguments[0]),
+        BATCHED_NMS: lambda arguments: f"batched_nms({', '.join(arguments)})",
+    }
     parameters = [
         path for name, tree in head.arguments.items() for path, node in tree.paths(name) if node.kind == "tensor"
     ]
     tensors = [f"input_{i}_" for i in range(len(parameters))]
-    code = ExportedCode(
-        head.program, tensors, f"{NAMESPACE}::segment", lambda segment, inputs: calls[segment].format(inputs=inputs)
-    )
+    code = ExportedCode(head.program, tensors, stand_ins)
     lines = [*_checks(head, parameters), *map("{} = {}.contiguous()".format, tensors, parameters), *code.lines]
     source = _TEMPLATE.format(
         parameters=", ".join(f"{name}: {tree.annotation}" for name, tree in head.arguments.items()),
@@ -61,7 +70,8 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
         result=head.result.put_together(iter(code.results)),
     )
     source = "\n\n".join([*head.result.definitions().values(), source])
-    module = generated_class(source, "Head", {"nn": nn, "math": math, "Any": Any, "NamedTuple": NamedTuple})()
+    names = {"nn": nn, "math": math, "Any": Any, "NamedTuple": NamedTuple, "batched_nms": batched_nms}
+    module = generated_class(source, "Head", names)()
     for name, tensor in code.constants.items():
         module.register_buffer(name, tensor)
     for i, build in enumerate(builds):
@@ -79,17 +89,14 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
         ) from error
 
 
-def _engine_calls(index: int, build: EngineBuild) -> Iterator[tuple[Any, str]]:
-    """Yields each member of an engine's program with the call in its place, see ``engine_module``."""
-    for member in build.program.members:
-        if member.sources:
-            yield (
-                member,
-                "torch.ops.hybrid_rt.handed_on(torch.jit.annotate(List[Tensor], []), {inputs}, "
-                f"{build.program.name!r}, {list(member.sources)}, {member.first}, {member.output.count})",
-            )
-        else:
-            yield member, f"torch.ops.hybrid_rt.run_engine(self.engine_{index}, {{inputs}})"
+def _engine_call(index: int, program: Program, member: Member, inputs: str) -> str:
+    """The call in the place of a segment, see ``engine_module``."""
+    if not member.sources:
+        return f"torch.ops.hybrid_rt.run_engine(self.engine_{index}, {inputs})"
+    return (
+        f"torch.ops.hybrid_rt.handed_on(torch.jit.annotate(List[Tensor], []), {inputs}, "
+        f"{program.name!r}, {list(member.sources)}, {member.first}, {member.output.count})"
+    )
 
 
 def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
