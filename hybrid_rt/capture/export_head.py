@@ -118,13 +118,24 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         specs = input_specs(program, names)
         return ExportedHead(program, arguments, specs, conditions(program, specs), result)
 
-    if not tensors or any(tensor.dim() < 2 or tensor.shape[0] != 1 for tensor in tensors):
+    if not _are_batches(tensors):
         return exported(tensors)
+    ones = [tensor[:1] for tensor in tensors]
+    if tensors[0].shape[0] > 1:
+        head = exported(tensors)
+        any_batch = _of_any_batch(head, ones)
+        return any_batch if _finds_the_same(any_batch, detector, members, ones) else head
     with contextlib.suppress(CaptureError):
-        head = _of_any_batch(exported([torch.cat([tensor, tensor]) for tensor in tensors]), tensors)
-        if head.takes([tensor.shape for tensor in tensors]) and _finds_the_same(head, detector, members, tensors):
+        head = _of_any_batch(exported([torch.cat([tensor, tensor]) for tensor in tensors]), ones)
+        if _finds_the_same(head, detector, members, ones):
             return head
     return exported(tensors)
+
+
+def _are_batches(tensors: Sequence[Tensor]) -> bool:
+    """Whether the first dimension of every tensor may be the batch."""
+    sizes = {tensor.shape[0] if tensor.dim() > 1 else 0 for tensor in tensors}
+    return len(sizes) == 1 and sizes != {0}
 
 
 def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead:
@@ -141,7 +152,9 @@ def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead
 def _finds_the_same(
     head: ExportedHead, detector: nn.Module, members: Sequence[Member], tensors: Sequence[Tensor]
 ) -> bool:
-    """Whether the program computes on the example what the detector does."""
+    """Whether the program takes the inputs, and computes what the detector does."""
+    if not head.takes([tensor.shape for tensor in tensors]):
+        return False
     signature = head.program.graph_signature
     held = {**head.program.state_dict, **head.program.constants}
     given = iter([tensor.clone() for tensor in tensors])

@@ -3,7 +3,8 @@
 Segments: the TorchScript class of an engine can't tell the exporter how its outputs' sizes follow from its inputs', so the head
 behind it could not compute with them. The stand-in runs the segment itself on tensors without values: sizes stay linked.
 
-torchvision's batched_nms: it branches on the number of boxes. TorchScript compiles it as it is.
+torchvision's nms and batched_nms: the first is recorded as if it kept two boxes or more, the second branches on the number
+of boxes. hybrid_rt's own takes the place of the first; TorchScript compiles the second as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from ..common.errors import CaptureError
 from ..common.structure import Flattened, Structure
@@ -56,19 +57,26 @@ def _batched_nms_sizes(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
     return boxes.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)
 
 
-def _as_operator(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return torch.ops.hybrid_rt.nms(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     return torch.ops.hybrid_rt_export.batched_nms(boxes, scores, idxs, iou_threshold)  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _batched_nms_as_operator() -> Iterator[None]:
-    """Within it batched_nms is the operator, also for modules that imported the function by its name."""
-    code = batched_nms.__code__
-    batched_nms.__code__ = _as_operator.__code__
+def _as_operators() -> Iterator[None]:
+    """Within it torchvision's functions call operators, also in modules that imported them by their names."""
+    replaced = {nms: _nms, batched_nms: _batched_nms}
+    codes = {function: function.__code__ for function in replaced}
     try:
+        for function, other in replaced.items():
+            function.__code__ = other.__code__
         yield
     finally:
-        batched_nms.__code__ = code
+        for function, code in codes.items():
+            function.__code__ = code
 
 
 @contextmanager
@@ -83,7 +91,7 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
     try:
         for member in members:
             _replace_forward(copied.get_submodule(member.name), member)
-        with _batched_nms_as_operator():
+        with _as_operators():
             yield copied
     finally:
         for member in members:
