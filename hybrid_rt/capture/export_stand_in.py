@@ -1,10 +1,11 @@
 """Operators that stand for what torch.export shall not look into while it records a detector.
 
-Segments: the TorchScript class of an engine can't tell the exporter how its outputs' sizes follow from its inputs', so the head
-behind it could not compute with them. The stand-in runs the segment itself on tensors without values: sizes stay linked.
+Segments: the TorchScript class of an engine can't tell the exporter how its outputs' sizes follow from its inputs', so
+the head behind it could not compute with them. The stand-in runs the segment itself on tensors without values, which
+keeps the sizes linked.
 
-torchvision's nms and batched_nms: the first is recorded as if it kept two boxes or more, the second branches on the number
-of boxes. hybrid_rt's own takes the place of the first; TorchScript compiles the second as it is.
+torchvision's nms and batched_nms: the first is recorded as if it kept two boxes or more, the second branches on the
+number of boxes. hybrid_rt's own takes the place of the first; TorchScript compiles the second as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .program import Member
 SEGMENT = "hybrid_rt_export::segment"
 BATCHED_NMS = "hybrid_rt_export::batched_nms"
 
-_library = torch.library.Library("hybrid_rt_export", "FRAGMENT")
+_library: Any = torch.library.Library("hybrid_rt_export", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("segment(Tensor[] inputs, str name) -> Tensor[]")
 _library.define("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor")
 
@@ -45,13 +46,13 @@ def _segment(inputs: list[Tensor], name: str) -> list[Tensor]:
 _library.impl("segment", _segment, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake(SEGMENT, lib=_library)
+@torch.library.register_fake(SEGMENT, lib=_library)  # type: ignore[untyped-decorator]
 def _segment_sizes(inputs: list[Tensor], name: str) -> list[Tensor]:
     """Runs the segment on tensors that have sizes only."""
     return [output.new_empty(output.shape) for output in _active[name](*inputs)]
 
 
-@torch.library.register_fake(BATCHED_NMS, lib=_library)
+@torch.library.register_fake(BATCHED_NMS, lib=_library)  # type: ignore[untyped-decorator]
 def _batched_nms_sizes(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the kept boxes: as many as the data says."""
     return boxes.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)

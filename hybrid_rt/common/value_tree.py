@@ -137,7 +137,9 @@ def opened(value: Any) -> Any:
     if node is None:
         return value
     children = [opened(value[key]) for key in node.keys]
-    return value if all(map(operator.is_, children, map(value.__getitem__, node.keys))) else build(node, children, value)
+    return (
+        value if all(map(operator.is_, children, map(value.__getitem__, node.keys))) else build(node, children, value)
+    )
 
 
 def _registered(value: Any, registration: Any) -> Any:
@@ -179,7 +181,7 @@ def tree_of(value: Any, where: str, remedy: str, *, is_result: bool = False) -> 
             raise CaptureError.make(
                 "capture",
                 where,
-                expected="tensors, numbers, texts and None in lists, tuples, dataclasses and dicts with keys of one type",
+                expected="tensors, numbers, texts and None in lists, tuples, dataclasses and dicts of one type of key",
                 got=f"{type(value).__name__} {value!r}"[:200],
                 remedy=remedy,
             )

@@ -75,9 +75,7 @@ class ExportedCode:
         constants: tensors by the names of the attributes that hold them.
     """
 
-    def __init__(
-        self, exported: ExportedProgram, parameters: Sequence[str], stand_ins: Mapping[str, Call]
-    ) -> None:
+    def __init__(self, exported: ExportedProgram, parameters: Sequence[str], stand_ins: Mapping[str, Call]) -> None:
         """Writes the source.
 
         Args:
@@ -146,8 +144,8 @@ class ExportedCode:
         elif getattr(target, "__name__", "") == "sym_ite":
             chosen, one, other = map(self._written, node.args)
             self._number(node, f"{one} if {chosen} else {other}")
-        elif isinstance(target, torch._ops.HigherOrderOperator) and target.name() in _INLINED:
-            self._inline(module, node, target.name())
+        elif isinstance(target, torch._ops.HigherOrderOperator) and target.__name__ in _INLINED:
+            self._inline(module, node, target.__name__)
         elif getattr(target, "__name__", "") != "_set_grad_enabled":
             raise _refused("operators of torch", getattr(target, "__name__", str(target)), node)
 
@@ -188,9 +186,7 @@ class ExportedCode:
             _typed(value, argument.type, self._written)
             for value, argument in zip(node.args, target._schema.arguments, strict=False)
         ]
-        named = [
-            f"{key}={_typed(value, parameters[key].type, self._written)}" for key, value in node.kwargs.items()
-        ]
+        named = [f"{key}={_typed(value, parameters[key].type, self._written)}" for key, value in node.kwargs.items()]
         call = f"torch.ops.{namespace}.{name}({', '.join([*positional, *named])})"
         if node.meta.get("val") is None:
             self.lines.append(call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -54,8 +54,11 @@ def without_plain_values(expected: Any, found: Any, where: str, relative_error: 
         for place in dict.fromkeys((*wanted, *had))
         if not _equal(wanted.get(place), had.get(place), relative_error)
     ]
-    tensors = [{p: leaf for p, leaf in leaves.items() if isinstance(leaf, Tensor)} for leaves in (wanted, had)]
-    return *tensors, differences
+    return _tensors(wanted), _tensors(had), differences
+
+
+def _tensors(leaves: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {place: leaf for place, leaf in leaves.items() if isinstance(leaf, Tensor)}
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:

@@ -122,7 +122,9 @@ def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
         expected += ", where " + " and ".join(dict.fromkeys(told))
     names = ", ".join(spec.name for spec in head.specs)
     message = f"hybrid_rt[head]: {names}: expected {expected}, got "
-    allowed = [condition for tensor, spec in zip(tensors, head.specs, strict=True) for condition in _sizes(tensor, spec)]
+    allowed = [
+        condition for tensor, spec in zip(tensors, head.specs, strict=True) for condition in _sizes(tensor, spec)
+    ]
     allowed += [infix(words, tensors) for _, words in head.conditions]
     yield f"assert {' and '.join(allowed)}, {message!r} + {got} + '.'"
 

@@ -1,4 +1,4 @@
-"""Whole detectors by torch.export: which sizes stay free, what is refused and where, and that nothing is left behind."""
+"""Whole detectors by torch.export: which sizes stay free, what is refused and where, what is left behind."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ class Read(SmallDetector):
     ("kind", "code", "remedy"),
     [
         (Stopped, "in forward: 'if scores.max() > 0.5:'", "torch.where"),
-        (Read, "in forward: 'return self.backbone(pictures)[\"coarse\"] * float(pictures.numpy().mean())'", "head='trace'"),
+        (
+            Read,
+            "in forward: 'return self.backbone(pictures)[\"coarse\"] * float(pictures.numpy().mean())'",
+            "head='trace'",
+        ),
     ],
 )
 def test_what_values_decide_is_refused_with_its_line(
@@ -128,7 +132,9 @@ def test_an_argument_that_torchscript_has_no_type_for_is_refused() -> None:
         def forward(self, pictures: Tensor, options: Any) -> Any:
             return super().forward(pictures)
 
-    with pytest.raises(CaptureError, match=r"argument 'options': expected tensors, numbers, texts and None .* got object"):
+    with pytest.raises(
+        CaptureError, match=r"argument 'options': expected tensors, numbers, texts and None .* got object"
+    ):
         exported(Takes(), small_picture(), object())
 
 

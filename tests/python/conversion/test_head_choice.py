@@ -101,6 +101,6 @@ def test_a_mode_by_name_is_the_only_one(tmp_path: Path) -> None:
 
 
 def test_reasons_are_one_line() -> None:
-    text = "hybrid_rt[capture]: the detector's head: expected code, got Bad:\n  line 3\n  x = **y\n      ~~~ <--- HERE\n rest"
+    text = "hybrid_rt[capture]: the head: expected code, got Bad:\n  line 3\n  x = **y\n      ~~~ <--- HERE\n rest"
     assert _short(text) == "Bad: line 3 x = **y"
     assert len(_short("a" * 1000)) < 450

@@ -237,7 +237,9 @@ class Counts(SmallDetector):
 
 
 def test_a_head_that_writes_into_a_buffer_is_refused_with_its_name(converted: Convert) -> None:
-    with pytest.raises(CaptureError, match=r"keeps nothing from call to call, got a write into its buffer 'seen' at test_"):
+    with pytest.raises(
+        CaptureError, match=r"keeps nothing from call to call, got a write into its buffer 'seen' at test_"
+    ):
         converted(Counts(), small_picture())
 
 
