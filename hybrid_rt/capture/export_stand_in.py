@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, nms
 
 from ..common.errors import CaptureError
-from ..common.structure import Flattened, Structure
+from ..common.structure import Flattened, Structure, structure_of
+from ..common.tensor_tree import tensors_in
 from .program import Member
 
 SEGMENT = "hybrid_rt_export::segment"
@@ -121,13 +122,16 @@ def _flat_inputs(segment: str, given: Mapping[str, Any], inputs: Mapping[str, St
     Raises:
         CaptureError: the call passes others than the one that was recorded.
     """
-    passed = [name for name, value in given.items() if value is not None]
-    if set(passed) != set(inputs):
+    others = [name for name, value in given.items() if name not in inputs and next(tensors_in(value), None) is not None]
+    for name, structure in inputs.items():
+        if name not in given or structure_of(given[name], f"segment '{segment}', input '{name}'") != structure:
+            others.append(name)
+    if others:
         raise CaptureError.make(
             "capture",
             f"segment '{segment}'",
             expected=f"the arguments of the first call in every call: {', '.join(inputs)}",
-            got=", ".join(passed),
+            got=f"another {', '.join(others)}",
             remedy="Name a smaller submodule in segments=.",
         )
     for name, structure in inputs.items():
