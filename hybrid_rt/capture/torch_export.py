@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..common.error_text import described
 from ..common.errors import CaptureError
-from ..common.specs import UNBOUNDED, TensorSpec
+from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..torchscript.autograd_functions import forwards_alone
 
 _OPERATORS = {
@@ -33,6 +33,9 @@ _OPERATORS = {
     ast.And: "and",
     ast.Or: "or",
 }
+
+_LARGEST = 2**62
+"""A bound above it is torch's way to write none."""
 
 
 class Chain(nn.Module):
@@ -294,3 +297,25 @@ class _Readable(ast.NodeTransformer):
         if size is None:
             return super().generic_visit(node)
         return ast.Name(f"{self.names[size[0]]}.shape[{size[1]}]")
+
+
+def input_specs(exported: ExportedProgram, names: Sequence[str]) -> list[TensorSpec]:
+    """Returns the inputs with the sizes that the program takes of each dimension, apart from :func:`conditions`.
+
+    ``names``: of the inputs, in their order.
+    """
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    tensors = [values[name] for name in exported.graph_signature.user_inputs]
+    specs = []
+    for name, tensor in zip(names, tensors, strict=True):
+        ranges = [_range(exported, size) for size in tensor.shape]
+        specs.append(
+            TensorSpec(
+                name,
+                dtype_name(tensor.dtype),
+                tuple(low for low, _ in ranges),
+                tuple(low for low, _ in ranges),
+                tuple(UNBOUNDED if high is None or high > _LARGEST else high for _, high in ranges),
+            )
+        )
+    return specs

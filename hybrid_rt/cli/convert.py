@@ -11,6 +11,7 @@ from ..common.errors import OptionError
 from ..common.images import pictures_at
 from ..common.specs import PRECISIONS
 from ..conversion.assemble.head import HEADS
+from ..conversion.assemble.head_choice import AUTO
 from ..conversion.convert import convert
 from ..verification.coco import CocoDataset
 from .bundle import add_compiler_arguments, compiler_options
@@ -45,9 +46,10 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--head",
-        default="script",
-        choices=HEADS,
-        help="trace: record the head on the example, with its branches as they went there (default: script)",
+        default=AUTO,
+        choices=(AUTO, *HEADS),
+        help="script: compile the head's code; export: what torch.export records, sizes free; trace: record it on the "
+        "example, with its branches as they went there (default: auto, the first of them that is right)",
     )
     verb.add_argument(
         "--engine",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..capture.profile import Profile, capture_programs
 from ..capture.segments import LEAST_SHARE
@@ -13,18 +13,29 @@ from ..common.errors import FusionError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild, compile_programs
 from .assemble.given_up import GivenUp, engine_given_up, fused_given_up
-from .assemble.head import assemble
-from .assemble.hybrid import Hybrid
 from .assemble.variant_trials import order_by_speed
 from .options import EngineOptions
 
+Finished = TypeVar("Finished")
+
 
 def build_hybrid(
-    profile: Profile, engines: EngineOptions, head: str, shapes: Shapes | None, steps: Steps
-) -> tuple[Hybrid, list[GivenUp]]:
-    """Captures and compiles the segments of a detector, and puts the engines into their places.
+    profile: Profile,
+    engines: EngineOptions,
+    shapes: Shapes | None,
+    steps: Steps,
+    finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
+) -> tuple[Finished, list[GivenUp]]:
+    """Captures and compiles the segments of a detector, and finishes the hybrid with the engines.
 
     Segments that can't be one engine become one each.
+
+    Args:
+        profile: the detector.
+        engines: the engines.
+        shapes: the sizes that they take.
+        steps: shows progress.
+        finish: takes the head; it is called again, with other engines, where it raises FusionError.
 
     Raises:
         CaptureError: a segment that can't be captured, or a head that can't be compiled.
@@ -37,9 +48,7 @@ def build_hybrid(
             builds = compile_programs(programs, engines, steps)
             if engines.is_fastest:
                 builds = order_by_speed(builds, engines.device, steps)
-            with steps.step(f"{head} and freeze the head"):
-                hybrid = assemble(profile, builds, head, engines.device)
-            return hybrid, given_up + _engines_given_up(profile, builds)
+            return finish(profile, builds), given_up + _engines_given_up(profile, builds)
         except FusionError as error:
             apart = _apart(profile, error.segments)
             if apart is None:

@@ -10,6 +10,7 @@ from ..capture.profile import Profile
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
 from ..verification.golden import GoldenSample, SampleChoice
+from ..verification.plain_values import holds_tensors_only
 from ..verification.verify import TensorError, Thresholds, Verification, compare_dataset, compare_modules
 from .assemble.hybrid import Hybrid
 from .assemble.variant_trials import add_variants, compare_variants
@@ -86,8 +87,9 @@ def _verify(
             not_run += refusals
 
         def compared_one(arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
-            for watch in watchers:
-                watch(arguments, expected, found)
+            if holds_tensors_only(expected) and holds_tensors_only(found):  # else neither boxes nor a golden sample
+                for watch in watchers:
+                    watch(arguments, expected, found)
             advance()
 
         with hybrid.in_promised_precision() as module:

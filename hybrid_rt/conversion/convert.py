@@ -12,20 +12,22 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
-from ..capture.profile import SegmentOptions, profile_detector
+from ..capture.profile import Profile, SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
 from ..capture.working_copy import own_arguments, working_copy
 from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
-from ..common.errors import OptionError
+from ..common.errors import CaptureError, OptionError
 from ..common.progress import Steps
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
+from .assemble.builds import EngineBuild
 from .assemble.head import HEADS
+from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
 from .attempts import build_hybrid
-from .checks import check_hybrid
+from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
 from .report.data import EngineReport
@@ -68,8 +70,9 @@ class ConvertOptions:
                 remedy="For torchvision's detectors: ([image],).",
             )
         check_precision(self.engines.precision, "convert")
-        if self.head not in HEADS:
-            raise OptionError.make("convert", "head", expected=f"one of {', '.join(HEADS)}", got=f"'{self.head}'")
+        if self.head not in (AUTO, *HEADS):
+            names = ", ".join((AUTO, *HEADS))
+            raise OptionError.make("convert", "head", expected=f"one of {names}", got=f"'{self.head}'")
         check_shapes(self.segments.shapes)
         check_writable(self.output.path)
         if self.output.report is not None:
@@ -86,7 +89,7 @@ def convert(
     *,
     segments: str | Sequence[str] = "auto",
     fuse: bool = True,
-    head: str = "script",
+    head: str = "auto",
     engine: str | Sequence[str] = "auto",
     precision: str = "fp32",
     device: str = "cpu",
@@ -115,8 +118,10 @@ def convert(
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
             return tensors, do the same in every call, and take at least 1 % of the time on the example.
         fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
-        head: "script", or "trace": what is left is recorded on the example, with its branches and loops as they went
-            there. For a head that does not script; it is right for such inputs only.
+        head: how what is left becomes TorchScript. "script" compiles its code; "export" takes what torch.export records
+            with free sizes, for heads that do not script; "trace" records it on the example, with its branches and
+            loops as they went there, so that it is right for such inputs only. "auto": the first of them that takes
+            the detector and finds the same; the report says which, and why not the ones before.
         engine: a backend's name; a list of names puts several variants into the file, best first, "openvino:bf16"
             names one with its precision; "auto": OpenVINO for the CPU, TensorRT for CUDA (AOTInductor where no
             TensorRT is installed); "fastest": all that are installed but tvm, in the order of what is measured here;
@@ -184,8 +189,14 @@ def _convert(
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
-    hybrid, given_up = build_hybrid(profile, wanted.engines, wanted.head, wanted.segments.shapes, steps)
-    checks = check_hybrid(hybrid, profile, wanted.checks, wanted.engines.first_precision, steps)
+    (taken, checks), given_up = build_hybrid(
+        profile,
+        wanted.engines,
+        wanted.segments.shapes,
+        steps,
+        lambda profile, builds: _checked_head(profile, builds, wanted, steps),
+    )
+    hybrid = taken.hybrid
     saved = Saved()
     if checks.passed:
         saved = save_hybrid(hybrid, profile, checks, wanted.output, names, wanted.checks.inputs, steps)
@@ -193,6 +204,8 @@ def _convert(
         detector=type(detector).__name__,
         path=str(wanted.output.path),
         engines=[EngineReport.of(build, profile.shares) for build in hybrid.builds],
+        head=taken.mode,
+        head_refused=taken.refused,
         head_operators=hybrid.operators,
         verification=checks.verification,
         precision=checks.precision,
@@ -209,3 +222,31 @@ def _convert(
         result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
     return ConversionResult(hybrid.module, result)
+
+
+def _checked_head(
+    profile: Profile, builds: Sequence[EngineBuild], wanted: ConvertOptions, steps: Steps
+) -> tuple[HeadChoice, Checks]:
+    """Takes the head, and compares the hybrid with the detector.
+
+    A scripted head that differs, where the engines do not, gives way to the next that can be taken; if there is none,
+    its own comparison is what is returned.
+    """
+    engines, precision = wanted.engines, wanted.engines.first_precision
+    limits = Limits(precision, wanted.checks.limits(precision))
+    choices = head_choices(profile, builds, wanted.head, engines.device, limits)
+    found: tuple[HeadChoice, Checks] | None = None
+    while True:
+        try:
+            with steps.step("take and freeze the head"):
+                choice = next(choices)
+        except CaptureError:
+            if found is None:
+                raise
+            return found
+        checks = check_hybrid(choice.hybrid, profile, wanted.checks, precision, steps)
+        found = found or (choice, checks)
+        if checks.passed:
+            return choice, checks
+        if wanted.head != AUTO or not checks.verification or checks.verification.engines_failed:
+            return found

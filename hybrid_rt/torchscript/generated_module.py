@@ -22,5 +22,6 @@ def generated_class(source: str, name: str, names: Mapping[str, Any]) -> Any:
         compile("from typing import Dict, List, Optional, Tuple\nfrom torch import Tensor\n", file_name, "exec"),
         namespace,
     )
-    exec(compile(source, file_name, "exec"), namespace)
+    # Without this file's own future imports: torch reads the types of a NamedTuple's fields as objects.
+    exec(compile(source, file_name, "exec", dont_inherit=True), namespace)
     return namespace[name]

@@ -21,6 +21,7 @@ from ..common.errors import BundleError, CaptureError
 from ..common.structure import structure_of
 from ..common.tensor_tree import Node, build, fold, map_tensors
 from .boxes import detections_of
+from .plain_values import holds_tensors_only
 from .thresholds import Thresholds
 from .verify import Verification, compare_results
 
@@ -115,6 +116,8 @@ def pack(golden: GoldenSample | None) -> tuple[dict[str, Any], bytes | None]:
     pictures = detections_of(golden.expected)
     if pictures is not None and not any(len(picture["boxes"]) for picture in pictures):
         return {"absent": "the detector found no box on the example, so that there is nothing to compare"}, None
+    if pictures is None and not holds_tensors_only(golden.expected):
+        return {"absent": "the detector's result holds more than tensors, which only hybrid_rt.verify compares"}, None
     data = bytearray()
     try:
         if pictures is None:

@@ -16,9 +16,11 @@ from ..bundle import archive
 from ..common.errors import VerificationError
 from ..common.structure import structure_of
 from ..common.tensor_tree import map_tensors, plain
+from ..common.value_tree import opened
 from . import coco
 from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset, DatasetComparison, Truth
+from .plain_values import without_plain_values
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
 __all__ = [
@@ -78,6 +80,11 @@ class Verification:
     def passed(self) -> bool:
         """Whether nothing failed."""
         return not self.failures
+
+    @property
+    def engines_failed(self) -> bool:
+        """Whether an engine's own outputs differ, so that no other head would help."""
+        return any(kind == "engine" for kind, _ in self._severities.values())
 
     def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:
         """Notes a failure; of each ``kind`` the error shows the severest one first."""
@@ -237,9 +244,13 @@ def compare_modules(
             # Copies, as either may change its inputs.
             expected = known[i] if i < len(known) else detector(*map_tensors(arguments, Tensor.clone))
             found = hybrid(*map_tensors(arguments, Tensor.clone))
-            compare_results(verification, expected, found, thresholds, f"input {i}")
+            where = f"input {i}"
+            tensors = without_plain_values(expected, found, where, thresholds.relative_error)
+            for difference in tensors[2]:
+                verification.fail(difference, "picture", math.inf)
+            compare_results(verification, tensors[0], tensors[1], thresholds, where)
             if watch is not None:
-                watch(arguments, expected, found)
+                watch(arguments, opened(expected), found)
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
             "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "

@@ -16,40 +16,43 @@ from ...torchscript import jit
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
 from ...torchscript.scripted_part import ScriptedPart
-from ...verification.verify import THRESHOLDS, compare_modules
 from .builds import EngineBuild
 from .engine_module import engine_modules, make_engine
+from .head_export import exported_head
 from .hybrid import Hybrid
 from .replica import replicas
 
-HEADS = ("script", "trace")
-"""How the head is taken: compiled from its source, or recorded on the example."""
+_OTHERS = "Or take head='export' or head='trace'; head='auto', the default, tries them in this order."
+
+HEADS = ("script", "export", "trace")
+"""How the head is taken: compiled from its source, by torch.export, or recorded on the example."""
 
 
 def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device: str) -> Hybrid:
     """Puts the engines into their segments' places, and makes frozen TorchScript of what is left.
 
     Args:
-        profile: the detector, which is not changed. Its samples tell for head="script" whether a head that does not
-            script could be recorded.
+        profile: the detector, which is not changed.
         builds: the engines.
         head: one of :data:`HEADS`.
         device: the kind of device that the engines are for.
 
     Raises:
-        CaptureError: a head that can't be scripted, with the line and what else could be done; or not recorded.
+        CaptureError: a head that can't be scripted, exported or recorded, with the line.
     """
+    if head == "export":
+        module, operators = _frozen(exported_head(profile, builds), builds)
+        return Hybrid(module, builds, operators, device)
     if head == "trace":
         module, operators = _recorded(profile, builds)
         return Hybrid(module, builds, operators, device)
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
-    hybrid = _hybrid(profile.detector, modules)
     try:
-        taken = jit.script_detector(hybrid)
+        taken = jit.script_detector(_hybrid(profile.detector, modules))
     except CaptureError as error:
-        raise CaptureError(f"{error} {_offer_to_trace(profile, builds)}") from error
+        raise CaptureError(f"{error} {_OTHERS}") from error
     module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
 
@@ -90,21 +93,3 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
 
 def _hollow_engine(segments: Sequence[str]) -> Engine:
     return make_engine(segments, pack([Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})]))
-
-
-def _offer_to_trace(profile: Profile, builds: Sequence[EngineBuild]) -> str:
-    """Tries head="trace" for a head that does not script; returns what came of it."""
-    inputs = [profile.example, *(sample.arguments for sample in profile.samples)]
-    try:
-        traced, _ = _recorded(profile, builds)
-        compared = compare_modules(
-            profile.detector, traced, inputs, precision="fp32", thresholds=THRESHOLDS["fp32"], require_detections=False
-        )
-    except Exception as error:  # whatever the detector's own code raises when it is recorded
-        return f"Recording it (head='trace') was tried and fails: {str(error).splitlines()[0]}"
-    if not compared.passed:
-        return f"Recording it (head='trace') was tried and is not right on other inputs: {compared.failures[0]}."
-    return (
-        f"Or record it, head='trace': that was tried, and finds the same on the example and {len(profile.samples)} "
-        "other inputs; branches and loops then stay as they went on the example."
-    )

@@ -106,6 +106,8 @@ class ReportData:
     head_operators: list[str]
     verification: Verification | None
     precision: str = "fp32"
+    head: str = "script"
+    head_refused: dict[str, str] = field(default_factory=dict)
     shares: list[Share] = field(default_factory=list)
     predicted_gain: float = 1.0
     golden: str = ""

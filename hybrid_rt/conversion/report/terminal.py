@@ -55,6 +55,7 @@ def report_text(report: ReportData, width: int | None = None) -> str:
 
     say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
     console.print(_engines_table(report))
+    say(head_text(report))
     for given_up in report.given_up:
         say(f"given up: {given_up.summary}")
     if report.measurement is not None:
@@ -70,6 +71,12 @@ def report_text(report: ReportData, width: int | None = None) -> str:
     if report.class_names:
         say(f"class names: {summary_of(report.class_names)}")
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+
+
+def head_text(report: ReportData) -> str:
+    """Returns which head was taken, with a line per way that was tried before."""
+    lines = [f"head: {report.head}", *(f"  not {mode}: {reason}" for mode, reason in report.head_refused.items())]
+    return "\n".join(lines)
 
 
 def _engines_table(report: ReportData) -> Table:

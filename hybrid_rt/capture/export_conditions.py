@@ -1,0 +1,63 @@
+"""What an exported program takes for granted of sizes, as an expression, and whether shapes fit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from ..common.specs import UNBOUNDED, TensorSpec
+
+_DRAWS = 300
+_LARGEST_DRAWN = 80
+
+
+class _Shape(tuple[int, ...]):
+    """Sizes that are asked for as a tensor's."""
+
+    def size(self, dimension: int) -> int:
+        """As Tensor.size."""
+        return self[dimension]
+
+
+def infix(words: str, tensors: Sequence[str]) -> str:
+    """Returns a condition in postfix notation, see ``torch_export.conditions``, as Python's and TorchScript's source.
+
+    ``tensors``: an expression per input.
+    """
+    stack: list[str] = []
+    for word in words.split():
+        if word.endswith(":"):
+            tensor, dimension = map(int, word[:-1].split("."))
+            stack.append(f"{tensors[tensor]}.size({dimension})")
+        elif word.lstrip("-").isdigit():
+            stack.append(word)
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append(f"{word}({left}, {right})" if word in ("min", "max") else f"({left} {word} {right})")
+    return stack.pop()
+
+
+def holds(words: str, shapes: Sequence[Sequence[int]]) -> bool:
+    """Tells whether a condition holds for the inputs' shapes; a remainder or quotient by zero does not."""
+    source = infix(words, [f"shapes[{i}]" for i in range(len(shapes))])
+    try:
+        return bool(eval(source, {"min": min, "max": max, "shapes": [_Shape(shape) for shape in shapes]}))
+    except ZeroDivisionError:
+        return False
+
+
+def is_plain(words: str, specs: Sequence[TensorSpec]) -> bool:
+    """Tells whether a condition holds for all sizes of the ranges above 1, so that a message need not name it.
+
+    Sizes are drawn, the same in each process.
+    """
+    draw = random.Random(0)
+
+    def drawn(low: int, high: int) -> int:
+        least = max(2, low)
+        return low if low == high else draw.randint(least, max(least, _LARGEST_DRAWN if high == UNBOUNDED else high))
+
+    return all(
+        holds(words, [[drawn(low, high) for low, high in zip(spec.min, spec.max, strict=True)] for spec in specs])
+        for _ in range(_DRAWS)
+    )

@@ -1,0 +1,261 @@
+"""A whole detector by torch.export, its sizes free: what is left of it around its segments."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import linecache
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from ..common.errors import CaptureError, HybridRTError
+from ..common.specs import TensorSpec
+from ..common.value_tree import ValueTree, tree_of
+from .export_conditions import holds
+from .export_stand_in import stand_ins
+from .program import Member
+from .torch_export import conditions, free_sizes, input_specs
+
+SUBJECT = "the detector's head"
+
+_NEAR = 1e-3
+"""A branch on the batch makes a greater difference, rounding a smaller one."""
+
+_OURS = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedHead:
+    """A detector as torch.export saw it.
+
+    Attributes:
+        program: takes the tensors of the arguments, and returns the computed values of the result.
+        arguments: by forward's parameters, what was passed in the example.
+        specs: the sizes that it takes, one per tensor of the arguments.
+        conditions: further ones, see :func:`hybrid_rt.capture.torch_export.conditions`.
+        result: what it returns.
+    """
+
+    program: ExportedProgram
+    arguments: dict[str, ValueTree]
+    specs: list[TensorSpec]
+    conditions: list[tuple[str, str]]
+    result: ValueTree
+
+    def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Tells whether tensors of these shapes may be given."""
+        fits = all(spec.holds(shape) for spec, shape in zip(self.specs, shapes, strict=True))
+        return fits and all(holds(words, shapes) for _, words in self.conditions)
+
+
+class _Raised(Exception):
+    """The detector raised its cause. torch.export prints the graph that it notes at an error: not at this one."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
+
+
+class _Flat(nn.Module):
+    """A detector as a function of flat tensors; ``results`` gets what its results are made of."""
+
+    def __init__(self, detector: nn.Module, arguments: Sequence[ValueTree], results: list[ValueTree]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.arguments = tuple(arguments)
+        self.note = results.append
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        remaining = iter(tensors)
+        try:
+            found = self.detector(*(argument.build(remaining) for argument in self.arguments))
+        except Exception as error:
+            raise _Raised from error
+        remedy = "Wrap the detector in a module that returns such values."
+        tree, computed = tree_of(found, f"{SUBJECT}, its result", remedy, is_result=True)
+        self.note(tree)
+        return tuple(computed)
+
+
+def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence[Member]) -> ExportedHead:
+    """Exports a detector with an operator in the place of each segment.
+
+    Args:
+        detector: it stays as it is.
+        example: its positional arguments. Every size of a tensor is free unless the code fixes it; numbers, texts and
+            None are constants.
+        members: the segments, in the order of their engines.
+
+    Raises:
+        CaptureError: torch.export refuses; the text has the detector's line. Or an argument or result of a kind that
+            TorchScript has no type for.
+    """
+    arguments: dict[str, ValueTree] = {}
+    tensors: list[Tensor] = []
+    for name, value in zip(_parameters(detector, len(example)), example, strict=True):
+        arguments[name], found = tree_of(value, f"{SUBJECT}, argument '{name}'", "Pass such values as the example.")
+        tensors += found
+    names = [
+        path.replace("'", "")
+        for name, argument in arguments.items()
+        for path, node in argument.paths(name)
+        if node.kind == "tensor"
+    ]
+
+    def exported(inputs: Sequence[Tensor]) -> ExportedHead:
+        program, result = _exported(detector, members, list(arguments.values()), inputs)
+        specs = input_specs(program, names)
+        return ExportedHead(program, arguments, specs, conditions(program, specs), result)
+
+    if not _are_batches(tensors):
+        return exported(tensors)
+    ones = [tensor[:1] for tensor in tensors]
+    if tensors[0].shape[0] > 1:
+        head = exported(tensors)
+        any_batch = _of_any_batch(head, ones)
+        return any_batch if _finds_the_same(any_batch, detector, members, ones) else head
+    with contextlib.suppress(CaptureError):
+        head = _of_any_batch(exported([torch.cat([tensor, tensor]) for tensor in tensors]), ones)
+        if _finds_the_same(head, detector, members, ones):
+            return head
+    return exported(tensors)
+
+
+def _are_batches(tensors: Sequence[Tensor]) -> bool:
+    """Whether the first dimension of every tensor may be the batch."""
+    sizes = {tensor.shape[0] if tensor.dim() > 1 else 0 for tensor in tensors}
+    return len(sizes) == 1 and sizes != {0}
+
+
+def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead:
+    """The head of a batch of two, without the conditions that leave out a batch of one.
+
+    With the example alone torch fixes a size of 1 at many an operator; with two it notes that the batch is not 1
+    wherever it asks whether memory is contiguous. Whether the program is right for one has to be found out.
+    """
+    shapes = [tensor.shape for tensor in tensors]
+    kept = [(text, words) for text, words in head.conditions if holds(words, shapes) or not words.endswith(" 1 !=")]
+    return dataclasses.replace(head, conditions=kept)
+
+
+def _finds_the_same(
+    head: ExportedHead, detector: nn.Module, members: Sequence[Member], tensors: Sequence[Tensor]
+) -> bool:
+    """Whether the program takes the inputs, and computes what the detector does."""
+    if not head.takes([tensor.shape for tensor in tensors]):
+        return False
+    signature = head.program.graph_signature
+    held = {**head.program.state_dict, **head.program.constants}
+    given = iter([tensor.clone() for tensor in tensors])
+    inputs = [
+        next(given) if spec.kind is InputKind.USER_INPUT else held[str(spec.target)] for spec in signature.input_specs
+    ]
+    results: list[ValueTree] = []
+    try:
+        with stand_ins(detector, members) as copied, torch.no_grad():
+            found = torch.fx.Interpreter(head.program.graph_module).run(*inputs)
+            expected = _Flat(copied, list(head.arguments.values()), results)(*[tensor.clone() for tensor in tensors])
+            numbers_aside = ([value for value in each if isinstance(value, Tensor)] for each in (expected, found))
+            for one, other in zip(*numbers_aside, strict=True):
+                torch.testing.assert_close(other, one, rtol=_NEAR, atol=_NEAR, equal_nan=True)
+    except Exception:  # whatever the detector raises; and a difference
+        return False
+    return True
+
+
+def _parameters(detector: nn.Module, count: int) -> list[str]:
+    """The names of forward's first parameters."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(detector.forward).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(count - len(names))]
+        elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+    return names[:count]
+
+
+def _exported(
+    detector: nn.Module, members: Sequence[Member], arguments: Sequence[ValueTree], tensors: Sequence[Tensor]
+) -> tuple[ExportedProgram, ValueTree]:
+    shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
+    results: list[ValueTree] = []
+    try:
+        with stand_ins(detector, members) as copied, torch.no_grad(), free_sizes(), _quiet():
+            flat = _Flat(copied, arguments, results).eval()
+            given = tuple(tensor.detach() for tensor in tensors)
+            program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)
+    except Exception as error:  # whatever the user's code and torch's raise
+        causes = [cause for cause in _causes(error) if not isinstance(cause, _Raised)]
+        ours = [cause for cause in causes if isinstance(cause, HybridRTError)]
+        raise ours[0] if ours else _refusal(causes) from error
+    return program, results[-1]
+
+
+def _refusal(causes: Sequence[BaseException]) -> CaptureError:
+    """``causes``: the error and what it came from."""
+    place = f" at {where}" if (where := _line_of(causes)) else ""
+    if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in causes):
+        return CaptureError.make(
+            "capture",
+            SUBJECT,
+            expected="code that torch.export takes, without branches on the values of tensors",
+            got=f"one{place}" if place else _first_line(causes[-1]),
+            remedy="Write it without a branch (torch.where, clamp, torch.sym_min for a count), put it into a segment's "
+            "module, or let head='trace' record the branch that the example takes.",
+        )
+    return CaptureError.make(
+        "capture",
+        SUBJECT,
+        expected="code that torch.export takes",
+        got=f"{type(causes[-1]).__name__}{place}: {_first_line(causes[-1])}",
+        remedy="Change the line that it names, or try head='trace'.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _line_of(causes: Sequence[BaseException]) -> str:
+    """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the innermost frame that is the user's; else empty."""
+    torch_code = Path(torch.__file__).parent
+    for cause in reversed(causes):
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = Path(frame.filename)
+            if not path.is_relative_to(torch_code) and not path.is_relative_to(_OURS) and path.suffix == ".py":
+                code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+                return f"{path.name}:{frame.lineno} in {frame.name}: '{code}'"
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch logs of an export that fails is told by our error."""
+    loggers = [logging.getLogger(name) for name in ("torch._export", "torch.fx.experimental", "torch._logging")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,130 @@
+"""Which way to take the head: the first of script, export and trace that takes the detector and finds the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...capture.profile import Profile
+from ...common.errors import CaptureError, FusionError, HybridRTError
+from ...verification.verify import Thresholds, compare_modules
+from .builds import EngineBuild
+from .head import HEADS, assemble
+from .hybrid import Hybrid
+
+AUTO = "auto"
+"""Tries :data:`HEADS` in their order."""
+
+_LONGEST_REASON = 400
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """The head that was taken.
+
+    Attributes:
+        hybrid: the detector with it.
+        mode: one of :data:`HEADS`.
+        refused: why not the modes that were tried before, by their names.
+    """
+
+    hybrid: Hybrid
+    mode: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as equal when a head is compared with the detector."""
+
+    precision: str
+    thresholds: Thresholds
+
+
+def head_choices(
+    profile: Profile, builds: Sequence[EngineBuild], head: str, device: str, limits: Limits
+) -> Iterator[HeadChoice]:
+    """Yields the heads that can be taken, the best first; each is made when it is asked for.
+
+    With "auto" an exported or recorded head is compared first: on the example, and on the further inputs that were made
+    of it (the sizes of ``shapes=``, black images). A scripted one is not: the conversion compares what it takes.
+
+    Args:
+        profile: the detector.
+        builds: the engines.
+        head: "auto" or one of :data:`HEADS`.
+        device: the kind of device that the engines are for.
+        limits: what counts as equal.
+
+    Raises:
+        CaptureError: the named mode does not take the detector; with "auto": none is left, with the reason of each.
+    """
+    if head != AUTO:
+        yield HeadChoice(assemble(profile, builds, head, device), head)
+        return
+    reasons: dict[str, str] = {}
+    for mode in HEADS:
+        try:
+            hybrid = assemble(profile, builds, mode, device)
+            difference = "" if mode == HEADS[0] else _difference(profile, hybrid, limits)
+        except FusionError:
+            raise  # with other engines the same mode may take it
+        except CaptureError as error:
+            reasons[mode] = str(error)
+            continue
+        if difference:
+            reasons[mode] = difference
+            continue
+        refused = {name: _short(reason) for name, reason in reasons.items()}
+        yield HeadChoice(hybrid, mode, refused)
+        reasons[mode] = "it does not find what the detector finds, as verification shows"
+    raise CaptureError.make(
+        "capture",
+        "the detector's head",
+        expected="code that torch.jit.script compiles, torch.export takes, or torch.jit.trace records",
+        got="\n  " + "\n  ".join(f"{mode}: {reason}" for mode, reason in reasons.items()) + "\n",
+        remedy="Change a line that is named, or put it into a segment.",
+    )
+
+
+def _difference(profile: Profile, hybrid: Hybrid, limits: Limits) -> str:
+    """How the hybrid differs from the detector; empty if it does not."""
+    inputs = [profile.example, *(_as_many(sample.arguments, profile.example) for sample in profile.samples)]
+    try:
+        with hybrid.in_promised_precision() as module:
+            compared = compare_modules(
+                profile.detector,
+                module,
+                inputs,
+                precision=limits.precision,
+                thresholds=limits.thresholds,
+                known=[profile.observation.result],
+                require_detections=False,
+            )
+    except HybridRTError as error:
+        return str(error)
+    except Exception as error:  # whatever the hybrid raises where the detector does not
+        return f"it fails on inputs of other sizes or values: {_last_line(error)}"
+    return "" if compared.passed else f"it finds something else: {compared.failures[0]}"
+
+
+def _as_many(arguments: Sequence[Any], example: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments with as many images in each list as the example has: a program of torch.export counts them."""
+    return tuple(
+        argument[: len(like)] if isinstance(argument, list) and isinstance(like, list) else argument
+        for argument, like in zip(arguments, example, strict=True)
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _short(reason: str) -> str:
+    """A reason in one line, up to the line of code that it points to."""
+    if reason.startswith("hybrid_rt["):
+        reason = reason.partition(", got ")[2] or reason
+    told = " ".join(reason.partition("<--- HERE")[0].replace("~", " ").split())
+    return told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."

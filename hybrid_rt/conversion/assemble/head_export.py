@@ -1,0 +1,141 @@
+"""The head by torch.export: TorchScript whose source is generated from the exported graph."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torchvision.ops import batched_nms
+
+from ...capture.export_conditions import infix, is_plain
+from ...capture.export_head import SUBJECT, ExportedHead, export_head
+from ...capture.export_stand_in import BATCHED_NMS, SEGMENT
+from ...capture.profile import Profile
+from ...capture.program import Member, Program
+from ...common.errors import CaptureError
+from ...common.specs import UNBOUNDED, TensorSpec
+from ...common.value_tree import literal
+from ...torchscript import jit
+from ...torchscript.exported_code import Call, ExportedCode
+from ...torchscript.generated_module import generated_class
+from .builds import EngineBuild
+
+_TEMPLATE = '''\
+class Head(nn.Module):
+    """A detector as torch.export recorded it, for the sizes that it allows."""
+
+    def forward(self, {parameters}) -> {returned}:
+        {body}
+        return {result}
+'''
+
+
+_LONGEST = 600
+"""Of what TorchScript's compiler says."""
+
+
+def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.ScriptModule:
+    """Exports a detector with its engines in it, and scripts what came of it.
+
+    Sizes that the program does not take are refused at each call, with the ones that it takes.
+
+    Raises:
+        CaptureError: the detector can't be exported; the text has the line.
+    """
+    members = [member for build in builds for member in build.program.members]
+    head = export_head(profile.detector, profile.example, members)
+    calls: dict[str, Callable[[str], str]] = {
+        repr(member.name): functools.partial(_engine_call, i, build.program, member)
+        for i, build in enumerate(builds)
+        for member in build.program.members
+    }
+    stand_ins: dict[str, Call] = {
+        SEGMENT: lambda arguments: calls[arguments[1]](arguments[0]),
+        BATCHED_NMS: lambda arguments: f"batched_nms({', '.join(arguments)})",
+    }
+    parameters = [
+        path for name, tree in head.arguments.items() for path, node in tree.paths(name) if node.kind == "tensor"
+    ]
+    tensors = [f"input_{i}_" for i in range(len(parameters))]
+    code = ExportedCode(head.program, tensors, stand_ins)
+    lines = [*_checks(head, parameters), *map("{} = {}.contiguous()".format, tensors, parameters), *code.lines]
+    source = _TEMPLATE.format(
+        parameters=", ".join(f"{name}: {tree.annotation}" for name, tree in head.arguments.items()),
+        returned=head.result.annotation,
+        body="\n        ".join(lines),
+        result=head.result.put_together(iter(code.results)),
+    )
+    source = "\n\n".join([*head.result.definitions().values(), source])
+    names = {"nn": nn, "math": math, "Any": Any, "NamedTuple": NamedTuple, "batched_nms": batched_nms}
+    module = generated_class(source, "Head", names)()
+    for name, tensor in code.constants.items():
+        module.register_buffer(name, tensor)
+    for i, build in enumerate(builds):
+        setattr(module, f"engine_{i}", build.engine)
+    try:
+        return jit.script(module.eval())
+    except CaptureError as error:
+        told = " ".join(str(error).partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split())
+        raise CaptureError.make(
+            "capture",
+            SUBJECT,
+            expected="a graph of torch.export whose operators TorchScript has",
+            got=told[:_LONGEST],
+            remedy="Put the module that calls the operator into a segment, or take head='trace'.",
+        ) from error
+
+
+def _engine_call(index: int, program: Program, member: Member, inputs: str) -> str:
+    """The call in the place of a segment, see ``engine_module``."""
+    if not member.sources:
+        return f"torch.ops.hybrid_rt.run_engine(self.engine_{index}, {inputs})"
+    return (
+        f"torch.ops.hybrid_rt.handed_on(torch.jit.annotate(List[Tensor], []), {inputs}, "
+        f"{program.name!r}, {list(member.sources)}, {member.first}, {member.output.count})"
+    )
+
+
+def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
+    """Yields statements that refuse what the program was not made for."""
+    for name, tree in head.arguments.items():
+        for path, node in tree.paths(name):
+            text = f"hybrid_rt[head]: {path}: expected "
+            if node.kind in ("list", "dict"):
+                count = len(node.children)
+                yield f"assert len({path}) == {count}, {f'{text}{count} entries, got '!r} + str(len({path})) + '.'"
+            elif node.kind == "constant" and node.constant is None:
+                yield f"assert {path} is None, {f'{text}None, as in the example, got a value.'!r}"
+            elif node.kind == "constant":
+                value = literal(node.constant)
+                yield f"assert {path} == {value}, {f'{text}{value}, as in the example, got '!r} + str({path}) + '.'"
+    for tensor, spec in zip(tensors, head.specs, strict=True):
+        text = f"hybrid_rt[head]: {spec.name}: expected dtype {spec.dtype}, got another one."
+        yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"
+    got = " + ' and ' + ".join(f"str({tensor}.size())" for tensor in tensors)
+    expected = " and ".join(spec.sizes for spec in head.specs)
+    told = [text for text, words in head.conditions if not is_plain(words, head.specs)]
+    if told:
+        expected += ", where " + " and ".join(dict.fromkeys(told))
+    names = ", ".join(spec.name for spec in head.specs)
+    message = f"hybrid_rt[head]: {names}: expected {expected}, got "
+    allowed = [
+        condition for tensor, spec in zip(tensors, head.specs, strict=True) for condition in _sizes(tensor, spec)
+    ]
+    allowed += [infix(words, tensors) for _, words in head.conditions]
+    yield f"assert {' and '.join(allowed)}, {message!r} + {got} + '.'"
+
+
+def _sizes(tensor: str, spec: TensorSpec) -> Iterator[str]:
+    yield f"{tensor}.dim() == {len(spec.min)}"
+    for d, (low, high) in enumerate(zip(spec.min, spec.max, strict=True)):
+        if low == high:
+            yield f"{tensor}.size({d}) == {low}"
+            continue
+        if low > 0:
+            yield f"{tensor}.size({d}) >= {low}"
+        if high != UNBOUNDED:
+            yield f"{tensor}.size({d}) <= {high}"

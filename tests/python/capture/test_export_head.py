@@ -1,0 +1,175 @@
+"""Whole detectors by torch.export: which sizes stay free, what is refused and where, what is left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.small_detectors import Backbone, SmallDetector, small_picture
+from helpers.unscriptable_detectors import DetrLike, RtDetrLike, seeded
+from hybrid_rt import CaptureError
+from hybrid_rt.capture.export_conditions import holds, infix, is_plain
+from hybrid_rt.capture.export_head import ExportedHead, export_head
+from hybrid_rt.common.specs import UNBOUNDED, TensorSpec
+
+
+def exported(detector: nn.Module, *example: Any) -> ExportedHead:
+    return export_head(detector.requires_grad_(False).eval(), example, [])
+
+
+@pytest.mark.parametrize("kind", [DetrLike, RtDetrLike])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_and_sides_stay_free(kind: type[nn.Module], batch: int) -> None:
+    head = exported(seeded(kind), torch.rand(batch, 3, 64, 48))
+    for shape in ((1, 3, 64, 48), (2, 3, 32, 96), (5, 3, 41, 53)):
+        assert head.takes([shape])
+    assert not head.takes([(1, 4, 64, 48)])
+    assert not head.takes([(3, 64, 48)])
+
+
+class ForOnePicture(SmallDetector):
+    """Decides on the batch: what is right for two pictures is wrong for one."""
+
+    def forward(self, pictures: Tensor) -> Any:
+        features = self.backbone(pictures)["coarse"]
+        return features * 2 if pictures.shape[0] == 1 else features
+
+
+def test_a_branch_on_the_batch_keeps_the_example_s() -> None:
+    head = exported(ForOnePicture(), small_picture())
+    assert head.takes([(1, 3, 64, 64)])
+    assert not head.takes([(2, 3, 64, 64)])
+
+
+class Oriented(SmallDetector):
+    def forward(self, pictures: Tensor) -> Any:
+        features = self.backbone(pictures)["coarse"]
+        return features.mean(dim=2 if pictures.shape[2] >= pictures.shape[3] else 3)
+
+
+def test_a_branch_on_sizes_becomes_a_condition() -> None:
+    head = exported(Oriented(), small_picture(64, 32))
+    assert head.takes([(1, 3, 80, 48)])
+    assert not head.takes([(1, 3, 48, 80)])
+    assert any("pictures.shape[2]" in text and ">=" in text for text, _ in head.conditions)
+
+
+class Stopped(SmallDetector):
+    def forward(self, pictures: Tensor) -> Any:
+        boxes, scores, _ = super().forward(pictures)
+        if scores.max() > 0.5:
+            return boxes
+        return boxes[:1]
+
+
+class Read(SmallDetector):
+    def forward(self, pictures: Tensor) -> Any:
+        return self.backbone(pictures)["coarse"] * float(pictures.numpy().mean())
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "remedy"),
+    [
+        (Stopped, "in forward: 'if scores.max() > 0.5:'", "torch.where"),
+        (
+            Read,
+            "in forward: 'return self.backbone(pictures)[\"coarse\"] * float(pictures.numpy().mean())'",
+            "head='trace'",
+        ),
+    ],
+)
+def test_what_values_decide_is_refused_with_its_line(
+    kind: type[nn.Module], code: str, remedy: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CaptureError) as caught:
+        exported(kind(), small_picture())
+    text = str(caught.value)
+    assert text.startswith("hybrid_rt[capture]: the detector's head: expected code that torch.export takes")
+    assert "test_export_head.py:" in text
+    assert code in text
+    assert remedy in text
+    assert len(text) < 700
+    assert capfd.readouterr().err == ""  # torch prints the whole graph
+
+
+class Caches(SmallDetector):
+    """Keeps a grid for the size that it saw last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid: Tensor | None = None
+        self.register_buffer("cells", torch.zeros(1), persistent=False)
+        self.seen: list[int] = []
+
+    def forward(self, pictures: Tensor) -> Any:
+        features = self.backbone(pictures)["coarse"]
+        self.seen.append(1)
+        if self.grid is None or self.grid.shape[0] != features.shape[2]:
+            self.grid = torch.arange(features.shape[2])
+            self.cells = self.grid.float()
+        return features + self.grid[:, None]
+
+
+def test_the_detector_is_as_before() -> None:
+    detector = Caches().requires_grad_(False).eval()
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    cells = detector.cells
+    exported(detector, small_picture())
+    assert detector.grid is None
+    assert detector.seen == []
+    assert detector.cells is cells
+    assert torch.equal(cells, torch.zeros(1))
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in detector.modules())
+
+
+def test_an_argument_that_torchscript_has_no_type_for_is_refused() -> None:
+    class Takes(SmallDetector):
+        def forward(self, pictures: Tensor, options: Any) -> Any:
+            return super().forward(pictures)
+
+    with pytest.raises(
+        CaptureError, match=r"argument 'options': expected tensors, numbers, texts and None .* got object"
+    ):
+        exported(Takes(), small_picture(), object())
+
+
+def test_a_result_that_torchscript_has_no_type_for_is_refused() -> None:
+    class Returns(SmallDetector):
+        def forward(self, pictures: Tensor) -> Any:
+            return super().forward(pictures), Backbone
+
+    with pytest.raises(CaptureError, match=r"its result\[1\]: expected tensors, numbers, texts and None .* got type"):
+        exported(Returns(), small_picture())
+
+
+# Conditions
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "expected"),
+    [
+        ("0.0: 32 % 0 ==", (64,), True),
+        ("0.0: 32 % 0 ==", (65,), False),
+        ("0.0: 0.1: min 4 >", (9, 5), True),
+        ("0.0: 0.1: max 4 // 2 == 0.0: 1 > and", (3, 9), True),
+        ("10 0.0: % 0 ==", (0,), False),
+        ("0.0: -3 + 2 * 4 <=", (5,), True),
+    ],
+)
+def test_conditions_are_computed(words: str, shape: tuple[int, ...], expected: bool) -> None:
+    assert holds(words, [shape]) is expected
+
+
+def test_conditions_are_written_with_brackets() -> None:
+    assert infix("0.2: 1 + 1.0: 2 * ==", ["a", "b"]) == "((a.size(2) + 1) == (b.size(0) * 2))"
+
+
+def test_only_what_tells_something_is_told() -> None:
+    specs = [TensorSpec("x", "float32", (1, 0), (1, 0), (1, UNBOUNDED))]
+    assert is_plain("0.1: 1 !=", specs)
+    assert not is_plain("0.1: 2 % 0 ==", specs)

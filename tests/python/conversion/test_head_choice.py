@@ -1,0 +1,106 @@
+"""head="auto": script, else export, else trace, each only if it finds the same; and what the report says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybrid_rt
+from helpers.small_detectors import SmallDetector, small_detector, small_picture
+from helpers.unscriptable_detectors import DetrLike, seeded
+from hybrid_rt import CaptureError
+from hybrid_rt.conversion.assemble.head_choice import _short
+
+OPTIONS: dict[str, Any] = {"segments": "backbone", "engine": "torchscript", "measure": False}
+SIZES = [(64, 48), (32, 80)]
+
+
+def report_of(detector: nn.Module, path: Path, **options: Any) -> hybrid_rt.ConversionReport:
+    detector.requires_grad_(False).eval()
+    return hybrid_rt.convert(detector, (small_picture(64, 48),), path, **{**OPTIONS, "shapes": SIZES, **options}).report
+
+
+def test_what_scripts_is_scripted(tmp_path: Path) -> None:
+    report = report_of(small_detector(), tmp_path / "a.pt")
+    assert (report.head, report.head_refused) == ("script", {})
+    assert "head: script\n" in str(report)
+
+
+def test_what_does_not_script_is_exported_and_the_report_says_why(tmp_path: Path) -> None:
+    report = report_of(seeded(DetrLike), tmp_path / "a.pt", report=tmp_path / "report.json")
+    assert report.head == "export"
+    assert list(report.head_refused) == ["script"]
+    assert "more: dict[str, Any] | None = None" in report.head_refused["script"]
+    assert f"head: export\n  not script: {report.head_refused['script']}\n" in str(report)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert (saved["head"], saved["head_refused"]) == ("export", report.head_refused)
+
+
+class ReadsValues(SmallDetector):
+    """Neither scripts nor exports; its branch is the same for all pictures."""
+
+    def forward(self, pictures: Tensor, **options: Any) -> Any:
+        boxes, scores, _ = super().forward(pictures)
+        return boxes * 2 if float(scores.max()) >= -1 else boxes
+
+
+def test_what_does_not_export_either_is_recorded(tmp_path: Path) -> None:
+    detector = ReadsValues()
+    report = report_of(detector, tmp_path / "a.pt")
+    assert report.head == "trace"
+    assert list(report.head_refused) == ["script", "export"]
+    assert "if float(scores.max()) >= -1 else boxes'" in report.head_refused["export"]
+    found = hybrid_rt.load(tmp_path / "a.pt")(small_picture(32, 80, seed=2))
+    torch.testing.assert_close(found, detector(small_picture(32, 80, seed=2)), rtol=1e-5, atol=1e-5)
+
+
+class BranchesOnValues(ReadsValues):
+    """Black images take the other branch."""
+
+    def forward(self, pictures: Tensor, **options: Any) -> Any:
+        boxes = super().forward(pictures)
+        return boxes * 2 if float(pictures.max()) > 0 else boxes
+
+
+def test_what_nothing_takes_is_refused_with_all_reasons(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError) as caught:
+        report_of(BranchesOnValues(), tmp_path / "a.pt")
+    text = str(caught.value)
+    for mode in ("script", "export", "trace"):
+        assert f"\n  {mode}: " in text
+    assert "trace: it finds something else: " in text
+    assert "test_head_choice.py:" in text
+    assert not list(tmp_path.iterdir())
+
+
+class ScriptsOtherwise(SmallDetector):
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, scores, labels = self.detect(self.backbone(pictures)["coarse"])
+        return (boxes, scores, labels) if torch.jit.is_scripting() else (boxes * 2, scores, labels)
+
+
+def test_a_scripted_head_that_differs_gives_way(tmp_path: Path) -> None:
+    report = report_of(ScriptsOtherwise(), tmp_path / "a.pt")
+    assert report.head == "export"
+    assert report.head_refused == {"script": "it does not find what the detector finds, as verification shows"}
+    assert report.verification is not None
+    assert report.verification.passed
+
+
+def test_a_mode_by_name_is_the_only_one(tmp_path: Path) -> None:
+    with pytest.raises(hybrid_rt.VerificationError):
+        report_of(ScriptsOtherwise(), tmp_path / "a.pt", head="script")
+    with pytest.raises(CaptureError, match=r"Or take head='export' or head='trace'; head='auto', the default, tries"):
+        report_of(seeded(DetrLike), tmp_path / "a.pt", head="script")
+    assert report_of(small_detector(), tmp_path / "a.pt", head="export").head == "export"
+
+
+def test_reasons_are_one_line() -> None:
+    text = "hybrid_rt[capture]: the head: expected code, got Bad:\n  line 3\n  x = **y\n      ~~~ <--- HERE\n rest"
+    assert _short(text) == "Bad: line 3 x = **y"
+    assert len(_short("a" * 1000)) < 450
