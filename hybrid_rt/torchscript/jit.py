@@ -158,7 +158,7 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
             "capture",
             "the detector's head",
             expected="code that torch.jit.script compiles",
-            got=f"{described(error)}\n",
+            got=described(error).replace(": ", ":\n", 1) + "\n",  # the compiler's frames stand on lines of their own
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
         ) from error
