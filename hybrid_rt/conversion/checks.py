@@ -26,14 +26,14 @@ class Checks:
         thresholds: what counts as equal.
         verification: the comparison; None if it was switched off.
         pictures: the first images, with the boxes of both.
-        golden: the sample for a comparison on the target.
+        golden: the sample for a comparison on the target; None if only the detector itself can judge its results.
     """
 
     precision: str
     thresholds: Thresholds
     verification: Verification | None
     pictures: list[PictureReport]
-    golden: GoldenSample
+    golden: GoldenSample | None
 
     @property
     def passed(self) -> bool:
@@ -50,7 +50,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
     """
     limits = options.limits(precision)
     pictures = PictureSamples(limits)
-    choice = SampleChoice(profile.example, profile.observation.result)
+    choice = SampleChoice(profile.example, profile.observation.result, limits)
     watchers = (pictures, choice)
     verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
     if options.truth is not None:
@@ -60,7 +60,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
             hybrid.in_promised_precision() as module,
         ):
             compare_dataset(verification, profile.detector, module, options.truth, options.max_map_drop)
-    return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision, limits))
+    return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision))
 
 
 def _verify(
@@ -81,7 +81,7 @@ def _verify(
         compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
         not_run: list[str] = []
         for build in hybrid.builds:
-            errors, refusals = compare_variants(build, advance)
+            errors, refusals = compare_variants(build, options.thresholds, advance)
             compared += errors
             not_run += refusals
 

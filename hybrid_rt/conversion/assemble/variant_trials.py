@@ -16,7 +16,9 @@ from ...common.latency import benchmark
 from ...common.progress import Steps
 from ...common.specs import ArtifactSpec
 from ...torchscript.engine import Engine
+from ...verification.self_noise import with_noise
 from ...verification.verify import (
+    UNDETERMINED,
     TensorError,
     Thresholds,
     Verification,
@@ -80,16 +82,17 @@ def _run_on(device: str, engine: Engine, call: FlatCall) -> list[Tensor]:
 
 
 def compare_variants(
-    build: EngineBuild, advance: Callable[[], None] = lambda: None
+    build: EngineBuild, thresholds: Thresholds | None = None, advance: Callable[[], None] = lambda: None
 ) -> tuple[list[tuple[ArtifactSpec, list[TensorError]]], list[str]]:
     """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
 
     Args:
         build: the engine, which is left on its best variant; the calls of its program hold what is expected.
+        thresholds: what counts as equal; None: by each variant's precision.
         advance: called before each variant.
 
     Returns:
-        For each variant the errors of each output, and for each that can't run here the reason.
+        For each variant the errors of each output, and for what was not compared the reason.
 
     Raises:
         BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. What is for
@@ -110,12 +113,24 @@ def compare_variants(
         except BackendError as error:
             not_run.append(f"engine '{program.name}', {label}: {error}")
             continue
-        errors = [
-            error
-            for call in program.calls
-            for error in compare_tensors(program.name, names, call.outputs, _run_on(spec.device, engine, call), label)
-        ]
+        errors: list[TensorError] = []
+        for call in program.calls:
+
+            def rerun(seed: int, call: FlatCall = call) -> Sequence[Tensor]:
+                return program.run(with_noise(call.inputs, seed))
+
+            got = _run_on(spec.device, engine, call)
+            limit = (thresholds or thresholds_of(spec.precision)).relative_error
+            errors += compare_tensors(program.name, names, call.outputs, got, label, rerun, limit)
         compared.insert(0, (spec, errors))
+        missing = set(names) - {error.output for error in errors}
+        if missing:  # by no call is it shown to be right
+            call = program.calls[0]
+            raw = compare_tensors(program.name, names, call.outputs, _run_on(spec.device, engine, call), label)
+            errors += [error for error in raw if error.output in missing]
+            not_run += [
+                f"engine '{program.name}', {label}, output '{name}': {UNDETERMINED}" for name in sorted(missing)
+            ]
     if not compared and any(artifact.spec.device == "cpu" for artifact in artifacts):
         prepare(engine, emulate_precision=True)  # raises, with every variant's reason
     return compared, not_run
@@ -141,7 +156,7 @@ def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresho
         VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
     verification = Verification(precision)
-    compared, not_run = compare_variants(build)
+    compared, not_run = compare_variants(build, thresholds)
     add_variants(verification, compared, not_run, thresholds)
     if not verification.passed:
         raise VerificationError.make(
