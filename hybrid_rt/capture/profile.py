@@ -15,6 +15,8 @@ from .program import Program, capture, is_fed_directly
 from .recordings import Recorded, record_first, record_runs, record_samples
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
+from .size_checks import right_at_sizes
+from .size_samples import Effort, record_sizes, sized_runs
 
 
 @dataclass(frozen=True)
@@ -82,26 +84,41 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
 
 
 def capture_programs(
-    profile: Profile, shapes: Shapes | None, calibration_data: Sequence[tuple[Any, ...]], steps: Steps
+    profile: Profile,
+    shapes: Shapes | None,
+    calibration_data: Sequence[tuple[Any, ...]],
+    steps: Steps,
+    effort: Effort | None = None,
 ) -> list[Program]:
     """Runs the detector on further inputs and captures its segments, one program per engine.
 
     Segments that fed each other directly on the example alone become a program each.
 
+    Args:
+        profile: the detector and its segments.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
+        calibration_data: arguments of the detector, for int8.
+        steps: shows the progress.
+        effort: how many further sizes are looked at; None: none.
+
     Raises:
-        CaptureError: a segment that can't be captured.
+        CaptureError: a segment that can't be captured, or one whose code is right at the example's size only.
     """
     observation = profile.observation
     names = [name for members in profile.groups for name in members]
     with steps.step("run it on other pictures, to see which dimensions vary"):
         runs = record_samples(observation, profile.samples, names, profile.first)
         calibration = record_runs(profile.detector, names, calibration_data)
+        runs_at_sizes = sized_runs(profile.detector, profile.example, shapes, effort.most) if effort else iter(())
+        sizes = record_sizes(runs_at_sizes, names, effort) if effort else []
         engines = [
             members
             for group in profile.groups
             for members in ([group] if is_fed_directly(observation, group, runs) else [[name] for name in group])
         ]
-        return [
-            capture(observation, members, runs, input_ranges(observation, members[0], shapes), calibration)
+        programs = [
+            capture(observation, members, runs, input_ranges(observation, members[0], shapes), calibration, sizes)
             for members in engines
         ]
+    with steps.step("see whether the segments hold at other sizes"):
+        return [right_at_sizes(program, effort) if effort else program for program in programs]

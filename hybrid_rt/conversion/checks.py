@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capture.profile import Profile
+from ..capture.size_samples import Effort
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
 from ..verification.golden import GoldenSample, SampleChoice
@@ -81,7 +82,7 @@ def _verify(
         compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
         not_run: list[str] = []
         for build in hybrid.builds:
-            errors, refusals = compare_variants(build, options.thresholds, advance)
+            errors, refusals = compare_variants(build, options.thresholds, advance, options.effort or Effort())
             compared += errors
             not_run += refusals
 
