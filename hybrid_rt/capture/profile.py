@@ -17,6 +17,7 @@ from .segments import Share, candidate_segments, fuse_groups, resolve_names, sha
 from .shapes import Shapes, input_ranges
 from .size_checks import right_at_sizes
 from .size_samples import Effort, record_sizes, sized_runs
+from .state import StateWatch
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Profile:
         first: the recording of the candidates on the first sample.
         shares: each submodule that was looked at, the greatest fraction of the time first.
         groups: the chosen segments; those of one group feed each other directly on the example.
+        state: what the detector could keep from call to call, as it was before its first run.
     """
 
     observation: Observation
@@ -51,6 +53,7 @@ class Profile:
     first: Recorded
     shares: list[Share]
     groups: list[list[str]]
+    state: StateWatch
 
     @property
     def detector(self) -> nn.Module:
@@ -72,6 +75,22 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
         CaptureError: a named segment that is not called, or does what an engine can't repeat.
     """
     names = None if options.names == "auto" else resolve_names(detector, options.names)
+    state = StateWatch(detector)
+    try:
+        return _profile(detector, example, options, names, steps, state)
+    except BaseException:
+        state.restore()
+        raise
+
+
+def _profile(
+    detector: nn.Module,
+    example: tuple[Any, ...],
+    options: SegmentOptions,
+    names: list[str] | None,
+    steps: Steps,
+    state: StateWatch,
+) -> Profile:
     with steps.step("run the detector on the example"):
         observation = observe(detector, example)
     with steps.step("look for what pays"):
@@ -80,7 +99,7 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
         samples, first, findings = record_first(observation, samples, candidates)
         shares = shares_of(observation, findings, names, fuse=options.fuse)
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
-    return Profile(observation, samples, first, shares, groups)
+    return Profile(observation, samples, first, shares, groups, state)
 
 
 def capture_programs(
@@ -102,8 +121,22 @@ def capture_programs(
         effort: how many further sizes are looked at; None: none.
 
     Raises:
-        CaptureError: a segment that can't be captured, or one whose code is right at the example's size only.
+        CaptureError: a segment that can't be captured, or one whose code is right at the example's size only; a
+            detector that keeps state from call to call.
     """
+    try:
+        return _capture(profile, shapes, calibration_data, steps, effort)
+    finally:
+        profile.state.restore()
+
+
+def _capture(
+    profile: Profile,
+    shapes: Shapes | None,
+    calibration_data: Sequence[tuple[Any, ...]],
+    steps: Steps,
+    effort: Effort | None,
+) -> list[Program]:
     observation = profile.observation
     names = [name for members in profile.groups for name in members]
     with steps.step("run it on other pictures, to see which dimensions vary"):
@@ -111,6 +144,7 @@ def capture_programs(
         calibration = record_runs(profile.detector, names, calibration_data)
         runs_at_sizes = sized_runs(profile.detector, profile.example, shapes, effort.most) if effort else iter(())
         sizes = record_sizes(runs_at_sizes, names, effort) if effort else []
+        profile.state.require_none(profile.example, observation.result)
         engines = [
             members
             for group in profile.groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ def right_at_sizes(program: Program, effort: Effort) -> Program:
     wrong = first_wrong(program.traced(), calls, effort)
     if not wrong:
         return program
+    if calls:
+        # A grid that the module keeps for the size of its last call is a constant in a recording at that size, and is
+        # computed in one at another size.
+        program.run(calls[0].inputs)
+        program = replace(program)
+        if not first_wrong(program.traced(), calls, effort):
+            return program
     raise CaptureError.make(
         "capture",
         f"segment '{program.name}'",
