@@ -102,7 +102,7 @@ class SideEffects(TorchDispatchMode):
             elif written & self._constants[name]:
                 what = f"{schema.name}, which writes into a weight or buffer"
             if what and name not in self.findings:
-                self.findings[name] = f"{what} ({_line()})"
+                self.findings[name] = f"{what} ({user_line()})"
 
 
 def _storage(tensor: Tensor) -> int:
@@ -127,8 +127,8 @@ def _draws(name: str, given: dict[str, Any]) -> bool:
     return "scaled_dot_product" not in name or float(given.get("dropout_p", 0.0)) > 0
 
 
-def _line() -> str:
-    """The line of the detector's code that the running operator comes from."""
+def user_line() -> str:
+    """Returns the line of the detector's code that the running operator comes from."""
     libraries = (f"{Path(__file__).parent}/", f"{torch.__path__[0]}/", f"{torchvision.__path__[0]}/ops/")
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith(libraries):

@@ -38,9 +38,9 @@ class Effort:
         most: no more are drawn.
     """
 
-    seconds: float = 2.0
+    seconds: float = 1.0
     least: int = 4
-    most: int = 12
+    most: int = 16
 
 
 THOROUGH = Effort(seconds=60.0, least=24, most=160)
@@ -102,9 +102,9 @@ def sized_runs(
     if isinstance(shapes, Mapping):
         sizes = drawn_sizes(shapes.get("height", (height, height)), shapes.get("width", (width, width)), most)
         low, high = shapes.get("batch", (0, 0))
-        batches = list(dict.fromkeys([low, min(high, low + 2), min(high, low + 1)])) if high > 1 else []
-        for i, size in enumerate(sizes):
-            change = to_size(size)
+        batches = list(dict.fromkeys([min(high, low + 2), low, min(high, low + 1)])) if high > 1 else []
+        for i in range(max(len(sizes), len(batches))):
+            change = to_size(sizes[i % len(sizes)])
             batch = batches[i % len(batches)] if batches else 0
             yield detector, map_images(example, lambda image: _batched(change(image), batch))  # noqa: B023
         return

@@ -53,7 +53,10 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
     pictures = PictureSamples(limits)
     choice = SampleChoice(profile.example, profile.observation.result, limits)
     watchers = (pictures, choice)
-    verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
+    try:
+        verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
+    finally:
+        profile.state.restore()
     if options.truth is not None:
         verification = verification or Verification(precision)
         with (
