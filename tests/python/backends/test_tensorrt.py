@@ -294,7 +294,9 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: str) -> None:
 def test_the_gpu_that_is_here_may_be_one_that_this_library_does_not_build_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an H100 TensorRT-RTX 1.7.1 built an engine for "current", and then refused to run it."""
     a_gpu(monkeypatch, "NVIDIA H100 80GB HBM3", "9.0")
-    with refused("option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: 7.5, 8.0, ") as caught:
+    with refused(
+        "option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: 7.5, 8.0, "
+    ) as caught:
         built(pyramid(), compute_capabilities="current")
     assert "got 9.0. For other GPUs" in str(caught.value)
 
