@@ -58,13 +58,13 @@ def samples_of(detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | N
         sizes = sorted(shapes or [], key=lambda size: size[0] * size[1])
     if sizes:
         chosen = dict.fromkeys([sizes[0], sizes[-1]])
-        given = [Sample(detector, map_images(example, _to_size(size), one_more=True), required=True) for size in chosen]
+        given = [Sample(detector, map_images(example, to_size(size), one_more=True), required=True) for size in chosen]
         if isinstance(shapes, Mapping) and "batch" in shapes:
             given += _of_another_batch(given[0], shapes["batch"])
         return [*given, Sample(detector, map_images(given[0].arguments, torch.zeros_like))]
     if not resizes:
         return [Sample(detector, example, required=True), Sample(detector, map_images(example, torch.zeros_like))]
-    smaller = _resizing_to(detector, _SMALLER)
+    smaller = resizing_to_smaller(detector)
     return [
         Sample(smaller, map_images(example, _wide)),
         Sample(smaller, map_images(example, _tall, one_more=True)),
@@ -93,19 +93,21 @@ def _of_another_batch(sample: Sample, limits: tuple[int, int]) -> list[Sample]:
     return [Sample(sample.detector, tuple(map_tensors(sample.arguments, repeated)))]
 
 
-def _resizing_to(detector: nn.Module, part: float) -> nn.Module:
-    """The detector with a transform that resizes pictures to a part of what it would; a fixed size is kept."""
+def resizing_to_smaller(detector: nn.Module) -> nn.Module:
+    """Returns the detector with a transform that resizes images to a fifth of what it would; a fixed size is kept."""
     transform: Any = detector.get_submodule("transform")
     if getattr(transform, "fixed_size", None) is not None:
         return detector
     smaller = copy.copy(transform)
     side = transform.min_size[-1]
-    other = min(side, max(_LEAST_SIDE, int(side * part)))
+    other = min(side, max(_LEAST_SIDE, int(side * _SMALLER)))
     smaller.min_size, smaller.max_size = (other,), transform.max_size * other // side
     return with_submodules(detector, {"transform": smaller})
 
 
-def _to_size(size: tuple[int, int]) -> Resize:
+def to_size(size: tuple[int, int]) -> Resize:
+    """Returns a function that resizes an image to (height, width); 0 keeps a side."""
+
     def resized(picture: Tensor) -> Tensor:
         height, width = (wanted or side for wanted, side in zip(size, picture.shape[-2:], strict=True))
         return _resized(picture, height, width)
@@ -115,7 +117,7 @@ def _to_size(size: tuple[int, int]) -> Resize:
 
 def at_size(example: tuple[Any, ...], size: tuple[int, int] | None) -> tuple[Any, ...]:
     """The example with its pictures resized to (height, width); None: with copies of them."""
-    return map_images(example, _to_size(size) if size is not None else torch.clone)
+    return map_images(example, to_size(size) if size is not None else torch.clone)
 
 
 def picture_sizes(example: tuple[Any, ...]) -> list[tuple[int, int]]:

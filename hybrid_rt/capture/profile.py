@@ -16,6 +16,9 @@ from .program import Program, capture, is_fed_directly
 from .recordings import Recorded, record_first, record_runs, record_samples, varying_constants
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
+from .size_checks import right_at_sizes
+from .size_samples import Effort, record_sizes, sized_runs
+from .state import StateWatch
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Profile:
         first: the recording of the candidates on the first sample.
         shares: each submodule that was looked at, the greatest fraction of the time first.
         groups: the chosen segments; those of one group feed each other directly on the example.
+        state: what the detector could keep from call to call, as it was before its first run.
         named: whether the user named the segments.
     """
 
@@ -51,6 +55,7 @@ class Profile:
     first: Recorded
     shares: list[Share]
     groups: list[list[str]]
+    state: StateWatch
     named: bool = False
 
     @property
@@ -73,6 +78,22 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
         CaptureError: a named segment that is not called, or does what an engine can't repeat.
     """
     names = None if options.names == "auto" else resolve_names(detector, options.names)
+    state = StateWatch(detector)
+    try:
+        return _profile(detector, example, options, names, steps, state)
+    except BaseException:
+        state.restore()
+        raise
+
+
+def _profile(
+    detector: nn.Module,
+    example: tuple[Any, ...],
+    options: SegmentOptions,
+    names: list[str] | None,
+    steps: Steps,
+    state: StateWatch,
+) -> Profile:
     with steps.step("run the detector on the example"):
         observation = observe(detector, example)
     with steps.step("look for what pays"):
@@ -82,25 +103,53 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
         findings = {**varying_constants(observation, first), **findings}
         shares = shares_of(observation, findings, names, fuse=options.fuse)
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
-    return Profile(observation, samples, first, shares, groups, named=names is not None)
+    return Profile(observation, samples, first, shares, groups, state, named=names is not None)
 
 
 def capture_programs(
-    profile: Profile, shapes: Shapes | None, calibration_data: Sequence[tuple[Any, ...]], steps: Steps
+    profile: Profile,
+    shapes: Shapes | None,
+    calibration_data: Sequence[tuple[Any, ...]],
+    steps: Steps,
+    effort: Effort | None = None,
 ) -> list[Program]:
     """Runs the detector on further inputs and captures its segments, one program per engine.
 
     Segments that fed each other directly on the example alone become a program each.
 
+    Args:
+        profile: the detector and its segments.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
+        calibration_data: arguments of the detector, for int8.
+        steps: shows the progress.
+        effort: how many further sizes are looked at; None: none.
+
     Raises:
         FusionError: segments that can't be one program; each of them may be.
-        CaptureError: a segment that can't be captured.
+        CaptureError: a segment that can't be captured, or one whose code is right at the example's size only; a
+            detector that keeps state from call to call.
     """
+    try:
+        return _capture(profile, shapes, calibration_data, steps, effort)
+    finally:
+        profile.state.restore()
+
+
+def _capture(
+    profile: Profile,
+    shapes: Shapes | None,
+    calibration_data: Sequence[tuple[Any, ...]],
+    steps: Steps,
+    effort: Effort | None,
+) -> list[Program]:
     observation = profile.observation
     names = [name for members in profile.groups for name in members]
     with steps.step("run it on other pictures, to see which dimensions vary"):
         runs = record_samples(observation, profile.samples, names, profile.first)
         calibration = record_runs(profile.detector, names, calibration_data)
+        runs_at_sizes = sized_runs(profile.detector, profile.example, shapes, effort.most) if effort else iter(())
+        sizes = record_sizes(runs_at_sizes, names, effort) if effort else []
+        profile.state.require_none(profile.example, observation.result)
         engines = [
             members
             for group in profile.groups
@@ -110,9 +159,10 @@ def capture_programs(
         for members in engines:
             try:
                 ranges = input_ranges(observation, members[0], shapes)
-                programs.append(capture(observation, members, runs, ranges, calibration))
+                programs.append(capture(observation, members, runs, ranges, calibration, sizes))
             except CaptureError as error:
                 if len(members) > 1:
                     raise FusionError.of(members, error) from error
                 raise
-        return programs
+    with steps.step("see whether the segments hold at other sizes"):
+        return [right_at_sizes(program, effort) if effort else program for program in programs]

@@ -70,7 +70,8 @@ class Program:
 
     The outputs are those of all members, in order. A dimension whose range is one size is compiled for that size.
     ``calls`` are what was recorded; the first one is the example for tracing. ``calibration`` holds inputs on which a
-    compiler may look how large values get, for int8.
+    compiler may look how large values get, for int8. ``sizes`` are calls at further sizes, what tells most first: to be
+    compared as time allows. ``taken`` are the members as TorchScript if a recording of them is right at one size only.
     """
 
     name: str
@@ -79,6 +80,8 @@ class Program:
     outputs: tuple[TensorSpec, ...]
     calls: tuple[FlatCall, ...]
     calibration: tuple[tuple[Tensor, ...], ...] = ()
+    sizes: tuple[FlatCall, ...] = ()
+    taken: tuple[torch.jit.ScriptModule, ...] = ()
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -92,12 +95,15 @@ class Program:
 
     @functools.cached_property
     def _traced(self) -> torch.jit.ScriptModule:
-        call = self.calls[0]
-        traced = []
-        for member in self.members:
-            examples = tuple(call.outputs[i] for i in member.sources) if member.sources else call.inputs
-            traced.append(jit.trace(member.flattened, examples, member.name))
+        traced = list(self.taken) or [
+            jit.trace(member.flattened, self.inputs_of(member, self.calls[0]), member.name) for member in self.members
+        ]
         return jit.chain(traced, len(self.inputs), [member.sources for member in self.members], self.counts)
+
+    @staticmethod
+    def inputs_of(member: Member, call: FlatCall) -> tuple[Tensor, ...]:
+        """Returns what a member is given in a call."""
+        return tuple(call.outputs[i] for i in member.sources) if member.sources else call.inputs
 
     @property
     def counts(self) -> list[int]:
@@ -190,6 +196,7 @@ def capture(
     runs: Sequence[Recorded],
     ranges: Sequence[Ranges] | None = None,
     calibration: Sequence[Recorded] = (),
+    sizes: Sequence[Recorded] = (),
 ) -> Program:
     """Makes a program of segments between which data flows straight.
 
@@ -201,6 +208,7 @@ def capture(
         ranges: (min, max) of each dimension of each input, or of the first inputs only. Of the others, or of all if
             None: what varies between the calls is free, and the rest is fixed.
         calibration: recorded calls for a compiler that calibrates int8. Those outside ``ranges`` are left out.
+        sizes: recorded calls at further sizes, to be compared. Those outside ``ranges`` are left out.
 
     Raises:
         CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
@@ -217,13 +225,14 @@ def capture(
             got="none",
             remedy="Widen the ranges, or take an example inside of them.",
         )
+    further = [call for run in sizes for call in _flat_calls(members, run) if _inside(call, ranges)]
     on_example = [observation.calls(name) for name in names]
-    seen_inputs = [call.input_tensors for call in on_example[0]] + [_meta(call.inputs) for call in calls]
+    seen_inputs = [call.input_tensors for call in on_example[0]] + [_meta(call.inputs) for call in (*calls, *further)]
     # A program of several segments has one call a run, one of one segment may have more.
     seen_outputs = [
         list(itertools.chain.from_iterable(call.output_tensors for call in each))
         for each in zip(*on_example, strict=True)
-    ] + [_meta(call.outputs) for call in calls]
+    ] + [_meta(call.outputs) for call in (*calls, *further)]
     input_names = [label for key, structure in members[0].inputs.items() for label in structure.names(key)]
     inputs = _specs(input_names, seen_inputs, ranges)
     free = any(not spec.is_static for spec in inputs)
@@ -236,6 +245,7 @@ def capture(
         calibration=tuple(
             call.inputs for run in calibration for call in _flat_calls(members, run) if _inside(call, ranges)
         ),
+        sizes=tuple(further),
     )
 
 
@@ -388,11 +398,13 @@ def capture_alone(
     inputs: Sequence[tuple[Any, ...]],
     ranges: Ranges | None = None,
     calibration: Sequence[tuple[Any, ...]] = (),
+    sizes: Sequence[Recorded] = (),
 ) -> Program:
     """Makes a program of one segment by running the detector on each of ``inputs``.
 
     ``ranges``: of the segment's first input, see :func:`capture`. ``calibration``: arguments of the detector.
+    ``sizes``: recorded runs at further sizes.
     """
     observation = observe(detector, inputs[0])
     runs, calibrated = (record_runs(detector, [name], calls) for calls in (inputs, calibration))
-    return capture(observation, [name], runs, None if ranges is None else [ranges], calibrated)
+    return capture(observation, [name], runs, None if ranges is None else [ranges], calibrated, sizes)

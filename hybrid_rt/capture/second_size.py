@@ -32,7 +32,7 @@ def second_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Ran
     first = tuple(
         _other(d, size, *ranges[0][d], is_side=len(shapes[0]) == 4 and d > 1) for d, size in enumerate(shapes[0])
     )
-    return None if first == tuple(shapes[0]) else _in_proportion(shapes, first, ranges)
+    return None if first == tuple(shapes[0]) else in_proportion(shapes, first, ranges)
 
 
 def small_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Range]]) -> list[tuple[int, ...]]:
@@ -49,17 +49,17 @@ def small_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Rang
         sides = [size // 2 // _STRIDE * _STRIDE for size in small[0][2:]]
         if min(sides) < _LEAST_SIDE or any(side < low for side, (low, _) in zip(sides, ranges[0][2:], strict=True)):
             break
-        halved = _in_proportion(small, (*small[0][:2], *sides), ranges)
+        halved = in_proportion(small, (*small[0][:2], *sides), ranges)
         if halved is None or second_shapes(halved, ranges) is None:
             break
         small = halved
     return small
 
 
-def _in_proportion(
+def in_proportion(
     shapes: Sequence[Sequence[int]], first: tuple[int, ...], ranges: Sequence[Sequence[Range]]
 ) -> list[tuple[int, ...]] | None:
-    """``first`` and the other inputs' shapes changed as it was; None if the ranges do not allow it."""
+    """Returns ``first`` and the other inputs' shapes changed as it was; None if the ranges do not allow it."""
     found = [first]
     for shape, limits in zip(shapes[1:], ranges[1:], strict=True):
         other = []

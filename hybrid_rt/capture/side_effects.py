@@ -101,7 +101,7 @@ class SideEffects(TorchDispatchMode):
             elif written & self._constants[name]:
                 what = f"{schema.name}, which writes into a weight or buffer"
             if what and name not in self.findings:
-                self.findings[name] = f"{what} ({line_of(traceback.extract_stack())})"
+                self.findings[name] = f"{what} ({user_line()})"
 
 
 def _storages(tensor: Tensor) -> set[int]:
@@ -157,6 +157,11 @@ def _draws(name: str, given: dict[str, Any]) -> bool:
     if name in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::dropout", "aten::native_dropout"):
         return bool(given.get("train", False)) and float(given.get("dropout", given.get("p", 0.0)) or 0.0) > 0
     return "scaled_dot_product" not in name or float(given.get("dropout_p", 0.0)) > 0
+
+
+def user_line() -> str:
+    """Returns the line of the detector's code that the running operator comes from."""
+    return line_of(traceback.extract_stack())
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:

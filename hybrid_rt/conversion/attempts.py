@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ..capture.profile import Profile, capture_programs
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
+from ..capture.size_samples import Effort
 from ..common.errors import FusionError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild, compile_programs
@@ -23,6 +24,7 @@ def build_hybrid(
     profile: Profile,
     engines: EngineOptions,
     shapes: Shapes | None,
+    effort: Effort | None,
     steps: Steps,
     finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
 ) -> tuple[Finished, list[GivenUp]]:
@@ -34,6 +36,7 @@ def build_hybrid(
         profile: the detector.
         engines: the engines.
         shapes: the sizes that they take.
+        effort: how many sizes are looked at; None: the example's alone.
         steps: shows progress.
         finish: takes the head; it is called again, with other engines, where it raises FusionError.
 
@@ -44,7 +47,7 @@ def build_hybrid(
     given_up: list[GivenUp] = []
     while True:
         try:
-            programs = capture_programs(profile, shapes, engines.calibration_data, steps)
+            programs = capture_programs(profile, shapes, engines.calibration_data, steps, effort)
             builds = compile_programs(programs, engines, steps)
             if engines.is_fastest:
                 builds = order_by_speed(builds, engines.device, steps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capture.profile import Profile
+from ..capture.size_samples import Effort
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
 from ..verification.golden import GoldenSample, SampleChoice
@@ -27,14 +28,14 @@ class Checks:
         thresholds: what counts as equal.
         verification: the comparison; None if it was switched off.
         pictures: the first images, with the boxes of both.
-        golden: the sample for a comparison on the target.
+        golden: the sample for a comparison on the target; None if only the detector itself can judge its results.
     """
 
     precision: str
     thresholds: Thresholds
     verification: Verification | None
     pictures: list[PictureReport]
-    golden: GoldenSample
+    golden: GoldenSample | None
 
     @property
     def passed(self) -> bool:
@@ -51,9 +52,12 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
     """
     limits = options.limits(precision)
     pictures = PictureSamples(limits)
-    choice = SampleChoice(profile.example, profile.observation.result)
+    choice = SampleChoice(profile.example, profile.observation.result, limits)
     watchers = (pictures, choice)
-    verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
+    try:
+        verification = _verify(hybrid, profile, options, precision, watchers, steps) if options.verify else None
+    finally:
+        profile.state.restore()
     if options.truth is not None:
         verification = verification or Verification(precision)
         with (
@@ -61,7 +65,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
             hybrid.in_promised_precision() as module,
         ):
             compare_dataset(verification, profile.detector, module, options.truth, options.max_map_drop)
-    return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision, limits))
+    return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision))
 
 
 def _verify(
@@ -82,7 +86,7 @@ def _verify(
         compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
         not_run: list[str] = []
         for build in hybrid.builds:
-            errors, refusals = compare_variants(build, advance)
+            errors, refusals = compare_variants(build, options.thresholds, advance, options.effort or Effort())
             compared += errors
             not_run += refusals
 

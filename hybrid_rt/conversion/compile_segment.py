@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
 from ..capture.second_size import second_shapes, tiled
 from ..capture.shapes import Shapes, check_shapes, ranges_of
+from ..capture.size_checks import right_at_sizes
+from ..capture.size_samples import Effort, record_sizes, sized_inputs
 from ..capture.working_copy import working_copy
 from ..common.errors import BackendError, OptionError
 from ..common.progress import Steps
@@ -27,7 +29,7 @@ from .assemble.builds import compile_program
 from .assemble.engine_module import EngineModule, prepare, single_module
 from .assemble.module_checks import Alone, check_module, check_repeatable
 from .assemble.variant_trials import fastest_first, require_same_outputs
-from .options import EngineOptions, check_precision
+from .options import EngineOptions, check_precision, effort_of
 
 _SCOPE = "compile_segment"
 
@@ -88,7 +90,7 @@ def compile_segment(
     shapes: Shapes | None = None,
     fallback: bool = True,
     strict: bool = False,
-    verify: bool = True,
+    verify: bool | str = True,
     thresholds: Thresholds | None = None,
     progress: bool | None = None,
 ) -> CompiledSegment:
@@ -108,7 +110,7 @@ def compile_segment(
         fallback: add a TorchScript variant as the last one. An engine that is not installed, or whose compiler
             refuses, then is a warning.
         strict: only the first engine: it runs here, or that is an error.
-        verify: compare the outputs with the module's, at two sizes if there are two.
+        verify: compare the outputs with the module's, at some sizes of its ranges; "thorough": at many.
         thresholds: only ``relative_error`` counts; None: by precision.
         progress: show each step on stderr; None: if it is a terminal.
 
@@ -126,6 +128,7 @@ def compile_segment(
     module = working_copy(module)
     check_shapes(shapes)
     check_precision(precision, _SCOPE)
+    effort = effort_of(verify, _SCOPE)
     if thresholds is None:
         thresholds_of(precision)  # there are some
     arguments = example if isinstance(example, tuple) else (example,)
@@ -135,15 +138,15 @@ def compile_segment(
         _check_place(engines.variants[0])
     steps = Steps(progress)
     with steps.step("run the module on the example"):
-        program = _program(module, arguments, shapes, calibration_data)
+        program = _program(module, arguments, shapes, calibration_data, effort)
     build = compile_program(program, engines, steps, skip_refused=fallback and not strict)
     if engines.is_fastest:
         build, line = fastest_first(build, device)
         steps.show(line)
     compiled = single_module(program, build.engine, CompiledSegment)
-    if verify:
+    if effort:
         with steps.step("verify"):
-            require_same_outputs(build, precision, thresholds, _SCOPE)
+            require_same_outputs(build, precision, thresholds, _SCOPE, effort)
     best = build.artifacts[0].spec
     compiled.place(best.device if strict else device, f"{best.backend}:{best.precision}" if strict else "")
     return compiled
@@ -206,6 +209,7 @@ def _program(
     arguments: tuple[Any, ...],
     shapes: Shapes | None,
     calibration_data: Sequence[tuple[Any, ...]] = (),
+    effort: Effort | None = None,
 ) -> Program:
     """The module as a program of one segment, named after its class, with calls at two sizes if its sizes may vary."""
     name = type(module).__name__
@@ -238,4 +242,12 @@ def _program(
     if other is not None:
         remaining = map(tiled, tensors, other)
         calls.append(tuple(structure.unflatten(remaining) for structure in structures.values()))
-    return capture_alone(alone.eval(), name, calls, ranges, calibration_data)
+
+    def arguments_of_sizes() -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
+        for inputs in sized_inputs(tensors, limits, effort.most if effort else 0):
+            remaining = iter(inputs)
+            yield alone, tuple(structure.unflatten(remaining) for structure in structures.values())
+
+    sizes = record_sizes(arguments_of_sizes(), [name], effort) if effort else []
+    program = capture_alone(alone.eval(), name, calls, ranges, calibration_data, sizes)
+    return right_at_sizes(program, effort) if effort else program

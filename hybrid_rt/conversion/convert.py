@@ -78,6 +78,7 @@ class ConvertOptions:
         if self.output.report is not None:
             check_writable(report_path(self.output.report))
         _ = self.engines.variants
+        _ = self.checks.effort
         self.checks.limits(self.engines.first_precision)
         _ = self.checks.truth
 
@@ -97,7 +98,7 @@ def convert(
     calibration_data: Sequence[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
     fallback: bool = True,
-    verify: bool = True,
+    verify: bool | str = True,
     verify_inputs: Sequence[tuple[Any, ...]] = (),
     thresholds: Thresholds | None = None,
     dataset: CocoDataset | None = None,
@@ -137,7 +138,8 @@ def convert(
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
             produce; the example's size if it has none.
         fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
-        verify: compare segment outputs and boxes with the detector's, and refuse to save what differs.
+        verify: compare segment outputs and boxes with the detector's, at the example's size and at some drawn from
+            ``shapes``, and refuse to save what differs; "thorough": at many sizes, for a minute per engine and more.
         verify_inputs: further tuples of arguments to compare on.
         thresholds: what counts as equal, see :class:`hybrid_rt.Thresholds`; None: by precision.
         dataset: annotated pictures: the mAP of detector and hybrid on them is reported, and nothing is saved if the
@@ -193,6 +195,7 @@ def _convert(
         profile,
         wanted.engines,
         wanted.segments.shapes,
+        wanted.checks.effort,
         steps,
         lambda profile, builds: _checked_head(profile, builds, wanted, steps),
     )

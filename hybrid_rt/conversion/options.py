@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.selection import FASTEST, Options, Wanted, check_calibration, choose_variants
+from ..capture.size_samples import THOROUGH, Effort
 from ..common.errors import OptionError
 from ..common.specs import PRECISIONS
 from ..verification import coco
@@ -81,18 +82,27 @@ class CheckOptions:
     """How the hybrid is compared with the detector before it is saved.
 
     Attributes:
-        verify: compare outputs and boxes.
+        verify: compare outputs and boxes; "thorough": at many sizes, for minutes.
         inputs: tuples of arguments to compare on, besides the example.
         thresholds: what counts as equal; None: by precision.
         dataset: annotated images, for mAP; None: no mAP.
         max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
     """
 
-    verify: bool = True
+    verify: bool | str = True
     inputs: Sequence[tuple[Any, ...]] = ()
     thresholds: Thresholds | None = None
     dataset: CocoDataset | None = None
     max_map_drop: float = 0.005
+
+    @property
+    def effort(self) -> Effort | None:
+        """How many further sizes are looked at; None without a comparison.
+
+        Raises:
+            OptionError: verify is none of its values.
+        """
+        return effort_of(self.verify, "convert")
 
     def limits(self, precision: str) -> Thresholds:
         """Returns the thresholds that hold for a precision.
@@ -110,6 +120,17 @@ class CheckOptions:
             OptionError: a dataset that can't be used.
         """
         return coco.read(self.dataset, self.max_map_drop) if self.dataset is not None else None
+
+
+def effort_of(verify: bool | str, scope: str) -> Effort | None:
+    """Returns how many further sizes are looked at; None without a comparison.
+
+    Raises:
+        OptionError: ``verify`` is none of its values.
+    """
+    if isinstance(verify, str) and verify != "thorough":
+        raise OptionError.make(scope, "verify", expected="True, False or 'thorough'", got=repr(verify))
+    return (THOROUGH if verify == "thorough" else Effort()) if verify else None
 
 
 @dataclass(frozen=True)

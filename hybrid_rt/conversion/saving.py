@@ -63,7 +63,7 @@ def save_hybrid(
         BundleError: the file can't be written.
     """
     with steps.step("save"):
-        description, record = golden.pack(checks.golden if output.golden else None)
+        description, record = golden.pack(checks.golden, golden.NOT_REPEATED) if output.golden else golden.pack(None)
         manifest = _manifest(hybrid, profile, checks, Golden.from_json(description), class_names)
         archive.save(hybrid.module, output.path, manifest, record)
     measurement, reason = None, "not asked for"

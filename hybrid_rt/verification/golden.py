@@ -19,7 +19,7 @@ from .. import _native
 from ..bundle import archive
 from ..common.errors import BundleError, CaptureError
 from ..common.structure import structure_of
-from ..common.tensor_tree import Node, build, fold, map_tensors
+from ..common.tensor_tree import Node, build, fold, map_tensors, plain
 from .boxes import detections_of
 from .plain_values import holds_tensors_only
 from .thresholds import Thresholds
@@ -86,33 +86,52 @@ class GoldenCheck:
 class SampleChoice:
     """Chooses the golden sample of a conversion; a ``watch`` for :func:`.verify.compare_modules`.
 
-    That is the first input on which the detector found boxes, else the first one.
+    That is the first input on which the detector found boxes, else the first one. An input whose result only the
+    detector itself can judge (see :mod:`.self_noise`) is passed over: on the target there is no detector.
     """
 
-    def __init__(self, example_inputs: tuple[Any, ...], result: Any) -> None:
+    def __init__(self, example_inputs: tuple[Any, ...], result: Any, thresholds: Thresholds) -> None:
         """``result``: what the detector found on the example, which is taken if nothing was compared."""
         self._inputs, self._expected = example_inputs, result
-        self._compared = False
+        self._thresholds = thresholds
+        self._compared = self._is_judged = False
 
     def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
         """Takes what was compared."""
-        if not self._compared or (_boxes_in(expected) and not _boxes_in(self._expected)):
-            self._inputs, self._expected = arguments, expected
         self._compared = True
+        compared = _native.compare_results(plain(expected), plain(found), self._thresholds.to_native(), "golden sample")
+        if compared.failures:
+            return
+        if not self._is_judged or (_boxes_in(expected) and not _boxes_in(self._expected)):
+            self._inputs, self._expected = arguments, expected
+        self._is_judged = True
 
-    def sample(self, precision: str, thresholds: Thresholds) -> GoldenSample:
-        """Returns what was chosen, with the precision and the thresholds of the conversion."""
-        return GoldenSample(self._inputs, self._expected, precision, thresholds, self._compared)
+    def sample(self, precision: str) -> GoldenSample | None:
+        """Returns what was chosen, with the precision and the thresholds of the conversion; None: see the class."""
+        if self._compared and not self._is_judged:
+            return None
+        return GoldenSample(self._inputs, self._expected, precision, self._thresholds, self._compared)
 
 
 def _boxes_in(result: Any) -> int:
     return sum(len(picture["boxes"]) for picture in detections_of(result) or [])
 
 
-def pack(golden: GoldenSample | None) -> tuple[dict[str, Any], bytes | None]:
-    """What goes into the manifest, and the record's bytes. A sample that can't be stored is replaced by the reason."""
+NOT_REPEATED = "its result is not finite, or rounding decides on it: no target can judge it without the detector"
+"""Why a conversion has no golden sample though one was asked for."""
+
+
+def pack(
+    golden: GoldenSample | None, absent: str = "switched off by golden=False"
+) -> tuple[dict[str, Any], bytes | None]:
+    """What goes into the manifest, and the record's bytes. A sample that can't be stored is replaced by the reason.
+
+    Args:
+        golden: the sample; None: there is none.
+        absent: why there is none.
+    """
     if golden is None:
-        return {"absent": "switched off by golden=False"}, None
+        return {"absent": absent}, None
     pictures = detections_of(golden.expected)
     if pictures is not None and not any(len(picture["boxes"]) for picture in pictures):
         return {"absent": "the detector found no box on the example, so that there is nothing to compare"}, None

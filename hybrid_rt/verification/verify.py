@@ -21,6 +21,7 @@ from . import coco
 from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset, DatasetComparison, Truth
 from .plain_values import without_plain_values
+from .self_noise import Rerun, equal_but_for_noise, reconciled, with_noise, without_shared_specials
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
 __all__ = [
@@ -61,7 +62,8 @@ class TensorError:
 class Verification:
     """The comparison's result; ``failures`` is empty if the hybrid passed.
 
-    ``not_run`` names the variants that can't run on this machine, and so were not compared, with the reason.
+    ``not_run`` names what was not compared, with the reason: variants that can't run on this machine, and outputs that
+    the detector itself does not repeat on inputs with noise of a rounding's size.
     ``dataset`` is the mAP of both on annotated pictures, if some were given.
     """
 
@@ -103,7 +105,7 @@ class Verification:
         return found
 
     def skip(self, reasons: Iterable[str]) -> None:
-        """Notes variants that can't run on this machine."""
+        """Notes what was not compared."""
         self.not_run += reasons
 
     def to_json(self) -> dict[str, Any]:
@@ -136,11 +138,40 @@ def _known(record: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare_tensors(
-    engine: str, names: Sequence[str], expected: Sequence[Tensor], got: Sequence[Tensor], backend: str = ""
+    engine: str,
+    names: Sequence[str],
+    expected: Sequence[Tensor],
+    got: Sequence[Tensor],
+    backend: str = "",
+    rerun: Callable[[int], Sequence[Tensor]] | None = None,
+    limit: float = THRESHOLDS["fp32"].relative_error,
 ) -> list[TensorError]:
-    """Relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong."""
-    found = (_native.output_error(*one) for one in zip(names, expected, got, strict=True))
-    return [TensorError(engine, error.output, error.relative_error, error.cosine, backend) for error in found]
+    """Returns relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong.
+
+    Where both sides have the same infinity, or NaN, they are equal.
+
+    Args:
+        engine: its name.
+        names: of the outputs.
+        expected: the segment's outputs.
+        got: the engine's.
+        backend: of the engine's variant.
+        rerun: runs the segment on its inputs with noise, see :mod:`.self_noise`. None: every output has to be equal.
+        limit: above this error ``rerun`` is asked. Outputs that the segment itself does not repeat are left out.
+    """
+    pairs = [without_shared_specials(*pair) for pair in zip(expected, got, strict=True)]
+    found = [_native.output_error(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+    undetermined: frozenset[int] = frozenset()
+    if rerun is not None and not all(error.relative_error <= limit for error in found):
+        known = reconciled(expected, got, rerun, limit)
+        undetermined = known.undetermined
+        pairs = [without_shared_specials(*pair) for pair in zip(expected, known.found, strict=True)]
+        found = [_native.output_error(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+    return [
+        TensorError(engine, error.output, error.relative_error, error.cosine, backend)
+        for i, error in enumerate(found)
+        if i not in undetermined
+    ]
 
 
 _TENSORS_ONLY = (
@@ -149,22 +180,77 @@ _TENSORS_ONLY = (
 )
 
 
-def compare_results(verification: Verification, expected: Any, got: Any, thresholds: Thresholds, where: str) -> None:
+def compare_results(
+    verification: Verification,
+    expected: Any,
+    got: Any,
+    thresholds: Thresholds,
+    where: str,
+    rerun: Rerun | None = None,
+) -> bool:
     """Adds the comparison of one call's results: boxes if they are detections, else every tensor.
+
+    Args:
+        verification: takes what is found.
+        expected: what the detector returned.
+        got: what the hybrid returned.
+        thresholds: what counts as equal.
+        where: begins each text.
+        rerun: runs the detector on its inputs with noise, see :mod:`.self_noise`. None: by the rule of the target
+            alone, as the golden sample is compared.
+
+    Returns:
+        Whether anything was compared: not so if the detector itself repeats nothing of its result.
 
     Raises:
         CaptureError: they are not detections, and hold something else than tensors.
     """
-    if detections_of(expected) is None or detections_of(got) is None:
+    are_detections = detections_of(expected) is not None and detections_of(got) is not None
+    if not are_detections:
         for value in (expected, got):
             structure_of(value, f"the detector's result for {where}, result", remedy=_TENSORS_ONLY)
-    found = _native.compare_results(plain(expected), plain(got), thresholds.to_native(), where)
+    native = thresholds.to_native()
+    found = _native.compare_results(plain(expected), plain(got), native, where)
+    undetermined: list[str] = []
+    is_excused = False
+    if found.failures and rerun is not None:
+        if are_detections:
+            is_excused = equal_but_for_noise(expected, got, rerun, thresholds, where)
+        else:
+            expected, got, undetermined = _reconciled_results(expected, got, rerun, thresholds, where)
+            found = _native.compare_results(plain(expected), plain(got), native, where)
     verification.pictures += map(BoxMatch.from_native, found.pictures)
     verification.tensors += (
-        TensorError(where, error.output, error.relative_error, error.cosine) for error in found.outputs
+        TensorError(where, error.output, error.relative_error, error.cosine)
+        for error in found.outputs
+        if error.output not in undetermined
     )
-    for failure in found.failures:
+    verification.skip(f"{where}, output '{name}': {UNDETERMINED}" for name in undetermined)
+    for failure in found.failures if not is_excused else ():
         verification.fail(failure.text, "" if failure.severity is None else "picture", failure.severity or 0.0)
+    return not undetermined or len(undetermined) < len(found.outputs)
+
+
+UNDETERMINED = "the detector itself returns something else on the same input with noise of 1e-6"
+"""Why an output was not compared."""
+
+
+def _reconciled_results(
+    expected: Any, got: Any, rerun: Rerun, thresholds: Thresholds, where: str
+) -> tuple[Any, Any, list[str]]:
+    """Both results, in one order and without the infinities that they share, and the outputs that are undetermined."""
+    structure = structure_of(expected, where)
+    if structure != structure_of(got, where):
+        return expected, got, []
+    wanted, had = list(structure.flatten(expected)), list(structure.flatten(got))
+    known = reconciled(wanted, had, lambda seed: list(structure.flatten(rerun(seed))), thresholds.relative_error)
+    pairs = [without_shared_specials(*pair) for pair in zip(wanted, known.found, strict=True)]
+    names = list(structure.names("output"))
+    return (
+        structure.unflatten(iter([a for a, _ in pairs])),
+        structure.unflatten(iter([b for _, b in pairs])),
+        [names[i] for i in sorted(known.undetermined)],
+    )
 
 
 def add_tensor_failures(verification: Verification, errors: Sequence[TensorError], thresholds: Thresholds) -> None:
@@ -239,22 +325,33 @@ def compare_modules(
     comparison: with the arguments, what the detector found, what the hybrid found.
     """
     verification = Verification(precision)
+    compared: list[bool] = []
     with torch.no_grad():
         for i, arguments in enumerate(inputs):
             # Copies, as either may change its inputs.
             expected = known[i] if i < len(known) else detector(*map_tensors(arguments, Tensor.clone))
             found = hybrid(*map_tensors(arguments, Tensor.clone))
             where = f"input {i}"
-            tensors = without_plain_values(expected, found, where, thresholds.relative_error)
-            for difference in tensors[2]:
+            wanted, had, differences = without_plain_values(expected, found, where, thresholds.relative_error)
+            for difference in differences:
                 verification.fail(difference, "picture", math.inf)
-            compare_results(verification, tensors[0], tensors[1], thresholds, where)
+
+            def rerun(seed: int, arguments: tuple[Any, ...] = arguments) -> Any:
+                again = detector(*with_noise(arguments, seed))
+                return without_plain_values(again, again, "", thresholds.relative_error)[0]
+
+            compared.append(compare_results(verification, wanted, had, thresholds, where, rerun))
             if watch is not None:
                 watch(arguments, opened(expected), found)
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
             "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "
             "verify=False"
+        )
+    if compared and not any(compared):
+        verification.fail(
+            f"{UNDETERMINED}, for every input, so that nothing was compared: give verify_inputs= on which "
+            "it repeats its result, or verify=False"
         )
     return verification
 

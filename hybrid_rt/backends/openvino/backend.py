@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...capture.wide_numbers import wide_numbers
 from ...common.errors import BackendError
 from ...common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
@@ -56,6 +57,16 @@ class OpenVINOBackend(Backend):
         """Converts the segment to OpenVINO's intermediate representation."""
         import openvino
 
+        found = wide_numbers(program)
+        if found:  # the CPU plug-in computes both in 32 bits, and does not say so
+            raise BackendError.make(
+                self.name,
+                f"segment '{program.name}'",
+                expected="numbers that fit into 32 bits",
+                got=found,
+                remedy="Leave that to the head by naming smaller submodules in segments=, convert it to int32 or "
+                "float32 before the segment if its values are small, or take an engine that has 64 bits.",
+            )
         frozen = jit.freeze(program.traced())
         try:
             model = openvino.convert_model(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...capture.program import FlatCall
+from ...capture.program import FlatCall, Program
 from ...capture.second_size import tiled
+from ...capture.size_samples import Effort, within_time
 from ...common.errors import BackendError, VerificationError
 from ...common.latency import benchmark
 from ...common.progress import Steps
-from ...common.specs import ArtifactSpec
+from ...common.specs import Artifact, ArtifactSpec
 from ...torchscript.engine import Engine
+from ...verification.self_noise import with_noise
 from ...verification.verify import (
+    UNDETERMINED,
     TensorError,
     Thresholds,
     Verification,
@@ -79,17 +83,50 @@ def _run_on(device: str, engine: Engine, call: FlatCall) -> list[Tensor]:
     return [tensor.cpu() for tensor in outputs]
 
 
+_EFFORT = Effort()
+
+_CONDITIONS = "conditions"
+"""The blob of an engine that checks further conditions on sizes at each call (docs/format.md)."""
+
+
+def _compare_call(
+    program: Program, artifact: Artifact, engine: Engine, call: FlatCall, label: str, limit: float
+) -> list[TensorError]:
+    def rerun(seed: int) -> Sequence[Tensor]:
+        return program.run(with_noise(call.inputs, seed))
+
+    names = [output.name for output in program.outputs]
+    try:
+        got = _run_on(artifact.spec.device, engine, call)
+    except RuntimeError:
+        if any(call is known for known in program.calls):
+            raise
+        if artifact.blobs.get(_CONDITIONS) is not None and artifact.blobs[_CONDITIONS].numel():
+            return []  # it takes some sizes of the ranges, and says so in each call
+        got = [torch.empty(0)] * len(names)
+    errors = compare_tensors(program.name, names, call.outputs, got, label, rerun, limit)
+    size = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.inputs)
+    return [
+        error if error.relative_error <= limit else replace(error, backend=f"{label} at {size}") for error in errors
+    ]
+
+
 def compare_variants(
-    build: EngineBuild, advance: Callable[[], None] = lambda: None
+    build: EngineBuild,
+    thresholds: Thresholds | None = None,
+    advance: Callable[[], None] = lambda: None,
+    effort: Effort = _EFFORT,
 ) -> tuple[list[tuple[ArtifactSpec, list[TensorError]]], list[str]]:
     """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
 
     Args:
         build: the engine, which is left on its best variant; the calls of its program hold what is expected.
+        thresholds: what counts as equal; None: by each variant's precision.
         advance: called before each variant.
+        effort: how much time each variant may take at further sizes.
 
     Returns:
-        For each variant the errors of each output, and for each that can't run here the reason.
+        For each variant the errors of each output, and for what was not compared the reason.
 
     Raises:
         BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. What is for
@@ -110,12 +147,21 @@ def compare_variants(
         except BackendError as error:
             not_run.append(f"engine '{program.name}', {label}: {error}")
             continue
+        limit = (thresholds or thresholds_of(spec.precision)).relative_error
         errors = [
             error
-            for call in program.calls
-            for error in compare_tensors(program.name, names, call.outputs, _run_on(spec.device, engine, call), label)
+            for call in (*program.calls, *within_time(program.sizes, effort))
+            for error in _compare_call(program, artifact, engine, call, label, limit)
         ]
         compared.insert(0, (spec, errors))
+        missing = set(names) - {error.output for error in errors}
+        if missing:  # by no call is it shown to be right
+            call = program.calls[0]
+            raw = compare_tensors(program.name, names, call.outputs, _run_on(spec.device, engine, call), label)
+            errors += [error for error in raw if error.output in missing]
+            not_run += [
+                f"engine '{program.name}', {label}, output '{name}': {UNDETERMINED}" for name in sorted(missing)
+            ]
     if not compared and any(artifact.spec.device == "cpu" for artifact in artifacts):
         prepare(engine, emulate_precision=True)  # raises, with every variant's reason
     return compared, not_run
@@ -134,14 +180,16 @@ def add_variants(
         add_tensor_failures(verification, errors, thresholds or thresholds_of(spec.precision))
 
 
-def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresholds | None, scope: str) -> Verification:
+def require_same_outputs(
+    build: EngineBuild, precision: str, thresholds: Thresholds | None, scope: str, effort: Effort = _EFFORT
+) -> Verification:
     """:func:`compare_variants`, where nothing but the module itself says what is right.
 
     Raises:
         VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
     verification = Verification(precision)
-    compared, not_run = compare_variants(build)
+    compared, not_run = compare_variants(build, thresholds, effort=effort)
     add_variants(verification, compared, not_run, thresholds)
     if not verification.passed:
         raise VerificationError.make(

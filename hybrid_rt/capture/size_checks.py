@@ -1,0 +1,78 @@
+"""Whether a recorded segment is right at sizes other than the example's: Python computes from sizes, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..common.errors import CaptureError
+from .program import FlatCall, Program
+from .size_samples import Effort, within_time
+
+_ALLOWED = 1e-3
+"""Relative error: what TorchScript computes is what the segment does, but for the order of additions."""
+
+
+def right_at_sizes(program: Program, effort: Effort) -> Program:
+    """Returns the program if what was recorded of it is right at further sizes.
+
+    Raises:
+        CaptureError: it is right at the example's size only; the text says at which size it is not.
+    """
+    if all(spec.is_static for spec in program.inputs):
+        return program
+    calls = [call for call in (*program.calls, *program.sizes) if _sizes(call) != _sizes(program.calls[0])]
+    wrong = first_wrong(program.traced(), calls, effort)
+    if not wrong:
+        return program
+    if calls:
+        # A grid that the module keeps for the size of its last call is a constant in a recording at that size, and is
+        # computed in one at another size.
+        program.run(calls[0].inputs)
+        program = replace(program)
+        if not first_wrong(program.traced(), calls, effort):
+            return program
+    raise CaptureError.make(
+        "capture",
+        f"segment '{program.name}'",
+        expected="a recording on " + _sizes(program.calls[0]) + " that is right for every size of its ranges",
+        got=wrong,
+        remedy="Its Python code computes from sizes (such as max(height, width), padding behind an 'if', a factor as "
+        "a number) or keeps an attribute, such as a grid, for one size. Narrow the sizes with shapes=, leave that code "
+        "to the head by naming smaller submodules in segments=, or compute sizes in the detector and pass them on.",
+    )
+
+
+def first_wrong(module: torch.jit.ScriptModule, calls: Sequence[FlatCall], effort: Effort) -> str:
+    """Returns what a module of flat tensors does otherwise than in the recorded calls, and at which size."""
+    for call in within_time(calls, effort):
+        try:
+            with torch.no_grad():
+                found = module(*(tensor.clone() for tensor in call.inputs))
+        except RuntimeError as error:
+            return f"at {_sizes(call)} {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        for i, (wanted, had) in enumerate(zip(call.outputs, found, strict=True)):
+            difference = _difference(wanted, had)
+            if difference:
+                return f"at {_sizes(call)} another result, output {i}: {difference}"
+    return ""
+
+
+def _difference(wanted: Tensor, had: Tensor) -> str:
+    if wanted.shape != had.shape:
+        return f"size {_written(had)} instead of {_written(wanted)}"
+    special = ~wanted.isfinite() if wanted.is_floating_point() else torch.zeros_like(wanted, dtype=torch.bool)
+    error = _native.output_error("", wanted.masked_fill(special, 0), had.masked_fill(special, 0)).relative_error
+    return "" if error <= _ALLOWED else f"relative error {error:.3g}"
+
+
+def _sizes(call: FlatCall) -> str:
+    return ", ".join(map(_written, call.inputs))
+
+
+def _written(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))

@@ -1,0 +1,164 @@
+"""The sizes at which segments are compared beside the example's: drawn from the ranges, the same in each process."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common.specs import UNBOUNDED
+from ..common.tensor_tree import images_in, map_images, map_tensors
+from .probe_inputs import resizing_to_smaller, to_size
+from .recordings import HeadOperators, Recorded, recording
+from .second_size import in_proportion, tiled
+from .shapes import Range, Shapes
+
+_PRIMES = (13, 29, 37, 53, 61, 83, 97, 113, 149, 199, 241, 307, 401, 509)
+_STRIDES = (32, 16, 8)
+
+_LARGEST_AREA = 1 << 20
+"""Pixels: a larger image costs seconds and shows no more."""
+
+_SEED = 16
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time the comparison at further sizes may take.
+
+    Attributes:
+        seconds: for all sizes of a conversion together, the detector's own runs; each variant of an engine may take as
+            long again.
+        least: so many sizes are looked at in any case.
+        most: no more are drawn.
+    """
+
+    seconds: float = 1.0
+    least: int = 4
+    most: int = 16
+
+
+THOROUGH = Effort(seconds=60.0, least=24, most=160)
+
+
+def drawn_sizes(heights: Range, widths: Range, most: int) -> list[tuple[int, int]]:
+    """Draws image sizes (height, width) from ranges, what tells most first.
+
+    That is: the corners, odd and prime sizes, those beside the multiples of usual strides, each higher than wide and
+    wider than high; then any.
+    """
+    draw = random.Random(_SEED)
+    (low_h, high_h), (low_w, high_w) = heights, widths
+    near_h, near_w = _near(heights), _near(widths)
+    found = [(low_h, high_w), (high_h, low_w)]
+    for i in range(most):
+        one, other = near_h[i % len(near_h)], near_w[(i * 3 + 1) % len(near_w)]
+        found += [(one, other), (_inside(other, heights), _inside(one, widths))]
+        found.append((draw.randint(low_h, high_h), draw.randint(low_w, high_w)))
+    small = [size for size in dict.fromkeys(found) if size[0] * size[1] <= max(_LARGEST_AREA, low_h * low_w)]
+    return small[:most]
+
+
+def _near(limits: Range) -> list[int]:
+    """The telling sizes of a range, in a mixed order that is always the same."""
+    low, high = limits
+    beside = [k * stride + d for stride in _STRIDES for k in range(1, 1 + 640 // stride) for d in (1, -1)]
+    found = [size for size in dict.fromkeys([*_PRIMES, *beside]) if low <= size <= high]
+    random.Random(_SEED).shuffle(found)
+    return found or list(dict.fromkeys([low, (low + high) // 2, high]))
+
+
+def _inside(size: int, limits: Range) -> int:
+    return min(max(size, limits[0]), limits[1])
+
+
+def sized_runs(
+    detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | None, most: int
+) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
+    """Yields a detector and its arguments at each further size that it may be given, what tells most first.
+
+    Args:
+        detector: one that resizes its images itself is replaced by one that resizes them to less, as in
+            :func:`.probe_inputs.samples_of`.
+        example: its arguments.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. None: any, if the detector resizes; else the example's
+            alone, for which nothing is yielded.
+        most: so many at most.
+    """
+    images = images_in(example)
+    if not images:
+        return
+    height, width = images[0].shape[-2:]
+    if hasattr(getattr(detector, "transform", None), "min_size"):
+        smaller = resizing_to_smaller(detector)
+        for size in drawn_sizes((61, 199), (61, 199), most):
+            yield smaller, map_images(example, to_size(size))
+        return
+    if isinstance(shapes, Mapping):
+        sizes = drawn_sizes(shapes.get("height", (height, height)), shapes.get("width", (width, width)), most)
+        low, high = shapes.get("batch", (0, 0))
+        batches = list(dict.fromkeys([min(high, low + 2), low, min(high, low + 1)])) if high > 1 else []
+        for i in range(max(len(sizes), len(batches))):
+            change = to_size(sizes[i % len(sizes)])
+            batch = batches[i % len(batches)] if batches else 0
+            yield detector, map_images(example, lambda image: _batched(change(image), batch))  # noqa: B023
+        return
+    for size in list(shapes or [])[:most]:
+        yield detector, map_images(example, to_size(size))
+
+
+def _batched(image: Tensor, batch: int) -> Tensor:
+    return tiled(image, (batch, *image.shape[1:])) if image.dim() == 4 and batch else image
+
+
+def record_sizes(
+    runs: Iterator[tuple[nn.Module, tuple[Any, ...]]], names: Sequence[str], effort: Effort
+) -> list[Recorded]:
+    """Records segments at further sizes until the time is up. A size that the detector does not take is passed over."""
+    recorded: list[Recorded] = []
+    deadline = time.monotonic() + effort.seconds
+    for detector, arguments in runs:
+        if len(recorded) >= effort.least and time.monotonic() > deadline:
+            break
+        try:
+            with torch.no_grad(), HeadOperators(), recording(detector, names) as run:
+                detector(*map_tensors(arguments, Tensor.clone))
+        except Exception:  # whatever the detector's code raises: what it refuses, the hybrid may refuse
+            continue
+        recorded.append(run)
+    return recorded
+
+
+def sized_inputs(
+    inputs: Sequence[Tensor], ranges: Sequence[Sequence[Range]], most: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields inputs of a module at further sizes inside of their ranges, the first one's in :func:`drawn_sizes`.
+
+    The others keep their proportion to the first one; where they can't, there is nothing to yield.
+    """
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    if len(shapes[0]) != 4:
+        return
+    closed = [
+        (low, high if high != UNBOUNDED else max(size * 2, low + 64))
+        for size, (low, high) in zip(shapes[0], ranges[0], strict=True)
+    ]
+    batches = list(dict.fromkeys([closed[0][0], min(closed[0][1], closed[0][0] + 2)]))
+    for i, size in enumerate(drawn_sizes(closed[2], closed[3], most)):
+        found = in_proportion(shapes, (batches[i % len(batches)], shapes[0][1], *size), ranges)
+        if found is not None:
+            yield tuple(map(tiled, inputs, found))
+
+
+def within_time(calls: Sequence[Any], effort: Effort) -> Iterator[Any]:
+    """Yields the calls until the time is up, the least number of them in any case."""
+    deadline = time.monotonic() + effort.seconds
+    for i, call in enumerate(calls):
+        if i >= effort.least and time.monotonic() > deadline:
+            return
+        yield call

@@ -1,0 +1,137 @@
+"""Whether a detector keeps something from call to call: a bundle answers each image as if it were the first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import CaptureError
+from ..common.tensor_tree import leaves, map_tensors
+
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has: no state of the user's."""
+
+_SAME = 1e-4
+"""Relative: a detector repeats its own result to the bit, unless its sums are made in another order."""
+
+
+class StateWatch:
+    """The buffers and attributes of a detector as they were: says what changed, and puts it back."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        """``detector``: before its first run."""
+        self._detector = detector
+        self._before = {place: (value, _kept(value)) for place, value in _places(detector)}
+
+    def changed(self) -> list[str]:
+        """Returns which buffers and attributes have other values now, for people: ``buffer 'previous'``."""
+        now = dict(_places(self._detector))
+        names = []
+        for place in {**self._before, **now}:
+            module, kind, key = place
+            was = self._before[place][1] if place in self._before else None
+            if not _equal(was, now.get(place)):
+                names.append(f"{kind} '{f'{module}.{key}' if module else key}'")
+        return names
+
+    def restore(self) -> None:
+        """Puts every value back; a tensor that was written into is the same object as before."""
+        modules = dict(self._detector.named_modules())
+
+        def holder(module: str, kind: str) -> dict[str, Any]:
+            return cast(dict[str, Any], modules[module]._buffers if kind == "buffer" else vars(modules[module]))
+
+        for place, value in list(_places(self._detector)):
+            module, kind, key = place
+            held = holder(module, kind)
+            if place not in self._before:
+                del held[key]
+                continue
+            original, kept = self._before[place]
+            if isinstance(original, Tensor) and not _equal(kept, original):
+                with torch.no_grad():
+                    original.copy_(kept)
+            if not isinstance(original, Tensor) and not _equal(kept, original):
+                original = kept
+            if value is not original:
+                held[key] = original
+        for (module, kind, key), (original, _) in self._before.items():
+            holder(module, kind).setdefault(key, original)
+
+    def require_none(self, example: tuple[Any, ...], result: Any) -> None:
+        """Finds out whether what changed makes another result of the same input.
+
+        A grid that is kept for the last size does not; the features of the last image do.
+
+        Args:
+            example: of the detector.
+            result: what it found on it, before other inputs.
+
+        Raises:
+            CaptureError: it does; the text names the buffers and attributes.
+        """
+        names = self.changed()
+        if not names:
+            return
+        with torch.no_grad():
+            again = self._detector(*map_tensors(example, Tensor.clone))
+        if _same_results(result, again):
+            return
+        raise CaptureError.make(
+            "convert",
+            f"detector {type(self._detector).__name__}",
+            expected="the same result for the same input, whatever came before",
+            got=f"another one after other images: it keeps state in {', '.join(names)}",
+            remedy="A bundle serves images of many sources at once, each as the first. Pass the state in and out as "
+            "arguments and results, or convert the part of the detector that keeps none.",
+        )
+
+
+def _places(detector: nn.Module) -> Iterator[tuple[tuple[str, str, str], Any]]:
+    """Yields (module, kind, name) and value of everything that a forward could keep something in; no weights."""
+    for module_name, module in detector.named_modules():
+        for key, buffer in module._buffers.items():
+            yield (module_name, "buffer", key), buffer
+        for key, value in vars(module).items():
+            if key not in _OWN and all(_is_value(leaf) for leaf in leaves(value)):
+                yield (module_name, "attribute", key), value
+
+
+def _is_value(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, (Tensor, bool, int, float, str))
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else map_tensors(copy.copy(value), Tensor.clone)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    first, second = list(leaves(one)), list(leaves(other))
+    return len(first) == len(second) and all(map(_equal_leaves, first, second))
+
+
+def _equal_leaves(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other or one != one)
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if one.layout != torch.strided:
+        one, other = one.to_dense(), other.to_dense()
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _same_results(one: Any, other: Any) -> bool:
+    first, second = list(leaves(one)), list(leaves(other))
+    if len(first) != len(second):
+        return False
+    for a, b in zip(first, second, strict=True):
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point():
+            if a.shape != b.shape or not torch.allclose(a, b, rtol=_SAME, atol=_SAME, equal_nan=True):
+                return False
+        elif (isinstance(a, Tensor) or _is_value(a)) and not _equal_leaves(a, b):
+            return False
+    return True

@@ -1,0 +1,119 @@
+"""Finds numbers of 64 bits in a segment, for engines that compute with 32: they wrap without an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..common.tensor_tree import tensors_in
+from .program import Program
+from .side_effects import user_line
+
+_SMALL = 2**24
+"""Whole numbers that a segment makes of floats, as indices, are taken for small if no recorded one is above it."""
+
+_BY_INDEX = {
+    "aten::embedding",
+    "aten::gather",
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::index_select",
+    "aten::one_hot",
+    "aten::scatter",
+    "aten::scatter_",
+    "aten::scatter_add",
+    "aten::take",
+}
+"""Operators whose index is as small as what it is an index of."""
+
+_MOVES = {"aten::clone", "aten::cat", "aten::stack", "aten::repeat", "aten::copy_", "aten::_reshape_copy"}
+
+_ZERO_TESTS = {"aten::eq", "aten::ne"}
+
+
+def wide_numbers(program: Program) -> str:
+    """Returns what a segment computes with numbers of 64 bits, with the line; empty if nothing.
+
+    An index of any origin is small. Whole numbers that come in, such as timestamps, may be of any size, whatever the
+    example's are; those that are made of floats are judged by the recorded calls.
+    """
+    for spec in (*program.inputs, *program.outputs):
+        if spec.dtype == "float64":
+            return f"'{spec.name}' in float64"
+    for call in program.calls:
+        watch = _Watch(call.inputs)
+        with watch:
+            outputs = program.run(call.inputs)
+        watch.see_results(outputs, [spec.name for spec in program.outputs])
+        if watch.finding:
+            return watch.finding
+    return ""
+
+
+class _Watch(TorchDispatchMode):
+    """Follows whole numbers of 64 bits from where they come in, or are made of floats, to what they are used for."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.finding = ""
+        self._given = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int64}
+        self._made: dict[int, Tensor] = {}
+
+    def see_results(self, outputs: tuple[Tensor, ...], names: list[str]) -> None:
+        for tensor, name in zip(outputs, names, strict=True):
+            if not self.finding and id(tensor) in self._given:
+                self.finding = f"the output '{name}', whole numbers in int64 that come in"
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each operator."""
+        result = operator(*args, **(kwargs or {}))
+        if not self.finding:
+            self._see(operator._schema, args, list(tensors_in((args, kwargs or {}))), list(tensors_in(result)))
+        return result
+
+    def _see(self, schema: Any, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor]) -> None:
+        name = schema.name
+        if any(tensor.dtype == torch.float64 and tensor.dim() for tensor in (*given, *made)):
+            self._note(f"{name} in float64")
+            return
+        whole = [tensor for tensor in made if tensor.dtype == torch.int64]
+        from_input = any(id(tensor) in self._given for tensor in given)
+        if any(id(tensor) in self._made for tensor in given) or (whole and _has_floats(given)):
+            self._made.update((id(tensor), tensor) for tensor in whole)
+            if any(tensor.numel() and int(tensor.abs().max()) > _SMALL for tensor in whole):
+                self._note(f"{name} with large whole numbers in int64")
+        if not from_input:
+            return
+        is_moved = name in _MOVES or any(output.alias_info is not None for output in schema.returns)
+        if name in _BY_INDEX:
+            first = next(iter(tensors_in(args[:1])), None)
+            is_moved = first is not None and id(first) in self._given
+            if not is_moved:
+                return
+        if is_moved:
+            self._given.update((id(tensor), tensor) for tensor in whole)
+        elif not (_is_bounded(name, args) or _is_zero_test(name, args, made)):
+            self._note(f"{name} with whole numbers in int64 that come in")
+
+    def _note(self, what: str) -> None:
+        self.finding = f"{what} ({user_line()})"
+
+
+def _is_zero_test(name: str, args: tuple[Any, ...], made: list[Tensor]) -> bool:
+    """A mask of 0 and 1 that is cast to bool, or compared with one of them."""
+    is_compared = name in _ZERO_TESTS and not isinstance(args[1], Tensor)
+    return is_compared or (name == "aten::_to_copy" and all(tensor.dtype == torch.bool for tensor in made))
+
+
+def _has_floats(given: list[Tensor]) -> bool:
+    return any(tensor.is_floating_point() for tensor in given)
+
+
+def _is_bounded(name: str, args: tuple[Any, ...]) -> bool:
+    return name == "aten::clamp" and len(args) == 3 and all(isinstance(x, int) and abs(x) < 2**31 for x in args[1:])

@@ -1,0 +1,211 @@
+"""What a detector itself does not repeat: its own results on inputs with noise of a rounding's size are the reference.
+
+Near-ties change places in a sorted result, a top-k over equal scores picks others, InstanceNorm blows the rounding of
+an even image up to full range. There the hybrid may differ as the detector differs from itself, and no further. The
+rule of what is equal stays the one in cpp/src/verify; here results are put in order before they come to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..common.tensor_tree import map_tensors, plain
+from .thresholds import Thresholds
+
+NOISE = 1e-6
+"""Of an input's greatest value: some roundings of fp32, a thousandth of what its thresholds allow in a result."""
+
+Rerun = Callable[[int], Any]
+"""Runs the detector once more on the same inputs with noise; the number is the seed."""
+
+_RUNS = 3
+_MOST_ROWS = 2000
+
+_THIN = 1.0
+"""Pixels. The overlap of boxes that are thinner says nothing: it is that of their rounding errors."""
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """A result of the hybrid in the detector's own order.
+
+    Attributes:
+        found: the tensors, in the place of the hybrid's.
+        undetermined: the outputs of which the detector repeats nothing, so that nothing of them was compared.
+    """
+
+    found: list[Tensor]
+    undetermined: frozenset[int] = frozenset()
+
+
+def with_noise(values: Any, seed: int) -> Any:
+    """Returns copies of inputs, with noise of :data:`NOISE` in those of floats; others are copied as they are."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor.clone()
+        greatest = float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
+        noise = torch.rand(tensor.shape, generator=generator) * 2 - 1
+        return tensor + (noise * (NOISE * greatest)).to(tensor)
+
+    return map_tensors(values, noisy)
+
+
+def without_shared_specials(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both tensors with 0 where they have the same infinity, or both NaN: there they are equal."""
+    if not expected.is_floating_point() or expected.shape != found.shape or expected.dtype != found.dtype:
+        return expected, found
+    same = (expected.isinf() & (expected == found)) | (expected.isnan() & found.isnan())
+    if not bool(same.any()):
+        return expected, found
+    return expected.masked_fill(same, 0.0), found.masked_fill(same, 0.0)
+
+
+def reconciled(
+    expected: Sequence[Tensor], found: Sequence[Tensor], rerun: Callable[[int], Sequence[Tensor]], limit: float
+) -> Reconciled:
+    """Puts the rows of a hybrid's outputs in the detector's order, where the detector itself does not keep it.
+
+    Args:
+        expected: the detector's outputs.
+        found: the hybrid's.
+        rerun: the detector's outputs on inputs with noise.
+        limit: greatest relative error of outputs that are equal.
+
+    Returns:
+        The hybrid's outputs as they are, unless the detector's own differ too. Then rows that are one of the detector's
+        stand where that does. Rows without a partner count as equal if the detector loses as many by the noise.
+    """
+    as_it_is = Reconciled(list(found))
+    if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
+        return as_it_is
+    differing = [i for i, pair in enumerate(zip(expected, found, strict=True)) if _error(*pair) > limit]
+    if not differing:
+        return as_it_is
+    runs = [list(rerun(seed)) for seed in range(_RUNS)]
+    if any([tensor.shape for tensor in run] != [tensor.shape for tensor in expected] for run in runs):
+        return as_it_is
+    unstable = [i for i in range(len(expected)) if any(_error(expected[i], run[i]) > limit for run in runs)]
+    if not set(differing) <= set(unstable):
+        return as_it_is
+    is_undetermined = False
+    for axis in (1, 0):
+        sides = [_Rows.of(side, unstable, axis) for side in (expected, found, *runs)]
+        if sides[0] is None:
+            continue
+        wanted, had, *others = (side for side in sides if side is not None)
+        partners = wanted.partners(had, limit)
+        lost = int((partners < 0).sum())
+        lost_by_noise = max(int((wanted.partners(other, limit) < 0).sum()) for other in others)
+        if lost_by_noise == partners.numel():  # rows of the other axis may tell more
+            is_undetermined = True
+            continue
+        if lost > lost_by_noise:
+            return as_it_is
+        return Reconciled(
+            [_in_order(expected[i], x, partners, axis) if i in unstable else x for i, x in enumerate(found)]
+        )
+    if not is_undetermined:
+        return as_it_is
+    return Reconciled([expected[i] if i in unstable else x for i, x in enumerate(found)], frozenset(unstable))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Outputs as rows [batch, rows, values], each output in units of the detector's greatest value."""
+
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], chosen: Sequence[int], axis: int) -> _Rows | None:
+        """Returns the chosen outputs side by side; None if they do not have as many rows each along the axis."""
+        outputs = [tensors[i] for i in chosen]
+        if any(x.dim() <= axis for x in outputs) or len({x.shape[: axis + 1] for x in outputs}) != 1:
+            return None
+        batch = outputs[0].shape[0] if axis else 1
+        rows = outputs[0].shape[axis]
+        if not 0 < rows <= _MOST_ROWS or not batch:
+            return None
+        flat = [x.detach().cpu().double().nan_to_num(7.0, 7e9, -7e9).reshape(batch, rows, -1) for x in outputs]
+        scales = torch.cat([x.abs().max().clamp_min(1e-12).expand(x.shape[2]) for x in flat])
+        return cls(torch.cat(flat, dim=2), scales)
+
+    def partners(self, other: _Rows, limit: float) -> Tensor:
+        """Returns for each row the other's row that it is equal to, one to one, -1 for none: [batch, rows]."""
+        found = torch.full(self.values.shape[:2], -1, dtype=torch.int64)
+        for b, (ours, theirs) in enumerate(zip(self.values / self.scales, other.values / self.scales, strict=True)):
+            distances = torch.cdist(ours, theirs, p=float("inf"))
+            for i in range(len(ours)):
+                nearest = int(distances[i].argmin())
+                if float(distances[i, nearest]) <= limit:
+                    found[b, i] = nearest
+                    distances[:, nearest] = float("inf")
+        return found
+
+
+def _in_order(expected: Tensor, found: Tensor, partners: Tensor, axis: int) -> Tensor:
+    """The hybrid's rows in the places of their partners; the detector's own where there is none."""
+    placed = expected.clone()
+    if not axis:
+        kept = partners[0] >= 0
+        placed[kept] = found[partners[0][kept]]
+        return placed
+    for b, row in enumerate(partners):
+        kept = row >= 0
+        placed[b, kept] = found[b, row[kept]]
+    return placed
+
+
+def _error(expected: Tensor, found: Tensor) -> float:
+    error = _native.output_error("", *without_shared_specials(expected, found)).relative_error
+    return error if error == error else float("inf")
+
+
+def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thresholds, where: str) -> bool:
+    """Tells whether detections differ by no more than the detector's own do on inputs with noise.
+
+    Boxes thinner than a pixel are widened to one, on both sides: what is left of their overlap is rounding. Of images,
+    boxes, masks and keypoints that still differ there may be as many as the noise alone makes differ.
+    """
+    runs = [rerun(seed) for seed in range(_RUNS)]
+    native = thresholds.to_native()
+    if not any(_native.compare_results(plain(expected), plain(run), native, where).failures for run in runs):
+        return False
+    wanted, had = _widened(expected), _widened(found)
+    compared = _native.compare_results(plain(wanted), plain(had), native, where)
+    if not compared.failures:
+        return True
+    by_noise = [_native.compare_results(plain(wanted), plain(_widened(run)), native, where) for run in runs]
+    if not all(len(each.pictures) == len(compared.pictures) > 0 for each in by_noise):
+        return False
+    return all(
+        count <= max(_differing(each.pictures[i])[kind] for each in by_noise)
+        for i, picture in enumerate(compared.pictures)
+        for kind, count in enumerate(_differing(picture))
+    )
+
+
+def _differing(match: Any) -> tuple[int, int, int, int]:
+    """How many boxes of either side, masks and keypoints have no equal."""
+    lost = match.expected - match.matched - match.expected_at_cut
+    extra = match.found - match.matched - match.found_at_cut
+    return lost, extra, match.masks_differ, match.keypoints_differ
+
+
+def _widened(pictures: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    changed = []
+    for picture in pictures:
+        boxes = picture["boxes"].detach().double()
+        # Boxes in 0..1 have no pixels: a thousandth of the image stands for one.
+        least = _THIN if boxes.numel() and float(boxes.abs().max()) > 2 else _THIN / 1000
+        sides = (boxes[:, 2:] - boxes[:, :2]).clamp_min(least)
+        changed.append({**picture, "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + sides], dim=1)})
+    return changed

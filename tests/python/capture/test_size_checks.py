@@ -1,0 +1,204 @@
+"""At which sizes segments are compared, and what is found there: Python that computes from sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hybrid_rt
+from helpers.small_detectors import Alone
+from hybrid_rt import CaptureError, HybridRTError, OptionError
+from hybrid_rt.capture.size_samples import Effort, drawn_sizes, sized_inputs, sized_runs, within_time
+from hybrid_rt.common.specs import UNBOUNDED
+
+RANGES = {"height": (16, 64), "width": (16, 64)}
+
+
+class Convolution(nn.Module):
+    """A convolution after what ``prepare`` makes of the image."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.prepare = prepare
+        self.layer = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.prepare(x))
+
+
+def to_square(x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    side = max(height, width)
+    return F.pad(x, (0, side - width, 0, side - height))
+
+
+def letterboxed(x: Tensor) -> Tensor:
+    factor = 32 / max(x.shape[-2:])
+    return F.interpolate(x, size=[max(4, int(side * factor)) for side in x.shape[-2:]])
+
+
+def upright(x: Tensor) -> Tensor:
+    return x.transpose(2, 3) if x.shape[2] > x.shape[3] else x
+
+
+def to_windows(x: Tensor) -> Tensor:
+    down, right = -x.shape[2] % 8, -x.shape[3] % 8
+    return F.pad(x, (0, right, 0, down)) if down or right else x
+
+
+def halved_if_large(x: Tensor) -> Tensor:
+    return x[:, :, ::2, ::2] if x.shape[2] * x.shape[3] > 1500 else x
+
+
+def detector_of(prepare: Callable[[Tensor], Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    return Alone(Convolution(prepare)).eval()
+
+
+def convert(detector: nn.Module, path: Path, **options: Any) -> Any:
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    settings = {"segments": ["backbone"], "head": "trace", "measure": False, "shapes": RANGES, **options}
+    hybrid_rt.convert(detector, (image,), path, **settings)
+    return hybrid_rt.load(path)
+
+
+@pytest.mark.parametrize("prepare", [to_square, letterboxed, upright, to_windows, halved_if_large])
+def test_code_that_computes_from_sizes_is_refused_or_right_at_every_size(
+    prepare: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    detector = detector_of(prepare)
+    refusal = ""
+    try:
+        hybrid = convert(detector, tmp_path / "a.pt")
+    except HybridRTError as error:
+        refusal = str(error)
+    if refusal:
+        assert "segment 'backbone'" in refusal or "engine 'backbone'" in refusal
+        assert "x3x" in refusal  # the size
+        assert not (tmp_path / "a.pt").exists()
+        return
+    with torch.no_grad():
+        for height, width in ((32, 48), (48, 32), (17, 61), (61, 17), (33, 64), (50, 51)):
+            image = torch.rand(1, 3, height, width)
+            torch.testing.assert_close(hybrid(image), detector(image), rtol=1e-3, atol=1e-3)
+
+
+def test_the_text_names_the_size_the_segment_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="a recording on 1x3x16x16 that is right for every size") as caught:
+        convert(detector_of(upright), tmp_path / "a.pt")
+    for part in ("segment 'backbone'", "another result", "computes from sizes", "attribute", "shapes=", "segments="):
+        assert part in str(caught.value)
+
+
+def test_it_converts_for_the_size_of_the_example_alone(tmp_path: Path) -> None:
+    convert(detector_of(upright), tmp_path / "a.pt", shapes=None)
+
+
+def test_without_verification_nothing_is_looked_at(tmp_path: Path) -> None:
+    convert(detector_of(upright), tmp_path / "a.pt", verify=False)
+
+
+def test_a_module_alone_is_compared_at_further_sizes_too() -> None:
+    with pytest.raises(HybridRTError, match="right for every size"):
+        hybrid_rt.compile_segment(Convolution(upright).eval(), torch.rand(1, 3, 32, 48), shapes=RANGES)
+
+
+class Grid(nn.Module):
+    """Adds a grid that it keeps for the size of the last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: Any = None
+        self.grid = torch.empty(0)
+        self.layer = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape[2:]:
+            rows, columns = torch.arange(x.shape[2]), torch.arange(x.shape[3])
+            self.grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).float()
+            self.shape = x.shape[2:]
+        return self.layer(x) + self.grid
+
+
+@pytest.mark.parametrize("shapes", [RANGES, [(32, 48), (48, 32)], [(48, 32), (32, 48), (16, 96)]])
+def test_a_grid_that_is_kept_by_size_is_computed_at_each_size(shapes: Any, tmp_path: Path) -> None:
+    detector = Alone(Grid()).eval()
+    hybrid = convert(detector, tmp_path / "a.pt", shapes=shapes)
+    assert detector.get_submodule("backbone").shape is None  # as it was
+    for size in ((32, 48), (48, 32)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(hybrid(image), detector(image), rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_of_the_ranges_reaches_every_segment(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x) * 2)
+
+    detector = Two().eval()
+    hybrid = convert(detector, tmp_path / "a.pt", segments=["first", "second"], shapes={"batch": (1, 4)})
+    batch = torch.rand(4, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(hybrid(batch), detector(batch), rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_effort_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="'thorough', got 'much'"):
+        convert(detector_of(lambda x: x), tmp_path / "a.pt", verify="much")
+    with pytest.raises(OptionError, match="'thorough'"):
+        hybrid_rt.compile_segment(nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8), verify="much")
+
+
+def test_drawn_sizes_are_telling_and_always_the_same() -> None:
+    sizes = drawn_sizes((16, 200), (16, 200), 24)
+    assert sizes == drawn_sizes((16, 200), (16, 200), 24)
+    assert sizes[:2] == [(16, 200), (200, 16)]
+    assert len(set(sizes)) == len(sizes) == 24
+    assert all(16 <= side <= 200 for size in sizes for side in size)
+    assert {height > width for height, width in sizes} == {True, False}
+    assert any(height % 2 and width % 2 for height, width in sizes)
+    assert any(side % 8 in (1, 7) for size in sizes for side in size)
+
+
+def test_drawn_sizes_of_narrow_and_of_vast_ranges() -> None:
+    assert drawn_sizes((32, 32), (32, 32), 8) == [(32, 32)]
+    assert {size[0] for size in drawn_sizes((64, 65), (64, 64), 8)} == {64, 65}
+    assert all(height * width <= 1 << 20 for height, width in drawn_sizes((32, 8192), (32, 8192), 50))
+
+
+def test_sizes_of_a_list_are_all_looked_at() -> None:
+    sizes = [(8, 12), (12, 8), (9, 9)]
+    runs = sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), sizes, 9)
+    assert [tuple(arguments[0].shape[2:]) for _, arguments in runs] == sizes
+
+
+def test_the_example_alone_has_no_further_sizes() -> None:
+    assert not list(sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), None, 9))
+    assert not list(sized_runs(nn.Identity(), (torch.zeros(4),), RANGES, 9))
+
+
+def test_further_inputs_keep_their_proportion() -> None:
+    image, features = torch.rand(1, 3, 32, 64), torch.rand(1, 8, 16, 32)
+    ranges = [[(1, 2), (3, 3), (16, 64), (16, 64)], [(1, UNBOUNDED), (8, 8), (1, UNBOUNDED), (1, UNBOUNDED)]]
+    found = list(sized_inputs((image, features), ranges, 12))
+    assert found
+    for one, other in found:
+        assert one.shape[0] == other.shape[0]
+        assert one.shape[2] == other.shape[2] * 2
+        assert one.shape[3] == other.shape[3] * 2
+
+
+def test_the_least_number_is_looked_at_without_time() -> None:
+    assert list(within_time(range(9), Effort(seconds=-1, least=3))) == [0, 1, 2]
+    assert list(within_time(range(9), Effort(seconds=60))) == list(range(9))

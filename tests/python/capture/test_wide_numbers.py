@@ -1,0 +1,88 @@
+"""Numbers of 64 bits are kept out of engines that compute with 32; indices are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybrid_rt
+from helpers.small_detectors import Alone
+from hybrid_rt import BackendError
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.capture.wide_numbers import wide_numbers
+
+FEATURES = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+WHOLE = torch.arange(12).reshape(2, 6) % 5
+
+
+class Calls(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, whole: Tensor) -> Any:
+        return self.function(x * self.scale, whole)
+
+
+def program_of(function: Callable[..., Any], x: Tensor = FEATURES, whole: Tensor = WHOLE) -> Program:
+    return capture_alone(Alone(Calls(function)).eval(), "backbone", [(x, whole)])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, n: x / (n - 1),
+        lambda x, n: x + n.float(),
+        lambda x, n: (x, n + 1),
+        lambda x, n: (x, n.reshape(12)),
+        lambda x, n: (x, n > 3),
+        lambda x, n: (x, torch.cat([n, n]) * 2),
+        lambda x, n: (x * 3e7).long() + 1,
+        lambda x, n: x.double(),
+        lambda x, n: (x.double() * 2).float(),
+    ],
+)
+def test_wide_numbers_are_found(function: Callable[..., Any]) -> None:
+    found = wide_numbers(program_of(function))
+    assert "int64" in found or "float64" in found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, n: x.gather(1, n),
+        lambda x, n: nn.functional.embedding(n, x.reshape(6, 2)),
+        lambda x, n: x + torch.arange(6),
+        lambda x, n: x.masked_fill(n == 0, 0.0),
+        lambda x, n: x * n.bool(),
+        lambda x, n: x * n.clamp(0, 4),
+        lambda x, n: x.argsort(1) + 1,
+        lambda x, n: x[:, (x[0] * 5).long()],
+        lambda x, n: x * 2.5,
+    ],
+)
+def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
+    assert wide_numbers(program_of(function)) == ""
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_narrow_whole_numbers_are_free(kind: torch.dtype) -> None:
+    assert wide_numbers(program_of(lambda x, n: x + n, whole=WHOLE.to(kind))) == ""
+
+
+@pytest.mark.parametrize("function", [lambda x, n: x + (n - 3), lambda x, n: (x.double() * n).float()])
+def test_the_engine_refuses_them_with_the_way_out(function: Callable[..., Any]) -> None:
+    with pytest.raises(BackendError, match=r"fit into 32 bits, got aten::.*64.*int32 or float32"):
+        hybrid_rt.compile_segment(Calls(function).eval(), (FEATURES, WHOLE), engine="openvino", fallback=False)
+
+
+def test_an_engine_with_64_bits_takes_them() -> None:
+    module = Calls(lambda x, n: (x, n - 3)).eval()
+    compiled = hybrid_rt.compile_segment(module, (FEATURES, WHOLE), engine="torchscript")
+    large = WHOLE + 2**40
+    assert torch.equal(compiled(FEATURES, large)[1], large - 3)

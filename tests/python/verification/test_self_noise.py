@@ -1,0 +1,226 @@
+"""What the detector itself does not repeat is no fault of the hybrid; everything else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybrid_rt
+from helpers.small_detectors import Alone
+from hybrid_rt import THRESHOLDS, Verification, VerificationError
+from hybrid_rt.verification.self_noise import reconciled, with_noise, without_shared_specials
+from hybrid_rt.verification.verify import compare_modules, compare_results, compare_tensors
+
+LIMITS = THRESHOLDS["fp32"]
+INF, NAN = float("inf"), float("nan")
+
+
+class Returns(nn.Module):
+    """Computes its result by a function; in eval mode."""
+
+    def __init__(self, compute: Any) -> None:
+        super().__init__()
+        self.compute = compute
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.compute(x)
+
+
+def compared(detector: Any, hybrid: Any, x: Tensor) -> Verification:
+    return compare_modules(Returns(detector), Returns(hybrid), [(x,)], precision="fp32", thresholds=LIMITS)
+
+
+def rows_by_score(x: Tensor) -> Tensor:
+    """Rows [1, n, 3], sorted by scores that are equal but for the last bits: each row has its own place and label."""
+    scores = x.flatten()
+    rows = torch.stack([scores, torch.arange(len(scores)) * 10.0, torch.arange(len(scores)) % 3 + 1.0], dim=1)
+    return rows[scores.argsort(descending=True)][None]
+
+
+NEAR_TIES = 0.5 + torch.arange(20) * 6e-8
+"""A rounding apart."""
+
+
+def test_rows_whose_scores_tie_may_change_places() -> None:
+    found = compared(rows_by_score, lambda x: rows_by_score(x).flip(1), NEAR_TIES)
+    assert found.passed, found.failures
+    assert [error.relative_error < 1e-3 for error in found.tensors] == [True]
+
+
+@pytest.mark.parametrize("change", [lambda r: r * torch.tensor([1.0, 1.01, 1.0]), lambda r: r[:, :1].expand_as(r)])
+def test_rows_of_other_values_are_wrong_in_any_order(change: Any) -> None:
+    found = compared(rows_by_score, lambda x: change(rows_by_score(x).flip(1)), NEAR_TIES)
+    assert "relative error" in found.failures[0]
+
+
+def test_rows_in_another_order_are_wrong_where_the_detector_keeps_its_own() -> None:
+    apart = torch.linspace(0, 1, 20)
+    assert not compared(rows_by_score, lambda x: rows_by_score(x).flip(1), apart).passed
+
+
+def test_tensors_that_are_sorted_together_are_put_in_order_together() -> None:
+    expected = (torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[[1.0], [2.0], [3.0]]]))
+    swapped = [expected[0], expected[1][:, [2, 1, 0]]]
+    other = torch.tensor([[[2.0], [1.0], [3.0]]])
+    known = reconciled(expected, swapped, lambda _: [expected[0], other], 1e-3)
+    assert torch.equal(known.found[1], expected[1])
+    assert not known.undetermined
+
+
+def test_what_the_detector_repeats_nothing_of_is_not_compared_and_not_right_either() -> None:
+    black = torch.zeros(1, 3, 8, 8)
+    noise = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4))
+    found = compared(noise, lambda x: noise(x) + 1e-3, black)
+    assert "nothing was compared" in found.failures[0]
+    assert "noise of 1e-6" in found.not_run[0]
+
+
+def test_a_determined_input_beside_it_is_enough() -> None:
+    norm = nn.InstanceNorm2d(3)
+    images = [(torch.zeros(1, 3, 8, 8),), (torch.rand(1, 3, 8, 8),)]
+    hybrid = Returns(lambda x: norm(x) + (1e-5 if bool((x == 0).all()) else 0))
+    assert compare_modules(Returns(norm), hybrid, images, precision="fp32", thresholds=LIMITS).passed
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_special_values_that_both_sides_have_are_equal(value: float) -> None:
+    one = torch.tensor([1.0, value, 3.0])
+    (error,) = compare_tensors("s", ["o"], [one], [one.clone()])
+    assert error.relative_error == 0
+    assert compared(lambda x: one, lambda x: one.clone(), torch.ones(1)).passed
+
+
+@pytest.mark.parametrize(("expected", "found"), [(INF, -INF), (NAN, INF), (INF, 1e30), (1.0, NAN), (NAN, 1.0)])
+def test_special_values_of_one_side_alone_are_wrong(expected: float, found: float) -> None:
+    (error,) = compare_tensors("s", ["o"], [torch.tensor([1.0, expected])], [torch.tensor([1.0, found])])
+    assert not error.relative_error <= 1e-3
+    result = compared(lambda x: torch.tensor([1.0, expected]), lambda x: torch.tensor([1.0, found]), torch.ones(1))
+    assert not result.passed
+
+
+def test_whole_numbers_and_other_shapes_have_no_special_values() -> None:
+    one = torch.ones(2, dtype=torch.int64)
+    assert without_shared_specials(one, one)[0] is one
+
+
+def test_noise_is_of_the_size_of_a_rounding_and_repeats() -> None:
+    image, labels = torch.rand(3, 4, 4) * 255, torch.ones(2, dtype=torch.int64)
+    first, second = with_noise((image, labels), 1), with_noise((image, labels), 1)
+    assert 0 < float((first[0] - image).abs().max()) <= 255e-6 * 1.1
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], labels)
+
+
+def detections(x: Tensor, shift: float = 0.0, widths: tuple[float, ...] = (0.0, 0.3, 20.0)) -> list[dict[str, Tensor]]:
+    """Boxes of these widths whose places depend on the input as results of rounding do."""
+    left = torch.arange(len(widths)) * 40.0 + x[: len(widths)] * 30 + shift
+    boxes = torch.stack([left, left * 0, left + torch.tensor(widths), left + 10], dim=1)
+    return [{"boxes": boxes, "scores": torch.full((len(widths),), 0.9), "labels": torch.ones(len(widths))}]
+
+
+def test_boxes_thinner_than_a_pixel_may_be_off_by_a_rounding() -> None:
+    x = torch.rand(3)
+    assert compared(detections, lambda x: detections(x, 3e-3), x).passed
+
+
+def test_they_may_not_be_off_by_pixels_nor_may_others() -> None:
+    x = torch.rand(3)
+    assert not compared(detections, lambda x: detections(x, 2.0), x).passed
+    assert not compared(detections, lambda x: detections(x, widths=(0.0, 0.3, 25.0)), x).passed
+
+
+def test_boxes_of_a_detector_that_repeats_them_are_not_widened() -> None:
+    x = torch.rand(3)
+    assert not compared(
+        lambda x: detections(x * 0, widths=(0.5,) * 3), lambda x: detections(x * 0, 0.02, widths=(0.5,) * 3), x
+    ).passed
+
+
+def test_without_the_detector_the_rule_of_the_target_holds_alone() -> None:
+    verification = Verification("fp32")
+    one = torch.tensor([1.0, INF])
+    compare_results(verification, one, one.clone(), LIMITS, "golden sample")
+    assert not verification.passed
+
+
+class TopQueries(nn.Module):
+    """The best cells by score: of a black image all scores are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Conv2d(3, 1, 3)
+        self.places = nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, places = self.scores(x).flatten(1), self.places(x)
+        rows = torch.linspace(0, 1, places.shape[2])[:, None] + torch.linspace(0, 1, places.shape[3]) * 7
+        best, cells = scores.topk(9, dim=1)
+        return best, (places + rows).flatten(2).gather(2, cells[:, None].expand(-1, 2, -1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4)),
+        TopQueries(),
+    ],
+    ids=["instance norm", "group norm", "top-k"],
+)
+def test_a_black_image_refuses_no_segment(segment: nn.Module, tmp_path: Path) -> None:
+    detector = Alone(segment).eval()
+    image = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    hybrid_rt.convert(detector, (image,), tmp_path / "a.pt", segments=["backbone"], head="trace", measure=False)
+
+
+class WithAnchors(nn.Module):
+    """Features, and anchors that are infinite at the border."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        centres = torch.linspace(0, 1, x.shape[3])
+        return x * 2, torch.log(centres / (1 - centres))
+
+
+def test_infinities_between_segment_and_head_convert(tmp_path: Path) -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = WithAnchors()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features, anchors = self.backbone(x)
+            return features, anchors.sigmoid()
+
+    path = tmp_path / "a.pt"
+    result = hybrid_rt.convert(Head().eval(), (torch.rand(1, 3, 8, 8),), path, segments=["backbone"], measure=False)
+    assert result.report.golden.startswith("input")
+
+
+def test_a_result_that_only_the_detector_can_judge_is_no_golden_sample(tmp_path: Path) -> None:
+    result = hybrid_rt.convert(
+        Alone(WithAnchors()).eval(), (torch.rand(1, 3, 8, 8),), tmp_path / "a.pt", segments=["backbone"],
+        head="trace", measure=False,
+    )  # fmt: skip
+    assert "no target can judge it" in result.report.golden
+    assert hybrid_rt.verify(Alone(WithAnchors()).eval(), tmp_path / "a.pt", [(torch.rand(1, 3, 8, 8),)]).passed
+
+
+def test_a_wrong_engine_is_refused_beside_an_input_that_is_not_determined(tmp_path: Path) -> None:
+    class Wrong(nn.Module):
+        """As a recording of it is: right on no other image."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.instance_norm(x) * (2.0 if float(x.max()) > 0.99 else 1.0)
+
+    detector = Alone(Wrong()).eval()
+    image = torch.rand(1, 3, 8, 8) * 0.5
+    with pytest.raises((VerificationError, hybrid_rt.CaptureError)):
+        hybrid_rt.convert(
+            detector, (image,), tmp_path / "a.pt", segments=["backbone"], head="trace", measure=False,
+            verify_inputs=[(torch.ones(1, 3, 8, 8) * torch.rand(8),), (image * 2 + 0.01,)],
+        )  # fmt: skip
