@@ -226,7 +226,12 @@ def test_torchs_registry_is_as_before_a_failed_attempt(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(CaptureError) as caught:
             hybrid_rt.convert(
-                made(Unscriptable()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK
+                made(Unscriptable()),
+                (small_picture(),),
+                tmp_path / "x.pt",
+                segments=["backbone"],
+                head="script",
+                **QUICK,
             )
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
@@ -319,7 +324,9 @@ def test_fp32_is_not_the_remedy_for_fp32(tmp_path: Path) -> None:
             return (boxes, scores + 1, labels) if torch.jit.is_scripting() else (boxes, scores, labels)
 
     with pytest.raises(hybrid_rt.VerificationError) as caught:
-        hybrid_rt.convert(made(Drifts()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+        hybrid_rt.convert(
+            made(Drifts()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], head="script", **QUICK
+        )
     assert "Nothing was saved. Leave the segment out, or loosen thresholds= if it is meant." in str(caught.value)
 
 
