@@ -18,6 +18,9 @@ _DATA_DEPENDENT = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_outp
 _UNTAGGED = {"torchvision::nms", "aten::is_nonzero"}
 
 
+_CHANGE = "a change of its attribute"
+
+
 class SideEffects(TorchDispatchMode):
     """Notes what submodules do that a recording can't repeat: use values as sizes or conditions, write into what is
     not theirs, draw random numbers.
@@ -59,7 +62,7 @@ class SideEffects(TorchDispatchMode):
         after = _attributes(module)
         changed = [key for key in after if key not in before or not _same(before[key], after[key])]
         if changed:
-            self._note(name, f"a change of its attribute '{changed[0]}'")
+            self._note(name, f"{_CHANGE} '{changed[0]}'")
 
     def _note(self, name: str, what: str) -> None:
         """For the submodule and all that it is inside of."""
@@ -165,7 +168,21 @@ def user_line() -> str:
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
-    """Runs the detector once; returns what each submodule does that an engine can't repeat (:class:`SideEffects`)."""
+    """Runs the detector; returns what each submodule does that an engine can't repeat (:class:`SideEffects`).
+
+    An attribute that changes is one only if it does so again in a second run on the same input: a grid that is kept for
+    the size of the last call does not. Whether a recording of such a module holds at other sizes is asked elsewhere.
+    """
+    findings = _findings_of_run(detector, arguments)
+    changed = {name for name, what in findings.items() if what.startswith(_CHANGE)}
+    if not changed:
+        return findings
+    again = _findings_of_run(detector, arguments)
+    kept = {name: what for name, what in findings.items() if name not in changed}
+    return kept | {name: again[name] for name in changed if name in again}
+
+
+def _findings_of_run(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
     effects = SideEffects(detector)
     with torch.no_grad(), effects:
         detector(*arguments)

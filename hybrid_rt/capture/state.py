@@ -60,7 +60,9 @@ class StateWatch:
             if value is not original:
                 held[key] = original
         for (module, kind, key), (original, _) in self._before.items():
-            holder(module, kind).setdefault(key, original)
+            held = holder(module, kind)
+            if key not in held:  # not setdefault(), which a ScriptModule's buffers have not
+                held[key] = original
 
     def require_none(self, example: tuple[Any, ...], result: Any) -> None:
         """Finds out whether what changed makes another result of the same input.

@@ -104,7 +104,9 @@ def _compare_call(
         if artifact.blobs.get(_CONDITIONS) is not None and artifact.blobs[_CONDITIONS].numel():
             return []  # it takes some sizes of the ranges, and says so in each call
         got = [torch.empty(0)] * len(names)
-    errors = compare_tensors(program.name, names, call.outputs, got, label, rerun, limit)
+    is_tighter = limit < thresholds_of(artifact.spec.precision).relative_error
+    noise = None if is_tighter else rerun  # what the user asks for beyond the usual is asked of the engine alone
+    errors = compare_tensors(program.name, names, call.outputs, got, label, noise, limit)
     size = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.inputs)
     return [
         error if error.relative_error <= limit else replace(error, backend=f"{label} at {size}") for error in errors

@@ -150,7 +150,14 @@ def test_nothing_is_saved_when_the_map_drops(tmp_path: Path) -> None:
     inputs, detector = ([torch.zeros(3, 32, 32)],), Forgets().eval()
     with pytest.raises(VerificationError) as caught:
         hybrid_rt.convert(
-            detector, inputs, path, segments=["backbone"], engine="torchscript", verify=False, dataset=dataset
+            detector,
+            inputs,
+            path,
+            segments=["backbone"],
+            head="script",
+            engine="torchscript",
+            verify=False,
+            dataset=dataset,
         )
     assert f"data set {tmp_path / 'a.json'}: mAP 0.0000 (detector 1.0000), mAP@0.5 0.0000" in str(caught.value)
     assert "on 1 pictures (allowed drop 0.005)" in str(caught.value)
