@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from .. import _native
 from ..backends import registry
 from ..common.atomic_files import written_whole
 from ..torchscript import jit
+from . import old_names
 from .manifest import FORMAT_VERSION, Manifest, Record
 
 _PREFIX = "extra/hybrid_rt"
@@ -243,16 +243,6 @@ class OpenedEngine:
         return tuple(VariantCheck(**variant) for variant in self._native.variants())
 
 
-class _Inspected(dict[str, Any]):
-    """A manifest that still answers to the name which its engines had in format version 1."""
-
-    def __missing__(self, key: str) -> Any:
-        if key != "segments":
-            raise KeyError(key)
-        warnings.warn("inspect()['segments'] is called ['engines'] now.", DeprecationWarning, stacklevel=2)
-        return self["engines"]
-
-
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the manifest of a bundle, without unpickling anything or opening an engine: see docs/format.md.
 
@@ -262,7 +252,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         BundleError: no bundle, or an altered one.
     """
-    return _Inspected(json.loads(_native.read_manifest(os.fsencode(path))))
+    return old_names.manifest(json.loads(_native.read_manifest(os.fsencode(path))))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -325,4 +315,4 @@ def engines(module: torch.jit.ScriptModule) -> list[dict[str, Any]]:
         For each engine its name ("engine"), the dotted paths of the submodules that it stands for ("segments"), which
         variant runs ("backend", "precision", "description"), and why not the others ("variants").
     """
-    return _native.engines(module._c)
+    return [old_names.engine_choice(choice) for choice in _native.engines(module._c)]

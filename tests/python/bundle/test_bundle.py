@@ -204,8 +204,14 @@ def test_names_of_version_0_1_0_warn(old: str, new: str) -> None:
 
 def test_the_manifests_old_name_of_its_engines_warns(demo_bundle: Path) -> None:
     manifest = hybrid_rt.inspect(demo_bundle)
-    with pytest.warns(DeprecationWarning, match="is called"):
-        assert manifest["segments"] is manifest["engines"]
+    with pytest.warns(DeprecationWarning, match="The key 'segments' is called 'engines' now"):
+        (segment,) = manifest["segments"]
+    assert segment == manifest["engines"][0]
+    with pytest.warns(DeprecationWarning, match="The key 'name' is called the names of its 'members' now"):
+        assert segment["name"] == "backbone"
+    (choice,) = hybrid_rt.engines(hybrid_rt.load(demo_bundle))
+    with pytest.warns(DeprecationWarning, match="The key 'segment' is called 'engine' now"):
+        assert choice["segment"] == "backbone"
     with pytest.raises(KeyError, match="nothing"):
         manifest["nothing"]
 

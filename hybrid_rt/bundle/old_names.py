@@ -1,0 +1,47 @@
+"""Keys of dicts that were renamed, for programs that still ask for the old ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class OldNames(dict[str, Any]):
+    """A dict that also answers to keys it once had, each with a DeprecationWarning; they are not among its keys."""
+
+    def __init__(self, values: Mapping[str, Any], old: Mapping[str, tuple[str, Callable[[Any], Any]]]) -> None:
+        """Wraps a dict.
+
+        Args:
+            values: what it has now.
+            old: for each former key what to use now, for people, and how its value is found in the dict.
+        """
+        super().__init__(values)
+        self._old = old
+
+    def __missing__(self, key: str) -> Any:
+        """Finds the value of a former key."""
+        if key not in self._old:
+            raise KeyError(key)
+        now, find = self._old[key]
+        warnings.warn(f"The key '{key}' is called {now} now.", DeprecationWarning, stacklevel=2)
+        return find(self)
+
+
+def manifest(values: Mapping[str, Any]) -> OldNames:
+    """Returns a manifest that still has ``segments``, each with its ``name``, as format version 1 had."""
+    return OldNames(values, {"segments": ("'engines'", _segments)})
+
+
+def engine_choice(values: Mapping[str, Any]) -> OldNames:
+    """Returns what :func:`hybrid_rt.engines` says of one engine, with its former key ``segment``."""
+    return OldNames(values, {"segment": ("'engine'", lambda choice: choice["engine"])})
+
+
+def _segments(found: Mapping[str, Any]) -> list[OldNames]:
+    return [OldNames(engine, {"name": ("the names of its 'members'", _name)}) for engine in found["engines"]]
+
+
+def _name(engine: Mapping[str, Any]) -> str:
+    return "+".join(member["name"] for member in engine["members"])
