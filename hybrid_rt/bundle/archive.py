@@ -261,7 +261,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         BundleError: no bundle, or an altered one.
     """
-    return Manifest.from_json(dict(inspect(path)))
+    return Manifest.from_json(inspect(path))
 
 
 def check(

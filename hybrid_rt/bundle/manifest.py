@@ -320,7 +320,8 @@ _REQUIRED: Any = object()
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:
-    if type(value) is not kind and not (kind is list and isinstance(value, tuple)):
+    is_alike = isinstance(value, dict) if kind is dict else kind is list and isinstance(value, tuple)
+    if type(value) is not kind and not is_alike:
         raise _refusal(where, _KINDS[kind], repr(value)[:80])
     return value
 
