@@ -71,7 +71,7 @@ class Program:
     The outputs are those of all members, in order. A dimension whose range is one size is compiled for that size.
     ``calls`` are what was recorded; the first one is the example for tracing. ``calibration`` holds inputs on which a
     compiler may look how large values get, for int8. ``sizes`` are calls at further sizes, what tells most first: to be
-    compared as time allows. ``taken`` are the members as TorchScript if a recording of them is right at one size only.
+    compared as time allows.
     """
 
     name: str
@@ -81,7 +81,6 @@ class Program:
     calls: tuple[FlatCall, ...]
     calibration: tuple[tuple[Tensor, ...], ...] = ()
     sizes: tuple[FlatCall, ...] = ()
-    taken: tuple[torch.jit.ScriptModule, ...] = ()
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -95,7 +94,7 @@ class Program:
 
     @functools.cached_property
     def _traced(self) -> torch.jit.ScriptModule:
-        traced = list(self.taken) or [
+        traced = [
             jit.trace(member.flattened, self.inputs_of(member, self.calls[0]), member.name) for member in self.members
         ]
         return jit.chain(traced, len(self.inputs), [member.sources for member in self.members], self.counts)

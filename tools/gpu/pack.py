@@ -19,6 +19,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.gpu.unpack import MANIFEST
+
 ROOT = Path(__file__).resolve().parents[2]
 
 WHEELS = ("nlohmann-json", "kernel-lens", "pycocotools", "tensorrt-rtx-cu13-bindings")
@@ -42,8 +44,6 @@ DEBIAN = (
     "libhiredis0.14",
 )
 """What the build needs beside a C++ compiler, for the library, hybrid-rt-detect and hybrid-rt-bench-worker."""
-
-MANIFEST = "parts.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
