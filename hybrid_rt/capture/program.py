@@ -244,8 +244,16 @@ def capture(
         calibration=tuple(
             call.inputs for run in calibration for call in _flat_calls(members, run) if _inside(call, ranges)
         ),
-        sizes=tuple(further),
+        sizes=_telling(further),
     )
+
+
+def _telling(calls: Sequence[FlatCall]) -> tuple[FlatCall, ...]:
+    """Leaves out calls that differ from two others in the number of rows alone, such as one row per object."""
+    kept: dict[tuple[torch.Size, ...], list[FlatCall]] = {}
+    for call in calls:
+        kept.setdefault(tuple(tensor.shape[1:] for tensor in call.inputs), []).append(call)
+    return tuple(call for call in calls if any(call is one for alike in kept.values() for one in alike[:2]))
 
 
 def _cost(call: FlatCall) -> tuple[bool, int]:

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt import CaptureError, HybridRTError, OptionError
+from hybrid_rt.capture.observe import observe
+from hybrid_rt.capture.program import capture
+from hybrid_rt.capture.recordings import Recorded, recording
 from hybrid_rt.capture.size_samples import Effort, drawn_sizes, sized_inputs, sized_runs, within_time
 from hybrid_rt.common.specs import UNBOUNDED
 
@@ -197,6 +200,22 @@ def test_further_inputs_keep_their_proportion() -> None:
         assert one.shape[0] == other.shape[0]
         assert one.shape[2] == other.shape[2] * 2
         assert one.shape[3] == other.shape[3] * 2
+
+
+def test_calls_that_differ_in_rows_alone_are_compared_twice() -> None:
+    detector = Alone(nn.Conv2d(3, 4, 3)).eval()
+    observation = observe(detector, (torch.rand(1, 3, 20, 20),))
+    runs = [
+        recording_of(detector, torch.rand(rows, 3, side, 20)) for side, rows in ((20, 2), (20, 3), (20, 4), (24, 5))
+    ]
+    program = capture(observation, ["backbone"], runs[:1], sizes=runs)
+    assert [tuple(call.inputs[0].shape[:3:2]) for call in program.sizes] == [(2, 20), (3, 20), (5, 24)]
+
+
+def recording_of(detector: nn.Module, image: Tensor) -> Recorded:
+    with torch.no_grad(), recording(detector, ["backbone"]) as run:
+        detector(image)
+    return run
 
 
 def test_the_least_number_is_looked_at_without_time() -> None:

@@ -128,6 +128,21 @@ def test_boxes_thinner_than_a_pixel_may_be_off_by_a_rounding() -> None:
     assert compared(detections, lambda x: detections(x, 3e-3), x).passed
 
 
+def test_the_detector_runs_again_no_more_often_than_is_needed() -> None:
+    x = torch.tensor([0.2, 0.5, 0.9])
+    runs: list[Tensor] = []
+
+    def counted(x: Tensor) -> Any:
+        runs.append(x)
+        return detections(x)
+
+    assert compared(counted, lambda x: detections(x, 3e-3), x).passed
+    assert 2 <= len(runs) < 4
+    runs.clear()
+    assert not compared(counted, lambda x: detections(x, 2.0), x).passed
+    assert len(runs) == 4
+
+
 def test_they_may_not_be_off_by_pixels_nor_may_others() -> None:
     x = torch.rand(3)
     assert not compared(detections, lambda x: detections(x, 2.0), x).passed
