@@ -65,7 +65,8 @@ def save(
 ) -> None:
     """Writes a bundle. The file appears whole or not at all; an old one stays until then.
 
-    A process that is killed while it writes leaves a hidden folder ``.NAME.*`` beside the file, which may be deleted.
+    A process that is killed while it writes leaves a hidden directory ``.hybrid_rt-*`` beside the file; a later
+    write into the same directory removes it once it is a day old.
 
     Args:
         module: the frozen hybrid.

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import BundleError
 
 # Not the file's own name with an ending: that may have as many bytes as a name can have.
-_PREFIX = ".hybrid_rt-"
+TEMPORARY_PREFIX = ".hybrid_rt-"
+"""Begins the names of files and directories that are there only while something is written."""
+
+_LEFTOVER_SECONDS = 24 * 3600
+"""A temporary directory that is older belongs to a process that was killed: it is there only while a file is written."""
 
 
-def _not_writable(path: Path, reason: str) -> BundleError:
+def _not_writable(path: Path, reason: str, remedy: str = "") -> BundleError:
     return BundleError.make(
         "bundle",
         str(path),
         expected="to write the file",
         got=reason,
-        remedy="Is there room on the disk, and may this user write there?",
+        remedy=remedy or "Check that the disk has room and that this user may write there.",
+    )
+
+
+def _place_of(path: Path) -> Path:
+    """Returns the file that a path stands for, behind all symbolic links.
+
+    Raises:
+        BundleError: something that is no file has the name: it would be replaced.
+        OSError: it can't be found out.
+    """
+    try:
+        place = path.resolve() if path.is_symlink() else path
+        mode = place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return place
+    except RuntimeError as error:  # links in a circle, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    if stat.S_ISREG(mode):
+        return place
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    raise _not_writable(
+        path, f"{kinds.get(stat.S_IFMT(mode), 'a device')} of that name", "Give the path of a file, new or old."
     )
 
 
@@ -30,14 +60,13 @@ def check_writable(path: Path) -> None:
     Raises:
         BundleError: it can't.
     """
-    if not path.parent.is_dir():
-        raise _not_writable(path, f"no folder {path.parent}")
-    if len(os.fsencode(path.name)) > (longest := os.pathconf(path.parent, "PC_NAME_MAX")):
-        raise _not_writable(path, f"a name of more than {longest} bytes")
-    if path.is_dir():
-        raise _not_writable(path, "a folder of that name")
     try:
-        handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
+        place = _place_of(path)
+        if not place.parent.is_dir():
+            raise _not_writable(path, f"no directory {place.parent}")
+        if len(os.fsencode(place.name)) > (longest := os.pathconf(place.parent, "PC_NAME_MAX")):
+            raise _not_writable(path, f"a name of more than {longest} bytes")
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=place.parent)
         os.close(handle)
         os.unlink(name)
     except OSError as error:
@@ -48,15 +77,45 @@ def check_writable(path: Path) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """Gives a temporary path of the same name, beside ``path``; moves it to ``path`` if the block ends well.
 
+    A symbolic link stays one: the file behind it is written. An old file's permissions and, where this process may set
+    it, its owner are kept.
+
     Raises:
         BundleError: the file can't be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
+        place = _place_of(path)
+        _remove_leftovers(place.parent)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place.parent) as folder:
+            temporary = Path(folder) / place.name
             yield temporary
+            _take_permissions(temporary, place)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-            temporary.replace(path)
+            temporary.replace(place)
     except OSError as error:
         raise _not_writable(path, error.strerror or str(error)) from error
+
+
+def _take_permissions(temporary: Path, old: Path) -> None:
+    try:
+        kept = old.stat()
+    except FileNotFoundError:
+        return
+    for owner in (kept.st_uid, -1):  # only root may give a file away; the group may be one that this user is in
+        with suppress(PermissionError):
+            os.chown(temporary, owner, kept.st_gid)
+            break
+    temporary.chmod(stat.S_IMODE(kept.st_mode))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed have left beside a file."""
+    oldest = time.time() - _LEFTOVER_SECONDS
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)

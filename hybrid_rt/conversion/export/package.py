@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 
 from ...backends import registry
+from ...common.atomic_files import TEMPORARY_PREFIX
 from ...common.errors import BundleError, OptionError
 from ...common.version import __version__
 from .package_contents import LIBTORCH, PROGRAMS, Item, Model, chosen_backends, collect, models_of
@@ -84,7 +85,7 @@ def package(
     facts = _facts(models, chosen, left_out, closure, torch == "external")
     scripts = _scripts(models, facts, items, named=tuple(chosen) if backends is not None else ())
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:
             made = Path(temporary) / folder.name
             manifest = _write(made, items, scripts, facts)
             made_tar = _archive(made) if tar is not None else None

@@ -19,6 +19,7 @@ from torch import Tensor
 from ... import _native
 from ...backends import registry
 from ...bundle import archive
+from ...common.atomic_files import TEMPORARY_PREFIX
 from ...common.errors import BundleError, OptionError, VerificationError
 from ...torchscript import jit
 from ...verification import golden
@@ -328,7 +329,7 @@ def _write(folder: Path, model_bytes: bytes, config: str) -> None:
     """Beside its place, then renamed. An old folder is moved aside first: a rename replaces none that has files."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:
             new, old = Path(temporary) / "new", Path(temporary) / "old"
             (new / VERSION).mkdir(parents=True)  # with the user's mask: Triton may be another user
             for file, content in ((new / VERSION / MODEL_FILE, model_bytes), (new / CONFIG_FILE, config.encode())):

@@ -153,7 +153,7 @@ def test_convert_with_wrong_options(
 
 def test_convert_to_a_place_that_is_not_there(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", SMALL, str(noise), str(noise.parent / "missing" / "x.pt")]) == 1
-    assert "expected to write the file, got no folder " in error_of(capsys)
+    assert "expected to write the file, got no directory " in error_of(capsys)
 
 
 def test_convert_without_pictures(tmp_path: Path, noise: Path, capsys: pytest.CaptureFixture[str]) -> None:

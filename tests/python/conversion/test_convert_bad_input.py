@@ -173,9 +173,9 @@ def test_shapes(refused: Refused, shapes: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
-        (".", "a folder of that name"),
-        ("missing/x.pt", "no folder "),
-        ("detector.pt/x.pt", "no folder "),
+        (".", "a directory of that name"),
+        ("missing/x.pt", "no directory "),
+        ("detector.pt/x.pt", "no directory "),
         ("/proc/x.pt", "No such file or directory"),
     ],
 )

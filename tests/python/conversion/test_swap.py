@@ -403,7 +403,7 @@ def test_bad_options(single: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist(single: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="expected to write the file, got no folder"):
+    with pytest.raises(BundleError, match="expected to write the file, got no directory"):
         hybrid_rt.swap_backbone(single, new(), tmp_path / "nosuch" / "x.pt")
 
 
