@@ -19,7 +19,7 @@ TEMPORARY_PREFIX = ".hybrid_rt-"
 """Begins the names of files and directories that are there only while something is written."""
 
 _LEFTOVER_SECONDS = 24 * 3600
-"""A temporary directory that is older belongs to a process that was killed: it is there only while a file is written."""
+"""One that is older belongs to a process that was killed: it is there only while a file is written."""
 
 
 def _not_writable(path: Path, reason: str, remedy: str = "") -> BundleError:

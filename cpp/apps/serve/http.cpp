@@ -1,5 +1,7 @@
 #include "http.h"
 
+#include "connections.h"
+
 #include <arpa/inet.h>
 #include <microhttpd.h>
 #include <sys/socket.h>
@@ -24,6 +26,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kFormBuffer = std::size_t{64} << 10;
+/// Beyond those that are promised: who comes last is taken, and then one goes that has sent half a head.
+constexpr unsigned kSparePlaces = 16;
 constexpr std::size_t kMaxRequestId = 128;
 /// A body that is refused is read all the same up to here: a client that sends would not see an answer that comes
 /// first.
@@ -153,12 +157,19 @@ HttpAnswer problem(int status, const std::string& detail, const std::string& req
 class HttpServer::Loop {
  public:
   Loop(const HttpOptions& options, Admit admit, Handle handle, Refused refused)
-      : options_(options), admit_(std::move(admit)), handle_(std::move(handle)), refused_(std::move(refused)) {
+      : options_(options),
+        admit_(std::move(admit)),
+        handle_(std::move(handle)),
+        refused_(std::move(refused)),
+        connections_({.most = options.max_connections,
+                      .head = std::chrono::seconds(options.head_seconds),
+                      .idle = std::chrono::seconds(options.idle_seconds)}) {
     const Address address(options.host, options.port);
     daemon_ = MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | (address.is_v6 ? MHD_USE_IPv6 : 0), options.port,
         nullptr, nullptr, &Loop::on_request, this, MHD_OPTION_SOCK_ADDR,
-        reinterpret_cast<const sockaddr*>(&address.storage), MHD_OPTION_CONNECTION_LIMIT, options.max_connections,
+        reinterpret_cast<const sockaddr*>(&address.storage), MHD_OPTION_CONNECTION_LIMIT,
+        options.max_connections + kSparePlaces, MHD_OPTION_NOTIFY_CONNECTION, &Loop::on_connection, this,
         MHD_OPTION_CONNECTION_TIMEOUT, options.idle_seconds, MHD_OPTION_NOTIFY_COMPLETED, &Loop::on_completed, this,
         MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, &Loop::on_escaped, nullptr, MHD_OPTION_END);
     if (daemon_ == nullptr) {
@@ -208,6 +219,17 @@ class HttpServer::Loop {
   }
 
  private:
+  static void on_connection(void* self, MHD_Connection* connection, void** /*state*/,
+                            MHD_ConnectionNotificationCode code) {
+    Connections& connections = static_cast<Loop*>(self)->connections_;
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+      const auto* const info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+      connections.opened(connection, info->connect_fd);
+    } else {
+      connections.closed(connection);
+    }
+  }
+
   static MHD_Result on_request(void* self, MHD_Connection* connection, const char* path, const char* method,
                                const char* /*version*/, const char* data, std::size_t* size, void** state) {
     auto& loop = *static_cast<Loop*>(self);
@@ -225,11 +247,11 @@ class HttpServer::Loop {
     }
   }
 
-  static void on_completed(void* self, MHD_Connection* /*connection*/, void** state,
-                           MHD_RequestTerminationCode /*code*/) {
+  static void on_completed(void* self, MHD_Connection* connection, void** state, MHD_RequestTerminationCode /*code*/) {
+    auto& loop = *static_cast<Loop*>(self);
+    loop.connections_.is_done(connection);
     const auto* const exchange = static_cast<std::shared_ptr<Exchange>*>(*state);
     if (exchange == nullptr) return;
-    auto& loop = *static_cast<Loop*>(self);
     (*exchange)->forget_connection();
     loop.buffered_ -= (*exchange)->buffered;
     {
@@ -273,6 +295,7 @@ class HttpServer::Loop {
   }
 
   MHD_Result begin(MHD_Connection* connection, const char* path, const char* method, void** state) {
+    connections_.has_head(connection);
     auto exchange = std::make_shared<Exchange>(connection);
     HttpRequest& request = exchange->request;
     request.received = Clock::now();
@@ -283,12 +306,15 @@ class HttpServer::Loop {
     request.content_type = media_type(text(header(connection, MHD_HTTP_HEADER_CONTENT_TYPE)));
     request.authorization = text(header(connection, MHD_HTTP_HEADER_AUTHORIZATION));
     request.fetch_site = text(header(connection, "Sec-Fetch-Site"));
+    request.host = text(header(connection, MHD_HTTP_HEADER_HOST));
+    request.origin = text(header(connection, MHD_HTTP_HEADER_ORIGIN));
     MHD_get_connection_values(connection, MHD_GET_ARGUMENT_KIND, &Loop::on_query, &request.query);
     *state = new std::shared_ptr<Exchange>(exchange);
     {
       const std::lock_guard lock(mutex_);
       open_.insert(exchange);
     }
+    if (!has_one_length(connection)) return queue(connection, odd_framing(request), request);
     exchange->refusal = admit_(request);
     const std::uint64_t announced = announced_size(connection);
     if (!exchange->refusal && announced > options_.max_body) refuse(*exchange, too_large(request));
@@ -329,6 +355,7 @@ class HttpServer::Loop {
   }
 
   MHD_Result end(MHD_Connection* connection, const std::shared_ptr<Exchange>& exchange) {
+    connections_.has_request(connection);
     HttpRequest& request = exchange->request;
     if (!exchange->dispatched) {
       exchange->dispatched = true;
@@ -381,6 +408,42 @@ class HttpServer::Loop {
     return error == std::errc() ? size : std::numeric_limits<std::uint64_t>::max() / 2;
   }
 
+  struct Framing {
+    int lengths = 0;
+    int encodings = 0;
+    bool is_text = true;
+  };
+
+  static MHD_Result on_header(void* into, MHD_ValueKind /*kind*/, const char* name, std::size_t name_size,
+                              const char* value, std::size_t value_size) {
+    auto& framing = *static_cast<Framing*>(into);
+    const std::string key = lower(std::string(name, name_size));
+    if (key == "content-length") ++framing.lengths;
+    if (key == "transfer-encoding") ++framing.encodings;
+    const std::string_view text(value == nullptr ? "" : value, value == nullptr ? 0 : value_size);
+    if ((key + std::string(text)).find_first_of(std::string_view("\0\r\n", 3)) != std::string::npos) {
+      framing.is_text = false;
+    }
+    return MHD_YES;
+  }
+
+  /// Two readers that take a request's end to be at other places, a proxy and this service, would see other requests
+  /// (RFC 9112, 6.3).
+  static bool has_one_length(MHD_Connection* connection) {
+    Framing framing;
+    MHD_get_connection_values_n(connection, MHD_HEADER_KIND, &Loop::on_header, &framing);
+    return framing.lengths + framing.encodings <= 1 && framing.is_text;
+  }
+
+  static HttpAnswer odd_framing(const HttpRequest& request) {
+    HttpAnswer answer = problem(400,
+                                "hybrid_rt[serve]: head: expected one Content-Length or one Transfer-Encoding, and "
+                                "headers of text, got several or other bytes. Send each once.",
+                                request.request_id);
+    answer.headers.emplace_back(MHD_HTTP_HEADER_CONNECTION, "close");
+    return answer;
+  }
+
   HttpAnswer too_large(const HttpRequest& request) const {
     return problem(413,
                    "hybrid_rt[serve]: body: expected at most " + std::to_string(options_.max_body) +
@@ -408,6 +471,7 @@ class HttpServer::Loop {
   const Admit admit_;
   const Handle handle_;
   const Refused refused_;
+  Connections connections_;  // outlives the daemon, which calls it to its end
   MHD_Daemon* daemon_ = nullptr;
   std::atomic<std::size_t> buffered_{0};
 

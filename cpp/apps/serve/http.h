@@ -28,6 +28,8 @@ struct HttpRequest {
   std::multimap<std::string, std::string> query;
   std::string content_type;  ///< lower case, without parameters
   std::string authorization;
+  std::string host;         ///< of the service, as the client names it
+  std::string origin;       ///< what a browser says of the page that asks: scheme, host and port
   std::string fetch_site;   ///< what a browser says of the page that asks: "same-origin", "cross-site", ...
   std::string request_id;   ///< the client's, or one of ours
   std::string body;         ///< unless it is multipart
@@ -52,6 +54,7 @@ struct HttpOptions {
   std::size_t max_parts = 16;                         ///< of a multipart body
   std::size_t max_buffered = std::size_t{512} << 20;  ///< bytes of all bodies that are being read or wait
   unsigned max_connections = 512;
+  unsigned head_seconds = 10;    ///< a connection whose first head takes longer is closed
   unsigned idle_seconds = 30;    ///< a connection on which nothing moves is closed
   unsigned upload_seconds = 60;  ///< a body that takes longer is refused
 };

@@ -1,5 +1,6 @@
 #include "service.h"
 
+#include <arpa/inet.h>
 #include <hybrid_rt/message.h>
 #include <openssl/crypto.h>
 
@@ -27,6 +28,19 @@ constexpr const char* kPagePolicy =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src "
     "'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'";
+
+/// "::1" of "[::1]:8080", in lower case.
+std::string host_name(const std::string& host) {
+  const bool is_v6 = !host.empty() && host.front() == '[';
+  std::string name = is_v6 ? host.substr(1, host.find(']') - 1) : host.substr(0, host.find(':'));
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
+}
+
+bool is_address(const std::string& name) {
+  in6_addr address{};
+  return inet_pton(AF_INET, name.c_str(), &address) == 1 || inet_pton(AF_INET6, name.c_str(), &address) == 1;
+}
 
 /// The scheme in any case, as RFC 9110 says; the token in a time that does not tell how much of it was right.
 bool has_token(const std::string& authorization, const std::string& token) {
@@ -174,6 +188,31 @@ Models::Reloaded Service::reload() {
   return reloaded;
 }
 
+std::optional<HttpAnswer> Service::foreign_page(const HttpRequest& request) const {
+  const std::string& id = request.request_id;
+  const std::string& site = request.fetch_site;
+  if (site == "cross-site" || site == "same-site") {
+    return refusal(403, "Sec-Fetch-Site", "same-origin", site + ": a page of another site asks",
+                   "Use the service's own page, or a program.", id);
+  }
+  if (site.empty() && request.origin.empty()) return std::nullopt;  // no browser
+  const std::string::size_type scheme = request.origin.find("://");
+  const bool is_own =
+      request.origin.empty() || (scheme != std::string::npos && request.origin.substr(scheme + 3) == request.host);
+  if (!is_own) {
+    return refusal(403, "Origin", "the service's own page at " + shown(request.host), shown(request.origin),
+                   "Use the service's own page, or a program.", id);
+  }
+  // A name that someone else's name server points here is of the same origin as that one's page.
+  const std::string name = host_name(request.host);
+  const auto& allowed = options_.allowed_hosts;
+  if (is_address(name) || name == "localhost" || std::find(allowed.begin(), allowed.end(), name) != allowed.end()) {
+    return std::nullopt;
+  }
+  return refusal(403, "Host", "an address, localhost or a name of --allowed-host", shown(request.host),
+                 "Start the service with --allowed-host NAME, if the name is yours.", id);
+}
+
 std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
   const std::string& id = request.request_id;
   const Route* const route = route_of(request.path);
@@ -195,9 +234,8 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     return answer;
   }
   // A page of another site can make a browser send what needs no leave; this service's own is "same-origin".
-  if (!is_get && request.fetch_site == "cross-site") {
-    return refusal(403, "Sec-Fetch-Site", "same-origin", "cross-site: a page of another site asks",
-                   "Use the service's own page, or a program.", id);
+  if (!is_get) {
+    if (std::optional<HttpAnswer> foreign = foreign_page(request)) return foreign;
   }
   if (!is_get && (is_stopping_ || !is_ready_)) {
     HttpAnswer answer =
@@ -392,7 +430,9 @@ void Service::reload_aside(const HttpRequest& request, HttpServer::Reply reply) 
     const Models::Reloaded reloaded = reload();
     std::string text;
     for (const std::string& failure : reloaded.failures) text += (text.empty() ? "" : " ") + failure;
-    reply(text.empty() ? HttpAnswer{200, kJson, ordered_json{{"reloaded", reloaded.names}}.dump()}
+    reply(text.empty() ? HttpAnswer{200, kJson,
+                                    ordered_json{{"reloaded", reloaded.names}}.dump(
+                                        -1, ' ', false, ordered_json::error_handler_t::replace)}
                        : problem(500, text, id));
     is_reloading_ = false;
   });

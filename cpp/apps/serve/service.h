@@ -18,9 +18,10 @@ struct ServiceOptions {
   std::vector<std::string> models;  ///< bundles or folders
   DetectorOptions detector{};
   PictureRules rules{};
-  std::int64_t deadline_ms = 0;  ///< of requests that name none; 0: none
-  std::string token;             ///< empty: none is asked for
-  ClassNames class_names;        ///< in place of the bundles', unless empty
+  std::int64_t deadline_ms = 0;            ///< of requests that name none; 0: none
+  std::string token;                       ///< empty: none is asked for
+  ClassNames class_names;                  ///< in place of the bundles', unless empty
+  std::vector<std::string> allowed_hosts;  ///< by which browsers reach the page, besides localhost and addresses
 };
 
 /// What the HTTP server does with requests: the routes, and from a request to its answer.
@@ -53,6 +54,8 @@ class Service {
   struct Work;
 
   static const Route* route_of(const std::string& path);
+  /// A refusal, if a browser asks on behalf of a page that is not the service's own.
+  std::optional<HttpAnswer> foreign_page(const HttpRequest& request) const;
   HttpAnswer readiness() const;
   HttpAnswer models_list() const;
   HttpAnswer metrics_text() const;

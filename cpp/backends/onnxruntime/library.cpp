@@ -69,6 +69,8 @@ std::string Library::resolve_all() {
 }
 
 std::string Library::make_env() {
+  // Before it starts: it would write an identity into the user's home first. A value of the user's stays.
+  ::setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
   const std::string failure =
       taken(functions_.CreateEnvWithCustomLogger(&forward, nullptr, LogSeverity::kWarning, "hybrid_rt", &env_));
   if (!failure.empty()) return "ONNX Runtime can't start: " + failure;

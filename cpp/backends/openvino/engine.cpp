@@ -104,6 +104,20 @@ std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at
   return models;
 }
 
+/// The model's own dtype decides how many bytes there are, and the file's is what they are read as.
+void require_dtype(const ov_tensor_t* tensor, const at::Tensor& output, size_t index) {
+  const Library& library = Library::instance();
+  ov_element_type_e type{};
+  size_t bytes = 0;
+  library.require(library.functions().ov_tensor_get_element_type(tensor, &type), "output");
+  library.require(library.functions().ov_tensor_get_byte_size(tensor, &bytes), "output");
+  if (type == element_type(output.scalar_type()) && bytes == output.nbytes()) return;
+  throw Error(ErrorKind::kBackend, "openvino", "artifact, output " + std::to_string(index),
+              std::string(c10::toString(output.scalar_type())) + " in " + std::to_string(output.nbytes()) + " bytes",
+              "another dtype in " + std::to_string(bytes) + " bytes",
+              "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+}
+
 }  // namespace
 
 /// A place in the pool for one call; it goes back however the call ends.
@@ -220,6 +234,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
     void* data = nullptr;
     library.require(functions.ov_tensor_data(handle, &data), "output");
     const at::Tensor& output = copied.outputs.back();
+    require_dtype(handle, output, i);
     std::memcpy(output.data_ptr(), data, output.nbytes());
     if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
   }

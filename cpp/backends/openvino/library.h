@@ -33,6 +33,8 @@ namespace hybrid_rt::openvino {
   X(ov_tensor_create_from_host_ptr)              \
   X(ov_tensor_create)                            \
   X(ov_tensor_get_shape)                         \
+  X(ov_tensor_get_element_type)                  \
+  X(ov_tensor_get_byte_size)                     \
   X(ov_tensor_data)                              \
   X(ov_tensor_free)                              \
   X(ov_shape_free)

@@ -3,7 +3,7 @@
 #include <ATen/ops/from_blob.h>
 #include <caffe2/serialize/inline_container.h>
 
-#include <filesystem>
+#include <set>
 #include <utility>
 
 #include "common/digest.h"
@@ -15,6 +15,17 @@ namespace {
 constexpr char kVersionRecord[] = "extra/hybrid_rt/format_version";
 constexpr char kManifestRecord[] = "extra/hybrid_rt/manifest.json";
 constexpr char kManifestDigestRecord[] = "extra/hybrid_rt/manifest.sha256";
+/// Records that need no digest in the manifest: its own, and two that torch's writer adds when it closes a file. Python
+/// writes the manifest after those, and lists them.
+const std::set<std::string> kUnlisted{kVersionRecord, kManifestRecord, kManifestDigestRecord, "version",
+                                      ".data/serialization_id"};
+constexpr size_t kLongestVersion = 16;
+constexpr size_t kLongestDigest = 64;
+constexpr size_t kLongestManifest = size_t{64} << 20;
+/// By how much a record may be longer than the whole file: a compressed one can unpack to a thousand times its length.
+/// Masks in a golden sample are mostly zeros.
+constexpr size_t kMostUnpacked = size_t{64} << 20;
+constexpr size_t kMostUnpackedGolden = size_t{1} << 30;
 constexpr char kDamaged[] = "The file was altered or damaged: copy or convert it again.";
 
 Error damaged(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {
@@ -23,10 +34,14 @@ Error damaged(const std::string& path, const std::string& what, const std::strin
 
 /// A record's bytes, compared with their digest.
 std::pair<at::DataPtr, size_t> checked(caffe2::serialize::PyTorchStreamReader& reader, const std::string& path,
-                                       const std::string& record, const std::string& digest) {
+                                       const std::string& record, const std::string& digest, size_t longest) {
   const std::string subject = "record '" + record + "'";
   if (!reader.hasRecord(record)) throw damaged(path, subject, "it to be there", "none");
   try {
+    const size_t length = reader.getRecordSize(record);
+    if (length > longest) {
+      throw damaged(path, subject, "at most " + std::to_string(longest) + " bytes", std::to_string(length));
+    }
     auto [data, size] = reader.getRecord(record);
     const std::string got = sha256(data.get(), size);
     if (got != digest) throw damaged(path, subject, "the SHA-256 " + digest, got);
@@ -40,14 +55,9 @@ std::pair<at::DataPtr, size_t> checked(caffe2::serialize::PyTorchStreamReader& r
 
 }  // namespace
 
-Archive::Archive(const std::string& path) : path_(path) {
-  std::error_code failed;
-  if (!std::filesystem::is_regular_file(path, failed)) {
-    throw Error(ErrorKind::kBundle, "bundle", path, "a file", failed ? failed.message() : "no regular file",
-                "Check the path.");
-  }
+Archive::Archive(const std::string& path) : path_(path), bytes_(std::make_shared<FileBytes>(path)) {
   try {
-    reader_ = std::make_unique<caffe2::serialize::PyTorchStreamReader>(path);
+    reader_ = std::make_unique<caffe2::serialize::PyTorchStreamReader>(bytes_);
   } catch (const std::exception&) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a TorchScript archive", "something else, or a truncated file",
                 "Copy the file again; hybrid_rt.convert() makes bundles.");
@@ -56,28 +66,50 @@ Archive::Archive(const std::string& path) : path_(path) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a bundle of hybrid_rt", "an archive without a manifest of ours",
                 "hybrid_rt.convert() makes bundles; torch.jit.load() opens other TorchScript files.");
   }
-  const std::string version = read(kVersionRecord);
+  const std::string version = read(kVersionRecord, kLongestVersion);
   if (version != "1" && version != std::to_string(Manifest::kFormatVersion)) {
     const bool is_number = !version.empty() && version.find_first_not_of("0123456789") == std::string::npos;
     if (!is_number) throw damaged(path, "format version", "a number", "something else");
     throw Error(ErrorKind::kBundle, "bundle", path, "format version 1 or " + std::to_string(Manifest::kFormatVersion),
                 version, "The file was made by a newer hybrid_rt: upgrade this one.");
   }
-  manifest_text_ = read(kManifestRecord);
+  manifest_text_ = read(kManifestRecord, kLongestManifest);
   if (!reader_->hasRecord(kManifestDigestRecord)) throw damaged(path, "manifest", "its SHA-256 beside it", "none");
-  if (sha256(manifest_text_.data(), manifest_text_.size()) != read(kManifestDigestRecord)) {
+  if (sha256(manifest_text_.data(), manifest_text_.size()) != read(kManifestDigestRecord, kLongestDigest)) {
     throw damaged(path, "manifest", "the SHA-256 that was written with it", "another one");
   }
   if (version == "1") manifest_text_ = upgraded_from_version_1(manifest_text_, path);
   manifest_ = Manifest::from_json(manifest_text_, path);
+  check_names();
 }
 
 Archive::~Archive() = default;
 
-std::string Archive::read(const std::string& record) const {
+void Archive::check_names() const {
+  std::set<std::string> seen;
+  for (const std::string& name : reader_->getAllRecords()) {
+    if (!kUnlisted.contains(name) && !manifest_.records.contains(name)) {
+      throw damaged(path_, "record '" + name + "'", "one that the manifest names", "another one");
+    }
+    if (!seen.insert(name).second) throw damaged(path_, "record '" + name + "'", "it once", "it twice");
+  }
+}
+
+size_t Archive::longest(bool is_golden) const {
+  return bytes_->size() + (is_golden ? kMostUnpackedGolden : kMostUnpacked);
+}
+
+std::string Archive::read(const std::string& record, size_t longest) const {
   try {
+    const size_t length = reader_->getRecordSize(record);
+    if (length > longest) {
+      throw damaged(path_, "record '" + record + "'", "at most " + std::to_string(longest) + " bytes",
+                    std::to_string(length));
+    }
     const auto [data, size] = reader_->getRecord(record);
     return std::string(static_cast<const char*>(data.get()), size);
+  } catch (const Error&) {
+    throw;
   } catch (const std::exception&) {
     throw damaged(path_, "record '" + record + "'", "to read it", "an error of the archive reader");
   }
@@ -88,14 +120,14 @@ std::string Archive::verified(const std::string& record) const {
   if (found == manifest_.records.end()) {
     throw damaged(path_, "manifest, record '" + record + "'", "its SHA-256", "none");
   }
-  const auto [data, size] = checked(*reader_, path_, record, found->second.sha256);
+  const auto [data, size] = checked(*reader_, path_, record, found->second.sha256, longest(found->second.is_golden));
   return std::string(static_cast<const char*>(data.get()), size);
 }
 
 at::Tensor Archive::blob(const std::string& sha256) const {
   for (const auto& [name, record] : manifest_.records) {
     if (record.sha256 != sha256) continue;
-    auto [data, size] = checked(*reader_, path_, name, sha256);
+    auto [data, size] = checked(*reader_, path_, name, sha256, longest(record.is_golden));
     auto owner = std::make_shared<at::DataPtr>(std::move(data));
     return at::from_blob(owner->get(), {static_cast<int64_t>(size)}, [owner](void* /*data*/) {}, at::kByte);
   }
@@ -105,7 +137,9 @@ at::Tensor Archive::blob(const std::string& sha256) const {
 void Archive::verify(Records which) const {
   for (const auto& [name, record] : manifest_.records) {
     const bool is_of_head = !record.is_blob && !record.is_golden;
-    if (which == Records::kAll || is_of_head) checked(*reader_, path_, name, record.sha256);
+    if (which == Records::kAll || is_of_head) {
+      checked(*reader_, path_, name, record.sha256, longest(record.is_golden));
+    }
   }
 }
 

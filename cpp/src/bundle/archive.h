@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "bundle/file_bytes.h"
 #include "bundle/manifest.h"
 
 namespace caffe2::serialize {
@@ -21,6 +22,8 @@ class Archive {
   ~Archive();
 
   const std::string& path() const { return path_; }
+  /// The file that was opened, for whoever reads more of it.
+  const std::shared_ptr<FileBytes>& bytes() const { return bytes_; }
   const Manifest& manifest() const { return manifest_; }
   /// The manifest as JSON: as it was written, or what version 1 wrote in the form of version 2.
   const std::string& manifest_text() const { return manifest_text_; }
@@ -37,9 +40,14 @@ class Archive {
   at::Tensor blob(const std::string& sha256) const;
 
  private:
-  std::string read(const std::string& record) const;
+  /// The bytes of a record that is no longer than `longest`.
+  std::string read(const std::string& record, size_t longest) const;
+  /// Throws where the file has a record that the manifest does not know, or one twice: readers would take another one.
+  void check_names() const;
+  size_t longest(bool is_golden) const;
 
   std::string path_;
+  std::shared_ptr<FileBytes> bytes_;
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
   std::string manifest_text_;
   Manifest manifest_;

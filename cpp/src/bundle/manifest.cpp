@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/json_text.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
@@ -19,8 +20,11 @@ Error malformed(const std::string& path, const std::string& what, const std::str
 /// The parsed text, an object. Throws Error(kBundle).
 template <typename Json>
 Json object_from(const std::string& text, const std::string& path) {
-  Json parsed = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) throw malformed(path, "", "JSON", "something else");
+  Json parsed = parse_json<Json>(text);
+  if (parsed.is_discarded()) {
+    const std::string expected = "JSON, nested at most " + std::to_string(kDeepestJson) + " deep";
+    throw malformed(path, "", expected, "something else");
+  }
   if (!parsed.is_object()) throw malformed(path, "", "a JSON object", parsed.type_name());
   return parsed;
 }

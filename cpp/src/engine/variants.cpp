@@ -146,6 +146,12 @@ class EngineCache {
                       std::to_string(options.threads) + "x" + std::to_string(options.concurrency) + "|" +
                       (options.emulate_precision ? "emulate" : "native");
     for (const BlobSpec& blob : spec.blobs) key += "|" + blob.sha256;
+    // An engine keeps the dtypes and ranges of whoever made it: another file may claim others for the same bytes.
+    for (const auto* tensors : {&spec.inputs, &spec.outputs}) {
+      for (const TensorSpec& tensor : *tensors) key += "|" + tensor.name + " " + to_string(tensor);
+      key += "|";
+    }
+    for (const auto& [name, value] : spec.requirements) key += "|" + name + "=" + value;
     return key;
   }
 

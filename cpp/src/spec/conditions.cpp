@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <map>
 #include <sstream>
 #include <utility>
@@ -11,19 +12,40 @@ namespace {
 
 using Operator = int64_t (*)(int64_t, int64_t);
 
+constexpr int64_t kLeast = std::numeric_limits<int64_t>::min();
+constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+
+// What would leave the range stays at its end: no size comes near it, a text that someone altered may.
+
+int64_t add(int64_t a, int64_t b) {
+  int64_t result = 0;
+  return __builtin_add_overflow(a, b, &result) ? (b < 0 ? kLeast : kMost) : result;
+}
+
+int64_t subtract(int64_t a, int64_t b) {
+  int64_t result = 0;
+  return __builtin_sub_overflow(a, b, &result) ? (b > 0 ? kLeast : kMost) : result;
+}
+
+int64_t multiply(int64_t a, int64_t b) {
+  int64_t result = 0;
+  return __builtin_mul_overflow(a, b, &result) ? ((a < 0) != (b < 0) ? kLeast : kMost) : result;
+}
+
 /// Rounds down, as Python's.
 int64_t divide(int64_t a, int64_t b) {
   if (b == 0) return 0;
+  if (b == -1) return subtract(0, a);
   return a / b - ((a % b != 0 && (a < 0) != (b < 0)) ? 1 : 0);
 }
 
 const std::map<std::string, Operator>& operators() {
   static const std::map<std::string, Operator> table{
-      {"+", [](int64_t a, int64_t b) { return a + b; }},
-      {"-", [](int64_t a, int64_t b) { return a - b; }},
-      {"*", [](int64_t a, int64_t b) { return a * b; }},
+      {"+", add},
+      {"-", subtract},
+      {"*", multiply},
       {"//", divide},
-      {"%", [](int64_t a, int64_t b) { return a - b * divide(a, b); }},
+      {"%", [](int64_t a, int64_t b) { return b == -1 ? 0 : a - b * divide(a, b); }},
       {"min", [](int64_t a, int64_t b) { return std::min(a, b); }},
       {"max", [](int64_t a, int64_t b) { return std::max(a, b); }},
       {"==", [](int64_t a, int64_t b) { return int64_t{a == b}; }},

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/dtypes.h"
+#include "common/json_text.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
@@ -23,7 +24,7 @@ T field(const json& object, const char* name) {
   try {
     return found->get<T>();
   } catch (const json::exception&) {
-    throw malformed(std::string("artifact spec, field '") + name + "'", "another type", found->dump());
+    throw malformed(std::string("artifact spec, field '") + name + "'", "another type", shown(*found));
   }
 }
 
@@ -38,7 +39,7 @@ TensorSpec tensor_from_json(const json& object) {
   tensor.opt = field<std::vector<int64_t>>(object, "opt");
   tensor.max = field<std::vector<int64_t>>(object, "max");
   if (tensor.opt.size() != tensor.min.size() || tensor.max.size() != tensor.min.size()) {
-    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of one length", object.dump());
+    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of one length", shown(object));
   }
   return tensor;
 }
@@ -50,7 +51,7 @@ BlobSpec blob_from_json(const json& object) {
   blob.sha256 = field<std::string>(object, "sha256");
   for (const auto& piece : field<std::vector<std::vector<int64_t>>>(object, "pieces")) {
     if (piece.size() != 3) {
-      throw malformed("artifact spec, blob '" + blob.name + "', pieces", "[index, offset, size] each", object.dump());
+      throw malformed("artifact spec, blob '" + blob.name + "', pieces", "[index, offset, size] each", shown(object));
     }
     blob.pieces.push_back({piece[0], piece[1], piece[2]});
   }
@@ -77,7 +78,7 @@ ArtifactSpec artifact_from_json(const json& object) {
 }  // namespace
 
 std::vector<ArtifactSpec> ArtifactSpec::list_from_json(std::string_view text) {
-  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const json parsed = parse_json(text);
   if (!parsed.is_array() || parsed.empty()) {
     throw malformed("artifact specs", "a JSON array of at least one", std::string(text.substr(0, 80)));
   }
@@ -87,7 +88,7 @@ std::vector<ArtifactSpec> ArtifactSpec::list_from_json(std::string_view text) {
 }
 
 std::vector<TableEntry> TableEntry::list_from_json(std::string_view text) {
-  const json parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const json parsed = parse_json(text);
   if (!parsed.is_array()) throw malformed("table of blobs", "a JSON array", std::string(text.substr(0, 80)));
   std::vector<TableEntry> entries;
   for (const auto& object : parsed) {

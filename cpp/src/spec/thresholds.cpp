@@ -2,13 +2,14 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/json_text.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
 
 Thresholds Thresholds::from_json(const std::string& json) {
   try {
-    const auto values = nlohmann::json::parse(json);
+    const auto values = parse_json(json);
     Thresholds thresholds;
     for (const ThresholdField& field : kThresholdFields) thresholds.*field.value = values.at(field.name).get<double>();
     return thresholds;

@@ -14,6 +14,7 @@
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/variants.h"
+#include "torchscript/load.h"
 #include "torchscript/script_engine.h"
 #include "torchscript/warm_up.h"
 
@@ -91,10 +92,11 @@ void carry_class_names(torch::jit::Module& module, const ClassNames& names) {
   }
 }
 
-torch::jit::Module load_module(const std::string& path) {
+torch::jit::Module load_module(const Archive& file) {
+  const std::string& path = file.path();
   try {
     // On the CPU always: with a device, torch would move the engines' bytes before __setstate__ sees them.
-    return torch::jit::load(path, c10::kCPU);
+    return torch::jit::load(file.bytes(), c10::kCPU);
   } catch (const Error&) {
     throw;
   } catch (const c10::Error& error) {
@@ -108,15 +110,18 @@ torch::jit::Module load_module(const std::string& path) {
 
 }  // namespace
 
-torch::jit::Module load(const std::string& path, const LoadOptions& given) {
+torch::jit::Module load(const std::string& path, const LoadOptions& options) {
+  return load(std::make_shared<Archive>(path), options);
+}
+
+torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions& given) {
   require_device(given.device);
+  check_trust(file->path(), given.trust);
+  check_counts(given);
   LoadOptions options = given;
   options.device = with_index(given.device);
-  check_trust(path, options.trust);
-  check_counts(options);
-  const auto file = std::make_shared<Archive>(path);
   file->verify(Archive::Records::kHead);
-  torch::jit::Module module = load_module(path);
+  torch::jit::Module module = load_module(*file);
   const auto engines = engines_of(module);
   prepare_all(engines, preference_from(options.backend, options.strict), engine_options(options));
   for (const auto& engine : engines) engine->let_go_of_bytes(file);
@@ -128,7 +133,7 @@ torch::jit::Module load(const std::string& path, const LoadOptions& given) {
                   error.what_without_backtrace(), "Load with a device that this machine has.");
     }
   }
-  warm_up(module, path, options);
+  warm_up(module, *file, options);
   carry_class_names(module, file->manifest().class_names);
   return module;
 }

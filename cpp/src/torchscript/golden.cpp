@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "bundle/archive.h"
 #include "common/dtypes.h"
+#include "common/json_text.h"
 #include "hybrid_rt/error.h"
 #include "torchscript/value_tree.h"
 
@@ -83,13 +83,13 @@ c10::IValue value_from(const json& tree, const std::string& data, const c10::Typ
 
 }  // namespace
 
-GoldenSample read_golden(const std::string& path, const std::vector<c10::Argument>& arguments, c10::Device device) {
-  const Archive archive(path);
+GoldenSample read_golden(const Archive& archive, const std::vector<c10::Argument>& arguments, c10::Device device) {
+  const std::string& path = archive.path();
   if (archive.manifest().golden.empty()) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a golden sample", "none (" + archive.manifest().no_golden + ")",
                 "Convert the detector again, or compare with hybrid_rt.verify(detector, path, inputs) in Python.");
   }
-  const json description = json::parse(archive.manifest().golden);
+  const json description = parse_json(archive.manifest().golden);
   try {
     const std::string data = archive.verified(description.at("record").get<std::string>());
     GoldenSample golden;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "bundle/archive.h"
 #include "hybrid_rt/thresholds.h"
 
 namespace hybrid_rt {
@@ -20,6 +21,6 @@ struct GoldenSample {
 
 /// Reads it, with the inputs of the types that forward's `arguments` have, on `device`. Throws Error(kBundle) if the
 /// bundle has none, or an altered one.
-GoldenSample read_golden(const std::string& path, const std::vector<c10::Argument>& arguments, c10::Device device);
+GoldenSample read_golden(const Archive& archive, const std::vector<c10::Argument>& arguments, c10::Device device);
 
 }  // namespace hybrid_rt

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bundle/manifest.h"
+#include "common/json_text.h"
 #include "engine/devices.h"
 #include "engine/input_check.h"
 #include "hybrid_rt/error.h"
@@ -24,7 +25,7 @@ std::string named(const ScriptEngine::Fields& fields, const std::string& name) {
 }
 
 std::vector<std::string> segments_from(const std::string& text) {
-  const auto names = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto names = parse_json(text);
   try {
     auto segments = names.get<std::vector<std::string>>();
     if (!segments.empty()) return segments;
@@ -36,7 +37,8 @@ std::vector<std::string> segments_from(const std::string& text) {
 /// The fields of version 1 as those of version 2.
 ScriptEngine::Fields upgraded_from_version_1(const ScriptEngine::Fields& fields) {
   ScriptEngine::Fields upgraded;
-  upgraded.insert("segments", nlohmann::json(segments_of_version_1(named(fields, "segment"))).dump());
+  upgraded.insert("segments", nlohmann::json(segments_of_version_1(named(fields, "segment")))
+                                  .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   for (const auto& field : fields) {
     if (field.key() != "segment") upgraded.insert(field.key(), field.value());
   }
@@ -149,7 +151,7 @@ std::string to_json(const EngineChoice& choice) {
   const nlohmann::json document = {
       {"engine", choice.name},         {"segments", choice.segments},       {"backend", choice.backend},
       {"precision", choice.precision}, {"description", choice.description}, {"variants", std::move(variants)}};
-  return document.dump();
+  return document.dump(-1, ' ', false, decltype(document)::error_handler_t::replace);
 }
 
 }  // namespace hybrid_rt

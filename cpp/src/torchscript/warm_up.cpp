@@ -72,12 +72,13 @@ void run_side_by_side(torch::jit::Module& module, const std::vector<c10::IValue>
 
 }  // namespace
 
-void warm_up(torch::jit::Module& module, const std::string& path, const LoadOptions& options) {
+void warm_up(torch::jit::Module& module, const Archive& file, const LoadOptions& options) {
+  const std::string& path = file.path();
   if (options.warm_up.empty()) return;
   const auto& arguments = module.get_method("forward").function().getSchema().arguments();
   std::vector<c10::IValue> sample;
   try {
-    sample = read_golden(path, arguments, options.device).inputs;
+    sample = read_golden(file, arguments, options.device).inputs;
   } catch (const Error&) {
     sample = black(arguments, path, options.device);
   }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "torchscript/golden.h"
+#include "torchscript/load.h"
 #include "verify/comparison.h"
 
 namespace hybrid_rt {
@@ -38,11 +39,13 @@ Verification compare(const c10::IValue& expected, const c10::IValue& found, cons
   return verification;
 }
 
-Verification verify(const std::string& path, torch::jit::Module& module, c10::Device device,
-                    const std::optional<Thresholds>& thresholds) {
+namespace {
+
+Verification verify_opened(const Archive& file, torch::jit::Module& module, c10::Device device,
+                           const std::optional<Thresholds>& thresholds) {
   const c10::InferenceMode inference_mode;
   const auto& arguments = module.get_method("forward").function().getSchema().arguments();
-  const GoldenSample golden = read_golden(path, arguments, device);
+  const GoldenSample golden = read_golden(file, arguments, device);
   const c10::IValue found = module.forward(golden.inputs);
   Verification verification = compare(golden.expected, found, thresholds.value_or(golden.thresholds), "golden sample");
   verification.precision = golden.precision;
@@ -51,9 +54,17 @@ Verification verify(const std::string& path, torch::jit::Module& module, c10::De
   return verification;
 }
 
+}  // namespace
+
+Verification verify(const std::string& path, torch::jit::Module& module, c10::Device device,
+                    const std::optional<Thresholds>& thresholds) {
+  return verify_opened(Archive(path), module, device, thresholds);
+}
+
 Verification verify(const std::string& path, const LoadOptions& options, const std::optional<Thresholds>& thresholds) {
-  torch::jit::Module module = load(path, options);
-  return verify(path, module, options.device, thresholds);
+  const auto file = std::make_shared<Archive>(path);
+  torch::jit::Module module = load(file, options);
+  return verify_opened(*file, module, options.device, thresholds);
 }
 
 std::string to_json(const Verification& verification) {

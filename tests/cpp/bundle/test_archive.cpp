@@ -3,6 +3,7 @@
 #include <caffe2/serialize/inline_container.h>
 #include <doctest/doctest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -124,6 +125,31 @@ TEST_CASE("a TorchScript archive that is no bundle is told apart") {
   CHECK(contains(failure_of_records(records).what(), "torch.jit.load() opens other TorchScript files."));
 }
 
+TEST_CASE("a record that the manifest does not name is refused") {
+  Records records = valid();
+  records["constants/1"] = "who looks at this?";
+  CHECK(contains(failure_of_records(records).what(), "record 'constants/1': expected one that the manifest names"));
+}
+
+TEST_CASE("an archive that is open stays the file that was opened") {
+  const ArchiveFile file(valid());
+  const Archive archive(file.path());
+  Records others = valid();
+  others["code/head.py"] = "def other()";
+  const ArchiveFile other(others);
+  std::filesystem::rename(other.path(), file.path());
+  CHECK(archive.verified("code/head.py") == "def forward");
+  CHECK(archive.bytes()->size() > 1000);
+  CHECK(contains(failure_of_archive(file.path()).what(), "code/head.py"));
+}
+
+TEST_CASE("brackets without end are refused") {
+  Records records = valid();
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  set_manifest(records, "{\"engines\": " + deep + "}");
+  CHECK(contains(failure_of_records(records).what(), "expected JSON, nested at most 64 deep"));
+}
+
 TEST_CASE("a newer format is refused with what mends it") {
   Records records = valid();
   records[kVersion] = "3";
@@ -159,8 +185,8 @@ TEST_CASE("a manifest without records is refused") {
 }
 
 TEST_CASE("a manifest that is no JSON object is refused") {
-  const std::map<std::string, std::string> cases{{"", "expected JSON, got something else."},
-                                                 {"{", "expected JSON, got something else."},
+  const std::map<std::string, std::string> cases{{"", "expected JSON, nested at most 64 deep, got something else."},
+                                                 {"{", "expected JSON, nested at most 64 deep, got something else."},
                                                  {"[]", "expected a JSON object, got array."},
                                                  {"null", "expected a JSON object, got null."}};
   for (const auto& [text, expected] : cases) {

@@ -272,10 +272,12 @@ def test_a_place_that_cannot_be_written(small_bundle: Path, tmp_path: Path, plac
         save_again(small_bundle, tmp_path / place)
     assert f"hybrid_rt[bundle]: {tmp_path / place}: expected to write the file, " in str(caught.value)
     assert reason in str(caught.value)
-    assert str(caught.value).endswith((
-        "Check that the disk has room and that this user may write there.",
-        "Give the path of a file, new or old.",
-    ))
+    assert str(caught.value).endswith(
+        (
+            "Check that the disk has room and that this user may write there.",
+            "Give the path of a file, new or old.",
+        )
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -51,7 +51,8 @@ def test_the_file_behind_a_link_is_written(tmp_path: Path) -> None:
     link.symlink_to("models/v3.pt")
     further.symlink_to(link)
     write(further)
-    assert link.is_symlink() and further.is_symlink()
+    assert link.is_symlink()
+    assert further.is_symlink()
     assert target.read_text() == "new"
     assert list(target.parent.iterdir()) == [target]
 
@@ -97,14 +98,20 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path
         os.utime(folder, (0, 0))
     write(tmp_path / "x.pt")
     assert not old.exists()
-    assert young.exists() and other.exists()
+    assert young.exists()
+    assert other.exists()
 
 
 def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_text("old")
-    with pytest.raises(ValueError, match="by the caller"), written_whole(path) as temporary:
-        temporary.write_text("half")
-        raise ValueError("by the caller")
+
+    def fail_half_way() -> None:
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError("by the caller")
+
+    with pytest.raises(ValueError, match="by the caller"):
+        fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

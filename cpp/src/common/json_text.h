@@ -1,0 +1,51 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace hybrid_rt {
+
+/// What a file of ours nests is far below; what goes through a parsed value, or writes it, calls itself for each level.
+constexpr int kDeepestJson = 64;
+
+/// Returns whether a text of JSON opens more brackets at one time than that.
+inline bool is_too_deep(std::string_view text) {
+  int depth = 0;
+  bool is_in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (is_in_string) {
+      if (c == '\\') {
+        ++i;
+      } else if (c == '"') {
+        is_in_string = false;
+      }
+    } else if (c == '"') {
+      is_in_string = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kDeepestJson) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+/// Parses text that a stranger may have written. The value is discarded (Json::is_discarded) where it is no JSON, or is
+/// nested too deeply.
+template <class Json = nlohmann::json>
+Json parse_json(std::string_view text) {
+  if (is_too_deep(text)) return Json(nlohmann::detail::value_t::discarded);
+  return Json::parse(text, nullptr, /*allow_exceptions=*/false);
+}
+
+/// The beginning of a stranger's value, for an error's text.
+template <class Json>
+std::string shown(const Json& value) {
+  constexpr size_t kLongest = 80;
+  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
+}
+
+}  // namespace hybrid_rt

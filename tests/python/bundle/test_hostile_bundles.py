@@ -1,0 +1,196 @@
+"""Bundles that someone made to do harm, with digests that fit: refused with an error of ours, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import threading
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hybrid_rt
+from helpers.bundle_surgery import (
+    DIGEST,
+    MANIFEST,
+    change_manifest,
+    record_names,
+    rewrite,
+    run_python,
+    save_with_backends,
+)
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt import BundleError
+from hybrid_rt.backends import registry
+from hybrid_rt.capture.program import capture_alone
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+
+OPENED: list[Callable[[Path], Any]] = [hybrid_rt.load, hybrid_rt.inspect, hybrid_rt.check]
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small detector: an OpenVINO and a TorchScript variant of its backbone. Do not write to it."""
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
+    return path
+
+
+def signed(text: bytes) -> dict[str, Callable[[bytes], bytes]]:
+    """A manifest of that text, with the digest that belongs to it."""
+    return {MANIFEST: lambda _: text, DIGEST: lambda _: hashlib.sha256(text).hexdigest().encode()}
+
+
+def with_text(path: Path, output: Path, change: Callable[[str], str]) -> Path:
+    text = change(json.dumps(hybrid_rt.inspect(path)))
+    return rewrite(path, output, signed(text.encode()), sign=False)
+
+
+def append(path: Path, output: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> Path:
+    output.write_bytes(path.read_bytes())
+    with warnings.catch_warnings(), zipfile.ZipFile(output, "a") as archive:
+        warnings.simplefilter("ignore")  # zipfile's own, that the name is there already
+        archive.writestr(f"{archive.namelist()[0].split('/', 1)[0]}/{name}", content, method)
+    return output
+
+
+@pytest.mark.parametrize("field", ["engines", "anything"])
+def test_a_manifest_that_is_nested_without_end(field: str, small_bundle: Path, tmp_path: Path) -> None:
+    def nested(text: str) -> str:
+        return text[:-1] + f', "{field}": {DEEP}}}'
+
+    path = with_text(small_bundle, tmp_path / "deep.pt", nested)
+    done = run_python(
+        "import sys, hybrid_rt\n"
+        "for opened in (hybrid_rt.load, hybrid_rt.inspect, hybrid_rt.check):\n"
+        "    try: opened(sys.argv[1])\n"
+        "    except hybrid_rt.BundleError as error:\n"
+        "        print('nested at most 64 deep' in str(error), len(str(error)) < 1000)\n",
+        path,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["True"] * 6), done.stderr
+
+
+def test_brackets_in_names_are_no_nesting(small_bundle: Path, tmp_path: Path) -> None:
+    names = ["\\", '"' + "[" * 200, "{" * 200]
+    path = rewrite(
+        small_bundle, tmp_path / "names.pt", {MANIFEST: change_manifest(lambda m: m.update(class_names=names))}
+    )
+    assert hybrid_rt.inspect(path)["class_names"] == names
+
+
+def test_a_record_that_the_manifest_does_not_name(small_bundle: Path, tmp_path: Path) -> None:
+    path = append(small_bundle, tmp_path / "more.pt", "constants/99", b"who looks at this?")
+    for opened in OPENED:
+        with pytest.raises(BundleError, match=r"record 'constants/99': expected one that the manifest names"):
+            opened(path)
+
+
+@pytest.mark.parametrize("name", ["byteorder", "extra/hybrid_rt/anything", "code/other.py"])
+def test_records_that_change_how_others_are_read(name: str, small_bundle: Path, tmp_path: Path) -> None:
+    path = append(small_bundle, tmp_path / "more.pt", name, b"big")
+    with pytest.raises(BundleError):
+        hybrid_rt.check(path)
+
+
+@pytest.mark.parametrize("name", ["constants.pkl", "data.pkl", MANIFEST])
+def test_a_record_that_is_there_twice(name: str, small_bundle: Path, tmp_path: Path) -> None:
+    path = append(small_bundle, tmp_path / "twice.pt", name, b"the other one")
+    for opened in OPENED:
+        with pytest.raises(BundleError):
+            opened(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [MANIFEST, DIGEST, "extra/hybrid_rt/format_version", "data.pkl"])
+def test_a_record_that_unpacks_to_gigabytes(name: str, small_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(small_bundle) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            if not entry.filename.endswith(f"/{name}"):
+                new.writestr(entry.filename, old.read(entry.filename))
+                continue
+            with new.open(zipfile.ZipInfo(entry.filename), "w", force_zip64=True) as stream:
+                stream._compressor = zipfile.zlib.compressobj(1, zipfile.zlib.DEFLATED, -15)  # type: ignore[attr-defined]
+                stream._zinfo.compress_type = zipfile.ZIP_DEFLATED
+                for _ in range(1024):
+                    stream.write(bytes(1 << 20))
+    done = run_python(
+        "import resource, sys, hybrid_rt\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for opened in (hybrid_rt.load, hybrid_rt.inspect, hybrid_rt.check):\n"
+        "    try: opened(sys.argv[1])\n"
+        "    except hybrid_rt.BundleError as error: print('expected' in str(error))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10)\n",
+        path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "True", done.stdout
+
+
+def with_dtype(path: Path, dtype: str) -> Path:
+    """The small detector on OpenVINO, in a file that claims that dtype for the engine's outputs."""
+    program = capture_alone(small_detector(), "backbone", [(small_picture(),)])
+    artifact = registry.backend("openvino").compile(program, "fp32")
+    outputs = tuple(replace(output, dtype=dtype) for output in artifact.spec.outputs)
+    return save_with_backends(path, [replace(artifact, spec=replace(artifact.spec, outputs=outputs))])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "bool"])
+def test_outputs_are_no_other_dtype_than_the_engines_own(dtype: str, tmp_path: Path) -> None:
+    """As a wider one, more bytes would be copied than there are."""
+    module = hybrid_rt.load(with_dtype(tmp_path / "dtype.pt", dtype))
+    with pytest.raises(Exception, match=r"expected .* bytes, got another dtype in"):
+        module(small_picture())
+
+
+def test_one_file_changes_nothing_for_another(tmp_path: Path) -> None:
+    """They have the same bytes, so that one of them could get the other's engine."""
+    first = hybrid_rt.load(with_dtype(tmp_path / "bad.pt", "float64"))
+    second = hybrid_rt.load(with_dtype(tmp_path / "good.pt", "float32"))
+    assert second(small_picture())
+    with pytest.raises(Exception, match="another dtype"):
+        first(small_picture())
+
+
+def test_the_file_that_was_checked_is_the_one_that_is_loaded(small_bundle: Path, tmp_path: Path) -> None:
+    """Two files take one name in turns, the other one with altered code: what is loaded is good, or is refused."""
+    (code,) = [name for name in record_names(small_bundle) if name.endswith(".py")][:1]
+    bad = rewrite(small_bundle, tmp_path / "bad.pt", {code: lambda text: text + b"\n# altered\n"}, sign=False)
+    with pytest.raises(BundleError, match="SHA-256"):
+        hybrid_rt.load(bad)
+    contents, path, stop = [small_bundle.read_bytes(), bad.read_bytes()], tmp_path / "current.pt", threading.Event()
+    path.write_bytes(contents[0])
+
+    def swap() -> None:
+        for i in itertools.count():
+            (tmp_path / "next").write_bytes(contents[i % 2])
+            (tmp_path / "next").replace(path)
+            if stop.is_set():
+                return
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    outcomes: Counter[str] = Counter()
+    try:
+        for _ in range(60):
+            try:
+                module = hybrid_rt.load(path)
+            except BundleError:
+                outcomes["refused"] += 1
+            else:
+                outcomes["altered" if "# altered" in module.code else "good"] += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert outcomes["good"]
+    assert not outcomes["altered"]

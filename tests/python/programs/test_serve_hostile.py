@@ -1,0 +1,150 @@
+"""Clients that want to stop the service, or to use it through someone else's browser or proxy."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from helpers.serving import Server, serving
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path) -> Iterator[Server]:
+    with serving(demo_bundle, max_connections=24, allowed_host="detect.example.com") as running:
+        yield running
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection((server.address, server.port), timeout=30)
+
+
+def half_a_head(server: Server) -> socket.socket:
+    connection = connect(server)
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    return connection
+
+
+def answers(server: Server, request: bytes) -> bytes:
+    """All that comes back on one connection, until the service closes it or says nothing for two seconds."""
+    with connect(server) as connection:
+        connection.settimeout(2)
+        connection.sendall(request)
+        received = b""
+        try:
+            while more := connection.recv(1 << 16):
+                received += more
+        except TimeoutError:
+            pass
+    return received
+
+
+def is_closed(connection: socket.socket, seconds: float) -> bool:
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_half_open_heads_keep_nobody_out(server: Server) -> None:
+    with ExitStack() as held:
+        slow = [held.enter_context(half_a_head(server)) for _ in range(120)]
+        for _ in range(10):
+            assert server.request("/healthz", seconds=10).status == 200
+        assert is_closed(slow[0], 10)
+
+
+@pytest.mark.slow
+def test_a_head_that_comes_byte_by_byte_is_given_ten_seconds(server: Server) -> None:
+    with half_a_head(server) as connection:
+        end = time.monotonic() + 20
+        try:
+            while time.monotonic() < end and not is_closed(connection, 1):
+                connection.sendall(b"x")
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert time.monotonic() < end
+
+
+@pytest.mark.slow
+def test_a_kept_connection_may_rest_longer_than_a_first_head(server: Server) -> None:
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(12)
+
+
+def test_clients_that_leave_in_the_middle_of_a_body_hold_no_place(server: Server) -> None:
+    for _ in range(120):
+        with connect(server) as connection:
+            connection.sendall(
+                b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 900000\r\n\r\n"
+                + bytes(1000)
+            )
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if server.request("/healthz", seconds=10).status == 200:
+            return
+    pytest.fail("nobody was let in within ten seconds")
+
+
+def test_a_client_that_has_closed_its_half_is_answered(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Content-Length: 3\r\nContent-Length: 50\r\n",
+        b"Content-Length: 3\r\nContent-Length: 3\r\n",
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+    ],
+)
+def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(server: Server, framing: bytes) -> None:
+    request = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n" + framing + b"\r\nabc" + HIDDEN
+    received = answers(server, request)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert b"expected one Content-Length or one Transfer-Encoding" in received
+    assert received.count(b"HTTP/1.1") == 1
+    assert server.request("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://detect.example.com", "Host": "detect.example.com"}, 200),
+        ({"Origin": "https://DETECT.example.com:8443", "Host": "DETECT.example.com:8443"}, 200),
+        ({"Origin": "http://localhost:8080", "Host": "localhost:8080", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://[::1]:8080", "Host": "[::1]:8080"}, 200),
+        ({"Origin": "http://192.168.7.7", "Host": "192.168.7.7"}, 200),
+        ({"Sec-Fetch-Site": "none", "Host": "127.0.0.1"}, 200),
+        ({"Host": "attacker.example"}, 200),
+        ({"Origin": "http://attacker.example", "Host": "attacker.example"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Host": "attacker.example"}, 403),
+        ({"Origin": "http://attacker.example", "Host": "127.0.0.1"}, 403),
+        ({"Origin": "null", "Host": "127.0.0.1"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Host": "127.0.0.1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Host": "127.0.0.1"}, 403),
+    ],
+)
+def test_a_browser_reloads_for_the_services_own_page_alone(
+    server: Server, headers: dict[str, str], status: int
+) -> None:
+    """A name that an attacker's name server points here is of one origin with the attacker's page."""
+    assert server.request("/v1/reload", b"", headers=headers).status == status
