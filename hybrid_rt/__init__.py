@@ -50,6 +50,7 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
 from .backends.registry import BackendInfo, backends
 from .bench.bundles import Row, compare
 from .bundle.archive import EngineCheck, OpenedEngine, VariantCheck, check, engines, inspect, load, open_engine
+from .bundle.signing import Signature, sign, verify_signature
 from .common.latency import Latency, benchmark
 from .conversion.compile_segment import CompiledSegment, compile_segment
 from .conversion.convert import ConversionResult, convert
@@ -97,6 +98,7 @@ __all__ = [
     "OpenedEngine",
     "OptionError",
     "Row",
+    "Signature",
     "SwapReport",
     "Thresholds",
     "VariantCheck",
@@ -116,7 +118,9 @@ __all__ = [
     "load",
     "open_engine",
     "remove_variant",
+    "sign",
     "swap_backbone",
     "verify",
     "verify_golden",
+    "verify_signature",
 ]

@@ -15,7 +15,7 @@ using hybrid_rt::LoadOptions;
 
 LoadOptions options_from(const std::string& device, const std::string& backend, int threads, bool emulate_precision,
                          bool strict, std::vector<std::pair<int64_t, int64_t>> warm_up, const std::string& trust,
-                         int concurrency) {
+                         int concurrency, std::vector<std::string> trusted_keys) {
   if (trust != "digests" && trust != "signed") {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "trust", "'digests' or 'signed'", "'" + trust + "'",
                            "Take one of these.");
@@ -29,6 +29,7 @@ LoadOptions options_from(const std::string& device, const std::string& backend, 
             .strict = strict,
             .warm_up = std::move(warm_up),
             .trust = policy,
+            .trusted_keys = std::move(trusted_keys),
             .concurrency = concurrency};
   } catch (const c10::Error& error) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "device", "a device such as 'cpu' or 'cuda:0'",
@@ -154,7 +155,23 @@ PYBIND11_MODULE(_native, m) {
   py::class_<LoadOptions>(m, "LoadOptions")
       .def(py::init(&options_from), py::arg("device"), py::arg("backend"), py::arg("threads"),
            py::arg("emulate_precision"), py::arg("strict"), py::arg("warm_up"), py::arg("trust"),
-           py::arg("concurrency"));
+           py::arg("concurrency"), py::arg("trusted_keys"));
+  m.def(
+      "sign",
+      [](const std::string& path, const std::string& private_key) {
+        const hybrid_rt::Signature signature = hybrid_rt::sign(path, private_key);
+        return py::make_tuple(signature.key, signature.bytes);
+      },
+      py::arg("path"), py::arg("private_key"));
+  m.def(
+      "verify_signature",
+      [](const std::string& path, const std::vector<std::string>& trusted_keys) {
+        py::list signers;
+        for (const std::string& key : hybrid_rt::verify_signature(path, trusted_keys)) signers.append(py::bytes(key));
+        return signers;
+      },
+      py::arg("path"), py::arg("trusted_keys"));
+  m.def("check_head", &hybrid_rt::check_head, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "load", [](const std::string& path, const LoadOptions& options) { return hybrid_rt::load(path, options); },
       py::arg("path"), py::arg("options"), py::call_guard<py::gil_scoped_release>());

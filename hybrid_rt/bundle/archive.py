@@ -132,6 +132,7 @@ def load(
     trust: str = "digests",
     emulate_precision: bool = False,
     concurrency: int = 1,
+    trusted_keys: Sequence[str | os.PathLike[str]] = (),
 ) -> torch.jit.ScriptModule:
     """Loads a bundle; it then runs as the detector did. Fails here rather than at the first call.
 
@@ -146,24 +147,26 @@ def load(
         strict: an error instead of a fallback, where the first variant can't run.
         warm_up: picture sizes (height, width) to run now, so that the first call is not the slow one. The engines are
             run first; one that fails falls to the next variant.
-        trust: "digests": what is read matches the digests that were written with it. "signed" is refused: bundles have
-            no signatures yet.
+        trust: "digests": what is read matches the digests that were written with it. "signed": one of the trusted keys
+            has signed the file too, see :func:`sign`; that is checked before any byte goes to torch or to an engine.
         emulate_precision: run a bf16 variant in bf16 even where the CPU has no instructions for it (much slower), to
             verify its results. Otherwise it runs in f32 there.
         concurrency: threads of yours that will call it at one time: so many calls run side by side in an engine, each
             with `threads` threads.
+        trusted_keys: PEM files with the Ed25519 public keys of whom you trust; any asks for a signature. Empty: those
+            of the environment's HYBRID_RT_TRUSTED_KEYS, separated by colons.
 
     Returns:
         The module; its forward takes and returns what the detector's did in eval mode.
 
     Raises:
-        BundleError: no bundle, altered, truncated, of a newer format.
+        BundleError: no bundle, altered, truncated, of a newer format, not signed where a signature is asked for.
         BackendError: no variant of an engine can run here, or with ``strict`` not the first; the text lists each with
             its reason.
         OptionError: a device that is not here, a size that the detector does not take.
     """
     registry.load_plugins()
-    options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision, concurrency)
+    options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision, concurrency, trusted_keys)
     return jit.load(path, options)
 
 
@@ -176,6 +179,7 @@ def _options(
     trust: str = "digests",
     emulate_precision: bool = False,
     concurrency: int = 1,
+    trusted_keys: Sequence[str | os.PathLike[str]] = (),
 ) -> Any:
     return _native.LoadOptions(
         device=str(device),
@@ -186,6 +190,7 @@ def _options(
         warm_up=[(height, width) for height, width in warm_up],
         trust=trust,
         concurrency=concurrency,
+        trusted_keys=[os.fsencode(key) for key in trusted_keys],
     )
 
 

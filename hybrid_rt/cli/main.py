@@ -10,12 +10,12 @@ import torch
 
 from ..common.errors import HybridRTError, OptionError
 from ..common.version import __version__
-from . import bench, bundle, cache, compare_engines, convert, doctor, package, programs, triton, verify
+from . import bench, bundle, cache, compare_engines, convert, doctor, package, programs, signing, triton, verify
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_GROUPS = (convert, verify, programs, doctor, bundle, bench, compare_engines, cache, triton, package)
+_GROUPS = (convert, verify, programs, doctor, bundle, signing, bench, compare_engines, cache, triton, package)
 """In the order in which ``--help`` lists their verbs."""
 
 

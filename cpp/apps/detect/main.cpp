@@ -78,6 +78,7 @@ struct Options {
   std::string output;
   std::string class_names;
   std::string device = "cpu";
+  std::vector<std::string> trusted_keys;
   std::string backend;
   bool strict = false;
   int threads = 0;
@@ -154,6 +155,8 @@ void define(CLI::App& app, Options& options) {
   app.add_option(
       "--backend", options.backend,
       "let only these run, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
+  app.add_option("--trusted-keys", options.trusted_keys,
+                 "take a bundle only if one of these keys has signed it: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
   app.add_flag("--strict", options.strict, "fail where the first variant can't run, instead of falling back");
   app.add_option("--threads", options.threads, "CPU threads of torch and of the engines (default: torch's choice)")
       ->check(CLI::Range(1, 1024));
@@ -221,9 +224,11 @@ void verify(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   const c10::Device device(options.device);
   torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
-    return hybrid_rt::load(
-        options.model,
-        {.device = device, .backend = options.backend, .threads = options.threads, .strict = options.strict});
+    return hybrid_rt::load(options.model, {.device = device,
+                                           .backend = options.backend,
+                                           .threads = options.threads,
+                                           .strict = options.strict,
+                                           .trusted_keys = options.trusted_keys});
   });
   const hybrid_rt::Verification verification = in_step(kRunFailed, "the golden sample", [&] {
     try {
@@ -255,9 +260,11 @@ void detect(const Options& options) {
 
   const Stopwatch load_stopwatch;
   torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
-    return hybrid_rt::load(
-        options.model,
-        {.device = device, .backend = options.backend, .threads = options.threads, .strict = options.strict});
+    return hybrid_rt::load(options.model, {.device = device,
+                                           .backend = options.backend,
+                                           .threads = options.threads,
+                                           .strict = options.strict,
+                                           .trusted_keys = options.trusted_keys});
   });
   result.timing.load = load_stopwatch.milliseconds();
   if (options.class_names.empty()) result.class_names = hybrid_rt::class_names(module);

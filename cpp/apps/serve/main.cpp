@@ -94,6 +94,8 @@ void define(CLI::App& app, Options& options) {
   app.add_option("--token-file", options.token_file, "ask for the bearer token in this file");
   app.add_option("--allowed-host", options.service.allowed_hosts,
                  "a name by which browsers reach the service's page, besides localhost and addresses");
+  app.add_option("--trusted-keys", detector.load.trusted_keys,
+                 "serve bundles alone that one of these keys has signed: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
   app.add_option(
       "--backend", detector.load.backend,
       "let only these run, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");

@@ -52,6 +52,10 @@ std::string read_record(const std::string& path, const std::string& record);
 /// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
 void verify_records(const std::string& path);
 
+/// Compares the records of the head with their digests, and asks for a signature where HYBRID_RT_TRUSTED_KEYS does, for
+/// whoever opens the archive by other means than load(). Throws Error(kBundle).
+void check_head(const std::string& path);
+
 /// How each engine of a loaded bundle is run, in the order in which the head runs them.
 std::vector<EngineChoice> engines(const torch::jit::Module& module);
 

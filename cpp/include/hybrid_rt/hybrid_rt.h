@@ -15,6 +15,7 @@
 #include "hybrid_rt/message.h"
 #include "hybrid_rt/opened_engine.h"
 #include "hybrid_rt/segment.h"
+#include "hybrid_rt/signature.h"
 #include "hybrid_rt/specs.h"
 #include "hybrid_rt/thresholds.h"
 #include "hybrid_rt/verify.h"

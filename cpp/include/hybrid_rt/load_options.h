@@ -12,7 +12,7 @@ namespace hybrid_rt {
 /// What a bundle must show before anything of it is run.
 enum class TrustPolicy {
   kDigests,  ///< every record that is used matches the digest that was written with it
-  kSigned,   ///< a signature of someone who is trusted: bundles have none yet, so that each is refused
+  kSigned,   ///< a signature of one of the trusted keys, and every record matches its digest
 };
 
 struct LoadOptions {
@@ -30,6 +30,9 @@ struct LoadOptions {
   /// engines are run first: one that fails falls to the next variant.
   std::vector<std::pair<int64_t, int64_t>> warm_up{};
   TrustPolicy trust = TrustPolicy::kDigests;
+  /// Paths of PEM files with Ed25519 public keys; any asks for a signature. Empty: HYBRID_RT_TRUSTED_KEYS, paths
+  /// separated by colons.
+  std::vector<std::string> trusted_keys{};
   /// See EngineOptions: as many as there are threads that call the module at one time.
   int concurrency = 1;
 };

@@ -4,6 +4,7 @@
 #include <caffe2/serialize/inline_container.h>
 
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "common/digest.h"
@@ -19,6 +20,9 @@ constexpr char kManifestDigestRecord[] = "extra/hybrid_rt/manifest.sha256";
 /// writes the manifest after those, and lists them.
 const std::set<std::string> kUnlisted{kVersionRecord, kManifestRecord, kManifestDigestRecord, "version",
                                       ".data/serialization_id"};
+/// Begins the names of signatures, one per signer: they are made of the manifest, which so can't name them.
+constexpr std::string_view kSignatures = "extra/hybrid_rt/signatures/";
+constexpr size_t kLongestSignature = 4096;
 constexpr size_t kLongestVersion = 16;
 constexpr size_t kLongestDigest = 64;
 constexpr size_t kLongestManifest = size_t{64} << 20;
@@ -66,14 +70,14 @@ Archive::Archive(const std::string& path) : path_(path), bytes_(std::make_shared
     throw Error(ErrorKind::kBundle, "bundle", path, "a bundle of hybrid_rt", "an archive without a manifest of ours",
                 "hybrid_rt.convert() makes bundles; torch.jit.load() opens other TorchScript files.");
   }
-  const std::string version = read(kVersionRecord, kLongestVersion);
+  const std::string& version = format_version_ = read(kVersionRecord, kLongestVersion);
   if (version != "1" && version != std::to_string(Manifest::kFormatVersion)) {
     const bool is_number = !version.empty() && version.find_first_not_of("0123456789") == std::string::npos;
     if (!is_number) throw damaged(path, "format version", "a number", "something else");
     throw Error(ErrorKind::kBundle, "bundle", path, "format version 1 or " + std::to_string(Manifest::kFormatVersion),
                 version, "The file was made by a newer hybrid_rt: upgrade this one.");
   }
-  manifest_text_ = read(kManifestRecord, kLongestManifest);
+  manifest_text_ = stored_manifest_ = read(kManifestRecord, kLongestManifest);
   if (!reader_->hasRecord(kManifestDigestRecord)) throw damaged(path, "manifest", "its SHA-256 beside it", "none");
   if (sha256(manifest_text_.data(), manifest_text_.size()) != read(kManifestDigestRecord, kLongestDigest)) {
     throw damaged(path, "manifest", "the SHA-256 that was written with it", "another one");
@@ -88,11 +92,20 @@ Archive::~Archive() = default;
 void Archive::check_names() const {
   std::set<std::string> seen;
   for (const std::string& name : reader_->getAllRecords()) {
-    if (!kUnlisted.contains(name) && !manifest_.records.contains(name)) {
+    const bool is_unlisted = kUnlisted.contains(name) || name.starts_with(kSignatures);
+    if (!is_unlisted && !manifest_.records.contains(name)) {
       throw damaged(path_, "record '" + name + "'", "one that the manifest names", "another one");
     }
     if (!seen.insert(name).second) throw damaged(path_, "record '" + name + "'", "it once", "it twice");
   }
+}
+
+std::vector<std::string> Archive::signatures() const {
+  std::vector<std::string> found;
+  for (const std::string& name : reader_->getAllRecords()) {
+    if (name.starts_with(kSignatures)) found.push_back(read(name, kLongestSignature));
+  }
+  return found;
 }
 
 size_t Archive::longest(bool is_golden) const {

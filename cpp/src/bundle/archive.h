@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "bundle/file_bytes.h"
 #include "bundle/manifest.h"
@@ -28,6 +29,12 @@ class Archive {
   /// The manifest as JSON: as it was written, or what version 1 wrote in the form of version 2.
   const std::string& manifest_text() const { return manifest_text_; }
 
+  /// The manifest as it is in the file, and the version of its format, as text: what is signed.
+  const std::string& stored_manifest() const { return stored_manifest_; }
+  const std::string& format_version() const { return format_version_; }
+  /// The records of signatures, as they are in the file.
+  std::vector<std::string> signatures() const;
+
   enum class Records {
     kHead,  ///< all but the engines' bytes, which the engines check themselves, and the golden sample
     kAll,
@@ -49,6 +56,8 @@ class Archive {
   std::string path_;
   std::shared_ptr<FileBytes> bytes_;
   std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_;
+  std::string format_version_;
+  std::string stored_manifest_;
   std::string manifest_text_;
   Manifest manifest_;
 };

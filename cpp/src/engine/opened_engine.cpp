@@ -7,6 +7,7 @@
 
 #include "bundle/archive.h"
 #include "bundle/blob_table.h"
+#include "bundle/signing.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/input_check.h"
@@ -70,6 +71,7 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   LoadOptions options = given;
   options.device = with_index(given.device);
   const auto file = std::make_shared<Archive>(path);
+  check_trust(*file, options);
   const StoredEngine& stored = named(*file, name);
   const BlobTable table(stored.name(), stored.table, file);
   table.check(stored.variants);

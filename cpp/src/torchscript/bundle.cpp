@@ -11,6 +11,7 @@
 #include <future>
 
 #include "bundle/archive.h"
+#include "bundle/signing.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/variants.h"
@@ -23,12 +24,6 @@ namespace {
 
 /// The attribute in which a loaded module carries the names of its classes.
 constexpr char kClassNames[] = "hybrid_rt_class_names";
-
-void check_trust(const std::string& path, TrustPolicy trust) {
-  if (trust == TrustPolicy::kDigests) return;
-  throw Error(ErrorKind::kBundle, "bundle", path, "a bundle with a signature", "one without: bundles have none yet",
-              "Load with the trust policy \"digests\", and take files from where you trust the sender.");
-}
 
 void check_counts(const LoadOptions& options) {
   if (options.threads >= 0 && options.concurrency >= 1) return;
@@ -116,7 +111,7 @@ torch::jit::Module load(const std::string& path, const LoadOptions& options) {
 
 torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions& given) {
   require_device(given.device);
-  check_trust(file->path(), given.trust);
+  check_trust(*file, given);
   check_counts(given);
   LoadOptions options = given;
   options.device = with_index(given.device);
@@ -151,10 +146,16 @@ std::string read_record(const std::string& path, const std::string& record) { re
 
 void verify_records(const std::string& path) { Archive(path).verify(Archive::Records::kAll); }
 
-std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options, const Machine& machine) {
-  check_trust(path, options.trust);
-  const Preference preference = preference_from(options.backend, options.strict);
+void check_head(const std::string& path) {
   const Archive file(path);
+  check_trust(file, {});
+  file.verify(Archive::Records::kHead);
+}
+
+std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options, const Machine& machine) {
+  const Archive file(path);
+  check_trust(file, options);
+  const Preference preference = preference_from(options.backend, options.strict);
   std::vector<EngineCheck> checks;
   for (const StoredEngine& engine : file.manifest().engines) {
     checks.push_back({engine.name(), engine.segments(),

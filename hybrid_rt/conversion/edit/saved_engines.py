@@ -5,11 +5,13 @@ detector's Python code.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ... import _native
 from ...backends import registry
 from ...bundle.blob_table import unpack
 from ...bundle.manifest import Engine as StoredEngine
@@ -35,8 +37,9 @@ def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
     """A bundle's module as it was saved; no engine in it is prepared.
 
     Raises:
-        BundleError: torch can't read it.
+        BundleError: torch can't read it, it was altered, or is not signed where the environment asks for that.
     """
+    _native.check_head(os.fsencode(path))
     try:
         return jit.open_archive(path)
     except RuntimeError as error:

@@ -254,10 +254,10 @@ TEST_CASE("a bundle is warmed up at the sizes that are asked for") {
   CHECK(contains(error.what(), "warm_up: expected (height, width) of at least 1, got (120, 0)."));
 }
 
-TEST_CASE("no bundle has a signature yet") {
+TEST_CASE("trust in signatures needs a key") {
   const Error error = failure_of([] { hybrid_rt::load(bundle(), {.trust = hybrid_rt::TrustPolicy::kSigned}); });
-  CHECK(error.kind() == ErrorKind::kBundle);
-  CHECK(contains(error.what(), "expected a bundle with a signature, got one without"));
+  CHECK(error.kind() == ErrorKind::kOption);
+  CHECK(contains(error.what(), "trusted_keys: expected at least one public key, got none"));
 }
 
 TEST_CASE("a loaded bundle changes over to another variant, whose bytes it reads from the file then") {

@@ -13,7 +13,7 @@ import hybrid_rt
 from capture.test_fused import Detector
 from helpers.bundle_surgery import run_python, save_with_backends
 from helpers.small_detectors import small_detector, small_picture
-from hybrid_rt import BackendError, BundleError, InputError, OptionError, VerificationError
+from hybrid_rt import BackendError, InputError, OptionError, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
 from hybrid_rt.backends.cache import store
@@ -319,8 +319,8 @@ def test_sizes_are_warmed_up(bank: Path) -> None:
         hybrid_rt.load(bank, warm_up=[(0, 7)])
 
 
-def test_trust_in_signatures_refuses_every_bundle_yet(bank: Path) -> None:
-    with pytest.raises(BundleError, match="expected a bundle with a signature, got one without"):
+def test_trust_in_signatures_needs_a_key(bank: Path) -> None:
+    with pytest.raises(OptionError, match="trusted_keys: expected at least one public key, got none"):
         hybrid_rt.load(bank, trust="signed")
     with pytest.raises(OptionError, match="trust: expected 'digests' or 'signed', got 'blindly'"):
         hybrid_rt.load(bank, trust="blindly")

@@ -1,0 +1,38 @@
+"""``hybrid-rt sign`` and ``hybrid-rt verify-signature``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..bundle.signing import sign, verify_signature
+
+
+def add_verbs(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser("sign", help="sign a .pt, so that programs that ask for your key take it")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("--key", type=Path, required=True, help="a PEM file with an Ed25519 private key")
+    verb.add_argument("--detached", action="store_true", help="write MODEL.sig instead of changing the .pt")
+    verb.set_defaults(run=_sign)
+
+    verb = verbs.add_parser("verify-signature", help="who has signed a .pt; nothing of it is run")
+    verb.add_argument("model", type=Path)
+    verb.add_argument(
+        "--trusted-keys", type=Path, nargs="+", required=True, metavar="KEY", help="PEM files with public keys"
+    )
+    verb.set_defaults(run=_verify_signature)
+
+
+def _sign(options: argparse.Namespace) -> int:
+    signature = sign(options.model, options.key, detached=options.detached)
+    place = f"{options.model}.sig" if options.detached else str(options.model)
+    print(f"{place}: signed with the key {signature.key}")
+    return 0
+
+
+def _verify_signature(options: argparse.Namespace) -> int:
+    for signer in verify_signature(options.model, options.trusted_keys):
+        print(f"{options.model}: signed with {signer}, every record matches its digest")
+    return 0
