@@ -10,12 +10,12 @@ import torch
 
 from ..common.errors import HybridRTError, OptionError
 from ..common.version import __version__
-from . import bench, bundle, cache, compare_engines, convert, doctor, package, programs, triton, verify
+from . import bench, bundle, cache, compare_engines, convert, doctor, explain, package, programs, triton, verify
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_GROUPS = (convert, verify, programs, doctor, bundle, bench, compare_engines, cache, triton, package)
+_GROUPS = (convert, explain, verify, programs, doctor, bundle, bench, compare_engines, cache, triton, package)
 """In the order in which ``--help`` lists their verbs."""
 
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except HybridRTError as error:
         print(f"hybrid-rt: error: {error}", file=sys.stderr)
+        if error.code:
+            print(f"Run 'hybrid-rt explain {error.code}' for the cause and the ways out.", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILED
 
 

@@ -52,7 +52,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     try:
         taken = jit.script_detector(_hybrid(profile.detector, modules))
     except CaptureError as error:
-        raise CaptureError(f"{error} {_OTHERS}") from error
+        raise error.extended(_OTHERS) from error
     module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
 
@@ -85,6 +85,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
             expected=f"it to run {', '.join(map(repr, left_out))}",
             got="a head that calls the segment by another way than by its name, or does not use what it returns",
             remedy="Call it as self.NAME(...) in forward, or leave it out by naming other submodules in segments=.",
+            code="segment-bypassed",
         )
     jit.connect(frozen, {build.name: build.program.segments for build in builds})
     operators = jit.rewrite_head_operators(frozen)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...capture.profile import Profile
-from ...common.errors import CaptureError, FusionError, HybridRTError
+from ...common.errors import CaptureError, FusionError, HybridRTError, split_code
 from ...verification.verify import Thresholds, compare_modules
 from .builds import EngineBuild
 from .head import HEADS, assemble
@@ -85,6 +85,7 @@ def head_choices(
         expected="code that torch.jit.script compiles, torch.export takes, or torch.jit.trace records",
         got="\n  " + "\n  ".join(f"{mode}: {reason}" for mode, reason in reasons.items()) + "\n",
         remedy="Change a line that is named, or put it into a segment.",
+        code="no-head-fits",
     )
 
 
@@ -123,8 +124,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def _short(reason: str) -> str:
-    """A reason in one line, up to the line of code that it points to."""
+    """A reason in one line, up to the line of code that it points to, and its code."""
+    reason, code = split_code(reason)
     if reason.startswith("hybrid_rt["):
         reason = reason.partition(", got ")[2] or reason
     told = " ".join(reason.partition("<--- HERE")[0].replace("~", " ").split())
-    return told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
+    told = told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
+    return f"{told} [{code}]" if code else told
