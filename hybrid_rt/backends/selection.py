@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capture.program import Program
-from ..common.errors import BackendError, HybridRTError, OptionError
+from ..common.errors import BackendError, HybridRTError, OptionError, common_code
 from ..common.progress import Steps
 from ..common.specs import PRECISIONS, REFERENCE_PRECISION, Artifact
 from . import registry
@@ -234,7 +234,7 @@ def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str)
             expected="an engine that compiles it",
             got="\n  " + "\n  ".join(map(str, refusals)) + "\n",
             remedy="Do what one of them says, or name a smaller submodule in segments=.",
-            code="no-engine-compiles",
+            code=common_code(map(str, refusals), "no-engine-compiles"),
         )
     for error in refusals:
         warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="HybridRTError")
@@ -56,6 +56,12 @@ def split_code(text: str) -> tuple[str, str]:
     """Returns the text of an error without the code at its end, and the code; empty: it has none."""
     found = _CODE.search(text)
     return (text[: found.start()], found[1]) if found else (text, "")
+
+
+def common_code(texts: Iterable[str], otherwise: str) -> str:
+    """Returns the code that all of the texts end with; ``otherwise`` if there is none."""
+    codes = {split_code(text)[1] for text in texts}
+    return codes.pop() or otherwise if len(codes) == 1 else otherwise
 
 
 def _with_code(text: str, code: str) -> str:

@@ -412,7 +412,9 @@ def require(verification: Verification | None) -> None:
         f"the hybrid in {verification.precision}",
         expected="what the detector finds",
         got="\n  " + "\n  ".join(shown) + "\n",
-        remedy=f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
+        remedy="Nothing was saved."
+        if verification.found_nothing
+        else f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
         "if it is meant.",
         code="outputs-differ"
         if verification.engines_failed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...capture.profile import Profile
-from ...common.errors import CaptureError, FusionError, HybridRTError, split_code
+from ...common.errors import CaptureError, FusionError, HybridRTError, common_code, split_code
 from ...verification.verify import Thresholds, compare_modules
 from .builds import EngineBuild
 from .head import HEADS, assemble
@@ -85,7 +85,7 @@ def head_choices(
         expected="code that torch.jit.script compiles, torch.export takes, or torch.jit.trace records",
         got="\n  " + "\n  ".join(f"{mode}: {reason}" for mode, reason in reasons.items()) + "\n",
         remedy="Change a line that is named, or put it into a segment.",
-        code="no-head-fits",
+        code=common_code(reasons.values(), "no-head-fits"),
     )
 
 
