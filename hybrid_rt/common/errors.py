@@ -9,7 +9,7 @@ from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="HybridRTError")
 
-_CODE = re.compile(r" \[([a-z0-9]+(?:-[a-z0-9]+)+)\]$")
+_CODE = re.compile(r" \[([a-z0-9]+(?:-[a-z0-9]+)+)\]\Z")
 
 
 class HybridRTError(RuntimeError):

@@ -11,7 +11,9 @@ from pathlib import Path
 _PAGE = Path(__file__).with_name("refusals.md")
 """A link to docs/refusals.md; in a wheel a copy."""
 
-_ENTRY = re.compile(r"^### (?P<code>\S+)\n\n\*\*(?P<title>.+?)\*\*\n\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+_ENTRY = re.compile(
+    r"^### (?P<code>\S+)\n\n\*\*(?P<title>.+?)\*\*\n\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL
+)
 _FENCED = re.compile(r"^```.*?^```$\n?", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
 
@@ -38,6 +40,10 @@ class Refusal:
             text += _prose(self.text[at : block.start()]) + _indented(block[0])
             at = block.end()
         text += _prose(self.text[at:])
+        if at:
+            text = (
+                f"{text.strip()}\n\nDetector, image and refusal() of the examples stand at the top of docs/refusals.md."
+            )
         return f"{self.code}: {self.title}\n\n{text.strip()}\n"
 
 

@@ -286,9 +286,7 @@ def _refuse_state(exported: ExportedProgram) -> None:
             )
 
 
-def _refused(
-    expected: str, got: str, node: torch.fx.Node | None, code: str = "head-not-exportable"
-) -> CaptureError:
+def _refused(expected: str, got: str, node: torch.fx.Node | None, code: str = "head-not-exportable") -> CaptureError:
     where = _user_line(node) if node is not None else ""
     return CaptureError.make(
         "capture",

@@ -79,7 +79,9 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
     try:
         return jit.script(module.eval())
     except CaptureError as error:
-        told = " ".join(split_code(str(error))[0].partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split())
+        told = " ".join(
+            split_code(str(error))[0].partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split()
+        )
         raise CaptureError.make(
             "capture",
             SUBJECT,
