@@ -22,8 +22,6 @@ from .head_export import exported_head
 from .hybrid import Hybrid
 from .replica import replicas
 
-_OTHERS = "Or take head='export' or head='trace'; head='auto', the default, tries them in this order."
-
 HEADS = ("script", "export", "trace")
 """How the head is taken: compiled from its source, by torch.export, or recorded on the example."""
 
@@ -49,10 +47,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
-    try:
-        taken = jit.script_detector(_hybrid(profile.detector, modules))
-    except CaptureError as error:
-        raise error.extended(_OTHERS) from error
+    taken = jit.script_detector(_hybrid(profile.detector, modules))
     module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
 

@@ -18,6 +18,8 @@ AUTO = "auto"
 
 _LONGEST_REASON = 400
 
+_OTHERS = "Or take head='export' or head='trace'; head='auto', the default, tries them in this order."
+
 
 @dataclass(frozen=True)
 class HeadChoice:
@@ -61,7 +63,13 @@ def head_choices(
         CaptureError: the named mode does not take the detector; with "auto": none is left, with the reason of each.
     """
     if head != AUTO:
-        yield HeadChoice(assemble(profile, builds, head, device), head)
+        try:
+            hybrid = assemble(profile, builds, head, device)
+        except CaptureError as error:
+            if error.code != "head-not-scriptable":
+                raise
+            raise error.extended(_OTHERS) from error
+        yield HeadChoice(hybrid, head)
         return
     reasons: dict[str, str] = {}
     for mode in HEADS:

@@ -105,4 +105,5 @@ def test_a_mode_by_name_is_the_only_one(tmp_path: Path) -> None:
 def test_reasons_are_one_line() -> None:
     text = "hybrid_rt[capture]: the head: expected code, got Bad:\n  line 3\n  x = **y\n      ~~~ <--- HERE\n rest"
     assert _short(text) == "Bad: line 3 x = **y"
+    assert _short(f"{text} [head-not-scriptable]") == "Bad: line 3 x = **y [head-not-scriptable]"
     assert len(_short("a" * 1000)) < 450
