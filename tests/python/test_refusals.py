@@ -135,7 +135,7 @@ def test_an_entry_shows_a_message_its_cause_and_a_way_out(refusal: Refusal) -> N
     message = " ".join(quoted[0].replace("> ", "").replace("\\", "").split())
     assert message.endswith(f"[{refusal.code}]")
     expected = [text for site in SITES if refusal.code in site.codes for text in site.expected if len(text) > 6]
-    assert any(text in message for text in expected), expected  # the words of the source
+    assert not expected or any(text in message for text in expected), expected  # the words of the source
     assert len(refusal.text.removeprefix(quoted[0]).split()) >= 20
 
 
