@@ -233,6 +233,7 @@ def unavailable(name: str, reason: str) -> BackendError:
         expected="a backend whose compiler is installed",
         got=f"'{name}', which is not available: {reason}",
         remedy="Install it, or take another engine; `hybrid-rt doctor` lists what is installed.",
+        code="engine-not-installed",
     )
 
 

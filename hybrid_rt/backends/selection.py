@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capture.program import Program
-from ..common.errors import BackendError, HybridRTError, OptionError
+from ..common.errors import BackendError, HybridRTError, OptionError, common_code
 from ..common.progress import Steps
 from ..common.specs import PRECISIONS, REFERENCE_PRECISION, Artifact
 from . import registry
@@ -138,6 +138,7 @@ def _check_together(
             expected="an engine that computes in it",
             got=f"'{precision}' for {', '.join(variant.name for variant in wanted)}",
             remedy="Name one, e.g. engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
+            code="precision-not-in-engine",
         )
     compiled = dict.fromkeys(variant.backend.name for variant in wanted)
     unused = set(options) - set(compiled)
@@ -210,6 +211,7 @@ def _wanted(name: str, precision: str, scope: str, device: str, options: Options
         expected=f"one of {', '.join(backend.target_precisions)}",
         got=f"'{own or precision}'",
         remedy="Take one that it has, or another engine.",
+        code="precision-not-in-engine",
     )
 
 
@@ -232,6 +234,7 @@ def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str)
             expected="an engine that compiles it",
             got="\n  " + "\n  ".join(map(str, refusals)) + "\n",
             remedy="Do what one of them says, or name a smaller submodule in segments=.",
+            code=common_code(map(str, refusals), "no-engine-compiles"),
         )
     for error in refusals:
         warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)

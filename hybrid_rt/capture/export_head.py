@@ -213,6 +213,7 @@ def _refusal(causes: Sequence[BaseException]) -> CaptureError:
             got=f"one{place}" if place else _first_line(causes[-1]),
             remedy="Write it without a branch (torch.where, clamp, torch.sym_min for a count), put it into a segment's "
             "module, or let head='trace' record the branch that the example takes.",
+            code="branch-on-values",
         )
     return CaptureError.make(
         "capture",
@@ -220,6 +221,7 @@ def _refusal(causes: Sequence[BaseException]) -> CaptureError:
         expected="code that torch.export takes",
         got=f"{type(causes[-1]).__name__}{place}: {_first_line(causes[-1])}",
         remedy="Change the line that it names, or try head='trace'.",
+        code="head-not-exportable",
     )
 
 

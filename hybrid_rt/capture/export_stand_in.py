@@ -133,6 +133,7 @@ def _flat_inputs(segment: str, given: Mapping[str, Any], inputs: Mapping[str, St
             expected=f"the arguments of the first call in every call: {', '.join(inputs)}",
             got=f"another {', '.join(others)}",
             remedy="Name a smaller submodule in segments=.",
+            code="calls-differ",
         )
     for name, structure in inputs.items():
         yield from structure.flatten(given[name])

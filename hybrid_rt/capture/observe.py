@@ -191,6 +191,7 @@ def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[s
                 expected="parameters with names",
                 got=f"'{parameter}'",
                 remedy="Name the parameters in forward's signature, or choose a submodule.",
+                code="segment-interface",
             )
     return {name: value for name, value in bound.items() if not _is_default(value, signature.parameters[name].default)}
 
@@ -215,5 +216,6 @@ def structures_of(arguments: Mapping[str, Any], segment: str) -> dict[str, Struc
             expected="a tensor among the inputs",
             got=", ".join(found) or "none",
             remedy="Choose a submodule that takes one.",
+            code="segment-interface",
         )
     return found

@@ -77,6 +77,7 @@ def exported(
             expected="operations that torch's exporter puts into ONNX",
             got=f"{type(error).__name__}: {error}",
             remedy="Leave the operation that it names out of the segment, or take another engine.",
+            code="segment-not-captured",
         ) from error
 
 

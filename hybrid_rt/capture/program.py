@@ -223,6 +223,7 @@ def capture(
             expected="a call inside of the ranges that shapes= gives",
             got="none",
             remedy="Widen the ranges, or take an example inside of them.",
+            code="sizes-not-taken",
         )
     further = [call for run in sizes for call in _flat_calls(members, run) if _inside(call, ranges)]
     on_example = [observation.calls(name) for name in names]
@@ -316,6 +317,7 @@ def _flat(member: Member, arguments: dict[str, Any], result: Any) -> FlatCall:
             expected="the same structure of inputs and outputs in every call",
             got="two calls that differ",
             remedy="Name a smaller submodule in segments=.",
+            code="calls-differ",
         )
     return FlatCall(
         tuple(t.detach() for key, structure in inputs.items() for t in structure.flatten(arguments[key])),
@@ -354,6 +356,7 @@ def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: S
             expected=f"it to take {' and '.join('x'.join(map(str, shape)) for shape in found)}, which its ranges allow",
             got=described(error),
             remedy="Narrow them: shapes={'height': (min, max), 'width': (min, max)}.",
+            code="sizes-not-taken",
         ) from error
 
 
@@ -384,7 +387,11 @@ def _specs(
         seen = [call[i][0] for call in calls]
         if any(len(other) != len(shape) for other in seen):
             raise CaptureError.make(
-                "capture", f"tensor '{name}'", expected="one rank in every call", got=f"shapes {[*map(tuple, seen)]}"
+                "capture",
+                f"tensor '{name}'",
+                expected="one rank in every call",
+                got=f"shapes {[*map(tuple, seen)]}",
+                code="calls-differ",
             )
         low = list(shape)
         high = list(shape)

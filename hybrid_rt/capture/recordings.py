@@ -161,6 +161,7 @@ def _raise_of_sample(observation: Observation, sample: Sample, error: Exception)
         expected=f"a detector that takes inputs of {shapes}: images of a size that shapes= names",
         got=described(error),
         remedy="Take other sizes, or leave shapes= out: then the example's sizes hold.",
+        code="sizes-not-taken",
     ) from error
 
 

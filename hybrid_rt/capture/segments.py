@@ -50,7 +50,9 @@ def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[st
     known = [name for name, _ in detector.named_modules(remove_duplicate=False) if name]
     names = [segments] if isinstance(segments, str) else list(segments)
     if not names:
-        raise OptionError.make("convert", "segments", expected="'auto' or at least one name", got="an empty list")
+        raise OptionError.make(
+            "convert", "segments", expected="'auto' or at least one name", got="an empty list", code="segment-misnamed"
+        )
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
@@ -60,6 +62,7 @@ def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[st
                 expected=f"a submodule of {type(detector).__name__}",
                 got=f"'{name}'",
                 remedy=f"Near it: {', '.join(near)}." if near else "See detector.named_modules().",
+                code="segment-misnamed",
             )
     for outer in names:
         for inner in names:
@@ -70,6 +73,7 @@ def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[st
                     expected="each submodule once",
                     got=f"'{inner}' twice" if inner == outer else f"'{inner}' inside '{outer}'",
                     remedy="Leave one of them out.",
+                    code="segment-misnamed",
                 )
     return names
 
@@ -118,6 +122,7 @@ def shares_of(
             expected=f"a submodule that takes at least {LEAST_SHARE:.0%} of the time and that an engine can run",
             got=f"a {type(observation.detector).__name__} with{looked or ' no submodule that runs'}\n",
             remedy="Name the segments: segments=[...].",
+            code="no-segment-pays",
         )
     return shares
 
@@ -130,6 +135,7 @@ def _required(name: str, use: Use | None, findings: Mapping[str, str]) -> Use:
             expected="the detector to call it",
             got="no call on the example inputs",
             remedy="Name a submodule whose forward runs in eval mode.",
+            code="segment-not-called",
         )
     if use.refusal:
         raise CaptureError(use.refusal)
@@ -140,6 +146,7 @@ def _required(name: str, use: Use | None, findings: Mapping[str, str]) -> Use:
             expected="the same operations in every call, on its inputs alone",
             got=findings[use.name],
             remedy="An engine can't repeat that: leave it to the head by naming smaller submodules in segments=.",
+            code="not-repeatable",
         )
     return use
 

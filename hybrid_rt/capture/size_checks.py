@@ -44,6 +44,7 @@ def right_at_sizes(program: Program, effort: Effort) -> Program:
         remedy="Its Python code computes from sizes (such as max(height, width), padding behind an 'if', a factor as "
         "a number) or keeps an attribute, such as a grid, for one size. Narrow the sizes with shapes=, leave that code "
         "to the head by naming smaller submodules in segments=, or compute sizes in the detector and pass them on.",
+        code="sizes-in-python",
     )
 
 

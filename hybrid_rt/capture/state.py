@@ -90,6 +90,7 @@ class StateWatch:
             got=f"another one after other images: it keeps state in {', '.join(names)}",
             remedy="A bundle serves images of many sources at once, each as the first. Pass the state in and out as "
             "arguments and results, or convert the part of the detector that keeps none.",
+            code="keeps-state",
         )
 
 

@@ -110,6 +110,7 @@ def export(
             got=described(error),
             remedy="Leave the operation that it names out of the segment, narrow the sizes with shapes=, or take an "
             "engine that does not need torch.export (openvino, torchscript).",
+            code="segment-not-captured",
         ) from error
     _check_ranges(name, exported, specs, least)
     return exported
@@ -192,6 +193,7 @@ def _check_ranges(
                 got=f"one for {sizes}",
                 remedy="Its code decides by this size: narrow it with shapes=, or name a smaller submodule in "
                 "segments=.",
+                code="sizes-in-python",
             )
 
 
@@ -222,6 +224,7 @@ def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[t
                 expected="conditions that compare whole numbers",
                 got=guard,
                 remedy="Fix the sizes with shapes=, or name a smaller submodule in segments=.",
+                code="sizes-in-python",
             ) from error
         found.append((ast.unparse(_Readable([spec.name for spec in specs]).visit(tree)), words))
     return found

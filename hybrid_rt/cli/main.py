@@ -10,12 +10,16 @@ import torch
 
 from ..common.errors import HybridRTError, OptionError
 from ..common.version import __version__
+<<<<<<< HEAD
 from . import bench, bundle, cache, compare_engines, convert, doctor, package, programs, signing, triton, verify
+=======
+from . import bench, bundle, cache, compare_engines, convert, doctor, explain, package, programs, triton, verify
+>>>>>>> 78f1035379c27e2907c19384bb2f05be9951eb1a
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_GROUPS = (convert, verify, programs, doctor, bundle, signing, bench, compare_engines, cache, triton, package)
+_GROUPS = (convert, explain, verify, programs, doctor, bundle, signing, bench, compare_engines, cache, triton, package)
 """In the order in which ``--help`` lists their verbs."""
 
 
@@ -29,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except HybridRTError as error:
         print(f"hybrid-rt: error: {error}", file=sys.stderr)
+        if error.code:
+            print(f"Run 'hybrid-rt explain {error.code}' for the cause and the ways out.", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILED
 
 

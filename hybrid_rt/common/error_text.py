@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torchvision
 
+from .errors import HybridRTError, split_code
+
 _LINES = 24
 _CHARACTERS = 300
 """Of a line."""
@@ -26,7 +28,10 @@ def described(error: BaseException) -> str:
 
     One that has no message, such as StopIteration, has the line of the user's code in its place.
     """
-    lines = [line for line in str(error).strip().splitlines() if not _VALUES.fullmatch(line)]
+    text = str(error).strip()
+    if isinstance(error, HybridRTError):
+        text = split_code(text)[0]  # the error that it becomes a part of has a code of its own
+    lines = [line for line in text.splitlines() if not _VALUES.fullmatch(line)]
     shortened = [line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]}..." for line in lines[:_LINES]]
     text = "\n".join([*shortened, f"... and {len(lines) - _LINES} lines more"] if len(lines) > _LINES else shortened)
     kind = type(error).__name__

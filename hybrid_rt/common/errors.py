@@ -2,20 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import re
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="HybridRTError")
 
+_CODE = re.compile(r" \[([a-z0-9]+(?:-[a-z0-9]+)+)\]\Z")
+
 
 class HybridRTError(RuntimeError):
-    """Base of all errors of hybrid_rt; the text is ``hybrid_rt[SCOPE]: SUBJECT: expected X, got Y. REMEDY``."""
+    """Base of all errors of hybrid_rt.
+
+    The text is ``hybrid_rt[SCOPE]: SUBJECT: expected X, got Y. REMEDY``. A refusal of a detector ends with its code,
+    ``[keeps-state]``, which ``hybrid-rt explain`` takes.
+    """
 
     @classmethod
-    def make(cls: type[_Error], scope: str, subject: str, *, expected: str, got: str, remedy: str = "") -> _Error:
-        """An error of this class with the text put together as everywhere in hybrid_rt."""
+    def make(
+        cls: type[_Error], scope: str, subject: str, *, expected: str, got: str, remedy: str = "", code: str = ""
+    ) -> _Error:
+        """Returns an error of this class, with the text put together as everywhere in hybrid_rt.
+
+        Args:
+            scope: the part of hybrid_rt, or the engine.
+            subject: the thing that is wrong.
+            expected: what was expected of it.
+            got: what it is.
+            remedy: how to go on.
+            code: the entry of docs/refusals.md that explains it; empty: none does.
+        """
         text = f"hybrid_rt[{scope}]: {subject}: expected {expected}, got {got}."
-        return cls(f"{text} {remedy}" if remedy else text)
+        return cls(_with_code(f"{text} {remedy}" if remedy else text, code))
+
+    @property
+    def code(self) -> str:
+        """The code that the text ends with, such as "keeps-state"; empty: it has none.
+
+        Read from the text, so that an error that is made anew of another's text, in another process too, keeps it.
+        """
+        return split_code(str(self))[1]
+
+    def extended(self: _Error, remedy: str) -> _Error:
+        """Returns an error of the same class with one more remedy, and the same code."""
+        text, code = split_code(str(self))
+        made = copy.copy(self)
+        made.args = (_with_code(f"{text} {remedy}", code),)
+        return made
+
+
+def split_code(text: str) -> tuple[str, str]:
+    """Returns the text of an error without the code at its end, and the code; empty: it has none."""
+    found = _CODE.search(text)
+    return (text[: found.start()], found[1]) if found else (text, "")
+
+
+def common_code(texts: Iterable[str], otherwise: str) -> str:
+    """Returns the code that all of the texts end with; ``otherwise`` if there is none."""
+    codes = {split_code(text)[1] for text in texts}
+    return codes.pop() or otherwise if len(codes) == 1 else otherwise
+
+
+def _with_code(text: str, code: str) -> str:
+    return f"{text} [{code}]" if code else text
 
 
 class BundleError(HybridRTError):

@@ -171,6 +171,7 @@ def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str
             expected="tensors in lists, tuples and dicts with string keys",
             got=shown(value),
             remedy=remedy,
+            code="segment-interface",
         )
     inner = constants and node.kind != "list"
     children = tuple(structure_of(value[key], f"{where}[{key!r}]", constants=inner, remedy=remedy) for key in node.keys)
@@ -182,6 +183,7 @@ def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str
             expected=f"a {structure.kind} of one type, as TorchScript has them",
             got=", ".join(sorted({child.annotation for child in structure.children})),
             remedy="Return a tuple instead.",
+            code="segment-interface",
         )
     return structure
 

@@ -184,6 +184,7 @@ def tree_of(value: Any, where: str, remedy: str, *, is_result: bool = False) -> 
                 expected="tensors, numbers, texts and None in lists, tuples, dataclasses and dicts of one type of key",
                 got=f"{type(value).__name__} {value!r}"[:200],
                 remedy=remedy,
+                code="value-not-plain",
             )
         children = tuple(visit(value[key], f"{where}[{key!r}]") for key in node.keys)
         if is_result and hasattr(value, "_fields"):

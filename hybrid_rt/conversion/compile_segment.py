@@ -201,6 +201,7 @@ def _check_place(wanted: Wanted) -> None:
             expected=f"a CUDA device, on which {wanted.name} runs",
             got=f"none: {reason}",
             remedy="Without strict another engine runs here.",
+            code="no-gpu-here",
         )
 
 
@@ -217,7 +218,11 @@ def _program(
         named = arguments_of(module, arguments, {})
     except TypeError as error:
         raise OptionError.make(
-            _SCOPE, "example", expected=f"the positional arguments of {name}.forward", got=f"others ({error})"
+            _SCOPE,
+            "example",
+            expected=f"the positional arguments of {name}.forward",
+            got=f"others ({error})",
+            code="example-not-arguments",
         ) from error
     structures = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in named.items()}
     tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
@@ -234,6 +239,7 @@ def _program(
                 expected="a first input [N, C, H, W], whose sizes they are",
                 got=f"one of {tensors[0].dim()} dimensions",
                 remedy="Leave shapes= out: the sizes are the example's.",
+                code="sizes-not-taken",
             )
         ranges = [(size, size) for size in tensors[0].shape]
     calls = [arguments]

@@ -68,6 +68,7 @@ class ConvertOptions:
                 expected="the tuple of the detector's positional arguments",
                 got=type(example_inputs).__name__,
                 remedy="For torchvision's detectors: ([image],).",
+                code="example-not-arguments",
             )
         check_precision(self.engines.precision, "convert")
         if self.head not in (AUTO, *HEADS):

@@ -200,7 +200,12 @@ class ExportedCode:
                 continue
             kept = self._kept.get(_base(value))
             if kept is not None:
-                raise _refused("a head that keeps nothing from call to call", f"a write into its buffer '{kept}'", node)
+                raise _refused(
+                    "a head that keeps nothing from call to call",
+                    f"a write into its buffer '{kept}'",
+                    node,
+                    "keeps-state",
+                )
 
     def _number(self, node: torch.fx.Node, expression: str) -> None:
         """Assigns a call's result; numbers get the type that they had in Python."""
@@ -273,10 +278,15 @@ def _refuse_state(exported: ExportedProgram) -> None:
     for spec in exported.graph_signature.output_specs:
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             kept = str(spec.target).removeprefix("detector.")
-            raise _refused("a head that keeps nothing from call to call", f"a write into its buffer '{kept}'", None)
+            raise _refused(
+                "a head that keeps nothing from call to call",
+                f"a write into its buffer '{kept}'",
+                None,
+                "keeps-state",
+            )
 
 
-def _refused(expected: str, got: str, node: torch.fx.Node | None) -> CaptureError:
+def _refused(expected: str, got: str, node: torch.fx.Node | None, code: str = "head-not-exportable") -> CaptureError:
     where = _user_line(node) if node is not None else ""
     return CaptureError.make(
         "capture",
@@ -284,6 +294,7 @@ def _refused(expected: str, got: str, node: torch.fx.Node | None) -> CaptureErro
         expected=expected,
         got=f"{got}{where}",
         remedy="Change the code, put it into a segment, or take head='trace'.",
+        code=code,
     )
 
 

@@ -98,6 +98,7 @@ def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.j
             got=described(error),
             remedy="A segment takes and returns tensors and has no control flow that depends on their values: "
             "name a smaller submodule in segments=.",
+            code="segment-not-captured",
         ) from error
 
 
@@ -161,6 +162,7 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
             got=described(error).replace(": ", ":\n", 1) + "\n",  # the compiler's frames stand on lines of their own
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
+            code="head-not-scriptable",
         ) from error
 
 
@@ -219,6 +221,7 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
             got=described(error),
             remedy="It has to take and return tensors in lists, tuples and dicts; or let it be scripted: "
             "head='script'.",
+            code="head-not-recordable",
         ) from error
 
 
@@ -287,6 +290,7 @@ def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]
                         expected="the head to run them one after the other whenever it runs the last",
                         got="a branch or loop between them",
                         remedy="Convert with fuse=False.",
+                        code="segments-not-one",
                     )
                     error.segments = tuple(segments[segment])
                     raise error
@@ -492,6 +496,7 @@ def rewrite_head_operators(module: torch.jit.ScriptModule) -> list[str]:
             expected=f"no operator of torchvision but {', '.join(HEAD_OPERATORS)}",
             got=", ".join(left),
             remedy="Put the module that calls it into a segment.",
+            code="operator-not-in-cpp",
         )
     return [kind for kind in kinds if kind.startswith("hybrid_rt::")]
 

@@ -48,6 +48,7 @@ def without_plain_values(expected: Any, found: Any, where: str, relative_error: 
                 expected="tensors, numbers, texts and None in lists, tuples, dicts and dataclasses",
                 got=f"{type(leaf).__name__} {leaf!r}"[:200],
                 remedy="Wrap the detector in a module that returns such values.",
+                code="value-not-plain",
             )
     differences = [
         f"{where}, output '{place}': {_told(wanted.get(place))} expected, {_told(had.get(place))} found"

@@ -46,6 +46,9 @@ __all__ = [
 _SHOWN = 20
 """Failures that an error shows after the worst ones."""
 
+_NOTHING = "nothing"
+"""The kind of a failure that says that nothing was compared."""
+
 
 @dataclass(frozen=True)
 class TensorError:
@@ -87,6 +90,11 @@ class Verification:
     def engines_failed(self) -> bool:
         """Whether an engine's own outputs differ, so that no other head would help."""
         return any(kind == "engine" for kind, _ in self._severities.values())
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether all that failed is that nothing could be compared."""
+        return set(self.failures) == {text for text, (kind, _) in self._severities.items() if kind == _NOTHING}
 
     def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:
         """Notes a failure; of each ``kind`` the error shows the severest one first."""
@@ -357,12 +365,14 @@ def compare_modules(
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
             "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "
-            "verify=False"
+            "verify=False",
+            _NOTHING,
         )
     if compared and not any(compared):
         verification.fail(
             f"{UNDETERMINED}, for every input, so that nothing was compared: give verify_inputs= on which "
-            "it repeats its result, or verify=False"
+            "it repeats its result, or verify=False",
+            _NOTHING,
         )
     return verification
 
@@ -402,6 +412,13 @@ def require(verification: Verification | None) -> None:
         f"the hybrid in {verification.precision}",
         expected="what the detector finds",
         got="\n  " + "\n  ".join(shown) + "\n",
-        remedy=f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
+        remedy="Nothing was saved."
+        if verification.found_nothing
+        else f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
         "if it is meant.",
+        code="outputs-differ"
+        if verification.engines_failed
+        else "nothing-compared"
+        if verification.found_nothing
+        else "results-differ",
     )

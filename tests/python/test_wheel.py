@@ -119,7 +119,7 @@ def test_a_wheel_brings_headers_types_schema_and_programs(with_wheel: Path, tmp_
     for name in (
         *("py.typed", "_native.pyi", "cmake/hybrid_rt-config.cmake", "lib/libhybrid_rt.so"),
         *("include/hybrid_rt/hybrid_rt.h", "include/hybrid_rt/plugin/backend.h"),
-        *("conversion/report/report.schema.json", "conversion/report/report.html.jinja"),
+        *("conversion/report/report.schema.json", "conversion/report/report.html.jinja", "common/refusals.md"),
     ):
         assert (package / name).is_file(), name
     programs = {path.name for path in with_wheel.parent.glob("hybrid-rt*")}

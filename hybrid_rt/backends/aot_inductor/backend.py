@@ -100,6 +100,7 @@ class AOTInductorBackend(Backend):
                 expected="a module that AOTInductor compiles",
                 got=f"{type(error).__name__}: {str(error).strip()}",
                 remedy="Leave the operation that it names out of the segment, or take another engine.",
+                code="operator-not-in-engine",
             ) from error
         # The C++ around the kernels is compiled for a CPU too.
         requirements = {"version": _same_minor(torch.__version__), "cpu": ",".join(_cpu_flags())}
@@ -123,6 +124,7 @@ class AOTInductorBackend(Backend):
                 expected=f"one of {', '.join(self.target_precisions)}",
                 got=f"'{precision}'",
                 remedy="Take one of these, or convert for device='cuda'.",
+                code="precision-not-in-engine",
             )
         if self.target == "cuda" and (reason := cuda.reason_against()):
             raise BackendError.make(
@@ -131,6 +133,7 @@ class AOTInductorBackend(Backend):
                 expected="a machine that can compile for CUDA",
                 got=reason,
                 remedy="Convert on a machine that has what is missing.",
+                code="no-gpu-here",
             )
 
 
@@ -175,6 +178,7 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
                 expected="operators that torch gives a C function",
                 got=", ".join(_targets(operators)),
                 remedy="Leave them out of the segment, or take another engine.",
+                code="operator-not-in-engine",
             )
         return path.read_bytes()
 

@@ -66,6 +66,7 @@ class OpenVINOBackend(Backend):
                 got=found,
                 remedy="Leave that to the head by naming smaller submodules in segments=, convert it to int32 or "
                 "float32 before the segment if its values are small, or take an engine that has 64 bits.",
+                code="dtype-not-in-engine",
             )
         frozen = jit.freeze(program.traced())
         try:
@@ -81,6 +82,7 @@ class OpenVINOBackend(Backend):
                 expected="a module that OpenVINO converts",
                 got=f"{type(error).__name__}: {error}",
                 remedy="Leave the operation that it names out of the segment, or take another engine.",
+                code="operator-not-in-engine",
             ) from error
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
             xml = Path(folder) / "segment.xml"

@@ -189,6 +189,7 @@ def _chosen(options: Options) -> Vendor:
         expected="TensorRT's Python package" if options.library == "auto" else f"the package of {options.library}",
         got="; ".join(reasons),
         remedy=f"{_INSTALL}.",
+        code="engine-not-installed",
     )
 
 
@@ -211,6 +212,7 @@ def _no_gpu(segment: str, vendor: Vendor) -> BackendError:
         got=f"none: {reason}",
         remedy="Convert on the machine that will run it; TensorRT-RTX builds without a GPU for those that the option "
         "'compute_capabilities' lists.",
+        code="no-gpu-here",
     )
 
 
@@ -223,6 +225,7 @@ def _check_dtypes(program: Program) -> None:
                 expected=f"one of {', '.join(_SUPPORTED)}",
                 got=spec.dtype,
                 remedy="Convert the tensor inside the segment, or take another engine.",
+                code="dtype-not-in-engine",
             )
 
 
@@ -256,6 +259,7 @@ def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
             expected="operations that TensorRT's ONNX parser takes",
             got="\n  " + "\n  ".join(_error_text(error, model, program) for error in errors) + "\n",
             remedy="Leave the module that it names out of the segment (segments=), or take another engine.",
+            code="operator-not-in-engine",
         )
 
     return populate

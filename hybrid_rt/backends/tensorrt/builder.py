@@ -130,6 +130,7 @@ def _failed(segment: str, expected: str, got: str) -> BackendError:
         got=got or "a failure without a message",
         remedy="The message is TensorRT's own. Leave the operation that it names out of the segment, or take another "
         "engine.",
+        code="operator-not-in-engine",
     )
 
 
@@ -172,6 +173,7 @@ def check_capabilities(vendor: Vendor, capabilities: Sequence[str], segment: str
                 expected=f"GPUs that this TensorRT-RTX builds for: {built_for}",
                 got=capability,
                 remedy="For other GPUs take TensorRT on a machine that has one, or the engine aot_inductor.",
+                code="no-gpu-here",
             )
 
 

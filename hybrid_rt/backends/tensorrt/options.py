@@ -166,6 +166,7 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
                     expected="an upper bound, which TensorRT needs",
                     got=f"sizes from {low} on",
                     remedy="Give shapes= with the largest sizes, or the option 'profiles'.",
+                    code="sizes-unbounded",
                 )
             high = max(options.max_batch, 8 * opt)
         # TensorRT counts from 1; of none of what is counted the run half takes care.

@@ -77,6 +77,7 @@ def populate(
             expected="fp32: newer versions of TensorRT compute in the types of the network",
             got=precision,
             remedy="Take frontend='onnx', which has the others.",
+            code="precision-not-in-engine",
         )
     with _imported(vendor, program.name) as torch2trt:
         pass
@@ -104,6 +105,7 @@ def _imported(vendor: Vendor, segment: str) -> Iterator[Any]:
                 expected="torch2trt to be installed",
                 got=f"{type(error).__name__}: {error}",
                 remedy=f"{_INSTALL[0].upper()}{_INSTALL[1:]}.",
+                code="engine-not-installed",
             ) from error
         finally:
             if before is None:
@@ -146,4 +148,5 @@ def _convert(
             expected="operations that torch2trt converts",
             got=messages.take() or f"{type(error).__name__}: {error}",
             remedy="Take frontend='onnx', or leave the operation out of the segment.",
+            code="operator-not-in-engine",
         ) from error

@@ -106,6 +106,7 @@ class TVMBackend(Backend):
                 expected="a module that TVM compiles",
                 got=f"{type(error).__name__}: {error}",
                 remedy="Leave the operation that it names out of the segment, or take another engine.",
+                code="operator-not-in-engine",
             ) from error
         versions = {"tvm": importlib.metadata.version("apache-tvm"), "torch": torch.__version__}
         if seconds:
@@ -160,6 +161,7 @@ def _refuse_resizes(program: ExportedProgram, name: str) -> None:
                 expected="interpolate to be of mode 'nearest' and by whole factors, which TVM computes as torch does",
                 got=operation,
                 remedy="Leave it out of the segment, fix the sizes with shapes=, or take another engine.",
+                code="operator-not-in-engine",
             )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ...common.errors import split_code
 
 
 @dataclass(frozen=True)
@@ -15,17 +17,26 @@ class GivenUp:
         instead: what took its place.
         reason: the error's text.
         cost: what is lost.
+        code: of the reason, for ``hybrid-rt explain``; empty: it has none.
     """
 
     what: str
     instead: str
     reason: str
     cost: str
+    code: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        """Reads the code that the reason ends with."""
+        object.__setattr__(self, "code", split_code(self.reason)[1])
 
     @property
     def summary(self) -> str:
-        """One line; the reason is its own first line."""
-        return f"{self.what}: {self.instead} instead ({self.cost}), since {self.reason.splitlines()[0]}"
+        """One line; the reason is its own first line, and its code."""
+        first, *others = self.reason.splitlines()
+        if others and self.code:
+            first = f"{first} [{self.code}]"
+        return f"{self.what}: {self.instead} instead ({self.cost}), since {first}"
 
 
 def fused_given_up(segments: Sequence[str], reason: str) -> GivenUp:

@@ -22,8 +22,6 @@ from .head_export import exported_head
 from .hybrid import Hybrid
 from .replica import replicas
 
-_OTHERS = "Or take head='export' or head='trace'; head='auto', the default, tries them in this order."
-
 HEADS = ("script", "export", "trace")
 """How the head is taken: compiled from its source, by torch.export, or recorded on the example."""
 
@@ -49,10 +47,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
-    try:
-        taken = jit.script_detector(_hybrid(profile.detector, modules))
-    except CaptureError as error:
-        raise CaptureError(f"{error} {_OTHERS}") from error
+    taken = jit.script_detector(_hybrid(profile.detector, modules))
     module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
 
@@ -85,6 +80,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
             expected=f"it to run {', '.join(map(repr, left_out))}",
             got="a head that calls the segment by another way than by its name, or does not use what it returns",
             remedy="Call it as self.NAME(...) in forward, or leave it out by naming other submodules in segments=.",
+            code="segment-bypassed",
         )
     jit.connect(frozen, {build.name: build.program.segments for build in builds})
     operators = jit.rewrite_head_operators(frozen)

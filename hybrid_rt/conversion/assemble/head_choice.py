@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...capture.profile import Profile
-from ...common.errors import CaptureError, FusionError, HybridRTError
+from ...common.errors import CaptureError, FusionError, HybridRTError, common_code, split_code
 from ...verification.verify import Thresholds, compare_modules
 from .builds import EngineBuild
 from .head import HEADS, assemble
@@ -17,6 +17,8 @@ AUTO = "auto"
 """Tries :data:`HEADS` in their order."""
 
 _LONGEST_REASON = 400
+
+_OTHERS = "Or take head='export' or head='trace'; head='auto', the default, tries them in this order."
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,13 @@ def head_choices(
         CaptureError: the named mode does not take the detector; with "auto": none is left, with the reason of each.
     """
     if head != AUTO:
-        yield HeadChoice(assemble(profile, builds, head, device), head)
+        try:
+            hybrid = assemble(profile, builds, head, device)
+        except CaptureError as error:
+            if error.code != "head-not-scriptable":
+                raise
+            raise error.extended(_OTHERS) from error
+        yield HeadChoice(hybrid, head)
         return
     reasons: dict[str, str] = {}
     for mode in HEADS:
@@ -85,6 +93,7 @@ def head_choices(
         expected="code that torch.jit.script compiles, torch.export takes, or torch.jit.trace records",
         got="\n  " + "\n  ".join(f"{mode}: {reason}" for mode, reason in reasons.items()) + "\n",
         remedy="Change a line that is named, or put it into a segment.",
+        code=common_code(reasons.values(), "no-head-fits"),
     )
 
 
@@ -123,8 +132,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def _short(reason: str) -> str:
-    """A reason in one line, up to the line of code that it points to."""
+    """A reason in one line, up to the line of code that it points to, and its code."""
+    reason, code = split_code(reason)
     if reason.startswith("hybrid_rt["):
         reason = reason.partition(", got ")[2] or reason
     told = " ".join(reason.partition("<--- HERE")[0].replace("~", " ").split())
-    return told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
+    told = told if len(told) <= _LONGEST_REASON else f"{told[:_LONGEST_REASON]} ..."
+    return f"{told} [{code}]" if code else told

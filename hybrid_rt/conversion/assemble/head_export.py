@@ -16,7 +16,7 @@ from ...capture.export_head import SUBJECT, ExportedHead, export_head
 from ...capture.export_stand_in import BATCHED_NMS, SEGMENT
 from ...capture.profile import Profile
 from ...capture.program import Member, Program
-from ...common.errors import CaptureError
+from ...common.errors import CaptureError, split_code
 from ...common.specs import UNBOUNDED, TensorSpec
 from ...common.value_tree import literal
 from ...torchscript import jit
@@ -79,13 +79,16 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
     try:
         return jit.script(module.eval())
     except CaptureError as error:
-        told = " ".join(str(error).partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split())
+        told = " ".join(
+            split_code(str(error))[0].partition("got ")[2].partition("<--- HERE")[0].replace("~", " ").split()
+        )
         raise CaptureError.make(
             "capture",
             SUBJECT,
             expected="a graph of torch.export whose operators TorchScript has",
             got=told[:_LONGEST],
             remedy="Put the module that calls the operator into a segment, or take head='trace'.",
+            code="head-not-exportable",
         ) from error
 
 

@@ -31,6 +31,7 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             expected="an nn.Module in Python code",
             got=type(module).__name__,
             remedy=f"Pass the {subject} before scripting.",
+            code="detector-not-ready",
         )
     training = [name or type(module).__name__ for name, child in module.named_modules() if child.training]
     if training:
@@ -40,6 +41,7 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             expected="eval mode",
             got=f"training mode in {', '.join(training[:3])}",
             remedy=f"Call {subject}.eval() first.",
+            code="detector-not-ready",
         )
     elsewhere = {str(tensor.device) for tensor in [*module.parameters(), *module.buffers()]} - {"cpu"}
     if elsewhere:
@@ -49,6 +51,7 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             expected="all weights on the cpu",
             got=f"weights on {', '.join(sorted(elsewhere))}",
             remedy=f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
+            code="detector-not-ready",
         )
     compiled = [name or subject for name, child in module.named_modules() if isinstance(child, EngineModule)]
     if compiled:
@@ -58,6 +61,7 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             expected="modules of torch's operators",
             got=f"an engine in the place of {', '.join(compiled)}",
             remedy="Put the module back that compile_segment was given: it is compiled here.",
+            code="detector-not-ready",
         )
 
 
@@ -90,4 +94,5 @@ def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) 
             expected="the same operations in every call, on its inputs alone",
             got=findings[alone.name],
             remedy="An engine can't repeat that: change the module, or take a smaller one.",
+            code="not-repeatable",
         )

@@ -53,6 +53,7 @@ class _StandIn:
                 expected=f"the arguments of the example ({', '.join(member.inputs)}), as many tensors in them",
                 got=", ".join(structures) or "none",
                 remedy="Name a smaller submodule in segments=.",
+                code="calls-differ",
             )
         tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
         if member.sources:
@@ -73,6 +74,7 @@ class _StandIn:
                     expected="the outputs of one handed on to the next as they are",
                     got=f"another tensor as input {i} of '{self._member.name}'",
                     remedy="Convert with fuse=False: each segment then is an engine of its own.",
+                    code="segments-not-one",
                 )
                 error.segments = self._program.segments
                 raise error

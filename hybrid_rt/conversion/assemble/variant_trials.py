@@ -202,5 +202,6 @@ def require_same_outputs(
             remedy="Nothing was saved. Take "
             + ("" if precision == "fp32" else "precision='fp32' or ")
             + "another engine, or loosen thresholds= if it is meant.",
+            code="outputs-differ",
         )
     return verification

@@ -100,6 +100,7 @@ class SavedEngine:
                 expected="a TorchScript variant in fp32 in the file, to take its segments from",
                 got=f"only {', '.join(map(':'.join, kinds))}",
                 remedy="Convert the detector with fallback=True.",
+                code="no-torchscript-variant",
             )
         blob = unpack(found.blobs[0], self.engine.blobs())
         stored = jit.members_of(jit.open_archive(io.BytesIO(blob.numpy().tobytes())))

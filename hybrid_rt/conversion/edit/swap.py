@@ -149,7 +149,9 @@ def _find(head: torch.jit.ScriptModule, manifest: Manifest, segment: str | None)
     wanted = segment or ("backbone" if "backbone" in known else next(iter(known), ""))
     if wanted not in known:
         names = ", ".join(known) or "the file's segments, of which there are none"
-        raise OptionError.make("swap", "segment", expected=f"one of {names}", got=f"'{wanted}'")
+        raise OptionError.make(
+            "swap", "segment", expected=f"one of {names}", got=f"'{wanted}'", code="segment-misnamed"
+        )
     saved = known[wanted]
     if saved.members[0].name != wanted:
         raise OptionError.make(
@@ -158,6 +160,7 @@ def _find(head: torch.jit.ScriptModule, manifest: Manifest, segment: str | None)
             expected=f"'{saved.members[0].name}', which is the first of the engine '{saved.name}'",
             got=f"'{wanted}'",
             remedy="Convert the detector with fuse=False to swap this one alone.",
+            code="segment-misnamed",
         )
     return saved
 
@@ -205,6 +208,7 @@ def _program(
             got="".join(f"\n  {text}" for text in mismatches) + "\n",
             remedy="`hybrid-rt inspect FILE` shows the inputs and outputs. A module around the backbone can give it "
             "those, e.g. by a 1x1 convolution for the channels.",
+            code="backbone-misfits",
         )
     check_repeatable(module, given, "swap")
     members = [Member(name, module, features.inputs, features.output, (), 0)]

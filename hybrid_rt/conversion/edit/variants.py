@@ -213,7 +213,9 @@ class _Change:
         self.chosen = [saved for saved in engines if segment is None or saved.stored.is_named(segment)]
         if not self.chosen:
             names = ", ".join(saved.name for saved in engines) or "the file's engines, of which there are none"
-            raise OptionError.make(scope, "segment", expected=f"one of {names}", got=f"'{segment}'")
+            raise OptionError.make(
+                scope, "segment", expected=f"one of {names}", got=f"'{segment}'", code="segment-misnamed"
+            )
         self.artifacts = {saved.name: _artifacts(saved) for saved in engines}
         self.packed: dict[str, Packed] = {}
         self.engines: dict[str, Any] = {}

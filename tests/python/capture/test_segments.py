@@ -142,7 +142,7 @@ def test_auto_with_nothing_to_gain_lists_what_there_is() -> None:
     assert text.startswith("hybrid_rt[convert]: segments='auto': expected a submodule that takes at least 1% of the ")
     assert "pool: " in text
     assert "has no weights" in text
-    assert text.endswith("Name the segments: segments=[...].")
+    assert text.endswith("Name the segments: segments=[...]. [no-segment-pays]")
 
 
 def test_a_name_of_a_segment_that_depends_on_values_is_refused() -> None:
@@ -158,7 +158,7 @@ def test_a_name_of_a_segment_that_depends_on_values_is_refused() -> None:
     assert "segment 'classes': expected the same operations in every call, on its inputs alone, got aten::" in text
     assert "test_segments.py" in text
     assert "return super().forward(x) if x.mean() > 0 else x" in text
-    assert text.endswith("leave it to the head by naming smaller submodules in segments=.")
+    assert text.endswith("leave it to the head by naming smaller submodules in segments=. [not-repeatable]")
 
 
 def shares(*parts: float) -> list[Share]:

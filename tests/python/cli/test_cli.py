@@ -19,6 +19,7 @@ from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite, save_with
 from helpers.paths import ROOT
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.images import read_picture
+from hybrid_rt.common.refusals import refusals
 
 
 @pytest.fixture
@@ -99,6 +100,25 @@ def test_convert_compares_on_every_picture_of_a_folder(noise: Path, tmp_path: Pa
     output = str(tmp_path / "x.pt")
     assert main(["convert", SMALL, str(folder), output, "--engine", "torchscript"]) == 0
     assert len(hybrid_rt.inspect(output)["verification"]["pictures"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("segments", "exit_code", "code"), [("nosuch", 2, "segment-misnamed"), ("detector", 1, "not-repeatable")]
+)
+def test_a_refusal_of_convert_names_the_command_that_explains_it(
+    noise: Path, capsys: pytest.CaptureFixture[str], segments: str, exit_code: int, code: str
+) -> None:
+    assert convert_small(noise, "--segments", segments) == exit_code
+    *_, error, advice = capsys.readouterr().err.splitlines()
+    assert error.startswith("hybrid-rt: error: hybrid_rt[")
+    assert error.endswith(f" [{code}]")
+    assert advice == f"Run 'hybrid-rt explain {code}' for the cause and the ways out."
+    assert not noise.with_suffix(".pt").exists()
+
+
+def test_an_error_without_a_code_names_no_command(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_small(noise, "--sizes", "large") == 2
+    assert "explain" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -412,3 +432,42 @@ def test_pretrained_weights_that_cannot_be_had_are_a_clear_error(
     assert main(["convert", name, str(noise), str(tmp_path / "x.pt")]) == 2
     error = capsys.readouterr().err
     assert "expected to load torchvision's pretrained weights, got no network. Download them where there is" in error
+
+
+# explain
+
+
+def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(refusals())
+    assert "keeps-state              The detector keeps something from one call to the next." in lines
+
+
+@pytest.mark.parametrize("code", ["keeps-state", "[keeps-state]", "Keeps-State"])
+def test_explain_prints_an_entry(capsys: pytest.CaptureFixture[str], code: str) -> None:
+    assert main(["explain", code]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "keeps-state: The detector keeps something from one call to the next.\n\n> detector Tracker: "
+    )
+    assert "1. Make the state an argument and a result" in out
+    assert out == refusals()["keeps-state"].explanation
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("keep-state", "Near it: keeps-state."),
+        ("scriptable", "Near it: head-not-scriptable."),
+        ("zzz", "`hybrid-rt explain` lists them."),
+        ("", "`hybrid-rt explain` lists them."),
+    ],
+)
+def test_explain_of_an_unknown_code_names_those_near_it(
+    capsys: pytest.CaptureFixture[str], code: str, advice: str
+) -> None:
+    assert main(["explain", code]) == 2
+    text = error_of(capsys)
+    assert f"hybrid_rt[explain]: the code: expected one that ends a refusal's text, got '{code}'. " in text
+    assert text.rstrip().endswith(advice)

@@ -15,6 +15,7 @@ import hybrid_rt
 from helpers.small_detectors import SmallDetector, small_detector, small_picture
 from hybrid_rt import BackendError, CaptureError
 from hybrid_rt.backends import registry
+from hybrid_rt.conversion.assemble.given_up import fused_given_up
 from hybrid_rt.conversion.report import report as report_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -88,6 +89,7 @@ def test_a_recorded_head_that_changes_what_is_handed_on_makes_an_engine_each(tmp
     [given_up] = report.given_up
     assert given_up.what == "one engine for first+second"
     assert "got another tensor as input 0 of 'second'" in given_up.reason
+    assert given_up.code == "segments-not-one"
     torch.testing.assert_close(hybrid_rt.load(path)(small_picture()), detector(small_picture()))
 
 
@@ -361,3 +363,11 @@ def test_a_result_with_a_number_comes_back(tmp_path: Path) -> None:
     detector = made(Counts())
     hybrid = hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     assert hybrid.module(small_picture())[3] == detector(small_picture())[3] > 0
+
+
+def test_what_was_given_up_has_the_reason_s_code() -> None:
+    assert fused_given_up(["a", "b"], "why [segments-not-one]").code == "segments-not-one"
+    assert fused_given_up(["a", "b"], "why").code == ""
+    one, many = (fused_given_up(["a", "b"], reason).summary for reason in ("why [x-y]", "why\nmore [x-y]"))
+    assert one == many
+    assert one.endswith("since why [x-y]")

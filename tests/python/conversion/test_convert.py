@@ -101,7 +101,7 @@ def test_a_segment_that_refuses_a_size_inside_its_ranges(
         hybrid_rt.convert(detector, ([demo_image],), tmp_path / "d.pt", segments="backbone", engine="torchscript")
     assert str(caught.value) == (
         "hybrid_rt[capture]: segment 'backbone': expected it to take 2x3x128x160, which its ranges allow, got "
-        "ValueError: too small. Narrow them: shapes={'height': (min, max), 'width': (min, max)}."
+        "ValueError: too small. Narrow them: shapes={'height': (min, max), 'width': (min, max)}. [sizes-not-taken]"
     )
 
 

@@ -54,7 +54,7 @@ def refused(tmp_path: Path) -> Refused:
 def test_a_detector_in_training_mode(refused: Refused) -> None:
     assert refused(OptionError, small_detector().train()) == (
         "hybrid_rt[convert]: detector: expected eval mode, got training mode in SmallDetector, backbone, "
-        "backbone.first. Call detector.eval() first."
+        "backbone.first. Call detector.eval() first. [detector-not-ready]"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_detector_with_an_engine_in_it(refused: Refused) -> None:
     detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_picture(),), engine="torchscript")
     assert refused(OptionError, detector) == (
         "hybrid_rt[convert]: detector: expected modules of torch's operators, got an engine in the place of backbone. "
-        "Put the module back that compile_segment was given: it is compiled here."
+        "Put the module back that compile_segment was given: it is compiled here. [detector-not-ready]"
     )
 
 
@@ -103,7 +103,7 @@ def test_weights_on_another_device(refused: Refused) -> None:
 def test_example_inputs_that_are_no_tuple(refused: Refused, inputs: Any) -> None:
     assert refused(OptionError, small_detector(), inputs) == (
         "hybrid_rt[convert]: example_inputs: expected the tuple of the detector's positional arguments, "
-        f"got {type(inputs).__name__}. For torchvision's detectors: ([image],)."
+        f"got {type(inputs).__name__}. For torchvision's detectors: ([image],). [example-not-arguments]"
     )
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_precision(refused: Refused) -> None:
 def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
     assert refused(OptionError, small_detector(), engine="openvino", precision="fp16") == (
         "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, got 'fp16'. "
-        "Take one that it has, or another engine."
+        "Take one that it has, or another engine. [precision-not-in-engine]"
     )
 
 
@@ -198,7 +198,7 @@ def test_a_segment_that_is_never_called(refused: Refused) -> None:
     detector.auxiliary = nn.Conv2d(8, 8, 1).eval()
     assert refused(CaptureError, detector, segments=["auxiliary"]) == (
         "hybrid_rt[capture]: segment 'auxiliary': expected the detector to call it, got no call on the example "
-        "inputs. Name a submodule whose forward runs in eval mode."
+        "inputs. Name a submodule whose forward runs in eval mode. [segment-not-called]"
     )
 
 

@@ -35,6 +35,7 @@ def test_what_does_not_script_is_exported_and_the_report_says_why(tmp_path: Path
     report = report_of(seeded(DetrLike), tmp_path / "a.pt", report=tmp_path / "report.json")
     assert report.head == "export"
     assert list(report.head_refused) == ["script"]
+    assert report.head_refused["script"].endswith(" [head-not-scriptable]")
     assert "more: dict[str, Any] | None = None" in report.head_refused["script"]
     assert f"head: export\n  not script: {report.head_refused['script']}\n" in str(report)
     saved = json.loads((tmp_path / "report.json").read_text())
@@ -74,6 +75,7 @@ def test_what_nothing_takes_is_refused_with_all_reasons(tmp_path: Path) -> None:
     for mode in ("script", "export", "trace"):
         assert f"\n  {mode}: " in text
     assert "trace: it finds something else: " in text
+    assert (caught.value.code, text.count("[no-head-fits]")) == ("no-head-fits", 1)
     assert "test_head_choice.py:" in text
     assert not list(tmp_path.iterdir())
 
@@ -103,4 +105,5 @@ def test_a_mode_by_name_is_the_only_one(tmp_path: Path) -> None:
 def test_reasons_are_one_line() -> None:
     text = "hybrid_rt[capture]: the head: expected code, got Bad:\n  line 3\n  x = **y\n      ~~~ <--- HERE\n rest"
     assert _short(text) == "Bad: line 3 x = **y"
+    assert _short(f"{text} [head-not-scriptable]") == "Bad: line 3 x = **y [head-not-scriptable]"
     assert len(_short("a" * 1000)) < 450

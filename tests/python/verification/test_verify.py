@@ -309,7 +309,8 @@ def test_require_raises_every_failure() -> None:
         require(Verification("bf16", failures=["one thing", "another"]))
     assert str(caught.value) == (
         "hybrid_rt[verify]: the hybrid in bf16: expected what the detector finds, got \n  one thing\n  another\n. "
-        "Nothing was saved. Take precision='fp32', leave the segment out, or loosen thresholds= if it is meant."
+        "Nothing was saved. Take precision='fp32', leave the segment out, or loosen thresholds= if it is meant. "
+        "[results-differ]"
     )
 
 

@@ -1,0 +1,38 @@
+"""``hybrid-rt explain``: the cause of a refusal, and the ways out."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from typing import Any
+
+from ..common.errors import OptionError
+from ..common.refusals import refusals
+
+
+def add_verbs(verbs: Any) -> None:
+    """``verbs``: what ``add_subparsers`` returned."""
+    verb = verbs.add_parser("explain", help="the cause of a refusal and the ways out, by the code at its message's end")
+    verb.add_argument("code", nargs="?", help="e.g. keeps-state (default: list all)")
+    verb.set_defaults(run=_explain)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    known = refusals()
+    if options.code is None:
+        width = max(map(len, known))
+        for refusal in known.values():
+            print(f"{refusal.code:{width}}  {refusal.title}")
+        return 0
+    code = options.code.strip("[]").lower()  # as it stands in a message
+    if code not in known:
+        near = difflib.get_close_matches(code, known) or [name for name in known if code and code in name]
+        raise OptionError.make(
+            "explain",
+            "the code",
+            expected="one that ends a refusal's text",
+            got=f"'{code}'",
+            remedy=f"Near it: {', '.join(near)}." if near else "`hybrid-rt explain` lists them.",
+        )
+    print(known[code].explanation, end="")
+    return 0

@@ -1,0 +1,70 @@
+"""The code of a refusal stands at the end of its text, once, whatever the error goes through."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from hybrid_rt import BackendError, CaptureError, HybridRTError
+from hybrid_rt.common.error_text import described
+from hybrid_rt.common.errors import FusionError, common_code, split_code
+
+TEXT = "hybrid_rt[capture]: segment 'backbone': expected one thing, got another. Change it."
+
+
+def made(code: str = "keeps-state") -> CaptureError:
+    return CaptureError.make(
+        "capture", "segment 'backbone'", expected="one thing", got="another", remedy="Change it.", code=code
+    )
+
+
+def test_the_code_ends_the_text() -> None:
+    assert (str(made()), made().code) == (f"{TEXT} [keeps-state]", "keeps-state")
+    assert (str(made("")), made("").code) == (TEXT, "")
+    without_remedy = CaptureError.make("capture", "a", expected="b", got="c", code="no-head-fits")
+    assert str(without_remedy) == "hybrid_rt[capture]: a: expected b, got c. [no-head-fits]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("sizes [1, 3, 32, 48]", "got ['a', 'b']", "got [cpu]", "[keeps-state] first", "no space[keeps-state]", ""),
+        *("got [Keeps-State]", "two lines [keeps-state]\n", "got [-state]", "got [-1]"),
+    ],
+)
+def test_other_brackets_are_no_code(text: str) -> None:
+    assert HybridRTError(text).code == ""
+    assert split_code(text) == (text, "")
+
+
+def test_an_error_that_is_made_of_another_keeps_the_code() -> None:
+    assert BackendError(str(made())).code == "keeps-state"
+    fusion = FusionError.of(["a", "b"], made())
+    assert (fusion.code, str(fusion)) == ("keeps-state", str(made()))
+    again = pickle.loads(pickle.dumps(made()))  # as it comes from another process
+    assert (type(again), again.code) == (CaptureError, "keeps-state")
+
+
+def test_a_further_remedy_stands_before_the_code() -> None:
+    extended = made().extended("Or leave it.")
+    assert (str(extended), extended.code) == (f"{TEXT} Or leave it. [keeps-state]", "keeps-state")
+    assert str(made("").extended("Or leave it.")) == f"{TEXT} Or leave it."
+    fusion = FusionError.of(["a", "b"], made()).extended("Or leave it.")
+    assert (type(fusion), fusion.segments) == (FusionError, ("a", "b"))
+
+
+def test_an_error_inside_of_another_leaves_its_code() -> None:
+    outer = CaptureError.make("capture", "x", expected="y", got=described(made()), code="sizes-not-taken")
+    assert outer.code == "sizes-not-taken"
+    assert "keeps-state" not in str(outer)
+    assert "Change it." in str(outer)
+    assert described(ValueError("got [keeps-state]")) == "ValueError: got [keeps-state]"
+
+
+def test_of_several_errors_the_code_that_all_have() -> None:
+    assert common_code(["a [keeps-state]", "b [keeps-state]"], "no-head-fits") == "keeps-state"
+    assert common_code(["a [keeps-state]", "b [value-not-plain]"], "no-head-fits") == "no-head-fits"
+    assert common_code(["a [keeps-state]", "b"], "no-head-fits") == "no-head-fits"
+    assert common_code(["a", "b"], "no-head-fits") == "no-head-fits"
+    assert common_code([], "no-head-fits") == "no-head-fits"
