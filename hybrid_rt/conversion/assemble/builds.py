@@ -14,6 +14,7 @@ from ...common.errors import BackendError, CaptureError, FusionError, HybridRTEr
 from ...common.progress import Steps
 from ...common.specs import Artifact
 from ...torchscript.engine import Engine
+from ..isolation.apart import compiling_apart
 from ..options import EngineOptions
 from .engine_module import make_engine
 
@@ -107,7 +108,8 @@ def compile_program(
     refused: list[tuple[str, str]] = []
     for i, variant in enumerate(options.variants):
         try:
-            built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
+            with compiling_apart():
+                built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
         except (BackendError, CaptureError) as error:
             is_last = variant is options.variants[-1]
             if options.is_fastest:
