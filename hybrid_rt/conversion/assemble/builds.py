@@ -63,6 +63,7 @@ class EngineBuild:
         return replace(self, variants=tuple(self.variants[i] for i in order))
 
 
+@compiling_apart()
 def compile_programs(programs: Sequence[Program], options: EngineOptions, steps: Steps) -> list[EngineBuild]:
     """Compiles every program into all variants that were asked for; with a fallback, into those that compile it.
 
@@ -86,6 +87,7 @@ def compile_programs(programs: Sequence[Program], options: EngineOptions, steps:
     return builds
 
 
+@compiling_apart()
 def compile_program(
     program: Program,
     options: EngineOptions,
@@ -108,8 +110,7 @@ def compile_program(
     refused: list[tuple[str, str]] = []
     for i, variant in enumerate(options.variants):
         try:
-            with compiling_apart():
-                built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
+            built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
         except (BackendError, CaptureError) as error:
             is_last = variant is options.variants[-1]
             if options.is_fastest:

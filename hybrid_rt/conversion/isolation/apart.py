@@ -7,7 +7,7 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from ...backends import registry
 from ...backends.base import Backend
 from ...backends.cache import store
+from ...backends.selection import Wanted
 from ...capture.program import Program
-from ...common.errors import BackendError
+from ...common.errors import BackendError, OptionError
 from ...common.specs import Artifact
 from .limits import ISOLATION, MEMORY, SECONDS, Limits, is_wanted, limits
 from .process import CantStart, CompilerProcess, Ended
@@ -47,12 +48,24 @@ def compiling_apart() -> Iterator[None]:
         apart.end()
 
 
-def get_ready() -> None:
-    """Starts the process, if there is a block of :func:`compiling_apart`, so that it is ready when it is needed."""
+def expect(segments: Sequence[str], variants: Sequence[Wanted]) -> None:
+    """Starts the process of the :func:`compiling_apart` around it if it will be needed, most likely.
+
+    It then gets ready while the segments are captured.
+
+    Args:
+        segments: names of what will be compiled.
+        variants: what they will be compiled into.
+    """
     apart = _current.get()
-    if apart is not None:
-        with contextlib.suppress(CantStart):
-            apart.start()
+    needed = {(variant.backend.name, variant.precision) for variant in variants if runs_apart(variant.backend)}
+    if apart is None or not needed:
+        return
+    with contextlib.suppress(OptionError):  # the cache says it when it is asked
+        known = {(entry.segment, entry.backend, entry.precision) for entry in store.entries() if store.bound()}
+        if any((segment, *kind) not in known for segment in segments for kind in needed):
+            with contextlib.suppress(CantStart):  # said when it is needed
+                apart.start()
 
 
 def runs_apart(backend: Backend) -> bool:
@@ -112,7 +125,8 @@ class Apart:
             process = self.start()
             process.wait_until_ready()
         except CantStart as error:
-            self._process, self._cant_start = None, str(error)
+            self._cant_start = str(error)
+            self.end()
             warnings.warn(
                 f"hybrid_rt[{backend.name}]: compiler: expected a process of its own to start, got {error}. It runs in "
                 f"this one: a crash would end both. {ISOLATION}=0 says so without this warning.",
@@ -169,8 +183,12 @@ class Apart:
                 deadline += time.monotonic() - before
             elif kind == "first run":
                 stage = "its compiler's artifact, whose first run in a process of its own"
+                sys.stderr.write(process.printed())
             else:
-                _pass_on(process, content)
+                text = process.printed()  # on a first run: this process's own run prints the same
+                sys.stderr.write("" if kind == "done" else text)
+                for warning, category in content[1:] and content[1]:
+                    warnings.warn(warning, category, stacklevel=2)
                 return _result(backend, program, kind, content[0])
 
 
@@ -187,13 +205,6 @@ def _answer(program: Program, form: str, arguments: tuple[Any, ...]) -> tuple[st
         return "form", form_of(program, form, *arguments)
     except Exception as error:  # the compiler decides what it does about it
         return "error", error
-
-
-def _pass_on(process: CompilerProcess, content: list[Any]) -> None:
-    """Shows what was printed and warned of in the process as if it had been here."""
-    sys.stderr.write(process.printed())
-    for text, category in content[1] if len(content) > 1 else ():
-        warnings.warn(text, category, stacklevel=2)
 
 
 def _result(backend: Backend, program: Program, kind: str, content: Any) -> Artifact:
