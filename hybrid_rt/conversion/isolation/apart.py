@@ -78,7 +78,7 @@ def runs_apart(backend: Backend) -> bool:
     if backend.is_fallback or registry.installed_class(backend.name) is not kind:
         return False
     base = next(base for base in kind.__mro__ if "compile" in vars(base))
-    return getattr(base.compile, "__qualname__", "") == f"{base.__qualname__}.compile"
+    return getattr(vars(base)["compile"], "__qualname__", "") == f"{base.__qualname__}.compile"
 
 
 class Apart:
@@ -224,6 +224,6 @@ def _ended(backend: Backend, program: Program, got: str) -> BackendError:
         f"segment '{program.name}'",
         expected="an artifact that runs",
         got=got,
-        remedy="That is the vendor's code, which can't refuse it properly: name smaller submodules in segments=, or take "
-        f"another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
+        remedy="That is the vendor's code, which does not refuse what it can't do: name smaller submodules in "
+        f"segments=, or take another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
     )

@@ -91,7 +91,9 @@ def _available() -> int:
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
         group = Path("/sys/fs/cgroup")
         most = int((group / "memory.max").read_text())
-        cached = [line for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")]
+        cached = [
+            line for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")
+        ]
         used = int((group / "memory.current").read_text()) - sum(int(line.split()[1]) for line in cached)
         found.append(max(0, most - used))
     return min(found, default=0)

@@ -101,5 +101,3 @@ class RemoteProgram(Program):
     def run(self, inputs: Any) -> tuple[torch.Tensor, ...]:
         """Raises NotHere: the code of the segments is the user's."""
         raise NotHere("program.run")
-
-

@@ -32,7 +32,8 @@ def end_with(parent: int) -> None:
 def import_package() -> None:
     """Makes ``hybrid_rt`` known without running its ``__init__.py``, until someone asks for a name of it."""
     spec = importlib.util.find_spec("hybrid_rt")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package: Any = importlib.util.module_from_spec(spec)
     loader = spec.loader
 
