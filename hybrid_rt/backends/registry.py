@@ -91,6 +91,12 @@ def backend(name: str) -> Backend:
     return compilers[name]
 
 
+def installed_class(name: str) -> type[Backend] | None:
+    """Returns the class that was found for a name; None if there is none."""
+    compilers = _compilers()
+    return type(compilers[name]) if name in compilers else None
+
+
 def names() -> list[str]:
     """Returns the names of the installed compile halves."""
     return sorted(_compilers())

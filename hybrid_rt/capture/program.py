@@ -125,6 +125,12 @@ class Program:
             for operation in jit.operations_of(getattr(self.traced(), f"member_{i}"), member.name)
         ]
 
+    def wide_numbers(self) -> str:
+        """Returns what it computes with numbers of 64 bits, with the line; empty if nothing."""
+        from .wide_numbers import wide_numbers  # which knows programs
+
+        return wide_numbers(self)
+
     def onnx(self) -> bytes:
         """As a serialized ONNX model with its weights in it, of the traced module, see :func:`onnx_export.exported`.
 

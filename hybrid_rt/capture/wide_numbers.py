@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.tensor_tree import tensors_in
-from .program import Program
 from .side_effects import user_line
+
+if TYPE_CHECKING:
+    from .program import Program
 
 _SMALL = 2**24
 """Whole numbers that a segment makes of floats, as indices, are taken for small if no recorded one is above it."""

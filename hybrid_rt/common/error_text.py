@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import linecache
 import re
 import traceback
@@ -9,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torchvision
 
 from .errors import HybridRTError, split_code
 
@@ -20,7 +20,15 @@ _CHARACTERS = 300
 _VALUES = re.compile(r"[\s\d.,+\-eE()\[\]inf nan]*\d[\s\d.,+\-eE()\[\]inf nan]*")
 """A line of a printed tensor."""
 
-_LIBRARIES = (f"{Path(__file__).parents[1]}/", f"{torch.__path__[0]}/", f"{torchvision.__path__[0]}/ops/", "<hybrid_rt")
+# Found, not imported: that takes longer than all of torch, and a compiler's process has no need of it.
+_TORCHVISION = importlib.util.find_spec("torchvision")
+
+_LIBRARIES = (
+    f"{Path(__file__).parents[1]}/",
+    f"{torch.__path__[0]}/",
+    *(f"{place}/ops/" for place in (_TORCHVISION and _TORCHVISION.submodule_search_locations) or ()),
+    "<hybrid_rt",
+)
 
 
 def described(error: BaseException) -> str:

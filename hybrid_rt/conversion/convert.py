@@ -20,6 +20,7 @@ from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
 from ..common.errors import CaptureError, OptionError
 from ..common.progress import Steps
+from ..common.specs import engine_name
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
@@ -29,6 +30,7 @@ from .assemble.module_checks import check_module
 from .attempts import build_hybrid
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
+from .isolation.apart import compiling_apart, expect
 from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
 from .report.data import EngineReport
 from .report.report import ConversionReport, report_path
@@ -176,7 +178,7 @@ def convert(
         output=OutputOptions(Path(output), golden, measure, report),
     )
     wanted.check(detector, example_inputs)
-    with torch.inference_mode(mode=False), torch.no_grad():
+    with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():
         return _convert(working_copy(detector), own_arguments(example_inputs), wanted, class_names, Steps(progress))
 
 
@@ -192,6 +194,7 @@ def _convert(
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
+    expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
     (taken, checks), given_up = build_hybrid(
         profile,
         wanted.engines,

@@ -14,7 +14,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +73,8 @@ def bound() -> int:
     text = os.environ.get("HYBRID_RT_CACHE_SIZE")
     if not text:
         return DEFAULT_BOUND
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
-    if match is None:
+    size = size_from(text)
+    if size is None:
         raise OptionError.make(
             "cache",
             "HYBRID_RT_CACHE_SIZE",
@@ -81,7 +82,24 @@ def bound() -> int:
             got=f"'{text}'",
             remedy="0 switches the cache off.",
         )
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    return size
+
+
+def size_from(text: str) -> int | None:
+    """Returns the bytes that a text such as "5G" or "512 MiB" says; None if it says no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else None
+
+
+Compile = Callable[["Backend", "Program", str], Artifact]
+
+
+def _compile_here(backend: Backend, program: Program, precision: str) -> Artifact:
+    return backend.compile(program, precision)
+
+
+compiler: ContextVar[Compile] = ContextVar("compiler", default=_compile_here)
+"""Who compiles what is not in the cache: this process, unless a conversion says otherwise."""
 
 
 def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
@@ -97,15 +115,15 @@ def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifa
     """
     largest = bound()
     if largest == 0:
-        return backend.compile(program, precision), False
+        return compiler.get()(backend, program, precision), False
     try:
         key = key_of(backend, program, precision)
         path = folder() / f"{key}{SUFFIX}"
     except (NoDigest, CaptureError):  # not every compiler needs the traced graph
-        return backend.compile(program, precision), False
+        return compiler.get()(backend, program, precision), False
     except OptionError as error:
         warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-        return backend.compile(program, precision), False
+        return compiler.get()(backend, program, precision), False
     artifact = _read(path)
     if artifact is not None:
         return artifact, True
@@ -113,7 +131,7 @@ def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifa
         artifact = _read(path)  # another process may have made it meanwhile
         if artifact is not None:
             return artifact, True
-        artifact = backend.compile(program, precision)
+        artifact = compiler.get()(backend, program, precision)
         _store(path, artifact, program.name, largest)
     return artifact, False
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...capture.wide_numbers import wide_numbers
 from ...common.errors import BackendError
 from ...common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
@@ -57,7 +56,7 @@ class OpenVINOBackend(Backend):
         """Converts the segment to OpenVINO's intermediate representation."""
         import openvino
 
-        found = wide_numbers(program)
+        found = program.wide_numbers()
         if found:  # the CPU plug-in computes both in 32 bits, and does not say so
             raise BackendError.make(
                 self.name,

@@ -14,6 +14,7 @@ from ...common.errors import BackendError, CaptureError, FusionError, HybridRTEr
 from ...common.progress import Steps
 from ...common.specs import Artifact
 from ...torchscript.engine import Engine
+from ..isolation.apart import compiling_apart
 from ..options import EngineOptions
 from .engine_module import make_engine
 
@@ -62,6 +63,7 @@ class EngineBuild:
         return replace(self, variants=tuple(self.variants[i] for i in order))
 
 
+@compiling_apart()
 def compile_programs(programs: Sequence[Program], options: EngineOptions, steps: Steps) -> list[EngineBuild]:
     """Compiles every program into all variants that were asked for; with a fallback, into those that compile it.
 
@@ -85,6 +87,7 @@ def compile_programs(programs: Sequence[Program], options: EngineOptions, steps:
     return builds
 
 
+@compiling_apart()
 def compile_program(
     program: Program,
     options: EngineOptions,

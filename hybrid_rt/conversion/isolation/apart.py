@@ -1,0 +1,229 @@
+"""Compiles in a process of its own: what ends that process is an error, and the next engine can be tried."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from ...backends import registry
+from ...backends.base import Backend
+from ...backends.cache import store
+from ...backends.selection import Wanted
+from ...capture.program import Program
+from ...common.errors import BackendError, OptionError
+from ...common.specs import Artifact
+from .limits import ISOLATION, MEMORY, SECONDS, Limits, is_wanted, limits
+from .process import CantStart, CompilerProcess, Ended
+from .programs import form_of, plain_parts
+
+_current: ContextVar[Apart | None] = ContextVar("apart", default=None)
+
+_CANT_SEND = (pickle.PicklingError, TypeError, AttributeError)
+
+
+@contextlib.contextmanager
+def compiling_apart() -> Iterator[None]:
+    """Within it, what is compiled is compiled in one process, which starts when it is needed and ends with the block.
+
+    A block inside of another one is part of that.
+    """
+    if _current.get() is not None or not is_wanted():
+        yield
+        return
+    apart = Apart()
+    tokens = _current.set(apart), store.compiler.set(apart.compile)
+    try:
+        yield
+    finally:
+        _current.reset(tokens[0])
+        store.compiler.reset(tokens[1])
+        apart.end()
+
+
+def expect(segments: Sequence[str], variants: Sequence[Wanted]) -> None:
+    """Starts the process of the :func:`compiling_apart` around it if it will be needed, most likely.
+
+    It then gets ready while the segments are captured.
+
+    Args:
+        segments: names of what will be compiled.
+        variants: what they will be compiled into.
+    """
+    apart = _current.get()
+    needed = {(variant.backend.name, variant.precision) for variant in variants if runs_apart(variant.backend)}
+    if apart is None or not needed:
+        return
+    with contextlib.suppress(OptionError):  # the cache says it when it is asked
+        known = {(entry.segment, entry.backend, entry.precision) for entry in store.entries() if store.bound()}
+        if any((segment, *kind) not in known for segment in segments for kind in needed):
+            with contextlib.suppress(CantStart):  # said when it is needed
+                apart.start()
+
+
+def runs_apart(backend: Backend) -> bool:
+    """Returns whether a compiler can run in another process: an installed one, as its module defines it.
+
+    One that keeps the segment as it was captured has no vendor; a class that was made or changed in this process is not
+    what another process would find.
+    """
+    kind = type(backend)
+    if backend.is_fallback or registry.installed_class(backend.name) is not kind:
+        return False
+    base = next(base for base in kind.__mro__ if "compile" in vars(base))
+    return getattr(vars(base)["compile"], "__qualname__", "") == f"{base.__qualname__}.compile"
+
+
+class Apart:
+    """Compiles in a process, in one after another if they end."""
+
+    def __init__(self) -> None:
+        """Starts nothing yet."""
+        self._process: CompilerProcess | None = None
+        self._cant_start = ""
+
+    def start(self) -> CompilerProcess:
+        """Returns the process, which need not be ready yet.
+
+        Raises:
+            CantStart: there is none, now or before.
+        """
+        if self._cant_start:
+            raise CantStart(self._cant_start)
+        if self._process is None:
+            try:
+                self._process = CompilerProcess()
+            except CantStart as error:
+                self._cant_start = str(error)
+                raise
+        return self._process
+
+    def end(self) -> None:
+        """Ends the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+    def compile(self, backend: Backend, program: Program, precision: str) -> Artifact:
+        """Compiles a segment, in this process if another one can't.
+
+        Raises:
+            BackendError: the compiler refuses, or ends its process, or goes over a limit.
+            CaptureError: the segment can't be captured in the form that the compiler needs.
+        """
+        if not runs_apart(backend):
+            return backend.compile(program, precision)
+        allowed = limits()
+        try:
+            process = self.start()
+            process.wait_until_ready()
+        except CantStart as error:
+            self._cant_start = str(error)
+            self.end()
+            warnings.warn(
+                f"hybrid_rt[{backend.name}]: compiler: expected a process of its own to start, got {error}. It runs in "
+                f"this one: a crash would end both. {ISOLATION}=0 says so without this warning.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return backend.compile(program, precision)
+        try:
+            return self._ask(process, backend, program, precision, allowed)
+        except _NotApart:
+            return backend.compile(program, precision)
+        except Exception:
+            if process.has_ended:
+                self._drop(process)
+            raise
+        except BaseException:  # Ctrl-C: the answer would be taken for the next one's
+            self._drop(process)
+            raise
+
+    def _drop(self, process: CompilerProcess) -> None:
+        process.kill()
+        process.close()
+        self._process = None
+
+    def _ask(
+        self, process: CompilerProcess, backend: Backend, program: Program, precision: str, allowed: Limits
+    ) -> Artifact:
+        request = {
+            "backend": backend.name,
+            "kind": _name_of(type(backend)),
+            "device": backend.context.device,
+            "options": dict(backend.context.options),
+            "precision": precision,
+            "program": plain_parts(program),
+            "threads": torch.get_num_threads(),
+        }
+        try:
+            process.send(request)
+        except _CANT_SEND as error:
+            raise _NotApart from error
+        deadline = time.monotonic() + (allowed.seconds or float("inf"))
+        stage = "the compiler's process"
+        while True:
+            try:
+                kind, *content = process.receive(deadline, allowed)
+            except Ended as error:
+                raise _ended(backend, program, f"{stage} {error}") from error
+            if kind == "progress":
+                if backend.progress is not None:
+                    backend.progress(*content)
+            elif kind == "ask":
+                before = time.monotonic()
+                process.send(_answer(program, *content))
+                deadline += time.monotonic() - before
+            elif kind == "first run":
+                stage = "its compiler's artifact, whose first run in a process of its own"
+                sys.stderr.write(process.printed())
+            else:
+                text = process.printed()  # on a first run: this process's own run prints the same
+                sys.stderr.write("" if kind == "done" else text)
+                for warning, category in content[1:] and content[1]:
+                    warnings.warn(warning, category, stacklevel=2)
+                return _result(backend, program, kind, content[0])
+
+
+class _NotApart(Exception):
+    """The other process lacks what only this one has."""
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _answer(program: Program, form: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    try:
+        return "form", form_of(program, form, *arguments)
+    except Exception as error:  # the compiler decides what it does about it
+        return "error", error
+
+
+def _result(backend: Backend, program: Program, kind: str, content: Any) -> Artifact:
+    if kind == "not here":
+        raise _NotApart(content)
+    if kind == "exit":
+        raise _ended(backend, program, f"the compiler {content}")
+    if kind == "raised":
+        raise content
+    artifact: Artifact = content
+    return artifact
+
+
+def _ended(backend: Backend, program: Program, got: str) -> BackendError:
+    return BackendError.make(
+        backend.name,
+        f"segment '{program.name}'",
+        expected="an artifact that runs",
+        got=got,
+        remedy="That is the vendor's code, which does not refuse what it can't do: name smaller submodules in "
+        f"segments=, or take another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
+    )

@@ -1,0 +1,179 @@
+"""A compiler's process, as its parent sees it: started, asked, watched, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from .limits import Limits
+
+_START = Path(__file__).with_name("start.py")
+
+_START_SECONDS = 120.0
+"""How long the process may take to import torch, on a machine that has much else to do."""
+
+_LOOK_SECONDS = 0.05
+"""How often its memory is looked at. One that writes into new memory gets some 50 MB further in that time."""
+
+_CLOSE_SECONDS = 5.0
+
+_LAST_WORDS = 300
+"""Characters of what it printed last, in an error."""
+
+
+class CantStart(Exception):
+    """There is no process to compile in; the text says why."""
+
+
+class Ended(Exception):
+    """The process ended before it answered, by itself or as it went over a limit; the text says how."""
+
+
+class CompilerProcess:
+    """A process that compiles. It belongs to the thread that made it, and does not outlive it."""
+
+    def __init__(self) -> None:
+        """Starts it; it gets ready while this process does something else.
+
+        Raises:
+            CantStart: there is no Python to start, or no process.
+        """
+        if not sys.executable:
+            raise CantStart("no Python interpreter is known")
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  it is closed with the process
+        self._read = 0
+        command = [sys.executable, str(_START), str(theirs.fileno()), str(os.getpid()), *sys.path]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the parent, which ends it with all that it has started
+                )
+        except OSError as error:
+            ours.close()
+            self._log.close()
+            raise CantStart(str(error)) from error
+        self._connection: Connection = Connection(ours.detach())
+        self._is_ready = False
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has."""
+        return self._process.poll() is not None
+
+    def wait_until_ready(self) -> None:
+        """Waits until it can be asked.
+
+        Raises:
+            CantStart: it did not get there.
+        """
+        if self._is_ready:
+            return
+        try:
+            answer = self.receive(time.monotonic() + _START_SECONDS, Limits())
+        except Ended as error:
+            raise CantStart(str(error)) from error
+        own = str(Path(__file__).parents[2])
+        if answer != ("ready", own):
+            self.kill()
+            raise CantStart(f"it found another hybrid_rt: {answer[1]} instead of {own}")
+        self._is_ready = True
+
+    def send(self, message: Any) -> None:
+        """Sends it a message; one that has ended gets none, which :meth:`receive` then says.
+
+        Raises:
+            PicklingError, TypeError, AttributeError: the message can't be sent.
+        """
+        content = pickle.dumps(message)
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(content)
+
+    def receive(self, deadline: float, limits: Limits) -> Any:
+        """Returns its next message.
+
+        Args:
+            deadline: when it is ended for taking too long, in time.monotonic()'s seconds.
+            limits: what the deadline was made of, and the memory that it may hold.
+
+        Raises:
+            Ended: there is none.
+        """
+        while not self._connection.poll(_LOOK_SECONDS):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise Ended(f"did not end within {limits.seconds:g} s and was stopped")
+            held = self._memory()
+            if limits.memory and held > limits.memory:
+                self.kill()
+                raise Ended(f"took more than {limits.memory / 2**20:.0f} MiB of memory and was stopped")
+        try:
+            return pickle.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise Ended(self._how_it_ended()) from error
+
+    def printed(self) -> str:
+        """Returns what it has printed since the last call."""
+        text = os.pread(self._log.fileno(), 1 << 20, self._read)
+        self._read += len(text)
+        return text.decode(errors="replace")
+
+    def close(self) -> None:
+        """Ends it; by force if it does not go by itself."""
+        self._connection.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_SECONDS)
+        self.kill()
+        self._log.close()
+
+    def kill(self) -> None:
+        """Ends it at once, with all processes that it has started."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _memory(self) -> int:
+        """Returns the bytes of memory that it holds."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE")
+        return 0
+
+    def _how_it_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_SECONDS)
+        self.kill()
+        code = self._process.returncode
+        how = f"ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            how += " (the kernel does that when memory runs out)"
+        lines = [line.strip() for line in self.printed().splitlines() if line.strip()]
+        return f"{how}, after it had printed: {lines[-1][:_LAST_WORDS]}" if lines else how
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

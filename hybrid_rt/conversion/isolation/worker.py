@@ -1,0 +1,155 @@
+"""What a compiler's process does: it compiles what it is sent, runs the artifact once, and sends it back.
+
+Messages are pickled. It is sent a request, a dict (see ``apart.py``), and answers with any number of
+("progress", share, what), ("ask", form, arguments), to which it is sent ("form", value) or ("error", exception), and
+("first run",), then with one of
+
+- ("done", artifact, warnings)
+- ("raised", exception, warnings)
+- ("exit", text): the compiler called sys.exit, or the like
+- ("not here", why): only the parent's process has what the compiler needs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import warnings
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import _native
+from ...backends import registry
+from ...backends.base import Backend, CompileContext
+from ...common.errors import BackendError, OptionError
+from ...common.specs import Artifact
+from .first_run import run_once
+from .programs import NotHere, RemoteProgram
+
+_ = _native  # it defines what an artifact runs in
+
+
+def serve(descriptor: int) -> None:
+    """Serves the parent, until that closes its end or ends."""
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel shall end this process, not the parent
+        Path("/proc/self/oom_score_adj").write_text("500")
+    parent = _Parent(Connection(descriptor))
+    parent.send("ready", str(Path(__file__).parents[2]))
+    while True:
+        try:
+            request = parent.receive()
+        except (EOFError, OSError):
+            os._exit(0)  # no destructor of a vendor's
+        parent.send(*_answered(parent, request))
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """The parent's process."""
+
+    connection: Connection
+
+    def send(self, *message: Any) -> None:
+        self.connection.send_bytes(pickle.dumps(message))
+
+    def receive(self) -> Any:
+        return pickle.loads(self.connection.recv_bytes())
+
+    def ask(self, form: str, *arguments: Any) -> Any:
+        """Returns a form of the program."""
+        self.send("ask", form, arguments)
+        kind, value = self.receive()
+        if kind == "error":
+            raise value
+        return value
+
+
+def _answered(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
+    with warnings.catch_warnings(record=True) as seen:
+        answer = _compiled(parent, request)
+    return (*answer, [(str(one.message), one.category) for one in seen]) if answer[0] in ("done", "raised") else answer
+
+
+def _compiled(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
+    program = RemoteProgram(request["program"], parent.ask)
+    try:
+        torch.set_num_threads(request["threads"])
+        backend = _backend(parent, request)
+        with torch.no_grad():
+            artifact = _sendable(backend, program.name, backend.compile(program, request["precision"]))
+            parent.send("first run")
+            run_once(artifact, program.examples)
+        return "done", artifact
+    except Exception as error:
+        missing = _made_of(error, NotHere)
+        if missing is not None:
+            return "not here", str(missing)
+        return "raised", _sendable_error(error, request["backend"], program.name)
+    except BaseException as error:
+        return "exit", f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {error!r}"
+
+
+def _backend(parent: _Parent, request: dict[str, Any]) -> Backend:
+    """Returns the backend, told of the same context as in the parent.
+
+    Raises:
+        NotHere: it is another one than there, or none.
+    """
+    try:
+        backend = registry.backend(request["backend"])
+    except OptionError as error:
+        raise NotHere(str(error)) from error
+    kind = type(backend)
+    if f"{kind.__module__}.{kind.__qualname__}" != request["kind"]:
+        raise NotHere(request["kind"])
+    progress = functools.partial(parent.send, "progress")
+    return backend._within(CompileContext(request["device"], request["options"], progress))
+
+
+def _made_of(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """Returns the error of a kind that another one was made of, or it itself."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
+    """Returns an artifact as it is, if it can go to another process.
+
+    Raises:
+        BackendError: it can't.
+    """
+    try:
+        same = pickle.loads(pickle.dumps(artifact))
+        assert isinstance(same, Artifact), type(artifact).__name__
+    except Exception as error:  # whatever pickling an object of the backend's raises
+        raise BackendError.make(
+            backend.name,
+            f"segment '{segment}'",
+            expected="an artifact of a spec and named bytes",
+            got=f"{type(artifact).__name__} that can't be sent from one process to another: {error}",
+            remedy="That is a fault of the backend's; take another engine.",
+        ) from error
+    return artifact  # type: ignore[no-any-return]
+
+
+def _sendable_error(error: BaseException, backend: str, segment: str) -> BaseException:
+    """Returns an error as it is, if it can go to another process, else one with its text."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error) and not isinstance(error, MemoryError):
+            return error
+    except Exception:  # whatever pickling it raises
+        pass
+    return BackendError.make(
+        backend,
+        f"segment '{segment}'",
+        expected="a segment that it compiles",
+        got=f"{type(error).__name__}: {error}",
+        remedy="Leave the operation that it names out of the segment, or take another engine.",
+    )

@@ -1,0 +1,450 @@
+"""Compilers in a process of their own: what ends that process ends no other one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt.backends import registry
+from hybrid_rt.backends.base import Backend
+from hybrid_rt.backends.cache import store
+from hybrid_rt.capture.program import Program, capture_alone
+from hybrid_rt.common.errors import BackendError, OptionError
+from hybrid_rt.common.specs import Artifact
+from hybrid_rt.conversion.isolation import apart
+from hybrid_rt.conversion.isolation.apart import compiling_apart
+from hybrid_rt.conversion.isolation.limits import DEFAULT_SECONDS, Limits, limits
+from hybrid_rt.conversion.isolation.process import CompilerProcess
+
+SCRATCH = '''\
+import ctypes, io, os, signal, sys, time, warnings
+import torch
+from hybrid_rt.backends import Artifact, Availability, Backend, blob_from_bytes
+
+
+class Odd(Exception):
+    def __init__(self, one, two):
+        super().__init__(one + two)
+
+
+def without_end():
+    held = []
+    while True:
+        held.append(bytearray(b"x") * 2**24)
+
+
+def crash_when_it_runs(program):
+    """An artifact for the engine torchscript, which calls an operator that only this process has."""
+    library = globals().setdefault("library", torch.library.Library("scratch", "DEF"))
+    library.define("crash(Tensor x) -> Tensor")
+    library.impl("crash", lambda x: os.kill(os.getpid(), signal.SIGSEGV), "CPU")
+    code = "def forward(self, x: Tensor) -> Tuple[Tensor]:\\n    return (torch.ops.scratch.crash(x),)\\n"
+    module = torch.jit.ScriptModule()
+    module.define(code)
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(module.eval(), stream)
+    return stream.getvalue()
+
+
+class ScratchBackend(Backend):
+    name = "scratch"
+    precisions = ("fp32",)
+    is_candidate = False
+
+    def availability(self):
+        return Availability(True, version="1")
+
+    def checked(self, options):
+        return options
+
+    def compile(self, program, precision):
+        do = self.given.get("do", "")
+        spec = self.spec(program, precision, versions={})
+        if do == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif do == "abort":
+            print("pure virtual method called", file=sys.stderr, flush=True)
+            os.abort()
+        elif do == "exit":
+            os._exit(3)
+        elif do == "sys.exit":
+            sys.exit("enough")
+        elif do == "interrupt":
+            raise KeyboardInterrupt
+        elif do == "hang":
+            time.sleep(3600)
+        elif do == "memory":
+            without_end()
+        elif do == "no memory":
+            raise MemoryError
+        elif do == "odd error":
+            raise Odd("an odd ", "error")
+        elif do == "odd artifact":
+            return Artifact(spec, {"code": lambda: 0})
+        elif do == "crash later":
+            object.__setattr__(spec, "backend", "torchscript")
+            return Artifact(spec, {"module": blob_from_bytes(crash_when_it_runs(program))})
+        elif do == "members":
+            return Artifact(spec, {"names": blob_from_bytes(",".join(program.segments).encode())})
+        elif do == "talk":
+            print("what the vendor prints", file=sys.stderr)
+            warnings.warn("what the vendor warns of", RuntimeWarning)
+            self.progress(0.5, "half of it")
+        return Artifact(spec, {"process": blob_from_bytes(str(os.getpid()).encode())})
+'''
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
+
+
+@pytest.fixture
+def scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a package lies that brings the backend "scratch"."""
+    folder = tmp_path / "site"
+    (folder / "hybrid_rt_scratch-1.dist-info").mkdir(parents=True)
+    (folder / "hybrid_rt_scratch.py").write_text(SCRATCH)
+    (folder / "hybrid_rt_scratch-1.dist-info" / "METADATA").write_text("Name: hybrid_rt_scratch\nVersion: 1\n")
+    entry = "[hybrid_rt.backends]\nscratch = hybrid_rt_scratch:ScratchBackend\n"
+    (folder / "hybrid_rt_scratch-1.dist-info" / "entry_points.txt").write_text(entry)
+    monkeypatch.syspath_prepend(str(folder))
+    importlib.invalidate_caches()
+    registry._compilers.cache_clear()
+    yield folder
+    sys.modules.pop("hybrid_rt_scratch", None)
+    monkeypatch.undo()
+    registry._compilers.cache_clear()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that were started."""
+    found: list[int] = []
+
+    class Noted(CompilerProcess):
+        def __init__(self) -> None:
+            super().__init__()
+            found.append(self.pid)
+
+    monkeypatch.setattr(apart, "CompilerProcess", Noted)
+    return found
+
+
+def program() -> Program:
+    return capture_alone(small_detector(), "backbone", [(small_picture(32, 32),)])
+
+
+def compiled(name: str, precision: str = "fp32", **options: Any) -> Artifact:
+    return store.compiled(registry.backend(name).configured("cpu", options), program(), precision)[0]
+
+
+def is_there(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def is_running(process: int) -> bool:
+    """Whether it is there, and not only as an entry that nobody has read yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# What ends the process
+
+
+@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.parametrize(
+    ("do", "got"),
+    [
+        ("abort", "the compiler's process ended by SIGABRT, after it had printed: pure virtual method called"),
+        pytest.param("segfault", "the compiler's process ended by SIGSEGV", marks=pytest.mark.slow),
+        pytest.param("exit", "the compiler's process ended with exit code 3", marks=pytest.mark.slow),
+        ("sys.exit", r"the compiler called sys\.exit\('enough'\)"),
+        pytest.param("interrupt", r"the compiler raised KeyboardInterrupt\(\)", marks=pytest.mark.slow),
+        pytest.param("no memory", "MemoryError: ", marks=pytest.mark.slow),
+        pytest.param("odd error", "Odd: an odd error", marks=pytest.mark.slow),
+        pytest.param("odd artifact", "Artifact that can't be sent from one process to another", marks=pytest.mark.slow),
+        ("crash later", "its compiler's artifact, whose first run in a process of its own ended by SIGSEGV"),
+    ],
+)
+def test_what_ends_the_process_is_an_error_and_the_next_one_works(do: str, got: str, started: list[int]) -> None:
+    with compiling_apart():
+        with pytest.raises(BackendError, match=rf"hybrid_rt\[scratch\]: segment 'backbone': expected .*, got {got}"):
+            compiled("scratch", do=do)
+        process = int(compiled("scratch").blobs["process"].numpy().tobytes())
+    assert process == started[-1] != os.getpid()
+    assert not any(map(is_there, started))
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_a_compiler_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
+    monkeypatch.setenv("HYBRID_RT_COMPILE_TIMEOUT", "0.5")
+    with (
+        compiling_apart(),
+        pytest.raises(BackendError, match=r"did not end within 0\.5 s and was stopped\. .*HYBRID_RT_COMPILE_TIMEOUT"),
+    ):
+        compiled("scratch", do="hang")
+    assert not is_there(started[0])
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_a_compiler_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
+    monkeypatch.setenv("HYBRID_RT_COMPILE_MEMORY", "700M")
+    with compiling_apart(), pytest.raises(BackendError, match="took more than 700 MiB of memory and was stopped"):
+        compiled("scratch", do="memory")
+    assert not is_there(started[0])
+
+
+@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.filterwarnings("ignore:.*The next engine is taken:RuntimeWarning")
+def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
+    detector, path = small_detector(), tmp_path / "x.pt"
+    report = hybrid_rt.convert(
+        detector,
+        (small_picture(),),
+        path,
+        engine=["scratch", "openvino"],
+        options={"scratch": {"do": "segfault"}},
+        segments=["backbone"],
+        measure=False,
+    ).report
+    assert [variant.backend for variant in report.engines[0].variants] == ["openvino", "torchscript"]
+    [given_up] = report.given_up
+    assert (given_up.what, given_up.instead) == ("scratch:fp32 for backbone", "openvino")
+    assert "the compiler's process ended by SIGSEGV" in given_up.reason
+    torch.testing.assert_close(hybrid_rt.load(path)(small_picture()), detector(small_picture()), rtol=1e-3, atol=1e-3)
+
+
+def interrupt_soon() -> None:
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scratch_folder")
+def test_ctrl_c_ends_the_compiler_too(started: list[int]) -> None:
+    with compiling_apart():
+        compiled("scratch")  # it is ready
+        threading.Thread(target=interrupt_soon).start()
+        with pytest.raises(KeyboardInterrupt):
+            compiled("scratch", do="hang")
+        assert not is_there(started[0])
+
+
+@pytest.mark.slow
+def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, time
+            sys.path[:0] = [{str(scratch_folder)!r}, {str(Path(__file__).parents[1])!r}]
+            from hybrid_rt.conversion.isolation.apart import Apart
+            apart = Apart()
+            process = apart.start()
+            process.wait_until_ready()
+            print(process.pid, flush=True)
+            time.sleep(3600)
+            """
+        )
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    process = int(parent.stdout.readline())
+    assert is_there(process)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(process)
+
+
+# What is as if it were compiled here
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "aot_inductor", "tvm"])
+def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[int]) -> None:
+    if not registry.backend(name).availability().available:
+        pytest.skip("not installed")
+    with compiling_apart():
+        artifact = compiled(name)
+    here = registry.backend(name).configured("cpu").compile(program(), "fp32")
+    assert len(started) == 1
+    assert artifact.spec == here.spec
+    assert list(artifact.blobs) == list(here.blobs)
+    assert len(artifact.weights.get("weights", ())) == len(here.weights.get("weights", ()))
+    if "weights" in here.blobs:
+        assert torch.equal(artifact.blobs["weights"], here.blobs["weights"])
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_progress_warnings_and_prints_come_through(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[float, str]] = []
+    backend = registry.backend("scratch").configured("cpu", {"do": "talk"}, lambda *progress: told.append(progress))
+    with compiling_apart(), pytest.warns(RuntimeWarning, match="what the vendor warns of"):
+        store.compiled(backend, program(), "fp32")
+    assert told == [(0.5, "half of it")]
+    assert "what the vendor prints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
+    class Unusual(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"coarse": torch.linalg.eigvals(x @ x.transpose(-1, -2)).real, "fine": x}
+
+    class Detector(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = Unusual()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.backbone(x)["coarse"]
+
+    refused = capture_alone(Detector().eval(), "backbone", [(small_picture(16, 16),)])
+    texts = []
+    for block in (contextlib.nullcontext(), compiling_apart()):
+        with block, pytest.raises(BackendError) as caught:
+            store.compiled(registry.backend(name).configured("cpu"), refused, "fp32")
+        texts.append(str(caught.value).splitlines()[0])
+    assert texts[0] == texts[1]
+
+
+# When no process is started
+
+
+def test_what_the_cache_has_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
+    monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HYBRID_RT_CACHE_SIZE")
+    options: dict[str, Any] = {"segments": ["backbone"], "measure": False}
+    for _ in range(2):
+        hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "x.pt", engine="openvino", **options)
+    assert len(started) == 1
+    assert not is_there(started[0])
+
+
+def of_another_class(monkeypatch: pytest.MonkeyPatch) -> Backend:
+    class Own(type(registry.backend("openvino"))):  # type: ignore[misc]
+        pass
+
+    return Own()
+
+
+def with_a_replaced_method(monkeypatch: pytest.MonkeyPatch) -> Backend:
+    kind = type(registry.backend("openvino"))
+    before = kind.compile
+
+    def other(self: Backend, program: Program, precision: str) -> Artifact:
+        return before(self, program, precision)
+
+    monkeypatch.setattr(kind, "compile", other)
+    return registry.backend("openvino")
+
+
+def switched_off(monkeypatch: pytest.MonkeyPatch) -> Backend:
+    monkeypatch.setenv("HYBRID_RT_COMPILE_ISOLATION", "0")
+    return registry.backend("openvino")
+
+
+def without_vendor(monkeypatch: pytest.MonkeyPatch) -> Backend:
+    return registry.fallback()
+
+
+@pytest.mark.parametrize("kind", [of_another_class, with_a_replaced_method, switched_off, without_vendor])
+def test_what_another_process_would_not_find_is_compiled_here(
+    kind: Callable[[pytest.MonkeyPatch], Backend], monkeypatch: pytest.MonkeyPatch, started: list[int]
+) -> None:
+    backend = kind(monkeypatch)
+    with compiling_apart():
+        artifact, _ = store.compiled(backend, program(), "fp32")
+    assert artifact.blobs
+    assert not started
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_a_compiler_that_needs_the_detector_itself_runs_here(started: list[int]) -> None:
+    with compiling_apart():
+        artifact = compiled("scratch", do="members")
+    assert artifact.blobs["names"].numpy().tobytes() == b"backbone"
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("executable", ["", "/no/such/python", "/bin/false"])
+def test_without_a_process_it_compiles_here_and_says_so(executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with compiling_apart(), pytest.warns(RuntimeWarning, match="expected a process of its own to start, got"):
+        artifact = compiled("openvino")
+    assert artifact.blobs
+
+
+@pytest.mark.slow
+def test_the_user_s_program_is_not_run_again(tmp_path: Path) -> None:
+    """As multiprocessing would, where it has no ``if __name__ == "__main__"``."""
+    script = tmp_path / "users.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            print("the program runs")
+            sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+            import hybrid_rt
+            from helpers.small_detectors import small_detector, small_picture
+            hybrid_rt.convert(small_detector(), (small_picture(),), {str(tmp_path / "x.pt")!r}, measure=False)
+            """
+        )
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert run.stdout.count("the program runs") == 1
+
+
+# Limits
+
+
+def test_limits_have_defaults_that_fit_the_machine() -> None:
+    found = limits()
+    assert found.seconds == DEFAULT_SECONDS
+    assert 2**28 < found.memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_limits_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_RT_COMPILE_TIMEOUT", "90")
+    monkeypatch.setenv("HYBRID_RT_COMPILE_MEMORY", "2G")
+    assert limits() == Limits(90.0, 2 * 2**30)
+    monkeypatch.setenv("HYBRID_RT_COMPILE_TIMEOUT", "0")
+    monkeypatch.setenv("HYBRID_RT_COMPILE_MEMORY", "0")
+    assert limits() == Limits(0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HYBRID_RT_COMPILE_TIMEOUT", "soon"),
+        ("HYBRID_RT_COMPILE_TIMEOUT", "-1"),
+        ("HYBRID_RT_COMPILE_TIMEOUT", "nan"),
+        ("HYBRID_RT_COMPILE_MEMORY", "much"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match=rf"{name}: expected .*, got '{value}'"):
+        limits()
