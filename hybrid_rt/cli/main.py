@@ -10,11 +10,20 @@ import torch
 
 from ..common.errors import HybridRTError, OptionError
 from ..common.version import __version__
-<<<<<<< HEAD
-from . import bench, bundle, cache, compare_engines, convert, doctor, package, programs, signing, triton, verify
-=======
-from . import bench, bundle, cache, compare_engines, convert, doctor, explain, package, programs, triton, verify
->>>>>>> 78f1035379c27e2907c19384bb2f05be9951eb1a
+from . import (
+    bench,
+    bundle,
+    cache,
+    compare_engines,
+    convert,
+    doctor,
+    explain,
+    package,
+    programs,
+    signing,
+    triton,
+    verify,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
