@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from ..common.errors import CaptureError, FusionError
+from ..common.image_inputs import ImageInputs
 from ..common.progress import Steps
+from .find_images import Images, find_images
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
 from .program import Program, capture, is_fed_directly
@@ -29,11 +31,13 @@ class SegmentOptions:
         names: dotted names, or "auto": the ones that are worth compiling, by profiling.
         fuse: make one engine of segments that feed each other directly.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
+        images: which inputs are images, see :data:`hybrid_rt.capture.find_images.Images`; None: found out.
     """
 
     names: str | Sequence[str] = "auto"
     fuse: bool = True
     shapes: Shapes | None = None
+    images: Images | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Profile:
 
     Attributes:
         observation: the run on its example.
+        images: which of its arguments are images.
         samples: further inputs, made from the example.
         first: the recording of the candidates on the first sample.
         shares: each submodule that was looked at, the greatest fraction of the time first.
@@ -51,6 +56,7 @@ class Profile:
     """
 
     observation: Observation
+    images: ImageInputs
     samples: Sequence[Sample]
     first: Recorded
     shares: list[Share]
@@ -96,14 +102,16 @@ def _profile(
 ) -> Profile:
     with steps.step("run the detector on the example"):
         observation = observe(detector, example)
+        images = find_images(detector, example, options.images)
+        state.restore()
     with steps.step("look for what pays"):
-        samples = samples_of(detector, example, options.shapes)
+        samples = samples_of(detector, example, images, options.shapes)
         candidates = names or candidate_segments(observation)
         samples, first, findings = record_first(observation, samples, candidates)
         findings = {**varying_constants(observation, first), **findings}
         shares = shares_of(observation, findings, names, fuse=options.fuse)
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
-    return Profile(observation, samples, first, shares, groups, state, named=names is not None)
+    return Profile(observation, images, samples, first, shares, groups, state, named=names is not None)
 
 
 def capture_programs(
@@ -147,8 +155,10 @@ def _capture(
     with steps.step("run it on other pictures, to see which dimensions vary"):
         runs = record_samples(observation, profile.samples, names, profile.first)
         calibration = record_runs(profile.detector, names, calibration_data)
-        runs_at_sizes = sized_runs(profile.detector, profile.example, shapes, effort.most) if effort else iter(())
-        sizes = record_sizes(runs_at_sizes, names, effort) if effort else []
+        sizes = []
+        if effort:
+            sized = sized_runs(profile.detector, profile.example, profile.images, shapes, effort.most)
+            sizes = record_sizes(sized, names, effort)
         profile.state.require_none(profile.example, observation.result)
         engines = [
             members
@@ -158,7 +168,7 @@ def _capture(
         programs = []
         for members in engines:
             try:
-                ranges = input_ranges(observation, members[0], shapes)
+                ranges = input_ranges(observation, members[0], profile.images, shapes)
                 programs.append(capture(observation, members, runs, ranges, calibration, sizes))
             except CaptureError as error:
                 if len(members) > 1:

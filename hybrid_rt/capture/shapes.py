@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..common.errors import OptionError
+from ..common.image_inputs import ImageInputs
 from ..common.specs import UNBOUNDED
-from ..common.tensor_tree import images_in
 from .observe import Observation
 
 Range = tuple[int, int]
@@ -51,7 +51,7 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
         ranges = {"batch": batch, "height": height, "width": width, **_checked(shapes)}
         batch, height, width = (ranges[name] for name in _DIMENSIONS)
     elif shapes is not None:
-        height, width = _span(detector, _checked_sizes(shapes))
+        height, width = _span(detector, _checked_sizes(shapes), channels[0])
     found = [batch, channels, height, width]
     for name, size, (low, high) in zip(("batch", "channels", "height", "width"), example, found, strict=True):
         if size < low or (high != UNBOUNDED and size > high):
@@ -125,24 +125,26 @@ def _is_size(pair: Any) -> bool:
     return isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)
 
 
-def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]]) -> tuple[Range, Range]:
+def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]], channels: int) -> tuple[Range, Range]:
     """The ranges of height and width after the detector's transform, over all picture sizes."""
     seen = []
     transform = getattr(detector, "transform", None)
     for size in sizes:
-        picture = torch.zeros(3, *size)
+        picture = torch.zeros(channels, *size)
         seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else size)
     heights, widths = zip(*seen, strict=True)
     return (min(heights), max(heights)), (min(widths), max(widths))
 
 
-def input_ranges(observation: Observation, name: str, shapes: Shapes | None) -> list[list[tuple[int, int]]] | None:
+def input_ranges(
+    observation: Observation, name: str, images: ImageInputs, shapes: Shapes | None
+) -> list[list[tuple[int, int]]] | None:
     """Returns the ranges of the segment's inputs if it is fed with images alone, in one call per forward."""
     use = observation.use(name)
     calls = use.calls if use else []
     if len(calls) != 1 or calls[0] is None:
         return None
-    channels = {image.shape[-3] for image in images_in(observation.example)}
+    channels = {image.shape[-3] for image in images.of(observation.example)}
     found = []
     for shape, _ in calls[0].input_tensors:
         is_features = len(shape) == 4 and shape[1] not in channels

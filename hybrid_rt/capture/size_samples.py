@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.image_inputs import ImageInputs
 from ..common.specs import UNBOUNDED
-from ..common.tensor_tree import images_in, map_images, map_tensors
-from .probe_inputs import resizing_to_smaller, to_size
+from ..common.tensor_tree import map_tensors
+from .probe_inputs import resizing_to_smaller
 from .recordings import HeadOperators, Recorded, recording
 from .second_size import in_proportion, tiled
 from .shapes import Range, Shapes
@@ -78,7 +79,7 @@ def _inside(size: int, limits: Range) -> int:
 
 
 def sized_runs(
-    detector: nn.Module, example: tuple[Any, ...], shapes: Shapes | None, most: int
+    detector: nn.Module, example: tuple[Any, ...], images: ImageInputs, shapes: Shapes | None, most: int
 ) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
     """Yields a detector and its arguments at each further size that it may be given, what tells most first.
 
@@ -86,34 +87,30 @@ def sized_runs(
         detector: one that resizes its images itself is replaced by one that resizes them to less, as in
             :func:`.probe_inputs.samples_of`.
         example: its arguments.
+        images: which of them are images.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. None: any, if the detector resizes; else the example's
             alone, for which nothing is yielded.
         most: so many at most.
     """
-    images = images_in(example)
-    if not images:
+    given = images.sizes(example)
+    if not given:
         return
-    height, width = images[0].shape[-2:]
+    height, width = given[0]
     if hasattr(getattr(detector, "transform", None), "min_size"):
         smaller = resizing_to_smaller(detector)
         for size in drawn_sizes((61, 199), (61, 199), most):
-            yield smaller, map_images(example, to_size(size))
+            yield smaller, images.resized(example, size)
         return
     if isinstance(shapes, Mapping):
         sizes = drawn_sizes(shapes.get("height", (height, height)), shapes.get("width", (width, width)), most)
         low, high = shapes.get("batch", (0, 0))
         batches = list(dict.fromkeys([min(high, low + 2), low, min(high, low + 1)])) if high > 1 else []
         for i in range(max(len(sizes), len(batches))):
-            change = to_size(sizes[i % len(sizes)])
-            batch = batches[i % len(batches)] if batches else 0
-            yield detector, map_images(example, lambda image: _batched(change(image), batch))  # noqa: B023
+            arguments = images.resized(example, sizes[i % len(sizes)])
+            yield detector, images.batched(arguments, batches[i % len(batches)]) if batches else arguments
         return
     for size in list(shapes or [])[:most]:
-        yield detector, map_images(example, to_size(size))
-
-
-def _batched(image: Tensor, batch: int) -> Tensor:
-    return tiled(image, (batch, *image.shape[1:])) if image.dim() == 4 and batch else image
+        yield detector, images.resized(example, size)
 
 
 def record_sizes(

@@ -1,8 +1,8 @@
-"""Values that hold tensors in lists, tuples and dicts, and which of the tensors are images.
+"""Values that hold tensors in lists, tuples and dicts.
 
 This is the one place that knows how to go through such a value, change it and build it; a further container, such as
 a class of one's own, is added in :func:`node_of` and :func:`build`. The twin for TorchScript's values in C++ is
-cpp/src/torchscript/value_tree.h, with images.h beside it.
+cpp/src/torchscript/value_tree.h.
 """
 
 from __future__ import annotations
@@ -98,12 +98,27 @@ def fold(value: Any, leaf: Callable[[Any], T], container: Callable[[Node, list[T
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns the value with each tensor changed; containers keep their class, other leaves stay."""
+    return map_places(value, lambda _, tensor: change(tensor))
+
+
+def places_of(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields each leaf with the keys and indices that lead to it."""
     node = node_of(value)
     if node is None:
-        return change(value) if isinstance(value, Tensor) else value
-    children = [map_tensors(value[key], change) for key in node.keys]
+        yield place, value
+        return
+    for key in node.keys:
+        yield from places_of(value[key], (*place, key))
+
+
+def map_places(value: Any, change: Callable[[tuple[Any, ...], Tensor], Tensor], place: tuple[Any, ...] = ()) -> Any:
+    """Returns the value with each tensor changed, as :func:`map_tensors`; ``change`` is told where the tensor is."""
+    node = node_of(value)
+    if node is None:
+        return change(place, value) if isinstance(value, Tensor) else value
+    children = [map_places(value[key], change, (*place, key)) for key in node.keys]
     if node.kind == "tuple" and all(map(operator.is_, children, value)):
-        return value  # it holds no tensor: a torch.Size stays one
+        return value  # nothing in it changed: a torch.Size stays one
     return build(node, children, like=value)
 
 
@@ -114,53 +129,3 @@ def plain(value: Any) -> Any:
         lambda leaf: leaf if isinstance(leaf, Tensor) else None,
         lambda node, children: build(Node(node.kind, tuple(map(str, node.keys))), children),
     )
-
-
-def is_image(tensor: Tensor) -> bool:
-    """Returns whether a tensor is an image [C, H, W] or a batch of images [N, C, H, W]: floats or uint8."""
-    return (tensor.is_floating_point() or tensor.dtype == torch.uint8) and tensor.dim() in (3, 4)
-
-
-def _holds_images(argument: Any) -> bool:
-    return (
-        isinstance(argument, (list, tuple))
-        and len(argument) > 0
-        and all(isinstance(entry, Tensor) and entry.dim() == 3 and is_image(entry) for entry in argument)
-    )
-
-
-def map_images(
-    arguments: Sequence[Any], change: Callable[[Tensor], Tensor], *, one_more: bool = False
-) -> tuple[Any, ...]:
-    """Returns a detector's arguments with their images changed.
-
-    Images are arguments themselves (see :func:`is_image`), or make up an argument that is a list or tuple of nothing
-    but [C, H, W]. Whatever else an argument holds is not taken for an image.
-
-    Args:
-        arguments: the detector's positional arguments.
-        change: called with each image, or batch of images.
-        one_more: repeat the first image of each list, so that what is counted per image varies too.
-    """
-    changed: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, Tensor) and is_image(argument):
-            changed.append(change(argument))
-        elif _holds_images(argument):
-            images = [*argument, argument[0]] if one_more and isinstance(argument, list) else argument
-            changed.append(map_tensors(images, change))
-        else:
-            changed.append(argument)
-    return tuple(changed)
-
-
-def images_in(arguments: Sequence[Any]) -> list[Tensor]:
-    """Returns the images in a detector's arguments, [C, H, W] or batches [N, C, H, W]; see :func:`map_images`."""
-    found: list[Tensor] = []
-
-    def note(image: Tensor) -> Tensor:
-        found.append(image)
-        return image
-
-    map_images(arguments, note)
-    return found

@@ -51,7 +51,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
         OptionError: what the detector returns does not fit the dataset.
     """
     limits = options.limits(precision)
-    pictures = PictureSamples(limits)
+    pictures = PictureSamples(limits, profile.images)
     choice = SampleChoice(profile.example, profile.observation.result, limits)
     watchers = (pictures, choice)
     try:

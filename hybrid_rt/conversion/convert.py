@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
+from ..capture.find_images import Images, check_images
 from ..capture.profile import Profile, SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
@@ -77,6 +78,7 @@ class ConvertOptions:
             names = ", ".join((AUTO, *HEADS))
             raise OptionError.make("convert", "head", expected=f"one of {names}", got=f"'{self.head}'")
         check_shapes(self.segments.shapes)
+        check_images(detector, example_inputs, self.segments.images)
         check_writable(self.output.path)
         if self.output.report is not None:
             check_writable(report_path(self.output.report))
@@ -100,6 +102,7 @@ def convert(
     options: Options | None = None,
     calibration_data: Sequence[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
+    images: Images | None = None,
     fallback: bool = True,
     verify: bool | str = True,
     verify_inputs: Sequence[tuple[Any, ...]] = (),
@@ -140,6 +143,9 @@ def convert(
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
             produce; the example's size if it has none.
+        images: which inputs are images, by position, by name, or by the way to one in a nested argument, e.g. ``[0]``,
+            ``["pictures", (1, "depth")]``; their layouts too: ``{"pictures": "NHWC"}``, in letters out of N, C, T, D,
+            H, W. None: those whose pixels come to a convolution. Only images, and what goes with them, are resized.
         fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, at the example's size and at some drawn from
             ``shapes``, and refuse to save what differs; "thorough": at many sizes, for a minute per engine and more.
@@ -171,7 +177,7 @@ def convert(
         BundleError: the file can't be written.
     """
     wanted = ConvertOptions(
-        segments=SegmentOptions(segments, fuse, shapes),
+        segments=SegmentOptions(segments, fuse, shapes, images),
         engines=EngineOptions(engine, precision, device, options, fallback, calibration_data),
         head=head,
         checks=CheckOptions(verify, verify_inputs, thresholds, dataset, max_map_drop),

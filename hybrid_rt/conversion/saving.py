@@ -71,7 +71,12 @@ def save_hybrid(
         with steps.step("measure"):
             programs = [build.program for build in hybrid.builds]
             measurement, reason = measure_hybrid(
-                profile.detector, output.path, [profile.example, *inputs], programs, profile.observation.seconds
+                profile.detector,
+                output.path,
+                [profile.example, *inputs],
+                profile.images,
+                programs,
+                profile.observation.seconds,
             )
     return Saved(golden.describe(description), output.path.stat().st_size, measurement, reason)
 

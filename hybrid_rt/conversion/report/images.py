@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...common.tensor_tree import images_in
+from ...common.image_inputs import ImageInputs
 from ...verification.boxes import detections_of, matching_boxes
 from ...verification.thresholds import Thresholds
 
@@ -60,10 +60,11 @@ class PictureReport:
 class PictureSamples:
     """Keeps the first pictures of a verification; a ``watch`` for :func:`.verify.compare_modules`."""
 
-    def __init__(self, thresholds: Thresholds) -> None:
-        """``thresholds``: by which boxes are the same."""
+    def __init__(self, thresholds: Thresholds, images: ImageInputs) -> None:
+        """``thresholds``: by which boxes are the same. ``images``: which arguments are images."""
         self.pictures: list[PictureReport] = []
         self._thresholds = thresholds
+        self._images = images
         self._count = 0
 
     def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
@@ -71,7 +72,7 @@ class PictureSamples:
         wanted, had = detections_of(expected), detections_of(found)
         if wanted is None or had is None or len(wanted) != len(had):
             return
-        pictures = _drawable_images(arguments)
+        pictures = _drawable(self._images.of(arguments))
         for i, (want, have) in enumerate(zip(wanted, had, strict=True)):
             if len(self.pictures) < MOST_PICTURES and len(pictures) == len(wanted):
                 self._keep(pictures[i], want, have)
@@ -102,10 +103,10 @@ def _found(side: Mapping[str, Tensor], matched: Set[int]) -> list[FoundBox]:
     return [FoundBox(tuple(boxes[i]), labels[i], scores[i], i in matched) for i in order]
 
 
-def _drawable_images(arguments: Sequence[Any]) -> list[Tensor]:
-    """The images [C, H, W] with one or three channels; those of a batch one by one."""
-    images = [image for image in images_in(arguments) if image.shape[-3] in (1, 3)]
-    return [one for image in images for one in (image.unbind() if image.dim() == 4 else [image])]
+def _drawable(images: Sequence[Tensor]) -> list[Tensor]:
+    """The images [C, H, W] with one or three channels, or the first three of four; those of a batch one by one."""
+    drawable = [image[..., :3, :, :] for image in images if image.shape[-3] in (1, 3, 4)]
+    return [one for image in drawable for one in (image.unbind() if image.dim() == 4 else [image])]
 
 
 def _jpeg(picture: Tensor) -> bytes:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ...bundle import archive
-from ...capture.probe_inputs import at_size, picture_sizes
 from ...capture.program import Program
+from ...common.image_inputs import ImageInputs
 from ...common.latency import Latency, benchmark
 from ...common.specs import UNBOUNDED
-from ...common.tensor_tree import images_in
+from ...common.tensor_tree import map_tensors
 
 eager_budget: ContextVar[float] = ContextVar("eager_budget", default=2.0)
 """Seconds that all eager calls together may take, a call of a slow detector excepted. Tests, which do not look at the
@@ -75,6 +75,7 @@ def measure_hybrid(
     detector: nn.Module,
     path: Path,
     inputs: Sequence[tuple[Any, ...]],
+    images: ImageInputs,
     programs: Sequence[Program],
     eager_seconds: float,
 ) -> tuple[Measurement | None, str]:
@@ -84,6 +85,7 @@ def measure_hybrid(
         detector: the detector.
         path: the bundle; it is loaded as a service would.
         inputs: on which it was compared; the first is the example.
+        images: which of them are images.
         programs: its segments.
         eager_seconds: of one call of the detector: they decide on the number of rounds.
 
@@ -91,7 +93,7 @@ def measure_hybrid(
         None and the reason if the bundle can't run here: what was not verified may be for another machine.
     """
     try:
-        return _measured(detector, path, inputs, programs, eager_seconds), ""
+        return _measured(detector, path, inputs, images, programs, eager_seconds), ""
     except RuntimeError as error:  # what TorchScript makes of any error of ours
         return None, _last_line(error)
 
@@ -104,24 +106,25 @@ def _measured(
     detector: nn.Module,
     path: Path,
     inputs: Sequence[tuple[Any, ...]],
+    images: ImageInputs,
     programs: Sequence[Program],
     eager_seconds: float,
 ) -> Measurement:
     start = time.perf_counter()
     hybrid = archive.load(path)
     load = (time.perf_counter() - start) * 1e3
-    example = at_size(inputs[0], None)  # a copy: a detector may write to its pictures
+    example = map_tensors(inputs[0], Tensor.clone)  # a detector may write to its images
     rounds = max(1, min(_MOST_ROUNDS, int(eager_budget.get() / max(1e-9, eager_seconds)) - 1))
     with torch.inference_mode():
         first = _milliseconds(hybrid, example)
         hybrid(*example)  # TorchScript optimises its graph in the second call
     latencies = benchmark({"eager": detector, "hybrid": hybrid}, example, repeat=rounds, warm_up=0)
     latencies["hybrid"] = replace(latencies["hybrid"], first=first)
-    new_size, reason = _first_call_at_a_new_size(detector, hybrid, inputs, programs)
+    new_size, reason = _first_call_at_a_new_size(detector, hybrid, inputs, images, programs)
     return Measurement(
         latencies=latencies,
         load=load,
-        pictures=picture_sizes(example),
+        pictures=images.sizes(example),
         threads=torch.get_num_threads(),
         engines={engine["engine"]: engine["description"] for engine in archive.engines(hybrid)},
         new_size=new_size,
@@ -130,22 +133,26 @@ def _measured(
 
 
 def _first_call_at_a_new_size(
-    detector: nn.Module, hybrid: nn.Module, inputs: Sequence[tuple[Any, ...]], programs: Sequence[Program]
+    detector: nn.Module,
+    hybrid: nn.Module,
+    inputs: Sequence[tuple[Any, ...]],
+    images: ImageInputs,
+    programs: Sequence[Program],
 ) -> tuple[NewSize | None, str]:
     """On the example, resized; the reason if there is no such size."""
-    sizes = picture_sizes(inputs[0])
+    sizes = images.sizes(inputs[0])
     if not sizes:
         return None, "the inputs are no pictures"
-    seen = {_seen_by_engine(detector, picture_sizes(arguments)) for arguments in inputs}
+    seen = {_seen_by_engine(detector, images.sizes(arguments)) for arguments in inputs}
     seen |= {(x.shape[-2], x.shape[-1]) for program in programs for call in program.calls for x in call.inputs[:1]
              if x.dim() == 4}  # fmt: skip
-    bounds = _bounds(inputs[0], programs)
+    bounds = _bounds(images.of(inputs[0]), programs)
     refusal = ""
     for size in _candidates(sizes[0], bounds if not hasattr(detector, "transform") else None):
         made = _seen_by_engine(detector, [size] * len(sizes))
         if made in seen or not all(low <= side <= high for side, (low, high) in zip(made, bounds, strict=True)):
             continue
-        arguments = at_size(inputs[0], size)
+        arguments = images.resized(inputs[0], size)
         try:
             with torch.inference_mode():
                 first, later = _milliseconds(hybrid, arguments), _milliseconds(hybrid, arguments)
@@ -156,9 +163,9 @@ def _first_call_at_a_new_size(
     return None, refusal or "its segments always get pictures of the same size"
 
 
-def _bounds(example: tuple[Any, ...], programs: Sequence[Program]) -> list[tuple[int, int]]:
+def _bounds(images: Sequence[Tensor], programs: Sequence[Program]) -> list[tuple[int, int]]:
     """(least, greatest) height and width of the segment that takes the pictures; no bounds if none does."""
-    channels = {picture.shape[-3] for picture in images_in(example)}
+    channels = {image.shape[-3] for image in images}
     for program in programs:
         spec = program.inputs[0] if program.inputs else None
         if spec is not None and len(spec.min) == 4 and spec.min[1] in channels:
