@@ -66,9 +66,7 @@ def check_images(detector: nn.Module, example: tuple[Any, ...], told: Images | N
         told_layouts(detector, example, told, run=False)
 
 
-def told_layouts(
-    detector: nn.Module, example: tuple[Any, ...], told: Images, *, run: bool = True
-) -> dict[Place, str]:
+def told_layouts(detector: nn.Module, example: tuple[Any, ...], told: Images, *, run: bool = True) -> dict[Place, str]:
     """Returns the places and layouts that the user means; ``run``: find out layouts that were not said."""
     if isinstance(told, (str, bytes)) or not isinstance(told, (Sequence, Mapping)):
         raise _refused("images", "a list of inputs, or a dict of inputs and their layouts", repr(told))

@@ -13,27 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..common.image_inputs import Place
 from ..common.tensor_tree import map_places, tensors_in
 
-_CONVOLUTIONS = frozenset(
-    f"aten::{name}" for name in ("convolution", "_convolution", "conv2d", "conv3d", "thnn_conv2d", "mkldnn_convolution")
-) | {"torchvision::deform_conv2d"}
+_CONVOLUTIONS = {"convolution", "_convolution", "conv2d", "conv3d", "thnn_conv2d", "deform_conv2d"}
 
-_MIXES = frozenset(
-    f"aten::{name}"
-    for name in (
-        "mm addmm bmm baddbmm addbmm matmul linear einsum mv dot addmv bilinear conv1d embedding embedding_bag "
-        "scaled_dot_product_attention gather scatter scatter_add index_put one_hot"
-    ).split()
-)
+_MIXES = {
+    *("mm", "addmm", "bmm", "baddbmm", "addbmm", "matmul", "linear", "einsum", "mv", "addmv", "dot", "bilinear"),
+    *("conv1d", "scaled_dot_product_attention"),
+    *("embedding", "embedding_bag", "gather", "scatter", "scatter_add", "index_put", "one_hot"),
+}
 """Operators whose results are no pixels of what they take."""
 
-_GROWS = frozenset(
-    f"aten::{name}"
-    for name in (
-        "cat stack copy_ constant_pad_nd reflection_pad2d replication_pad2d slice_scatter select_scatter "
-        "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-        "_upsample_nearest_exact2d grid_sampler_2d grid_sampler"
-    ).split()
-)
+_GROWS = {
+    *("cat", "stack", "copy_", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"),
+    *("slice_scatter", "select_scatter", "grid_sampler", "grid_sampler_2d"),
+    *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+}
 """Operators whose results are larger than an image in them, and that spread no single value."""
 
 _SPREAD = 4
@@ -63,7 +57,7 @@ def convolved_inputs(
     wanted = set(places)
     flow = _Flow(wanted)
     own = map_places(arguments, lambda place, tensor: flow.begin(place, tensor.clone()))
-    # Whatever the detector's own code raises is for its plain runs to tell; TorchScript makes a RuntimeError of _AllFound.
+    # What the detector's own code raises is for its plain runs to tell; TorchScript makes a RuntimeError of _AllFound.
     with contextlib.suppress(_AllFound, Exception), torch.no_grad(), flow:
         detector(*own)
     return flow.found
@@ -89,7 +83,7 @@ class _Flow(TorchDispatchMode):
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Called by torch for each operator."""
-        name = operator._schema.name
+        name = operator._schema.name.partition("::")[2]
         kwargs = dict(kwargs or {})
         if name in _CONVOLUTIONS:
             self._convolution(args[0])

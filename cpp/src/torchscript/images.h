@@ -10,8 +10,8 @@ namespace hybrid_rt {
 bool is_image(const at::Tensor& tensor);
 
 /// Returns an argument of forward with its images changed. Images are the argument itself, or make up a list or tuple
-/// of nothing but [C, H, W]; whatever else an argument holds stays. images_in() in hybrid_rt/common/tensor_tree.py goes
-/// by the same rule.
+/// of nothing but [C, H, W]; whatever else an argument holds stays. Python knows more than the shapes: it finds out
+/// what is an image when it converts (hybrid_rt/capture/find_images.py).
 c10::IValue map_images(const c10::IValue& argument, const TensorChange& change);
 
 }  // namespace hybrid_rt

@@ -5,8 +5,6 @@
 
 #include <vector>
 
-// The same cases as in tests/python/common/test_tensor_tree.py: one rule in two languages.
-
 namespace {
 
 /// How many tensors of an argument are images.

@@ -18,8 +18,10 @@ from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import capture
 from hybrid_rt.capture.recordings import Recorded, recording
 from hybrid_rt.capture.size_samples import Effort, drawn_sizes, sized_inputs, sized_runs, within_time
+from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED
 
+BATCH = ImageInputs({(0,): "NCHW"})
 RANGES = {"height": (16, 64), "width": (16, 64)}
 
 
@@ -182,13 +184,13 @@ def test_drawn_sizes_of_narrow_and_of_vast_ranges() -> None:
 
 def test_sizes_of_a_list_are_all_looked_at() -> None:
     sizes = [(8, 12), (12, 8), (9, 9)]
-    runs = sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), sizes, 9)
+    runs = sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), BATCH, sizes, 9)
     assert [tuple(arguments[0].shape[2:]) for _, arguments in runs] == sizes
 
 
 def test_the_example_alone_has_no_further_sizes() -> None:
-    assert not list(sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), None, 9))
-    assert not list(sized_runs(nn.Identity(), (torch.zeros(4),), RANGES, 9))
+    assert not list(sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), BATCH, None, 9))
+    assert not list(sized_runs(nn.Identity(), (torch.zeros(4),), ImageInputs(), RANGES, 9))
 
 
 def test_further_inputs_keep_their_proportion() -> None:

@@ -1,17 +1,17 @@
-"""Values that hold tensors: going through them, changing them, and the images in them."""
+"""Values that hold tensors: going through them and changing them."""
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
 from hybrid_rt.common.json_values import finite
-from hybrid_rt.common.tensor_tree import fold, images_in, leaves, map_images, map_tensors, plain, tensors_in
+from hybrid_rt.common.tensor_tree import fold, leaves, map_places, map_tensors, places_of, plain, tensors_in
 
 
 class Found(NamedTuple):
@@ -75,37 +75,12 @@ def test_json_has_lists_and_finite_numbers() -> None:
     assert finite({"a": (1, float("inf"), [float("nan")]), "b": "x"}) == {"a": [1, None, [None]], "b": "x"}
 
 
-IMAGE = torch.zeros(3, 4, 5)
+def test_places_lead_to_their_leaves() -> None:
+    assert [place for place, _ in places_of(nested())] == [("a", 0), ("a", 1, 0), ("a", 1, 1), ("b", "c"), ("b", "d")]
+    value = nested()
+    assert all(leaf is functools.reduce(lambda held, key: held[key], place, value) for place, leaf in places_of(value))
 
 
-@pytest.mark.parametrize(
-    ("argument", "count"),
-    [  # the cases of tests/cpp/torchscript/test_images.cpp: one rule in two languages
-        (IMAGE, 1),
-        (IMAGE.to(torch.uint8), 1),
-        (IMAGE.half(), 1),
-        (torch.zeros(2, 3, 4, 5), 1),
-        (IMAGE.long(), 0),
-        (IMAGE.bool(), 0),
-        (torch.zeros(4, 5), 0),
-        (torch.zeros(1, 2, 3, 4, 5), 0),
-        (3, 0),
-        ([IMAGE, IMAGE.to(torch.uint8)], 2),
-        ((IMAGE, IMAGE), 2),
-        ([IMAGE, torch.zeros(2)], 0),
-        ([torch.zeros(2, 3, 4, 5)], 0),
-        ((IMAGE, 3), 0),
-        ([], 0),
-        ({"image": IMAGE}, 0),
-    ],
-)
-def test_images_are_tensors_of_pixels(argument: Any, count: int) -> None:
-    assert len(images_in((argument,))) == count
-
-
-def test_changed_images_stay_where_they_were() -> None:
-    scale = torch.ones(2)
-    images, batch, other = map_images(([IMAGE, IMAGE], IMAGE[None], scale), lambda image: image[..., :2], one_more=True)
-    assert [tuple(image.shape) for image in images] == [(3, 4, 2)] * 3
-    assert tuple(batch.shape) == (1, 3, 4, 2)
-    assert other is scale
+def test_one_tensor_is_changed_by_its_place() -> None:
+    after = map_places(nested(), lambda place, tensor: tensor * (7 if place == ("a", 1, 0) else 1))
+    assert [float(tensor[0]) for tensor in tensors_in(after)] == [1.0, 7.0, 1.0]

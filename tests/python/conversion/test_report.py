@@ -19,6 +19,7 @@ from helpers.paths import ROOT
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import BundleError, ConversionReport, OptionError, Thresholds, VerificationError
 from hybrid_rt.cli.main import main
+from hybrid_rt.common.image_inputs import EACH, ImageInputs
 from hybrid_rt.conversion import report as report_package
 from hybrid_rt.conversion.report.images import MOST_BOXES, PictureSamples
 from hybrid_rt.conversion.report.terminal import report_text
@@ -154,6 +155,9 @@ def test_the_pictures_are_those_that_were_compared(report: ConversionReport) -> 
         assert scores == sorted(scores, reverse=True)
 
 
+LISTED = ImageInputs({(0, EACH): "CHW"})
+
+
 def detections(*boxes: list[float], score: float = 0.9) -> dict[str, torch.Tensor]:
     return {
         "boxes": torch.tensor(boxes).reshape(-1, 4),
@@ -163,7 +167,7 @@ def detections(*boxes: list[float], score: float = 0.9) -> dict[str, torch.Tenso
 
 
 def test_boxes_of_one_side_only_are_marked() -> None:
-    samples = PictureSamples(FP32)
+    samples = PictureSamples(FP32, LISTED)
     both, eager, hybrid = [0.0, 0.0, 9.0, 9.0], [10.0, 0.0, 19.0, 9.0], [0.0, 10.0, 9.0, 19.0]
     samples(([torch.rand(3, 20, 20)],), [detections(both, eager)], [detections(both, hybrid)])
     (picture,) = samples.pictures
@@ -173,7 +177,7 @@ def test_boxes_of_one_side_only_are_marked() -> None:
 
 
 def test_a_different_label_or_score_is_no_match() -> None:
-    samples = PictureSamples(FP32)
+    samples = PictureSamples(FP32, LISTED)
     box = [0.0, 0.0, 9.0, 9.0]
     samples(([torch.rand(3, 20, 20)],), [detections(box)], [detections(box, score=0.8)])
     other = {**detections(box), "labels": torch.tensor([2])}
@@ -182,7 +186,7 @@ def test_a_different_label_or_score_is_no_match() -> None:
 
 
 def test_only_some_pictures_and_boxes_are_kept() -> None:
-    samples = PictureSamples(FP32)
+    samples = PictureSamples(FP32, LISTED)
     many = detections(*([float(i), 0.0, i + 1.0, 1.0] for i in range(MOST_BOXES + 20)))
     masks = {**many, "masks": torch.zeros(MOST_BOXES + 20, 1, 8, 8)}
     pictures = [torch.rand(3, 900, 1300) for _ in range(3)]
@@ -200,12 +204,13 @@ def test_only_some_pictures_and_boxes_are_kept() -> None:
         (torch.full((3, 8, 8), 0.5), 128),
         (torch.full((1, 8, 8), 1.5), 255),
         (torch.full((3, 8, 8), 128.0), 128),
+        (torch.full((4, 8, 8), 0.5), 128),
         (torch.full((3, 8, 8), 128, dtype=torch.uint8), 128),
         (torch.full((3, 1280, 900), 0.5, dtype=torch.float64), 128),
     ],
 )
 def test_pictures_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor, colour: int, tmp_path: Path) -> None:
-    samples = PictureSamples(FP32)
+    samples = PictureSamples(FP32, ImageInputs({(0,): "NCHW"}))
     samples((picture[None],), [detections()], [detections()])
     (tmp_path / "x.jpg").write_bytes(samples.pictures[0].jpeg)
     with Image.open(tmp_path / "x.jpg") as image:
@@ -215,7 +220,7 @@ def test_pictures_of_each_kind_are_shown_in_their_colours(picture: torch.Tensor,
 
 
 def test_results_that_are_no_detections_have_no_pictures() -> None:
-    samples = PictureSamples(FP32)
+    samples = PictureSamples(FP32, LISTED)
     samples((torch.rand(1, 3, 8, 8),), torch.ones(3), torch.ones(3))
     samples(([torch.rand(3, 8, 8)],), [detections()], [])
     samples((torch.ones(4),), [detections()], [detections()])
