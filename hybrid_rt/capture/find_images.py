@@ -14,6 +14,7 @@ from ..common.errors import OptionError
 from ..common.image_inputs import AXES, EACH, ImageInputs, Place, general_place
 from ..common.tensor_tree import map_tensors, node_of, places_of
 from .image_flow import convolved_inputs
+from .state import StateWatch
 
 Images = Sequence[Any] | Mapping[Any, str]
 """Which inputs are images: positions, names of forward's parameters, or ways into nested arguments, e.g.
@@ -46,14 +47,15 @@ def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | No
     Raises:
         OptionError: what was told does not fit the example.
     """
-    if told is not None:
-        layouts = told_layouts(detector, example, told)
-    else:
-        layouts = _only_images(example)
-        if layouts is not None:
-            return ImageInputs(layouts)
-        layouts = _found_layouts(detector, example)
-    return _with_companions(detector, example, ImageInputs(layouts))
+    usual = _only_images(example) if told is None else None
+    if usual is not None:
+        return ImageInputs(usual)
+    before = StateWatch(detector)
+    try:
+        layouts = _found_layouts(detector, example) if told is None else told_layouts(detector, example, told)
+        return _with_companions(detector, example, ImageInputs(layouts))
+    finally:
+        before.restore()  # a run that was cut short may have left the detector in any state
 
 
 def check_images(detector: nn.Module, example: tuple[Any, ...], told: Images | None) -> None:

@@ -103,7 +103,6 @@ def _profile(
     with steps.step("run the detector on the example"):
         observation = observe(detector, example)
         images = find_images(detector, example, options.images)
-        state.restore()
     with steps.step("look for what pays"):
         samples = samples_of(detector, example, images, options.shapes)
         candidates = names or candidate_segments(observation)

@@ -321,7 +321,11 @@ def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
     return engines
 
 
-def reopened(module: torch.jit.ScriptModule, hollow: Callable[[Sequence[str]], Any]) -> torch.jit.ScriptModule:
+def reopened(
+    module: torch.jit.ScriptModule,
+    hollow: Callable[[Sequence[str]], Any],
+    opened: Callable[[bytes], torch.jit.ScriptModule],
+) -> torch.jit.ScriptModule:
     """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
 
     What freeze returns ends the process when an engine refuses an input: its graph points to functions that are gone,
@@ -330,14 +334,15 @@ def reopened(module: torch.jit.ScriptModule, hollow: Callable[[Sequence[str]], A
     Args:
         module: the hybrid; it is used up.
         hollow: makes an engine without bytes for segments.
+        opened: opens an archive.
     """
     engines = engines_of(module)
     for engine in engines.values():
         replace_engine(module, hollow(engine.segments()))
-    opened = open_archive(io.BytesIO(to_bytes(module)))
+    again = opened(to_bytes(module))
     for engine in engines.values():
-        replace_engine(opened, engine)
-    return opened
+        replace_engine(again, engine)
+    return again
 
 
 def moved(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:

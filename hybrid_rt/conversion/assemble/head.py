@@ -13,6 +13,7 @@ from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
 from ...common.specs import Artifact, ArtifactSpec
 from ...torchscript import jit
+from ...torchscript.ascii_names import opened, with_ascii_names
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
 from ...torchscript.scripted_part import ScriptedPart
@@ -71,7 +72,7 @@ def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
-    frozen = jit.freeze(head)
+    frozen = jit.freeze(with_ascii_names(head))
     left_out = [build.name for build in builds if build.name not in jit.engines_of(frozen)]
     if left_out:
         raise CaptureError.make(
@@ -84,7 +85,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
         )
     jit.connect(frozen, {build.name: build.program.segments for build in builds})
     operators = jit.rewrite_head_operators(frozen)
-    return jit.reopened(frozen, _hollow_engine), operators
+    return jit.reopened(frozen, _hollow_engine, opened), operators
 
 
 def _hollow_engine(segments: Sequence[str]) -> Engine:
