@@ -1,4 +1,4 @@
-"""Whether a detector keeps something from call to call: a bundle answers each image as if it were the first."""
+"""What a detector keeps from call to call: a bundle answers each image as if it were the first."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from ..common.tensor_tree import leaves, map_tensors
 
 _OWN = frozenset(vars(nn.Module()))
 """What every module has: no state of the user's."""
+
+RESET = "reset"
+STATES = ("refuse", RESET)
+"""What is done with a detector that keeps state."""
 
 _SAME = 1e-4
 """Relative: a detector repeats its own result to the bit, unless its sums are made in another order."""
@@ -88,10 +92,35 @@ class StateWatch:
             f"detector {type(self._detector).__name__}",
             expected="the same result for the same input, whatever came before",
             got=f"another one after other images: it keeps state in {', '.join(names)}",
-            remedy="A bundle serves images of many sources at once, each as the first. Pass the state in and out as "
-            "arguments and results, or convert the part of the detector that keeps none.",
+            remedy="A bundle serves images of many sources at once, each as the first: convert with state='reset' if "
+            "that is meant. Else pass the state in and out as arguments and results, or convert the part of the "
+            "detector that keeps none.",
             code="keeps-state",
         )
+
+
+def reset_before_each_call(detector: nn.Module) -> StateWatch:
+    """Makes each call of a detector its first: buffers and attributes are before each as they are now.
+
+    Copies of the detector are not reset.
+
+    Args:
+        detector: it gets a class of its own.
+
+    Returns:
+        What the detector keeps, as it is now.
+    """
+    watch = StateWatch(detector)
+    owner = type(detector)
+
+    def call(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+        if self is detector:
+            watch.restore()
+        return owner.__call__(self, *arguments, **named)
+
+    namespace = {"__call__": call, "__module__": owner.__module__, "__qualname__": owner.__qualname__}
+    detector.__class__ = type(owner.__name__, (owner,), namespace)
+    return watch
 
 
 def _places(detector: nn.Module) -> Iterator[tuple[tuple[str, str, str], Any]]:

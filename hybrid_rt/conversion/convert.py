@@ -16,6 +16,7 @@ from ..capture.find_images import Images, check_images
 from ..capture.profile import Profile, SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
+from ..capture.state import RESET, STATES, reset_before_each_call
 from ..capture.working_copy import own_arguments, working_copy
 from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
@@ -54,6 +55,7 @@ class ConvertOptions:
     segments: SegmentOptions
     engines: EngineOptions
     head: str
+    state: str
     checks: CheckOptions
     output: OutputOptions
 
@@ -77,6 +79,8 @@ class ConvertOptions:
         if self.head not in (AUTO, *HEADS):
             names = ", ".join((AUTO, *HEADS))
             raise OptionError.make("convert", "head", expected=f"one of {names}", got=f"'{self.head}'")
+        if self.state not in STATES:
+            raise OptionError.make("convert", "state", expected=f"one of {', '.join(STATES)}", got=f"'{self.state}'")
         check_shapes(self.segments.shapes)
         check_images(detector, example_inputs, self.segments.images)
         check_writable(self.output.path)
@@ -103,6 +107,7 @@ def convert(
     calibration_data: Sequence[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
     images: Images | None = None,
+    state: str = "refuse",
     fallback: bool = True,
     verify: bool | str = True,
     verify_inputs: Sequence[tuple[Any, ...]] = (),
@@ -146,6 +151,9 @@ def convert(
         images: which inputs are images, by position, by name, or by the way to one in a nested argument, e.g. ``[0]``,
             ``["pictures", (1, "depth")]``; their layouts too: ``{"pictures": "NHWC"}``, in letters out of N, C, T, D,
             H, W. None: those whose pixels come to a convolution. Only images, and what goes with them, are resized.
+        state: of a detector that finds something else after other images, since it keeps buffers or attributes from call
+            to call: "refuse" it, by their names; or "reset": each call of the hybrid begins with what the detector
+            holds now. A grid that is kept for the last size is no such state, and is computed in each call.
         fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, at the example's size and at some drawn from
             ``shapes``, and refuse to save what differs; "thorough": at many sizes, for a minute per engine and more.
@@ -180,12 +188,16 @@ def convert(
         segments=SegmentOptions(segments, fuse, shapes, images),
         engines=EngineOptions(engine, precision, device, options, fallback, calibration_data),
         head=head,
+        state=state,
         checks=CheckOptions(verify, verify_inputs, thresholds, dataset, max_map_drop),
         output=OutputOptions(Path(output), golden, measure, report),
     )
     wanted.check(detector, example_inputs)
     with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():
-        return _convert(working_copy(detector), own_arguments(example_inputs), wanted, class_names, Steps(progress))
+        copied = working_copy(detector)
+        if state == RESET:
+            reset_before_each_call(copied)
+        return _convert(copied, own_arguments(example_inputs), wanted, class_names, Steps(progress))
 
 
 def _convert(

@@ -36,7 +36,8 @@ def ascii_name(name: str) -> str:
 
 def with_ascii_names(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Returns a module whose class and parameters have names of ASCII; itself, if it has."""
-    arguments = module.forward.schema.arguments[1:]
+    signature: Any = module.forward.schema  # type: ignore[attr-defined]
+    arguments = list(signature.arguments)[1:]
     names = [module.original_name, *(argument.name for argument in arguments)]
     if all(map(str.isascii, names)):
         return module

@@ -9,6 +9,7 @@ from torch import nn
 
 from ...bundle.blob_table import pack
 from ...capture.profile import Profile
+from ...capture.state import StateWatch
 from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
 from ...common.specs import Artifact, ArtifactSpec
@@ -16,6 +17,7 @@ from ...torchscript import jit
 from ...torchscript.ascii_names import opened, with_ascii_names
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
+from ...torchscript.local_state import make_state_local
 from ...torchscript.scripted_part import ScriptedPart
 from .builds import EngineBuild
 from .engine_module import engine_modules, make_engine
@@ -57,7 +59,11 @@ def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.ji
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= replicas(build.program, build.engine)
-    return _frozen(jit.trace_head(_hybrid(profile.detector, modules), profile.example), builds)
+    hybrid = _hybrid(profile.detector, modules)
+    before = StateWatch(hybrid)
+    recorded = jit.trace_head(hybrid, profile.example)
+    before.restore()  # buffers are the recording's too
+    return _frozen(recorded, builds)
 
 
 def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
@@ -85,6 +91,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
         )
     jit.connect(frozen, {build.name: build.program.segments for build in builds})
     operators = jit.rewrite_head_operators(frozen)
+    make_state_local(frozen)
     return jit.reopened(frozen, _hollow_engine, opened), operators
 
 

@@ -1,0 +1,150 @@
+"""What a frozen head keeps in attributes lives for one call: each call begins with what it was at conversion.
+
+TorchScript has one object for all threads that call a module. A head that kept a grid, a counter or the features of
+the last image would answer one caller with what belongs to another.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+
+from .jit import nodes_of
+
+_Way = tuple[str, ...]
+
+
+def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
+    """Replaces the attributes that a frozen module's code reads and writes by variables of the call.
+
+    Each is a list of one entry: unlike a plain variable it needs no thought for branches and loops.
+
+    Returns:
+        The attributes that were replaced, e.g. ``grid.rows``.
+    """
+    graph = module.graph
+    reads: dict[_Way, list[Any]] = {}
+    writes: dict[_Way, list[Any]] = {}
+    for node in nodes_of(graph):
+        if node.kind() == "prim::GetAttr" and node.output().type().kind() != "ClassType":
+            reads.setdefault(_way_of(node), []).append(node)
+        elif node.kind() == "prim::SetAttr":
+            writes.setdefault(_way_of(node), []).append(node)
+    if not reads and not writes:
+        return []
+    first = next(graph.nodes())
+    builder = _Builder(graph, first)
+    zero = builder.constant(0)
+    for way, nodes in reads.items():
+        attribute = builder.attribute(nodes[0], way)
+        kind = attribute.type()
+        value = builder.fresh(attribute, _value_at(module, way))
+        cell = builder.node("prim::ListConstruct", [value], torch._C.ListType(kind))
+        for node in nodes:
+            builder.before(node, "aten::__getitem__", [cell, zero], kind, instead=node)
+        for node in writes.get(way, []):
+            builder.before(node, "aten::_set_item", [cell, zero, list(node.inputs())[1]], cell.type())
+    for node in itertools.chain.from_iterable(writes.values()):
+        node.destroy()
+    torch._C._jit_pass_dce(graph)
+    torch._C._jit_pass_lint(graph)
+    return [".".join(way) for way in {**reads, **writes}]
+
+
+def _way_of(node: Any) -> _Way:
+    """The names that lead from the module to the attribute of a node."""
+    names = [node.s("name")]
+    holder = next(node.inputs())
+    while holder.node().kind() == "prim::GetAttr":
+        names.insert(0, holder.node().s("name"))
+        holder = next(holder.node().inputs())
+    return tuple(names)
+
+
+def _value_at(module: torch.jit.ScriptModule, way: _Way) -> Any:
+    held: Any = module._c
+    for name in way:
+        held = held.getattr(name)
+    return held
+
+
+class _Builder:
+    """Adds nodes at the begin of a graph."""
+
+    def __init__(self, graph: Any, first: Any) -> None:
+        self._graph, self._first = graph, first
+        self._copies: dict[tuple[Any, ...], Any] = {}
+
+    def constant(self, value: Any) -> Any:
+        self._graph.setInsertPoint(self._first)
+        return self._graph.insertConstant(value)
+
+    def before(self, place: Any, kind: str, inputs: list[Any], returned: Any, instead: Any = None) -> Any:
+        """Adds a node before another one, or in its place."""
+        node = self._graph.create(kind, inputs, 1)
+        node.insertBefore(place)
+        node.output().setType(returned)
+        if instead is not None:
+            instead.output().replaceAllUsesWith(node.output())
+            instead.destroy()
+        return node.output()
+
+    def node(self, kind: str, inputs: list[Any], returned: Any) -> Any:
+        return self.before(self._first, kind, inputs, returned)
+
+    def attribute(self, like: Any, way: _Way) -> Any:
+        """Reads an attribute as another node does."""
+        holder = next(iter(self._graph.inputs()))
+        for name, returned in zip(way, [*_holders(like), like.output().type()], strict=True):
+            node = self._graph.create("prim::GetAttr", [holder], 1)
+            node.insertBefore(self._first)
+            node.s_("name", name)
+            holder = node.output()
+            holder.setType(returned)
+        return holder
+
+    def fresh(self, value: Any, held: Any) -> Any:
+        """Copies what an attribute holds, as deep as there are tensors and containers in it."""
+        kind = value.type()
+        if held is None or isinstance(held, (bool, int, float, str)):
+            return value
+        if kind.kind() == "OptionalType":
+            value = self.node("prim::unchecked_unwrap_optional", [value], kind.getElementType())
+            kind = value.type()
+        if isinstance(held, torch.Tensor):
+            memory = (held.data_ptr(), held.shape, held.stride(), held.dtype)  # of two names for one tensor
+            if not held.numel() or memory not in self._copies:
+                self._copies[memory] = self.node("aten::clone", [value, self.constant(None)], kind)
+            return self._copies[memory]
+        if isinstance(held, list):
+            entries = [self.fresh(self._entry(value, i), entry) for i, entry in enumerate(held)]
+            return self.node("prim::ListConstruct", entries, kind)
+        if isinstance(held, dict):
+            pairs: list[Any] = []
+            for key, entry in held.items():
+                name = self.constant(key)
+                taken = self.node("aten::__getitem__", [value, name], kind.getValueType())
+                pairs += [name, self.fresh(taken, entry)]
+            return self.node("prim::DictConstruct", pairs, kind)
+        if isinstance(held, tuple):
+            taken = [
+                self.node("prim::TupleIndex", [value, self.constant(i)], returned)
+                for i, returned in enumerate(kind.elements())
+            ]
+            return self.node("prim::TupleConstruct", [*map(self.fresh, taken, held)], kind)
+        return value
+
+    def _entry(self, value: Any, index: int) -> Any:
+        return self.node("aten::__getitem__", [value, self.constant(index)], value.type().getElementType())
+
+
+def _holders(node: Any) -> list[Any]:
+    """The types of the modules between the outermost one and the attribute of a node."""
+    types: list[Any] = []
+    holder = next(node.inputs())
+    while holder.node().kind() == "prim::GetAttr":
+        types.insert(0, holder.type())
+        holder = next(holder.node().inputs())
+    return types
