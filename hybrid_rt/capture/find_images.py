@@ -15,6 +15,7 @@ from ..common.image_inputs import AXES, EACH, ImageInputs, Place, general_place
 from ..common.tensor_tree import map_tensors, node_of, places_of
 from .image_flow import convolved_inputs
 from .state import StateWatch
+from .working_copy import without_wrappers
 
 Images = Sequence[Any] | Mapping[Any, str]
 """Which inputs are images: positions, names of forward's parameters, or ways into nested arguments, e.g.
@@ -53,6 +54,8 @@ def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | No
     before = StateWatch(detector)
     try:
         layouts = _found_layouts(detector, example) if told is None else told_layouts(detector, example, told)
+        if told is None:
+            layouts = _with_batches(detector, example, layouts)
         return _with_companions(detector, example, ImageInputs(layouts))
     finally:
         before.restore()  # a run that was cut short may have left the detector in any state
@@ -113,7 +116,7 @@ def _way(detector: nn.Module, example: tuple[Any, ...], which: Any) -> Place:
     """The place that the user means by a position, a parameter's name, or a tuple that begins with one of them."""
     first, *rest = which if isinstance(which, tuple) and which else (which,)
     if isinstance(first, str):
-        names = list(inspect.signature(detector.forward).parameters)
+        names = list(inspect.signature(without_wrappers(detector).forward).parameters)
         if first not in names[: len(example)]:
             known = ", ".join(names[: len(example)])
             raise _refused(f"images, {which!r}", f"one of the arguments {known}", repr(first))
@@ -221,6 +224,20 @@ def _by_channels(place: Place, tensor: Tensor) -> str:
     return layout if is_usual else ""
 
 
+def _with_batches(detector: nn.Module, example: tuple[Any, ...], layouts: dict[Place, str]) -> dict[Place, str]:
+    """The layouts, where [1, H, W] is a batch of grey images if two of them may be given, and else one of a channel."""
+    single = [
+        place
+        for place, leaf in places_of(example)
+        if layouts.get(place) == "CHW" and isinstance(leaf, Tensor) and leaf.shape[0] == 1
+    ]
+    if not single:
+        return layouts
+    batches = ImageInputs({**layouts, **dict.fromkeys(single, "NHW")})
+    found = _that_runs(detector, [batches], lambda rule: rule.batched(example, 2), otherwise=ImageInputs(layouts))
+    return dict(found.layouts)
+
+
 def _with_companions(detector: nn.Module, example: tuple[Any, ...], images: ImageInputs) -> ImageInputs:
     """Adds what varies together with the images: tried out, since equal sizes may be chance."""
     sizes = images.sizes(example)
@@ -269,9 +286,12 @@ def _counted(example: tuple[Any, ...], images: ImageInputs) -> set[Place]:
 
 
 def _that_runs(
-    detector: nn.Module, rules: Sequence[ImageInputs], change: Callable[[ImageInputs], tuple[Any, ...]]
+    detector: nn.Module,
+    rules: Sequence[ImageInputs],
+    change: Callable[[ImageInputs], tuple[Any, ...]],
+    otherwise: ImageInputs | None = None,
 ) -> ImageInputs:
-    """The first of the rules whose changed example the detector takes; the first of all if it takes none."""
+    """The first of the rules whose changed example the detector takes; if it takes none, ``otherwise`` or the first."""
     for rule in rules:
         try:
             with torch.no_grad():
@@ -279,4 +299,4 @@ def _that_runs(
         except Exception:  # whatever the detector's code raises of sizes that do not fit
             continue
         return rule
-    return rules[0]
+    return otherwise or rules[0]

@@ -145,6 +145,8 @@ def input_ranges(
     if len(calls) != 1 or calls[0] is None:
         return None
     channels = {image.shape[-3] for image in images.of(observation.example)}
+    if 1 in channels:
+        channels.add(3)  # what a grey image becomes before a usual backbone
     found = []
     for shape, _ in calls[0].input_tensors:
         is_features = len(shape) == 4 and shape[1] not in channels

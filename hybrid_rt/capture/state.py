@@ -24,11 +24,15 @@ _SAME = 1e-4
 
 
 class StateWatch:
-    """The buffers and attributes of a detector as they were: says what changed, and puts it back."""
+    """The buffers and attributes of a detector as they were: says what changed, and puts it back.
+
+    ``kept``: what :meth:`require_none` saw to change, whether it matters or not.
+    """
 
     def __init__(self, detector: nn.Module) -> None:
         """``detector``: before its first run."""
         self._detector = detector
+        self.kept: list[str] = []
         self._before = {place: (value, _kept(value)) for place, value in _places(detector)}
 
     def changed(self) -> list[str]:
@@ -80,7 +84,7 @@ class StateWatch:
         Raises:
             CaptureError: it does; the text names the buffers and attributes.
         """
-        names = self.changed()
+        self.kept = names = self.changed()
         if not names:
             return
         with torch.no_grad():

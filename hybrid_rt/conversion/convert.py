@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
+from ..capture.call_arguments import positional
 from ..capture.find_images import Images, check_images
 from ..capture.profile import Profile, SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
@@ -65,16 +66,6 @@ class ConvertOptions:
         Raises:
             HybridRTError: see :func:`convert`.
         """
-        check_module(detector, "convert", "detector")
-        if not isinstance(example_inputs, tuple):
-            raise OptionError.make(
-                "convert",
-                "example_inputs",
-                expected="the tuple of the detector's positional arguments",
-                got=type(example_inputs).__name__,
-                remedy="For torchvision's detectors: ([image],).",
-                code="example-not-arguments",
-            )
         check_precision(self.engines.precision, "convert")
         if self.head not in (AUTO, *HEADS):
             names = ", ".join((AUTO, *HEADS))
@@ -94,7 +85,7 @@ class ConvertOptions:
 
 def convert(
     detector: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | Mapping[str, Any],
     output: str | os.PathLike[str],
     *,
     segments: str | Sequence[str] = "auto",
@@ -125,7 +116,8 @@ def convert(
     Args:
         detector: the detector, in eval mode, on the CPU. It is not changed.
         example_inputs: the tuple of its positional arguments, e.g. ``([image],)`` for torchvision; image: [3, H, W]
-            in 0..1. The boxes found on it are compared, so give a picture with objects.
+            in 0..1. The boxes found on it are compared, so give a picture with objects. Or a dict of its arguments by
+            name; so may be each of ``calibration_data`` and ``verify_inputs``.
         output: the `.pt` to write; its folder must exist.
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
             return tensors, do the same in every call, and take at least 1 % of the time on the example.
@@ -151,9 +143,9 @@ def convert(
         images: which inputs are images, by position, by name, or by the way to one in a nested argument, e.g. ``[0]``,
             ``["pictures", (1, "depth")]``; their layouts too: ``{"pictures": "NHWC"}``, in letters out of N, C, T, D,
             H, W. None: those whose pixels come to a convolution. Only images, and what goes with them, are resized.
-        state: of a detector that finds something else after other images, since it keeps buffers or attributes from call
-            to call: "refuse" it, by their names; or "reset": each call of the hybrid begins with what the detector
-            holds now. A grid that is kept for the last size is no such state, and is computed in each call.
+        state: of a detector that finds something else after other images, since it keeps buffers or attributes:
+            "refuse" it, by their names; or "reset": each call of the hybrid begins with what the detector holds now. A
+            grid that is kept for the last size is no such state.
         fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, at the example's size and at some drawn from
             ``shapes``, and refuse to save what differs; "thorough": at many sizes, for a minute per engine and more.
@@ -184,20 +176,26 @@ def convert(
         VerificationError: the hybrid finds something else; nothing was saved.
         BundleError: the file can't be written.
     """
+    check_module(detector, "convert", "detector")
+    example = positional(detector, example_inputs, "example_inputs")
+    calibration, further = (
+        [positional(detector, arguments, name) for arguments in given]
+        for name, given in (("calibration_data", calibration_data), ("verify_inputs", verify_inputs))
+    )
     wanted = ConvertOptions(
         segments=SegmentOptions(segments, fuse, shapes, images),
-        engines=EngineOptions(engine, precision, device, options, fallback, calibration_data),
+        engines=EngineOptions(engine, precision, device, options, fallback, calibration),
         head=head,
         state=state,
-        checks=CheckOptions(verify, verify_inputs, thresholds, dataset, max_map_drop),
+        checks=CheckOptions(verify, further, thresholds, dataset, max_map_drop),
         output=OutputOptions(Path(output), golden, measure, report),
     )
-    wanted.check(detector, example_inputs)
+    wanted.check(detector, example)
     with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():
         copied = working_copy(detector)
         if state == RESET:
             reset_before_each_call(copied)
-        return _convert(copied, own_arguments(example_inputs), wanted, class_names, Steps(progress))
+        return _convert(copied, own_arguments(example), wanted, class_names, Steps(progress))
 
 
 def _convert(
@@ -241,6 +239,7 @@ def _convert(
         class_names=names,
         seconds=steps.seconds,
         given_up=given_up,
+        state=profile.state.kept,
         **vars(saved),
     )
     if wanted.output.report is not None:

@@ -7,10 +7,12 @@ the last image would answer one caller with what belongs to another.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..common.errors import CaptureError
 from .jit import nodes_of
 
 _Way = tuple[str, ...]
@@ -23,15 +25,24 @@ def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
 
     Returns:
         The attributes that were replaced, e.g. ``grid.rows``.
+
+    Raises:
+        CaptureError: the code writes into an object of another class that the module holds.
     """
     graph = module.graph
     reads: dict[_Way, list[Any]] = {}
     writes: dict[_Way, list[Any]] = {}
     for node in nodes_of(graph):
-        if node.kind() == "prim::GetAttr" and node.output().type().kind() != "ClassType":
-            reads.setdefault(_way_of(node), []).append(node)
-        elif node.kind() == "prim::SetAttr":
-            writes.setdefault(_way_of(node), []).append(node)
+        if node.kind() not in ("prim::GetAttr", "prim::SetAttr"):
+            continue
+        way = _way_of(node, module)
+        if not way:
+            _require_own(node, module)
+            continue
+        if node.kind() == "prim::SetAttr":
+            writes.setdefault(way, []).append(node)
+        elif node.output().type().kind() != "ClassType":
+            reads.setdefault(way, []).append(node)
     if not reads and not writes:
         return []
     first = next(graph.nodes())
@@ -53,17 +64,40 @@ def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
     return [".".join(way) for way in {**reads, **writes}]
 
 
-def _way_of(node: Any) -> _Way:
-    """The names that lead from the module to the attribute of a node."""
+def _way_of(node: Any, module: torch.jit.ScriptModule) -> _Way:
+    """The names that lead from the module to the attribute of a node; none where objects of other classes have it."""
+    names, root = _names_from(node)
+    if root.unique() != next(module.graph.inputs()).unique():
+        return ()
+    are_modules = all(isinstance(_value_at(module, names[:i]), torch._C.ScriptModule) for i in range(1, len(names)))
+    return tuple(names) if are_modules else ()
+
+
+def _names_from(node: Any) -> tuple[list[str], Any]:
+    """The names that lead to the attribute of a node, and the value that they begin at."""
     names = [node.s("name")]
     holder = next(node.inputs())
     while holder.node().kind() == "prim::GetAttr":
         names.insert(0, holder.node().s("name"))
         holder = next(holder.node().inputs())
-    return tuple(names)
+    return names, holder
 
 
-def _value_at(module: torch.jit.ScriptModule, way: _Way) -> Any:
+def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
+    """Lets pass what is done with an object that belongs to the call."""
+    names, root = _names_from(node)
+    is_kept = root.unique() == next(module.graph.inputs()).unique() or root.node().kind() == "prim::Constant"
+    if node.kind() == "prim::SetAttr" and is_kept:
+        raise CaptureError.make(
+            "capture",
+            "the detector's head",
+            expected="state in attributes and buffers of modules",
+            got=f"a write into '{'.'.join(names)}', of an object of another class",
+            remedy="Keep it in attributes of the module, or make the object anew in each call.",
+        )
+
+
+def _value_at(module: torch.jit.ScriptModule, way: Sequence[str]) -> Any:
     held: Any = module._c
     for name in way:
         held = held.getattr(name)

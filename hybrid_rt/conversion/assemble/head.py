@@ -41,6 +41,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     Raises:
         CaptureError: a head that can't be scripted, exported or recorded, with the line.
     """
+    profile.state.restore()  # a comparison may have come between
     if head == "export":
         module, operators = _frozen(exported_head(profile, builds), builds)
         return Hybrid(module, builds, operators, device)

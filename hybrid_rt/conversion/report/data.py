@@ -122,6 +122,7 @@ class ReportData:
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     given_up: list[GivenUp] = field(default_factory=list)
+    state: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; what is not finite becomes None."""

@@ -56,6 +56,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
     say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
     console.print(_engines_table(report))
     say(head_text(report))
+    if report.state:
+        say(f"as at conversion before each call: {', '.join(report.state)}")
     for given_up in report.given_up:
         say(f"given up: {given_up.summary}")
     if report.measurement is not None:

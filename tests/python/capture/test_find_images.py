@@ -77,6 +77,8 @@ def layouts(detector: nn.Module, *example: Any) -> dict[Place, str]:
         (Prepared(lambda x: x.permute(2, 0, 1)[None]), torch.rand(32, 48, 3), "HWC"),
         (Prepared(lambda x: x[None]), torch.rand(3, 32, 48), "CHW"),
         (Prepared(lambda x: x[:, None], 1), torch.rand(4, 32, 48), "NHW"),
+        (Prepared(lambda x: x[:, None].repeat(1, 3, 1, 1)), torch.rand(1, 32, 48), "NHW"),
+        (Prepared(lambda x: x[None], 1), torch.rand(1, 32, 48), "CHW"),
         (Prepared(lambda x: x[None, None].expand(-1, 3, -1, -1)), torch.rand(32, 48), "HW"),
         (Prepared(lambda x: x.repeat(1, 3, 1, 1)), torch.rand(2, 1, 32, 48), "NCHW"),
         (Prepared(focus, 12), IMAGE, "NCHW"),

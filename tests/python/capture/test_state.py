@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,70 @@ CASES = [
     (Listed, "attribute 'frames'"),
     (New, "attribute 'seen'"),
 ]
+
+
+def converted(detector: nn.Module, path: Path, **options: Any) -> Any:
+    example = (torch.rand(1, 3, 16, 16),)
+    result = hybrid_rt.convert(
+        detector, example, path, segments=["backbone"], engine="torchscript", measure=False, **options
+    )
+    return result.report
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [(InPlace, "auto"), (InPlace, "trace"), (Assigned, "auto"), (Number, "script"), (New, "auto")]
+)
+def test_each_call_of_a_hybrid_that_resets_is_as_the_first(kind: type[Keeps], head: str, tmp_path: Path) -> None:
+    detector = kind().eval()
+    with torch.no_grad():
+        detector.previous.fill_(0.25)
+    watch = StateWatch(detector)
+    report = converted(detector, tmp_path / "a.pt", head=head, state="reset", shapes={"height": (8, 24)})
+    assert watch.changed() == []
+    assert report.state == [dict(CASES)[kind]]
+    assert f"as at conversion before each call: {dict(CASES)[kind]}" in str(report)
+    hybrid = hybrid_rt.load(tmp_path / "a.pt")
+    for height in (16, 24, 16, 8):
+        image = torch.rand(1, 3, height, 16)
+        assert torch.allclose(hybrid(image), copy.deepcopy(detector)(image), atol=1e-5)
+
+
+class Grid(OneConvolution):
+    """Keeps the grid of the last size, which changes no result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(1))
+        self.height = 0
+
+    def forward(self, batch: Tensor) -> Tensor:
+        features = self.backbone(batch)
+        if self.height != features.size(2):
+            self.height = features.size(2)
+            self.rows = torch.arange(self.height).to(features.dtype)
+        return features + self.rows[:, None]
+
+
+def test_threads_with_images_of_several_sizes_share_no_grid(tmp_path: Path) -> None:
+    detector = Grid().eval().requires_grad_(False)
+    report = converted(detector, tmp_path / "a.pt", shapes={"height": (8, 24)})
+    assert report.state == ["buffer 'rows'", "attribute 'height'"]
+    hybrid = hybrid_rt.load(tmp_path / "a.pt")
+    images = [torch.rand(1, 3, height, 16) for height in (8, 16, 24)]
+    expected = [copy.deepcopy(detector)(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: hybrid(images[i % 3]), range(120)))
+    assert all(torch.allclose(one, expected[i % 3], atol=1e-5) for i, one in enumerate(found))
+
+
+def test_what_is_done_with_state_is_one_of_two(tmp_path: Path) -> None:
+    with pytest.raises(hybrid_rt.OptionError, match=r"state: expected one of refuse, reset, got 'keep'"):
+        converted(InPlace().eval(), tmp_path / "a.pt", state="keep")
+
+
+def test_the_refusal_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="convert with state='reset' if that is meant"):
+        converted(InPlace().eval(), tmp_path / "a.pt", verify=False)
 
 
 @pytest.mark.parametrize("verify", [True, False])
