@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.selection import FASTEST
+from ..capture.state import STATES
 from ..common.errors import OptionError
 from ..common.images import pictures_at
 from ..common.specs import PRECISIONS
@@ -63,6 +64,13 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
     )
+    verb.add_argument(
+        "--state",
+        default=STATES[0],
+        choices=STATES,
+        help="of a detector that keeps buffers or attributes from image to image: refuse it, or reset them before each "
+        "call (default: refuse)",
+    )
     verb.add_argument("--no-fallback", action="store_true", help="no TorchScript variant")
 
 
@@ -111,6 +119,7 @@ def _convert(options: argparse.Namespace) -> int:
         options=compiler_options(options.option),
         calibration_data=[([picture],) for picture in pictures_at(options.calibrate)] if options.calibrate else (),
         shapes=_sizes(options.sizes),
+        state=options.state,
         fallback=not options.no_fallback,
         verify=not options.no_verify,
         verify_inputs=[([picture],) for picture in others],

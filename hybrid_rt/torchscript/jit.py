@@ -383,6 +383,12 @@ def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, 
     return found
 
 
+def tidy(graph: Any) -> None:
+    """Drops what a changed graph does not use, and has torch check the rest."""
+    torch._C._jit_pass_dce(graph)
+    torch._C._jit_pass_lint(graph)
+
+
 def nodes_of(block: Any) -> Iterator[Any]:
     """All nodes, those of inner blocks too."""
     for node in block.nodes():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..common.errors import CaptureError
-from .jit import nodes_of
+from .jit import nodes_of, tidy
 
 _Way = tuple[str, ...]
 
@@ -59,8 +59,7 @@ def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
             builder.before(node, "aten::_set_item", [cell, zero, list(node.inputs())[1]], cell.type())
     for node in itertools.chain.from_iterable(writes.values()):
         node.destroy()
-    torch._C._jit_pass_dce(graph)
-    torch._C._jit_pass_lint(graph)
+    tidy(graph)
     return [".".join(way) for way in {**reads, **writes}]
 
 

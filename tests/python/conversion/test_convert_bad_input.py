@@ -99,11 +99,12 @@ def test_weights_on_another_device(refused: Refused) -> None:
 # The other arguments
 
 
-@pytest.mark.parametrize("inputs", [[small_picture()], small_picture(), {"pictures": small_picture()}])
+@pytest.mark.parametrize("inputs", [[small_picture()], small_picture(), {"pictures"}])
 def test_example_inputs_that_are_no_tuple(refused: Refused, inputs: Any) -> None:
     assert refused(OptionError, small_detector(), inputs) == (
-        "hybrid_rt[convert]: example_inputs: expected the tuple of the detector's positional arguments, "
-        f"got {type(inputs).__name__}. For torchvision's detectors: ([image],). [example-not-arguments]"
+        "hybrid_rt[convert]: example_inputs: expected the tuple of the detector's positional arguments, or a dict "
+        f"of its arguments by name, got {type(inputs).__name__}. For torchvision's detectors: ([image],). "
+        "[example-not-arguments]"
     )
 
 
