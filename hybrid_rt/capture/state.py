@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -60,11 +61,12 @@ class StateWatch:
                 del held[key]
                 continue
             original, kept = self._before[place]
-            if isinstance(original, Tensor) and not _equal(kept, original):
-                with torch.no_grad():
-                    original.copy_(kept)
-            if not isinstance(original, Tensor) and not _equal(kept, original):
-                original = kept
+            if not _equal(kept, original):
+                if isinstance(original, Tensor) and original.shape == kept.shape:
+                    with torch.no_grad():
+                        original.copy_(kept)
+                else:
+                    original = _kept(kept)  # the next call may write into it
             if value is not original:
                 held[key] = original
         for (module, kind, key), (original, _) in self._before.items():
@@ -133,7 +135,7 @@ def _places(detector: nn.Module) -> Iterator[tuple[tuple[str, str, str], Any]]:
         for key, buffer in module._buffers.items():
             yield (module_name, "buffer", key), buffer
         for key, value in vars(module).items():
-            if key not in _OWN and all(_is_value(leaf) for leaf in leaves(value)):
+            if key not in _OWN and all(_is_value(leaf) for leaf in leaves(_plain(value))):
                 yield (module_name, "attribute", key), value
 
 
@@ -141,12 +143,19 @@ def _is_value(leaf: Any) -> bool:
     return leaf is None or isinstance(leaf, (Tensor, bool, int, float, str))
 
 
+def _plain(value: Any) -> Any:
+    """The entries of a deque, in which trackers keep the last frames, as a list; other values as they are."""
+    return list(value) if isinstance(value, deque) else value
+
+
 def _kept(value: Any) -> Any:
+    if isinstance(value, deque):
+        return deque(_kept(list(value)), value.maxlen)
     return value.detach().clone() if isinstance(value, Tensor) else map_tensors(copy.copy(value), Tensor.clone)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    first, second = list(leaves(one)), list(leaves(other))
+    first, second = list(leaves(_plain(one))), list(leaves(_plain(other)))
     return len(first) == len(second) and all(map(_equal_leaves, first, second))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -118,6 +118,8 @@ class _Copier:
             copied = self._keep(original, [])
             copied.extend(map(self.value, original))
             return copied
+        if kind is deque:
+            return self._keep(original, deque(map(self.value, original), original.maxlen))
         if kind in (tuple, set):
             return self._keep(original, kind(map(self.value, original)))
         return self._callable(original)

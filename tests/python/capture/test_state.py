@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,42 @@ class New(Keeps):
         return self.seen
 
 
+class Mapped(Keeps):
+    """Writes into a dict that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, batch: Tensor) -> Tensor:
+        features = self.backbone(batch)
+        if "last" in self.kept:
+            features = features + self.kept["last"]
+        self.kept["last"] = features.mean()
+        return features
+
+
+class Queued(Keeps):
+    """Means of the last two frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: deque[Tensor] = deque(maxlen=2)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        features = self.backbone(batch)
+        self.queue.append(features.mean())
+        return features + sum(self.queue)
+
+
 CASES = [
     (InPlace, "buffer 'previous'"),
     (Assigned, "buffer 'previous'"),
     (Number, "attribute 'total'"),
     (Listed, "attribute 'frames'"),
     (New, "attribute 'seen'"),
+    (Mapped, "attribute 'kept'"),
+    (Queued, "attribute 'queue'"),
 ]
 
 
@@ -85,7 +116,16 @@ def converted(detector: nn.Module, path: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "head"), [(InPlace, "auto"), (InPlace, "trace"), (Assigned, "auto"), (Number, "script"), (New, "auto")]
+    ("kind", "head"),
+    [
+        (InPlace, "auto"),
+        (InPlace, "trace"),
+        (Assigned, "auto"),
+        (Number, "script"),
+        (New, "auto"),
+        (Mapped, "auto"),
+        (Queued, "auto"),
+    ],
 )
 def test_each_call_of_a_hybrid_that_resets_is_as_the_first(kind: type[Keeps], head: str, tmp_path: Path) -> None:
     detector = kind().eval()

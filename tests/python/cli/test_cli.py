@@ -91,6 +91,14 @@ def test_convert_takes_sizes_and_several_engines(noise: Path) -> None:
     assert (variants[0]["inputs"][0]["min"], variants[0]["inputs"][0]["max"]) == ([1, 3, 32, 32], [1, 3, 48, 64])
 
 
+def test_convert_resets_state_if_it_is_told(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = "helpers.small_detectors:counting_list_detector"
+    assert convert_small(noise, "--segments", "detector.backbone", detector=kept) == 1
+    assert "it keeps state in buffer 'seen'" in error_of(capsys)
+    assert convert_small(noise, "--segments", "detector.backbone", "--state", "reset", detector=kept) == 0
+    assert "as at conversion before each call: buffer 'seen'" in capsys.readouterr().out
+
+
 def test_convert_compares_on_every_picture_of_a_folder(noise: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
