@@ -76,6 +76,7 @@ def opened(archive: bytes) -> torch.jit.ScriptModule:
             expected="names of ASCII in what TorchScript writes into a file: classes and fields of named tuples",
             got=", ".join(names),
             remedy="Rename them, or return a tuple.",
+            code="head-not-scriptable",
         ) from error
 
 

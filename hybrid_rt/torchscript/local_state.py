@@ -93,6 +93,7 @@ def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
             expected="state in attributes and buffers of modules",
             got=f"a write into '{'.'.join(names)}', of an object of another class",
             remedy="Keep it in attributes of the module, or make the object anew in each call.",
+            code="keeps-state",
         )
 
 
