@@ -159,6 +159,7 @@ class Apart:
             "kind": _name_of(type(backend)),
             "device": backend.context.device,
             "options": dict(backend.context.options),
+            "settings": dict(backend.settings()),
             "precision": precision,
             "program": plain_parts(program),
             "threads": torch.get_num_threads(),
