@@ -215,6 +215,16 @@ class Backend(ABC):
         """
         return {name: repr(value) for name, value in self.given.items()}
 
+    def settings(self) -> Mapping[str, Any]:
+        """What was set in this process, beside options and environment variables, that changes the artifact.
+
+        A compiler in a process of its own is told by :meth:`apply`; the values have to pickle. Most compilers have none.
+        """
+        return {}
+
+    def apply(self, settings: Mapping[str, Any]) -> None:
+        """Sets in this process what :meth:`settings` returned in another one."""
+
     def spec(
         self, program: Program, precision: str, *, versions: dict[str, str], requirements: dict[str, str] | None = None
     ) -> ArtifactSpec:

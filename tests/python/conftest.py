@@ -49,6 +49,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _compile_here() -> Iterator[None]:
+    """A compiler's process per conversion would take longer than most of them; test_isolation.py starts some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRID_RT_COMPILE_ISOLATION", "0")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
     """One round: nobody reads the figures of a test."""
     before = eager_budget.set(0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import platform
 import shutil
 import tempfile
@@ -64,6 +65,24 @@ class AOTInductorBackend(Backend):
         if self.target == "cuda" and not cuda.reason_against():
             options["gpu"] = f"{cuda.device_name()}, {cuda.capability()}"
         return options
+
+    def settings(self) -> Mapping[str, Any]:
+        """What the user has set in torch._inductor.config."""
+        import torch._inductor.config as inductor
+
+        found = {}
+        for name in getattr(inductor, "_config", ()):
+            with contextlib.suppress(Exception):  # some are functions, which do not pickle
+                if not inductor._is_default(name):
+                    found[name] = pickle.loads(pickle.dumps(getattr(inductor, name)))
+        return found
+
+    def apply(self, settings: Mapping[str, Any]) -> None:
+        """Sets them in torch._inductor.config."""
+        import torch._inductor.config as inductor
+
+        for name, value in settings.items():
+            setattr(inductor, name, value)
 
     def availability(self) -> Availability:
         """Whether there is what converting needs, a C++ compiler and for CUDA a device; running needs no compiler."""

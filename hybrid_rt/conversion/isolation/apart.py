@@ -34,10 +34,14 @@ def compiling_apart() -> Iterator[None]:
     """Within it, what is compiled is compiled in one process, which starts when it is needed and ends with the block.
 
     A block inside of another one is part of that.
+
+    Raises:
+        OptionError: a limit in an environment variable that is none.
     """
     if _current.get() is not None or not is_wanted():
         yield
         return
+    limits()  # said before long work
     apart = Apart()
     tokens = _current.set(apart), store.compiler.set(apart.compile)
     try:
@@ -159,6 +163,7 @@ class Apart:
             "kind": _name_of(type(backend)),
             "device": backend.context.device,
             "options": dict(backend.context.options),
+            "settings": dict(backend.settings()),
             "precision": precision,
             "program": plain_parts(program),
             "threads": torch.get_num_threads(),

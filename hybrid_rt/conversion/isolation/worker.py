@@ -81,6 +81,7 @@ def _compiled(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
     try:
         torch.set_num_threads(request["threads"])
         backend = _backend(parent, request)
+        backend.apply(request["settings"])
         with torch.no_grad():
             artifact = _sendable(backend, program.name, backend.compile(program, request["precision"]))
             parent.send("first run")

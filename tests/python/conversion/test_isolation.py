@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_picture
@@ -26,6 +28,8 @@ from hybrid_rt.backends.cache import store
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.errors import BackendError, OptionError
 from hybrid_rt.common.specs import Artifact
+from hybrid_rt.conversion.assemble.builds import BuiltVariant, EngineBuild
+from hybrid_rt.conversion.assemble.engine_module import prepare, run_flat
 from hybrid_rt.conversion.isolation import apart
 from hybrid_rt.conversion.isolation.apart import compiling_apart
 from hybrid_rt.conversion.isolation.limits import DEFAULT_SECONDS, Limits, limits
@@ -112,7 +116,9 @@ class ScratchBackend(Backend):
 
 
 @pytest.fixture(autouse=True)
-def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests compile in their own process, and find in the cache what was compiled before."""
+    monkeypatch.delenv("HYBRID_RT_COMPILE_ISOLATION")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
 
 
@@ -150,6 +156,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def program() -> Program:
     return capture_alone(small_detector(), "backbone", [(small_picture(32, 32),)])
+
+
+def program_of_free_sizes() -> Program:
+    sizes = [(small_picture(32, 32),), (small_picture(64, 48),)]
+    return capture_alone(small_detector(), "backbone", sizes, [(1, 1), (3, 3), (32, 96), (32, 96)])
 
 
 def compiled(name: str, precision: str = "fp32", **options: Any) -> Artifact:
@@ -286,15 +297,34 @@ def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tm
 def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[int]) -> None:
     if not registry.backend(name).availability().available:
         pytest.skip("not installed")
+    segment, backend = program_of_free_sizes(), registry.backend(name).configured("cpu")
     with compiling_apart():
-        artifact = compiled(name)
-    here = registry.backend(name).configured("cpu").compile(program(), "fp32")
+        artifact, _ = store.compiled(backend, segment, "fp32")
+    here = backend.compile(segment, "fp32")
     assert len(started) == 1
     assert artifact.spec == here.spec
     assert list(artifact.blobs) == list(here.blobs)
-    assert len(artifact.weights.get("weights", ())) == len(here.weights.get("weights", ()))
-    if "weights" in here.blobs:
-        assert torch.equal(artifact.blobs["weights"], here.blobs["weights"])
+    assert {key: len(found) for key, found in artifact.weights.items()} == {
+        key: len(found) for key, found in here.weights.items()
+    }
+    for blob in {"weights", "model", "conditions"} & set(here.blobs):  # others differ from one time to the next
+        assert torch.equal(artifact.blobs[blob], here.blobs[blob]), blob
+    engine = EngineBuild(segment, (BuiltVariant(artifact),)).engine
+    prepare(engine)
+    for call in segment.calls:
+        for found, expected in zip(run_flat(engine, call.inputs), call.outputs, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_user_has_set_of_inductor_goes_with_it() -> None:
+    backend = registry.backend("aot_inductor")
+    assert "max_autotune" not in backend.settings()
+    with torch._inductor.config.patch({"max_autotune": True}):
+        settings = pickle.loads(pickle.dumps(backend.settings()))
+    assert settings["max_autotune"] is True
+    with torch._inductor.config.patch({"max_autotune": False}):
+        backend.apply(settings)
+        assert torch._inductor.config.max_autotune is True
 
 
 @pytest.mark.usefixtures("scratch_folder")
