@@ -44,7 +44,7 @@ class Profile:
         observation: the run on its example.
         samples: further inputs, made from the example.
         first: the recording of the candidates on the first sample.
-        shares: each submodule that was looked at, the greatest fraction of the time first.
+        shares: each submodule that was looked at, the greatest fraction of the work first.
         groups: the chosen segments; those of one group feed each other directly on the example.
         state: what the detector could keep from call to call, as it was before its first run.
         named: whether the user named the segments.

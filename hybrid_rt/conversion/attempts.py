@@ -78,7 +78,7 @@ def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
 
 
 def _engines_given_up(profile: Profile, builds: Sequence[EngineBuild]) -> list[GivenUp]:
-    shares: dict[str, Any] = {share.name: share.share for share in profile.shares}
+    shares: dict[str, Any] = {share.name: share.measured for share in profile.shares}
     return [
         engine_given_up(
             build.name,

@@ -120,7 +120,8 @@ def convert(
             in 0..1. The boxes found on it are compared, so give a picture with objects.
         output: the `.pt` to write; its folder must exist.
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
-            return tensors, do the same in every call, and take at least 1 % of the time on the example.
+            return tensors, do the same in every call, and take at least 1 % of the work on the example,
+            which is counted.
         fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
         head: how what is left becomes TorchScript. "script" compiles its code; "export" takes what torch.export records
             with free sizes, for heads that do not script; "trace" records it on the example, with its branches and
