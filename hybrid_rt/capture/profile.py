@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..common.errors import CaptureError, FusionError
+from ..common.errors import CaptureError, FusionError, OptionError
 from ..common.progress import Steps
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
@@ -17,6 +17,7 @@ from .recordings import Recorded, record_first, record_runs, record_samples, var
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
 from .size_checks import right_at_sizes
+from .side_effects import ITSELF
 from .size_samples import Effort, record_sizes, sized_runs
 from .state import StateWatch
 
@@ -48,6 +49,9 @@ class Profile:
         groups: the chosen segments; those of one group feed each other directly on the example.
         state: what the detector could keep from call to call, as it was before its first run.
         named: whether the user named the segments.
+        obstacle: what the detector itself does that an engine can't repeat; empty if it does nothing of the kind.
+        nothing: why no submodule was chosen, if so.
+        whole: whether the one segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
     """
 
     observation: Observation
@@ -57,6 +61,9 @@ class Profile:
     groups: list[list[str]]
     state: StateWatch
     named: bool = False
+    obstacle: str = ""
+    nothing: OptionError | None = None
+    whole: bool = False
 
     @property
     def detector(self) -> nn.Module:
@@ -73,8 +80,8 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
     """Runs the detector on its example and chooses segments.
 
     Raises:
-        OptionError: a name that does not exist, or one inside another; or, for "auto", no submodule is worth compiling:
-            the text lists what was looked at.
+        OptionError: a name that does not exist, or one inside another. That no submodule is worth compiling is the
+            profile's ``nothing``: the detector as a whole may be.
         CaptureError: a named segment that is not called, or does what an engine can't repeat.
     """
     names = None if options.names == "auto" else resolve_names(detector, options.names)
@@ -101,9 +108,24 @@ def _profile(
         candidates = names or candidate_segments(observation)
         samples, first, findings = record_first(observation, samples, candidates)
         findings = {**varying_constants(observation, first), **findings}
-        shares = shares_of(observation, findings, names, fuse=options.fuse)
+        shares: list[Share] = []
+        nothing: OptionError | None = None
+        try:
+            shares = shares_of(observation, findings, names, fuse=options.fuse)
+        except OptionError as error:
+            nothing = error
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
-    return Profile(observation, samples, first, shares, groups, state, named=names is not None)
+    return Profile(
+        observation,
+        samples,
+        first,
+        shares,
+        groups,
+        state,
+        named=names is not None,
+        obstacle=findings.get(ITSELF, ""),
+        nothing=nothing,
+    )
 
 
 def capture_programs(

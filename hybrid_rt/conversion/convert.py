@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from .assemble.builds import EngineBuild
 from .assemble.head import HEADS
 from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
-from .attempts import build_hybrid
+from .assemble.given_up import GivenUp
+from .attempts import Attempt, attempt_whole, build_hybrid
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
@@ -55,6 +56,14 @@ class ConvertOptions:
     head: str
     checks: CheckOptions
     output: OutputOptions
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether the detector may become one engine.
+
+        Less than fp32 is meant for layers with weights; boxes are computed in fp32.
+        """
+        return self.segments.names == "auto" and self.segments.fuse and self.engines.first_precision == "fp32"
 
     def check(self, detector: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         """Checks all that can be checked before any work begins.
@@ -194,17 +203,8 @@ def _convert(
     names = names_for(class_names, detector, wanted.checks.truth)
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
-    steps.show(shares_table(profile.shares, wanted.engines.first_precision))
-    expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
-    (taken, checks), given_up = build_hybrid(
-        profile,
-        wanted.engines,
-        wanted.segments.shapes,
-        wanted.checks.effort,
-        steps,
-        lambda profile, builds: _checked_head(profile, builds, wanted, steps),
-    )
-    hybrid = taken.hybrid
+    built = _built(profile, wanted, steps)
+    (taken, checks), profile, hybrid = built.finished, built.profile, built.finished[0].hybrid
     saved = Saved()
     if checks.passed:
         saved = save_hybrid(hybrid, profile, checks, wanted.output, names, wanted.checks.inputs, steps)
@@ -223,13 +223,42 @@ def _convert(
         pictures=checks.pictures,
         class_names=names,
         seconds=steps.seconds,
-        given_up=given_up,
+        given_up=built.given_up,
         **vars(saved),
     )
     if wanted.output.report is not None:
         result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
     return ConversionResult(hybrid.module, result)
+
+
+def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tuple[HeadChoice, Checks]]:
+    """Builds the hybrid: the whole detector as one engine if it can be, else its segments.
+
+    Raises:
+        OptionError: it can't be one, and has no segment that is worth it.
+    """
+    work = (wanted.engines, wanted.segments.shapes, wanted.checks.effort, steps)
+
+    def finish(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[HeadChoice, Checks]:
+        return _checked_head(profile, builds, wanted, steps)
+
+    whole: Attempt[tuple[HeadChoice, Checks]] | GivenUp | None = None
+    if wanted.takes_whole:
+        whole = attempt_whole(profile, *work, finish, _failure_of)
+    if isinstance(whole, Attempt):
+        return whole
+    if profile.nothing is not None:
+        raise profile.nothing
+    steps.show(shares_table(profile.shares, wanted.engines.first_precision))
+    expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
+    built = build_hybrid(profile, *work, finish)
+    return replace(built, given_up=[*([whole] if whole else []), *built.given_up])
+
+
+def _failure_of(finished: tuple[HeadChoice, Checks]) -> str:
+    verification = finished[1].verification
+    return "" if verification is None or verification.passed else verification.failures[0]
 
 
 def _checked_head(

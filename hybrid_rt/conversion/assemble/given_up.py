@@ -49,6 +49,16 @@ def fused_given_up(segments: Sequence[str], reason: str) -> GivenUp:
     )
 
 
+def whole_given_up(detector: str, reason: str) -> GivenUp:
+    """Returns the record of a detector that could not become one engine."""
+    return GivenUp(
+        what=f"one engine for the whole {detector}",
+        instead="engines for its segments",
+        reason=reason,
+        cost="what is between and behind them is computed by TorchScript",
+    )
+
+
 def engine_given_up(segment: str, engine: str, instead: str, share: float, reason: str) -> GivenUp:
     """Returns the record of an engine that could not compile a segment; ``share``: of the detector's time, 0..1."""
     return GivenUp(
