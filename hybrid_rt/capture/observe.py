@@ -133,6 +133,7 @@ class _Observer:
         self.open: list[tuple[Use, Call | None, float]] = []
         self.sources: dict[int, tuple[weakref.ref[Tensor], int, frozenset[Source]]] = {}
         self.work = Work()
+        self.counts = False
 
     def run(self, example: tuple[Any, ...], *, counts: bool = False) -> Observation:
         with ExitStack() as hooks, torch.no_grad():
@@ -142,12 +143,16 @@ class _Observer:
             arguments = map_tensors(example, Tensor.clone)  # it may change them
             if counts:
                 hooks.enter_context(WorkCounter(self._count))
+            self.counts = counts
             start = time.perf_counter()
             result = self.detector(*arguments)
             seconds = time.perf_counter() - start
+            self.counts = False
         return Observation(self.detector, example, result, seconds, self.uses, self.work)
 
     def _count(self, work: Work) -> None:
+        if not self.counts:
+            return  # what the hooks do themselves
         self.work += work
         for use in {id(use): use for use, _, _ in self.open}.values():  # a module that calls itself counts it once
             use.work += work
@@ -177,7 +182,9 @@ class _Observer:
             use.refusal = str(error)
             use.calls[-1] = None
             return
+        counts, self.counts = self.counts, False
         call.returned = map_tensors(result, lambda tensor: tensor.new_empty(0))
+        self.counts = counts
         for i, tensor in enumerate(call.output.flatten(result)):
             call.output_tensors.append((tensor.shape, tensor.dtype))
             self.sources[id(tensor)] = (

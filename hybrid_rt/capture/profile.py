@@ -187,4 +187,4 @@ def _capture(
                     raise FusionError.of(members, error) from error
                 raise
     with steps.step("see whether the segments hold at other sizes"):
-        return [right_at_sizes(program, effort) if effort else program for program in programs]
+        return [right_at_sizes(program, effort) for program in programs]

@@ -54,9 +54,10 @@ def test_operators_that_hold_several_products_count_them(
 def test_the_parts_of_a_detector_are_parts_of_its_work() -> None:
     seen = observe(small_detector(), (small_picture(),))
     assert 0 < seen.uses["backbone.first"].work.cost < seen.uses["backbone"].work.cost < seen.work.cost
-    assert seen.uses["backbone"].work.operations == sum(
-        seen.uses[f"backbone.{name}"].work.operations for name in ("first", "second")
-    )
+    parts = (seen.uses[f"backbone.{name}"].work for name in ("first", "second"))
+    assert sum(parts, Work()) == seen.uses["backbone"].work
+    alone = counted(small_detector(), small_picture())
+    assert seen.work == alone  # nothing of what watches it
 
 
 class WithNms(nn.Module):
