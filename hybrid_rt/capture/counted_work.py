@@ -40,6 +40,9 @@ class Work:
         return Work(self.operations + other.operations, self.bytes + other.bytes, self.cost + other.cost)
 
 
+NO_WORK = Work()
+
+
 class WorkCounter(TorchDispatchMode):
     """Within it, ``add`` is called with the work of each operator."""
 
@@ -80,7 +83,7 @@ def _operations(
     """The operations of those operators whose number is not that of their result's elements; else None."""
     if name.startswith("aten::_scaled_dot_product") and len(given) >= 3:
         query, key, value = (tuple(tensor.shape) for tensor in given[:3])
-        return int(sdpa_flop_count(query, key, value)) if len(query) == 4 else None
+        return int(sdpa_flop_count(query, key, value)) if len(query) == 4 else None  # type: ignore[no-untyped-call]
     formula = flop_registry.get(operator._overloadpacket)
     if formula is not None:
         return int(formula(*args, **kwargs, out_val=result))

@@ -93,7 +93,9 @@ def exported_segment(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> 
         CaptureError: an operator that TorchScript has not, or a condition of another kind than comparisons of sizes.
     """
     tensors = [f"input_{i}" for i in range(len(specs))]
-    code = ExportedCode(exported, tensors, {"aten::meshgrid": _meshgrid}, functools.partial(_division, exported=exported))
+    code = ExportedCode(
+        exported, tensors, {"aten::meshgrid": _meshgrid}, functools.partial(_division, exported=exported)
+    )
     # torch.export takes the strides of its example for granted: that of tensors as they are made.
     body = [*map("{0} = {0}.contiguous()".format, tensors), *code.lines]
     source = _SOURCE.format(

@@ -18,7 +18,7 @@ from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
 from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
-from .counted_work import Work, WorkCounter
+from .counted_work import NO_WORK, Work, WorkCounter
 
 Source = tuple[str, int]
 """The submodule that returned a tensor, and which of its tensors it is."""
@@ -62,7 +62,7 @@ class Use:
     calls: list[Call | None] = field(default_factory=list)
     order: int = 0
     refusal: str = ""
-    work: Work = Work()
+    work: Work = NO_WORK
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Observation:
     result: Any
     seconds: float
     uses: dict[str, Use]
-    work: Work = Work()
+    work: Work = NO_WORK
 
     @functools.cached_property
     def _first_names(self) -> dict[int, str]:

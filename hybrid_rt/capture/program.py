@@ -130,10 +130,7 @@ class Program:
         """
         if not self.by_export:
             return []
-        seen = [
-            [tensor.shape for tensor in self.inputs_of(member, call)]
-            for call in (*self.calls, *self.sizes)
-        ]
+        seen = [[tensor.shape for tensor in self.inputs_of(member, call)] for call in (*self.calls, *self.sizes)]
         found = self._exported_members[self.members.index(member)].conditions
         return [(text, words) for text, words in found if all(holds(words, shapes) for shapes in seen)]
 

@@ -189,7 +189,7 @@ def _shapes(exported: ExportedProgram) -> list[torch.Size]:
 
 
 def size_range(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int | None, int | None]:
-    """Returns the least and the largest value that a size, or a number computed from sizes, may have; None: no bound."""
+    """Returns the least and the largest value of a size, or of a number computed from sizes; None: no bound."""
     from torch.utils._sympy.value_ranges import bound_sympy
 
     if isinstance(size, int):

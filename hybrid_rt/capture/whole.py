@@ -191,9 +191,7 @@ def _observed(
         [(tensor.shape, tensor.dtype) for tensor in tensors],
     )
     use = Use(name, observation.seconds, [call], work=observation.work)
-    return replace(
-        observation, detector=whole, result=tree.build(iter(tensors)), uses={name: use}
-    )
+    return replace(observation, detector=whole, result=tree.build(iter(tensors)), uses={name: use})
 
 
 def _names(module: nn.Module) -> list[str]:

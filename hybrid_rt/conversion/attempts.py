@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from ..capture.profile import Profile, capture_programs
+from ..capture.profile import Profile, capture_programs, without_segment
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
 from ..capture.size_samples import Effort
 from ..capture.whole import whole_profile
 from ..common.error_text import described
-from ..common.errors import FusionError, HybridRTError
+from ..common.errors import FusionError, HybridRTError, SegmentError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild, compile_programs
-from .assemble.given_up import GivenUp, engine_given_up, fused_given_up, whole_given_up
+from .assemble.given_up import GivenUp, engine_given_up, fused_given_up, segment_given_up, whole_given_up
 from .assemble.variant_trials import order_by_speed
 from .options import EngineOptions
 
@@ -92,7 +92,8 @@ def build_hybrid(
 ) -> Attempt[Finished]:
     """Captures and compiles the segments of a detector, and finishes the hybrid with the engines.
 
-    Segments that can't be one engine become one each.
+    Segments that can't be one engine become one each. One that can't be captured gives way to those inside it, unless
+    the user named it.
 
     Args:
         profile: the detector.
@@ -121,6 +122,13 @@ def build_hybrid(
             profile = apart
             given_up.append(fused_given_up(error.segments, str(error)))
             steps.show(given_up[-1].summary)
+        except SegmentError as error:
+            without = without_segment(profile, error.segment, _why(error))
+            if without is None:
+                raise
+            given_up.append(segment_given_up(error.segment, _shares(profile).get(error.segment, 0.0), str(error)))
+            profile = without
+            steps.show(given_up[-1].summary)
 
 
 def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
@@ -139,8 +147,18 @@ def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
     return None if groups == profile.groups else replace(profile, groups=groups)
 
 
+def _why(error: SegmentError) -> str:
+    """The reason in a table of shares."""
+    return str(error).partition(" got ")[2].partition(". ")[0] or str(error)
+
+
+def _shares(profile: Profile) -> dict[str, float]:
+    """The segments' parts of the time."""
+    return {share.name: share.measured for share in profile.shares}
+
+
 def _engines_given_up(profile: Profile, builds: Sequence[EngineBuild]) -> list[GivenUp]:
-    shares: dict[str, Any] = {share.name: share.measured for share in profile.shares}
+    shares = _shares(profile)
     return [
         engine_given_up(
             build.name,

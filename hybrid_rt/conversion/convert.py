@@ -24,10 +24,10 @@ from ..common.specs import engine_name
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
+from .assemble.given_up import GivenUp
 from .assemble.head import HEADS
 from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
-from .assemble.given_up import GivenUp
 from .attempts import Attempt, attempt_whole, build_hybrid
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for

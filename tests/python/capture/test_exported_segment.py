@@ -109,7 +109,9 @@ def test_the_head_checks_what_the_segment_takes_for_granted(head: str, tmp_path:
     for size in ((32, 48), (48, 32), (61, 31)):
         image = torch.rand(1, 3, *size)
         torch.testing.assert_close(hybrid(image), detector(image), rtol=1e-3, atol=1e-3)
-    with pytest.raises(torch.jit.Error, match=r"expected .* x\.shape\[3\] <= 2 \* x\.shape\[2\].* got \[1, 3, 16, 64\]"):
+    with pytest.raises(
+        torch.jit.Error, match=r"expected .* x\.shape\[3\] <= 2 \* x\.shape\[2\].* got \[1, 3, 16, 64\]"
+    ):
         hybrid(torch.rand(1, 3, 16, 64))
 
 
@@ -121,7 +123,9 @@ def test_a_recording_that_holds_is_kept() -> None:
 
 def test_a_branch_that_no_example_is_right_for_is_refused_with_both_reasons() -> None:
     program = program_of(lambda x: x[:, :, ::2] if x.shape[2] > 40 else x, (32, 48), (48, 40))
-    with pytest.raises(CaptureError, match=r"right for every size.*torch\.export does not help: .*one for 16\.\.40") as caught:
+    with pytest.raises(
+        CaptureError, match=r"right for every size.*torch\.export does not help: .*one for 16\.\.40"
+    ) as caught:
         right_at_sizes(program, Effort())
     assert "another result" in str(caught.value)
 
