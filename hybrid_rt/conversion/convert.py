@@ -61,9 +61,11 @@ class ConvertOptions:
     def takes_whole(self) -> bool:
         """Whether the detector may become one engine.
 
-        Less than fp32 is meant for layers with weights; boxes are computed in fp32.
+        Less than fp32 is meant for layers with weights; boxes are computed in fp32. Without a comparison nothing would
+        show that the detector's own code, which is recorded then, is right at other sizes.
         """
-        return self.segments.names == "auto" and self.segments.fuse and self.engines.first_precision == "fp32"
+        is_alone = self.segments.names == "auto" and self.segments.fuse
+        return is_alone and self.engines.first_precision == "fp32" and self.checks.effort is not None
 
     def check(self, detector: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         """Checks all that can be checked before any work begins.

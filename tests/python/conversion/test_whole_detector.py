@@ -241,9 +241,11 @@ def test_a_list_of_images_stays_one_of_any_length(tmp_path: Path) -> None:
     assert not is_whole(made(Lists()), ([small_picture()[0]],), tmp_path, head="trace")
 
 
-@pytest.mark.parametrize("options", [{"fuse": False}, {"segments": ["down"]}, {"engine": ["torchscript:bf16"]}])
+@pytest.mark.parametrize(
+    "options", [{"fuse": False}, {"segments": ["down"]}, {"engine": ["torchscript:bf16"]}, {"verify": False}]
+)
 def test_the_whole_is_left_alone_where_pieces_are_asked_for(options: dict[str, Any], tmp_path: Path) -> None:
-    assert not is_whole(made(UNet()), (small_picture(),), tmp_path, **options, verify=False, head="trace")
+    assert not is_whole(made(UNet()), (small_picture(),), tmp_path, **options, head="trace")
 
 
 def test_one_segment_that_does_all_of_the_work_keeps_its_name(tmp_path: Path) -> None:
@@ -342,7 +344,7 @@ def test_the_same_detector_is_cut_the_same_way_whatever_the_clock_says(
         for _ in range(3):
             detector = made(kind())
             report = hybrid_rt.convert(
-                detector, (small_picture(),), tmp_path / "a.pt", engine="torchscript", measure=False, verify=False
+                detector, (small_picture(),), tmp_path / "a.pt", engine="torchscript", measure=False
             ).report
             names.add(tuple(engine.name for engine in report.engines))
         assert len(names) == 1
