@@ -185,6 +185,7 @@ class Program:
                 got=FLOAT_SIZES,
                 remedy="Compute them in the detector and pass them on, or take an engine that has 64 bits "
                 "(aot_inductor, torchscript).",
+                code="dtype-not-in-engine",
             )
         return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 

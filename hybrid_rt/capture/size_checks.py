@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..common.errors import CaptureError
+from ..common.errors import CaptureError, split_code
 from .program import FlatCall, Program
 from .size_samples import Effort, within_time
 
@@ -59,7 +59,7 @@ def _exported(program: Program, effort: Effort, refusal: CaptureError) -> Progra
             return exported
         call, reason = wrong
         program = replace(program, calls=(call, *(other for other in program.calls if other is not call)))
-    raise CaptureError(f"{refusal} torch.export does not help: {reason}") from refusal
+    raise refusal.extended(f"torch.export does not help: {split_code(reason)[0]}") from refusal
 
 
 def _recorded(program: Program, effort: Effort) -> Program:
