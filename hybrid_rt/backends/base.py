@@ -218,11 +218,12 @@ class Backend(ABC):
     def settings(self) -> Mapping[str, Any]:
         """What was set in this process, beside options and environment variables, that changes the artifact.
 
-        A compiler in a process of its own is told by :meth:`apply`; the values have to pickle. Most compilers have none.
+        A compiler in a process of its own is told by :meth:`apply`; the values have to pickle. Most compilers have
+        none.
         """
         return {}
 
-    def apply(self, settings: Mapping[str, Any]) -> None:
+    def apply(self, settings: Mapping[str, Any]) -> None:  # noqa: B027  most have nothing to set
         """Sets in this process what :meth:`settings` returned in another one."""
 
     def spec(

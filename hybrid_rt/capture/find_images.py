@@ -105,6 +105,7 @@ def _refused(subject: str, expected: str, got: str) -> OptionError:
         expected=expected,
         got=got,
         remedy="For example images=[0], images=['pictures'] or images={'pictures': 'NHWC'}; docs/shapes.md has more.",
+        code="images-misnamed",
     )
 
 

@@ -1,4 +1,4 @@
-"""Profiles a detector: what each submodule costs, what it takes and returns."""
+"""Runs a detector once: what each submodule computes, how long it takes, what it takes and returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
 from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
+from .counted_work import NO_WORK, Work, WorkCounter
 
 Source = tuple[str, int]
 """The submodule that returned a tensor, and which of its tensors it is."""
@@ -50,6 +51,7 @@ class Use:
     Attributes:
         name: the dotted path.
         seconds: of all its calls, those of its own submodules included.
+        work: counted, likewise.
         calls: in order; None for one whose inputs or outputs are not tensors.
         order: its place among all submodules, by their first call.
         refusal: why a call can't be captured; empty if each can.
@@ -60,6 +62,7 @@ class Use:
     calls: list[Call | None] = field(default_factory=list)
     order: int = 0
     refusal: str = ""
+    work: Work = NO_WORK
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Observation:
         result: what it returned.
         seconds: the run's duration.
         uses: each submodule that was called, by the first of its names.
+        work: that was counted in it.
     """
 
     detector: nn.Module
@@ -79,6 +83,7 @@ class Observation:
     result: Any
     seconds: float
     uses: dict[str, Use]
+    work: Work = NO_WORK
 
     @functools.cached_property
     def _first_names(self) -> dict[int, str]:
@@ -98,16 +103,26 @@ class Observation:
         return [call for call in use.calls if call is not None] if use else []
 
     def share(self, name: str) -> float:
-        """Returns the fraction of the time that a submodule takes, 0..1."""
+        """Returns the fraction of the counted work that a submodule does, 0..1."""
+        return self.uses[name].work.cost / self.work.cost if name in self.uses and self.work.cost else 0.0
+
+    def measured_share(self, name: str) -> float:
+        """Returns the fraction of the time that a submodule took, 0..1."""
         return self.uses[name].seconds / self.seconds if name in self.uses and self.seconds else 0.0
 
 
 def observe(detector: nn.Module, example: tuple[Any, ...]) -> Observation:
-    """Runs the detector on the example: once if that takes long, else until it is warm."""
-    observation = _Observer(detector).run(example)
-    if observation.seconds < _WARM:
-        observation = min((_Observer(detector).run(example) for _ in range(_REPEATS)), key=lambda run: run.seconds)
-    return observation
+    """Runs the detector on the example: once if that takes long, else until it is warm.
+
+    The first run counts, which costs some microseconds per operator; the later ones have the time alone.
+    """
+    counted = _Observer(detector).run(example, counts=True)
+    if counted.seconds >= _WARM:
+        return counted
+    warm = min((_Observer(detector).run(example) for _ in range(_REPEATS)), key=lambda run: run.seconds)
+    for name, use in warm.uses.items():
+        use.work = counted.uses[name].work if name in counted.uses else Work()
+    return replace(warm, work=counted.work)
 
 
 class _Observer:
@@ -117,17 +132,30 @@ class _Observer:
         self.uses: dict[str, Use] = {}
         self.open: list[tuple[Use, Call | None, float]] = []
         self.sources: dict[int, tuple[weakref.ref[Tensor], int, frozenset[Source]]] = {}
+        self.work = Work()
+        self.counts = False
 
-    def run(self, example: tuple[Any, ...]) -> Observation:
+    def run(self, example: tuple[Any, ...], *, counts: bool = False) -> Observation:
         with ExitStack() as hooks, torch.no_grad():
             for module in self.names:
                 hooks.callback(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(self._leave).remove)
             arguments = map_tensors(example, Tensor.clone)  # it may change them
+            if counts:
+                hooks.enter_context(WorkCounter(self._count))
+            self.counts = counts
             start = time.perf_counter()
             result = self.detector(*arguments)
             seconds = time.perf_counter() - start
-        return Observation(self.detector, example, result, seconds, self.uses)
+            self.counts = False
+        return Observation(self.detector, example, result, seconds, self.uses, self.work)
+
+    def _count(self, work: Work) -> None:
+        if not self.counts:
+            return  # what the hooks do themselves
+        self.work += work
+        for use in {id(use): use for use, _, _ in self.open}.values():  # a module that calls itself counts it once
+            use.work += work
 
     def _enter(self, module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
         name = self.names[module]
@@ -154,7 +182,9 @@ class _Observer:
             use.refusal = str(error)
             use.calls[-1] = None
             return
+        counts, self.counts = self.counts, False
         call.returned = map_tensors(result, lambda tensor: tensor.new_empty(0))
+        self.counts = counts
         for i, tensor in enumerate(call.output.flatten(result)):
             call.output_tensors.append((tensor.shape, tensor.dtype))
             self.sources[id(tensor)] = (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from ..common.errors import CaptureError, FusionError
+from ..common.errors import CaptureError, FusionError, OptionError, SegmentError
 from ..common.image_inputs import ImageInputs
 from ..common.progress import Steps
 from .find_images import Images, find_images
@@ -18,6 +19,7 @@ from .program import Program, capture, is_fed_directly
 from .recordings import Recorded, record_first, record_runs, record_samples, varying_constants
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
+from .side_effects import ITSELF
 from .size_checks import right_at_sizes
 from .size_samples import Effort, record_sizes, sized_runs
 from .state import StateWatch
@@ -49,10 +51,14 @@ class Profile:
         images: which of its arguments are images.
         samples: further inputs, made from the example.
         first: the recording of the candidates on the first sample.
-        shares: each submodule that was looked at, the greatest fraction of the time first.
+        shares: each submodule that was looked at, the greatest fraction of the work first.
         groups: the chosen segments; those of one group feed each other directly on the example.
         state: what the detector could keep from call to call, as it was before its first run.
         named: whether the user named the segments.
+        findings: what submodules, and the detector itself, do that an engine can't repeat, by their first names.
+        fuse: see :class:`SegmentOptions`.
+        nothing: why no submodule was chosen, if so.
+        whole: whether the one segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
     """
 
     observation: Observation
@@ -63,6 +69,15 @@ class Profile:
     groups: list[list[str]]
     state: StateWatch
     named: bool = False
+    findings: Mapping[str, str] = field(default_factory=dict)
+    fuse: bool = True
+    nothing: OptionError | None = None
+    whole: bool = False
+
+    @property
+    def obstacle(self) -> str:
+        """What the detector itself does that an engine can't repeat; empty if it does nothing of the kind."""
+        return self.findings.get(ITSELF, "")
 
     @property
     def detector(self) -> nn.Module:
@@ -79,8 +94,8 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
     """Runs the detector on its example and chooses segments.
 
     Raises:
-        OptionError: a name that does not exist, or one inside another; or, for "auto", no submodule is worth compiling:
-            the text lists what was looked at.
+        OptionError: a name that does not exist, or one inside another. That no submodule is worth compiling is the
+            profile's ``nothing``: the detector as a whole may be.
         CaptureError: a named segment that is not called, or does what an engine can't repeat.
     """
     names = None if options.names == "auto" else resolve_names(detector, options.names)
@@ -108,9 +123,26 @@ def _profile(
         candidates = names or candidate_segments(observation)
         samples, first, findings = record_first(observation, samples, candidates)
         findings = {**varying_constants(observation, first), **findings}
-        shares = shares_of(observation, findings, names, fuse=options.fuse)
+        shares: list[Share] = []
+        nothing: OptionError | None = None
+        try:
+            shares = shares_of(observation, findings, names, fuse=options.fuse)
+        except OptionError as error:
+            nothing = error
         groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=options.fuse)
-    return Profile(observation, images, samples, first, shares, groups, state, named=names is not None)
+    return Profile(
+        observation,
+        images,
+        samples,
+        first,
+        shares,
+        groups,
+        state,
+        named=names is not None,
+        findings=findings,
+        fuse=options.fuse,
+        nothing=nothing,
+    )
 
 
 def capture_programs(
@@ -133,8 +165,8 @@ def capture_programs(
 
     Raises:
         FusionError: segments that can't be one program; each of them may be.
-        CaptureError: a segment that can't be captured, or one whose code is right at the example's size only; a
-            detector that keeps state from call to call.
+        SegmentError: a segment that can't be captured, or one whose code is right at the example's size only.
+        CaptureError: a detector that keeps state from call to call.
     """
     try:
         return _capture(profile, shapes, calibration_data, steps, effort)
@@ -166,12 +198,40 @@ def _capture(
         ]
         programs = []
         for members in engines:
-            try:
+            with _naming(members):
                 ranges = input_ranges(observation, members[0], profile.images, shapes)
                 programs.append(capture(observation, members, runs, ranges, calibration, sizes))
-            except CaptureError as error:
-                if len(members) > 1:
-                    raise FusionError.of(members, error) from error
-                raise
     with steps.step("see whether the segments hold at other sizes"):
-        return [right_at_sizes(program, effort) if effort else program for program in programs]
+        right = []
+        for program in programs:
+            with _naming(program.segments):
+                right.append(right_at_sizes(program, effort))
+        return right
+
+
+@contextmanager
+def _naming(segments: Sequence[str]) -> Iterator[None]:
+    """Makes an error within it say which segments it is about."""
+    try:
+        yield
+    except CaptureError as error:
+        if len(segments) > 1:
+            raise FusionError.of(segments, error) from error
+        raise SegmentError.of(segments[0], error) from error
+
+
+def without_segment(profile: Profile, name: str, reason: str) -> Profile | None:
+    """Returns the profile without one segment; those inside it are chosen in its place, as far as they are worth it.
+
+    None if the user named the segments, or if none is left.
+    """
+    if profile.named:
+        return None
+    observation = profile.observation
+    findings = {**profile.findings, observation.first_name(name): reason}
+    try:
+        shares = shares_of(observation, findings, None, fuse=profile.fuse)
+    except OptionError:
+        return None
+    groups = fuse_groups(observation, [share.name for share in shares if share.chosen], fuse=profile.fuse)
+    return replace(profile, shares=shares, groups=groups, findings=findings)

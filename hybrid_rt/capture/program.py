@@ -19,9 +19,12 @@ from ..common.structure import Flattened, Structure, structure_of
 from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
 from . import onnx_export, torch_export
+from .export_conditions import holds
+from .exported_segment import ExportedSegment, exported_segment
 from .observe import Observation, observe, structures_of
 from .recordings import Recorded, record_runs
 from .second_size import second_shapes, tiled
+from .wide_numbers import FLOAT_SIZES
 
 Ranges = Sequence[tuple[int, int]]
 """(min, max) of each dimension of a tensor."""
@@ -71,7 +74,8 @@ class Program:
     The outputs are those of all members, in order. A dimension whose range is one size is compiled for that size.
     ``calls`` are what was recorded; the first one is the example for tracing. ``calibration`` holds inputs on which a
     compiler may look how large values get, for int8. ``sizes`` are calls at further sizes, what tells most first: to be
-    compared as time allows.
+    compared as time allows. ``by_export``: as TorchScript it is written from what torch.export records, and not
+    recorded by torch.jit.trace.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Program:
     calls: tuple[FlatCall, ...]
     calibration: tuple[tuple[Tensor, ...], ...] = ()
     sizes: tuple[FlatCall, ...] = ()
+    by_export: bool = False
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -94,10 +99,45 @@ class Program:
 
     @functools.cached_property
     def _traced(self) -> torch.jit.ScriptModule:
-        traced = [
-            jit.trace(member.flattened, self.inputs_of(member, self.calls[0]), member.name) for member in self.members
-        ]
+        if self.by_export:
+            traced = [segment.module for segment in self._exported_members]
+        else:
+            traced = [
+                jit.trace(member.flattened, self.inputs_of(member, self.calls[0]), member.name)
+                for member in self.members
+            ]
         return jit.chain(traced, len(self.inputs), [member.sources for member in self.members], self.counts)
+
+    @functools.cached_property
+    def _exported_members(self) -> list[ExportedSegment]:
+        """Each member by torch.export; a later one for the sizes that the ones before return."""
+        found = []
+        for member in self.members:
+            specs = [self.outputs[i] for i in member.sources] if member.sources else list(self.inputs)
+            seen = [self.inputs_of(member, call) for call in self.calls]
+            inputs = self.inputs_of(member, self.calls[0])
+            dtypes = [self.calls[0].outputs[member.first + i].dtype for i in range(member.output.count)]
+            chain = torch_export.Chain([member.flattened], [()], dtypes).eval()
+            exported = torch_export.export(member.name, chain, inputs, specs, _least(specs, seen))
+            found.append(exported_segment(exported, specs))
+        return found
+
+    def conditions(self, member: Member) -> list[tuple[str, str]]:
+        """What a member's TorchScript takes for granted of the sizes of its inputs, beyond their ranges.
+
+        See :func:`hybrid_rt.capture.torch_export.conditions`. The head checks them at each call. Those that a recorded
+        call does not keep are left out: the branch of the example is right for it too (padding by 0, say).
+        """
+        if not self.by_export:
+            return []
+        seen = [[tensor.shape for tensor in self.inputs_of(member, call)] for call in (*self.calls, *self.sizes)]
+        found = self._exported_members[self.members.index(member)].conditions
+        return [(text, words) for text, words in found if all(holds(words, shapes) for shapes in seen)]
+
+    @property
+    def has_float_sizes(self) -> bool:
+        """Whether it is known to compute sizes from fractions, which has to be done in 64 bits."""
+        return self.by_export and any(segment.float_sizes for segment in self._exported_members)
 
     @staticmethod
     def inputs_of(member: Member, call: FlatCall) -> tuple[Tensor, ...]:
@@ -135,8 +175,18 @@ class Program:
         """As a serialized ONNX model with its weights in it, of the traced module, see :func:`onnx_export.exported`.
 
         Raises:
-            CaptureError: an operation that ONNX has not.
+            CaptureError: an operation that ONNX has not, or sizes that it would compute in 32 bits.
         """
+        if self.has_float_sizes:
+            raise CaptureError.make(
+                "capture",
+                f"segment '{self.name}'",
+                expected="sizes that ONNX computes as torch does",
+                got=FLOAT_SIZES,
+                remedy="Compute them in the detector and pass them on, or take an engine that has 64 bits "
+                "(aot_inductor, torchscript).",
+                code="dtype-not-in-engine",
+            )
         return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 
     def chain(self, inside: torch.dtype | None = None) -> torch_export.Chain:
@@ -158,14 +208,7 @@ class Program:
         Raises:
             CaptureError: torch.export refuses, or fixes a dimension that is free.
         """
-        # A minimum of 0 or 1 can be a guess (see _specs), so a segment may refuse sizes below those that were seen.
-        least = [
-            [
-                low if low > 1 else max(low, min(call.inputs[i].shape[d] for call in self.calls))
-                for d, low in enumerate(spec.min)
-            ]
-            for i, spec in enumerate(self.inputs)
-        ]
+        least = _least(self.inputs, [call.inputs for call in self.calls])
         return torch_export.export(self.name, self.chain(inside), self.examples, self.inputs, least)
 
     @functools.cached_property
@@ -185,6 +228,17 @@ class Program:
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The segments as they are in the detector."""
         return _run(self.members, inputs)
+
+
+def _least(specs: Sequence[TensorSpec], seen: Sequence[tuple[Tensor, ...]]) -> list[list[int]]:
+    """The smallest size of each dimension that must work.
+
+    A minimum of 0 or 1 can be a guess (see _specs), so a segment may refuse sizes below those that were seen.
+    """
+    return [
+        [low if low > 1 else max(low, min(inputs[i].shape[d] for inputs in seen)) for d, low in enumerate(spec.min)]
+        for i, spec in enumerate(specs)
+    ]
 
 
 def _run(members: Sequence[Member], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -14,9 +14,9 @@ from ..common.specs import PRECISIONS
 from .observe import Observation, Use
 
 LEAST_SHARE = 0.01
-"""Of the detector's time: a smaller segment can't pay for the engine that it needs."""
+"""Of the detector's counted work: a smaller segment can't pay for the engine that it needs."""
 
-_TOO_SMALL = f"takes less than {LEAST_SHARE:.0%} of the time"
+_TOO_SMALL = f"takes less than {LEAST_SHARE:.0%} of the work"
 
 ENGINE_SPEEDUP: Mapping[str, float] = {name: precision.speedup for name, precision in PRECISIONS.items()}
 """How many times faster than eager mode an engine runs, by precision: for the prediction only."""
@@ -24,14 +24,17 @@ ENGINE_SPEEDUP: Mapping[str, float] = {name: precision.speedup for name, precisi
 
 @dataclass(frozen=True)
 class Share:
-    """A submodule that was looked at: its part of the detector's time, and whether it becomes a segment.
+    """A submodule that was looked at: its part of what the detector computes, and whether it becomes a segment.
 
     Attributes:
         name: the dotted path.
-        milliseconds: that all its calls take in one run on the example.
-        share: of the detector's time, 0..1.
+        milliseconds: that all its calls took in one run on the example. Measured, so it decides nothing.
+        share: of the detector's counted work, 0..1: what the choice goes by.
         chosen: whether it becomes a segment.
         reason: why not; empty if chosen.
+        measured: the part of the detector's time, 0..1. It decides nothing either.
+        operations: that were counted, see :class:`hybrid_rt.capture.counted_work.Work`.
+        bytes: that were read and written, likewise.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Share:
     share: float
     chosen: bool
     reason: str = ""
+    measured: float = 0.0
+    operations: int = 0
+    bytes: int = 0
 
 
 def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
@@ -91,13 +97,13 @@ def shares_of(
     *,
     fuse: bool = True,
 ) -> list[Share]:
-    """What each submodule that could be a segment takes of the time, the greatest first.
+    """What each submodule that could be a segment does of the work, the greatest first.
 
     Args:
         observation: the detector's run on its example.
         findings: what submodules do that an engine can't (:class:`hybrid_rt.capture.side_effects.SideEffects`).
         names: the user's choice. None: the outermost submodules are chosen that have weights, take and return
-            tensors, do only what an engine can repeat, and take at least :data:`LEAST_SHARE` of the time.
+            tensors, do only what an engine can repeat, and do at least :data:`LEAST_SHARE` of the counted work.
         fuse: also choose small submodules that are fed by chosen ones alone: in one engine they cost nothing.
 
     Raises:
@@ -108,23 +114,36 @@ def shares_of(
         shares = []
         for name in names:
             use = _required(name, observation.use(name), findings)
-            shares.append(Share(name, use.seconds * 1e3, observation.share(use.name), True))
+            shares.append(_share(observation, use, name))
     else:
         names_of = _shortest_names(observation.detector)
         shares = list(_outermost(observation.detector, "", observation, findings, names_of))
         shares = _with_small_followers(observation, shares) if fuse else shares
-    shares.sort(key=lambda share: -share.share)
+    shares.sort(key=lambda share: (-share.share, share.name))
     if not any(share.chosen for share in shares):
         looked = "".join(f"\n  {share.name}: {share.share:.1%}, {share.reason}" for share in shares)
         raise OptionError.make(
             "convert",
             "segments='auto'",
-            expected=f"a submodule that takes at least {LEAST_SHARE:.0%} of the time and that an engine can run",
+            expected=f"a submodule that takes at least {LEAST_SHARE:.0%} of the work and that an engine can run",
             got=f"a {type(observation.detector).__name__} with{looked or ' no submodule that runs'}\n",
             remedy="Name the segments: segments=[...].",
             code="no-segment-pays",
         )
     return shares
+
+
+def _share(observation: Observation, use: Use, name: str, reason: str = "") -> Share:
+    return Share(
+        name,
+        use.seconds * 1e3,
+        observation.share(use.name),
+        not reason,
+        reason,
+        observation.measured_share(use.name),
+        use.work.operations,
+        use.work.bytes,
+    )
 
 
 def _required(name: str, use: Use | None, findings: Mapping[str, str]) -> Use:
@@ -191,9 +210,9 @@ def _outermost(
             inner = list(_outermost(child, name, observation, findings, names))
             yield from inner
             if not any(entry.chosen for entry in inner):
-                yield Share(names[name], use.seconds * 1e3, share, False, reason)
+                yield _share(observation, use, names[name], reason)
         else:
-            yield Share(names[name], use.seconds * 1e3, share, not reason, reason)
+            yield _share(observation, use, names[name], reason)
 
 
 def _with_small_followers(observation: Observation, shares: Sequence[Share]) -> list[Share]:
@@ -211,7 +230,7 @@ def _with_small_followers(observation: Observation, shares: Sequence[Share]) -> 
 def predicted_gain(shares: Sequence[Share], speedup: float) -> float:
     """How many times faster the detector becomes if the chosen segments become ``speedup`` times faster.
 
-    Amdahl's law: 1 / ((1 - p) + p / s). https://doi.org/10.1145/1465482.1465560
+    By the counted shares, so that it is the same each time. Amdahl's law: 1 / ((1 - p) + p / s). https://doi.org/10.1145/1465482.1465560
     """
     part = min(1.0, sum(share.share for share in shares if share.chosen))
     return 1 / max(1e-9, (1 - part) + part / speedup)

@@ -1,4 +1,4 @@
-"""Finds what submodules do that an engine can't repeat."""
+"""Finds what a detector and its submodules do that an engine can't repeat."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ _DATA_DEPENDENT = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_outp
 _UNTAGGED = {"torchvision::nms", "aten::is_nonzero"}
 
 
+ITSELF = ""
+"""The detector's own name."""
+
 _CHANGE = "a change of its attribute"
 
 
@@ -30,10 +33,10 @@ class SideEffects(TorchDispatchMode):
     """
 
     def __init__(self, detector: nn.Module) -> None:
-        """``detector``: whose submodules are watched."""
+        """``detector``: watched with its submodules."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings: dict[str, str] = {}
-        self._names = {module: name for name, module in modules_with_hooks(detector) if name}
+        self._names = {module: name for name, module in modules_with_hooks(detector)}
         self._open: list[tuple[str, set[int], dict[str, Any]]] = []
         self._constants = {
             name: _memory([*module.parameters(), *module.buffers()]) for module, name in self._names.items()
@@ -168,7 +171,7 @@ def user_line() -> str:
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
-    """Runs the detector; returns what each submodule does that an engine can't repeat (:class:`SideEffects`).
+    """Runs the detector; returns what it and each submodule do that an engine can't repeat (:class:`SideEffects`).
 
     An attribute that changes is one only if it does so again in a second run on the same input: a grid that is kept for
     the size of the last call does not. Whether a recording of such a module holds at other sizes is asked elsewhere.

@@ -1,4 +1,4 @@
-"""Whether a recorded segment is right at sizes other than the example's: Python computes from sizes, too."""
+"""Whether a captured segment is right at sizes other than the example's: Python computes from sizes, too."""
 
 from __future__ import annotations
 
@@ -9,21 +9,67 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..common.errors import CaptureError
+from ..common.errors import CaptureError, split_code
 from .program import FlatCall, Program
 from .size_samples import Effort, within_time
 
 _ALLOWED = 1e-3
 """Relative error: what TorchScript computes is what the segment does, but for the order of additions."""
 
+_EXAMPLES = 3
+"""Branches on sizes ask for an example that takes the right one; each export costs seconds."""
 
-def right_at_sizes(program: Program, effort: Effort) -> Program:
-    """Returns the program if what was recorded of it is right at further sizes.
+
+def right_at_sizes(program: Program, effort: Effort | None) -> Program:
+    """Returns the program in a form that is right at further sizes: recorded, else by torch.export.
+
+    Args:
+        program: the program.
+        effort: how many sizes are looked at; None: none, so that it has to be recorded alone.
 
     Raises:
-        CaptureError: it is right at the example's size only; the text says at which size it is not.
+        CaptureError: it is right at the example's size only; the text says at which size it is not. Or it can't be
+            captured in either way.
+    """
+    try:
+        if effort is None:
+            program.traced()
+            return program
+        return _recorded(program, effort)
+    except CaptureError as error:
+        return _exported(program, effort or Effort(), error)
+
+
+def _exported(program: Program, effort: Effort, refusal: CaptureError) -> Program:
+    """The program as torch.export sees it, for branches on sizes with another example where one is not right.
+
+    Raises:
+        CaptureError: it is right with none; ``refusal`` says why it was not recorded.
+    """
+    calls = [*program.calls, *program.sizes]
+    reason = ""
+    for _ in range(_EXAMPLES):
+        exported = replace(program, by_export=True)
+        try:
+            wrong = _first_wrong_call(exported.traced(), calls, effort)
+        except CaptureError as error:
+            reason = str(error)
+            break
+        if wrong is None:
+            return exported
+        call, reason = wrong
+        program = replace(program, calls=(call, *(other for other in program.calls if other is not call)))
+    raise refusal.extended(f"torch.export does not help: {split_code(reason)[0]}") from refusal
+
+
+def _recorded(program: Program, effort: Effort) -> Program:
+    """The program if what was recorded of it is right at further sizes.
+
+    Raises:
+        CaptureError: see :func:`right_at_sizes`.
     """
     if all(spec.is_static for spec in program.inputs):
+        program.traced()
         return program
     calls = [call for call in (*program.calls, *program.sizes) if _sizes(call) != _sizes(program.calls[0])]
     wrong = first_wrong(program.traced(), calls, effort)
@@ -50,17 +96,24 @@ def right_at_sizes(program: Program, effort: Effort) -> Program:
 
 def first_wrong(module: torch.jit.ScriptModule, calls: Sequence[FlatCall], effort: Effort) -> str:
     """Returns what a module of flat tensors does otherwise than in the recorded calls, and at which size."""
+    wrong = _first_wrong_call(module, calls, effort)
+    return wrong[1] if wrong else ""
+
+
+def _first_wrong_call(
+    module: torch.jit.ScriptModule, calls: Sequence[FlatCall], effort: Effort
+) -> tuple[FlatCall, str] | None:
     for call in within_time(calls, effort):
         try:
             with torch.no_grad():
                 found = module(*(tensor.clone() for tensor in call.inputs))
         except RuntimeError as error:
-            return f"at {_sizes(call)} {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            return call, f"at {_sizes(call)} {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
         for i, (wanted, had) in enumerate(zip(call.outputs, found, strict=True)):
             difference = _difference(wanted, had)
             if difference:
-                return f"at {_sizes(call)} another result, output {i}: {difference}"
-    return ""
+                return call, f"at {_sizes(call)} another result, output {i}: {difference}"
+    return None
 
 
 def _difference(wanted: Tensor, had: Tensor) -> str:

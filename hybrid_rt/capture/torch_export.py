@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
+import functools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,16 +125,35 @@ def free_sizes() -> Iterator[None]:
 
     torch 2.11 rounds the division in pooling's output size by hand and so fixes whether the example's remainder is
     zero, though Python's ``//`` rounds down already. torch 2.14 does what this does.
+
+    Python's ``max`` and ``min`` of sizes stay free too: they would be the branch that the example takes.
     """
     import torch._meta_registrations as meta
 
     rounded = meta.div_rtn
     meta.div_rtn = _floor_division
+    builtins.max, builtins.min = _largest, _smallest
     try:
         with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             yield
     finally:
         meta.div_rtn = rounded
+        builtins.max, builtins.min = _max, _min
+
+
+_max, _min = builtins.max, builtins.min
+
+
+def _largest(*values: Any, **options: Any) -> Any:
+    if len(values) > 1 and not options and any(isinstance(value, torch.SymInt) for value in values):
+        return functools.reduce(torch.sym_max, values)
+    return _max(*values, **options)
+
+
+def _smallest(*values: Any, **options: Any) -> Any:
+    if len(values) > 1 and not options and any(isinstance(value, torch.SymInt) for value in values):
+        return functools.reduce(torch.sym_min, values)
+    return _min(*values, **options)
 
 
 def _floor_division(x: int, y: int) -> int:
@@ -166,14 +188,20 @@ def _shapes(exported: ExportedProgram) -> list[torch.Size]:
     return [values[name].shape for name in names]
 
 
-def _range(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int, int | None]:
-    """The sizes that a free dimension may have; None for no upper bound."""
+def size_range(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int | None, int | None]:
+    """Returns the least and the largest value of a size, or of a number computed from sizes; None: no bound."""
     from torch.utils._sympy.value_ranges import bound_sympy
 
     if isinstance(size, int):
         return size, size
     bounds = bound_sympy(size.node.expr, exported.range_constraints)
     lower, upper = (int(bound) if bound.is_Integer else None for bound in (bounds.lower, bounds.upper))  # no infinity
+    return lower, upper
+
+
+def _range(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int, int | None]:
+    """The sizes that a free dimension may have; None for no upper bound."""
+    lower, upper = size_range(exported, size)
     return lower or 0, upper
 
 
@@ -271,6 +299,10 @@ def _postfix(node: ast.AST) -> Iterator[str]:
             yield from _joined(values, _OPERATORS[type(operator)])
         case ast.Call(func=ast.Name(id="min" | "max" | "Min" | "Max" as called), args=values):
             yield from _joined(values, called.lower())
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id="torch"), attr="sym_min" | "sym_max" as called), args=values
+        ):
+            yield from _joined(values, called.removeprefix("sym_"))
         case ast.Compare(left=left, ops=operators, comparators=others) if all(type(o) in _OPERATORS for o in operators):
             for i, (a, comparison, b) in enumerate(zip([left, *others], operators, others, strict=False)):
                 yield from _postfix(a)

@@ -14,6 +14,8 @@ from .side_effects import user_line
 if TYPE_CHECKING:
     from .program import Program
 
+FLOAT_SIZES = "sizes computed from fractions, as floats of 64 bits"
+
 _SMALL = 2**24
 """Whole numbers that a segment makes of floats, as indices, are taken for small if no recorded one is above it."""
 
@@ -46,6 +48,8 @@ def wide_numbers(program: Program) -> str:
     for spec in (*program.inputs, *program.outputs):
         if spec.dtype == "float64":
             return f"'{spec.name}' in float64"
+    if program.has_float_sizes:
+        return FLOAT_SIZES
     for call in program.calls:
         watch = _Watch(call.inputs)
         with watch:

@@ -105,5 +105,22 @@ class FusionError(CaptureError):
         return made
 
 
+class SegmentError(CaptureError):
+    """One segment that can't be captured, though others may be.
+
+    Attributes:
+        segment: its dotted path.
+    """
+
+    segment: str = ""
+
+    @classmethod
+    def of(cls, segment: str, error: HybridRTError) -> SegmentError:
+        """Returns an error with the text of another."""
+        made = cls(str(error))
+        made.segment = segment
+        return made
+
+
 class VerificationError(HybridRTError):
     """The hybrid does not find what the detector finds; nothing was saved."""

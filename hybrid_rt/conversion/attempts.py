@@ -3,21 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from ..capture.profile import Profile, capture_programs
+from ..capture.profile import Profile, capture_programs, without_segment
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
 from ..capture.size_samples import Effort
-from ..common.errors import FusionError
+from ..capture.whole import whole_profile
+from ..common.error_text import described
+from ..common.errors import FusionError, HybridRTError, SegmentError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild, compile_programs
-from .assemble.given_up import GivenUp, engine_given_up, fused_given_up
+from .assemble.given_up import GivenUp, engine_given_up, fused_given_up, segment_given_up, whole_given_up
 from .assemble.variant_trials import order_by_speed
 from .options import EngineOptions
 
 Finished = TypeVar("Finished")
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[Finished]):
+    """The attempt that succeeded.
+
+    Attributes:
+        finished: what came of it.
+        profile: of the segments that were taken.
+        given_up: what was tried before.
+    """
+
+    finished: Finished
+    profile: Profile
+    given_up: list[GivenUp]
+
+
+def attempt_whole(
+    profile: Profile,
+    engines: EngineOptions,
+    shapes: Shapes | None,
+    effort: Effort | None,
+    steps: Steps,
+    finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
+    failure_of: Callable[[Finished], str],
+) -> Attempt[Finished] | GivenUp | None:
+    """Makes one engine of a whole detector, if it can be one in all that is known of it before.
+
+    Args:
+        profile: the detector.
+        engines: the engines; each that is named has to take it.
+        shapes: the sizes that it takes.
+        effort: how many sizes are looked at; None: the example's alone.
+        steps: shows progress.
+        finish: takes the head.
+        failure_of: says of what ``finish`` returned why it can't be used; empty: it can.
+
+    Returns:
+        The attempt; why it failed; None if there was none.
+    """
+    detector = type(profile.detector).__name__
+    try:
+        whole = whole_profile(profile)
+        if whole is None:
+            return None
+        programs = capture_programs(whole, shapes, engines.calibration_data, steps, effort)
+        builds = compile_programs(programs, engines, steps, require_all=True)
+        if engines.is_fastest:
+            builds = order_by_speed(builds, engines.device, steps)
+        finished = finish(whole, builds)
+        reason = failure_of(finished)
+        if not reason:
+            return Attempt(finished, whole, [])
+    except HybridRTError as error:
+        reason = str(error)
+    except Exception as error:  # whatever the user's code or torch raises where the pieces may do
+        reason = described(error)
+    given_up = whole_given_up(detector, reason)
+    steps.show(given_up.summary)
+    return given_up
 
 
 def build_hybrid(
@@ -27,10 +89,11 @@ def build_hybrid(
     effort: Effort | None,
     steps: Steps,
     finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
-) -> tuple[Finished, list[GivenUp]]:
+) -> Attempt[Finished]:
     """Captures and compiles the segments of a detector, and finishes the hybrid with the engines.
 
-    Segments that can't be one engine become one each.
+    Segments that can't be one engine become one each. One that can't be captured gives way to those inside it, unless
+    the user named it.
 
     Args:
         profile: the detector.
@@ -51,13 +114,20 @@ def build_hybrid(
             builds = compile_programs(programs, engines, steps)
             if engines.is_fastest:
                 builds = order_by_speed(builds, engines.device, steps)
-            return finish(profile, builds), given_up + _engines_given_up(profile, builds)
+            return Attempt(finish(profile, builds), profile, given_up + _engines_given_up(profile, builds))
         except FusionError as error:
             apart = _apart(profile, error.segments)
             if apart is None:
                 raise
             profile = apart
             given_up.append(fused_given_up(error.segments, str(error)))
+            steps.show(given_up[-1].summary)
+        except SegmentError as error:
+            without = without_segment(profile, error.segment, _why(error))
+            if without is None:
+                raise
+            given_up.append(segment_given_up(error.segment, _shares(profile).get(error.segment, 0.0), str(error)))
+            profile = without
             steps.show(given_up[-1].summary)
 
 
@@ -77,8 +147,18 @@ def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
     return None if groups == profile.groups else replace(profile, groups=groups)
 
 
+def _why(error: SegmentError) -> str:
+    """The reason in a table of shares."""
+    return str(error).partition(" got ")[2].partition(". ")[0] or str(error)
+
+
+def _shares(profile: Profile) -> dict[str, float]:
+    """The segments' parts of the time."""
+    return {share.name: share.measured for share in profile.shares}
+
+
 def _engines_given_up(profile: Profile, builds: Sequence[EngineBuild]) -> list[GivenUp]:
-    shares: dict[str, Any] = {share.name: share.share for share in profile.shares}
+    shares = _shares(profile)
     return [
         engine_given_up(
             build.name,

@@ -256,4 +256,4 @@ def _program(
 
     sizes = record_sizes(arguments_of_sizes(), [name], effort) if effort else []
     program = capture_alone(alone.eval(), name, calls, ranges, calibration_data, sizes)
-    return right_at_sizes(program, effort) if effort else program
+    return right_at_sizes(program, effort)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from ..common.specs import engine_name
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
+from .assemble.given_up import GivenUp
 from .assemble.head import HEADS
 from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
-from .attempts import build_hybrid
+from .attempts import Attempt, attempt_whole, build_hybrid
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
@@ -59,6 +60,16 @@ class ConvertOptions:
     state: str
     checks: CheckOptions
     output: OutputOptions
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether the detector may become one engine.
+
+        Less than fp32 is meant for layers with weights; boxes are computed in fp32. Without a comparison nothing would
+        show that the detector's own code, which is recorded then, is right at other sizes.
+        """
+        is_alone = self.segments.names == "auto" and self.segments.fuse
+        return is_alone and self.engines.first_precision == "fp32" and self.checks.effort is not None
 
     def check(self, detector: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         """Checks all that can be checked before any work begins.
@@ -120,7 +131,8 @@ def convert(
             name; so may be each of ``calibration_data`` and ``verify_inputs``.
         output: the `.pt` to write; its folder must exist.
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
-            return tensors, do the same in every call, and take at least 1 % of the time on the example.
+            return tensors, do the same in every call, and take at least 1 % of the work on the example,
+            which is counted.
         fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
         head: how what is left becomes TorchScript. "script" compiles its code; "export" takes what torch.export records
             with free sizes, for heads that do not script; "trace" records it on the example, with its branches and
@@ -209,17 +221,8 @@ def _convert(
     names = names_for(class_names, detector, wanted.checks.truth)
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
-    steps.show(shares_table(profile.shares, wanted.engines.first_precision))
-    expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
-    (taken, checks), given_up = build_hybrid(
-        profile,
-        wanted.engines,
-        wanted.segments.shapes,
-        wanted.checks.effort,
-        steps,
-        lambda profile, builds: _checked_head(profile, builds, wanted, steps),
-    )
-    hybrid = taken.hybrid
+    built = _built(profile, wanted, steps)
+    (taken, checks), profile, hybrid = built.finished, built.profile, built.finished[0].hybrid
     saved = Saved()
     if checks.passed:
         saved = save_hybrid(hybrid, profile, checks, wanted.output, names, wanted.checks.inputs, steps)
@@ -238,7 +241,7 @@ def _convert(
         pictures=checks.pictures,
         class_names=names,
         seconds=steps.seconds,
-        given_up=given_up,
+        given_up=built.given_up,
         state=profile.state.kept,
         **vars(saved),
     )
@@ -246,6 +249,35 @@ def _convert(
         result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
     return ConversionResult(hybrid.module, result)
+
+
+def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tuple[HeadChoice, Checks]]:
+    """Builds the hybrid: the whole detector as one engine if it can be, else its segments.
+
+    Raises:
+        OptionError: it can't be one, and has no segment that is worth it.
+    """
+    work = (wanted.engines, wanted.segments.shapes, wanted.checks.effort, steps)
+
+    def finish(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[HeadChoice, Checks]:
+        return _checked_head(profile, builds, wanted, steps)
+
+    whole: Attempt[tuple[HeadChoice, Checks]] | GivenUp | None = None
+    if wanted.takes_whole:
+        whole = attempt_whole(profile, *work, finish, _failure_of)
+    if isinstance(whole, Attempt):
+        return whole
+    if profile.nothing is not None:
+        raise profile.nothing
+    steps.show(shares_table(profile.shares, wanted.engines.first_precision))
+    expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
+    built = build_hybrid(profile, *work, finish)
+    return replace(built, given_up=[*([whole] if whole else []), *built.given_up])
+
+
+def _failure_of(finished: tuple[HeadChoice, Checks]) -> str:
+    verification = finished[1].verification
+    return "" if verification is None or verification.passed else verification.failures[0]
 
 
 def _checked_head(

@@ -75,13 +75,20 @@ class ExportedCode:
         constants: tensors by the names of the attributes that hold them.
     """
 
-    def __init__(self, exported: ExportedProgram, parameters: Sequence[str], stand_ins: Mapping[str, Call]) -> None:
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        parameters: Sequence[str],
+        stand_ins: Mapping[str, Call],
+        numbers: Callable[[torch.fx.Node, Sequence[str]], str] = lambda node, arguments: "",
+    ) -> None:
         """Writes the source.
 
         Args:
             exported: the program.
             parameters: an expression per tensor that it takes.
             stand_ins: what to write in the place of operators, by their qualified names.
+            numbers: returns another expression for a call on sizes, given its arguments as source; empty: the usual.
 
         Raises:
             CaptureError: an operator that TorchScript in C++ has not, state that is kept, or control flow.
@@ -89,6 +96,7 @@ class ExportedCode:
         self.lines: list[str] = []
         self.constants: dict[str, Tensor] = {}
         self._stand_ins = stand_ins
+        self._numbers = numbers
         self._count = 0
         self._names: dict[torch.fx.Node, str] = {}
         self._kept: dict[torch.fx.Node, str] = {}
@@ -138,7 +146,8 @@ class ExportedCode:
             inlined = self._names.get(source) if isinstance(source, torch.fx.Node) else None
             self._assign(node, f"{inlined}[{index}]")
         elif target in _NUMBERS:
-            self._number(node, _NUMBERS[target].format(*map(self._written, node.args)))
+            arguments = [*map(self._written, node.args)]
+            self._number(node, self._numbers(node, arguments) or _NUMBERS[target].format(*arguments))
         elif getattr(target, "__name__", "") == "sym_sum":
             self._number(node, " + ".join(self._written(value) for value in node.args[0]))  # type: ignore[union-attr]
         elif getattr(target, "__name__", "") == "sym_ite":
@@ -176,7 +185,8 @@ class ExportedCode:
             self._assign(node, f"{written[0]}.{name.removeprefix('sym_')}({', '.join(written[1:])})")
             return
         if target._schema.name in self._stand_ins:
-            self._assign(node, self._stand_ins[target._schema.name]([self._written(value) for value in node.args]))
+            given = [self._written(value) for value in (*node.args, *node.kwargs.values())]
+            self._assign(node, self._stand_ins[target._schema.name](given))
             return
         if namespace not in NAMESPACES:
             raise _refused(f"operators of {', '.join(NAMESPACES)}", target._schema.name, node)

@@ -166,6 +166,12 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
         ) from error
 
 
+def script_function(function: FunctionType) -> Any:
+    """Scripts a function whose source is generated: what is recorded around its calls keeps its branches."""
+    with _quiet():
+        return torch.jit.script(function)
+
+
 def is_type(annotation: Any) -> bool:
     """Returns whether TorchScript takes an annotation, a Python object, as a type that None is of."""
     try:

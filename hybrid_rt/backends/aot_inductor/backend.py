@@ -68,8 +68,9 @@ class AOTInductorBackend(Backend):
 
     def settings(self) -> Mapping[str, Any]:
         """What the user has set in torch._inductor.config."""
-        import torch._inductor.config as inductor
+        import torch._inductor.config
 
+        inductor: Any = torch._inductor.config  # torch puts names into this module when it is imported
         found = {}
         for name in getattr(inductor, "_config", ()):
             with contextlib.suppress(Exception):  # some are functions, which do not pickle

@@ -64,8 +64,12 @@ class EngineBuild:
 
 
 @compiling_apart()
-def compile_programs(programs: Sequence[Program], options: EngineOptions, steps: Steps) -> list[EngineBuild]:
+def compile_programs(
+    programs: Sequence[Program], options: EngineOptions, steps: Steps, *, require_all: bool = False
+) -> list[EngineBuild]:
     """Compiles every program into all variants that were asked for; with a fallback, into those that compile it.
+
+    ``require_all``: even with a fallback each engine that is named has to compile it.
 
     Raises:
         FusionError: segments that no compiler takes as one program; each of them may be taken.
@@ -78,7 +82,14 @@ def compile_programs(programs: Sequence[Program], options: EngineOptions, steps:
         done = i * len(options.variants)
         try:
             builds.append(
-                compile_program(program, options, steps, total=total, done=done, skip_refused=options.fallback)
+                compile_program(
+                    program,
+                    options,
+                    steps,
+                    total=total,
+                    done=done,
+                    skip_refused=options.fallback and not require_all,
+                )
             )
         except (BackendError, CaptureError) as error:
             if len(program.members) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...bundle.blob_table import Packed, pack
+from ...capture.export_conditions import infix
 from ...capture.program import Member, Program
 from ...common.errors import BackendError
 from ...common.specs import Artifact
@@ -47,6 +48,7 @@ class Generated(EngineModule):
     def forward(self, {parameters}) -> {returned}:
         {checks}
         inputs = [{inputs}]
+        {conditions}
         outputs = {call}
         return {result}
 '''
@@ -180,6 +182,45 @@ def _parameters(member: Member) -> _Parameters:
     return found
 
 
+def condition_checks(program: Program, member: Member, inputs: str) -> list[str]:
+    """Returns statements that refuse sizes for which a segment was not captured.
+
+    Args:
+        program: the engine's.
+        member: the segment.
+        inputs: the name of the list of its flat tensors.
+    """
+    tensors = [f"{inputs}[{i}]" for i in range(len(member.sources) or len(program.inputs))]
+    got = " + ' and ' + ".join(f"str({tensor}.size())" for tensor in tensors)
+    checks = []
+    for readable, words in program.conditions(member):
+        text = f"hybrid_rt[engine]: segment '{member.name}': expected sizes for which {readable}, got "
+        checks.append(f"assert {infix(words, tensors)}, {text!r} + {got} + '.'")
+    return checks
+
+
+_CHECKED = """\
+def {name}(inputs: List[Tensor]) -> List[Tensor]:
+    {conditions}
+    return inputs
+"""
+
+
+def checked_source(program: Program, member: Member, name: str) -> str:
+    """Returns the source of a function that hands on a segment's flat tensors, or refuses their sizes."""
+    return _CHECKED.format(name=name, conditions="\n    ".join(condition_checks(program, member, "inputs")))
+
+
+def compiled_check(program: Program, member: Member) -> Callable[[list[Tensor]], list[Tensor]] | None:
+    """Returns :func:`checked_source` compiled, so that what is recorded around it keeps it; None for no conditions."""
+    if not program.conditions(member):
+        return None
+    check: Callable[[list[Tensor]], list[Tensor]] = jit.script_function(
+        generated_class(checked_source(program, member, "checked"), "checked", {})
+    )
+    return check
+
+
 def _annotations(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function)
@@ -200,6 +241,7 @@ def _module(program: Program, member: Member, engine: Engine, base: type[_Module
         returned=member.output.annotation,
         checks="\n        ".join(parameters.checks) or "pass",
         inputs=", ".join(part for key, structure in member.inputs.items() for part in structure.take_apart(key)),
+        conditions="\n        ".join(condition_checks(program, member, "inputs")) or "pass",
         call=call,
         result=member.output.put_together(f"outputs[{i}]" for i in itertools.count()),
     )

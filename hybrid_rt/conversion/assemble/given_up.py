@@ -49,6 +49,26 @@ def fused_given_up(segments: Sequence[str], reason: str) -> GivenUp:
     )
 
 
+def segment_given_up(segment: str, share: float, reason: str) -> GivenUp:
+    """Returns the record of a segment that could not be captured; ``share``: of the detector's time, 0..1."""
+    return GivenUp(
+        what=f"the segment {segment}",
+        instead="what is worth it inside it, the rest in the head",
+        reason=reason,
+        cost=f"at most {share:.0%} of the detector's time is as fast as TorchScript makes it",
+    )
+
+
+def whole_given_up(detector: str, reason: str) -> GivenUp:
+    """Returns the record of a detector that could not become one engine."""
+    return GivenUp(
+        what=f"one engine for the whole {detector}",
+        instead="engines for its segments",
+        reason=reason,
+        cost="what is between and behind them is computed by TorchScript",
+    )
+
+
 def engine_given_up(segment: str, engine: str, instead: str, share: float, reason: str) -> GivenUp:
     """Returns the record of an engine that could not compile a segment; ``share``: of the detector's time, 0..1."""
     return GivenUp(

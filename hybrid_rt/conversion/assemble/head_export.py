@@ -23,6 +23,7 @@ from ...torchscript import jit
 from ...torchscript.exported_code import Call, ExportedCode
 from ...torchscript.generated_module import generated_class
 from .builds import EngineBuild
+from .engine_module import checked_source
 
 _TEMPLATE = '''\
 class Head(nn.Module):
@@ -32,6 +33,11 @@ class Head(nn.Module):
         {body}
         return {result}
 '''
+
+
+def _checked(engine: int, member: int) -> str:
+    """The name of the function that hands on a segment's inputs, or refuses their sizes."""
+    return f"checked_{engine}_{member}"
 
 
 _LONGEST = 600
@@ -69,7 +75,13 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
         body="\n        ".join(lines),
         result=head.result.put_together(iter(code.results)),
     )
-    source = "\n\n".join([*head.result.definitions().values(), source])
+    checks = [
+        checked_source(build.program, member, _checked(i, k))
+        for i, build in enumerate(builds)
+        for k, member in enumerate(build.program.members)
+        if build.program.conditions(member)
+    ]
+    source = "\n\n".join([*head.result.definitions().values(), *checks, source])
     names = {"nn": nn, "math": math, "Any": Any, "NamedTuple": NamedTuple, "batched_nms": batched_nms}
     module = generated_class(source, "Head", names)()
     for name, tensor in code.constants.items():
@@ -94,6 +106,8 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
 
 def _engine_call(index: int, program: Program, member: Member, inputs: str) -> str:
     """The call in the place of a segment, see ``engine_module``."""
+    if program.conditions(member):
+        inputs = f"{_checked(index, program.members.index(member))}({inputs})"
     if not member.sources:
         return f"torch.ops.hybrid_rt.run_engine(self.engine_{index}, {inputs})"
     return (

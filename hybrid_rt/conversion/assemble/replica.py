@@ -19,6 +19,7 @@ from ...capture.program import Member, Program
 from ...common.errors import CaptureError, FusionError
 from ...common.tensor_tree import map_tensors
 from ...torchscript.engine import Engine
+from .engine_module import compiled_check
 
 _ENGINE = "hybrid_rt_engine"
 """The attribute that holds the engine: torch.jit.trace records objects of TorchScript's classes as attributes only."""
@@ -40,6 +41,7 @@ class _StandIn:
         self._program = program
         self._member = member
         self._link = link
+        self._check = compiled_check(program, member)
 
     def __call__(self, replica: Replica, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:
         member = self._member
@@ -56,6 +58,8 @@ class _StandIn:
                 code="calls-differ",
             )
         tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
+        if self._check is not None:
+            tensors = self._check(tensors)
         if member.sources:
             self._check_handed_on(tensors)
         else:

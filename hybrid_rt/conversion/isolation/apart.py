@@ -231,4 +231,5 @@ def _ended(backend: Backend, program: Program, got: str) -> BackendError:
         got=got,
         remedy="That is the vendor's code, which does not refuse what it can't do: name smaller submodules in "
         f"segments=, or take another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
+        code="engine-crashed",
     )

@@ -136,6 +136,7 @@ def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
             expected="an artifact of a spec and named bytes",
             got=f"{type(artifact).__name__} that can't be sent from one process to another: {error}",
             remedy="That is a fault of the backend's; take another engine.",
+            code="engine-crashed",
         ) from error
     return artifact  # type: ignore[no-any-return]
 
@@ -153,4 +154,5 @@ def _sendable_error(error: BaseException, backend: str, segment: str) -> BaseExc
         expected="a segment that it compiles",
         got=f"{type(error).__name__}: {error}",
         remedy="Leave the operation that it names out of the segment, or take another engine.",
+        code="operator-not-in-engine",
     )

@@ -44,7 +44,7 @@ class VariantReport:
 class EngineReport:
     """One engine: the submodules in it, its inputs and outputs, and its variants in the file's order.
 
-    ``name`` is for people: the members, joined by "+". ``share`` is their part of the detector's time, 0..1.
+    ``name`` is for people: the members, joined by "+". ``share`` is their part of the detector's counted work, 0..1.
     """
 
     name: str

@@ -17,13 +17,13 @@ from .data import ReportData
 from .measurement import Measurement
 
 LEAST_SHOWN = 0.005
-"""Of the detector's time."""
+"""Of the detector's work."""
 
 _USUAL_WIDTH = 100
 
 
 def shares_table(shares: Sequence[Share], precision: str) -> Table:
-    """Returns what takes the time, and what engines can gain."""
+    """Returns what each submodule does of the work, counted, and what engines can gain."""
     speedup = ENGINE_SPEEDUP[precision]
     gain = predicted_gain(shares, speedup)
     limit = predicted_gain(shares, float("inf"))

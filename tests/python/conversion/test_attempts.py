@@ -371,3 +371,40 @@ def test_what_was_given_up_has_the_reason_s_code() -> None:
     one, many = (fused_given_up(["a", "b"], reason).summary for reason in ("why [x-y]", "why\nmore [x-y]"))
     assert one == many
     assert one.endswith("since why [x-y]")
+
+
+class Branches(nn.Module):
+    """A segment whose code branches on sizes, under a head that depends on values."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.second(x[:, :, ::2] if x.shape[2] > 40 else x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Branches.Body()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.body(x)
+        return found[found > 0]
+
+
+def test_a_segment_that_is_right_at_some_sizes_gives_way_to_those_inside_it(tmp_path: Path) -> None:
+    detector, path = made(Branches()), tmp_path / "x.pt"
+    options = {**QUICK, "shapes": {"height": (16, 64), "width": (16, 64)}}
+    report = hybrid_rt.convert(detector, (small_picture(),), path, **options).report
+    assert [engine.name for engine in report.engines] == ["body.first", "body.second"]
+    [given_up] = report.given_up
+    assert given_up.what == "the segment body"
+    assert "torch.export does not help: " in given_up.reason
+    hybrid = hybrid_rt.load(path)
+    for height in (30, 60):
+        image = torch.rand(1, 3, height, 32)
+        torch.testing.assert_close(hybrid(image), detector(image), rtol=1e-4, atol=1e-5)
+    with pytest.raises(CaptureError, match="segment 'body': expected a recording on"):
+        hybrid_rt.convert(detector, (small_picture(),), path, segments=["body"], **options)
