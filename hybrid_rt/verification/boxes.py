@@ -34,7 +34,7 @@ class BoxMatch:
         expected: how many boxes the detector found.
         found: how many the hybrid found.
         matched: how many pairs they make.
-        min_iou: the least IoU of a pair.
+        min_iou: the least IoU of a pair; of boxes thinner than a pixel how near their edges are, 1 if they are equal.
         max_score_difference: the greatest difference of a pair's scores.
         expected_at_cut: boxes of the detector at the cut.
         found_at_cut: boxes of the hybrid at the cut.

@@ -117,7 +117,7 @@ def _boxes_in(result: Any) -> int:
     return sum(len(picture["boxes"]) for picture in detections_of(result) or [])
 
 
-NOT_REPEATED = "its result is not finite, or rounding decides on it: no target can judge it without the detector"
+NOT_REPEATED = "rounding decides on its result: no target can judge it without the detector"
 """Why a conversion has no golden sample though one was asked for."""
 
 

@@ -21,7 +21,7 @@ from . import coco
 from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset, DatasetComparison, Truth
 from .plain_values import without_plain_values
-from .self_noise import Rerun, equal_but_for_noise, reconciled, with_noise, without_shared_specials
+from .self_noise import Rerun, equal_but_for_noise, reconciled, with_noise
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
 __all__ = [
@@ -167,14 +167,12 @@ def compare_tensors(
         rerun: runs the segment on its inputs with noise, see :mod:`.self_noise`. None: every output has to be equal.
         limit: above this error ``rerun`` is asked. Outputs that the segment itself does not repeat are left out.
     """
-    pairs = [without_shared_specials(*pair) for pair in zip(expected, got, strict=True)]
-    found = [_native.output_error(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+    found = [_native.output_error(name, *pair) for name, *pair in zip(names, expected, got, strict=True)]
     undetermined: frozenset[int] = frozenset()
     if rerun is not None and not all(error.relative_error <= limit for error in found):
         known = reconciled(expected, got, rerun, limit)
         undetermined = known.undetermined
-        pairs = [without_shared_specials(*pair) for pair in zip(expected, known.found, strict=True)]
-        found = [_native.output_error(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+        found = [_native.output_error(name, *pair) for name, *pair in zip(names, expected, known.found, strict=True)]
     return [
         TensorError(engine, error.output, error.relative_error, error.cosine, backend)
         for i, error in enumerate(found)
@@ -256,17 +254,16 @@ UNDETERMINED = "the detector itself returns something else on the same input wit
 def _reconciled_results(
     expected: Any, got: Any, rerun: Rerun, thresholds: Thresholds, where: str
 ) -> tuple[Any, Any, list[str]]:
-    """Both results, in one order and without the infinities that they share, and the outputs that are undetermined."""
+    """Returns both results in one order, and the outputs that are undetermined."""
     structure = structure_of(expected, where)
     if structure != structure_of(got, where):
         return expected, got, []
     wanted, had = list(structure.flatten(expected)), list(structure.flatten(got))
     known = reconciled(wanted, had, lambda seed: list(structure.flatten(rerun(seed))), thresholds.relative_error)
-    pairs = [without_shared_specials(*pair) for pair in zip(wanted, known.found, strict=True)]
     names = list(structure.names("output"))
     return (
-        structure.unflatten(iter([a for a, _ in pairs])),
-        structure.unflatten(iter([b for _, b in pairs])),
+        expected,
+        structure.unflatten(iter(known.found)),
         [names[i] for i in sorted(known.undetermined)],
     )
 

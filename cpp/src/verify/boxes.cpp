@@ -25,6 +25,10 @@ constexpr int64_t kMaskPixels = 2;
 /// A keypoint may be this many pixels off whatever the size of its box.
 constexpr double kKeypointPixels = 2;
 
+/// Boxes whose greatest coordinate is no more are in 0..1: they have no pixels, a thousandth of the image stands for one.
+constexpr double kRelativeCoordinates = 2;
+constexpr double kRelativePixel = 1e-3;
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 __attribute__((format(printf, 1, 2))) std::string formatted(const char* format, ...) {
@@ -56,6 +60,40 @@ std::vector<double> values_of(const at::Tensor& tensor) {
 
 at::Tensor areas_of(const at::Tensor& boxes) { return (boxes.slice(1, 2) - boxes.slice(1, 0, 2)).clamp_min(0).prod(1); }
 
+/// |a - b|, and 0 where both are the same infinity or NaN.
+double distance_of(double a, double b) {
+  if (a == b || (std::isnan(a) && std::isnan(b))) return 0;
+  return std::abs(a - b);
+}
+
+at::Tensor distances_of(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor equal = at::logical_or(a == b, at::logical_and(a.isnan(), b.isnan()));
+  return at::where(equal, 0.0, (a - b).abs());
+}
+
+double pixel_of(const at::Tensor& boxes) {
+  if (boxes.numel() == 0) return 1;
+  return boxes.abs().max().item<double>() <= kRelativeCoordinates ? kRelativePixel : 1;
+}
+
+/// The overlap [n, m] by which boxes are matched: their IoU. Where a side of either box is shorter than a pixel, the IoU
+/// is that of their rounding errors; there the distances of their edges count, relative to what both boxes span along
+/// that axis, a pixel at least. So a line is judged as a box of one pixel is.
+at::Tensor overlap_of(const at::Tensor& expected, const at::Tensor& found) {
+  const at::Tensor iou = box_iou(expected, found);
+  const double pixel = pixel_of(expected);
+  const at::Tensor a = expected.unsqueeze(1);
+  const at::Tensor b = found.unsqueeze(0);
+  const at::Tensor sides = at::minimum(a.slice(2, 2) - a.slice(2, 0, 2), b.slice(2, 2) - b.slice(2, 0, 2));
+  const at::Tensor is_thin = (sides < pixel).any(2);
+  const at::Tensor off = distances_of(a.slice(2, 0, 2), b.slice(2, 0, 2)) + distances_of(a.slice(2, 2), b.slice(2, 2));
+  const at::Tensor span = at::maximum(a.slice(2, 2), b.slice(2, 2)) - at::minimum(a.slice(2, 0, 2), b.slice(2, 0, 2));
+  const at::Tensor by_edges = (1 - off / span.clamp_min(pixel)).clamp_min(0).prod(2);
+  const at::Tensor same = (distances_of(a, b) == 0).all(2);
+  const at::Tensor overlap = at::where(is_thin, at::maximum(iou, by_edges.nan_to_num(0)), iou);
+  return at::where(same, 1.0, overlap);
+}
+
 BoxPairs pairs_of(const at::Tensor& overlap, const at::Tensor& allowed) {
   const auto ious = overlap.accessor<double, 2>();
   const auto may = allowed.accessor<bool, 2>();
@@ -81,9 +119,9 @@ struct ComparedPairs {
 
 ComparedPairs compared_pairs(const DetectionFields& expected, const DetectionFields& found,
                              const Thresholds& thresholds) {
-  const at::Tensor overlap = box_iou(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
-  const at::Tensor difference =
-      (expected.at("scores").to(at::kDouble).unsqueeze(1) - found.at("scores").to(at::kDouble).unsqueeze(0)).abs();
+  const at::Tensor overlap = overlap_of(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
+  const at::Tensor difference = distances_of(expected.at("scores").to(at::kDouble).unsqueeze(1),
+                                             found.at("scores").to(at::kDouble).unsqueeze(0));
   const at::Tensor same_label = expected.at("labels").unsqueeze(1) == found.at("labels").unsqueeze(0);
   const at::Tensor allowed =
       at::logical_and(same_label, at::logical_and(overlap >= thresholds.iou, difference <= thresholds.score));
@@ -150,8 +188,8 @@ double drift(const at::Tensor& first, const at::Tensor& second) {
   const std::vector<double> b = values_of(second);
   double squared = 0;
   for (size_t corner = 0; corner < 4; corner += 2) {
-    const double x = a[corner] - b[corner];
-    const double y = a[corner + 1] - b[corner + 1];
+    const double x = distance_of(a[corner], b[corner]);
+    const double y = distance_of(a[corner + 1], b[corner + 1]);
     squared = std::max(squared, x * x + y * y);
   }
   return std::sqrt(squared);
@@ -191,16 +229,17 @@ void compare_keypoints(BoxMatch& match, const DetectionFields& expected, const D
     }
     const std::vector<double> box = values_of(expected.at("boxes")[i]);
     const double area = std::max(box[2] - box[0], 0.0) * std::max(box[3] - box[1], 0.0);
-    const double allowed = std::max(thresholds.keypoint_distance * std::sqrt(area), kKeypointPixels);
+    const double size = std::isfinite(area) ? std::sqrt(area) : 0;
+    const double allowed = std::max(thresholds.keypoint_distance * size, kKeypointPixels);
     const std::vector<double> a = values_of(first);
     const std::vector<double> b = values_of(second);
     const auto columns = static_cast<size_t>(first.size(1));
     for (size_t row = 0; row < a.size(); row += columns) {
-      const double x = a[row] - b[row];
-      const double y = a[row + 1] - b[row + 1];
+      const double x = distance_of(a[row], b[row]);
+      const double y = distance_of(a[row + 1], b[row + 1]);
       const double distance = std::sqrt(x * x + y * y);
       bool is_near = distance <= allowed;
-      for (size_t k = row + 2; k < row + columns; ++k) is_near &= std::abs(a[k] - b[k]) <= thresholds.score;
+      for (size_t k = row + 2; k < row + columns; ++k) is_near &= distance_of(a[k], b[k]) <= thresholds.score;
       if (!is_near) ++match.keypoints_differ;
       match.max_keypoint_distance =
           std::max(match.max_keypoint_distance.value_or(0), std::isnan(distance) ? kInfinity : distance);

@@ -100,13 +100,18 @@ void compare_detections(Comparison& comparison, const std::vector<DetectionField
 }  // namespace
 
 OutputError output_error(const std::string& name, const at::Tensor& expected, const at::Tensor& found) {
-  if (expected.sizes() != found.sizes() || expected.scalar_type() != found.scalar_type() ||
-      !at::isfinite(found).all().item<bool>()) {
-    return {name, std::numeric_limits<double>::infinity(), 0};
-  }
+  const OutputError not_comparable{name, std::numeric_limits<double>::infinity(), 0};
+  if (expected.sizes() != found.sizes() || expected.scalar_type() != found.scalar_type()) return not_comparable;
   if (expected.numel() == 0) return {name, 0, 1};
-  const at::Tensor a = expected.detach().cpu().to(at::kDouble).flatten();
-  const at::Tensor b = found.detach().cpu().to(at::kDouble).flatten();
+  at::Tensor a = expected.detach().cpu().to(at::kDouble).flatten();
+  at::Tensor b = found.detach().cpu().to(at::kDouble).flatten();
+  const at::Tensor finite = at::logical_and(at::isfinite(a), at::isfinite(b));
+  if (!finite.all().item<bool>()) {
+    const at::Tensor equal = at::logical_or(a == b, at::logical_and(a.isnan(), b.isnan()));
+    if (!at::logical_or(finite, equal).all().item<bool>()) return not_comparable;
+    a = at::where(finite, a, 0.0);
+    b = at::where(finite, b, 0.0);
+  }
   const double scale = a.abs().max().item<double>();
   const double difference = (a - b).abs().max().item<double>();
   const double norms = a.norm().item<double>() * b.norm().item<double>();

@@ -99,6 +99,25 @@ TEST_CASE("another shape, dtype or a number without end is infinitely wrong") {
   }
 }
 
+TEST_CASE("infinities and NaN that both sides have are equal") {
+  const at::Tensor expected = torch::tensor({1.0F, INFINITY, -INFINITY, NAN});
+  const Verification equal = hybrid_rt::compare(expected, expected.clone(), {}, "here");
+  CHECK(equal.passed());
+  CHECK(equal.outputs.at(0).relative_error == 0);
+  for (const int64_t place : {1, 2, 3}) {
+    at::Tensor found = expected.clone();
+    found[place] = 1;
+    CHECK(std::isinf(hybrid_rt::compare(expected, found, {}, "here").outputs.at(0).relative_error));
+  }
+}
+
+TEST_CASE("boxes without area match where their edges do") {
+  const c10::IValue line = detections({{5, 0, 5, 10}}, {0.9F});
+  CHECK(hybrid_rt::compare(line, detections({{5.004F, 0, 5.004F, 10}}, {0.9F}), {}, "here").passed());
+  CHECK_FALSE(hybrid_rt::compare(line, detections({{5.02F, 0, 5.02F, 10}}, {0.9F}), {}, "here").passed());
+  CHECK_FALSE(hybrid_rt::compare(line, detections({{5, 0, 5, 11}}, {0.9F}), {}, "here").passed());
+}
+
 TEST_CASE("a result that holds something else than tensors is refused") {
   const Error error = failure_of([] { hybrid_rt::compare(c10::IValue(3), c10::IValue(3), {}, "here"); });
   CHECK(error.kind() == ErrorKind::kInput);

@@ -20,6 +20,28 @@ BF16 = THRESHOLDS["bf16"]
 Detections = dict[str, Tensor]
 
 
+def with_thin_boxes(seed: int) -> tuple[Detections, Detections]:
+    """Boxes of which most have a side below a pixel, none, or a negative one, and the same moved by up to 0.02 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    count = 8
+    sides = torch.tensor([0.0, 0.0, 0.3, 1.1, 30.0, -2.0])[torch.randint(6, (count, 2), generator=generator)]
+    corners = torch.rand(count, 2, generator=generator) * 60
+    expected = {
+        "boxes": torch.cat([corners, corners + sides], dim=1).double(),
+        "labels": torch.zeros(count),
+        "scores": torch.linspace(0.9, 0.6, count),
+    }
+    size = [0.0, 0.005, 0.01, 0.02][seed % 4]
+    moved = expected["boxes"] + (torch.rand(count, 4, generator=generator, dtype=torch.float64) - 0.5) * 2 * size
+    if seed % 5 == 0:  # coordinates in 0..1: a thousandth of the image is a pixel there
+        expected["boxes"], moved = expected["boxes"] / 1000, moved / 1000
+    if seed % 3 == 0:
+        expected["boxes"][0, 0] = moved[0, 0] = math.inf
+        expected["boxes"][1] = moved[1] = math.nan
+        expected["boxes"][2, 1] = math.inf
+    return expected, {**expected, "boxes": moved}
+
+
 def perturbed(seed: int) -> tuple[Detections, Detections]:
     """A crowded image with masks and keypoints, and the same with noise: boxes lost, added, moved, relabelled."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,6 +82,23 @@ def perturbed(seed: int) -> tuple[Detections, Detections]:
 CUT, HALF, MASK_PIXELS, KEYPOINT_PIXELS = 1e-3, 0.5, 2, 2.0
 
 
+def off(a: float, b: float) -> float:
+    return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b)
+
+
+def overlap(a: list[float], b: list[float], pixel: float) -> float:
+    """The IoU; of boxes with a side below a pixel what their edges are apart, if that says more."""
+    if all(off(*pair) == 0 for pair in zip(a, b, strict=True)):
+        return 1.0
+    if not any(box[2] - box[0] < pixel or box[3] - box[1] < pixel for box in (a, b)):
+        return iou(a, b)
+    by_edges = 1.0
+    for low, high in ((0, 2), (1, 3)):
+        span = max(pixel, max(a[high], b[high]) - min(a[low], b[low]))
+        by_edges *= max(0.0, 1 - (off(a[low], b[low]) + off(a[high], b[high])) / span)
+    return max(iou(a, b), by_edges)
+
+
 def iou(a: list[float], b: list[float]) -> float:
     if a == b:
         return 1.0
@@ -76,16 +115,23 @@ def as_numbers(detections: Detections) -> dict[str, list[Any]]:
     }
 
 
+def pixel_of(detections: dict[str, list[Any]]) -> float:
+    """A pixel, or a thousandth of the image where coordinates are in 0..1."""
+    values = [abs(value) for box in detections["boxes"] for value in box]
+    return 1e-3 if values and all(value <= 2 for value in values) else 1.0
+
+
 def reference_pairs(a: dict[str, list[Any]], b: dict[str, list[Any]], limits: Thresholds) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
+    pixel = pixel_of(a)
     for i, box in enumerate(a["boxes"]):
         free = [
-            (iou(box, b["boxes"][j]), -j)
+            (overlap(box, b["boxes"][j], pixel), -j)
             for j in range(len(b["boxes"]))
             if j not in [taken for _, taken in pairs]
             and a["labels"][i] == b["labels"][j]
-            and iou(box, b["boxes"][j]) >= limits.iou
-            and abs(a["scores"][i] - b["scores"][j]) <= limits.score
+            and overlap(box, b["boxes"][j], pixel) >= limits.iou
+            and off(a["scores"][i], b["scores"][j]) <= limits.score
         ]
         if free:
             pairs.append((i, -max(free)[1]))
@@ -136,7 +182,8 @@ def test_random_detections_are_matched_as_by_the_reference(limits: Thresholds) -
         assert (match.expected, match.found, match.matched) == counts, seed
         assert match.expected_at_cut == reference_at_cut(a["scores"], {i for i, _ in pairs}, b["scores"], limits), seed
         assert match.found_at_cut == reference_at_cut(b["scores"], {j for _, j in pairs}, a["scores"], limits), seed
-        assert match.min_iou == pytest.approx(min((iou(a["boxes"][i], b["boxes"][j]) for i, j in pairs), default=1.0))
+        overlaps = [overlap(a["boxes"][i], b["boxes"][j], pixel_of(a)) for i, j in pairs]
+        assert match.min_iou == pytest.approx(min(overlaps, default=1.0))
         if "masks" in found:
             assert match.masks == len(pairs)
             assert match.masks_differ == reference_masks_differ(a, b, pairs, limits.mask_iou), seed
@@ -155,6 +202,35 @@ def test_random_detections_are_matched_as_by_the_reference(limits: Thresholds) -
         verdicts |= {"at cut"} if match.at_cut else set()
     # Each kind of verdict was among them.
     assert verdicts == {"boxes found", "masks differ", "keypoints are", "fields", "True", "False", "at cut"}
+
+
+def test_boxes_thinner_than_a_pixel_are_matched_as_by_the_reference() -> None:
+    matched = []
+    for seed in range(60):
+        expected, found = with_thin_boxes(seed)
+        pairs = reference_pairs(as_numbers(expected), as_numbers(found), FP32)
+        assert matching_boxes(expected, found, FP32) == pairs, seed
+        matched.append(len(pairs))
+        if seed % 4 == 0:
+            assert match_boxes(expected, found).max_box_drift == 0
+            assert len(pairs) == (8 if seed % 3 else 7), seed  # all but the box that is infinite on one side alone
+    assert len(set(matched)) > 4  # some were too far off, some not
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_scores_boxes_and_keypoints_that_are_infinite_on_both_sides_are_equal(value: float) -> None:
+    one = {
+        "boxes": torch.tensor([[0.0, 0.0, value, 10.0], [20.0, 0.0, 30.0, 10.0]]),
+        "labels": torch.tensor([1, 2]),
+        "scores": torch.tensor([0.9, value]),
+        "keypoints": torch.tensor([[[1.0, value, 1.0]], [[1.0, 2.0, value]]]),
+    }
+    match = compare_detections(one, {name: tensor.clone() for name, tensor in one.items()}, FP32, "here")
+    assert (match.matched, match.max_score_difference, match.max_box_drift, match.keypoints_differ) == (2, 0.0, 0.0, 0)
+    for name in ("boxes", "scores", "keypoints"):
+        other = {**one, name: one[name].nan_to_num(0.5, 0.5, 0.5)}
+        for sides in ((one, other), (other, one)):
+            assert differences(compare_detections(*sides, FP32, "here"), FP32), name
 
 
 def test_values_of_a_match_that_was_worked_out_by_hand() -> None:
@@ -230,6 +306,24 @@ def test_tensors_are_judged(found: Any, errors: list[float], failures: list[str]
 
 def properties(cls: type) -> set[str]:
     return {name for name, value in vars(cls).items() if isinstance(value, property)}
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "error"),
+    [
+        ([math.inf, 2.0], [math.inf, 2.001], 0.0005),  # of the finite values
+        ([-math.inf, math.nan], [-math.inf, math.nan], 0.0),
+        ([math.inf, 1.0], [-math.inf, 1.0], math.inf),
+        ([math.nan, 1.0], [math.inf, 1.0], math.inf),
+        ([math.nan, 1.0], [1.0, 1.0], math.inf),
+        ([3e38, 1.0], [math.inf, 1.0], math.inf),
+    ],
+)
+def test_values_that_are_not_finite(expected: list[float], found: list[float], error: float) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16 if error == math.inf else torch.float32):
+        known = _native.output_error("", torch.tensor(expected, dtype=dtype), torch.tensor(found, dtype=dtype))
+        assert known.relative_error == pytest.approx(error, rel=1e-3)
+        assert math.isfinite(known.cosine)
 
 
 def test_both_languages_have_the_same_thresholds() -> None:

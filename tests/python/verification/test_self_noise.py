@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt import THRESHOLDS, Verification, VerificationError
-from hybrid_rt.verification.self_noise import reconciled, with_noise, without_shared_specials
+from hybrid_rt.verification.golden import SampleChoice
+from hybrid_rt.verification.self_noise import reconciled, with_noise
 from hybrid_rt.verification.verify import compare_modules, compare_results, compare_tensors
 
 LIMITS = THRESHOLDS["fp32"]
@@ -103,11 +104,6 @@ def test_special_values_of_one_side_alone_are_wrong(expected: float, found: floa
     assert not result.passed
 
 
-def test_whole_numbers_and_other_shapes_have_no_special_values() -> None:
-    one = torch.ones(2, dtype=torch.int64)
-    assert without_shared_specials(one, one)[0] is one
-
-
 def test_noise_is_of_the_size_of_a_rounding_and_repeats() -> None:
     image, labels = torch.rand(3, 4, 4) * 255, torch.ones(2, dtype=torch.int64)
     first, second = with_noise((image, labels), 1), with_noise((image, labels), 1)
@@ -158,8 +154,9 @@ def test_boxes_of_a_detector_that_repeats_them_are_not_widened() -> None:
 
 def test_without_the_detector_the_rule_of_the_target_holds_alone() -> None:
     verification = Verification("fp32")
-    one = torch.tensor([1.0, INF])
-    compare_results(verification, one, one.clone(), LIMITS, "golden sample")
+    compare_results(
+        verification, rows_by_score(NEAR_TIES), rows_by_score(NEAR_TIES).flip(1), LIMITS, "golden sample"
+    )
     assert not verification.passed
 
 
@@ -216,13 +213,26 @@ def test_infinities_between_segment_and_head_convert(tmp_path: Path) -> None:
     assert result.report.golden.startswith("input")
 
 
-def test_a_result_that_only_the_detector_can_judge_is_no_golden_sample(tmp_path: Path) -> None:
-    result = hybrid_rt.convert(
-        Alone(WithAnchors()).eval(), (torch.rand(1, 3, 8, 8),), tmp_path / "a.pt", segments=["backbone"],
-        head="trace", measure=False,
+def test_a_result_that_only_the_detector_can_judge_is_no_golden_sample() -> None:
+    one, other = (torch.zeros(1),), (torch.ones(1),)
+    result = rows_by_score(NEAR_TIES)
+    choice = SampleChoice(one, result, LIMITS)
+    choice(one, result, result.flip(1))
+    assert choice.sample("fp32") is None
+    choice(other, result, result)
+    sample = choice.sample("fp32")
+    assert sample is not None
+    assert sample.inputs is other
+
+
+def test_infinities_in_the_result_are_in_the_golden_sample(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    hybrid_rt.convert(
+        Alone(WithAnchors()).eval(), (torch.rand(1, 3, 8, 8),), path, segments=["backbone"], head="trace",
+        measure=False,
     )  # fmt: skip
-    assert "no target can judge it" in result.report.golden
-    assert hybrid_rt.verify(Alone(WithAnchors()).eval(), tmp_path / "a.pt", [(torch.rand(1, 3, 8, 8),)]).passed
+    assert hybrid_rt.verify_golden(path).passed
+    assert hybrid_rt.verify(Alone(WithAnchors()).eval(), path, [(torch.rand(1, 3, 8, 8),)]).passed
 
 
 def test_a_wrong_engine_is_refused_beside_an_input_that_is_not_determined(tmp_path: Path) -> None:
