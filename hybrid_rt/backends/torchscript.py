@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.errors import BackendError
 from ..common.specs import Artifact, blob_from_bytes
-from ..torchscript import bfloat16, jit
+from ..torchscript import bfloat16, head_operators, jit
 from .base import Availability, Backend
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class TorchScriptBackend(Backend):
         """Traces the segment; bf16: casts it, weights and all, and runs it once.
 
         Raises:
-            CaptureError: the tracer fails.
+            CaptureError: the tracer fails, or an operator of torchvision that hybrid_rt has not.
             BackendError: an operation that torch does not have in bf16.
         """
         spec = self.spec(program, precision, versions={"torch": torch.__version__})
-        module = program.traced()
+        module = head_operators.rewritten(program.traced(), f"segment '{program.name}' on {self.name}")
         if precision == "bf16":
             sides = ([tensor.dtype for tensor in specs] for specs in (program.inputs, program.outputs))
             module = bfloat16.lowered(module, *sides)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..common.error_text import described
 from ..common.errors import CaptureError
 from ..common.tensor_tree import map_tensors, tensors_in
-from ..torchscript.jit import HEAD_OPERATORS
+from ..torchscript.head_operators import HEAD_OPERATORS
 from .observe import Observation, arguments_of, structures_of
 from .probe_inputs import Sample
 from .side_effects import find_side_effects

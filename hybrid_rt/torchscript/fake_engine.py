@@ -104,3 +104,53 @@ def _roi_align(
 ) -> Tensor:
     """[number of rois, C, pooled_height, pooled_width]."""
     return input.new_empty([rois.shape[0], input.shape[1], pooled_height, pooled_width])
+
+
+def _pooled(input: Tensor, rois: Tensor, channels: Any, height: int, width: int) -> tuple[Tensor, Tensor]:
+    sizes = [rois.shape[0], channels, height, width]
+    return input.new_empty(sizes), input.new_empty(sizes, dtype=torch.int32)
+
+
+@torch.library.register_fake("hybrid_rt::roi_pool")
+def _roi_pool(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Tensor, Tensor]:
+    """Values and the pixels that they are from, [number of rois, C, pooled_height, pooled_width]."""
+    return _pooled(input, rois, input.shape[1], pooled_height, pooled_width)
+
+
+@torch.library.register_fake("hybrid_rt::ps_roi_pool")
+def _ps_roi_pool(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
+) -> tuple[Tensor, Tensor]:
+    """Values and the channels that they are from; each bin has channels of its own."""
+    return _pooled(input, rois, input.shape[1] // (pooled_height * pooled_width), pooled_height, pooled_width)
+
+
+@torch.library.register_fake("hybrid_rt::ps_roi_align")
+def _ps_roi_align(
+    input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int, sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
+    """As ps_roi_pool."""
+    return _pooled(input, rois, input.shape[1] // (pooled_height * pooled_width), pooled_height, pooled_width)
+
+
+@torch.library.register_fake("hybrid_rt::deform_conv2d")
+def _deform_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    groups: int,
+    offset_groups: int,
+    use_mask: bool,
+) -> Tensor:
+    """[N, O, height, width]: the offsets have one row per output pixel."""
+    return input.new_empty([input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3]])

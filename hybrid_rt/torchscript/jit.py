@@ -23,19 +23,6 @@ from .autograd_functions import forwards_alone
 from .engine import Engine
 from .generated_module import generated_class
 
-HEAD_OPERATORS = {
-    "torchvision::nms": """
-        graph(%dets, %scores, %iou_threshold):
-            %kept = {op}(%dets, %scores, %iou_threshold)
-            return (%kept)""",
-    "torchvision::roi_align": """
-        graph(%input, %rois, %scale, %height, %width, %sampling_ratio, %aligned):
-            %pooled = {op}(%input, %rois, %scale, %height, %width, %sampling_ratio, %aligned)
-            return (%pooled)""",
-}
-"""Operators of torchvision that hybrid_rt has too, as graph patterns."""
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's notices that TorchScript is deprecated, and the tracer's about shapes that it generalises."""
@@ -494,28 +481,24 @@ def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return torch.jit._recursive.wrap_cpp_module(frozen._c)
 
 
-def rewrite_head_operators(module: torch.jit.ScriptModule) -> list[str]:
-    """Puts hybrid_rt's operators in the place of torchvision's in a frozen module; returns the ones it now calls.
+def replace_operator(graph: Any, name: str, other: str, inputs: Sequence[str], results: int) -> None:
+    """Calls another operator of the same inputs and results in the place of each call of one in a graph."""
+    pattern = "graph({inputs}):\n    {results} = {op}({inputs})\n    return ({results})"
+    names = {"inputs": ", ".join(f"%{each}" for each in inputs), "results": ", ".join(f"%r{i}" for i in range(results))}
+    torch._C._jit_pass_custom_pattern_based_rewrite_graph(
+        pattern.format(op=name, **names), pattern.format(op=other, **names), graph
+    )
 
-    Raises:
-        CaptureError: an operator of torchvision is left, which plain C++ would not have.
-    """
-    graph = module.graph
-    for name, pattern in HEAD_OPERATORS.items():
-        ours = name.replace("torchvision::", "hybrid_rt::")
-        torch._C._jit_pass_custom_pattern_based_rewrite_graph(pattern.format(op=name), pattern.format(op=ours), graph)
-    kinds = sorted({node.kind() for node in nodes_of(graph)})
-    left = [kind for kind in kinds if kind.startswith("torchvision::")]
-    if left:
-        raise CaptureError.make(
-            "capture",
-            "the detector's head",
-            expected=f"no operator of torchvision but {', '.join(HEAD_OPERATORS)}",
-            got=", ".join(left),
-            remedy="Put the module that calls it into a segment.",
-            code="operator-not-in-cpp",
-        )
-    return [kind for kind in kinds if kind.startswith("hybrid_rt::")]
+
+def graphs_of(module: torch.jit.ScriptModule) -> Iterator[Any]:
+    """The graphs of all methods of a module and its submodules, with the functions that they call inlined."""
+    for part in module.modules():
+        native: Any = getattr(part, "_c", None)  # a stand-in of freeze's constants has none
+        for name in native._method_names() if native is not None else ():
+            graph = native._get_method(name).graph
+            if any(node.kind() == "prim::CallFunction" for node in nodes_of(graph)):
+                torch._C._jit_pass_inline(graph)
+            yield graph
 
 
 def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:

@@ -41,6 +41,20 @@ Opened open(const std::string& path) {
   return {entry(), ""};
 }
 
+/// Says once that the poolings without a CUDA kernel are copied.
+void warn_of_copies() {
+  static const bool is_said = [] {
+    log(LogLevel::kWarning,
+        "roi_pool, ps_roi_pool and ps_roi_align have no CUDA kernels: they run on the CPU, with copies there and back");
+    return true;
+  }();
+  (void)is_said;
+}
+
+std::tuple<at::Tensor, at::Tensor> moved(const std::tuple<at::Tensor, at::Tensor>& results, at::Device device) {
+  return {std::get<0>(results).to(device), std::get<1>(results).to(device)};
+}
+
 /// Null if there are none that can be used.
 const CudaOperators* cuda_operators() {
   static const CudaOperators* const operators = open_cuda_operators(cuda_operators_path());
@@ -85,6 +99,31 @@ at::Tensor roi_align_through_cpu(const at::Tensor& input, const at::Tensor& rois
   check_roi_align(input, rois, pooled_height, pooled_width);
   return roi_align(input.cpu(), rois.cpu(), spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned)
       .to(input.device());
+}
+
+std::tuple<at::Tensor, at::Tensor> roi_pool_through_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                                        double spatial_scale, int64_t pooled_height,
+                                                        int64_t pooled_width) {
+  check_pooling("roi_pool", input, rois, pooled_height, pooled_width);
+  warn_of_copies();
+  return moved(roi_pool(input.cpu(), rois.cpu(), spatial_scale, pooled_height, pooled_width), input.device());
+}
+
+std::tuple<at::Tensor, at::Tensor> ps_roi_pool_through_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                                           double spatial_scale, int64_t pooled_height,
+                                                           int64_t pooled_width) {
+  check_position_sensitive_pooling("ps_roi_pool", input, rois, pooled_height, pooled_width);
+  warn_of_copies();
+  return moved(ps_roi_pool(input.cpu(), rois.cpu(), spatial_scale, pooled_height, pooled_width), input.device());
+}
+
+std::tuple<at::Tensor, at::Tensor> ps_roi_align_through_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                                            double spatial_scale, int64_t pooled_height,
+                                                            int64_t pooled_width, int64_t sampling_ratio) {
+  check_position_sensitive_pooling("ps_roi_align", input, rois, pooled_height, pooled_width);
+  warn_of_copies();
+  return moved(ps_roi_align(input.cpu(), rois.cpu(), spatial_scale, pooled_height, pooled_width, sampling_ratio),
+               input.device());
 }
 
 at::Tensor nms_on_cuda(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 
 // nms and roi_align of CUDA tensors. The kernels lie in a library of their own (operators/cuda), opened when first
 // needed, so that this one serves machines with and without CUDA. Where that one is missing, the CPU kernels do the
@@ -45,5 +46,16 @@ at::Tensor roi_align_through_cpu(const at::Tensor& input, const at::Tensor& rois
 at::Tensor nms_on_cuda(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold);
 at::Tensor roi_align_on_cuda(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                              int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned);
+
+/// As of head_operators.h, for tensors on any device: copied to the CPU, the results back; a warning says so once.
+std::tuple<at::Tensor, at::Tensor> roi_pool_through_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                                        double spatial_scale, int64_t pooled_height,
+                                                        int64_t pooled_width);
+std::tuple<at::Tensor, at::Tensor> ps_roi_pool_through_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                                           double spatial_scale, int64_t pooled_height,
+                                                           int64_t pooled_width);
+std::tuple<at::Tensor, at::Tensor> ps_roi_align_through_cpu(const at::Tensor& input, const at::Tensor& rois,
+                                                            double spatial_scale, int64_t pooled_height,
+                                                            int64_t pooled_width, int64_t sampling_ratio);
 
 }  // namespace hybrid_rt::operators

@@ -3,8 +3,11 @@
 #include <c10/util/StringUtil.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "hybrid_rt/error.h"
+#include "operators/head_operators.h"
 
 namespace hybrid_rt::operators {
 namespace {
@@ -46,7 +49,12 @@ void check_nms(const at::Tensor& dets, const at::Tensor& scores) {
 }
 
 void check_roi_align(const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height, int64_t pooled_width) {
-  const Refuse refuse{"roi_align"};
+  check_pooling("roi_align", input, rois, pooled_height, pooled_width);
+}
+
+void check_pooling(const char* name, const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height,
+                   int64_t pooled_width) {
+  const Refuse refuse{name};
   if (input.device() != rois.device()) {
     refuse("input and rois on one device", c10::str(input.device(), " and ", rois.device()),
            "Move one of them with .to().");
@@ -72,17 +80,73 @@ void check_roi_align(const at::Tensor& input, const at::Tensor& rois, int64_t po
   }
 }
 
-void check_box(const BoxVerdict& verdict, int64_t pictures, int64_t row) {
+void check_position_sensitive_pooling(const char* name, const at::Tensor& input, const at::Tensor& rois,
+                                      int64_t pooled_height, int64_t pooled_width) {
+  check_pooling(name, input, rois, pooled_height, pooled_width);
+  const int64_t bins = pooled_height * pooled_width;
+  if (bins == 0 || input.size(1) % bins != 0) {
+    Refuse{name}(c10::str("channels that are a multiple of ", pooled_height, " x ", pooled_width, " bins"),
+                 describe(input), "Check what made it, or the pooler's output size.");
+  }
+}
+
+void check_box(const BoxVerdict& verdict, int64_t pictures, int64_t row, const char* name) {
   if (verdict.fault == Fault::kNone) {
     return;
   }
-  const Refuse refuse{"roi_align"};
+  const Refuse refuse{name};
   const std::string got = c10::str(verdict.got, " in row ", row);
   if (verdict.fault == Fault::kPicture) {
     refuse(c10::str("rois[:, 0] to index a batch of ", pictures), got, "Number the pictures from 0.");
   }
   refuse(c10::str("at most ", kMaxPoints, " sampling points per box"), got,
          "Lower sampling_ratio or clip the boxes to the picture.");
+}
+
+void check_deform_conv2d(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& offset,
+                         const at::Tensor& mask, const at::Tensor& bias, const DeformableConvolution& options) {
+  const Refuse refuse{"deform_conv2d"};
+  if (input.dim() != 4 || weight.dim() != 4 || offset.dim() != 4) {
+    refuse("input, weight and offset of four dimensions",
+           c10::str(describe(input), ", ", describe(weight), " and ", describe(offset)), "Check what made them.");
+  }
+  const at::ScalarType dtype = input.scalar_type();
+  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf) {
+    refuse("input of dtype Float, Double or Half", describe(input), "Convert all tensors with .float().");
+  }
+  for (const at::Tensor* const tensor : {&weight, &offset, &bias, options.use_mask ? &mask : &offset}) {
+    if (tensor->scalar_type() != dtype || tensor->device() != input.device()) {
+      refuse(c10::str("tensors of the dtype and device of input, ", c10::toString(dtype), " on ", input.device()),
+             c10::str(describe(*tensor), " on ", tensor->device()), "Convert or move one of them.");
+    }
+  }
+  for (const int64_t number : {options.stride_h, options.stride_w, options.dilation_h, options.dilation_w,
+                               options.groups, options.offset_groups}) {
+    if (number < 1) refuse("strides, dilations and groups of 1 or more", c10::str(number), "Check the module.");
+  }
+  if (options.pad_h < 0 || options.pad_w < 0) refuse("a padding of 0 or more", "a negative one", "Check the module.");
+  if (input.size(1) % options.groups != 0 || weight.size(0) % options.groups != 0 ||
+      weight.size(1) * options.groups != input.size(1) || input.size(1) % options.offset_groups != 0) {
+    refuse(c10::str("channels that fit ", options.groups, " groups and ", options.offset_groups, " groups of offsets"),
+           c10::str(describe(input), " and weight ", describe(weight)), "Check the module.");
+  }
+  const auto [height, width] = options.output_size(input, weight);
+  if (height < 1 || width < 1) {
+    refuse("an output with pixels", c10::str(height, " x ", width, " of input ", describe(input)),
+           "Pass a larger image.");
+  }
+  const int64_t taps = options.offset_groups * weight.size(2) * weight.size(3);
+  const auto check_map = [&](const char* what, const at::Tensor& map, int64_t channels) {
+    const std::vector<int64_t> wanted{input.size(0), channels, height, width};
+    if (map.sizes() != at::IntArrayRef(wanted)) {
+      refuse(c10::str(what, " of shape ", at::IntArrayRef(wanted)), describe(map), "Check what made it.");
+    }
+  };
+  check_map("offset", offset, 2 * taps);
+  if (options.use_mask) check_map("mask", mask, taps);
+  if (bias.dim() != 1 || bias.size(0) != weight.size(0)) {
+    refuse(c10::str("bias of shape [", weight.size(0), "]"), describe(bias), "Check the module.");
+  }
 }
 
 }  // namespace hybrid_rt::operators

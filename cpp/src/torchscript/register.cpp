@@ -53,6 +53,18 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.def(
       "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
       "int sampling_ratio, bool aligned) -> Tensor");
+  m.def(
+      "roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+      "int sampling_ratio) -> (Tensor, Tensor)");
+  m.def(
+      "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, int stride_h, int stride_w, "
+      "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups, bool use_mask) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
@@ -63,11 +75,19 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("nms", &operators::nms);
   m.impl("roi_align", &operators::roi_align);
+  m.impl("roi_pool", &operators::roi_pool);
+  m.impl("ps_roi_pool", &operators::ps_roi_pool);
+  m.impl("ps_roi_align", &operators::ps_roi_align);
+  m.impl("deform_conv2d", &operators::deform_conv2d);
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
   m.impl("nms", &operators::nms_on_cuda);
   m.impl("roi_align", &operators::roi_align_on_cuda);
+  m.impl("roi_pool", &operators::roi_pool_through_cpu);
+  m.impl("ps_roi_pool", &operators::ps_roi_pool_through_cpu);
+  m.impl("ps_roi_align", &operators::ps_roi_align_through_cpu);
+  m.impl("deform_conv2d", &operators::composed_deform_conv2d);
 }
 
 }  // namespace hybrid_rt

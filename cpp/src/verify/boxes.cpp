@@ -25,7 +25,8 @@ constexpr int64_t kMaskPixels = 2;
 /// A keypoint may be this many pixels off whatever the size of its box.
 constexpr double kKeypointPixels = 2;
 
-/// Boxes whose greatest coordinate is no more are in 0..1: they have no pixels, a thousandth of the image stands for one.
+/// Boxes whose greatest coordinate is no more are in 0..1: they have no pixels, a thousandth of the image stands for
+/// one.
 constexpr double kRelativeCoordinates = 2;
 constexpr double kRelativePixel = 1e-3;
 
@@ -76,9 +77,9 @@ double pixel_of(const at::Tensor& boxes) {
   return boxes.abs().max().item<double>() <= kRelativeCoordinates ? kRelativePixel : 1;
 }
 
-/// The overlap [n, m] by which boxes are matched: their IoU. Where a side of either box is shorter than a pixel, the IoU
-/// is that of their rounding errors; there the distances of their edges count, relative to what both boxes span along
-/// that axis, a pixel at least. So a line is judged as a box of one pixel is.
+/// The overlap [n, m] by which boxes are matched: their IoU. Where a side of either box is shorter than a pixel, the
+/// IoU is that of their rounding errors; there the distances of their edges count, relative to what both boxes span
+/// along that axis, a pixel at least. So a line is judged as a box of one pixel is.
 at::Tensor overlap_of(const at::Tensor& expected, const at::Tensor& found) {
   const at::Tensor iou = box_iou(expected, found);
   const double pixel = pixel_of(expected);
@@ -120,8 +121,8 @@ struct ComparedPairs {
 ComparedPairs compared_pairs(const DetectionFields& expected, const DetectionFields& found,
                              const Thresholds& thresholds) {
   const at::Tensor overlap = overlap_of(expected.at("boxes").to(at::kDouble), found.at("boxes").to(at::kDouble));
-  const at::Tensor difference = distances_of(expected.at("scores").to(at::kDouble).unsqueeze(1),
-                                             found.at("scores").to(at::kDouble).unsqueeze(0));
+  const at::Tensor difference =
+      distances_of(expected.at("scores").to(at::kDouble).unsqueeze(1), found.at("scores").to(at::kDouble).unsqueeze(0));
   const at::Tensor same_label = expected.at("labels").unsqueeze(1) == found.at("labels").unsqueeze(0);
   const at::Tensor allowed =
       at::logical_and(same_label, at::logical_and(overlap >= thresholds.iou, difference <= thresholds.score));

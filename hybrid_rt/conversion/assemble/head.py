@@ -13,7 +13,7 @@ from ...capture.state import StateWatch
 from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
 from ...common.specs import Artifact, ArtifactSpec
-from ...torchscript import jit
+from ...torchscript import head_operators, jit
 from ...torchscript.ascii_names import opened, with_ascii_names
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
@@ -91,7 +91,8 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
             code="segment-bypassed",
         )
     jit.connect(frozen, {build.name: build.program.segments for build in builds})
-    operators = jit.rewrite_head_operators(frozen)
+    operators = head_operators.rewrite(frozen)
+    head_operators.check_foreign(operators, "the detector's head")
     make_state_local(frozen)
     return jit.reopened(frozen, _hollow_engine, opened), operators
 

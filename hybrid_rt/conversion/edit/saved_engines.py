@@ -23,7 +23,7 @@ from ...capture.segment_contract import Contract, examples_for
 from ...common.errors import BundleError, OptionError
 from ...common.specs import REFERENCE_PRECISION, TensorSpec
 from ...common.structure import TENSOR, Structure
-from ...torchscript import jit
+from ...torchscript import head_operators, jit
 from ...torchscript.engine import Engine
 from ...torchscript.graph_interpreter import ScriptGraph
 
@@ -103,7 +103,9 @@ class SavedEngine:
                 code="no-torchscript-variant",
             )
         blob = unpack(found.blobs[0], self.engine.blobs())
-        stored = jit.members_of(jit.open_archive(io.BytesIO(blob.numpy().tobytes())))
+        opened = jit.open_archive(io.BytesIO(blob.numpy().tobytes()))
+        head_operators.restore(opened)
+        stored = jit.members_of(opened)
         if len(stored) != len(self.members):
             raise BundleError.make(
                 scope,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
-from torchvision.ops import batched_nms, deform_conv2d, roi_align
+from torchvision.ops import batched_nms, roi_align
 
 import hybrid_rt
 from helpers.small_detectors import Backbone, SmallDetector, small_picture
@@ -241,18 +241,6 @@ def test_a_head_that_writes_into_a_buffer_is_refused_with_its_name(converted: Co
         CaptureError, match=r"keeps nothing from call to call, got a write into its buffer 'seen' at test_"
     ):
         converted(Counts(), small_picture())
-
-
-class Deformed(SmallDetector):
-    def forward(self, pictures: Tensor, **options: Any) -> Any:
-        features = self.backbone(pictures)["coarse"]
-        offset = torch.zeros(features.shape[0], 18, *features.shape[2:])
-        return deform_conv2d(features, offset, torch.ones(4, 8, 3, 3), padding=1)
-
-
-def test_an_operator_that_plain_cpp_has_not_is_refused_with_its_name(converted: Convert) -> None:
-    with pytest.raises(CaptureError, match=r"torchvision::deform_conv2d"):
-        converted(Deformed(), small_picture())
 
 
 @torch.library.custom_op("hybrid_rt_tests::twice", mutates_args=())

@@ -21,7 +21,7 @@ from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.common.submodules import with_submodules
 from hybrid_rt.conversion.assemble.engine_module import engine_module
-from hybrid_rt.torchscript import jit
+from hybrid_rt.torchscript import head_operators, jit
 
 MANIFEST = "extra/hybrid_rt/manifest.json"
 DIGEST = "extra/hybrid_rt/manifest.sha256"
@@ -108,7 +108,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
     ]
     hybrid = with_submodules(detector, {"backbone": engine_module(program, artifacts)})
     frozen = jit.freeze(jit.script(hybrid))
-    jit.rewrite_head_operators(frozen)
+    head_operators.rewrite(frozen)
     members = [Member("backbone", 0, len(artifacts[0].spec.outputs))]
     bundle.save(frozen, path, Manifest((pack(artifacts).engine(members),)))
     return path

@@ -1,0 +1,264 @@
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "operators/head_operator_checks.h"
+#include "operators/head_operators.h"
+
+#include "operators/no_contraction.h"
+
+#include "operators/roi_geometry.h"  // after the pragmas: its arithmetic must not be contracted either
+
+// roi_pool, ps_roi_pool and ps_roi_align: torchvision's arithmetic in torchvision's order, see head_operators.h.
+
+namespace hybrid_rt::operators {
+namespace {
+
+constexpr int64_t kValuesPerThread = 16384;  // of the output: less is not worth waking a thread
+
+/// Results of a pooling: values, and for each value where it comes from.
+struct Pooled {
+  at::Tensor values;
+  at::Tensor sources;  // int32
+};
+
+Pooled empty_result(const at::Tensor& input, int64_t boxes, int64_t channels, int64_t height, int64_t width) {
+  const at::TensorOptions options = input.options().memory_format(at::MemoryFormat::Contiguous);
+  return {at::empty({boxes, channels, height, width}, options),
+          at::empty({boxes, channels, height, width}, options.dtype(at::kInt))};
+}
+
+/// A number as torchvision takes it for a pixel; `valid` becomes false where that is not defined.
+template <typename T>
+int64_t rounded(T value, bool& valid) {
+  const double nearest = std::round(static_cast<double>(value));
+  constexpr double kLimit = std::numeric_limits<int32_t>::max();
+  valid = valid && nearest >= -kLimit && nearest <= kLimit;
+  return valid ? static_cast<int64_t>(nearest) : 0;
+}
+
+/// A box in whole pixels.
+struct PixelBox {
+  int64_t picture = 0;
+  int64_t left = 0;
+  int64_t top = 0;
+  int64_t right = 0;
+  int64_t bottom = 0;
+  bool is_valid = true;
+};
+
+template <typename T>
+PixelBox pixel_box(const T* roi, double spatial_scale, int64_t pictures, int64_t row, const char* name) {
+  if (!(roi[0] >= T(0) && static_cast<double>(roi[0]) < static_cast<double>(pictures))) {
+    check_box({Fault::kPicture, static_cast<double>(roi[0])}, pictures, row, name);
+  }
+  const T scale = static_cast<T>(spatial_scale);
+  PixelBox box;
+  box.picture = static_cast<int64_t>(roi[0]);
+  box.left = rounded<T>(roi[1] * scale, box.is_valid);
+  box.top = rounded<T>(roi[2] * scale, box.is_valid);
+  box.right = rounded<T>(roi[3] * scale, box.is_valid);
+  box.bottom = rounded<T>(roi[4] * scale, box.is_valid);
+  return box;
+}
+
+struct Span {
+  int64_t begin;
+  int64_t end;
+};
+
+/// The pixels of bin `bin`, of `size` pixels, of a box that begins at `start`; within [0, limit].
+template <typename T>
+Span span_of(int64_t bin, T size, int64_t start, int64_t limit) {
+  const auto begin = static_cast<int64_t>(std::floor(static_cast<double>(static_cast<T>(bin) * size)));
+  const auto end = static_cast<int64_t>(std::ceil(static_cast<double>(static_cast<T>(bin + 1) * size)));
+  return {std::clamp<int64_t>(begin + start, 0, limit), std::clamp<int64_t>(end + start, 0, limit)};
+}
+
+/// Calls `work(first, last)` for ranges of boxes, in several threads.
+template <typename Work>
+void for_boxes(int64_t boxes, int64_t values_per_box, const Work& work) {
+  at::parallel_for(0, boxes, std::max<int64_t>(kValuesPerThread / std::max<int64_t>(values_per_box, 1), 1), work);
+}
+
+template <typename T>
+void roi_pool_into(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, Pooled& output) {
+  const int64_t channels = input.size(1);
+  const int64_t height = input.size(2);
+  const int64_t width = input.size(3);
+  const int64_t rows = output.values.size(2);
+  const int64_t columns = output.values.size(3);
+  const T* const pixels = input.const_data_ptr<T>();
+  const T* const boxes = rois.const_data_ptr<T>();
+  T* const values = output.values.mutable_data_ptr<T>();
+  int32_t* const sources = output.sources.mutable_data_ptr<int32_t>();
+  for_boxes(rois.size(0), channels * rows * columns, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+      const PixelBox box = pixel_box(boxes + 5 * n, spatial_scale, input.size(0), n, "roi_pool");
+      const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top + 1, 1)) / static_cast<T>(rows);
+      const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left + 1, 1)) / static_cast<T>(columns);
+      for (int64_t row = 0; row < rows; ++row) {
+        const Span high = span_of(row, bin_height, box.top, height);
+        for (int64_t column = 0; column < columns; ++column) {
+          const Span wide = span_of(column, bin_width, box.left, width);
+          const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
+          for (int64_t c = 0; c < channels; ++c) {
+            const T* const channel = pixels + (box.picture * channels + c) * height * width;
+            T greatest = is_empty ? T(0) : static_cast<T>(-FLT_MAX);
+            int64_t source = -1;
+            for (int64_t y = high.begin; !is_empty && y < high.end; ++y) {
+              for (int64_t x = wide.begin; x < wide.end; ++x) {
+                if (channel[y * width + x] > greatest) {
+                  greatest = channel[y * width + x];
+                  source = y * width + x;
+                }
+              }
+            }
+            const int64_t index = ((n * channels + c) * rows + row) * columns + column;
+            values[index] = greatest;
+            sources[index] = static_cast<int32_t>(source);
+          }
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+void ps_roi_pool_into(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, Pooled& output) {
+  const int64_t channels = input.size(1);
+  const int64_t height = input.size(2);
+  const int64_t width = input.size(3);
+  const int64_t rows = output.values.size(2);
+  const int64_t columns = output.values.size(3);
+  const T* const pixels = input.const_data_ptr<T>();
+  const T* const boxes = rois.const_data_ptr<T>();
+  T* const values = output.values.mutable_data_ptr<T>();
+  int32_t* const sources = output.sources.mutable_data_ptr<int32_t>();
+  for_boxes(rois.size(0), channels, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+      const PixelBox box = pixel_box(boxes + 5 * n, spatial_scale, input.size(0), n, "ps_roi_pool");
+      const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top, 1)) / static_cast<T>(rows);
+      const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left, 1)) / static_cast<T>(columns);
+      for (int64_t c = 0; c < channels; ++c) {  // output channel, row and column of bins, one after the other
+        const Span high = span_of(c / columns % rows, bin_height, box.top, height - 1);
+        const Span wide = span_of(c % columns, bin_width, box.left, width - 1);
+        const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
+        const T* const channel = pixels + (box.picture * channels + c) * height * width;
+        T sum = 0;
+        for (int64_t y = high.begin; !is_empty && y < high.end; ++y) {
+          for (int64_t x = wide.begin; x < wide.end; ++x) sum += channel[y * width + x];
+        }
+        const T area = static_cast<T>((high.end - high.begin) * (wide.end - wide.begin));
+        values[n * channels + c] = is_empty ? T(0) : static_cast<T>(sum / area);
+        sources[n * channels + c] = static_cast<int32_t>(c);
+      }
+    }
+  });
+}
+
+/// ceil(size) == 0: no point along that axis.
+template <typename T>
+bool has_no_point(T size) {
+  return size > T(-1) && size <= T(0);
+}
+
+/// The mean of one bin's points. Of none it is torchvision's: 0 divided by ceil(height) * ceil(width).
+template <typename T>
+T mean_of_points(const T* channel, const Placement<T>& box, int64_t row, int64_t column, int64_t height,
+                 int64_t width) {
+  if (box.rows == 0) {
+    const bool is_undetermined = has_no_point(box.bin_height) || has_no_point(box.bin_width);
+    return is_undetermined ? std::numeric_limits<T>::quiet_NaN() : T(0);
+  }
+  T sum = 0;
+  for (int32_t i = 0; i < box.rows; ++i) {
+    Tap<T> y;
+    const bool is_inside = place_point(box.top, box.bin_height, static_cast<int32_t>(row), i, box.rows, height, y);
+    for (int32_t j = 0; is_inside && j < box.columns; ++j) {
+      Tap<T> x;
+      if (!place_point(box.left, box.bin_width, static_cast<int32_t>(column), j, box.columns, width, x)) continue;
+      const T w1 = y.low_weight * x.low_weight;
+      const T w2 = y.low_weight * x.high_weight;
+      const T w3 = y.high_weight * x.low_weight;
+      const T w4 = y.high_weight * x.high_weight;
+      sum += w1 * channel[y.low * width + x.low] + w2 * channel[y.low * width + x.high] +
+             w3 * channel[y.high * width + x.low] + w4 * channel[y.high * width + x.high];
+    }
+  }
+  return sum / static_cast<T>(static_cast<int>(box.rows * box.columns));
+}
+
+template <typename T>
+void ps_roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Pooling& pooling, Pooled& output) {
+  const int64_t channels = input.size(1);
+  const int64_t height = input.size(2);
+  const int64_t width = input.size(3);
+  const T* const pixels = input.const_data_ptr<T>();
+  const T* const boxes = rois.const_data_ptr<T>();
+  T* const values = output.values.mutable_data_ptr<T>();
+  int32_t* const sources = output.sources.mutable_data_ptr<int32_t>();
+  for_boxes(rois.size(0), channels, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+      Placement<T> box;
+      check_box(place_box(boxes + 5 * n, 1, pooling, input.size(0), box), input.size(0), n, "ps_roi_align");
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* const channel = pixels + (box.picture * channels + c) * height * width;
+        values[n * channels + c] =
+            mean_of_points(channel, box, c / pooling.width % pooling.height, c % pooling.width, height, width);
+        sources[n * channels + c] = static_cast<int32_t>(c);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> roi_pool(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                                            int64_t pooled_height, int64_t pooled_width) {
+  check_pooling("roi_pool", input, rois, pooled_height, pooled_width);
+  Pooled output = empty_result(input, rois.size(0), input.size(1), pooled_height, pooled_width);
+  if (output.values.numel() > 0) {
+    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "roi_pool", [&] {
+      roi_pool_into<scalar_t>(input.contiguous(), rois.contiguous(), spatial_scale, output);
+    });
+  }
+  return {output.values, output.sources};
+}
+
+std::tuple<at::Tensor, at::Tensor> ps_roi_pool(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                                               int64_t pooled_height, int64_t pooled_width) {
+  check_position_sensitive_pooling("ps_roi_pool", input, rois, pooled_height, pooled_width);
+  const int64_t channels = input.size(1) / (pooled_height * pooled_width);
+  Pooled output = empty_result(input, rois.size(0), channels, pooled_height, pooled_width);
+  if (output.values.numel() > 0) {
+    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "ps_roi_pool", [&] {
+      ps_roi_pool_into<scalar_t>(input.contiguous(), rois.contiguous(), spatial_scale, output);
+    });
+  }
+  return {output.values, output.sources};
+}
+
+std::tuple<at::Tensor, at::Tensor> ps_roi_align(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
+                                                int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio) {
+  check_position_sensitive_pooling("ps_roi_align", input, rois, pooled_height, pooled_width);
+  const int64_t channels = input.size(1) / (pooled_height * pooled_width);
+  Pooled output = empty_result(input, rois.size(0), channels, pooled_height, pooled_width);
+  if (output.values.numel() > 0) {
+    const Pooling pooling{spatial_scale, pooled_height, pooled_width, sampling_ratio, true};
+    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "ps_roi_align", [&] {
+      ps_roi_align_into<scalar_t>(input.contiguous(), rois.contiguous(), pooling, output);
+    });
+  }
+  return {output.values, output.sources};
+}
+
+}  // namespace hybrid_rt::operators

@@ -1,0 +1,104 @@
+"""Operators of torchvision that hybrid_rt has too, so that a program in C++ needs no torchvision; and what it lacks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+
+from ..common.errors import CaptureError
+from . import jit
+
+HEAD_OPERATORS = {
+    "torchvision::nms": ("dets scores iou_threshold", 1),
+    "torchvision::roi_align": ("input rois scale height width sampling_ratio aligned", 1),
+    "torchvision::roi_pool": ("input rois scale height width", 2),
+    "torchvision::ps_roi_pool": ("input rois scale height width", 2),
+    "torchvision::ps_roi_align": ("input rois scale height width sampling_ratio", 2),
+    "torchvision::deform_conv2d": (
+        "input weight offset mask bias stride_h stride_w pad_h pad_w dilation_h dilation_w groups offset_groups use_mask",
+        1,
+    ),
+}
+"""The names of their inputs, and how many results they have."""
+
+_IN_LIBTORCH = frozenset(
+    ("aten", "prim", "prepacked", "quantized", "_quantized", "mkldnn", "mkldnn_prepacked", "onednn", "sparse")
+)
+"""Namespaces of operators that libtorch registers itself, without Python."""
+
+
+def ours(name: str) -> str:
+    """Returns hybrid_rt's name of an operator of torchvision."""
+    return name.replace("torchvision::", "hybrid_rt::")
+
+
+def rewrite(module: torch.jit.ScriptModule) -> list[str]:
+    """Puts hybrid_rt's operators in the place of torchvision's, in a module and all its parts.
+
+    Returns:
+        The operators beside libtorch's that it calls now, sorted: hybrid_rt's, and those of other libraries.
+    """
+    called: set[str] = set()
+    for graph in jit.graphs_of(module):
+        kinds = {node.kind() for node in jit.nodes_of(graph)}
+        for name in kinds & HEAD_OPERATORS.keys():
+            inputs, results = HEAD_OPERATORS[name]
+            jit.replace_operator(graph, name, ours(name), inputs.split(), results)
+        called |= {ours(kind) if kind in HEAD_OPERATORS else kind for kind in kinds}
+    return sorted(kind for kind in called if kind.partition("::")[0] not in _IN_LIBTORCH)
+
+
+def restore(module: torch.jit.ScriptModule) -> None:
+    """Undoes :func:`rewrite`, for compilers that know torchvision's operators."""
+    for graph in jit.graphs_of(module):
+        kinds = {node.kind() for node in jit.nodes_of(graph)}
+        for name, (inputs, results) in HEAD_OPERATORS.items():
+            if ours(name) in kinds:
+                jit.replace_operator(graph, ours(name), name, inputs.split(), results)
+
+
+def rewritten(module: torch.jit.ScriptModule, subject: str) -> torch.jit.ScriptModule:
+    """Returns a module with hybrid_rt's operators: a copy, unless it has none of torchvision's.
+
+    Args:
+        module: a segment's; it is not changed.
+        subject: names it in a warning of operators that C++ lacks.
+
+    Raises:
+        CaptureError: see :func:`check_foreign`.
+    """
+    kinds = {node.kind() for graph in jit.graphs_of(module) for node in jit.nodes_of(graph)}
+    if kinds & HEAD_OPERATORS.keys():
+        module = jit.from_bytes(jit.to_bytes(module))
+        kinds = set(rewrite(module))
+    check_foreign([kind for kind in kinds if kind.partition("::")[0] not in _IN_LIBTORCH], subject)
+    return module
+
+
+def check_foreign(operators: Iterable[str], subject: str) -> None:
+    """Warns of operators that neither libtorch nor hybrid_rt's library has.
+
+    Raises:
+        CaptureError: one of torchvision, whose library the programs of hybrid_rt do not load.
+    """
+    foreign = sorted(name for name in operators if not name.startswith("hybrid_rt::"))
+    left = [name for name in foreign if name.startswith("torchvision::")]
+    if left:
+        raise CaptureError.make(
+            "capture",
+            subject,
+            expected=f"no operator of torchvision but {', '.join(HEAD_OPERATORS)}",
+            got=", ".join(left),
+            remedy="Put the module that calls it into a segment of another engine.",
+            code="operator-not-in-cpp",
+        )
+    if foreign:
+        warnings.warn(
+            f"hybrid_rt[capture]: {subject}: expected operators of torch, torchvision or hybrid_rt, got "
+            f"{', '.join(foreign)}. It runs where they are registered: a program in C++ has to load the library that "
+            "registers them before it loads the file.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
