@@ -3,16 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from .errors import OptionError
 
 
-def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
+_EXIF_MARK = b"Exif\0\0"
+_TURNS = {
+    1: (False, ()),
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+"""By orientation: whether rows and columns change places, and which axes of [rows, columns, 3] are flipped then."""
+
+
+def _orientation(exif: bytes) -> int:
+    """Returns the orientation that Exif data says, 1 where it can't be read; as cpp/apps/picture/orientation.cpp."""
+    tiff = exif
+    while tiff.startswith(_EXIF_MARK):  # some writers of PNG put it there too
+        tiff = tiff.removeprefix(_EXIF_MARK)
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(tiff[offset : offset + size], order)
+
+    if tiff[:2] not in (b"II", b"MM") or len(tiff) < 8 or number(2, 2) != 42 or number(4, 4) + 2 > len(tiff):
+        return 1
+    found = 1
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if entry + 12 > len(tiff):
+            break
+        kind = number(entry + 2, 2)
+        if number(entry, 2) == 0x0112 and number(entry + 4, 4) == 1 and kind in (3, 4):
+            found = number(entry + 8, 2 if kind == 3 else 4)
+    return found if 1 <= found <= 8 else 1
+
+
+def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch.Tensor:
     """A picture as [3, H, W] float32 in 0..1, RGB, of the pixels that the C++ programs decode.
 
-    EXIF orientation and gamma are not applied; of 16 bits the high byte is taken.
+    Gamma is not applied; of 16 bits the high byte is taken.
+
+    Args:
+        path: the file.
+        scope: who asks, for the error.
+        exif: turn the pixels upright by the file's EXIF orientation, as ``hybrid-rt detect --exif`` does. Otherwise they
+            are as they are stored.
 
     Raises:
         OptionError: it can't be read; ``scope`` is who asks.
@@ -22,6 +66,8 @@ def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
 
     try:
         with Image.open(path) as picture:
+            picture.load()  # Exif data may stand after the pixels
+            is_transposed, flipped = _TURNS[_orientation(picture.info.get("exif", b"")) if exif else 1]
             if picture.mode.startswith("I"):  # 16 bits, of which Pillow's convert() would clip all above 255
                 grey = (numpy.array(picture).astype(numpy.int64) >> 8).clip(0, 255).astype(numpy.uint8)
                 pixels = numpy.repeat(grey[:, :, None], 3, axis=2)
@@ -29,18 +75,19 @@ def read_picture(path: Path, scope: str = "cli") -> torch.Tensor:
                 pixels = numpy.array(picture.convert("RGB"))
     except (OSError, ValueError) as error:
         raise OptionError.make(scope, f"picture {path}", expected="a picture file", got=str(error)) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    upright = numpy.flip(pixels.transpose(1, 0, 2) if is_transposed else pixels, flipped)
+    return torch.from_numpy(upright.copy()).permute(2, 0, 1).float() / 255
 
 
-def pictures_at(path: Path) -> list[torch.Tensor]:
+def pictures_at(path: Path, *, exif: bool = False) -> list[torch.Tensor]:
     """The picture, or all PNG and JPEG pictures of a folder in the order of their names; see :func:`read_picture`.
 
     Raises:
         OptionError: there is none, or one can't be read.
     """
     if not path.is_dir():
-        return [read_picture(path)]
+        return [read_picture(path, exif=exif)]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:
         raise OptionError.make("cli", f"folder {path}", expected="PNG or JPEG pictures", got="none")
-    return [read_picture(file) for file in files]
+    return [read_picture(file, exif=exif) for file in files]

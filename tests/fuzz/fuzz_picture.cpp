@@ -28,8 +28,10 @@ auto result_of(Read read) -> std::optional<decltype(read())> {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::span bytes(data, size);
   const PictureLimits limits{.max_side = 4096, .max_pixels = 1'000'000};
-  const auto stated = result_of([&] { return read_size(bytes, "fuzzed", limits); });
-  const auto picture = result_of([&] { return decode_picture(bytes, "fuzzed", limits); });
+  const auto orientation =
+      size % 2 == 0 ? hybrid_rt::apps::Orientation::kAsStored : hybrid_rt::apps::Orientation::kExif;
+  const auto stated = result_of([&] { return read_size(bytes, "fuzzed", limits, orientation); });
+  const auto picture = result_of([&] { return decode_picture(bytes, "fuzzed", limits, orientation); });
   if (stated) {
     require(stated->width > 0 && stated->height > 0, "a picture has pixels");
     require(stated->width <= limits.max_side && stated->height <= limits.max_side &&

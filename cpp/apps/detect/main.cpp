@@ -47,7 +47,8 @@ constexpr const char* kDescription =
 
 constexpr const char* kFooter =
     R"(Picture: JPEG or PNG, told apart by the content, at most 16384 pixels per side and 100 megapixels. EXIF orientation is
-not applied: boxes are in pixels of the picture as it is stored. An alpha channel is dropped.
+not applied unless --exif is given: boxes are in pixels of the picture as it is stored, with --exif of the picture as it
+is turned. An alpha channel is dropped.
 
 JSON: {"detections": [{"box": [x1, y1, x2, y2], "label": 3, "score": 0.91}], "engines": {"backbone": "openvino"},
 "timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null. A detection
@@ -75,6 +76,7 @@ struct Options {
   std::string picture;
   bool verify = false;
   bool json = false;
+  bool exif = false;
   std::string output;
   std::string class_names;
   std::string device = "cpu";
@@ -147,6 +149,7 @@ void define(CLI::App& app, Options& options) {
   CLI::Option* picture = app.add_option("PICTURE", options.picture, "a JPEG or PNG; none with --verify");
   CLI::Option* verify = app.add_flag("--verify", options.verify, "run the bundle's golden sample instead, and compare")
                             ->excludes(picture);
+  app.add_flag("--exif", options.exif, "turn the picture upright by its EXIF orientation first")->excludes(verify);
   app.add_flag("--json", options.json, "one line of JSON instead of a table");
   app.add_option("--output", options.output, "write the picture with its boxes to this PNG")->excludes(verify);
   app.add_option("--repeat", options.repeat, "time this many forwards after the first one")
@@ -252,7 +255,9 @@ void detect(const Options& options) {
   result.class_names = read_class_names(options.class_names);
 
   const Stopwatch decode_stopwatch;
-  Picture picture = in_step(kPictureUnreadable, options.picture, [&] { return read_picture(options.picture); });
+  Picture picture = in_step(kPictureUnreadable, options.picture, [&] {
+    return read_picture(options.picture, options.exif ? Orientation::kExif : Orientation::kAsStored);
+  });
   result.timing.decode = decode_stopwatch.milliseconds();
   if (!picture.warning.empty()) {
     std::cerr << "hybrid-rt-detect: warning: " << options.picture << ": " << picture.warning << '\n';

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "decoders.h"
+#include "orientation.h"
 
 namespace hybrid_rt::apps {
 namespace {
@@ -141,19 +142,26 @@ PictureError damaged(const std::string& name, const std::string& format, const s
                       "Fetch or save the picture again.");
 }
 
-Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  if (starts_with(bytes, kJpegMagic)) return decode_jpeg(bytes, name, limits);
-  if (starts_with(bytes, kPngMagic)) return decode_png(bytes, name, limits);
+Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits,
+                       Orientation orientation) {
+  const int turn = orientation == Orientation::kExif ? exif_orientation(bytes) : 1;
+  if (starts_with(bytes, kJpegMagic)) return upright(decode_jpeg(bytes, name, limits), turn);
+  if (starts_with(bytes, kPngMagic)) return upright(decode_png(bytes, name, limits), turn);
   throw unknown_format(bytes, name);
 }
 
-PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  if (starts_with(bytes, kJpegMagic)) return jpeg_size(bytes, name, limits);
-  if (starts_with(bytes, kPngMagic)) return png_size(bytes, name, limits);
-  throw unknown_format(bytes, name);
+PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits,
+                      Orientation orientation) {
+  const bool is_jpeg = starts_with(bytes, kJpegMagic);
+  if (!is_jpeg && !starts_with(bytes, kPngMagic)) throw unknown_format(bytes, name);
+  PictureSize size = is_jpeg ? jpeg_size(bytes, name, limits) : png_size(bytes, name, limits);
+  if (orientation == Orientation::kExif && swaps_sides(exif_orientation(bytes))) std::swap(size.width, size.height);
+  return size;
 }
 
-Picture read_picture(const std::string& path) { return decode_picture(read_bytes(path), path); }
+Picture read_picture(const std::string& path, Orientation orientation) {
+  return decode_picture(read_bytes(path), path, {}, orientation);
+}
 
 std::vector<std::uint8_t> encode_png(const Picture& picture) {
   png_image image{};

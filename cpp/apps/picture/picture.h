@@ -33,12 +33,16 @@ struct PictureLimits {
 };
 inline constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
+/// Whether pixels are as the file holds them, or turned upright by what EXIF says of how the camera was held.
+enum class Orientation { kAsStored, kExif };
+
 /// Decodes a JPEG or PNG, told apart by the first bytes, to the pixels that hybrid_rt reads in Python; `name` is for
-/// messages. Grey, palette, CMYK and 16-bit pictures become 8-bit RGB; an alpha channel is dropped; neither a PNG's
-/// gamma nor EXIF orientation is applied. Throws PictureError, also for data that is truncated or damaged but would
-/// decode in part: boxes of half a picture look right and are wrong. Stray bytes that leave the pixels whole are a
-/// warning.
-Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {});
+/// messages. Grey, palette, CMYK and 16-bit pictures become 8-bit RGB; an alpha channel is dropped; a PNG's gamma is
+/// not applied, EXIF orientation only where it is asked for. Throws PictureError, also for data that is truncated or
+/// damaged but would decode in part: boxes of half a picture look right and are wrong. Stray bytes that leave the
+/// pixels whole are a warning.
+Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {},
+                       Orientation orientation = Orientation::kAsStored);
 
 struct PictureSize {
   int width = 0;
@@ -46,10 +50,11 @@ struct PictureSize {
 };
 
 /// What decode_picture() would return the size of, from the header alone; it throws the same for what it reads.
-PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {});
+PictureSize read_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits = {},
+                      Orientation orientation = Orientation::kAsStored);
 
 /// Reads the file (or pipe) and decodes it. Throws PictureError.
-Picture read_picture(const std::string& path);
+Picture read_picture(const std::string& path, Orientation orientation = Orientation::kAsStored);
 
 /// Throws PictureError.
 std::vector<std::uint8_t> encode_png(const Picture& picture);

@@ -46,7 +46,7 @@ SentPicture encoded_picture(const std::string& name, const std::string& content,
   if (content.empty()) throw RequestError(400, name, "a JPEG or PNG", "no bytes", "Send the picture's bytes.");
   SentPicture picture{name, bytes_of(content), std::nullopt, {}};
   try {
-    picture.size = apps::read_size(picture.encoded, name, rules.picture);
+    picture.size = apps::read_size(picture.encoded, name, rules.picture, rules.orientation);
   } catch (const apps::PictureError& error) {
     throw RequestError(422, error.what());
   }
@@ -118,8 +118,10 @@ DetectQuery read_query(const HttpRequest& request) {
       query.masks = boolean(name, value);
     } else if (name == "annotated") {
       query.annotated = boolean(name, value);
+    } else if (name == "exif") {
+      query.exif = boolean(name, value);
     } else {
-      throw RequestError(400, "query", "model, min_score, deadline_ms, masks or annotated", shown(name),
+      throw RequestError(400, "query", "model, min_score, deadline_ms, masks, annotated or exif", shown(name),
                          "GET /openapi.json describes them.");
     }
   }

@@ -36,6 +36,7 @@ struct DetectQuery {
   std::optional<std::int64_t> deadline_ms;
   bool masks = true;
   bool annotated = false;
+  std::optional<bool> exif;
 };
 
 /// Throws RequestError for a parameter that is unknown, stands twice or has another value.
@@ -45,6 +46,7 @@ DetectQuery read_query(const HttpRequest& request);
 struct PictureRules {
   std::size_t max_pictures = 16;
   apps::PictureLimits picture{};
+  apps::Orientation orientation = apps::Orientation::kAsStored;  ///< of JPEGs and PNGs
 };
 
 /// A picture of a request: a JPEG or PNG that is still to be decoded, or pixels. Points into the request.

@@ -48,6 +48,7 @@ struct Options {
   std::string token_file;
   std::string class_names;
   std::string warm_up;
+  bool exif = false;
   double max_delay_ms = 0;
   std::size_t max_body_mb = 32;
   std::size_t max_megapixels = 25;
@@ -88,6 +89,8 @@ void define(CLI::App& app, Options& options) {
   app.add_option("--max-pictures", options.service.rules.max_pictures, "of a request")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_flag("--exif", options.exif,
+               "turn pictures upright by their EXIF orientation, unless a request says exif=false");
   app.add_option("--max-connections", options.http.max_connections, "at one time")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
@@ -153,6 +156,7 @@ void complete(Options& options) {
   service.detector.load.warm_up = sizes_of(options.warm_up.empty() ? "480x640" : options.warm_up);
   service.detector.max_delay = std::chrono::microseconds(static_cast<std::int64_t>(options.max_delay_ms * 1000));
   service.rules.picture.max_pixels = static_cast<std::int64_t>(options.max_megapixels) * 1'000'000;
+  if (options.exif) service.rules.orientation = hybrid_rt::apps::Orientation::kExif;
   options.http.max_body = options.max_body_mb << 20;
   options.http.max_buffered = std::max(options.http.max_buffered, 4 * options.http.max_body);
   options.http.max_parts = service.rules.max_pictures;

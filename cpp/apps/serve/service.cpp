@@ -102,6 +102,7 @@ struct Service::Work {
   DetectQuery query;
   std::string model;
   std::vector<SentPicture> pictures;
+  PictureRules rules;
   std::vector<EngineChoice> engines;
   apps::Picture decoded;  ///< of an annotated one
 
@@ -320,7 +321,11 @@ void Service::detect(HttpRequest request, HttpServer::Reply reply) {
       if (each == detector) work->model = name;
     }
     work->engines = detector->status().engines;
-    work->pictures = read_pictures(work->request, options_.rules);
+    work->rules = options_.rules;
+    if (work->query.exif) {
+      work->rules.orientation = *work->query.exif ? apps::Orientation::kExif : apps::Orientation::kAsStored;
+    }
+    work->pictures = read_pictures(work->request, work->rules);
     if (work->query.annotated && work->pictures.size() != 1) {
       throw RequestError(400, "query annotated", "one picture", std::to_string(work->pictures.size()),
                          "Send them one by one.");
@@ -348,8 +353,8 @@ DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_
   if (deadline > 0) request.deadline = work->request.received + std::chrono::milliseconds(deadline);
   request.pixels = [this, work, &sent]() -> at::Tensor {
     if (sent.tensor) return tensor_of(*sent.tensor);
-    auto decoded =
-        std::make_shared<apps::Picture>(apps::decode_picture(sent.encoded, sent.name, options_.rules.picture));
+    auto decoded = std::make_shared<apps::Picture>(
+        apps::decode_picture(sent.encoded, sent.name, work->rules.picture, work->rules.orientation));
     if (!decoded->warning.empty()) {
       log_event("warning", "picture", {{"request_id", work->request.request_id}, {"text", decoded->warning}});
     }

@@ -3,9 +3,11 @@
 #include <ATen/ops/empty.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include "hybrid_rt/error.h"
 
@@ -55,6 +57,19 @@ Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
 /// Weights of more than this are held once for all calls, see models_for.
 constexpr size_t kMaxCopied = size_t{64} << 20;
 
+/// Sizes of which a model keeps its kernels. OpenVINO's own limit is 5000 kernels of any model: of a small one,
+/// hundreds of sizes, of which each holds a third of a megabyte. A size that comes back after more others is prepared
+/// anew.
+constexpr size_t kKeptSizes = 20;
+
+/// The kernels that a model keeps: as many of each layer as sizes. Layers without kernels make up for those of several.
+std::string kept_kernels(const at::Tensor& xml) {
+  const std::string_view text(static_cast<const char*>(xml.const_data_ptr()), static_cast<size_t>(xml.numel()));
+  size_t layers = 0;
+  for (size_t at = text.find("<layer "); at != std::string_view::npos; at = text.find("<layer ", at + 1)) ++layers;
+  return std::to_string(std::clamp<size_t>(kKeptSizes * layers, 64, 5000));
+}
+
 /// How many compiled models run the calls that are made side by side. A model of one stream of one thread runs a call
 /// in the thread that makes it. Any other hands each call to a thread of its own and back, during which a core may have
 /// nothing to do: of a detector that takes 25 ms, two threads on two cores then did 9 % less. But streams share the
@@ -92,13 +107,14 @@ std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at
   const int streams = options.concurrency / static_cast<int>(models.size());
   const std::string streams_text = std::to_string(streams);
   const std::string threads = std::to_string(options.threads * streams);
+  const std::string kernels = kept_kernels(xml);
   for (Handle<ov_compiled_model_t>& compiled : models) {
     ov_compiled_model_t* handle = nullptr;
-    library.require(
-        functions.ov_core_compile_model(library.core(), model, "CPU", 10, &handle, "PERFORMANCE_HINT", "LATENCY",
-                                        "NUM_STREAMS", streams_text.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(),
-                                        "INFERENCE_PRECISION_HINT", precision.c_str(), "ENABLE_CPU_PINNING", "NO"),
-        "artifact");
+    library.require(functions.ov_core_compile_model(
+                        library.core(), model, "CPU", 12, &handle, "PERFORMANCE_HINT", "LATENCY", "NUM_STREAMS",
+                        streams_text.c_str(), "INFERENCE_NUM_THREADS", threads.c_str(), "INFERENCE_PRECISION_HINT",
+                        precision.c_str(), "ENABLE_CPU_PINNING", "NO", "CPU_RUNTIME_CACHE_CAPACITY", kernels.c_str()),
+                    "artifact");
     compiled.reset(handle);
   }
   return models;

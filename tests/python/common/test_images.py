@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import hybrid_rt
+from helpers.small_detectors import small_list_detector
 from hybrid_rt.common.executables import program
 from hybrid_rt.common.images import read_picture
 from models import digits_detector
@@ -79,3 +84,115 @@ def test_python_and_cpp_see_the_same_pixels(name: str, tmp_path: Path, detector_
     torch.testing.assert_close(
         torch.tensor([item["box"] for item in detections]).reshape(-1, 4), found["boxes"], rtol=0, atol=1e-2
     )
+
+
+# EXIF orientation
+
+
+def image_of_noise(width: int = 11, height: int = 7) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def tiff(orientation: int, order: str = "<", kind: int = 3, count: int = 1) -> bytes:
+    """Exif data of one entry beside another."""
+    number = struct.pack(order + ("HH" if kind == 3 else "I"), orientation, *([0] if kind == 3 else []))
+    entries = struct.pack(order + "HHI", 0x0100, 4, 1) + struct.pack(order + "I", 9)
+    entries += struct.pack(order + "HHI", 0x0112, kind, count) + number
+    mark = b"II" if order == "<" else b"MM"
+    return mark + struct.pack(order + "HIH", 42, 8, 2) + entries + b"\0" * 4
+
+
+def save_with(exif: bytes, path: Path, *, is_last: bool = False) -> Image.Image:
+    """Writes an image with Exif data, in a PNG after the pixels if ``is_last``; returns it as Pillow turns it."""
+    image = image_of_noise()
+    if path.suffix == ".jpg":
+        image.save(path, quality=95, exif=b"Exif\0\0" + exif)
+    else:
+        image.save(path)
+        data = path.read_bytes()
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        at = len(data) - 12 if is_last else 33
+        path.write_bytes(data[:at] + chunk + data[at:])
+    with Image.open(path) as opened:
+        opened.load()
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def pixels_of(path: Path, *, exif: bool) -> Any:
+    return (read_picture(path, exif=exif) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("name", ["in.jpg", "in.png"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_as_pillow_turns_it(name: str, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    for exif in (tiff(orientation), tiff(orientation, ">"), tiff(orientation, "<", 4), tiff(orientation, ">", 4)):
+        for is_last in (False, True):
+            expected = np.asarray(save_with(exif, path, is_last=is_last))
+            assert np.array_equal(pixels_of(path, exif=True), expected)
+            assert pixels_of(path, exif=False).shape == (7, 11, 3)
+            assert expected.shape == ((11, 7, 3) if 5 <= orientation <= 8 else (7, 11, 3))
+
+
+ODD_EXIF = {
+    "empty": b"",
+    "short": tiff(6)[:9],
+    "cut": tiff(6)[:-8],
+    "other order": b"XX" + tiff(6)[2:],
+    "other magic": tiff(6)[:2] + b"\x2b\0" + tiff(6)[4:],
+    "beyond the end": tiff(6)[:4] + b"\xff\xff\xff\x7f" + tiff(6)[8:],
+    "two values": tiff(6, count=2),
+    "huge": tiff(2**31, kind=4),
+    "marked": b"Exif\0\0" + tiff(6),
+    "right": tiff(6),
+}
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that takes images of any size and finds little."""
+    path = tmp_path_factory.mktemp("any") / "any.pt"
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    hybrid_rt.convert(
+        small_list_detector(), ([image],), path, segments="backbone", engine="torchscript", measure=False,
+        shapes={"height": (4, 64), "width": (4, 64)},
+    )  # fmt: skip
+    return path
+
+
+def turned_by_cpp(bundle: Path, path: Path, *options: str) -> Any:
+    """What hybrid-rt-detect writes of an image without a box."""
+    output = path.with_suffix(".out.png")
+    command = [program("hybrid-rt-detect", "detect"), str(bundle), str(path), "--min-score", "1", *options]
+    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return np.asarray(Image.open(output))
+
+
+def mostly_slow(values: Iterable[Any], quick: Any) -> list[Any]:
+    """Parameters of which one is quick: each starts the program some times."""
+    return [value if value == quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("name", ["in.jpg", "in.png"])
+@pytest.mark.parametrize("orientation", mostly_slow(range(1, 9), 6))
+def test_cpp_turns_an_image_as_python_does(name: str, orientation: int, tmp_path: Path, any_size: Path) -> None:
+    path = tmp_path / name
+    expected = save_with(tiff(orientation, "<>"[orientation % 2]), path, is_last=orientation > 5)
+    assert np.array_equal(turned_by_cpp(any_size, path, "--exif"), np.asarray(expected))
+    if orientation == 6:
+        assert np.array_equal(turned_by_cpp(any_size, path), pixels_of(path, exif=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF data:UserWarning")  # of Pillow's own reader
+@pytest.mark.parametrize("case", mostly_slow(ODD_EXIF, "marked"))
+def test_exif_data_that_is_odd_is_read_alike(case: str, tmp_path: Path, any_size: Path) -> None:
+    for name in ("in.jpg", "in.png"):
+        path = tmp_path / name
+        try:
+            save_with(ODD_EXIF[case], path)
+        except (SyntaxError, struct.error):  # Pillow's own reader gives up on it
+            pass
+        turned = pixels_of(path, exif=True)
+        assert turned.shape == ((11, 7, 3) if case in ("marked", "right") else (7, 11, 3))
+        assert np.array_equal(turned_by_cpp(any_size, path, "--exif"), turned)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from safetensors.numpy import save
 from torch import Tensor
@@ -167,6 +167,40 @@ def test_an_annotated_picture_has_boxes_drawn_in(server: Server, demo_picture: P
     assert drawn.shape == before.shape
     changed = (drawn != before).any(axis=2)
     assert 0.001 < changed.mean() < 0.5
+
+
+def turned_by_camera(picture: Path, orientation: int) -> bytes:
+    """A JPEG whose EXIF data says how the camera was held."""
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(picture).convert("RGB").save(stream, format="JPEG", quality=95, exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_orientation_is_applied_where_it_is_asked_for(
+    server: Server, demo_picture: Path, orientation: int
+) -> None:
+    body = turned_by_camera(demo_picture, orientation)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
+    as_stored = only_picture(server.detect(body))
+    turned = only_picture(server.detect(body, "?exif=true"))
+    assert as_stored == only_picture(server.detect(body, "?exif=false"))
+    assert (as_stored["width"], as_stored["height"]) == Image.open(demo_picture).size
+    assert (turned["width"], turned["height"]) == upright.size
+    assert turned == only_picture(server.detect(png(np.asarray(upright)), "?exif=true"))
+    drawn = server.detect(body, "?exif=true&annotated=true&min_score=1")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn.body)).convert("RGB")), np.asarray(upright))
+
+
+def test_a_server_that_turns_images_leaves_one_as_stored_where_it_is_asked_to(
+    demo_bundle: Path, demo_picture: Path
+) -> None:
+    body = turned_by_camera(demo_picture, 6)
+    with serving(demo_bundle, exif=True, warm_up=SMALL) as server:
+        turned, as_stored = (only_picture(server.detect(body, query)) for query in ("", "?exif=false"))
+    assert (turned["width"], turned["height"]) == (as_stored["height"], as_stored["width"])
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with numpy 2

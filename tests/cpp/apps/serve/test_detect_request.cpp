@@ -63,6 +63,9 @@ TEST_CASE("a query's parameters are read") {
   CHECK_FALSE(query.masks);
   CHECK(query.annotated);
   CHECK(read_query(with_query({})).masks);
+  CHECK_FALSE(read_query(with_query({})).exif.has_value());
+  CHECK(read_query(with_query({{"exif", "true"}})).exif.value());
+  CHECK_FALSE(read_query(with_query({{"exif", "false"}})).exif.value());
 }
 
 TEST_CASE("a query's parameter that can't be is refused by name") {
@@ -71,6 +74,7 @@ TEST_CASE("a query's parameter that can't be is refused by name") {
   for (const char* value : {"", "nan", "-0.1", "0.5x", " 0.5", "1e9999"}) refused_query("min_score", value);
   for (const char* value : {"", "0", "-5", "1.5", "99999999999999999999"}) refused_query("deadline_ms", value);
   for (const char* value : {"", "yes", "TRUE", "1"}) refused_query("masks", value);
+  refused_query("exif", "6");
   refused_query("model", "");
   CHECK(refused_query("size", "5").find("got 'size'") != std::string::npos);
   CHECK(refused(400, [] { read_query(with_query({{"masks", "true"}, {"masks", "true"}})); }).find("twice") !=
@@ -96,6 +100,14 @@ TEST_CASE("pictures come with their sizes") {
   REQUIRE(pictures.size() == 1);
   CHECK(pictures[0].size.width == 5);
   CHECK(pictures[0].size.height == 3);
+
+  std::string turned = png(5, 3);
+  const std::string exif("MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 22);
+  turned.insert(33, std::string("\0\0\0\x16", 4) + "eXIf" + exif + "....");  // the chunk's check sum is not read
+  CHECK(read_pictures(with_body("image/png", turned), {}).at(0).size.width == 5);
+  const auto upright = read_pictures(with_body("image/png", turned), {.orientation = hybrid_rt::apps::Orientation::kExif});
+  CHECK(upright.at(0).size.width == 3);
+  CHECK(upright.at(0).size.height == 5);
 
   HttpRequest several;
   several.content_type = "multipart/form-data";
