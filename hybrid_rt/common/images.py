@@ -41,9 +41,9 @@ def _orientation(exif: bytes) -> int:
     for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
         if entry + 12 > len(tiff):
             break
-        kind = number(entry + 2, 2)
-        if number(entry, 2) == 0x0112 and number(entry + 4, 4) == 1 and kind in (3, 4):
-            found = number(entry + 8, 2 if kind == 3 else 4)
+        size = {3: 2, 4: 4}.get(number(entry + 2, 2), 0)
+        if number(entry, 2) == 0x0112 and size and 0 < number(entry + 4, 4) * size <= 4:
+            found = number(entry + 8, size)
     return found if 1 <= found <= 8 else 1
 
 

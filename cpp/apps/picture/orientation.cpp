@@ -41,8 +41,10 @@ int orientation_of(Bytes tiff) {
     const std::size_t entry = directory + 2 + i * kEntry;
     if (entry + kEntry > tiff.size()) break;
     const std::uint32_t type = number(tiff, entry + 2, 2, is_little);
-    if (number(tiff, entry, 2, is_little) != kOrientation || number(tiff, entry + 4, 4, is_little) != 1) continue;
-    if (type == kShort || type == kLong) found = number(tiff, entry + 8, type == kShort ? 2 : 4, is_little);
+    const std::uint32_t count = number(tiff, entry + 4, 4, is_little);
+    if (number(tiff, entry, 2, is_little) != kOrientation || (type != kShort && type != kLong)) continue;
+    const std::uint32_t size = type == kShort ? 2 : 4;
+    if (count >= 1 && count <= 4 / size) found = number(tiff, entry + 8, size, is_little);  // else it stands elsewhere
   }
   return found >= 1 && found <= 8 ? static_cast<int>(found) : 1;
 }
