@@ -109,7 +109,7 @@ def reconciled(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Outputs as rows [batch, rows, values], each output in units of the detector's greatest value."""
+    """Outputs as rows [batch, rows, values]; ``scales`` are the greatest finite values, of the output of each value."""
 
     values: Tensor
     scales: Tensor
@@ -124,14 +124,17 @@ class _Rows:
         rows = outputs[0].shape[axis]
         if not 0 < rows <= _MOST_ROWS or not batch:
             return None
-        flat = [x.detach().cpu().double().nan_to_num(7.0, 7e9, -7e9).reshape(batch, rows, -1) for x in outputs]
-        scales = torch.cat([x.abs().max().clamp_min(1e-12).expand(x.shape[2]) for x in flat])
+        flat = [x.detach().cpu().double().reshape(batch, rows, -1) for x in outputs]
+        greatest = [x.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1e-12) for x in flat]
+        scales = torch.cat([one.expand(x.shape[2]) for one, x in zip(greatest, flat, strict=True)])
         return cls(torch.cat(flat, dim=2), scales)
 
     def partners(self, other: _Rows, limit: float) -> Tensor:
         """Returns for each row the other's row that it is equal to, one to one, -1 for none: [batch, rows]."""
         found = torch.full(self.values.shape[:2], -1, dtype=torch.int64)
-        for b, (ours, theirs) in enumerate(zip(self.values / self.scales, other.values / self.scales, strict=True)):
+        # What is not finite becomes numbers apart from all others, which lie in -1..1 or near it.
+        sides = [(each.values / self.scales).nan_to_num(7e9, 9e9, -9e9) for each in (self, other)]
+        for b, (ours, theirs) in enumerate(zip(*sides, strict=True)):
             distances = torch.cdist(ours, theirs, p=float("inf"))
             for i in range(len(ours)):
                 nearest = int(distances[i].argmin())

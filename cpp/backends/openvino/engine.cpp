@@ -57,12 +57,13 @@ Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
 /// Weights of more than this are held once for all calls, see models_for.
 constexpr size_t kMaxCopied = size_t{64} << 20;
 
-/// Sizes of which a model keeps its kernels. OpenVINO's own limit is 5000 kernels of any model: of a small one,
-/// hundreds of sizes, of which each holds a third of a megabyte. A size that comes back after more others is prepared
-/// anew.
+/// Sizes of which a model keeps its kernels at least. OpenVINO's own limit is 5000 kernels of any model: of one with
+/// three convolutions more than a thousand sizes, of which each holds a third of a megabyte. A size that comes back
+/// after more others is prepared anew.
 constexpr size_t kKeptSizes = 20;
 
-/// The kernels that a model keeps: as many of each layer as sizes. Layers without kernels make up for those of several.
+/// The kernels that a model keeps: of each layer as many as sizes. Constants are counted too, which have none: they
+/// make up for layers of several kernels, and let small models keep more sizes.
 std::string kept_kernels(const at::Tensor& xml) {
   const std::string_view text(static_cast<const char*>(xml.const_data_ptr()), static_cast<size_t>(xml.numel()));
   size_t layers = 0;

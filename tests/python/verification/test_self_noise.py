@@ -59,6 +59,15 @@ def test_rows_of_other_values_are_wrong_in_any_order(change: Any) -> None:
     assert "relative error" in found.failures[0]
 
 
+@pytest.mark.parametrize("special", [INF, -INF, NAN])
+def test_a_value_that_is_not_finite_hides_no_other_in_a_row(special: float) -> None:
+    def rows(x: Tensor) -> Tensor:
+        return torch.cat([rows_by_score(x), torch.full((1, 1, 3), special)], dim=1)
+
+    assert compared(rows, lambda x: rows(x).flip(1), NEAR_TIES).passed
+    assert not compared(rows, lambda x: rows(x).flip(1) * 1.01, NEAR_TIES).passed
+
+
 def test_rows_in_another_order_are_wrong_where_the_detector_keeps_its_own() -> None:
     apart = torch.linspace(0, 1, 20)
     assert not compared(rows_by_score, lambda x: rows_by_score(x).flip(1), apart).passed
@@ -128,11 +137,15 @@ def test_the_detector_runs_again_no_more_often_than_is_needed() -> None:
     x = torch.tensor([0.2, 0.5, 0.9])
     runs: list[Tensor] = []
 
+    def of_jittery_widths(x: Tensor, factor: float = 300000.3) -> Any:
+        """Boxes below a pixel whose widths rounding decides on."""
+        return detections(x, widths=tuple(((x.double() * factor) % 1 * 0.5).tolist()))
+
     def counted(x: Tensor) -> Any:
         runs.append(x)
-        return detections(x)
+        return of_jittery_widths(x)
 
-    assert compared(counted, lambda x: detections(x, 3e-3), x).passed
+    assert compared(counted, lambda x: of_jittery_widths(x, 330000.7), x).passed
     assert 2 <= len(runs) < 4
     runs.clear()
     assert not compared(counted, lambda x: detections(x, 2.0), x).passed
