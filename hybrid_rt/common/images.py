@@ -9,7 +9,6 @@ import torch
 
 from .errors import OptionError
 
-
 _EXIF_MARK = b"Exif\0\0"
 _TURNS = {
     1: (False, ()),
@@ -55,8 +54,8 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
     Args:
         path: the file.
         scope: who asks, for the error.
-        exif: turn the pixels upright by the file's EXIF orientation, as ``hybrid-rt detect --exif`` does. Otherwise they
-            are as they are stored.
+        exif: turn the pixels upright by the file's EXIF orientation, as ``hybrid-rt detect --exif`` does. Otherwise
+            they are as they are stored.
 
     Raises:
         OptionError: it can't be read; ``scope`` is who asks.

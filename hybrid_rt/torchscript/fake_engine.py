@@ -136,21 +136,6 @@ def _ps_roi_align(
 
 
 @torch.library.register_fake("hybrid_rt::deform_conv2d")
-def _deform_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    bias: Tensor,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    groups: int,
-    offset_groups: int,
-    use_mask: bool,
-) -> Tensor:
+def _deform_conv2d(input: Tensor, weight: Tensor, offset: Tensor, *_: Any) -> Tensor:
     """[N, O, height, width]: the offsets have one row per output pixel."""
     return input.new_empty([input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3]])

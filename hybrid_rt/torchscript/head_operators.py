@@ -17,7 +17,8 @@ HEAD_OPERATORS = {
     "torchvision::ps_roi_pool": ("input rois scale height width", 2),
     "torchvision::ps_roi_align": ("input rois scale height width sampling_ratio", 2),
     "torchvision::deform_conv2d": (
-        "input weight offset mask bias stride_h stride_w pad_h pad_w dilation_h dilation_w groups offset_groups use_mask",
+        "input weight offset mask bias stride_h stride_w pad_h pad_w dilation_h dilation_w groups offset_groups "
+        "use_mask",
         1,
     ),
 }

@@ -23,6 +23,7 @@ from .autograd_functions import forwards_alone
 from .engine import Engine
 from .generated_module import generated_class
 
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's notices that TorchScript is deprecated, and the tracer's about shapes that it generalises."""

@@ -150,7 +150,9 @@ def test_a_stored_segment_is_compiled_with_torchvision_s_operators_again(tmp_pat
     convert(detector, path)
     hybrid_rt.add_variant(path, "openvino", wider)
     picture = small_picture(40, 48, seed=2)
-    torch.testing.assert_close(hybrid_rt.load(wider, backend="openvino")(picture), detector(picture), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        hybrid_rt.load(wider, backend="openvino")(picture), detector(picture), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_rewriting_reaches_branches_and_called_modules_and_can_be_undone() -> None:
@@ -177,7 +179,9 @@ def test_rewriting_reaches_branches_and_called_modules_and_can_be_undone() -> No
     for sign, wanted in zip((1, -1), expected, strict=True):
         assert torch.equal(opened(sign * torch.ones(1, 2, 8, 8), boxes), wanted)
     head_operators.restore(opened)
-    kinds = {node.kind() for graph in head_operators.jit.graphs_of(opened) for node in head_operators.jit.nodes_of(graph)}
+    kinds = {
+        node.kind() for graph in head_operators.jit.graphs_of(opened) for node in head_operators.jit.nodes_of(graph)
+    }
     assert {"torchvision::ps_roi_pool", "torchvision::roi_pool"} <= kinds
     assert not any(kind.startswith("hybrid_rt::") for kind in kinds)
 
@@ -221,5 +225,5 @@ def test_operators_of_torch_are_no_reason_to_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         head_operators.check_foreign(["hybrid_rt::nms", "hybrid_rt::run_engine"], "here")
-    with pytest.raises(CaptureError, match="no operator of torchvision but torchvision::nms.*got torchvision::other"):
+    with pytest.raises(CaptureError, match=r"no operator of torchvision but torchvision::nms.*got torchvision::other"):
         head_operators.check_foreign(["torchvision::other"], "here")

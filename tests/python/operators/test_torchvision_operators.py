@@ -49,9 +49,10 @@ def boxes(count: int, generator: torch.Generator, dtype: torch.dtype, images: in
     """Boxes in and beside an image of 24 pixels, of any size, some without area, some inside out."""
     index = torch.randint(images, (count, 1), generator=generator).double()
     corners = torch.rand(count, 2, generator=generator) * 34 - 5
-    sides = torch.rand(count, 2, generator=generator) * torch.tensor([40.0, 3.0, 0.0, -6.0])[
-        torch.randint(4, (count, 1), generator=generator)
-    ]
+    sides = (
+        torch.rand(count, 2, generator=generator)
+        * torch.tensor([40.0, 3.0, 0.0, -6.0])[torch.randint(4, (count, 1), generator=generator)]
+    )
     return torch.cat([index, corners, corners + sides], dim=1).to(dtype)
 
 
@@ -79,7 +80,9 @@ def test_poolings_of_values_that_are_not_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POOLINGS)
-@pytest.mark.parametrize("arguments", [(torch.ones(2, 4, 5, 5), torch.ones(0, 5)), (torch.ones(2, 0, 5, 5), torch.ones(2, 5))])
+@pytest.mark.parametrize(
+    "arguments", [(torch.ones(2, 4, 5, 5), torch.ones(0, 5)), (torch.ones(2, 0, 5, 5), torch.ones(2, 5))]
+)
 def test_poolings_of_nothing(name: str, arguments: tuple[Tensor, Tensor]) -> None:
     assert assert_same(name, *arguments, 1.0, 2, 2, 2).numel() == 0
 
@@ -161,7 +164,22 @@ def test_offsets_on_whole_pixels_and_at_the_border_are_exact() -> None:
     image = torch.arange(1.0, 26.0).reshape(1, 1, 5, 5)
     for dy, dx in [(0, 0), (1, 2), (-1, 0), (-5, 0), (4, 4), (0, -0.5), (4.5, 0), (-0.75, 4.25), (NAN, 0), (INF, -INF)]:
         offset = torch.tensor([dy, dx], dtype=torch.float32).reshape(1, 2, 1, 1).expand(1, 2, 5, 5)
-        arguments = (image, torch.ones(1, 1, 1, 1), offset, torch.ones(1, 1), torch.zeros(1), 1, 1, 0, 0, 1, 1, 1, 1, False)
+        arguments = (
+            image,
+            torch.ones(1, 1, 1, 1),
+            offset,
+            torch.ones(1, 1),
+            torch.zeros(1),
+            1,
+            1,
+            0,
+            0,
+            1,
+            1,
+            1,
+            1,
+            False,
+        )
         found = OURS.deform_conv2d(*arguments)
         if abs(dy) + abs(dx) < INF:
             assert torch.equal(found, THEIRS.deform_conv2d(*arguments)), (dy, dx)

@@ -21,7 +21,7 @@ Detections = dict[str, Tensor]
 
 
 def with_thin_boxes(seed: int) -> tuple[Detections, Detections]:
-    """Boxes of which most have a side below a pixel, none, or a negative one, and the same moved by up to 0.02 pixels."""
+    """Boxes whose sides are below a pixel, none, negative or usual, and the same moved by up to 0.02 pixels."""
     generator = torch.Generator().manual_seed(seed)
     count = 8
     sides = torch.tensor([0.0, 0.0, 0.3, 1.1, 30.0, -2.0])[torch.randint(6, (count, 2), generator=generator)]
