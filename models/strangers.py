@@ -207,9 +207,9 @@ class Weighted(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         weights = functional.relu(self.edge_weights)
-        return torch.stack([level * w / (weights.sum() + 0.0001) for level, w in zip(levels, weights, strict=True)]).sum(
-            dim=0
-        )
+        return torch.stack(
+            [level * w / (weights.sum() + 0.0001) for level, w in zip(levels, weights, strict=True)]
+        ).sum(dim=0)
 
 
 class EfficientDet(nn.Module):
@@ -356,7 +356,9 @@ class RtDetr(nn.Module):
             centre = torch.stack([columns, rows], -1).unsqueeze(0) + 0.5
             centre[..., 0] /= width
             centre[..., 1] /= height
-            anchors.append(torch.concat([centre, torch.ones_like(centre) * 0.05 * 2.0**level], -1).reshape(-1, height * width, 4))
+            anchors.append(
+                torch.concat([centre, torch.ones_like(centre) * 0.05 * 2.0**level], -1).reshape(-1, height * width, 4)
+            )
         joined = torch.concat(anchors, 1)
         valid = ((joined > 0.05) * (joined < 0.95)).all(-1, keepdim=True)
         return torch.where(valid, torch.log(joined / (1 - joined)), torch.tensor(torch.finfo(torch.float32).max)), valid

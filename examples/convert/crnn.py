@@ -1,6 +1,6 @@
 """A reader of text lines (CRNN): convolutions down to one row, two LSTMs along it, a class per column.
 
-    python examples/convert/crnn.py crnn.pt
+python examples/convert/crnn.py crnn.pt
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A DETR: convolutions, sine places made from the size, a transformer, learnt queries; a dataclass as its result.
 
-    python examples/convert/detr.py detr.pt
+python examples/convert/detr.py detr.pt
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A U-Net that pads what it has enlarged to the size of what it joins, and returns a class per pixel beside the scores.
 
-    python examples/convert/segmentation.py unet.pt
+python examples/convert/segmentation.py unet.pt
 """
 
 from __future__ import annotations

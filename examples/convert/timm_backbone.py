@@ -1,6 +1,6 @@
 """A timm backbone under torchvision's FCOS: the sizes are those that the detector's own transform can make.
 
-    python examples/convert/timm_backbone.py fcos.pt
+python examples/convert/timm_backbone.py fcos.pt
 """
 
 from __future__ import annotations

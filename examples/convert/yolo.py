@@ -1,6 +1,6 @@
 """A YOLO whose head keeps its grids from call to call, made anew when the size changes; any image size in the file.
 
-    python examples/convert/yolo.py yolo.pt
+python examples/convert/yolo.py yolo.pt
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import linecache
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from ..common.errors import CaptureError, HybridRTError
+from ..common.errors import CaptureError, HybridRTError, SegmentError
 from ..common.specs import TensorSpec
 from ..common.value_tree import ValueTree
 from .export_conditions import holds
 from .export_stand_in import stand_ins
 from .flat_detector import SUBJECT, FlatDetector, flat_arguments
 from .program import Member
+from .symbolic_numbers import free_caches, symbolic_numbers
 from .torch_export import conditions, free_sizes, input_specs
 
 _NEAR = 1e-3
 """A branch on the batch makes a greater difference, rounding a smaller one."""
+
+Numbers = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
+"""Within it a module's code meets other types for numbers, see :mod:`.symbolic_numbers`."""
 
 _OURS = Path(__file__).parents[1]
 
@@ -96,10 +100,20 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         if node.kind == "tensor"
     ]
 
-    def exported(inputs: Sequence[Tensor]) -> ExportedHead:
-        program, result = _exported(detector, members, list(arguments.values()), inputs)
+    def exported_with(inputs: Sequence[Tensor], numbers: Numbers) -> ExportedHead:
+        program, result = _exported(detector, members, list(arguments.values()), inputs, numbers)
         specs = input_specs(program, names)
         return ExportedHead(program, arguments, specs, conditions(program, specs), result)
+
+    def exported(inputs: Sequence[Tensor]) -> ExportedHead:
+        try:
+            return exported_with(inputs, symbolic_numbers)
+        except SegmentError:
+            raise
+        except CaptureError as error:
+            with contextlib.suppress(CaptureError):  # with sizes that int() fixes, it may be right for the example's
+                return exported_with(inputs, lambda _: contextlib.nullcontext())
+            raise error from error.__cause__
 
     if not _are_batches(tensors):
         return exported(tensors)
@@ -148,7 +162,9 @@ def _finds_the_same(
     try:
         with stand_ins(detector, members) as copied, torch.no_grad():
             found = torch.fx.Interpreter(head.program.graph_module).run(*inputs)
-            expected = _Exported(copied, list(head.arguments.values()), results)(*[tensor.clone() for tensor in tensors])
+            expected = _Exported(copied, list(head.arguments.values()), results)(
+                *[tensor.clone() for tensor in tensors]
+            )
             numbers_aside = ([value for value in each if isinstance(value, Tensor)] for each in (expected, found))
             for one, other in zip(*numbers_aside, strict=True):
                 torch.testing.assert_close(other, one, rtol=_NEAR, atol=_NEAR, equal_nan=True)
@@ -158,12 +174,17 @@ def _finds_the_same(
 
 
 def _exported(
-    detector: nn.Module, members: Sequence[Member], arguments: Sequence[ValueTree], tensors: Sequence[Tensor]
+    detector: nn.Module,
+    members: Sequence[Member],
+    arguments: Sequence[ValueTree],
+    tensors: Sequence[Tensor],
+    numbers: Numbers,
 ) -> tuple[ExportedProgram, ValueTree]:
     shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
     results: list[ValueTree] = []
     try:
-        with stand_ins(detector, members) as copied, torch.no_grad(), free_sizes(), _quiet():
+        with stand_ins(detector, members) as copied, numbers(copied), torch.no_grad(), free_sizes(), _quiet():
+            free_caches(copied)
             flat = _Exported(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)

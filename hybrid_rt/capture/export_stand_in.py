@@ -125,7 +125,9 @@ def _replace_forward(module: nn.Module, member: Member, misfits: dict[str, Segme
     module.forward = forward
 
 
-def _flat_inputs(member: Member, itself: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> list[Tensor]:
+def _flat_inputs(
+    member: Member, itself: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]
+) -> list[Tensor]:
     """Returns the tensors of a call.
 
     Raises:

@@ -140,7 +140,9 @@ def in_cpp(path: Path) -> str:
         return "equal"
     told = done.stderr.strip() or done.stdout
     golden = hybrid_rt.inspect(path).get("golden") or {}
-    return f"no sample: {golden['absent']}" if "absent" in golden else f"exit {done.returncode}: {first_line(told, 160)}"
+    return (
+        f"no sample: {golden['absent']}" if "absent" in golden else f"exit {done.returncode}: {first_line(told, 160)}"
+    )
 
 
 def run_child(name: str, limit: float, folder: Path) -> Result:

@@ -373,14 +373,25 @@ def _all() -> Iterator[tuple[str, Stranger]]:
     yield "CRAFT-like (own)", Stranger(lambda: strangers.seeded(strangers.Craft), others=ODD, shapes=ANY)
     yield "YOLO with cached grids (own)", Stranger(_example("yolo"), shapes=ANY)
     yield "DETR-like (own)", Stranger(_example("detr"), others=ODD, shapes=ANY)
-    yield "DeepLabV3 MobileNetV3 (torchvision)", Stranger(_segmentation("deeplabv3_mobilenet_v3_large"), others=ODD, shapes=ANY)
+    yield (
+        "DeepLabV3 MobileNetV3 (torchvision)",
+        Stranger(_segmentation("deeplabv3_mobilenet_v3_large"), others=ODD, shapes=ANY),
+    )
     yield "FCN R50 (torchvision)", Stranger(_segmentation("fcn_resnet50"), others=ODD, shapes=ANY)
-    yield "LR-ASPP MobileNetV3 (torchvision)", Stranger(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY)
+    yield (
+        "LR-ASPP MobileNetV3 (torchvision)",
+        Stranger(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY),
+    )
     yield "U-Net (own)", Stranger(_example("segmentation"), others=ODD, shapes=ANY)
     smp = {"shapes": ANY, "package": "segmentation_models_pytorch"}
     yield "U-Net R18 (segmentation_models_pytorch)", Stranger(_smp("Unet"), **smp)
     yield "FPN R18 (segmentation_models_pytorch)", Stranger(_smp("FPN"), **smp)
-    timm = {"takes_list": True, "package": "timm", "others": ((150, 200), (208, 160), (171, 231)), "example": (160, 208)}
+    timm = {
+        "takes_list": True,
+        "package": "timm",
+        "others": ((150, 200), (208, 160), (171, 231)),
+        "example": (160, 208),
+    }
     yield "ConvNeXt (timm) + RetinaNet", Stranger(_under(_retinanet, "convnext_atto"), **timm)
     yield "EfficientNet (timm) + FCOS", Stranger(_under(_fcos, "efficientnet_lite0"), **timm)
     yield "MobileNetV4 (timm) + Faster R-CNN", Stranger(_under(_faster_rcnn, "mobilenetv4_conv_small"), **timm)
