@@ -58,7 +58,7 @@ class Member:
         error = SegmentError.make(
             "capture",
             f"segment '{self.name}'",
-            expected=f"the arguments of the first call in every call ({', '.join(self.inputs)}), as many tensors in them",
+            expected=f"the arguments of the first call ({', '.join(self.inputs)}), as many tensors in them",
             got=f"another {', '.join(arguments)}",
             remedy="Code that asks whether it is recorded may call it so. Name other submodules in segments=.",
             code="calls-differ",

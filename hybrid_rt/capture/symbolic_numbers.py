@@ -57,7 +57,7 @@ class _Float(float, metaclass=_KeepsSymbols):
 
 @contextmanager
 def symbolic_numbers(module: nn.Module) -> Iterator[None]:
-    """Within it ``int`` and ``float`` leave free sizes free, in all modules of the packages that the code comes from."""
+    """Within it ``int`` and ``float`` leave free sizes free, in all Python modules of the packages of a detector."""
     classes = {kind for part in module.modules() for kind in type(part).__mro__}
     packages = {kind.__module__.partition(".")[0] for kind in classes} - {*_NOT_THE_USERS, *sys.stdlib_module_names}
     names = {"int": _Int, "float": _Float}
@@ -85,12 +85,15 @@ class SizeCache(dict[Any, Any]):
         self._symbolic: dict[str, Any] = {}
 
     def __contains__(self, key: Any) -> bool:
+        """Tells whether there is an entry."""
         return str(key) in self._symbolic if _is_symbolic(key) else super().__contains__(key)
 
     def __getitem__(self, key: Any) -> Any:
+        """Returns an entry."""
         return self._symbolic[str(key)] if _is_symbolic(key) else super().__getitem__(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        """Keeps an entry."""
         if _is_symbolic(key):
             self._symbolic[str(key)] = value
         else:
@@ -98,7 +101,7 @@ class SizeCache(dict[Any, Any]):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """As a dict's."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401
 
 
 def _is_symbolic(key: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The recorded head of a detector that takes or returns more than torch.jit.trace knows: TorchScript around a flat one."""
+"""The recorded head of a detector that takes or returns more than torch.jit.trace knows."""
 
 from __future__ import annotations
 
