@@ -259,12 +259,14 @@ class ModelOutput(OrderedDict[str, Any]):
     """As transformers': a dict whose keys are attributes too, and whose places are indices."""
 
     def __getattr__(self, name: str) -> Any:
+        """The value of a key."""
         try:
             return self[name]
         except KeyError as error:
             raise AttributeError(name) from error
 
     def __getitem__(self, key: Any) -> Any:
+        """By key or place."""
         return super().__getitem__(key) if isinstance(key, str) else list(self.values())[key]
 
 
@@ -431,7 +433,7 @@ class SwinCentres(nn.Module):
         features = self.blocks(self.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         heat, size = self.heat(features).sigmoid(), self.size(features)
         peaks = heat * (functional.max_pool2d(heat, 3, stride=1, padding=1) == heat).float()
-        batch, classes, height, width = peaks.size()
+        batch, _, height, width = peaks.size()
         scores, cells = torch.topk(peaks.view(batch, -1), 10)
         labels = (cells / (height * width)).int()
         cells = cells % (height * width)

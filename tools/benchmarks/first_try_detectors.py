@@ -84,7 +84,9 @@ def lively(detector: nn.Module, *arguments: Any) -> nn.Module:
             module.bias.mul_(factor)
         return output * factor
 
-    layers = [module for module in detector.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
+    layers: list[nn.Module] = [
+        module for module in detector.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
     handles = {layer: layer.register_forward_hook(scale) for layer in layers}
     norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -101,8 +103,8 @@ def lively(detector: nn.Module, *arguments: Any) -> nn.Module:
     return detector
 
 
-def _batch(*sizes: int) -> Tensor:
-    return torch.cat([image[None] for image in torchvision_detectors.pictures([sizes[-2:]] * 4)])
+def _batch(height: int, width: int) -> Tensor:
+    return torch.cat([image[None] for image in torchvision_detectors.pictures([(height, width)] * 4)])
 
 
 def _named(name: str) -> Callable[[], nn.Module]:
@@ -124,7 +126,8 @@ def _example(name: str) -> Callable[[], nn.Module]:
 def _script(name: str) -> ModuleType:
     path = ROOT / "examples" / "convert" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"example_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # TorchScript looks names up in the module
     spec.loader.exec_module(module)
@@ -350,7 +353,7 @@ def _under(head: Callable[[nn.Module], nn.Module], name: str, **options: Any) ->
 def _all() -> Iterator[tuple[str, Stranger]]:
     for name in torchvision_detectors.NAMES:
         yield name, Stranger(_named(name), (160, 208), ((150, 200), (208, 160), (171, 231)), takes_list=True)
-    transformer = {"shapes": ANY, "package": "transformers"}
+    transformer: dict[str, Any] = {"shapes": ANY, "package": "transformers"}
     yield "DETR (transformers)", Stranger(_detr, others=ODD, **transformer)
     yield "RT-DETR (transformers)", Stranger(_rt_detr, **transformer)
     yield "D-FINE (transformers)", Stranger(_d_fine, **transformer)
@@ -383,10 +386,10 @@ def _all() -> Iterator[tuple[str, Stranger]]:
         Stranger(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY),
     )
     yield "U-Net (own)", Stranger(_example("segmentation"), others=ODD, shapes=ANY)
-    smp = {"shapes": ANY, "package": "segmentation_models_pytorch"}
+    smp: dict[str, Any] = {"shapes": ANY, "package": "segmentation_models_pytorch"}
     yield "U-Net R18 (segmentation_models_pytorch)", Stranger(_smp("Unet"), **smp)
     yield "FPN R18 (segmentation_models_pytorch)", Stranger(_smp("FPN"), **smp)
-    timm = {
+    timm: dict[str, Any] = {
         "takes_list": True,
         "package": "timm",
         "others": ((150, 200), (208, 160), (171, 231)),

@@ -76,16 +76,20 @@ def test_a_table_by_size_is_refused() -> None:
         export_head(Chooses().eval(), (torch.rand(1, 3, 24, 32),), [])
 
 
+def _look_at_int(here: dict[str, Any]) -> None:
+    assert here["int"] is not builtins.int
+    assert isinstance(3, here["int"])
+    assert not isinstance(3.0, here["int"])
+    assert here["int"]("7") == 7
+    assert here["int"] == builtins.int
+    assert issubclass(bool, here["int"])
+    raise ZeroDivisionError
+
+
 def test_names_are_as_before_after_an_error() -> None:
     here = vars(sys.modules[__name__])
     with pytest.raises(ZeroDivisionError), symbolic_numbers(Converts()):
-        assert here["int"] is not builtins.int
-        assert isinstance(3, here["int"])
-        assert not isinstance(3.0, here["int"])
-        assert here["int"]("7") == 7
-        assert here["int"] == builtins.int
-        assert issubclass(bool, here["int"])
-        raise ZeroDivisionError
+        _look_at_int(here)
     assert "int" not in here
     assert "float" not in here
 
