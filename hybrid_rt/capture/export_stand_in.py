@@ -100,7 +100,6 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
         with _as_operators():
             yield copied
         for error in misfits.values():
-            error.segments = tuple(misfits)
             raise error
     finally:
         for member in members:

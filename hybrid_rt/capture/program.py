@@ -63,7 +63,7 @@ class Member:
             remedy="Code that asks whether it is recorded may call it so. Name other submodules in segments=.",
             code="calls-differ",
         )
-        error.segments = (self.name,)
+        error.segment = self.name
         return error
 
     @property
