@@ -13,13 +13,13 @@ class LoadOptions:
         *,
         device: str,
         backend: str,
-        threads: int,
-        emulate_precision: bool,
-        strict: bool,
-        warm_up: list[tuple[int, int]],
-        trust: str,
-        concurrency: int,
-        trusted_keys: list[bytes],
+        threads: int = 0,
+        emulate_precision: bool = False,
+        strict: bool = False,
+        warm_up: list[tuple[int, int]] = ...,
+        trust: str = "digests",
+        concurrency: int = 1,
+        trusted_keys: list[bytes] = ...,
     ) -> None: ...
 
 class OpenedEngine:

@@ -86,11 +86,11 @@ def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         image = Image.fromarray(photograph(_PHOTOGRAPHS[index % len(_PHOTOGRAPHS)]))
         scale = min(image.width / width, image.height / height)
         crop_width, crop_height = width * scale, height * scale
-        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+        left, top = max(0.0, (image.width - crop_width) / 2), max(0.0, (image.height - crop_height) / 2)
         resized = image.resize(
             (width, height),
             Image.Resampling.BILINEAR,
-            box=(left, top, left + crop_width, top + crop_height),
+            box=(left, top, min(left + crop_width, image.width), min(top + crop_height, image.height)),
         )
         array = np.asarray(resized, dtype=np.float32)
         array = (array - array.mean()) * (_CONTRAST / array.std()) + 0.5
@@ -237,7 +237,8 @@ def _scale_at_first_call(module: nn.Module, mean: float, deviation: float) -> No
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         handle.remove()
-        axes = (0,) if output.ndim == 2 else (0, 2, 3)
+        channels = output.ndim - 1 if isinstance(module, nn.Linear) else 1
+        axes = [axis for axis in range(output.ndim) if axis != channels]
         centre = output.mean(dim=axes, keepdim=True)
         factor = deviation / (output - centre).std().clamp_min(1e-6)
         module.weight.mul_(factor)

@@ -153,9 +153,10 @@ PYBIND11_MODULE(_native, m) {
   m.attr("torch_version") = TORCH_VERSION;
   py::register_exception_translator(&translate);
   py::class_<LoadOptions>(m, "LoadOptions")
-      .def(py::init(&options_from), py::arg("device"), py::arg("backend"), py::arg("threads"),
-           py::arg("emulate_precision"), py::arg("strict"), py::arg("warm_up"), py::arg("trust"),
-           py::arg("concurrency"), py::arg("trusted_keys"));
+      .def(py::init(&options_from), py::arg("device"), py::arg("backend"), py::arg("threads") = 0,
+           py::arg("emulate_precision") = false, py::arg("strict") = false,
+           py::arg("warm_up") = std::vector<std::pair<int64_t, int64_t>>(), py::arg("trust") = "digests",
+           py::arg("concurrency") = 1, py::arg("trusted_keys") = std::vector<std::string>());
   m.def(
       "sign",
       [](const std::string& path, const std::string& private_key) {

@@ -166,32 +166,24 @@ def load(
         OptionError: a device that is not here, a size that the detector does not take.
     """
     registry.load_plugins()
-    options = _options(device, backend, threads, strict, warm_up, trust, emulate_precision, concurrency, trusted_keys)
-    return jit.load(path, options)
-
-
-def _options(
-    device: str | torch.device,
-    backend: str | Sequence[str],
-    threads: int = 0,
-    strict: bool = False,
-    warm_up: Sequence[tuple[int, int]] = (),
-    trust: str = "digests",
-    emulate_precision: bool = False,
-    concurrency: int = 1,
-    trusted_keys: Sequence[str | os.PathLike[str]] = (),
-) -> Any:
-    return _native.LoadOptions(
-        device=str(device),
-        backend=backend if isinstance(backend, str) else ",".join(backend),
+    options = _options(
+        device,
+        backend,
         threads=threads,
-        emulate_precision=emulate_precision,
         strict=strict,
         warm_up=[(height, width) for height, width in warm_up],
         trust=trust,
+        emulate_precision=emulate_precision,
         concurrency=concurrency,
         trusted_keys=[os.fsencode(key) for key in trusted_keys],
     )
+    return jit.load(path, options)
+
+
+def _options(device: str | torch.device, backend: str | Sequence[str], **further: Any) -> Any:
+    """What :func:`load` takes, as the native part has it."""
+    names = backend if isinstance(backend, str) else ",".join(backend)
+    return _native.LoadOptions(device=str(device), backend=names, **further)
 
 
 def open_engine(
@@ -218,7 +210,9 @@ def open_engine(
         OptionError: no such engine.
     """
     registry.load_plugins()
-    return OpenedEngine(_native.open_engine(os.fsencode(path), name, _options(device, backend, threads, strict)))
+    return OpenedEngine(
+        _native.open_engine(os.fsencode(path), name, _options(device, backend, threads=threads, strict=strict))
+    )
 
 
 class OpenedEngine:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import linecache
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,21 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from ..common.errors import CaptureError, HybridRTError
+from ..common.errors import CaptureError, HybridRTError, SegmentError
 from ..common.specs import TensorSpec
-from ..common.value_tree import ValueTree, tree_of
+from ..common.value_tree import ValueTree
 from .export_conditions import holds
 from .export_stand_in import stand_ins
+from .flat_detector import SUBJECT, FlatDetector, flat_arguments
 from .program import Member
+from .symbolic_numbers import free_caches, symbolic_numbers
 from .torch_export import conditions, free_sizes, input_specs
-
-SUBJECT = "the detector's head"
 
 _NEAR = 1e-3
 """A branch on the batch makes a greater difference, rounding a smaller one."""
+
+Numbers = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
+"""Within it a module's code meets other types for numbers, see :mod:`.symbolic_numbers`."""
 
 _OURS = Path(__file__).parents[1]
 
@@ -67,25 +69,14 @@ class _Raised(Exception):
             super().__setattr__(name, value)
 
 
-class _Flat(nn.Module):
-    """A detector as a function of flat tensors; ``results`` gets what its results are made of."""
+class _Exported(FlatDetector):
+    """Raises what the detector raises as :class:`_Raised`."""
 
-    def __init__(self, detector: nn.Module, arguments: Sequence[ValueTree], results: list[ValueTree]) -> None:
-        super().__init__()
-        self.detector = detector
-        self.arguments = tuple(arguments)
-        self.note = results.append
-
-    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
-        remaining = iter(tensors)
+    def run(self, tensors: Sequence[Tensor]) -> Any:
         try:
-            found = self.detector(*(argument.build(remaining) for argument in self.arguments))
+            return super().run(tensors)
         except Exception as error:
             raise _Raised from error
-        remedy = "Wrap the detector in a module that returns such values."
-        tree, computed = tree_of(found, f"{SUBJECT}, its result", remedy, is_result=True)
-        self.note(tree)
-        return tuple(computed)
 
 
 def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence[Member]) -> ExportedHead:
@@ -101,11 +92,7 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         CaptureError: torch.export refuses; the text has the detector's line. Or an argument or result of a kind that
             TorchScript has no type for.
     """
-    arguments: dict[str, ValueTree] = {}
-    tensors: list[Tensor] = []
-    for name, value in zip(_parameters(detector, len(example)), example, strict=True):
-        arguments[name], found = tree_of(value, f"{SUBJECT}, argument '{name}'", "Pass such values as the example.")
-        tensors += found
+    arguments, tensors = flat_arguments(detector, example)
     names = [
         path.replace("'", "")
         for name, argument in arguments.items()
@@ -113,10 +100,20 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
         if node.kind == "tensor"
     ]
 
-    def exported(inputs: Sequence[Tensor]) -> ExportedHead:
-        program, result = _exported(detector, members, list(arguments.values()), inputs)
+    def exported_with(inputs: Sequence[Tensor], numbers: Numbers) -> ExportedHead:
+        program, result = _exported(detector, members, list(arguments.values()), inputs, numbers)
         specs = input_specs(program, names)
         return ExportedHead(program, arguments, specs, conditions(program, specs), result)
+
+    def exported(inputs: Sequence[Tensor]) -> ExportedHead:
+        try:
+            return exported_with(inputs, symbolic_numbers)
+        except SegmentError:
+            raise
+        except CaptureError as error:
+            with contextlib.suppress(CaptureError):  # with sizes that int() fixes, it may be right for the example's
+                return exported_with(inputs, lambda _: contextlib.nullcontext())
+            raise error from error.__cause__
 
     if not _are_batches(tensors):
         return exported(tensors)
@@ -165,7 +162,9 @@ def _finds_the_same(
     try:
         with stand_ins(detector, members) as copied, torch.no_grad():
             found = torch.fx.Interpreter(head.program.graph_module).run(*inputs)
-            expected = _Flat(copied, list(head.arguments.values()), results)(*[tensor.clone() for tensor in tensors])
+            expected = _Exported(copied, list(head.arguments.values()), results)(
+                *[tensor.clone() for tensor in tensors]
+            )
             numbers_aside = ([value for value in each if isinstance(value, Tensor)] for each in (expected, found))
             for one, other in zip(*numbers_aside, strict=True):
                 torch.testing.assert_close(other, one, rtol=_NEAR, atol=_NEAR, equal_nan=True)
@@ -174,25 +173,19 @@ def _finds_the_same(
     return True
 
 
-def _parameters(detector: nn.Module, count: int) -> list[str]:
-    """The names of forward's first parameters."""
-    names: list[str] = []
-    for name, parameter in inspect.signature(detector.forward).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            names += [f"{name}_{i}" for i in range(count - len(names))]
-        elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
-            names.append(name)
-    return names[:count]
-
-
 def _exported(
-    detector: nn.Module, members: Sequence[Member], arguments: Sequence[ValueTree], tensors: Sequence[Tensor]
+    detector: nn.Module,
+    members: Sequence[Member],
+    arguments: Sequence[ValueTree],
+    tensors: Sequence[Tensor],
+    numbers: Numbers,
 ) -> tuple[ExportedProgram, ValueTree]:
     shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
     results: list[ValueTree] = []
     try:
-        with stand_ins(detector, members) as copied, torch.no_grad(), free_sizes(), _quiet():
-            flat = _Flat(copied, arguments, results).eval()
+        with stand_ins(detector, members) as copied, numbers(copied), torch.no_grad(), free_sizes(), _quiet():
+            free_caches(copied)
+            flat = _Exported(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # whatever the user's code and torch's raise

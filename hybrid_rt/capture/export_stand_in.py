@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, nms
 
-from ..common.errors import CaptureError
+from ..common.errors import CaptureError, SegmentError
 from ..common.structure import Flattened, Structure, structure_of
-from ..common.tensor_tree import tensors_in
+from ..common.tensor_tree import map_tensors
+from .observe import arguments_of
 from .program import Member
 
 SEGMENT = "hybrid_rt_export::segment"
@@ -87,53 +87,62 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
 
     All that the code of the copy assigns to attributes stays there: the detector is as before. A segment keeps its
     class, attributes and methods, for a head that asks for them.
+
+    Raises:
+        SegmentError: at the end, if the detector called segments otherwise than on the example.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*detector.parameters(), *detector.buffers())}
     copied = copy.deepcopy(detector, memo)
     try:
+        misfits: dict[str, SegmentError] = {}
         for member in members:
-            _replace_forward(copied.get_submodule(member.name), member)
+            _replace_forward(copied.get_submodule(member.name), member, misfits)
         with _as_operators():
             yield copied
+        for error in misfits.values():
+            raise error
     finally:
         for member in members:
             _active.pop(member.name, None)
 
 
-def _replace_forward(module: nn.Module, member: Member) -> None:
-    signature = inspect.signature(module.forward)
+def _replace_forward(module: nn.Module, member: Member, misfits: dict[str, SegmentError]) -> None:
     itself = copy.copy(module)
     for name in _HOOKS:  # forward() below is called with them, and the engine has what they do
         setattr(module, name, collections.OrderedDict())
     _active[member.name] = Flattened(itself, member.inputs, member.output)
 
     def forward(*arguments: Any, **keywords: Any) -> Any:
-        given = signature.bind(*arguments, **keywords).arguments
-        inputs = list(_flat_inputs(member.name, given, member.inputs))
-        outputs = torch.ops.hybrid_rt_export.segment(inputs, member.name)
-        return member.output.unflatten(iter(outputs))
+        try:
+            inputs = _flat_inputs(member, itself, arguments, keywords)
+        except SegmentError as error:
+            misfits[member.name] = error
+            return itself(*arguments, **keywords)  # to find the others
+        outputs = iter(torch.ops.hybrid_rt_export.segment(inputs, member.name))
+        return map_tensors(member.returned, lambda _: next(outputs))
 
     module.forward = forward
 
 
-def _flat_inputs(segment: str, given: Mapping[str, Any], inputs: Mapping[str, Structure]) -> Iterator[Tensor]:
-    """Yields the tensors of a call.
+def _flat_inputs(
+    member: Member, itself: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]
+) -> list[Tensor]:
+    """Returns the tensors of a call.
 
     Raises:
-        CaptureError: the call passes others than the one that was recorded.
+        SegmentError: the call passes others than the one that was recorded.
     """
-    others = [name for name, value in given.items() if name not in inputs and next(tensors_in(value), None) is not None]
-    for name, structure in inputs.items():
-        if name not in given or structure_of(given[name], f"segment '{segment}', input '{name}'") != structure:
-            others.append(name)
+    named = arguments_of(itself, positional, keyword)
+    others = [name for name in (*named, *member.inputs) if not _is_as_recorded(name, named, member.inputs)]
     if others:
-        raise CaptureError.make(
-            "capture",
-            f"segment '{segment}'",
-            expected=f"the arguments of the first call in every call: {', '.join(inputs)}",
-            got=f"another {', '.join(others)}",
-            remedy="Name a smaller submodule in segments=.",
-            code="calls-differ",
-        )
-    for name, structure in inputs.items():
-        yield from structure.flatten(given[name])
+        raise member.misfit(dict.fromkeys(others))
+    return [tensor for name, structure in member.inputs.items() for tensor in structure.flatten(named[name])]
+
+
+def _is_as_recorded(name: str, named: Mapping[str, Any], inputs: Mapping[str, Structure]) -> bool:
+    if name not in named or name not in inputs:
+        return False
+    try:
+        return structure_of(named[name], name, constants=True) == inputs[name]
+    except CaptureError:  # a size that is free
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.error_text import described
-from ..common.errors import CaptureError
+from ..common.errors import CaptureError, SegmentError
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..common.structure import Flattened, Structure, structure_of
 from ..torchscript import jit
@@ -52,6 +52,19 @@ class Member:
     sources: tuple[int, ...]
     first: int
     returned: Any = None
+
+    def misfit(self, arguments: Iterable[str]) -> SegmentError:
+        """Returns the error of a call whose ``arguments`` are not as they were on the example."""
+        error = SegmentError.make(
+            "capture",
+            f"segment '{self.name}'",
+            expected=f"the arguments of the first call ({', '.join(self.inputs)}), as many tensors in them",
+            got=f"another {', '.join(arguments)}",
+            remedy="Code that asks whether it is recorded may call it so. Name other submodules in segments=.",
+            code="calls-differ",
+        )
+        error.segment = self.name
+        return error
 
     @property
     def flattened(self) -> Flattened:

@@ -101,7 +101,7 @@ def build_hybrid(
         shapes: the sizes that they take.
         effort: how many sizes are looked at; None: the example's alone.
         steps: shows progress.
-        finish: takes the head; it is called again, with other engines, where it raises FusionError.
+        finish: takes the head; it is called again, with other engines, where it raises FusionError or SegmentError.
 
     Raises:
         CaptureError: a segment that can't be captured, or a head that can't be compiled.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import CaptureError
+from ..common.structure import structure_of
 from ..common.tensor_tree import node_of
 from ..common.value_tree import opened
 
@@ -18,6 +19,17 @@ _PLAIN = (bool, int, float, str, type(None))
 def holds_tensors_only(value: Any) -> bool:
     """Tells whether a result is a nest of tensors without anything else in it, such as an empty list."""
     return all(isinstance(leaf, Tensor) for _, leaf in _leaves(value, ""))
+
+
+def is_comparable(value: Any) -> bool:
+    """Tells whether a result can be compared as it is: tensors only, in lists and dicts of one type each."""
+    if not holds_tensors_only(value):
+        return False
+    try:
+        structure_of(value, "result")
+    except CaptureError:
+        return False
+    return True
 
 
 def without_plain_values(expected: Any, found: Any, where: str, relative_error: float) -> tuple[Any, Any, list[str]]:
@@ -30,14 +42,14 @@ def without_plain_values(expected: Any, found: Any, where: str, relative_error: 
         relative_error: that a number with a fraction may have.
 
     Returns:
-        Both with nothing but tensors in them, as dicts by their places if there was anything else, and how the rest
-        differs.
+        Both with nothing but tensors in them, as dicts by their places if there was anything else or containers mix
+        types, and how the rest differs.
 
     Raises:
         CaptureError: the detector returns an object that can't be compared.
     """
     expected, found = opened(expected), opened(found)
-    if holds_tensors_only(expected) and holds_tensors_only(found):
+    if is_comparable(expected) and is_comparable(found):
         return expected, found, []
     wanted, had = dict(_leaves(expected, "")), dict(_leaves(found, ""))
     for place, leaf in wanted.items():

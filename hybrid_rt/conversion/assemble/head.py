@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...bundle.blob_table import pack
 from ...capture.profile import Profile
@@ -13,6 +14,7 @@ from ...capture.state import StateWatch
 from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
 from ...common.specs import Artifact, ArtifactSpec
+from ...common.structure import structure_of
 from ...torchscript import head_operators, jit
 from ...torchscript.ascii_names import opened, with_ascii_names
 from ...torchscript.engine import Engine
@@ -22,6 +24,7 @@ from ...torchscript.scripted_part import ScriptedPart
 from .builds import EngineBuild
 from .engine_module import engine_modules, make_engine
 from .head_export import exported_head
+from .head_trace import recorded_head
 from .hybrid import Hybrid
 from .replica import replicas
 
@@ -62,9 +65,21 @@ def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.ji
         modules |= replicas(build.program, build.engine)
     hybrid = _hybrid(profile.detector, modules)
     before = StateWatch(hybrid)
-    recorded = jit.trace_head(hybrid, profile.example)
+    if _is_traceable(profile.observation.result) and all(map(_is_traceable, profile.example)):
+        recorded = jit.trace_head(hybrid, profile.example)
+    else:
+        recorded = recorded_head(hybrid, profile.example)
     before.restore()  # buffers are the recording's too
     return _frozen(recorded, builds)
+
+
+def _is_traceable(value: Any) -> bool:
+    """Whether torch.jit.trace knows the type of a value, and TorchScript gives it back as it is."""
+    try:
+        structure_of(value, "value")
+    except CaptureError:
+        return False
+    return type(value) in (Tensor, list, tuple, dict)
 
 
 def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:

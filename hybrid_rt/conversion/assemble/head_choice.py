@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...capture.profile import Profile
-from ...common.errors import CaptureError, FusionError, HybridRTError, common_code, split_code
+from ...common.errors import CaptureError, FusionError, HybridRTError, SegmentError, common_code, split_code
 from ...verification.verify import Thresholds, compare_modules
 from .builds import EngineBuild
 from .head import HEADS, assemble
@@ -76,7 +76,7 @@ def head_choices(
         try:
             hybrid = assemble(profile, builds, mode, device)
             difference = "" if mode == HEADS[0] else _difference(profile, hybrid, limits)
-        except FusionError:
+        except (FusionError, SegmentError):
             raise  # with other engines the same mode may take it
         except CaptureError as error:
             reasons[mode] = str(error)

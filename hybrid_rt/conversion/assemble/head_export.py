@@ -12,16 +12,17 @@ from torch import nn
 from torchvision.ops import batched_nms
 
 from ...capture.export_conditions import infix, is_plain
-from ...capture.export_head import SUBJECT, ExportedHead, export_head
+from ...capture.export_head import ExportedHead, export_head
 from ...capture.export_stand_in import BATCHED_NMS, SEGMENT
+from ...capture.flat_detector import SUBJECT
 from ...capture.profile import Profile
 from ...capture.program import Member, Program
 from ...common.errors import CaptureError, split_code
 from ...common.specs import UNBOUNDED, TensorSpec
-from ...common.value_tree import literal
 from ...torchscript import jit
 from ...torchscript.exported_code import Call, ExportedCode
 from ...torchscript.generated_module import generated_class
+from .argument_checks import argument_checks
 from .builds import EngineBuild
 from .engine_module import checked_source
 
@@ -118,17 +119,7 @@ def _engine_call(index: int, program: Program, member: Member, inputs: str) -> s
 
 def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
     """Yields statements that refuse what the program was not made for."""
-    for name, tree in head.arguments.items():
-        for path, node in tree.paths(name):
-            text = f"hybrid_rt[head]: {path}: expected "
-            if node.kind in ("list", "dict"):
-                count = len(node.children)
-                yield f"assert len({path}) == {count}, {f'{text}{count} entries, got '!r} + str(len({path})) + '.'"
-            elif node.kind == "constant" and node.constant is None:
-                yield f"assert {path} is None, {f'{text}None, as in the example, got a value.'!r}"
-            elif node.kind == "constant":
-                value = literal(node.constant)
-                yield f"assert {path} == {value}, {f'{text}{value}, as in the example, got '!r} + str({path}) + '.'"
+    yield from argument_checks(head.arguments)
     for tensor, spec in zip(tensors, head.specs, strict=True):
         text = f"hybrid_rt[head]: {spec.name}: expected dtype {spec.dtype}, got another one."
         yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"

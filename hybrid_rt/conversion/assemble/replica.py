@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...capture.observe import arguments_of, structures_of
 from ...capture.program import Member, Program
-from ...common.errors import CaptureError, FusionError
+from ...common.errors import FusionError
 from ...common.tensor_tree import map_tensors
 from ...torchscript.engine import Engine
 from .engine_module import compiled_check
@@ -46,16 +46,10 @@ class _StandIn:
     def __call__(self, replica: Replica, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:
         member = self._member
         named = arguments_of(member.module, positional, keyword)
-        where = f"segment '{member.name}'"
         structures = structures_of(named, member.name)
         if structures != member.inputs:
-            raise CaptureError.make(
-                "capture",
-                where,
-                expected=f"the arguments of the example ({', '.join(member.inputs)}), as many tensors in them",
-                got=", ".join(structures) or "none",
-                remedy="Name a smaller submodule in segments=.",
-                code="calls-differ",
+            raise member.misfit(
+                name for name in {**structures, **member.inputs} if structures.get(name) != member.inputs.get(name)
             )
         tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
         if self._check is not None:

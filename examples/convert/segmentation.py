@@ -1,0 +1,83 @@
+"""A U-Net that pads what it has enlarged to the size of what it joins, and returns a class per pixel beside the scores.
+
+python examples/convert/segmentation.py unet.pt
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import hybrid_rt
+
+
+class Twice(nn.Sequential):
+    """Two convolutions."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
+            nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
+        )  # fmt: skip
+
+
+class Up(nn.Module):
+    """Enlarges, pads to the skipped level's size, joins."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+        self.conv = Twice(channels, out)
+
+    def forward(self, low: Tensor, skipped: Tensor) -> Tensor:
+        low = self.up(low)
+        rows, columns = skipped.size(2) - low.size(2), skipped.size(3) - low.size(3)
+        low = functional.pad(low, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+        return self.conv(torch.cat([skipped, low], dim=1))
+
+
+class UNet(nn.Module):
+    """A batch [N, 3, H, W] -> {"scores": [N, classes, H, W], "classes": [N, H, W]}."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.first = Twice(3, 8)
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.MaxPool2d(2), Twice(channels, 2 * channels)) for channels in (8, 16, 32)
+        )
+        self.up = nn.ModuleList(Up(channels, channels // 2) for channels in (64, 32, 16))
+        self.out = nn.Conv2d(8, classes, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        levels = [self.first(images)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = levels.pop()
+        for up in self.up:
+            x = up(x, levels.pop())
+        scores = self.out(x)
+        return {"scores": scores, "classes": scores.argmax(dim=1)}
+
+
+def build() -> nn.Module:
+    """Random weights; yours come from a checkpoint."""
+    torch.manual_seed(0)
+    return UNet().eval().requires_grad_(False)
+
+
+def main(path: str) -> None:
+    """Converts, and compares the loaded file with the network at a size that was not used."""
+    network = build()
+    example = torch.rand(1, 3, 128, 160)
+    result = hybrid_rt.convert(network, (example,), path, shapes={"height": (32, 256), "width": (32, 256)})
+    print(result.report)
+
+    other = torch.rand(1, 3, 75, 133)
+    torch.testing.assert_close(hybrid_rt.load(path)(other)["scores"], network(other)["scores"], rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

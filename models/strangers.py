@@ -1,0 +1,475 @@
+"""Small networks in the style of well-known ones, as their authors wrote them: for tests, and for tools/benchmarks.
+
+They are kept unlike what is written for TorchScript: values kept by size, options by keyword, results of classes of
+their own, sizes computed in Python. Random weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import batched_nms
+
+
+def seeded(kind: type[nn.Module], *arguments: Any) -> nn.Module:
+    """Returns a network of the class, the same in each process, without gradients, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = kind(*arguments)
+    return network.requires_grad_(False).eval()
+
+
+def block(channels: int, out: int, kernel: int = 3, stride: int = 1, activation: type[nn.Module] = nn.SiLU) -> Any:
+    """Convolution, batch norm, activation."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), activation()
+    )
+
+
+class Levels(nn.Module):
+    """[N, 3, H, W] -> levels of strides 4, 8 and 16, in a list."""
+
+    def __init__(self, channels: Sequence[int] = (16, 24, 32)) -> None:
+        super().__init__()
+        self.stem = block(3, channels[0], 3, 2)
+        self.stages = nn.ModuleList(
+            block(before, after, 3, 2) for before, after in zip((channels[0], *channels), channels, strict=False)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        levels = [self.stem(images)]
+        for stage in self.stages:
+            levels.append(stage(levels[-1]))
+        return levels[1:]
+
+
+# Text
+
+
+class CraftUp(nn.Module):
+    """Two convolutions over what is joined."""
+
+    def __init__(self, channels: int, middle: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(block(channels, middle, 1, 1, nn.ReLU), block(middle, out, 3, 1, nn.ReLU))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Craft(nn.Module):
+    """CRAFT: region and affinity scores [N, H/2, W/2, 2], and the features they come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        relu = nn.ReLU
+        self.slice1 = nn.Sequential(block(3, 16, 3, 1, relu), nn.MaxPool2d(2, 2), block(16, 24, 3, 1, relu))
+        self.slice2 = nn.Sequential(nn.MaxPool2d(2, 2), block(24, 32, 3, 1, relu))
+        self.slice3 = nn.Sequential(nn.MaxPool2d(2, 2), block(32, 48, 3, 1, relu))
+        self.slice4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(48, 64, 3, padding=6, dilation=6))
+        self.upconv1 = CraftUp(64 + 48, 32, 32)
+        self.upconv2 = CraftUp(32 + 32, 24, 24)
+        self.upconv3 = CraftUp(24 + 24, 16, 16)
+        self.conv_cls = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, 2, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.slice1(images)
+        quarter = self.slice2(half)
+        eighth = self.slice3(quarter)
+        y = self.upconv1(torch.cat([self.slice4(eighth), eighth], dim=1))
+        y = functional.interpolate(y, size=quarter.size()[2:], mode="bilinear", align_corners=False)
+        y = self.upconv2(torch.cat([y, quarter], dim=1))
+        y = functional.interpolate(y, size=half.size()[2:], mode="bilinear", align_corners=False)
+        feature = self.upconv3(torch.cat([y, half], dim=1))
+        return self.conv_cls(feature).permute(0, 2, 3, 1), feature
+
+
+# YOLOs
+
+
+def make_anchors(features: Sequence[Tensor], strides: Sequence[int], offset: float = 0.5) -> tuple[Tensor, Tensor]:
+    """The cells' centres [cells, 2] and strides [cells, 1], of all levels."""
+    points, sizes = [], []
+    for feature, stride in zip(features, strides, strict=True):
+        height, width = feature.shape[2:]
+        x = torch.arange(end=width, dtype=feature.dtype) + offset
+        y = torch.arange(end=height, dtype=feature.dtype) + offset
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        points.append(torch.stack((columns, rows), -1).view(-1, 2))
+        sizes.append(torch.full((height * width, 1), stride, dtype=feature.dtype))
+    return torch.cat(points), torch.cat(sizes)
+
+
+class YoloEight(nn.Module):
+    """YOLOv8's head: distances as distributions, anchors kept while the shape is the same, (found, levels) out."""
+
+    bins = 8
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.classes = classes
+        self.stride = [4, 8, 16]
+        self.backbone = Levels()
+        self.boxes = nn.ModuleList(nn.Conv2d(c, 4 * self.bins, 3, padding=1) for c in (16, 24, 32))
+        self.scores = nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in (16, 24, 32))
+        self.dfl = nn.Conv2d(self.bins, 1, 1, bias=False)
+        self.dfl.weight.data[:] = torch.arange(self.bins, dtype=torch.float).view(1, self.bins, 1, 1)
+        self.shape: Any = None
+        self.anchors = torch.empty(0)
+        self.strides = torch.empty(0)
+
+    def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, list[Tensor]]:
+        x = self.backbone(images)
+        for i in range(len(x)):
+            x[i] = torch.cat((self.boxes[i](x[i]), self.scores[i](x[i])), 1)
+        shape = x[0].shape
+        joined = torch.cat([level.view(shape[0], 4 * self.bins + self.classes, -1) for level in x], 2)
+        if self.shape != shape:
+            self.anchors, self.strides = (part.transpose(0, 1) for part in make_anchors(x, self.stride))
+            self.shape = shape
+        box, score = joined.split((4 * self.bins, self.classes), 1)
+        batch, _, cells = box.shape
+        bins = box.view(batch, 4, self.bins, cells).transpose(2, 1).softmax(1)
+        left_top, right_bottom = self.dfl(bins).view(batch, 4, cells).chunk(2, 1)
+        least, most = self.anchors.unsqueeze(0) - left_top, self.anchors.unsqueeze(0) + right_bottom
+        found = torch.cat(((least + most) / 2, most - least), 1) * self.strides
+        return torch.cat((found, score.sigmoid()), 1), x
+
+
+class YoloX(nn.Module):
+    """YOLOX: grids made in each call from the sizes that were noted, then NMS on what is sure enough."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.backbone = Levels()
+        self.outputs = nn.ModuleList(nn.Conv2d(c, 5 + classes, 1) for c in (16, 24, 32))
+        self.strides = [4, 8, 16]
+
+    def forward(self, images: Tensor) -> Tensor:
+        levels = []
+        for i, level in enumerate(self.backbone(images)):
+            output = self.outputs[i](level)
+            levels.append(torch.cat([output[:, :4], output[:, 4:].sigmoid()], 1))
+        self.hw = [level.shape[-2:] for level in levels]
+        outputs = torch.cat([level.flatten(start_dim=2) for level in levels], dim=2).permute(0, 2, 1)
+        return self.postprocess(self.decode(outputs, images.type())[0])
+
+    def decode(self, outputs: Tensor, dtype: str) -> Tensor:
+        """Boxes in pixels."""
+        grids, strides = [], []
+        for (height, width), stride in zip(self.hw, self.strides, strict=True):
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            grid = torch.stack((columns, rows), 2).view(1, -1, 2)
+            grids.append(grid)
+            strides.append(torch.full((*grid.shape[:2], 1), stride))
+        grid, stride = torch.cat(grids, dim=1).type(dtype), torch.cat(strides, dim=1).type(dtype)
+        return torch.cat([(outputs[..., 0:2] + grid) * stride, outputs[..., 2:4].exp() * stride, outputs[..., 4:]], -1)
+
+    def postprocess(self, found: Tensor) -> Tensor:
+        """[boxes, 7]: x1, y1, x2, y2, object, score, class."""
+        boxes = torch.cat([found[:, :2] - found[:, 2:4] / 2, found[:, :2] + found[:, 2:4] / 2], 1)
+        score, label = torch.max(found[:, 5:], 1, keepdim=True)
+        sure = (found[:, 4] * score.squeeze(1) >= 0.25).squeeze()
+        detections = torch.cat((boxes, found[:, 4:5], score, label.float()), 1)[sure]
+        kept = batched_nms(detections[:, :4], detections[:, 4] * detections[:, 5], detections[:, 6], 0.45)
+        return detections[kept]
+
+
+# EfficientDet
+
+
+class SameConv(nn.Conv2d):
+    """Pads as TensorFlow does, by what the size asks for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.size()[-2:]
+        down, right = (
+            max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            for size, stride, kernel in zip((height, width), self.stride, self.kernel_size, strict=True)
+        )
+        if down > 0 or right > 0:
+            x = functional.pad(x, [right // 2, right - right // 2, down // 2, down - down // 2])
+        return functional.conv2d(x, self.weight, self.bias, self.stride)
+
+
+class Weighted(nn.Module):
+    """Adds levels by weights that are learnt."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.edge_weights = nn.Parameter(torch.rand(count) + 0.5)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        weights = functional.relu(self.edge_weights)
+        return torch.stack(
+            [level * w / (weights.sum() + 0.0001) for level, w in zip(levels, weights, strict=True)]
+        ).sum(dim=0)
+
+
+class EfficientDet(nn.Module):
+    """EfficientDet: paddings by the size, weighted fusion, anchors of the image's size; the best 20, [N, 20, 6]."""
+
+    def __init__(self, classes: int = 4, channels: int = 16) -> None:
+        super().__init__()
+        self.classes = classes
+        self.stem = nn.Sequential(SameConv(3, 8, 3, 2), nn.SiLU(), SameConv(8, 16, 3, 2), nn.SiLU())
+        self.deep = nn.Sequential(SameConv(16, channels, 3, 2), nn.SiLU())
+        self.fuse = Weighted(2)
+        self.class_net = nn.Conv2d(channels, classes, 3, padding=1)
+        self.box_net = nn.Conv2d(channels, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, img_info: dict[str, Tensor] | None = None) -> Tensor:
+        fine = self.stem(x)
+        deep = self.deep(fine)
+        levels = [self.fuse([fine, functional.interpolate(deep, size=fine.shape[-2:], mode="nearest")]), deep]
+        batch = x.shape[0]
+        classes = torch.cat(
+            [self.class_net(level).permute(0, 2, 3, 1).reshape([batch, -1, self.classes]) for level in levels], 1
+        )
+        boxes = torch.cat([self.box_net(level).permute(0, 2, 3, 1).reshape([batch, -1, 4]) for level in levels], 1)
+        anchors = torch.cat([self.anchors(level, 4 * 2**i) for i, level in enumerate(levels)])
+        _, best = torch.topk(classes.reshape(batch, -1), dim=1, k=20)
+        index, label = torch.div(best, self.classes, rounding_mode="trunc"), best % self.classes
+        chosen = torch.gather(boxes, 1, index.unsqueeze(2).expand(-1, -1, 4))
+        scores = torch.gather(classes.reshape(batch, -1), 1, best).sigmoid()
+        found = []
+        for i in range(batch):
+            centre = anchors[index[i]] + chosen[i, :, :2] * 4
+            half = chosen[i, :, 2:].exp() * 4
+            one = torch.cat([centre - half, centre + half, scores[i, :, None], label[i, :, None].float() + 1], dim=1)
+            found.append(one if img_info is None else one * img_info["img_scale"][i])
+        return torch.stack(found, dim=0)
+
+    def anchors(self, level: Tensor, stride: int) -> Tensor:
+        """The cells' centres."""
+        y, x = torch.meshgrid(torch.arange(level.shape[2]), torch.arange(level.shape[3]), indexing="ij")
+        return torch.stack([x, y], -1).reshape(-1, 2).float() * stride
+
+
+# Transformers
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As transformers': a dict whose keys are attributes too, and whose places are indices."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The value of a key."""
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+    def __getitem__(self, key: Any) -> Any:
+        """By key or place."""
+        return super().__getitem__(key) if isinstance(key, str) else list(self.values())[key]
+
+
+class Yolos(nn.Module):
+    """YOLOS: patches and detection tokens through a transformer; places enlarged to the image's grid."""
+
+    patch = 16
+
+    def __init__(self, channels: int = 32, tokens: int = 10, grid: tuple[int, int] = (8, 10)) -> None:
+        super().__init__()
+        self.grid = grid
+        self.embedding = nn.Conv2d(3, channels, self.patch, self.patch)
+        self.detection_tokens = nn.Parameter(torch.randn(1, tokens, channels))
+        self.places = nn.Parameter(torch.randn(1, channels, *grid) * 0.3)
+        layer = nn.TransformerEncoderLayer(channels, 4, 64, batch_first=True, norm_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.class_labels_classifier = nn.Linear(channels, 6)
+        self.bbox_predictor = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 4))
+
+    def forward(self, pixel_values: Tensor, labels: list[dict[str, Tensor]] | None = None, **kwargs: Any) -> Any:
+        batch, _, height, width = pixel_values.shape
+        embedded = self.embedding(pixel_values).flatten(2).transpose(1, 2)
+        size = (height // self.patch, width // self.patch)
+        places = functional.interpolate(self.places, size=size, mode="bicubic", align_corners=False)
+        embedded = embedded + places.flatten(2).transpose(1, 2)
+        tokens = self.encoder(torch.cat((embedded, self.detection_tokens.expand(batch, -1, -1)), dim=1))
+        last = tokens[:, -self.detection_tokens.shape[1] :, :]
+        if kwargs.get("return_dict") is False:
+            return last
+        return ModelOutput(
+            logits=self.class_labels_classifier(last), pred_boxes=self.bbox_predictor(last).sigmoid(), loss=None
+        )
+
+
+class DeformableAttention(nn.Module):
+    """Each query looks at a few places of each level."""
+
+    heads, points = 2, 3
+
+    def __init__(self, channels: int, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+        self.offsets = nn.Linear(channels, self.heads * levels * self.points * 2)
+        self.weights = nn.Linear(channels, self.heads * levels * self.points)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+
+    def forward(
+        self, queries: Tensor, references: Tensor, memory: Tensor, spatial_shapes_list: list[tuple[int, int]]
+    ) -> Tensor:
+        batch, count, channels = queries.shape
+        value = self.value(memory).view(batch, memory.shape[1], self.heads, channels // self.heads)
+        offsets = self.offsets(queries).view(batch, count, self.heads, self.levels, self.points, 2)
+        weights = self.weights(queries).view(batch, count, self.heads, -1).softmax(-1)
+        normalizer = torch.tensor(spatial_shapes_list, dtype=queries.dtype).flip(-1)
+        places = references[:, :, None, None, None, :2] + offsets / normalizer[None, None, None, :, None, :]
+        grids = 2 * places - 1
+        sampled = []
+        for i, part in enumerate(value.split([height * width for height, width in spatial_shapes_list], dim=1)):
+            height, width = spatial_shapes_list[i]
+            level = part.flatten(2).transpose(1, 2).reshape(batch * self.heads, -1, height, width)
+            grid = grids[:, :, :, i].transpose(1, 2).flatten(0, 1)
+            sampled.append(functional.grid_sample(level, grid, padding_mode="zeros", align_corners=False))
+        weights = weights.transpose(1, 2).reshape(batch * self.heads, 1, count, -1)
+        summed = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1).view(batch, channels, count)
+        return self.output(summed.transpose(1, 2))
+
+
+class RtDetr(nn.Module):
+    """RT-DETR: anchors that are infinite outside, the best cells as queries, deformable attention; a ModelOutput."""
+
+    def __init__(self, classes: int = 5, channels: int = 16, queries: int = 12) -> None:
+        super().__init__()
+        self.queries = queries
+        self.backbone = Levels((channels, channels, channels))
+        self.enc_output = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
+        self.enc_score_head = nn.Linear(channels, classes)
+        self.enc_bbox_head = nn.Linear(channels, 4)
+        self.attention = DeformableAttention(channels, 3)
+        self.norm = nn.LayerNorm(channels)
+        self.class_embed = nn.Linear(channels, classes)
+        self.bbox_embed = nn.Linear(channels, 4)
+
+    def generate_anchors(self, spatial_shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Logits of the cells' boxes, infinite at the border; which are not."""
+        anchors = []
+        for level, (height, width) in enumerate(spatial_shapes):
+            rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            centre = torch.stack([columns, rows], -1).unsqueeze(0) + 0.5
+            centre[..., 0] /= width
+            centre[..., 1] /= height
+            anchors.append(
+                torch.concat([centre, torch.ones_like(centre) * 0.05 * 2.0**level], -1).reshape(-1, height * width, 4)
+            )
+        joined = torch.concat(anchors, 1)
+        valid = ((joined > 0.05) * (joined < 0.95)).all(-1, keepdim=True)
+        return torch.where(valid, torch.log(joined / (1 - joined)), torch.tensor(torch.finfo(torch.float32).max)), valid
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        levels = self.backbone(pixel_values)
+        shapes = [(level.shape[2], level.shape[3]) for level in levels]
+        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+        anchors, valid = self.generate_anchors(shapes)
+        encoded = self.enc_output(valid.to(memory.dtype) * memory)
+        logits = self.enc_score_head(encoded)
+        _, best = torch.topk(logits.max(-1).values, self.queries, dim=1)
+        index = best.unsqueeze(-1)
+        boxes = (self.enc_bbox_head(encoded) + anchors).gather(dim=1, index=index.repeat(1, 1, 4))
+        target = encoded.gather(dim=1, index=index.repeat(1, 1, encoded.shape[-1]))
+        references = boxes.sigmoid().unsqueeze(2)
+        decoded = self.norm(target + self.attention(target, references[:, :, 0], memory, shapes))
+        return ModelOutput(
+            logits=self.class_embed(decoded),
+            pred_boxes=(self.bbox_embed(decoded) + boxes.clamp(-10, 10)).sigmoid(),
+            enc_topk_bboxes=boxes.sigmoid(),
+            intermediate=(decoded, references),
+        )
+
+
+class Windows(nn.Module):
+    """Swin: attention in windows that are shifted; pads to whole windows."""
+
+    window = 4
+
+    def __init__(self, channels: int, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        size = self.window
+        right, down = (size - width % size) % size, (size - height % size) % size
+        y = functional.pad(self.norm(x), (0, 0, 0, right, 0, down))
+        _, rows, columns, _ = y.shape
+        if self.shift > 0:
+            y = torch.roll(y, shifts=(-self.shift, -self.shift), dims=(1, 2))
+        y = y.view(batch, rows // size, size, columns // size, size, channels).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(-1, size * size, channels)
+        query, key, value = self.qkv(y).chunk(3, dim=-1)
+        y = self.proj((query @ key.transpose(1, 2) / math.sqrt(channels)).softmax(-1) @ value)
+        y = y.view(batch, rows // size, columns // size, size, size, channels).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(batch, rows, columns, channels)
+        if self.shift > 0:
+            y = torch.roll(y, shifts=(self.shift, self.shift), dims=(1, 2))
+        if right > 0 or down > 0:
+            y = y[:, :height, :width, :].contiguous()
+        return x + y
+
+
+class SwinCentres(nn.Module):
+    """Windows under CenterNet's head: peaks of a heat map, the best 10 of all classes."""
+
+    def __init__(self, channels: int = 16, classes: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, 4, 4)
+        self.blocks = nn.Sequential(Windows(channels, 0), Windows(channels, 2))
+        self.heat = nn.Conv2d(channels, classes, 3, padding=1)
+        self.size = nn.Conv2d(channels, 2, 3, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.blocks(self.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        heat, size = self.heat(features).sigmoid(), self.size(features)
+        peaks = heat * (functional.max_pool2d(heat, 3, stride=1, padding=1) == heat).float()
+        batch, _, height, width = peaks.size()
+        scores, cells = torch.topk(peaks.view(batch, -1), 10)
+        labels = (cells / (height * width)).int()
+        cells = cells % (height * width)
+        ys, xs = (cells / width).int().float(), (cells % width).int().float()
+        sizes = size.permute(0, 2, 3, 1).view(batch, -1, 2).gather(1, cells.unsqueeze(2).expand(-1, -1, 2)).abs()
+        boxes = torch.stack([xs - sizes[..., 0], ys - sizes[..., 1], xs + sizes[..., 0], ys + sizes[..., 1]], 2) * 4
+        return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+# Landmarks
+
+
+class Flatten(nn.Module):
+    """MTCNN's own: channels last in Caffe's order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(3, 2).contiguous().view(x.size(0), -1)
+
+
+class ONet(nn.Module):
+    """MTCNN's last net: crops [N, 3, 48, 48] -> landmarks, box offsets, face or not; fixed size, free batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(3, 16, 3), prelu1=nn.PReLU(16), pool1=nn.MaxPool2d(3, 2, ceil_mode=True),
+                conv2=nn.Conv2d(16, 32, 3), prelu2=nn.PReLU(32), pool2=nn.MaxPool2d(3, 2, ceil_mode=True),
+                conv3=nn.Conv2d(32, 32, 3), prelu3=nn.PReLU(32), pool3=nn.MaxPool2d(2, 2, ceil_mode=True),
+                flatten=Flatten(), conv5=nn.Linear(32 * 16, 64), drop5=nn.Dropout(0.25), prelu5=nn.PReLU(64),
+            )
+        )  # fmt: skip
+        self.conv6_1 = nn.Linear(64, 2)
+        self.conv6_2 = nn.Linear(64, 4)
+        self.conv6_3 = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.features(x)
+        return self.conv6_3(x), self.conv6_2(x), functional.softmax(self.conv6_1(x), dim=-1)

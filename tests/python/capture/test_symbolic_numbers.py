@@ -1,0 +1,101 @@
+"""int(), float(), isinstance() and dicts by size in code that torch.export records."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hybrid_rt.capture.export_head import export_head
+from hybrid_rt.capture.symbolic_numbers import SizeCache, symbolic_numbers
+
+
+class Converts(nn.Module):
+    """Sizes through int and float."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = map(int, x.shape[2:])
+        half = int(height // 2)
+        return torch.arange(half * width, dtype=torch.float32) / float(width)
+
+
+class Asks(nn.Module):
+    """Another way for what is no int."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2]
+        return x + 1 if isinstance(size, int) else x
+
+
+class Keeps(nn.Module):
+    """Places kept by size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = (x.shape[2], x.shape[3], str(x.device))
+        kept = self.places.get(key)
+        if kept is None:
+            kept = torch.arange(key[0] * key[1]).view(key[0], key[1]).float()
+            self.places[key] = kept
+        assert key in self.places
+        return x + self.places[key]
+
+
+class Chooses(nn.Module):
+    """A table with an entry per size: there is none for a free size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = {24: torch.ones(1), 32: torch.zeros(1)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[x.shape[2]]
+
+
+@pytest.mark.parametrize("kind", [Converts, Asks, Keeps])
+def test_sizes_stay_free(kind: type[nn.Module]) -> None:
+    detector = kind().eval()
+    example = torch.rand(1, 3, 24, 32)
+    detector(example)
+    program = export_head(detector, (example,), []).program.module()
+    for size in ((24, 32), (32, 24), (19, 57)):
+        x = torch.rand(1, 3, *size)
+        torch.testing.assert_close(program(x)[0], detector(x))
+    assert type(detector.__dict__.get("places", {})) is dict
+
+
+def test_a_table_by_size_is_refused() -> None:
+    with pytest.raises(Exception, match=r"hybrid_rt\[capture\]: the detector's head: expected code that torch.export"):
+        export_head(Chooses().eval(), (torch.rand(1, 3, 24, 32),), [])
+
+
+def _look_at_int(here: dict[str, Any]) -> None:
+    assert here["int"] is not builtins.int
+    assert isinstance(3, here["int"])
+    assert not isinstance(3.0, here["int"])
+    assert here["int"]("7") == 7
+    assert here["int"] == builtins.int
+    assert issubclass(bool, here["int"])
+    raise ZeroDivisionError
+
+
+def test_names_are_as_before_after_an_error() -> None:
+    here = vars(sys.modules[__name__])
+    with pytest.raises(ZeroDivisionError), symbolic_numbers(Converts()):
+        _look_at_int(here)
+    assert "int" not in here
+    assert "float" not in here
+
+
+def test_a_cache_keeps_what_it_held() -> None:
+    cache = SizeCache({(1, 2): "a"})
+    assert (cache[1, 2], cache.get((3, 4)), (1, 2) in cache) == ("a", None, True)
+    cache[3, 4] = "b"
+    assert cache.get((3, 4)) == "b"
