@@ -2,6 +2,7 @@
 #include <torch/extension.h>
 
 #include "hybrid_rt/hybrid_rt.h"
+#include "hybrid_rt/plugin/frozen.h"
 #include "verification.h"
 
 // What TorchBind can't give: typed exceptions, the manifest without unpickling, the backends, and load() itself, so
@@ -172,6 +173,7 @@ PYBIND11_MODULE(_native, m) {
         return signers;
       },
       py::arg("path"), py::arg("trusted_keys"));
+  m.def("forget_inlined_functions", &hybrid_rt::forget_inlined_functions, py::arg("frozen"));
   m.def("check_head", &hybrid_rt::check_head, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "load", [](const std::string& path, const LoadOptions& options) { return hybrid_rt::load(path, options); },

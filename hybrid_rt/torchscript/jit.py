@@ -472,9 +472,14 @@ def _annotations(method: FunctionType) -> dict[str, Any]:
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run."""
+    """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run.
+
+    What torch returns ends the process when an operator in it fails: its graph points to functions that are gone.
+    """
     with _quiet():
-        return torch.jit.freeze(module.eval())
+        frozen = torch.jit.freeze(module.eval())
+    _native.forget_inlined_functions(frozen._c)
+    return frozen
 
 
 def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

@@ -1,5 +1,6 @@
 #include "hybrid_rt/plugin/backend.h"
 #include "hybrid_rt/machine.h"
+#include "hybrid_rt/plugin/frozen.h"
 
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/script.h>
@@ -165,6 +166,7 @@ class TorchScriptBackend : public Backend {
       bool is_channels_last = false;
       if (options.device.is_cpu()) {
         module = torch::jit::freeze(module);
+        forget_inlined_functions(module);
         const std::shared_ptr<torch::jit::Graph> graph = module.get_method("forward").graph();
         if (is_widened) to_float(*graph, graph->block());
         is_channels_last = has_convolutions(graph->block());
