@@ -25,6 +25,7 @@ def plain_parts(program: Program) -> dict[str, Any]:
         "outputs": program.outputs,
         "calls": program.calls[:1],
         "calibration": program.calibration,
+        "by_export": program.by_export,
     }
 
 
@@ -89,6 +90,8 @@ class RemoteProgram(Program):
 
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
         """See :class:`Program`."""
+        from ...torchscript import fake_engine  # noqa: F401  it may call operators of ours, which it gives shapes
+
         archive, guards = self._ask("exported", inside)
         exported = torch.export.load(io.BytesIO(archive))
         exported._guards_code = guards  # which its file does not keep
