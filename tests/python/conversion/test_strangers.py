@@ -40,7 +40,6 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
     detector = strangers.seeded(kind)
     path = tmp_path / "stranger.pt"
     report = hybrid_rt.convert(detector, (small_picture(64, 96),), path, shapes=RANGES, measure=False).report
-    print(kind.__name__, report.head, [engine.name for engine in report.engines])
     assert report.head in ("script", "export"), report.head_refused
     hybrid = hybrid_rt.load(path)
     assert hybrid_rt.engines(hybrid)
