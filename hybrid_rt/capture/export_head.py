@@ -223,7 +223,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error that is raised again may be its own context's cause
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -44,6 +44,10 @@ def _place_of(path: Path) -> Path:
         mode = place.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return place
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return path  # :func:`check_writable` says how long it may be
+        raise
     except RuntimeError as error:  # links in a circle, before Python 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
     if stat.S_ISREG(mode):

@@ -148,7 +148,9 @@ class _Builder:
             value = self.node("prim::unchecked_unwrap_optional", [value], kind.getElementType())
             kind = value.type()
         if isinstance(held, torch.Tensor):
-            memory = (held.data_ptr(), held.shape, held.stride(), held.dtype)  # of two names for one tensor
+            is_dense = held.layout is torch.strided
+            # Of two names for one tensor.
+            memory = (held.data_ptr(), held.shape, held.stride(), held.dtype) if is_dense else (id(held),)
             if not held.numel() or memory not in self._copies:
                 self._copies[memory] = self.node("aten::clone", [value, self.constant(None)], kind)
             return self._copies[memory]

@@ -375,7 +375,9 @@ def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Pat
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", engine="tensorrt", precision="int8")
     with refused("calibration_data: expected an engine in int8 with it, got only openvino:fp32, torchscript:fp32."):
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", calibration_data=[(X,)])
-    with refused("calibration_data: expected tuples of the detector's positional arguments, got Tensor among them."):
+    with refused(
+        "calibration_data: expected the tuple of the detector's positional arguments, or a dict of its arguments"
+    ):
         hybrid_rt.convert(
             Detector(Pyramid()).eval(),
             (X,),

@@ -12,6 +12,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from hybrid_rt.common.image_inputs import EACH, ImageInputs
 from hybrid_rt.conversion.report import measurement
 from hybrid_rt.conversion.report.measurement import Measurement
 
@@ -47,7 +48,7 @@ def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, secon
             return x
 
     before = measurement.eager_budget.set(2.0)
-    found, reason = measurement.measure_hybrid(Counting(), Path("x.pt"), [(torch.ones(3),)], [], seconds)
+    found, reason = measurement.measure_hybrid(Counting(), Path("x.pt"), [(torch.ones(3),)], ImageInputs(), [], seconds)
     measurement.eager_budget.reset(before)
     assert reason == ""
     assert found is not None
@@ -117,10 +118,10 @@ def test_a_bundle_that_can_not_run_here_is_not_measured(monkeypatch: pytest.Monk
             raise RuntimeError("Traceback of TorchScript\nRuntimeError: no engine here")
 
     monkeypatch.setattr(measurement.archive, "load", lambda path: Failing())
-    found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
+    found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], ImageInputs(), [], 1.0)
     assert (found, reason) == (None, "no engine here")
     monkeypatch.undo()
-    found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], [], 1.0)
+    found, reason = measurement.measure_hybrid(nn.Identity(), Path("x.pt"), [(torch.ones(3),)], ImageInputs(), [], 1.0)
     assert found is None
     assert "x.pt" in reason
 
@@ -133,6 +134,6 @@ def test_measuring_leaves_the_example_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(measurement.archive, "engines", lambda hybrid: [])
     monkeypatch.setattr(measurement.archive, "load", lambda path: Writing())
     picture = torch.ones(1, 3, 8, 8)
-    measurement.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], [], 1.0)
-    measurement.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], [], 1.0)
+    measurement.measure_hybrid(Writing(), Path("x.pt"), [(picture,)], ImageInputs({(0,): "NCHW"}), [], 1.0)
+    measurement.measure_hybrid(Writing(), Path("x.pt"), [([picture[0]],)], ImageInputs({(0, EACH): "CHW"}), [], 1.0)
     assert bool((picture == 1).all())

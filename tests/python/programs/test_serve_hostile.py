@@ -147,4 +147,8 @@ def test_a_browser_reloads_for_the_services_own_page_alone(
     server: Server, headers: dict[str, str], status: int
 ) -> None:
     """A name that an attacker's name server points here is of one origin with the attacker's page."""
-    assert server.request("/v1/reload", b"", headers=headers).status == status
+    deadline = time.monotonic() + 30
+    while (answer := server.request("/v1/reload", b"", headers=headers)).status == 409:  # the last one goes on
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert answer.status == status
