@@ -53,8 +53,8 @@ std::tuple<at::Tensor, at::Tensor> ps_roi_pool(const at::Tensor& input, const at
                                                int64_t pooled_height, int64_t pooled_width);
 
 /// Position-sensitive RoI Align (Light-Head R-CNN, https://arxiv.org/abs/1711.07264), otherwise as ps_roi_pool. The
-/// sampling points are those of roi_align with aligned=true. A box without area is NaN where torchvision's is, 0 where it
-/// is turned inside out.
+/// sampling points are those of roi_align with aligned=true. A box without area is NaN where torchvision's is, 0 where
+/// it is turned inside out.
 std::tuple<at::Tensor, at::Tensor> ps_roi_align(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                                                 int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio);
 

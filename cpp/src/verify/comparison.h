@@ -30,8 +30,8 @@ struct Comparison {
 Comparison compare_results(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,
                            const std::string& where);
 
-/// Compares one tensor. Another shape or dtype is infinitely wrong, and so is an infinity or NaN of one side alone. Where
-/// both sides have the same infinity, or NaN, they are equal.
+/// Compares one tensor. Another shape or dtype is infinitely wrong, and so is an infinity or NaN of one side alone.
+/// Where both sides have the same infinity, or NaN, they are equal.
 OutputError output_error(const std::string& name, const at::Tensor& expected, const at::Tensor& found);
 
 /// Says how large an error is and what is allowed.
