@@ -23,6 +23,7 @@ from ...common.specs import Artifact
 from .limits import ISOLATION, MEMORY, SECONDS, Limits, is_wanted, limits
 from .process import CantStart, CompilerProcess, Ended
 from .programs import form_of, plain_parts
+from .warm import warm
 
 _current: ContextVar[Apart | None] = ContextVar("apart", default=None)
 
@@ -31,9 +32,9 @@ _CANT_SEND = (pickle.PicklingError, TypeError, AttributeError)
 
 @contextlib.contextmanager
 def compiling_apart() -> Iterator[None]:
-    """Within it, what is compiled is compiled in one process, which starts when it is needed and ends with the block.
+    """Within it, what is compiled is compiled in one process, which starts when it is needed.
 
-    A block inside of another one is part of that.
+    Afterwards it waits a while for the next block. A block inside of another one is part of that.
 
     Raises:
         OptionError: a limit in an environment variable that is none.
@@ -49,7 +50,7 @@ def compiling_apart() -> Iterator[None]:
     finally:
         _current.reset(tokens[0])
         store.compiler.reset(tokens[1])
-        apart.end()
+        apart.rest()
 
 
 def expect(segments: Sequence[str], variants: Sequence[Wanted]) -> None:
@@ -92,6 +93,7 @@ class Apart:
         """Starts nothing yet."""
         self._process: CompilerProcess | None = None
         self._cant_start = ""
+        self._is_as_started = True
 
     def start(self) -> CompilerProcess:
         """Returns the process, which need not be ready yet.
@@ -103,11 +105,19 @@ class Apart:
             raise CantStart(self._cant_start)
         if self._process is None:
             try:
-                self._process = CompilerProcess()
+                self._process = warm.take() or CompilerProcess()
             except CantStart as error:
                 self._cant_start = str(error)
                 raise
         return self._process
+
+    def rest(self) -> None:
+        """Leaves the process, if there is one, for the next conversion, unless it is not as it was when it started."""
+        process = self._process
+        if process is not None and self._is_as_started and process.is_ready and not process.has_ended:
+            self._process = None
+            warm.put(process)
+        self.end()
 
     def end(self) -> None:
         """Ends the process, if there is one."""
@@ -158,12 +168,14 @@ class Apart:
     def _ask(
         self, process: CompilerProcess, backend: Backend, program: Program, precision: str, allowed: Limits
     ) -> Artifact:
+        settings = dict(backend.settings())
+        self._is_as_started = self._is_as_started and not settings
         request = {
             "backend": backend.name,
             "kind": _name_of(type(backend)),
             "device": backend.context.device,
             "options": dict(backend.context.options),
-            "settings": dict(backend.settings()),
+            "settings": settings,
             "precision": precision,
             "program": plain_parts(program),
             "threads": torch.get_num_threads(),

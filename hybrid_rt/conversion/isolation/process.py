@@ -69,12 +69,18 @@ class CompilerProcess:
             self._log.close()
             raise CantStart(str(error)) from error
         self._connection: Connection = Connection(ours.detach())
+        self.owner = os.getpid()
         self._is_ready = False
 
     @property
     def pid(self) -> int:
         """The process's number."""
         return self._process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has been asked before."""
+        return self._is_ready
 
     @property
     def has_ended(self) -> bool:

@@ -115,7 +115,11 @@ def _backend(parent: _Parent, request: dict[str, Any]) -> Backend:
 
 def _made_of(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
     """Returns the error of a kind that another one was made of, or it itself."""
+    seen: set[int] = set()
     while error is not None and not isinstance(error, kind):
+        if id(error) in seen:
+            return None
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return error
 

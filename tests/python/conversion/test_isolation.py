@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.builds import BuiltVariant, EngineBuild
 from hybrid_rt.conversion.assemble.engine_module import prepare, run_flat
 from hybrid_rt.conversion.isolation import apart
+from hybrid_rt.conversion.isolation import warm as warm_module
 from hybrid_rt.conversion.isolation.apart import compiling_apart
 from hybrid_rt.conversion.isolation.limits import DEFAULT_SECONDS, Limits, limits
 from hybrid_rt.conversion.isolation.process import CompilerProcess
+from hybrid_rt.conversion.isolation.warm import warm
 
 SCRATCH = '''\
 import ctypes, io, os, signal, sys, time, warnings
@@ -116,10 +119,12 @@ class ScratchBackend(Backend):
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Other tests compile in their own process, and find in the cache what was compiled before."""
     monkeypatch.delenv("HYBRID_RT_COMPILE_ISOLATION")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
+    yield
+    warm.end()
 
 
 @pytest.fixture
@@ -203,7 +208,80 @@ def test_what_ends_the_process_is_an_error_and_the_next_one_works(do: str, got: 
             compiled("scratch", do=do)
         process = int(compiled("scratch").blobs["process"].numpy().tobytes())
     assert process == started[-1] != os.getpid()
+    warm.end()
     assert not any(map(is_there, started))
+
+
+# Between two conversions
+
+
+def process_of(artifact: Artifact) -> int:
+    return int(artifact.blobs["process"].numpy().tobytes())
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
+    for _ in range(2):
+        with compiling_apart():
+            assert process_of(compiled("scratch")) == started[0]
+    assert len(started) == 1
+    assert is_running(started[0])
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_in_other_surroundings_another_process_starts(
+    started: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def change() -> None:
+        monkeypatch.setenv("HYBRID_RT_SOMETHING", "else")
+
+    def move() -> None:
+        monkeypatch.chdir(tmp_path)
+
+    for surround in (lambda: None, change, move):
+        surround()
+        with compiling_apart():
+            compiled("scratch")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_one_block).result()
+    assert len(started) == 4
+    assert not any(map(is_there, started[:3]))
+
+
+def _one_block() -> None:
+    with compiling_apart():
+        compiled("scratch")
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_a_process_that_was_set_up_otherwise_is_not_kept(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backend, "settings", lambda self: {"max_autotune": True})
+    _one_block()
+    assert not is_there(started[0])
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_a_process_without_work_ends_after_a_while(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_module, "REST_SECONDS", 0.2)
+    _one_block()
+    deadline = time.monotonic() + 20
+    while is_there(started[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scratch_folder")
+def test_a_forked_process_leaves_it_alone(started: list[int]) -> None:
+    _one_block()
+    child = os.fork()
+    if child == 0:
+        warm.end()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert is_running(started[0])
+    _one_block()
+    assert len(started) == 1
 
 
 @pytest.mark.usefixtures("scratch_folder")
@@ -370,7 +448,6 @@ def test_what_the_cache_has_starts_nothing(tmp_path: Path, monkeypatch: pytest.M
     for _ in range(2):
         hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "x.pt", engine="openvino", **options)
     assert len(started) == 1
-    assert not is_there(started[0])
 
 
 def of_another_class(monkeypatch: pytest.MonkeyPatch) -> Backend:
