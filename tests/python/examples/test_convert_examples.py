@@ -12,7 +12,7 @@ import hybrid_rt
 
 SCRIPTS = Path(__file__).parents[3] / "examples" / "convert"
 
-HEADS = {"yolo": "export", "detr": "export", "crnn": "script", "segmentation": "script", "timm_backbone": "script"}
+HEADS = {"yolo": "script", "detr": "script", "crnn": "script", "segmentation": "script", "timm_backbone": "script"}
 """How the head of each is taken."""
 
 

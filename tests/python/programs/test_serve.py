@@ -187,7 +187,8 @@ def test_exif_orientation_is_applied_where_it_is_asked_for(
     as_stored = only_picture(server.detect(body))
     turned = only_picture(server.detect(body, "?exif=true"))
     assert as_stored == only_picture(server.detect(body, "?exif=false"))
-    assert (as_stored["width"], as_stored["height"]) == Image.open(demo_picture).size
+    with Image.open(demo_picture) as stored:
+        assert (as_stored["width"], as_stored["height"]) == stored.size
     assert (turned["width"], turned["height"]) == upright.size
     assert turned == only_picture(server.detect(png(np.asarray(upright)), "?exif=true"))
     drawn = server.detect(body, "?exif=true&annotated=true&min_score=1")
