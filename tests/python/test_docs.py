@@ -43,6 +43,8 @@ NOT_RUN = [
     "docs/package.md",  # the start scripts: test_package.py runs them
     "docs/report.md",  # hybrid-rt convert
     "docs/service.md",  # the server runs until it is stopped: test_serve.py
+    "docs/signing.md",
+    "docs/signing.md",
     "docs/torchscript.md",  # the benchmark
 ]
 

@@ -171,7 +171,7 @@ def test_an_installed_backend_keeps_the_contract(out_of_tree: Path) -> None:
 
 def test_three_loads_of_a_bundle_share_an_engine(converted: tuple[Path, str]) -> None:
     _, log = converted
-    loads = log.count("engine 'backbone' runs on interpreter")
+    loads = log.count("engine 'Detector' runs on interpreter")
     assert loads >= 3
     # One for the verification, in whose options the precision is emulated, and one for all that came after.
     assert log.count("interpreter: an engine was made") == 2
