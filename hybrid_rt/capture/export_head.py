@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from ..common.error_text import causes_of
 from ..common.errors import CaptureError, HybridRTError, SegmentError
 from ..common.specs import TensorSpec
 from ..common.value_tree import ValueTree
@@ -189,7 +190,7 @@ def _exported(
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # whatever the user's code and torch's raise
-        causes = [cause for cause in _causes(error) if not isinstance(cause, _Raised)]
+        causes = [cause for cause in causes_of(error) if not isinstance(cause, _Raised)]
         ours = [cause for cause in causes if isinstance(cause, HybridRTError)]
         raise ours[0] if ours else _refusal(causes) from error
     return program, results[-1]
@@ -220,14 +221,6 @@ def _refusal(causes: Sequence[BaseException]) -> CaptureError:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:  # an error that is raised again may be its own context's cause
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _line_of(causes: Sequence[BaseException]) -> str:

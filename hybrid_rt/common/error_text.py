@@ -6,7 +6,7 @@ import importlib.util
 import linecache
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,6 +29,15 @@ _LIBRARIES = (
     *(f"{place}/ops/" for place in (_TORCHVISION and _TORCHVISION.submodule_search_locations) or ()),
     "<hybrid_rt",
 )
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and those that it was made of, the outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error that is raised again may be its own context's cause
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def described(error: BaseException) -> str:

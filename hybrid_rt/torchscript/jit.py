@@ -322,8 +322,7 @@ def reopened(
 ) -> torch.jit.ScriptModule:
     """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
 
-    What freeze returns ends the process when an engine refuses an input: its graph points to functions that are gone,
-    and torch looks them up to tell where the error was.
+    Its graph was rewritten after :func:`freeze`; what is compared with the detector is then what a program loads.
 
     Args:
         module: the hybrid; it is used up.

@@ -1,7 +1,5 @@
 #include "http.h"
 
-#include "connections.h"
-
 #include <arpa/inet.h>
 #include <microhttpd.h>
 #include <sys/socket.h>
@@ -19,6 +17,8 @@
 #include <random>
 #include <set>
 #include <utility>
+
+#include "connections.h"
 
 namespace hybrid_rt::serve {
 namespace {

@@ -27,6 +27,7 @@ import torch
 from ... import _native
 from ...backends import registry
 from ...backends.base import Backend, CompileContext
+from ...common.error_text import causes_of
 from ...common.errors import BackendError, OptionError
 from ...common.specs import Artifact
 from .first_run import run_once
@@ -88,7 +89,7 @@ def _compiled(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
             run_once(artifact, program.examples)
         return "done", artifact
     except Exception as error:
-        missing = _made_of(error, NotHere)
+        missing = next((cause for cause in causes_of(error) if isinstance(cause, NotHere)), None)
         if missing is not None:
             return "not here", str(missing)
         return "raised", _sendable_error(error, request["backend"], program.name)
@@ -111,17 +112,6 @@ def _backend(parent: _Parent, request: dict[str, Any]) -> Backend:
         raise NotHere(request["kind"])
     progress = functools.partial(parent.send, "progress")
     return backend._within(CompileContext(request["device"], request["options"], progress))
-
-
-def _made_of(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    """Returns the error of a kind that another one was made of, or it itself."""
-    seen: set[int] = set()
-    while error is not None and not isinstance(error, kind):
-        if id(error) in seen:
-            return None
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
