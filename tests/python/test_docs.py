@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def checkout(
     monkeypatch.syspath_prepend(tmp_path)  # files that a page writes
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "out").mkdir()
-    (tmp_path / "detector.pt").symlink_to(demo_bundle)
+    shutil.copyfile(demo_bundle, tmp_path / "detector.pt")  # a page may write it
     Image.open(demo_picture).convert("RGB").save("street.jpg", quality=95)
     detector = copy.deepcopy(demo_detector)  # a page may put another backbone into it
     # Their weights need a network.
