@@ -34,12 +34,20 @@ TreeNode<py::handle> node_of(const py::handle& object) {
   return node;
 }
 
-/// Tensors in lists, tuples and dicts with string keys; anything else is None. torch's own conversion is not exported
-/// by every torch.
+c10::IValue leaf_of(const py::handle& leaf) {
+  if (THPVariable_Check(leaf.ptr())) return leaf.cast<at::Tensor>();
+  if (py::isinstance<py::bool_>(leaf)) return leaf.cast<bool>();
+  if (py::isinstance<py::int_>(leaf)) return leaf.cast<int64_t>();
+  if (py::isinstance<py::float_>(leaf)) return leaf.cast<double>();
+  if (py::isinstance<py::str>(leaf)) return leaf.cast<std::string>();
+  return {};
+}
+
+/// Tensors, numbers and texts in lists, tuples and dicts with string keys; anything else is None. torch's own
+/// conversion is not exported by every torch.
 c10::IValue value_of(const py::handle& object) {
-  return hybrid_rt::build_value(object, nullptr, node_of, [](const py::handle& leaf, const c10::TypePtr&) {
-    return THPVariable_Check(leaf.ptr()) ? c10::IValue(leaf.cast<at::Tensor>()) : c10::IValue();
-  });
+  return hybrid_rt::build_value(object, nullptr, node_of,
+                                [](const py::handle& leaf, const c10::TypePtr&) { return leaf_of(leaf); });
 }
 
 DetectionFields fields_of(const py::dict& detections) {

@@ -122,5 +122,33 @@ class SegmentError(CaptureError):
         return made
 
 
+class VariantError(BackendError):
+    """A compiled variant that fails when it runs; the other variants of its engine may not.
+
+    Attributes:
+        engine: the engine's name.
+        backend: the variant's.
+        precision: the variant's.
+    """
+
+    engine: str = ""
+    backend: str = ""
+    precision: str = ""
+
+    @classmethod
+    def of(cls, engine: str, backend: str, precision: str, size: str, error: Exception) -> VariantError:
+        """Returns the error of one call; ``size``: the shapes of its inputs, ``error``: what the variant raised."""
+        made = cls.make(
+            backend,
+            f"engine '{engine}'",
+            expected=f"it to run at {size}, as the segment does",
+            got=str(error).strip().removesuffix("."),
+            remedy="Take another engine, or a narrower range in shapes=.",
+            code="engine-not-run",
+        )
+        made.engine, made.backend, made.precision = engine, backend, precision
+        return made
+
+
 class VerificationError(HybridRTError):
     """The hybrid does not find what the detector finds; nothing was saved."""

@@ -122,9 +122,9 @@ def map_places(value: Any, change: Callable[[tuple[Any, ...], Tensor], Tensor], 
 
 
 def plain(value: Any) -> Any:
-    """Returns the value as the native part takes it: lists, tuples and dicts with string keys, other leaves as None."""
+    """Returns the value as the native part takes it: lists, tuples and dicts with string keys; objects become None."""
     return fold(
         value,
-        lambda leaf: leaf if isinstance(leaf, Tensor) else None,
+        lambda leaf: leaf if isinstance(leaf, (Tensor, bool, int, float, str)) else None,
         lambda node, children: build(Node(node.kind, tuple(map(str, node.keys))), children),
     )

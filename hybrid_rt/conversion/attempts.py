@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -12,7 +13,7 @@ from ..capture.shapes import Shapes
 from ..capture.size_samples import Effort
 from ..capture.whole import whole_profile
 from ..common.error_text import described
-from ..common.errors import FusionError, HybridRTError, SegmentError
+from ..common.errors import FusionError, HybridRTError, SegmentError, VariantError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild, compile_programs
 from .assemble.given_up import GivenUp, engine_given_up, fused_given_up, segment_given_up, whole_given_up
@@ -93,7 +94,7 @@ def build_hybrid(
     """Captures and compiles the segments of a detector, and finishes the hybrid with the engines.
 
     Segments that can't be one engine become one each. One that can't be captured gives way to those inside it, unless
-    the user named it.
+    the user named it. A variant that fails when it runs gives way to the next.
 
     Args:
         profile: the detector.
@@ -101,17 +102,19 @@ def build_hybrid(
         shapes: the sizes that they take.
         effort: how many sizes are looked at; None: the example's alone.
         steps: shows progress.
-        finish: takes the head; it is called again, with other engines, where it raises FusionError or SegmentError.
+        finish: takes the head; it is called again, with other engines, where it raises FusionError, SegmentError or
+            VariantError.
 
     Raises:
         CaptureError: a segment that can't be captured, or a head that can't be compiled.
         BackendError: no compiler takes a segment.
     """
     given_up: list[GivenUp] = []
+    failures: list[VariantError] = []
     while True:
         try:
             programs = capture_programs(profile, shapes, engines.calibration_data, steps, effort)
-            builds = compile_programs(programs, engines, steps)
+            builds = [_without(build, failures) for build in compile_programs(programs, engines, steps)]
             if engines.is_fastest:
                 builds = order_by_speed(builds, engines.device, steps)
             return Attempt(finish(profile, builds), profile, given_up + _engines_given_up(profile, builds))
@@ -122,6 +125,12 @@ def build_hybrid(
             profile = apart
             given_up.append(fused_given_up(error.segments, str(error)))
             steps.show(given_up[-1].summary)
+        except VariantError as error:
+            left = [_without(build, [*failures, error]) for build in builds]
+            if not (engines.fallback or engines.is_fastest) or not all(build.variants for build in left):
+                raise
+            failures.append(error)
+            warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=2)
         except SegmentError as error:
             without = without_segment(profile, error.segment, _why(error))
             if without is None:
@@ -129,6 +138,11 @@ def build_hybrid(
             given_up.append(segment_given_up(error.segment, _shares(profile).get(error.segment, 0.0), str(error)))
             profile = without
             steps.show(given_up[-1].summary)
+
+
+def _without(build: EngineBuild, failures: Sequence[VariantError]) -> EngineBuild:
+    own = [failure for failure in failures if failure.engine == build.name]
+    return build.without(own) if own else build
 
 
 def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:

@@ -11,7 +11,6 @@ from ..capture.size_samples import Effort
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
 from ..verification.golden import GoldenSample, SampleChoice
-from ..verification.plain_values import is_comparable
 from ..verification.verify import TensorError, Thresholds, Verification, compare_dataset, compare_modules
 from .assemble.hybrid import Hybrid
 from .assemble.variant_trials import add_variants, compare_variants
@@ -91,9 +90,8 @@ def _verify(
             not_run += refusals
 
         def compared_one(arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
-            if is_comparable(expected) and is_comparable(found):  # else neither boxes nor a golden sample
-                for watch in watchers:
-                    watch(arguments, expected, found)
+            for watch in watchers:
+                watch(arguments, expected, found)
             advance()
 
         with hybrid.in_promised_precision() as module:

@@ -31,6 +31,7 @@ from .assemble.given_up import GivenUp
 from .assemble.head import HEADS
 from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
+from .assemble.variant_trials import require_running
 from .attempts import Attempt, attempt_whole, build_hybrid
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
@@ -298,6 +299,7 @@ def _checked_head(
                 choice = next(choices)
         except CaptureError:
             if found is None:
+                require_running(builds)  # a head that runs its engines may have met one that fails
                 raise
             return found
         checks = check_hybrid(choice.hybrid, profile, wanted.checks, precision, steps)

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from .. import _native
 from ..bundle import archive
 from ..common.errors import VerificationError
-from ..common.structure import structure_of
-from ..common.tensor_tree import map_tensors, plain
+from ..common.tensor_tree import map_places, map_tensors, plain
 from ..common.value_tree import opened
 from . import coco
 from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset, DatasetComparison, Truth
-from .plain_values import without_plain_values
+from .plain_values import comparable, tensors_by_place
 from .self_noise import Rerun, equal_but_for_noise, reconciled, with_noise
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
@@ -180,12 +179,6 @@ def compare_tensors(
     ]
 
 
-_TENSORS_ONLY = (
-    "Results are compared tensor by tensor: let forward return tensors alone (torch.tensor(number), an empty tensor in "
-    "the place of None), or take verify=False and golden=False."
-)
-
-
 def compare_results(
     verification: Verification,
     expected: Any,
@@ -207,14 +200,9 @@ def compare_results(
 
     Returns:
         Whether anything was compared: not so if the detector itself repeats nothing of its result.
-
-    Raises:
-        CaptureError: they are not detections, and hold something else than tensors.
     """
+    expected, got = opened(expected), opened(got)
     are_detections = detections_of(expected) is not None and detections_of(got) is not None
-    if not are_detections:
-        for value in (expected, got):
-            structure_of(value, f"the detector's result for {where}, result", remedy=_TENSORS_ONLY)
     native = thresholds.to_native()
     found = _native.compare_results(plain(expected), plain(got), native, where)
     undetermined: list[str] = []
@@ -223,7 +211,7 @@ def compare_results(
         if are_detections:
             is_excused = equal_but_for_noise(expected, got, rerun, thresholds, where)
         else:
-            expected, got, undetermined = _reconciled_results(expected, got, rerun, thresholds, where)
+            got, undetermined = _in_the_detectors_order(expected, got, rerun, thresholds.relative_error)
             found = _native.compare_results(plain(expected), plain(got), native, where)
     verification.pictures += map(BoxMatch.from_native, found.pictures)
     verification.tensors += (
@@ -247,25 +235,26 @@ def is_tighter(thresholds: Thresholds, usual: Thresholds) -> bool:
     )
 
 
+_NOTHING_THERE = torch.empty(0)
+
 UNDETERMINED = "the detector itself returns something else on the same input with noise of 1e-6"
 """Why an output was not compared."""
 
 
-def _reconciled_results(
-    expected: Any, got: Any, rerun: Rerun, thresholds: Thresholds, where: str
-) -> tuple[Any, Any, list[str]]:
-    """Returns both results in one order, and the outputs that are undetermined."""
-    structure = structure_of(expected, where)
-    if structure != structure_of(got, where):
-        return expected, got, []
-    wanted, had = list(structure.flatten(expected)), list(structure.flatten(got))
-    known = reconciled(wanted, had, lambda seed: list(structure.flatten(rerun(seed))), thresholds.relative_error)
-    names = list(structure.names("output"))
-    return (
-        expected,
-        structure.unflatten(iter(known.found)),
-        [names[i] for i in sorted(known.undetermined)],
-    )
+def _in_the_detectors_order(expected: Any, got: Any, rerun: Rerun, limit: float) -> tuple[Any, list[str]]:
+    """Returns what the hybrid found with its rows reordered by :func:`reconciled`, and the undetermined outputs."""
+    wanted, had = tensors_by_place(expected), tensors_by_place(got)
+    if set(wanted) != set(had):
+        return got, []
+
+    def again(seed: int) -> list[Tensor]:
+        noisy = tensors_by_place(rerun(seed))
+        return [noisy.get(place, _NOTHING_THERE) for place in wanted]
+
+    known = reconciled(list(wanted.values()), [had[place] for place in wanted], again, limit)
+    in_order = dict(zip(wanted, known.found, strict=True))
+    names = [".".join(("output", *map(str, place))) for place in wanted]
+    return map_places(got, lambda place, _: in_order[place]), [names[i] for i in sorted(known.undetermined)]
 
 
 def add_tensor_failures(verification: Verification, errors: Sequence[TensorError], thresholds: Thresholds) -> None:
@@ -347,18 +336,15 @@ def compare_modules(
             expected = known[i] if i < len(known) else detector(*map_tensors(arguments, Tensor.clone))
             found = hybrid(*map_tensors(arguments, Tensor.clone))
             where = f"input {i}"
-            wanted, had, differences = without_plain_values(expected, found, where, thresholds.relative_error)
-            for difference in differences:
-                verification.fail(difference, "picture", math.inf)
+            wanted = comparable(expected)
 
             def rerun(seed: int, arguments: tuple[Any, ...] = arguments) -> Any:
-                again = detector(*with_noise(arguments, seed))
-                return without_plain_values(again, again, "", thresholds.relative_error)[0]
+                return opened(detector(*with_noise(arguments, seed)))
 
             noise = None if is_tighter(thresholds, thresholds_of(precision)) else rerun
-            compared.append(compare_results(verification, wanted, had, thresholds, where, noise))
+            compared.append(compare_results(verification, wanted, found, thresholds, where, noise))
             if watch is not None:
-                watch(arguments, opened(expected), found)
+                watch(arguments, wanted, opened(found))
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
             "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "

@@ -11,12 +11,12 @@ std::vector<c10::IValue> elements_of(const c10::IValue& value) {
 }
 
 void visit_leaves(const c10::IValue& value, const std::string& path, const LeafVisitor& visit) {
-  if (value.isGenericDict()) {
+  if (value.isGenericDict() && value.toGenericDict().size() > 0) {
     for (const auto& entry : value.toGenericDict()) {
       const std::string key = entry.key().isString() ? entry.key().toStringRef() : "?";
       visit_leaves(entry.value(), path + "." + key, visit);
     }
-  } else if (value.isList() || value.isTuple()) {
+  } else if ((value.isList() || value.isTuple()) && !elements_of(value).empty()) {
     size_t i = 0;
     for (const c10::IValue& element : elements_of(value)) {
       visit_leaves(element, path + "." + std::to_string(i++), visit);

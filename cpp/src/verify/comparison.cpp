@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -15,7 +16,10 @@
 namespace hybrid_rt {
 namespace {
 
-using Named = std::vector<std::pair<std::string, at::Tensor>>;
+using Leaves = std::vector<std::pair<std::string, c10::IValue>>;
+
+/// Bytes of a text that a failure shows.
+constexpr size_t kLongestText = 100;
 
 std::string joined(const std::vector<std::string>& parts, const char* separator) {
   std::string text;
@@ -29,17 +33,57 @@ std::string fields_of(const DetectionFields& picture) {
   return joined(names, ", ");
 }
 
-/// The tensors of a result, each named by the keys and indices that lead to it. Throws Error(kInput) for others.
-Named flattened(const c10::IValue& value) {
-  Named found;
+bool is_empty_container(const c10::IValue& value) {
+  return value.isList() || value.isTuple() || value.isGenericDict();  // visit_leaves() shows those without content only
+}
+
+bool is_absent(const c10::IValue& value) { return value.isNone() || (value.isTensor() && !value.toTensor().defined()); }
+
+/// The leaves of a result: tensors and plain values, each named by the keys and indices that lead to it.
+/// Throws Error(kInput) for others.
+Leaves leaves_of(const c10::IValue& value) {
+  Leaves found;
   visit_leaves(value, "output", [&found](const c10::IValue& leaf, const std::string& name) {
-    if (!leaf.isTensor()) {
-      throw Error(ErrorKind::kInput, "verify", "the result, " + name, "tensors in lists, tuples and dicts",
-                  leaf.tagKind(), "Compare such a detector with hybrid_rt.verify(detector, path, inputs) in Python.");
+    const bool is_plain = is_absent(leaf) || leaf.isBool() || leaf.isInt() || leaf.isDouble() || leaf.isString();
+    if (!leaf.isTensor() && !is_plain && !is_empty_container(leaf)) {
+      throw Error(ErrorKind::kInput, "verify", "the result, " + name,
+                  "tensors, numbers, texts and None in lists, tuples and dicts", leaf.tagKind(),
+                  "Wrap the detector in a module that returns such values.");
     }
-    found.emplace_back(name, leaf.toTensor());
+    found.emplace_back(name, leaf);
   });
   return found;
+}
+
+bool is_tensor(const c10::IValue& value) { return value.isTensor() && value.toTensor().defined(); }
+
+std::string told(const c10::IValue& value) {
+  if (is_tensor(value)) return "a tensor";
+  if (is_absent(value)) return "None";
+  if (value.isString()) return "'" + value.toStringRef().substr(0, kLongestText) + "'";
+  if (value.isBool()) return value.toBool() ? "True" : "False";
+  if (value.isDouble()) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g", value.toDouble());
+    const bool looks_whole = std::string(text).find_first_of(".enai") == std::string::npos;
+    return looks_whole ? std::string(text) + ".0" : text;
+  }
+  if (value.isInt()) return std::to_string(value.toInt());
+  return value.isTuple() ? "()" : value.isList() ? "[]" : "{}";
+}
+
+/// Numbers with a fraction may be rounded; all else has to be equal, in kind too.
+bool are_equal(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds) {
+  if (is_absent(expected) || is_absent(found)) return is_absent(expected) && is_absent(found);
+  if (is_empty_container(expected)) return is_empty_container(found);
+  if (expected.tagKind() != found.tagKind()) return false;
+  if (expected.isString()) return expected.toStringRef() == found.toStringRef();
+  if (expected.isBool()) return expected.toBool() == found.toBool();
+  if (expected.isInt()) return expected.toInt() == found.toInt();
+  const double a = expected.toDouble();
+  const double b = found.toDouble();
+  if (a == b || (std::isnan(a) && std::isnan(b))) return true;
+  return std::abs(a - b) <= thresholds.relative_error * std::max(std::abs(a), std::abs(b)) && std::isfinite(a - b);
 }
 
 /// 0 if all is equal, 3 if nothing is.
@@ -51,28 +95,36 @@ double severity_of(const OutputError& error) {
   return std::isnan(error.relative_error) ? std::numeric_limits<double>::infinity() : error.relative_error;
 }
 
-void compare_tensors(Comparison& comparison, const c10::IValue& expected, const c10::IValue& found,
-                     const Thresholds& thresholds, const std::string& where) {
-  const Named wanted = flattened(expected);
-  const Named had = flattened(found);
+void compare_leaves(Comparison& comparison, const c10::IValue& expected, const c10::IValue& found,
+                    const Thresholds& thresholds, const std::string& where) {
+  const auto fail = [&](const std::string& text, std::optional<double> severity = std::nullopt) {
+    comparison.failures.push_back({where + text, severity});
+  };
+  const Leaves wanted = leaves_of(expected);
+  const Leaves had = leaves_of(found);
   if (wanted.size() != had.size()) {
-    comparison.failures.push_back(
-        {where + ": " + std::to_string(wanted.size()) + " tensors expected, " + std::to_string(had.size()) + " found",
-         std::nullopt});
+    const bool only_tensors =
+        std::all_of(wanted.begin(), wanted.end(), [](const auto& leaf) { return is_tensor(leaf.second); });
+    fail(": " + std::to_string(wanted.size()) + (only_tensors ? " tensors" : " values") + " expected, " +
+         std::to_string(had.size()) + " found");
     return;
   }
-  const std::map<std::string, at::Tensor> by_name(had.begin(), had.end());
-  for (const auto& [name, tensor] : wanted) {
+  const std::map<std::string, c10::IValue> by_name(had.begin(), had.end());
+  for (const auto& [name, leaf] : wanted) {
     if (by_name.count(name) != 0) continue;
-    comparison.failures.push_back({where + ": output '" + name + "' expected, none found", std::nullopt});
+    fail(": output '" + name + "' expected, none found");
     return;
   }
-  for (const auto& [name, tensor] : wanted) {
-    const OutputError error = output_error(name, tensor, by_name.at(name));
-    comparison.outputs.push_back(error);
-    if (error.relative_error <= thresholds.relative_error) continue;
-    comparison.failures.push_back(
-        {where + ", output '" + name + "': " + error_text(error, thresholds), severity_of(error)});
+  for (const auto& [name, leaf] : wanted) {
+    const c10::IValue& other = by_name.at(name);
+    if (is_tensor(leaf) && is_tensor(other)) {
+      const OutputError error = output_error(name, leaf.toTensor(), other.toTensor());
+      comparison.outputs.push_back(error);
+      if (error.relative_error <= thresholds.relative_error) continue;
+      fail(", output '" + name + "': " + error_text(error, thresholds), severity_of(error));
+    } else if (is_tensor(leaf) || is_tensor(other) || !are_equal(leaf, other, thresholds)) {
+      fail(", output '" + name + "': " + told(leaf) + " expected, " + told(other) + " found");
+    }
   }
 }
 
@@ -134,7 +186,7 @@ Comparison compare_results(const c10::IValue& expected, const c10::IValue& found
   if (boxes && found_boxes) {
     compare_detections(comparison, *boxes, *found_boxes, thresholds, where);
   } else {
-    compare_tensors(comparison, expected, found, thresholds, where);
+    compare_leaves(comparison, expected, found, thresholds, where);
   }
   return comparison;
 }

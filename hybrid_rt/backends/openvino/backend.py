@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import BackendError
-from ...common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
+from ...common.specs import Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
 from ..base import Availability, Backend, RuntimeFiles, VendorPackages
 from ..whole_graph import WholeGraph
@@ -111,11 +111,17 @@ class OpenVINOBackend(Backend):
 
 
 def _partial_shape(spec: TensorSpec) -> Any:
+    """The shape that OpenVINO is told of an input; the ranges stay in the spec and are checked at each call.
+
+    A range with an upper end is never told: OpenVINO 2026.4 computes numbers that depend on a size at both ends of its
+    range, and takes a number for a constant if it is the same at both. Of a remainder that proves nothing: 16 % 7 and
+    128 % 7 are 2, so an image that is padded to a multiple of 7 was always padded as the smallest one is.
+    """
     import openvino
 
     return openvino.PartialShape(
         [
-            openvino.Dimension(low) if low == high else openvino.Dimension(low, -1 if high == UNBOUNDED else high)
+            openvino.Dimension(low) if low == high else openvino.Dimension()
             for low, high in zip(spec.min, spec.max, strict=True)
         ]
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ...backends.selection import settle
 from ...bundle.blob_table import Packed, pack
 from ...capture.program import Program
-from ...common.errors import BackendError, CaptureError, FusionError, HybridRTError
+from ...common.errors import BackendError, CaptureError, FusionError, HybridRTError, VariantError
 from ...common.progress import Steps
 from ...common.specs import Artifact
 from ...torchscript.engine import Engine
@@ -61,6 +61,19 @@ class EngineBuild:
     def ordered(self, order: Sequence[int]) -> EngineBuild:
         """Returns the engine with its variants in another order."""
         return replace(self, variants=tuple(self.variants[i] for i in order))
+
+    def without(self, failures: Sequence[VariantError]) -> EngineBuild:
+        """Returns the engine without the variants that failed when they ran; what failed is among the refusals."""
+        refusals = {(failure.backend, failure.precision): str(failure) for failure in failures}
+        kept, refused = [], []
+        for variant in self.variants:
+            spec = variant.artifact.spec
+            reason = refusals.get((spec.backend, spec.precision))
+            if reason is None:
+                kept.append(variant)
+            else:
+                refused.append((f"{spec.backend}:{spec.precision}", reason))
+        return replace(self, variants=tuple(kept), refusals=(*self.refusals, *refused))
 
 
 @compiling_apart()

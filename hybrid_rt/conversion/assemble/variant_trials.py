@@ -13,7 +13,7 @@ from torch import Tensor
 from ...capture.program import FlatCall, Program
 from ...capture.second_size import tiled
 from ...capture.size_samples import Effort, within_time
-from ...common.errors import BackendError, VerificationError
+from ...common.errors import BackendError, VariantError, VerificationError
 from ...common.latency import benchmark
 from ...common.progress import Steps
 from ...common.specs import Artifact, ArtifactSpec
@@ -96,18 +96,18 @@ def _compare_call(
         return program.run(with_noise(call.inputs, seed))
 
     names = [output.name for output in program.outputs]
+    size = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.inputs)
+    spec = artifact.spec
     try:
-        got = _run_on(artifact.spec.device, engine, call)
-    except RuntimeError:
-        if any(call is known for known in program.calls):
-            raise
-        if artifact.blobs.get(_CONDITIONS) is not None and artifact.blobs[_CONDITIONS].numel():
+        got = _run_on(spec.device, engine, call)
+    except RuntimeError as error:
+        is_known = any(call is known for known in program.calls)
+        if not is_known and artifact.blobs.get(_CONDITIONS) is not None and artifact.blobs[_CONDITIONS].numel():
             return []  # it takes some sizes of the ranges, and says so in each call
-        got = [torch.empty(0)] * len(names)
-    is_tighter = limit < thresholds_of(artifact.spec.precision).relative_error
+        raise VariantError.of(program.name, spec.backend, spec.precision, size, error) from error
+    is_tighter = limit < thresholds_of(spec.precision).relative_error
     noise = None if is_tighter else rerun  # what the user asks for beyond the usual is asked of the engine alone
     errors = compare_tensors(program.name, names, call.outputs, got, label, noise, limit)
-    size = ", ".join("x".join(map(str, tensor.shape)) for tensor in call.inputs)
     return [
         error if error.relative_error <= limit else replace(error, backend=f"{label} at {size}") for error in errors
     ]
@@ -133,6 +133,7 @@ def compare_variants(
     Raises:
         BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. What is for
             a GPU alone may be made on a machine without.
+        VariantError: one fails at a size that the segment takes.
     """
     program, engine, artifacts = build.program, build.engine, build.artifacts
     names = [spec.name for spec in program.outputs]
@@ -167,6 +168,12 @@ def compare_variants(
     if not compared and any(artifact.spec.device == "cpu" for artifact in artifacts):
         prepare(engine, emulate_precision=True)  # raises, with every variant's reason
     return compared, not_run
+
+
+def require_running(builds: Sequence[EngineBuild]) -> None:
+    """Raises VariantError for a variant that fails at a size that its segment takes."""
+    for build in builds:
+        compare_variants(build)
 
 
 def add_variants(

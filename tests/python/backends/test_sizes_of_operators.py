@@ -82,3 +82,23 @@ def test_each_size_is_as_in_torch_or_refused(operator: str) -> None:
             if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-3, atol=1e-3):
                 wrong.append(f"{engine} at {tuple(image.shape)}")
     assert wrong == []
+
+
+def windows_of_five(x: Tensor) -> Tensor:
+    """Pads to whole windows, as Swin does; the remainders of 9 and 24, the ends of the range, are equal."""
+    x = F.pad(x, (0, -x.shape[3] % 5, 0, -x.shape[2] % 5))
+    batch, channels, height, width = x.shape
+    return x.view(batch, channels, height // 5, 5, width // 5, 5).sum((3, 5))
+
+
+@pytest.mark.parametrize("engine", engines())
+def test_a_number_that_is_equal_at_both_ends_of_a_range_is_no_constant(engine: str) -> None:
+    """OpenVINO 2026.4 takes it for one if it is told the range."""
+    module = After(windows_of_five)
+    compiled = hybrid_rt.compile_segment(
+        module, torch.rand(1, 3, 16, 20), engine=engine, fallback=False, shapes={"height": RANGE, "width": RANGE}
+    )
+    for height in range(RANGE[0], RANGE[1] + 1):
+        image = torch.rand(1, 3, height, 33 - height)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(image), module(image), rtol=1e-4, atol=1e-4)

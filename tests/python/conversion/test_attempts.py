@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import SmallDetector, small_detector, small_picture
+from helpers.small_detectors import SIDE, SmallDetector, small_detector, small_picture
 from hybrid_rt import BackendError, CaptureError
 from hybrid_rt.backends import registry
+from hybrid_rt.conversion.assemble import variant_trials
 from hybrid_rt.conversion.assemble.given_up import fused_given_up
 from hybrid_rt.conversion.report import report as report_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+
+RANGES = {"height": (32, 96), "width": (32, 96)}
 
 QUICK: dict[str, Any] = {"engine": "torchscript", "measure": False, "progress": False}
 
@@ -130,6 +133,7 @@ def test_an_engine_that_refuses_a_segment_leaves_it_to_the_next(
     assert "openvino:fp32 for second" in (tmp_path / "report.html").read_text().replace("<wbr>", "")
 
 
+@pytest.mark.slow
 def test_an_engine_that_refuses_segments_in_one_may_take_them_apart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -140,6 +144,49 @@ def test_an_engine_that_refuses_segments_in_one_may_take_them_apart(
     assert [engine.name for engine in report.engines] == ["first", "second"]
     [given_up] = report.given_up
     assert given_up.what == "one engine for first+second"
+
+
+def fail_when_run(monkeypatch: pytest.MonkeyPatch, engine_name: str) -> None:
+    """Makes the OpenVINO variant of an engine raise at other sizes than the example's."""
+    run_on = variant_trials._run_on
+
+    def run_or_fail(device: str, engine: Any, call: Any) -> list[Tensor]:
+        chosen = json.loads(engine.choice())
+        if chosen["engine"] == engine_name and chosen["backend"] == "openvino" and call.inputs[0].shape[2] != SIDE - 2:
+            raise RuntimeError("the vendor's own text.")
+        return run_on(device, engine, call)
+
+    monkeypatch.setattr(variant_trials, "_run_on", run_or_fail)
+
+
+@pytest.mark.filterwarnings("ignore:.*The next engine is taken:RuntimeWarning")
+def test_an_engine_that_fails_when_it_runs_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fail_when_run(monkeypatch, "second")
+    options = {**QUICK, "engine": "openvino", "segments": ["first", "second"], "fuse": False, "shapes": RANGES}
+    path = tmp_path / "x.pt"
+    report = hybrid_rt.convert(made(Sorted()), (small_picture(),), path, head="trace", **options).report
+    backends = {engine.name: [variant.backend for variant in engine.variants] for engine in report.engines}
+    assert backends == {"first": ["openvino", "torchscript"], "second": ["torchscript"]}
+    [given_up] = report.given_up
+    assert (given_up.what, given_up.instead, given_up.code) == (
+        "openvino:fp32 for second",
+        "torchscript",
+        "engine-not-run",
+    )
+    assert "got the vendor's own text. Take another engine" in given_up.reason
+    assert {engine["backend"] for engine in hybrid_rt.engines(hybrid_rt.load(path))} == {"openvino", "torchscript"}
+
+
+def test_without_a_fallback_an_engine_that_fails_when_it_runs_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fail_when_run(monkeypatch, "second")
+    options = {**QUICK, "engine": "openvino", "segments": ["second"], "fallback": False, "shapes": RANGES}
+    with pytest.raises(BackendError, match=r"engine 'second': expected it to run at 1x8x\d+x\d+, as the segment does"):
+        hybrid_rt.convert(made(Sorted()), (small_picture(),), tmp_path / "x.pt", head="trace", **options)
+    assert not (tmp_path / "x.pt").exists()
 
 
 def test_without_a_fallback_a_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

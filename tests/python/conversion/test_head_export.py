@@ -16,6 +16,7 @@ import hybrid_rt
 from helpers.small_detectors import Backbone, SmallDetector, small_picture
 from helpers.unscriptable_detectors import DetrLike, Found, NamedDetr, RtDetrLike, seeded
 from hybrid_rt import CaptureError
+from hybrid_rt.verification.golden import verify_golden
 
 RANGES = {"height": (32, 96), "width": (32, 96)}
 OTHER_SIZES = ((64, 64), (40, 88), (96, 33), (61, 47))
@@ -32,6 +33,7 @@ def converted(tmp_path: Path) -> Convert:
         path = tmp_path / "exported.pt"
         given = {"segments": "backbone", "engine": "torchscript", "head": "export", "measure": False, "shapes": RANGES}
         hybrid_rt.convert(detector, example, path, **{**given, **options})
+        assert verify_golden(path).passed
         return hybrid_rt.load(path)
 
     return convert
@@ -55,6 +57,7 @@ def assert_same(detector: nn.Module, hybrid: Any, *arguments: Any) -> None:
             assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DetrLike, RtDetrLike, NamedDetr])
 def test_a_transformer_is_equal_at_other_sizes(kind: type[nn.Module], converted: Convert) -> None:
     detector = seeded(kind)
@@ -64,6 +67,7 @@ def test_a_transformer_is_equal_at_other_sizes(kind: type[nn.Module], converted:
         assert_same(detector, hybrid, small_picture(*size, seed=size[1]))
 
 
+@pytest.mark.slow
 def test_several_engines_one_of_them_of_two_segments(converted: Convert) -> None:
     detector = seeded(DetrLike)
     segments = ["backbone.first", "backbone.second", "boxes"]
@@ -73,6 +77,7 @@ def test_several_engines_one_of_them_of_two_segments(converted: Convert) -> None
     assert_same(detector, hybrid, small_picture(96, 40, seed=2))
 
 
+@pytest.mark.slow
 def test_batches_are_free_where_the_engine_s_are(converted: Convert) -> None:
     detector = seeded(RtDetrLike)
     hybrid = converted(detector, small_picture(64, 48), shapes={**RANGES, "batch": (1, 4)})
@@ -92,6 +97,7 @@ class WholeCells(SmallDetector):
         return features.view(batch, channels, height // 2, 2, width)
 
 
+@pytest.mark.slow
 def test_sizes_that_the_code_does_not_take_are_refused_with_the_ones_that_it_takes(converted: Convert) -> None:
     detector = WholeCells()
     hybrid = converted(detector, small_picture(64, 48))
@@ -106,6 +112,7 @@ def test_sizes_that_the_code_does_not_take_are_refused_with_the_ones_that_it_tak
     assert told.endswith("got [1, 3, 36, 48].")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
@@ -146,6 +153,7 @@ class Arguments(SmallDetector):
         return near, scores if mask is None else scores * mask.float().mean(), *(extra + 1 for extra in more)
 
 
+@pytest.mark.slow
 def test_arguments_of_any_kind(converted: Convert) -> None:
     detector = Arguments()
 
@@ -171,6 +179,7 @@ class Listed(SmallDetector):
         return [dict(zip(("boxes", "scores", "labels"), one, strict=True)) for one in found]
 
 
+@pytest.mark.slow
 def test_a_list_of_pictures_of_their_own_sizes(converted: Convert) -> None:
     detector = Listed()
     hybrid = converted(detector, [small_picture()[0], small_picture(48, 40)[0]])
@@ -196,6 +205,7 @@ class Selects(SmallDetector):
         return boxes[:5], scores[scores > 0.5], torch.nonzero(labels == 1), pooled, boxes.shape[0]
 
 
+@pytest.mark.slow
 def test_sizes_that_values_decide_on(converted: Convert) -> None:
     detector = Selects()
     hybrid = converted(detector, small_picture(64, 64), shapes={"height": (2, 96), "width": (2, 96)})
@@ -217,6 +227,7 @@ class InPlace(SmallDetector):
         return super().detect(features)
 
 
+@pytest.mark.slow
 def test_operators_that_write(converted: Convert) -> None:
     detector = InPlace()
     hybrid = converted(detector, small_picture(64, 64))
@@ -236,6 +247,7 @@ class Counts(SmallDetector):
         return super().forward(pictures)
 
 
+@pytest.mark.slow
 def test_a_head_that_writes_into_a_buffer_is_refused_with_its_name(converted: Convert) -> None:
     with pytest.raises(
         CaptureError, match=r"keeps nothing from call to call, got a write into its buffer 'seen' at test_"
@@ -288,7 +300,8 @@ def test_a_head_that_asks_its_segment(converted: Convert) -> None:
 # Results
 
 
-def test_classes_of_results(converted: Convert) -> None:
+@pytest.mark.slow
+def test_classes_of_results(converted: Convert, tmp_path: Path) -> None:
     picture = small_picture(64, 48)
     found = converted(seeded(DetrLike), picture)(picture)
     assert list(found) == ["boxes", "logits", "masks"]
@@ -324,6 +337,7 @@ _pytree.register_pytree_node(
 )
 
 
+@pytest.mark.slow
 def test_a_class_that_is_registered_with_pytree_is_a_dict(converted: Convert) -> None:
     class Returns(SmallDetector):
         def forward(self, pictures: Tensor, **options: Any) -> Any:
