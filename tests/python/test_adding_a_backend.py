@@ -55,6 +55,7 @@ ALLOWED = {
 """Files that name a backend, and why another backend would not have to be added to them."""
 
 
+@pytest.mark.slow
 def test_nothing_names_a_backend_but_the_files_with_a_reason() -> None:
     found = places(ROOT, NAMES)
     assert {path: found[path] for path in found if path not in ALLOWED} == {}

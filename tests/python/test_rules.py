@@ -51,6 +51,7 @@ def test_the_public_functions_are_found() -> None:
     assert {"convert", "load", "compile_segment"} <= {name for _, name in PUBLIC}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_functions_are_short_and_take_few_parameters(folder: str) -> None:
     wrong = []

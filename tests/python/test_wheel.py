@@ -126,6 +126,7 @@ def test_a_wheel_brings_headers_types_schema_and_programs(with_wheel: Path, tmp_
     assert programs == {"hybrid-rt", "hybrid-rt-detect", "hybrid-rt-serve", "hybrid-rt-bench-worker"}
 
 
+@pytest.mark.slow
 def test_a_checkout_without_the_native_library_says_what_to_do(without_hybrid_rt: Path) -> None:
     done = run(without_hybrid_rt, "-c", "import torch; import hybrid_rt", folder=ROOT)
     assert done.returncode == 1
@@ -136,6 +137,7 @@ def test_a_checkout_without_the_native_library_says_what_to_do(without_hybrid_rt
     )
 
 
+@pytest.mark.slow
 def test_a_native_library_for_another_torch_says_what_to_do(tmp_path: Path) -> None:
     pretended = "9.9.0"
     code = f"import torch; torch.__version__ = {pretended!r}; import hybrid_rt"

@@ -327,6 +327,7 @@ def test_many_threads_at_once_get_their_own_results(backend: str, is_dynamic: bo
                 assert_equal_structure(result, right)
 
 
+@pytest.mark.slow
 def test_other_threads_go_on_while_an_engine_runs(backend: str) -> None:
     segment = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)))
     x = torch.rand(1, 64, 256, 256)  # 39 GFLOP

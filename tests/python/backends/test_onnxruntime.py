@@ -186,6 +186,7 @@ COUNTED = {"box", "mask", "keypoint"}
 """Their first dimension counts objects: there may be none."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_torchvisions_parts_give_the_same_at_sizes_never_seen(part: str) -> None:
     torch.manual_seed(0)

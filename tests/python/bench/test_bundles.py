@@ -30,6 +30,7 @@ def backbone_in_torchscript(
     return path
 
 
+@pytest.mark.slow
 def test_each_bundle_has_a_row_with_latency_accuracy_and_engines(
     demo_bundle: Path, backbone_in_torchscript: Path, demo_images: list[Tensor]
 ) -> None:
@@ -69,6 +70,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_bench_prints_one_table_and_draws_one_plot(
     demo_bundle: Path, backbone_in_torchscript: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +91,7 @@ def test_bench_prints_one_table_and_draws_one_plot(
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
+@pytest.mark.slow
 def test_bench_puts_backbones_under_the_first_bundles_head(
     demo_bundle: Path, demo_picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +103,7 @@ def test_bench_puts_backbones_under_the_first_bundles_head(
     assert rows[1]["engines"]["backbone"].startswith("openvino")
 
 
+@pytest.mark.slow
 def test_bench_without_annotations_draws_latency_alone(
     demo_bundle: Path, demo_picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,7 @@ def test_plain_torch_load_finds_an_altered_engine_at_the_first_run(small_bundle:
         assert DAMAGED in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bytes_flipped_anywhere_never_crash(small_bundle: Path, tmp_path: Path) -> None:
     """What still loads must still be right: only padding, or a variant that does not run, was hit."""
     picture = small_picture()
@@ -493,6 +494,7 @@ print(json.dumps({"engines": hybrid_rt.engines(module), "boxes": len(boxes), "ba
 """
 
 
+@pytest.mark.slow
 def test_without_the_vendors_library_the_fallback_runs(small_bundle: Path) -> None:
     done = run_python(LOAD_AND_TELL, small_bundle, HYBRID_RT_OPENVINO_LIBRARY="/nonexistent/libopenvino_c.so")
     assert done.returncode == 0, done.stderr
@@ -507,6 +509,7 @@ def test_without_the_vendors_library_the_fallback_runs(small_bundle: Path) -> No
     assert "/nonexistent/libopenvino_c.so" in told["backends"]["openvino"][1]
 
 
+@pytest.mark.slow
 def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "libhybrid_rt_garbage.so").write_bytes(b"no shared library " * 50)
     (tmp_path / "libhybrid_rt_empty.so").touch()

@@ -54,6 +54,7 @@ def forked(bundle: Path, where: str, backend: str) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torchscript", "openvino"])
 def test_what_the_parent_loaded_runs_in_a_child(demo_bundle: Path, backend: str) -> None:
     said, log = forked(demo_bundle, "parent", backend)
@@ -61,10 +62,12 @@ def test_what_the_parent_loaded_runs_in_a_child(demo_bundle: Path, backend: str)
     assert "this process was forked after a module had run in 2 threads" in log
 
 
+@pytest.mark.slow
 def test_a_child_loads_for_itself(demo_bundle: Path) -> None:
     assert forked(demo_bundle, "child", "torchscript")[0] == "same"
 
 
+@pytest.mark.slow
 def test_a_child_is_told_that_openvino_cannot_compile_in_it(demo_bundle: Path) -> None:
     said, _ = forked(demo_bundle, "child", "openvino")
     assert said.startswith("BackendError: ")

@@ -63,6 +63,7 @@ def append(path: Path, output: Path, name: str, content: bytes, method: int = zi
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["engines", "anything"])
 def test_a_manifest_that_is_nested_without_end(field: str, small_bundle: Path, tmp_path: Path) -> None:
     def nested(text: str) -> str:
@@ -145,6 +146,7 @@ def with_dtype(path: Path, dtype: str) -> Path:
     return save_with_backends(path, [replace(artifact, spec=replace(artifact.spec, outputs=outputs))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "bool"])
 def test_outputs_are_no_other_dtype_than_the_engines_own(dtype: str, tmp_path: Path) -> None:
     """As a wider one, more bytes would be copied than there are."""
@@ -153,6 +155,7 @@ def test_outputs_are_no_other_dtype_than_the_engines_own(dtype: str, tmp_path: P
         module(small_picture())
 
 
+@pytest.mark.slow
 def test_one_file_changes_nothing_for_another(tmp_path: Path) -> None:
     """They have the same bytes, so that one of them could get the other's engine."""
     first = hybrid_rt.load(with_dtype(tmp_path / "bad.pt", "float64"))

@@ -18,6 +18,7 @@ from hybrid_rt.verification import golden
 NAMES = [b"with a space.pt", "бокс.pt".encode(), b"mod\xe8le.pt", b'100%\'s: a "b".pt', b"n" * 252 + b".pt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_bundle_is_read_under_any_name(
     name: bytes, tmp_path: Path, demo_bundle: Path, demo_image: torch.Tensor, demo_picture: Path

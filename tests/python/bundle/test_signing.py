@@ -240,6 +240,7 @@ def test_the_command_line_signs_and_checks(unsigned: Path, keys: Keys, capsys: p
     assert f"{unsigned}: signed with {public}, every record matches its digest" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_programs_take_signed_bundles_alone(
     demo_bundle: Path, demo_picture: Path, tmp_path: Path, keys: Keys
 ) -> None:

@@ -20,6 +20,7 @@ def exported(detector: nn.Module, *example: Any) -> ExportedHead:
     return export_head(detector.requires_grad_(False).eval(), example, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DetrLike, RtDetrLike])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_batch_and_sides_stay_free(kind: type[nn.Module], batch: int) -> None:
@@ -38,6 +39,7 @@ class ForOnePicture(SmallDetector):
         return features * 2 if pictures.shape[0] == 1 else features
 
 
+@pytest.mark.slow
 def test_a_branch_on_the_batch_keeps_the_example_s() -> None:
     head = exported(ForOnePicture(), small_picture())
     assert head.takes([(1, 3, 64, 64)])
@@ -70,6 +72,7 @@ class Read(SmallDetector):
         return self.backbone(pictures)["coarse"] * float(pictures.numpy().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "code", "remedy"),
     [
@@ -138,6 +141,7 @@ def test_an_argument_that_torchscript_has_no_type_for_is_refused() -> None:
         exported(Takes(), small_picture(), object())
 
 
+@pytest.mark.slow
 def test_a_result_that_torchscript_has_no_type_for_is_refused() -> None:
     class Returns(SmallDetector):
         def forward(self, pictures: Tensor) -> Any:

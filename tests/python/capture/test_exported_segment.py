@@ -89,6 +89,7 @@ def program_of(change: Callable[[Tensor], Any], *sizes: tuple[int, int]) -> Prog
     return capture_alone(detector, "backbone", inputs, [(1, 1), (3, 3), (16, 64), (16, 64)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [to_square, cut_to_square, to_windows, to_rounded_square, with_grid])
 def test_openvino_is_right_at_every_height(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     detector, path = Detector(change).eval(), tmp_path / "a.pt"

@@ -66,6 +66,7 @@ def names(path: Path) -> list[list[str]]:
     return [[member["name"] for member in engine["members"]] for engine in hybrid_rt.inspect(path)["engines"]]
 
 
+@pytest.mark.slow
 def test_one_engine_finds_what_two_find(tmp_path: Path) -> None:
     detector = made(Detector())
     paths = {fuse: tmp_path / f"{fuse}.pt" for fuse in (True, False)}
@@ -78,6 +79,7 @@ def test_one_engine_finds_what_two_find(tmp_path: Path) -> None:
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "detector.pt"
     hybrid_rt.convert(made(Detector()), (small_picture(),), path, segments=["head", "backbone"])
@@ -94,6 +96,7 @@ def test_the_order_of_names_does_not_matter(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -> None:
     detector = made(Detector(low=-1, high=0.25))
     path = tmp_path / "detector.pt"
@@ -103,6 +106,7 @@ def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -
     torch.testing.assert_close(hybrid_rt.load(path)(dark)[0], detector(dark)[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "torchscript"])
 def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_path: Path, backend: str) -> None:
     detector = made(Detector(low=0.1, high=0.25))  # neither the example nor a black picture
@@ -132,6 +136,7 @@ def test_a_branch_around_the_first_segment_makes_an_engine_each(tmp_path: Path) 
     assert "given up: one engine for backbone+head: an engine for each instead (" in str(report)
 
 
+@pytest.mark.slow
 def test_the_demo_detector_runs_on_two_engines(
     demo_detector: FasterRCNN, demo_image: Tensor, demo_picture: Path, demo_images: list[Tensor], tmp_path: Path
 ) -> None:
@@ -148,6 +153,7 @@ def test_the_demo_detector_runs_on_two_engines(
     assert found["engines"] == dict.fromkeys(segments, "openvino")
 
 
+@pytest.mark.slow
 def test_a_picture_without_objects_is_no_error(
     demo_detector: FasterRCNN, demo_image: Tensor, demo_bundle: Path
 ) -> None:

@@ -333,6 +333,7 @@ def test_a_tensor_where_the_example_had_none_is_an_error_and_not_ignored(tmp_pat
         hybrid(small_picture().expand(2, -1, -1, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_optional_argument_may_be_left_out_or_passed_by_keyword(engine: str, tmp_path: Path) -> None:
     for kind in (SmallDetector, PassesByKeyword):

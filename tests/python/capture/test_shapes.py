@@ -104,6 +104,7 @@ def test_a_range_without_the_example_is_refused(shapes: Any, text: str) -> None:
     assert "Widen the range, or take an example inside it." in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_range_of_batches_holds_for_later_segments_too(tmp_path: Path) -> None:
     class Detector(nn.Module):
         def __init__(self) -> None:

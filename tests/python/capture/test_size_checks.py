@@ -73,6 +73,7 @@ def convert(detector: nn.Module, path: Path, **options: Any) -> Any:
     return hybrid_rt.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", [to_square, letterboxed, upright, to_windows, halved_if_large])
 def test_code_that_computes_from_sizes_is_refused_or_right_at_every_size(
     prepare: Callable[[Tensor], Tensor], tmp_path: Path

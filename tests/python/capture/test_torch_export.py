@@ -70,6 +70,7 @@ def sizes_of(program: torch.export.ExportedProgram) -> list[list[bool]]:
     return [[isinstance(size, torch.SymInt) for size in nodes[name].shape] for name in inputs]
 
 
+@pytest.mark.slow
 def test_a_backbone_and_a_head_are_one_program_with_free_sizes() -> None:
     detector, program = r50_fpn()
     made = program.exported()

@@ -52,6 +52,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
 # convert
 
 
+@pytest.mark.slow
 def test_convert_the_demo_detector(
     demo_picture: Path,
     tmp_path: Path,
@@ -84,6 +85,7 @@ def test_convert_options_reach_the_bundle(noise: Path, capsys: pytest.CaptureFix
     assert [len(engine["variants"]) for engine in manifest["engines"]] == [1, 1]
 
 
+@pytest.mark.slow
 def test_convert_takes_sizes_and_several_engines(noise: Path) -> None:
     assert convert_small(noise, "--sizes", "32x32,48X64", "--engine", "torchscript,openvino") == 0
     variants = hybrid_rt.inspect(noise.with_suffix(".pt"))["engines"][0]["variants"]
@@ -415,6 +417,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], arguments:
     assert text in err
 
 
+@pytest.mark.slow
 def test_the_installed_script(demo_bundle: Path, tmp_path: Path) -> None:
     script = Path(sys.executable).parent / "hybrid-rt"
     done = subprocess.run(

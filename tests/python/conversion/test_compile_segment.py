@@ -86,6 +86,7 @@ def test_a_batch_of_another_size() -> None:
     torch.testing.assert_close(compiled(pictures), backbone(pictures), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
     [
@@ -110,6 +111,7 @@ def test_several_inputs_keep_their_proportion() -> None:
     torch.testing.assert_close(compiled(fine=larger[0], others=larger[1]), module(*larger), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_input_that_is_no_picture() -> None:
     module = new(nn.Linear(8, 4))
     compiled = hybrid_rt.compile_segment(module, torch.rand(5, 8))
@@ -117,6 +119,7 @@ def test_an_input_that_is_no_picture() -> None:
     torch.testing.assert_close(compiled(values), module(values), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchvision_accepts_it_as_a_backbone(demo_detector: FasterRCNN, demo_image: Tensor) -> None:
     ranges = {"batch": (1, 2), "height": (32, 416), "width": (32, 416)}
     compiled = hybrid_rt.compile_segment(demo_detector.backbone, torch.rand(1, 3, 256, 256), shapes=ranges)
@@ -156,6 +159,7 @@ def test_without_shapes_the_size_is_the_example_s() -> None:
         compiled(small_picture(64, 32))
 
 
+@pytest.mark.slow
 def test_sizes_outside_of_the_ranges() -> None:
     compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), shapes=[(32, 32), (64, 96)])
     compiled(small_picture(64, 96))
@@ -243,6 +247,7 @@ def test_an_engine_that_can_t_compile_is_an_error_if_wished(
         hybrid_rt.compile_segment(small_detector().backbone, small_picture(), **options)
 
 
+@pytest.mark.slow
 def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     given = {"level": 3}

@@ -105,6 +105,7 @@ def test_a_segment_that_refuses_a_size_inside_its_ranges(
     )
 
 
+@pytest.mark.slow
 def test_a_detector_that_fails_on_smaller_pictures_is_watched_on_its_example(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def modules_and_state(detector: nn.Module) -> tuple[Any, ...]:
     )
 
 
+@pytest.mark.slow
 def test_rpn_head_as_a_segment_and_the_detector_stays_as_it_was(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_rpn_head_as_a_segment_and_the_detector_stays_as_it_was(
     assert_same_boxes(demo_detector(images), module(images))
 
 
+@pytest.mark.slow
 def test_the_box_head_as_a_segment(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
     """Its input is as many regions as there are proposals, not what the transform makes."""
     path = tmp_path / "box_head.pt"
@@ -245,6 +248,7 @@ def test_a_detector_of_tensors_has_the_examples_size(tmp_path: Path) -> None:
         module(small_picture(40, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shapes", "inside", "outside"),
     [
@@ -291,6 +295,7 @@ def test_shapes_of_pictures_leave_later_segments_free(tmp_path: Path) -> None:
         assert_same_tensors(small_detector()(picture), module(picture))
 
 
+@pytest.mark.slow
 def test_sizes_that_the_example_does_not_show_are_free_in_later_segments(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
@@ -364,6 +369,7 @@ def test_without_progress_nothing_is_printed(tmp_path: Path, capsys: pytest.Capt
     assert "done compile backbone with torchscript" in err
 
 
+@pytest.mark.slow
 def test_every_variant_is_compared(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
     verification = hybrid_rt.convert(
         demo_detector, ([demo_image],), tmp_path / "two.pt", segments="backbone"
@@ -373,6 +379,7 @@ def test_every_variant_is_compared(demo_detector: nn.Module, demo_image: Tensor,
     assert verification.not_run == []
 
 
+@pytest.mark.slow
 def test_the_hybrid_in_memory_refuses_an_input_after_calls_that_went_well(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
@@ -387,6 +394,7 @@ def test_the_hybrid_in_memory_refuses_an_input_after_calls_that_went_well(
         module([resized(demo_image, 256, 800)])
 
 
+@pytest.mark.slow
 def test_an_input_to_verify_on_that_is_out_of_bounds_is_an_error(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:

@@ -302,6 +302,7 @@ def test_a_head_that_does_not_script_names_the_line(refused: Refused) -> None:
     assert "<--- HERE" in text
 
 
+@pytest.mark.slow
 def test_a_head_whose_recording_keeps_the_example_s_order_is_refused(refused: Refused) -> None:
     assert "\n  trace: it finds something else: " in refused(CaptureError, UnscriptableHead().eval())
 

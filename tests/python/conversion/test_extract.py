@@ -106,6 +106,7 @@ def test_names_from_a_file_do_not_lead_out_of_the_folder(bundle_path: Path, tmp_
     assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted([path, *files])
 
 
+@pytest.mark.slow
 def test_no_engine_is_opened(bundle_path: Path, tmp_path: Path) -> None:
     code = (
         "import sys, hybrid_rt; hybrid_rt.extract(sys.argv[1], sys.argv[2]); "

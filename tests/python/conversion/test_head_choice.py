@@ -31,6 +31,7 @@ def test_what_scripts_is_scripted(tmp_path: Path) -> None:
     assert "head: script\n" in str(report)
 
 
+@pytest.mark.slow
 def test_what_does_not_script_is_exported_and_the_report_says_why(tmp_path: Path) -> None:
     report = report_of(seeded(DetrLike), tmp_path / "a.pt", report=tmp_path / "report.json")
     assert report.head == "export"
@@ -50,6 +51,7 @@ class ReadsValues(SmallDetector):
         return boxes * 2 if float(scores.max()) >= -1 else boxes
 
 
+@pytest.mark.slow
 def test_what_does_not_export_either_is_recorded(tmp_path: Path) -> None:
     detector = ReadsValues()
     report = report_of(detector, tmp_path / "a.pt")
@@ -68,6 +70,7 @@ class BranchesOnValues(ReadsValues):
         return boxes * 2 if float(pictures.max()) > 0 else boxes
 
 
+@pytest.mark.slow
 def test_what_nothing_takes_is_refused_with_all_reasons(tmp_path: Path) -> None:
     with pytest.raises(CaptureError) as caught:
         report_of(BranchesOnValues(), tmp_path / "a.pt")
@@ -94,6 +97,7 @@ def test_a_scripted_head_that_differs_gives_way(tmp_path: Path) -> None:
     assert report.verification.passed
 
 
+@pytest.mark.slow
 def test_a_mode_by_name_is_the_only_one(tmp_path: Path) -> None:
     with pytest.raises(hybrid_rt.VerificationError):
         report_of(ScriptsOtherwise(), tmp_path / "a.pt", head="script")

@@ -204,6 +204,7 @@ class Größe(SmallDetector):
         return self.detect(features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["script", "export", "trace"])
 def test_names_beyond_ascii(head: str, tmp_path: Path) -> None:
     path, image = tmp_path / "a.pt", picture(1, 64, 64)

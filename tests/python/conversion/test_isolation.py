@@ -219,6 +219,7 @@ def process_of(artifact: Artifact) -> int:
     return int(artifact.blobs["process"].numpy().tobytes())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
 def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
     for _ in range(2):
@@ -228,6 +229,7 @@ def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
     assert is_running(started[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
 def test_in_other_surroundings_another_process_starts(
     started: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -253,6 +255,7 @@ def _one_block() -> None:
         compiled("scratch")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
 def test_a_process_that_was_set_up_otherwise_is_not_kept(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backend, "settings", lambda self: {"max_autotune": True})
@@ -284,6 +287,7 @@ def test_a_forked_process_leaves_it_alone(started: list[int]) -> None:
     assert len(started) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
 def test_a_compiler_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_COMPILE_TIMEOUT", "0.5")
@@ -303,6 +307,7 @@ def test_a_compiler_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyP
     assert not is_there(started[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
 @pytest.mark.filterwarnings("ignore:.*The next engine is taken:RuntimeWarning")
 def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
@@ -371,6 +376,7 @@ def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tm
 # What is as if it were compiled here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "aot_inductor", "tvm"])
 def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[int]) -> None:
     if not registry.backend(name).availability().available:
@@ -415,6 +421,7 @@ def test_progress_warnings_and_prints_come_through(capsys: pytest.CaptureFixture
     assert "what the vendor prints" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
     class Unusual(torch.nn.Module):
@@ -441,6 +448,7 @@ def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
 # When no process is started
 
 
+@pytest.mark.slow
 def test_what_the_cache_has_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HYBRID_RT_CACHE_SIZE")

@@ -104,6 +104,7 @@ def test_a_detector_that_makes_all_pictures_alike_has_no_new_size(tmp_path: Path
     assert found.no_new_size == "its segments always get pictures of the same size"
 
 
+@pytest.mark.slow
 def test_the_demo_detector_takes_a_size_that_it_has_not_seen(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_report_of_nothing_compared_or_measured_fits_the_schema(tmp_path: Path
     assert "not measured: not asked for" in text
 
 
+@pytest.mark.slow
 def test_the_schema_refuses_a_report_that_lacks_a_field(report: ConversionReport) -> None:
     values = report.to_json()
     for name in values:

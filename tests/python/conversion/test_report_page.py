@@ -92,6 +92,7 @@ def colours(page: Page, selector: str | None = None) -> int:
         return len(image.convert("RGB").getcolors(1 << 24) or [])
 
 
+@pytest.mark.slow
 def test_the_checks_see_a_broken_page(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "broken.html"
     path.write_text(
@@ -114,6 +115,7 @@ def test_the_checks_see_a_broken_page(browser: Browser, tmp_path: Path) -> None:
     assert colours(Opened(browser, path).page) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")])
 def test_the_page_renders(browser: Browser, demo_page: tuple[Path, ConversionReport], width: int, scheme: str) -> None:
     path, _ = demo_page
@@ -140,6 +142,7 @@ def test_the_page_renders(browser: Browser, demo_page: tuple[Path, ConversionRep
     assert [text for ratio, text in contrasts if ratio < 4.5] == []
 
 
+@pytest.mark.slow
 def test_the_page_has_light_and_dark(browser: Browser, demo_page: tuple[Path, ConversionReport]) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     light, dark = (
@@ -148,6 +151,7 @@ def test_the_page_has_light_and_dark(browser: Browser, demo_page: tuple[Path, Co
     assert light != dark
 
 
+@pytest.mark.slow
 def test_the_boxes_lie_on_the_pictures(browser: Browser, demo_page: tuple[Path, ConversionReport]) -> None:
     path, report = demo_page
     page = Opened(browser, path).page
@@ -172,6 +176,7 @@ def test_the_boxes_lie_on_the_pictures(browser: Browser, demo_page: tuple[Path, 
     )
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_report_says(browser: Browser, demo_page: tuple[Path, ConversionReport]) -> None:
     path, report = demo_page
     page = Opened(browser, path).page
@@ -194,6 +199,7 @@ def test_the_page_says_what_the_report_says(browser: Browser, demo_page: tuple[P
     assert page.locator("details[open] code").first.is_visible()
 
 
+@pytest.mark.slow
 def test_a_report_of_tensors_alone_renders(browser: Browser, tmp_path: Path) -> None:
     hybrid_rt.convert(
         small_detector(),
@@ -213,6 +219,7 @@ def test_a_report_of_tensors_alone_renders(browser: Browser, tmp_path: Path) -> 
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= NARROW
 
 
+@pytest.mark.slow
 def test_what_only_one_side_found_is_red(browser: Browser, tmp_path: Path) -> None:
     report = hybrid_rt.convert(
         small_list_detector(), ([small_picture()[0]],), tmp_path / "x.pt", engine="torchscript", measure=False
@@ -234,6 +241,7 @@ def test_what_only_one_side_found_is_red(browser: Browser, tmp_path: Path) -> No
     assert strokes[0] != strokes[1]
 
 
+@pytest.mark.slow
 def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "a <b>&amp; c.pt"
     report = hybrid_rt.convert(

@@ -50,6 +50,7 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_crops_of_a_fixed_size_in_batches(tmp_path: Path) -> None:
     net = strangers.seeded(strangers.ONet)
     path = tmp_path / "onet.pt"

@@ -393,6 +393,7 @@ def test_a_segment_without_torchscript(bank: Path) -> None:
         hybrid_rt.open_engine(bank, "neck")
 
 
+@pytest.mark.slow
 def test_a_stored_graph_runs_operator_by_operator_with_free_sizes() -> None:
     class Pyramid(nn.Module):
         def __init__(self) -> None:

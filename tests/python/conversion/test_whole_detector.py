@@ -145,6 +145,7 @@ def converted(detector: nn.Module, path: Path, **options: Any) -> tuple[Any, Any
     return hybrid_rt.load(path), report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shapes", "other"),
     [
@@ -178,6 +179,7 @@ def test_a_detector_of_tensors_alone_is_one_engine(
         torch.testing.assert_close(have, want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_optional_arguments_stay_and_are_checked(tmp_path: Path) -> None:
     hybrid, _ = converted(made(DetrLike()), tmp_path / "a.pt")
     hybrid(small_picture(), pixel_mask=None)
@@ -185,6 +187,7 @@ def test_the_optional_arguments_stay_and_are_checked(tmp_path: Path) -> None:
         hybrid(small_picture(), torch.ones(1, 32, 32))
 
 
+@pytest.mark.slow
 def test_code_that_computes_from_sizes_is_right_at_each_of_them(tmp_path: Path) -> None:
     """A recording would keep the side of the example."""
 
@@ -232,6 +235,7 @@ def is_whole(detector: nn.Module, example: tuple[Any, ...], tmp_path: Path, **op
     return any(engine.name == type(detector).__name__ for engine in report.engines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [WithNms, Counted])
 def test_a_detector_that_can_not_be_one_engine_is_not_tried_as_one(kind: type[nn.Module], tmp_path: Path) -> None:
     assert not is_whole(made(kind()), (small_picture(),), tmp_path)
@@ -248,6 +252,7 @@ def test_the_whole_is_left_alone_where_pieces_are_asked_for(options: dict[str, A
     assert not is_whole(made(UNet()), (small_picture(),), tmp_path, **options, head="trace")
 
 
+@pytest.mark.slow
 def test_one_segment_that_does_all_of_the_work_keeps_its_name(tmp_path: Path) -> None:
     class Alone(nn.Module):
         def __init__(self) -> None:
@@ -261,6 +266,7 @@ def test_one_segment_that_does_all_of_the_work_keeps_its_name(tmp_path: Path) ->
     assert [engine.name for engine in report.engines] == ["unet"]
 
 
+@pytest.mark.slow
 def test_weights_that_are_in_no_submodule_are_in_the_whole(tmp_path: Path) -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -278,6 +284,7 @@ def test_weights_that_are_in_no_submodule_are_in_the_whole(tmp_path: Path) -> No
         converted(detector, tmp_path / "b.pt", fuse=False)
 
 
+@pytest.mark.slow
 def test_an_engine_that_refuses_the_whole_gets_the_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     kind = type(registry.backend("openvino"))
@@ -301,6 +308,7 @@ def test_an_engine_that_refuses_the_whole_gets_the_pieces(monkeypatch: pytest.Mo
     torch.testing.assert_close(hybrid(small_picture())[0], detector(small_picture())[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_whole_that_finds_something_else_gives_way_to_the_pieces(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -328,6 +336,7 @@ def test_a_whole_that_finds_something_else_gives_way_to_the_pieces(
     torch.testing.assert_close(hybrid(small_picture())[0], made(UNet())(small_picture())[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_detector_is_cut_the_same_way_whatever_the_clock_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_pods_of_the_ray_service_fit_kubernetes_schema(version: str) -> None
         kubernetes_validate.validate(pod, version, strict=True)
 
 
+@pytest.mark.slow
 def test_the_serve_config_is_one_that_ray_and_the_application_take() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own use of pydantic

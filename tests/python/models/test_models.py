@@ -131,6 +131,7 @@ def test_load_without_weights_fails(tmp_path):
         digits_detector.load(tmp_path / "missing.pt")
 
 
+@pytest.mark.slow
 def test_trained_detector_finds_held_out_digits():
     detector = digits_detector.load()
     result = digits_detector.evaluate(detector, digits_data.make_split("held_out", 40))
@@ -181,6 +182,7 @@ def test_build_of_an_unknown_detector_fails():
         torchvision_detectors.build("yolo")
 
 
+@pytest.mark.slow
 def test_build_depends_on_the_seed_and_leaves_the_random_state():
     state = torch.get_rng_state()
     name = "ssdlite320_mobilenet_v3_large"

@@ -212,6 +212,7 @@ def test_nms_many_boxes():
     assert 500 < len(assert_same_nms(boxes, torch.rand(4000, generator=generator), 0.5)) < 4000
 
 
+@pytest.mark.slow
 def test_nms_more_boxes_than_are_compared_at_once():
     generator = torch.Generator().manual_seed(0)
     count = 30_000  # CUDA: the mask of all pairs would be above its limit

@@ -219,6 +219,7 @@ def test_table_shows_each_detection(program, demo_bundle, demo_picture):
     assert lines[3 + count].startswith("time in ms: load ")
 
 
+@pytest.mark.slow
 def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names):
     labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
     for option in ("--labels", "--class-names"):  # as it was called, and as it is called everywhere
@@ -236,6 +237,7 @@ def shown_names(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line[: heading.index("  score")].strip().rsplit("  ", 1)[0] for line in lines]
 
 
+@pytest.mark.slow
 def test_table_shows_the_class_names_of_the_bundle(program, demo_bundle, nameless_bundle, demo_picture, tmp_path):
     labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
     shown = shown_names(run(program, demo_bundle, demo_picture))

@@ -41,6 +41,7 @@ def test_a_long_message_is_cut_to_its_first_line() -> None:
     assert len(first_line("x" * 1000)) < 320
 
 
+@pytest.mark.slow
 def test_a_detector_that_does_not_convert_is_a_row_with_the_reason(tmp_path: Path) -> None:
     result = first_try.convert_one("refused", Stranger(lambda: strangers.seeded(Refused), (32, 48)), tmp_path)
     assert not result.first_try

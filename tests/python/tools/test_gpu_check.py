@@ -132,6 +132,7 @@ def test_a_crashing_case_is_a_row(tools: SimpleNamespace, tmp_path: Path) -> Non
     assert [(row.result, row.figure) for row in outcome.rows] == [("failed", "signal SIGSEGV: before")]
 
 
+@pytest.mark.slow
 def test_a_hanging_case_is_a_row_and_its_children_end(tools: SimpleNamespace, tmp_path: Path) -> None:
     child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
     program = (

@@ -176,6 +176,7 @@ def test_the_files_are_whole(folder: Path, results: dict[str, Any]) -> None:
         assert all(isinstance(json.loads(line), dict) for line in log.read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -96,6 +96,7 @@ def test_modules_that_differ_have_different_digests() -> None:
     assert [names for names in same.values() if len(names) > 1] == []
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_another_process() -> None:
     here = [digest_of(build()) for build in MODULES.values()]
     # Traced in the opposite order: the second of two classes of one name gets another name in TorchScript.

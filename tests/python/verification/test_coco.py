@@ -105,6 +105,7 @@ def test_a_detector_without_any_map_proves_nothing() -> None:
     assert "the detector's own mAP is 0, so that nothing was compared" in failure
 
 
+@pytest.mark.slow
 def test_convert_reports_the_map(tmp_path: Path, demo_detector: nn.Module, demo_image: Tensor) -> None:
     path = tmp_path / "x.pt"
     result = hybrid_rt.convert(
@@ -305,6 +306,7 @@ def convert(tmp_path: Path, *options: object) -> int:
     return main(["convert", *map(str, arguments), "--engine", "torchscript", *map(str, options)])
 
 
+@pytest.mark.slow
 def test_convert_with_a_gate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -186,6 +186,7 @@ class TopQueries(nn.Module):
         return best, (places + rows).flatten(2).gather(2, cells[:, None].expand(-1, 2, -1)).transpose(1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "segment",
     [
