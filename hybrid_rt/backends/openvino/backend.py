@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...common.errors import BackendError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
-from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from ..base import Availability, Backend, LayerTime, RuntimeFiles, VendorPackages
 from ..whole_graph import WholeGraph
 
 if TYPE_CHECKING:
@@ -102,6 +102,14 @@ class OpenVINOBackend(Backend):
             if offset and size:
                 found.add((int(offset[1]), int(size[1])))
         return {"weights": tuple(sorted(found))}
+
+    def layer_times(
+        self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int
+    ) -> Sequence[LayerTime]:
+        """Returns the times of OpenVINO's performance counters."""
+        from .layers import layer_times
+
+        return layer_times(files["xml"], precision, inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
         """Returns OpenVINO's own conversion of a whole detector."""
