@@ -140,6 +140,7 @@ void require_idle(const ResourcePointer& resource, const std::string& what) {
   const std::lock_guard lock(state.mutex);
   for (const Resource::Past& past : resource->past) {
     if (at(state.host, past.stream) >= past.tick) continue;
+    if (state.lost[state.streams[past.stream]->device]) continue;  // nothing runs there any more, and nobody can wait
     state.breaches.push_back(what + " while " + past.operation + " in stream " + std::to_string(past.stream) +
                              " may still use " + resource->name);
     return;
@@ -187,9 +188,8 @@ void enqueue_locked(State& state, Stream& stream, const Operation& operation) {
     std::erase_if(past, [&](const Resource::Past& each) { return at(state.host, each.stream) >= each.tick; });
     past.push_back({stream.number, tick, use.is_write, operation.name});
   }
-  const int delay = operation.is_delayed && state.delay > 0
-                        ? std::uniform_int_distribution<int>(0, state.delay)(state.random)
-                        : 0;
+  const int delay =
+      operation.is_delayed && state.delay > 0 ? std::uniform_int_distribution<int>(0, state.delay)(state.random) : 0;
   if (!operation.work) return;
   stream.push([work = operation.work, delay] {
     if (delay > 0) std::this_thread::sleep_for(std::chrono::microseconds(delay));

@@ -64,7 +64,7 @@ size_t live_bytes();
 Use use_of(const void* data, size_t size, bool is_write, int device, const std::string& what);
 
 ResourcePointer make_resource(const std::string& name);
-/// Reports a breach unless the host knows that all that uses it is over: it waited, or asked.
+/// Reports a breach unless the host knows that all that uses it is over: it waited, or asked, or the device is lost.
 void require_idle(const ResourcePointer& resource, const std::string& what);
 
 // Streams.

@@ -78,8 +78,8 @@ void* allocate(size_t size, Stream* stream) {
   unsigned char* const data = whole + kAllocationAlignment;
   static_assert(kAllocationAlignment >= kGuard);
   std::memset(data, kFreshByte, size);
-  const auto resource = make_resource("memory " + std::to_string(heap.allocations) + " of " + std::to_string(size) +
-                                      " bytes");
+  const auto resource =
+      make_resource("memory " + std::to_string(heap.allocations) + " of " + std::to_string(size) + " bytes");
   heap.live[data] = {whole, data, size, stream, resource};
   heap.live_bytes += size;
   return data;

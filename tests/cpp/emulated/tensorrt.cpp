@@ -129,6 +129,7 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
   }
   ~Context() noexcept override {
     const OneThread one(inside_, "a context");
+    if (emulated::current_device() != engine_.device) report_breach("a context is destroyed on another device");
     emulated::require_idle(itself_, "a context is destroyed");
     --engine_.contexts;
     --Vendor::instance().contexts;
@@ -192,6 +193,10 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
     const OneThread one(inside_, "a context");
     if (!has_all_shapes()) {
       report_breach("the size of the scratch memory is asked for before the shapes of all inputs are set");
+      return 0;
+    }
+    if (Vendor::instance().fails_scratch_size) {
+      engine_.log.fail("updateDeviceMemorySizeForShapes: asked to fail");
       return 0;
     }
     is_sized_ = true;
@@ -424,7 +429,7 @@ extern "C" __attribute__((visibility("default"))) int32_t getInferLibVersion() n
 }
 
 extern "C" __attribute__((visibility("default"))) void* createInferRuntime_INTERNAL(void* logger,
-                                                                                  int32_t version) noexcept {
+                                                                                    int32_t version) noexcept {
   if (logger == nullptr) {
     emulated::report_breach("a runtime is made without a logger");
     return nullptr;

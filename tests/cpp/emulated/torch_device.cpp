@@ -38,9 +38,7 @@ c10::Stream current_torch_stream(int device) { return torch_stream(device, curre
 int index_of(c10::Device device) { return device.has_index() ? device.index() : current_device(); }
 
 /// As torch says it when a call of CUDA fails.
-void require_device(int device) {
-  TORCH_CHECK(!is_lost(device), "CUDA error: unspecified launch failure");
-}
+void require_device(int device) { TORCH_CHECK(!is_lost(device), "CUDA error: unspecified launch failure"); }
 
 struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kDevice; }
@@ -88,9 +86,7 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
     require_device(stream.device_index());
     if (event != nullptr) static_cast<Event*>(event)->block(stream_of(stream));
   }
-  bool queryEvent(void* event) const override {
-    return event == nullptr || static_cast<Event*>(event)->query();
-  }
+  bool queryEvent(void* event) const override { return event == nullptr || static_cast<Event*>(event)->query(); }
   void synchronizeEvent(void* event) const override {
     require_device(current_device());
     if (event != nullptr) static_cast<Event*>(event)->synchronize();
@@ -133,7 +129,8 @@ at::Tensor empty(c10::SymIntArrayRef sizes, std::optional<at::ScalarType> dtype,
                  std::optional<at::Device> device, std::optional<bool> /*pin*/,
                  std::optional<at::MemoryFormat> format) {
   const c10::DeviceGuard guard(torch_device(index_of(*device)));
-  return at::detail::empty_generic_symint(sizes, c10::GetAllocator(kDevice), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
+  return at::detail::empty_generic_symint(sizes, c10::GetAllocator(kDevice),
+                                          c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
                                           dtype.value_or(at::kFloat), format);
 }
 
@@ -176,9 +173,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   add_use(operation, from, false);
   add_use(operation, to, true);
   // Of tensors on the device only the memory: what the host holds of them may end before the copy runs.
-  operation.work = [from = on_host(from), to = on_host(to)]() mutable {
-    to.copy_(from);
-  };
+  operation.work = [from = on_host(from), to = on_host(to)]() mutable { to.copy_(from); };
   enqueue(stream, operation);
   operation = {};
   if (!non_blocking && !(is_from_here && is_to_here)) synchronize(stream);
@@ -190,9 +185,7 @@ at::Tensor& fill(at::Tensor& self, const at::Scalar& value) {
   require_device(self.device().index());
   Operation operation{"a fill", {}, {}, true};
   add_use(operation, self, true);
-  operation.work = [to = on_host(self), value]() mutable {
-    to.fill_(value);
-  };
+  operation.work = [to = on_host(self), value]() mutable { to.fill_(value); };
   enqueue(stream_of(current_torch_stream(self.device().index())), operation);
   return self;
 }

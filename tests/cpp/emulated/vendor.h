@@ -13,7 +13,8 @@ struct Vendor {
   std::atomic<bool> refuses_contexts{false};
   std::atomic<bool> refuses_profiles{false};
   std::atomic<bool> hides_output_shapes{false};  ///< as if they depended on values
-  std::atomic<bool> says_nothing{false};         ///< fails without a message
+  std::atomic<bool> fails_scratch_size{false};
+  std::atomic<bool> says_nothing{false};  ///< fails without a message
 
   std::atomic<int> contexts{0};  ///< that live
   std::atomic<int> made{0};      ///< contexts, so far

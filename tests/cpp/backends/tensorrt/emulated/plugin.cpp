@@ -15,8 +15,8 @@
 
 namespace {
 
-using nlohmann::json;
 using hybrid_rt::TensorSpec;
+using nlohmann::json;
 
 constexpr int64_t kChannels = 4;
 
@@ -48,8 +48,7 @@ hybrid_rt::Backend& plugin() {
     const char* const other = std::getenv("HYBRID_RT_TEST_TENSORRT_PLUGIN");
     void* const handle = dlopen(other != nullptr ? other : HYBRID_RT_TEST_TENSORRT_PLUGIN, RTLD_NOW | RTLD_LOCAL);
     REQUIRE_MESSAGE(handle != nullptr, dlerror());
-    const auto describe =
-        reinterpret_cast<const hybrid_rt::PluginDescriptor* (*)()>(dlsym(handle, "hybrid_rt_plugin"));
+    const auto describe = reinterpret_cast<const hybrid_rt::PluginDescriptor* (*)()>(dlsym(handle, "hybrid_rt_plugin"));
     REQUIRE((describe != nullptr));
     REQUIRE(describe()->abi_version == hybrid_rt::kPluginAbiVersion);
     return describe()->create();
@@ -69,21 +68,22 @@ const StandIn& StandIn::here() {
 
 Artifact::Artifact(const std::vector<Sizes>& profiles) {
   std::vector<float> bias(kChannels, 0.25F);
-  plan = {{"version", StandIn::here().version},
-          {"inputs", {{{"name", "x"}, {"shape", {-1, 3, -1, -1}}}}},
-          {"outputs", {{{"name", "y"}, {"shape", {-1, kChannels, -1, -1}}}, {{"name", "z"}, {"shape", {-1, kChannels}}}}},
-          {"layers",
-           {{{"kind", "conv"},
-             {"inputs", {"x"}},
-             {"output", "a"},
-             {"channels", kChannels},
-             {"stride", 2},
-             {"weights", weights()},
-             {"bias", bias}},
-            {{"kind", "scale"}, {"inputs", {"a"}}, {"output", "b"}, {"weights", {0.5}}, {"bias", {1.0}}},
-            {{"kind", "upsample"}, {"inputs", {"b"}}, {"output", "y"}},
-            {{"kind", "mean"}, {"inputs", {"b"}}, {"output", "z"}}}},
-          {"profiles", json::array()}};
+  plan = {
+      {"version", StandIn::here().version},
+      {"inputs", {{{"name", "x"}, {"shape", {-1, 3, -1, -1}}}}},
+      {"outputs", {{{"name", "y"}, {"shape", {-1, kChannels, -1, -1}}}, {{"name", "z"}, {"shape", {-1, kChannels}}}}},
+      {"layers",
+       {{{"kind", "conv"},
+         {"inputs", {"x"}},
+         {"output", "a"},
+         {"channels", kChannels},
+         {"stride", 2},
+         {"weights", weights()},
+         {"bias", bias}},
+        {{"kind", "scale"}, {"inputs", {"a"}}, {"output", "b"}, {"weights", {0.5}}, {"bias", {1.0}}},
+        {{"kind", "upsample"}, {"inputs", {"b"}}, {"output", "y"}},
+        {{"kind", "mean"}, {"inputs", {"b"}}, {"output", "z"}}}},
+      {"profiles", json::array()}};
   bindings = {{"inputs", {"x"}}, {"outputs", {"y", "z"}}, {"profiles", json::array()}};
   std::vector<int64_t> min = profiles.front().min;
   std::vector<int64_t> max = profiles.front().max;
@@ -145,7 +145,9 @@ Watch::Watch() : bytes_(emulated::live_bytes()) {
 
 Watch::~Watch() {
   emulated::synchronize_all();
-  CHECK(emulated::take_breaches() == std::vector<std::string>());
+  std::string breaches;
+  for (const std::string& breach : emulated::take_breaches()) breaches += breach + "\n";
+  CHECK(breaches == "");
   CHECK(emulated::live_bytes() == bytes_);
   CHECK(emulated::live_graphs() == 0);
   const emulated::Vendor& vendor = emulated::Vendor::instance();

@@ -34,8 +34,8 @@ struct Artifact {
   nlohmann::json bindings;
   hybrid_rt::ArtifactSpec spec;
 
-  /// y = upsample(conv(x) * 0.5 + 1), z = mean over each plane of that; x is [n, 3, even, even], one profile for each of
-  /// `profiles`.
+  /// y = upsample(conv(x) * 0.5 + 1), z = mean over each plane of that; x is [n, 3, even, even], one profile for each
+  /// of `profiles`.
   explicit Artifact(const std::vector<Sizes>& profiles = {{{1, 3, 8, 8}, {4, 3, 64, 64}}});
 
   /// As it is now. Throws as Backend::load does.
