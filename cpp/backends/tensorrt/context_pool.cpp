@@ -98,7 +98,7 @@ void ContextPool::give_back(std::unique_ptr<PooledContext> context) {
     const std::lock_guard lock(mutex_);
     idle_.push_back(std::move(context));
   }
-  returned_.notify_one();
+  returned_.notify_all();  // one alone might wait for a context of another profile, and sleep on
 }
 
 void ContextPool::forget(size_t profile) {
@@ -106,7 +106,7 @@ void ContextPool::forget(size_t profile) {
     const std::lock_guard lock(mutex_);
     --made_[profile];
   }
-  returned_.notify_one();
+  returned_.notify_all();
 }
 
 }  // namespace hybrid_rt::tensorrt

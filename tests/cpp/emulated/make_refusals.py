@@ -10,7 +10,9 @@ import pathlib
 import re
 import sys
 
-METHOD = re.compile(r"virtual\s+(?P<result>[^;{}]*?)\b(?P<name>\w+)\((?P<arguments>[^;{}]*)\)\s*(?P<const>const)?\s*noexcept\s*=\s*0;")
+METHOD = re.compile(
+    r"virtual\s+(?P<result>[^;{}]*?)\b(?P<name>\w+)\((?P<arguments>[^;{}]*)\)\s*(?P<const>const)?\s*noexcept\s*=\s*0;"
+)
 
 
 def methods_of(text: str, interface: str) -> list[re.Match[str]]:

@@ -4,11 +4,13 @@
 
 #include <NvInferRuntime.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <map>
 #include <memory>
 #include <optional>
+#include <thread>
 
 #include "gpu.h"
 #include "network.h"
@@ -219,6 +221,7 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
     const OneThread one(inside_, "a context");
     Vendor& vendor = Vendor::instance();
     ++vendor.enqueues;
+    if (vendor.slowness > 0) std::this_thread::sleep_for(std::chrono::microseconds(vendor.slowness));
     emulated::Stream* const stream = stream_of(handle);
     if (emulated::is_lost(engine_.device)) return engine_.log.fail("Cuda Runtime (unspecified launch failure)");
     if (vendor.fail_enqueue > 0 && vendor.fail_enqueue.fetch_sub(1) == 1) {

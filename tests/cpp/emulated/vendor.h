@@ -10,6 +10,7 @@ namespace emulated {
 
 struct Vendor {
   std::atomic<int> fail_enqueue{0};  ///< the n-th enqueue from now on fails, 1 being the next one; 0: none does
+  std::atomic<int> slowness{0};      ///< microseconds that an enqueue takes on the host
   std::atomic<bool> refuses_contexts{false};
   std::atomic<bool> refuses_profiles{false};
   std::atomic<bool> hides_output_shapes{false};  ///< as if they depended on values

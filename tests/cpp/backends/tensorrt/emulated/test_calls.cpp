@@ -113,6 +113,26 @@ TEST_CASE("calls of sixteen threads in one stream") {
   CHECK(run_in_threads(*engine, 16, 6, /*has_own_streams=*/false));
 }
 
+TEST_CASE("threads that wait for contexts of two profiles all get one") {
+  const Watch watch;
+  emulated::Vendor::instance().slowness = 3000;
+  const auto engine = Artifact(kTwoProfiles).load();
+  std::atomic<int> right{0};
+  std::vector<std::thread> running;
+  for (int t = 0; t < 48; ++t) {  // 16 contexts of a profile
+    running.emplace_back([&, t] {
+      const c10::StreamGuard guard(emulated::new_torch_stream());
+      const at::Tensor x = picture({1, 3, t % 2 == 0 ? 16 : 40, t % 2 == 0 ? 16 : 40});
+      for (int call = 0; call < 2; ++call) {
+        if (are_close(engine->run({on_device(x)}), expected_of(x))) ++right;
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  CHECK(right == 96);
+  emulated::Vendor::instance().slowness = 0;
+}
+
 TEST_CASE("more streams than contexts share them") {
   const Watch watch;
   emulated::set_delay(20000);
@@ -177,6 +197,28 @@ TEST_CASE("an engine goes when its last call is over") {
     CHECK(are_close(outputs, expected_of(x)));
   }
   emulated::set_delay(200);
+}
+
+TEST_CASE("engines are loaded and dropped while another one runs") {
+  const Watch watch;
+  const auto other = Artifact().load();
+  std::atomic<int> right{0};
+  std::vector<std::thread> running;
+  for (int t = 0; t < 8; ++t) {
+    running.emplace_back([&, t] {
+      const c10::StreamGuard guard(emulated::new_torch_stream());
+      const at::Tensor x = picture({1, 3, 16, 16 + 2 * t});
+      for (int round = 0; round < 3; ++round) {
+        const auto own = Artifact().load();
+        const at::Tensor there = on_device(x);
+        const auto first = own->run({there});
+        const auto second = other->run({there});
+        if (are_close(first, expected_of(x)) && are_close(second, expected_of(x))) ++right;
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  CHECK(right == 24);
 }
 
 TEST_CASE("a call that the vendor refuses leaves the calls before it alone") {

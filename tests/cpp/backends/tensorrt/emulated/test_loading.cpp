@@ -95,6 +95,19 @@ TEST_CASE("an engine that is not what was recorded of it is refused") {
   CHECK(contains(text_of(unknown), "got TensorRT's type "));
 }
 
+TEST_CASE("what was recorded of an engine has to be whole") {
+  const Watch watch;
+  Artifact malformed;
+  malformed.bindings.erase("profiles");
+  auto failure = failure_of([&] { malformed.load(); });
+  CHECK(failure.kind() == ErrorKind::kBundle);
+  CHECK(contains(failure.what(), "hybrid_rt[tensorrt]: artifact, bindings: expected names and profiles, got "));
+  Artifact other;
+  other.bindings["inputs"].push_back("z");
+  failure = failure_of([&] { other.load(); });
+  CHECK(contains(failure.what(), "artifact, bindings: expected those of its spec's tensors, got others."));
+}
+
 TEST_CASE("an engine that wants an input on the host is refused") {
   const Watch watch;
   Artifact artifact;
