@@ -4,8 +4,8 @@
     python -m tools.dev.emulated_gpu address|thread      # under AddressSanitizer and UBSan, or ThreadSanitizer
     python -m tools.dev.emulated_gpu faults [NAME ...]   # with faults planted into the plug-in: each has to be noticed
 
-Only the plug-in and what it is tested with are compiled otherwise; the library comes from ccache. Each build stands in
-build/emulated_NAME. The exit status is 0 if all is as it has to be.
+Only the plug-in and what it is tested with are compiled otherwise; the library comes from ccache. The builds stand in
+build/emulated_NAME; faults are planted into that of coverage. The exit status is 0 if all is as it has to be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ FLAGS = {
         "-fno-omit-frame-pointer", "-O1", "-g1",
     ],
     "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer", "-O1", "-g1"],
-    "faults": ["-O0"],
 }  # fmt: skip
 LEAST_COVERAGE = 90.0  # percent of all lines of the plug-in
 
@@ -73,12 +72,10 @@ def ctest(folder: Path, environment: dict[str, str] | None = None) -> subprocess
 
 def sanitize(name: str) -> bool:
     """Runs the tests under a sanitizer, and tells whether it found nothing."""
-    runtime = run(["g++", f"-print-file-name=lib{'a' if name == 'address' else 't'}san.so"]).stdout.strip()
     suppressions = ROOT / "tests" / "cpp" / "emulated" / "thread_sanitizer.txt"
     done = ctest(
         build(name),
         {
-            "LD_PRELOAD": runtime,  # before torch, which is not instrumented
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "TSAN_OPTIONS": f"suppressions={suppressions} ignore_noninstrumented_modules=1",
@@ -125,19 +122,6 @@ def measure() -> bool:
     return share >= LEAST_COVERAGE
 
 
-def precompile(words: list[str], folder: Path) -> list[str]:
-    """Compiles torch's headers once, and returns the flags that take them from there: they are most of a file's time."""
-    header = folder / "faults" / "torch.h"
-    if not header.with_suffix(".h.gch").exists():
-        header.parent.mkdir(exist_ok=True)
-        header.write_text("".join(f"#include <{name}>\n" for name in ("ATen/core/Tensor.h", "c10/core/Event.h")))
-        flags = words[: words.index("-o")]
-        done = run([*flags, "-x", "c++-header", str(header), "-o", str(header.with_suffix(".h.gch"))], cwd=folder)
-        if done.returncode != 0:
-            sys.exit(f"torch's headers do not compile:\n{done.stderr[-3000:]}")
-    return ["-include", str(header)]
-
-
 def plant(fault: Fault, folder: Path) -> Path:
     """Compiles a copy of the plug-in with one fault, and returns its library."""
     source = PLUGIN / fault.file
@@ -160,8 +144,7 @@ def plant(fault: Fault, folder: Path) -> Path:
         words = shlex.split(command["command"])
         words[words.index("-o") + 1] = str(compiled)
         words[words.index("-c") + 1] = str(altered)
-        extra = [] if fault.file == "vendor_runtime.cpp" else precompile(words, folder)
-        done = run([*words, *extra, f"-I{PLUGIN}", "-Wno-error"], cwd=folder)
+        done = run([*words, f"-I{PLUGIN}", "-Wno-error"], cwd=folder)
         if done.returncode != 0:
             sys.exit(f"planted fault {fault.name}: it does not compile:\n{done.stderr[-3000:]}")
         link = link.replace(command["output"], shlex.quote(str(compiled)))
@@ -176,7 +159,7 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 def plant_all(names: list[str]) -> bool:
     """Runs the tests with each fault, prints what noticed it, and tells whether all were noticed."""
-    folder = build("faults")
+    folder = build("coverage")
     if ctest(folder).returncode != 0:
         sys.exit("the tests fail without any fault")
     is_noticed = True
@@ -193,7 +176,7 @@ def plant_all(names: list[str]) -> bool:
 def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=sorted(FLAGS))
+    parser.add_argument("what", choices=[*FLAGS, "faults"])
     parser.add_argument("names", nargs="*", help="of planted faults (default: all)")
     arguments = parser.parse_args()
     if arguments.what == "coverage":

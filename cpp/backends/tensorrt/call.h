@@ -16,7 +16,7 @@ namespace hybrid_rt::tensorrt {
 /// are; a view, such as one image of a batch, may not be.
 bool is_aligned(const at::Tensor& tensor);
 
-/// What an error of torch's says, to be put into a sentence.
+/// Returns what an error of torch's says, to be put into a sentence.
 std::string text_of(const c10::Error& error);
 
 /// The memory of one call: outputs, copies of inputs that are not aligned, and what the engine needs while it runs.

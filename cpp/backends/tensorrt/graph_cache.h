@@ -80,7 +80,7 @@ class GraphCache {
   };
 
   std::shared_ptr<Entry> entry_of(const Key& key);
-  /// Whether a graph reads this input where the caller has it.
+  /// Tells whether a graph reads this input where the caller has it.
   bool is_read_in_place(size_t input, const at::Tensor& tensor) const;
   void record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
   /// Runs once in the stream, and waits for it. Throws.

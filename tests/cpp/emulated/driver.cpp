@@ -2,7 +2,7 @@
 
 #include "gpu.h"
 
-// What hybrid_rt calls of NVIDIA's driver, on the emulated device. Compiled once more without graphs
+// The functions of NVIDIA's driver that hybrid_rt calls, on the emulated device. Compiled once more without graphs
 // (EMULATED_OLD_DRIVER): a driver that is too old for them.
 
 namespace {

@@ -15,7 +15,7 @@
 
 namespace emulated {
 
-/// What operations use one after the other: a block of memory, an execution context, a graph.
+/// A thing that operations use one after the other: a block of memory, an execution context, a graph.
 class Resource;
 using ResourcePointer = std::shared_ptr<Resource>;
 

@@ -10,7 +10,7 @@
 
 #include "gpu.h"
 
-// What gpu.cpp, memory.cpp and graph.cpp share.
+// Shared by gpu.cpp, memory.cpp and graph.cpp.
 
 namespace emulated {
 
@@ -102,7 +102,7 @@ struct State {
 void enqueue_locked(State& state, Stream& stream, const Operation& operation);
 /// The stream from which this thread captures, or null. The state's mutex is held.
 Stream* captured_by_this_thread(State& state);
-/// What CUDA does on a call that is not allowed during a capture. The state's mutex is held.
+/// Invalidates a capture, as CUDA does on a call that is not allowed. The state's mutex is held.
 void break_capture(State& state, Stream& stream, const std::string& what);
 
 }  // namespace emulated

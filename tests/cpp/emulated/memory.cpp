@@ -50,7 +50,7 @@ struct Heap {
   }
 };
 
-/// Of a block with its guard zones.
+/// Returns the bytes of a block with its guard zones.
 size_t whole_size(size_t size) { return ((size + kGuard) / (2 * kAllocationAlignment) + 3) * 2 * kAllocationAlignment; }
 
 bool is_filled(const unsigned char* bytes, size_t size, unsigned char value) {
@@ -139,7 +139,7 @@ Use use_of(const void* data, size_t size, bool is_write, int device, const std::
   auto found = heap.live.upper_bound(begin);
   if (found != heap.live.begin()) {
     const Block& block = (--found)->second;
-    // Of no bytes: one past the end is an address too.
+    // Where there are no bytes, one past the end is an address too.
     if (begin >= block.data && begin + size <= block.data + block.size) {
       if (device_of(block.stream) != device) report_breach(what + " lies on another device");
       return {block.resource, is_write};

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-// What the stand-in of TensorRT runs: a small network, written in JSON, in place of the vendor's plan.
+// The small network that the stand-in of TensorRT runs, written in JSON, in place of the vendor's plan.
 
 namespace emulated {
 
@@ -50,7 +50,7 @@ class Network {
   bool has_host_code = false;  ///< as version-compatible plans have
 
   const Tensor* find(std::string_view name) const;
-  /// Of all tensors, those between the layers too, from those of the inputs.
+  /// Returns the shapes of all tensors, those between the layers too, from those of the inputs.
   std::map<std::string, Shape> infer(const std::map<std::string, Shape>& given) const;
   /// For what stands between the layers.
   size_t scratch_size(const std::map<std::string, Shape>& shapes) const;

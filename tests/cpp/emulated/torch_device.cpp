@@ -172,7 +172,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   Operation operation{"a copy", {}, {}, true};
   add_use(operation, from, false);
   add_use(operation, to, true);
-  // Of tensors on the device only the memory: what the host holds of them may end before the copy runs.
+  // A tensor on the device is not held, only its memory named: the host's hold on it may end before the copy runs.
   operation.work = [from = on_host(from), to = on_host(to)]() mutable { to.copy_(from); };
   enqueue(stream, operation);
   operation = {};

@@ -3,8 +3,8 @@
 #include <atomic>
 #include <string>
 
-// What tests ask of the stand-in of TensorRT, which is a library that is opened at run time and shares this object with
-// them.
+// The switches and counters of the stand-in of TensorRT, a library that is opened at run time and shares this object with
+// the tests.
 
 namespace emulated {
 

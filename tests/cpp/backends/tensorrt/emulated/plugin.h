@@ -42,7 +42,7 @@ struct Artifact {
   std::shared_ptr<hybrid_rt::Engine> load(c10::Device device = emulated::torch_device()) const;
 };
 
-/// What Artifact() computes, by torch on the CPU.
+/// Computes by torch on the CPU what Artifact() does.
 std::vector<at::Tensor> expected_of(const at::Tensor& x);
 /// Copies both to the CPU, in the current stream.
 bool are_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>& expected);
@@ -58,7 +58,7 @@ class Watch {
   Watch& operator=(const Watch&) = delete;
   ~Watch();
 
-  /// What was noticed so far, which is then forgotten.
+  /// Returns what was noticed so far, and forgets it.
   std::vector<std::string> take();
 
  private:

@@ -1,4 +1,4 @@
-// Whether the emulated GPU and the stand-in of TensorRT notice what they are there to notice: each case breaks one rule
+// Shows that the emulated GPU and the stand-in of TensorRT notice broken rules: each case breaks one rule
 // of NvInferRuntime.h or of CUDA, as a plug-in with a fault would, and all else is right.
 
 #include <NvInferRuntime.h>

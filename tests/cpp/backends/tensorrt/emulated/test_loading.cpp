@@ -1,4 +1,4 @@
-// What an engine is refused for, and what else the plug-in says.
+// Refusals of engines, and what else the plug-in says.
 
 #include <doctest/doctest.h>
 
