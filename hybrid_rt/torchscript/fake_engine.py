@@ -170,3 +170,17 @@ def _sigmoid_topk(logits: Tensor, score_thresh: float, topk_candidates: int) -> 
 def _centered_sigmoid_topk(logits: Tensor, centerness: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """As sigmoid_topk."""
     return _sigmoid_topk(logits, 0.0, 0)
+
+
+@torch.library.register_fake("hybrid_rt::multiscale_roi_align")
+def _multiscale_roi_align(
+    features: list[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: list[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """[number of rois, C, pooled_height, pooled_width]."""
+    return rois.new_empty([rois.shape[0], features[0].shape[1], pooled_height, pooled_width])

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import nn
 from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection import fcos, retinanet, roi_heads, ssd
+from torchvision.models.detection import fcos, retinanet, roi_heads, rpn, ssd
 from torchvision.ops import boxes as box_ops
+from torchvision.ops import poolers
 
 from . import known_methods
 
@@ -34,6 +35,17 @@ _SOURCES = {
     "nms": (
         "1a61ab7ae10b312fa499ecc47a2ea82a896161590ae5ee64bebfaf604814cab7",
         "b968af856f565c02a739fda6254103742fbb666f0e07df9df83f13fb43cdcc61",
+    ),
+    "RegionProposalNetwork.forward": ("a488356276865a8397f8712d7a845863cdfce9202d03d9a7128afed295c75b6a",),
+    "RegionProposalNetwork.filter_proposals": ("5d32f34967d080807b60603aeb93ece14d8432d6caafbae5b14b734b627da6c1",),
+    "RegionProposalNetwork._get_top_n_idx": ("1673a9d350fa63da01ec3b53ead16ef103448a27e3eb8bffc222e6dc32c99909",),
+    "concat_box_prediction_layers": ("09b8821faa79077edc63e522ed1f9e371918b1ca3defe9ae58989ddae95b6b2b",),
+    "permute_and_flatten": ("926b6b2f5cd287c9cabf0d828531c736be0a807ce084f3fc87ec0e60f0ecb017",),
+    "MultiScaleRoIAlign.forward": ("f3fdaf12c0f97bdd1841372461811b3c5e08c1ff1e921f7351a8dd7e05b26d48",),
+    "_multiscale_roi_align": ("0cbeb40a0a96cb5e497b39586f2e3b49c1b864c312562c1f69d613243aff426c",),
+    "roi_align": (
+        "2b3b55e966e868d0969aaa0102191e5ff6a2ed19a3edc532c56d1eec8f52c851",
+        "4e1b45134096e0efec2acd897426c65cfe67b93e3cda5a31ee3b37b7d89fb724",
     ),
 }
 """SHA-256 of the sources that the replacements were written for, without indentation: torchvision 0.26 to 0.29.2."""
@@ -52,6 +64,8 @@ class _Known:
     """Functions that the replacement does not call, but stands for; looked up anew, as they may be patched."""
     coder: type | None = None
     """What ``box_coder`` has to be, if the replacement calls it otherwise than the method did."""
+    methods: Sequence[str] = ()
+    """Further methods of the owner that the replacement stands for."""
 
 
 def _batched_nms() -> Sequence[Callable[[], Any]]:
@@ -95,6 +109,28 @@ _KNOWN = (
         (*_batched_nms(), lambda: detection_utils.BoxCoder.decode),
         detection_utils.BoxCoder,
     ),
+    _Known(
+        rpn.RegionProposalNetwork,
+        "forward",
+        known_methods.RPNMethods.forward,
+        ("min_size", "score_thresh", "nms_thresh"),
+        (
+            *_batched_nms(),
+            lambda: detection_utils._topk_min,
+            lambda: detection_utils.BoxCoder.decode,
+            lambda: rpn.concat_box_prediction_layers,
+            lambda: rpn.permute_and_flatten,
+        ),
+        detection_utils.BoxCoder,
+        ("filter_proposals", "_get_top_n_idx"),
+    ),
+    _Known(
+        poolers.MultiScaleRoIAlign,
+        "forward",
+        known_methods.PoolerMethods.forward,
+        ("sampling_ratio",),
+        (lambda: poolers._multiscale_roi_align, lambda: poolers.roi_align),
+    ),
 )
 
 
@@ -108,18 +144,21 @@ def use_operators(hybrid: nn.Module) -> None:
         methods = {known.name: known.replacement for known in _KNOWN if _is_known(module, known)}
         if methods:
             owner = type(module)
-            module.__class__ = type(owner.__name__, (owner,), {**methods, "__module__": owner.__module__})
+            annotations = dict(getattr(module, "__annotations__", {}))  # TorchScript reads them of this class alone
+            namespace = {**methods, "__module__": owner.__module__, "__annotations__": annotations}
+            module.__class__ = type(owner.__name__, (owner,), namespace)
 
 
 def _is_known(module: nn.Module, known: _Known) -> bool:
-    if not isinstance(module, known.owner) or known.name in vars(module):
+    names = (known.name, *known.methods)
+    if not isinstance(module, known.owner) or any(name in vars(module) for name in names):
         return False
-    method = getattr(known.owner, known.name)
+    methods = [getattr(known.owner, name) for name in names]
     return (
-        getattr(type(module), known.name) is method
+        all(getattr(type(module), name) is method for name, method in zip(names, methods, strict=True))
         and all(type(getattr(module, name)) in (int, float) for name in known.numbers)
         and (known.coder is None or type(module.box_coder) is known.coder)
-        and all(map(_is_known_source, (method, *(each() for each in known.relies_on))))
+        and all(map(_is_known_source, (*methods, *(each() for each in known.relies_on))))
     )
 
 

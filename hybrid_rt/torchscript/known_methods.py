@@ -8,12 +8,15 @@ functions, so that these round as they always do.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
+from torchvision.ops import poolers
 
 
 class SSDMethods:
@@ -163,3 +166,88 @@ class RoIHeadsMethods:
             found_scores.append(best[keep])
             found_labels.append(label[keep])
         return found_boxes, found_scores, found_labels
+
+
+class RPNMethods:
+    """Of ``RegionProposalNetwork``."""
+
+    head: Any
+    anchor_generator: Any
+    box_coder: Any
+    pre_nms_top_n: Callable[[], int]
+    post_nms_top_n: Callable[[], int]
+    min_size: float
+    score_thresh: float
+    nms_thresh: float
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """In the place of ``forward``, in eval mode: only the proposals that are best on their level are decoded."""
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        found: list[Tensor] = []
+        for image, shape in enumerate(images.image_sizes):
+            logits: list[Tensor] = []
+            codes: list[Tensor] = []
+            places: list[Tensor] = []
+            first = 0
+            for level_objectness, level_deltas in zip(objectness, deltas):
+                count, height, width = level_objectness[image].shape
+                # Anchors are counted per pixel, as in torchvision's order: what is equally good comes first by it.
+                flat = level_objectness[image].permute(1, 2, 0).reshape(-1)
+                best, indices = flat.topk(min(int(self.pre_nms_top_n()), flat.shape[0]))
+                pixel = torch.div(indices, count, rounding_mode="floor")
+                by_anchor = level_deltas[image].reshape(count, 4, height * width)
+                logits.append(best)
+                codes.append(by_anchor[indices % count, :, pixel])
+                places.append(indices + first)
+                first += flat.shape[0]
+            levels = torch.cat([torch.full_like(place, level) for level, place in enumerate(places)])
+            boxes = self.box_coder.decode_single(torch.cat(codes), anchors[image][torch.cat(places)])
+            boxes = box_ops.clip_boxes_to_image(boxes, shape)
+            scores = torch.sigmoid(torch.cat(logits))
+            large = box_ops.remove_small_boxes(boxes, self.min_size)
+            boxes, scores, levels = boxes[large], scores[large], levels[large]
+            passing = torch.where(scores >= self.score_thresh)[0]
+            boxes, scores, levels = boxes[passing], scores[passing], levels[passing]
+            keep = torch.ops.hybrid_rt.batched_nms(boxes, scores, levels, float(self.nms_thresh))
+            found.append(boxes[keep[: int(self.post_nms_top_n())]])
+        losses: dict[str, Tensor] = {}
+        return found, losses
+
+
+class PoolerMethods:
+    """Of ``MultiScaleRoIAlign``."""
+
+    featmap_names: list[str]
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    scales: list[float] | None
+    map_levels: Any
+    canonical_scale: int
+    canonical_level: int
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """In the place of ``forward``: each box is pooled from its level straight into the result."""
+        maps = poolers._filter_input(x, self.featmap_names)
+        if self.scales is None or self.map_levels is None:
+            self.scales, self.map_levels = poolers._setup_scales(
+                maps, image_shapes, self.canonical_scale, self.canonical_level
+            )
+        scales, mapper = self.scales, self.map_levels
+        if scales is None or mapper is None:
+            raise ValueError("scales and mapper should not be None")
+        rois = poolers._convert_to_roi_format(boxes)
+        if len(maps) == 1:
+            levels = torch.zeros([rois.shape[0]], dtype=torch.int64, device=rois.device)
+        else:
+            levels = mapper(boxes)
+        pooled: Tensor = torch.ops.hybrid_rt.multiscale_roi_align(
+            maps, rois, levels, scales, self.output_size[0], self.output_size[1], self.sampling_ratio
+        )
+        return pooled

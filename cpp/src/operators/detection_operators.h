@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
 
 #include <cstdint>
 #include <tuple>
@@ -37,5 +38,14 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_topk(const at::Tensor& logits, double
 /// logits: floats [A, C]; centerness: [A, 1], of the same dtype.
 std::tuple<at::Tensor, at::Tensor> centered_sigmoid_topk(const at::Tensor& logits, const at::Tensor& centerness,
                                                          double score_thresh, int64_t topk_candidates);
+
+/// roi_align of each box on its level of a feature pyramid: [K, C, pooled_height, pooled_width], contiguous.
+///
+/// features: [N, C, H, W] of one dtype, as of roi_align, one per level; rois: [K, 5], as of roi_align; levels: int64
+/// [K], the level of each box, whose result is 0 if there is no such level; scales: one per level. Not aligned, as
+/// torchvision's MultiScaleRoIAlign.
+at::Tensor multiscale_roi_align(at::TensorList features, const at::Tensor& rois, const at::Tensor& levels,
+                                at::ArrayRef<double> scales, int64_t pooled_height, int64_t pooled_width,
+                                int64_t sampling_ratio);
 
 }  // namespace hybrid_rt::operators

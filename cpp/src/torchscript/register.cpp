@@ -74,6 +74,9 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.def(
       "centered_sigmoid_topk(Tensor logits, Tensor centerness, float score_thresh, int topk_candidates) "
       "-> (Tensor scores, Tensor indices)");
+  m.def(
+      "multiscale_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, int pooled_height, "
+      "int pooled_width, int sampling_ratio) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
@@ -92,6 +95,7 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("ssd_detections", &operators::ssd_detections);
   m.impl("sigmoid_topk", &operators::sigmoid_topk);
   m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
+  m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
@@ -105,6 +109,7 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
   m.impl("ssd_detections", &operators::ssd_detections);
   m.impl("sigmoid_topk", &operators::sigmoid_topk);
   m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
+  m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
 }
 
 }  // namespace hybrid_rt

@@ -217,6 +217,59 @@ def test_centered_sigmoid_topk_takes_exactly_what_passes_at_the_threshold(center
     assert 0 < len(found[0]) < logits.numel()
 
 
+def pooling_inputs(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, list[float]]:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 20, side, side + 3, generator=generator).to(dtype) for side in (32, 16, 8)]
+    features[1] = features[1].contiguous(memory_format=torch.channels_last)
+    images = torch.randint(2, (70, 1), generator=generator)
+    rois = torch.cat([images, random_boxes(70, generator) * 0.4], 1).to(dtype)
+    levels = torch.randint(3, (70,), generator=generator)
+    return features, rois, levels, [0.25, 0.125, 0.0625]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("stray", [False, True])
+def test_multiscale_roi_align_pools_each_box_on_its_level(dtype: torch.dtype, stray: bool) -> None:
+    features, rois, levels, scales = pooling_inputs(dtype)
+    if stray:  # a box without a level is 0, as where torchvision's levels are those of boxes with NaN
+        levels[3], levels[4] = -(2**63), 3
+    expected = torch.zeros(70, 20, 3, 2, dtype=dtype)
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        rows = levels == level
+        expected[rows] = torch.ops.torchvision.roi_align(feature, rois[rows], scale, 3, 2, 2, False)
+    assert torch.equal(OURS.multiscale_roi_align(features, rois, levels, scales, 3, 2, 2), expected)
+
+
+def test_multiscale_roi_align_without_boxes() -> None:
+    features, rois, levels, scales = pooling_inputs(torch.float32)
+    assert OURS.multiscale_roi_align(features, rois[:0], levels[:0], scales, 7, 7, 2).shape == (0, 20, 7, 7)
+
+
+def test_multiscale_roi_align_names_the_row_of_a_faulty_box() -> None:
+    features, rois, levels, scales = pooling_inputs(torch.float32)
+    rois[60, 0] = 2
+    with pytest.raises(RuntimeError, match=re.escape("expected rois[:, 0] to index a batch of 2, got 2 in row 60")):
+        OURS.multiscale_roi_align(features, rois, levels, scales, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda f, r, v, s: (f[:2], r, v, s), "expected features of one level or more, and a scale per level"),
+        (lambda f, r, v, s: ([], r, v, []), "expected features of one level or more, and a scale per level"),
+        (lambda f, r, v, s: ([f[0], f[1][0], f[2]], r, v, s), "expected input of shape [N, C, H, W]"),
+        (lambda f, r, v, s: ([f[0], f[1][:, 1:], f[2]], r, v, s), "expected the same channels on all levels, 20"),
+        (lambda f, r, v, s: (f, r.double(), v, s), "expected rois of the dtype of input, Float"),
+        (lambda f, r, v, s: (f, r, v[1:], s), "expected levels of dtype Long and shape [70]"),
+        (lambda f, r, v, s: (f, r, v.int(), s), "expected levels of dtype Long and shape [70]"),
+    ],
+)
+def test_multiscale_roi_align_says_what_it_refuses(change: Any, text: str) -> None:
+    arguments = change(*pooling_inputs(torch.float32))
+    with pytest.raises(RuntimeError, match=re.escape(f"hybrid_rt[operators]: multiscale_roi_align: {text}")):
+        OURS.multiscale_roi_align(*arguments, 3, 2, 2)
+
+
 BOXES, SCORES, CLASSES = torch.ones(3, 4), torch.ones(3), torch.ones(3, dtype=torch.int64)
 
 
