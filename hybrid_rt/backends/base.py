@@ -164,6 +164,13 @@ class Backend(ABC):
         """Of ``precisions`` those that it has for the kind of device that it compiles for: all, unless it says less."""
         return self.precisions
 
+    def missing(self, precision: str) -> str:
+        """Returns why one of ``precisions`` can't be compiled here though the compiler is; empty if it can.
+
+        For packages that only some precisions need.
+        """
+        return ""
+
     def configured(
         self: _Backend,
         device: str = "",
