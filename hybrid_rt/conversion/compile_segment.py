@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from .assemble.builds import compile_program
 from .assemble.engine_module import EngineModule, prepare, single_module
 from .assemble.module_checks import Alone, check_module, check_repeatable
 from .assemble.variant_trials import fastest_first, require_same_outputs
+from .calibration import calibration_samples
 from .options import EngineOptions, check_precision, effort_of
 
 _SCOPE = "compile_segment"
@@ -86,7 +87,7 @@ def compile_segment(
     precision: str = "fp32",
     device: str = "cpu",
     options: Options | None = None,
-    calibration_data: Sequence[tuple[Any, ...]] = (),
+    calibration_data: Iterable[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
     fallback: bool = True,
     strict: bool = False,
@@ -104,7 +105,7 @@ def compile_segment(
         device: "cpu" or "cuda": what engines of several kinds are compiled for, and where it is, until ``.to()`` says
             otherwise. With ``strict`` and an engine of one kind of device, it is there.
         options: of the compilers, see :func:`hybrid_rt.convert`.
-        calibration_data: for "int8": the module's arguments on further pictures, a tuple each.
+        calibration_data: for "int8": the module's arguments on further images, a tuple each; at most 300 are taken.
         shapes: ranges of the first input, [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
             [(height, width), ...]. What is not named keeps the example's size.
         fallback: add a TorchScript variant as the last one. An engine that is not installed, or whose compiler
@@ -132,13 +133,14 @@ def compile_segment(
     if thresholds is None:
         thresholds_of(precision)  # there are some
     arguments = example if isinstance(example, tuple) else (example,)
-    named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration_data, _SCOPE)
+    calibration = calibration_samples(module, calibration_data, _SCOPE)
+    named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration, _SCOPE)
     engines = _installed(named, strict=strict)
     if strict:
         _check_place(engines.variants[0])
     steps = Steps(progress)
     with steps.step("run the module on the example"):
-        program = _program(module, arguments, shapes, calibration_data, effort)
+        program = _program(module, arguments, shapes, calibration, effort)
     build = compile_program(program, engines, steps, skip_refused=fallback and not strict)
     if engines.is_fastest:
         build, line = fastest_first(build, device)

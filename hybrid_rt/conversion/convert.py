@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .assemble.head import HEADS
 from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
 from .attempts import Attempt, attempt_whole, build_hybrid
+from .calibration import calibration_samples
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
@@ -106,7 +107,7 @@ def convert(
     precision: str = "fp32",
     device: str = "cpu",
     options: Options | None = None,
-    calibration_data: Sequence[tuple[Any, ...]] = (),
+    calibration_data: Iterable[tuple[Any, ...] | Mapping[str, Any]] = (),
     shapes: Shapes | None = None,
     images: Images | None = None,
     state: str = "refuse",
@@ -148,7 +149,8 @@ def convert(
             there is one here.
         options: of the compilers, by the engine's name: ``{"tensorrt": {"tf32": False}}``; the engine's page lists
             them.
-        calibration_data: for "int8": tuples of arguments, some tens of pictures of the kind that will be seen.
+        calibration_data: for "int8": tuples of arguments, some tens of images of the kind that will be seen; at most
+            300 are taken, and of what they make in the detector at most 2 GiB is kept.
         shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
             input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
             produce; the example's size if it has none.
@@ -190,10 +192,8 @@ def convert(
     """
     check_module(detector, "convert", "detector")
     example = positional(detector, example_inputs, "example_inputs")
-    calibration, further = (
-        [positional(detector, arguments, name) for arguments in given]
-        for name, given in (("calibration_data", calibration_data), ("verify_inputs", verify_inputs))
-    )
+    further = [positional(detector, arguments, "verify_inputs") for arguments in verify_inputs]
+    calibration = calibration_samples(detector, calibration_data, "convert")
     wanted = ConvertOptions(
         segments=SegmentOptions(segments, fuse, shapes, images),
         engines=EngineOptions(engine, precision, device, options, fallback, calibration),

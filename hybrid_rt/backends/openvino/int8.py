@@ -91,6 +91,15 @@ class NncfQuantizer:
             BackendError: NNCF refuses it, or there is nothing in it that it quantises.
         """
         self._model, self._segment = model, program.name
+        if not program.calibration:
+            raise BackendError.make(
+                "openvino",
+                f"segment '{program.name}' in int8",
+                expected="calibration samples inside of the segment's sizes",
+                got="none: it was not called on them, or with other sizes",
+                remedy="Give calibration_data= of the sizes that will be seen, or widen shapes=.",
+                code="sizes-not-taken",
+            )
         self.samples: list[Sample] = [[tensor.numpy() for tensor in inputs] for inputs in program.calibration]
         step = -(-len(self.samples) // MOST_COMPARED) or 1
         self._compared = self.samples[::step]
