@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,42 @@ def layers_of(quantized: Any, outputs: Sequence[str]) -> tuple[list[str], frozen
         others = frozenset().union(*(found for j, found in enumerate(reached) if j != i))
         branches[name] = reached[i] - others
     return layers, edges, branches
+
+
+def in_order(model: Any) -> tuple[list[str], list[str]]:
+    """Returns the names of convolutions and of matrix products in the order of torch's operations.
+
+    OpenVINO numbers the operations of one kind and name in that order: ".../Convolution", ".../Convolution_1". With
+    their scope in the name, or of several kinds, it is the order of the graph where that has no branches.
+    """
+    convolutions, products = [], []
+    for op in model.get_ordered_ops():
+        kind, name = op.get_type_name(), op.get_friendly_name()
+        if kind in _WEIGHTED:
+            (products if kind == "MatMul" else convolutions).append((kind, name))
+    found = []
+    for layers in (convolutions, products):
+        if len({re.sub(r"_\d+$", "", name) for _, name in layers}) <= 1:
+            layers.sort(key=lambda entry: int((re.search(r"_(\d+)$", entry[1]) or ["", "0"])[1]))
+            found.append([name for _, name in layers])
+        else:
+            found.append([])  # their order is not told by their names
+    return found[0], found[1]
+
+
+def scoped_names(layers: Sequence[str], segment: str) -> dict[str, str]:
+    """Returns by a layer's name the submodule that its name says it comes from: that of a segment alone says it.
+
+    What is no layer of weights is named after the submodule that calls it, and its own kind.
+    """
+    found = {}
+    for name in layers:
+        scope, _, operation = name.partition("/")
+        if scope.startswith("__module."):
+            kind = operation.rpartition("/")[2]
+            is_weighted = re.sub(r"_\d+$", "", kind) in _WEIGHTED
+            found[name] = segment + scope.removeprefix("__module.module") + ("" if is_weighted else f", {kind}")
+    return found
 
 
 def _sources(op: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -15,16 +16,14 @@ import torch
 from ... import _native
 from ...common.errors import BackendError
 from ...common.latency import benchmark
+from ..quantization.names import module_names
 from ..quantization.options import DEFAULTS, MAX_ERROR, SECONDS
 from ..quantization.record import Quantization
-from ..quantization.search import Found, NotFound, search
-from .graph import clone_with, layers_of, ranges_before, real_weights
+from ..quantization.search import MOST_COMPARED, Found, NotFound, search
+from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names
 
 if TYPE_CHECKING:
     from ...capture.program import Program
-
-MOST_COMPARED = 8
-"""Calibration samples on which a trial is compared with fp32: they are drawn evenly from all."""
 
 _ROUNDS = 5
 
@@ -73,7 +72,7 @@ def quantized(
     return found.model, Quantization(
         samples=len(quantizer.samples),
         layers=len(quantizer.layers),
-        kept=found.kept,
+        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
         error=found.error,
         error_everywhere=found.everywhere,
         max_error=limit,
@@ -101,12 +100,12 @@ class NncfQuantizer:
                 code="sizes-not-taken",
             )
         self.samples: list[Sample] = [[tensor.numpy() for tensor in inputs] for inputs in program.calibration]
-        step = -(-len(self.samples) // MOST_COMPARED) or 1
-        self._compared = self.samples[::step]
+        self._compared = self.samples[:: -(-len(self.samples) // MOST_COMPARED)]
         self._outputs = [spec.name for spec in program.outputs]
         self._expected = [self._run(_compiled(model), sample) for sample in self._compared]
         self._everywhere = self._without(())
         self.layers, self.edges, self.branches = layers_of(self._everywhere, self._outputs)
+        self.shown = scoped_names(self.layers, program.name) or module_names(program, *in_order(model))
         if not self.layers:
             raise self._refused("a layer that int8 computes, such as a convolution", "none")
 

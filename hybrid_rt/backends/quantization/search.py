@@ -13,6 +13,9 @@ from .record import KeptLayer
 RANKING_SHARE = 0.5
 """The part of the budget in which layers are looked at one by one; the rest is for trying sets of them."""
 
+MOST_COMPARED = 8
+"""Calibration samples on which a trial is compared with fp32: drawn evenly from all."""
+
 
 class Quantizer(Protocol):
     """A segment that an engine's tool can quantise, with some of its layers or others.
