@@ -171,6 +171,13 @@ class Backend(ABC):
         """
         return ""
 
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns options for a more accurate artifact, where one made with ``given`` finds something else.
+
+        None for a compiler, or a precision of it, that has no such choice.
+        """
+        return None
+
     def configured(
         self: _Backend,
         device: str = "",

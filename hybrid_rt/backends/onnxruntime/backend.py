@@ -12,7 +12,7 @@ from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, blob_from_bytes
 from ..base import Availability, Backend, RuntimeFiles, VendorPackages
-from ..quantization.options import checked
+from ..quantization.options import checked, tightened
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8
@@ -58,6 +58,10 @@ class OnnxRuntimeBackend(Backend):
     def missing(self, precision: str) -> str:
         """Returns why int8 can't be compiled: the onnxruntime package, which calibrates, is not installed."""
         return int8.missing() if precision == "int8" else ""
+
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns the options with half of the error that layers in int8 may cause."""
+        return tightened(self.given) if precision == "int8" else None
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options of int8, see :mod:`..quantization.options`."""

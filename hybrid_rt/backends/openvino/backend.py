@@ -16,7 +16,7 @@ from ...common.errors import BackendError
 from ...common.specs import UNBOUNDED, Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
 from ..base import Availability, Backend, RuntimeFiles, VendorPackages
-from ..quantization.options import checked
+from ..quantization.options import checked, tightened
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8
@@ -59,6 +59,10 @@ class OpenVINOBackend(Backend):
     def missing(self, precision: str) -> str:
         """Returns why int8 can't be compiled: NNCF is not installed."""
         return int8.missing() if precision == "int8" else ""
+
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns the options with half of the error that layers in int8 may cause."""
+        return tightened(self.given) if precision == "int8" else None
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The options of int8, see :mod:`..quantization.options`."""

@@ -39,3 +39,8 @@ def checked(backend: str, given: Mapping[str, Any]) -> dict[str, float]:
             raise OptionError.make(backend, f"option '{name}'", expected="a number above 0", got=repr(value))
         found[name] = float(value)
     return found
+
+
+def tightened(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options with half of the error."""
+    return {**given, MAX_ERROR: given.get(MAX_ERROR, DEFAULTS[MAX_ERROR]) / 2}

@@ -35,7 +35,6 @@ class Quantization:
         error_everywhere: the same with no layer kept.
         max_error: what was asked for.
         milliseconds: of one call on a sample, measured in turns: "fp32", "int8 everywhere", "int8".
-        seconds: what the search took.
     """
 
     samples: int
@@ -45,7 +44,6 @@ class Quantization:
     error_everywhere: float
     max_error: float
     milliseconds: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @property
     def summary(self) -> str:

@@ -102,7 +102,7 @@ def test_layers_that_break_the_limit_stay_in_fp32(artifact: Artifact) -> None:
     record = record_of(artifact)
     assert record.error <= 0.02 < record.error_everywhere
     assert 0 < len(record.kept) < record.layers
-    assert "backbone.boxes.0" in [layer.name for layer in record.kept]
+    assert {layer.name for layer in record.kept} <= {"backbone.boxes.0", "backbone.boxes.1"}
     assert record.samples == 12
     assert record.milliseconds.keys() == {"fp32", "int8", "int8 everywhere"}
     assert record.kept[0].name in artifact.spec.versions["int8"]
