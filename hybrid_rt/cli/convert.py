@@ -59,8 +59,12 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
         help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, as measured here "
         "(default: auto)",
     )
-    verb.add_argument("--precision", default="fp32", choices=(*PRECISIONS, AUTO_PRECISION), help="auto: the fastest that is right on this "
-        "machine (default: fp32)")
+    verb.add_argument(
+        "--precision",
+        default="fp32",
+        choices=(*PRECISIONS, AUTO_PRECISION),
+        help="auto: the fastest that is right on this machine (default: fp32)",
+    )
     add_compiler_arguments(verb)
     verb.add_argument(
         "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"

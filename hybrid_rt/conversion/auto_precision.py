@@ -191,5 +191,3 @@ def _times(hybrids: Mapping[str, Hybrid], example: tuple[Any, ...]) -> dict[str,
         total = sum(latency.median for latency in once.values()) / 1e3
         rounds = max(_FEWEST, min(_MOST, int(_SECONDS / max(total, 1e-6))))
         return {name: latency.median for name, latency in benchmark(cases, example, repeat=rounds, warm_up=0).items()}
-
-

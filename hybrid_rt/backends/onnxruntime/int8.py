@@ -224,7 +224,8 @@ def layers_of(model: Any) -> tuple[list[str], frozenset[str], list[frozenset[str
     """
     layers: list[str] = []
     before: dict[str, frozenset[str]] = {}
-    first, inner = set(), set()
+    first: set[str] = set()
+    inner: set[str] = set()
     for node in model.graph.node:
         above = frozenset[str]().union(*(before.get(name, frozenset()) for name in node.input))
         if node.op_type in _QUANTIZED:

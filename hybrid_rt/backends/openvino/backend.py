@@ -102,7 +102,9 @@ class OpenVINOBackend(Backend):
         versions = {"openvino": openvino.__version__.split("-")[0], "torch": torch.__version__}
         record = {}
         if precision == "int8":
-            model, quantization = int8.quantized(model, program, self.given, self.progress or (lambda share, what: None))
+            model, quantization = int8.quantized(
+                model, program, self.given, self.progress or (lambda share, what: None)
+            )
             record = {BLOB: quantization.to_blob()}
             versions |= {"nncf": importlib.metadata.version("nncf"), "int8": quantization.summary}
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:

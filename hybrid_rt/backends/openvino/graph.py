@@ -34,7 +34,8 @@ def layers_of(quantized: Any, outputs: Sequence[str]) -> tuple[list[str], frozen
     """
     layers: list[str] = []
     before: dict[str, frozenset[str]] = {}
-    first, inner = set(), set()
+    first: set[str] = set()
+    inner: set[str] = set()
     for op in quantized.get_ordered_ops():
         name = op.get_friendly_name()
         above = frozenset().union(*(before[source.get_friendly_name()] for source in _sources(op)))
@@ -60,7 +61,8 @@ def in_order(model: Any) -> tuple[list[str], list[str]]:
     OpenVINO numbers the operations of one kind and name in that order: ".../Convolution", ".../Convolution_1". With
     their scope in the name, or of several kinds, it is the order of the graph where that has no branches.
     """
-    convolutions, products = [], []
+    convolutions: list[tuple[str, str]] = []
+    products: list[tuple[str, str]] = []
     for op in model.get_ordered_ops():
         kind, name = op.get_type_name(), op.get_friendly_name()
         if kind in _WEIGHTED:
@@ -170,9 +172,7 @@ def clone_with(model: Any, name: str, ranges: Mapping[int, Any], weights: Any) -
     for i, node in ranges.items():
         limits = [opset.constant(_value(source)) for source in _sources(node)[1:]]
         levels = node.get_attributes()["levels"]
-        layer.input(i).replace_source_output(
-            opset.fake_quantize(layer.input_value(i), *limits, levels).output(0)
-        )
+        layer.input(i).replace_source_output(opset.fake_quantize(layer.input_value(i), *limits, levels).output(0))
     if weights is not None:
         shape = layer.input_value(1).get_node().get_output_shape(0)
         layer.input(1).replace_source_output(opset.constant(weights.reshape(shape)).output(0))

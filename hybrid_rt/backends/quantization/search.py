@@ -18,17 +18,19 @@ MOST_COMPARED = 8
 
 
 class Quantizer(Protocol):
-    """A segment that an engine's tool can quantise, with some of its layers or others.
+    """A segment that an engine's tool can quantise, with some of its layers or others."""
 
-    Attributes:
-        layers: names of what int8 could compute, in the order in which they run.
-        edges: of these the first and the last ones: what comes before or after them can't make up for their error.
-        branches: for each output the layers that lead to it and to no other one.
-    """
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names of what int8 could compute, in the order in which they run."""
 
-    layers: Sequence[str]
-    edges: Collection[str]
-    branches: Mapping[str, Collection[str]]
+    @property
+    def edges(self) -> Collection[str]:
+        """The first and the last layers: what comes before or after them can't make up for their error."""
+
+    @property
+    def branches(self) -> Mapping[str, Collection[str]]:
+        """For each output the layers that lead to it and to no other one."""
 
     def quantized(self, kept: Collection[str]) -> Any:
         """Returns the segment with all layers in int8 but ``kept``."""

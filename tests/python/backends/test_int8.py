@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,13 +9,10 @@ from torch import Tensor, nn
 import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt.backends import registry
-from hybrid_rt.backends.quantization import options as int8_options
-from hybrid_rt.backends.quantization.record import BLOB, KeptLayer, Quantization
-from hybrid_rt.backends.quantization.search import NotFound, search
+from hybrid_rt.backends.quantization.record import Quantization
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.engine_module import engine_module
-from hybrid_rt.conversion.calibration import MOST_SAMPLES, calibration_samples
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=reason))
@@ -110,9 +101,7 @@ def test_layers_that_break_the_limit_stay_in_fp32(artifact: Artifact) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 3, 24, 32), (3, 3, 17, 31), (1, 3, 8, 8), (2, 3, 96, 56)])
-def test_every_output_is_right_at_every_size(
-    artifact: Artifact, program: Program, shape: tuple[int, ...]
-) -> None:
+def test_every_output_is_right_at_every_size(artifact: Artifact, program: Program, shape: tuple[int, ...]) -> None:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     assert max(relative_errors(artifact, program, x)) < 0.1
 
