@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from ..common.latency import benchmark
 from ..common.progress import Steps
 from ..common.specs import PRECISIONS, REFERENCE_PRECISION
 from ..common.tensor_tree import map_tensors
-from .assemble.hybrid import Hybrid
 from .options import EngineOptions
 from .report.data import PrecisionTrial
 
@@ -96,11 +95,18 @@ def _obstacle(precision: str, engines: EngineOptions) -> str:
     return ""
 
 
+class Timed(Protocol):
+    """What can be timed: a hybrid, or one engine."""
+
+    def in_promised_precision(self) -> AbstractContextManager[Callable[..., Any]]:
+        """Yields what is called with the example."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A hybrid in one precision: ``failure`` says why it did not pass verification, empty if it did."""
 
-    hybrid: Hybrid
+    hybrid: Timed
     failure: str
 
 
@@ -128,7 +134,7 @@ def choose(
     """
     tried, trials = candidates(engines)
     built: dict[str, Built] = {}
-    hybrids: dict[str, Hybrid] = {}
+    hybrids: dict[str, Timed] = {}
     first_error: HybridRTError | None = None
     for candidate in tried:
         try:
@@ -177,7 +183,7 @@ def fastest(times: Mapping[str, float]) -> tuple[str, list[PrecisionTrial]]:
     return taken, trials
 
 
-def _times(hybrids: Mapping[str, Hybrid], example: tuple[Any, ...]) -> dict[str, float]:
+def _times(hybrids: Mapping[str, Timed], example: tuple[Any, ...]) -> dict[str, float]:
     """Returns the median milliseconds of a call of each hybrid on the example, called in turns."""
     if len(hybrids) == 1:
         return dict.fromkeys(hybrids, math.nan)

@@ -126,6 +126,19 @@ def test_a_segment_alone_is_compiled_in_int8() -> None:
     assert float((found - right).abs().max() / right.abs().max()) < 0.2
 
 
+@pytest.mark.slow
+def test_a_segment_alone_takes_the_fastest_precision() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone().eval()
+    data = [(image(i)[None],) for i in range(FEW_SAMPLES)]
+    compiled = hybrid_rt.compile_segment(
+        backbone, data[0], engine="onnxruntime", precision="auto", calibration_data=data, strict=True
+    )
+    assert compiled.running()["precision"] in ("fp32", "int8")
+    found, right = compiled(*data[1])["coarse"], backbone(*data[1])["coarse"]
+    assert float((found - right).abs().max() / right.abs().max()) < 0.2
+
+
 # Bad input
 
 
