@@ -55,6 +55,11 @@ def layers_of(quantized: Any, outputs: Sequence[str]) -> tuple[list[str], frozen
     return layers, edges, branches
 
 
+def weighted_layers(model: Any) -> list[str]:
+    """Returns the names of convolutions and matrix products in the order of the graph."""
+    return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in _WEIGHTED]
+
+
 def in_order(model: Any) -> tuple[list[str], list[str]]:
     """Returns the names of convolutions and of matrix products in the order of torch's operations.
 

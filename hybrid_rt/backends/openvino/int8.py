@@ -20,7 +20,7 @@ from ..quantization.names import module_names
 from ..quantization.options import DEFAULTS, MAX_ERROR, SECONDS
 from ..quantization.record import Quantization
 from ..quantization.search import MOST_COMPARED, Found, NotFound, search
-from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names
+from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -89,7 +89,7 @@ class NncfQuantizer:
         Raises:
             BackendError: NNCF refuses it, or there is nothing in it that it quantises.
         """
-        self._model, self._segment = model, program.name
+        self._model, self._program, self._segment = model, program, program.name
         if not program.calibration:
             raise BackendError.make(
                 "openvino",
@@ -140,33 +140,47 @@ class NncfQuantizer:
         return {name: latency.median for name, latency in times.items()}
 
     def _without(self, kept: Collection[str]) -> Any:
+        try:
+            return self._quantize(kept)
+        except Exception as error:  # NNCF raises many types
+            raise self._refused("a model that NNCF quantises", self._named(error, kept)) from error
+
+    def _quantize(self, kept: Collection[str]) -> Any:
         import nncf
 
-        try:
-            with quiet():
-                return nncf.quantize(
-                    self._model.clone(),
-                    nncf.Dataset(self.samples, list),
-                    subset_size=len(self.samples),
-                    target_device=nncf.TargetDevice.CPU,
-                    ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
-                    # Without VNNI two products of 8 bits overflow the 16 that they are added in. A bundle travels:
-                    # weights of 7 bits are right on every CPU.
-                    advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
-                )
-        except Exception as error:  # NNCF raises many types
-            raise self._refused("a model that NNCF quantises", self._named(error)) from error
+        with quiet():
+            return nncf.quantize(
+                self._model.clone(),
+                nncf.Dataset(self.samples, list),
+                subset_size=len(self.samples),
+                target_device=nncf.TargetDevice.CPU,
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
+                # Without VNNI two products of 8 bits overflow the 16 that they are added in. A bundle travels: weights
+                # of 7 bits are right on every CPU.
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            )
 
-    def _named(self, error: Exception) -> str:
-        """Returns the text of NNCF's error, after the layer that it is about if it can be told."""
+    def _named(self, error: Exception, kept: Collection[str]) -> str:
+        """Returns the text of NNCF's error with the layer without which it does not occur, if there is one.
+
+        NNCF's texts seldom name it.
+        """
         text = f"{type(error).__name__}: {error}"
-        names = [op.get_friendly_name() for op in self._model.get_ordered_ops()]
-        named = [name for name in names if len(name) > 1 and name in text]
-        return text if named else f"{text}; the last layer before its outputs is {self._last_layer()}"
+        layers = [name for name in weighted_layers(self._model) if name not in kept]
+        names = scoped_names(layers, self._segment) or module_names(self._program, *in_order(self._model))
+        while len(layers) > 1:
+            half = layers[: len(layers) // 2]
+            layers = half if self._quantizes([*kept, *half]) else layers[len(half) :]
+        if layers and self._quantizes([*kept, *layers]):
+            return f"{text}; at {names.get(layers[0], layers[0])}"
+        return text
 
-    def _last_layer(self) -> str:
-        nodes = [op.get_friendly_name() for op in self._model.get_ordered_ops() if op.get_type_name() != "Result"]
-        return nodes[-1] if nodes else "none"
+    def _quantizes(self, kept: Collection[str]) -> bool:
+        try:
+            self._quantize(kept)
+        except Exception:  # NNCF raises many types
+            return False
+        return True
 
     def _refused(self, expected: str, got: str) -> BackendError:
         return BackendError.make(

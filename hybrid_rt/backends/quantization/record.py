@@ -54,7 +54,8 @@ class Quantization:
         text += f" ({self.error_everywhere:.1%} with all {self.layers} layers in int8), {len(self.kept)} kept in fp32"
         times = self.milliseconds
         if "int8" in times and "int8 everywhere" in times:
-            text += f", which cost {times['int8'] - times['int8 everywhere']:.1f} ms of {times['int8']:.1f}"
+            cost = max(0.0, times["int8"] - times["int8 everywhere"])
+            text += f", which cost {cost:.1f} ms of {times['int8']:.1f}"
         return f"{text}: {', '.join(map(_layer_text, self.kept))}"
 
     def to_blob(self) -> Tensor:
