@@ -182,6 +182,20 @@ class Backend(ABC):
         """Of ``precisions`` those that it has for the kind of device that it compiles for: all, unless it says less."""
         return self.precisions
 
+    def missing(self, precision: str) -> str:
+        """Returns why one of ``precisions`` can't be compiled here though the compiler is; empty if it can.
+
+        For packages that only some precisions need.
+        """
+        return ""
+
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns options for a more accurate artifact, where one made with ``given`` finds something else.
+
+        None for a compiler, or a precision of it, that has no such choice.
+        """
+        return None
+
     def configured(
         self: _Backend,
         device: str = "",

@@ -20,7 +20,9 @@ from ..bundle.manifest import Engine, Manifest
 from ..capture.segment_contract import stride_of
 from ..common.class_names import summary_of
 from ..common.errors import OptionError
+from ..common.images import pictures_at
 from ..common.specs import PRECISIONS
+from ..conversion.calibration import MOST_SAMPLES
 from ..conversion.edit.swap import swap_backbone
 from ..conversion.edit.variants import add_variant, remove_variant
 from ..conversion.export.extract import extract
@@ -47,6 +49,22 @@ def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="ENGINE.NAME=VALUE",
         help="of a compiler, e.g. tensorrt.tf32=false; may be repeated",
     )
+    verb.add_argument(
+        "--calibration-data",
+        "--calibrate",
+        type=Path,
+        metavar="DIRECTORY",
+        help="images of the kind that will be seen, on which int8 is calibrated; some tens, at most 300 are taken",
+    )
+
+
+def calibration_images(directory: Path | None) -> list[tuple[Any, ...]]:
+    """Returns the images that ``--calibration-data`` names, each as the arguments of a detector.
+
+    Raises:
+        OptionError: there is none, or one that can't be read.
+    """
+    return [([image],) for image in pictures_at(directory, most=MOST_SAMPLES)] if directory else []
 
 
 def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -224,6 +242,7 @@ def _swap(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         options=compiler_options(options.option),
+        calibration_data=calibration_images(options.calibration_data),
         verify=not options.no_verify,
         progress=True,
     )
@@ -239,6 +258,7 @@ def _add_variant(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         options=compiler_options(options.option),
+        calibration_data=calibration_images(options.calibration_data),
         segment=options.segment,
         first=options.first,
         verify=not options.no_verify,

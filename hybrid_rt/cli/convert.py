@@ -14,8 +14,9 @@ from ..common.specs import PRECISIONS
 from ..conversion.assemble.head import HEADS
 from ..conversion.assemble.head_choice import AUTO
 from ..conversion.convert import convert
+from ..conversion.options import AUTO_PRECISION
 from ..verification.coco import CocoDataset
-from .bundle import add_compiler_arguments, compiler_options
+from .bundle import add_compiler_arguments, calibration_images, compiler_options
 from .detectors import class_names_for, detector_named
 
 
@@ -58,9 +59,13 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
         help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, as measured here "
         "(default: auto)",
     )
-    verb.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: fp32")
+    verb.add_argument(
+        "--precision",
+        default="fp32",
+        choices=(*PRECISIONS, AUTO_PRECISION),
+        help="auto: the fastest that is right on this machine (default: fp32)",
+    )
     add_compiler_arguments(verb)
-    verb.add_argument("--calibrate", type=Path, metavar="FOLDER", help="pictures that int8 is calibrated on")
     verb.add_argument(
         "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
     )
@@ -117,7 +122,7 @@ def _convert(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         options=compiler_options(options.option),
-        calibration_data=[([picture],) for picture in pictures_at(options.calibrate)] if options.calibrate else (),
+        calibration_data=calibration_images(options.calibration_data),
         shapes=_sizes(options.sizes),
         state=options.state,
         fallback=not options.no_fallback,

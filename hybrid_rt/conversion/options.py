@@ -41,6 +41,11 @@ class EngineOptions:
     scope: str = "convert"
 
     @property
+    def is_auto_precision(self) -> bool:
+        """Whether the precision is chosen by trying those that there are."""
+        return self.precision == AUTO_PRECISION
+
+    @property
     def is_fastest(self) -> bool:
         """Whether all engines that are installed are candidates, to be ordered by their measured time."""
         return self.engine == FASTEST
@@ -67,14 +72,19 @@ class EngineOptions:
         return first.partition(":")[2] or self.precision
 
 
-def check_precision(precision: str, scope: str) -> None:
-    """Checks a precision's name.
+AUTO_PRECISION = "auto"
+"""In a precision's place: the fastest that passes verification on this machine."""
+
+
+def check_precision(precision: str, scope: str, *, auto: bool = False) -> None:
+    """Checks a precision's name; ``auto``: it may be chosen.
 
     Raises:
         OptionError: it is unknown.
     """
-    if precision not in PRECISIONS:
-        raise OptionError.make(scope, "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+    known = [*PRECISIONS, *([AUTO_PRECISION] if auto else [])]
+    if precision not in known:
+        raise OptionError.make(scope, "precision", expected=f"one of {', '.join(known)}", got=f"'{precision}'")
 
 
 @dataclass(frozen=True)

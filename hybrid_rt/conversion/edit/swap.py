@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from ...verification.verify import Thresholds, Verification
 from ..assemble.builds import compile_program
 from ..assemble.module_checks import check_module, check_repeatable
 from ..assemble.variant_trials import require_same_outputs
+from ..calibration import calibration_samples
 from ..options import EngineOptions
+from .calibration import calibrated
 from .saved_engines import SavedEngine, captured, opened_head, saved_engines, stored_member
 
 
@@ -80,6 +82,7 @@ def swap_backbone(
     precision: str | None = None,
     device: str = "cpu",
     options: Options | None = None,
+    calibration_data: Iterable[tuple[Any, ...]] = (),
     verify: bool = True,
     thresholds: Thresholds | None = None,
     progress: bool | None = None,
@@ -97,9 +100,10 @@ def swap_backbone(
         example: the new backbone's positional arguments, or its one tensor, [N, C, H, W] in the file's ranges.
             None: noise.
         engine: a backend's name, a list of names best first, or "auto". None: those of the file.
-        precision: see :func:`hybrid_rt.convert`; None: the file's. Nothing is calibrated here: no "int8".
+        precision: see :func:`hybrid_rt.convert`; None: the file's.
         device: see there.
         options: see there.
+        calibration_data: for "int8": tuples of the detector's arguments, see there. The file itself runs on them.
         verify: compare each variant's features with the new backbone's, and refuse to save what differs.
         thresholds: only ``relative_error`` counts; None: by precision.
         progress: show each step on stderr; None: if it is a terminal.
@@ -115,14 +119,17 @@ def swap_backbone(
     check_writable(Path(output))
     _native.verify_records(os.fsencode(path))
     manifest = archive.read_manifest(path)
+    samples = calibration_samples(None, calibration_data, "swap")
     steps = Steps(progress)
     with steps.step(f"read {Path(path).name}"):
         head = opened_head(Path(path), "swap")
         saved = _find(head, manifest, segment)
-        engines = _engines(saved, engine, precision, device, options)
+        engines = _engines(saved, engine, precision, device, options, samples)
         stored = saved.scripts("swap") if len(saved.members) > 1 else []
     with steps.step("compare the new backbone with what the head expects"):
         program = _program(saved, stored, new_backbone, example)
+    with steps.step("calibrate"):
+        program = calibrated(program, saved, head, saved_engines(head, manifest), samples, engines.variants)
     build = compile_program(program, engines, steps)
     verification = None
     if verify:
@@ -171,6 +178,7 @@ def _engines(
     precision: str | None,
     device: str,
     options: Options | None,
+    samples: Sequence[tuple[Any, ...]],
 ) -> EngineOptions:
     """Returns the engines of the new file; those of the old one unless told otherwise."""
     in_file = [(variant.backend, variant.precision) for variant in saved.variants]
@@ -178,7 +186,7 @@ def _engines(
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = captured() in in_file
-    engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, scope="swap")
+    engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, samples, "swap")
     _ = engines.variants
     return engines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from ..assemble.builds import compile_program
 from ..assemble.engine_module import make_engine, prepare
 from ..assemble.hybrid import OnDevice
 from ..assemble.variant_trials import require_same_outputs
+from ..calibration import calibration_samples
 from ..options import EngineOptions
+from .calibration import calibrated
 from .saved_engines import SavedEngine, opened_head, saved_engines
 
 
@@ -73,6 +75,7 @@ def add_variant(
     precision: str | None = None,
     device: str = "cpu",
     options: Options | None = None,
+    calibration_data: Iterable[tuple[Any, ...]] = (),
     segment: str | None = None,
     first: bool = False,
     verify: bool = True,
@@ -85,10 +88,10 @@ def add_variant(
         path: the bundle.
         engine: a backend's name, or several; "openvino:bf16" names one with its precision.
         output: the `.pt` to write; None: ``path``.
-        precision: of the names that do not say theirs; None: that of the first variant in the file. Nothing is
-            calibrated here: no "int8".
+        precision: of the names that do not say theirs; None: that of the first variant in the file.
         device: see :func:`hybrid_rt.convert`.
         options: see there.
+        calibration_data: for "int8": tuples of the detector's arguments, see there. The file itself runs on them.
         segment: only this engine, or the one that this segment is in; None: all.
         first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
@@ -103,16 +106,17 @@ def add_variant(
         VerificationError: a variant computes something else; nothing was saved.
         BundleError: no bundle, an altered one, or the file can't be written.
     """
+    samples = calibration_samples(None, calibration_data, "add-variant")
     change = _Change(path, output, segment, "add-variant", progress)
     names = [engine] if isinstance(engine, str) else list(engine)
     verification = Verification(precision or change.chosen[0].variants[0].precision) if verify else None
     for saved in change.chosen:
-        engines = EngineOptions(
-            names, precision or saved.variants[0].precision, device, options, fallback=False, scope="add-variant"
-        )
+        in_precision = precision or saved.variants[0].precision
+        engines = EngineOptions(names, in_precision, device, options, False, samples, "add-variant")
         _require_new(saved, engines.variants)
         with change.steps.step(f"read {saved.name}"):
             program = saved.program("add-variant")
+            program = calibrated(program, saved, change.head, change.saved, samples, engines.variants)
         build = compile_program(program, engines, change.steps)
         if verification is not None:
             with change.steps.step(f"verify {saved.name}"):
@@ -125,7 +129,7 @@ def add_variant(
     change.apply()
     if verification is not None:
         with change.steps.step("compare the golden sample"):
-            added = EngineOptions(names, verification.precision, device, options, fallback=False, scope="add-variant")
+            added = EngineOptions(names, verification.precision, device, options, False, samples, "add-variant")
             change.compare_golden(verification, added.variants, thresholds)
         require(verification)
     return change.save(verification)
@@ -209,7 +213,7 @@ class _Change:
         self.steps = Steps(progress)
         self.notes: list[str] = []
         self.head = opened_head(self.path, scope)
-        engines = saved_engines(self.head, self.manifest)
+        self.saved = engines = saved_engines(self.head, self.manifest)
         self.chosen = [saved for saved in engines if segment is None or saved.stored.is_named(segment)]
         if not self.chosen:
             names = ", ".join(saved.name for saved in engines) or "the file's engines, of which there are none"

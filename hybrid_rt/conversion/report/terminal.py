@@ -55,6 +55,10 @@ def report_text(report: ReportData, width: int | None = None) -> str:
 
     say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
     console.print(_engines_table(report))
+    for line in quantization_lines(report):
+        say(line)
+    for trial in report.precisions:
+        say(f"precision {trial.line}")
     say(head_text(report))
     if report.state:
         say(f"as at conversion before each call: {', '.join(report.state)}")
@@ -79,6 +83,16 @@ def head_text(report: ReportData) -> str:
     """Returns which head was taken, with a line per way that was tried before."""
     lines = [f"head: {report.head}", *(f"  not {mode}: {reason}" for mode, reason in report.head_refused.items())]
     return "\n".join(lines)
+
+
+def quantization_lines(report: ReportData) -> list[str]:
+    """Returns a line per engine in int8: how far off it is, and which layers stay in fp32."""
+    return [
+        f"{variant.backend} in int8, {engine.name}: {variant.quantization.summary}"
+        for engine in report.engines
+        for variant in engine.variants
+        if variant.quantization is not None
+    ]
 
 
 def _engines_table(report: ReportData) -> Table:
