@@ -198,8 +198,9 @@ class Mutant:
         written = io.BytesIO()
         with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
             for name, content in [*records.items(), *self.extra.items()]:
-                method = zipfile.ZIP_DEFLATED if name in self.compressed else zipfile.ZIP_STORED
-                archive.writestr(f"archive/{name}", content, method)
+                entry = zipfile.ZipInfo(f"archive/{name}")  # without the time
+                entry.compress_type = zipfile.ZIP_DEFLATED if name in self.compressed else zipfile.ZIP_STORED
+                archive.writestr(entry, content)
         data = written.getvalue()
         return mutated_bytes(data, chance) if self.what == "file" else data
 
@@ -385,6 +386,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first mutant (default: 0)")
     parser.add_argument("--number", type=int, default=2**62, help="of mutants (default: what the time allows)")
     parser.add_argument("--bundle", type=Path, help="default: the demo detector's")
+    parser.add_argument("--next", type=Path, help="a file for the number of the mutant after the last one")
     parser.add_argument("--kept", type=Path, default=Path("build/fuzz/crashes/fuzz_bundles"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
@@ -393,6 +395,8 @@ def main() -> int:
             subprocess.run([sys.executable, "-m", "tools.dev.make_test_bundle", str(bundle)], check=True, cwd=ROOT)
         numbers = range(options.first, options.first + options.number)
         outcomes, broken = fuzz(bundle, numbers, options.kept, options.seconds)
+    if options.next is not None:
+        options.next.write_text(str(options.first + outcomes.total()))
     print(f"stat::number_of_executed_units: {outcomes.total()}")
     for outcome, count in outcomes.most_common():
         print(f"{count:8} {outcome}")
