@@ -411,6 +411,8 @@ class HttpServer::Loop {
     add("X-Content-Type-Options", "nosniff");
     add(MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     for (const auto& [name, value] : answer.headers) add(name, value);
+    // Readers differ in what they take for a chunk's end: what follows may be meant as a part of the body.
+    if (header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING) != nullptr) add(MHD_HTTP_HEADER_CONNECTION, "close");
     const MHD_Result result = MHD_queue_response(connection, static_cast<unsigned>(answer.status), response);
     MHD_destroy_response(response);
     return result;
@@ -427,6 +429,7 @@ class HttpServer::Loop {
   struct Framing {
     int lengths = 0;
     int encodings = 0;
+    int hosts = 0;
     bool is_text = true;
   };
 
@@ -435,7 +438,10 @@ class HttpServer::Loop {
     auto& framing = *static_cast<Framing*>(into);
     const std::string key = lower(std::string(name, name_size));
     if (key == "content-length") ++framing.lengths;
+    if (key == "host") ++framing.hosts;
     if (key == "transfer-encoding") ++framing.encodings;
+    // With a blank before its colon, a header is another one for some readers and none for others.
+    if (key.find_first_of(" \t") != std::string::npos) framing.is_text = false;
     const std::string_view text(value == nullptr ? "" : value, value == nullptr ? 0 : value_size);
     if ((key + std::string(text)).find_first_of(std::string_view("\0\r\n", 3)) != std::string::npos) {
       framing.is_text = false;
@@ -448,13 +454,16 @@ class HttpServer::Loop {
   static bool has_one_length(MHD_Connection* connection) {
     Framing framing;
     MHD_get_connection_values_n(connection, MHD_HEADER_KIND, &Loop::on_header, &framing);
-    return framing.lengths + framing.encodings <= 1 && framing.is_text;
+    const char* const encoding = header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    const bool is_known = encoding == nullptr || lower(encoding) == "chunked";
+    return framing.lengths + framing.encodings <= 1 && framing.hosts <= 1 && framing.is_text && is_known;
   }
 
   static HttpAnswer odd_framing(const HttpRequest& request) {
     HttpAnswer answer = problem(400,
-                                "hybrid_rt[serve]: head: expected one Content-Length or one Transfer-Encoding, and "
-                                "headers of text, got several or other bytes. Send each once.",
+                                "hybrid_rt[serve]: head: expected one Content-Length or one Transfer-Encoding "
+                                "(chunked), one Host, and headers of text, got several, another encoding or other "
+                                "bytes. Send each once.",
                                 request.request_id);
     answer.headers.emplace_back(MHD_HTTP_HEADER_CONNECTION, "close");
     return answer;
