@@ -18,8 +18,9 @@ import torch
 from .. import _native
 from ..backends import registry
 from ..common.atomic_files import written_whole
+from ..common.errors import OptionError
 from ..torchscript import jit
-from . import old_names
+from . import old_names, signing
 from .manifest import FORMAT_VERSION, Manifest, Record
 
 _PREFIX = "extra/hybrid_rt"
@@ -62,7 +63,10 @@ def save(
     path: str | os.PathLike[str],
     manifest: Manifest,
     golden: bytes | None = None,
-) -> None:
+    *,
+    sign: signing.Keys = (),
+    source: str | os.PathLike[str] | None = None,
+) -> signing.SignatureChange:
     """Writes a bundle. The file appears whole or not at all; an old one stays until then.
 
     A process that is killed while it writes leaves a hidden directory ``.hybrid_rt-*`` beside the file; a later
@@ -73,15 +77,28 @@ def save(
         path: where to.
         manifest: what is known of it. The digest of each record is added.
         golden: the bytes of the golden sample that ``manifest.golden`` describes.
+        sign: the private keys that sign it, before it takes its place.
+        source: the bundle that it was made of, whose signatures do not hold for it.
+
+    Returns:
+        Who has signed it, and whose signatures went with what it replaces.
 
     Raises:
-        BundleError: it can't be written.
+        BundleError: it can't be written, or does more than compute: such a file is not loaded either.
+        OptionError: a key that can't be read.
     """
+    place = Path(path)
+    keys = signing.signing_keys(sign)
+    before = signing.signers_of(place) | (signing.signers_of(source) if source is not None else set())
     archive = jit.to_bytes(module)
-    with written_whole(Path(path)) as temporary, ThreadPoolExecutor(1) as pool:
+    _native.check_script(archive, str(place))
+    with written_whole(place) as temporary, ThreadPoolExecutor(1) as pool:
         records = pool.submit(_records, archive, manifest)  # hundreds of megabytes: digests while they are written
         temporary.write_bytes(archive)
         _append_manifest(temporary, manifest, *records.result(), golden)
+        signed = signing.sign_copy(temporary, keys)
+    signing.remove_detached(place)
+    return signing.SignatureChange(signed, tuple(sorted(before - set(signed))))
 
 
 def _records(archive: bytes, manifest: Manifest) -> tuple[str, dict[str, Record]]:
@@ -133,6 +150,7 @@ def load(
     emulate_precision: bool = False,
     concurrency: int = 1,
     trusted_keys: Sequence[str | os.PathLike[str]] = (),
+    allow: Sequence[str] | None = None,
 ) -> torch.jit.ScriptModule:
     """Loads a bundle; it then runs as the detector did. Fails here rather than at the first call.
 
@@ -155,6 +173,10 @@ def load(
             with `threads` threads.
         trusted_keys: PEM files with the Ed25519 public keys of whom you trust; any asks for a signature. Empty: those
             of the environment's HYBRID_RT_TRUSTED_KEYS, separated by colons.
+        allow: the backends that may run what the file holds, named as for `backend`; variants of all others are
+            refused, whatever the file or `backend` asks for. `["openvino", "onnxruntime"]` keeps native code of the file
+            out (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas, else
+            every backend.
 
     Returns:
         The module; its forward takes and returns what the detector's did in eval mode.
@@ -163,7 +185,7 @@ def load(
         BundleError: no bundle, altered, truncated, of a newer format, not signed where a signature is asked for.
         BackendError: no variant of an engine can run here, or with ``strict`` not the first; the text lists each with
             its reason.
-        OptionError: a device that is not here, a size that the detector does not take.
+        OptionError: a device that is not here, a size that the detector does not take, an empty `allow`.
     """
     registry.load_plugins()
     options = _options(
@@ -176,8 +198,23 @@ def load(
         emulate_precision=emulate_precision,
         concurrency=concurrency,
         trusted_keys=[os.fsencode(key) for key in trusted_keys],
+        allow=_policy(allow),
     )
     return jit.load(path, options)
+
+
+def _policy(allow: Sequence[str] | None) -> list[str]:
+    """What may run, for the native part, which takes none for no policy.
+
+    Raises:
+        OptionError: a policy that names nothing.
+    """
+    names = [allow] if isinstance(allow, str) else list(allow or ())
+    if allow is not None and not all(names or [""]):
+        raise OptionError.make(
+            "bundle", "allow", expected="at least one backend's name", got=repr(allow), remedy="None allows every backend."
+        )
+    return names
 
 
 def _options(device: str | torch.device, backend: str | Sequence[str], **further: Any) -> Any:
@@ -194,6 +231,7 @@ def open_engine(
     backend: str | Sequence[str] = "",
     threads: int = 0,
     strict: bool = False,
+    allow: Sequence[str] | None = None,
 ) -> OpenedEngine:
     """Opens one engine without TorchScript: for a program that has its own head.
 
@@ -204,15 +242,15 @@ def open_engine(
         backend: see there.
         threads: see there.
         strict: see there.
+        allow: see there.
 
     Raises:
         BundleError, BackendError: see there.
         OptionError: no such engine.
     """
     registry.load_plugins()
-    return OpenedEngine(
-        _native.open_engine(os.fsencode(path), name, _options(device, backend, threads=threads, strict=strict))
-    )
+    options = _options(device, backend, threads=threads, strict=strict, allow=_policy(allow))
+    return OpenedEngine(_native.open_engine(os.fsencode(path), name, options))
 
 
 class OpenedEngine:
@@ -273,6 +311,7 @@ def check(
     cpu: Sequence[str] | None = None,
     memory: int | None = None,
     capability: str | None = None,
+    allow: Sequence[str] | None = None,
 ) -> list[EngineCheck]:
     """Reads the whole file, compares every record with its digest, and says which variant would run here.
 
@@ -286,9 +325,10 @@ def check(
         cpu: the flags of another machine's CPU, as its kernel names them (/proc/cpuinfo); None: this one's.
         memory: that is free on another machine, in bytes; None: here.
         capability: the compute capability of another machine's GPU, e.g. "8.6"; None: of the ones that are here.
+        allow: see there.
 
     Raises:
-        BundleError: no bundle, or a record that does not match its digest.
+        BundleError: no bundle, a record that does not match its digest, or a head that does more than compute.
     """
     registry.load_plugins()
     _native.verify_records(os.fsencode(path))
@@ -300,7 +340,7 @@ def check(
         )
         for entry in _native.check(
             os.fsencode(path),
-            _options(device, backend, strict=strict),
+            _options(device, backend, strict=strict, allow=_policy(allow)),
             None if cpu is None else set(cpu),
             memory,
             capability,

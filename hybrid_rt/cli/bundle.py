@@ -67,6 +67,18 @@ def calibration_images(directory: Path | None) -> list[tuple[Any, ...]]:
     return [([image],) for image in pictures_at(directory, most=MOST_SAMPLES)] if directory else []
 
 
+def add_sign_argument(verb: argparse.ArgumentParser) -> None:
+    """The argument of the verbs that write a bundle: who signs it."""
+    verb.add_argument(
+        "--sign",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="sign what is written: a PEM file with an Ed25519 private key; may be repeated",
+    )
+
+
 def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What ``--option`` was given: values are JSON, or else text.
 
@@ -103,6 +115,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--strict", action="store_true", help="the first variant must run")
     verb.add_argument("--cpu", help="flags of another machine's CPU (/proc/cpuinfo), comma-separated")
     verb.add_argument("--memory", type=float, help="GB that are free on another machine")
+    verb.add_argument("--allow", help="the backends that may run, comma-separated (default: HYBRID_RT_ALLOW, else all)")
     verb.add_argument("--capability", help="compute capability of another machine's GPU, e.g. 8.6")
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_check)
@@ -115,6 +128,7 @@ def add_verbs(verbs: Any) -> None:
     add_compiler_arguments(verb)
     verb.add_argument("--segment", help="only this one (default: all)")
     verb.add_argument("--first", action="store_true", help="before the others (default: before TorchScript)")
+    add_sign_argument(verb)
     verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
     verb.set_defaults(run=_add_variant)
 
@@ -123,6 +137,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--engine", required=True, help="e.g. openvino, or openvino:bf16")
     verb.add_argument("--output", type=Path, help="the .pt to write (default: the same)")
     verb.add_argument("--segment", help="only this one (default: all)")
+    add_sign_argument(verb)
     verb.set_defaults(run=_remove_variant)
 
     verb = verbs.add_parser("swap", help="put another backbone under the head of a .pt")
@@ -132,6 +147,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--segment", help="which one (default: backbone, or else the first one that runs)")
     verb.add_argument("--engine", help="comma-separated backends, best first (default: those of the file)")
     verb.add_argument("--precision", choices=PRECISIONS, help="default: the file's")
+    add_sign_argument(verb)
     add_compiler_arguments(verb)
     verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
     verb.set_defaults(run=_swap)
@@ -220,6 +236,7 @@ def _check(options: argparse.Namespace) -> int:
         cpu=None if options.cpu is None else options.cpu.split(","),
         memory=None if options.memory is None else int(options.memory * 1e9),
         capability=options.capability,
+        allow=None if options.allow is None else options.allow.split(","),
     )
     if options.json:
         print(json.dumps([asdict(engine) for engine in checks], indent=1))
@@ -244,6 +261,7 @@ def _swap(options: argparse.Namespace) -> int:
         options=compiler_options(options.option),
         calibration_data=calibration_images(options.calibration_data),
         verify=not options.no_verify,
+        sign=options.sign,
         progress=True,
     )
     print(report)
@@ -262,6 +280,7 @@ def _add_variant(options: argparse.Namespace) -> int:
         segment=options.segment,
         first=options.first,
         verify=not options.no_verify,
+        sign=options.sign,
         progress=True,
     )
     print(report)
@@ -269,7 +288,10 @@ def _add_variant(options: argparse.Namespace) -> int:
 
 
 def _remove_variant(options: argparse.Namespace) -> int:
-    print(remove_variant(options.model, options.engine, options.output, segment=options.segment, progress=True))
+    report = remove_variant(
+        options.model, options.engine, options.output, segment=options.segment, sign=options.sign, progress=True
+    )
+    print(report)
     return 0
 
 

@@ -16,7 +16,7 @@ from ..conversion.assemble.head_choice import AUTO
 from ..conversion.convert import convert
 from ..conversion.options import AUTO_PRECISION
 from ..verification.coco import CocoDataset
-from .bundle import add_compiler_arguments, calibration_images, compiler_options
+from .bundle import add_compiler_arguments, add_sign_argument, calibration_images, compiler_options
 from .detectors import class_names_for, detector_named
 
 
@@ -106,6 +106,7 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--no-golden", action="store_true", help="no golden sample in the file")
     verb.add_argument("--no-measure", action="store_true", help="do not time detector and hybrid")
+    add_sign_argument(verb)
     verb.add_argument("--report", type=Path, metavar="FILE", help="write the report too: FILE.html or FILE.json")
 
 
@@ -134,6 +135,7 @@ def _convert(options: argparse.Namespace) -> int:
         golden=not options.no_golden,
         measure=not options.no_measure,
         report=options.report,
+        sign=options.sign,
         progress=True,
     )
     print(result.report)

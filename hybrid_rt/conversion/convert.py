@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
+from ..bundle.signing import Keys, signing_keys
 from ..capture.call_arguments import positional
 from ..capture.find_images import Images, check_images
 from ..capture.profile import Profile, SegmentOptions, profile_detector
@@ -92,6 +93,7 @@ class ConvertOptions:
         check_writable(self.output.path)
         if self.output.report is not None:
             check_writable(report_path(self.output.report))
+        signing_keys(self.output.sign)
         tried = candidates(self.engines)[0] if self.engines.is_auto_precision else [self.engines]
         for engines in tried:
             _ = engines.variants
@@ -126,6 +128,7 @@ def convert(
     golden: bool = True,
     measure: bool = True,
     report: str | os.PathLike[str] | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> ConversionResult:
     """Compiles the dense part of a detector, leaves the rest in TorchScript, saves both as one `.pt`.
@@ -184,6 +187,8 @@ def convert(
             a few seconds, see docs/report.md.
         report: where to write the report too: a `.html` page or `.json`. It is also written if the verification
             fails, and then shows what differs.
+        sign: PEM files with Ed25519 private keys, one or several, that sign the bundle before it takes its place, see
+            :func:`hybrid_rt.sign`. A bundle that stood there before takes its signatures with it; the report says so.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
@@ -206,7 +211,7 @@ def convert(
         head=head,
         state=state,
         checks=CheckOptions(verify, further, thresholds, dataset, max_map_drop),
-        output=OutputOptions(Path(output), golden, measure, report),
+        output=OutputOptions(Path(output), golden, measure, report, sign),
     )
     wanted.check(detector, example)
     with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.selection import FASTEST, Options, Wanted, check_calibration, choose_variants
+from ..bundle.signing import Keys
 from ..capture.size_samples import THOROUGH, Effort
 from ..common.errors import OptionError
 from ..common.specs import PRECISIONS
@@ -152,9 +153,11 @@ class OutputOptions:
         golden: whether it holds a golden sample.
         measure: whether detector and hybrid are timed, for the report.
         report: where the report is written too; None: nowhere.
+        sign: the private keys that sign it.
     """
 
     path: Path
     golden: bool = True
     measure: bool = True
     report: str | os.PathLike[str] | None = None
+    sign: Keys = ()

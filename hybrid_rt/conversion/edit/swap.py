@@ -16,6 +16,7 @@ from ...backends.selection import Options
 from ...bundle import archive
 from ...bundle.blob_table import Packed
 from ...bundle.manifest import Golden, Manifest, Swapped
+from ...bundle.signing import Keys, signing_keys
 from ...capture.program import FlatCall, Member, Program
 from ...capture.segment_contract import Contract, examples_for, features_of
 from ...common.atomic_files import check_writable
@@ -46,6 +47,7 @@ class SwapReport:
         verification: the comparison of features; None if it was switched off.
         file_size: in bytes.
         seconds: of each step.
+        notes: who has signed it, and whose signatures went.
     """
 
     path: str
@@ -56,6 +58,7 @@ class SwapReport:
     verification: Verification | None
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """For a terminal."""
@@ -64,11 +67,11 @@ class SwapReport:
             f"engine {self.engine}: {', '.join(self.variants)}",
         ]
         if self.verification is None:
-            return "\n".join([*lines, "not verified"])
+            return "\n".join([*lines, "not verified", *self.notes])
         worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
         if worst is not None:  # else all variants are for another machine
             lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
-        return "\n".join([*lines, *(f"not compared: {reason}" for reason in self.verification.not_run)])
+        return "\n".join([*lines, *(f"not compared: {reason}" for reason in self.verification.not_run), *self.notes])
 
 
 def swap_backbone(
@@ -85,6 +88,7 @@ def swap_backbone(
     calibration_data: Iterable[tuple[Any, ...]] = (),
     verify: bool = True,
     thresholds: Thresholds | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> SwapReport:
     """Puts another backbone under the head of a bundle; what the head expects of it is checked first.
@@ -106,6 +110,8 @@ def swap_backbone(
         calibration_data: for "int8": tuples of the detector's arguments, see there. The file itself runs on them.
         verify: compare each variant's features with the new backbone's, and refuse to save what differs.
         thresholds: only ``relative_error`` counts; None: by precision.
+        sign: the private keys that sign the new file, see :func:`hybrid_rt.convert`. Signatures of the old one do not
+            hold for it.
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
@@ -117,6 +123,7 @@ def swap_backbone(
     """
     check_module(new_backbone, "swap", "new_backbone")
     check_writable(Path(output))
+    signing_keys(sign)
     _native.verify_records(os.fsencode(path))
     manifest = archive.read_manifest(path)
     samples = calibration_samples(None, calibration_data, "swap")
@@ -137,7 +144,8 @@ def swap_backbone(
             verification = require_same_outputs(build, engines.variants[0].precision, thresholds, "swap")
     with steps.step("save"):
         jit.replace_engine(head, build.engine)
-        archive.save(head, output, _manifest(manifest, saved, build.packed, new_backbone, verification))
+        described = _manifest(manifest, saved, build.packed, new_backbone, verification)
+        change = archive.save(head, output, described, sign=sign, source=path)
     return SwapReport(
         path=str(output),
         segment=saved.members[0].name,
@@ -147,6 +155,7 @@ def swap_backbone(
         verification=verification,
         file_size=Path(output).stat().st_size,
         seconds=steps.seconds,
+        notes=change.notes,
     )
 
 

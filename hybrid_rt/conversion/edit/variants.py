@@ -17,6 +17,7 @@ from ...backends.selection import Options, Wanted
 from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
 from ...bundle.manifest import Golden
+from ...bundle.signing import Keys, signing_keys
 from ...common.atomic_files import check_writable
 from ...common.errors import BackendError, OptionError
 from ...common.progress import Steps
@@ -45,7 +46,7 @@ class BankReport:
         verification: of what was added; None if nothing was, or if it was switched off.
         size_before: in bytes.
         file_size: in bytes.
-        notes: what could not be compared.
+        notes: what could not be compared, who has signed it, and whose signatures went.
     """
 
     path: str
@@ -80,6 +81,7 @@ def add_variant(
     first: bool = False,
     verify: bool = True,
     thresholds: Thresholds | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> BankReport:
     """Compiles further variants from the bundle's TorchScript variant in fp32, and writes them into the file.
@@ -97,6 +99,8 @@ def add_variant(
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
             detector's; refuse to save what differs.
         thresholds: what counts as equal; None: by precision.
+        sign: the private keys that sign what is written, see :func:`hybrid_rt.convert`. Signatures of the old file do
+            not hold for it.
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
@@ -107,7 +111,7 @@ def add_variant(
         BundleError: no bundle, an altered one, or the file can't be written.
     """
     samples = calibration_samples(None, calibration_data, "add-variant")
-    change = _Change(path, output, segment, "add-variant", progress)
+    change = _Change(path, output, segment, "add-variant", progress, sign)
     names = [engine] if isinstance(engine, str) else list(engine)
     verification = Verification(precision or change.chosen[0].variants[0].precision) if verify else None
     for saved in change.chosen:
@@ -141,6 +145,7 @@ def remove_variant(
     output: str | os.PathLike[str] | None = None,
     *,
     segment: str | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> BankReport:
     """Takes a variant out of a bundle. The last one of an engine stays.
@@ -150,13 +155,14 @@ def remove_variant(
         engine: a backend's name, all precisions, or "openvino:bf16".
         output: the `.pt` to write; None: ``path``.
         segment: only this engine, or the one that this segment is in; None: all.
+        sign: see :func:`add_variant`.
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
         OptionError: the file does not have it, or has nothing else.
         BundleError: no bundle, an altered one, or the file can't be written.
     """
-    change = _Change(path, output, segment, "remove-variant", progress)
+    change = _Change(path, output, segment, "remove-variant", progress, sign)
     for saved in change.chosen:
         old = change.artifacts[saved.name]
         left = [artifact for artifact in old if engine not in (artifact.spec.backend, _name(artifact.spec))]
@@ -205,9 +211,11 @@ class _Change:
         segment: str | None,
         scope: str,
         progress: bool | None,
+        sign: Keys,
     ) -> None:
         self.path, self.output = Path(path), Path(output if output is not None else path)
         check_writable(self.output)
+        self.keys = signing_keys(sign)
         _native.verify_records(os.fsencode(path))
         self.manifest = archive.read_manifest(path)
         self.steps = Steps(progress)
@@ -265,14 +273,14 @@ class _Change:
                 replace(saved.stored, variants=tuple(packed.variants), table=tuple(packed.entries))
             )
         with self.steps.step("save"):
-            archive.save(self.head, self.output, manifest, record)
+            written = archive.save(self.head, self.output, manifest, record, sign=self.keys, source=self.path)
         return BankReport(
             path=str(self.output),
             variants={name: [_name(artifact.spec) for artifact in kept] for name, kept in self.artifacts.items()},
             verification=verification,
             size_before=before,
             file_size=self.output.stat().st_size,
-            notes=self.notes,
+            notes=[*self.notes, *written.notes],
         )
 
 

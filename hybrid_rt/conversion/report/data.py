@@ -151,6 +151,8 @@ class ReportData:
     given_up: list[GivenUp] = field(default_factory=list)
     state: list[str] = field(default_factory=list)
     precisions: list[PrecisionTrial] = field(default_factory=list)
+    signed_with: list[str] = field(default_factory=list)
+    signatures_dropped: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; what is not finite becomes None."""

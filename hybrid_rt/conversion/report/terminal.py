@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...bundle.signing import SignatureChange
 from ...capture.segments import ENGINE_SPEEDUP, Share, predicted_gain
 from ...common.class_names import summary_of
 from ...verification.text import summary
@@ -74,6 +75,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
         say(line)
     if report.golden:
         say(f"golden sample: {report.golden}")
+    for line in SignatureChange(tuple(report.signed_with), tuple(report.signatures_dropped)).notes:
+        say(line)
     if report.class_names:
         say(f"class names: {summary_of(report.class_names)}")
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
