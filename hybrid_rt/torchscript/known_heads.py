@@ -69,6 +69,8 @@ class _Known:
     """What ``box_coder`` has to be, if the replacement calls it otherwise than the method did."""
     methods: Sequence[str] = ()
     """Further methods of the owner that the replacement stands for."""
+    suits: Callable[[Any], bool] = lambda _: True
+    """What else has to hold of a module."""
 
 
 def _batched_nms() -> Sequence[Callable[[], Any]]:
@@ -133,6 +135,7 @@ _KNOWN = (
         known_methods.PoolerMethods.forward,
         ("sampling_ratio",),
         (lambda: poolers._multiscale_roi_align, lambda: poolers.roi_align),
+        suits=lambda module: [type(size) for size in module.output_size] == [int, int],
     ),
     _Known(transform.GeneralizedRCNNTransform, "normalize", known_methods.TransformMethods.normalize, (), ()),
     _Known(
@@ -170,6 +173,7 @@ def _is_known(module: nn.Module, known: _Known) -> bool:
         all(getattr(type(module), name) is method for name, method in zip(names, methods, strict=True))
         and all(type(getattr(module, name)) in (int, float) for name in known.numbers)
         and (known.coder is None or type(module.box_coder) is known.coder)
+        and known.suits(module)
         and all(map(_is_known_source, (*methods, *(each() for each in known.relies_on))))
     )
 

@@ -149,7 +149,7 @@ class RoIHeadsMethods:
         rows, classes = class_logits.shape[0], class_logits.shape[1]
         counts = [boxes.shape[0] for boxes in proposals]
         all_scores = torch.split(F.softmax(class_logits, -1), counts)
-        all_codes = torch.split(box_regression.view(rows, classes, 4), counts)
+        all_codes = torch.split(box_regression.reshape(rows, classes, 4), counts)
         found_boxes: list[Tensor] = []
         found_scores: list[Tensor] = []
         found_labels: list[Tensor] = []

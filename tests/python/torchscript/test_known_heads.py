@@ -263,3 +263,7 @@ def test_an_overridden_part_of_the_transform_keeps_its_user() -> None:
     ours = with_operators(Transform(SIDE, SIDE, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]))
     assert "batch_images" not in vars(type(ours))
     assert ours.batch_images([torch.rand(3, 8, 8)]).shape == (1, 3, 128, 128)
+
+
+def test_a_pooler_of_one_number_keeps_its_code() -> None:
+    assert replaced(with_operators(MultiScaleRoIAlign(["0"], (3,), 2))) == set()  # torchvision fails when it is called
