@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hybrid_rt.bundle import archive
 from hybrid_rt.capture.calibration import record_calibration
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BackendError, HybridRTError, OptionError
+from hybrid_rt.common.executables import program as find_program
 from hybrid_rt.common.progress import Steps
 from hybrid_rt.conversion.auto_precision import Candidate, candidates, choose, fastest
 from hybrid_rt.conversion.calibration import FEW_SAMPLES, MOST_SAMPLES, calibration_samples
@@ -84,6 +86,17 @@ def test_a_hybrid_in_int8_is_loaded_and_finds_the_boxes(converted: hybrid_rt.Con
 def test_each_engine_in_int8_runs_with_the_file(converted: hybrid_rt.ConversionResult) -> None:
     for name in ("openvino:int8", "onnxruntime:int8", "torchscript"):
         assert hybrid_rt.verify_golden(converted.report.path, backend=name).passed, name
+
+
+@needs_nncf
+@pytest.mark.slow
+def test_the_program_in_cpp_verifies_int8(converted: hybrid_rt.ConversionResult) -> None:
+    program = find_program("hybrid-rt-detect", "test")
+    for engine in ("openvino:int8", "onnxruntime:int8"):
+        command = [program, converted.report.path, "--verify", "--backend", engine]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "int8" in done.stdout, done.stdout
 
 
 @needs_nncf
