@@ -26,6 +26,7 @@ from hybrid_rt.conversion.auto_precision import Candidate, candidates, choose, f
 from hybrid_rt.conversion.calibration import FEW_SAMPLES, MOST_SAMPLES, calibration_samples
 from hybrid_rt.conversion.options import EngineOptions
 from hybrid_rt.conversion.report.data import PrecisionTrial
+from hybrid_rt.conversion.report.html import report_html
 from hybrid_rt.conversion.tightening import MOST_TRIES, build_until_right
 
 needs_nncf = pytest.mark.skipif(bool(registry.backend("openvino").missing("int8")), reason="nncf is not installed")
@@ -109,6 +110,7 @@ def test_the_report_says_how_it_was_quantised(converted: hybrid_rt.ConversionRes
     assert "openvino in int8, backbone+detector.classes: calibrated on 12 samples" in str(converted.report)
     values = json.loads(Path(converted.report.path).with_suffix(".json").read_text())
     assert values["engines"][0]["variants"][0]["quantization"]["samples"] == 12
+    assert "openvino in int8, " in report_html(converted.report)
     manifest = archive.read_manifest(converted.report.path)
     assert manifest.engines[0].variants[0].versions["int8"].startswith("calibrated on 12 samples")
 
