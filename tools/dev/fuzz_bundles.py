@@ -129,7 +129,7 @@ def mutated_pickle(content: bytes, chance: random.Random) -> bytes:
         if what == 0:
             parts[i] = b""
         elif what == 1:
-            parts[i] = parts[i] * chance.choice([2, 3, 200, 100_000])
+            parts[i] *= min(chance.choice([2, 3, 200, 100_000]), 1 + (8 << 20) // max(len(parts[i]), 1))
         elif what == 2:
             parts[i] = chance.choice(parts)
         elif code.name == "BINUNICODE" and isinstance(argument, str):

@@ -57,6 +57,14 @@ std::pair<at::DataPtr, size_t> checked(caffe2::serialize::PyTorchStreamReader& r
   }
 }
 
+std::vector<std::string> names_in(caffe2::serialize::PyTorchStreamReader& reader, const std::string& path) {
+  try {
+    return reader.getAllRecords();
+  } catch (const std::exception&) {
+    throw damaged(path, "names of records", "all of them in the archive's own directory", "another one");
+  }
+}
+
 }  // namespace
 
 Archive::Archive(const std::string& path) : path_(path), bytes_(std::make_shared<FileBytes>(path)) {
@@ -91,7 +99,7 @@ Archive::~Archive() = default;
 
 void Archive::check_names() const {
   std::set<std::string> seen;
-  for (const std::string& name : reader_->getAllRecords()) {
+  for (const std::string& name : names_in(*reader_, path_)) {
     const bool is_unlisted = kUnlisted.contains(name) || name.starts_with(kSignatures);
     if (!is_unlisted && !manifest_.records.contains(name)) {
       throw damaged(path_, "record '" + name + "'", "one that the manifest names", "another one");
@@ -102,7 +110,7 @@ void Archive::check_names() const {
 
 std::vector<std::string> Archive::signatures() const {
   std::vector<std::string> found;
-  for (const std::string& name : reader_->getAllRecords()) {
+  for (const std::string& name : names_in(*reader_, path_)) {
     if (name.starts_with(kSignatures)) found.push_back(read(name, kLongestSignature));
   }
   return found;

@@ -103,6 +103,19 @@ def test_records_that_change_how_others_are_read(name: str, small_bundle: Path, 
         hybrid_rt.check(path)
 
 
+def test_a_record_outside_of_the_archives_directory(small_bundle: Path, tmp_path: Path) -> None:
+    """Found by the mutator of bundles: it was an error of torch's."""
+    root = zipfile.ZipFile(small_bundle).namelist()[0].split("/", 1)[0].encode()
+    data = small_bundle.read_bytes()
+    path = tmp_path / "outside.pt"
+    path.write_bytes(data.replace(root + b"/constants.pkl", root + b"-constants.pkl"))
+    assert path.read_bytes() != data
+    for opened in (*OPENED, hybrid_rt.extract, hybrid_rt.remove_variant):
+        arguments = {hybrid_rt.extract: [tmp_path / "out"], hybrid_rt.remove_variant: ["torchscript"]}.get(opened, [])
+        with pytest.raises(BundleError, match="names of records: expected all of them in the archive's own directory"):
+            opened(path, *arguments)
+
+
 @pytest.mark.parametrize("name", ["constants.pkl", "data.pkl", MANIFEST])
 def test_a_record_that_is_there_twice(name: str, small_bundle: Path, tmp_path: Path) -> None:
     path = append(small_bundle, tmp_path / "twice.pt", name, b"the other one")
