@@ -174,9 +174,9 @@ def load(
         trusted_keys: PEM files with the Ed25519 public keys of whom you trust; any asks for a signature. Empty: those
             of the environment's HYBRID_RT_TRUSTED_KEYS, separated by colons.
         allow: the backends that may run what the file holds, named as for `backend`; variants of all others are
-            refused, whatever the file or `backend` asks for. `["openvino", "onnxruntime"]` keeps native code of the file
-            out (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas, else
-            every backend.
+            refused, whatever the file or `backend` asks for. `["openvino", "onnxruntime"]` keeps native code of the
+            file out (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas,
+            else every backend.
 
     Returns:
         The module; its forward takes and returns what the detector's did in eval mode.
@@ -212,7 +212,11 @@ def _policy(allow: Sequence[str] | None) -> list[str]:
     names = [allow] if isinstance(allow, str) else list(allow or ())
     if allow is not None and not all(names or [""]):
         raise OptionError.make(
-            "bundle", "allow", expected="at least one backend's name", got=repr(allow), remedy="None allows every backend."
+            "bundle",
+            "allow",
+            expected="at least one backend's name",
+            got=repr(allow),
+            remedy="None allows every backend.",
         )
     return names
 

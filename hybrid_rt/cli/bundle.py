@@ -120,6 +120,18 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--json", action="store_true")
     verb.set_defaults(run=_check)
 
+    _add_edits(verbs)
+
+    verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("folder", type=Path, help="where to; made if it is not there")
+    verb.add_argument("--segment", help="only this one")
+    verb.add_argument("--backend", help="only this one")
+    verb.set_defaults(run=_extract)
+
+
+def _add_edits(verbs: Any) -> None:
+    """Adds the verbs that change a bundle."""
     verb = verbs.add_parser("add-variant", help="compile a saved .pt's segments with another engine too")
     verb.add_argument("model", type=Path)
     verb.add_argument("--engine", required=True, help="comma-separated, e.g. aot_inductor,openvino:bf16")
@@ -151,13 +163,6 @@ def add_verbs(verbs: Any) -> None:
     add_compiler_arguments(verb)
     verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
     verb.set_defaults(run=_swap)
-
-    verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("folder", type=Path, help="where to; made if it is not there")
-    verb.add_argument("--segment", help="only this one")
-    verb.add_argument("--backend", help="only this one")
-    verb.set_defaults(run=_extract)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -36,7 +36,23 @@ VERSION = "extra/hybrid_rt/format_version"
 Records = dict[str, bytes]
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 256, 65535, 2**31 - 1, -(2**31), 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**64]
-TEXTS = ["", "\0", "a" * 70_000, "\udcff", "..", "/", "é", "%s", "backbone", "float64", "int8", "\ud83d", "-1", "nan", "//"]
+TEXTS = [
+    "",
+    "\0",
+    "a" * 70_000,
+    "\udcff",
+    "..",
+    "/",
+    "é",
+    "%s",
+    "backbone",
+    "float64",
+    "int8",
+    "\ud83d",
+    "-1",
+    "nan",
+    "//",
+]
 
 
 def a_value(chance: random.Random) -> Any:
@@ -84,7 +100,9 @@ def mutated_json(text: str, chance: random.Random) -> str:
             holder[key] = a_value(chance)
     text = json.dumps(document)
     if chance.randrange(40) == 0:
-        text = chance.choice([text[:-1], text + "]", text.replace(":", "", 1), "[" * 100_000, text.replace("0", "NaN", 1)])
+        text = chance.choice(
+            [text[:-1], text + "]", text.replace(":", "", 1), "[" * 100_000, text.replace("0", "NaN", 1)]
+        )
     return text
 
 
@@ -167,12 +185,16 @@ def mutated_code(content: bytes, chance: random.Random) -> bytes:
             lines[i], lines[i - 1] = lines[i - 1], lines[i]
         elif what == 3:
             words = lines[i].split(" ")
-            words[chance.randrange(len(words))] = str(chance.choice([*NUMBERS, "None", "torch.add", "self", "(", "\"", "["]))
+            words[chance.randrange(len(words))] = str(
+                chance.choice([*NUMBERS, "None", "torch.add", "self", "(", '"', "["])
+            )
             lines[i] = " ".join(words)
         elif what == 4:
             lines[i] = lines[i].replace("(", "(" * chance.choice([2, 150, 5000]), 1)
         elif what == 5:
-            lines[i] += chance.choice([" + 1" * 900, ".a" * 900, " # type: int", "\\", " if x else y" * 300, "[0]" * 900])
+            lines[i] += chance.choice(
+                [" + 1" * 900, ".a" * 900, " # type: int", "\\", " if x else y" * 300, "[0]" * 900]
+            )
         else:
             other = chance.choice(lines)
             lines[i] = other[: len(other) // 2] + lines[i][len(lines[i]) // 2 :]
@@ -268,7 +290,7 @@ def records_of(bundle: Path) -> Records:
         return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
 
 
-WORKER = '''
+WORKER = """
 import os, sys
 os.environ["OMP_NUM_THREADS"] = "1"
 import warnings; warnings.simplefilter("ignore")
@@ -297,13 +319,14 @@ for line in sys.stdin:
         except BaseException as error:
             outcomes.append(f"raw:{type(error).__name__}")
     print(*outcomes, memory("VmHWM") - before, file=answers, flush=True)
-'''
+"""
 
 
 class Worker:
     """A process that opens files, one after the other."""
 
     def __init__(self) -> None:
+        """Starts it, and waits until it has imported everything."""
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
@@ -351,9 +374,7 @@ def is_fine(outcome: str) -> bool:
     return all(word in ("taken", "refused") for word in outcome.split())
 
 
-def fuzz(
-    bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")
-) -> tuple[Counter[str], dict[int, str]]:
+def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) -> tuple[Counter[str], dict[int, str]]:
     """Opens the mutants of these numbers; returns how often each outcome was, and the numbers that broke a promise."""
     records, until = records_of(bundle), time.monotonic() + seconds
     outcomes: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """SIGKILL at random moments of each verb that writes, and a full disk: the old file or the new one, never neither.
 
-Each job runs in a process of its own, of a server that has imported everything: what is killed is the work. A job is run
-whole once, which says how long it takes and what the new file is. Exit code 1 if anything was lost.
+Each job runs in a process of its own, of a server that has imported everything: what is killed is the work. A job is
+run whole once, which says how long it takes and what the new file is. Exit code 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Trial:
     """Runs jobs on copies of a bundle in a directory of its own."""
 
     def __init__(self, bundle: Path, directory: Path, cache: Path) -> None:
+        """``cache``: of the compilers."""
         self.cache = cache
         self.bundle = bundle.read_bytes()
         self.directory = directory
@@ -242,9 +243,7 @@ def main() -> int:
             rows[f"{job}, {options.kills} kills"] = kills(trial, job, options.kills, random.Random(options.seed))
             rows[f"{job}, {options.sizes} full disks"] = full_disk(trial, job, options.sizes)
             print(table(rows), flush=True)
-        rows[f"two on one cache, {options.caches} kills"] = caches(
-            trial, options.caches, random.Random(options.seed)
-        )
+        rows[f"two on one cache, {options.caches} kills"] = caches(trial, options.caches, random.Random(options.seed))
     print(table(rows))
     return 0 if all(map(is_fine, rows.values())) else 1
 

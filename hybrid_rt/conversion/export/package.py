@@ -235,7 +235,7 @@ def _write(
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
         files.append({"path": name, "size": len(text.encode()), "sha256": _sha256(text), "needed_by": []})
-    text = bill(folder.name, parts, {file["path"]: file["sha256"] for file in files})
+    text = bill(folder.name, parts, {str(file["path"]): str(file["sha256"]) for file in files})
     (folder / BILL).write_text(text)
     (folder / BILL).chmod(0o644)
     files.append({"path": BILL, "size": len(text.encode()), "sha256": _sha256(text), "needed_by": []})

@@ -45,8 +45,9 @@ class Part:
     def of_distribution(cls, distribution: Distribution) -> Part:
         """Returns what is known of a Python package."""
         facts = distribution.metadata
-        named = facts.get("License-Expression") or _classified(facts.get_all("Classifier") or [])
-        stated = (facts.get("License") or "").strip()
+        (expression,) = (facts.get_all("License-Expression") or [""])[:1]
+        (stated,) = (facts.get_all("License") or [""])[:1]
+        named = expression or _classified(facts.get_all("Classifier") or [])
         files = [
             Path(str(distribution.locate_file(file)))
             for file in distribution.files or []
@@ -56,7 +57,7 @@ class Part:
             facts["Name"],
             distribution.version,
             "pypi",
-            named or (stated if len(stated) < 80 else ""),
+            named or (stated.strip() if len(stated) < 80 else ""),
             tuple(sorted(file for file in files if file.is_file())),
         )
 
@@ -161,9 +162,7 @@ def bill(subject: str, parts: Sequence[Part], files: Mapping[str, str] | None = 
     except ImportError as error:
         raise _not_installed("cyclonedx-python-lib") from error
     bom = Bom()
-    root = Component(
-        name=subject, version=__version__, type=ComponentType.APPLICATION, bom_ref=f"subject:{subject}"
-    )
+    root = Component(name=subject, version=__version__, type=ComponentType.APPLICATION, bom_ref=f"subject:{subject}")
     bom.metadata.component = root
     for part in parts:
         url = PackageURL(part.kind, "debian" if part.kind == "deb" else None, part.name, part.version)
@@ -179,7 +178,10 @@ def bill(subject: str, parts: Sequence[Part], files: Mapping[str, str] | None = 
     bom.register_dependency(root, bom.components)
     # Neither when nor a random number: what is made of the same files is the same.
     bom.metadata.timestamp = datetime.fromtimestamp(0, timezone.utc)
-    bom.serial_number = uuid.uuid5(_NAMESPACE, repr((subject, __version__, [(part.name, part.version) for part in parts], sorted((files or {}).items()))))
+    bom.serial_number = uuid.uuid5(
+        _NAMESPACE,
+        repr((subject, __version__, [(part.name, part.version) for part in parts], sorted((files or {}).items()))),
+    )
     return JsonV1Dot6(bom).output_as_string(indent=1) + "\n"
 
 

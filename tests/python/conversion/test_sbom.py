@@ -55,7 +55,9 @@ def test_libraries_of_the_system_have_their_copyright() -> None:
     assert [path.name for path in part.licences] == ["copyright"]
 
 
-def test_without_the_library_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_library_it_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "cyclonedx.model.bom", None)
     assert main(["sbom"]) != 0
     assert "pip install 'hybrid_rt[package]'" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_what_rfc_9112_lets_a_server_take_is_taken(server: Server) -> None:
 
 def test_nothing_is_read_behind_a_body_in_chunks(server: Server) -> None:
     """Readers differ in what ends a chunk: the answer closes the connection."""
-    for body in (b"3\r\nabc\r\n0\r\n\r\n", b"3\nabc\n0\n\n", b"3;a=\"\n\"\r\nabc\r\n0\r\n\r\n"):
+    for body in (b"3\r\nabc\r\n0\r\n\r\n", b"3\nabc\n0\n\n", b'3;a="\n"\r\nabc\r\n0\r\n\r\n'):
         received = answers(server, DETECT + b"Transfer-Encoding: chunked\r\n\r\n" + body + HIDDEN)
         assert received.count(b"HTTP/1.1 ") == 1, received
         assert b"Connection: close" in received or received.startswith(b"HTTP/1.1 400")
@@ -190,9 +190,7 @@ def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: byt
 
 
 @pytest.mark.parametrize(("workers", "is_over"), [(1, True), (3, False)])
-def test_a_worker_that_is_stuck_is_given_up(
-    demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool
-) -> None:
+def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool) -> None:
     """Each picture takes longer than the limit here. The process ends once every worker is stuck."""
     code = 6 if is_over else 0
     with serving(demo_bundle, exit_code=code, workers=workers, threads=1, stuck_seconds=0.001) as running:
