@@ -212,7 +212,7 @@ def _add_licences(items: dict[str, Item]) -> list[Part]:
         for licence in part.licences:
             # torch has a hundred of one name, in directories of their own.
             place = licence.as_posix().rpartition(".dist-info/")[2] if part.kind == "pypi" else licence.name
-            items.setdefault(f"{part.folder}/{place}", Item(licence, [part.name]))
+            items.setdefault(f"{part.folder}/{place}", Item(licence))
     return parts
 
 
