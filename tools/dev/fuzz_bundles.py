@@ -262,7 +262,12 @@ def _change(made: Mutant, name: str, change: Callable[[bytes], bytes]) -> str:
     if name in made.records:
         try:
             made.records[name] = change(made.records[name])
-        except (ValueError, UnicodeError):  # an earlier change made it what it can't be changed as
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            RecursionError,
+        ):  # an earlier change made it what it can't be changed as
             made.records[name] = made.records[name][:-1]
     return name
 
