@@ -381,10 +381,11 @@ def is_fine(outcome: str) -> bool:
 
 def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) -> tuple[Counter[str], dict[int, str]]:
     """Opens the mutants of these numbers; returns how often each outcome was, and the numbers that broke a promise."""
-    records, until = records_of(bundle), time.monotonic() + seconds
+    records = records_of(bundle)
     outcomes: Counter[str] = Counter()
     broken: dict[int, str] = {}
     worker = Worker()
+    until = time.monotonic() + seconds  # it took its time to start
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
         for number in numbers:
             if time.monotonic() > until:
