@@ -133,6 +133,18 @@ def test_the_page_of_names_has_all_of_them() -> None:
     assert sorted(listed) == sorted(hybrid_rt.__all__)
 
 
+def test_each_figure_of_the_readme_stands_on_the_page_that_it_links_to() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| \[[^\]]+\]\(([\w./-]+)\) \|$", text, re.MULTILINE)
+    assert 1 <= len(rows) <= 6
+    for case, result, page in rows:
+        figures = re.findall(r"\d+\.\d+|\d{3,}", result)
+        assert figures, f"{case}: no figure"
+        missing = set(figures) - set(re.findall(r"\d+\.\d+|\d{3,}", (ROOT / page).read_text()))
+        assert not missing, f"{case}: {sorted(missing)} not in {page}"
+    assert len(text.splitlines()) <= 90
+
+
 def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
