@@ -1,4 +1,4 @@
-"""Which variants a user wants, and their compilation: what every way to an engine shares."""
+"""Choice of variants and their compilation, shared by every way to make an engine."""
 
 from __future__ import annotations
 

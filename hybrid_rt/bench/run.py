@@ -59,7 +59,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How cases are prepared and timed.
+    """Settings for preparing and timing cases.
 
     Attributes:
         rounds: timed calls of each case, in turns, the pictures one after the other.
@@ -81,7 +81,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case did.
+    """Result of one case.
 
     Attributes:
         detector: the subject's name.
@@ -121,7 +121,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it ran."""
+    """Description of the machine."""
 
     cpu: str
     cores: int
@@ -158,7 +158,7 @@ class Machine:
 
     @property
     def processor(self) -> str:
-        """What the detectors run on."""
+        """Returns the name of the processor."""
         return self.gpu or self.cpu
 
 
@@ -408,7 +408,7 @@ def _import_path() -> str:
 
 
 def _torchvision_libraries() -> list[str]:
-    """Where the operators of a plain TorchScript detector of torchvision are, after what they need."""
+    """Returns the libraries with torchvision's operators for a plain TorchScript detector, dependencies first."""
     import torchvision
 
     libraries = sorted(Path(torchvision.__file__).parent.glob("_C*.so"))

@@ -181,7 +181,7 @@ def load(
 
 
 def _options(device: str | torch.device, backend: str | Sequence[str], **further: Any) -> Any:
-    """What :func:`load` takes, as the native part has it."""
+    """Converts the arguments of :func:`load` to those of the native module."""
     names = backend if isinstance(backend, str) else ",".join(backend)
     return _native.LoadOptions(device=str(device), backend=names, **further)
 
@@ -239,7 +239,7 @@ class OpenedEngine:
 
     @property
     def variants(self) -> tuple[VariantCheck, ...]:
-        """Which variant runs, and why not the others."""
+        """Returns the variant that runs, and the reasons against the others."""
         return tuple(VariantCheck(**variant) for variant in self._native.variants())
 
 
@@ -256,7 +256,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """What :func:`inspect` returns, typed.
+    """Returns the result of :func:`inspect` as a typed object.
 
     Raises:
         BundleError: no bundle, or an altered one.

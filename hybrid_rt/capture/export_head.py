@@ -131,7 +131,7 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
 
 
 def _are_batches(tensors: Sequence[Tensor]) -> bool:
-    """Whether the first dimension of every tensor may be the batch."""
+    """Returns true if the first dimension of every tensor may be the batch."""
     sizes = {tensor.shape[0] if tensor.dim() > 1 else 0 for tensor in tensors}
     return len(sizes) == 1 and sizes != {0}
 
@@ -150,7 +150,7 @@ def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead
 def _finds_the_same(
     head: ExportedHead, detector: nn.Module, members: Sequence[Member], tensors: Sequence[Tensor]
 ) -> bool:
-    """Whether the program takes the inputs, and computes what the detector does."""
+    """Returns true if the program accepts the inputs and computes the detector's result."""
     if not head.takes([tensor.shape for tensor in tensors]):
         return False
     signature = head.program.graph_signature
@@ -237,7 +237,7 @@ def _line_of(causes: Sequence[BaseException]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch logs of an export that fails is told by our error."""
+    """Silences torch's log of a failed export; the error message contains the cause."""
     loggers = [logging.getLogger(name) for name in ("torch._export", "torch.fx.experimental", "torch._logging")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -106,7 +106,7 @@ def hoist_constants(model: Any) -> None:
 
 
 def value_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:
-    """What the inputs and the outputs are called in the model: ``levels.0`` is ``levels_0``, ``0`` is ``output_0``."""
+    """Returns the model's names of inputs and outputs: ``levels.0`` is ``levels_0``, ``0`` is ``output_0``."""
     input_names = _unique([spec.name for spec in inputs], "input")
     return input_names, _unique([spec.name for spec in outputs], "output", input_names)
 

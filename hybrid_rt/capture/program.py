@@ -136,7 +136,7 @@ class Program:
         return found
 
     def conditions(self, member: Member) -> list[tuple[str, str]]:
-        """What a member's TorchScript takes for granted of the sizes of its inputs, beyond their ranges.
+        """Returns the conditions of a member's TorchScript on its input sizes, beyond their ranges.
 
         See :func:`hybrid_rt.capture.torch_export.conditions`. The head checks them at each call. Those that a recorded
         call does not keep are left out: the branch of the example is right for it too (padding by 0, say).
@@ -149,7 +149,7 @@ class Program:
 
     @property
     def has_float_sizes(self) -> bool:
-        """Whether it is known to compute sizes from fractions, which has to be done in 64 bits."""
+        """Returns true if it is known to compute sizes from fractions, which requires 64 bits."""
         return self.by_export and any(segment.float_sizes for segment in self._exported_members)
 
     @staticmethod
@@ -159,7 +159,7 @@ class Program:
 
     @property
     def counts(self) -> list[int]:
-        """How many tensors each member returns."""
+        """Returns the number of tensors that each member returns."""
         return [member.output.count for member in self.members]
 
     def traced(self) -> torch.jit.ScriptModule:
@@ -171,7 +171,7 @@ class Program:
         return self._traced
 
     def operations(self) -> list[tuple[str, str, str]]:
-        """Of torch's operations in the traced module, in their order: name, the submodule that calls it, the line."""
+        """Returns torch's operations in the traced module, in order: name, calling submodule, line."""
         return [
             operation
             for i, member in enumerate(self.members)
@@ -226,12 +226,12 @@ class Program:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the traced graph and the weights, see :func:`graph_digest`."""
+        """Digest of the traced graph and the weights, see :func:`graph_digest`."""
         return graph_digest(self.traced())
 
     @functools.cached_property
     def calibration_digest(self) -> str:
-        """Of the calibration's inputs."""
+        """Digest of the calibration inputs."""
         digest = hashlib.sha256()
         for tensor in itertools.chain.from_iterable(self.calibration):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -1,4 +1,4 @@
-"""What a head expects of the segment before it: is another module's output of the same kind?"""
+"""Contract between a head and the segment before it, and the comparison with another module's output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Features:
-    """What a module takes and returns, and its flat calls: (inputs, outputs), at two sizes if the contract has two."""
+    """Inputs and outputs of a module, and its flat calls (inputs, outputs), at two sizes if the contract has two."""
 
     inputs: Mapping[str, Structure]
     output: Structure

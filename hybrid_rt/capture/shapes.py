@@ -1,4 +1,4 @@
-"""Which sizes a detector's backbone will see."""
+"""Sizes that a detector's backbone will receive."""
 
 from __future__ import annotations
 

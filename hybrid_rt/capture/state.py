@@ -1,4 +1,4 @@
-"""What a detector keeps from call to call: a bundle answers each image as if it were the first."""
+"""Detection of state that a detector keeps between calls. A bundle treats each image as the first."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def _free(spec: TensorSpec) -> Iterator[tuple[int, tuple[int, int | None]]]:
 
 
 def _shapes(exported: ExportedProgram) -> list[torch.Size]:
-    """Of the inputs, symbols in them."""
+    """Returns the inputs' shapes, including symbols."""
     names = exported.graph_signature.user_inputs
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     return [values[name].shape for name in names]
@@ -226,7 +226,7 @@ def _check_ranges(
 
 
 def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[tuple[str, str]]:
-    """What the program takes for granted of its inputs' sizes beyond the specs' ranges.
+    """Returns the program's conditions on its input sizes beyond the specs' ranges.
 
     Returns:
         Pairs: for people (``input 0's size 2 == 2 * input 1's size 2``, as torch words it), and in postfix notation

@@ -50,7 +50,7 @@ def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What ``--option`` was given: values are JSON, or else text.
+    """Parses the values of ``--option``, JSON or plain text.
 
     Raises:
         OptionError: one that is not of the form ENGINE.NAME=VALUE, or is given twice.
@@ -144,7 +144,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _facts(manifest: Manifest, path: Path) -> Iterator[str]:
-    """What is known of the whole file. Fields that an older file lacks are left out."""
+    """Returns facts about the whole file. Omits fields that an older file lacks."""
     detector = manifest.detector.class_name if manifest.detector else "a detector of unknown class"
     yield f"{path}: {detector}, format {manifest.format_version}, {path.stat().st_size / 1e6:.1f} MB"
     yield f"made with {_listed(manifest.versions)}"

@@ -15,7 +15,7 @@ from ..common.errors import OptionError
 
 
 def built(text: str, what: str) -> nn.Module:
-    """What the callable returns, in eval mode.
+    """Returns the callable's result in eval mode.
 
     Args:
         text: PACKAGE.MODULE:CALLABLE; the current folder is on the import path.

@@ -1,4 +1,4 @@
-"""What can go wrong. An exception's type does not survive TorchScript, its text does: so the text is the interface."""
+"""Exceptions. TorchScript loses an exception's type but not its text, so the text is the interface."""
 
 from __future__ import annotations
 

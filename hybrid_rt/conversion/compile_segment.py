@@ -35,10 +35,10 @@ _SCOPE = "compile_segment"
 
 
 class CompiledSegment(EngineModule):
-    """What :func:`compile_segment` returns; without weights or gradients, in eval and in training mode the same."""
+    """Result of :func:`compile_segment`: no weights, no gradients, the same in eval and in training mode."""
 
     def running(self) -> dict[str, Any]:
-        """Which variant runs ("backend", "precision", "description"), and why not the others ("variants")."""
+        """Returns the running variant ("backend", "precision", "description"), and why the others do not run ("variants")."""
         choice: dict[str, Any] = json.loads(self.hybrid_rt_engine.choice())
         return choice
 

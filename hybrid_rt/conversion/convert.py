@@ -45,7 +45,7 @@ from .saving import Saved, save_hybrid
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What :func:`convert` returns: the hybrid as it was saved, and the report."""
+    """Result of :func:`convert`: the hybrid as it was saved, and the report."""
 
     module: torch.jit.ScriptModule
     report: ConversionReport
@@ -64,7 +64,7 @@ class ConvertOptions:
 
     @property
     def takes_whole(self) -> bool:
-        """Whether the detector may become one engine.
+        """Returns true if the detector may become a single engine.
 
         Less than fp32 is meant for layers with weights; boxes are computed in fp32. Without a comparison nothing would
         show that the detector's own code, which is recorded then, is right at other sizes.

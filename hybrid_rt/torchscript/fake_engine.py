@@ -1,4 +1,4 @@
-"""How torch.export and torch.compile see through the op: shapes and dtypes without running an engine."""
+"""Fake implementation of the op for torch.export and torch.compile: shapes and dtypes without running an engine."""
 
 from __future__ import annotations
 

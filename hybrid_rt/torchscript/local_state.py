@@ -1,4 +1,4 @@
-"""What a frozen head keeps in attributes lives for one call: each call begins with what it was at conversion.
+"""Gives each call of a frozen head its own state, starting from the attributes' values at conversion.
 
 TorchScript has one object for all threads that call a module. A head that kept a grid, a counter or the features of
 the last image would answer one caller with what belongs to another.

@@ -1,4 +1,4 @@
-"""What a verification found, in lines for people: one text for the report, the saved file and the golden sample."""
+"""Text of a verification, the same for the report, the saved file and the golden sample."""
 
 from __future__ import annotations
 

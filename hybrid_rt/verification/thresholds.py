@@ -1,4 +1,4 @@
-"""What counts as equal, by precision.
+"""Thresholds for equality, by precision.
 
 To add a threshold, change four files: this one (the field, and its value for each precision),
 cpp/include/hybrid_rt/thresholds.h (the field and its line in the table), cpp/src/verify/boxes.cpp (the rule that goes
@@ -18,7 +18,7 @@ from ..common.errors import OptionError
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as equal.
+    """Thresholds for equality.
 
     The first four have to be given. The others, if left out, are those of fp32, the strictest. To start from another
     precision's, use :meth:`of`.

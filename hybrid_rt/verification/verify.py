@@ -51,7 +51,7 @@ _NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one output of an engine is from the detector's, on the variant of ``backend``."""
+    """Difference of one output of an engine from the detector's, for the variant of ``backend``."""
 
     engine: str
     output: str
@@ -77,22 +77,22 @@ class Verification:
     dataset: DatasetComparison | None = None
 
     def __post_init__(self) -> None:
-        """What is not part of the record."""
+        """Computes values that are not part of the record."""
         self._severities: dict[str, tuple[str, float]] = {}
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Returns true if nothing failed."""
         return not self.failures
 
     @property
     def engines_failed(self) -> bool:
-        """Whether an engine's own outputs differ, so that no other head would help."""
+        """Returns true if an engine's own outputs differ, so that no other head would help."""
         return any(kind == "engine" for kind, _ in self._severities.values())
 
     @property
     def found_nothing(self) -> bool:
-        """Whether all that failed is that nothing could be compared."""
+        """Returns true if the only failure is that nothing could be compared."""
         return set(self.failures) == {text for text, (kind, _) in self._severities.items() if kind == _NOTHING}
 
     def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:

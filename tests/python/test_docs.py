@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is true: their code runs, their commands print what stands there."""
+"""Runs the README and the pages of docs/: their code runs, and their commands print the shown output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several engines in one file cost: bytes by variant, and what is resident after loading.
+"""Measures the cost of several engines in one file: bytes by variant, and resident memory after loading.
 
 A bundle with all engines is compared with one that has only the first of them, which runs in both. Each is loaded in
 processes of their own, in turns.

@@ -1,4 +1,4 @@
-"""What TorchScript's own switches do to a detector: each case in a process of its own, called in turns.
+"""Measures TorchScript's own options on a detector, each case in its own process, called alternately.
 
 Some switches are the whole process's (the profiling executor, the number of threads), and a graph keeps the executor of
 its first call: hence the processes. They stay, so that all cases see the same weather.

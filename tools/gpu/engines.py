@@ -1,4 +1,4 @@
-"""What tools/gpu_check builds and measures on the GPU; cases.py says when.
+"""Engines that tools/gpu_check builds and measures on the GPU; cases.py says when.
 
 A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
 """
@@ -214,7 +214,7 @@ def _compare(
 
 
 def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = "fp16") -> None:
-    """Where the time of a hybrid's call goes on the GPU: kernels, and the host that launches them."""
+    """Profiles a hybrid's call on the GPU: kernels, and the host that launches them."""
     from torch.profiler import ProfilerActivity
 
     from tools.benchmarks import detectors as bench
@@ -258,7 +258,7 @@ def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: 
 
 
 def _has_worker() -> bool:
-    """Whether the C++ programs were built."""
+    """Returns true if the C++ programs were built."""
     try:
         executables.program("hybrid-rt-bench-worker", "bench")
     except HybridRTError:

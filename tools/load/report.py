@@ -22,7 +22,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _setting(results: dict[str, Any]) -> list[str]:
-    """Where it ran, and how to read the tables."""
+    """Describes the machine and how to read the tables."""
     machine, picture = results["machine"], results["picture"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return [

@@ -67,7 +67,7 @@ class AOTInductorBackend(Backend):
         return options
 
     def settings(self) -> Mapping[str, Any]:
-        """What the user has set in torch._inductor.config."""
+        """Returns the user's settings in torch._inductor.config."""
         import torch._inductor.config
 
         inductor: Any = torch._inductor.config  # torch puts names into this module when it is imported
@@ -86,7 +86,7 @@ class AOTInductorBackend(Backend):
             setattr(inductor, name, value)
 
     def availability(self) -> Availability:
-        """Whether there is what converting needs, a C++ compiler and for CUDA a device; running needs no compiler."""
+        """Checks for a C++ compiler and, for CUDA, a device. Both are needed only to convert, not to run."""
         candidates = _compilers()
         if not any(shutil.which(candidate.split()[0]) for candidate in candidates):
             return Availability(

@@ -1,4 +1,4 @@
-"""What AOTInductor needs for CUDA beyond what it needs for a CPU: a device, Triton, CUDA's headers and driver."""
+"""Requirements of AOTInductor for CUDA, in addition to those for a CPU: a device, Triton, CUDA's headers and driver."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def reason_against() -> str:
 
 
 def capability() -> str:
-    """Of the device that is compiled for, the current one: "9.0"."""
+    """Returns the compute capability of the current device, for which engines are compiled: "9.0"."""
     major, minor = torch.cuda.get_device_capability()
     return f"{major}.{minor}"
 
 
 def device_name() -> str:
-    """Of the same."""
+    """Returns the name of the current device."""
     return torch.cuda.get_device_name()
 
 
@@ -124,7 +124,7 @@ def _toolkit() -> str | None:
 
 
 def _driver() -> Path | None:
-    """Where the driver's library is: this process has it open."""
+    """Returns the path of the driver's library, which this process has open."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
         if Path(path).name.startswith("libcuda.so"):

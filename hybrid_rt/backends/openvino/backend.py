@@ -45,7 +45,7 @@ class OpenVINOBackend(Backend):
     auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
 
     def availability(self) -> Availability:
-        """Whether the openvino package can be imported."""
+        """Checks that the openvino package can be imported."""
         try:
             import openvino
         except Exception as error:  # a broken install raises anything

@@ -42,7 +42,7 @@ class Vendor:
 
 
 class Messages:
-    """What the vendor's logger said of warnings and errors, for an error's text."""
+    """Collects warnings and errors of the vendor's logger for an error's text."""
 
     def __init__(self, vendor: Any) -> None:
         """``vendor``: the vendor's module."""
@@ -223,7 +223,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 @contextlib.contextmanager
 def _timing_cache(config: Any, vendor: Vendor) -> Iterator[None]:
-    """What TensorRT measured of kernels, kept for later builds on the same GPU. TensorRT-RTX measures nothing."""
+    """Loads and saves TensorRT's kernel timings for later builds on the same GPU. TensorRT-RTX has none."""
     if vendor.is_rtx:
         yield
         return

@@ -1,4 +1,4 @@
-"""What the user may say of how a TensorRT engine is built: ``convert(options={"tensorrt": {...}})``."""
+"""User options for building TensorRT engines: ``convert(options={"tensorrt": {...}})``."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or take f
 
 
 class _Placeholder:
-    """What newer versions do not have: torch2trt names it when it is imported, and not when it converts."""
+    """Stands for names that newer versions lack. torch2trt uses them on import, but not to convert."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -65,7 +65,7 @@ def populate(
     outputs: Sequence[str],
     profiles: Sequence[Sequence[Sequence[Range]]],
 ) -> Callable[[Any, Messages], None]:
-    """What puts the segment into a network.
+    """Adds the segment to a network.
 
     Raises:
         BackendError: torch2trt is not installed, or another precision than fp32.

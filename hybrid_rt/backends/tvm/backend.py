@@ -57,7 +57,7 @@ class TVMBackend(Backend):
     )
 
     def availability(self) -> Availability:
-        """Whether the package and a C++ compiler, which links the library, are there.
+        """Checks for the package and for a C++ compiler, which links the library.
 
         The package is not imported: that takes seconds, and this is asked by whoever lists the backends.
         """
@@ -126,7 +126,7 @@ def _linker() -> str | None:
 
 
 def _target() -> tuple[dict[str, Any], str]:
-    """What to compile for, as TVM says it, and the CPU flags that the library then needs."""
+    """Returns the target in TVM's notation, and the CPU flags that the library then requires."""
     target: dict[str, Any] = {"kind": "llvm", "num-cores": torch.get_num_threads()}
     if platform.machine() not in ("x86_64", "AMD64"):
         return target, ""

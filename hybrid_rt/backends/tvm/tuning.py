@@ -45,7 +45,7 @@ def tuning_seconds() -> float:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a convolution's loops are arranged.
+    """Arrangement of a convolution's loops.
 
     Attributes:
         channels: how many output channels are computed together, unrolled.
@@ -178,7 +178,7 @@ def _schedule_product(schedule: Any, block: Any, row: Any, column: Any, summed: 
 
 
 def _is_a_row(block: Any, variable: Any) -> bool:
-    """Whether a step of the variable is a step in the last dimension of all that is read and written."""
+    """Returns true if a step of the variable is a step in the last dimension of everything read and written."""
     from tvm.tirx.analysis import undefined_vars
 
     return not any(
@@ -248,7 +248,7 @@ class _Measured:
 
     @staticmethod
     def key(function: Any) -> str:
-        """Of what the function computes."""
+        """Key of the computed function."""
         return hashlib.sha256(function.script().encode()).hexdigest()
 
     def seconds(self, function: Any) -> dict[Choice, float]:

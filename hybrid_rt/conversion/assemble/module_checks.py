@@ -1,4 +1,4 @@
-"""Whether a module can be captured, found out before long work."""
+"""Checks up front that a module can be captured."""
 
 from __future__ import annotations
 

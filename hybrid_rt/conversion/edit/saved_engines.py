@@ -71,17 +71,17 @@ class SavedEngine:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What it can run as, best first."""
+        """Returns the available variants, best first."""
         return self.stored.variants
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the first segment takes."""
+        """Returns the inputs of the first segment."""
         return self.variants[0].inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What all segments return."""
+        """Returns the outputs of all segments."""
         return self.variants[0].outputs
 
     def scripts(self, scope: str) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:

@@ -33,7 +33,7 @@ from .saved_engines import SavedEngine, captured, opened_head, saved_engines, st
 
 @dataclass
 class SwapReport:
-    """What :func:`swap_backbone` did.
+    """Result of :func:`swap_backbone`.
 
     Attributes:
         path: the new bundle.
@@ -227,7 +227,7 @@ def _manifest(
     module: nn.Module,
     verification: Verification | None,
 ) -> Manifest:
-    """What is known of the new bundle; what the old one says of its detections does not hold any more."""
+    """Builds the new bundle's manifest; the old one's statements about detections no longer apply."""
     swapped = packed.engine(saved.members, Swapped(saved.members[0].name, _class_of(module)))
     return Manifest(
         engines=manifest.with_engine(swapped).engines,

@@ -35,7 +35,7 @@ from .saved_engines import SavedEngine, opened_head, saved_engines
 
 @dataclass
 class BankReport:
-    """What :func:`add_variant` or :func:`remove_variant` did.
+    """Result of :func:`add_variant` or :func:`remove_variant`.
 
     Attributes:
         path: the bundle that was written.

@@ -36,7 +36,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """What :func:`package` wrote: ``manifest`` is the content of the folder's package.json."""
+    """Result of :func:`package`; ``manifest`` is the content of the directory's package.json."""
 
     folder: Path
     archive: Path | None
@@ -135,7 +135,7 @@ def _facts(
     closure: Closure,
     external_torch: bool,
 ) -> dict[str, Any]:
-    """What package.json says beside the files."""
+    """Returns the content of package.json except the files."""
     torch = registry.built_for_torch()
     glibc = ".".join(map(str, max(elf.glibc for elf in closure.files.values())))
     external: list[dict[str, Any]] = [{"name": "glibc", "version": f">={glibc}", "libraries": sorted(closure.glibc)}]

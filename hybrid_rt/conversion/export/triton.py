@@ -57,7 +57,7 @@ class TritonTensor:
 
 @dataclass(frozen=True)
 class TritonModel:
-    """What :func:`export_triton` wrote."""
+    """Result of :func:`export_triton`."""
 
     name: str
     folder: Path
@@ -68,7 +68,7 @@ class TritonModel:
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """How Triton serves the model.
+    """Options for serving the model with Triton.
 
     Attributes:
         input_type: one of :data:`INPUTS`.
@@ -104,7 +104,7 @@ def _check_option(name: str, value: object, is_right: bool, expected: str) -> No
 
 
 def library() -> Path:
-    """What a process has to preload (LD_PRELOAD) to run the models: it finds its engines beside itself."""
+    """Returns the library to preload (LD_PRELOAD) to run the models; it finds its engines next to itself."""
     return Path(_native.__file__).parent / "lib" / "libhybrid_rt.so"
 
 

@@ -1,4 +1,4 @@
-"""How long a compiler's process may take and how much memory, and whether there is one: environment variables."""
+"""Limits of a compiler's process, and whether there is one: environment variables for time and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARE = 0.9
 
 @dataclass(frozen=True)
 class Limits:
-    """What one compilation may take.
+    """Limits of one compilation.
 
     Attributes:
         seconds: how long it may last, with the first run of its artifact; 0: for ever.

@@ -1,4 +1,4 @@
-"""What a compiler's process does: it compiles what it is sent, runs the artifact once, and sends it back.
+"""A compiler's process: compiles what it receives, runs the artifact once, and returns it.
 
 Messages are pickled. It is sent a request, a dict (see ``apart.py``), and answers with any number of
 ("progress", share, what), ("ask", form, arguments), to which it is sent ("form", value) or ("error", exception), and

@@ -45,7 +45,7 @@ class NewSize:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the hybrid costs on the example, beside the eager detector, called in turns in Python.
+    """Latency of the hybrid on the example and of the eager detector, called alternately in Python.
 
     Attributes:
         latencies: "eager" and "hybrid". ``first`` is the hybrid's first call after loading; the detector ran before.
@@ -67,7 +67,7 @@ class Measurement:
 
     @property
     def gain(self) -> float:
-        """How many times faster the hybrid is, by the medians."""
+        """Speed-up of the hybrid, by the medians."""
         return self.latencies["eager"].median / max(1e-9, self.latencies["hybrid"].median)
 
 

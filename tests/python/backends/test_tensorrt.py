@@ -1,4 +1,4 @@
-"""How TensorRT's engines are built, which needs no GPU, and what is refused; test_tensorrt_run.py runs them."""
+"""Tests of building TensorRT engines, which needs no GPU, and of refusals; test_tensorrt_run.py runs them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def is_constant(node: Any) -> bool:
 
 class MakesItsOwn(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
-        """What is made without a tensor to go by, and what says where it wants to be."""
+        """Creates tensors without an input to follow, some of them on a named device."""
         return [torch.zeros(x.size(0), device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
 
 

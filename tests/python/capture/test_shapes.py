@@ -1,4 +1,4 @@
-"""Which sizes a segment is compiled for."""
+"""Tests of the sizes that a segment is compiled for."""
 
 from __future__ import annotations
 

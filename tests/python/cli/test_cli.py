@@ -40,7 +40,7 @@ def convert_small(noise: Path, *options: str, detector: str = SMALL) -> int:
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said on stderr, in our format; stdout must be empty."""
+    """Returns the message on stderr, in our format; stdout must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     last = err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What fails is tried again with less, the report says what was given up, and an attempt leaves nothing behind."""
+"""Tests of fallbacks within a call, and of their entries in the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What convert() refuses: with an error of ours, and without touching the file that is there."""
+"""Tests of convert()'s refusals: one of our errors, and no file."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_a_head_whose_recording_keeps_the_example_s_order_is_refused(refused: Re
 
 
 class LambdaHead(SmallDetector):
-    """What TorchScript has no words for, with nothing that a recording would lose."""
+    """A head that TorchScript cannot script, without anything that a recording would miss."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(pictures)["coarse"]

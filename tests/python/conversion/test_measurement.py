@@ -1,4 +1,4 @@
-"""What is measured of a new hybrid; no time is asserted."""
+"""Tests of measuring a new hybrid; no time is asserted."""
 
 from __future__ import annotations
 

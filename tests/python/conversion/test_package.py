@@ -86,7 +86,7 @@ class BareRoot:
     package: Package
 
     def command(self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0") -> list[str]:
-        """What runs a command in the root, with /proc and /sys as a container has them, and no other environment."""
+        """Returns the command that runs another one in the root, with /proc and /sys as in a container and no environment."""
         root = shlex.quote(str(self.root))
         # The mounts are seen by this process only and go with it.
         prepare = f"mount -t proc proc {root}/proc && mount --rbind -o ro /sys {root}/sys"
@@ -489,7 +489,7 @@ def test_plug_ins_of_other_packages_are_found(tmp_path: Path) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
-    """Where to; at the end nothing else lies there, also no hidden folder."""
+    """Returns the target directory. At the end nothing else is there, not even a hidden directory."""
     place = tmp_path / "out"
     place.mkdir()
     (place / "kept.txt").write_text("kept")

@@ -32,7 +32,7 @@ FP32 = Thresholds(iou=0.99, score=1e-3, recall=1.0, relative_error=1e-3)
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> ConversionReport:
-    """Of a small detector, verified on three pictures."""
+    """Returns the report of a small detector, verified on three images."""
     example, *others = ([small_picture(48, 64, seed)[0]] for seed in range(3))
     path = tmp_path_factory.mktemp("report") / "small.pt"
     further = [(other,) for other in others]

@@ -229,7 +229,7 @@ def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names
 
 
 def shown_names(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What stands before the scores; the columns must line up."""
+    """Returns the text before the scores; the columns must line up."""
     assert done.returncode == OK, done.stderr
     heading, *lines = done.stdout.splitlines()
     lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("detections: "))]

@@ -295,7 +295,7 @@ def test_another_tensor_fails_everywhere(tuple_bundle: Path, tmp_path: Path, pro
 
 
 def refusals(path: Path, program: str) -> list[str]:
-    """What Python and C++ say."""
+    """Returns the messages of Python and C++."""
     with pytest.raises(BundleError) as caught:
         verify_golden(path)
     done = run(program, path)

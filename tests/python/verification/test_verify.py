@@ -1,4 +1,4 @@
-"""What counts as the same boxes, and as the same tensors."""
+"""Tests of equality of boxes and of tensors."""
 
 from __future__ import annotations
 
