@@ -1,4 +1,4 @@
-"""Runs the benchmark: prepares each case, loads each in a process of its own, calls them in turns."""
+"""Runs the benchmark: prepares each case, loads each in a process of its own, calls them alternately."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Settings:
     """Settings for preparing and timing cases.
 
     Attributes:
-        rounds: timed calls of each case, in turns, the pictures one after the other.
+        rounds: timed calls of each case, alternately, the pictures one after the other.
         warm_up: calls of each case on each picture before, not counted; the first one is reported apart.
         threads: threads per call; 0: as many as torch takes.
         segments: segments of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the
@@ -278,7 +278,7 @@ class _Run:
         return replace(result, prepare_seconds=answer["seconds"], file_bytes=size), answer["segments"]
 
     def measure(self, results: Sequence[Result]) -> list[Result]:
-        """Loads what could be prepared, then calls all in turns."""
+        """Loads what could be prepared, then calls all alternately."""
         rounds = self._settings.rounds
         with ExitStack() as stack:
             workers = [self._load(result, stack) if not result.failure else _Worker(result) for result in results]
@@ -428,6 +428,6 @@ def _torch_cuda() -> str:
 
 
 def _with_torch(path: str | None) -> str:
-    """torchvision's library needs all of torch's."""
+    """Returns a library path with torch's own libraries, which torchvision's needs."""
     own = str(Path(torch.__file__).parent / "lib")
     return f"{own}:{path}" if path else own

@@ -151,8 +151,8 @@ def load(
             has signed the file too, see :func:`sign`; that is checked before any byte goes to torch or to an engine.
         emulate_precision: run a bf16 variant in bf16 even where the CPU has no instructions for it (much slower), to
             verify its results. Otherwise it runs in f32 there.
-        concurrency: threads of yours that will call it at one time: so many calls run side by side in an engine, each
-            with `threads` threads.
+        concurrency: number of threads that will call the module concurrently; each engine is
+            prepared for that many calls, each with `threads` threads.
         trusted_keys: PEM files with the Ed25519 public keys of whom you trust; any asks for a signature. Empty: those
             of the environment's HYBRID_RT_TRUSTED_KEYS, separated by colons.
 

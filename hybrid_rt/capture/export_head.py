@@ -224,7 +224,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _line_of(causes: Sequence[BaseException]) -> str:
-    """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the innermost frame that is the user's; else empty."""
+    """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the user's innermost frame, or an empty string."""
     torch_code = Path(torch.__file__).parent
     for cause in reversed(causes):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):

@@ -112,7 +112,7 @@ def value_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> 
 
 
 def _unique(names: Sequence[str], prefix: str, taken: Sequence[str] = ()) -> list[str]:
-    """As the exporter allows them: one name a value, of letters and digits, and not of digits alone."""
+    """As the exporter allows them: one name per value, of letters and digits, and not of digits alone."""
     given: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name)

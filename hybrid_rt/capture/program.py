@@ -213,7 +213,7 @@ class Program:
         return chain
 
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
-        """As an exported program of flat tensors (made anew each time): free dimensions are symbols, others numbers.
+        """As an exported program of flat tensors (made again each time): free dimensions are symbols, others numbers.
 
         Args:
             inside: the dtype that takes float32's place inside, weights and all; inputs and outputs keep theirs.

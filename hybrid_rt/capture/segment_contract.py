@@ -190,7 +190,7 @@ def _strides(given: int, made: int) -> frozenset[Fraction]:
 
 
 def stride_of(source: TensorSpec, output: TensorSpec) -> str:
-    """Pixels of a segment's input to a cell of its output, for people; empty if these are no pictures and features."""
+    """Pixels of a segment's input to a cell of its output, for people; empty if these are not images and features."""
     if not len(source.opt) == len(output.opt) == 4:
         return ""
     strides = (_shown(_strides(given, made)) for given, made in zip(source.opt[2:], output.opt[2:], strict=True))

@@ -25,8 +25,9 @@ _CHANGE = "a change of its attribute"
 
 
 class SideEffects(TorchDispatchMode):
-    """Notes what submodules do that a recording can't repeat: use values as sizes or conditions, write into what is
-    not theirs, draw random numbers.
+    """Records the operations of submodules that a recording cannot repeat.
+
+    These are values used as sizes or conditions, writes into tensors of others, and random numbers.
 
     Use as a context manager around a run of the detector; then ask :attr:`findings`: a submodule's name to what it did
     first, with the line.

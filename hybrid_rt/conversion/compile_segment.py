@@ -38,7 +38,7 @@ class CompiledSegment(EngineModule):
     """Result of :func:`compile_segment`: no weights, no gradients, the same in eval and in training mode."""
 
     def running(self) -> dict[str, Any]:
-        """Returns the running variant ("backend", "precision", "description"), and why the others do not run ("variants")."""
+        """Returns what runs ("backend", "precision", "description"), and why the others do not ("variants")."""
         choice: dict[str, Any] = json.loads(self.hybrid_rt_engine.choice())
         return choice
 
@@ -94,7 +94,9 @@ def compile_segment(
     thresholds: Thresholds | None = None,
     progress: bool | None = None,
 ) -> CompiledSegment:
-    """Compiles a module, say a backbone, to put it in its place: ``detector.backbone = compile_segment(...)``.
+    """Compiles a module, for example a backbone, into one that runs in an engine and replaces it.
+
+    Use it as ``detector.backbone = compile_segment(detector.backbone, example)``.
 
     Args:
         module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.

@@ -183,7 +183,7 @@ def convert(
         The hybrid and the report.
 
     Raises:
-        OptionError: an argument, or a data set that can't be used; the text names what was expected.
+        OptionError: an argument, or a dataset that can't be used; the text names what was expected.
         CaptureError: a segment that can't be captured, or a head that TorchScript can't compile.
         BackendError: an engine that is not installed, or whose compiler refuses.
         VerificationError: the hybrid finds something else; nothing was saved.

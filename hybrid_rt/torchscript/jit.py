@@ -607,6 +607,6 @@ def save(module: torch.jit.ScriptModule, path: Path) -> None:
 
 
 def load(path: str | os.PathLike[str], options: Any) -> torch.jit.ScriptModule:
-    """Loads a bundle by the C++ library's own load(), see :func:`hybrid_rt.load`."""
+    """Loads a bundle with the C++ library, see :func:`hybrid_rt.load`."""
     with _quiet():
         return torch.jit._recursive.wrap_cpp_module(_native.load(os.fsencode(path), options))

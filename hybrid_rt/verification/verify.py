@@ -1,4 +1,4 @@
-"""Does the hybrid find what the detector finds: each engine's outputs, then the boxes, then a data set's mAP."""
+"""Compares the hybrid with the detector: each engine's outputs, then the boxes, then a dataset's mAP."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def verify(
         The comparison; ask ``passed``.
 
     Raises:
-        OptionError: a data set that can't be used; the text says why.
+        OptionError: a dataset that can't be used; the text says why.
     """
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     hybrid = archive.load(path, emulate_precision=True)
@@ -366,7 +366,7 @@ def compare_dataset(
     """Adds the mAP of both on annotated pictures, and a failure if the hybrid's is too far below.
 
     Raises:
-        OptionError: what the detector returns does not fit the data set.
+        OptionError: what the detector returns does not fit the dataset.
     """
     comparison = coco.compare(detector, hybrid, truth, max_map_drop)
     verification.dataset = comparison

@@ -120,7 +120,7 @@ def unseen_sizes(detector: torch.nn.Module, stranger: Stranger, path: Path, fold
 
 
 def compared(detector: torch.nn.Module, path: Path, inputs: Sequence[tuple[Any, ...]]) -> str:
-    """ "equal", or in which way the bundle differs from the detector."""
+    """Returns "equal", or how the bundle differs from the detector."""
     try:
         found = hybrid_rt.verify(detector, path, inputs)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Backbones on a GPU, timed in turns: what the cases of tools/gpu_check have in common."""
+"""Backbones on a GPU, timed alternately: what the cases of tools/gpu_check have in common."""
 
 from __future__ import annotations
 

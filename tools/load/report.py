@@ -54,7 +54,7 @@ def _limits(results: dict[str, Any]) -> list[str]:
         "## The limit",
         "",
         f"So many requests are kept under way for {results['options']['limit_seconds']:g} s each (closed loop), the "
-        "numbers of workers in turns. The best of them is the limit.",
+        "numbers of workers alternately. The best of them is the limit.",
         "",
         *_table(("workers", "threads of each", "under way", "pictures a second", "p50", "p95", "p99", "client"), rows),
         "",

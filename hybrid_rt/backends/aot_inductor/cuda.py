@@ -25,7 +25,7 @@ _HEADERS = ("cuda.h", "cuda_runtime.h", "crt/host_config.h")
 
 
 def reason_against() -> str:
-    """Why nothing can be compiled for CUDA here, and what mends it; empty if it can."""
+    """Why nothing can be compiled for CUDA here, and how to fix it; empty if it can."""
     devices, reason = _native.cuda_devices()
     if not devices:  # Triton and inductor choose kernels by running them
         return f"it compiles for CUDA where there is a CUDA device only, and there is none: {reason}"

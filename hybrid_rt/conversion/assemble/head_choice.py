@@ -86,7 +86,7 @@ def head_choices(
             continue
         refused = {name: _short(reason) for name, reason in reasons.items()}
         yield HeadChoice(hybrid, mode, refused)
-        reasons[mode] = "it does not find what the detector finds, as verification shows"
+        reasons[mode] = "its results differ from the detector's"
     raise CaptureError.make(
         "capture",
         "the detector's head",

@@ -1,5 +1,6 @@
-"""The engines of a saved bundle, and their segments as programs again: from the TorchScript variant, without the
-detector's Python code.
+"""The engines of a saved bundle, and their segments as programs.
+
+The programs come from the TorchScript variant, without the detector's Python code.
 """
 
 from __future__ import annotations

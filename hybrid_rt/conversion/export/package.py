@@ -61,7 +61,7 @@ def package(
         output: the folder.
         backends: whose plug-ins and libraries come along. None: all that the bundles have variants of for CPUs and that
             can run here.
-        torch: "include", or "external": libtorch is left out, the target names its folder in HYBRID_RT_TORCH.
+        torch: "include", or "external": libtorch is left out, and the target names its directory in HYBRID_RT_TORCH.
         archive: write ``output``.tar too; from the same files it is the same, byte for byte.
         overwrite: replace a package that is there, and its archive.
 

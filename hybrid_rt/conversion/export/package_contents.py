@@ -113,7 +113,7 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
                 "package",
                 expected="a backend that can run here, whose libraries are taken along",
                 got=reasons[name],
-                remedy="Leave it out, or mend that; `hybrid-rt doctor` lists what is installed.",
+                remedy="Leave it out, or fix that; `hybrid-rt doctor` lists what is installed.",
             )
     chosen = list(dict.fromkeys(named)) if named is not None else [name for name in present if not reasons[name]]
     for model in models:

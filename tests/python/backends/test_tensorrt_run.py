@@ -1,4 +1,4 @@
-"""Tests of running TensorRT engines: bundles that contain them, and the library, as far as possible without a device."""
+"""Tests of running TensorRT engines: bundles that contain them, and the library, as far as that needs no device."""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ for limit in (0, 1000, size // 2, size - 5000, size - 1):
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> None:
-    """torch's own writer would end the process."""
+    """The writer of torch would end the process."""
     target = tmp_path / "detector.pt"
     done = run_python(PREPARE + FULL_DISK, demo_bundle, target)
     assert done.returncode == 0, done.stderr

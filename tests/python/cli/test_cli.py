@@ -122,7 +122,7 @@ def test_a_refusal_of_convert_names_the_command_that_explains_it(
     *_, error, advice = capsys.readouterr().err.splitlines()
     assert error.startswith("hybrid-rt: error: hybrid_rt[")
     assert error.endswith(f" [{code}]")
-    assert advice == f"Run 'hybrid-rt explain {code}' for the cause and the ways out."
+    assert advice == f"Run 'hybrid-rt explain {code}' for the cause and the solutions."
     assert not noise.with_suffix(".pt").exists()
 
 
@@ -281,7 +281,7 @@ def test_check_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.splitlines() == [
         f"{demo_bundle}: whole, every record matches its digest",
         "  backbone: openvino (fp32): runs",
-        "  backbone: torchscript (fp32): could run, comes later in the file",
+        "  backbone: torchscript (fp32): could run, but comes later in the file",
     ]
 
 
