@@ -238,7 +238,7 @@ def unavailable(name: str, reason: str) -> BackendError:
         "engine",
         expected="a backend whose compiler is installed",
         got=f"'{name}', which is not available: {reason}",
-        remedy="Install it, or take another engine; `hybrid-rt doctor` lists what is installed.",
+        remedy="Install it, or use another engine; `hybrid-rt doctor` lists what is installed.",
         code="engine-not-installed",
     )
 

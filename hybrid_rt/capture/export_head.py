@@ -206,7 +206,7 @@ def _refusal(causes: Sequence[BaseException]) -> CaptureError:
             expected="code that torch.export takes, without branches on the values of tensors",
             got=f"one{place}" if place else _first_line(causes[-1]),
             remedy="Write it without a branch (torch.where, clamp, torch.sym_min for a count), put it into a segment's "
-            "module, or let head='trace' record the branch that the example takes.",
+            "module, or use head='trace' to record the branch that the example takes.",
             code="branch-on-values",
         )
     return CaptureError.make(

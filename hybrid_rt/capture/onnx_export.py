@@ -76,7 +76,7 @@ def exported(
             f"segment '{name}'",
             expected="operations that torch's exporter puts into ONNX",
             got=f"{type(error).__name__}: {error}",
-            remedy="Leave the operation that it names out of the segment, or take another engine.",
+            remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
             code="segment-not-captured",
         ) from error
 

@@ -60,7 +60,7 @@ class Member:
             f"segment '{self.name}'",
             expected=f"the arguments of the first call ({', '.join(self.inputs)}), as many tensors in them",
             got=f"another {', '.join(arguments)}",
-            remedy="Code that asks whether it is recorded may call it so. Name other submodules in segments=.",
+            remedy="Code that checks for tracing may cause this. Name other submodules in segments=.",
             code="calls-differ",
         )
         error.segment = self.name
@@ -196,7 +196,7 @@ class Program:
                 f"segment '{self.name}'",
                 expected="sizes that ONNX computes as torch does",
                 got=FLOAT_SIZES,
-                remedy="Compute them in the detector and pass them on, or take an engine that has 64 bits "
+                remedy="Compute them in the detector and pass them on, or use an engine with 64-bit arithmetic "
                 "(aot_inductor, torchscript).",
                 code="dtype-not-in-engine",
             )
@@ -295,7 +295,7 @@ def capture(
             f"segment '{'+'.join(names)}'",
             expected="a call inside of the ranges that shapes= gives",
             got="none",
-            remedy="Widen the ranges, or take an example inside of them.",
+            remedy="Widen the ranges, or use an example inside them.",
             code="sizes-not-taken",
         )
     further = [call for run in sizes for call in _flat_calls(members, run) if _inside(call, ranges)]

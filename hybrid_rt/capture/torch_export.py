@@ -111,8 +111,8 @@ def export(
             f"segment '{name}'",
             expected="a module that torch.export takes",
             got=described(error),
-            remedy="Leave the operation that it names out of the segment, narrow the sizes with shapes=, or take an "
-            "engine that does not need torch.export (openvino, torchscript).",
+            remedy="Name smaller submodules in segments= to exclude that operation, narrow the sizes with shapes=, or"
+            " use an engine that does not need torch.export (openvino, torchscript).",
             code="segment-not-captured",
         ) from error
     _check_ranges(name, exported, specs, least)

@@ -26,7 +26,7 @@ from .timing import MAX_PICTURES, add_timing_arguments
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("bench", help="time several .pt files, or backbones under one head, side by side")
     verb.add_argument("models", type=Path, nargs="*", metavar="MODEL", help="path of a .pt")
     verb.add_argument(

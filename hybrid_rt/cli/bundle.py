@@ -72,7 +72,7 @@ def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("inspect", help="show the content of a .pt without opening an engine")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
@@ -81,9 +81,7 @@ def add_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("check", help="check a .pt's integrity, and which variant of each engine would run")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("--device", default="cpu", help="device to check for (default: cpu)")
-    verb.add_argument(
-        "--backend", default="", help="use only these backends, best first, e.g. openvino:bf16,torchscript"
-    )
+    verb.add_argument("--backend", default="", help="use only these, best first, e.g. openvino:bf16,torchscript")
     verb.add_argument("--strict", action="store_true", help="require the first variant to run")
     verb.add_argument("--cpu", help="comma-separated CPU flags of another machine (/proc/cpuinfo)")
     verb.add_argument("--memory", type=float, help="free memory of another machine, in GB")

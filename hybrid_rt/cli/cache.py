@@ -17,7 +17,7 @@ from ..backends.cache.folder import folder
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("cache", help="list or clear cached artifacts of earlier conversions")
     actions = verb.add_subparsers(dest="action", required=True, metavar="list|clear")
     for name, run, text in (("list", _list, "list all entries"), ("clear", _clear, "remove all entries")):

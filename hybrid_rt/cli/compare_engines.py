@@ -27,7 +27,7 @@ from .timing import MAX_PICTURES, add_timing_arguments
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser(
         "compare-engines",
         help="run detectors in every available way, each in its own process, and compare speed and boxes",

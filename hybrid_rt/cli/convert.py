@@ -20,7 +20,7 @@ from .detectors import class_names_for, detector_named
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("convert", help="convert a detector into a .pt")
     verb.add_argument(
         "detector",

@@ -36,7 +36,7 @@ def built(text: str, what: str) -> nn.Module:
             what,
             expected="an importable PACKAGE.MODULE:CALLABLE",
             got=f"'{text}' ({error})",
-            remedy="The current folder is on the import path.",
+            remedy="The current directory is on the import path.",
         ) from error
     made = build()
     if not isinstance(made, nn.Module):

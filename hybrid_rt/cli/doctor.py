@@ -18,7 +18,7 @@ from ..common.version import __version__
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("doctor", help="list installed backends and devices, and why others are unavailable")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_doctor)

@@ -11,7 +11,7 @@ from ..common.refusals import refusals
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("explain", help="explain a refusal by the code at the end of its message")
     verb.add_argument("code", nargs="?", help="code of the refusal, e.g. keeps-state (default: list all codes)")
     verb.set_defaults(run=_explain)

@@ -11,7 +11,7 @@ from ..conversion.export.package import Package, package
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser(
         "package", help="write a directory with .pt files and everything to run them without Python"
     )

@@ -16,7 +16,7 @@ PROGRAMS = {
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     for verb, text in PROGRAMS.items():
         verbs.add_parser(verb, help=text)
 

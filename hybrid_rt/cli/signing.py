@@ -10,7 +10,7 @@ from ..bundle.signing import sign, verify_signature
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("sign", help="sign a .pt for programs that require your key")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("--key", type=Path, required=True, help="PEM file with an Ed25519 private key")

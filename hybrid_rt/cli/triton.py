@@ -15,7 +15,7 @@ from ..conversion.export.triton import INPUTS, ServingOptions, export_triton, li
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("export-triton", help="write a .pt into a model repository of Triton Inference Server")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument(

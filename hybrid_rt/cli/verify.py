@@ -15,7 +15,7 @@ _DIFFERS = 1
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("verify", help="compare a .pt with its detector by running the golden sample")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("--backend", default="", help="use only this backend")

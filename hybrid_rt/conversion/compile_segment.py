@@ -202,7 +202,7 @@ def _check_place(wanted: Wanted) -> None:
             "strict",
             expected=f"a CUDA device, on which {wanted.name} runs",
             got=f"none: {reason}",
-            remedy="Without strict another engine runs here.",
+            remedy="Pass strict=False to run another engine.",
             code="no-gpu-here",
         )
 
@@ -240,7 +240,7 @@ def _program(
                 "shapes",
                 expected="a first input [N, C, H, W], whose sizes they are",
                 got=f"one of {tensors[0].dim()} dimensions",
-                remedy="Leave shapes= out: the sizes are the example's.",
+                remedy="Omit shapes= to use the example's sizes.",
                 code="sizes-not-taken",
             )
         ranges = [(size, size) for size in tensors[0].shape]

@@ -47,7 +47,7 @@ class FakeEngine:
             f"engine '{self.name}'",
             expected="only run() while torch.export or torch.compile records",
             got="another method",
-            remedy="Prepare and ask the engine outside of the recorded code.",
+            remedy="Prepare the engine outside of the traced code.",
         )
 
     fields = blobs = choice = prepare = _refuse

@@ -213,8 +213,7 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
             "the detector's head",
             expected="code that torch.jit.trace records",
             got=described(error),
-            remedy="It has to take and return tensors in lists, tuples and dicts; or let it be scripted: "
-            "head='script'.",
+            remedy="Take and return tensors in lists, tuples and dicts, or pass head='script'.",
             code="head-not-recordable",
         ) from error
 

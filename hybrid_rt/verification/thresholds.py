@@ -140,6 +140,6 @@ def thresholds_of(precision: str) -> Thresholds:
             "thresholds",
             expected=f"a precision that has some ({', '.join(THRESHOLDS)})",
             got=f"'{precision}'",
-            remedy="Give thresholds=Thresholds(...).",
+            remedy="Pass thresholds=Thresholds(...).",
         )
     return THRESHOLDS[precision]

@@ -347,7 +347,7 @@ def compare_modules(
                 watch(arguments, wanted, opened(found))
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
-            "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "
+            "the detector found no box in any picture, so that nothing was compared: pass images with objects, or "
             "verify=False",
             _NOTHING,
         )
@@ -376,8 +376,8 @@ def compare_dataset(
 
 
 def other_precision(precision: str) -> str:
-    """Returns the beginning of a remedy: a more precise engine, if there is one, or what comes after it, leave."""
-    return "Leave" if precision == "fp32" else "Take precision='fp32', leave"
+    """Returns the beginning of a remedy: a higher precision, if there is one, and the verb that follows."""
+    return "Exclude" if precision == "fp32" else "Use precision='fp32', exclude"
 
 
 def require(verification: Verification | None) -> None:
@@ -393,12 +393,12 @@ def require(verification: Verification | None) -> None:
     raise VerificationError.make(
         "verify",
         f"the hybrid in {verification.precision}",
-        expected="what the detector finds",
+        expected="the detector's results",
         got="\n  " + "\n  ".join(shown) + "\n",
         remedy="Nothing was saved."
         if verification.found_nothing
-        else f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
-        "if it is meant.",
+        else f"Nothing was saved. {other_precision(verification.precision)} the segment, or loosen thresholds= if the "
+        "difference is acceptable.",
         code="outputs-differ"
         if verification.engines_failed
         else "nothing-compared"

@@ -80,7 +80,7 @@ def bound() -> int:
             "HYBRID_RT_CACHE_SIZE",
             expected="a number of bytes, or one with K, M, G or T, such as 5G",
             got=f"'{text}'",
-            remedy="0 switches the cache off.",
+            remedy="Set 0 to turn the cache off.",
         )
     return size
 
@@ -275,7 +275,7 @@ def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
             f"folder {path.parent}",
             expected="to write an entry",
             got=getattr(cause, "strerror", None) or str(cause),
-            remedy="Nothing is kept for the next conversion. Name a folder in HYBRID_RT_CACHE, or set "
+            remedy="Nothing is kept for the next conversion. Name a directory in HYBRID_RT_CACHE, or set "
             "HYBRID_RT_CACHE_SIZE=0.",
         )
         warnings.warn(str(problem), RuntimeWarning, stacklevel=3)

@@ -224,7 +224,7 @@ def _check_dtypes(program: Program) -> None:
                 f"segment '{program.name}', tensor '{spec.name}'",
                 expected=f"one of {', '.join(_SUPPORTED)}",
                 got=spec.dtype,
-                remedy="Convert the tensor inside the segment, or take another engine.",
+                remedy="Convert the tensor inside the segment, or use another engine.",
                 code="dtype-not-in-engine",
             )
 
@@ -258,7 +258,7 @@ def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
             f"segment '{program.name}'",
             expected="operations that TensorRT's ONNX parser takes",
             got="\n  " + "\n  ".join(_error_text(error, model, program) for error in errors) + "\n",
-            remedy="Leave the module that it names out of the segment (segments=), or take another engine.",
+            remedy="Exclude that module from the segment (segments=), or use another engine.",
             code="operator-not-in-engine",
         )
 

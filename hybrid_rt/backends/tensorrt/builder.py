@@ -128,8 +128,8 @@ def _failed(segment: str, expected: str, got: str) -> BackendError:
         f"segment '{segment}'",
         expected=expected,
         got=got or "a failure without a message",
-        remedy="The message is TensorRT's own. Leave the operation that it names out of the segment, or take another "
-        "engine.",
+        remedy="The message is TensorRT's own. Name smaller submodules in segments= to exclude that operation, or use"
+        " another engine.",
         code="operator-not-in-engine",
     )
 
@@ -172,7 +172,7 @@ def check_capabilities(vendor: Vendor, capabilities: Sequence[str], segment: str
                 f"segment '{segment}', option 'compute_capabilities'",
                 expected=f"GPUs that this TensorRT-RTX builds for: {built_for}",
                 got=capability,
-                remedy="For other GPUs take TensorRT on a machine that has one, or the engine aot_inductor.",
+                remedy="For other GPUs, use TensorRT on a machine that has one, or the engine aot_inductor.",
                 code="no-gpu-here",
             )
 

@@ -76,7 +76,7 @@ def populate(
             f"segment '{program.name}', frontend 'torch2trt'",
             expected="fp32: newer versions of TensorRT compute in the types of the network",
             got=precision,
-            remedy="Take frontend='onnx', which has the others.",
+            remedy="Use frontend='onnx', which supports the others.",
             code="precision-not-in-engine",
         )
     with _imported(vendor, program.name) as torch2trt:
@@ -147,6 +147,6 @@ def _convert(
             f"segment '{program.name}', frontend 'torch2trt'",
             expected="operations that torch2trt converts",
             got=messages.take() or f"{type(error).__name__}: {error}",
-            remedy="Take frontend='onnx', or leave the operation out of the segment.",
+            remedy="Use frontend='onnx', or exclude the operation from the segment.",
             code="operator-not-in-engine",
         ) from error

@@ -105,7 +105,7 @@ class TVMBackend(Backend):
                 f"segment '{program.name}'",
                 expected="a module that TVM compiles",
                 got=f"{type(error).__name__}: {error}",
-                remedy="Leave the operation that it names out of the segment, or take another engine.",
+                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
         versions = {"tvm": importlib.metadata.version("apache-tvm"), "torch": torch.__version__}
@@ -160,7 +160,7 @@ def _refuse_resizes(program: ExportedProgram, name: str) -> None:
                 f"segment '{name}'",
                 expected="interpolate to be of mode 'nearest' and by whole factors, which TVM computes as torch does",
                 got=operation,
-                remedy="Leave it out of the segment, fix the sizes with shapes=, or take another engine.",
+                remedy="Exclude it from the segment, fix the sizes with shapes=, or use another engine.",
                 code="operator-not-in-engine",
             )
 

@@ -38,7 +38,7 @@ def tuning_seconds() -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise OptionError.make(
-            "tvm", TUNING_SECONDS, expected="a number of seconds", got=f"'{text}'", remedy="0 is without tuning."
+            "tvm", TUNING_SECONDS, expected="a number of seconds", got=f"'{text}'", remedy="Set 0 to turn tuning off."
         )
     return seconds
 

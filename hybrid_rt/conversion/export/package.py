@@ -98,7 +98,7 @@ def package(
             str(folder),
             expected="to write the folder",
             got=error.strerror or str(error),
-            remedy="Is there room on the disk, and may this user write there?",
+            remedy="Check the free space and the permissions.",
         ) from error
     return Package(folder, tar, manifest)
 
@@ -113,7 +113,9 @@ def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
             str(folder),
             expected="nothing there, or an empty folder",
             got="a package" if _is_package(folder) else "something else",
-            remedy="--overwrite replaces it." if _is_package(folder) else "Name another folder: it is left alone.",
+            remedy="--overwrite replaces it."
+            if _is_package(folder)
+            else "Name another directory; this one is left alone.",
         )
     if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
         raise OptionError.make(

@@ -155,7 +155,8 @@ def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
                     "package",
                     expected=f"{site / pattern}, which it needs to run",
                     got="no such file",
-                    remedy="Install the vendor's Python package beside hybrid_rt: its libraries are taken along.",
+                    remedy="Install the vendor's Python package next to hybrid_rt, so that its libraries can be "
+                    "included.",
                 )
             kind = data if pattern in vendor.data else opened
             kind.update(dict.fromkeys(map(canonical, found), name))

@@ -181,7 +181,7 @@ def _list_detector(path: Path) -> torch.jit.ScriptModule:
             str(path),
             expected="a detector that takes a list of pictures and returns a dict of tensors for each",
             got=f"({', '.join(taken)}) -> {', '.join(returned)}",
-            remedy="Put it into a module that does, and convert that.",
+            remedy="Wrap it in a module that does, and convert that.",
         )
     return head
 
@@ -352,5 +352,5 @@ def _write(folder: Path, model_bytes: bytes, config: str) -> None:
             str(folder),
             expected="to write the model",
             got=error.strerror or str(error),
-            remedy="Is there room on the disk, and may this user write there?",
+            remedy="Check the free space and the permissions.",
         ) from error

@@ -61,7 +61,7 @@ def _seconds() -> float:
         SECONDS,
         expected="a number of seconds",
         got=f"'{text}'",
-        remedy="0 lets a compiler take any time.",
+        remedy="Set 0 for no limit.",
     )
 
 
@@ -76,7 +76,7 @@ def _memory() -> int:
             MEMORY,
             expected="a number of bytes, or one with K, M, G or T, such as 8G",
             got=f"'{text}'",
-            remedy="0 lets a compiler take any memory.",
+            remedy="Set 0 for no limit.",
         )
     return size
 

@@ -363,7 +363,7 @@ def test_fp16_is_for_cuda_only() -> None:
         choose_variants("aot_inductor", "fp16", fallback=False)
     text = (
         "hybrid_rt[aot_inductor]: precision on cpu: expected one of fp32, bf16, got 'fp16'. "
-        "Take one of these, or convert for device='cuda'."
+        "Use one of these, or convert for device='cuda'."
     )
     with pytest.raises(BackendError, match=re.escape(text)):
         AOT_INDUCTOR.compile(program(), "fp16")
