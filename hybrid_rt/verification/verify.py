@@ -279,23 +279,25 @@ def verify(
     dataset: CocoDataset | None = None,
     max_map_drop: float = 0.005,
 ) -> Verification:
-    """Runs detector and bundle on each of ``inputs`` and compares what they find.
+    """Runs detector and bundle on each of ``inputs`` and compares the results.
 
     Args:
         detector: the detector, in eval mode.
-        path: the bundle.
+        path: path of the bundle.
         inputs: tuples of the detector's positional arguments.
-        precision: whose thresholds hold.
-        thresholds: others than :data:`THRESHOLDS`.
-        require_detections: fail if the detector finds nothing at all: two empty results prove nothing.
-        dataset: annotated pictures; the mAP of both on them is part of the result.
-        max_map_drop: by how much the hybrid's mAP (0..1) may be below the detector's.
+        precision: selects the thresholds.
+        thresholds: thresholds to use instead of :data:`THRESHOLDS`.
+        require_detections: fail if the detector finds no object at all, because two empty results prove nothing.
+        dataset: annotated images; the result then includes the mAP of both.
+        max_map_drop: largest allowed drop of the mAP, in 0..1.
 
     Returns:
-        The comparison; ask ``passed``.
+        The comparison; its ``passed`` is true if nothing differs.
 
     Raises:
-        OptionError: a dataset that can't be used; the text says why.
+        OptionError: the dataset can't be used; the text says why.
+        BundleError: the bundle can't be read, see :func:`hybrid_rt.load`.
+        BackendError: no variant of an engine can run here.
     """
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     hybrid = archive.load(path, emulate_precision=True)

@@ -98,8 +98,8 @@ def swap_backbone(
             None: noise.
         engine: a backend's name, a list of names best first, or "auto". None: those of the file.
         precision: see :func:`hybrid_rt.convert`; None: the file's. Nothing is calibrated here: no "int8".
-        device: see there.
-        options: see there.
+        device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
+        options: options of the compilers, see :func:`hybrid_rt.convert`.
         verify: compare each variant's features with the new backbone's, and refuse to save what differs.
         thresholds: only ``relative_error`` counts; None: by precision.
         progress: show each step on stderr; None: if it is a terminal.

@@ -88,7 +88,7 @@ def add_variant(
         precision: of the names that do not say theirs; None: that of the first variant in the file. Nothing is
             calibrated here: no "int8".
         device: see :func:`hybrid_rt.convert`.
-        options: see there.
+        options: options of the compilers, see :func:`hybrid_rt.convert`.
         segment: only this engine, or the one that this segment is in; None: all.
         first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
