@@ -49,6 +49,7 @@ if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
 
 from .backends.registry import BackendInfo, backends
 from .bench.bundles import Row, compare
+from .bench.profile import Profile, profile
 from .bundle.archive import EngineCheck, OpenedEngine, VariantCheck, check, engines, inspect, load, open_engine
 from .bundle.signing import Signature, sign, verify_signature
 from .common.latency import Latency, benchmark
@@ -97,6 +98,7 @@ __all__ = [
     "Latency",
     "OpenedEngine",
     "OptionError",
+    "Profile",
     "Row",
     "Signature",
     "SwapReport",
@@ -117,6 +119,7 @@ __all__ = [
     "inspect",
     "load",
     "open_engine",
+    "profile",
     "remove_variant",
     "sign",
     "swap_backbone",

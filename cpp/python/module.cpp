@@ -3,6 +3,7 @@
 
 #include "hybrid_rt/hybrid_rt.h"
 #include "hybrid_rt/plugin/frozen.h"
+#include "hybrid_rt/plugin/script_check.h"
 #include "verification.h"
 
 // What TorchBind can't give: typed exceptions, the manifest without unpickling, the backends, and load() itself, so
@@ -16,7 +17,7 @@ using hybrid_rt::LoadOptions;
 
 LoadOptions options_from(const std::string& device, const std::string& backend, int threads, bool emulate_precision,
                          bool strict, std::vector<std::pair<int64_t, int64_t>> warm_up, const std::string& trust,
-                         int concurrency, std::vector<std::string> trusted_keys) {
+                         int concurrency, std::vector<std::string> trusted_keys, std::vector<std::string> allow) {
   if (trust != "digests" && trust != "signed") {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "trust", "'digests' or 'signed'", "'" + trust + "'",
                            "Take one of these.");
@@ -31,7 +32,8 @@ LoadOptions options_from(const std::string& device, const std::string& backend, 
             .warm_up = std::move(warm_up),
             .trust = policy,
             .trusted_keys = std::move(trusted_keys),
-            .concurrency = concurrency};
+            .concurrency = concurrency,
+            .allow = std::move(allow)};
   } catch (const c10::Error& error) {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "device", "a device such as 'cpu' or 'cuda:0'",
                            "'" + device + "'", error.what_without_backtrace());
@@ -157,7 +159,8 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init(&options_from), py::arg("device"), py::arg("backend"), py::arg("threads") = 0,
            py::arg("emulate_precision") = false, py::arg("strict") = false,
            py::arg("warm_up") = std::vector<std::pair<int64_t, int64_t>>(), py::arg("trust") = "digests",
-           py::arg("concurrency") = 1, py::arg("trusted_keys") = std::vector<std::string>());
+           py::arg("concurrency") = 1, py::arg("trusted_keys") = std::vector<std::string>(),
+           py::arg("allow") = std::vector<std::string>());
   m.def(
       "sign",
       [](const std::string& path, const std::string& private_key) {
@@ -165,6 +168,22 @@ PYBIND11_MODULE(_native, m) {
         return py::make_tuple(signature.key, signature.bytes);
       },
       py::arg("path"), py::arg("private_key"));
+  m.def("key_of", &hybrid_rt::key_of, py::arg("private_key"));
+  m.def(
+      "signers",
+      [](const std::string& path) {
+        std::vector<std::string> keys;
+        for (const hybrid_rt::Signature& signature : hybrid_rt::signatures(path)) keys.push_back(signature.key);
+        return keys;
+      },
+      py::arg("path"));
+  m.def(
+      "check_script",
+      [](const py::bytes& archive, const std::string& subject) {
+        const auto view = static_cast<std::string_view>(archive);
+        hybrid_rt::check_script(view, subject);
+      },
+      py::arg("archive"), py::arg("subject"));
   m.def(
       "verify_signature",
       [](const std::string& path, const std::vector<std::string>& trusted_keys) {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -55,6 +56,23 @@ class VendorPackages:
     requirements: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of an engine in a profile.
+
+    Attributes:
+        name: the vendor's name of it.
+        kind: the vendor's name of its kernel or type.
+        milliseconds: in one call.
+        operations: multiplications and additions, counted apart; 0: not known, or none worth counting.
+    """
+
+    name: str
+    kind: str
+    milliseconds: float
+    operations: int = 0
 
 
 Progress = Callable[[float, str], None]
@@ -164,6 +182,20 @@ class Backend(ABC):
         """Returns the subset of ``precisions`` for the kind of device that it compiles for; all by default."""
         return self.precisions
 
+    def missing(self, precision: str) -> str:
+        """Returns why one of ``precisions`` can't be compiled here though the compiler is; empty if it can.
+
+        For packages that only some precisions need.
+        """
+        return ""
+
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns options for a more accurate artifact, where one made with ``given`` finds something else.
+
+        None for a compiler, or a precision of it, that has no such choice.
+        """
+        return None
+
     def configured(
         self: _Backend,
         device: str = "",
@@ -255,6 +287,22 @@ class Backend(ABC):
         None is right too; a bundle then stores them once for each variant.
         """
         return {}
+
+    def layer_times(
+        self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int
+    ) -> Sequence[LayerTime] | None:
+        """Runs an artifact in the vendor's own profiler.
+
+        Args:
+            files: the artifact's files by their blobs' names, as ``hybrid-rt extract`` writes them.
+            precision: the artifact's.
+            inputs: one call's inputs.
+            threads: for one call.
+
+        Returns:
+            The layers in the order in which they ran; None: the vendor has no profiler that Python reaches.
+        """
+        return None
 
     def whole_graph(self) -> WholeGraph | None:
         """Returns what gives a whole detector to this engine, for comparisons; None if the engine takes none."""

@@ -21,7 +21,7 @@ from .whole_graph import WholeGraph
 
 ENTRY_POINT_GROUP = "hybrid_rt.backends"
 
-SHARED = {"base", "cache", "registry", "selection", "whole_graph"}
+SHARED = {"base", "cache", "quantization", "registry", "selection", "whole_graph"}
 """The modules beside the backends that are none."""
 
 

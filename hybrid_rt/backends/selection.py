@@ -106,6 +106,9 @@ def choose_variants(
         availability = variant.backend.availability()
         if not availability.available:
             raise registry.unavailable(variant.backend.name, availability.reason)
+        missing = variant.backend.missing(variant.precision)
+        if missing:
+            raise registry.unavailable(variant.name, missing)
     return wanted
 
 
@@ -195,6 +198,7 @@ def _is_candidate(backend: Backend, precision: str, device: str) -> bool:
         and precision in backend.target_precisions
         and registry.compiles_for(backend, device)
         and backend.availability().available  # for that device
+        and not backend.missing(precision)
     )
 
 

@@ -18,8 +18,9 @@ import torch
 from .. import _native
 from ..backends import registry
 from ..common.atomic_files import written_whole
+from ..common.errors import OptionError
 from ..torchscript import jit
-from . import old_names
+from . import old_names, signing
 from .manifest import FORMAT_VERSION, Manifest, Record
 
 _PREFIX = "extra/hybrid_rt"
@@ -62,7 +63,10 @@ def save(
     path: str | os.PathLike[str],
     manifest: Manifest,
     golden: bytes | None = None,
-) -> None:
+    *,
+    sign: signing.Keys = (),
+    source: str | os.PathLike[str] | None = None,
+) -> signing.SignatureChange:
     """Writes a bundle. The file appears whole or not at all; an old one stays until then.
 
     A process that is killed while it writes leaves a hidden directory ``.hybrid_rt-*`` beside the file; a later
@@ -73,15 +77,28 @@ def save(
         path: where to.
         manifest: what is known of it. The digest of each record is added.
         golden: the bytes of the golden sample that ``manifest.golden`` describes.
+        sign: the private keys that sign it, before it takes its place.
+        source: the bundle that it was made of, whose signatures do not hold for it.
+
+    Returns:
+        Who has signed it, and whose signatures went with what it replaces.
 
     Raises:
-        BundleError: it can't be written.
+        BundleError: it can't be written, or does more than compute: such a file is not loaded either.
+        OptionError: a key that can't be read.
     """
+    place = Path(path)
+    keys = signing.signing_keys(sign)
+    before = signing.signers_of(place) | (signing.signers_of(source) if source is not None else set())
     archive = jit.to_bytes(module)
-    with written_whole(Path(path)) as temporary, ThreadPoolExecutor(1) as pool:
+    _native.check_script(archive, str(place))
+    with written_whole(place) as temporary, ThreadPoolExecutor(1) as pool:
         records = pool.submit(_records, archive, manifest)  # hundreds of megabytes: digests while they are written
         temporary.write_bytes(archive)
         _append_manifest(temporary, manifest, *records.result(), golden)
+        signed = signing.sign_copy(temporary, keys)
+    signing.remove_detached(place)
+    return signing.SignatureChange(signed, tuple(sorted(before - set(signed))))
 
 
 def _records(archive: bytes, manifest: Manifest) -> tuple[str, dict[str, Record]]:
@@ -133,6 +150,7 @@ def load(
     emulate_precision: bool = False,
     concurrency: int = 1,
     trusted_keys: Sequence[str | os.PathLike[str]] = (),
+    allow: Sequence[str] | None = None,
 ) -> torch.jit.ScriptModule:
     """Loads a bundle as a module that behaves like the detector. Problems are raised here, not at the first call.
 
@@ -155,6 +173,9 @@ def load(
             calls, each with ``threads`` threads.
         trusted_keys: PEM files with the Ed25519 public keys that you trust; any key requires a signature. Empty: those
             of the environment's HYBRID_RT_TRUSTED_KEYS, separated by colons.
+        allow: the backends that may run the file's engines, named as in `backend`; all others are refused, whatever
+            the file or `backend` requests. `["openvino", "onnxruntime"]` keeps native code in the file from running
+            (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas, or all.
 
     Returns:
         The module; its forward takes and returns the same as the detector's in eval mode.
@@ -163,7 +184,7 @@ def load(
         BundleError: the file is missing, altered, truncated, of a newer format, or lacks a required signature.
         BackendError: no variant of an engine can run here, or with ``strict`` not the first one; the text lists each
             with its reason.
-        OptionError: the device is not available, or the detector does not accept a size.
+        OptionError: the device is not available, the detector does not accept a size, or `allow` is empty.
     """
     registry.load_plugins()
     options = _options(
@@ -176,8 +197,27 @@ def load(
         emulate_precision=emulate_precision,
         concurrency=concurrency,
         trusted_keys=[os.fsencode(key) for key in trusted_keys],
+        allow=_policy(allow),
     )
     return jit.load(path, options)
+
+
+def _policy(allow: Sequence[str] | None) -> list[str]:
+    """What may run, for the native part, which takes none for no policy.
+
+    Raises:
+        OptionError: a policy that names nothing.
+    """
+    names = [allow] if isinstance(allow, str) else list(allow or ())
+    if allow is not None and not all(names or [""]):
+        raise OptionError.make(
+            "bundle",
+            "allow",
+            expected="at least one backend's name",
+            got=repr(allow),
+            remedy="None allows every backend.",
+        )
+    return names
 
 
 def _options(device: str | torch.device, backend: str | Sequence[str], **further: Any) -> Any:
@@ -194,6 +234,7 @@ def open_engine(
     backend: str | Sequence[str] = "",
     threads: int = 0,
     strict: bool = False,
+    allow: Sequence[str] | None = None,
 ) -> OpenedEngine:
     """Opens one engine without TorchScript: for a program that has its own head.
 
@@ -204,6 +245,7 @@ def open_engine(
         backend: use only these backends' variants, best first, see :func:`load`.
         threads: threads per call; 0: as many as torch uses in this thread.
         strict: raise an error if the first variant can't run.
+        allow: the backends that may run, see :func:`load`.
 
     Returns:
         The engine; call it with flat tensors.
@@ -214,9 +256,8 @@ def open_engine(
         OptionError: the bundle has no such engine.
     """
     registry.load_plugins()
-    return OpenedEngine(
-        _native.open_engine(os.fsencode(path), name, _options(device, backend, threads=threads, strict=strict))
-    )
+    options = _options(device, backend, threads=threads, strict=strict, allow=_policy(allow))
+    return OpenedEngine(_native.open_engine(os.fsencode(path), name, options))
 
 
 class OpenedEngine:
@@ -277,6 +318,7 @@ def check(
     cpu: Sequence[str] | None = None,
     memory: int | None = None,
     capability: str | None = None,
+    allow: Sequence[str] | None = None,
 ) -> list[EngineCheck]:
     """Compares every record of a file with its digest, and returns the variants that would run.
 
@@ -290,12 +332,13 @@ def check(
         cpu: CPU flags of another machine, as its kernel names them (/proc/cpuinfo); None: this machine's.
         memory: free memory of another machine, in bytes; None: this machine's.
         capability: compute capability of another machine's GPU, e.g. "8.6"; None: this machine's GPUs.
+        allow: the backends that may run, see :func:`load`.
 
     Returns:
         One entry per engine, with its variants in the file's order.
 
     Raises:
-        BundleError: the file is not a bundle, or a record does not match its digest.
+        BundleError: the file is not a bundle, a record does not match its digest, or the head does more than compute.
     """
     registry.load_plugins()
     _native.verify_records(os.fsencode(path))
@@ -307,7 +350,7 @@ def check(
         )
         for entry in _native.check(
             os.fsencode(path),
-            _options(device, backend, strict=strict),
+            _options(device, backend, strict=strict, allow=_policy(allow)),
             None if cpu is None else set(cpu),
             memory,
             capability,

@@ -13,7 +13,10 @@ from typing import Any
 
 from .. import _native
 from ..common.atomic_files import written_whole
-from ..common.errors import BundleError
+from ..common.errors import BundleError, OptionError
+
+Keys = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""PEM files with Ed25519 private keys: the path of one, or several."""
 
 _RECORDS = "extra/hybrid_rt/signatures"
 _DETACHED = ".sig"
@@ -32,6 +35,85 @@ class Signature:
     key: str
     signature: str
     algorithm: str = "ed25519"
+
+
+@dataclass(frozen=True)
+class SignatureChange:
+    """What became of a bundle's signatures when it was written.
+
+    Attributes:
+        signed: the keys that have signed what was written.
+        dropped: the keys whose signatures were in the file that it was made of, or that stood in its place, and do not
+            hold for it.
+    """
+
+    signed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """For people."""
+        lines = [f"signed with the key {key}" for key in self.signed]
+        if self.dropped:
+            lines.append(
+                f"signatures that do not hold any more were left out: {', '.join(self.dropped)}. Sign it again: "
+                "`hybrid-rt sign FILE --key KEY`, or sign= of what changes it."
+            )
+        return lines
+
+
+def signing_keys(sign: Keys) -> list[Path]:
+    """Returns the keys as paths, after a look into each: long work comes before they are used.
+
+    Raises:
+        OptionError: one that is no private key, or is there twice.
+    """
+    paths = [Path(sign)] if isinstance(sign, (str, os.PathLike)) else [Path(path) for path in sign]
+    names = [_native.key_of(os.fsencode(path)) for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        if names.count(name) > 1:
+            raise OptionError.make("signature", "sign", expected="each key once", got=f"the key of {path} twice")
+    return paths
+
+
+def signers_of(path: str | os.PathLike[str]) -> set[str]:
+    """Returns the keys that a bundle, or the file beside it, names as signers. Nothing is checked.
+
+    What is no bundle has none.
+    """
+    try:
+        return set(_native.signers(os.fsencode(path)))
+    except BundleError:
+        return set()
+
+
+def sign_copy(temporary: Path, keys: Sequence[Path]) -> tuple[str, ...]:
+    """Signs a bundle that nobody reads yet, within itself; returns the signers.
+
+    Raises:
+        BundleError, OptionError: see :func:`sign`.
+    """
+    signatures = [Signature(*_native.sign(os.fsencode(temporary), os.fsencode(key))) for key in keys]
+    if signatures:
+        with zipfile.ZipFile(temporary, "a", zipfile.ZIP_STORED) as archive:
+            for signature in signatures:
+                archive.writestr(_record_of(archive, signature), json.dumps([asdict(signature)]))
+    return tuple(signature.key for signature in signatures)
+
+
+def remove_detached(path: Path) -> None:
+    """Removes the signatures beside a bundle that was written anew. A file that holds no signatures of ours stays."""
+    beside = path.with_name(path.name + _DETACHED)
+    try:
+        found = _read_beside(beside)
+    except BundleError:
+        return
+    if any("key" in entry and "signature" in entry for entry in found):
+        beside.unlink()
+
+
+def _record_of(archive: zipfile.ZipFile, signature: Signature) -> str:
+    return f"{archive.namelist()[0].split('/', 1)[0]}/{_RECORDS}/{signature.key}.json"
 
 
 def sign(path: str | os.PathLike[str], key: str | os.PathLike[str], *, detached: bool = False) -> Signature:
@@ -84,7 +166,7 @@ def verify_signature(path: str | os.PathLike[str], trusted_keys: Sequence[str | 
 def _write_into(path: Path, signature: Signature) -> None:
     text = json.dumps([asdict(signature)])
     with zipfile.ZipFile(path) as archive:
-        record = f"{archive.namelist()[0].split('/', 1)[0]}/{_RECORDS}/{signature.key}.json"
+        record = _record_of(archive, signature)
         if record in archive.namelist():
             if archive.read(record).decode("utf-8", "replace") == text:
                 return
@@ -113,7 +195,7 @@ def _read_beside(beside: Path) -> list[dict[str, Any]]:
         found = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         found = error
     if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
         return found

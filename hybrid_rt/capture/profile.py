@@ -12,11 +12,12 @@ from torch import nn
 from ..common.errors import CaptureError, FusionError, OptionError, SegmentError
 from ..common.image_inputs import ImageInputs
 from ..common.progress import Steps
+from .calibration import record_calibration
 from .find_images import Images, find_images
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
 from .program import Program, capture, is_fed_directly
-from .recordings import Recorded, record_first, record_runs, record_samples, varying_constants
+from .recordings import Recorded, record_first, record_samples, varying_constants
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
 from .side_effects import ITSELF
@@ -185,7 +186,6 @@ def _capture(
     names = [name for members in profile.groups for name in members]
     with steps.step("run it on other pictures, to see which dimensions vary"):
         runs = record_samples(observation, profile.samples, names, profile.first)
-        calibration = record_runs(profile.detector, names, calibration_data)
         sizes = []
         if effort:
             sized = sized_runs(profile.detector, profile.example, profile.images, shapes, effort.most)
@@ -196,6 +196,8 @@ def _capture(
             for group in profile.groups
             for members in ([group] if is_fed_directly(observation, group, runs) else [[name] for name in group])
         ]
+        first = [members[0] for members in engines]
+        calibration = record_calibration(profile.detector, names, calibration_data, first)
         programs = []
         for members in engines:
             with _naming(members):

@@ -19,6 +19,7 @@ from ..common.structure import Flattened, Structure, structure_of
 from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
 from . import onnx_export, torch_export
+from .calibration import record_calibration
 from .export_conditions import holds
 from .exported_segment import ExportedSegment, exported_segment
 from .observe import Observation, observe, structures_of
@@ -493,5 +494,6 @@ def capture_alone(
     ``sizes``: recorded runs at further sizes.
     """
     observation = observe(detector, inputs[0])
-    runs, calibrated = (record_runs(detector, [name], calls) for calls in (inputs, calibration))
+    runs = record_runs(detector, [name], inputs)
+    calibrated = record_calibration(detector, [name], calibration, [name])
     return capture(observation, [name], runs, None if ranges is None else [ranges], calibrated, sizes)

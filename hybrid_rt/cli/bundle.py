@@ -20,7 +20,9 @@ from ..bundle.manifest import Engine, Manifest
 from ..capture.segment_contract import stride_of
 from ..common.class_names import summary_of
 from ..common.errors import OptionError
+from ..common.images import pictures_at
 from ..common.specs import PRECISIONS
+from ..conversion.calibration import MOST_SAMPLES
 from ..conversion.edit.swap import swap_backbone
 from ..conversion.edit.variants import add_variant, remove_variant
 from ..conversion.export.extract import extract
@@ -46,6 +48,34 @@ def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ENGINE.NAME=VALUE",
         help="option of a compiler, e.g. tensorrt.tf32=false; may be repeated",
+    )
+    verb.add_argument(
+        "--calibration-data",
+        "--calibrate",
+        type=Path,
+        metavar="DIRECTORY",
+        help="images of the kind that will be seen, on which int8 is calibrated; some tens, at most 300 are taken",
+    )
+
+
+def calibration_images(directory: Path | None) -> list[tuple[Any, ...]]:
+    """Returns the images that ``--calibration-data`` names, each as the arguments of a detector.
+
+    Raises:
+        OptionError: there is none, or one that can't be read.
+    """
+    return [([image],) for image in pictures_at(directory, most=MOST_SAMPLES)] if directory else []
+
+
+def add_sign_argument(verb: argparse.ArgumentParser) -> None:
+    """The argument of the verbs that write a bundle: who signs it."""
+    verb.add_argument(
+        "--sign",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="sign what is written: a PEM file with an Ed25519 private key; may be repeated",
     )
 
 
@@ -85,10 +115,23 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--strict", action="store_true", help="require the first variant to run")
     verb.add_argument("--cpu", help="comma-separated CPU flags of another machine (/proc/cpuinfo)")
     verb.add_argument("--memory", type=float, help="free memory of another machine, in GB")
+    verb.add_argument("--allow", help="comma-separated backends that may run (default: HYBRID_RT_ALLOW, or all)")
     verb.add_argument("--capability", help="compute capability of another machine's GPU, e.g. 8.6")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_check)
 
+    _add_edit_verbs(verbs)
+
+    verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("folder", type=Path, help="directory to write to; created if missing")
+    verb.add_argument("--segment", help="extract only this segment's engine")
+    verb.add_argument("--backend", help="extract only this backend's variants")
+    verb.set_defaults(run=_extract)
+
+
+def _add_edit_verbs(verbs: Any) -> None:
+    """Adds the verbs that change a bundle."""
     verb = verbs.add_parser("add-variant", help="compile a saved .pt's segments with another engine")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("--engine", required=True, help="comma-separated engines to add, e.g. aot_inductor,openvino:bf16")
@@ -103,6 +146,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--first", action="store_true", help="insert before the other variants (default: before TorchScript)"
     )
+    add_sign_argument(verb)
     verb.add_argument("--no-verify", action="store_true", help="save without comparing the outputs")
     verb.set_defaults(run=_add_variant)
 
@@ -111,6 +155,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--engine", required=True, help="variant to remove, e.g. openvino or openvino:bf16")
     verb.add_argument("--output", type=Path, help="path of the .pt to write (default: the input)")
     verb.add_argument("--segment", help="change only the engine of this segment (default: all)")
+    add_sign_argument(verb)
     verb.set_defaults(run=_remove_variant)
 
     verb = verbs.add_parser("swap", help="put another backbone under the head of a .pt")
@@ -120,16 +165,10 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--segment", help="segment to replace (default: backbone, or the first one that runs)")
     verb.add_argument("--engine", help="comma-separated backends, best first (default: those in the file)")
     verb.add_argument("--precision", choices=PRECISIONS, help="precision of the engine (default: that of the file)")
+    add_sign_argument(verb)
     add_compiler_arguments(verb)
     verb.add_argument("--no-verify", action="store_true", help="save without comparing the outputs")
     verb.set_defaults(run=_swap)
-
-    verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
-    verb.add_argument("model", type=Path, help="path of the .pt")
-    verb.add_argument("folder", type=Path, help="directory to write to; created if missing")
-    verb.add_argument("--segment", help="extract only this segment's engine")
-    verb.add_argument("--backend", help="extract only this backend's variants")
-    verb.set_defaults(run=_extract)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -208,6 +247,7 @@ def _check(options: argparse.Namespace) -> int:
         cpu=None if options.cpu is None else options.cpu.split(","),
         memory=None if options.memory is None else int(options.memory * 1e9),
         capability=options.capability,
+        allow=None if options.allow is None else options.allow.split(","),
     )
     if options.json:
         print(json.dumps([asdict(engine) for engine in checks], indent=1))
@@ -230,7 +270,9 @@ def _swap(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         options=compiler_options(options.option),
+        calibration_data=calibration_images(options.calibration_data),
         verify=not options.no_verify,
+        sign=options.sign,
         progress=True,
     )
     print(report)
@@ -245,9 +287,11 @@ def _add_variant(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         options=compiler_options(options.option),
+        calibration_data=calibration_images(options.calibration_data),
         segment=options.segment,
         first=options.first,
         verify=not options.no_verify,
+        sign=options.sign,
         progress=True,
     )
     print(report)
@@ -255,7 +299,10 @@ def _add_variant(options: argparse.Namespace) -> int:
 
 
 def _remove_variant(options: argparse.Namespace) -> int:
-    print(remove_variant(options.model, options.engine, options.output, segment=options.segment, progress=True))
+    report = remove_variant(
+        options.model, options.engine, options.output, segment=options.segment, sign=options.sign, progress=True
+    )
+    print(report)
     return 0
 
 

@@ -14,8 +14,9 @@ from ..common.specs import PRECISIONS
 from ..conversion.assemble.head import HEADS
 from ..conversion.assemble.head_choice import AUTO
 from ..conversion.convert import convert
+from ..conversion.options import AUTO_PRECISION
 from ..verification.coco import CocoDataset
-from .bundle import add_compiler_arguments, compiler_options
+from .bundle import add_compiler_arguments, add_sign_argument, calibration_images, compiler_options
 from .detectors import class_names_for, detector_named
 
 
@@ -60,6 +61,13 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
         help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, ordered by measured "
         "time (default: auto)",
     )
+    verb.add_argument(
+        "--precision",
+        default="fp32",
+        choices=(*PRECISIONS, AUTO_PRECISION),
+        help="precision of the engines; auto: the fastest that is right on this machine (default: fp32)",
+    )
+    add_compiler_arguments(verb)
     verb.add_argument(
         "--precision", default="fp32", choices=PRECISIONS, help="precision of the engines (default: fp32)"
     )
@@ -110,6 +118,7 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--no-golden", action="store_true", help="do not store a golden sample")
     verb.add_argument("--no-measure", action="store_true", help="do not measure latencies")
+    add_sign_argument(verb)
     verb.add_argument("--report", type=Path, metavar="FILE", help="write the report to FILE.html or FILE.json")
 
 
@@ -126,7 +135,7 @@ def _convert(options: argparse.Namespace) -> int:
         precision=options.precision,
         device=options.device,
         options=compiler_options(options.option),
-        calibration_data=[([picture],) for picture in pictures_at(options.calibrate)] if options.calibrate else (),
+        calibration_data=calibration_images(options.calibration_data),
         shapes=_sizes(options.sizes),
         state=options.state,
         fallback=not options.no_fallback,
@@ -138,6 +147,7 @@ def _convert(options: argparse.Namespace) -> int:
         golden=not options.no_golden,
         measure=not options.no_measure,
         report=options.report,
+        sign=options.sign,
         progress=True,
     )
     print(result.report)

@@ -19,6 +19,7 @@ from . import (
     doctor,
     explain,
     package,
+    profile,
     programs,
     signing,
     triton,
@@ -28,7 +29,21 @@ from . import (
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_GROUPS = (convert, explain, verify, programs, doctor, bundle, signing, bench, compare_engines, cache, triton, package)
+_GROUPS = (
+    convert,
+    explain,
+    verify,
+    profile,
+    programs,
+    doctor,
+    bundle,
+    signing,
+    bench,
+    compare_engines,
+    cache,
+    triton,
+    package,
+)
 """In the order in which ``--help`` lists their verbs."""
 
 

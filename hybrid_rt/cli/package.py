@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..common.atomic_files import written_whole
 from ..conversion.export.package import Package, package
+from ..conversion.export.sbom import bill, parts_of_requirements
 
 
 def add_verbs(verbs: Any) -> None:
@@ -30,6 +32,20 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--overwrite", action="store_true", help="replace an existing package")
     verb.add_argument("--json", action="store_true", help="print the content of package.json")
     verb.set_defaults(run=_package)
+
+    verb = verbs.add_parser("sbom", help="what hybrid_rt consists of here, as a bill of materials (CycloneDX)")
+    verb.add_argument("-o", "--output", type=Path, help="the file to write (default: stdout)")
+    verb.set_defaults(run=_sbom)
+
+
+def _sbom(options: argparse.Namespace) -> int:
+    text = bill("hybrid_rt", parts_of_requirements(extras=("all",)))
+    if options.output is None:
+        print(text, end="")
+        return 0
+    with written_whole(options.output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return 0
 
 
 def _package(options: argparse.Namespace) -> int:

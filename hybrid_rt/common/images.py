@@ -78,8 +78,13 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
     return torch.from_numpy(upright.copy()).permute(2, 0, 1).float() / 255
 
 
-def pictures_at(path: Path, *, exif: bool = False) -> list[torch.Tensor]:
+def pictures_at(path: Path, *, exif: bool = False, most: int | None = None) -> list[torch.Tensor]:
     """The picture, or all PNG and JPEG pictures of a folder in the order of their names; see :func:`read_picture`.
+
+    Args:
+        path: the file or folder.
+        exif: see there.
+        most: of more pictures than this every second, third, ... one is read; None: all are.
 
     Raises:
         OptionError: there is none, or one can't be read.
@@ -89,4 +94,5 @@ def pictures_at(path: Path, *, exif: bool = False) -> list[torch.Tensor]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:
         raise OptionError.make("cli", f"folder {path}", expected="PNG or JPEG pictures", got="none")
-    return [read_picture(file, exif=exif) for file in files]
+    stride = 1 if most is None else -(-len(files) // most)
+    return [read_picture(file, exif=exif) for file in files[::stride]]

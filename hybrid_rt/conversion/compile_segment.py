@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,13 +24,16 @@ from ..capture.size_samples import Effort, record_sizes, sized_inputs
 from ..capture.working_copy import working_copy
 from ..common.errors import BackendError, OptionError
 from ..common.progress import Steps
+from ..common.specs import REFERENCE_PRECISION
 from ..common.structure import structure_of
 from ..verification.verify import Thresholds, thresholds_of
-from .assemble.builds import compile_program
-from .assemble.engine_module import EngineModule, prepare, single_module
+from .assemble.builds import EngineBuild, compile_program
+from .assemble.engine_module import EngineModule, prepare, run_flat, single_module
 from .assemble.module_checks import Alone, check_module, check_repeatable
 from .assemble.variant_trials import fastest_first, require_same_outputs
-from .options import EngineOptions, check_precision, effort_of
+from .auto_precision import Candidate, choose
+from .calibration import calibration_samples
+from .options import AUTO_PRECISION, EngineOptions, check_precision, effort_of
 
 _SCOPE = "compile_segment"
 
@@ -86,7 +90,7 @@ def compile_segment(
     precision: str = "fp32",
     device: str = "cpu",
     options: Options | None = None,
-    calibration_data: Sequence[tuple[Any, ...]] = (),
+    calibration_data: Iterable[tuple[Any, ...]] = (),
     shapes: Shapes | None = None,
     fallback: bool = True,
     strict: bool = False,
@@ -102,11 +106,12 @@ def compile_segment(
         module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.
         example: its positional arguments as a tuple, or its one tensor.
         engine: as of :func:`hybrid_rt.convert`.
-        precision: "fp32", or "bf16", "fp16", "int8" for the engines that have it.
+        precision: "fp32", or "bf16", "fp16", "int8" for the engines that have it, or "auto", see
+            :func:`hybrid_rt.convert`.
         device: "cpu" or "cuda": what engines of several kinds are compiled for, and where it is, until ``.to()`` says
             otherwise. With ``strict`` and an engine of one kind of device, it is there.
         options: of the compilers, see :func:`hybrid_rt.convert`.
-        calibration_data: for "int8": the module's arguments on further pictures, a tuple each.
+        calibration_data: for "int8": the module's arguments on further images, a tuple each; at most 300 are taken.
         shapes: ranges of the first input, [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
             [(height, width), ...]. What is not named keeps the example's size.
         fallback: add a TorchScript variant as the last one. An engine that is not installed, or whose compiler
@@ -129,29 +134,59 @@ def compile_segment(
     check_module(module, _SCOPE, "module")
     module = working_copy(module)
     check_shapes(shapes)
-    check_precision(precision, _SCOPE)
+    check_precision(precision, _SCOPE, auto=True)
     effort = effort_of(verify, _SCOPE)
-    if thresholds is None:
+    if thresholds is None and precision != AUTO_PRECISION:
         thresholds_of(precision)  # there are some
     arguments = example if isinstance(example, tuple) else (example,)
-    named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration_data, _SCOPE)
+    calibration = calibration_samples(module, calibration_data, _SCOPE)
+    named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration, _SCOPE)
     engines = _installed(named, strict=strict)
     if strict:
-        _check_place(engines.variants[0])
+        plain = {"precision": REFERENCE_PRECISION, "calibration_data": ()} if engines.is_auto_precision else {}
+        _check_place(replace(engines, **plain).variants[0])
     steps = Steps(progress)
     with steps.step("run the module on the example"):
-        program = _program(module, arguments, shapes, calibration_data, effort)
-    build = compile_program(program, engines, steps, skip_refused=fallback and not strict)
-    if engines.is_fastest:
-        build, line = fastest_first(build, device)
-        steps.show(line)
+        program = _program(module, arguments, shapes, calibration, effort)
+
+    def compile_in(engines: EngineOptions) -> EngineBuild:
+        build = compile_program(program, engines, steps, skip_refused=fallback and not strict)
+        if engines.is_fastest:
+            build, line = fastest_first(build, device)
+            steps.show(line)
+        if effort:
+            with steps.step("verify"):
+                require_same_outputs(build, engines.precision, thresholds, _SCOPE, effort)
+        return build
+
+    if engines.is_auto_precision:
+        inputs = tuple(map(tiled, program.examples, [spec.opt for spec in program.inputs]))
+        build, _, trials = choose(
+            engines, compile_in, lambda built: Candidate(_Timed(built, device), ""), inputs, steps
+        )
+        for trial in trials:
+            steps.show(f"precision {trial.line}")
+    else:
+        build = compile_in(engines)
     compiled = single_module(program, build.engine, CompiledSegment)
-    if effort:
-        with steps.step("verify"):
-            require_same_outputs(build, precision, thresholds, _SCOPE, effort)
     best = build.artifacts[0].spec
     compiled.place(best.device if strict else device, f"{best.backend}:{best.precision}" if strict else "")
     return compiled
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A built engine as precision="auto" times it."""
+
+    build: EngineBuild
+    device: str
+
+    @contextmanager
+    def in_promised_precision(self) -> Iterator[Callable[..., Any]]:
+        """Yields what runs the engine on flat tensors; those of a GPU come back, so that its work is over."""
+        engine, place = self.build.engine, torch.device(self.device)
+        prepare(engine, device=place, emulate_precision=True)
+        yield lambda *inputs: [t.cpu() for t in run_flat(engine, tuple(t.to(place) for t in inputs))]
 
 
 def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
@@ -162,6 +197,9 @@ def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
     Raises:
         OptionError, BackendError: see :attr:`EngineOptions.variants`.
     """
+    if options.is_auto_precision:
+        found = _installed(replace(options, precision=REFERENCE_PRECISION, calibration_data=()), strict=strict)
+        return replace(found, precision=AUTO_PRECISION, calibration_data=options.calibration_data)
     if options.is_fastest:
         _ = options.variants
         return options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..backends.selection import Options
+from ..bundle.signing import Keys, signing_keys
 from ..capture.call_arguments import positional
 from ..capture.find_images import Images, check_images
 from ..capture.profile import Profile, SegmentOptions, profile_detector
@@ -33,14 +34,17 @@ from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
 from .attempts import Attempt, attempt_whole, build_hybrid
+from .auto_precision import Candidate, candidates, choose
+from .calibration import calibration_samples
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
 from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
-from .report.data import EngineReport
+from .report.data import EngineReport, PrecisionTrial
 from .report.report import ConversionReport, report_path
 from .report.terminal import shares_table
 from .saving import Saved, save_hybrid
+from .tightening import build_until_right
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class ConvertOptions:
         Raises:
             HybridRTError: see :func:`convert`.
         """
-        check_precision(self.engines.precision, "convert")
+        check_precision(self.engines.precision, "convert", auto=True)
         if self.head not in (AUTO, *HEADS):
             names = ", ".join((AUTO, *HEADS))
             raise OptionError.make("convert", "head", expected=f"one of {names}", got=f"'{self.head}'")
@@ -89,9 +93,12 @@ class ConvertOptions:
         check_writable(self.output.path)
         if self.output.report is not None:
             check_writable(report_path(self.output.report))
-        _ = self.engines.variants
+        signing_keys(self.output.sign)
+        tried = candidates(self.engines)[0] if self.engines.is_auto_precision else [self.engines]
+        for engines in tried:
+            _ = engines.variants
+            self.checks.limits(engines.first_precision)
         _ = self.checks.effort
-        self.checks.limits(self.engines.first_precision)
         _ = self.checks.truth
 
 
@@ -107,7 +114,7 @@ def convert(
     precision: str = "fp32",
     device: str = "cpu",
     options: Options | None = None,
-    calibration_data: Sequence[tuple[Any, ...]] = (),
+    calibration_data: Iterable[tuple[Any, ...] | Mapping[str, Any]] = (),
     shapes: Shapes | None = None,
     images: Images | None = None,
     state: str = "refuse",
@@ -121,6 +128,7 @@ def convert(
     golden: bool = True,
     measure: bool = True,
     report: str | os.PathLike[str] | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> ConversionResult:
     """Compiles the dense part of a detector, keeps the rest in TorchScript, and saves both as one `.pt`.
@@ -146,11 +154,13 @@ def convert(
             "fastest": all installed ones except tvm, ordered by their measured time; one that can't compile a segment
             gives a warning.
         precision: "fp32", or "bf16", "fp16", "int8" for the engines that support it ("torchscript" stays in fp32,
-            "torchscript:bf16" does not).
+            "torchscript:bf16" does not). "auto": the fastest that passes verification on this machine, among those that
+            the engine and the CPU support, int8 only with ``calibration_data``; the report names the choices.
         device: "cpu" or "cuda": target of engines that support several devices, and where the hybrid is compared, if
             this machine has one.
         options: options of the compilers by engine name: ``{"tensorrt": {"tf32": False}}``; see the engine's page.
-        calibration_data: tuples of arguments for "int8", some tens of typical images.
+        calibration_data: tuples of arguments for "int8", some tens of typical images; at most 300 are used, and at
+            most 2 GiB of the values that they produce in the detector are kept.
         shapes: image sizes [(height, width), ...] to support, or ranges of the backbone's input {"batch": (min, max),
             "height": ..., "width": ...}. None: all sizes that the detector's own transform can produce, or the
             example's size if it has no transform.
@@ -179,6 +189,8 @@ def convert(
             size: a few seconds, see docs/report.md.
         report: file for the report, `.html` or `.json`. It is also written if the verification fails, and then shows
             the differences.
+        sign: PEM files with Ed25519 private keys, one or several, that sign the bundle before it takes its place, see
+            :func:`hybrid_rt.sign`. Replacing a bundle drops its signatures; the report says so.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
@@ -193,17 +205,15 @@ def convert(
     """
     check_module(detector, "convert", "detector")
     example = positional(detector, example_inputs, "example_inputs")
-    calibration, further = (
-        [positional(detector, arguments, name) for arguments in given]
-        for name, given in (("calibration_data", calibration_data), ("verify_inputs", verify_inputs))
-    )
+    further = [positional(detector, arguments, "verify_inputs") for arguments in verify_inputs]
+    calibration = calibration_samples(detector, calibration_data, "convert")
     wanted = ConvertOptions(
         segments=SegmentOptions(segments, fuse, shapes, images),
         engines=EngineOptions(engine, precision, device, options, fallback, calibration),
         head=head,
         state=state,
         checks=CheckOptions(verify, further, thresholds, dataset, max_map_drop),
-        output=OutputOptions(Path(output), golden, measure, report),
+        output=OutputOptions(Path(output), golden, measure, report, sign),
     )
     wanted.check(detector, example)
     with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():
@@ -224,7 +234,7 @@ def _convert(
     names = names_for(class_names, detector, wanted.checks.truth)
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
-    built = _built(profile, wanted, steps)
+    built, wanted, trials = _built_in_precision(profile, wanted, steps)
     (taken, checks), profile, hybrid = built.finished, built.profile, built.finished[0].hybrid
     saved = Saved()
     if checks.passed:
@@ -246,12 +256,43 @@ def _convert(
         seconds=steps.seconds,
         given_up=built.given_up,
         state=profile.state.kept,
+        precisions=trials,
         **vars(saved),
     )
     if wanted.output.report is not None:
         result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
     return ConversionResult(hybrid.module, result)
+
+
+_Built = Attempt[tuple[HeadChoice, Checks]]
+
+
+def _built_in_precision(
+    profile: Profile, wanted: ConvertOptions, steps: Steps
+) -> tuple[_Built, ConvertOptions, list[PrecisionTrial]]:
+    """Builds the hybrid in the precision that was asked for, or in each, and takes the fastest.
+
+    Raises:
+        HybridRTError: see :func:`_built`.
+    """
+
+    def build(engines: EngineOptions) -> _Built:
+        built, given_up = build_until_right(
+            engines,
+            lambda further: _built(profile, replace(wanted, engines=further), steps),
+            lambda built: _failure_of(built.finished),
+            steps,
+        )
+        return replace(built, given_up=[*given_up, *built.given_up])
+
+    def candidate(built: _Built) -> Candidate:
+        return Candidate(built.finished[0].hybrid, _failure_of(built.finished))
+
+    if not wanted.engines.is_auto_precision:
+        return build(wanted.engines), wanted, []
+    chosen, engines, trials = choose(wanted.engines, build, candidate, profile.example, steps)
+    return chosen, replace(wanted, engines=engines), trials
 
 
 def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tuple[HeadChoice, Checks]]:

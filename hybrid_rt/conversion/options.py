@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.selection import FASTEST, Options, Wanted, check_calibration, choose_variants
+from ..bundle.signing import Keys
 from ..capture.size_samples import THOROUGH, Effort
 from ..common.errors import OptionError
 from ..common.specs import PRECISIONS
@@ -41,6 +42,11 @@ class EngineOptions:
     scope: str = "convert"
 
     @property
+    def is_auto_precision(self) -> bool:
+        """Whether the precision is chosen by trying those that there are."""
+        return self.precision == AUTO_PRECISION
+
+    @property
     def is_fastest(self) -> bool:
         """Returns true if all installed engines are candidates, ordered by measured time."""
         return self.engine == FASTEST
@@ -67,14 +73,19 @@ class EngineOptions:
         return first.partition(":")[2] or self.precision
 
 
-def check_precision(precision: str, scope: str) -> None:
-    """Checks a precision's name.
+AUTO_PRECISION = "auto"
+"""In a precision's place: the fastest that passes verification on this machine."""
+
+
+def check_precision(precision: str, scope: str, *, auto: bool = False) -> None:
+    """Checks a precision's name; ``auto``: it may be chosen.
 
     Raises:
         OptionError: it is unknown.
     """
-    if precision not in PRECISIONS:
-        raise OptionError.make(scope, "precision", expected=f"one of {', '.join(PRECISIONS)}", got=f"'{precision}'")
+    known = [*PRECISIONS, *([AUTO_PRECISION] if auto else [])]
+    if precision not in known:
+        raise OptionError.make(scope, "precision", expected=f"one of {', '.join(known)}", got=f"'{precision}'")
 
 
 @dataclass(frozen=True)
@@ -142,9 +153,11 @@ class OutputOptions:
         golden: whether it holds a golden sample.
         measure: whether detector and hybrid are timed, for the report.
         report: where the report is written too; None: nowhere.
+        sign: the private keys that sign it.
     """
 
     path: Path
     golden: bool = True
     measure: bool = True
     report: str | os.PathLike[str] | None = None
+    sign: Keys = ()

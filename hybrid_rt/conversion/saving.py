@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,16 @@ class Saved:
         file_size: in bytes.
         measurement: the latencies; None: see ``not_measured``.
         not_measured: why there are none.
+        signed_with: the keys that have signed the bundle.
+        signatures_dropped: the keys that had signed what stood in its place.
     """
 
     golden: str = ""
     file_size: int = 0
     measurement: Measurement | None = None
     not_measured: str = "not asked for"
+    signed_with: list[str] = field(default_factory=list)
+    signatures_dropped: list[str] = field(default_factory=list)
 
 
 def save_hybrid(
@@ -65,7 +69,7 @@ def save_hybrid(
     with steps.step("save"):
         description, record = golden.pack(checks.golden, golden.NOT_REPEATED) if output.golden else golden.pack(None)
         manifest = _manifest(hybrid, profile, checks, Golden.from_json(description), class_names)
-        archive.save(hybrid.module, output.path, manifest, record)
+        change = archive.save(hybrid.module, output.path, manifest, record, sign=output.sign)
     measurement, reason = None, "not asked for"
     if output.measure:
         with steps.step("measure"):
@@ -78,7 +82,14 @@ def save_hybrid(
                 programs,
                 profile.observation.seconds,
             )
-    return Saved(golden.describe(description), output.path.stat().st_size, measurement, reason)
+    return Saved(
+        golden.describe(description),
+        output.path.stat().st_size,
+        measurement,
+        reason,
+        signed_with=list(change.signed),
+        signatures_dropped=list(change.dropped),
+    )
 
 
 def _manifest(

@@ -139,3 +139,48 @@ def _ps_roi_align(
 def _deform_conv2d(input: Tensor, weight: Tensor, offset: Tensor, *_: Any) -> Tensor:
     """[N, O, height, width]: the offsets have one row per output pixel."""
     return input.new_empty([input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3]])
+
+
+def _chosen(example: Tensor, *trailing: int) -> Tensor:
+    """As many as the data says."""
+    return example.new_empty([torch.library.get_ctx().new_dynamic_size(), *trailing])
+
+
+@torch.library.register_fake("hybrid_rt::batched_nms")
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Indices of the kept boxes."""
+    return _chosen(idxs)
+
+
+@torch.library.register_fake("hybrid_rt::ssd_detections")
+def _ssd_detections(boxes: Tensor, scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [K, 4], scores [K] and labels [K]."""
+    found = _chosen(scores)
+    return boxes.new_empty([found.shape[0], 4]), found, found.new_empty(found.shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("hybrid_rt::sigmoid_topk")
+def _sigmoid_topk(logits: Tensor, score_thresh: float, topk_candidates: int) -> tuple[Tensor, Tensor]:
+    """Scores [K] and their indices [K]."""
+    scores = _chosen(logits)
+    return scores, scores.new_empty(scores.shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("hybrid_rt::centered_sigmoid_topk")
+def _centered_sigmoid_topk(logits: Tensor, centerness: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """As sigmoid_topk."""
+    return _sigmoid_topk(logits, 0.0, 0)
+
+
+@torch.library.register_fake("hybrid_rt::multiscale_roi_align")
+def _multiscale_roi_align(
+    features: list[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    scales: list[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """[number of rois, C, pooled_height, pooled_width]."""
+    return rois.new_empty([rois.shape[0], features[0].shape[1], pooled_height, pooled_width])

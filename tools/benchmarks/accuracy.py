@@ -1,7 +1,7 @@
-"""mAP of the demo detector on held-out pictures: eager, hybrid in bf16, the whole detector in one bf16 graph.
+"""mAP of the demo detector on held-out images: eager, hybrids, and the whole detector in one graph.
 
-A hybrid computes boxes, scores and NMS in fp32; a whole graph computes them in bf16 too. On a CPU without bf16
-instructions OpenVINO emulates the rounding, which is slow but right.
+A hybrid computes boxes, scores and NMS in fp32; a whole graph computes them in its own precision. On a CPU without bf16
+instructions OpenVINO emulates the rounding, which is slow but right. The ratios of times are of calls in turns.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
+
+import nncf
+import openvino
 
 import hybrid_rt
 from hybrid_rt.bench import whole_graph
@@ -26,6 +30,8 @@ def main() -> None:
     """Converts, evaluates, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=200, help="held-out pictures")
+    parser.add_argument("--calibration", type=int, default=40, help="training images that int8 is calibrated on")
+    parser.add_argument("--int8-max-error", type=float, default=0.15, help="of an engine's outputs, for int8")
     options = parser.parse_args()
     detector = digits_detector.load()
     samples = digits_data.make_split("held_out", options.pictures, seed=0)
@@ -35,15 +41,29 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading == "case" else "right")
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         folder = Path(name)
-        hybrid_rt.convert(detector, (pictures[:1],), folder / "hybrid.pt", precision="bf16", fallback=False)
+        training = [digits_detector.to_tensor(s.image) for s in digits_data.make_split("train", options.calibration)]
+        limit = {"openvino": {"int8_max_error": options.int8_max_error}}
+        hybrids = {}
+        for precision in ("fp32", "bf16", "int8"):
+            path = folder / f"{precision}.pt"
+            quantised = {"calibration_data": [([image],) for image in training], "options": limit}
+            given: dict[str, Any] = quantised if precision == "int8" else {}
+            made = hybrid_rt.convert(detector, (pictures[:1],), path, precision=precision, fallback=False, **given)
+            print(made.report)
+            hybrids[f"hybrid {precision}"] = hybrid_rt.load(path, emulate_precision=True)
         cases = {
             "eager fp32": detector,
-            "hybrid bf16": hybrid_rt.load(folder / "hybrid.pt", emulate_precision=True),
+            **hybrids,
             **{
                 f"whole graph {precision}": _whole(detector, pictures, precision, folder)
                 for precision in ("bf16", "fp32")
             },
+            "whole graph int8": _whole_int8(folder / "fp32", training),
         }
+        times = hybrid_rt.benchmark(cases, (pictures[:1],), repeat=30)
+        base = times["hybrid fp32"].median
+        for case, latency in times.items():
+            print(f"{case}: {latency.median:.1f} ms, {latency.median / base:.2f} of hybrid fp32")
         for case, detect in cases.items():
             start = time.perf_counter()
             found = digits_detector.evaluate(detect, samples)
@@ -57,6 +77,21 @@ def _whole(
     """The whole detector in one OpenVINO graph."""
     whole_graph.build("openvino", detector, pictures, precision, folder / precision)
     return whole_graph.open_whole("openvino", precision, folder / precision, torch.get_num_threads())
+
+
+def _whole_int8(folder: Path, training: list[torch.Tensor]) -> digits_detector.Detect:
+    """The same graph, all of which NNCF quantises as it likes."""
+    core = openvino.Core()
+    model = core.read_model((folder / "xml").read_bytes(), (folder / "weights").read_bytes())
+    quantised = nncf.quantize(model, nncf.Dataset([image.numpy() for image in training]), subset_size=len(training))
+    compiled = core.compile_model(quantised, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    names = ("boxes", "labels", "scores")
+
+    def detect(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        found = [torch.from_numpy(value.copy()) for value in compiled([images[0].numpy()]).values()]
+        return [dict(zip(names, found, strict=True))]
+
+    return detect
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ struct Options {
   std::string class_names;
   std::string device = "cpu";
   std::vector<std::string> trusted_keys;
+  std::vector<std::string> allow;
   std::string backend;
   bool strict = false;
   int threads = 0;
@@ -159,6 +160,9 @@ void define(CLI::App& app, Options& options) {
   app.add_option(
       "--backend", options.backend,
       "use only these backends, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
+  app.add_option("--allow", options.allow,
+                 "allow only these backends, whatever the bundle asks for (default: HYBRID_RT_ALLOW, or all)")
+      ->delimiter(',');
   app.add_option("--trusted-keys", options.trusted_keys,
                  "accept only bundles signed by one of these keys: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
   app.add_flag("--strict", options.strict, "fail if the first variant can't run, instead of falling back");
@@ -232,7 +236,8 @@ void verify(const Options& options) {
                                            .backend = options.backend,
                                            .threads = options.threads,
                                            .strict = options.strict,
-                                           .trusted_keys = options.trusted_keys});
+                                           .trusted_keys = options.trusted_keys,
+                                           .allow = options.allow});
   });
   const hybrid_rt::Verification verification = in_step(kRunFailed, "the golden sample", [&] {
     try {
@@ -270,7 +275,8 @@ void detect(const Options& options) {
                                            .backend = options.backend,
                                            .threads = options.threads,
                                            .strict = options.strict,
-                                           .trusted_keys = options.trusted_keys});
+                                           .trusted_keys = options.trusted_keys,
+                                           .allow = options.allow});
   });
   result.timing.load = load_stopwatch.milliseconds();
   if (options.class_names.empty()) result.class_names = hybrid_rt::class_names(module);

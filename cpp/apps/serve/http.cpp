@@ -29,6 +29,7 @@ constexpr std::size_t kFormBuffer = std::size_t{64} << 10;
 /// Beyond those that are promised: who comes last is taken, and then one goes that has sent half a head.
 constexpr unsigned kSparePlaces = 16;
 constexpr std::size_t kMaxRequestId = 128;
+constexpr std::size_t kMostArguments = 64;
 /// A body that is refused is read all the same up to here: a client that sends would not see an answer that comes
 /// first.
 constexpr std::size_t kMaxDrained = std::size_t{64} << 20;
@@ -171,7 +172,8 @@ class HttpServer::Loop {
         reinterpret_cast<const sockaddr*>(&address.storage), MHD_OPTION_CONNECTION_LIMIT,
         options.max_connections + kSparePlaces, MHD_OPTION_NOTIFY_CONNECTION, &Loop::on_connection, this,
         MHD_OPTION_CONNECTION_TIMEOUT, options.idle_seconds, MHD_OPTION_NOTIFY_COMPLETED, &Loop::on_completed, this,
-        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, &Loop::on_escaped, nullptr, MHD_OPTION_END);
+        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, &Loop::on_escaped, nullptr,
+        MHD_OPTION_URI_LOG_CALLBACK, &Loop::on_uri, nullptr, MHD_OPTION_END);
     if (daemon_ == nullptr) {
       const std::string reason = std::strerror(errno);
       throw AddressError("hybrid_rt[serve]: " + options.host + ":" + std::to_string(options.port) +
@@ -269,9 +271,22 @@ class HttpServer::Loop {
     return MHD_http_unescape(text);
   }
 
+  /// libmicrohttpd keeps each argument in the memory of its connection, and says nothing at all once that is used up.
+  /// So the text, which is its own and still to be read, ends behind the first one too many: that is refused.
+  static void* on_uri(void* /*self*/, const char* uri, MHD_Connection* /*connection*/) {
+    std::size_t arguments = 1;
+    for (const char* at = std::strchr(uri, '?'); at != nullptr; at = std::strchr(at + 1, '&')) {
+      if (arguments++ > kMostArguments + 1) {
+        *const_cast<char*>(at) = '\0';
+        break;
+      }
+    }
+    return nullptr;
+  }
+
   static MHD_Result on_query(void* into, MHD_ValueKind /*kind*/, const char* name, const char* value) {
     auto& query = *static_cast<std::multimap<std::string, std::string>*>(into);
-    if (query.size() >= 64) return MHD_NO;
+    if (query.size() > kMostArguments) return MHD_NO;
     query.emplace(name, value == nullptr ? "" : value);
     return MHD_YES;
   }
@@ -314,6 +329,7 @@ class HttpServer::Loop {
       const std::lock_guard lock(mutex_);
       open_.insert(exchange);
     }
+    if (request.query.size() > kMostArguments) return queue(connection, too_many_arguments(request), request);
     if (!has_one_length(connection)) return queue(connection, odd_framing(request), request);
     exchange->refusal = admit_(request);
     const std::uint64_t announced = announced_size(connection);
@@ -395,6 +411,8 @@ class HttpServer::Loop {
     add("X-Content-Type-Options", "nosniff");
     add(MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     for (const auto& [name, value] : answer.headers) add(name, value);
+    // Readers differ in what they take for a chunk's end: what follows may be meant as a part of the body.
+    if (header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING) != nullptr) add(MHD_HTTP_HEADER_CONNECTION, "close");
     const MHD_Result result = MHD_queue_response(connection, static_cast<unsigned>(answer.status), response);
     MHD_destroy_response(response);
     return result;
@@ -411,6 +429,7 @@ class HttpServer::Loop {
   struct Framing {
     int lengths = 0;
     int encodings = 0;
+    int hosts = 0;
     bool is_text = true;
   };
 
@@ -419,7 +438,10 @@ class HttpServer::Loop {
     auto& framing = *static_cast<Framing*>(into);
     const std::string key = lower(std::string(name, name_size));
     if (key == "content-length") ++framing.lengths;
+    if (key == "host") ++framing.hosts;
     if (key == "transfer-encoding") ++framing.encodings;
+    // With a blank before its colon, a header is another one for some readers and none for others.
+    if (key.find_first_of(" \t") != std::string::npos) framing.is_text = false;
     const std::string_view text(value == nullptr ? "" : value, value == nullptr ? 0 : value_size);
     if ((key + std::string(text)).find_first_of(std::string_view("\0\r\n", 3)) != std::string::npos) {
       framing.is_text = false;
@@ -432,13 +454,25 @@ class HttpServer::Loop {
   static bool has_one_length(MHD_Connection* connection) {
     Framing framing;
     MHD_get_connection_values_n(connection, MHD_HEADER_KIND, &Loop::on_header, &framing);
-    return framing.lengths + framing.encodings <= 1 && framing.is_text;
+    const char* const encoding = header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    const bool is_known = encoding == nullptr || lower(encoding) == "chunked";
+    return framing.lengths + framing.encodings <= 1 && framing.hosts <= 1 && framing.is_text && is_known;
   }
 
   static HttpAnswer odd_framing(const HttpRequest& request) {
     HttpAnswer answer = problem(400,
-                                "hybrid_rt[serve]: head: expected one Content-Length or one Transfer-Encoding, and "
-                                "headers of text, got several or other bytes. Send each once.",
+                                "hybrid_rt[serve]: head: expected one Content-Length or one Transfer-Encoding "
+                                "(chunked), one Host, and headers of text, got several, another encoding or other "
+                                "bytes. Send each once.",
+                                request.request_id);
+    answer.headers.emplace_back(MHD_HTTP_HEADER_CONNECTION, "close");
+    return answer;
+  }
+
+  static HttpAnswer too_many_arguments(const HttpRequest& request) {
+    HttpAnswer answer = problem(414,
+                                "hybrid_rt[serve]: query: expected at most " + std::to_string(kMostArguments) +
+                                    " arguments, got more. GET /openapi.json describes them.",
                                 request.request_id);
     answer.headers.emplace_back(MHD_HTTP_HEADER_CONNECTION, "close");
     return answer;

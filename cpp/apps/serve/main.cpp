@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include <future>
 #include <iostream>
 #include <sstream>
+#include <thread>
 
 #include "log.h"
 #include "service.h"
@@ -23,7 +25,7 @@ namespace {
 
 using namespace hybrid_rt::serve;
 
-enum ExitCode { kOk = 0, kUnexpected = 1, kUsage = 2, kBundleUnloadable = 4, kAddressUnavailable = 5 };
+enum ExitCode { kOk = 0, kUnexpected = 1, kUsage = 2, kBundleUnloadable = 4, kAddressUnavailable = 5, kStuck = 6 };
 
 constexpr const char* kDescription =
     "Serves bundles (.pt) from hybrid_rt.convert over HTTP.\n"
@@ -39,7 +41,8 @@ places for a worker. If the queue is full, or a deadline can't be met, the answe
 Signals: TERM and INT finish accepted requests, then exit with 0. HUP reloads the bundles without losing a request.
 Logs: one JSON object per line on stderr.
 
-Exit codes: 0 stopped, 1 unexpected error, 2 wrong usage, 4 a bundle can't be loaded, 5 the address can't be bound.)";
+Exit codes: 0 stopped, 1 unexpected error, 2 wrong usage, 4 a bundle can't be loaded, 5 the address can't be bound,
+6 every worker of a model was stuck for --stuck-seconds: restart the service.)";
 
 struct Options {
   ServiceOptions service{};
@@ -53,6 +56,7 @@ struct Options {
   std::size_t max_body_mb = 32;
   std::size_t max_megapixels = 25;
   int drain_seconds = 30;
+  double stuck_seconds = 600;
 };
 
 void define(CLI::App& app, Options& options) {
@@ -101,6 +105,10 @@ void define(CLI::App& app, Options& options) {
                  "host name under which browsers reach the page, in addition to localhost and addresses");
   app.add_option("--trusted-keys", detector.load.trusted_keys,
                  "serve only bundles signed by one of these keys: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
+  app.add_option("--allow", detector.load.allow,
+                 "allow only these backends, whatever a bundle asks for, e.g. openvino,torchscript (default: "
+                 "HYBRID_RT_ALLOW, or all)")
+      ->delimiter(',');
   app.add_option(
       "--backend", detector.load.backend,
       "use only these backends, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
@@ -110,6 +118,11 @@ void define(CLI::App& app, Options& options) {
       ->default_str("480x640");
   app.add_option("--class-names,--labels", options.class_names,
                  "file of class names that replace the bundles', one per line, the first line for label 0");
+  app.add_option("--stuck-seconds", options.stuck_seconds,
+                 "time that a worker may spend on one image before its request gets 503; the program ends once all "
+                 "workers of a model are stuck; 0: unlimited")
+      ->check(CLI::Range(0.0, 86'400.0))
+      ->capture_default_str();
   app.add_option("--drain-seconds", options.drain_seconds, "time that requests may still take after TERM")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
@@ -147,6 +160,13 @@ std::vector<std::pair<std::int64_t, std::int64_t>> sizes_of(const std::string& t
   return sizes;
 }
 
+/// A thread in a vendor's call can't be ended by itself: the supervisor starts another process.
+void end_stuck(const std::string& model) {
+  log_event("error", "stopped", {{"reason", "every worker is stuck"}, {"model", model}});
+  std::this_thread::sleep_for(std::chrono::seconds(1));  // for the answers to go out
+  std::_Exit(kStuck);
+}
+
 /// What the options say, checked before anything is loaded.
 void complete(Options& options) {
   auto& service = options.service;
@@ -157,6 +177,8 @@ void complete(Options& options) {
   }
   service.detector.load.warm_up = sizes_of(options.warm_up.empty() ? "480x640" : options.warm_up);
   service.detector.max_delay = std::chrono::microseconds(static_cast<std::int64_t>(options.max_delay_ms * 1000));
+  service.stuck = std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(options.stuck_seconds * 1000)));
+  service.on_stuck = &end_stuck;
   service.rules.picture.max_pixels = static_cast<std::int64_t>(options.max_megapixels) * 1'000'000;
   if (options.exif) service.rules.orientation = hybrid_rt::apps::Orientation::kExif;
   options.http.max_body = options.max_body_mb << 20;

@@ -105,11 +105,13 @@ struct Service::Work {
   PictureRules rules;
   std::vector<EngineChoice> engines;
   apps::Picture decoded;  ///< of an annotated one
+  std::atomic<bool> is_answered{false};
 
   std::mutex mutex;  // guards what follows
   std::vector<DetectResult> results;
   std::exception_ptr error;  ///< the first one
   std::size_t left = 0;
+  std::vector<std::uint64_t> tickets;  ///< of the watchdog, by picture
 };
 
 /// All that is known of a path, in one place.
@@ -165,7 +167,14 @@ const Service::Route* Service::route_of(const std::string& path) {
   return found == std::end(routes) ? nullptr : found;
 }
 
-Service::Service(const ServiceOptions& options) : options_(options), models_(options.models, options.detector) {}
+Service::Service(const ServiceOptions& options)
+    : options_(options),
+      models_(options.models, options.detector),
+      watchdog_(
+          {.limit = options.stuck, .workers = options.detector.workers, .all_stuck = [this](const std::string& model) {
+             is_stuck_ = true;
+             if (options_.on_stuck) options_.on_stuck(model);
+           }}) {}
 
 Service::~Service() { finish(); }
 
@@ -269,7 +278,7 @@ void Service::handle(HttpRequest request, HttpServer::Reply reply) {
 }
 
 HttpAnswer Service::readiness() const {
-  const bool is_ready = is_ready_ && !is_stopping_;
+  const bool is_ready = is_ready_ && !is_stopping_ && !is_stuck_;
   return {is_ready ? 200 : 503, kText, is_ready ? "ready\n" : "not ready\n"};
 }
 
@@ -341,6 +350,7 @@ void Service::submit(const std::shared_ptr<Work>& work, Detector& detector) {
   for (std::size_t i = 0; i < work->pictures.size(); ++i) requests.push_back(request_for(work, i));
   work->left = requests.size();
   work->results.resize(requests.size());
+  work->tickets.resize(requests.size());
   detector.submit(std::move(requests));
 }
 
@@ -351,7 +361,12 @@ DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_
   request.size = {sent.size.height, sent.size.width};
   const std::int64_t deadline = work->query.deadline_ms.value_or(options_.deadline_ms);
   if (deadline > 0) request.deadline = work->request.received + std::chrono::milliseconds(deadline);
-  request.pixels = [this, work, &sent]() -> at::Tensor {
+  request.pixels = [this, work, picture, &sent]() -> at::Tensor {
+    const std::uint64_t ticket = watchdog_.begin(work->model, [this, work] { give_up(*work); });
+    {
+      const std::lock_guard lock(work->mutex);
+      work->tickets[picture] = ticket;
+    }
     if (sent.tensor) return tensor_of(*sent.tensor);
     auto decoded = std::make_shared<apps::Picture>(
         apps::decode_picture(sent.encoded, sent.name, work->rules.picture, work->rules.orientation));
@@ -364,6 +379,7 @@ DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_
   request.done = [this, work, picture](DetectOutcome outcome) {
     {
       const std::lock_guard lock(work->mutex);
+      watchdog_.end(work->tickets[picture]);
       work->results[picture] = std::move(outcome.result);
       if (outcome.error && !work->error) work->error = outcome.error;
       if (--work->left > 0) return;
@@ -405,7 +421,16 @@ HttpAnswer Service::answer_of(Work& work) const {
   return {200, kJson, std::move(json)};
 }
 
+void Service::give_up(Work& work) const {
+  HttpAnswer answer = refusal(503, "detector", "an end within " + std::to_string(options_.stuck.count()) + " ms",
+                              "a worker that is stuck", "Come again; the log says what becomes of the worker.",
+                              work.request.request_id);
+  answer.headers.emplace_back("Retry-After", "1");
+  reply(work, answer);
+}
+
 void Service::reply(Work& work, const HttpAnswer& answer) const {
+  if (work.is_answered.exchange(true)) return;  // it was given up
   const double total = seconds_since(work.request.received);
   metrics_.request(work.model, answer.status);
   if (answer.status == 200) metrics_.stage(work.model, "total", total);

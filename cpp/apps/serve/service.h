@@ -1,6 +1,8 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +13,7 @@
 #include "http.h"
 #include "metrics.h"
 #include "models.h"
+#include "watchdog.h"
 
 namespace hybrid_rt::serve {
 
@@ -18,9 +21,13 @@ struct ServiceOptions {
   std::vector<std::string> models;  ///< bundles or folders
   DetectorOptions detector{};
   PictureRules rules{};
-  std::int64_t deadline_ms = 0;            ///< of requests that name none; 0: none
-  std::string token;                       ///< empty: none is asked for
-  ClassNames class_names;                  ///< in place of the bundles', unless empty
+  std::int64_t deadline_ms = 0;  ///< of requests that name none; 0: none
+  std::string token;             ///< empty: none is asked for
+  ClassNames class_names;        ///< in place of the bundles', unless empty
+  /// For which a worker may be at one picture; 0: any time.
+  std::chrono::milliseconds stuck{0};
+  /// All workers of a model are beyond it: no picture of it will be answered any more. From another thread.
+  std::function<void(const std::string& model)> on_stuck{};
   std::vector<std::string> allowed_hosts;  ///< by which browsers reach the page, besides localhost and addresses
 };
 
@@ -63,6 +70,7 @@ class Service {
   void submit(const std::shared_ptr<Work>& work, Detector& detector);
   DetectRequest request_for(const std::shared_ptr<Work>& work, std::size_t picture) const;
   HttpAnswer answer_of(Work& work) const;
+  void give_up(Work& work) const;
   void reply(Work& work, const HttpAnswer& answer) const;
   void reload_aside(const HttpRequest& request, HttpServer::Reply reply);
 
@@ -72,6 +80,8 @@ class Service {
   std::atomic<bool> is_ready_{false};
   std::atomic<bool> is_stopping_{false};
   std::atomic<bool> is_reloading_{false};
+  std::atomic<bool> is_stuck_{false};
+  mutable Watchdog watchdog_;
   std::thread reloader_;  ///< of the HTTP loop, and of finish() after it
 };
 

@@ -186,7 +186,9 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
   const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
   compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options);
   for (; places_ < compiled_.size(); ++places_) idle_.push_back({places_, make_request(places_)});
-  description_ = "openvino " + library.version() + ", " + (in_bf16 ? "bf16" : "f32");
+  // What is not quantised in an int8 model is computed in f32.
+  const char* const computed = in_bf16 ? "bf16" : spec.precision == "int8" ? "int8" : "f32";
+  description_ = "openvino " + library.version() + ", " + computed;
   if (spec.precision == "bf16" && !library.has_native_bf16()) {
     description_ += in_bf16 ? " (emulated)" : " (this CPU has no bf16 instructions)";
   }

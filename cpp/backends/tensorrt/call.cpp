@@ -1,7 +1,6 @@
 #include "call.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
 #include "hybrid_rt/error.h"
 
@@ -36,10 +35,23 @@ void set_shapes(const Library& library, const Bindings& bindings, PooledContext&
     context.output_shapes.push_back(std::move(shape));
   }
   context.scratch_size = context.context->scratch_size();
+  if (context.scratch_size == 0) {  // it needs none, or it failed and said so
+    const std::string said = Library::take_last_error();
+    if (!said.empty()) {
+      throw Error(ErrorKind::kBackend, "tensorrt", "run, scratch memory", "its size from " + library.name(), said,
+                  "The message is TensorRT's own.");
+    }
+  }
   context.input_shapes = shapes;
 }
 
 }  // namespace
+
+std::string text_of(const c10::Error& error) {
+  std::string text = error.what_without_backtrace();
+  while (!text.empty() && (text.back() == '.' || text.back() == '\n')) text.pop_back();
+  return text;
+}
 
 bool is_aligned(const at::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
@@ -64,7 +76,7 @@ CallMemory prepare_call(const Library& library, const Bindings& bindings, Pooled
     throw Error(ErrorKind::kBackend, "tensorrt", "run",
                 "memory on " + device.str() + " for the outputs and " + std::to_string(context.scratch_size >> 20) +
                     " MiB of scratch",
-                error.what_without_backtrace(),
+                text_of(error),
                 "Give smaller pictures or fewer at once, or end other programs; the engine can be used again.");
   }
   context.context->set_scratch(memory.scratch.mutable_data_ptr(), context.scratch_size);

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
+#include <string>
 #include <vector>
 
 #include "bindings.h"
@@ -13,6 +15,9 @@ namespace hybrid_rt::tensorrt {
 /// TensorRT asks for addresses that are multiples of 256 (IExecutionContext::setTensorAddress). torch's allocations
 /// are; a view, such as one image of a batch, may not be.
 bool is_aligned(const at::Tensor& tensor);
+
+/// Returns what an error of torch's says, to be put into a sentence.
+std::string text_of(const c10::Error& error);
 
 /// The memory of one call: outputs, copies of inputs that are not aligned, and what the engine needs while it runs.
 struct CallMemory {

@@ -7,6 +7,13 @@
 
 namespace hybrid_rt::tensorrt {
 
+PooledContext::~PooledContext() {
+  try {
+    if (context) done.synchronize();
+  } catch (...) {  // the device is lost; there is nothing to wait for
+  }
+}
+
 ContextPool::Lease::~Lease() {
   if (!context_) return;
   try {
@@ -20,6 +27,10 @@ ContextPool::Lease::~Lease() {
 }
 
 void ContextPool::Lease::discard() {
+  try {
+    context_->done.record(stream_);  // the vendor may have put a part of the call into the stream
+  } catch (...) {                    // as above
+  }
   pool_.forget(context_->profile);
   context_.reset();
 }
@@ -51,7 +62,15 @@ std::unique_ptr<PooledContext> ContextPool::make(size_t profile, c10::Stream str
   Library::take_last_error();
   context->context = engine_.make_context(static_cast<int64_t>(profile), handle_of(stream));
   library_.require(context->context != nullptr, "execution context");
+  context->done.record(stream);
   return context;
+}
+
+void ContextPool::clear() {
+  std::list<std::unique_ptr<PooledContext>> dropped;  // destroyed without the lock: they may have to wait
+  const std::lock_guard lock(mutex_);
+  for (const auto& context : idle_) --made_[context->profile];
+  dropped.swap(idle_);
 }
 
 std::unique_ptr<PooledContext> ContextPool::take_idle(size_t profile, const c10::Stream& stream,
@@ -79,7 +98,7 @@ void ContextPool::give_back(std::unique_ptr<PooledContext> context) {
     const std::lock_guard lock(mutex_);
     idle_.push_back(std::move(context));
   }
-  returned_.notify_one();
+  returned_.notify_all();  // one alone might wait for a context of another profile, and sleep on
 }
 
 void ContextPool::forget(size_t profile) {
@@ -87,7 +106,7 @@ void ContextPool::forget(size_t profile) {
     const std::lock_guard lock(mutex_);
     --made_[profile];
   }
-  returned_.notify_one();
+  returned_.notify_all();
 }
 
 }  // namespace hybrid_rt::tensorrt

@@ -18,6 +18,10 @@ namespace hybrid_rt::tensorrt {
 /// A context with the shapes that were set last: those of the next call are most often the same.
 struct PooledContext {
   explicit PooledContext(c10::Device device) : done(device.type()) {}
+  PooledContext(const PooledContext&) = delete;
+  PooledContext& operator=(const PooledContext&) = delete;
+  /// Waits for its last call.
+  ~PooledContext();
 
   std::unique_ptr<VendorContext> context;
   size_t profile = 0;
@@ -25,7 +29,7 @@ struct PooledContext {
   std::vector<Shape> output_shapes;
   size_t scratch_size = 0;
   c10::StreamId stream = 0;  ///< of its last call
-  c10::Event done;           ///< of its last call
+  c10::Event done;           ///< of its last call, or of what set it up
 };
 
 /// Execution contexts, as many as there were calls at one time, up to a bound: those of several streams and threads run
@@ -46,7 +50,7 @@ class ContextPool {
 
     PooledContext& operator*() const { return *context_; }
     PooledContext* operator->() const { return context_.get(); }
-    /// After a failure: its state is unknown.
+    /// After a failure: its state is unknown. Waits for the calls before.
     void discard();
 
    private:
@@ -61,6 +65,9 @@ class ContextPool {
 
   /// One that is not of the pool, for a CUDA graph. Throws Error(kBackend).
   std::unique_ptr<PooledContext> make(size_t profile, c10::Stream stream) const;
+
+  /// Destroys those that no call has, when their last calls are over.
+  void clear();
 
  private:
   static constexpr size_t kMaxContexts = 16;  // of one profile; each has scratch memory of its own while it runs

@@ -16,11 +16,15 @@ using Handle = void*;
 constexpr Result kSuccess = 0;
 constexpr int kNotCapturing = 0;        // CU_STREAM_CAPTURE_STATUS_NONE
 constexpr int kThreadLocalCapture = 1;  // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on
+constexpr Result kImplicit = 906;       // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: work in the default stream does not wait for it
 
 /// The functions that are used; null where the driver does not have them.
 struct Driver {
   Result (*get_error_string)(Result, const char**) = nullptr;
   Result (*is_capturing)(Handle, int*) = nullptr;
+  Result (*create_stream)(Handle*, unsigned) = nullptr;
+  Result (*destroy_stream)(Handle) = nullptr;
   Result (*begin_capture)(Handle, int) = nullptr;
   Result (*end_capture)(Handle, Handle*) = nullptr;
   Result (*instantiate)(Handle*, Handle, unsigned long long) = nullptr;
@@ -34,8 +38,9 @@ struct Driver {
   }
 
   bool has_graphs() const {
-    return begin_capture != nullptr && end_capture != nullptr && instantiate != nullptr && launch != nullptr &&
-           destroy_graph != nullptr && destroy_executable != nullptr;
+    return create_stream != nullptr && destroy_stream != nullptr && begin_capture != nullptr &&
+           end_capture != nullptr && instantiate != nullptr && launch != nullptr && destroy_graph != nullptr &&
+           destroy_executable != nullptr;
   }
 
   std::string text_of(Result result) const {
@@ -54,6 +59,8 @@ struct Driver {
     };
     find("cuGetErrorString", get_error_string);
     find("cuStreamIsCapturing", is_capturing);
+    find("cuStreamCreate", create_stream);
+    find("cuStreamDestroy_v2", destroy_stream);
     find("cuStreamBeginCapture_v2", begin_capture);
     find("cuStreamEndCapture", end_capture);
     find("cuGraphInstantiateWithFlags", instantiate);
@@ -73,33 +80,37 @@ bool is_capturing(const c10::Stream& stream) {
   const Driver& driver = Driver::instance();
   if (driver.is_capturing == nullptr) return false;
   int status = kNotCapturing;
-  // The default stream can't be asked while another one is recorded from: that is a "yes" too.
-  return driver.is_capturing(handle_of(stream), &status) != kSuccess || status != kNotCapturing;
+  const Result result = driver.is_capturing(handle_of(stream), &status);
+  // The default stream can't be asked while another one is recorded from: that is a "yes" too. Other failures are the
+  // device's, and those who use it say so.
+  return result == kImplicit || (result == kSuccess && status != kNotCapturing);
 }
 
-bool CudaGraph::begin(const c10::Stream& stream, std::string& reason) {
+std::unique_ptr<CudaGraph> CudaGraph::record(const std::function<bool(void* stream)>& work, std::string& reason) {
   const Driver& driver = Driver::instance();
   if (!driver.has_graphs()) {
     reason = "the driver has no CUDA graphs";
-    return false;
-  }
-  const Result result = driver.begin_capture(handle_of(stream), kThreadLocalCapture);
-  if (result != kSuccess) reason = driver.text_of(result);
-  return result == kSuccess;
-}
-
-std::unique_ptr<CudaGraph> CudaGraph::end(const c10::Stream& stream, std::string& reason) {
-  const Driver& driver = Driver::instance();
-  Handle graph = nullptr;
-  Result result = driver.end_capture(handle_of(stream), &graph);
-  Handle executable = nullptr;
-  if (result == kSuccess) result = driver.instantiate(&executable, graph, 0);
-  if (graph != nullptr) driver.destroy_graph(graph);
-  if (result != kSuccess) {
-    reason = driver.text_of(result);
     return nullptr;
   }
-  return std::unique_ptr<CudaGraph>(new CudaGraph(executable));
+  Handle stream = nullptr;
+  Handle graph = nullptr;
+  Handle executable = nullptr;
+  Result result = driver.create_stream(&stream, kNonBlocking);
+  bool succeeded = true;
+  if (result == kSuccess) {
+    result = driver.begin_capture(stream, kThreadLocalCapture);
+    if (result == kSuccess) {
+      succeeded = work(stream);
+      result = driver.end_capture(stream, &graph);
+    }
+    driver.destroy_stream(stream);
+  }
+  if (succeeded && result == kSuccess) result = driver.instantiate(&executable, graph, 0);
+  if (graph != nullptr) driver.destroy_graph(graph);
+  if (!succeeded) return nullptr;
+  if (result == kSuccess) return std::unique_ptr<CudaGraph>(new CudaGraph(executable));
+  reason = driver.text_of(result);
+  return nullptr;
 }
 
 CudaGraph::~CudaGraph() { Driver::instance().destroy_executable(executable_); }

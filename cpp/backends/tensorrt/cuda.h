@@ -2,6 +2,7 @@
 
 #include <c10/core/Stream.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -19,24 +20,13 @@ void* handle_of(const c10::Stream& stream);
 /// Whether what is put into the stream is being recorded into a CUDA graph, by whoever.
 bool is_capturing(const c10::Stream& stream);
 
-/// Work that was recorded from a stream, to be run with one launch.
+/// Work that was recorded, to be run with one launch.
 class CudaGraph {
  public:
-  /// Records what `work` puts into the stream, which is none that others use. Gives null, and the reason, where that
-  /// can't be recorded.
-  template <typename Work>
-  static std::unique_ptr<CudaGraph> record(const c10::Stream& stream, const Work& work, std::string& reason) {
-    if (!begin(stream, reason)) return nullptr;
-    bool succeeded = false;
-    try {
-      succeeded = work();
-    } catch (...) {
-      end(stream, reason);
-      throw;
-    }
-    std::unique_ptr<CudaGraph> graph = end(stream, reason);
-    return succeeded ? std::move(graph) : nullptr;
-  }
+  /// Records what `work` puts into the stream that it is given (a cudaStream_t): one that exists for this only, since
+  /// the streams of torch's pool are lent to others too, whose work would be recorded. `work` gives false where it
+  /// failed, and does not throw. Gives null, and the reason unless `work` failed, where that can't be recorded.
+  static std::unique_ptr<CudaGraph> record(const std::function<bool(void* stream)>& work, std::string& reason);
 
   CudaGraph(const CudaGraph&) = delete;
   CudaGraph& operator=(const CudaGraph&) = delete;
@@ -48,8 +38,6 @@ class CudaGraph {
 
  private:
   explicit CudaGraph(void* executable) : executable_(executable) {}
-  static bool begin(const c10::Stream& stream, std::string& reason);
-  static std::unique_ptr<CudaGraph> end(const c10::Stream& stream, std::string& reason);
 
   void* executable_;
 };

@@ -65,6 +65,13 @@ TensorRtEngine::~TensorRtEngine() {
     cache_file_.write(engine_->runtime_cache());
   } catch (...) {  // nothing is kept, then
   }
+  try {  // on their device, which need not be the one of the thread that ends them
+    const c10::DeviceGuard guard(device_);
+    graphs_.reset();
+    contexts_.clear();
+    engine_.reset();
+  } catch (...) {  // the device is lost
+  }
 }
 
 void TensorRtEngine::check_against(const ArtifactSpec& spec) const {
@@ -90,6 +97,9 @@ void TensorRtEngine::check_against(const ArtifactSpec& spec) const {
       const std::string expected = to_string(specs[i]);
       const std::string got = engine_->dtype(names[i]);
       if (!expected.ends_with(" " + got)) refuse("tensor '" + names[i] + "'", expected, got);
+      if (!engine_->is_on_device(names[i])) {
+        refuse("tensor '" + names[i] + "'", "one on the device", "one on the host, whose values decide on shapes");
+      }
     }
   };
   check(bindings_.inputs, spec.inputs);
@@ -105,7 +115,16 @@ std::vector<at::Tensor> TensorRtEngine::run(at::ArrayRef<at::Tensor> inputs) {
   }
   const bool is_empty =
       std::any_of(inputs.begin(), inputs.end(), [](const at::Tensor& input) { return input.numel() == 0; });
-  return is_empty ? run_empty(inputs) : run_full(inputs);
+  try {
+    return is_empty ? run_empty(inputs) : run_full(inputs);
+  } catch (const c10::OutOfMemoryError& error) {
+    throw Error(ErrorKind::kBackend, "tensorrt", "run", "memory on " + device_.str() + " for copies of tensors",
+                text_of(error),
+                "Give smaller pictures or fewer at once, or end other programs; the engine can be used again.");
+  } catch (const c10::Error& error) {
+    throw Error(ErrorKind::kBackend, "tensorrt", "run", "torch's work on " + device_.str() + " to succeed",
+                text_of(error), "The message is torch's own.");
+  }
 }
 
 std::vector<at::Tensor> TensorRtEngine::run_full(at::ArrayRef<at::Tensor> inputs) {

@@ -1,8 +1,6 @@
 #include "graph_cache.h"
 
 #include <ATen/ops/empty_like.h>
-#include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -15,6 +13,24 @@ namespace hybrid_rt::tensorrt {
 namespace {
 
 constexpr char kVariable[] = "HYBRID_RT_TENSORRT_CUDA_GRAPHS";
+
+/// Marks what is in the stream by then, also where a call fails in its midst.
+class RecordAtEnd {
+ public:
+  RecordAtEnd(c10::Event& event, const c10::Stream& stream) : event_(event), stream_(stream) {}
+  RecordAtEnd(const RecordAtEnd&) = delete;
+  RecordAtEnd& operator=(const RecordAtEnd&) = delete;
+  ~RecordAtEnd() {
+    try {
+      event_.record(stream_);
+    } catch (...) {  // the device is lost; there is nothing to wait for
+    }
+  }
+
+ private:
+  c10::Event& event_;
+  c10::Stream stream_;
+};
 
 }  // namespace
 
@@ -32,11 +48,16 @@ std::string to_string(GraphMode mode) {
   return mode == GraphMode::kCopy ? "copy" : mode == GraphMode::kStatic ? "static" : "off";
 }
 
-GraphCache::Entry::~Entry() {
+void GraphCache::Entry::clear() {
   try {
-    if (graph) done.synchronize();
+    done.synchronize();
   } catch (...) {  // the device is lost; there is nothing to wait for
   }
+  graph.reset();
+  context.reset();
+  inputs.clear();
+  memory = {};
+  is_tried = false;
 }
 
 GraphCache::~GraphCache() = default;
@@ -60,57 +81,62 @@ std::shared_ptr<GraphCache::Entry> GraphCache::entry_of(const Key& key) {
   return entry;
 }
 
-void GraphCache::record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream) {
-  entry.is_tried = true;
-  // Not the caller's stream: that may be the default one, which can't be recorded from.
-  const c10::impl::VirtualGuardImpl streams(device_.type());
-  const c10::Stream own = streams.getStreamFromGlobalPool(device_);
-  c10::Event ready(device_.type());
-  ready.record(stream);
-  ready.block(own);
-  std::string reason;
-  {
-    const c10::StreamGuard guard(own);
-    entry.context = contexts_.make(profile, own);
-    std::vector<at::Tensor> read;
-    for (const at::Tensor& input : inputs) {
-      const bool is_copied = mode_ == GraphMode::kCopy || !is_aligned(input);
-      entry.inputs.push_back(is_copied ? at::empty_like(input).copy_(input, /*non_blocking=*/true) : at::Tensor());
-      read.push_back(is_copied ? entry.inputs.back() : input);
-    }
-    entry.memory = prepare_call(library_, bindings_, *entry.context, read, output_dtypes_);
-    // TensorRT sets itself up in the first run of a shape, which must not be recorded.
-    library_.require(entry.context->context->enqueue(handle_of(own)), "run");
-    entry.graph = CudaGraph::record(own, [&] { return entry.context->context->enqueue(handle_of(own)); }, reason);
-    entry.done.record(own);
+bool GraphCache::is_read_in_place(size_t input, const at::Tensor& tensor) const {
+  return mode_ == GraphMode::kStatic && !bindings_.inputs[input].empty() && is_aligned(tensor);
+}
+
+void GraphCache::set_up(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream) {
+  const RecordAtEnd at_end(entry.done, stream);
+  entry.context = contexts_.make(profile, stream);
+  std::vector<at::Tensor> read;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const bool is_copied = !bindings_.inputs[i].empty() && !is_read_in_place(i, inputs[i]);
+    entry.inputs.push_back(is_copied ? at::empty_like(inputs[i]).copy_(inputs[i], /*non_blocking=*/true)
+                                     : at::Tensor());
+    read.push_back(is_copied ? entry.inputs.back() : inputs[i]);
   }
-  if (entry.graph) return;
-  if (reason.empty()) reason = Library::take_last_error();
-  log(LogLevel::kWarning, "tensorrt: a call can't be recorded as a CUDA graph (" + reason + "); it runs without");
-  entry.done.synchronize();
-  entry.inputs.clear();
-  entry.memory = {};
-  entry.context.reset();
+  entry.memory = prepare_call(library_, bindings_, *entry.context, read, output_dtypes_);
+  // TensorRT sets itself up in the first run of a shape, which must not be recorded.
+  library_.require(entry.context->context->enqueue(handle_of(stream)), "run");
+}
+
+void GraphCache::record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream) {
+  try {
+    set_up(entry, profile, inputs, stream);
+    // A context is in one stream at a time, and it is recorded from another one.
+    entry.done.synchronize();
+  } catch (...) {
+    entry.clear();  // the next call tries again
+    throw;
+  }
+  std::string reason;
+  entry.graph = CudaGraph::record([&](void* own) { return entry.context->context->enqueue(own); }, reason);
+  if (!entry.graph) {
+    if (reason.empty()) reason = Library::take_last_error();
+    log(LogLevel::kWarning, "tensorrt: a call can't be recorded as a CUDA graph (" + reason + "); it runs without");
+    entry.clear();
+  }
+  entry.is_tried = true;
 }
 
 std::optional<std::vector<at::Tensor>> GraphCache::run(size_t profile, at::ArrayRef<at::Tensor> inputs,
                                                        const c10::Stream& stream) {
   Key key{shapes_of(inputs), {}};
-  if (mode_ == GraphMode::kStatic) {
-    for (const at::Tensor& input : inputs) key.addresses.push_back(input.const_data_ptr());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    key.addresses.push_back(is_read_in_place(i, inputs[i]) ? inputs[i].const_data_ptr() : nullptr);
   }
   const std::shared_ptr<Entry> entry = entry_of(key);
   const std::lock_guard lock(entry->mutex);
   if (!entry->is_tried) record(*entry, profile, inputs, stream);
   if (!entry->graph) return std::nullopt;
   entry->done.block(stream);
+  const RecordAtEnd at_end(entry->done, stream);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (entry->inputs[i].defined()) entry->inputs[i].copy_(inputs[i], /*non_blocking=*/true);
   }
   entry->graph->launch(stream);
   std::vector<at::Tensor> outputs;
   for (const at::Tensor& output : entry->memory.outputs) outputs.push_back(output.clone());
-  entry->done.record(stream);
   return outputs;
 }
 

@@ -58,17 +58,21 @@ class GraphCache {
 
   struct Key {
     std::vector<Shape> shapes;
-    std::vector<const void*> addresses;  // of the inputs, where they are part of it
+    std::vector<const void*> addresses;  // of the inputs that are read in place, null for the others
     bool operator==(const Key&) const = default;
   };
   struct Entry {
     explicit Entry(c10::Device device) : done(device.type()) {}
-    ~Entry();
+    Entry(const Entry&) = delete;
+    Entry& operator=(const Entry&) = delete;
+    ~Entry() { clear(); }
+    /// As it was made, when its last call is over.
+    void clear();
 
     Key key;
     std::mutex mutex;  // guards what follows
     bool is_tried = false;
-    std::vector<at::Tensor> inputs;  // where it reads them; undefined: at the caller's address
+    std::vector<at::Tensor> inputs;  // where it reads them; undefined: at the caller's address, or not at all
     CallMemory memory;
     std::unique_ptr<PooledContext> context;
     std::unique_ptr<CudaGraph> graph;  // destroyed before what it reads and writes
@@ -76,7 +80,11 @@ class GraphCache {
   };
 
   std::shared_ptr<Entry> entry_of(const Key& key);
+  /// Tells whether a graph reads this input where the caller has it.
+  bool is_read_in_place(size_t input, const at::Tensor& tensor) const;
   void record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
+  /// Runs once in the stream, and waits for it. Throws.
+  void set_up(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
 
   const Library& library_;
   const Bindings& bindings_;

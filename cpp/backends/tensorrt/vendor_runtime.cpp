@@ -117,6 +117,10 @@ class Engine : public VendorEngine {
     return known != nullptr ? known : "TensorRT's type " + std::to_string(static_cast<int>(type));
   }
 
+  bool is_on_device(const std::string& name) const override {
+    return engine_->getTensorLocation(name.c_str()) == nvinfer1::TensorLocation::kDEVICE;
+  }
+
   std::unique_ptr<VendorContext> make_context(int64_t profile, void* stream) override {
     const std::lock_guard lock(mutex_);
     std::unique_ptr<nvinfer1::IExecutionContext> context(create_context());

@@ -41,6 +41,8 @@ class VendorEngine {
   virtual int64_t profiles() const = 0;
   virtual std::vector<std::string> inputs() const = 0;
   virtual std::vector<std::string> outputs() const = 0;
+  /// Tells whether its address is the device's; the others are of values that shapes depend on.
+  virtual bool is_on_device(const std::string& name) const = 0;
   /// A dtype's name as torch has it: "float32"; of one that torch has not, the vendor's number.
   virtual std::string dtype(const std::string& name) const = 0;
   /// Null where the vendor refuses. `stream`: in which what it sets up on the device runs.

@@ -1,6 +1,7 @@
 #include "hybrid_rt/plugin/backend.h"
 #include "hybrid_rt/machine.h"
 #include "hybrid_rt/plugin/frozen.h"
+#include "hybrid_rt/plugin/script_check.h"
 
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/script.h>
@@ -160,7 +161,9 @@ class TorchScriptBackend : public Backend {
 
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     try {
-      auto module = torch::jit::load(std::make_shared<BlobReader>(blobs.at("module")), options.device);
+      const auto bytes = std::make_shared<BlobReader>(blobs.at("module"));
+      check_script(bytes, "the TorchScript variant");
+      auto module = torch::jit::load(bytes, options.device);
       const bool is_emulated = spec.precision == "bf16" && options.device.is_cpu() && !has_bf16_instructions();
       const bool is_widened = is_emulated && !options.emulate_precision;
       bool is_channels_last = false;

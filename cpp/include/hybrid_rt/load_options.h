@@ -35,6 +35,9 @@ struct LoadOptions {
   std::vector<std::string> trusted_keys{};
   /// Number of threads that call the module concurrently; see EngineOptions.
   int concurrency = 1;
+  /// Backends that may run what the file holds, as `backend` names variants; all others are refused, whatever the file
+  /// or `backend` asks for. Empty: HYBRID_RT_ALLOW, else every backend.
+  std::vector<std::string> allow{};
 };
 
 }  // namespace hybrid_rt

@@ -15,6 +15,10 @@ struct Signature {
 /// `openssl genpkey -algorithm ed25519` writes it. Throws Error: kBundle for the bundle, kOption for the key.
 Signature sign(const std::string& path, const std::string& private_key);
 
+/// Returns the name of a key in signatures: the SHA-256 of its public half. `private_key` is the path of a PEM file.
+/// Throws Error(kOption).
+std::string key_of(const std::string& private_key);
+
 /// Returns the signatures that a bundle carries, and those of the file PATH.sig beside it; none is checked. Throws
 /// Error(kBundle).
 std::vector<Signature> signatures(const std::string& path);

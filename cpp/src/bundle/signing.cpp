@@ -154,6 +154,8 @@ Signature sign(const std::string& path, const std::string& private_key) {
   return {id_of(key.get()), to_hexadecimal(bytes)};
 }
 
+std::string key_of(const std::string& private_key) { return id_of(read_key(private_key, /*is_private=*/true).get()); }
+
 std::vector<Signature> signatures(const std::string& path) { return signatures_of(Archive(path)); }
 
 std::vector<std::string> verify_signature(const std::string& path, const std::vector<std::string>& trusted_keys) {

@@ -30,6 +30,23 @@ std::string joined(const std::vector<std::string>& parts, const char* separator)
   return text;
 }
 
+std::string environment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+/// Of names that are separated by commas.
+std::vector<std::string> names_in(const std::string& text) {
+  std::istringstream names(text);
+  std::vector<std::string> found;
+  for (std::string name; std::getline(names, name, ',');) {
+    const size_t first = name.find_first_not_of(' ');
+    if (first == std::string::npos) continue;
+    found.push_back(name.substr(first, name.find_last_not_of(' ') - first + 1));
+  }
+  return found;
+}
+
 std::optional<std::string> device_refusal(const std::vector<std::string>& devices, c10::Device device) {
   const std::string kind = c10::DeviceTypeName(device.type(), /*lower_case=*/true);
   if (std::find(devices.begin(), devices.end(), kind) != devices.end()) return std::nullopt;
@@ -76,7 +93,10 @@ std::vector<Candidate> check_all(const std::vector<ArtifactSpec>& specs, const P
     Candidate candidate;
     candidate.check.backend = specs[i].backend;
     candidate.check.precision = specs[i].precision;
-    if (std::find(order.begin(), order.end(), i) == order.end()) {
+    if (!preference.allows(specs[i])) {
+      candidate.check.refusal = "only '" + joined(preference.allowed, "', '") +
+                                "' may run here: the policy of allow= or HYBRID_RT_ALLOW does not name it";
+    } else if (std::find(order.begin(), order.end(), i) == order.end()) {
       candidate.check.refusal = "only '" + joined(preference.backends, "', '") + "' was asked for";
     } else {
       candidate.check.refusal = find_refusal(candidate, specs[i], options, machine).value_or("");
@@ -210,15 +230,20 @@ std::vector<size_t> Preference::order(const std::vector<ArtifactSpec>& specs) co
   return found;
 }
 
-Preference preference_from(const std::string& backends, bool strict) {
-  const char* from_environment = std::getenv("HYBRID_RT_BACKEND");
-  std::istringstream names(!backends.empty() ? backends : from_environment ? from_environment : "");
-  Preference preference{.backends = {}, .strict = strict};
-  for (std::string name; std::getline(names, name, ',');) {
-    const size_t first = name.find_first_not_of(' ');
-    if (first == std::string::npos) continue;
-    preference.backends.push_back(name.substr(first, name.find_last_not_of(' ') - first + 1));
-  }
+bool Preference::allows(const ArtifactSpec& spec) const {
+  return allowed.empty() ||
+         std::any_of(allowed.begin(), allowed.end(), [&](const std::string& name) { return is_meant(name, spec); });
+}
+
+Preference preference_from(const std::string& backends, bool strict, const std::vector<std::string>& allow) {
+  Preference preference{.backends = names_in(backends.empty() ? environment("HYBRID_RT_BACKEND") : backends),
+                        .strict = strict,
+                        .allowed = allow};
+  if (!allow.empty()) return preference;
+  const std::string policy = environment("HYBRID_RT_ALLOW");
+  preference.allowed = names_in(policy);
+  // A policy that names nothing is a mistake, and no leave for everything.
+  if (!policy.empty() && preference.allowed.empty()) preference.allowed = {policy};
   return preference;
 }
 

@@ -17,13 +17,19 @@ struct Preference {
   /// file's order.
   std::vector<std::string> backends;
   bool strict = false;  ///< the first of them must run
+  /// The policy: only these may run, in the same words. Empty: any.
+  std::vector<std::string> allowed{};
 
-  /// Of `specs`, the indices of those that it allows, best first.
+  /// Of `specs`, the indices of those that it asks for, best first.
   std::vector<size_t> order(const std::vector<ArtifactSpec>& specs) const;
+  /// Whether the policy lets a variant run.
+  bool allows(const ArtifactSpec& spec) const;
 };
 
-/// Of `backends` (names, separated by commas) if it is not empty, else of HYBRID_RT_BACKEND, else no preference.
-Preference preference_from(const std::string& backends, bool strict = false);
+/// Of `backends` (names, separated by commas) if it is not empty, else of HYBRID_RT_BACKEND, else no preference. The
+/// policy is `allow` if it is not empty, else HYBRID_RT_ALLOW (names, separated by commas), else none.
+Preference preference_from(const std::string& backends, bool strict = false,
+                           const std::vector<std::string>& allow = {});
 
 /// One entry per variant, in the file's order; `chosen` is set for the one that comes first and can run. Loads no
 /// artifact.

@@ -1,34 +1,15 @@
 #include "operators/head_operator_checks.h"
 
-#include <c10/util/StringUtil.h>
-
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "hybrid_rt/error.h"
 #include "operators/head_operators.h"
+#include "operators/refusal.h"
 
 namespace hybrid_rt::operators {
-namespace {
-
-/// Throws for one operator.
-struct Refuse {
-  [[noreturn]] void operator()(const std::string& expected, const std::string& got, const char* remedy) const {
-    throw Error(ErrorKind::kInput, "operators", name, expected, got, remedy);
-  }
-
-  const char* name;
-};
-
-std::string describe(const at::Tensor& tensor) {
-  return c10::str(c10::toString(tensor.scalar_type()), " ", tensor.sizes());
-}
-
-}  // namespace
-
-void check_nms(const at::Tensor& dets, const at::Tensor& scores) {
-  const Refuse refuse{"nms"};
+void check_nms(const at::Tensor& dets, const at::Tensor& scores, const char* name) {
+  const Refuse refuse{name};
   if (dets.device() != scores.device()) {
     refuse("dets and scores on one device", c10::str(dets.device(), " and ", scores.device()),
            "Move one of them with .to().");

@@ -12,7 +12,8 @@
 
 namespace hybrid_rt::operators {
 
-void check_nms(const at::Tensor& dets, const at::Tensor& scores);
+/// `name`: of the operator.
+void check_nms(const at::Tensor& dets, const at::Tensor& scores, const char* name = "nms");
 
 void check_roi_align(const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height, int64_t pooled_width);
 

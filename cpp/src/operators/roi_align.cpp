@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "operators/head_operators.h"
+#include "operators/roi_align_rows.h"
 
 #include "operators/no_contraction.h"
 
@@ -199,9 +200,10 @@ class Worker {
  public:
   Worker(int64_t bins, int64_t output_channels) : bins_(bins), output_channels_(output_channels) {}
 
-  /// Pools the boxes order[run.begin .. run.end). `output` is that of box 0 and the first channel of `source`.
-  void pool_run(const std::vector<Box<T>>& boxes, const std::vector<int64_t>& order, const Run& run,
-                const Source<T>& source, T* output) {
+  /// Pools the boxes order[run.begin .. run.end). `output` is that of row 0 and the first channel of `source`; `rows`:
+  /// of the boxes in the output.
+  void pool_run(const std::vector<Box<T>>& boxes, const std::vector<int64_t>& order, const std::vector<int64_t>& rows,
+                const Run& run, const Source<T>& source, T* output) {
     const Region& region = run.region;
     const int64_t row_stride = (region.width() | 1) * kBlock;  // odd: rows fall into different cache sets
     if (run.copies_region) {
@@ -212,7 +214,7 @@ class Worker {
     }
     for (int64_t i = run.begin; i < run.end; ++i) {
       const Box<T>& box = boxes[order[i]];
-      T* const box_output = output + order[i] * output_channels_ * bins_;
+      T* const box_output = output + rows[order[i]] * output_channels_ * bins_;
       if (run.copies_region) {
         fill_offsets(box.rows.pixels, region.row_begin, row_stride, row_offsets_);
         fill_offsets(box.columns.pixels, region.column_begin, kBlock, column_offsets_);
@@ -274,12 +276,13 @@ class Worker {
 };
 
 template <typename T>
-std::vector<Box<T>> sample_boxes(const at::Tensor& rois, const Pooling& pooling, at::IntArrayRef input_sizes) {
-  std::vector<Box<T>> boxes(rois.size(0));
+std::vector<Box<T>> sample_boxes(const at::Tensor& rois, const std::vector<int64_t>& rows, const Pooling& pooling,
+                                 at::IntArrayRef input_sizes) {
+  std::vector<Box<T>> boxes(rows.size());
   const T* const data = rois.const_data_ptr<T>();
-  at::parallel_for(0, rois.size(0), kBoxesPerThread, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, static_cast<int64_t>(rows.size()), kBoxesPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      boxes[i] = sample_box(data + i * rois.stride(0), rois.stride(1), pooling, input_sizes, i);
+      boxes[i] = sample_box(data + rows[i] * rois.stride(0), rois.stride(1), pooling, input_sizes, rows[i]);
     }
   });
   return boxes;
@@ -306,8 +309,9 @@ std::vector<Run> cut_into_runs(const std::vector<Box<T>>& boxes, const std::vect
 }
 
 template <typename T>
-void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Pooling& pooling, at::Tensor& output) {
-  const std::vector<Box<T>> boxes = sample_boxes<T>(rois, pooling, input.sizes());
+void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const std::vector<int64_t>& rows,
+                    const Pooling& pooling, at::Tensor& output) {
+  const std::vector<Box<T>> boxes = sample_boxes<T>(rois, rows, pooling, input.sizes());
   std::vector<int64_t> order(boxes.size());
   std::iota(order.begin(), order.end(), 0);
   // Neighbours share pixels, which are then still in the cache.
@@ -344,23 +348,28 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Pooli
       const Source<T> source{input_data + picture * input.stride(0) + first_channel * input.stride(1),
                              std::min(kBlock, channels - first_channel), input.stride(1), input.stride(2),
                              input.stride(3)};
-      worker.pool_run(boxes, order, run, source, output_data + first_channel * bins);
+      worker.pool_run(boxes, order, rows, run, source, output_data + first_channel * bins);
     }
   });
 }
 
 }  // namespace
 
+void roi_align_rows(const at::Tensor& input, const at::Tensor& rois, const std::vector<int64_t>& rows,
+                    const Pooling& pooling, at::Tensor& output) {
+  if (rows.empty() || output.numel() == 0) return;
+  AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "roi_align",
+                                      [&] { roi_align_into<scalar_t>(input, rois, rows, pooling, output); });
+}
+
 at::Tensor roi_align(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height,
                      int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
   check_roi_align(input, rois, pooled_height, pooled_width);
   at::Tensor output = at::empty({rois.size(0), input.size(1), pooled_height, pooled_width},
                                 input.options().memory_format(at::MemoryFormat::Contiguous));
-  if (output.numel() > 0) {
-    const Pooling pooling{spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned};
-    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "roi_align",
-                                        [&] { roi_align_into<scalar_t>(input, rois, pooling, output); });
-  }
+  std::vector<int64_t> rows(rois.size(0));
+  std::iota(rows.begin(), rows.end(), 0);
+  roi_align_rows(input, rois, rows, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned}, output);
   return output;
 }
 

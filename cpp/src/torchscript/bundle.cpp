@@ -15,6 +15,7 @@
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/variants.h"
+#include "hybrid_rt/plugin/script_check.h"
 #include "torchscript/load.h"
 #include "torchscript/script_engine.h"
 #include "torchscript/warm_up.h"
@@ -116,9 +117,10 @@ torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions&
   LoadOptions options = given;
   options.device = with_index(given.device);
   file->verify(Archive::Records::kHead);
+  check_script(file->bytes(), file->path());
   torch::jit::Module module = load_module(*file);
   const auto engines = engines_of(module);
-  prepare_all(engines, preference_from(options.backend, options.strict), engine_options(options));
+  prepare_all(engines, preference_from(options.backend, options.strict, options.allow), engine_options(options));
   for (const auto& engine : engines) engine->let_go_of_bytes(file);
   if (!options.device.is_cpu()) {
     try {
@@ -150,12 +152,14 @@ void check_head(const std::string& path) {
   const Archive file(path);
   check_trust(file, {});
   file.verify(Archive::Records::kHead);
+  check_script(file.bytes(), path);
 }
 
 std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options, const Machine& machine) {
   const Archive file(path);
   check_trust(file, options);
-  const Preference preference = preference_from(options.backend, options.strict);
+  check_script(file.bytes(), path);
+  const Preference preference = preference_from(options.backend, options.strict, options.allow);
   std::vector<EngineCheck> checks;
   for (const StoredEngine& engine : file.manifest().engines) {
     checks.push_back({engine.name(), engine.segments(),

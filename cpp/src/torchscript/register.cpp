@@ -2,6 +2,7 @@
 
 #include "common/fork.h"
 #include "operators/cuda_operators.h"
+#include "operators/detection_operators.h"
 #include "operators/head_operators.h"
 #include "torchscript/fused_outputs.h"
 #include "torchscript/script_engine.h"
@@ -65,6 +66,17 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.def(
       "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, int stride_h, int stride_w, "
       "int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups, bool use_mask) -> Tensor");
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
+  m.def(
+      "ssd_detections(Tensor boxes, Tensor scores, float score_thresh, int topk_candidates, float nms_thresh, "
+      "int detections_per_img) -> (Tensor boxes, Tensor scores, Tensor labels)");
+  m.def("sigmoid_topk(Tensor logits, float score_thresh, int topk_candidates) -> (Tensor scores, Tensor indices)");
+  m.def(
+      "centered_sigmoid_topk(Tensor logits, Tensor centerness, float score_thresh, int topk_candidates) "
+      "-> (Tensor scores, Tensor indices)");
+  m.def(
+      "multiscale_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, int pooled_height, "
+      "int pooled_width, int sampling_ratio) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
@@ -79,6 +91,11 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("ps_roi_pool", &operators::ps_roi_pool);
   m.impl("ps_roi_align", &operators::ps_roi_align);
   m.impl("deform_conv2d", &operators::deform_conv2d);
+  m.impl("batched_nms", &operators::batched_nms);
+  m.impl("ssd_detections", &operators::ssd_detections);
+  m.impl("sigmoid_topk", &operators::sigmoid_topk);
+  m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
+  m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
@@ -88,6 +105,11 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
   m.impl("ps_roi_pool", &operators::ps_roi_pool_through_cpu);
   m.impl("ps_roi_align", &operators::ps_roi_align_through_cpu);
   m.impl("deform_conv2d", &operators::composed_deform_conv2d);
+  m.impl("batched_nms", &operators::batched_nms);
+  m.impl("ssd_detections", &operators::ssd_detections);
+  m.impl("sigmoid_topk", &operators::sigmoid_topk);
+  m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
+  m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
 }
 
 }  // namespace hybrid_rt

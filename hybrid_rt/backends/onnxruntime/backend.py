@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,10 @@ from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, blob_from_bytes
 from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from ..quantization.options import checked, tightened
+from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
+from . import int8
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -33,8 +37,8 @@ class OnnxRuntimeBackend(Backend):
     """Exports the traced segment; the onnxruntime package itself is needed only to run."""
 
     name = "onnxruntime"
-    precisions = ("fp32",)
-    files: ClassVar[Mapping[str, str]] = {"model": "/model.onnx", "weights": f"/{WEIGHTS}"}
+    precisions = ("fp32", "int8")
+    files: ClassVar[Mapping[str, str]] = {"model": "/model.onnx", "weights": f"/{WEIGHTS}", BLOB: f"/{BLOB}.json"}
     runtime_files = RuntimeFiles(libraries=("onnxruntime/capi/libonnxruntime.so*",))
 
     vendor = VendorPackages(
@@ -51,19 +55,39 @@ class OnnxRuntimeBackend(Backend):
             return Availability(False, f"the onnx package can't be imported ({error}); pip install onnx onnxruntime")
         return Availability(True, version=onnx.__version__)
 
+    def missing(self, precision: str) -> str:
+        """Returns why int8 can't be compiled: the onnxruntime package, which calibrates, is not installed."""
+        return int8.missing() if precision == "int8" else ""
+
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns the options with half of the error that layers in int8 may cause."""
+        return tightened(self.given) if precision == "int8" else None
+
+    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options of int8, see :mod:`..quantization.options`."""
+        return checked(self.name, options)
+
     def compile(self, program: Program, precision: str) -> Artifact:
-        """Exports the segment to ONNX."""
+        """Exports the segment to ONNX, and quantises it for int8."""
         import onnx
 
         try:
             model = onnx.load_model_from_string(program.onnx())
         except CaptureError as error:
             raise BackendError(str(error)) from error
+        versions = {"onnx": onnx.__version__, "opset": str(model.opset_import[0].version), "torch": torch.__version__}
+        record = {}
+        if precision == "int8":
+            onnx_export.hoist_constants(model)
+            names, _ = onnx_export.value_names(program.inputs, program.outputs)
+            tell = self.progress or (lambda share, what: None)
+            model, quantization = int8.quantized(model, names, program, self.given, tell)
+            record = {BLOB: quantization.to_blob()}
+            versions |= {"onnxruntime": importlib.metadata.version("onnxruntime"), "int8": quantization.summary}
         _add_unused_inputs(model, program)
         weights = _cut_out_weights(model)
-        versions = {"onnx": onnx.__version__, "opset": str(model.opset_import[0].version), "torch": torch.__version__}
         spec = self.spec(program, precision, versions=versions, requirements={"version": f">={OLDEST}"})
-        blobs = {"model": blob_from_bytes(model.SerializeToString(deterministic=True)), "weights": weights}
+        blobs = {"model": blob_from_bytes(model.SerializeToString(deterministic=True)), "weights": weights, **record}
         return Artifact(spec, blobs, self.weights(blobs))
 
     def weights(self, blobs: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,19 +15,22 @@ from torch import Tensor
 from ...common.errors import BackendError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
-from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from ..base import Availability, Backend, LayerTime, RuntimeFiles, VendorPackages
+from ..quantization.options import checked, tightened
+from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
+from . import int8
 
 if TYPE_CHECKING:
     from ...capture.program import Program
 
 
 class OpenVINOBackend(Backend):
-    """Converts the traced segment; bf16 is a hint for the runtime, its weights are stored in fp16."""
+    """Converts the traced segment; bf16 is a hint for the runtime, its weights are stored in fp16. int8 is by NNCF."""
 
     name = "openvino"
-    precisions = ("fp32", "bf16")
-    files: ClassVar[Mapping[str, str]] = {"xml": ".xml", "weights": ".bin"}
+    precisions = ("fp32", "bf16", "int8")
+    files: ClassVar[Mapping[str, str]] = {"xml": ".xml", "weights": ".bin", BLOB: ".json"}
     runtime_files = RuntimeFiles(
         libraries=(
             "openvino/libs/libopenvino_c.so*",
@@ -39,7 +43,7 @@ class OpenVINOBackend(Backend):
 
     vendor = VendorPackages(
         requirements=("openvino>=2024.4,<2027",),
-        modules=("openvino",),
+        modules=("openvino", "nncf"),
         libraries={"HYBRID_RT_OPENVINO_LIBRARY": "openvino/libs/libopenvino_c.so*"},
     )
     auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
@@ -52,8 +56,20 @@ class OpenVINOBackend(Backend):
             return Availability(False, f"the openvino package can't be imported ({error}); pip install openvino")
         return Availability(True, version=openvino.__version__.split("-")[0])
 
+    def missing(self, precision: str) -> str:
+        """Returns why int8 can't be compiled: NNCF is not installed."""
+        return int8.missing() if precision == "int8" else ""
+
+    def tightened(self, precision: str) -> Mapping[str, Any] | None:
+        """Returns the options with half of the error that layers in int8 may cause."""
+        return tightened(self.given) if precision == "int8" else None
+
+    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options of int8, see :mod:`..quantization.options`."""
+        return checked(self.name, options)
+
     def compile(self, program: Program, precision: str) -> Artifact:
-        """Converts the segment to OpenVINO's intermediate representation."""
+        """Converts the segment to OpenVINO's intermediate representation, and quantises it for int8."""
         import openvino
 
         found = program.wide_numbers()
@@ -83,6 +99,14 @@ class OpenVINOBackend(Backend):
                 remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
+        versions = {"openvino": openvino.__version__.split("-")[0], "torch": torch.__version__}
+        record = {}
+        if precision == "int8":
+            model, quantization = int8.quantized(
+                model, program, self.given, self.progress or (lambda share, what: None)
+            )
+            record = {BLOB: quantization.to_blob()}
+            versions |= {"nncf": importlib.metadata.version("nncf"), "int8": quantization.summary}
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
             xml = Path(folder) / "segment.xml"
             openvino.save_model(model, str(xml), compress_to_fp16=precision == "bf16")
@@ -90,9 +114,7 @@ class OpenVINOBackend(Backend):
                 "xml": blob_from_bytes(xml.read_bytes()),
                 "weights": blob_from_bytes(xml.with_suffix(".bin").read_bytes()),
             }
-        version = openvino.__version__.split("-")[0]
-        spec = self.spec(program, precision, versions={"openvino": version, "torch": torch.__version__})
-        return Artifact(spec, blobs, self.weights(blobs))
+        return Artifact(self.spec(program, precision, versions=versions), {**blobs, **record}, self.weights(blobs))
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
         """The constants in the IR's binary; the xml says where they stand."""
@@ -102,6 +124,14 @@ class OpenVINOBackend(Backend):
             if offset and size:
                 found.add((int(offset[1]), int(size[1])))
         return {"weights": tuple(sorted(found))}
+
+    def layer_times(
+        self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int
+    ) -> Sequence[LayerTime]:
+        """Returns the times of OpenVINO's performance counters."""
+        from .layers import layer_times
+
+        return layer_times(files["xml"], precision, inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
         """Returns OpenVINO's own conversion of a whole detector."""

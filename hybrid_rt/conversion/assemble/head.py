@@ -19,6 +19,7 @@ from ...torchscript import head_operators, jit
 from ...torchscript.ascii_names import opened, with_ascii_names
 from ...torchscript.engine import Engine
 from ...torchscript.exact_transform import exact_transform
+from ...torchscript.known_heads import use_operators
 from ...torchscript.local_state import make_state_local
 from ...torchscript.scripted_part import ScriptedPart
 from .builds import EngineBuild
@@ -54,7 +55,9 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
-    taken = jit.script_detector(_hybrid(profile.detector, modules))
+    hybrid = _hybrid(profile.detector, modules)
+    use_operators(hybrid)
+    taken = jit.script_detector(hybrid)
     module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
 

@@ -104,7 +104,9 @@ class SavedEngine:
                 code="no-torchscript-variant",
             )
         blob = unpack(found.blobs[0], self.engine.blobs())
-        opened = jit.open_archive(io.BytesIO(blob.numpy().tobytes()))
+        content = blob.numpy().tobytes()
+        _native.check_script(content, f"engine '{self.name}', the TorchScript variant")
+        opened = jit.open_archive(io.BytesIO(content))
         head_operators.restore(opened)
         stored = jit.members_of(opened)
         if len(stored) != len(self.members):

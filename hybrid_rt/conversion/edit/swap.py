@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ...backends.selection import Options
 from ...bundle import archive
 from ...bundle.blob_table import Packed
 from ...bundle.manifest import Golden, Manifest, Swapped
+from ...bundle.signing import Keys, signing_keys
 from ...capture.program import FlatCall, Member, Program
 from ...capture.segment_contract import Contract, examples_for, features_of
 from ...common.atomic_files import check_writable
@@ -27,7 +28,9 @@ from ...verification.verify import Thresholds, Verification
 from ..assemble.builds import compile_program
 from ..assemble.module_checks import check_module, check_repeatable
 from ..assemble.variant_trials import require_same_outputs
+from ..calibration import calibration_samples
 from ..options import EngineOptions
+from .calibration import calibrated
 from .saved_engines import SavedEngine, captured, opened_head, saved_engines, stored_member
 
 
@@ -44,6 +47,7 @@ class SwapReport:
         verification: the comparison of features; None if it was switched off.
         file_size: in bytes.
         seconds: of each step.
+        notes: who has signed it, and whose signatures went.
     """
 
     path: str
@@ -54,6 +58,7 @@ class SwapReport:
     verification: Verification | None
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """For a terminal."""
@@ -62,11 +67,11 @@ class SwapReport:
             f"engine {self.engine}: {', '.join(self.variants)}",
         ]
         if self.verification is None:
-            return "\n".join([*lines, "not verified"])
+            return "\n".join([*lines, "not verified", *self.notes])
         worst = max(self.verification.tensors, key=lambda error: error.relative_error, default=None)
         if worst is not None:  # else all variants are for another machine
             lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
-        return "\n".join([*lines, *(f"not compared: {reason}" for reason in self.verification.not_run)])
+        return "\n".join([*lines, *(f"not compared: {reason}" for reason in self.verification.not_run), *self.notes])
 
 
 def swap_backbone(
@@ -80,8 +85,10 @@ def swap_backbone(
     precision: str | None = None,
     device: str = "cpu",
     options: Options | None = None,
+    calibration_data: Iterable[tuple[Any, ...]] = (),
     verify: bool = True,
     thresholds: Thresholds | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> SwapReport:
     """Puts another backbone under the head of a bundle; what the head expects of it is checked first.
@@ -97,11 +104,15 @@ def swap_backbone(
         example: the new backbone's positional arguments, or its one tensor, [N, C, H, W] in the file's ranges.
             None: noise.
         engine: a backend's name, a list of names best first, or "auto". None: those of the file.
-        precision: see :func:`hybrid_rt.convert`; None: the file's. Nothing is calibrated here: no "int8".
+        precision: see :func:`hybrid_rt.convert`; None: the file's.
         device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
         options: options of the compilers, see :func:`hybrid_rt.convert`.
+        calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
+            runs on them.
         verify: compare each variant's features with the new backbone's, and refuse to save what differs.
         thresholds: only ``relative_error`` counts; None: by precision.
+        sign: the private keys that sign the new file, see :func:`hybrid_rt.convert`. Signatures of the old one do not
+            hold for it.
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
@@ -113,16 +124,20 @@ def swap_backbone(
     """
     check_module(new_backbone, "swap", "new_backbone")
     check_writable(Path(output))
+    signing_keys(sign)
     _native.verify_records(os.fsencode(path))
     manifest = archive.read_manifest(path)
+    samples = calibration_samples(None, calibration_data, "swap")
     steps = Steps(progress)
     with steps.step(f"read {Path(path).name}"):
         head = opened_head(Path(path), "swap")
         saved = _find(head, manifest, segment)
-        engines = _engines(saved, engine, precision, device, options)
+        engines = _engines(saved, engine, precision, device, options, samples)
         stored = saved.scripts("swap") if len(saved.members) > 1 else []
     with steps.step("compare the new backbone with what the head expects"):
         program = _program(saved, stored, new_backbone, example)
+    with steps.step("calibrate"):
+        program = calibrated(program, saved, head, saved_engines(head, manifest), samples, engines.variants)
     build = compile_program(program, engines, steps)
     verification = None
     if verify:
@@ -130,7 +145,8 @@ def swap_backbone(
             verification = require_same_outputs(build, engines.variants[0].precision, thresholds, "swap")
     with steps.step("save"):
         jit.replace_engine(head, build.engine)
-        archive.save(head, output, _manifest(manifest, saved, build.packed, new_backbone, verification))
+        described = _manifest(manifest, saved, build.packed, new_backbone, verification)
+        change = archive.save(head, output, described, sign=sign, source=path)
     return SwapReport(
         path=str(output),
         segment=saved.members[0].name,
@@ -140,6 +156,7 @@ def swap_backbone(
         verification=verification,
         file_size=Path(output).stat().st_size,
         seconds=steps.seconds,
+        notes=change.notes,
     )
 
 
@@ -171,6 +188,7 @@ def _engines(
     precision: str | None,
     device: str,
     options: Options | None,
+    samples: Sequence[tuple[Any, ...]],
 ) -> EngineOptions:
     """Returns the engines of the new file; those of the old one unless told otherwise."""
     in_file = [(variant.backend, variant.precision) for variant in saved.variants]
@@ -178,7 +196,7 @@ def _engines(
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = captured() in in_file
-    engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, scope="swap")
+    engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, samples, "swap")
     _ = engines.variants
     return engines
 

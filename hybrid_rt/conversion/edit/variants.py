@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ...backends.selection import Options, Wanted
 from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
 from ...bundle.manifest import Golden
+from ...bundle.signing import Keys, signing_keys
 from ...common.atomic_files import check_writable
 from ...common.errors import BackendError, OptionError
 from ...common.progress import Steps
@@ -29,7 +30,9 @@ from ..assemble.builds import compile_program
 from ..assemble.engine_module import make_engine, prepare
 from ..assemble.hybrid import OnDevice
 from ..assemble.variant_trials import require_same_outputs
+from ..calibration import calibration_samples
 from ..options import EngineOptions
+from .calibration import calibrated
 from .saved_engines import SavedEngine, opened_head, saved_engines
 
 
@@ -43,7 +46,7 @@ class BankReport:
         verification: of what was added; None if nothing was, or if it was switched off.
         size_before: in bytes.
         file_size: in bytes.
-        notes: what could not be compared.
+        notes: what could not be compared, who has signed it, and whose signatures went.
     """
 
     path: str
@@ -73,10 +76,12 @@ def add_variant(
     precision: str | None = None,
     device: str = "cpu",
     options: Options | None = None,
+    calibration_data: Iterable[tuple[Any, ...]] = (),
     segment: str | None = None,
     first: bool = False,
     verify: bool = True,
     thresholds: Thresholds | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> BankReport:
     """Compiles further variants from the bundle's TorchScript variant in fp32, and writes them into the file.
@@ -85,15 +90,18 @@ def add_variant(
         path: the bundle.
         engine: a backend's name, or several; "openvino:bf16" names one with its precision.
         output: the `.pt` to write; None: ``path``.
-        precision: of the names that do not say theirs; None: that of the first variant in the file. Nothing is
-            calibrated here: no "int8".
+        precision: of the names that do not say theirs; None: that of the first variant in the file.
         device: see :func:`hybrid_rt.convert`.
         options: options of the compilers, see :func:`hybrid_rt.convert`.
+        calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
+            runs on them.
         segment: only this engine, or the one that this segment is in; None: all.
         first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
             detector's; refuse to save what differs.
         thresholds: what counts as equal; None: by precision.
+        sign: the private keys that sign what is written, see :func:`hybrid_rt.convert`. Signatures of the old file do
+            not hold for it.
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
@@ -103,16 +111,17 @@ def add_variant(
         VerificationError: a variant computes something else; nothing was saved.
         BundleError: no bundle, an altered one, or the file can't be written.
     """
-    change = _Change(path, output, segment, "add-variant", progress)
+    samples = calibration_samples(None, calibration_data, "add-variant")
+    change = _Change(path, output, segment, "add-variant", progress, sign)
     names = [engine] if isinstance(engine, str) else list(engine)
     verification = Verification(precision or change.chosen[0].variants[0].precision) if verify else None
     for saved in change.chosen:
-        engines = EngineOptions(
-            names, precision or saved.variants[0].precision, device, options, fallback=False, scope="add-variant"
-        )
+        in_precision = precision or saved.variants[0].precision
+        engines = EngineOptions(names, in_precision, device, options, False, samples, "add-variant")
         _require_new(saved, engines.variants)
         with change.steps.step(f"read {saved.name}"):
             program = saved.program("add-variant")
+            program = calibrated(program, saved, change.head, change.saved, samples, engines.variants)
         build = compile_program(program, engines, change.steps)
         if verification is not None:
             with change.steps.step(f"verify {saved.name}"):
@@ -125,7 +134,7 @@ def add_variant(
     change.apply()
     if verification is not None:
         with change.steps.step("compare the golden sample"):
-            added = EngineOptions(names, verification.precision, device, options, fallback=False, scope="add-variant")
+            added = EngineOptions(names, verification.precision, device, options, False, samples, "add-variant")
             change.compare_golden(verification, added.variants, thresholds)
         require(verification)
     return change.save(verification)
@@ -137,6 +146,7 @@ def remove_variant(
     output: str | os.PathLike[str] | None = None,
     *,
     segment: str | None = None,
+    sign: Keys = (),
     progress: bool | None = None,
 ) -> BankReport:
     """Takes a variant out of a bundle. The last one of an engine stays.
@@ -146,13 +156,14 @@ def remove_variant(
         engine: a backend's name, all precisions, or "openvino:bf16".
         output: the `.pt` to write; None: ``path``.
         segment: only this engine, or the one that this segment is in; None: all.
+        sign: see :func:`add_variant`.
         progress: show each step on stderr; None: if it is a terminal.
 
     Raises:
         OptionError: the file does not have it, or has nothing else.
         BundleError: no bundle, an altered one, or the file can't be written.
     """
-    change = _Change(path, output, segment, "remove-variant", progress)
+    change = _Change(path, output, segment, "remove-variant", progress, sign)
     for saved in change.chosen:
         old = change.artifacts[saved.name]
         left = [artifact for artifact in old if engine not in (artifact.spec.backend, _name(artifact.spec))]
@@ -201,15 +212,17 @@ class _Change:
         segment: str | None,
         scope: str,
         progress: bool | None,
+        sign: Keys,
     ) -> None:
         self.path, self.output = Path(path), Path(output if output is not None else path)
         check_writable(self.output)
+        self.keys = signing_keys(sign)
         _native.verify_records(os.fsencode(path))
         self.manifest = archive.read_manifest(path)
         self.steps = Steps(progress)
         self.notes: list[str] = []
         self.head = opened_head(self.path, scope)
-        engines = saved_engines(self.head, self.manifest)
+        self.saved = engines = saved_engines(self.head, self.manifest)
         self.chosen = [saved for saved in engines if segment is None or saved.stored.is_named(segment)]
         if not self.chosen:
             names = ", ".join(saved.name for saved in engines) or "the file's engines, of which there are none"
@@ -261,14 +274,14 @@ class _Change:
                 replace(saved.stored, variants=tuple(packed.variants), table=tuple(packed.entries))
             )
         with self.steps.step("save"):
-            archive.save(self.head, self.output, manifest, record)
+            written = archive.save(self.head, self.output, manifest, record, sign=self.keys, source=self.path)
         return BankReport(
             path=str(self.output),
             variants={name: [_name(artifact.spec) for artifact in kept] for name, kept in self.artifacts.items()},
             verification=verification,
             size_before=before,
             file_size=self.output.stat().st_size,
-            notes=self.notes,
+            notes=[*self.notes, *written.notes],
         )
 
 

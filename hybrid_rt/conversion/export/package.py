@@ -6,12 +6,14 @@ The libraries lie in it as they lie in site-packages: ours and the vendors' find
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
 import shlex
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,13 +26,16 @@ from ...common.atomic_files import TEMPORARY_PREFIX
 from ...common.errors import BundleError, OptionError
 from ...common.version import __version__
 from .package_contents import LIBTORCH, PROGRAMS, Item, Model, chosen_backends, collect, models_of
+from .sbom import Part, bill, parts_of_files
 from .shared_libraries import Closure
 
 FORMAT_VERSION = 2
 MANIFEST = "package.json"
+BILL = "sbom.cdx.json"
 TORCH = ("include", "external")
 
 _SCOPE = "package"
+_OWN = ("bin/", "lib/hybrid_rt/")
 _CHUNK = 1 << 20
 
 
@@ -82,12 +87,13 @@ def package(
     models = models_of(bundles)
     chosen, left_out = chosen_backends(models, backends)
     items, closure = collect(models, chosen, torch == "external")
+    parts = _add_licences(items)
     facts = _facts(models, chosen, left_out, closure, torch == "external")
     scripts = _scripts(models, facts, items, named=tuple(chosen) if backends is not None else ())
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:
             made = Path(temporary) / folder.name
-            manifest = _write(made, items, scripts, facts)
+            manifest = _write(made, items, scripts, facts, parts)
             made_tar = _archive(made) if tar is not None else None
             _move(made, folder, Path(temporary) / "old")
             if tar is not None and made_tar is not None:
@@ -195,8 +201,29 @@ def _scripts(
     }
 
 
+def _add_licences(items: dict[str, Item]) -> list[Part]:
+    """Adds the licences of the packages that the files come from; returns the packages."""
+    copied = {place: item.source for place, item in items.items() if not place.startswith("models/")}
+    parts, unknown = parts_of_files(copied.values())
+    for place, source in copied.items():
+        if source.resolve() in unknown and not place.startswith(_OWN):
+            warnings.warn(f"{source} belongs to no package: its licence does not come along", stacklevel=3)
+    if all(part.name != "hybrid_rt" for part in parts):
+        parts.insert(0, Part.of_distribution(importlib.metadata.distribution("hybrid_rt")))
+    for part in parts:
+        for licence in part.licences:
+            # torch has a hundred of one name, in directories of their own.
+            place = licence.as_posix().rpartition(".dist-info/")[2] if part.kind == "pypi" else licence.name
+            items.setdefault(f"{part.folder}/{place}", Item(licence, [part.name]))
+    return parts
+
+
 def _write(
-    folder: Path, items: Mapping[str, Item], scripts: Mapping[str, str], facts: Mapping[str, Any]
+    folder: Path,
+    items: Mapping[str, Item],
+    scripts: Mapping[str, str],
+    facts: Mapping[str, Any],
+    parts: Sequence[Part],
 ) -> dict[str, Any]:
     """Writes all files and the manifest; returns it."""
     files = []
@@ -209,14 +236,21 @@ def _write(
     for name, text in scripts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        files.append({"path": name, "size": len(text.encode()), "sha256": digest, "needed_by": []})
+        files.append({"path": name, "size": len(text.encode()), "sha256": _sha256(text), "needed_by": []})
+    text = bill(folder.name, parts, {file["path"]: file["sha256"] for file in files})
+    (folder / BILL).write_text(text)
+    (folder / BILL).chmod(0o644)
+    files.append({"path": BILL, "size": len(text.encode()), "sha256": _sha256(text), "needed_by": []})
     manifest = {**facts, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     (folder / MANIFEST).chmod(0o644)
     for made in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         made.chmod(0o755)  # a service's user reads it, whatever the umask of who made it
     return manifest
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:

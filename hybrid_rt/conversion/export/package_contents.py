@@ -187,6 +187,9 @@ def collect(models: Sequence[Model], chosen: Iterable[str], external_torch: bool
         items[_place(path, sites)] = Item(path, [f"backend {data[path]}"])
     for model in models:
         items[f"models/{model.path.name}"] = Item(model.path)
+        detached = model.path.with_name(f"{model.path.name}.sig")
+        if detached.is_file():
+            items[f"models/{detached.name}"] = Item(detached)
     closure.files = {path: closure.files[path] for path in kept}
     return items, closure
 

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from ...common.class_names import class_colour, summary_of, text_colour, text_of
 from .data import ReportData
 from .images import FoundBox, PictureReport
-from .terminal import LEAST_SHOWN, new_size_text, pictures_text, threads_text
+from .terminal import LEAST_SHOWN, new_size_text, pictures_text, quantization_lines, threads_text
 
 _TEMPLATE = "report.html.jinja"
 
@@ -59,6 +59,7 @@ def report_html(report: ReportData) -> str:
         sizes=pictures_text(report.measurement) if report.measurement else "",
         new_size=new_size_text(report.measurement) if report.measurement else "",
         class_names=summary_of(report.class_names, most=100),
+        quantizations=quantization_lines(report),
         total_seconds=sum(report.seconds.values()),
     )
 

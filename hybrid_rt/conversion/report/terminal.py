@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ...bundle.signing import SignatureChange
 from ...capture.segments import ENGINE_SPEEDUP, Share, predicted_gain
 from ...common.class_names import summary_of
 from ...verification.text import summary
@@ -55,6 +56,10 @@ def report_text(report: ReportData, width: int | None = None) -> str:
 
     say(f"{report.detector} -> {report.path} ({report.file_size / 1e6:.1f} MB)")
     console.print(_engines_table(report))
+    for line in quantization_lines(report):
+        say(line)
+    for trial in report.precisions:
+        say(f"precision {trial.line}")
     say(head_text(report))
     if report.state:
         say(f"as at conversion before each call: {', '.join(report.state)}")
@@ -70,6 +75,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
         say(line)
     if report.golden:
         say(f"golden sample: {report.golden}")
+    for line in SignatureChange(tuple(report.signed_with), tuple(report.signatures_dropped)).notes:
+        say(line)
     if report.class_names:
         say(f"class names: {summary_of(report.class_names)}")
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
@@ -79,6 +86,16 @@ def head_text(report: ReportData) -> str:
     """Returns which head was taken, with a line per way that was tried before."""
     lines = [f"head: {report.head}", *(f"  not {mode}: {reason}" for mode, reason in report.head_refused.items())]
     return "\n".join(lines)
+
+
+def quantization_lines(report: ReportData) -> list[str]:
+    """Returns a line per engine in int8: how far off it is, and which layers stay in fp32."""
+    return [
+        f"{variant.backend} in int8, {engine.name}: {variant.quantization.summary}"
+        for engine in report.engines
+        for variant in engine.variants
+        if variant.quantization is not None
+    ]
 
 
 def _engines_table(report: ReportData) -> Table:

@@ -110,12 +110,12 @@ def test_example_inputs_that_are_no_tuple(refused: Refused, inputs: Any) -> None
 
 def test_an_unknown_precision(refused: Refused) -> None:
     text = refused(OptionError, small_detector(), precision="fp8")
-    assert text == "hybrid_rt[convert]: precision: expected one of fp32, bf16, fp16, int8, got 'fp8'."
+    assert text == "hybrid_rt[convert]: precision: expected one of fp32, bf16, fp16, int8, auto, got 'fp8'."
 
 
 def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
     assert refused(OptionError, small_detector(), engine="openvino", precision="fp16") == (
-        "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, got 'fp16'. "
+        "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, int8, got 'fp16'. "
         "Use one of these, or another engine. [precision-not-in-engine]"
     )
 

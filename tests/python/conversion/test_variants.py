@@ -112,7 +112,7 @@ def test_both_segments_of_a_fused_engine_get_the_variant(tmp_path: Path) -> None
     [
         ("openvino", {}, OptionError, "expected one that the file does not have yet (openvino:fp32, torchscript:fp32)"),
         ("nosuch", {}, OptionError, "got 'nosuch'"),
-        ("openvino:int3", {}, OptionError, "precision for openvino: expected one of fp32, bf16, got 'int3'"),
+        ("openvino:int3", {}, OptionError, "precision for openvino: expected one of fp32, bf16, int8, got 'int3'"),
         ("openvino:bf16", {"segment": "neck"}, OptionError, "segment: expected one of backbone, got 'neck'"),
         ([], {}, OptionError, "engine: expected 'auto' or at least one backend"),
     ],

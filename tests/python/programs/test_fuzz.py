@@ -80,8 +80,9 @@ def test_a_missing_check_is_found_and_its_input_kept(
     [
         (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
         (["--seconds"], "--seconds: expected a value, got none."),
-        (["--other"], "--other: expected --seconds, --corpus or --no-setup, got another option."),
-        (["fuzz_nothing"], "expected one of fuzz_picture fuzz_safetensors, got 'fuzz_nothing'."),
+        (["--hours", "x"], "--seconds: expected a whole number above 0, got 'x hours'."),
+        (["--other"], "--other: expected --seconds, --hours, --corpus or --no-setup, got another option."),
+        (["fuzz_nothing"], "expected one of fuzz_picture fuzz_safetensors fuzz_bundles, got 'fuzz_nothing'."),
     ],
 )
 def test_wrong_usage_is_told(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -124,6 +124,93 @@ def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(server
     assert server.request("/healthz").status == 200
 
 
+DETECT = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_sent",
+    [
+        DETECT + b"Content-Length : 3\r\n\r\nabc" + HIDDEN,
+        DETECT + b"Content-Length\t: 3\r\n\r\nabc" + HIDDEN,
+        DETECT + b"Content-Length: +3\r\n\r\nabc" + HIDDEN,
+        DETECT + b"Content-Length: 3, 3\r\n\r\nabc" + HIDDEN,
+        DETECT + b"Content-Length: -1\r\n\r\nabc" + HIDDEN,
+        DETECT + b"Transfer-Encoding: gzip\r\n\r\nabc" + HIDDEN,
+        DETECT + b"Transfer-Encoding: xchunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + HIDDEN,
+        DETECT + b"Transfer-Encoding: chunked, identity\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + HIDDEN,
+        DETECT + b"Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n" + HIDDEN,
+        HEALTH + b"\r\n",
+        HEALTH + b"Host: x\r\nHost: y\r\n\r\n" + HIDDEN,
+        HEALTH + b"Host: x\r\nA : b\r\n\r\n" + HIDDEN,
+        HEALTH + b"Host: x\r\nA: b\rC: d\r\n\r\n" + HIDDEN,
+        HEALTH + b" Host: x\r\n\r\n" + HIDDEN,
+    ],
+)
+def test_heads_that_readers_take_otherwise_end_their_connection(server: Server, request_sent: bytes) -> None:
+    """RFC 9112, 2.2, 3.2, 5.1, 6.1 and 6.3: refused, and what follows is no request."""
+    received = answers(server, request_sent)
+    assert received.startswith(b"HTTP/1.1 400"), received[:100]
+    assert received.count(b" Bad Request\r\n") == 1, received  # libmicrohttpd's own page names the version too
+    assert b"200 OK" not in received
+
+
+def test_what_rfc_9112_lets_a_server_take_is_taken(server: Server) -> None:
+    """Lines that end in LF alone (2.2), and a folded header, which is one value with a blank in it (5.2)."""
+    for request in (HEALTH.replace(b"\r", b"") + b"Host: x\n\n", HEALTH + b"Host: x\r\nA: b\r\n c\r\n\r\n"):
+        received = answers(server, request + HIDDEN)
+        assert received.count(b"HTTP/1.1 200") == 2, received
+    folded = b"A: b\r\n Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc"
+    received = answers(server, DETECT + folded + HIDDEN)  # what looks like another framing is not taken
+    assert (received[:12], received.count(b" Bad Request\r\n")) == (b"HTTP/1.1 400", 1), received
+    assert b"200 OK" not in received
+
+
+def test_nothing_is_read_behind_a_body_in_chunks(server: Server) -> None:
+    """Readers differ in what ends a chunk: the answer closes the connection."""
+    for body in (b"3\r\nabc\r\n0\r\n\r\n", b"3\nabc\n0\n\n", b'3;a="\n"\r\nabc\r\n0\r\n\r\n'):
+        received = answers(server, DETECT + b"Transfer-Encoding: chunked\r\n\r\n" + body + HIDDEN)
+        assert received.count(b"HTTP/1.1 ") == 1, received
+        assert b"Connection: close" in received or received.startswith(b"HTTP/1.1 400")
+
+
+def test_a_query_of_as_many_arguments_as_may_be_is_answered(server: Server) -> None:
+    assert server.request("/healthz?" + "&".join(["a=1"] * 64)).status == 200
+
+
+@pytest.mark.parametrize(("argument", "number"), [(b"a=1", 65), (b"a", 66), (b"abc=%20", 500), (b"a", 3000)])
+def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: bytes, number: int) -> None:
+    """By itself, libmicrohttpd says nothing when they use up the memory of a connection."""
+    many = b"&".join([argument] * number)
+    received = answers(server, b"GET /healthz?" + many + b" HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
+    assert received.startswith(b"HTTP/1.1 414"), received[:100]
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(("workers", "is_over"), [(1, True), (3, False)])
+def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool) -> None:
+    """Each picture takes longer than the limit here. The process ends once every worker is stuck."""
+    code = 6 if is_over else 0
+    with serving(demo_bundle, exit_code=code, workers=workers, threads=1, stuck_seconds=0.001) as running:
+        answer = running.detect(demo_picture)
+        assert answer.status == 503
+        assert "expected an end within 1 ms, got a worker that is stuck" in answer.json()["detail"]
+        assert answer.headers["retry-after"] == "1"
+        if is_over:
+            said = running.wait_for("stopped")
+            assert said["reason"] == "every worker is stuck"
+            assert running.process.wait(30) == code
+        else:
+            assert running.request("/healthz").status == 200
+            assert [entry["status"] for entry in running.log if entry.get("event") == "request"] == [503]
+
+
+def test_no_worker_is_given_up_in_its_time(demo_bundle: Path, demo_picture: Path) -> None:
+    for seconds in (0, 60):
+        with serving(demo_bundle, stuck_seconds=seconds) as running:
+            assert [running.detect(demo_picture).status for _ in range(3)] == [200] * 3
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

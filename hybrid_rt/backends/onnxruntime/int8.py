@@ -1,0 +1,266 @@
+"""ONNX Runtime in int8: its own quantisation of the exported model, but for the layers that do not bear it.
+
+Not NNCF: ONNX Runtime's quantisation belongs to the package that runs the model, fuses what it fuses itself, leaves the
+graph's free dimensions as they are, and needs nothing else to be installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ... import _native
+from ...common.errors import BackendError
+from ...common.latency import benchmark
+from ..quantization.names import module_names
+from ..quantization.options import DEFAULTS, MAX_ERROR, SECONDS
+from ..quantization.record import Quantization
+from ..quantization.search import MOST_COMPARED, Found, NotFound, search
+
+if TYPE_CHECKING:
+    from ...capture.program import Program
+
+_QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool")
+"""Around what quantisation is put. Addition and pooling, so that what is between convolutions stays in int8."""
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+_ROUNDS = 5
+
+
+def missing() -> str:
+    """Returns why ONNX Runtime can't quantise; empty if it can."""
+    try:
+        import onnxruntime.quantization  # noqa: F401
+    except Exception as error:  # a broken install raises anything
+        return f"int8 needs the onnxruntime package, which can't be imported ({error}); pip install onnxruntime"
+    return ""
+
+
+def quantized(
+    model: Any, names: Sequence[str], program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
+) -> tuple[Any, Quantization]:
+    """Returns the model in int8, with what is known of it.
+
+    Args:
+        model: of the onnx package, with its weights as initializers.
+        names: of its inputs, in the segment's order.
+        program: the segment; it holds the calibration samples.
+        options: see :mod:`..quantization.options`.
+        tell: told how far the search is.
+
+    Raises:
+        BackendError: there is no layer that is quantised, the tool refuses one, or too much would have to stay in fp32.
+    """
+    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
+    quantizer = OnnxQuantizer(model, names, program)
+    try:
+        found = search(quantizer, limit, seconds, tell)
+    except NotFound as error:
+        raise BackendError.make(
+            "onnxruntime",
+            f"segment '{program.name}' in int8",
+            expected=f"outputs at most {limit:g} off on its calibration samples",
+            got=str(error),
+            remedy=f"Take fp32, give calibration_data= of the kind that will be seen, or options="
+            f"{{'onnxruntime': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
+            code="outputs-differ",
+        ) from error
+    return found.model, Quantization(
+        samples=len(quantizer.samples),
+        layers=len(quantizer.layers),
+        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
+        error=found.error,
+        error_everywhere=found.everywhere,
+        max_error=limit,
+        milliseconds=quantizer.times(found),
+    )
+
+
+class OnnxQuantizer:
+    """A segment that ONNX Runtime quantises, see :class:`hybrid_rt.backends.quantization.search.Quantizer`."""
+
+    def __init__(self, model: Any, names: Sequence[str], program: Program) -> None:
+        """See :func:`quantized`.
+
+        Raises:
+            BackendError: there are no samples, or nothing in it is quantised.
+        """
+        self._model, self._names, self._segment = _named(model), names, program.name
+        self.samples = [
+            {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True) if name in _inputs(model)}
+            for inputs in program.calibration
+        ]
+        if not self.samples:
+            raise self._refused(
+                "calibration samples inside of the segment's sizes", "none: it was not called on them, or with others"
+            )
+        self._compared = self.samples[:: -(-len(self.samples) // MOST_COMPARED)]
+        self._outputs = [spec.name for spec in program.outputs]
+        self.layers, self.edges, branches = layers_of(self._model)
+        self.branches = dict(zip(self._outputs, branches, strict=True))
+        convolutions, products = (
+            [node.name for node in self._model.graph.node if node.op_type in kinds]
+            for kinds in (_WEIGHTED[:2], _WEIGHTED[2:])
+        )
+        self.shown = module_names(program, convolutions, products)
+        if not convolutions and not products:
+            raise self._refused("a layer that int8 computes, such as a convolution", "none")
+        self._expected = [self._run(_session(self._model), sample) for sample in self._compared]
+
+    @functools.cached_property
+    def _everywhere(self) -> Any:
+        return self._with({})
+
+    def quantized(self, kept: Collection[str]) -> Any:
+        """Returns the model with all layers in int8 but ``kept``."""
+        return self._with({"nodes_to_exclude": sorted(kept)}) if kept else self._everywhere
+
+    def alone(self, layer: str) -> Any:
+        """Returns the model with one layer alone in int8, calibrated on the samples that are compared."""
+        return self._with({"nodes_to_quantize": [layer]}, self._compared)
+
+    def errors(self, model: Any) -> dict[str, float]:
+        """Returns for each output the greatest relative error on the samples that are compared."""
+        session = _session(model)
+        found = dict.fromkeys(self._outputs, 0.0)
+        for sample, expected in zip(self._compared, self._expected, strict=True):
+            for name, right, got in zip(self._outputs, expected, self._run(session, sample), strict=True):
+                error = _native.output_error(name, right, got).relative_error
+                found[name] = error if error != error else max(found[name], error)
+        return found
+
+    def times(self, found: Found) -> dict[str, float]:
+        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
+        models = {"fp32": self._model, "int8": found.model}
+        if found.kept:
+            models["int8 everywhere"] = found.model_everywhere
+        sessions = {name: _session(model) for name, model in models.items()}
+        cases = {name: lambda sample, run=session.run: run(None, sample) for name, session in sessions.items()}
+        times = benchmark(cases, (self._compared[0],), repeat=_ROUNDS, warm_up=1)
+        return {name: latency.median for name, latency in times.items()}
+
+    def _with(self, nodes: Mapping[str, Sequence[str]], samples: Sequence[Mapping[str, Any]] | None = None) -> Any:
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.remaining = iter(given)
+
+            def get_next(self) -> Mapping[str, Any] | None:
+                return next(self.remaining, None)
+
+        given = self.samples if samples is None else samples
+        try:
+            with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, quiet():
+                path = Path(directory) / "quantized.onnx"
+                quantize_static(
+                    onnx.ModelProto.FromString(self._model.SerializeToString()),
+                    path,
+                    Reader(),
+                    quant_format=QuantFormat.QDQ,
+                    per_channel=True,
+                    # Without VNNI two products of 8 bits overflow the 16 that they are added in. A bundle travels:
+                    # weights of 7 bits are right on every CPU.
+                    reduce_range=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    op_types_to_quantize=list(_QUANTIZED),
+                    extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+                    **nodes,
+                )
+                return onnx.load(path)
+        except Exception as error:  # it raises many types
+            raise self._refused("a model that ONNX Runtime quantises", f"{type(error).__name__}: {error}") from error
+
+    def _refused(self, expected: str, got: str) -> BackendError:
+        return BackendError.make(
+            "onnxruntime",
+            f"segment '{self._segment}' in int8",
+            expected=expected,
+            got=got,
+            remedy="Leave the layer that it names out of the segment (segments=), or take fp32.",
+            code="operator-not-in-engine",
+        )
+
+    @staticmethod
+    def _run(session: Any, sample: Mapping[str, Any]) -> list[torch.Tensor]:
+        return [torch.from_numpy(value) for value in session.run(None, dict(sample))]
+
+
+def _inputs(model: Any) -> set[str]:
+    return {value.name for value in model.graph.input}
+
+
+def _named(model: Any) -> Any:
+    """Returns a copy in which each node has a name of its own, by which the tool knows it."""
+    import onnx
+
+    named = onnx.ModelProto.FromString(model.SerializeToString())
+    seen: set[str] = set()
+    for i, node in enumerate(named.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{i}"
+        seen.add(node.name)
+    return named
+
+
+def layers_of(model: Any) -> tuple[list[str], frozenset[str], list[frozenset[str]]]:
+    """Returns what can be quantised, in the order in which it runs.
+
+    Returns:
+        The layers; the first and the last ones of them; by output those that lead to it and to no other one.
+    """
+    layers: list[str] = []
+    before: dict[str, frozenset[str]] = {}
+    first: set[str] = set()
+    inner: set[str] = set()
+    for node in model.graph.node:
+        above = frozenset[str]().union(*(before.get(name, frozenset()) for name in node.input))
+        if node.op_type in _QUANTIZED:
+            layers.append(node.name)
+            inner |= above
+            if not above:
+                first.add(node.name)
+            above |= {node.name}
+        before |= dict.fromkeys(node.output, above)
+    reached = [before.get(value.name, frozenset()) for value in model.graph.output]
+    branches = [
+        found - frozenset[str]().union(*(other for j, other in enumerate(reached) if j != i))
+        for i, found in enumerate(reached)
+    ]
+    return layers, frozenset(first | (set(layers) - inner)), branches
+
+
+def _session(model: Any) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """ONNX Runtime recommends steps that torch's exporter has done."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

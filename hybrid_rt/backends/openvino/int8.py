@@ -1,0 +1,224 @@
+"""OpenVINO in int8: NNCF quantises the converted model, but for the layers that do not bear it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from ... import _native
+from ...common.errors import BackendError
+from ...common.latency import benchmark
+from ..quantization.names import module_names
+from ..quantization.options import DEFAULTS, MAX_ERROR, SECONDS
+from ..quantization.record import Quantization
+from ..quantization.search import MOST_COMPARED, Found, NotFound, search
+from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
+
+if TYPE_CHECKING:
+    from ...capture.program import Program
+
+_ROUNDS = 5
+
+Sample = Sequence[Any]
+"""The inputs of one call, as NumPy arrays."""
+
+
+def missing() -> str:
+    """Returns why NNCF can't be used; empty if it can."""
+    try:
+        with quiet():
+            import nncf  # noqa: F401
+    except Exception as error:  # a broken install raises anything
+        return f"int8 needs the nncf package, which can't be imported ({error}); pip install 'hybrid_rt[int8]'"
+    return ""
+
+
+def quantized(
+    model: Any, program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
+) -> tuple[Any, Quantization]:
+    """Returns the model in int8, with what is known of it.
+
+    Args:
+        model: the segment in fp32, as OpenVINO converted it.
+        program: the segment; it holds the calibration samples.
+        options: see :mod:`..quantization.options`.
+        tell: told how far the search is.
+
+    Raises:
+        BackendError: NNCF refuses a layer, there is none that it takes, or too much would have to stay in fp32.
+    """
+    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
+    quantizer = NncfQuantizer(model, program)
+    try:
+        found = search(quantizer, limit, seconds, tell)
+    except NotFound as error:
+        raise BackendError.make(
+            "openvino",
+            f"segment '{program.name}' in int8",
+            expected=f"outputs at most {limit:g} off on its calibration samples",
+            got=str(error),
+            remedy=f"Take bf16 or fp32, give calibration_data= of the kind that will be seen, or options="
+            f"{{'openvino': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
+            code="outputs-differ",
+        ) from error
+    return found.model, Quantization(
+        samples=len(quantizer.samples),
+        layers=len(quantizer.layers),
+        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
+        error=found.error,
+        error_everywhere=found.everywhere,
+        max_error=limit,
+        milliseconds=quantizer.times(found),
+    )
+
+
+class NncfQuantizer:
+    """A segment that NNCF quantises, see :class:`hybrid_rt.backends.quantization.search.Quantizer`."""
+
+    def __init__(self, model: Any, program: Program) -> None:
+        """``model``: in fp32; ``program``: the segment, with calibration samples.
+
+        Raises:
+            BackendError: NNCF refuses it, or there is nothing in it that it quantises.
+        """
+        self._model, self._program, self._segment = model, program, program.name
+        if not program.calibration:
+            raise BackendError.make(
+                "openvino",
+                f"segment '{program.name}' in int8",
+                expected="calibration samples inside of the segment's sizes",
+                got="none: it was not called on them, or with other sizes",
+                remedy="Give calibration_data= of the sizes that will be seen, or widen shapes=.",
+                code="sizes-not-taken",
+            )
+        self.samples: list[Sample] = [[tensor.numpy() for tensor in inputs] for inputs in program.calibration]
+        self._compared = self.samples[:: -(-len(self.samples) // MOST_COMPARED)]
+        self._outputs = [spec.name for spec in program.outputs]
+        self._expected = [self._run(_compiled(model), sample) for sample in self._compared]
+        self._everywhere = self._without(())
+        self.layers, self.edges, self.branches = layers_of(self._everywhere, self._outputs)
+        self.shown = scoped_names(self.layers, program.name) or module_names(program, *in_order(model))
+        if not self.layers:
+            raise self._refused("a layer that int8 computes, such as a convolution", "none")
+
+    def quantized(self, kept: Collection[str]) -> Any:
+        """Returns the model with all layers in int8 but ``kept``."""
+        return self._without(kept) if kept else self._everywhere
+
+    def alone(self, layer: str) -> Any:
+        """Returns the model with the ranges and weights of one layer alone as NNCF quantised them."""
+        return clone_with(
+            self._model, layer, ranges_before(self._everywhere, layer), real_weights(self._everywhere, layer)
+        )
+
+    def errors(self, model: Any) -> dict[str, float]:
+        """Returns for each output the greatest relative error on the samples that are compared."""
+        run = _compiled(model)
+        found = dict.fromkeys(self._outputs, 0.0)
+        for sample, expected in zip(self._compared, self._expected, strict=True):
+            for name, right, got in zip(self._outputs, expected, self._run(run, sample), strict=True):
+                error = _native.output_error(name, right, got).relative_error
+                found[name] = error if error != error else max(found[name], error)
+        return found
+
+    def times(self, found: Found) -> dict[str, float]:
+        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
+        models = {"fp32": self._model, "int8": found.model}
+        if found.kept:
+            models["int8 everywhere"] = found.model_everywhere
+        runs = {name: _compiled(model) for name, model in models.items()}
+        cases = {name: lambda *inputs, run=run: run(list(inputs)) for name, run in runs.items()}
+        times = benchmark(cases, tuple(self._compared[0]), repeat=_ROUNDS, warm_up=1)
+        return {name: latency.median for name, latency in times.items()}
+
+    def _without(self, kept: Collection[str]) -> Any:
+        try:
+            return self._quantize(kept)
+        except Exception as error:  # NNCF raises many types
+            raise self._refused("a model that NNCF quantises", self._named(error, kept)) from error
+
+    def _quantize(self, kept: Collection[str]) -> Any:
+        import nncf
+
+        with quiet():
+            return nncf.quantize(
+                self._model.clone(),
+                nncf.Dataset(self.samples, list),
+                subset_size=len(self.samples),
+                target_device=nncf.TargetDevice.CPU,
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
+                # Without VNNI two products of 8 bits overflow the 16 that they are added in. A bundle travels: weights
+                # of 7 bits are right on every CPU.
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+            )
+
+    def _named(self, error: Exception, kept: Collection[str]) -> str:
+        """Returns the text of NNCF's error with the layer without which it does not occur, if there is one.
+
+        NNCF's texts seldom name it.
+        """
+        text = f"{type(error).__name__}: {error}"
+        layers = [name for name in weighted_layers(self._model) if name not in kept]
+        names = scoped_names(layers, self._segment) or module_names(self._program, *in_order(self._model))
+        while len(layers) > 1:
+            half = layers[: len(layers) // 2]
+            layers = half if self._quantizes([*kept, *half]) else layers[len(half) :]
+        if layers and self._quantizes([*kept, *layers]):
+            return f"{text}; at {names.get(layers[0], layers[0])}"
+        return text
+
+    def _quantizes(self, kept: Collection[str]) -> bool:
+        try:
+            self._quantize(kept)
+        except Exception:  # NNCF raises many types
+            return False
+        return True
+
+    def _refused(self, expected: str, got: str) -> BackendError:
+        return BackendError.make(
+            "openvino",
+            f"segment '{self._segment}' in int8",
+            expected=expected,
+            got=got,
+            remedy="Leave the layer that it names out of the segment (segments=), or take bf16 or fp32.",
+            code="operator-not-in-engine",
+        )
+
+    @staticmethod
+    def _run(run: Any, sample: Sample) -> list[torch.Tensor]:
+        found = run(list(sample))
+        # A view of the request's memory, which the next call overwrites.
+        return [torch.from_numpy(numpy.array(found[i])) for i in range(len(run.outputs))]
+
+
+def _compiled(model: Any) -> Any:
+    import openvino
+
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    return openvino.Core().compile_model(model, "CPU", hints)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """NNCF writes bars and notes to stdout, and warns of its own dependencies."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,46 @@
+"""What the user may say of int8: ``convert(options={"openvino": {"int8_seconds": 60}})``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...common.errors import OptionError
+
+MAX_ERROR = "int8_max_error"
+SECONDS = "int8_seconds"
+
+DEFAULTS: Mapping[str, float] = {MAX_ERROR: 0.15, SECONDS: 300.0}
+"""By option. The error is half of what the gate of int8 allows (thresholds.py), since the compiler looks at some
+calibration samples and the gate at other inputs and sizes."""
+
+
+def checked(backend: str, given: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the user's options as numbers.
+
+    Args:
+        backend: whose options they are, for the text of errors.
+        given: by name: ``int8_max_error``, the greatest relative error of an output that layers in int8 may cause;
+            ``int8_seconds``, how long the layers that are too far off may be looked for.
+
+    Raises:
+        OptionError: a name that there is not, or a value that is not a positive number.
+    """
+    unknown = sorted(set(given) - set(DEFAULTS))
+    if unknown:
+        raise OptionError.make(
+            backend, "options", expected=f"some of {', '.join(DEFAULTS)}", got=", ".join(map(repr, unknown))
+        )
+    found = {}
+    for name, value in given.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise OptionError.make(backend, f"option '{name}'", expected="a number above 0", got=repr(value))
+        found[name] = float(value)
+    return found
+
+
+def tightened(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options with half of the error."""
+    return {**given, MAX_ERROR: given.get(MAX_ERROR, DEFAULTS[MAX_ERROR]) / 2}

@@ -1,0 +1,336 @@
+"""Where a bundle's time goes: engines, the head's operators, the interpreter, the layers inside an engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import registry
+from ..backends.base import LayerTime
+from ..bundle import archive
+from ..bundle.archive import read_manifest
+from ..common.atomic_files import check_writable, written_whole
+from ..common.errors import InputError, OptionError
+from ..common.latency import Latency, benchmark
+from ..common.tensor_tree import tensors_in
+from ..conversion.export.extract import extract
+from ..verification.golden import read as read_golden
+
+ENGINE, OPERATOR, INTERPRETER = "engine", "operator", "interpreter"
+
+_ENGINE_EVENT = "hybrid_rt engine "
+"""What ScriptEngine::run() records, before the engine's name."""
+
+_CALL = "hybrid_rt profile call"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a call: an engine, the head's operators of one name at one place, or the interpreter.
+
+    Attributes:
+        name: of the engine or operator.
+        kind: "engine", "operator" or "interpreter".
+        place: "before NAME", "after NAME": of the engine next to it in time; empty for engines and the interpreter.
+        calls: per call of the bundle.
+        milliseconds: per call of the bundle, with what it calls.
+        share: of the profiled call, 0..1.
+    """
+
+    name: str
+    kind: str
+    place: str
+    calls: float
+    milliseconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class EngineLayers:
+    """What is inside an engine.
+
+    Attributes:
+        engine: its name.
+        backend: that ran it.
+        precision: of the artifact.
+        layers: as the vendor's profiler has them, in a run of its own; empty: see ``reason``.
+        reason: why there are none.
+        tflops: 10^12 operations per second of its counted layers, in the bundle's own calls; None: not known.
+    """
+
+    engine: str
+    backend: str
+    precision: str
+    layers: list[LayerTime] = field(default_factory=list)
+    reason: str = ""
+    tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine reached in the same run, on the same threads.
+
+    Attributes:
+        tflops: of a matrix product of 1024 x 1024, by precision.
+        copy_gb_per_s: bytes read and written by copies of 256 MiB.
+    """
+
+    tflops: dict[str, float]
+    copy_gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a bundle's calls went.
+
+    Attributes:
+        path: the bundle.
+        inputs: the shapes of the call's tensors.
+        threads: of one call.
+        latency: of calls without the profiler.
+        profiled_ms: of a call with it; ``parts`` add up to this.
+        parts: the longest first.
+        engines: what is inside each.
+        limits: what the machine reached.
+    """
+
+    path: str
+    inputs: list[list[int]]
+    threads: int
+    latency: Latency
+    profiled_ms: float
+    parts: list[Part]
+    engines: list[EngineLayers]
+    limits: Limits
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return asdict(self)
+
+
+def profile(
+    path: str | os.PathLike[str],
+    inputs: tuple[Any, ...] | None = None,
+    *,
+    backend: str = "",
+    threads: int = 0,
+    repeat: int = 10,
+    trace: str | os.PathLike[str] | None = None,
+) -> Profile:
+    """Runs a bundle under torch's profiler, and its engines under their vendors'.
+
+    Args:
+        path: the `.pt`.
+        inputs: the detector's positional arguments; None: those of the golden sample.
+        backend: run only this backend's variants; empty: as :func:`hybrid_rt.load` chooses.
+        threads: of one call; 0: as many as torch uses.
+        repeat: profiled calls, and as many without the profiler, at least 1.
+        trace: where to write a Chrome trace of the profiled calls; None: nowhere.
+
+    Returns:
+        The profile.
+
+    Raises:
+        OptionError: ``repeat`` below 1, a trace that can't be written.
+        InputError: the bundle does not take the inputs.
+        BundleError: no bundle, an altered one, or no golden sample where no inputs are given.
+        BackendError: no variant of an engine can run here.
+    """
+    if repeat < 1:
+        raise OptionError.make("profile", "repeat", expected="at least 1", got=str(repeat))
+    if trace is not None:
+        check_writable(Path(trace))
+    given = read_golden(path).inputs if inputs is None else inputs
+    threads = threads or torch.get_num_threads()
+    module = archive.load(path, backend=backend, threads=threads)
+    try:
+        latency = benchmark({"": module}, given, repeat=repeat)[""]
+    except RuntimeError as error:  # from TorchScript, whose traceback names no line of the user's
+        raise InputError.make(
+            "profile", "the inputs", expected="what the bundle takes", got=str(error).strip().splitlines()[-1]
+        ) from error
+    with _silent_kineto(), torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profiler:
+        for _ in range(repeat):
+            with torch.profiler.record_function(_CALL):
+                module(*given)
+    calls = [event for event in profiler.events() if event.name == _CALL]
+    if trace is not None:
+        with written_whole(Path(trace)) as temporary:
+            profiler.export_chrome_trace(str(temporary))
+    total = sum(call.cpu_time_total for call in calls) / repeat / 1e3
+    found = [list(_steps(call)) for call in calls]
+    parts = _parts(found, total)
+    return Profile(
+        path=os.fspath(path),
+        inputs=[list(tensor.shape) for tensor in tensors_in(given)],
+        threads=threads,
+        latency=latency,
+        profiled_ms=total,
+        parts=parts,
+        engines=_inside(path, module, found[0], parts, threads),
+        limits=_limits(threads, {choice["precision"] for choice in archive.engines(module)}),
+    )
+
+
+@contextmanager
+def _silent_kineto() -> Iterator[None]:
+    """Drops what is written to stderr: torch's profiler says there that it starts, and that no GPU is here."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An outermost operator or engine of one call."""
+
+    name: str
+    kind: str
+    milliseconds: float
+    shapes: list[list[int]]
+
+
+def _steps(event: Any) -> Iterator[_Step]:
+    """The outermost operators and engines below an event, in the order in which they ran."""
+    for child in sorted(event.cpu_children, key=lambda child: child.time_range.start):
+        if child.name.startswith(_ENGINE_EVENT):
+            name = child.name.removeprefix(_ENGINE_EVENT)
+            yield _Step(name, ENGINE, child.cpu_time_total / 1e3, child.input_shapes)
+        elif "::" in child.name and child.name != "hybrid_rt::run_engine":
+            yield _Step(child.name, OPERATOR, child.cpu_time_total / 1e3, [])
+        else:  # a method of the head
+            yield from _steps(child)
+
+
+def _parts(found: Sequence[Sequence[_Step]], total: float) -> list[Part]:
+    """Adds up the steps of all calls by name, kind and place."""
+    sums: dict[tuple[str, str, str], tuple[int, float]] = {}
+    for steps in found:
+        for step, place in zip(steps, _places(steps), strict=True):
+            key = (step.name, step.kind, place)
+            count, milliseconds = sums.get(key, (0, 0.0))
+            sums[key] = (count + 1, milliseconds + step.milliseconds)
+    parts = [
+        Part(*key, count / len(found), milliseconds / len(found), milliseconds / len(found) / total)
+        for key, (count, milliseconds) in sums.items()
+    ]
+    rest = max(0.0, total - sum(part.milliseconds for part in parts))
+    parts.append(Part("the interpreter and the profiler", INTERPRETER, "", 1, rest, rest / total))
+    return sorted(parts, key=lambda part: -part.milliseconds)
+
+
+def _places(steps: Sequence[_Step]) -> list[str]:
+    """Where each step stands among the engines."""
+    engines = [i for i, step in enumerate(steps) if step.kind == ENGINE]
+    places = []
+    for i, step in enumerate(steps):
+        before = [k for k in engines if k < i]
+        if step.kind == ENGINE or not engines:
+            places.append("")
+        else:
+            places.append(f"after {steps[before[-1]].name}" if before else f"before {steps[engines[0]].name}")
+    return places
+
+
+def _inside(
+    path: str | os.PathLike[str],
+    module: torch.jit.ScriptModule,
+    steps: Sequence[_Step],
+    parts: Sequence[Part],
+    threads: int,
+) -> list[EngineLayers]:
+    """What the vendors say of the engines that ran."""
+    times = {part.name: part.milliseconds / part.calls for part in parts if part.kind == ENGINE}
+    shapes = {step.name: step.shapes for step in steps if step.kind == ENGINE}
+    inputs = {engine.name: engine.variants[0].inputs for engine in read_manifest(path).engines}
+    inside = []
+    for choice in archive.engines(module):
+        name, backend, precision = choice["engine"], choice["backend"], choice["precision"]
+        known = EngineLayers(name, backend, precision, reason="the engine did not run in this call")
+        if name in shapes:
+            tensors = [_filled(shape, spec.dtype) for shape, spec in zip(shapes[name], inputs[name], strict=True)]
+            known = _layers_of(path, known, tensors, threads, times[name])
+        inside.append(known)
+    return inside
+
+
+def _layers_of(
+    path: str | os.PathLike[str], engine: EngineLayers, inputs: Sequence[Tensor], threads: int, milliseconds: float
+) -> EngineLayers:
+    compiler = registry.backend(engine.backend)
+    found: Sequence[LayerTime] | None = None
+    reason = "the vendor has no profiler that Python reaches"
+    available = compiler.availability()
+    if not available.available:
+        reason = available.reason
+    else:
+        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+            files = _files(path, folder, engine)
+            found = compiler.layer_times(files, engine.precision, inputs, threads)
+    if not found:
+        return EngineLayers(engine.engine, engine.backend, engine.precision, reason=reason)
+    operations = sum(layer.operations for layer in found)
+    tflops = operations / milliseconds / 1e9 if operations else None
+    return EngineLayers(engine.engine, engine.backend, engine.precision, list(found), "", tflops)
+
+
+def _files(path: str | os.PathLike[str], folder: str, engine: EngineLayers) -> Mapping[str, Path]:
+    written = extract(path, folder, segment=engine.engine, backend=engine.backend)
+    own = [file for file in written if f"-{engine.backend}-{engine.precision}" in str(file)]
+    endings = registry.file_endings(engine.backend)
+    return {name: file for name, ending in endings.items() for file in own if str(file).endswith(ending)}
+
+
+def _filled(shape: Sequence[int], dtype: str) -> Tensor:
+    kind = getattr(torch, dtype)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(list(shape), generator=generator).to(kind)
+
+
+_SIDE = 1024
+_COPIED = 1 << 28
+_TRIALS = 5
+
+
+def _limits(threads: int, precisions: set[str]) -> Limits:
+    """Measures what this machine reaches, the best of some trials."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        tflops = {
+            name: 2 * _SIDE**3 / _best(lambda a: a @ a, torch.ones(_SIDE, _SIDE, dtype=dtype)) / 1e12
+            for name, dtype in dtypes.items()
+            if name == "fp32" or name in precisions
+        }
+        target = torch.empty(_COPIED, dtype=torch.uint8)
+        seconds = _best(target.copy_, torch.zeros(_COPIED, dtype=torch.uint8))
+        return Limits(tflops, 2 * _COPIED / seconds / 1e9)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _best(call: Any, value: Tensor) -> float:
+    """The least seconds of a call."""
+    times = []
+    for _ in range(_TRIALS):
+        start = time.perf_counter()
+        call(value)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,80 @@
+"""Calibration data as users give it, checked before long work."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..capture.call_arguments import positional
+from ..common.errors import OptionError
+from ..common.tensor_tree import tensors_in
+
+MOST_SAMPLES = 300
+"""More say nothing new of how large values get, and take time and memory."""
+
+FEW_SAMPLES = 10
+"""Below this many there is a warning."""
+
+_NAME = "calibration_data"
+
+
+def _arguments(module: nn.Module | None, entry: Any, scope: str) -> tuple[Any, ...]:
+    if module is not None:
+        return positional(module, entry, _NAME)
+    if isinstance(entry, tuple):
+        return entry
+    raise OptionError.make(
+        scope,
+        _NAME,
+        expected="tuples of the detector's positional arguments",
+        got=f"{type(entry).__name__} among them",
+        remedy="For torchvision's detectors: [([image],), ...].",
+        code="example-not-arguments",
+    )
+
+
+def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: str) -> list[tuple[Any, ...]]:
+    """Returns calibration data as tuples of positional arguments, at most ``MOST_SAMPLES``.
+
+    Args:
+        module: whose arguments they are; None: only tuples are taken, since TorchScript does not name arguments.
+        data: tuples of arguments, or dicts of arguments by name. Empty: there is no calibration data.
+        scope: the caller, for the text of errors.
+
+    Raises:
+        OptionError: no iterable, an entry that is no arguments, or one that holds NaN or infinities.
+    """
+    if data is None or isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise OptionError.make(
+            scope,
+            _NAME,
+            expected="tuples of arguments, e.g. a list or a generator of them",
+            got=repr(data) if data is None else type(data).__name__,
+            remedy="For torchvision's detectors: [([image],) for image in images].",
+        )
+    found = []
+    for i, entry in enumerate(itertools.islice(data, MOST_SAMPLES)):
+        arguments = _arguments(module, entry, scope)
+        for tensor in tensors_in(arguments):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise OptionError.make(
+                    scope,
+                    f"{_NAME}[{i}]",
+                    expected="finite numbers",
+                    got="NaN" if bool(torch.isnan(tensor).any()) else "an infinite one",
+                    remedy="Leave that sample out: one such number makes a range infinite, and all else zero.",
+                )
+        found.append(arguments)
+    if 0 < len(found) < FEW_SAMPLES:
+        warnings.warn(
+            f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(found)}. Values that are larger "
+            "than those in these samples are cut off: give more of the kind that will be seen.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return found

@@ -1,0 +1,180 @@
+"""Heads of torchvision whose code is known: they are given methods that do the same by operators of hybrid_rt.
+
+A method is replaced only if its source, and that of the functions which the replacement stands for, is the one that the
+replacement was written for. What a subclass, an instance or a patch has put in its place stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import _utils as detection_utils
+from torchvision.models.detection import fcos, retinanet, roi_heads, rpn, ssd
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import poolers
+
+from . import known_methods
+
+_SOURCES = {
+    "SSD.postprocess_detections": ("409b5b3ebe2ee1ca68828e6237d851f8628275335797cf6390ee616f22429fe5",),
+    "RetinaNet.postprocess_detections": ("bd2011ca80577a7448b180c5ed4e0491a148cd6dd56a8322c61f023504c79126",),
+    "FCOS.postprocess_detections": ("df73be793e7872a1daa6fa0c507e71dee1fc73147cbf856d95ac41bc5cfac7ab",),
+    "RoIHeads.postprocess_detections": ("409a8903cf77773de5adde9a40f99cbd616713e0337a6fb701c5cdf57c81cfe1",),
+    "_topk_min": ("028100d5a4a69c6379d04e0ae8b1f0cb0101cceccc3ec384aa8ef53773aa444f",),
+    "BoxCoder.decode": ("ee2bfa66688440a5d0edb2c4e5ecab7789483ca8d9fc232e5515ac47efaed917",),
+    "batched_nms": ("e352ad12157c5928be5b936a9f169e8f6729e25822d6bbc35449b85044a11d32",),
+    "_batched_nms_coordinate_trick": ("ef6c47948b31ff0e61c7d5ec7c54a2c59a53cab1b6fe40d61fa765e2b7b4d257",),
+    "_batched_nms_vanilla": ("19f0f90b8c3bcff06a942b14c83f9739b3efa295aa79df3e4f794a0ff4af16d1",),
+    "nms": (
+        "1a61ab7ae10b312fa499ecc47a2ea82a896161590ae5ee64bebfaf604814cab7",
+        "b968af856f565c02a739fda6254103742fbb666f0e07df9df83f13fb43cdcc61",
+    ),
+    "RegionProposalNetwork.forward": ("a488356276865a8397f8712d7a845863cdfce9202d03d9a7128afed295c75b6a",),
+    "RegionProposalNetwork.filter_proposals": ("5d32f34967d080807b60603aeb93ece14d8432d6caafbae5b14b734b627da6c1",),
+    "RegionProposalNetwork._get_top_n_idx": ("1673a9d350fa63da01ec3b53ead16ef103448a27e3eb8bffc222e6dc32c99909",),
+    "concat_box_prediction_layers": ("09b8821faa79077edc63e522ed1f9e371918b1ca3defe9ae58989ddae95b6b2b",),
+    "permute_and_flatten": ("926b6b2f5cd287c9cabf0d828531c736be0a807ce084f3fc87ec0e60f0ecb017",),
+    "MultiScaleRoIAlign.forward": ("f3fdaf12c0f97bdd1841372461811b3c5e08c1ff1e921f7351a8dd7e05b26d48",),
+    "_multiscale_roi_align": ("0cbeb40a0a96cb5e497b39586f2e3b49c1b864c312562c1f69d613243aff426c",),
+    "roi_align": (
+        "2b3b55e966e868d0969aaa0102191e5ff6a2ed19a3edc532c56d1eec8f52c851",
+        "4e1b45134096e0efec2acd897426c65cfe67b93e3cda5a31ee3b37b7d89fb724",
+    ),
+}
+"""SHA-256 of the sources that the replacements were written for, without indentation: torchvision 0.26 to 0.29.2."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A method of torchvision's with its replacement."""
+
+    owner: type[nn.Module]
+    name: str
+    replacement: Callable[..., Any]
+    numbers: Sequence[str]
+    """Attributes that have to be numbers: the operators take no others."""
+    relies_on: Sequence[Callable[[], Any]]
+    """Functions that the replacement does not call, but stands for; looked up anew, as they may be patched."""
+    coder: type | None = None
+    """What ``box_coder`` has to be, if the replacement calls it otherwise than the method did."""
+    methods: Sequence[str] = ()
+    """Further methods of the owner that the replacement stands for."""
+
+
+def _batched_nms() -> Sequence[Callable[[], Any]]:
+    return (
+        lambda: box_ops.batched_nms,
+        lambda: box_ops._batched_nms_coordinate_trick,
+        lambda: box_ops._batched_nms_vanilla,
+        lambda: box_ops.nms,
+    )
+
+
+_THRESHOLDS = ("score_thresh", "nms_thresh", "detections_per_img")
+
+_KNOWN = (
+    _Known(
+        ssd.SSD,
+        "postprocess_detections",
+        known_methods.SSDMethods.postprocess_detections,
+        (*_THRESHOLDS, "topk_candidates"),
+        (*_batched_nms(), lambda: detection_utils._topk_min),
+    ),
+    _Known(
+        retinanet.RetinaNet,
+        "postprocess_detections",
+        known_methods.RetinaNetMethods.postprocess_detections,
+        (*_THRESHOLDS, "topk_candidates"),
+        (*_batched_nms(), lambda: detection_utils._topk_min),
+    ),
+    _Known(
+        fcos.FCOS,
+        "postprocess_detections",
+        known_methods.FCOSMethods.postprocess_detections,
+        (*_THRESHOLDS, "topk_candidates"),
+        (*_batched_nms(), lambda: detection_utils._topk_min),
+    ),
+    _Known(
+        roi_heads.RoIHeads,
+        "postprocess_detections",
+        known_methods.RoIHeadsMethods.postprocess_detections,
+        _THRESHOLDS,
+        (*_batched_nms(), lambda: detection_utils.BoxCoder.decode),
+        detection_utils.BoxCoder,
+    ),
+    _Known(
+        rpn.RegionProposalNetwork,
+        "forward",
+        known_methods.RPNMethods.forward,
+        ("min_size", "score_thresh", "nms_thresh"),
+        (
+            *_batched_nms(),
+            lambda: detection_utils._topk_min,
+            lambda: detection_utils.BoxCoder.decode,
+            lambda: rpn.concat_box_prediction_layers,
+            lambda: rpn.permute_and_flatten,
+        ),
+        detection_utils.BoxCoder,
+        ("filter_proposals", "_get_top_n_idx"),
+    ),
+    _Known(
+        poolers.MultiScaleRoIAlign,
+        "forward",
+        known_methods.PoolerMethods.forward,
+        ("sampling_ratio",),
+        (lambda: poolers._multiscale_roi_align, lambda: poolers.roi_align),
+    ),
+)
+
+
+def use_operators(hybrid: nn.Module) -> None:
+    """Gives the known heads in a detector the methods that call operators of hybrid_rt.
+
+    Args:
+        hybrid: the detector, a working copy; the classes of its modules are changed.
+    """
+    for module in hybrid.modules():
+        methods = {known.name: known.replacement for known in _KNOWN if _is_known(module, known)}
+        if methods:
+            owner = type(module)
+            annotations = dict(getattr(module, "__annotations__", {}))  # TorchScript reads them of this class alone
+            namespace = {**methods, "__module__": owner.__module__, "__annotations__": annotations}
+            module.__class__ = type(owner.__name__, (owner,), namespace)
+
+
+def _is_known(module: nn.Module, known: _Known) -> bool:
+    names = (known.name, *known.methods)
+    if not isinstance(module, known.owner) or any(name in vars(module) for name in names):
+        return False
+    methods = [getattr(known.owner, name) for name in names]
+    return (
+        all(getattr(type(module), name) is method for name, method in zip(names, methods, strict=True))
+        and all(type(getattr(module, name)) in (int, float) for name in known.numbers)
+        and (known.coder is None or type(module.box_coder) is known.coder)
+        and all(map(_is_known_source, (*methods, *(each() for each in known.relies_on))))
+    )
+
+
+def _is_known_source(function: Any) -> bool:
+    """Whether a function's source is in the table. A wrapper shows the source of what it wraps: only torch's may."""
+    if not isinstance(function, FunctionType):
+        return False
+    if hasattr(function, "__wrapped__") and not str(function.__globals__.get("__name__")).startswith("torch.jit"):
+        return False
+    return source_digest(function) in _SOURCES.get(function.__qualname__, ())
+
+
+def source_digest(function: Any) -> str:
+    """Returns the SHA-256 of a function's source, without its indentation; empty if there is no source."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(textwrap.dedent(source).strip().encode()).hexdigest()

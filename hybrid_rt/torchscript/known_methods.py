@@ -1,0 +1,253 @@
+"""Methods that do what torchvision's of the same classes do, by operators of hybrid_rt. TorchScript compiles them.
+
+Each finds what torchvision's method finds, in the same order. What an operator does not do is left to torchvision's own
+functions, so that these round as they always do.
+"""
+
+# ruff: noqa: B905  (TorchScript's zip has no strict=)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import poolers
+
+
+class SSDMethods:
+    """Of ``SSD``."""
+
+    box_coder: Any
+    score_thresh: float
+    nms_thresh: float
+    topk_candidates: int
+    detections_per_img: int
+
+    def postprocess_detections(
+        self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """In the place of ``postprocess_detections``: all classes of an image in one pass."""
+        all_scores = F.softmax(head_outputs["cls_logits"], dim=-1)
+        found: list[dict[str, Tensor]] = []
+        for codes, scores, anchors, shape in zip(
+            head_outputs["bbox_regression"], all_scores, image_anchors, image_shapes
+        ):
+            boxes = box_ops.clip_boxes_to_image(self.box_coder.decode_single(codes, anchors), shape)
+            kept_boxes, kept_scores, labels = torch.ops.hybrid_rt.ssd_detections(
+                boxes,
+                scores,
+                float(self.score_thresh),
+                int(self.topk_candidates),
+                float(self.nms_thresh),
+                int(self.detections_per_img),
+            )
+            found.append({"boxes": kept_boxes, "scores": kept_scores, "labels": labels})
+        return found
+
+
+class RetinaNetMethods:
+    """Of ``RetinaNet``."""
+
+    box_coder: Any
+    score_thresh: float
+    nms_thresh: float
+    topk_candidates: int
+    detections_per_img: int
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """In the place of ``postprocess_detections``: candidates straight from the logits."""
+        logits, codes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        found: list[dict[str, Tensor]] = []
+        for image, shape in enumerate(image_shapes):
+            boxes: list[Tensor] = []
+            scores: list[Tensor] = []
+            labels: list[Tensor] = []
+            for level, level_anchors in enumerate(anchors[image]):
+                classes = logits[level].shape[-1]
+                best, indices = torch.ops.hybrid_rt.sigmoid_topk(
+                    logits[level][image], float(self.score_thresh), int(self.topk_candidates)
+                )
+                rows = torch.div(indices, classes, rounding_mode="floor")
+                decoded = self.box_coder.decode_single(codes[level][image][rows], level_anchors[rows])
+                boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
+                scores.append(best)
+                labels.append(indices % classes)
+            all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+            keep = torch.ops.hybrid_rt.batched_nms(all_boxes, all_scores, all_labels, float(self.nms_thresh))
+            keep = keep[: int(self.detections_per_img)]
+            found.append({"boxes": all_boxes[keep], "scores": all_scores[keep], "labels": all_labels[keep]})
+        return found
+
+
+class FCOSMethods:
+    """Of ``FCOS``."""
+
+    box_coder: Any
+    score_thresh: float
+    nms_thresh: float
+    topk_candidates: int
+    detections_per_img: int
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """In the place of ``postprocess_detections``: candidates straight from the logits."""
+        logits, codes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        centerness = head_outputs["bbox_ctrness"]
+        found: list[dict[str, Tensor]] = []
+        for image, shape in enumerate(image_shapes):
+            boxes: list[Tensor] = []
+            scores: list[Tensor] = []
+            labels: list[Tensor] = []
+            for level, level_anchors in enumerate(anchors[image]):
+                classes = logits[level].shape[-1]
+                best, indices = torch.ops.hybrid_rt.centered_sigmoid_topk(
+                    logits[level][image], centerness[level][image], float(self.score_thresh), int(self.topk_candidates)
+                )
+                rows = torch.div(indices, classes, rounding_mode="floor")
+                decoded = self.box_coder.decode(codes[level][image][rows], level_anchors[rows])
+                boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
+                scores.append(best)
+                labels.append(indices % classes)
+            all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+            keep = torch.ops.hybrid_rt.batched_nms(all_boxes, all_scores, all_labels, float(self.nms_thresh))
+            keep = keep[: int(self.detections_per_img)]
+            found.append({"boxes": all_boxes[keep], "scores": all_scores[keep], "labels": all_labels[keep]})
+        return found
+
+
+class RoIHeadsMethods:
+    """Of ``RoIHeads``."""
+
+    box_coder: Any
+    score_thresh: float
+    nms_thresh: float
+    detections_per_img: int
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """In the place of ``postprocess_detections``: only boxes whose score passes are decoded."""
+        rows, classes = class_logits.shape[0], class_logits.shape[1]
+        counts = [boxes.shape[0] for boxes in proposals]
+        all_scores = torch.split(F.softmax(class_logits, -1), counts)
+        all_codes = torch.split(box_regression.view(rows, classes, 4), counts)
+        found_boxes: list[Tensor] = []
+        found_scores: list[Tensor] = []
+        found_labels: list[Tensor] = []
+        for scores, codes, image_proposals, shape in zip(all_scores, all_codes, proposals, image_shapes):
+            passing = torch.nonzero(scores[:, 1:] > self.score_thresh)
+            row, label = passing[:, 0], passing[:, 1] + 1
+            best = scores[row, label]
+            boxes = self.box_coder.decode_single(codes[row, label], image_proposals[row])
+            boxes = box_ops.clip_boxes_to_image(boxes, shape)
+            large = box_ops.remove_small_boxes(boxes, min_size=1e-2)
+            boxes, best, label = boxes[large], best[large], label[large]
+            keep = torch.ops.hybrid_rt.batched_nms(boxes, best, label, float(self.nms_thresh))
+            keep = keep[: int(self.detections_per_img)]
+            found_boxes.append(boxes[keep])
+            found_scores.append(best[keep])
+            found_labels.append(label[keep])
+        return found_boxes, found_scores, found_labels
+
+
+class RPNMethods:
+    """Of ``RegionProposalNetwork``."""
+
+    head: Any
+    anchor_generator: Any
+    box_coder: Any
+    pre_nms_top_n: Callable[[], int]
+    post_nms_top_n: Callable[[], int]
+    min_size: float
+    score_thresh: float
+    nms_thresh: float
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """In the place of ``forward``, in eval mode: only the proposals that are best on their level are decoded."""
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        found: list[Tensor] = []
+        for image, shape in enumerate(images.image_sizes):
+            logits: list[Tensor] = []
+            codes: list[Tensor] = []
+            places: list[Tensor] = []
+            first = 0
+            for level_objectness, level_deltas in zip(objectness, deltas):
+                count, height, width = level_objectness[image].shape
+                # Anchors are counted per pixel, as in torchvision's order: what is equally good comes first by it.
+                flat = level_objectness[image].permute(1, 2, 0).reshape(-1)
+                best, indices = flat.topk(min(int(self.pre_nms_top_n()), flat.shape[0]))
+                pixel = torch.div(indices, count, rounding_mode="floor")
+                by_anchor = level_deltas[image].reshape(count, 4, height * width)
+                logits.append(best)
+                codes.append(by_anchor[indices % count, :, pixel])
+                places.append(indices + first)
+                first += flat.shape[0]
+            levels = torch.cat([torch.full_like(place, level) for level, place in enumerate(places)])
+            boxes = self.box_coder.decode_single(torch.cat(codes), anchors[image][torch.cat(places)])
+            boxes = box_ops.clip_boxes_to_image(boxes, shape)
+            scores = torch.sigmoid(torch.cat(logits))
+            large = box_ops.remove_small_boxes(boxes, self.min_size)
+            boxes, scores, levels = boxes[large], scores[large], levels[large]
+            passing = torch.where(scores >= self.score_thresh)[0]
+            boxes, scores, levels = boxes[passing], scores[passing], levels[passing]
+            keep = torch.ops.hybrid_rt.batched_nms(boxes, scores, levels, float(self.nms_thresh))
+            found.append(boxes[keep[: int(self.post_nms_top_n())]])
+        losses: dict[str, Tensor] = {}
+        return found, losses
+
+
+class PoolerMethods:
+    """Of ``MultiScaleRoIAlign``."""
+
+    featmap_names: list[str]
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    scales: list[float] | None
+    map_levels: Any
+    canonical_scale: int
+    canonical_level: int
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """In the place of ``forward``: each box is pooled from its level straight into the result."""
+        maps = poolers._filter_input(x, self.featmap_names)
+        if self.scales is None or self.map_levels is None:
+            self.scales, self.map_levels = poolers._setup_scales(
+                maps, image_shapes, self.canonical_scale, self.canonical_level
+            )
+        scales, mapper = self.scales, self.map_levels
+        if scales is None or mapper is None:
+            raise ValueError("scales and mapper should not be None")
+        rois = poolers._convert_to_roi_format(boxes)
+        if len(maps) == 1:
+            levels = torch.zeros([rois.shape[0]], dtype=torch.int64, device=rois.device)
+        else:
+            levels = mapper(boxes)
+        pooled: Tensor = torch.ops.hybrid_rt.multiscale_roi_align(
+            maps, rois, levels, scales, self.output_size[0], self.output_size[1], self.sampling_ratio
+        )
+        return pooled

@@ -1,0 +1,295 @@
+// Calls of an engine: sizes, profiles, memory, threads, streams, devices.
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/StreamGuard.h>
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "failure_of.h"
+#include "plugin.h"
+#include "vendor.h"
+
+namespace {
+
+using hybrid_rt::Engine;
+using hybrid_rt::ErrorKind;
+
+const std::vector<Sizes> kTwoProfiles = {{{1, 3, 8, 8}, {2, 3, 32, 32}}, {{1, 3, 32, 32}, {4, 3, 64, 64}}};
+
+/// `threads` of them, each with calls of its own sizes; false where one found something else than the CPU.
+bool run_in_threads(Engine& engine, int threads, int calls, bool has_own_streams) {
+  std::atomic<bool> is_right{true};
+  std::vector<std::thread> running;
+  for (int t = 0; t < threads; ++t) {
+    running.emplace_back([&, t] {
+      const c10::Stream stream =
+          has_own_streams ? emulated::new_torch_stream() : c10::Stream(c10::Stream::DEFAULT, emulated::torch_device());
+      const c10::StreamGuard guard(stream);
+      for (int call = 0; call < calls; ++call) {
+        const at::Tensor x = picture({1 + (t + call) % 2, 3, 8 + 2 * (t % 5), 10 + 2 * (call % 3)});
+        if (!are_close(engine.run({on_device(x)}), expected_of(x))) is_right = false;
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  return is_right;
+}
+
+}  // namespace
+
+TEST_CASE("an engine computes what the CPU does") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor x = picture({2, 3, 16, 24});
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  CHECK(contains(engine->description(), StandIn::here().library + " " + StandIn::here().version));
+  CHECK(contains(engine->description(), "fp32"));
+  CHECK(contains(engine->description(), "(Emulated GPU)"));
+}
+
+TEST_CASE("sizes that change from call to call run in one context") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const int before = emulated::Vendor::instance().made;
+  for (int call = 0; call < 9; ++call) {
+    const at::Tensor x = picture({1 + call % 3, 3, 8 + 4 * (call % 4), 16});
+    CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  }
+  CHECK(emulated::Vendor::instance().made - before == 1);
+}
+
+TEST_CASE("each size runs in the profile that holds it") {
+  const Watch watch;
+  const auto engine = Artifact(kTwoProfiles).load();
+  for (const auto& sizes :
+       std::vector<std::vector<int64_t>>{{1, 3, 8, 8}, {4, 3, 64, 64}, {2, 3, 32, 32}, {3, 3, 32, 40}}) {
+    const at::Tensor x = picture(sizes);
+    CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  }
+  const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 16, 64}))}); });
+  CHECK(failure.kind() == ErrorKind::kInput);
+  CHECK(contains(failure.what(),
+                 "expected shapes inside of one optimisation profile (profile 0: 1..2x3x8..32x8..32; profile 1: "
+                 "1..4x3x32..64x32..64), got 1x3x16x64."));
+}
+
+TEST_CASE("a view whose address is not aligned is copied") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor batch = picture({3, 3, 10, 10});
+  const at::Tensor there = on_device(batch);
+  const at::Tensor view = there.narrow(0, 1, 1);
+  CHECK(reinterpret_cast<uintptr_t>(view.const_data_ptr()) % 256 != 0);
+  CHECK(are_close(engine->run({view}), expected_of(batch.narrow(0, 1, 1))));
+}
+
+TEST_CASE("what a caller frees or overwrites behind a call does not reach it") {
+  const Watch watch;
+  emulated::set_delay(3000);
+  const auto engine = Artifact().load();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  at::Tensor there = on_device(x);
+  const auto first = engine->run({there});
+  there.zero_();  // behind the run, in its stream
+  const auto second = engine->run({on_device(x)});
+  there = at::Tensor();
+  CHECK(are_close(first, expected_of(x)));
+  CHECK(are_close(second, expected_of(x)));
+  emulated::set_delay(200);
+}
+
+TEST_CASE("calls of sixteen threads, each in a stream of its own") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  CHECK(run_in_threads(*engine, 16, 6, /*has_own_streams=*/true));
+}
+
+TEST_CASE("calls of sixteen threads in one stream") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  CHECK(run_in_threads(*engine, 16, 6, /*has_own_streams=*/false));
+}
+
+TEST_CASE("threads that wait for contexts of two profiles all get one") {
+  const Watch watch;
+  emulated::Vendor::instance().slowness = 3000;
+  const auto engine = Artifact(kTwoProfiles).load();
+  std::atomic<int> right{0};
+  std::vector<std::thread> running;
+  for (int t = 0; t < 48; ++t) {  // 16 contexts of a profile
+    running.emplace_back([&, t] {
+      const c10::StreamGuard guard(emulated::new_torch_stream());
+      const at::Tensor x = picture({1, 3, t % 2 == 0 ? 16 : 40, t % 2 == 0 ? 16 : 40});
+      for (int call = 0; call < 2; ++call) {
+        if (are_close(engine->run({on_device(x)}), expected_of(x))) ++right;
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  CHECK(right == 96);
+  emulated::Vendor::instance().slowness = 0;
+}
+
+TEST_CASE("more streams than contexts share them") {
+  const Watch watch;
+  emulated::set_delay(20000);
+  const auto engine = Artifact().load();
+  const int before = emulated::Vendor::instance().made;
+  std::vector<std::vector<at::Tensor>> results;
+  std::vector<c10::Stream> streams;
+  const at::Tensor x = picture({1, 3, 16, 16});
+  for (int i = 0; i < 40; ++i) {
+    streams.push_back(emulated::new_torch_stream());
+    const c10::StreamGuard guard(streams.back());
+    results.push_back(engine->run({on_device(x)}));
+  }
+  CHECK(emulated::Vendor::instance().made - before <= 16);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const c10::StreamGuard guard(streams[i]);
+    CHECK(are_close(results[i], expected_of(x)));
+    results[i].clear();
+  }
+  emulated::set_delay(200);
+}
+
+TEST_CASE("a count of none runs on one, and gives none") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const auto outputs = engine->run({on_device(picture({0, 3, 16, 16}))});
+  CHECK(outputs[0].sizes() == c10::IntArrayRef({0, 4, 16, 16}));
+  CHECK(outputs[1].sizes() == c10::IntArrayRef({0, 4}));
+  const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 0, 16}))}); });
+  CHECK(failure.kind() == ErrorKind::kInput);
+  CHECK(std::string(failure.what()) ==
+        "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, but for the first dimension, got 0. Leave out "
+        "pictures without pixels.");
+}
+
+TEST_CASE("an engine runs on the device that it was made for") {
+  const Watch watch;
+  emulated::set_device_count(2);
+  const auto engine = Artifact().load(emulated::torch_device(1));
+  const auto other = Artifact().load(emulated::torch_device(0));
+  const at::Tensor x = picture({1, 3, 16, 16});
+  CHECK(emulated::current_device() == 0);
+  const auto outputs = engine->run({on_device(x, 1)});
+  CHECK(emulated::current_device() == 0);
+  CHECK(outputs[0].device() == emulated::torch_device(1));
+  CHECK(are_close(outputs, expected_of(x)));
+  {
+    const c10::DeviceGuard guard(emulated::torch_device(1));
+    CHECK(are_close(other->run({on_device(x, 0)}), expected_of(x)));
+  }
+  emulated::set_device_count(1);
+}
+
+TEST_CASE("an engine goes when its last call is over") {
+  const Watch watch;
+  emulated::set_delay(20000);
+  const at::Tensor x = picture({1, 3, 16, 16});
+  for (int round = 0; round < 3; ++round) {  // as a program does that loads a bundle again
+    auto engine = Artifact().load();
+    const auto outputs = engine->run({on_device(x)});
+    engine.reset();
+    CHECK(are_close(outputs, expected_of(x)));
+  }
+  emulated::set_delay(200);
+}
+
+TEST_CASE("engines are loaded and dropped while another one runs") {
+  const Watch watch;
+  const auto other = Artifact().load();
+  std::atomic<int> right{0};
+  std::vector<std::thread> running;
+  for (int t = 0; t < 8; ++t) {
+    running.emplace_back([&, t] {
+      const c10::StreamGuard guard(emulated::new_torch_stream());
+      const at::Tensor x = picture({1, 3, 16, 16 + 2 * t});
+      for (int round = 0; round < 3; ++round) {
+        const auto own = Artifact().load();
+        const at::Tensor there = on_device(x);
+        const auto first = own->run({there});
+        const auto second = other->run({there});
+        if (are_close(first, expected_of(x)) && are_close(second, expected_of(x))) ++right;
+      }
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  CHECK(right == 24);
+}
+
+TEST_CASE("a call that the vendor refuses leaves the calls before it alone") {
+  const Watch watch;
+  emulated::set_delay(20000);
+  const auto engine = Artifact().load();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor there = on_device(x);  // waits, so not between the calls
+  const auto before = engine->run({there});
+  emulated::Vendor::instance().fail_enqueue = 1;
+  const auto failure = failure_of([&] { engine->run({there}); });
+  CHECK(failure.kind() == ErrorKind::kBackend);
+  CHECK(std::string(failure.what()) == "hybrid_rt[tensorrt]: run: expected success of " + StandIn::here().library +
+                                           " " + StandIn::here().version +
+                                           ", got enqueueV3: asked to fail. The message is TensorRT's own.");
+  CHECK(are_close(before, expected_of(x)));
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  emulated::set_delay(200);
+}
+
+TEST_CASE("a call for which there is not enough memory leaves an engine that can be used") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor batch = picture({2, 3, 10, 10});
+  const at::Tensor view = on_device(batch).narrow(0, 1, 1);  // its copy is the fourth of the call's allocations
+  int failures = 0;
+  for (int n = 1; n <= 5; ++n) {
+    emulated::fail_allocation(n);
+    try {
+      const auto outputs = engine->run({view});
+      emulated::fail_allocation(0);
+      CHECK(are_close(outputs, expected_of(batch.narrow(0, 1, 1))));
+    } catch (const hybrid_rt::Error& error) {
+      ++failures;
+      CHECK(error.kind() == ErrorKind::kBackend);
+      CHECK(contains(error.what(),
+                     "run: expected memory on privateuseone:0 for the outputs and 0 MiB of scratch, got "
+                     "CUDA out of memory. Tried to allocate "));
+      CHECK(contains(error.what(),
+                     " bytes. Give smaller pictures or fewer at once, or end other programs; the engine "
+                     "can be used again."));
+    }
+    emulated::fail_allocation(0);
+  }
+  CHECK(failures == 4);
+  CHECK(are_close(engine->run({view}), expected_of(batch.narrow(0, 1, 1))));
+}
+
+TEST_CASE("a lost device is an error, and no crash") {
+  const Watch watch;
+  auto engine = Artifact().load();
+  const at::Tensor x = on_device(picture({1, 3, 16, 16}));
+  engine->run({x});
+  emulated::set_lost(0, true);
+  const auto failure = failure_of([&] { engine->run({x}); });
+  CHECK(failure.kind() == ErrorKind::kBackend);
+  CHECK(contains(failure.what(),
+                 "run: expected torch's work on privateuseone:0 to succeed, got CUDA error: unspecified "
+                 "launch failure. The message is torch's own."));
+  engine.reset();
+  emulated::set_lost(0, false);
+}
+
+TEST_CASE("an input that the segment does not look at has no address") {
+  const Watch watch;
+  Artifact artifact;
+  artifact.bindings["inputs"] = {"", "x"};
+  for (auto& profile : artifact.bindings["profiles"]) profile.insert(profile.begin(), profile[0]);
+  artifact.spec.inputs.insert(artifact.spec.inputs.begin(), artifact.spec.inputs[0]);
+  const auto engine = artifact.load();
+  const at::Tensor x = picture({1, 3, 10, 10});
+  const at::Tensor ignored = on_device(picture({2, 3, 10, 10})).narrow(0, 1, 1);
+  CHECK(are_close(engine->run({ignored, on_device(x)}), expected_of(x)));
+}

@@ -1,0 +1,224 @@
+// Calls that are recorded as CUDA graphs.
+
+#include <c10/core/StreamGuard.h>
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "captured_log.h"
+#include "failure_of.h"
+#include "plugin.h"
+#include "temporary.h"
+#include "vendor.h"
+
+namespace {
+
+using hybrid_rt::Engine;
+using hybrid_rt::LogLevel;
+
+std::shared_ptr<Engine> engine_with(const char* mode) {
+  const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", mode);
+  return Artifact().load();
+}
+
+size_t launches_of(Engine& engine, const at::Tensor& input) {
+  const size_t before = emulated::launches();
+  engine.run({input});
+  return emulated::launches() - before;
+}
+
+}  // namespace
+
+TEST_CASE("a recorded call reads its caller's new values") {
+  for (const char* mode : {"copy", "static"}) {
+    CAPTURE(mode);
+    const Watch watch;
+    const auto engine = engine_with(mode);
+    CHECK(contains(engine->description(), std::string("CUDA graphs: ") + mode));
+    at::Tensor there = on_device(picture({1, 3, 16, 16}));
+    const int before = emulated::Vendor::instance().enqueues;
+    for (int call = 0; call < 5; ++call) {
+      const at::Tensor x = picture({1, 3, 16, 16});
+      there.copy_(x);
+      CHECK(are_close(engine->run({there}), expected_of(x)));
+    }
+    CHECK(emulated::Vendor::instance().enqueues - before == 2);  // one to set up, one to record
+  }
+}
+
+TEST_CASE("results of recorded calls are their callers' own") {
+  const Watch watch;
+  const auto engine = engine_with("copy");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor y = picture({1, 3, 16, 16});
+  const auto first = engine->run({on_device(x)});
+  const auto second = engine->run({on_device(y)});
+  CHECK(are_close(first, expected_of(x)));
+  CHECK(are_close(second, expected_of(y)));
+}
+
+TEST_CASE("a static graph is one for each address, and a view that is not aligned is copied") {
+  const Watch watch;
+  const auto engine = engine_with("static");
+  const at::Tensor batch = picture({3, 3, 10, 10});
+  const at::Tensor there = on_device(batch);
+  for (int round = 0; round < 2; ++round) {
+    for (int64_t i = 0; i < 3; ++i) {
+      CHECK(are_close(engine->run({there.narrow(0, i, 1)}), expected_of(batch.narrow(0, i, 1))));
+    }
+  }
+}
+
+TEST_CASE("the graph that was used least recently goes when its last launch is over") {
+  const Watch watch;
+  emulated::set_delay(5000);
+  const auto engine = engine_with("copy");
+  std::vector<std::pair<at::Tensor, std::vector<at::Tensor>>> results;
+  for (int round = 0; round < 2; ++round) {
+    for (int64_t i = 0; i < 20; ++i) {
+      const at::Tensor x = picture({1, 3, 8 + 2 * i, 16});
+      results.emplace_back(x, engine->run({on_device(x)}));
+    }
+  }
+  CHECK(emulated::live_graphs() == 16);
+  for (const auto& [x, outputs] : results) CHECK(are_close(outputs, expected_of(x)));
+  emulated::set_delay(200);
+}
+
+TEST_CASE("recorded calls of many threads and streams") {
+  for (const char* mode : {"copy", "static"}) {
+    CAPTURE(mode);
+    const Watch watch;
+    const auto engine = engine_with(mode);
+    std::atomic<bool> is_right{true};
+    std::vector<std::thread> running;
+    for (int t = 0; t < 16; ++t) {
+      running.emplace_back([&, t] {
+        const c10::StreamGuard guard(emulated::new_torch_stream());
+        at::Tensor there = on_device(picture({1, 3, 8 + 2 * (t % 4), 16}));
+        for (int call = 0; call < 5; ++call) {
+          const at::Tensor x = picture(there.sizes().vec());
+          there.copy_(x);
+          if (!are_close(engine->run({there}), expected_of(x))) is_right = false;
+        }
+      });
+    }
+    for (std::thread& thread : running) thread.join();
+    CHECK(is_right);
+  }
+}
+
+TEST_CASE("an engine goes when its last recorded call is over") {
+  for (const char* mode : {"copy", "static"}) {
+    CAPTURE(mode);
+    const Watch watch;
+    emulated::set_delay(20000);
+    const at::Tensor x = picture({1, 3, 16, 16});
+    auto engine = engine_with(mode);
+    const auto outputs = engine->run({on_device(x)});
+    engine.reset();
+    CHECK(are_close(outputs, expected_of(x)));
+    emulated::set_delay(200);
+  }
+}
+
+TEST_CASE("a capture that is invalidated is warned of, and the call runs without") {
+  const Watch watch;
+  const CapturedLog log;
+  const auto engine = engine_with("copy");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  emulated::invalidate_next_capture();
+  for (int call = 0; call < 3; ++call) CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  CHECK(log.of(LogLevel::kWarning) ==
+        std::vector<std::string>{
+            "tensorrt: a call can't be recorded as a CUDA graph (operation failed due to a previous error during "
+            "capture); it runs without"});
+  CHECK(launches_of(*engine, on_device(picture({1, 3, 16, 24}))) == 1);  // another size is recorded again
+}
+
+TEST_CASE("a call that the vendor refuses to have recorded runs without") {
+  const Watch watch;
+  const CapturedLog log;
+  const auto engine = engine_with("copy");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  emulated::Vendor::instance().fail_enqueue = 2;
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  CHECK(
+      log.of(LogLevel::kWarning) ==
+      std::vector<std::string>{"tensorrt: a call can't be recorded as a CUDA graph (enqueueV3: asked to fail); it runs "
+                               "without"});
+}
+
+TEST_CASE("a call that fails while it is prepared for recording is tried again") {
+  for (const char* mode : {"copy", "static"}) {
+    CAPTURE(mode);
+    const Watch watch;
+    emulated::set_delay(5000);
+    const auto engine = engine_with(mode);
+    const at::Tensor x = picture({1, 3, 16, 16});
+    const at::Tensor there = on_device(x);
+    emulated::Vendor::instance().fail_enqueue = 1;
+    CHECK(contains(failure_of([&] { engine->run({there}); }).what(), "enqueueV3: asked to fail"));
+    CHECK(launches_of(*engine, there) == 1);
+    CHECK(are_close(engine->run({there}), expected_of(x)));
+    emulated::set_delay(200);
+  }
+}
+
+TEST_CASE("a recorded call for which there is not enough memory leaves an engine that can be used") {
+  for (const char* mode : {"copy", "static"}) {
+    CAPTURE(mode);
+    for (int n = 1; n <= 7; ++n) {
+      CAPTURE(n);
+      const Watch watch;
+      emulated::set_delay(5000);
+      const auto engine = engine_with(mode);
+      const at::Tensor x = picture({1, 3, 16, 16});
+      const at::Tensor there = on_device(x);
+      bool has_failed = false;
+      emulated::fail_allocation(n);
+      try {
+        engine->run({there});
+      } catch (const hybrid_rt::Error& error) {
+        has_failed = true;
+        CHECK(contains(error.what(), "CUDA out of memory."));
+      }
+      emulated::fail_allocation(0);
+      CHECK(has_failed == (n <= (mode == std::string("copy") ? 6 : 5)));
+      {
+        const c10::StreamGuard guard(emulated::new_torch_stream());
+        const at::Tensor elsewhere = on_device(x);
+        CHECK(are_close(engine->run({elsewhere}), expected_of(x)));
+      }
+      CHECK(launches_of(*engine, there) == 1);
+      emulated::set_delay(200);
+    }
+  }
+}
+
+TEST_CASE("a lost device is an error of a recorded call too") {
+  const Watch watch;
+  auto engine = engine_with("copy");
+  const at::Tensor x = on_device(picture({1, 3, 16, 16}));
+  engine->run({x});
+  emulated::set_lost(0, true);
+  CHECK(contains(failure_of([&] { engine->run({x}); }).what(), "unspecified launch failure"));
+  engine.reset();
+  emulated::set_lost(0, false);
+}
+
+TEST_CASE("a stream that somebody else records from is refused") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor x = on_device(picture({1, 3, 16, 16}));
+  const c10::Stream stream = emulated::new_torch_stream();
+  const c10::StreamGuard guard(stream);
+  REQUIRE(emulated::begin_capture(emulated::stream_of(stream)) == emulated::kSuccess);
+  const auto failure = failure_of([&] { engine->run({x}); });
+  emulated::Graph* graph = nullptr;
+  CHECK(emulated::end_capture(emulated::stream_of(stream), &graph) == emulated::kSuccess);
+  emulated::destroy(graph);
+  CHECK(failure.kind() == hybrid_rt::ErrorKind::kInput);
+  CHECK(contains(failure.what(), "stream: expected one that is not being recorded, got one that is being recorded"));
+}

@@ -1,0 +1,203 @@
+// Refusals of engines, and what else the plug-in says.
+
+#include <doctest/doctest.h>
+
+#include "captured_log.h"
+#include "failure_of.h"
+#include "plugin.h"
+#include "temporary.h"
+#include "vendor.h"
+
+namespace {
+
+using hybrid_rt::ErrorKind;
+using hybrid_rt::LogLevel;
+
+std::string success() { return "expected success of " + StandIn::here().library + " " + StandIn::here().version; }
+
+}  // namespace
+
+TEST_CASE("the plug-in names the vendor's library and its devices") {
+  const hybrid_rt::Availability found = plugin().availability();
+  CHECK(found.available);
+  CHECK(found.devices == std::vector<std::string>{"cuda"});
+  CHECK(plugin().settings() == "off");
+  const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "yes");
+  CHECK(contains(plugin().settings(), "HYBRID_RT_TENSORRT_CUDA_GRAPHS: expected off, copy or static, got 'yes'"));
+  CHECK(contains(plugin().refusal(Artifact().spec, {}).value_or(""), "expected off, copy or static"));
+}
+
+TEST_CASE("an engine of another version or library is refused before it is read") {
+  Artifact artifact;
+  CHECK(plugin().refusal(artifact.spec, {}) == std::nullopt);
+  artifact.spec.requirements = {{StandIn::here().library, "==1.2.3"}};
+  CHECK(plugin().refusal(artifact.spec, {}) ==
+        "the engine needs " + StandIn::here().library + " ==1.2.3, here is " + StandIn::here().version +
+            "; install one of that range, or convert the detector again with the one that is here");
+  artifact.spec.requirements = {};
+  CHECK(contains(plugin().refusal(artifact.spec, {}).value_or(""),
+                 "It was made by a newer hybrid_rt: upgrade this one."));
+  const bool is_rtx = StandIn::here().library == "tensorrt_rtx";
+  artifact.spec.requirements = {{is_rtx ? "tensorrt" : "tensorrt_rtx", "==1.7.1"}};
+  CHECK(contains(plugin().refusal(artifact.spec, {}).value_or(""), "can't be opened"));
+  CHECK(contains(failure_of([&] { artifact.load(); }).what(), "can't be opened"));
+}
+
+TEST_CASE("what the vendor says of an engine that it refuses is the error") {
+  const Watch watch;
+  const CapturedLog log;
+  Artifact artifact;
+  artifact.plan["version"] = "1.2.3";
+  CHECK(std::string(failure_of([&] { artifact.load(); }).what()) ==
+        "hybrid_rt[tensorrt]: artifact: " + success() +
+            ", got deserializeCudaEngine: the plan is for version 1.2.3, this is " + StandIn::here().version +
+            ". The message is TensorRT's own.");
+  artifact.plan = "no plan";
+  CHECK(contains(failure_of([&] { artifact.load(); }).what(), "magic tag does not match"));
+  CHECK(log.of(LogLevel::kError).size() == 2);
+  emulated::Vendor::instance().says_nothing = true;
+  CHECK(contains(failure_of([&] { artifact.load(); }).what(), "got a failure without a message."));
+  emulated::Vendor::instance().says_nothing = false;
+}
+
+TEST_CASE("an engine that brings code is allowed to only if it was recorded so") {
+  const Watch watch;
+  Artifact artifact;
+  artifact.plan["host_code"] = true;
+  CHECK(contains(failure_of([&] { artifact.load(); }).what(), "the plan has host code, which is not allowed"));
+  artifact.bindings["version_compatible"] = true;
+  const at::Tensor x = picture({1, 3, 16, 16});
+  CHECK(are_close(artifact.load()->run({on_device(x)}), expected_of(x)));
+}
+
+TEST_CASE("an engine that is not what was recorded of it is refused") {
+  const Watch watch;
+  const auto text_of = [](const Artifact& artifact) {
+    const auto failure = failure_of([&] { artifact.load(); });
+    CHECK(failure.kind() == ErrorKind::kBundle);
+    return std::string(failure.what());
+  };
+  Artifact names;
+  names.bindings["outputs"] = {"y", "other"};
+  CHECK(contains(text_of(names),
+                 "artifact, tensors: expected the names that were recorded when it was built, got others"));
+  Artifact profiles;
+  profiles.bindings["profiles"].push_back(profiles.bindings["profiles"][0]);
+  CHECK(contains(text_of(profiles), "artifact, profiles: expected 2, got 1"));
+  for (const char* dtype : {"float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"}) {
+    Artifact types;
+    types.plan["inputs"][0]["dtype"] = dtype;
+    CHECK(contains(text_of(types),
+                   std::string("artifact, tensor 'x': expected 1..4x3x8..64x8..64 float32, got ") + dtype));
+  }
+  Artifact unknown;
+  unknown.plan["inputs"][0]["dtype"] = "fp8";
+  CHECK(contains(text_of(unknown), "got TensorRT's type "));
+}
+
+TEST_CASE("what was recorded of an engine has to be whole") {
+  const Watch watch;
+  Artifact malformed;
+  malformed.bindings.erase("profiles");
+  auto failure = failure_of([&] { malformed.load(); });
+  CHECK(failure.kind() == ErrorKind::kBundle);
+  CHECK(contains(failure.what(), "hybrid_rt[tensorrt]: artifact, bindings: expected names and profiles, got "));
+  Artifact other;
+  other.bindings["inputs"].push_back("z");
+  failure = failure_of([&] { other.load(); });
+  CHECK(contains(failure.what(), "artifact, bindings: expected those of its spec's tensors, got others."));
+}
+
+TEST_CASE("an engine that wants an input on the host is refused") {
+  const Watch watch;
+  Artifact artifact;
+  artifact.plan["inputs"][0]["on_host"] = true;
+  const auto failure = failure_of([&] { artifact.load(); });
+  CHECK(failure.kind() == ErrorKind::kBundle);
+  CHECK(contains(failure.what(), "artifact, tensor 'x': expected one on the device, got one on the host"));
+}
+
+TEST_CASE("contexts that can't be made are errors, after which an engine can be used") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  emulated::Vendor& vendor = emulated::Vendor::instance();
+  vendor.refuses_contexts = true;
+  CHECK(std::string(failure_of([&] { engine->run({on_device(x)}); }).what()) ==
+        "hybrid_rt[tensorrt]: execution context: " + success() +
+            ", got createExecutionContext: out of memory. The message is TensorRT's own.");
+  vendor.refuses_contexts = false;
+  vendor.refuses_profiles = true;
+  CHECK(contains(failure_of([&] { engine->run({on_device(x)}); }).what(), "setOptimizationProfileAsync: refused"));
+  vendor.refuses_profiles = false;
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+}
+
+TEST_CASE("scratch memory whose size the vendor can't tell is an error") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  emulated::Vendor::instance().fails_scratch_size = true;
+  CHECK(contains(failure_of([&] { engine->run({on_device(x)}); }).what(),
+                 "run, scratch memory: expected its size from " + StandIn::here().library +
+                     ", got updateDeviceMemorySizeForShapes: asked to fail."));
+  emulated::Vendor::instance().fails_scratch_size = false;
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+}
+
+TEST_CASE("an output whose size depends on values is refused") {
+  const Watch watch;
+  const auto engine = Artifact().load();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  emulated::Vendor::instance().hides_output_shapes = true;
+  CHECK(contains(
+      failure_of([&] { engine->run({on_device(x)}); }).what(),
+      "output 'y': expected a shape that follows from the inputs' shapes, got one that depends on their values"));
+  emulated::Vendor::instance().hides_output_shapes = false;
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+}
+
+TEST_CASE("the vendor's messages are logged from the runtime's first word to its last") {
+  const Watch watch;
+  const CapturedLog log;
+  Artifact().load().reset();
+  const std::string name = StandIn::here().library + ": ";
+  const auto debug = log.of(LogLevel::kDebug);
+  REQUIRE(debug.size() == 2);
+  CHECK(debug.front() == name + "the runtime begins");
+  CHECK(debug.back() == name + "the runtime ends");
+  CHECK(log.of(LogLevel::kInfo).size() == 1);
+}
+
+TEST_CASE("a driver without CUDA graphs is warned of, and calls run without" * doctest::skip()) {
+  const Watch watch;
+  const CapturedLog log;
+  const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "copy");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const auto engine = Artifact().load();
+  for (int call = 0; call < 2; ++call) CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  CHECK(log.of(LogLevel::kWarning) ==
+        std::vector<std::string>{
+            "tensorrt: a call can't be recorded as a CUDA graph (the driver has no CUDA graphs); it runs without"});
+}
+
+TEST_CASE("no driver: an engine runs where torch has a device all the same" * doctest::skip()) {
+  const Watch watch;
+  const CapturedLog log;
+  const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "static");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const auto engine = Artifact().load();
+  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  CHECK(contains(engine->description(), "fp32, privateuseone:0, CUDA graphs: static"));
+  CHECK(log.of(LogLevel::kWarning).size() == 1);
+}
+
+TEST_CASE("a library whose tables nobody compiled for is not called" * doctest::skip()) {
+  const hybrid_rt::Availability found = plugin().availability();
+  CHECK_FALSE(found.available);
+  CHECK(found.devices == std::vector<std::string>{"cuda"});
+  CHECK(contains(found.reason, "tensorrt 99.0.0 is installed ("));
+  CHECK(contains(found.reason, "), but this plug-in was built with the headers of "));
+  CHECK(contains(found.reason, "tensorrt 10."));
+  CHECK(emulated::Vendor::instance().runtimes == 0);
+}

@@ -1,0 +1,122 @@
+#include <cstring>
+
+#include "gpu.h"
+
+// The functions of NVIDIA's driver that hybrid_rt calls, on the emulated device. Compiled once more without graphs
+// (EMULATED_OLD_DRIVER): a driver that is too old for them.
+
+namespace {
+
+using Device = int;
+using Handle = void*;
+constexpr int kCapabilityMajor = 75;
+constexpr int kCapabilityMinor = 76;
+
+int result_of(int device) { return emulated::is_lost(device) ? emulated::kLaunchFailed : emulated::kSuccess; }
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default"))) int
+
+EXPORT cuInit(unsigned) { return emulated::kSuccess; }
+
+EXPORT cuDeviceGetCount(int* count) {
+  *count = emulated::device_count();
+  return emulated::kSuccess;
+}
+
+EXPORT cuDeviceGet(Device* device, int index) {
+  *device = index;
+  return emulated::kSuccess;
+}
+
+EXPORT cuDeviceGetName(char* name, int size, Device) {
+  std::strncpy(name, "Emulated GPU", static_cast<size_t>(size));
+  return emulated::kSuccess;
+}
+
+EXPORT cuDeviceGetAttribute(int* value, int attribute, Device) {
+  *value = attribute == kCapabilityMajor ? 8 : attribute == kCapabilityMinor ? 9 : 0;
+  return emulated::kSuccess;
+}
+
+EXPORT cuDeviceTotalMem_v2(size_t* bytes, Device) {
+  *bytes = size_t{1} << 30;
+  return emulated::kSuccess;
+}
+
+EXPORT cuGetErrorString(int result, const char** text) {
+  switch (result) {
+    case emulated::kInvalidValue:
+      *text = "invalid argument";
+      return emulated::kSuccess;
+    case emulated::kOutOfMemory:
+      *text = "out of memory";
+      return emulated::kSuccess;
+    case emulated::kLaunchFailed:
+      *text = "unspecified launch failure";
+      return emulated::kSuccess;
+    case emulated::kCaptureUnsupported:
+      *text = "operation not permitted when stream is capturing";
+      return emulated::kSuccess;
+    case emulated::kCaptureInvalidated:
+      *text = "operation failed due to a previous error during capture";
+      return emulated::kSuccess;
+    default:
+      *text = nullptr;
+      return emulated::kInvalidValue;
+  }
+}
+
+EXPORT cuStreamIsCapturing(Handle stream, int* status) {
+  emulated::Stream* const asked = emulated::stream_of(stream);
+  *status = emulated::is_capturing(asked) ? 1 : 0;
+  return result_of(emulated::device_of(asked));
+}
+
+#ifndef EMULATED_OLD_DRIVER
+
+EXPORT cuStreamCreate(Handle* stream, unsigned) {
+  const int device = emulated::current_device();
+  *stream = nullptr;
+  if (const int result = result_of(device); result != emulated::kSuccess) return result;
+  *stream = emulated::handle_of(emulated::make_stream(device));
+  return emulated::kSuccess;
+}
+
+EXPORT cuStreamDestroy_v2(Handle stream) {
+  emulated::destroy(emulated::stream_of(stream));
+  return emulated::kSuccess;
+}
+
+EXPORT cuStreamBeginCapture_v2(Handle stream, int) { return emulated::begin_capture(emulated::stream_of(stream)); }
+
+EXPORT cuStreamEndCapture(Handle stream, Handle* graph) {
+  emulated::Graph* captured = nullptr;
+  const int result = emulated::end_capture(emulated::stream_of(stream), &captured);
+  *graph = captured;
+  return result;
+}
+
+EXPORT cuGraphInstantiateWithFlags(Handle* executable, Handle graph, unsigned long long) {
+  *executable = emulated::instantiate(static_cast<emulated::Graph*>(graph));
+  return emulated::kSuccess;
+}
+
+EXPORT cuGraphLaunch(Handle executable, Handle stream) {
+  emulated::Stream* const into = emulated::stream_of(stream);
+  if (const int result = result_of(emulated::device_of(into)); result != emulated::kSuccess) return result;
+  return emulated::launch(static_cast<emulated::Graph*>(executable), into);
+}
+
+EXPORT cuGraphDestroy(Handle graph) {
+  emulated::destroy(static_cast<emulated::Graph*>(graph));
+  return emulated::kSuccess;
+}
+
+EXPORT cuGraphExecDestroy(Handle executable) {
+  emulated::destroy(static_cast<emulated::Graph*>(executable));
+  return emulated::kSuccess;
+}
+
+#endif

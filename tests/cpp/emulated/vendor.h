@@ -1,0 +1,29 @@
+#pragma once
+
+#include <atomic>
+#include <string>
+
+// The switches and counters of the stand-in of TensorRT, a library that is opened at run time and shares this object
+// with the tests.
+
+namespace emulated {
+
+struct Vendor {
+  std::atomic<int> fail_enqueue{0};  ///< the n-th enqueue from now on fails, 1 being the next one; 0: none does
+  std::atomic<int> slowness{0};      ///< microseconds that an enqueue takes on the host
+  std::atomic<bool> refuses_contexts{false};
+  std::atomic<bool> refuses_profiles{false};
+  std::atomic<bool> hides_output_shapes{false};  ///< as if they depended on values
+  std::atomic<bool> fails_scratch_size{false};
+  std::atomic<bool> says_nothing{false};  ///< fails without a message
+
+  std::atomic<int> contexts{0};  ///< that live
+  std::atomic<int> made{0};      ///< contexts, so far
+  std::atomic<int> engines{0};
+  std::atomic<int> runtimes{0};
+  std::atomic<int> enqueues{0};
+
+  static Vendor& instance();
+};
+
+}  // namespace emulated

@@ -1,0 +1,85 @@
+"""hybrid_rt.profile and ``hybrid-rt profile``: the parts of a call, and the layers of its engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
+from hybrid_rt import InputError, OptionError
+from hybrid_rt.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "x.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
+    return path
+
+
+def test_the_parts_add_up_to_the_call(bundle: Path) -> None:
+    found = hybrid_rt.profile(bundle, repeat=3, threads=1)
+    assert sum(part.milliseconds for part in found.parts) == pytest.approx(found.profiled_ms, rel=1e-6)
+    assert sum(part.share for part in found.parts) == pytest.approx(1, rel=1e-6)
+    [engine] = [part for part in found.parts if part.kind == "engine"]
+    assert (engine.name, engine.calls) == ("backbone", 1)
+    operators = {part.name: part for part in found.parts if part.kind == "operator"}
+    assert operators["hybrid_rt::nms"].place == "after backbone"
+    assert found.inputs == [[1, 3, 32, 32]]
+    assert found.threads == 1
+    assert found.latency.count == 3
+    assert found.limits.tflops["fp32"] > 0 < found.limits.copy_gb_per_s
+
+
+def test_the_layers_of_openvino_and_their_operations(bundle: Path) -> None:
+    [engine] = hybrid_rt.profile(bundle, (small_picture(seed=1),), repeat=1).engines
+    assert (engine.engine, engine.backend, engine.precision, engine.reason) == ("backbone", "openvino", "fp32", "")
+    counted = {layer.name: layer.operations for layer in engine.layers if layer.operations}
+    convolutions = [module for module in small_detector().backbone.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(counted) == len(convolutions)
+    assert all(layer.milliseconds > 0 for layer in engine.layers)
+    assert engine.tflops is not None
+    assert engine.tflops > 0
+
+
+def test_an_engine_without_a_profiler_says_so(bundle: Path) -> None:
+    [engine] = hybrid_rt.profile(bundle, backend="torchscript", repeat=1).engines
+    assert engine.layers == []
+    assert engine.reason == "the vendor has no profiler that Python reaches"
+    assert engine.tflops is None
+
+
+def test_the_command_prints_tables_or_json_and_writes_a_trace(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.json"
+    assert main(["profile", str(bundle), "--repeat", "2", "--trace", str(trace)]) == 0
+    shown = capsys.readouterr()
+    assert "engine backbone" in shown.out
+    assert "backbone · openvino fp32" in shown.out
+    assert "this machine, in the same run: matrix product" in shown.out
+    assert shown.err == ""
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert any(event.get("name") == "hybrid_rt engine backbone" for event in events)
+    assert main(["profile", str(bundle), "--repeat", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"parts", "engines", "limits", "latency", "decode_ms"} <= set(found)
+
+
+def test_bad_arguments(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="repeat: expected at least 1, got 0"):
+        hybrid_rt.profile(bundle, repeat=0)
+    with pytest.raises(hybrid_rt.HybridRTError, match="expected"):
+        hybrid_rt.profile(bundle, trace=tmp_path / "missing" / "trace.json")
+    with pytest.raises(
+        InputError, match=r"the inputs: expected what the bundle takes, got .*expected 1x3x32x32 float32"
+    ):
+        hybrid_rt.profile(bundle, (small_picture(40, 56),))
+    without = tmp_path / "y.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), without, segments="backbone", measure=False, golden=False)
+    with pytest.raises(hybrid_rt.BundleError, match="expected a golden sample, got none"):
+        hybrid_rt.profile(without)

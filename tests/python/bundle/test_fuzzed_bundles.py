@@ -1,0 +1,69 @@
+"""Mutated bundles with digests that fit: an error of ours or a module, in bounded time and memory.
+
+`tools/fuzz --hours N fuzz_bundles` goes on where this ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
+from tools.dev import fuzz_bundles
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning"),
+]
+
+MUTANTS = 2000
+SECONDS = 40.0
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
+    return path
+
+
+def test_mutated_bundles_end_no_process(small_bundle: Path, tmp_path: Path) -> None:
+    outcomes, broken = fuzz_bundles.fuzz(small_bundle, range(MUTANTS), tmp_path, SECONDS)
+    assert not broken, {number: (outcome, tmp_path / f"{number}.pt") for number, outcome in broken.items()}
+    assert sum(count for outcome, count in outcomes.items() if "refused" in outcome) > 20
+    assert any("taken" in outcome for outcome in outcomes)
+
+
+def test_a_mutant_is_made_of_its_number_alone(small_bundle: Path) -> None:
+    records = fuzz_bundles.records_of(small_bundle)
+    made = [fuzz_bundles.mutant(records, number) for number in (*range(40), *range(40))]
+    assert made[:40] == made[40:]
+    assert len(set(made)) == 40
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("os.kill(os.getpid(), 11)", "signal 11"),
+        ("raise KeyError('x')", "raw:KeyError"),
+        ("time.sleep(60)", "hang"),
+        ("held.append(b'x' * (400 << 20))", "memory"),
+    ],
+)
+def test_what_breaks_a_promise_is_kept(
+    code: str, outcome: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that does that."""
+    broken = f"\nimport time\nheld = []\ndef inspect(path): {code}\nhybrid_rt.inspect = inspect\n"
+    monkeypatch.setattr(fuzz_bundles, "SECONDS", 2.0)
+    monkeypatch.setattr(
+        fuzz_bundles, "WORKER", fuzz_bundles.WORKER.replace("import hybrid_rt\n", f"import hybrid_rt\n{broken}")
+    )
+    outcomes, numbers = fuzz_bundles.fuzz(small_bundle, itertools.count(7), tmp_path / "kept", 4.0)
+    assert not any(map(fuzz_bundles.is_fine, outcomes)), outcomes
+    assert outcome in numbers[7]
+    assert (tmp_path / "kept" / "7.pt").read_bytes() == fuzz_bundles.mutant(fuzz_bundles.records_of(small_bundle), 7)

@@ -1,0 +1,217 @@
+"""torchvision's heads with methods of ours find what they found, bit for bit; what is not the known code stays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet, anchor_utils, roi_heads
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import boxes as box_ops
+
+from hybrid_rt.capture.working_copy import working_copy
+from hybrid_rt.torchscript import jit, known_heads, known_methods
+
+CLASSES = 7
+SIDE = 64
+
+
+class Pyramid(nn.Module):
+    """Two levels."""
+
+    out_channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, stride=4, padding=1)
+        self.second = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        first = self.first(pictures)
+        return {"0": first, "1": self.second(first)}
+
+
+def sizes() -> dict[str, int]:
+    return {"min_size": SIDE, "max_size": SIDE}
+
+
+def retinanet() -> nn.Module:
+    anchors = anchor_utils.AnchorGenerator(((8, 12), (16, 24)), ((0.5, 1.0, 2.0),) * 2)
+    return RetinaNet(Pyramid(), CLASSES, anchor_generator=anchors, score_thresh=0.3, topk_candidates=60, **sizes())
+
+
+def fcos() -> nn.Module:
+    anchors = anchor_utils.AnchorGenerator(((8,), (16,)), ((1.0,),) * 2)
+    return FCOS(Pyramid(), CLASSES, anchor_generator=anchors, score_thresh=0.3, topk_candidates=60, **sizes())
+
+
+def ssd() -> nn.Module:
+    anchors = anchor_utils.DefaultBoxGenerator([[2], [2]])
+    head = SSDHead(anchors)
+    return SSD(Pyramid(), anchors, (SIDE, SIDE), CLASSES, head=head, score_thresh=0.05, topk_candidates=30)
+
+
+class SSDHead(nn.Module):
+    """Boxes and classes of both levels by one convolution each."""
+
+    def __init__(self, anchors: anchor_utils.DefaultBoxGenerator) -> None:
+        super().__init__()
+        self.anchors = anchors.num_anchors_per_location()[0]
+        self.count = CLASSES
+        self.boxes = nn.Conv2d(32, self.anchors * 4, 1)
+        self.classes = nn.Conv2d(32, self.anchors * CLASSES, 1)
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        boxes = [self.boxes(each).permute(0, 2, 3, 1).reshape(each.shape[0], -1, 4) for each in features]
+        classes = [self.classes(each).permute(0, 2, 3, 1).reshape(each.shape[0], -1, self.count) for each in features]
+        return {"bbox_regression": torch.cat(boxes, 1), "cls_logits": torch.cat(classes, 1)}
+
+
+def faster_rcnn() -> nn.Module:
+    anchors = anchor_utils.AnchorGenerator(((8,), (16,)), ((0.5, 1.0, 2.0),) * 2)
+    return FasterRCNN(Pyramid(), CLASSES, rpn_anchor_generator=anchors, box_score_thresh=0.12, **sizes())
+
+
+DETECTORS = {"RetinaNet": retinanet, "FCOS": fcos, "SSD": ssd, "FasterRCNN": faster_rcnn}
+
+
+def spread(detector: nn.Module, seed: int) -> nn.Module:
+    """With weights of which scores and boxes differ from anchor to anchor."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in detector.parameters():
+        with torch.no_grad():
+            scale = 0.9 / max(parameter[0].numel(), 1) ** 0.5 if parameter.dim() > 1 else 0.2
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale * 1.7)
+    return detector.eval()
+
+
+def with_operators(detector: nn.Module) -> nn.Module:
+    copied = working_copy(detector)
+    known_heads.use_operators(copied)
+    return copied
+
+
+def replaced(detector: nn.Module) -> set[str]:
+    """The methods that are ours now, each after its class."""
+    return {
+        f"{type(module).__name__}.{name}"
+        for module in detector.modules()
+        for name, value in vars(type(module)).items()
+        if getattr(value, "__module__", "") == known_methods.__name__
+    }
+
+
+def pictures(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, *size, generator=generator) for size in ((64, 64), (50, 64))]
+
+
+def assert_equal(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> int:
+    assert len(expected) == len(found)
+    for theirs, ours in zip(expected, found, strict=True):
+        assert theirs.keys() == ours.keys()
+        for name in theirs:
+            assert (theirs[name].dtype, theirs[name].shape) == (ours[name].dtype, ours[name].shape)
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-5)
+    return sum(len(each["scores"]) for each in expected)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@torch.no_grad()
+def test_a_known_head_finds_the_same_as_torchvisions(name: str) -> None:
+    detector = spread(DETECTORS[name](), 1)
+    ours = with_operators(detector)
+    assert replaced(ours)
+    assert replaced(detector) == set()
+    scripted = jit.script_detector(ours)
+    for seed in range(3):
+        expected = detector(pictures(seed))
+        assert assert_equal(expected, scripted(pictures(seed))) > 10
+        assert_equal(expected, ours(pictures(seed)))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@torch.no_grad()
+def test_a_known_head_that_finds_nothing(name: str) -> None:
+    detector = spread(DETECTORS[name](), 1)
+    for module in detector.modules():
+        if hasattr(module, "score_thresh"):
+            module.score_thresh = 1.5
+    assert assert_equal(detector(pictures(0)), with_operators(detector)(pictures(0))) == 0
+
+
+def test_the_sources_of_this_torchvision_are_known() -> None:
+    for known in known_heads._KNOWN:
+        methods = [getattr(known.owner, name) for name in (known.name, *known.methods)]
+        for function in (*methods, *(each() for each in known.relies_on)):
+            assert known_heads.source_digest(function) in known_heads._SOURCES[function.__qualname__]
+
+
+class Subclass(RetinaNet):
+    def postprocess_detections(self, *_: Any) -> list[dict[str, Tensor]]:
+        return []
+
+
+def test_a_subclass_keeps_its_own_method_and_another_is_served() -> None:
+    detector = retinanet()
+    detector.__class__ = Subclass
+    assert replaced(with_operators(detector)) == set()
+    detector.__class__ = type("Renamed", (RetinaNet,), {})
+    assert replaced(with_operators(detector)) == {"Renamed.postprocess_detections"}
+
+
+def test_an_instance_keeps_its_own_method_and_numbers_of_other_kinds() -> None:
+    detector = retinanet()
+    detector.score_thresh = torch.tensor(0.3)
+    assert replaced(with_operators(detector)) == set()
+    detector.score_thresh = 0.3
+    detector.postprocess_detections = lambda *_: []  # type: ignore[method-assign]
+    assert replaced(with_operators(detector)) == set()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: lambda *a: f(*a), lambda f: functools.wraps(f)(lambda *a: f(*a)), functools.partial]
+)
+def test_a_patched_function_keeps_the_heads_that_call_it(
+    wrap: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box_ops, "batched_nms", wrap(box_ops.batched_nms))
+    for make in DETECTORS.values():
+        assert {name.partition(".")[0] for name in replaced(with_operators(make()))} <= {"MultiScaleRoIAlign"}
+
+
+def test_a_patched_method_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = roi_heads.RoIHeads.postprocess_detections
+    monkeypatch.setattr(
+        roi_heads.RoIHeads, "postprocess_detections", functools.wraps(original)(lambda *a: original(*a))
+    )
+    assert "RoIHeads.postprocess_detections" not in replaced(with_operators(faster_rcnn()))
+
+
+def test_all_of_a_faster_rcnn_is_served_but_for_what_is_overridden() -> None:
+    detector = faster_rcnn()
+    all_known = {"RoIHeads.postprocess_detections", "RegionProposalNetwork.forward", "MultiScaleRoIAlign.forward"}
+    assert replaced(with_operators(detector)) == all_known
+    detector.rpn.filter_proposals = lambda *_: ([], [])
+    assert replaced(with_operators(detector)) == all_known - {"RegionProposalNetwork.forward"}
+    detector.roi_heads.box_coder = type("Coder", (BoxCoder,), {})((10.0, 10.0, 5.0, 5.0))
+    assert replaced(with_operators(detector)) == {"MultiScaleRoIAlign.forward"}
+
+
+@torch.no_grad()
+def test_a_pooler_of_one_level_and_boxes_of_no_level() -> None:
+    features = Pyramid()(torch.rand(1, 3, SIDE, SIDE))
+    boxes = [torch.tensor([[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 5.0, 5.0], [9.0, 9.0, 3.0, 3.0]])]  # the last: NaN
+    for names in (["0"], ["0", "1"]):
+        pooler = MultiScaleRoIAlign(names, 3, 2)
+        ours = with_operators(pooler)
+        assert replaced(ours)
+        expected = pooler(features, boxes, [(SIDE, SIDE)])
+        assert torch.equal(ours(features, boxes, [(SIDE, SIDE)]), expected)
+        assert torch.equal(jit.script(ours)(features, boxes, [(SIDE, SIDE)]), expected)

@@ -1,0 +1,192 @@
+"""Runs the tests of the TensorRT plug-in on the emulated GPU in other builds than the usual one.
+
+    python -m tools.dev.emulated_gpu coverage            # which lines of the plug-in they run
+    python -m tools.dev.emulated_gpu address|thread      # under AddressSanitizer and UBSan, or ThreadSanitizer
+    python -m tools.dev.emulated_gpu faults [NAME ...]   # with faults planted into the plug-in: each has to be noticed
+
+Only the plug-in and what it is tested with are compiled otherwise; the library comes from ccache. The builds stand in
+build/emulated_NAME; faults are planted into that of coverage. The exit status is 0 if all is as it has to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.dev.planted_faults import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "cpp" / "backends" / "tensorrt"
+FLAGS = {
+    "coverage": ["--coverage", "-O0", "-fprofile-update=atomic"],
+    "address": [
+        "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer", "-O1", "-g1",
+    ],
+    "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer", "-O1", "-g1"],
+}  # fmt: skip
+LEAST_COVERAGE = 90.0  # percent of all lines of the plug-in
+
+
+def run(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; what it wrote is in the result."""
+    # As tools/setup sets it: its entries in ccache are found.
+    environment = {"CCACHE_BASEDIR": str(ROOT), **os.environ, **(env or {})}
+    return subprocess.run(command, text=True, capture_output=True, cwd=cwd, env=environment)
+
+
+def build(name: str) -> Path:
+    """Configures and builds the tests with the flags of one kind of run, and returns the folder."""
+    folder = ROOT / "build" / f"emulated_{name}"  # as deep as the usual build, for ccache
+    options = {
+        "CMAKE_BUILD_TYPE": "Release", "HYBRID_RT_BUILD_TESTS": "ON", "HYBRID_RT_BUILD_PYTHON": "OFF",
+        "HYBRID_RT_BUILD_APPS": "OFF", "HYBRID_RT_BUILD_CUDA": "OFF", "HYBRID_RT_WERROR": "ON",
+        "HYBRID_RT_INSTRUMENT": ";".join(FLAGS[name]), "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
+        # By the name that scikit-build-core gives it, which is a part of what ccache goes by.
+        "CMAKE_CXX_COMPILER": shutil.which("g++") or "c++", "Python_EXECUTABLE": sys.executable,
+    }  # fmt: skip
+    defines = [f"-D{key}={value}" for key, value in options.items()]
+    for command in (
+        ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *defines],
+        ["cmake", "--build", str(folder), "--target", "emulated_gpu_tests"],
+    ):
+        done = run(command)
+        if done.returncode != 0:
+            sys.exit(f"{shlex.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return folder
+
+
+def ctest(folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs all tests of the emulated GPU that a folder has."""
+    command = ["ctest", "--test-dir", str(folder), "-R", "^emulated_", "--output-on-failure", "--no-tests=error"]
+    return run(command, env=environment)
+
+
+def sanitize(name: str) -> bool:
+    """Runs the tests under a sanitizer, and tells whether it found nothing."""
+    suppressions = ROOT / "tests" / "cpp" / "emulated" / "thread_sanitizer.txt"
+    done = ctest(
+        build(name),
+        {
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "TSAN_OPTIONS": f"suppressions={suppressions} ignore_noninstrumented_modules=1",
+        },
+    )
+    print(done.stdout[-30000:])
+    return done.returncode == 0
+
+
+def lines_of(folder: Path) -> dict[str, dict[int, int]]:
+    """Returns how often each line of the plug-in's sources ran: the most of a file's several builds."""
+    counts: dict[str, dict[int, int]] = collections.defaultdict(dict)
+    for data in sorted(folder.rglob("backends/tensorrt/**/*.gcda")):
+        # One report for the file itself and for each header that has lines of code.
+        for report in json.loads(run(["gcov", "--json-format", "--stdout", str(data)]).stdout)["files"]:
+            path = Path(report["file"])
+            if path.parent != PLUGIN:
+                continue
+            lines = counts[path.name]
+            for line in report["lines"]:
+                lines[line["line_number"]] = max(lines.get(line["line_number"], 0), line["count"])
+    return counts
+
+
+def measure() -> bool:
+    """Prints a table of the plug-in's lines that ran, and tells whether they are enough."""
+    folder = build("coverage")
+    for data in folder.rglob("*.gcda"):
+        data.unlink()
+    done = ctest(folder)
+    if done.returncode != 0:
+        print(done.stdout)
+        return False
+    total = ran = 0
+    for name, lines in sorted(lines_of(folder).items()):
+        if not lines:
+            continue  # a header without code
+        covered = sum(count > 0 for count in lines.values())
+        missing = [line for line, count in sorted(lines.items()) if count == 0]
+        print(f"{name:24} {covered:4} of {len(lines):4}  {100 * covered / len(lines):5.1f} %  {missing or ''}")
+        total, ran = total + len(lines), ran + covered
+    share = 100 * ran / max(total, 1)
+    print(f"{'all':24} {ran:4} of {total:4}  {share:5.1f} %")
+    return share >= LEAST_COVERAGE
+
+
+def plant(fault: Fault, folder: Path) -> Path:
+    """Compiles a copy of the plug-in with one fault, and returns its library."""
+    source = PLUGIN / fault.file
+    text = source.read_text()
+    if text.count(fault.old) != 1:
+        sys.exit(
+            f"planted fault {fault.name}: expected its line once in {fault.file}, got {text.count(fault.old)} times"
+        )
+    place = folder / "faults" / fault.name
+    place.mkdir(parents=True, exist_ok=True)
+    altered = place / fault.file
+    altered.write_text(text.replace(fault.old, fault.new))
+    commands = json.loads((folder / "compile_commands.json").read_text())
+    link = run(["ninja", "-C", str(folder), "-t", "commands", "-s", "lib/libhybrid_rt_tensorrt.so"]).stdout
+    link = re.sub(r"^: && (.*) && :$", r"\1", link.strip())
+    for command in commands:
+        if command["file"] != str(source) or "backends/tensorrt" not in command["output"]:
+            continue
+        compiled = place / (Path(command["output"]).parent.name + ".o")
+        words = shlex.split(command["command"])
+        words[words.index("-o") + 1] = str(compiled)
+        words[words.index("-c") + 1] = str(altered)
+        done = run([*words, f"-I{PLUGIN}", "-Wno-error"], cwd=folder)
+        if done.returncode != 0:
+            sys.exit(f"planted fault {fault.name}: it does not compile:\n{done.stderr[-3000:]}")
+        link = link.replace(command["output"], shlex.quote(str(compiled)))
+    library = place / "libhybrid_rt_tensorrt.so"
+    done = run(
+        shlex.split(link.replace("-o lib/libhybrid_rt_tensorrt.so", f"-o {shlex.quote(str(library))}")), cwd=folder
+    )
+    if done.returncode != 0:
+        sys.exit(f"planted fault {fault.name}: it does not link:\n{done.stderr[-3000:]}")
+    return library
+
+
+def plant_all(names: list[str]) -> bool:
+    """Runs the tests with each fault, prints what noticed it, and tells whether all were noticed."""
+    folder = build("coverage")
+    if ctest(folder).returncode != 0:
+        sys.exit("the tests fail without any fault")
+    is_noticed = True
+    for fault in FAULTS:
+        if names and fault.name not in names:
+            continue
+        output = ctest(folder, {"HYBRID_RT_TEST_TENSORRT_PLUGIN": str(plant(fault, folder))}).stdout
+        found = fault.noticed_as in output and "tests failed out of" in output
+        is_noticed = is_noticed and found
+        print(f"{'noticed' if found else 'MISSED ':8} {fault.name}: {fault.noticed_as}", flush=True)
+    return is_noticed
+
+
+def main() -> None:
+    """Runs what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*FLAGS, "faults"])
+    parser.add_argument("names", nargs="*", help="of planted faults (default: all)")
+    arguments = parser.parse_args()
+    if arguments.what == "coverage":
+        is_right = measure()
+    elif arguments.what == "faults":
+        is_right = plant_all(arguments.names)
+    else:
+        is_right = sanitize(arguments.what)
+    sys.exit(not is_right)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""Mutates bundles, with digests that fit, and has each inspected, checked and loaded: tools/fuzz fuzz_bundles.
+
+What is promised: an error of ours or a module, in ten seconds, with no more memory than one and a half times the file
+and 300 MB. Whatever breaks that is kept with its number. A mutant is made of its number and of the bundle alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import pickletools
+import random
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SECONDS = 10.0
+MEMORY = 300 << 20
+MANIFEST = "extra/hybrid_rt/manifest.json"
+DIGEST = "extra/hybrid_rt/manifest.sha256"
+VERSION = "extra/hybrid_rt/format_version"
+
+Records = dict[str, bytes]
+
+NUMBERS = [0, 1, -1, 2, 3, 7, 255, 256, 65535, 2**31 - 1, -(2**31), 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**64]
+TEXTS = [
+    "",
+    "\0",
+    "a" * 70_000,
+    "\udcff",
+    "..",
+    "/",
+    "é",
+    "%s",
+    "backbone",
+    "float64",
+    "int8",
+    "\ud83d",
+    "-1",
+    "nan",
+    "//",
+]
+
+
+def a_value(chance: random.Random) -> Any:
+    """A JSON value that nobody expects."""
+    kinds = [
+        lambda: chance.choice(NUMBERS),
+        lambda: chance.choice(TEXTS),
+        lambda: chance.choice([None, True, False, 0.5, -0.0, 1e308]),
+        lambda: [],
+        lambda: {},
+        lambda: [chance.choice(NUMBERS)] * chance.choice([1, 9, 5000]),
+        lambda: {chance.choice(TEXTS): chance.choice(NUMBERS)},
+        lambda: _nested(chance.choice([3, 60, 70, 900])),
+    ]
+    return chance.choice(kinds)()
+
+
+def _nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def mutated_json(text: str, chance: random.Random) -> str:
+    """One to three places of a JSON document hold something else, are gone, or are there twice."""
+    document = json.loads(text)
+    for _ in range(chance.randint(1, 3)):
+        places = list(_places(document))
+        if not places:
+            break
+        holder, key = chance.choice(places)
+        what = chance.randrange(6)
+        if what == 0:
+            del holder[key]
+        elif what == 1 and isinstance(holder, list):
+            holder[key:key] = [holder[key]] * chance.choice([1, 3, 300])
+        elif what == 2:
+            other, of = chance.choice(places)
+            if holder is not other:
+                holder[key] = json.loads(json.dumps(other[of]))
+        elif what == 3 and isinstance(holder[key], int):
+            holder[key] += chance.choice([-1, 1, 2**31, -holder[key] - 1])
+        else:
+            holder[key] = a_value(chance)
+    text = json.dumps(document)
+    if chance.randrange(40) == 0:
+        text = chance.choice(
+            [text[:-1], text + "]", text.replace(":", "", 1), "[" * 100_000, text.replace("0", "NaN", 1)]
+        )
+    return text
+
+
+def _places(value: Any) -> Any:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, held in list(items):
+        yield value, key
+        yield from _places(held)
+
+
+def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
+    """Bytes that are other ones, gone, or there twice."""
+    data = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 8])):
+        at = chance.randrange(len(data) + 1)
+        length = chance.choice([1, 1, 2, 4, 8, 64, 4096])
+        what = chance.randrange(5)
+        if what == 0 and data:
+            data[at % len(data)] ^= 1 << chance.randrange(8)
+        elif what == 1:
+            data[at : at + length] = bytes(chance.randrange(256) for _ in range(min(length, 64)))
+        elif what == 2:
+            del data[at : at + length]
+        elif what == 3:
+            data[at:at] = data[at : at + length] * chance.choice([1, 2, 50])
+        else:
+            data[at : at + 8] = (chance.choice(NUMBERS) & (2**64 - 1)).to_bytes(8, "little")
+    return bytes(data)
+
+
+def mutated_pickle(content: bytes, chance: random.Random) -> bytes:
+    """Instructions that have other arguments, are gone, or come again; JSON among the texts is changed as JSON."""
+    try:
+        stops = [(code, argument, at) for code, argument, at in pickletools.genops(content)]
+    except Exception:
+        return mutated_bytes(content, chance)
+    parts = [content[at:end] for (_, _, at), end in zip(stops, [*(at for _, _, at in stops[1:]), None], strict=True)]
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        i = chance.randrange(len(parts))
+        code, argument, _ = stops[min(i, len(stops) - 1)]
+        what = chance.randrange(6)
+        if what == 0:
+            parts[i] = b""
+        elif what == 1:
+            parts[i] = parts[i] * chance.choice([2, 3, 200, 100_000])
+        elif what == 2:
+            parts[i] = chance.choice(parts)
+        elif code.name == "BINUNICODE" and isinstance(argument, str):
+            text = argument
+            if text[:1] in ("[", "{"):
+                text = mutated_json(text, chance)
+            elif what == 3:
+                text = chance.choice(TEXTS)
+            encoded = text.encode("utf-8", "surrogateescape" if "\ud83d" not in text else "surrogatepass")
+            parts[i] = b"X" + len(encoded).to_bytes(4, "little") + encoded
+        elif isinstance(argument, int) and code.name in ("BININT", "BININT1", "BININT2", "LONG1"):
+            value = chance.choice([*NUMBERS, argument + 1, argument * 2, -argument])
+            encoded = value.to_bytes(9, "little", signed=True)
+            parts[i] = b"\x8a\x09" + encoded if not -(2**63) <= value < 2**63 else b"\x8a\x08" + encoded[:8]
+        elif code.name == "GLOBAL":
+            parts[i] = chance.choice(
+                [b"cos\nsystem\n", b"c__torch__.torch.classes.hybrid_rt\nEngine\n", b"ctorch\nDoubleStorage\n",
+                 b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"c__torch__\nNothing\n"]
+            )  # fmt: skip
+    return b"".join(parts)
+
+
+def mutated_code(content: bytes, chance: random.Random) -> bytes:
+    """Lines that are gone, come again or elsewhere, and other numbers and names in them."""
+    lines = content.decode("utf-8", "replace").split("\n")
+    for _ in range(chance.choice([1, 1, 2, 6])):
+        i = chance.randrange(len(lines))
+        what = chance.randrange(7)
+        if what == 0:
+            del lines[i]
+            lines = lines or [""]
+        elif what == 1:
+            lines[i:i] = [lines[i]] * chance.choice([1, 2, 500])
+        elif what == 2:
+            lines[i], lines[i - 1] = lines[i - 1], lines[i]
+        elif what == 3:
+            words = lines[i].split(" ")
+            words[chance.randrange(len(words))] = str(
+                chance.choice([*NUMBERS, "None", "torch.add", "self", "(", '"', "["])
+            )
+            lines[i] = " ".join(words)
+        elif what == 4:
+            lines[i] = lines[i].replace("(", "(" * chance.choice([2, 150, 5000]), 1)
+        elif what == 5:
+            lines[i] += chance.choice(
+                [" + 1" * 900, ".a" * 900, " # type: int", "\\", " if x else y" * 300, "[0]" * 900]
+            )
+        else:
+            other = chance.choice(lines)
+            lines[i] = other[: len(other) // 2] + lines[i][len(lines[i]) // 2 :]
+    return "\n".join(lines).encode("utf-8", "replace")
+
+
+@dataclass
+class Mutant:
+    """A bundle's records, changed; what is written of them."""
+
+    records: Records
+    what: str = ""
+    extra: Records = field(default_factory=dict)
+    compressed: set[str] = field(default_factory=set)
+    is_signed: bool = True
+
+    def file(self, chance: random.Random) -> bytes:
+        """As an archive, with digests that fit if it is signed."""
+        records = dict(self.records)
+        if self.is_signed and MANIFEST in records and DIGEST in records:
+            records[MANIFEST] = self._manifest(records)
+            records[DIGEST] = hashlib.sha256(records[MANIFEST]).hexdigest().encode()
+        written = io.BytesIO()
+        with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in [*records.items(), *self.extra.items()]:
+                entry = zipfile.ZipInfo(f"archive/{name}")  # without the time
+                entry.compress_type = zipfile.ZIP_DEFLATED if name in self.compressed else zipfile.ZIP_STORED
+                archive.writestr(entry, content)
+        data = written.getvalue()
+        return mutated_bytes(data, chance) if self.what == "file" else data
+
+    @staticmethod
+    def _manifest(records: Records) -> bytes:
+        try:
+            manifest = json.loads(records[MANIFEST])
+            for name, entry in manifest["records"].items():
+                if name in records and isinstance(entry, dict):
+                    entry.update(sha256=hashlib.sha256(records[name]).hexdigest(), size=len(records[name]))
+            return json.dumps(manifest).encode()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return records[MANIFEST]
+
+
+def mutant(records: Records, number: int) -> bytes:
+    """The file of that number."""
+    chance = random.Random(number)
+    made = Mutant(dict(records))
+    code = [name for name in records if name.startswith("code/") and name.endswith(".py")]
+    pickles = [name for name in records if name.endswith("pkl")]
+    changes: list[Callable[[], str]] = [
+        lambda: _change(made, MANIFEST, lambda text: mutated_json(text.decode(), chance).encode()),
+        lambda: _change(made, chance.choice(pickles), lambda content: mutated_pickle(content, chance)),
+        lambda: _change(made, chance.choice(code), lambda content: mutated_code(content, chance)),
+        lambda: _change(made, chance.choice(list(records)), lambda content: mutated_bytes(content, chance)),
+        lambda: _change_names(made, chance),
+        lambda: "file",
+    ]
+    for _ in range(chance.choice([1, 1, 1, 2])):
+        made.what = chance.choices(changes, weights=[6, 6, 4, 3, 2, 2])[0]()
+    made.is_signed = chance.randrange(10) > 0
+    return made.file(chance)
+
+
+def _change(made: Mutant, name: str, change: Callable[[bytes], bytes]) -> str:
+    if name in made.records:
+        try:
+            made.records[name] = change(made.records[name])
+        except (ValueError, UnicodeError):  # an earlier change made it what it can't be changed as
+            made.records[name] = made.records[name][:-1]
+    return name
+
+
+def _change_names(made: Mutant, chance: random.Random) -> str:
+    name = chance.choice(list(made.records))
+    what = chance.randrange(5)
+    if what == 0:
+        del made.records[name]
+    elif what == 1:
+        made.extra[chance.choice([name, "constants/99", "byteorder", "model.json", "code/x.py", "../x"])] = b"x" * 9
+    elif what == 2:
+        made.records[chance.choice(list(made.records))] = made.records[name]
+    elif what == 3:
+        made.compressed.add(name)
+    else:
+        made.records[name] = bytes(chance.choice([0, 1, 1 << 20, 30 << 20]))
+        made.compressed.add(name)
+    return f"names: {name}"
+
+
+def records_of(bundle: Path) -> Records:
+    """The records of a bundle by their names."""
+    with zipfile.ZipFile(bundle) as archive:
+        return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+
+
+WORKER = """
+import os, sys
+os.environ["OMP_NUM_THREADS"] = "1"
+import warnings; warnings.simplefilter("ignore")
+import torch; torch.set_num_threads(1)
+import hybrid_rt
+
+def memory(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+print("ready", file=answers, flush=True)
+for line in sys.stdin:
+    path, backend = line.split()
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
+    before = memory("VmRSS")
+    outcomes = []
+    for opened in (hybrid_rt.inspect, hybrid_rt.check, lambda file: hybrid_rt.load(file, backend=backend.strip("-"))):
+        try:
+            opened(path)
+            outcomes.append("taken")
+        except hybrid_rt.HybridRTError as error:
+            outcomes.append("long" if len(str(error)) > 20_000 else "refused")
+        except BaseException as error:
+            outcomes.append(f"raw:{type(error).__name__}")
+    print(*outcomes, memory("VmHWM") - before, file=answers, flush=True)
+"""
+
+
+class Worker:
+    """A process that opens files, one after the other."""
+
+    def __init__(self) -> None:
+        """Starts the process."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "HYBRID_RT_LOG": "error"},
+        )
+        self.answer(120.0)
+
+    def answer(self, seconds: float) -> str:
+        """A line; empty if the process ended, "hang" if there is none in time."""
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            return "hang"
+        return self.process.stdout.readline().strip()
+
+    def open(self, path: Path, backend: str) -> str:
+        """What became of a file: "taken" and "refused" for each verb, or what broke a promise."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{path} {backend or '-'}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return f"signal {-self.process.wait()}"
+        said = self.answer(SECONDS)
+        if said == "hang":
+            return said
+        if not said:
+            return f"signal {-self.process.wait()}"
+        *outcomes, memory = said.split()
+        if int(memory) > 1.5 * path.stat().st_size + MEMORY:
+            return f"memory: {int(memory) >> 20} MB"
+        return " ".join(outcomes)
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def is_fine(outcome: str) -> bool:
+    """Whether it is what is promised."""
+    return all(word in ("taken", "refused") for word in outcome.split())
+
+
+def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) -> tuple[Counter[str], dict[int, str]]:
+    """Opens the mutants of these numbers; returns how often each outcome was, and the numbers that broke a promise."""
+    records, until = records_of(bundle), time.monotonic() + seconds
+    outcomes: Counter[str] = Counter()
+    broken: dict[int, str] = {}
+    worker = Worker()
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
+        for number in numbers:
+            if time.monotonic() > until:
+                break
+            path = Path(folder) / "mutant.pt"
+            path.write_bytes(mutant(records, number))
+            outcome = worker.open(path, "" if number % 16 == 0 else "torchscript")
+            outcomes[outcome if not outcome.startswith("memory") else "memory"] += 1
+            if is_fine(outcome):
+                continue
+            broken[number] = outcome
+            kept.mkdir(parents=True, exist_ok=True)
+            path.replace(kept / f"{number}.pt")
+            if worker.process.poll() is not None or outcome == "hang":
+                worker.close()
+                worker = Worker()
+    worker.close()
+    return outcomes, broken
+
+
+def main() -> int:
+    """Prints what was found."""
+    parser = argparse.ArgumentParser(prog="tools/fuzz fuzz_bundles", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first mutant (default: 0)")
+    parser.add_argument("--number", type=int, default=2**62, help="of mutants (default: what the time allows)")
+    parser.add_argument("--bundle", type=Path, help="default: the demo detector's")
+    parser.add_argument("--next", type=Path, help="a file for the number of the mutant after the last one")
+    parser.add_argument("--kept", type=Path, default=Path("build/fuzz/crashes/fuzz_bundles"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
+        bundle = options.bundle or Path(folder) / "demo.pt"
+        if options.bundle is None:
+            subprocess.run([sys.executable, "-m", "tools.dev.make_test_bundle", str(bundle)], check=True, cwd=ROOT)
+        numbers = range(options.first, options.first + options.number)
+        outcomes, broken = fuzz(bundle, numbers, options.kept, options.seconds)
+    if options.next is not None:
+        options.next.write_text(str(options.first + outcomes.total()))
+    print(f"stat::number_of_executed_units: {outcomes.total()}")
+    for outcome, count in outcomes.most_common():
+        print(f"{count:8} {outcome}")
+    for number, outcome in broken.items():
+        print(f"mutant {number}: {outcome}; kept as {options.kept / f'{number}.pt'}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
