@@ -203,7 +203,7 @@ def load(
 
 
 def _policy(allow: Sequence[str] | None) -> list[str]:
-    """What may run, for the native part, which takes none for no policy.
+    """Returns the allowed backends for the native part; none means no policy.
 
     Raises:
         OptionError: a policy that names nothing.

@@ -96,7 +96,7 @@ def _obstacle(precision: str, engines: EngineOptions) -> str:
 
 
 class Timed(Protocol):
-    """What can be timed: a hybrid, or one engine."""
+    """Something that can be timed: a hybrid, or one engine."""
 
     def in_promised_precision(self) -> AbstractContextManager[Callable[..., Any]]:
         """Yields what is called with the example."""
@@ -184,7 +184,7 @@ def fastest(times: Mapping[str, float]) -> tuple[str, list[PrecisionTrial]]:
 
 
 def _times(hybrids: Mapping[str, Timed], example: tuple[Any, ...]) -> dict[str, float]:
-    """Returns the median milliseconds of a call of each hybrid on the example, called in turns."""
+    """Returns the median milliseconds of a call of each hybrid on the example, called alternately."""
     if len(hybrids) == 1:
         return dict.fromkeys(hybrids, math.nan)
     with ExitStack() as prepared, torch.no_grad():

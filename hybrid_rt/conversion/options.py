@@ -43,7 +43,7 @@ class EngineOptions:
 
     @property
     def is_auto_precision(self) -> bool:
-        """Whether the precision is chosen by trying those that there are."""
+        """Returns true if the precision is chosen by trying the available ones."""
         return self.precision == AUTO_PRECISION
 
     @property

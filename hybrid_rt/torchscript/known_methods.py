@@ -20,7 +20,7 @@ from torchvision.ops import poolers
 
 
 class SSDMethods:
-    """Of ``SSD``."""
+    """Methods that replace those of ``SSD``."""
 
     box_coder: Any
     score_thresh: float
@@ -51,7 +51,7 @@ class SSDMethods:
 
 
 class RetinaNetMethods:
-    """Of ``RetinaNet``."""
+    """Methods that replace those of ``RetinaNet``."""
 
     box_coder: Any
     score_thresh: float
@@ -90,7 +90,7 @@ class RetinaNetMethods:
 
 
 class FCOSMethods:
-    """Of ``FCOS``."""
+    """Methods that replace those of ``FCOS``."""
 
     box_coder: Any
     score_thresh: float
@@ -130,7 +130,7 @@ class FCOSMethods:
 
 
 class RoIHeadsMethods:
-    """Of ``RoIHeads``."""
+    """Methods that replace those of ``RoIHeads``."""
 
     box_coder: Any
     score_thresh: float
@@ -169,7 +169,7 @@ class RoIHeadsMethods:
 
 
 class RPNMethods:
-    """Of ``RegionProposalNetwork``."""
+    """Methods that replace those of ``RegionProposalNetwork``."""
 
     head: Any
     anchor_generator: Any
@@ -222,7 +222,7 @@ class RPNMethods:
 
 
 class PoolerMethods:
-    """Of ``MultiScaleRoIAlign``."""
+    """Methods that replace those of ``MultiScaleRoIAlign``."""
 
     featmap_names: list[str]
     output_size: tuple[int, int]

@@ -86,7 +86,7 @@ def _run(job: str, path: str, cache: str, most_bytes: int | None) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: the file is the "old" one, a "new" one, or what is wrong with it."""
+    """Outcome of one run: the file is the "old" one, a "new" one, or a description of the fault."""
 
     file: str
     code: int
@@ -135,7 +135,7 @@ class Trial:
         return "new"
 
     def leftovers(self) -> list[Path]:
-        """What a process has left beside the bundle."""
+        """Returns the files that a process left next to the bundle."""
         return [entry for entry in self.directory.iterdir() if entry.name.startswith(TEMPORARY_PREFIX)]
 
     def a_day_later(self) -> int:
@@ -210,7 +210,7 @@ def caches(trial: Trial, number: int, chance: random.Random) -> Counter[str]:
 
 
 def is_fine(found: Counter[str]) -> bool:
-    """Whether nothing but what is promised was found."""
+    """Returns true if every outcome was as promised."""
     promised = {"old", "new", "whole", "leftovers", "ended by itself"}
     return all(name in promised for name, count in found.items() if count)
 

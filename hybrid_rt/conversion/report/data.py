@@ -31,11 +31,11 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """A precision that precision="auto" looked at.
+    """A precision that precision="auto" tried.
 
     Attributes:
         precision: its name.
-        milliseconds: of one call on the example, the median, measured in turns with the others; None: not measured.
+        milliseconds: of one call on the example, the median, measured alternately with the others; None: not measured.
         reason: why it was not taken; empty: it was.
     """
 
