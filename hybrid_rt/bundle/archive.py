@@ -215,7 +215,7 @@ def _policy(allow: Sequence[str] | None) -> list[str]:
             "allow",
             expected="at least one backend's name",
             got=repr(allow),
-            remedy="None allows every backend.",
+            remedy="Pass None to allow every backend.",
         )
     return names
 

@@ -54,7 +54,7 @@ def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="DIRECTORY",
-        help="images of the kind that will be seen, on which int8 is calibrated; some tens, at most 300 are taken",
+        help="directory of typical images for int8 calibration; some tens, at most 300 are used",
     )
 
 
@@ -75,7 +75,7 @@ def add_sign_argument(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="sign what is written: a PEM file with an Ed25519 private key; may be repeated",
+        help="sign the bundle with the Ed25519 private key in this PEM file; may be repeated",
     )
 
 

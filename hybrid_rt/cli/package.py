@@ -33,8 +33,8 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--json", action="store_true", help="print the content of package.json")
     verb.set_defaults(run=_package)
 
-    verb = verbs.add_parser("sbom", help="what hybrid_rt consists of here, as a bill of materials (CycloneDX)")
-    verb.add_argument("-o", "--output", type=Path, help="the file to write (default: stdout)")
+    verb = verbs.add_parser("sbom", help="print a bill of materials of the installed hybrid_rt (CycloneDX)")
+    verb.add_argument("-o", "--output", type=Path, help="file to write (default: stdout)")
     verb.set_defaults(run=_sbom)
 
 

@@ -67,7 +67,7 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
                     f"{_NAME}[{i}]",
                     expected="finite numbers",
                     got="NaN" if bool(torch.isnan(tensor).any()) else "an infinite one",
-                    remedy="Leave that sample out: one such number makes a range infinite, and all else zero.",
+                    remedy="Remove that sample: one such number makes a range infinite and everything else zero.",
                 )
         found.append(arguments)
     if 0 < len(found) < FEW_SAMPLES:
