@@ -73,7 +73,7 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
     if 0 < len(found) < FEW_SAMPLES:
         warnings.warn(
             f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(found)}. Values that are larger "
-            "than those in these samples are cut off: give more of the kind that will be seen.",
+            "than those in these samples are cut off: pass more typical samples.",
             RuntimeWarning,
             stacklevel=3,
         )
