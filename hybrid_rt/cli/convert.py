@@ -69,11 +69,6 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
     )
     add_compiler_arguments(verb)
     verb.add_argument(
-        "--precision", default="fp32", choices=PRECISIONS, help="precision of the engines (default: fp32)"
-    )
-    add_compiler_arguments(verb)
-    verb.add_argument("--calibrate", type=Path, metavar="DIRECTORY", help="directory of images for int8 calibration")
-    verb.add_argument(
         "--sizes", help="image sizes HEIGHTxWIDTH,... to support (default: all that the detector's transform accepts)"
     )
     verb.add_argument(
