@@ -452,7 +452,7 @@ def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(refusals())
-    assert "keeps-state              The detector keeps something from one call to the next." in lines
+    assert "keeps-state              The detector keeps state from one call to the next." in lines
 
 
 @pytest.mark.parametrize("code", ["keeps-state", "[keeps-state]", "Keeps-State"])
@@ -460,7 +460,7 @@ def test_explain_prints_an_entry(capsys: pytest.CaptureFixture[str], code: str) 
     assert main(["explain", code]) == 0
     out = capsys.readouterr().out
     assert out.startswith(
-        "keeps-state: The detector keeps something from one call to the next.\n\n> detector Tracker: "
+        "keeps-state: The detector keeps state from one call to the next.\n\n> detector Tracker: "
     )
     assert "1. Make the state an argument and a result" in out
     assert out == refusals()["keeps-state"].explanation
