@@ -362,4 +362,4 @@ def test_help_documents_options_and_exit_codes(program):
     assert [option for option in options if option not in done.stdout] == []
     for code in (0, 1, 2, 3, 4, 5, 6, 7):
         assert f"\n  {code}  " in done.stdout
-    assert "EXIF orientation is\nnot applied unless --exif is given" in done.stdout
+    assert "EXIF orientation is\napplied only with --exif." in done.stdout
