@@ -143,7 +143,9 @@ def compile_segment(
     named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration, _SCOPE)
     engines = _installed(named, strict=strict)
     if strict:
-        plain = {"precision": REFERENCE_PRECISION, "calibration_data": ()} if engines.is_auto_precision else {}
+        plain: dict[str, Any] = (
+            {"precision": REFERENCE_PRECISION, "calibration_data": ()} if engines.is_auto_precision else {}
+        )
         _check_place(replace(engines, **plain).variants[0])
     steps = Steps(progress)
     with steps.step("run the module on the example"):

@@ -459,9 +459,7 @@ def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_explain_prints_an_entry(capsys: pytest.CaptureFixture[str], code: str) -> None:
     assert main(["explain", code]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(
-        "keeps-state: The detector keeps state from one call to the next.\n\n> detector Tracker: "
-    )
+    assert out.startswith("keeps-state: The detector keeps state from one call to the next.\n\n> detector Tracker: ")
     assert "1. Make the state an argument and a result" in out
     assert out == refusals()["keeps-state"].explanation
 
