@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,11 +70,15 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
                     remedy="Remove that sample: one such number makes a range infinite and everything else zero.",
                 )
         found.append(arguments)
-    if 0 < len(found) < FEW_SAMPLES:
+    return found
+
+
+def warn_of_few(samples: Sequence[Any], scope: str) -> None:
+    """Warns of fewer samples than tell how large values get; ``scope``: the caller."""
+    if 0 < len(samples) < FEW_SAMPLES:
         warnings.warn(
-            f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(found)}. Values that are larger "
+            f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(samples)}. Values that are larger "
             "than those in these samples are cut off: pass more typical samples.",
             RuntimeWarning,
             stacklevel=3,
         )
-    return found

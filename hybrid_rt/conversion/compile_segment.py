@@ -32,7 +32,7 @@ from .assemble.engine_module import EngineModule, prepare, run_flat, single_modu
 from .assemble.module_checks import Alone, check_module, check_repeatable
 from .assemble.variant_trials import fastest_first, require_same_outputs
 from .auto_precision import Candidate, choose
-from .calibration import calibration_samples
+from .calibration import calibration_samples, warn_of_few
 from .options import AUTO_PRECISION, EngineOptions, check_precision, effort_of
 
 _SCOPE = "compile_segment"
@@ -142,6 +142,7 @@ def compile_segment(
     calibration = calibration_samples(module, calibration_data, _SCOPE)
     named = EngineOptions(engine, precision, device, options, fallback and not strict, calibration, _SCOPE)
     engines = _installed(named, strict=strict)
+    warn_of_few(calibration, _SCOPE)
     if strict:
         plain: dict[str, Any] = (
             {"precision": REFERENCE_PRECISION, "calibration_data": ()} if engines.is_auto_precision else {}

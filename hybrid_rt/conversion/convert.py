@@ -35,7 +35,7 @@ from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
 from .attempts import Attempt, attempt_whole, build_hybrid
 from .auto_precision import Candidate, candidates, choose
-from .calibration import calibration_samples
+from .calibration import calibration_samples, warn_of_few
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
@@ -216,6 +216,7 @@ def convert(
         output=OutputOptions(Path(output), golden, measure, report, sign),
     )
     wanted.check(detector, example)
+    warn_of_few(calibration, "convert")
     with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():
         copied = working_copy(detector)
         if state == RESET:

@@ -1,4 +1,4 @@
-"""Heads of torchvision whose code is known: they are given methods that do the same by operators of hybrid_rt.
+"""Parts of torchvision's detectors whose code is known: they are given methods that do the same in fewer operators.
 
 A method is replaced only if its source, and that of the functions which the replacement stands for, is the one that the
 replacement was written for. What a subclass, an instance or a patch has put in its place stays.
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection import fcos, retinanet, roi_heads, rpn, ssd
+from torchvision.models.detection import fcos, retinanet, roi_heads, rpn, ssd, transform
 from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers
 
@@ -47,6 +47,9 @@ _SOURCES = {
         "2b3b55e966e868d0969aaa0102191e5ff6a2ed19a3edc532c56d1eec8f52c851",
         "4e1b45134096e0efec2acd897426c65cfe67b93e3cda5a31ee3b37b7d89fb724",
     ),
+    "GeneralizedRCNNTransform.normalize": ("f72ef4e4feaa22885ead08e158683127c0d6cf1111121d1a6828cc98dc22c97d",),
+    "GeneralizedRCNNTransform.batch_images": ("0cd698d707c836470ed984958af9a390dcc378126811d6d33aded6c54c008261",),
+    "GeneralizedRCNNTransform.max_by_axis": ("3d3bf0f1507a40212427770739828fec105e71d0f1a3a14a39ebce9db08f9b4a",),
 }
 """SHA-256 of the sources that the replacements were written for, without indentation: torchvision 0.26 to 0.29.2."""
 
@@ -66,6 +69,8 @@ class _Known:
     """What ``box_coder`` has to be, if the replacement calls it otherwise than the method did."""
     methods: Sequence[str] = ()
     """Further methods of the owner that the replacement stands for."""
+    suits: Callable[[Any], bool] = lambda _: True
+    """What else has to hold of a module."""
 
 
 def _batched_nms() -> Sequence[Callable[[], Any]]:
@@ -130,6 +135,16 @@ _KNOWN = (
         known_methods.PoolerMethods.forward,
         ("sampling_ratio",),
         (lambda: poolers._multiscale_roi_align, lambda: poolers.roi_align),
+        suits=lambda module: [type(size) for size in module.output_size] == [int, int],
+    ),
+    _Known(transform.GeneralizedRCNNTransform, "normalize", known_methods.TransformMethods.normalize, (), ()),
+    _Known(
+        transform.GeneralizedRCNNTransform,
+        "batch_images",
+        known_methods.TransformMethods.batch_images,
+        (),
+        (),
+        methods=("max_by_axis",),
     ),
 )
 
@@ -158,6 +173,7 @@ def _is_known(module: nn.Module, known: _Known) -> bool:
         all(getattr(type(module), name) is method for name, method in zip(names, methods, strict=True))
         and all(type(getattr(module, name)) in (int, float) for name in known.numbers)
         and (known.coder is None or type(module.box_coder) is known.coder)
+        and known.suits(module)
         and all(map(_is_known_source, (*methods, *(each() for each in known.relies_on))))
     )
 

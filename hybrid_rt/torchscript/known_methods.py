@@ -8,6 +8,7 @@ functions, so that these round as they always do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -148,7 +149,7 @@ class RoIHeadsMethods:
         rows, classes = class_logits.shape[0], class_logits.shape[1]
         counts = [boxes.shape[0] for boxes in proposals]
         all_scores = torch.split(F.softmax(class_logits, -1), counts)
-        all_codes = torch.split(box_regression.view(rows, classes, 4), counts)
+        all_codes = torch.split(box_regression.reshape(rows, classes, 4), counts)
         found_boxes: list[Tensor] = []
         found_scores: list[Tensor] = []
         found_labels: list[Tensor] = []
@@ -251,3 +252,40 @@ class PoolerMethods:
             maps, rois, levels, scales, self.output_size[0], self.output_size[1], self.sampling_ratio
         )
         return pooled
+
+
+class TransformMethods:
+    """Methods that replace those of ``GeneralizedRCNNTransform``."""
+
+    image_mean: list[float]
+    image_std: list[float]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """In the place of ``normalize``: with one new image, not two."""
+        if not image.is_floating_point():
+            raise TypeError(
+                f"Expected input images to be of floating type (in range [0, 1]), but found type {image.dtype} instead"
+            )
+        mean = torch.as_tensor(self.image_mean, dtype=image.dtype, device=image.device)
+        std = torch.as_tensor(self.image_std, dtype=image.dtype, device=image.device)
+        return (image - mean[:, None, None]).div_(std[:, None, None])
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """In the place of ``batch_images``: only the margins are filled, and one image without any is the batch."""
+        channels, height, width = 0, 0, 0
+        for image in images:
+            channels = max(channels, image.shape[0])
+            height, width = max(height, image.shape[1]), max(width, image.shape[2])
+        stride = float(size_divisible)
+        height = int(math.ceil(float(height) / stride) * stride)
+        width = int(math.ceil(float(width) / stride) * stride)
+        first = images[0]
+        if len(images) == 1 and first.shape[1] == height and first.shape[2] == width:
+            return first.unsqueeze(0).contiguous()
+        batch = first.new_empty([len(images), channels, height, width])
+        for place, image in zip(batch, images):
+            place[image.shape[0] :].zero_()
+            place[:, image.shape[1] :].zero_()
+            place[:, :, image.shape[2] :].zero_()
+            place[: image.shape[0], : image.shape[1], : image.shape[2]].copy_(image)
+        return batch

@@ -42,6 +42,7 @@ NOT_RUN = [
     "docs/mixed-deployment.md",  # on a GPU
     "docs/package.md",  # Docker
     "docs/package.md",  # the start scripts: test_package.py runs them
+    "docs/precision-and-verification.md",  # times of one machine
     "docs/report.md",  # hybrid-rt convert
     "docs/service.md",  # the server runs until it is stopped: test_serve.py
     "docs/signing.md",

@@ -30,7 +30,7 @@ def main() -> None:
     """Converts, evaluates, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=200, help="held-out pictures")
-    parser.add_argument("--calibration", type=int, default=40, help="training images that int8 is calibrated on")
+    parser.add_argument("--calibration", type=int, default=20, help="training images that int8 is calibrated on")
     parser.add_argument("--int8-max-error", type=float, default=0.15, help="of an engine's outputs, for int8")
     options = parser.parse_args()
     detector = digits_detector.load()

@@ -28,7 +28,7 @@ from ...verification.verify import Thresholds, Verification
 from ..assemble.builds import compile_program
 from ..assemble.module_checks import check_module, check_repeatable
 from ..assemble.variant_trials import require_same_outputs
-from ..calibration import calibration_samples
+from ..calibration import calibration_samples, warn_of_few
 from ..options import EngineOptions
 from .calibration import calibrated
 from .saved_engines import SavedEngine, captured, opened_head, saved_engines, stored_member
@@ -136,6 +136,7 @@ def swap_backbone(
         stored = saved.scripts("swap") if len(saved.members) > 1 else []
     with steps.step("compare the new backbone with what the head expects"):
         program = _program(saved, stored, new_backbone, example)
+    warn_of_few(samples, "swap")
     with steps.step("calibrate"):
         program = calibrated(program, saved, head, saved_engines(head, manifest), samples, engines.variants)
     build = compile_program(program, engines, steps)

@@ -30,7 +30,7 @@ from ..assemble.builds import compile_program
 from ..assemble.engine_module import make_engine, prepare
 from ..assemble.hybrid import OnDevice
 from ..assemble.variant_trials import require_same_outputs
-from ..calibration import calibration_samples
+from ..calibration import calibration_samples, warn_of_few
 from ..options import EngineOptions
 from .calibration import calibrated
 from .saved_engines import SavedEngine, opened_head, saved_engines
@@ -119,6 +119,8 @@ def add_variant(
         in_precision = precision or saved.variants[0].precision
         engines = EngineOptions(names, in_precision, device, options, False, samples, "add-variant")
         _require_new(saved, engines.variants)
+        if saved is change.chosen[0]:
+            warn_of_few(samples, "add-variant")
         with change.steps.step(f"read {saved.name}"):
             program = saved.program("add-variant")
             program = calibrated(program, saved, change.head, change.saved, samples, engines.variants)

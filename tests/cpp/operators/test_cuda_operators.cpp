@@ -49,7 +49,9 @@ bool is_built() { return std::filesystem::exists(hybrid_rt::operators::cuda_oper
 }  // namespace
 
 TEST_CASE("the operators take CUDA tensors") {
-  for (const char* name : {"hybrid_rt::nms", "hybrid_rt::roi_align"}) {
+  for (const char* name :
+       {"hybrid_rt::nms", "hybrid_rt::roi_align", "hybrid_rt::batched_nms", "hybrid_rt::ssd_detections",
+        "hybrid_rt::sigmoid_topk", "hybrid_rt::centered_sigmoid_topk", "hybrid_rt::multiscale_roi_align"}) {
     const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
     CHECK(handle.hasKernelForDispatchKey(c10::DispatchKey::CUDA));
   }

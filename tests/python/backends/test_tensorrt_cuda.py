@@ -35,7 +35,7 @@ def test_on_a_gpu_results_are_the_modules(precision: str, allowed: float) -> Non
         precision=precision,
         strict=True,
         shapes={"batch": (1, 4), "height": (32, 128), "width": (32, 128)},
-        calibration_data=[(X,)] * 4 if precision == "int8" else (),
+        calibration_data=[(X,)] * 12 if precision == "int8" else (),
         options=FOR_THIS_GPU,
         verify=False,
     )

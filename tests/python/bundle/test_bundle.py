@@ -82,7 +82,11 @@ def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
     assert manifest["format_version"] == 2
     assert manifest["detector"] == {"class": "torchvision.models.detection.faster_rcnn.FasterRCNN"}
     assert manifest["versions"] == {"hybrid_rt": hybrid_rt.__version__, "torch": torch.__version__}
-    assert manifest["head"]["operators"] == ["hybrid_rt::nms", "hybrid_rt::roi_align", "hybrid_rt::run_engine"]
+    assert manifest["head"]["operators"] == [
+        "hybrid_rt::batched_nms",
+        "hybrid_rt::multiscale_roi_align",
+        "hybrid_rt::run_engine",
+    ]
     (engine,) = manifest["engines"]
     assert engine["members"] == [{"name": "backbone", "first": 0, "count": 5}]
     assert [variant["backend"] for variant in engine["variants"]] == ["openvino", "torchscript"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,18 @@ from hybrid_rt.bundle import archive
 from hybrid_rt.capture.calibration import record_calibration
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BackendError, HybridRTError, OptionError
+from hybrid_rt.common.executables import program as find_program
 from hybrid_rt.common.progress import Steps
 from hybrid_rt.conversion.auto_precision import Candidate, candidates, choose, fastest
-from hybrid_rt.conversion.calibration import FEW_SAMPLES, MOST_SAMPLES, calibration_samples
+from hybrid_rt.conversion.calibration import FEW_SAMPLES, MOST_SAMPLES, calibration_samples, warn_of_few
 from hybrid_rt.conversion.options import EngineOptions
 from hybrid_rt.conversion.report.data import PrecisionTrial
+from hybrid_rt.conversion.report.html import report_html
 from hybrid_rt.conversion.tightening import MOST_TRIES, build_until_right
+
+convert_module, variants_module = (
+    importlib.import_module(f"hybrid_rt.conversion.{name}") for name in ("convert", "edit.variants")
+)
 
 needs_nncf = pytest.mark.skipif(bool(registry.backend("openvino").missing("int8")), reason="nncf is not installed")
 
@@ -88,6 +96,17 @@ def test_each_engine_in_int8_runs_with_the_file(converted: hybrid_rt.ConversionR
 
 @needs_nncf
 @pytest.mark.slow
+def test_the_program_in_cpp_verifies_int8(converted: hybrid_rt.ConversionResult) -> None:
+    program = find_program("hybrid-rt-detect", "test")
+    for engine in ("openvino:int8", "onnxruntime:int8"):
+        command = [program, converted.report.path, "--verify", "--backend", engine]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "int8" in done.stdout, done.stdout
+
+
+@needs_nncf
+@pytest.mark.slow
 def test_the_report_says_how_it_was_quantised(converted: hybrid_rt.ConversionResult) -> None:
     variants = [variant for engine in converted.report.engines for variant in engine.variants]
     known = [variant.quantization for variant in variants if variant.precision == "int8"]
@@ -96,6 +115,7 @@ def test_the_report_says_how_it_was_quantised(converted: hybrid_rt.ConversionRes
     assert "openvino in int8, backbone+detector.classes: calibrated on 12 samples" in str(converted.report)
     values = json.loads(Path(converted.report.path).with_suffix(".json").read_text())
     assert values["engines"][0]["variants"][0]["quantization"]["samples"] == 12
+    assert "openvino in int8, " in report_html(converted.report)
     manifest = archive.read_manifest(converted.report.path)
     assert manifest.engines[0].variants[0].versions["int8"].startswith("calibrated on 12 samples")
 
@@ -185,10 +205,23 @@ def test_a_bundle_takes_tuples_alone(fp32: Path) -> None:
 
 def test_few_samples_are_a_warning_with_their_number() -> None:
     with pytest.warns(RuntimeWarning, match="calibration_data: expected some tens of samples, got 3"):
-        assert len(calibration_samples(detector(), samples(3), "convert")) == 3
+        warn_of_few(samples(3), "convert")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(calibration_samples(detector(), samples(FEW_SAMPLES), "convert")) == FEW_SAMPLES
+        warn_of_few(samples(FEW_SAMPLES), "convert")
+
+
+def test_every_way_warns_of_few_samples(fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt  # before long work
+
+    monkeypatch.setattr(convert_module, "working_copy", stop)
+    monkeypatch.setattr(variants_module, "compile_program", stop)
+    given: dict[str, Any] = {"engine": "onnxruntime", "precision": "int8", "calibration_data": samples(3)}
+    with pytest.warns(RuntimeWarning, match=r"hybrid_rt\[convert\].* got 3"), pytest.raises(KeyboardInterrupt):
+        hybrid_rt.convert(detector(), ([image(0)],), tmp_path / "x.pt", **given)
+    with pytest.warns(RuntimeWarning, match=r"hybrid_rt\[add-variant\].* got 3"), pytest.raises(KeyboardInterrupt):
+        hybrid_rt.add_variant(fp32, output=tmp_path / "x.pt", **given)
 
 
 def test_no_more_samples_are_read_than_are_taken() -> None:

@@ -398,7 +398,10 @@ def test_bad_options(single: Path, tmp_path: Path) -> None:
     assert "[swap]: engine: expected 'auto' or at least one" in refusal(single, new(), tmp_path, engine=[])
     assert "[swap]: precision: expected one of fp32, " in refusal(single, new(), tmp_path, precision="fp8")
     assert "[swap]: precision for openvino: expected " in refusal(
-        single, new(), tmp_path, precision="int8", thresholds=Thresholds(0.5, 0.5, 0.5, 0.5)
+        single, new(), tmp_path, precision="fp16", thresholds=Thresholds(0.5, 0.5, 0.5, 0.5)
+    )
+    assert "[swap]: calibration_data: expected some tens of tuples" in refusal(
+        single, new(), tmp_path, engine="onnxruntime", precision="int8"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 import hybrid_rt  # noqa: F401  registers the operators
@@ -298,3 +298,25 @@ BOXES, SCORES, CLASSES = torch.ones(3, 4), torch.ones(3), torch.ones(3, dtype=to
 def test_operators_say_what_they_refuse(name: str, arguments: tuple[Any, ...], text: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(f"hybrid_rt[operators]: {name}: {text}")):
         getattr(OURS, name)(*arguments)
+
+
+class Everything(nn.Module):
+    """Calls each operator once."""
+
+    def forward(self, boxes: Tensor, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        scores, indices = OURS.sigmoid_topk(logits, 0.5, 5)
+        best, places = OURS.centered_sigmoid_topk(logits, logits[:, :1], 0.5, 5)
+        kept = OURS.batched_nms(boxes, logits[:, 0].contiguous(), torch.ones_like(boxes[:, 0]).long(), 0.5)
+        found = OURS.ssd_detections(boxes, logits.softmax(1), 0.1, 5, 0.5, 5)
+        rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
+        levels = torch.zeros_like(boxes[:, 0]).long()
+        pooled = OURS.multiscale_roi_align([features], rois, levels, [1.0], 3, 2, 2)
+        return scores, indices, best, places, kept, *found, pooled
+
+
+def test_a_module_with_the_operators_is_exported() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = (random_boxes(30, generator), torch.randn(30, 4, generator=generator), torch.rand(1, 3, 8, 8))
+    exported = torch.export.export(Everything(), inputs)
+    assert_equal(exported.module()(*inputs), Everything()(*inputs))
+    assert "30" in str(list(exported.graph.nodes)[-2].meta["val"].shape)  # as many pooled boxes as there are
