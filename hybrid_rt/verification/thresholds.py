@@ -125,8 +125,8 @@ THRESHOLDS: Mapping[str, Thresholds] = {
 - fp16 has 11 bits: 2**-11 = 0.05 % per rounding, eight times finer than bf16.
 - int8 counts 255 steps up to the largest value that was seen while calibrating: the demo detector's features are 6 to
   15 % off, against 0.1 % in fp16. The compilers of CPUs keep layers in fp32 until outputs are at most 15 % off on
-  calibration samples; the gate allows twice that, since it looks at other inputs and sizes. The mAP on a dataset (``dataset=``) is the better judge of
-  int8.
+  calibration samples; the gate allows twice that, since it looks at other inputs and sizes. The mAP on a dataset
+  (``dataset=``) is the better judge of int8.
 """
 
 
