@@ -41,7 +41,7 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "held_out": ("camera", "coffee", "flower", "gravel", "rocket"),
 }
 
-# The scans lie in the data set writer after writer: a cut by index, rather than at random, also
+# The scans lie in the dataset writer after writer: a cut by index, rather than at random, also
 # keeps most of the held-out handwriting unseen.
 FIRST_HELD_OUT_DIGIT = 1437
 

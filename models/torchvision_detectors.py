@@ -315,7 +315,7 @@ def _class_layers(detector: nn.Module) -> list[nn.Module]:
 
 
 def _class_count(detector: nn.Module) -> int:
-    """How many classes the class layers have, the background included where there is one."""
+    """Returns the number of classes in the class layers, including a background if there is one."""
     if hasattr(detector, "roi_heads"):
         return detector.roi_heads.box_predictor.cls_score.out_features
     head = detector.head.classification_head

@@ -1,4 +1,4 @@
-"""A YOLO whose head keeps its grids from call to call, made anew when the size changes; any image size in the file.
+"""A YOLO whose head keeps its grids from call to call, made again when the size changes; any image size in the file.
 
 python examples/convert/yolo.py yolo.pt
 """

@@ -40,7 +40,7 @@ Detections = dict[str, Tensor]
 
 
 class Options(BaseModel):
-    """What ``serve run ... NAME=VALUE`` and a Serve config's ``args`` may say."""
+    """Options of ``serve run ... NAME=VALUE`` and of a Serve config's ``args``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -350,13 +350,13 @@ class Detector:
 
     @api.get("/v1/models")
     async def get_models(self) -> dict[str, Any]:
-        """What this replica runs; ``batches``: how many it ran of each size."""
+        """Returns the models of this replica; ``batches`` counts the calls by batch size."""
         model = {"name": Path(self._options.model).stem, "state": "ready", "engines": self._engines}
         return {"models": [{**model, "class_names": self._class_names, "batches": self._batches}]}
 
 
 def app(options: Options) -> serve.Application:
-    """What ``serve run`` calls, with its NAME=VALUE arguments.
+    """Builds the application for ``serve run`` from its NAME=VALUE arguments.
 
     Raises:
         OptionError: options that contradict one another.

@@ -1,4 +1,4 @@
-"""What a backend's compile half is."""
+"""The interface of a backend's compile half."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether something can be used here; never a bare false: ``reason`` says why not and what mends it."""
+    """Availability of a backend. ``reason`` says why it is unavailable and how to fix that."""
 
     available: bool
     reason: str = ""
@@ -30,7 +30,7 @@ class Availability:
 
 @dataclass(frozen=True)
 class RuntimeFiles:
-    """What a plug-in opens while it runs, beside what it is linked to: patterns in site-packages.
+    """Files that a plug-in opens at run time in addition to its linked libraries: patterns in site-packages.
 
     Attributes:
         libraries: the vendor's; each must be there.
@@ -143,7 +143,7 @@ class Backend(ABC):
 
     @property
     def context(self) -> CompileContext:
-        """What this instance compiles for, see :meth:`configured`."""
+        """The target of this instance, see :meth:`configured`."""
         return self._context
 
     @property
@@ -163,7 +163,7 @@ class Backend(ABC):
 
     @abstractmethod
     def availability(self) -> Availability:
-        """Whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
+        """Checks if the compiler can be used here. Imports the vendor's package only now; does not raise."""
 
     def misfit(self) -> str:
         """Returns why what it compiles would not run on the device that is here; empty where it would, or none is here.
@@ -179,7 +179,7 @@ class Backend(ABC):
 
     @property
     def target_precisions(self) -> tuple[str, ...]:
-        """Of ``precisions`` those that it has for the kind of device that it compiles for: all, unless it says less."""
+        """Returns the subset of ``precisions`` for the kind of device that it compiles for; all by default."""
         return self.precisions
 
     def missing(self, precision: str) -> str:
@@ -238,7 +238,7 @@ class Backend(ABC):
         return {}
 
     def options(self) -> Mapping[str, str]:
-        """What else changes the artifact: the cache keeps one for each of their values.
+        """Returns further inputs of the compilation. The cache keeps one artifact per combination of their values.
 
         The user's options, unless a backend says otherwise; some read environment variables.
 
@@ -248,7 +248,7 @@ class Backend(ABC):
         return {name: repr(value) for name, value in self.given.items()}
 
     def settings(self) -> Mapping[str, Any]:
-        """What was set in this process, beside options and environment variables, that changes the artifact.
+        """Returns settings of this process, other than options and environment variables, that change the artifact.
 
         A compiler in a process of its own is told by :meth:`apply`; the values have to pickle. Most compilers have
         none.
@@ -282,7 +282,7 @@ class Backend(ABC):
         )
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Where weights stand in the blobs as they are, (offset, size) in bytes: see :class:`Artifact`.
+        """Locates unchanged weights in the blobs: (offset, size) in bytes, see :class:`Artifact`.
 
         None is right too; a bundle then stores them once for each variant.
         """

@@ -1,4 +1,4 @@
-"""Which backends there are: compile halves in Python, run halves in the plug-ins, joined by their name."""
+"""Registry of backends: compile halves in Python and run halves in the plug-ins, joined by their name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED = {"base", "cache", "quantization", "registry", "selection", "whole_graph
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What this process can do with a backend. Empty reasons mean yes."""
+    """Capabilities of a backend in this process. Empty reasons mean that it can be used."""
 
     name: str
     precisions: tuple[str, ...]
@@ -38,7 +38,7 @@ class BackendInfo:
 
     @property
     def available(self) -> bool:
-        """Whether it can both compile and run here."""
+        """Returns true if it can both compile and run here."""
         return not self.compile_reason and not self.run_reason
 
     @property
@@ -109,13 +109,13 @@ def file_endings(name: str) -> Mapping[str, str]:
 
 
 def runtime_files(name: str) -> RuntimeFiles:
-    """What a backend's plug-in opens while it runs; nothing is known of one that is not installed."""
+    """Returns the files that a backend's plug-in opens at run time; none if it is not installed."""
     compilers = _compilers()
     return compilers[name].runtime_files if name in compilers else RuntimeFiles()
 
 
 def weights_of(name: str, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Where the weights stand in a backend's blobs; nothing is known of one that is not installed."""
+    """Locates the weights in a backend's blobs; returns none if it is not installed."""
     compilers = _compilers()
     return compilers[name].weights(blobs) if name in compilers else {}
 
@@ -186,7 +186,7 @@ def fallback() -> Backend:
 
 
 def compiles_for(compiler: Backend, device: str) -> bool:
-    """Whether a backend's artifacts can run on a kind of device: it compiles for it, or its artifacts run on any."""
+    """Returns true if a backend's artifacts can run on a kind of device: it compiles for it, or they run on any."""
     return device in compiler.devices or compiler.is_fallback
 
 
@@ -238,7 +238,7 @@ def unavailable(name: str, reason: str) -> BackendError:
         "engine",
         expected="a backend whose compiler is installed",
         got=f"'{name}', which is not available: {reason}",
-        remedy="Install it, or take another engine; `hybrid-rt doctor` lists what is installed.",
+        remedy="Install it, or use another engine; `hybrid-rt doctor` lists what is installed.",
         code="engine-not-installed",
     )
 

@@ -1,4 +1,4 @@
-"""Which variants a user wants, and their compilation: what every way to an engine shares."""
+"""Choice of variants and their compilation, shared by every way to make an engine."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_device(device: str, scope: str) -> None:
             "device",
             expected=f"what the engines are compiled for, one of {', '.join(DEVICES)}",
             got=f"'{device}'",
-            remedy="Which of several GPUs a bundle runs on is said to hybrid_rt.load(device=).",
+            remedy="To choose a GPU, pass device='cuda:1' to hybrid_rt.load().",
         )
 
 
@@ -171,7 +171,7 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
             "calibration_data",
             expected=f"some tens of tuples of arguments, on which {', '.join(calibrated)} is calibrated",
             got="none",
-            remedy="Pictures of the kind that will be seen, e.g. [([picture],) for picture in pictures].",
+            remedy="Pass typical images, e.g. [([picture],) for picture in pictures].",
         )
     if calibration_data and not calibrated:
         raise OptionError.make(
@@ -179,7 +179,7 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
             "calibration_data",
             expected="an engine in int8 with it",
             got=f"only {', '.join(variant.name for variant in wanted)}",
-            remedy="Take precision='int8', or name an engine in int8: 'tensorrt:int8'.",
+            remedy="Pass precision='int8', or name an engine in int8: 'tensorrt:int8'.",
         )
     wrong = [type(arguments).__name__ for arguments in calibration_data if not isinstance(arguments, tuple)]
     if wrong:
@@ -214,7 +214,7 @@ def _wanted(name: str, precision: str, scope: str, device: str, options: Options
         f"precision for {backend.name}",
         expected=f"one of {', '.join(backend.target_precisions)}",
         got=f"'{own or precision}'",
-        remedy="Take one that it has, or another engine.",
+        remedy="Use one of these, or another engine.",
         code="precision-not-in-engine",
     )
 
@@ -237,7 +237,7 @@ def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str)
             f"segment '{name}'",
             expected="an engine that compiles it",
             got="\n  " + "\n  ".join(map(str, refusals)) + "\n",
-            remedy="Do what one of them says, or name a smaller submodule in segments=.",
+            remedy="Fix one of these problems, or name a smaller submodule in segments=.",
             code=common_code(map(str, refusals), "no-engine-compiles"),
         )
     for error in refusals:

@@ -73,6 +73,6 @@ def _try(archive: bytes, program: Program) -> None:
             f"segment '{program.name}'",
             expected="operations that torch has in bf16",
             got=str(error).strip().splitlines()[-1],
-            remedy="Leave the operation that it names out of the segment, or take it in fp32.",
+            remedy="Name smaller submodules in segments= to exclude that operation, or compile it in fp32.",
             code="operator-not-in-engine",
         ) from error

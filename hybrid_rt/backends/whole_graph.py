@@ -1,4 +1,4 @@
-"""What a backend offers to comparisons: a whole detector, post-processing included, in its engine.
+"""A backend's interface for comparisons: a whole detector, including post-processing, in its engine.
 
 That is what a user would take instead of a hybrid, by the vendor's own Python interface, one image per call.
 """

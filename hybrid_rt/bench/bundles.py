@@ -1,4 +1,4 @@
-"""Several bundles on the same pictures: latency, side by side in turns, against mean average precision."""
+"""Several bundles on the same pictures: latency, measured alternately, against mean average precision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
     Attributes:
         name: what it is called in the table.
         latency: of one picture, in milliseconds.
-        accuracy: on the data set, if one was given.
+        accuracy: on the dataset, if one was given.
         size: of the file, in bytes.
         engines: {engine: what runs it}.
     """
@@ -51,7 +51,7 @@ def compare(
     repeat: int = 20,
     threads: int = 0,
 ) -> list[Row]:
-    """Runs bundles in turns on the same pictures.
+    """Runs bundles alternately on the same pictures.
 
     Args:
         bundles: name to file; each takes a list of pictures, as torchvision's detectors do.
@@ -61,10 +61,10 @@ def compare(
         threads: of the engines for one call; 0: as many as torch uses.
 
     Returns:
-        A row a bundle, in the order given.
+        One row per bundle, in the order given.
 
     Raises:
-        OptionError: no bundle, no picture, a data set that can't be used.
+        OptionError: no bundle, no picture, a dataset that can't be used.
         BundleError, BackendError: a bundle that can't be loaded.
     """
     if not bundles or not pictures:

@@ -1,4 +1,4 @@
-"""What is compared."""
+"""Cases of a comparison."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def is_cpp(self) -> bool:
-        """Whether it runs in a C++ program, without Python."""
+        """Returns true if it runs in a C++ program, without Python."""
         return self.runtime.endswith("-cpp")
 
     @property
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def file(self) -> str:
-        """What it runs is called so."""
+        """Returns the name of the file that it runs."""
         return "_".join(part for part in (self.kind, self.engine, self.precision) if part)
 
 

@@ -1,4 +1,4 @@
-"""Where a bundle's time goes: engines, the head's operators, the interpreter, the layers inside an engine."""
+"""Measures a bundle's time by engine, operator of the head, interpreter, and layer inside an engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class EngineLayers:
-    """What is inside an engine.
+    """Layers inside an engine.
 
     Attributes:
         engine: its name.
@@ -78,7 +78,7 @@ class EngineLayers:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine reached in the same run, on the same threads.
+    """Rates that this machine achieved in the same run, on the same threads.
 
     Attributes:
         tflops: of a matrix product of 1024 x 1024, by precision.
@@ -91,7 +91,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a bundle's calls went.
+    """Breakdown of the time of a bundle's calls.
 
     Attributes:
         path: the bundle.
@@ -236,7 +236,7 @@ def _parts(found: Sequence[Sequence[_Step]], total: float) -> list[Part]:
 
 
 def _places(steps: Sequence[_Step]) -> list[str]:
-    """Where each step stands among the engines."""
+    """Returns the position of each step among the engines."""
     engines = [i for i, step in enumerate(steps) if step.kind == ENGINE]
     places = []
     for i, step in enumerate(steps):
@@ -255,7 +255,7 @@ def _inside(
     parts: Sequence[Part],
     threads: int,
 ) -> list[EngineLayers]:
-    """What the vendors say of the engines that ran."""
+    """Returns the vendors' measurements of the engines that ran."""
     times = {part.name: part.milliseconds / part.calls for part in parts if part.kind == ENGINE}
     shapes = {step.name: step.shapes for step in steps if step.kind == ENGINE}
     inputs = {engine.name: engine.variants[0].inputs for engine in read_manifest(path).engines}

@@ -1,4 +1,4 @@
-"""Runs the benchmark: prepares each case, loads each in a process of its own, calls them in turns."""
+"""Runs the benchmark: prepares each case, loads each in a process of its own, calls them alternately."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How cases are prepared and timed.
+    """Settings for preparing and timing cases.
 
     Attributes:
-        rounds: timed calls of each case, in turns, the pictures one after the other.
+        rounds: timed calls of each case, alternately, the pictures one after the other.
         warm_up: calls of each case on each picture before, not counted; the first one is reported apart.
         threads: threads per call; 0: as many as torch takes.
         segments: segments of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the
@@ -81,7 +81,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case did.
+    """Result of one case.
 
     Attributes:
         detector: the subject's name.
@@ -121,7 +121,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it ran."""
+    """Description of the machine."""
 
     cpu: str
     cores: int
@@ -158,7 +158,7 @@ class Machine:
 
     @property
     def processor(self) -> str:
-        """What the detectors run on."""
+        """Returns the name of the processor."""
         return self.gpu or self.cpu
 
 
@@ -278,7 +278,7 @@ class _Run:
         return replace(result, prepare_seconds=answer["seconds"], file_bytes=size), answer["segments"]
 
     def measure(self, results: Sequence[Result]) -> list[Result]:
-        """Loads what could be prepared, then calls all in turns."""
+        """Loads what could be prepared, then calls all alternately."""
         rounds = self._settings.rounds
         with ExitStack() as stack:
             workers = [self._load(result, stack) if not result.failure else _Worker(result) for result in results]
@@ -408,7 +408,7 @@ def _import_path() -> str:
 
 
 def _torchvision_libraries() -> list[str]:
-    """Where the operators of a plain TorchScript detector of torchvision are, after what they need."""
+    """Returns the libraries with torchvision's operators for a plain TorchScript detector, dependencies first."""
     import torchvision
 
     libraries = sorted(Path(torchvision.__file__).parent.glob("_C*.so"))
@@ -428,6 +428,6 @@ def _torch_cuda() -> str:
 
 
 def _with_torch(path: str | None) -> str:
-    """torchvision's library needs all of torch's."""
+    """Returns a library path with torch's own libraries, which torchvision's needs."""
     own = str(Path(torch.__file__).parent / "lib")
     return f"{own}:{path}" if path else own

@@ -32,7 +32,7 @@ _COLORS = {
 
 
 def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """One row a result that has figures, under :data:`HEADINGS`."""
+    """One row per result that has figures, under :data:`HEADINGS`."""
     eager = next((result.latency for result in results if result.case == Case("eager")), None)
     found: list[tuple[str, ...]] = []
     for result in results:
@@ -88,7 +88,7 @@ def markdown(machine: Machine, results: Sequence[Result], *, rounds: int, note: 
         f"{gpu}{machine.cpu}, {machine.cores} cores, {machine.threads} threads a call; {machine.system}; "
         f"Python {machine.python}, {packages}; {machine.date}.",
         "",
-        f"Each case in a process of its own, called in turns, {rounds} timed rounds. TorchScript is frozen. Peak: of "
+        f"Each case in its own process, called alternately, {rounds} timed rounds. TorchScript is frozen. Peak: of "
         "the process's resident memory, interpreter, libraries and loading included. Load: without imports. Speed-up: "
         "eager's median divided by the case's.",
     ]

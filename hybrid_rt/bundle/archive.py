@@ -152,40 +152,39 @@ def load(
     trusted_keys: Sequence[str | os.PathLike[str]] = (),
     allow: Sequence[str] | None = None,
 ) -> torch.jit.ScriptModule:
-    """Loads a bundle; it then runs as the detector did. Fails here rather than at the first call.
+    """Loads a bundle as a module that behaves like the detector. Problems are raised here, not at the first call.
 
-    Bytes of variants that do not run are not kept in memory: they are read from the file if they are needed later.
+    Bytes of variants that do not run are not kept in memory; they are read from the file if they are needed later.
 
     Args:
-        path: the `.pt`.
-        device: where it runs, e.g. "cpu" or "cuda:0".
-        backend: run only this backend's variants, or one of several, best first; "openvino:bf16" names the one of
-            that precision. Empty: the environment's HYBRID_RT_BACKEND, else all in the file's order.
-        threads: that an engine may use for one call; 0: as many as torch uses in this thread.
-        strict: an error instead of a fallback, where the first variant can't run.
-        warm_up: picture sizes (height, width) to run now, so that the first call is not the slow one. The engines are
-            run first; one that fails falls to the next variant.
-        trust: "digests": what is read matches the digests that were written with it. "signed": one of the trusted keys
-            has signed the file too, see :func:`sign`; that is checked before any byte goes to torch or to an engine.
-        emulate_precision: run a bf16 variant in bf16 even where the CPU has no instructions for it (much slower), to
-            verify its results. Otherwise it runs in f32 there.
-        concurrency: threads of yours that will call it at one time: so many calls run side by side in an engine, each
-            with `threads` threads.
-        trusted_keys: PEM files with the Ed25519 public keys of whom you trust; any asks for a signature. Empty: those
+        path: path of the `.pt`.
+        device: device to run on, e.g. "cpu" or "cuda:0". Pass inputs on the same device.
+        backend: use only this backend's variants, or those of several, best first; "openvino:bf16" names one by its
+            precision. Empty: the environment's HYBRID_RT_BACKEND, or all in the file's order.
+        threads: threads per engine and call; 0: as many as torch uses in this thread.
+        strict: raise an error instead of falling back if the first variant can't run.
+        warm_up: image sizes (height, width) to run now, so that the first call is not slow. The engines run first; if
+            one fails, the next variant replaces it.
+        trust: "digests": everything that is read matches its stored digest. "signed": one of the trusted keys has also
+            signed the file, see :func:`sign`; checked before any byte reaches torch or an engine.
+        emulate_precision: run a bf16 variant in bf16 even on a CPU without the instructions (much slower), to verify
+            its results. By default it runs in f32 there.
+        concurrency: number of threads that will call the module concurrently. Each engine is prepared for that many
+            calls, each with ``threads`` threads.
+        trusted_keys: PEM files with the Ed25519 public keys that you trust; any key requires a signature. Empty: those
             of the environment's HYBRID_RT_TRUSTED_KEYS, separated by colons.
-        allow: the backends that may run what the file holds, named as for `backend`; variants of all others are
-            refused, whatever the file or `backend` asks for. `["openvino", "onnxruntime"]` keeps native code of the
-            file out (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas,
-            else every backend.
+        allow: the backends that may run the file's engines, named as in `backend`; all others are refused, whatever
+            the file or `backend` requests. `["openvino", "onnxruntime"]` keeps native code in the file from running
+            (see docs/threat-model.md). None: those of the environment's HYBRID_RT_ALLOW, separated by commas, or all.
 
     Returns:
-        The module; its forward takes and returns what the detector's did in eval mode.
+        The module; its forward takes and returns the same as the detector's in eval mode.
 
     Raises:
-        BundleError: no bundle, altered, truncated, of a newer format, not signed where a signature is asked for.
-        BackendError: no variant of an engine can run here, or with ``strict`` not the first; the text lists each with
-            its reason.
-        OptionError: a device that is not here, a size that the detector does not take, an empty `allow`.
+        BundleError: the file is missing, altered, truncated, of a newer format, or lacks a required signature.
+        BackendError: no variant of an engine can run here, or with ``strict`` not the first one; the text lists each
+            with its reason.
+        OptionError: the device is not available, the detector does not accept a size, or `allow` is empty.
     """
     registry.load_plugins()
     options = _options(
@@ -204,7 +203,7 @@ def load(
 
 
 def _policy(allow: Sequence[str] | None) -> list[str]:
-    """What may run, for the native part, which takes none for no policy.
+    """Returns the allowed backends for the native part; none means no policy.
 
     Raises:
         OptionError: a policy that names nothing.
@@ -216,13 +215,13 @@ def _policy(allow: Sequence[str] | None) -> list[str]:
             "allow",
             expected="at least one backend's name",
             got=repr(allow),
-            remedy="None allows every backend.",
+            remedy="Pass None to allow every backend.",
         )
     return names
 
 
 def _options(device: str | torch.device, backend: str | Sequence[str], **further: Any) -> Any:
-    """What :func:`load` takes, as the native part has it."""
+    """Converts the arguments of :func:`load` to those of the native module."""
     names = backend if isinstance(backend, str) else ",".join(backend)
     return _native.LoadOptions(device=str(device), backend=names, **further)
 
@@ -240,17 +239,21 @@ def open_engine(
     """Opens one engine without TorchScript: for a program that has its own head.
 
     Args:
-        path: the `.pt`.
-        name: the engine's, or that of a segment in it.
-        device: see :func:`load`, as the other arguments.
-        backend: see there.
-        threads: see there.
-        strict: see there.
-        allow: see there.
+        path: path of the `.pt`.
+        name: name of the engine, or of one of its segments.
+        device: device to run on, e.g. "cpu" or "cuda:0".
+        backend: use only these backends' variants, best first, see :func:`load`.
+        threads: threads per call; 0: as many as torch uses in this thread.
+        strict: raise an error if the first variant can't run.
+        allow: the backends that may run, see :func:`load`.
+
+    Returns:
+        The engine; call it with flat tensors.
 
     Raises:
-        BundleError, BackendError: see there.
-        OptionError: no such engine.
+        BundleError: the file is missing, altered, truncated, or of a newer format.
+        BackendError: no variant of the engine can run here.
+        OptionError: the bundle has no such engine.
     """
     registry.load_plugins()
     options = _options(device, backend, threads=threads, strict=strict, allow=_policy(allow))
@@ -281,7 +284,7 @@ class OpenedEngine:
 
     @property
     def variants(self) -> tuple[VariantCheck, ...]:
-        """Which variant runs, and why not the others."""
+        """Returns the variant that runs, and the reasons against the others."""
         return tuple(VariantCheck(**variant) for variant in self._native.variants())
 
 
@@ -298,7 +301,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """What :func:`inspect` returns, typed.
+    """Returns the result of :func:`inspect` as a typed object.
 
     Raises:
         BundleError: no bundle, or an altered one.
@@ -317,22 +320,25 @@ def check(
     capability: str | None = None,
     allow: Sequence[str] | None = None,
 ) -> list[EngineCheck]:
-    """Reads the whole file, compares every record with its digest, and says which variant would run here.
+    """Compares every record of a file with its digest, and returns the variants that would run.
 
-    No engine is loaded.
+    Loads no engine.
 
     Args:
-        path: the `.pt`.
-        device: see :func:`load`, as the other arguments that it has too.
-        backend: see there.
-        strict: see there.
-        cpu: the flags of another machine's CPU, as its kernel names them (/proc/cpuinfo); None: this one's.
-        memory: that is free on another machine, in bytes; None: here.
-        capability: the compute capability of another machine's GPU, e.g. "8.6"; None: of the ones that are here.
-        allow: see there.
+        path: path of the `.pt`.
+        device: device to check for, see :func:`load`.
+        backend: names of the variants to consider, see :func:`load`.
+        strict: require the first variant, see :func:`load`.
+        cpu: CPU flags of another machine, as its kernel names them (/proc/cpuinfo); None: this machine's.
+        memory: free memory of another machine, in bytes; None: this machine's.
+        capability: compute capability of another machine's GPU, e.g. "8.6"; None: this machine's GPUs.
+        allow: the backends that may run, see :func:`load`.
+
+    Returns:
+        One entry per engine, with its variants in the file's order.
 
     Raises:
-        BundleError: no bundle, a record that does not match its digest, or a head that does more than compute.
+        BundleError: the file is not a bundle, a record does not match its digest, or the head does more than compute.
     """
     registry.load_plugins()
     _native.verify_records(os.fsencode(path))
@@ -353,10 +359,10 @@ def check(
 
 
 def engines(module: torch.jit.ScriptModule) -> list[dict[str, Any]]:
-    """Tells how each engine of a loaded bundle is run.
+    """Returns how each engine of a loaded bundle runs.
 
     Returns:
-        For each engine its name ("engine"), the dotted paths of the submodules that it stands for ("segments"), which
-        variant runs ("backend", "precision", "description"), and why not the others ("variants").
+        Per engine its name ("engine"), the dotted paths of its submodules ("segments"), the variant that runs
+        ("backend", "precision", "description"), and the reasons against the others ("variants").
     """
     return [old_names.engine_choice(choice) for choice in _native.engines(module._c)]

@@ -35,7 +35,7 @@ class Packed:
     entries: list[TableEntry]
 
     def engine(self, members: Sequence[Member], swapped: Swapped | None = None) -> Engine:
-        """What the manifest says of the engine of these segments."""
+        """Returns the manifest's entry for the engine of these segments."""
         return Engine(tuple(members), tuple(self.variants), tuple(self.entries), swapped)
 
 
@@ -47,7 +47,7 @@ class _Table:
         self.weights: dict[bytes, Piece] = {}
 
     def pieces(self, blob: Tensor, digest: str, extents: Sequence[tuple[int, int]]) -> list[Piece]:
-        """Of a blob; what is not in the table yet is added to it."""
+        """Returns the pieces of a blob, adding missing bytes to the table."""
         if digest not in self.blobs:
             self.blobs[digest] = self._added(blob, digest, extents)
         return self.blobs[digest]
@@ -60,7 +60,7 @@ class _Table:
         position = length = 0
 
         def keep(end: int) -> None:
-            """What stands before ``end`` is this blob's own."""
+            """Marks the bytes before ``end`` as this blob's own."""
             nonlocal length
             if end > position:
                 own.append(blob[position:end])

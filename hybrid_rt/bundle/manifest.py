@@ -112,7 +112,7 @@ class Engine:
         return engine_name(self.segments)
 
     def is_named(self, name: str) -> bool:
-        """Whether this is its name, or that of a segment in it."""
+        """Returns true if this is its name or the name of one of its segments."""
         return name == self.name or name in self.segments
 
     @property
@@ -210,7 +210,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class Head:
-    """What stayed TorchScript: hybrid_rt's operators that it calls."""
+    """The TorchScript part: the hybrid_rt operators that it calls."""
 
     operators: tuple[str, ...]
 
@@ -221,7 +221,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a bundle without opening anything in it.
+    """Content of a bundle that is known without opening an engine.
 
     Attributes:
         engines: in the order in which they were captured.
@@ -344,11 +344,11 @@ class _Object:
         return _typed(self.values[name], kind, self._at(name))
 
     def is_none(self, name: str) -> bool:
-        """Whether a field is missing or null."""
+        """Returns true if a field is missing or null."""
         return self.values.get(name) is None
 
     def part(self, name: str, build: Callable[[_Object], _Built]) -> _Built | None:
-        """What is built of an object in this one; None if it is missing or null."""
+        """Builds an object from a nested one; returns None if it is missing or null."""
         return None if self.is_none(name) else build(_Object(self.values[name], self._at(name)))
 
     def texts(self, name: str) -> tuple[str, ...]:

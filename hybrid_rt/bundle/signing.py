@@ -39,7 +39,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class SignatureChange:
-    """What became of a bundle's signatures when it was written.
+    """Signatures that a bundle gained and lost when it was written.
 
     Attributes:
         signed: the keys that have signed what was written.
@@ -102,7 +102,7 @@ def sign_copy(temporary: Path, keys: Sequence[Path]) -> tuple[str, ...]:
 
 
 def remove_detached(path: Path) -> None:
-    """Removes the signatures beside a bundle that was written anew. A file that holds no signatures of ours stays."""
+    """Removes the signatures next to a bundle that was replaced. Keeps a file without hybrid_rt's signatures."""
     beside = path.with_name(path.name + _DETACHED)
     try:
         found = _read_beside(beside)

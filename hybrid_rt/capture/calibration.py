@@ -58,7 +58,7 @@ def _about(index: int) -> Iterator[None]:
             f"calibration_data[{index}]",
             expected="arguments that the detector takes, like the example's",
             got=described(error),
-            remedy="Give images of the kind that will be seen, in the form of the example.",
+            remedy="Pass typical images, in the form of the example.",
             code="example-not-arguments",
         ) from error
 

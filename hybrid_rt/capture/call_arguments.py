@@ -44,7 +44,7 @@ def positional(detector: nn.Module, arguments: Any, option: str) -> tuple[Any, .
             option,
             expected=f"arguments of {type(detector).__name__}.forward{signature}",
             got=str(error),
-            remedy="Give each argument that has no default, by its name.",
+            remedy="Pass each argument without a default by name.",
             code="example-not-arguments",
         ) from error
     given = list(bound.arguments)

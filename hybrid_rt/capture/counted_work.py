@@ -22,7 +22,7 @@ _OPERATIONS_PER_CALL = 200_000
 
 @dataclass(frozen=True)
 class Work:
-    """What operators did.
+    """Counted work of operators.
 
     Attributes:
         operations: of convolutions, matrix products and attention, multiplications and additions apart; of any other

@@ -1,4 +1,4 @@
-"""What an exported program takes for granted of sizes, as an expression, and whether shapes fit."""
+"""Conditions of an exported program on its input sizes, as an expression, and a check of shapes."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
 
 
 def _are_batches(tensors: Sequence[Tensor]) -> bool:
-    """Whether the first dimension of every tensor may be the batch."""
+    """Returns true if the first dimension of every tensor may be the batch."""
     sizes = {tensor.shape[0] if tensor.dim() > 1 else 0 for tensor in tensors}
     return len(sizes) == 1 and sizes != {0}
 
@@ -150,7 +150,7 @@ def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead
 def _finds_the_same(
     head: ExportedHead, detector: nn.Module, members: Sequence[Member], tensors: Sequence[Tensor]
 ) -> bool:
-    """Whether the program takes the inputs, and computes what the detector does."""
+    """Returns true if the program accepts the inputs and computes the detector's result."""
     if not head.takes([tensor.shape for tensor in tensors]):
         return False
     signature = head.program.graph_signature
@@ -206,7 +206,7 @@ def _refusal(causes: Sequence[BaseException]) -> CaptureError:
             expected="code that torch.export takes, without branches on the values of tensors",
             got=f"one{place}" if place else _first_line(causes[-1]),
             remedy="Write it without a branch (torch.where, clamp, torch.sym_min for a count), put it into a segment's "
-            "module, or let head='trace' record the branch that the example takes.",
+            "module, or use head='trace' to record the branch that the example takes.",
             code="branch-on-values",
         )
     return CaptureError.make(
@@ -224,7 +224,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _line_of(causes: Sequence[BaseException]) -> str:
-    """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the innermost frame that is the user's; else empty."""
+    """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the user's innermost frame, or an empty string."""
     torch_code = Path(torch.__file__).parent
     for cause in reversed(causes):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
@@ -237,7 +237,7 @@ def _line_of(causes: Sequence[BaseException]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch logs of an export that fails is told by our error."""
+    """Silences torch's log of a failed export; the error message contains the cause."""
     loggers = [logging.getLogger(name) for name in ("torch._export", "torch.fx.experimental", "torch._logging")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -54,7 +54,7 @@ def _division(node: torch.fx.Node, arguments: Sequence[str], exported: ExportedP
 
 
 def _meshgrid(arguments: Sequence[str]) -> str:
-    """meshgrid by views, as OpenVINO knows it in recorded modules only."""
+    """Writes meshgrid with views, because OpenVINO supports it in traced modules only."""
     tensors = arguments[0].strip("[]").split(", ")
     places = list(range(len(tensors)))
     if arguments[1:] == ["'xy'"] and len(tensors) > 1:

@@ -1,4 +1,4 @@
-"""A detector as a function of flat tensors: what is exported, and what is recorded where its values are no tensors."""
+"""A detector as a function of flat tensors: what is exported, and what is recorded where its values are not tensors."""
 
 from __future__ import annotations
 

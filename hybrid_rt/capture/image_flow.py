@@ -123,7 +123,7 @@ class _Flow(TorchDispatchMode):
 
 
 def _passes(name: str, source: Tensor, result: Tensor) -> bool:
-    """Whether the pixels of one tensor are pixels of the other, and not one value spread over all of them."""
+    """Returns true if one tensor holds the other's pixels rather than one value spread over all of them."""
     distinct = 1
     for size, stride in zip(source.shape, source.stride(), strict=True):
         distinct *= size if stride else 1

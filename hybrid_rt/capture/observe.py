@@ -46,7 +46,7 @@ class Call:
 
 @dataclass
 class Use:
-    """What was seen of a submodule in one run of the detector.
+    """Observations of a submodule in one run of the detector.
 
     Attributes:
         name: the dotted path.
@@ -194,14 +194,14 @@ class _Observer:
             )
 
     def _source(self, tensor: Tensor) -> frozenset[Source]:
-        """Who returned this very tensor, unchanged since."""
+        """Returns the module that returned this very tensor, if it is unchanged since."""
         reference, version, sources = self.sources.get(id(tensor), (None, 0, frozenset()))
         known = reference is not None and reference() is tensor and _version(tensor) == version
         return sources if known else frozenset()
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written into; tensors of inference mode don't count that."""
+    """Returns how often a tensor was written into; inference mode does not count this."""
     return 0 if tensor.is_inference() else tensor._version
 
 

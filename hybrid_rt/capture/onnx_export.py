@@ -76,7 +76,7 @@ def exported(
             f"segment '{name}'",
             expected="operations that torch's exporter puts into ONNX",
             got=f"{type(error).__name__}: {error}",
-            remedy="Leave the operation that it names out of the segment, or take another engine.",
+            remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
             code="segment-not-captured",
         ) from error
 
@@ -106,13 +106,13 @@ def hoist_constants(model: Any) -> None:
 
 
 def value_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:
-    """What the inputs and the outputs are called in the model: ``levels.0`` is ``levels_0``, ``0`` is ``output_0``."""
+    """Returns the model's names of inputs and outputs: ``levels.0`` is ``levels_0``, ``0`` is ``output_0``."""
     input_names = _unique([spec.name for spec in inputs], "input")
     return input_names, _unique([spec.name for spec in outputs], "output", input_names)
 
 
 def _unique(names: Sequence[str], prefix: str, taken: Sequence[str] = ()) -> list[str]:
-    """As the exporter allows them: one name a value, of letters and digits, and not of digits alone."""
+    """As the exporter allows them: one name per value, of letters and digits, and not of digits alone."""
     given: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name)

@@ -28,7 +28,7 @@ from .state import StateWatch
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """Which submodules become segments, and at which sizes they will run.
+    """Options for choosing segments and the sizes at which they run.
 
     Attributes:
         names: dotted names, or "auto": the ones that are worth compiling, by profiling.
@@ -77,7 +77,7 @@ class Profile:
 
     @property
     def obstacle(self) -> str:
-        """What the detector itself does that an engine can't repeat; empty if it does nothing of the kind."""
+        """Returns the operation of the detector that an engine cannot repeat, or an empty string."""
         return self.findings.get(ITSELF, "")
 
     @property

@@ -61,7 +61,7 @@ class Member:
             f"segment '{self.name}'",
             expected=f"the arguments of the first call ({', '.join(self.inputs)}), as many tensors in them",
             got=f"another {', '.join(arguments)}",
-            remedy="Code that asks whether it is recorded may call it so. Name other submodules in segments=.",
+            remedy="Code that checks for tracing may cause this. Name other submodules in segments=.",
             code="calls-differ",
         )
         error.segment = self.name
@@ -137,7 +137,7 @@ class Program:
         return found
 
     def conditions(self, member: Member) -> list[tuple[str, str]]:
-        """What a member's TorchScript takes for granted of the sizes of its inputs, beyond their ranges.
+        """Returns the conditions of a member's TorchScript on its input sizes, beyond their ranges.
 
         See :func:`hybrid_rt.capture.torch_export.conditions`. The head checks them at each call. Those that a recorded
         call does not keep are left out: the branch of the example is right for it too (padding by 0, say).
@@ -150,7 +150,7 @@ class Program:
 
     @property
     def has_float_sizes(self) -> bool:
-        """Whether it is known to compute sizes from fractions, which has to be done in 64 bits."""
+        """Returns true if it is known to compute sizes from fractions, which requires 64 bits."""
         return self.by_export and any(segment.float_sizes for segment in self._exported_members)
 
     @staticmethod
@@ -160,7 +160,7 @@ class Program:
 
     @property
     def counts(self) -> list[int]:
-        """How many tensors each member returns."""
+        """Returns the number of tensors that each member returns."""
         return [member.output.count for member in self.members]
 
     def traced(self) -> torch.jit.ScriptModule:
@@ -172,7 +172,7 @@ class Program:
         return self._traced
 
     def operations(self) -> list[tuple[str, str, str]]:
-        """Of torch's operations in the traced module, in their order: name, the submodule that calls it, the line."""
+        """Returns torch's operations in the traced module, in order: name, calling submodule, line."""
         return [
             operation
             for i, member in enumerate(self.members)
@@ -197,7 +197,7 @@ class Program:
                 f"segment '{self.name}'",
                 expected="sizes that ONNX computes as torch does",
                 got=FLOAT_SIZES,
-                remedy="Compute them in the detector and pass them on, or take an engine that has 64 bits "
+                remedy="Compute them in the detector and pass them on, or use an engine with 64-bit arithmetic "
                 "(aot_inductor, torchscript).",
                 code="dtype-not-in-engine",
             )
@@ -214,7 +214,7 @@ class Program:
         return chain
 
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
-        """As an exported program of flat tensors (made anew each time): free dimensions are symbols, others numbers.
+        """As an exported program of flat tensors (made again each time): free dimensions are symbols, others numbers.
 
         Args:
             inside: the dtype that takes float32's place inside, weights and all; inputs and outputs keep theirs.
@@ -227,12 +227,12 @@ class Program:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the traced graph and the weights, see :func:`graph_digest`."""
+        """Digest of the traced graph and the weights, see :func:`graph_digest`."""
         return graph_digest(self.traced())
 
     @functools.cached_property
     def calibration_digest(self) -> str:
-        """Of the calibration's inputs."""
+        """Digest of the calibration inputs."""
         digest = hashlib.sha256()
         for tensor in itertools.chain.from_iterable(self.calibration):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -296,7 +296,7 @@ def capture(
             f"segment '{'+'.join(names)}'",
             expected="a call inside of the ranges that shapes= gives",
             got="none",
-            remedy="Widen the ranges, or take an example inside of them.",
+            remedy="Widen the ranges, or use an example inside them.",
             code="sizes-not-taken",
         )
     further = [call for run in sizes for call in _flat_calls(members, run) if _inside(call, ranges)]

@@ -160,7 +160,7 @@ def _raise_of_sample(observation: Observation, sample: Sample, error: Exception)
         "shapes",
         expected=f"a detector that takes inputs of {shapes}: images of a size that shapes= names",
         got=described(error),
-        remedy="Take other sizes, or leave shapes= out: then the example's sizes hold.",
+        remedy="Use other sizes, or omit shapes= to use the example's.",
         code="sizes-not-taken",
     ) from error
 

@@ -1,4 +1,4 @@
-"""What a head expects of the segment before it: is another module's output of the same kind?"""
+"""Contract between a head and the segment before it, and the comparison with another module's output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Features:
-    """What a module takes and returns, and its flat calls: (inputs, outputs), at two sizes if the contract has two."""
+    """Inputs and outputs of a module, and its flat calls (inputs, outputs), at two sizes if the contract has two."""
 
     inputs: Mapping[str, Structure]
     output: Structure
@@ -190,7 +190,7 @@ def _strides(given: int, made: int) -> frozenset[Fraction]:
 
 
 def stride_of(source: TensorSpec, output: TensorSpec) -> str:
-    """Pixels of a segment's input to a cell of its output, for people; empty if these are no pictures and features."""
+    """Pixels of a segment's input to a cell of its output, for people; empty if these are not images and features."""
     if not len(source.opt) == len(output.opt) == 4:
         return ""
     strides = (_shown(_strides(given, made)) for given, made in zip(source.opt[2:], output.opt[2:], strict=True))

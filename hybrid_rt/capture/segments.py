@@ -97,7 +97,7 @@ def shares_of(
     *,
     fuse: bool = True,
 ) -> list[Share]:
-    """What each submodule that could be a segment does of the work, the greatest first.
+    """Returns the share of the work of each submodule that could be a segment, largest first.
 
     Args:
         observation: the detector's run on its example.
@@ -228,7 +228,7 @@ def _with_small_followers(observation: Observation, shares: Sequence[Share]) -> 
 
 
 def predicted_gain(shares: Sequence[Share], speedup: float) -> float:
-    """How many times faster the detector becomes if the chosen segments become ``speedup`` times faster.
+    """Returns the predicted speed-up of the detector if the chosen segments become ``speedup`` times faster.
 
     By the counted shares, so that it is the same each time. Amdahl's law: 1 / ((1 - p) + p / s). https://doi.org/10.1145/1465482.1465560
     """

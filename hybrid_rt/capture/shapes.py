@@ -1,4 +1,4 @@
-"""Which sizes a detector's backbone will see."""
+"""Sizes that a detector's backbone will receive."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
                 f"shapes, {name}",
                 expected=f"a range that holds the example's {size}",
                 got=f"{low}..{high}",
-                remedy="Widen the range, or take an example inside it.",
+                remedy="Widen the range, or use an example inside it.",
                 code="sizes-not-taken",
             )
     return found

@@ -25,8 +25,9 @@ _CHANGE = "a change of its attribute"
 
 
 class SideEffects(TorchDispatchMode):
-    """Notes what submodules do that a recording can't repeat: use values as sizes or conditions, write into what is
-    not theirs, draw random numbers.
+    """Records the operations of submodules that a recording cannot repeat.
+
+    These are values used as sizes or conditions, writes into tensors of others, and random numbers.
 
     Use as a context manager around a run of the detector; then ask :attr:`findings`: a submodule's name to what it did
     first, with the line.
@@ -134,7 +135,7 @@ def _memory(value: Any) -> set[int]:
 
 
 def _attributes(module: nn.Module) -> dict[str, list[Any]]:
-    """What a module's attributes and buffers hold of numbers, texts and tensors, also in lists, tuples and dicts."""
+    """Returns the numbers, strings and tensors in a module's attributes and buffers, including nested ones."""
     values = {key: value for key, value in vars(module).items() if key not in _INTERNAL} | module._buffers
     return {key: [leaf for leaf in leaves(value) if isinstance(leaf, _WATCHED)] for key, value in values.items()}
 
@@ -145,7 +146,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 
 def _same(before: list[Any], after: list[Any]) -> bool:
-    """Whether an attribute holds what it did: of tensors the very same ones."""
+    """Returns true if an attribute is unchanged; tensors must be the very same objects."""
     return len(before) == len(after) and all(
         a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b for a, b in zip(before, after, strict=True)
     )

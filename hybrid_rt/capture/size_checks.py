@@ -1,4 +1,4 @@
-"""Whether a captured segment is right at sizes other than the example's: Python computes from sizes, too."""
+"""Checks a captured segment at sizes other than the example's, because Python code may compute from sizes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _SEED = 16
 
 @dataclass(frozen=True)
 class Effort:
-    """How much time the comparison at further sizes may take.
+    """Time budget for comparisons at further sizes.
 
     Attributes:
         seconds: for all sizes of a conversion together, the detector's own runs; each variant of an engine may take as

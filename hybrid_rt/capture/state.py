@@ -1,4 +1,4 @@
-"""What a detector keeps from call to call: a bundle answers each image as if it were the first."""
+"""Detection of state that a detector keeps between calls. A bundle treats each image as the first."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ class StateWatch:
             expected="the same result for the same input, whatever came before",
             got=f"another one after other images: it keeps state in {', '.join(names)}",
             remedy="A bundle serves images of many sources at once, each as the first: convert with state='reset' if "
-            "that is meant. Else pass the state in and out as arguments and results, or convert the part of the "
+            "that is intended. Otherwise, pass the state in and out as arguments and results, or convert the "
+            "part of the "
             "detector that keeps none.",
             code="keeps-state",
         )

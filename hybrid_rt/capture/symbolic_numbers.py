@@ -18,7 +18,7 @@ _NOT_THE_USERS = ("torch", "hybrid_rt", "builtins")
 
 
 class _KeepsSymbols(type):
-    """Of a class that stands for int or float."""
+    """Metaclass of a class that stands for int or float."""
 
     stands_for: type
     symbol: type

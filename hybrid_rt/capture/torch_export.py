@@ -111,8 +111,8 @@ def export(
             f"segment '{name}'",
             expected="a module that torch.export takes",
             got=described(error),
-            remedy="Leave the operation that it names out of the segment, narrow the sizes with shapes=, or take an "
-            "engine that does not need torch.export (openvino, torchscript).",
+            remedy="Name smaller submodules in segments= to exclude that operation, narrow the sizes with shapes=, or"
+            " use an engine that does not need torch.export (openvino, torchscript).",
             code="segment-not-captured",
         ) from error
     _check_ranges(name, exported, specs, least)
@@ -182,7 +182,7 @@ def _free(spec: TensorSpec) -> Iterator[tuple[int, tuple[int, int | None]]]:
 
 
 def _shapes(exported: ExportedProgram) -> list[torch.Size]:
-    """Of the inputs, symbols in them."""
+    """Returns the inputs' shapes, including symbols."""
     names = exported.graph_signature.user_inputs
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     return [values[name].shape for name in names]
@@ -226,7 +226,7 @@ def _check_ranges(
 
 
 def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[tuple[str, str]]:
-    """What the program takes for granted of its inputs' sizes beyond the specs' ranges.
+    """Returns the program's conditions on its input sizes beyond the specs' ranges.
 
     Returns:
         Pairs: for people (``input 0's size 2 == 2 * input 1's size 2``, as torch words it), and in postfix notation

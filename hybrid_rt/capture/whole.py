@@ -175,7 +175,7 @@ def _observed(
     tensors: tuple[Tensor, ...],
     tree: ValueTree,
 ) -> Observation:
-    """What a run of the detector as one segment would have shown: its one call."""
+    """Returns the observation of a run with the detector as one segment: its one call."""
     inputs = structures_of(
         {key: value for key, value in zip(_names(whole), observation.example, strict=False) if key in signature.given},
         name,

@@ -71,7 +71,7 @@ class _Watch(TorchDispatchMode):
 
     @property
     def depends_on_values(self) -> bool:
-        """Whether another call may show more: there are whole numbers of which the values decide."""
+        """Returns true if another call may show more, because there are integers whose values matter."""
         return bool(self._made)
 
     def see_results(self, outputs: tuple[Tensor, ...], names: list[str]) -> None:

@@ -26,21 +26,21 @@ from .timing import MAX_PICTURES, add_timing_arguments
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("bench", help="time several .pt files, or backbones under one head, side by side")
-    verb.add_argument("models", type=Path, nargs="*", metavar="MODEL", help="a .pt")
+    verb.add_argument("models", type=Path, nargs="*", metavar="MODEL", help="path of a .pt")
     verb.add_argument(
         "--backbone",
         action="append",
         default=[],
         metavar="PACKAGE.MODULE:CALLABLE",
-        help="put this backbone under the first MODEL's head, as one more row; may be repeated",
+        help="add a row with this backbone under the first MODEL's head; may be repeated",
     )
     add_timing_arguments(verb)
-    verb.add_argument("--coco", type=Path, help="annotations of the pictures in the folder, for the mAP")
-    verb.add_argument("--coco-limit", type=int, help="only the first so many annotated pictures")
+    verb.add_argument("--coco", type=Path, help="annotations of the images in COCO format, for the mAP")
+    verb.add_argument("--coco-limit", type=int, help="use only the first N annotated images")
     verb.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
-    verb.add_argument("--output", type=Path, help="write the rows to this JSON file too")
+    verb.add_argument("--output", type=Path, help="also write the rows to this JSON file")
     verb.add_argument("--plot", type=Path, help="draw latency against mAP: .png, .svg or .pdf")
     # compare-engines was `bench --detector` once, and is still called so by scripts.
     verb.add_argument("--detector", action="append", default=[], help=argparse.SUPPRESS)
@@ -112,7 +112,7 @@ def _names(models: Sequence[Path]) -> list[str]:
 
 
 def _print(rows: Sequence[Row]) -> None:
-    table = Table(caption=f"{rows[0].latency.count} rounds, in turns")
+    table = Table(caption=f"{rows[0].latency.count} rounds, alternately")
     for heading in ("bundle", "median ms", "p95 ms", "first ms", "mAP", "mAP@0.5", "MB", "engines"):
         table.add_column(heading, justify="left" if heading in ("bundle", "engines") else "right")
     for row in rows:

@@ -40,21 +40,21 @@ def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
         "--device",
         default="cpu",
         choices=DEVICES,
-        help="what engines of several kinds of device are compiled for (default: cpu)",
+        help="device to compile for (default: cpu)",
     )
     verb.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="ENGINE.NAME=VALUE",
-        help="of a compiler, e.g. tensorrt.tf32=false; may be repeated",
+        help="option of a compiler, e.g. tensorrt.tf32=false; may be repeated",
     )
     verb.add_argument(
         "--calibration-data",
         "--calibrate",
         type=Path,
         metavar="DIRECTORY",
-        help="images of the kind that will be seen, on which int8 is calibrated; some tens, at most 300 are taken",
+        help="directory of typical images for int8 calibration; some tens, at most 300 are used",
     )
 
 
@@ -75,12 +75,12 @@ def add_sign_argument(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="sign what is written: a PEM file with an Ed25519 private key; may be repeated",
+        help="sign the bundle with the Ed25519 private key in this PEM file; may be repeated",
     )
 
 
 def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What ``--option`` was given: values are JSON, or else text.
+    """Parses the values of ``--option``, JSON or plain text.
 
     Raises:
         OptionError: one that is not of the form ENGINE.NAME=VALUE, or is given twice.
@@ -102,66 +102,72 @@ def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("inspect", help="what is in a .pt, without opening an engine")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--json", action="store_true", help="the whole manifest")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("inspect", help="show the content of a .pt without opening an engine")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
     verb.set_defaults(run=_inspect)
 
-    verb = verbs.add_parser("check", help="is the file whole, and which variant of each engine would run here")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.add_argument("--backend", default="", help="only these, best first, e.g. openvino:bf16,torchscript")
-    verb.add_argument("--strict", action="store_true", help="the first variant must run")
-    verb.add_argument("--cpu", help="flags of another machine's CPU (/proc/cpuinfo), comma-separated")
-    verb.add_argument("--memory", type=float, help="GB that are free on another machine")
-    verb.add_argument("--allow", help="the backends that may run, comma-separated (default: HYBRID_RT_ALLOW, else all)")
+    verb = verbs.add_parser("check", help="check a .pt's integrity, and which variant of each engine would run")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("--device", default="cpu", help="device to check for (default: cpu)")
+    verb.add_argument("--backend", default="", help="use only these, best first, e.g. openvino:bf16,torchscript")
+    verb.add_argument("--strict", action="store_true", help="require the first variant to run")
+    verb.add_argument("--cpu", help="comma-separated CPU flags of another machine (/proc/cpuinfo)")
+    verb.add_argument("--memory", type=float, help="free memory of another machine, in GB")
+    verb.add_argument("--allow", help="comma-separated backends that may run (default: HYBRID_RT_ALLOW, or all)")
     verb.add_argument("--capability", help="compute capability of another machine's GPU, e.g. 8.6")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_check)
 
-    _add_edits(verbs)
+    _add_edit_verbs(verbs)
 
     verb = verbs.add_parser("extract", help="write the engines of a .pt as files for the vendors' own tools")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("folder", type=Path, help="where to; made if it is not there")
-    verb.add_argument("--segment", help="only this one")
-    verb.add_argument("--backend", help="only this one")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("folder", type=Path, help="directory to write to; created if missing")
+    verb.add_argument("--segment", help="extract only this segment's engine")
+    verb.add_argument("--backend", help="extract only this backend's variants")
     verb.set_defaults(run=_extract)
 
 
-def _add_edits(verbs: Any) -> None:
+def _add_edit_verbs(verbs: Any) -> None:
     """Adds the verbs that change a bundle."""
-    verb = verbs.add_parser("add-variant", help="compile a saved .pt's segments with another engine too")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--engine", required=True, help="comma-separated, e.g. aot_inductor,openvino:bf16")
-    verb.add_argument("--output", type=Path, help="the .pt to write (default: the same)")
-    verb.add_argument("--precision", choices=PRECISIONS, help="default: that of the first variant in the file")
+    verb = verbs.add_parser("add-variant", help="compile a saved .pt's segments with another engine")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("--engine", required=True, help="comma-separated engines to add, e.g. aot_inductor,openvino:bf16")
+    verb.add_argument("--output", type=Path, help="path of the .pt to write (default: the input)")
+    verb.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of the engine (default: that of the first variant in the file)",
+    )
     add_compiler_arguments(verb)
-    verb.add_argument("--segment", help="only this one (default: all)")
-    verb.add_argument("--first", action="store_true", help="before the others (default: before TorchScript)")
+    verb.add_argument("--segment", help="change only the engine of this segment (default: all)")
+    verb.add_argument(
+        "--first", action="store_true", help="insert before the other variants (default: before TorchScript)"
+    )
     add_sign_argument(verb)
-    verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
+    verb.add_argument("--no-verify", action="store_true", help="save without comparing the outputs")
     verb.set_defaults(run=_add_variant)
 
-    verb = verbs.add_parser("remove-variant", help="take an engine out of a saved .pt")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--engine", required=True, help="e.g. openvino, or openvino:bf16")
-    verb.add_argument("--output", type=Path, help="the .pt to write (default: the same)")
-    verb.add_argument("--segment", help="only this one (default: all)")
+    verb = verbs.add_parser("remove-variant", help="remove an engine variant from a saved .pt")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("--engine", required=True, help="variant to remove, e.g. openvino or openvino:bf16")
+    verb.add_argument("--output", type=Path, help="path of the .pt to write (default: the input)")
+    verb.add_argument("--segment", help="change only the engine of this segment (default: all)")
     add_sign_argument(verb)
     verb.set_defaults(run=_remove_variant)
 
     verb = verbs.add_parser("swap", help="put another backbone under the head of a .pt")
-    verb.add_argument("model", type=Path)
+    verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("backbone", help="PACKAGE.MODULE:CALLABLE that returns the new backbone, with its weights")
-    verb.add_argument("output", type=Path, help="the .pt to write; may be the same")
-    verb.add_argument("--segment", help="which one (default: backbone, or else the first one that runs)")
-    verb.add_argument("--engine", help="comma-separated backends, best first (default: those of the file)")
-    verb.add_argument("--precision", choices=PRECISIONS, help="default: the file's")
+    verb.add_argument("output", type=Path, help="path of the .pt to write; may be the input")
+    verb.add_argument("--segment", help="segment to replace (default: backbone, or the first one that runs)")
+    verb.add_argument("--engine", help="comma-separated backends, best first (default: those in the file)")
+    verb.add_argument("--precision", choices=PRECISIONS, help="precision of the engine (default: that of the file)")
     add_sign_argument(verb)
     add_compiler_arguments(verb)
-    verb.add_argument("--no-verify", action="store_true", help="save whatever it computes")
+    verb.add_argument("--no-verify", action="store_true", help="save without comparing the outputs")
     verb.set_defaults(run=_swap)
 
 
@@ -183,7 +189,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _facts(manifest: Manifest, path: Path) -> Iterator[str]:
-    """What is known of the whole file. Fields that an older file lacks are left out."""
+    """Returns facts about the whole file. Omits fields that an older file lacks."""
     detector = manifest.detector.class_name if manifest.detector else "a detector of unknown class"
     yield f"{path}: {detector}, format {manifest.format_version}, {path.stat().st_size / 1e6:.1f} MB"
     yield f"made with {_listed(manifest.versions)}"
@@ -249,7 +255,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{options.model}: whole, every record matches its digest")
         for engine in checks:
             for variant in engine.variants:
-                verdict = "runs" if variant.chosen else (variant.refusal or "could run, comes later in the file")
+                verdict = "runs" if variant.chosen else (variant.refusal or "could run, but comes later in the file")
                 print(f"  {engine.engine}: {variant.backend} ({variant.precision}): {verdict}")
     return 0 if all(engine.chosen for engine in checks) else _NOTHING_RUNS
 

@@ -17,12 +17,12 @@ from ..backends.cache.folder import folder
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("cache", help="list or clear the artifacts that earlier conversions left on disk")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("cache", help="list or clear cached artifacts of earlier conversions")
     actions = verb.add_subparsers(dest="action", required=True, metavar="list|clear")
-    for name, run, text in (("list", _list, "what is there"), ("clear", _clear, "remove all entries")):
+    for name, run, text in (("list", _list, "list all entries"), ("clear", _clear, "remove all entries")):
         action = actions.add_parser(name, help=text)
-        action.add_argument("--json", action="store_true")
+        action.add_argument("--json", action="store_true", help="print JSON")
         action.set_defaults(run=run)
 
 

@@ -27,10 +27,10 @@ from .timing import MAX_PICTURES, add_timing_arguments
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser(
         "compare-engines",
-        help="run detectors in every way there is, each in a process of its own, and compare the boxes",
+        help="run detectors in every available way, each in its own process, and compare speed and boxes",
     )
     verb.add_argument(
         "detector",
@@ -56,13 +56,13 @@ def add_arguments(verb: argparse.ArgumentParser, *, hidden: bool = False) -> Non
     def add(name: str, help_text: str, **settings: Any) -> None:
         verb.add_argument(name, help=argparse.SUPPRESS if hidden else help_text, **settings)
 
-    add("--engine", "comma-separated backends, e.g. openvino:bf16,torchscript (default: all that are available)")
-    add("--device", "where all of them run (default: cpu)", choices=DEVICES, default="cpu")
-    add("--precision", "precision of the engines that name none (default: fp32)", default="fp32")
-    add("--runtimes", f"comma-separated, of {', '.join(RUNTIMES)} (default: all)", default=",".join(RUNTIMES))
-    add("--segments", "comma-separated dotted names (default: auto, what pays)", default="auto")
-    add("--fixed-sizes", "compile the hybrids for the pictures' sizes alone", action="store_true")
-    add("--warm-up", "calls per picture that are not timed (default: 2)", type=int, default=2)
+    add("--engine", "comma-separated backends, e.g. openvino:bf16,torchscript (default: all available)")
+    add("--device", "device for all cases (default: cpu)", choices=DEVICES, default="cpu")
+    add("--precision", "precision of engines that do not name one (default: fp32)", default="fp32")
+    add("--runtimes", f"comma-separated subset of {', '.join(RUNTIMES)} (default: all)", default=",".join(RUNTIMES))
+    add("--segments", "comma-separated dotted names of submodules to compile (default: auto)", default="auto")
+    add("--fixed-sizes", "compile the hybrids only for the sizes of the images", action="store_true")
+    add("--warm-up", "untimed calls per image before the measurement (default: 2)", type=int, default=2)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(to_json(machine, results, options.repeat), end="")
     else:
-        show(results, f"{machine.processor}, {settings.threads} threads, {options.repeat} rounds in turns")
+        show(results, f"{machine.processor}, {settings.threads} threads, {options.repeat} rounds, alternately")
     return 0
 
 

@@ -21,19 +21,19 @@ from .detectors import class_names_for, detector_named
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("convert", help="turn a detector into a .pt")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("convert", help="convert a detector into a .pt")
     verb.add_argument(
         "detector",
         help="PACKAGE.MODULE:CALLABLE that returns the detector, e.g. my.models:build; or "
-        "torchvision:NAME for a detector of torchvision with its pretrained weights",
+        "torchvision:NAME for one of torchvision's detectors with pretrained weights",
     )
     verb.add_argument(
         "example",
         type=Path,
-        help="a picture with objects, or a folder of pictures: the first is the example, all are compared",
+        help="an image with objects, or a directory of images: the first one is the example, all are compared",
     )
-    verb.add_argument("output", type=Path, help="the .pt to write")
+    verb.add_argument("output", type=Path, help="path of the .pt to write")
     _add_compilation(verb)
     _add_verification(verb)
     _add_output(verb)
@@ -42,56 +42,63 @@ def add_verbs(verbs: Any) -> None:
 
 def _add_compilation(verb: argparse.ArgumentParser) -> None:
     """Adds the choice of segments and of their compilers."""
-    verb.add_argument("--segments", default="auto", help="comma-separated dotted names (default: auto, what pays)")
     verb.add_argument(
-        "--no-fuse", action="store_true", help="an engine for each segment, also where data flows straight"
+        "--segments", default="auto", help="comma-separated dotted names of submodules to compile (default: auto)"
+    )
+    verb.add_argument(
+        "--no-fuse", action="store_true", help="build one engine per segment, even if segments feed each other directly"
     )
     verb.add_argument(
         "--head",
         default=AUTO,
         choices=(AUTO, *HEADS),
-        help="script: compile the head's code; export: what torch.export records, sizes free; trace: record it on the "
-        "example, with its branches as they went there (default: auto, the first of them that is right)",
+        help="conversion of the head. script: compile its code; export: use torch.export with free sizes; trace: "
+        "record it on the example; auto: the first of these that is right (default: auto)",
     )
     verb.add_argument(
         "--engine",
         default="auto",
-        help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, as measured here "
-        "(default: auto)",
+        help="comma-separated backends, best first, e.g. openvino:bf16,torchscript; fastest: all, ordered by measured "
+        "time (default: auto)",
     )
     verb.add_argument(
         "--precision",
         default="fp32",
         choices=(*PRECISIONS, AUTO_PRECISION),
-        help="auto: the fastest that is right on this machine (default: fp32)",
+        help="precision of the engines; auto: the fastest that is right on this machine (default: fp32)",
     )
     add_compiler_arguments(verb)
     verb.add_argument(
-        "--sizes", help="picture sizes HEIGHTxWIDTH,... that it will be given (default: any that its transform takes)"
+        "--sizes", help="image sizes HEIGHTxWIDTH,... to support (default: all that the detector's transform accepts)"
     )
     verb.add_argument(
         "--state",
         default=STATES[0],
         choices=STATES,
-        help="of a detector that keeps buffers or attributes from image to image: refuse it, or reset them before each "
-        "call (default: refuse)",
+        help="treatment of a detector that keeps state between images: refuse it, or reset the state before each call "
+        "(default: refuse)",
     )
-    verb.add_argument("--no-fallback", action="store_true", help="no TorchScript variant")
+    verb.add_argument("--no-fallback", action="store_true", help="do not store a TorchScript variant")
 
 
 def _add_verification(verb: argparse.ArgumentParser) -> None:
     """Adds the gates that the hybrid passes before it is saved."""
-    verb.add_argument("--no-verify", action="store_true", help="save whatever it finds")
+    verb.add_argument("--no-verify", action="store_true", help="save without verifying the results")
     verb.add_argument(
-        "--coco", type=Path, metavar="JSON", help="annotated pictures: report the mAP of both, and be the gate"
+        "--coco",
+        type=Path,
+        metavar="JSON",
+        help="COCO annotations: report the mAP of both, and refuse a drop beyond --max-map-drop",
     )
-    verb.add_argument("--pictures", type=Path, help="the folder of the pictures of --coco (default: the JSON's own)")
-    verb.add_argument("--coco-limit", type=int, metavar="N", help="only the first N of them")
+    verb.add_argument(
+        "--pictures", type=Path, help="directory of the images of --coco (default: that of the JSON file)"
+    )
+    verb.add_argument("--coco-limit", type=int, metavar="N", help="use only the first N images of --coco")
     verb.add_argument(
         "--max-map-drop",
         type=float,
         default=0.005,
-        help="save nothing if the mAP (0..1) drops by more (default: 0.005)",
+        help="largest allowed drop of the mAP (0..1) (default: 0.005)",
     )
 
 
@@ -101,13 +108,13 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
         "--class-names",
         type=Path,
         metavar="FILE",
-        help="names for the labels: one per line, the first for label 0, or JSON, a list or an object of labels "
-        "(default: those of torchvision's weights, the detector's own or those of --coco)",
+        help="class names: one per line, the first for label 0, or JSON, a list or an object of labels "
+        "(default: those of torchvision's weights, the detector or --coco)",
     )
-    verb.add_argument("--no-golden", action="store_true", help="no golden sample in the file")
-    verb.add_argument("--no-measure", action="store_true", help="do not time detector and hybrid")
+    verb.add_argument("--no-golden", action="store_true", help="do not store a golden sample")
+    verb.add_argument("--no-measure", action="store_true", help="do not measure latencies")
     add_sign_argument(verb)
-    verb.add_argument("--report", type=Path, metavar="FILE", help="write the report too: FILE.html or FILE.json")
+    verb.add_argument("--report", type=Path, metavar="FILE", help="write the report to FILE.html or FILE.json")
 
 
 def _convert(options: argparse.Namespace) -> int:

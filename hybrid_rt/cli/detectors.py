@@ -15,7 +15,7 @@ from ..common.errors import OptionError
 
 
 def built(text: str, what: str) -> nn.Module:
-    """What the callable returns, in eval mode.
+    """Returns the callable's result in eval mode.
 
     Args:
         text: PACKAGE.MODULE:CALLABLE; the current folder is on the import path.
@@ -36,7 +36,7 @@ def built(text: str, what: str) -> nn.Module:
             what,
             expected="an importable PACKAGE.MODULE:CALLABLE",
             got=f"'{text}' ({error})",
-            remedy="The current folder is on the import path.",
+            remedy="The current directory is on the import path.",
         ) from error
     made = build()
     if not isinstance(made, nn.Module):

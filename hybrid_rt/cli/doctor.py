@@ -18,9 +18,9 @@ from ..common.version import __version__
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("doctor", help="what is installed, which backends can run, and why not")
-    verb.add_argument("--json", action="store_true")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("doctor", help="list installed backends and devices, and why others are unavailable")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_doctor)
 
 

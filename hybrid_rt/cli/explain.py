@@ -1,4 +1,4 @@
-"""``hybrid-rt explain``: the cause of a refusal, and the ways out."""
+"""``hybrid-rt explain``: the cause of a refusal and its solutions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..common.refusals import refusals
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("explain", help="the cause of a refusal and the ways out, by the code at its message's end")
-    verb.add_argument("code", nargs="?", help="e.g. keeps-state (default: list all)")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("explain", help="explain a refusal by the code at the end of its message")
+    verb.add_argument("code", nargs="?", help="code of the refusal, e.g. keeps-state (default: list all codes)")
     verb.set_defaults(run=_explain)
 
 

@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HybridRTError as error:
         print(f"hybrid-rt: error: {error}", file=sys.stderr)
         if error.code:
-            print(f"Run 'hybrid-rt explain {error.code}' for the cause and the ways out.", file=sys.stderr)
+            print(f"Run 'hybrid-rt explain {error.code}' for the cause and the solutions.", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="hybrid-rt", description="Detectors as one .pt: compiled dense parts under a TorchScript head."
+        prog="hybrid-rt", description="Convert detectors into one .pt with compiled engines and a TorchScript head."
     )
     parser.add_argument("--version", action="version", version=f"hybrid-rt {__version__} (torch {torch.__version__})")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -13,26 +13,28 @@ from ..conversion.export.sbom import bill, parts_of_requirements
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("package", help="a folder with .pt files and all they need to run where no Python is")
-    verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="a .pt")
-    verb.add_argument("-o", "--output", type=Path, required=True, help="the folder to write")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser(
+        "package", help="write a directory with .pt files and everything to run them without Python"
+    )
+    verb.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="path of a .pt")
+    verb.add_argument("-o", "--output", type=Path, required=True, help="directory to write")
     verb.add_argument(
         "--backend",
-        help="comma-separated, whose libraries come along (default: all of the models' that run on this CPU)",
+        help="comma-separated backends to include (default: all of the models' that run on this CPU)",
     )
     verb.add_argument(
         "--external-torch",
         action="store_true",
-        help="leave libtorch out: the target has it, and HYBRID_RT_TORCH names its folder",
+        help="leave out libtorch; on the target, HYBRID_RT_TORCH names its directory",
     )
-    verb.add_argument("--tar", action="store_true", help="write OUTPUT.tar too")
-    verb.add_argument("--overwrite", action="store_true", help="replace a package that is there")
+    verb.add_argument("--tar", action="store_true", help="also write OUTPUT.tar")
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing package")
     verb.add_argument("--json", action="store_true", help="print the content of package.json")
     verb.set_defaults(run=_package)
 
-    verb = verbs.add_parser("sbom", help="what hybrid_rt consists of here, as a bill of materials (CycloneDX)")
-    verb.add_argument("-o", "--output", type=Path, help="the file to write (default: stdout)")
+    verb = verbs.add_parser("sbom", help="print a bill of materials of the installed hybrid_rt (CycloneDX)")
+    verb.add_argument("-o", "--output", type=Path, help="file to write (default: stdout)")
     verb.set_defaults(run=_sbom)
 
 
@@ -71,7 +73,7 @@ def _described(made: Package) -> str:
         *(f"  left out: {name}: {reason}" for name, reason in facts["left_out"].items()),
         f"  runs on {facts['machine']} with glibc {facts['glibc']} or newer",
         *(
-            f"  needs {entry['name']} {entry['version']}, its folder in {entry['variable']}"
+            f"  needs {entry['name']} {entry['version']}, its directory in {entry['variable']}"
             for entry in facts["external"]
             if "variable" in entry
         ),

@@ -21,12 +21,12 @@ _SHOWN = 12
 def add_verbs(verbs: Any) -> None:
     """``verbs``: what ``add_subparsers`` returned."""
     verb = verbs.add_parser("profile", help="show where a .pt spends its time: engines, operators, layers")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("image", type=Path, nargs="?", help="default: the golden sample's inputs")
-    verb.add_argument("--backend", default="", help="only this one")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("image", type=Path, nargs="?", help="image to run (default: the golden sample's inputs)")
+    verb.add_argument("--backend", default="", help="use only this backend")
     verb.add_argument("--threads", type=int, default=0, help="threads per call (default: as torch)")
     verb.add_argument("--repeat", type=int, default=10, help="profiled calls (default: 10)")
-    verb.add_argument("--trace", type=Path, help="write a Chrome trace, for chrome://tracing or Perfetto")
+    verb.add_argument("--trace", type=Path, help="write a Chrome trace for chrome://tracing or Perfetto")
     verb.add_argument("--layers", type=int, default=_SHOWN, help=f"layers to show per engine (default: {_SHOWN})")
     verb.add_argument("--json", action="store_true", help="print JSON, with all layers")
     verb.set_defaults(run=_profile)

@@ -9,14 +9,14 @@ from typing import Any
 from ..common.executables import program
 
 PROGRAMS = {
-    "detect": "find boxes in a picture (the C++ program; see hybrid-rt detect --help)",
-    "serve": "answer requests over HTTP (the C++ program; see hybrid-rt serve --help)",
+    "detect": "detect objects in an image (C++ program; see hybrid-rt detect --help)",
+    "serve": "serve bundles over HTTP (C++ program; see hybrid-rt serve --help)",
 }
 """The verbs, and what each does. Their arguments are the program's own, so argparse never sees them."""
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     for verb, text in PROGRAMS.items():
         verbs.add_parser(verb, help=text)
 

@@ -10,15 +10,15 @@ from ..bundle.signing import sign, verify_signature
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("sign", help="sign a .pt, so that programs that ask for your key take it")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--key", type=Path, required=True, help="a PEM file with an Ed25519 private key")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("sign", help="sign a .pt for programs that require your key")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("--key", type=Path, required=True, help="PEM file with an Ed25519 private key")
     verb.add_argument("--detached", action="store_true", help="write MODEL.sig instead of changing the .pt")
     verb.set_defaults(run=_sign)
 
-    verb = verbs.add_parser("verify-signature", help="who has signed a .pt; nothing of it is run")
-    verb.add_argument("model", type=Path)
+    verb = verbs.add_parser("verify-signature", help="show who signed a .pt, without running anything in it")
+    verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument(
         "--trusted-keys", type=Path, nargs="+", required=True, metavar="KEY", help="PEM files with public keys"
     )

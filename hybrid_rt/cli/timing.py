@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 MAX_PICTURES = 4
-"""Of a folder, for the latency: the rounds take them in turns."""
+"""Largest number of images of a directory that are timed, alternately."""
 
 
 def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
         "--pictures",
         type=Path,
         required=True,
-        help=f"a picture, or a folder: its first {MAX_PICTURES} are timed",
+        help=f"an image, or a directory of which the first {MAX_PICTURES} images are timed",
     )
     verb.add_argument("--repeat", type=int, default=20, help="timed rounds (default: 20)")
     verb.add_argument("--threads", type=int, default=0, help="threads per call (default: as torch)")

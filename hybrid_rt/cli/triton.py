@@ -15,25 +15,32 @@ from ..conversion.export.triton import INPUTS, ServingOptions, export_triton, li
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("export-triton", help="write a .pt into a model repository of Triton Inference Server")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="REPOSITORY", help="its folder of models")
-    verb.add_argument("--name", help="the model's (default: the file's)")
+    verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument(
-        "--picture", type=Path, help="to try it with; it has to find something (default: the golden sample's)"
+        "-o", "--output", type=Path, required=True, metavar="REPOSITORY", help="directory of the model repository"
+    )
+    verb.add_argument("--name", help="name of the model (default: the file name)")
+    verb.add_argument("--picture", type=Path, help="test image with objects (default: the golden sample's)")
+    verb.add_argument(
+        "--input",
+        default="uint8",
+        choices=INPUTS,
+        help="uint8: input [H, W, 3]; fp32: input [3, H, W] in 0..1 (default: uint8)",
     )
     verb.add_argument(
-        "--input", default="uint8", choices=INPUTS, help="uint8: [H, W, 3]; fp32: [3, H, W] in 0..1 (default: uint8)"
+        "--max-batch", type=int, default=0, metavar="N", help="maximum batch size; 0: requests have no batch dimension"
     )
     verb.add_argument(
-        "--max-batch", type=int, default=0, metavar="N", help="pictures that run at once; 0: requests have no batch"
+        "--max-delay-ms", type=float, default=5.0, help="time that an image waits for others, in ms (default: 5)"
     )
-    verb.add_argument("--max-delay-ms", type=float, default=5.0, help="that a picture waits for others (default: 5)")
-    verb.add_argument("--instances", type=int, default=1, metavar="N", help="that run side by side (default: 1)")
-    verb.add_argument("--threads", type=int, default=0, help="of each (default: as torch)")
-    verb.add_argument("--force", action="store_true", help="replace a model of that name")
-    verb.add_argument("--json", action="store_true")
+    verb.add_argument(
+        "--instances", type=int, default=1, metavar="N", help="number of concurrent instances (default: 1)"
+    )
+    verb.add_argument("--threads", type=int, default=0, help="threads per instance (default: as torch)")
+    verb.add_argument("--force", action="store_true", help="replace an existing model of that name")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_export)
 
 
@@ -56,8 +63,8 @@ def _export(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**asdict(model), "folder": str(model.folder), **facts}, indent=1))
         return 0
-    print(f"{model.folder}: finds what {options.model} finds")
+    print(f"{model.folder}: matches {options.model}")
     for tensor in (*model.inputs, *model.outputs):
         print(f"  {tensor.name}: {tensor.data_type} {list(tensor.dims)}")
-    print(f"Preload {facts['library']}, with libtorch {facts['torch']}; docs/many-machines.md has the commands.")
+    print(f"Preload {facts['library']}, with libtorch {facts['torch']}; see docs/many-machines.md for the commands.")
     return 0

@@ -15,12 +15,12 @@ _DIFFERS = 1
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
-    verb = verbs.add_parser("verify", help="does a .pt find here what its detector found: re-runs its golden sample")
-    verb.add_argument("model", type=Path)
-    verb.add_argument("--backend", default="", help="only this one")
-    verb.add_argument("--device", default="cpu", help="default: cpu")
-    verb.add_argument("--json", action="store_true")
+    """Adds the verbs to the result of ``add_subparsers``."""
+    verb = verbs.add_parser("verify", help="compare a .pt with its detector by running the golden sample")
+    verb.add_argument("model", type=Path, help="path of the .pt")
+    verb.add_argument("--backend", default="", help="use only this backend")
+    verb.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_verify)
 
 

@@ -1,1 +1,1 @@
-"""What every stage shares: errors, specs, nested tensors, files, images, progress, latency."""
+"""Shared by all stages: errors, specs, nested tensors, files, images, progress, latency."""

@@ -36,7 +36,7 @@ def _place_of(path: Path) -> Path:
     """Returns the file that a path stands for, behind all symbolic links.
 
     Raises:
-        BundleError: something that is no file has the name: it would be replaced.
+        BundleError: something that is not a file has the name: it would be replaced.
         OSError: it can't be found out.
     """
     try:

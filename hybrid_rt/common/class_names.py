@@ -15,7 +15,7 @@ class Weights(Protocol):
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """What is known of them: "categories" are the names of the classes."""
+        """Metadata of the weights; "categories" are the class names."""
 
 
 GREATEST_LABEL = 65_535

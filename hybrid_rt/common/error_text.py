@@ -1,4 +1,4 @@
-"""What the errors of others say, short enough to be read: the message, and the line of the user's code."""
+"""Shortens errors of other libraries to the message and the user's line."""
 
 from __future__ import annotations
 

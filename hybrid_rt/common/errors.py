@@ -1,4 +1,4 @@
-"""What can go wrong. An exception's type does not survive TorchScript, its text does: so the text is the interface."""
+"""Exceptions. TorchScript loses an exception's type but not its text, so the text is the interface."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HybridRTError(RuntimeError):
     def code(self) -> str:
         """The code that the text ends with, such as "keeps-state"; empty: it has none.
 
-        Read from the text, so that an error that is made anew of another's text, in another process too, keeps it.
+        Read from the text, so that an error that is made again of another's text, in another process too, keeps it.
         """
         return split_code(str(self))[1]
 
@@ -151,4 +151,4 @@ class VariantError(BackendError):
 
 
 class VerificationError(HybridRTError):
-    """The hybrid does not find what the detector finds; nothing was saved."""
+    """The hybrid's results differ from the detector's; nothing was saved."""

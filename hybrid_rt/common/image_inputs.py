@@ -1,4 +1,4 @@
-"""Which of a detector's inputs are images, in which layout, and what varies together with them.
+"""Finds which of a detector's inputs are images, their layout, and the inputs that vary with them.
 
 This is the one home of the rule: the sizes that are drawn, black images, thumbnails and measurements all go by it.
 Whatever changes images here sees them as [C, H, W] or [N, C, H, W]; their own layout is restored afterwards.

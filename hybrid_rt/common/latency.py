@@ -1,4 +1,4 @@
-"""Latencies, side by side: what is compared runs in turns, so that the machine's moods hit all alike."""
+"""Latencies, side by side: what is compared runs alternately, so that background load affects all alike."""
 
 from __future__ import annotations
 

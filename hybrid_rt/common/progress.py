@@ -1,4 +1,4 @@
-"""Progress while a conversion runs: a spinner or a bar on a terminal, a line a step elsewhere."""
+"""Progress while a conversion runs: a spinner or a bar on a terminal, one line per step elsewhere."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class TensorSpec:
 
     @property
     def is_static(self) -> bool:
-        """Whether every dimension has one size."""
+        """Returns true if every dimension has a single size."""
         return self.min == self.max
 
     @property
@@ -67,7 +67,7 @@ class TensorSpec:
         return " x ".join(map(_range, self.min, self.max)) or "a scalar"
 
     def holds(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape keeps to the ranges."""
+        """Returns true if a tensor of this shape is within the ranges."""
         return len(shape) == len(self.min) and all(
             low <= size and (high == UNBOUNDED or size <= high)
             for size, low, high in zip(shape, self.min, self.max, strict=True)
@@ -102,7 +102,7 @@ class ArtifactSpec:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a backend's compiler makes: named byte strings (uint8 CPU tensors of one dimension) and their spec.
+    """Output of a backend's compiler: named byte strings (uint8 CPU tensors of one dimension) and their spec.
 
     ``weights`` says where in a blob weights stand as they are, (offset, size) in bytes: a bundle stores those that
     several variants have once.

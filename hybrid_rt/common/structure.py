@@ -52,7 +52,7 @@ class Structure:
 
     @property
     def count(self) -> int:
-        """How many tensors it holds."""
+        """Returns the number of tensors."""
         return sum(1 for _ in self._paths())
 
     @property

@@ -43,7 +43,7 @@ class ValueTree:
 
     @property
     def is_computed(self) -> bool:
-        """Whether it is a tensor or a number that differs from call to call."""
+        """Returns true for a tensor, and for a number that differs from call to call."""
         return self.kind in ("tensor", "int", "float", "bool")
 
     @property

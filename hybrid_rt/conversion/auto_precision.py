@@ -53,7 +53,7 @@ def candidates(engines: EngineOptions) -> tuple[list[EngineOptions], list[Precis
             "engine",
             expected="names without a precision, since precision='auto' chooses it",
             got=", ".join(own),
-            remedy="Name the engines alone, or leave precision='auto' out.",
+            remedy="Name the engines without precisions, or omit precision='auto'.",
         )
     if engines.device == "cuda" and not _native.cuda_devices()[0]:
         raise OptionError.make(
@@ -61,7 +61,7 @@ def candidates(engines: EngineOptions) -> tuple[list[EngineOptions], list[Precis
             "precision",
             expected="one that is named: 'auto' is measured, on the device that is compiled for",
             got="'auto' for 'cuda', and no GPU here",
-            remedy="Take precision='fp16' or 'fp32', or convert on a machine with the GPU.",
+            remedy="Use precision='fp16' or 'fp32', or convert on a machine with the GPU.",
             code="no-gpu-here",
         )
     found: list[EngineOptions] = []
@@ -96,7 +96,7 @@ def _obstacle(precision: str, engines: EngineOptions) -> str:
 
 
 class Timed(Protocol):
-    """What can be timed: a hybrid, or one engine."""
+    """Something that can be timed: a hybrid, or one engine."""
 
     def in_promised_precision(self) -> AbstractContextManager[Callable[..., Any]]:
         """Yields what is called with the example."""
@@ -184,7 +184,7 @@ def fastest(times: Mapping[str, float]) -> tuple[str, list[PrecisionTrial]]:
 
 
 def _times(hybrids: Mapping[str, Timed], example: tuple[Any, ...]) -> dict[str, float]:
-    """Returns the median milliseconds of a call of each hybrid on the example, called in turns."""
+    """Returns the median milliseconds of a call of each hybrid on the example, called alternately."""
     if len(hybrids) == 1:
         return dict.fromkeys(hybrids, math.nan)
     with ExitStack() as prepared, torch.no_grad():

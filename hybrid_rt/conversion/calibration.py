@@ -67,7 +67,7 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
                     f"{_NAME}[{i}]",
                     expected="finite numbers",
                     got="NaN" if bool(torch.isnan(tensor).any()) else "an infinite one",
-                    remedy="Leave that sample out: one such number makes a range infinite, and all else zero.",
+                    remedy="Remove that sample: one such number makes a range infinite and everything else zero.",
                 )
         found.append(arguments)
     return found
@@ -78,7 +78,7 @@ def warn_of_few(samples: Sequence[Any], scope: str) -> None:
     if 0 < len(samples) < FEW_SAMPLES:
         warnings.warn(
             f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(samples)}. Values that are larger "
-            "than those in these samples are cut off: give more of the kind that will be seen.",
+            "than those in these samples are cut off: pass more typical samples.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -38,7 +38,7 @@ class Checks:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Returns true if nothing failed."""
         return self.verification is None or self.verification.passed
 
 

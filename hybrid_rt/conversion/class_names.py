@@ -1,4 +1,4 @@
-"""Which names the classes of a conversion have, and whether they fit what the detector finds."""
+"""Determines the class names of a conversion and checks them against the detector's labels."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ _SCOPE = "compile_segment"
 
 
 class CompiledSegment(EngineModule):
-    """What :func:`compile_segment` returns; without weights or gradients, in eval and in training mode the same."""
+    """Result of :func:`compile_segment`: no weights, no gradients, the same in eval and in training mode."""
 
     def running(self) -> dict[str, Any]:
-        """Which variant runs ("backend", "precision", "description"), and why not the others ("variants")."""
+        """Returns what runs ("backend", "precision", "description"), and why the others do not ("variants")."""
         choice: dict[str, Any] = json.loads(self.hybrid_rt_engine.choice())
         return choice
 
@@ -98,7 +98,9 @@ def compile_segment(
     thresholds: Thresholds | None = None,
     progress: bool | None = None,
 ) -> CompiledSegment:
-    """Compiles a module, say a backbone, to put it in its place: ``detector.backbone = compile_segment(...)``.
+    """Compiles a module, for example a backbone, into one that runs in an engine and replaces it.
+
+    Use it as ``detector.backbone = compile_segment(detector.backbone, example)``.
 
     Args:
         module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.
@@ -241,7 +243,7 @@ def _check_place(wanted: Wanted) -> None:
             "strict",
             expected=f"a CUDA device, on which {wanted.name} runs",
             got=f"none: {reason}",
-            remedy="Without strict another engine runs here.",
+            remedy="Pass strict=False to run another engine.",
             code="no-gpu-here",
         )
 
@@ -279,7 +281,7 @@ def _program(
                 "shapes",
                 expected="a first input [N, C, H, W], whose sizes they are",
                 got=f"one of {tensors[0].dim()} dimensions",
-                remedy="Leave shapes= out: the sizes are the example's.",
+                remedy="Omit shapes= to use the example's sizes.",
                 code="sizes-not-taken",
             )
         ranges = [(size, size) for size in tensors[0].shape]

@@ -49,7 +49,7 @@ from .tightening import build_until_right
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What :func:`convert` returns: the hybrid as it was saved, and the report."""
+    """Result of :func:`convert`: the hybrid as it was saved, and the report."""
 
     module: torch.jit.ScriptModule
     report: ConversionReport
@@ -68,7 +68,7 @@ class ConvertOptions:
 
     @property
     def takes_whole(self) -> bool:
-        """Whether the detector may become one engine.
+        """Returns true if the detector may become a single engine.
 
         Less than fp32 is meant for layers with weights; boxes are computed in fp32. Without a comparison nothing would
         show that the detector's own code, which is recorded then, is right at other sizes.
@@ -131,74 +131,76 @@ def convert(
     sign: Keys = (),
     progress: bool | None = None,
 ) -> ConversionResult:
-    """Compiles the dense part of a detector, leaves the rest in TorchScript, saves both as one `.pt`.
+    """Compiles the dense part of a detector, keeps the rest in TorchScript, and saves both as one `.pt`.
+
+    Example:
+        ``hybrid_rt.convert(detector, ([image],), "detector.pt")``
 
     Args:
         detector: the detector, in eval mode, on the CPU. It is not changed.
-        example_inputs: the tuple of its positional arguments, e.g. ``([image],)`` for torchvision; image: [3, H, W]
-            in 0..1. The boxes found on it are compared, so give a picture with objects. Or a dict of its arguments by
-            name; so may be each of ``calibration_data`` and ``verify_inputs``.
-        output: the `.pt` to write; its folder must exist.
+        example_inputs: the tuple of its positional arguments, e.g. ``([image],)`` for torchvision; image: float32
+            [3, H, W] in 0..1. Use an image with objects, because the boxes are compared. Or a dict of arguments by
+            name, also in ``calibration_data`` and ``verify_inputs``.
+        output: path of the `.pt` to write; its directory must exist.
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
-            return tensors, do the same in every call, and take at least 1 % of the work on the example,
-            which is counted.
-        fuse: make one engine of segments between which data flows straight, e.g. "backbone+rpn.head".
-        head: how what is left becomes TorchScript. "script" compiles its code; "export" takes what torch.export records
-            with free sizes, for heads that do not script; "trace" records it on the example, with its branches and
-            loops as they went there, so that it is right for such inputs only. "auto": the first of them that takes
-            the detector and finds the same; the report says which, and why not the ones before.
-        engine: a backend's name; a list of names puts several variants into the file, best first, "openvino:bf16"
-            names one with its precision; "auto": OpenVINO for the CPU, TensorRT for CUDA (AOTInductor where no
-            TensorRT is installed); "fastest": all that are installed but tvm, in the order of what is measured here;
-            one that can't compile a segment is a warning.
-        precision: "fp32", or "bf16", "fp16", "int8" for the engines that have it ("torchscript" stays in fp32,
-            "torchscript:bf16" does not). "auto": the fastest that passes verification on this machine, of those that
-            the engine and the CPU have, int8 only with ``calibration_data``; the report says what each took.
-        device: "cpu" or "cuda": what engines of several kinds are compiled for, and where the hybrid is compared, if
-            there is one here.
-        options: of the compilers, by the engine's name: ``{"tensorrt": {"tf32": False}}``; the engine's page lists
-            them.
-        calibration_data: for "int8": tuples of arguments, some tens of images of the kind that will be seen; at most
-            300 are taken, and of what they make in the detector at most 2 GiB is kept.
-        shapes: picture sizes [(height, width), ...] that the detector will be given, or ranges of the backbone's
-            input {"batch": (min, max), "height": ..., "width": ...}. None: all that the detector's own transform can
-            produce; the example's size if it has none.
-        images: which inputs are images, by position, by name, or by the way to one in a nested argument, e.g. ``[0]``,
-            ``["pictures", (1, "depth")]``; their layouts too: ``{"pictures": "NHWC"}``, in letters out of N, C, T, D,
-            H, W. None: those whose pixels come to a convolution. Only images, and what goes with them, are resized.
-        state: of a detector that finds something else after other images, since it keeps buffers or attributes:
-            "refuse" it, by their names; or "reset": each call of the hybrid begins with what the detector holds now. A
-            grid that is kept for the last size is no such state.
+            return tensors, do the same in every call, and account for at least 1 % of the counted work on the example.
+        fuse: share one engine among segments that feed each other directly, e.g. "backbone+rpn.head".
+        head: conversion of the rest. "script" compiles its code; "export" uses torch.export with free sizes, for heads
+            that do not script; "trace" records it on the example, which is right only for inputs that take the same
+            branches and loops. "auto": the first of these that gives the detector's results; the report says which
+            one, and why not the earlier ones.
+        engine: name of a backend; a list of names stores several variants, best first, and "openvino:bf16" sets the
+            precision of one. "auto": OpenVINO for the CPU, TensorRT for CUDA (AOTInductor without TensorRT).
+            "fastest": all installed ones except tvm, ordered by their measured time; one that can't compile a segment
+            gives a warning.
+        precision: "fp32", or "bf16", "fp16", "int8" for the engines that support it ("torchscript" stays in fp32,
+            "torchscript:bf16" does not). "auto": the fastest that passes verification on this machine, among those that
+            the engine and the CPU support, int8 only with ``calibration_data``; the report names the choices.
+        device: "cpu" or "cuda": target of engines that support several devices, and where the hybrid is compared, if
+            this machine has one.
+        options: options of the compilers by engine name: ``{"tensorrt": {"tf32": False}}``; see the engine's page.
+        calibration_data: tuples of arguments for "int8", some tens of typical images; at most 300 are used, and at
+            most 2 GiB of the values that they produce in the detector are kept.
+        shapes: image sizes [(height, width), ...] to support, or ranges of the backbone's input {"batch": (min, max),
+            "height": ..., "width": ...}. None: all sizes that the detector's own transform can produce, or the
+            example's size if it has no transform.
+        images: inputs that are images, by position, by name, or by the path into a nested argument, e.g. ``[0]``,
+            ``["pictures", (1, "depth")]``; or with their layouts: ``{"pictures": "NHWC"}``, in letters from N, C, T,
+            D, H, W. None: inputs whose pixels reach a convolution. Only images, and inputs that vary with them, are
+            resized.
+        state: treatment of a detector that keeps state in buffers or attributes, so that its results depend on earlier
+            images. "refuse": raise an error that names them. "reset": start each call of the hybrid from their current
+            values. A grid that is cached for the last size does not count as state.
         fallback: add a TorchScript variant in fp32 as the last one, which runs wherever torch does.
         verify: compare segment outputs and boxes with the detector's, at the example's size and at some drawn from
-            ``shapes``, and refuse to save what differs; "thorough": at many sizes, for a minute per engine and more.
+            ``shapes``, and save nothing that differs. "thorough": use many sizes, a minute or more per engine.
         verify_inputs: further tuples of arguments to compare on.
-        thresholds: what counts as equal, see :class:`hybrid_rt.Thresholds`; None: by precision.
-        dataset: annotated pictures: the mAP of detector and hybrid on them is reported, and nothing is saved if the
-            hybrid's is too far below. With verify=False it is the only gate.
-        max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
-        class_names: of the labels, for programs and pages that show them; they travel in the bundle. A list whose
-            index is the label (torchvision's begins with "__background__"), {label: name}, or torchvision's weights,
-            e.g. ``FasterRCNN_ResNet50_FPN_Weights.DEFAULT``: a detector does not know its weights. None: the
-            detector's own attribute ``class_names``, else the names of the categories of ``dataset``, if there are.
-        golden: put the example and what the detector found on it into the bundle, for ``hybrid-rt verify``.
-            With verify=False too: the sample then says that nobody has compared it yet.
-        measure: time detector and hybrid on the example, and the hybrid's first call at a size that is new to it:
-            a few seconds, see docs/report.md.
-        report: where to write the report too: a `.html` page or `.json`. It is also written if the verification
-            fails, and then shows what differs.
+        thresholds: limits for equality, see :class:`hybrid_rt.Thresholds`; None: those of the precision.
+        dataset: annotated images: reports the mAP of detector and hybrid, and saves nothing if the hybrid's is too
+            low. With verify=False it is the only check.
+        max_map_drop: largest allowed drop of the mAP, in 0..1.
+        class_names: names of the labels, stored in the bundle for programs and pages. A list whose index is the label
+            (torchvision's begins with "__background__"), {label: name}, or torchvision's weights, e.g.
+            ``FasterRCNN_ResNet50_FPN_Weights.DEFAULT``, because a detector does not know its weights. None: the
+            detector's attribute ``class_names``, or the category names of ``dataset``, if there are any.
+        golden: store the example and the detector's result in the bundle, for ``hybrid-rt verify``. With verify=False,
+            the sample says that it has not been compared.
+        measure: measure the latencies of detector and hybrid on the example, and of the hybrid's first call at a new
+            size: a few seconds, see docs/report.md.
+        report: file for the report, `.html` or `.json`. It is also written if the verification fails, and then shows
+            the differences.
         sign: PEM files with Ed25519 private keys, one or several, that sign the bundle before it takes its place, see
-            :func:`hybrid_rt.sign`. A bundle that stood there before takes its signatures with it; the report says so.
+            :func:`hybrid_rt.sign`. Replacing a bundle drops its signatures; the report says so.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
         The hybrid and the report.
 
     Raises:
-        OptionError: an argument, or a data set that can't be used; the text names what was expected.
-        CaptureError: a segment that can't be captured, or a head that TorchScript can't compile.
-        BackendError: an engine that is not installed, or whose compiler refuses.
-        VerificationError: the hybrid finds something else; nothing was saved.
+        OptionError: an argument or the dataset can't be used.
+        CaptureError: a segment can't be captured, or the head can't be converted.
+        BackendError: an engine is not installed, or its compiler refuses a segment.
+        VerificationError: the hybrid's results differ from the detector's; nothing was saved.
         BundleError: the file can't be written.
     """
     check_module(detector, "convert", "detector")

@@ -21,7 +21,7 @@ from ..verification.verify import Thresholds, thresholds_of
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engines compile the segments, in which precision, for which device.
+    """Engines for the segments, with precision and device.
 
     Attributes:
         engine: a backend's name, a list of names, "auto" or "fastest", see :func:`hybrid_rt.convert`.
@@ -43,12 +43,12 @@ class EngineOptions:
 
     @property
     def is_auto_precision(self) -> bool:
-        """Whether the precision is chosen by trying those that there are."""
+        """Returns true if the precision is chosen by trying the available ones."""
         return self.precision == AUTO_PRECISION
 
     @property
     def is_fastest(self) -> bool:
-        """Whether all engines that are installed are candidates, to be ordered by their measured time."""
+        """Returns true if all installed engines are candidates, ordered by measured time."""
         return self.engine == FASTEST
 
     @functools.cached_property
@@ -90,7 +90,7 @@ def check_precision(precision: str, scope: str, *, auto: bool = False) -> None:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How the hybrid is compared with the detector before it is saved.
+    """Options for comparing the hybrid with the detector before it is saved.
 
     Attributes:
         verify: compare outputs and boxes; "thorough": at many sizes, for minutes.
@@ -108,7 +108,7 @@ class CheckOptions:
 
     @property
     def effort(self) -> Effort | None:
-        """How many further sizes are looked at; None without a comparison.
+        """Returns the number of further sizes to compare; None without a comparison.
 
         Raises:
             OptionError: verify is none of its values.
@@ -146,7 +146,7 @@ def effort_of(verify: bool | str, scope: str) -> Effort | None:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Which files a conversion writes, and what goes into them.
+    """Files that a conversion writes, and their content.
 
     Attributes:
         path: the `.pt`.

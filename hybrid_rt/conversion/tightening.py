@@ -1,4 +1,4 @@
-"""Where a hybrid with layers in int8 finds something else, fewer layers are in int8 in the next try."""
+"""Reduces the layers in int8 if a hybrid's results differ, and tries again."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def build_until_right(
     failure_of: Callable[[Built], str],
     steps: Steps,
 ) -> tuple[Built, list[GivenUp]]:
-    """Builds a hybrid, and builds it again with more accurate engines while it finds something else.
+    """Builds a hybrid, and builds it again with more accurate engines while its results differ.
 
     Args:
         engines: the engines.
         build: builds the hybrid.
-        failure_of: what it finds else; empty if nothing that more accurate engines could mend.
+        failure_of: returns the difference, or an empty string if more accurate engines could not remove it.
         steps: shows what is given up.
 
     Returns:

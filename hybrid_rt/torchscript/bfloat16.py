@@ -82,7 +82,7 @@ def lowered(module: torch.jit.ScriptModule, inputs: Sequence[str], outputs: Sequ
 
 
 def _lower_constant(node: Any) -> bool:
-    """Whether it was float32."""
+    """Lowers a constant; returns true if it was float32."""
     value = node.output().toIValue()
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         return False
@@ -94,7 +94,7 @@ def _lower_constant(node: Any) -> bool:
 
 
 def _cast_inputs(node: Any, graph: Any, weights: set[int]) -> None:
-    """What stands beside a weight: whole numbers times 0.5, say, are float32 still."""
+    """Casts operands next to a weight: integers times 0.5, for example, are still float32."""
     graph.setInsertPoint(node)
     for i, value in enumerate(list(node.inputs())):
         if str(value.type()) == "Tensor" and value.unique() not in weights:
@@ -103,7 +103,7 @@ def _cast_inputs(node: Any, graph: Any, weights: set[int]) -> None:
 
 
 def _lower_dtypes(node: Any, graph: Any) -> None:
-    """What asks for float32, e.g. ``zeros(dtype=float32)``, gets bfloat16: operations do not take both."""
+    """Replaces requests for float32, e.g. ``zeros(dtype=float32)``, by bfloat16, because operations do not mix both."""
     schema = node.schema()
     if schema == "(no schema)":
         return

@@ -303,7 +303,7 @@ def _refused(expected: str, got: str, node: torch.fx.Node | None, code: str = "h
         _SUBJECT,
         expected=expected,
         got=f"{got}{where}",
-        remedy="Change the code, put it into a segment, or take head='trace'.",
+        remedy="Change the code, put it into a segment, or use head='trace'.",
         code=code,
     )
 

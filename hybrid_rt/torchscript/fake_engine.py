@@ -1,4 +1,4 @@
-"""How torch.export and torch.compile see through the op: shapes and dtypes without running an engine."""
+"""Fake implementation of the op for torch.export and torch.compile: shapes and dtypes without running an engine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FakeEngine:
             f"engine '{self.name}'",
             expected="only run() while torch.export or torch.compile records",
             got="another method",
-            remedy="Prepare and ask the engine outside of the recorded code.",
+            remedy="Prepare the engine outside of the traced code.",
         )
 
     fields = blobs = choice = prepare = _refuse

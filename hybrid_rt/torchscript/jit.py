@@ -213,8 +213,7 @@ def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptM
             "the detector's head",
             expected="code that torch.jit.trace records",
             got=described(error),
-            remedy="It has to take and return tensors in lists, tuples and dicts; or let it be scripted: "
-            "head='script'.",
+            remedy="Take and return tensors in lists, tuples and dicts, or pass head='script'.",
             code="head-not-recordable",
         ) from error
 
@@ -359,7 +358,7 @@ def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
 
 
 def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, str, str]]:
-    """Of a traced module's operations, in their order: what is called, the submodule that calls it, the line.
+    """Returns a traced module's operations in order: operator, calling submodule, line.
 
     Args:
         module: traced from a :class:`hybrid_rt.common.structure.Flattened`, whose submodule is ``module``.
@@ -396,7 +395,7 @@ def _runs(block: Any) -> Iterator[Any]:
 
 
 def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
-    """What :func:`chain` put together, also after saving and loading: each module with its sources.
+    """Returns the modules that :func:`chain` joined, with their sources, also after saving and loading.
 
     A module that was not made by it has no members.
     """
@@ -482,7 +481,7 @@ def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
 
 def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """What freeze returned, as a submodule of another module: it knows its C++ type only once it is wrapped again."""
+    """Wraps the result of freeze as a submodule of another module, which makes its C++ type known."""
     return torch.jit._recursive.wrap_cpp_module(frozen._c)
 
 
@@ -507,7 +506,7 @@ def graphs_of(module: torch.jit.ScriptModule) -> Iterator[Any]:
 
 
 def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:
-    """Whether a scripted detector returns torchvision's pair (losses, detections)."""
+    """Returns true if a scripted detector returns torchvision's pair (losses, detections)."""
     returned = module.forward.schema.returns[0].type
     return str(returned) == "Tuple[Dict[str, Tensor], List[Dict[str, Tensor]]]"
 
@@ -607,6 +606,6 @@ def save(module: torch.jit.ScriptModule, path: Path) -> None:
 
 
 def load(path: str | os.PathLike[str], options: Any) -> torch.jit.ScriptModule:
-    """Loads a bundle by the C++ library's own load(), see :func:`hybrid_rt.load`."""
+    """Loads a bundle with the C++ library, see :func:`hybrid_rt.load`."""
     with _quiet():
         return torch.jit._recursive.wrap_cpp_module(_native.load(os.fsencode(path), options))

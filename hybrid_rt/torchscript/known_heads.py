@@ -64,7 +64,7 @@ class _Known:
     numbers: Sequence[str]
     """Attributes that have to be numbers: the operators take no others."""
     relies_on: Sequence[Callable[[], Any]]
-    """Functions that the replacement does not call, but stands for; looked up anew, as they may be patched."""
+    """Functions that the replacement does not call, but stands for; looked up each time: they may be patched."""
     coder: type | None = None
     """What ``box_coder`` has to be, if the replacement calls it otherwise than the method did."""
     methods: Sequence[str] = ()
@@ -179,7 +179,7 @@ def _is_known(module: nn.Module, known: _Known) -> bool:
 
 
 def _is_known_source(function: Any) -> bool:
-    """Whether a function's source is in the table. A wrapper shows the source of what it wraps: only torch's may."""
+    """Returns true if a function's source is in the table. Only torch's own wrappers count."""
     if not isinstance(function, FunctionType):
         return False
     if hasattr(function, "__wrapped__") and not str(function.__globals__.get("__name__")).startswith("torch.jit"):

@@ -21,7 +21,7 @@ from torchvision.ops import poolers
 
 
 class SSDMethods:
-    """Of ``SSD``."""
+    """Methods that replace those of ``SSD``."""
 
     box_coder: Any
     score_thresh: float
@@ -52,7 +52,7 @@ class SSDMethods:
 
 
 class RetinaNetMethods:
-    """Of ``RetinaNet``."""
+    """Methods that replace those of ``RetinaNet``."""
 
     box_coder: Any
     score_thresh: float
@@ -91,7 +91,7 @@ class RetinaNetMethods:
 
 
 class FCOSMethods:
-    """Of ``FCOS``."""
+    """Methods that replace those of ``FCOS``."""
 
     box_coder: Any
     score_thresh: float
@@ -131,7 +131,7 @@ class FCOSMethods:
 
 
 class RoIHeadsMethods:
-    """Of ``RoIHeads``."""
+    """Methods that replace those of ``RoIHeads``."""
 
     box_coder: Any
     score_thresh: float
@@ -170,7 +170,7 @@ class RoIHeadsMethods:
 
 
 class RPNMethods:
-    """Of ``RegionProposalNetwork``."""
+    """Methods that replace those of ``RegionProposalNetwork``."""
 
     head: Any
     anchor_generator: Any
@@ -223,7 +223,7 @@ class RPNMethods:
 
 
 class PoolerMethods:
-    """Of ``MultiScaleRoIAlign``."""
+    """Methods that replace those of ``MultiScaleRoIAlign``."""
 
     featmap_names: list[str]
     output_size: tuple[int, int]
@@ -255,7 +255,7 @@ class PoolerMethods:
 
 
 class TransformMethods:
-    """Of ``GeneralizedRCNNTransform``."""
+    """Methods that replace those of ``GeneralizedRCNNTransform``."""
 
     image_mean: list[float]
     image_std: list[float]

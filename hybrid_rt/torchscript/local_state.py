@@ -1,4 +1,4 @@
-"""What a frozen head keeps in attributes lives for one call: each call begins with what it was at conversion.
+"""Gives each call of a frozen head its own state, starting from the attributes' values at conversion.
 
 TorchScript has one object for all threads that call a module. A head that kept a grid, a counter or the features of
 the last image would answer one caller with what belongs to another.
@@ -92,7 +92,7 @@ def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
             "the detector's head",
             expected="state in attributes and buffers of modules",
             got=f"a write into '{'.'.join(names)}', of an object of another class",
-            remedy="Keep it in attributes of the module, or make the object anew in each call.",
+            remedy="Keep it in attributes of the module, or make the object again in each call.",
             code="keeps-state",
         )
 

@@ -1,1 +1,1 @@
-"""Whether the hybrid matches the detector: tensors, boxes, mAP, the golden sample."""
+"""Verification that the hybrid matches the detector: tensors, boxes, mAP, the golden sample."""

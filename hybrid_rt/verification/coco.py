@@ -1,4 +1,4 @@
-"""Annotated pictures as a gate: the mean average precision of detector and hybrid on a COCO data set."""
+"""Annotated pictures as a gate: the mean average precision of detector and hybrid on a COCO dataset."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class DatasetComparison:
         """Why the hybrid does not pass; empty if it does."""
         if not self.detector.mAP > 0:
             return (
-                f"data set {self.annotations}: the detector's own mAP is 0, so that nothing was compared: are its "
+                f"dataset {self.annotations}: the detector's own mAP is 0, so that nothing was compared: are its "
                 "labels the category ids, and its boxes in pixels of these pictures?"
             )
         return "" if self.drop <= self.max_map_drop else f"{self} (allowed drop {self.max_map_drop:g})"
@@ -84,14 +84,14 @@ class DatasetComparison:
     def __str__(self) -> str:
         """One line."""
         return (
-            f"data set {self.annotations}: mAP {self.hybrid.mAP:.4f} (detector {self.detector.mAP:.4f}), mAP@0.5 "
+            f"dataset {self.annotations}: mAP {self.hybrid.mAP:.4f} (detector {self.detector.mAP:.4f}), mAP@0.5 "
             f"{self.hybrid.mAP50:.4f} (detector {self.detector.mAP50:.4f}) on {self.pictures} pictures"
         )
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A data set that was read: COCO's dictionary, and the file of each of its pictures by id."""
+    """A dataset that was read: COCO's dictionary, and the file of each of its pictures by id."""
 
     name: str
     content: dict[str, Any]
@@ -108,7 +108,7 @@ def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
     """Reads the annotations, and sees whether they and the pictures can be used; no picture is decoded.
 
     Raises:
-        OptionError: pycocotools is missing, or the data set can't be used; the text says why.
+        OptionError: pycocotools is missing, or the dataset can't be used; the text says why.
     """
     _require_pycocotools()
     if not (isinstance(max_map_drop, (int, float)) and math.isfinite(max_map_drop) and max_map_drop >= 0):
@@ -231,7 +231,7 @@ def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
                     "the detector",
                     "one that takes a list of pictures and returns a list of dicts with boxes, labels and scores",
                     "another result",
-                    "Only such detectors can be judged by a COCO data set.",
+                    "Only such detectors can be judged by a COCO dataset.",
                 )
             found += coco_results(image["id"], detections[0], truth.labels, truth.categories)
     return [mean_average_precision(truth.content, found) for found in results]
@@ -308,7 +308,7 @@ def _require_pycocotools() -> None:
     try:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError as error:
-        raise _wrong("data set", "the package pycocotools", str(error), "pip install pycocotools") from error
+        raise _wrong("dataset", "the package pycocotools", str(error), "pip install pycocotools") from error
 
 
 def _wrong(subject: str, expected: str, got: str, remedy: str = "") -> OptionError:

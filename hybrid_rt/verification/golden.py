@@ -35,7 +35,7 @@ class _NotStorable(Exception):
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """What travels in a bundle.
+    """The sample that a bundle stores.
 
     Attributes:
         inputs: the detector's positional arguments.
@@ -54,7 +54,7 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """What :func:`verify_golden` found: the comparison, and which variant of each engine ran."""
+    """Result of :func:`verify_golden`: the comparison, and the variant of each engine that ran."""
 
     verification: Verification
     engines: list[dict[str, Any]]
@@ -63,7 +63,7 @@ class GoldenCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether the bundle finds here what the detector found when it was converted."""
+        """Returns true if the bundle's result on this machine matches the detector's at conversion."""
         return self.verification.passed
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ NOT_REPEATED = "rounding decides on its result: no target can judge it without t
 def pack(
     golden: GoldenSample | None, absent: str = "switched off by golden=False"
 ) -> tuple[dict[str, Any], bytes | None]:
-    """What goes into the manifest, and the record's bytes. A sample that can't be stored is replaced by the reason.
+    """Returns the manifest's entry and the record's bytes, or the reason why a sample cannot be stored.
 
     Args:
         golden: the sample; None: there is none.

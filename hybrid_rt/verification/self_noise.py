@@ -1,4 +1,4 @@
-"""What a detector itself does not repeat: its own results on inputs with noise of a rounding's size are the reference.
+"""Finds results that a detector does not repeat, using its own results under noise of a rounding error's size.
 
 Near-ties change places in a sorted result, a top-k over equal scores picks others, InstanceNorm blows the rounding of
 an even image up to full range. There the hybrid may differ as the detector differs from itself, and no further. The
@@ -195,7 +195,7 @@ def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thr
 
 
 def _differing(match: Any) -> tuple[int, ...]:
-    """How many boxes of either side, masks and keypoints have no equal."""
+    """Returns the number of boxes on either side, masks and keypoints without a match."""
     lost = match.expected - match.matched - match.expected_at_cut
     extra = match.found - match.matched - match.found_at_cut
     return lost, extra, match.masks_differ, match.keypoints_differ

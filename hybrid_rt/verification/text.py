@@ -1,4 +1,4 @@
-"""What a verification found, in lines for people: one text for the report, the saved file and the golden sample."""
+"""Text of a verification, the same for the report, the saved file and the golden sample."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def verdict(name: str, check: GoldenCheck) -> list[str]:
         name: of the bundle.
         check: what was compared.
     """
-    lines = [f"{name}: " + ("finds what its detector found" if check.passed else "DIFFERS from its detector")]
+    lines = [f"{name}: " + ("matches its detector" if check.passed else "DIFFERS from its detector")]
     lines += [f"  {engine['engine']}: {engine['description']}" for engine in check.engines]
     lines += map(_image, check.verification.pictures)
     tensors = check.verification.tensors

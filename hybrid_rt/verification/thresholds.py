@@ -1,4 +1,4 @@
-"""What counts as equal, by precision.
+"""Thresholds for equality, by precision.
 
 To add a threshold, change four files: this one (the field, and its value for each precision),
 cpp/include/hybrid_rt/thresholds.h (the field and its line in the table), cpp/src/verify/boxes.cpp (the rule that goes
@@ -18,7 +18,7 @@ from ..common.errors import OptionError
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as equal.
+    """Thresholds for equality.
 
     The first four have to be given. The others, if left out, are those of fp32, the strictest. To start from another
     precision's, use :meth:`of`.
@@ -125,7 +125,8 @@ THRESHOLDS: Mapping[str, Thresholds] = {
 - fp16 has 11 bits: 2**-11 = 0.05 % per rounding, eight times finer than bf16.
 - int8 counts 255 steps up to the largest value that was seen while calibrating: the demo detector's features are 6 to
   15 % off, against 0.1 % in fp16. The compilers of CPUs keep layers in fp32 until outputs are at most 15 % off on
-  calibration samples; the gate allows twice that, since it looks at other inputs and sizes. The mAP on a dataset (``dataset=``) is the better judge of int8.
+  calibration samples; the gate allows twice that, since it looks at other inputs and sizes. The mAP on a dataset
+  (``dataset=``) is the better judge of int8.
 """
 
 
@@ -141,6 +142,6 @@ def thresholds_of(precision: str) -> Thresholds:
             "thresholds",
             expected=f"a precision that has some ({', '.join(THRESHOLDS)})",
             got=f"'{precision}'",
-            remedy="Give thresholds=Thresholds(...).",
+            remedy="Pass thresholds=Thresholds(...).",
         )
     return THRESHOLDS[precision]

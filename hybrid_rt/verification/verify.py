@@ -1,4 +1,4 @@
-"""Does the hybrid find what the detector finds: each engine's outputs, then the boxes, then a data set's mAP."""
+"""Compares the hybrid with the detector: each engine's outputs, then the boxes, then a dataset's mAP."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one output of an engine is from the detector's, on the variant of ``backend``."""
+    """Difference of one output of an engine from the detector's, for the variant of ``backend``."""
 
     engine: str
     output: str
@@ -77,22 +77,22 @@ class Verification:
     dataset: DatasetComparison | None = None
 
     def __post_init__(self) -> None:
-        """What is not part of the record."""
+        """Computes values that are not part of the record."""
         self._severities: dict[str, tuple[str, float]] = {}
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Returns true if nothing failed."""
         return not self.failures
 
     @property
     def engines_failed(self) -> bool:
-        """Whether an engine's own outputs differ, so that no other head would help."""
+        """Returns true if an engine's own outputs differ, so that no other head would help."""
         return any(kind == "engine" for kind, _ in self._severities.values())
 
     @property
     def found_nothing(self) -> bool:
-        """Whether all that failed is that nothing could be compared."""
+        """Returns true if the only failure is that nothing could be compared."""
         return set(self.failures) == {text for text, (kind, _) in self._severities.items() if kind == _NOTHING}
 
     def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:
@@ -279,23 +279,25 @@ def verify(
     dataset: CocoDataset | None = None,
     max_map_drop: float = 0.005,
 ) -> Verification:
-    """Runs detector and bundle on each of ``inputs`` and compares what they find.
+    """Runs detector and bundle on each of ``inputs`` and compares the results.
 
     Args:
         detector: the detector, in eval mode.
-        path: the bundle.
+        path: path of the bundle.
         inputs: tuples of the detector's positional arguments.
-        precision: whose thresholds hold.
-        thresholds: others than :data:`THRESHOLDS`.
-        require_detections: fail if the detector finds nothing at all: two empty results prove nothing.
-        dataset: annotated pictures; the mAP of both on them is part of the result.
-        max_map_drop: by how much the hybrid's mAP (0..1) may be below the detector's.
+        precision: selects the thresholds.
+        thresholds: thresholds to use instead of :data:`THRESHOLDS`.
+        require_detections: fail if the detector finds no object at all, because two empty results prove nothing.
+        dataset: annotated images; the result then includes the mAP of both.
+        max_map_drop: largest allowed drop of the mAP, in 0..1.
 
     Returns:
-        The comparison; ask ``passed``.
+        The comparison; its ``passed`` is true if nothing differs.
 
     Raises:
-        OptionError: a data set that can't be used; the text says why.
+        OptionError: the dataset can't be used; the text says why.
+        BundleError: the bundle can't be read, see :func:`hybrid_rt.load`.
+        BackendError: no variant of an engine can run here.
     """
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     hybrid = archive.load(path, emulate_precision=True)
@@ -347,7 +349,7 @@ def compare_modules(
                 watch(arguments, wanted, opened(found))
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         verification.fail(
-            "the detector found no box in any picture, so that nothing was compared: give pictures with objects, or "
+            "the detector found no box in any picture, so that nothing was compared: pass images with objects, or "
             "verify=False",
             _NOTHING,
         )
@@ -366,7 +368,7 @@ def compare_dataset(
     """Adds the mAP of both on annotated pictures, and a failure if the hybrid's is too far below.
 
     Raises:
-        OptionError: what the detector returns does not fit the data set.
+        OptionError: what the detector returns does not fit the dataset.
     """
     comparison = coco.compare(detector, hybrid, truth, max_map_drop)
     verification.dataset = comparison
@@ -376,8 +378,8 @@ def compare_dataset(
 
 
 def other_precision(precision: str) -> str:
-    """Returns the beginning of a remedy: a more precise engine, if there is one, or what comes after it, leave."""
-    return "Leave" if precision == "fp32" else "Take precision='fp32', leave"
+    """Returns the beginning of a remedy: a higher precision, if there is one, and the verb that follows."""
+    return "Exclude" if precision == "fp32" else "Use precision='fp32', exclude"
 
 
 def require(verification: Verification | None) -> None:
@@ -393,12 +395,12 @@ def require(verification: Verification | None) -> None:
     raise VerificationError.make(
         "verify",
         f"the hybrid in {verification.precision}",
-        expected="what the detector finds",
+        expected="the detector's results",
         got="\n  " + "\n  ".join(shown) + "\n",
         remedy="Nothing was saved."
         if verification.found_nothing
-        else f"Nothing was saved. {other_precision(verification.precision)} the segment out, or loosen thresholds= "
-        "if it is meant.",
+        else f"Nothing was saved. {other_precision(verification.precision)} the segment, or loosen thresholds= if the "
+        "difference is acceptable.",
         code="outputs-differ"
         if verification.engines_failed
         else "nothing-compared"

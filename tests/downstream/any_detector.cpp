@@ -7,7 +7,7 @@
 
 namespace {
 
-/// Prints a line a tensor in a value of any nest: its place (keys and indices, joined by dots), then its values.
+/// Prints one line per tensor in a value of any nest: its place (keys and indices, joined by dots), then its values.
 void print_all(const std::string& place, const c10::IValue& value) {
   const std::string prefix = place.empty() ? "" : place + ".";
   if (value.isTensor()) {

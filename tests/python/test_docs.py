@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is true: their code runs, their commands print what stands there."""
+"""Runs the README and the pages of docs/: their code runs, and their commands print the shown output."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ NOT_RUN = [
     "docs/mixed-deployment.md",  # on a GPU
     "docs/package.md",  # Docker
     "docs/package.md",  # the start scripts: test_package.py runs them
+    "docs/precision-and-verification.md",  # times of one machine
     "docs/report.md",  # hybrid-rt convert
     "docs/service.md",  # the server runs until it is stopped: test_serve.py
     "docs/signing.md",
     "docs/signing.md",
+    "docs/threat-model.md",  # the file of the page on signing
     "docs/torchscript.md",  # the benchmark
 ]
 
@@ -131,6 +133,18 @@ def test_the_page_of_names_has_all_of_them() -> None:
     text = (ROOT / "docs" / "api.md").read_text()
     listed = re.findall(r"^\| `(\w+)", text, re.MULTILINE)
     assert sorted(listed) == sorted(hybrid_rt.__all__)
+
+
+def test_each_figure_of_the_readme_stands_on_the_page_that_it_links_to() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| \[[^\]]+\]\(([\w./-]+)\) \|$", text, re.MULTILINE)
+    assert 1 <= len(rows) <= 6
+    for case, result, page in rows:
+        figures = re.findall(r"\d+\.\d+|\d{3,}", result)
+        assert figures, f"{case}: no figure"
+        missing = set(figures) - set(re.findall(r"\d+\.\d+|\d{3,}", (ROOT / page).read_text()))
+        assert not missing, f"{case}: {sorted(missing)} not in {page}"
+    assert len(text.splitlines()) <= 90
 
 
 def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(

@@ -27,7 +27,7 @@ PROGRAMS = OUT_OF_TREE / "programs"
 
 @pytest.fixture(scope="module")
 def out_of_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pip would make in site-packages for the stranger's backend."""
+    """Installs the out-of-tree backend as pip would in site-packages."""
     build = build_project(OUT_OF_TREE, tmp_path_factory.mktemp("out_of_tree"))
     succeed("cmake", "--install", build, "--prefix", build / "installed")
     return build / "installed"

@@ -1,4 +1,4 @@
-"""Who may know whom: the rules that no compiler holds."""
+"""Rules of dependencies that no compiler checks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """mAP of the demo detector on held-out images: eager, hybrids, and the whole detector in one graph.
 
 A hybrid computes boxes, scores and NMS in fp32; a whole graph computes them in its own precision. On a CPU without bf16
-instructions OpenVINO emulates the rounding, which is slow but right. The ratios of times are of calls in turns.
+instructions OpenVINO emulates the rounding, which is slow but right. The ratios of times are of alternating calls.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class BareEngineError(RuntimeError):
 
 
 class Cuda(Protocol):
-    """What is needed of CUDA; addresses, streams and events are the binding's own."""
+    """Provides the CUDA functions in use; addresses, streams and events are the binding's own."""
 
     name: str
 
@@ -329,7 +329,7 @@ class Engine:
 
 
 def _values(vendor: Any, dtype: Any, shape: Sequence[int], is_input: bool) -> bytes | memoryview:
-    """Of float32 inputs random numbers: on zeros a GPU takes less power, and may clock higher."""
+    """Fills float32 inputs with random numbers, because a GPU takes less power on zeros and may clock higher."""
     count = 1
     for size in shape:
         count *= size

@@ -1,7 +1,7 @@
-"""What several engines in one file cost: bytes by variant, and what is resident after loading.
+"""Measures the cost of several engines in one file: bytes by variant, and resident memory after loading.
 
 A bundle with all engines is compared with one that has only the first of them, which runs in both. Each is loaded in
-processes of their own, in turns.
+processes of their own, alternately.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
         sys.stdout.flush()
         hybrid_rt_command(["inspect", str(paths[1])])
         runs = [[loaded(path) for path in paths] for _ in range(options.rounds)]
-        table = Table(title=f"{options.detector}, medians of {options.rounds} processes in turns, MiB resident")
+        table = Table(title=f"{options.detector}, medians of {options.rounds} processes, alternately, MiB resident")
         for heading in ("engines", "file MB", "before load", "after load", "anonymous", "peak", "load s"):
             table.add_column(heading, justify="left" if heading == "engines" else "right")
         after = []

@@ -1,4 +1,4 @@
-"""How long convert() takes with an empty and with a filled cache, by step.
+"""Measures convert() with an empty and with a filled cache, by step.
 
 Faster R-CNN R50-FPN with torchvision's own transform by default: what is not verification or measuring should take
 under ten seconds the second time.

@@ -41,7 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--min-size", type=int, help="to which torchvision's detectors resize (default: their 800)")
     parser.add_argument("--fixed-sizes", action="store_true", help="compile the hybrids for the pictures' sizes alone")
-    parser.add_argument("--pictures", type=int, default=1, help="of one size, in turns")
+    parser.add_argument("--pictures", type=int, default=1, help="of one size, alternately")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where all of them run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
@@ -66,7 +66,7 @@ def main() -> None:
         note=NOTE,
         steps=Steps(True),
     )
-    show(results, f"{machine.processor}, {options.threads} threads, {options.rounds} rounds in turns")
+    show(results, f"{machine.processor}, {options.threads} threads, {options.rounds} rounds, alternately")
     print(f"written: {options.output}/bench.json, bench.md and one plot per detector")
 
 

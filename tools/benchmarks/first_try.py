@@ -1,4 +1,4 @@
-"""Which detectors convert at the first try, with defaults: a table over those of first_try_detectors.py.
+"""Measures which detectors convert at the first try, with defaults: a table over those of first_try_detectors.py.
 
 Each is converted in a process of its own with a time limit, loaded, and compared with the detector at sizes that the
 conversion did not see, and in C++ on the golden sample. A detector without a transform of its own says nothing of the
@@ -41,7 +41,7 @@ HEADINGS = ("detector", "first try", "head", "segments", "coverage", "unseen siz
 
 @dataclass
 class Result:
-    """What came of one detector.
+    """Result for one detector.
 
     Attributes:
         detector: its name.
@@ -120,7 +120,7 @@ def unseen_sizes(detector: torch.nn.Module, stranger: Stranger, path: Path, fold
 
 
 def compared(detector: torch.nn.Module, path: Path, inputs: Sequence[tuple[Any, ...]]) -> str:
-    """ "equal", or in which way the bundle differs from the detector."""
+    """Returns "equal", or how the bundle differs from the detector."""
     try:
         found = hybrid_rt.verify(detector, path, inputs)
     except Exception as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times nms and roi_align of hybrid_rt beside torchvision's, on the CPU or a CUDA device.
 
-Both run in turns, so that other load on the machine meets them alike; each row gives the medians in
+Both run alternately, so that other load on the machine meets them alike; each row gives the medians in
 milliseconds and their ratio. On CUDA the times are those between two events around a call: the waits
 of the host within it count. Ours is compared with torchvision's on the CPU first, all values of it: a
 wrong answer has no speed.
@@ -74,7 +74,7 @@ def milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def medians(case: Case, device: torch.device, repeat: int) -> tuple[float, float]:
-    """The median times of torchvision and of hybrid_rt, in milliseconds, called in turns."""
+    """The median times of torchvision and of hybrid_rt, in milliseconds, called alternately."""
     placed = case.to(device)
     if not torch.equal(placed.run("hybrid_rt").cpu(), case.run("torchvision")):
         raise SystemExit(f"the results differ: {case.name}")

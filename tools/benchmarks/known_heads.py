@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times parts of torchvision's heads as torchvision has them and by operators of hybrid_rt, on the CPU.
 
-Both are scripted, with nms and roi_align of hybrid_rt in both, and run in turns, so that other load on the machine
+Both are scripted, with nms and roi_align of hybrid_rt in both, and run alternately, so that other load on the machine
 meets them alike; each row gives the medians in milliseconds and the median of the ratios. The tensors are noise of the
 sizes of an image of 800x1088 (SSDLite: 320x320), with logits of which few pass. The results are compared first.
 """
@@ -75,7 +75,7 @@ def boxes_of(count: int) -> Tensor:
 
 
 def dense(anchors_per_pixel: int, first_stride: int, mean: float) -> tuple[dict[str, list[Tensor]], list[list[Tensor]]]:
-    """What a dense head returns, and its anchors."""
+    """Returns the outputs of a dense head, and its anchors."""
     counts = [rows * columns * anchors_per_pixel for rows, columns in levels(first_stride)]
     outputs = {
         "cls_logits": [torch.randn(1, count, _CLASSES) + mean for count in counts],

@@ -1,4 +1,4 @@
-"""What TorchScript's own switches do to a detector: each case in a process of its own, called in turns.
+"""Measures TorchScript's own options on a detector, each case in its own process, called alternately.
 
 Some switches are the whole process's (the profiling executor, the number of threads), and a graph keeps the executor of
 its first call: hence the processes. They stay, so that all cases see the same weather.
@@ -119,7 +119,7 @@ def worker(connection: Any, path: str, case: Case, threads: int) -> None:
 
 
 def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
-    """Runs all cases of a detector, in turns."""
+    """Runs all cases of a detector, alternately."""
     path = folder / f"{name}.pt"
     torch.save(detector_of(name), path)
     context = multiprocessing.get_context("spawn")
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench_torchscript.json")
     options = parser.parse_args()
     options.cases = [case for case in CASES if case.name in ["eager", *options.cases] or not options.cases]
-    table = Table(title=f"{options.threads} threads, {options.rounds} rounds of {options.calls} calls in turns")
+    table = Table(title=f"{options.threads} threads, {options.rounds} rounds of {options.calls} calls, alternately")
     for heading in ("detector", "case", "first calls ms", "median ms", "p95 ms", "times faster", "boxes"):
         table.add_column(heading, justify="left" if heading in ("detector", "case") else "right")
     results = {}

@@ -331,7 +331,7 @@ class Worker:
     """A process that opens files, one after the other."""
 
     def __init__(self) -> None:
-        """Starts it, and waits until it has imported everything."""
+        """Starts the process, and waits until it has imported everything."""
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
@@ -351,7 +351,7 @@ class Worker:
         return self.process.stdout.readline().strip()
 
     def open(self, path: Path, backend: str) -> str:
-        """What became of a file: "taken" and "refused" for each verb, or what broke a promise."""
+        """Opens a file with each verb; returns "taken" or "refused" for each, or the broken promise."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{path} {backend or '-'}\n")
@@ -375,7 +375,7 @@ class Worker:
 
 
 def is_fine(outcome: str) -> bool:
-    """Whether it is what is promised."""
+    """Returns true if the outcome is as promised."""
     return all(word in ("taken", "refused") for word in outcome.split())
 
 

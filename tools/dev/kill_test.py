@@ -1,7 +1,7 @@
 """SIGKILL at random moments of each verb that writes, and a full disk: the old file or the new one, never neither.
 
-Each job runs in a process of its own, of a server that has imported everything: what is killed is the work. A job is
-run whole once, which says how long it takes and what the new file is. Exit code 1 if anything was lost.
+Each job runs in a process of its own, of a server that has imported everything: what is killed is the work. A job runs
+whole once, which says how long it takes and what the new file is. Exit code 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _run(job: str, path: str, cache: str, most_bytes: int | None) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: the file is the "old" one, a "new" one, or what is wrong with it."""
+    """Outcome of one run: the file is the "old" one, a "new" one, or a description of the fault."""
 
     file: str
     code: int
@@ -97,7 +97,7 @@ class Trial:
     """Runs jobs on copies of a bundle in a directory of its own."""
 
     def __init__(self, bundle: Path, directory: Path, cache: Path) -> None:
-        """``cache``: of the compilers."""
+        """Reads the bundle; the jobs use ``cache``."""
         self.cache = cache
         self.bundle = bundle.read_bytes()
         self.directory = directory
@@ -135,7 +135,7 @@ class Trial:
         return "new"
 
     def leftovers(self) -> list[Path]:
-        """What a process has left beside the bundle."""
+        """Returns the files that a process left next to the bundle."""
         return [entry for entry in self.directory.iterdir() if entry.name.startswith(TEMPORARY_PREFIX)]
 
     def a_day_later(self) -> int:
@@ -210,7 +210,7 @@ def caches(trial: Trial, number: int, chance: random.Random) -> Counter[str]:
 
 
 def is_fine(found: Counter[str]) -> bool:
-    """Whether nothing but what is promised was found."""
+    """Returns true if every outcome was as promised."""
     promised = {"old", "new", "whole", "leftovers", "ended by itself"}
     return all(name in promised for name, count in found.items() if count)
 

@@ -1,4 +1,4 @@
-"""What tools/gpu_check runs on the GPU: a function a case, each in a process of its own.
+"""Cases that tools/gpu_check runs on the GPU: one function per case, each in its own process.
 
 A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
 """

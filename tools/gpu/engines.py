@@ -1,4 +1,4 @@
-"""What tools/gpu_check builds and measures on the GPU; cases.py says when.
+"""Engines that tools/gpu_check builds and measures on the GPU; cases.py says when.
 
 A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
 """
@@ -86,7 +86,7 @@ def graphs(writer: Writer, name: str, mode: str) -> None:
 
 
 def op_cost(writer: Writer, name: str) -> None:
-    """Our op against the bare engine: by turns, each in its own process, since the bare one shall have no torch."""
+    """Our op against the bare engine: alternately, each in its own process, since the bare one shall have no torch."""
     title = f"op over bare engine, {TITLES[name]}, fp16"
     module, x = measure.backbone(name)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.no_grad():
@@ -214,7 +214,7 @@ def _compare(
 
 
 def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = "fp16") -> None:
-    """Where the time of a hybrid's call goes on the GPU: kernels, and the host that launches them."""
+    """Profiles a hybrid's call on the GPU: kernels, and the host that launches them."""
     from torch.profiler import ProfilerActivity
 
     from tools.benchmarks import detectors as bench
@@ -258,7 +258,7 @@ def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: 
 
 
 def _has_worker() -> bool:
-    """Whether the C++ programs were built."""
+    """Returns true if the C++ programs were built."""
     try:
         executables.program("hybrid-rt-bench-worker", "bench")
     except HybridRTError:
@@ -273,7 +273,7 @@ def accuracy(
     precision: str = "fp16",
     pictures: int = MAP_PICTURES,
 ) -> None:
-    """mAP of the demo detector on held-out pictures: eager on the GPU, and its hybrids in fp16."""
+    """Measures the mAP of the demo detector on held-out images: eager on the GPU, and its hybrids in fp16."""
     from models import digits_data, digits_detector
 
     detector = digits_detector.load()
@@ -322,7 +322,7 @@ def accuracy(
 
 
 def head_operators(writer: Writer) -> None:
-    """nms and roi_align beside torchvision's, by their own benchmark."""
+    """Measures nms and roi_align next to torchvision's, with their own benchmark."""
     command = [sys.executable, "-m", "tools.benchmarks.head_operators", "--device", measure.DEVICE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Results:
-    """What was found so far; on the disk after each case, so that a machine that is taken away leaves it."""
+    """Results so far, written to disk after each case, so that they survive the loss of the machine."""
 
     def __init__(self, path: Path, page: Path | None) -> None:
         self._path, self._page = path, page

@@ -1,4 +1,4 @@
-"""Backbones on a GPU, timed in turns: what the cases of tools/gpu_check have in common."""
+"""Backbones on a GPU, timed alternately: what the cases of tools/gpu_check have in common."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Alone(nn.Module):
     """A detector that is its backbone: what is left of a call is the op's own cost."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """Of a backbone that returns a dict of tensors."""
+        """Wraps a backbone that returns a dict of tensors."""
         super().__init__()
         self.backbone = backbone
 
@@ -69,7 +69,7 @@ def allow_tf32(is_allowed: bool) -> None:
 
 
 def milliseconds(candidate: Candidate) -> float:
-    """Of one call, between two CUDA events: the host's share counts where the GPU waits for it."""
+    """Measures one call between two CUDA events: the host's share counts if the GPU waits for it."""
     allow_tf32(candidate.tf32)
     if DEVICE == "cpu":
         begin = time.perf_counter()
@@ -128,7 +128,7 @@ def relative_error(found: Any, expected: list[Tensor]) -> float:
 
 
 def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Iterator[Candidate]:
-    """What an engine is in a precision; each is built when it is asked for.
+    """Returns the engines per precision; each is built on request.
 
     Args:
         engine: of :data:`ENGINE_PRECISIONS`.

@@ -1,4 +1,4 @@
-"""What tools/gpu_check prints and writes: the table, the JSON, and the GPU part of docs/hardware.md.
+"""Output of tools/gpu_check: the table, the JSON, and the GPU part of docs/hardware.md.
 
 Pure: it knows neither torch nor hybrid_rt, so that it says what failed where neither can be imported.
 """
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the project wants of a ratio; it is printed beside what was measured, never asserted.
+    """Goal of the project for a ratio; printed next to the measured value, never asserted.
 
     Attributes:
         text: for people.
@@ -144,7 +144,7 @@ def section(results: Mapping[str, Any]) -> str:
 
 
 def _state(rows: Sequence[Row]) -> tuple[str, str]:
-    """What can be said of an engine, and what says so. Tests that passed are named, they are no measurement."""
+    """Returns an engine's state and its evidence. Passed tests are named, but are not a measurement."""
     bad = [row for row in rows if row.result in BAD]
     measured = [row for row in rows if row.result == MEASURED]
     passed = [row for row in rows if row.result == PASSED]

@@ -33,7 +33,7 @@ SHORTEST_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Case:
-    """What is run.
+    """One case to run.
 
     Attributes:
         name: of the case.
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case left.
+    """Outcome of a case.
 
     Attributes:
         rows: for the table; where the process ended early, those until then and one that says how it ended.
@@ -162,7 +162,7 @@ def tail(path: Path, count: int) -> str:
 
 
 def last_line(path: Path) -> str:
-    """Of a log; pip, CMake and Python say last what went wrong."""
+    """Returns the last line of a log, where pip, CMake and Python state the error."""
     return tail(path, 1) or "it printed nothing"
 
 
@@ -176,7 +176,7 @@ def first_error(path: Path, count: int = 4) -> str:
 
 
 def build_rows(path: Path) -> list[Row]:
-    """What the bash part did: lines of "title, exit code, seconds, log" with tabs between them."""
+    """Reads the results of the bash part: lines of "title, exit code, seconds, log", separated by tabs."""
     if not path.exists():
         return []
     rows = []

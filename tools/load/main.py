@@ -3,7 +3,7 @@
 Starts the server itself, on loopback, and loads nothing else. By default the model is torchvision's
 ssdlite320_mobilenet_v3_large with random weights (models/torchvision_detectors.py), converted for OpenVINO.
 
-  limit     closed loops, with each number of workers in turns
+  limit     closed loops, with each number of workers alternately
   ladder    an open loop at shares of the limit of the last number of workers
   overload  an open loop at a multiple of it, with deadlines, while the server's memory is watched
 

@@ -22,7 +22,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _setting(results: dict[str, Any]) -> list[str]:
-    """Where it ran, and how to read the tables."""
+    """Describes the machine and how to read the tables."""
     machine, picture = results["machine"], results["picture"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return [
@@ -54,7 +54,7 @@ def _limits(results: dict[str, Any]) -> list[str]:
         "## The limit",
         "",
         f"So many requests are kept under way for {results['options']['limit_seconds']:g} s each (closed loop), the "
-        "numbers of workers in turns. The best of them is the limit.",
+        "numbers of workers alternately. The best of them is the limit.",
         "",
         *_table(("workers", "threads of each", "under way", "pictures a second", "p50", "p95", "p99", "client"), rows),
         "",

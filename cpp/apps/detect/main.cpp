@@ -42,34 +42,34 @@ enum ExitCode {
 };
 
 constexpr const char* kDescription =
-    "Finds objects in a picture with a bundle (.pt) that hybrid_rt.convert made.\n"
-    "stdout holds the result and nothing else; messages go to stderr.";
+    "Detects objects in an image with a bundle (.pt) from hybrid_rt.convert.\n"
+    "stdout contains only the result; messages go to stderr.";
 
 constexpr const char* kFooter =
-    R"(Picture: JPEG or PNG, told apart by the content, at most 16384 pixels per side and 100 megapixels. EXIF orientation is
-not applied unless --exif is given: boxes are in pixels of the picture as it is stored, with --exif of the picture as it
-is turned. An alpha channel is dropped.
+    R"(Image: JPEG or PNG, detected from the content, at most 16384 pixels per side and 100 megapixels. EXIF orientation is
+applied only with --exif. Boxes are in pixels of the stored image, or of the rotated image with --exif. An alpha channel
+is dropped.
 
 JSON: {"detections": [{"box": [x1, y1, x2, y2], "label": 3, "score": 0.91}], "engines": {"backbone": "openvino"},
 "timing_ms": {"load", "decode", "first", "median", "p95", "repeat"}}. A number that is not finite is null. A detection
-has its "class_name" too if the bundle, or the file of --class-names, has one for its label.
+also has its "class_name" if the bundle, or the file of --class-names, has one for its label.
 
---verify: runs the golden sample that the bundle brings (an input and what the detector found on it) as this machine
-runs it, with --backend, --threads and --device, and compares. JSON: {"passed", "precision", "engines", "pictures",
+--verify: runs the bundle's golden sample (an input and the detector's result) on this machine, with --backend,
+--threads and --device, and compares the results. JSON: {"passed", "precision", "engines", "pictures",
 "tensors", "failures", "thresholds"}.
 
-Times: "first" is the first forward, "median" and "p95" are of --repeat later ones; none includes reading the picture.
-With --repeat 2 or more, the second forward, in which TorchScript still optimises, is not counted.
+Times: "first" is the first forward, "median" and "p95" are of --repeat later ones. None includes reading the image.
+With --repeat 2 or more, the second forward, in which TorchScript still optimizes, is not counted.
 
 Exit codes:
-  0  detections printed (there may be none)
-  1  unexpected failure
+  0  detections printed (possibly none)
+  1  unexpected error
   2  wrong usage: an option, a number, the file of --class-names
-  3  the picture can't be read or decoded
+  3  the image can't be read or decoded
   4  the bundle can't be loaded on this machine
-  5  the detector failed, or does not take pictures and return detections
+  5  the detector failed, or does not take images and return detections
   6  the result can't be written
-  7  --verify: on this machine the bundle finds something else than its detector did)";
+  7  --verify: the bundle's result on this machine differs from its detector's)";
 
 struct Options {
   std::string model;
@@ -146,30 +146,31 @@ void define(CLI::App& app, Options& options) {
       "0..1");
 
   app.footer(kFooter);
-  app.add_option("MODEL", options.model, "the bundle")->required();
-  CLI::Option* picture = app.add_option("PICTURE", options.picture, "a JPEG or PNG; none with --verify");
-  CLI::Option* verify = app.add_flag("--verify", options.verify, "run the bundle's golden sample instead, and compare")
-                            ->excludes(picture);
-  app.add_flag("--exif", options.exif, "turn the picture upright by its EXIF orientation first")->excludes(verify);
-  app.add_flag("--json", options.json, "one line of JSON instead of a table");
-  app.add_option("--output", options.output, "write the picture with its boxes to this PNG")->excludes(verify);
+  app.add_option("MODEL", options.model, "path of the bundle")->required();
+  CLI::Option* picture = app.add_option("PICTURE", options.picture, "JPEG or PNG file; omit it with --verify");
+  CLI::Option* verify =
+      app.add_flag("--verify", options.verify, "run the bundle's golden sample and compare the results")
+          ->excludes(picture);
+  app.add_flag("--exif", options.exif, "apply the EXIF orientation of the image")->excludes(verify);
+  app.add_flag("--json", options.json, "print one line of JSON instead of a table");
+  app.add_option("--output", options.output, "write the image with its boxes to this PNG")->excludes(verify);
   app.add_option("--repeat", options.repeat, "time this many forwards after the first one")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_option(
       "--backend", options.backend,
-      "let only these run, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
+      "use only these backends, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
   app.add_option("--allow", options.allow,
-                 "the backends that may run, whatever the bundle asks for (default: HYBRID_RT_ALLOW, else all)")
+                 "allow only these backends, whatever the bundle asks for (default: HYBRID_RT_ALLOW, or all)")
       ->delimiter(',');
   app.add_option("--trusted-keys", options.trusted_keys,
-                 "take a bundle only if one of these keys has signed it: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
-  app.add_flag("--strict", options.strict, "fail where the first variant can't run, instead of falling back");
+                 "accept only bundles signed by one of these keys: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
+  app.add_flag("--strict", options.strict, "fail if the first variant can't run, instead of falling back");
   app.add_option("--threads", options.threads, "CPU threads of torch and of the engines (default: torch's choice)")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--device", options.device, "where to run")->check(is_device)->capture_default_str();
+  app.add_option("--device", options.device, "device to run on")->check(is_device)->capture_default_str();
   app.add_option("--min-score", options.min_score,
-                 "leave out detections that score less; 0 keeps all that the detector returns")
+                 "omit detections with lower scores; 0 keeps all that the detector returns")
       ->check(is_score)
       ->capture_default_str();
   app.add_option("--class-names,--labels", options.class_names,

@@ -8,8 +8,7 @@ namespace hybrid_rt::detect_app {
 
 std::string to_text(const Verification& verification, const std::string& model) {
   std::ostringstream text;
-  text << model << ": " << (verification.passed() ? "finds what its detector found" : "DIFFERS from its detector")
-       << "\n";
+  text << model << ": " << (verification.passed() ? "matches its detector" : "DIFFERS from its detector") << "\n";
   for (const EngineChoice& engine : verification.engines) {
     text << "  " << engine.name << ": " << engine.description << "\n";
   }

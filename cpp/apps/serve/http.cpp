@@ -487,7 +487,7 @@ class HttpServer::Loop {
   HttpAnswer no_memory(const HttpRequest& request) const {
     HttpAnswer answer = problem(503,
                                 "hybrid_rt[serve]: request: expected room for its body, got " +
-                                    std::to_string(buffered_) + " bytes of other requests. Come again in 1 s.",
+                                    std::to_string(buffered_) + " bytes of other requests. Retry in 1 s.",
                                 request.request_id);
     answer.headers.emplace_back("Retry-After", "1");
     return answer;

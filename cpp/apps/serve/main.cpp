@@ -28,21 +28,21 @@ using namespace hybrid_rt::serve;
 enum ExitCode { kOk = 0, kUnexpected = 1, kUsage = 2, kBundleUnloadable = 4, kAddressUnavailable = 5, kStuck = 6 };
 
 constexpr const char* kDescription =
-    "Answers requests for detections over HTTP with bundles (.pt) that hybrid_rt.convert made.\n"
-    "POST a JPEG or PNG to /v1/detect; / is a page to try it on, /openapi.json describes all of it.";
+    "Serves bundles (.pt) from hybrid_rt.convert over HTTP.\n"
+    "POST a JPEG or PNG to /v1/detect. Open / in a browser to try it; /openapi.json describes the API.";
 
 constexpr const char* kFooter =
-    R"(It binds to loopback unless --host says otherwise: there is no encryption, so put it behind a proxy that has it.
+    R"(The server binds to loopback unless --host names an address. It does not encrypt: put it behind a proxy that does.
 
-Each worker runs one picture (or batch) at a time with --threads threads, so that workers x threads should be the cores.
-More workers: more pictures a second; more threads: each one sooner. A picture waits in a queue of --queue places for a
-worker; when it is full, or a deadline can't be met, the answer is 503 with Retry-After.
+Each worker runs one image (or batch) at a time with --threads threads, so workers x threads should equal the number of
+cores. More workers increase the throughput; more threads shorten each request. An image waits in a queue of --queue
+places for a worker. If the queue is full, or a deadline can't be met, the answer is 503 with Retry-After.
 
-Signals: TERM and INT: answer what was taken, then exit with 0. HUP: load the bundles anew, no request is lost.
-Logs: one JSON object a line on stderr.
+Signals: TERM and INT finish accepted requests, then exit with 0. HUP reloads the bundles without losing a request.
+Logs: one JSON object per line on stderr.
 
-Exit codes: 0 stopped, 1 unexpected, 2 wrong usage, 4 a bundle can't be loaded, 5 the address can't be bound,
-6 every worker of a model was stuck for --stuck-seconds: start it again.)";
+Exit codes: 0 stopped, 1 unexpected error, 2 wrong usage, 4 a bundle can't be loaded, 5 the address can't be bound,
+6 every worker of a model was stuck for --stuck-seconds: restart the service.)";
 
 struct Options {
   ServiceOptions service{};
@@ -62,66 +62,68 @@ struct Options {
 void define(CLI::App& app, Options& options) {
   auto& detector = options.service.detector;
   app.footer(kFooter);
-  app.add_option("MODEL", options.service.models, "bundles, or folders of bundles; each is named as its file")
+  app.add_option("MODEL", options.service.models, "bundles, or directories of bundles; each is named after its file")
       ->required();
-  app.add_option("--host", options.http.host, "the address to bind")->capture_default_str();
-  app.add_option("--port", options.http.port, "0: any that is free")->capture_default_str();
-  app.add_option("--workers", detector.workers, "of each model")->check(CLI::Range(1, 1024))->capture_default_str();
-  app.add_option("--threads", detector.load.threads, "of each worker (default: the cores, shared out)")
+  app.add_option("--host", options.http.host, "address to bind")->capture_default_str();
+  app.add_option("--port", options.http.port, "port to bind; 0: any free port")->capture_default_str();
+  app.add_option("--workers", detector.workers, "number of worker threads per model")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--threads", detector.load.threads,
+                 "threads per worker (default: the cores, divided among the workers)")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--queue", detector.queue_capacity, "pictures of a model that may wait")
+  app.add_option("--queue", detector.queue_capacity, "number of images per model that may wait")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
-  app.add_option("--deadline-ms", options.service.deadline_ms, "of requests that name none; 0: none")
+  app.add_option("--deadline-ms", options.service.deadline_ms, "deadline of requests that do not set one; 0: none")
       ->check(CLI::Range(0, 86'400'000))
       ->capture_default_str();
-  app.add_option("--max-batch", detector.max_batch, "pictures of like size that may share a call")
+  app.add_option("--max-batch", detector.max_batch, "maximum number of images of similar size per call")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--max-delay-ms", options.max_delay_ms, "that a picture may wait for others to share its call")
+  app.add_option("--max-delay-ms", options.max_delay_ms, "time that an image may wait for others to share its call")
       ->check(CLI::Range(0.0, 10'000.0))
       ->capture_default_str();
-  app.add_option("--size-bucket", detector.size_bucket, "sizes rounded up to multiples of it are alike, in pixels")
+  app.add_option("--size-bucket", detector.size_bucket, "granularity of similar sizes, in pixels")
       ->check(CLI::Range(1, 16'384))
       ->capture_default_str();
-  app.add_option("--max-body-mb", options.max_body_mb, "of a request, in MiB")
+  app.add_option("--max-body-mb", options.max_body_mb, "maximum size of a request body, in MiB")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  app.add_option("--max-pixels-mp", options.max_megapixels, "of a picture, in megapixels")
+  app.add_option("--max-pixels-mp", options.max_megapixels, "maximum size of an image, in megapixels")
       ->check(CLI::Range(1, 268))
       ->capture_default_str();
-  app.add_option("--max-pictures", options.service.rules.max_pictures, "of a request")
+  app.add_option("--max-pictures", options.service.rules.max_pictures, "maximum number of images per request")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_flag("--exif", options.exif,
-               "turn pictures upright by their EXIF orientation, unless a request says exif=false");
-  app.add_option("--max-connections", options.http.max_connections, "at one time")
+  app.add_flag("--exif", options.exif, "apply the EXIF orientation of images, unless a request has exif=false");
+  app.add_option("--max-connections", options.http.max_connections, "maximum number of open connections")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
-  app.add_option("--token-file", options.token_file, "ask for the bearer token in this file");
+  app.add_option("--token-file", options.token_file, "require the bearer token in this file");
   app.add_option("--allowed-host", options.service.allowed_hosts,
-                 "a name by which browsers reach the service's page, besides localhost and addresses");
+                 "host name under which browsers reach the page, in addition to localhost and addresses");
   app.add_option("--trusted-keys", detector.load.trusted_keys,
-                 "serve bundles alone that one of these keys has signed: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
+                 "serve only bundles signed by one of these keys: PEM files (default: HYBRID_RT_TRUSTED_KEYS)");
   app.add_option("--allow", detector.load.allow,
-                 "the backends that may run, whatever a bundle asks for, e.g. openvino,torchscript (default: "
-                 "HYBRID_RT_ALLOW, else all)")
+                 "allow only these backends, whatever a bundle asks for, e.g. openvino,torchscript (default: "
+                 "HYBRID_RT_ALLOW, or all)")
       ->delimiter(',');
   app.add_option(
       "--backend", detector.load.backend,
-      "let only these run, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
-  app.add_flag("--strict", detector.load.strict, "fail where the first variant can't run, instead of falling back");
-  app.add_option("--device", options.device, "where to run: cpu, cuda or cuda:INDEX")->capture_default_str();
-  app.add_option("--warm-up", options.warm_up, "picture sizes HEIGHTxWIDTH,... to run before it is ready")
+      "use only these backends, best first, e.g. openvino:bf16,torchscript (default: all, in the bundle's order)");
+  app.add_flag("--strict", detector.load.strict, "fail if the first variant can't run, instead of falling back");
+  app.add_option("--device", options.device, "device: cpu, cuda or cuda:INDEX")->capture_default_str();
+  app.add_option("--warm-up", options.warm_up, "image sizes HEIGHTxWIDTH,... to run before the service is ready")
       ->default_str("480x640");
   app.add_option("--class-names,--labels", options.class_names,
-                 "a file of class names in place of the bundles', one per line, the first line for label 0");
+                 "file of class names that replace the bundles', one per line, the first line for label 0");
   app.add_option("--stuck-seconds", options.stuck_seconds,
-                 "that a worker may be at one picture: then its request gets 503, and once all workers of a model are "
-                 "stuck the program ends; 0: any time")
+                 "time that a worker may spend on one image before its request gets 503; the program ends once all "
+                 "workers of a model are stuck; 0: unlimited")
       ->check(CLI::Range(0.0, 86'400.0))
       ->capture_default_str();
-  app.add_option("--drain-seconds", options.drain_seconds, "that requests may still take after TERM")
+  app.add_option("--drain-seconds", options.drain_seconds, "time that requests may still take after TERM")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
 }
@@ -151,7 +153,7 @@ std::vector<std::pair<std::int64_t, std::int64_t>> sizes_of(const std::string& t
     int used = 0;
     if (std::sscanf(word.c_str(), "%ldx%ld%n", &height, &width, &used) != 2 || used != static_cast<int>(word.size()) ||
         height < 1 || width < 1 || height > 16'384 || width > 16'384) {
-      throw wrong("--warm-up", "HEIGHTxWIDTH,... of 1 to 16384", "'" + word + "'", "Name picture sizes.");
+      throw wrong("--warm-up", "HEIGHTxWIDTH,... of 1 to 16384", "'" + word + "'", "Name image sizes.");
     }
     sizes.emplace_back(height, width);
   }

@@ -248,9 +248,8 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     if (std::optional<HttpAnswer> foreign = foreign_page(request)) return foreign;
   }
   if (!is_get && (is_stopping_ || !is_ready_)) {
-    HttpAnswer answer =
-        refusal(503, "service", "one that is ready", is_stopping_ ? "one that is stopping" : "one that is loading",
-                "Come again in 1 s.", id);
+    HttpAnswer answer = refusal(503, "service", "one that is ready",
+                                is_stopping_ ? "one that is stopping" : "one that is loading", "Retry in 1 s.", id);
     answer.headers.emplace_back("Retry-After", "1");
     refused(request, answer.status);
     return answer;
@@ -259,7 +258,8 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     refused(request, 415);
     return refusal(415, "Content-Type",
                    "image/jpeg, image/png, application/octet-stream, multipart/form-data or application/x-safetensors",
-                   request.content_type.empty() ? "none" : shown(request.content_type), "Say what the body is.", id);
+                   request.content_type.empty() ? "none" : shown(request.content_type), "Set the Content-Type header.",
+                   id);
   }
   return std::nullopt;
 }
@@ -453,7 +453,7 @@ void Service::reply(Work& work, const HttpAnswer& answer) const {
 void Service::reload_aside(const HttpRequest& request, HttpServer::Reply reply) {
   const std::string id = request.request_id;
   if (is_reloading_.exchange(true)) {
-    return reply(refusal(409, "reload", "one at a time", "one that goes on", "Come again when it is done.", id));
+    return reply(refusal(409, "reload", "one at a time", "one that goes on", "Retry when it is done.", id));
   }
   if (reloader_.joinable()) reloader_.join();                     // it has ended, or is about to
   reloader_ = std::thread([this, id, reply = std::move(reply)] {  // seconds of work

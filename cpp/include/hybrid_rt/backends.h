@@ -14,9 +14,9 @@ struct BackendInfo {
   Availability availability;
 };
 
-/// Every backend whose plug-in is found: beside this library, then in the directories of HYBRID_RT_PLUGIN_PATH and of
-/// add_plugin_folder(). Lists these directories anew and opens each plug-in; one that can't be opened is listed with
-/// the reason. Does not throw.
+/// Returns every backend whose plug-in is found: next to this library, then in the directories of HYBRID_RT_PLUGIN_PATH
+/// and of add_plugin_folder(). Lists these directories again and opens each plug-in; one that can't be opened is listed
+/// with the reason. Does not throw.
 std::vector<BackendInfo> backends();
 
 /// The backend of that name, opened when first asked for. Only for a name that is not known yet are the directories

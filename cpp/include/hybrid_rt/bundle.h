@@ -42,21 +42,22 @@ ClassNames class_names(const std::string& path);
 /// none.
 ClassNames class_names(const torch::jit::Module& module);
 
-/// Which variant of each engine would run here, and why the others would not, without loading an engine.
+/// Returns the variant of each engine that would run, and the reasons against the others, without loading an engine.
 std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options = {},
                                const Machine& machine = Machine::here());
 
-/// The bytes of one record that the manifest names, compared with its digest. Throws Error(kBundle).
+/// Returns the bytes of one record that the manifest names, after comparing them with its digest. Throws
+/// Error(kBundle).
 std::string read_record(const std::string& path, const std::string& record);
 
 /// Reads the whole file and compares every record with its digest. Throws Error(kBundle) that names the record.
 void verify_records(const std::string& path);
 
-/// Compares the records of the head with their digests, and asks for a signature where HYBRID_RT_TRUSTED_KEYS does, for
-/// whoever opens the archive by other means than load(). Throws Error(kBundle).
+/// Compares the records of the head with their digests, and requires a signature if HYBRID_RT_TRUSTED_KEYS is set, for
+/// callers that open the archive by other means than load(). Throws Error(kBundle).
 void check_head(const std::string& path);
 
-/// How each engine of a loaded bundle is run, in the order in which the head runs them.
+/// Returns the choice for each engine of a loaded bundle, in the order in which the head runs them.
 std::vector<EngineChoice> engines(const torch::jit::Module& module);
 
 }  // namespace hybrid_rt

@@ -7,21 +7,21 @@
 #include <cstdint>
 #include <vector>
 
-// Pictures in and detections out, for detectors that take a list of pictures and return what torchvision's do.
+// Images in and detections out, for detectors that take a list of images and return the same as torchvision's.
 
 namespace hybrid_rt {
 
 struct Detection {
-  std::array<float, 4> box{};  ///< x1, y1, x2, y2 in pixels of the picture
+  std::array<float, 4> box{};  ///< x1, y1, x2, y2 in pixels of the image
   std::int64_t label = 0;
   float score = 0;
 };
 
-/// What was found on one picture, in the detector's order. The tensors are on the CPU; undefined if the detector has
+/// Detections of one image, in the detector's order. The tensors are on the CPU, and undefined if the detector has
 /// none.
 struct Detections {
   std::vector<Detection> objects;
-  at::Tensor masks;            ///< float [n, height, width], how sure it is of each pixel, 0..1
+  at::Tensor masks;            ///< float [n, height, width], confidence of each pixel, 0..1
   at::Tensor keypoints;        ///< float [n, k, 3]: x, y in pixels, visibility
   at::Tensor keypoint_scores;  ///< float [n, k]
 };
@@ -30,12 +30,12 @@ struct Detections {
 /// default).
 void require_picture_input(const torch::jit::Module& module);
 
-/// Of a List[Dict[str, Tensor]]: "boxes" [n, 4], "labels" [n], "scores" [n], perhaps "masks" [n, 1, h, w],
+/// Converts a List[Dict[str, Tensor]]: "boxes" [n, 4], "labels" [n], "scores" [n], perhaps "masks" [n, 1, h, w],
 /// "keypoints" [n, k, 3] and "keypoints_scores" [n, k]; other keys are ignored. Throws Error(kInput) that names what
 /// differs, also if there are not as many dicts as `pictures`.
 std::vector<Detections> detections_from(const c10::IValue& output, std::size_t pictures);
 
-/// What a detector takes, float [3, H, W] in 0..1 on `device`, of uint8 [H, W, 3] RGB or of float [3, H, W] on the CPU.
+/// Converts uint8 [H, W, 3] RGB, or float [3, H, W] on the CPU, to float [3, H, W] in 0..1 on `device`.
 /// Throws Error(kInput) for another tensor.
 at::Tensor to_image(const at::Tensor& pixels, c10::Device device);
 

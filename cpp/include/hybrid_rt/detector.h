@@ -20,23 +20,23 @@
 namespace hybrid_rt {
 
 struct DetectorOptions {
-  /// How the bundle is loaded. `threads` are those of one worker (0: the machine's, shared out among the workers);
+  /// Load options of the bundle. `threads` is per worker (0: the machine's, divided among the workers);
   /// `concurrency` is set to `workers`. With `warm_up` each size is run before the detector is ready, and the largest
   /// batch too: a bundle that takes no batches fails then.
   LoadOptions load{};
   int workers = 1;
-  /// Pictures that may wait; more are refused.
+  /// Number of images that may wait; more are refused.
   std::size_t queue_capacity = 64;
-  /// Pictures of one size bucket that may be run in one call. 1: each on its own.
+  /// Maximum number of images of one size bucket per call. 1: no batches.
   std::size_t max_batch = 1;
-  /// How long the first picture of a batch may wait for others.
+  /// Time that the first image of a batch may wait for others.
   std::chrono::microseconds max_delay{0};
-  /// Pictures whose height and width, rounded up to multiples of this, are the same may share a batch. Detectors pad
-  /// the pictures of a batch to one size, which can change the last digits of what they find.
+  /// Granularity of sizes in pixels: images whose height and width, rounded up to multiples of it, are equal may share
+  /// a batch. Detectors pad the images of a batch to one size, which can change the last digits of the results.
   std::int64_t size_bucket = 64;
 };
 
-/// Why a detector takes no more now.
+/// Reason why a detector accepts no more requests now.
 class BusyError : public Error {
  public:
   BusyError(const std::string& expected, const std::string& got, std::chrono::seconds retry_after);
@@ -48,7 +48,7 @@ class BusyError : public Error {
   std::chrono::seconds retry_after_;
 };
 
-/// Seconds of each step of one picture.
+/// Duration of each step for one image, in seconds.
 struct DetectTiming {
   double queue = 0;   ///< until a worker took it
   double decode = 0;  ///< making the detector's input of it
@@ -59,9 +59,9 @@ struct DetectResult {
   Detections detections;
   std::int64_t height = 0;
   std::int64_t width = 0;
-  std::size_t batch = 1;  ///< pictures in the call
+  std::size_t batch = 1;  ///< number of images in the call
   DetectTiming timing;
-  /// Of the bundle that found them, which a reload may have replaced since; never null in a result.
+  /// Class names of the bundle that computed the result, even if it was reloaded since; never null in a result.
   std::shared_ptr<const ClassNames> class_names{};
 };
 
@@ -72,9 +72,9 @@ struct DetectOutcome {
 };
 
 struct DetectRequest {
-  /// Makes the picture, in a worker's thread: uint8 [H, W, 3] RGB, or float32 [3, H, W] in 0..1, on the CPU. May throw.
+  /// Creates the image, in a worker's thread: uint8 [H, W, 3] RGB, or float32 [3, H, W] in 0..1, on the CPU. May throw.
   std::function<at::Tensor()> pixels;
-  /// Its (height, width), by which pictures are batched. Without, it runs alone.
+  /// (height, width) of the image, used for batching. Without it, the image runs alone.
   std::optional<std::pair<std::int64_t, std::int64_t>> size{};
   std::optional<std::chrono::steady_clock::time_point> deadline{};
   /// Called once, in a worker's thread, and must not throw.
@@ -82,18 +82,18 @@ struct DetectRequest {
 };
 
 struct DetectorStatus {
-  std::size_t queued = 0;                           ///< pictures that wait
-  std::size_t running = 0;                          ///< pictures in the workers
-  std::vector<EngineChoice> engines{};              ///< of what is loaded now
+  std::size_t queued = 0;                           ///< number of waiting images
+  std::size_t running = 0;                          ///< number of images in the workers
+  std::vector<EngineChoice> engines{};              ///< of the current bundle
   std::uint64_t loads = 0;                          ///< how often the bundle was loaded
-  std::shared_ptr<const ClassNames> class_names{};  ///< of what is loaded now; never null
+  std::shared_ptr<const ClassNames> class_names{};  ///< of the current bundle; never null
 };
 
 /// Owns a bundle, its workers and its limits. All methods may be called from several threads.
 ///
 /// The destructor and stop() wait for the workers, so neither may run in one of them: the functions of a DetectRequest
 /// (`pixels`, `done`) must not call stop(), and must not hold the last owner of their Detector, e.g. a shared_ptr that
-/// everybody else has let go of. The worker would wait for itself.
+/// everybody else has released. The worker would wait for itself.
 class Detector {
  public:
   /// Loads the bundle, warms it up and starts the workers. Throws Error, of kOption for a number that can't be.
@@ -104,19 +104,19 @@ class Detector {
   ~Detector();
 
   /// Waits for a worker and for the result. Throws Error: kBusy (BusyError) if it is not taken, kDeadline if the
-  /// deadline passed, kInput for a picture that the detector does not take, kBackend if it fails.
+  /// deadline passed, kInput for an image that the detector does not accept, kBackend if it fails.
   DetectResult detect(const at::Tensor& pixels,
                       std::optional<std::chrono::steady_clock::time_point> deadline = std::nullopt);
 
   /// Takes all of the requests, or none: throws BusyError if they do not fit into the queue, if the first of them could
-  /// not be done before its deadline by what pictures took lately, or after stop().
+  /// not meet its deadline, judged by recent processing times, or after stop().
   void submit(std::vector<DetectRequest> requests);
 
-  /// Loads the file anew and lets go of what was loaded before, once no worker needs it. No request is lost; if the
-  /// file can't be loaded, Error is thrown and what was loaded goes on.
+  /// Reloads the file and releases the previous bundle once no worker needs it. No request is lost. If the file can't
+  /// be loaded, throws Error and keeps the previous bundle.
   void reload();
 
-  /// Takes no more, and returns when all that was taken is done.
+  /// Refuses new requests, and returns when all accepted ones are done.
   void stop();
 
   DetectorStatus status() const;

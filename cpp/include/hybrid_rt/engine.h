@@ -9,7 +9,7 @@
 
 namespace hybrid_rt {
 
-/// How an engine is to be set up on this machine; not part of the artifact.
+/// Settings of an engine on this machine; not part of the artifact.
 struct EngineOptions {
   c10::Device device{c10::kCPU};
   /// Threads that one call may use; 0: as many as torch uses in the thread that prepares the engine.
@@ -19,7 +19,7 @@ struct EngineOptions {
   bool emulate_precision = false;
   /// Run it once, on zeros, before it is used.
   bool warm_up = false;
-  /// Calls that are to run side by side, each with `threads` threads. More may be made; they may wait for one another.
+  /// Number of concurrent calls, each with `threads` threads. More are allowed, but may wait for one another.
   int concurrency = 1;
 };
 

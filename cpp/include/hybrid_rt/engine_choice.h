@@ -13,7 +13,7 @@ struct VariantCheck {
   std::string refusal;  ///< why it can't run; empty if it can
 };
 
-/// How one engine of a loaded bundle is run.
+/// The variant that runs one engine of a loaded bundle.
 struct EngineChoice {
   std::string name;                    ///< "backbone"; of several segments in one engine "backbone+rpn.head"
   std::vector<std::string> segments;   ///< the dotted names of the segments that it stands for

@@ -6,7 +6,7 @@
 
 namespace hybrid_rt {
 
-/// What went wrong, for a caller that reacts to the kind; the text is for people (and survives TorchScript).
+/// Kind of an error, for callers that react to it. The text is for people, and survives TorchScript.
 enum class ErrorKind {
   kBundle,    ///< the file: missing, truncated, altered, of another format
   kBackend,   ///< an engine's runtime: not installed, refuses, fails

@@ -9,7 +9,7 @@
 
 namespace hybrid_rt {
 
-/// What a bundle must show before anything of it is run.
+/// Proof that a bundle must provide before anything in it runs.
 enum class TrustPolicy {
   kDigests,  ///< every record that is used matches the digest that was written with it
   kSigned,   ///< a signature of one of the trusted keys, and every record matches its digest
@@ -17,23 +17,23 @@ enum class TrustPolicy {
 
 struct LoadOptions {
   c10::Device device{c10::kCPU};
-  /// Which variants may run, best first, separated by commas: "openvino", "openvino:bf16,torchscript". Empty:
-  /// HYBRID_RT_BACKEND, else all, in the file's order.
+  /// Variants that may run, best first, separated by commas: "openvino", "openvino:bf16,torchscript". If empty:
+  /// HYBRID_RT_BACKEND, or all, in the file's order.
   std::string backend{};
   /// Threads that an engine may use for one call; 0: as many as torch uses in this thread.
   int threads = 0;
   /// See EngineOptions.
   bool emulate_precision = false;
-  /// An error instead of a fallback: the first variant must run (of those that `backend` allows).
+  /// Require the first variant (of those that `backend` allows) to run: an error instead of a fallback.
   bool strict = false;
-  /// Picture sizes (height, width) to run before load() returns, so that the first request is not the slow one. The
+  /// Image sizes (height, width) to run before load() returns, so that the first request is not the slow one. The
   /// engines are run first: one that fails falls to the next variant.
   std::vector<std::pair<int64_t, int64_t>> warm_up{};
   TrustPolicy trust = TrustPolicy::kDigests;
-  /// Paths of PEM files with Ed25519 public keys; any asks for a signature. Empty: HYBRID_RT_TRUSTED_KEYS, paths
+  /// Paths of PEM files with Ed25519 public keys; any key requires a signature. If empty: HYBRID_RT_TRUSTED_KEYS, paths
   /// separated by colons.
   std::vector<std::string> trusted_keys{};
-  /// See EngineOptions: as many as there are threads that call the module at one time.
+  /// Number of threads that call the module concurrently; see EngineOptions.
   int concurrency = 1;
   /// Backends that may run what the file holds, as `backend` names variants; all others are refused, whatever the file
   /// or `backend` asks for. Empty: HYBRID_RT_ALLOW, else every backend.

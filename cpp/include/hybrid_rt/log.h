@@ -9,10 +9,12 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
 using Logger = std::function<void(LogLevel, const std::string&)>;
 
-/// Where messages go; the default writes those of HYBRID_RT_LOG (debug, info, warning, error; warning if unset) and
-/// above to stderr. `logger` may be called from several threads. An empty one restores the default.
+/// Sets the receiver of messages. The default writes messages at the level of HYBRID_RT_LOG (debug, info, warning,
+/// error; default: warning) and above to stderr. `logger` may be called from several threads. An empty one restores the
+/// default.
 void set_logger(Logger logger);
 
+/// Passes a message to the logger. May be called from several threads.
 void log(LogLevel level, const std::string& message);
 
 }  // namespace hybrid_rt

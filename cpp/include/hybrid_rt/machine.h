@@ -17,14 +17,16 @@ struct CudaDevice {
   int64_t memory = 0;      ///< bytes in all
 };
 
-/// What an artifact can ask of a machine. One of one's own answers "would it run there?".
+/// The properties of a machine that an artifact can require. Fill one in by hand to ask whether an artifact would run
+/// on another machine.
 struct Machine {
   std::set<std::string> cpu_flags;  ///< as the kernel names them: "avx2", "avx512_bf16", "amx_bf16", ...
   int64_t free_memory = 0;          ///< bytes
   std::vector<CudaDevice> cuda_devices{};
-  std::string no_cuda_reason{};  ///< why there is no CUDA device, and what mends it; empty if there is one
+  std::string no_cuda_reason{};  ///< why there is no CUDA device, and the remedy; empty if there is one
 
-  /// The one that this process runs on. Flags and devices are read once per process, the free memory at each call.
+  /// Returns the machine that this process runs on. Flags and devices are read once per process, the free memory at
+  /// each call.
   static Machine here();
 };
 
@@ -35,8 +37,8 @@ struct Machine {
 std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine,
                                  size_t cuda_index = 0);
 
-/// Whether a version is in a range such as ">=1.17,<2"; what stands behind the numbers ("2.15.0+cu132") does not count.
-/// Nothing if `range` is none.
+/// Returns true if a version is in a range such as ">=1.17,<2". Text after the numbers ("2.15.0+cu132") is ignored.
+/// Returns nothing if `range` is malformed.
 std::optional<bool> is_in_range(const std::string& version, const std::string& range);
 
 }  // namespace hybrid_rt

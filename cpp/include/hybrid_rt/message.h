@@ -6,14 +6,13 @@
 
 #include "hybrid_rt/error.h"
 
-// What a program shows of an exception that came out of TorchScript: its type is lost there, its text is wrapped in
-// tracebacks.
+// The message of an exception that passed through TorchScript, which loses its type and wraps its text in tracebacks.
 
 namespace hybrid_rt {
 
-/// The library's own message (`hybrid_rt[...]: ...`) in an exception's text, on one line. Of any other exception its
-/// cause without stacks and tracebacks, as `hybrid_rt[SCOPE]: SUBJECT: expected no failure, got "CAUSE". ...`; the
-/// whole text is then logged at the level "debug".
+/// Returns the library's own message (`hybrid_rt[...]: ...`) in an exception's text, on one line. For any other
+/// exception, returns its cause without stacks and tracebacks, as `hybrid_rt[SCOPE]: SUBJECT: expected no failure, got
+/// "CAUSE". ...`; the whole text is then logged at the level "debug".
 std::string message_of(const std::exception& error, std::string_view scope, std::string_view subject);
 
 /// The same as what can be thrown. An Error stays what it is; what an engine said of its input is of kInput again; the

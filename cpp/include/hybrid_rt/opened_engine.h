@@ -15,13 +15,13 @@ namespace hybrid_rt {
 /// program that has its own head.
 class OpenedEngine : public Engine {
  public:
-  /// Its name, for people: the dotted paths of its segments, joined by "+".
+  /// Name for messages: the dotted paths of its segments, joined by "+".
   virtual const std::string& name() const = 0;
   /// The dotted paths of the submodules that it stands for.
   virtual const std::vector<std::string>& segments() const = 0;
-  /// What runs: its inputs and outputs, precision, backend.
+  /// Spec of the running variant: inputs and outputs, precision, backend.
   virtual const ArtifactSpec& spec() const = 0;
-  /// Which variant runs, and why not the others, in the file's order.
+  /// The variants in the file's order: the one that runs, and the reasons against the others.
   virtual const std::vector<VariantCheck>& variants() const = 0;
 };
 

@@ -56,7 +56,7 @@ struct ArtifactSpec {
   std::vector<TensorSpec> inputs;
   std::vector<TensorSpec> outputs;
   std::vector<BlobSpec> blobs;
-  /// What the machine must have: see unmet() for "version", "cpu" and "memory"; others are the backend's own words.
+  /// Requirements for the machine: see unmet() for "version", "cpu" and "memory"; others are the backend's own.
   std::map<std::string, std::string> requirements;
   std::map<std::string, std::string> versions;  ///< what it was made with, e.g. {"openvino": "2026.4.1"}
 

@@ -5,11 +5,11 @@
 
 namespace hybrid_rt {
 
-/// What counts as equal. A bundle brings its own thresholds; a value that is left out here is fp32's, the strictest.
+/// Limits for equality. A bundle stores its own thresholds; the defaults are those of fp32, the strictest.
 /// hybrid_rt/verification/thresholds.py holds the values of the other precisions and where they come from.
 struct Thresholds {
-  double iou = 0.99;                ///< least intersection over union of two boxes that are the same
-  double score = 1e-3;              ///< greatest difference of their scores
+  double iou = 0.99;                ///< minimum intersection over union of matching boxes
+  double score = 1e-3;              ///< largest difference of their scores
   double recall = 1;                ///< least fraction of boxes with a partner, both ways, and of masks that agree
   double relative_error = 1e-3;     ///< greatest |difference| of a tensor, relative to its greatest |value|
   double mask_iou = 0.97;           ///< least intersection over union of two masks, each cut at 0.5

@@ -15,29 +15,29 @@
 
 namespace hybrid_rt {
 
-/// The boxes of one picture, the detector's (expected) against the hybrid's (found), matched one to one by label, IoU
-/// and score. A box is at the cut if it has no partner, scores below one half and level with the other side's lowest:
-/// the detector's own threshold, or its limit of boxes, cuts there, and rounding decides which side of it the box is
-/// on. Such boxes are counted, but not as lost.
+/// Comparison of one image's boxes: the detector's (expected) and the hybrid's (found), matched one to one by label,
+/// IoU and score. A box is at the cut if it has no match, and its score is below one half and level with the other
+/// side's lowest: the detector's own threshold or box limit cuts there, and rounding decides on which side the box is.
+/// Such boxes are counted, but not as lost.
 struct BoxMatch {
   int64_t expected = 0;             ///< boxes of the detector
   int64_t found = 0;                ///< boxes of the hybrid
   int64_t matched = 0;              ///< pairs of them
-  double min_iou = 1;               ///< the least IoU of a pair
-  double max_score_difference = 0;  ///< the greatest difference of a pair's scores
+  double min_iou = 1;               ///< lowest IoU of a pair
+  double max_score_difference = 0;  ///< largest difference of a pair's scores
   int64_t expected_at_cut = 0;
   int64_t found_at_cut = 0;
-  double max_box_drift = 0;  ///< pixels: the greatest distance between the same corner of a pair's boxes
+  double max_box_drift = 0;  ///< in pixels: largest distance between the same corner of a pair's boxes
   int64_t masks = 0;         ///< pairs that have masks
   int64_t masks_differ = 0;  ///< those whose masks do not agree
   std::optional<double> min_mask_iou;
   int64_t keypoints = 0;                        ///< keypoints of all pairs
-  int64_t keypoints_differ = 0;                 ///< those that are further off than allowed
+  int64_t keypoints_differ = 0;                 ///< those beyond the allowed distance
   std::optional<double> max_keypoint_distance;  ///< pixels
-  /// Of "keypoints_scores". Reported, not judged: its scale is the heat map's.
+  /// Difference of "keypoints_scores". Reported, not judged, because its scale is the heat map's.
   std::optional<double> max_keypoint_score_difference;
   std::string where;  ///< which image
-  std::string lost;   ///< the best box without a partner that is not at the cut, in words; empty if there is none
+  std::string lost;   ///< description of the best box without a match that is not at the cut; empty if there is none
 
   /// Fraction of the detector's boxes that have a partner or are at the cut; 1 if there are none.
   double recall_of_expected() const;
@@ -87,28 +87,28 @@ struct Verification {
   std::vector<BoxMatch> pictures;
   std::vector<OutputError> outputs;
   std::vector<std::string> failures;
-  /// Whether convert() compared the hybrid with the detector on the sample before it saved the bundle.
+  /// True if convert() compared the hybrid with the detector on the sample before it saved the bundle.
   bool compared = false;
 
   bool passed() const { return failures.empty(); }
 };
 
-/// Loads a bundle and runs it on its golden sample. What differs is in `failures`. Throws Error: of load(), and
+/// Loads a bundle and runs it on its golden sample. `failures` lists the differences. Throws Error: of load(), and
 /// kBundle for a bundle without a golden sample; torch's errors if the module fails.
 Verification verify(const std::string& path, const LoadOptions& options = {},
                     const std::optional<Thresholds>& thresholds = std::nullopt);
 
-/// The same for a module that load(path) has made, on the device that it was loaded for.
+/// Does the same for a module from load(path), on the device that it was loaded for.
 Verification verify(const std::string& path, torch::jit::Module& module, c10::Device device = c10::kCPU,
                     const std::optional<Thresholds>& thresholds = std::nullopt);
 
-/// The comparison itself: of two results of a detector, lists of detections (dicts of "boxes", "labels", "scores" and
+/// Compares two results of a detector: lists of detections (dicts of "boxes", "labels", "scores" and
 /// perhaps "masks", "keypoints") or any nest of tensors.
 Verification compare(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,
                      const std::string& where);
 
-/// As JSON: {"passed", "precision", "engines", "pictures", "tensors", "failures", "thresholds"}; a number that is not
-/// finite is null. The fields of `hybrid-rt verify --json`.
+/// Converts to JSON: {"passed", "precision", "engines", "pictures", "tensors", "failures", "thresholds"}; a number that
+/// is not finite is null. The fields of `hybrid-rt verify --json`.
 std::string to_json(const Verification& verification);
 
 }  // namespace hybrid_rt

@@ -77,8 +77,9 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   table.check(stored.variants);
   EngineOptions set_up = engine_options(options);
   if (set_up.threads == 0) set_up.threads = at::get_num_threads();
-  ChosenEngine chosen = choose_engine(stored.name(), stored.variants, table,
-                                      preference_from(options.backend, options.strict, options.allow), set_up, Machine::here());
+  ChosenEngine chosen =
+      choose_engine(stored.name(), stored.variants, table,
+                    preference_from(options.backend, options.strict, options.allow), set_up, Machine::here());
   return std::make_shared<EngineOfFile>(stored, std::move(chosen), options.device);
 }
 

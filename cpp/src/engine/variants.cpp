@@ -211,7 +211,7 @@ Error would_fall_back(const std::string& name, const VariantCheck& first, const 
   return Error(ErrorKind::kBackend, "variants", "engine '" + name + "', strict",
                "its first variant, " + first.backend + " (" + first.precision + "), to run",
                "refusals:" + reasons_of(variants),
-               "Mend what the first one lacks, or load without strict to run the next one.");
+               "Install what the first variant requires, or load without strict to fall back to the next one.");
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 DetectorOptions checked(DetectorOptions options) {
   const auto require = [](bool holds, const char* name, const char* expected, const std::string& got) {
-    if (!holds) throw Error(ErrorKind::kOption, "detector", name, expected, got, "Take such a number.");
+    if (!holds) throw Error(ErrorKind::kOption, "detector", name, expected, got, "");
   };
   require(options.workers >= 1 && options.workers <= 1024, "workers", "1 to 1024", std::to_string(options.workers));
   require(options.queue_capacity >= 1, "queue_capacity", "1 or more", std::to_string(options.queue_capacity));

@@ -18,7 +18,7 @@ std::string milliseconds(std::chrono::duration<double> time) {
 
 BusyError::BusyError(const std::string& expected, const std::string& got, seconds retry_after)
     : Error(ErrorKind::kBusy, "detector", "request", expected, got,
-            "Come again in " + std::to_string(retry_after.count()) + " s, or add workers."),
+            "Retry in " + std::to_string(retry_after.count()) + " s, or add workers."),
       retry_after_(retry_after) {}
 
 RequestQueue::Seconds RequestQueue::expected(Clock::time_point now) const {

@@ -29,7 +29,7 @@ constexpr char kClassNames[] = "hybrid_rt_class_names";
 void check_counts(const LoadOptions& options) {
   if (options.threads >= 0 && options.concurrency >= 1) return;
   throw Error(ErrorKind::kOption, "bundle", "threads, concurrency", "0 or more, and 1 or more",
-              std::to_string(options.threads) + " and " + std::to_string(options.concurrency), "Take such numbers.");
+              std::to_string(options.threads) + " and " + std::to_string(options.concurrency), "");
 }
 
 /// Prepares engines at once: vendors compile for this machine now, which takes seconds.

@@ -86,7 +86,7 @@ void warm_up(torch::jit::Module& module, const Archive& file, const LoadOptions&
   for (const Size& size : options.warm_up) {
     if (size.first < 1 || size.second < 1) {
       throw Error(ErrorKind::kOption, "bundle", "warm_up", "(height, width) of at least 1",
-                  "(" + std::to_string(size.first) + ", " + std::to_string(size.second) + ")", "Name picture sizes.");
+                  "(" + std::to_string(size.first) + ", " + std::to_string(size.second) + ")", "Name image sizes.");
     }
     for (int i = 0; i < kCalls; ++i) run(module, sample, size);
     if (options.concurrency > 1) run_side_by_side(module, sample, size, options.concurrency);

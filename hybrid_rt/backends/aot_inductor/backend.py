@@ -67,7 +67,7 @@ class AOTInductorBackend(Backend):
         return options
 
     def settings(self) -> Mapping[str, Any]:
-        """What the user has set in torch._inductor.config."""
+        """Returns the user's settings in torch._inductor.config."""
         import torch._inductor.config
 
         inductor: Any = torch._inductor.config  # torch puts names into this module when it is imported
@@ -86,7 +86,7 @@ class AOTInductorBackend(Backend):
             setattr(inductor, name, value)
 
     def availability(self) -> Availability:
-        """Whether there is what converting needs, a C++ compiler and for CUDA a device; running needs no compiler."""
+        """Checks for a C++ compiler and, for CUDA, a device. Both are needed only to convert, not to run."""
         candidates = _compilers()
         if not any(shutil.which(candidate.split()[0]) for candidate in candidates):
             return Availability(
@@ -119,7 +119,7 @@ class AOTInductorBackend(Backend):
                 f"segment '{program.name}'",
                 expected="a module that AOTInductor compiles",
                 got=f"{type(error).__name__}: {str(error).strip()}",
-                remedy="Leave the operation that it names out of the segment, or take another engine.",
+                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
         # The C++ around the kernels is compiled for a CPU too.
@@ -143,7 +143,7 @@ class AOTInductorBackend(Backend):
                 f"precision on {self.target}",
                 expected=f"one of {', '.join(self.target_precisions)}",
                 got=f"'{precision}'",
-                remedy="Take one of these, or convert for device='cuda'.",
+                remedy="Use one of these, or convert for device='cuda'.",
                 code="precision-not-in-engine",
             )
         if self.target == "cuda" and (reason := cuda.reason_against()):
@@ -152,7 +152,7 @@ class AOTInductorBackend(Backend):
                 "device cuda",
                 expected="a machine that can compile for CUDA",
                 got=reason,
-                remedy="Convert on a machine that has what is missing.",
+                remedy="Install what is missing, or convert on another machine.",
                 code="no-gpu-here",
             )
 
@@ -197,7 +197,7 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
                 f"segment '{program.name}'",
                 expected="operators that torch gives a C function",
                 got=", ".join(_targets(operators)),
-                remedy="Leave them out of the segment, or take another engine.",
+                remedy="Exclude them from the segment, or use another engine.",
                 code="operator-not-in-engine",
             )
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""What AOTInductor needs for CUDA beyond what it needs for a CPU: a device, Triton, CUDA's headers and driver."""
+"""Requirements of AOTInductor for CUDA, in addition to those for a CPU: a device, Triton, CUDA's headers and driver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEADERS = ("cuda.h", "cuda_runtime.h", "crt/host_config.h")
 
 
 def reason_against() -> str:
-    """Why nothing can be compiled for CUDA here, and what mends it; empty if it can."""
+    """Why nothing can be compiled for CUDA here, and how to fix it; empty if it can."""
     devices, reason = _native.cuda_devices()
     if not devices:  # Triton and inductor choose kernels by running them
         return f"it compiles for CUDA where there is a CUDA device only, and there is none: {reason}"
@@ -50,13 +50,13 @@ def reason_against() -> str:
 
 
 def capability() -> str:
-    """Of the device that is compiled for, the current one: "9.0"."""
+    """Returns the compute capability of the current device, for which engines are compiled: "9.0"."""
     major, minor = torch.cuda.get_device_capability()
     return f"{major}.{minor}"
 
 
 def device_name() -> str:
-    """Of the same."""
+    """Returns the name of the current device."""
     return torch.cuda.get_device_name()
 
 
@@ -124,7 +124,7 @@ def _toolkit() -> str | None:
 
 
 def _driver() -> Path | None:
-    """Where the driver's library is: this process has it open."""
+    """Returns the path of the driver's library, which this process has open."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
         if Path(path).name.startswith("libcuda.so"):

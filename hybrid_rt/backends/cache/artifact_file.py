@@ -57,7 +57,7 @@ def write(path: Path, artifact: Artifact, *, key: str, segment: str) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What stands before the blobs: "key", "segment", "made" (seconds since 1970), "spec", "blobs".
+    """Reads the JSON before the blobs: "key", "segment", "made" (seconds since 1970), "spec", "blobs".
 
     Raises:
         OSError: it can't be read.

@@ -1,4 +1,4 @@
-"""Where the cache is; apart from it, so that a backend can keep there what it works out for long."""
+"""The cache's location, in a module of its own so that backends can store their own long-lived results there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...common.errors import OptionError
 
 
 def folder() -> Path:
-    """Where the entries are: $HYBRID_RT_CACHE, else hybrid_rt in $XDG_CACHE_HOME, else in ~/.cache.
+    """Returns the directory of the entries: $HYBRID_RT_CACHE, or hybrid_rt in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         OptionError: neither is set, and this user has no home.

@@ -65,7 +65,7 @@ class Entry:
 
 
 def bound() -> int:
-    """How many bytes the entries may take together: $HYBRID_RT_CACHE_SIZE; 0 means no cache.
+    """Returns the size limit of all entries in bytes: $HYBRID_RT_CACHE_SIZE; 0 turns the cache off.
 
     Raises:
         OptionError: it is not a size.
@@ -80,7 +80,7 @@ def bound() -> int:
             "HYBRID_RT_CACHE_SIZE",
             expected="a number of bytes, or one with K, M, G or T, such as 5G",
             got=f"'{text}'",
-            remedy="0 switches the cache off.",
+            remedy="Set 0 to turn the cache off.",
         )
     return size
 
@@ -103,7 +103,7 @@ compiler: ContextVar[Compile] = ContextVar("compiler", default=_compile_here)
 
 
 def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
-    """What ``backend.compile`` makes, and whether it was there already.
+    """Returns the result of ``backend.compile``, and whether it came from the cache.
 
     Whatever is wrong with the folder or an entry, the artifact is compiled; a folder that can't be written is a
     warning.
@@ -163,7 +163,7 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
 
 @functools.cache
 def _code_digest(module: str) -> str:
-    """Of hybrid_rt's own code and the backend's: a changed compile half makes other artifacts of the same version."""
+    """Digests hybrid_rt's own code and the backend's, because a changed compile half makes other artifacts."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[2].rglob("*.py")):
         digest.update(file.read_bytes())
@@ -275,7 +275,7 @@ def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
             f"folder {path.parent}",
             expected="to write an entry",
             got=getattr(cause, "strerror", None) or str(cause),
-            remedy="Nothing is kept for the next conversion. Name a folder in HYBRID_RT_CACHE, or set "
+            remedy="Nothing is kept for the next conversion. Name a directory in HYBRID_RT_CACHE, or set "
             "HYBRID_RT_CACHE_SIZE=0.",
         )
         warnings.warn(str(problem), RuntimeWarning, stacklevel=3)

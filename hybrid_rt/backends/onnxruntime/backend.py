@@ -48,7 +48,7 @@ class OnnxRuntimeBackend(Backend):
     )
 
     def availability(self) -> Availability:
-        """Whether the onnx package can be imported."""
+        """Checks that the onnx package can be imported."""
         try:
             import onnx
         except Exception as error:  # a broken install raises anything

@@ -72,7 +72,7 @@ def quantized(
             f"segment '{program.name}' in int8",
             expected=f"outputs at most {limit:g} off on its calibration samples",
             got=str(error),
-            remedy=f"Take fp32, give calibration_data= of the kind that will be seen, or options="
+            remedy=f"Use fp32, pass typical images in calibration_data=, or options="
             f"{{'onnxruntime': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
             code="outputs-differ",
         ) from error
@@ -190,7 +190,7 @@ class OnnxQuantizer:
             f"segment '{self._segment}' in int8",
             expected=expected,
             got=got,
-            remedy="Leave the layer that it names out of the segment (segments=), or take fp32.",
+            remedy="Exclude that layer from the segment (segments=), or use fp32.",
             code="operator-not-in-engine",
         )
 

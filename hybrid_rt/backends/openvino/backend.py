@@ -49,7 +49,7 @@ class OpenVINOBackend(Backend):
     auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
 
     def availability(self) -> Availability:
-        """Whether the openvino package can be imported."""
+        """Checks that the openvino package can be imported."""
         try:
             import openvino
         except Exception as error:  # a broken install raises anything
@@ -80,7 +80,7 @@ class OpenVINOBackend(Backend):
                 expected="numbers that fit into 32 bits",
                 got=found,
                 remedy="Leave that to the head by naming smaller submodules in segments=, convert it to int32 or "
-                "float32 before the segment if its values are small, or take an engine that has 64 bits.",
+                "float32 before the segment if its values are small, or use an engine with 64-bit arithmetic.",
                 code="dtype-not-in-engine",
             )
         frozen = jit.freeze(program.traced())
@@ -96,7 +96,7 @@ class OpenVINOBackend(Backend):
                 f"segment '{program.name}'",
                 expected="a module that OpenVINO converts",
                 got=f"{type(error).__name__}: {error}",
-                remedy="Leave the operation that it names out of the segment, or take another engine.",
+                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
         versions = {"openvino": openvino.__version__.split("-")[0], "torch": torch.__version__}

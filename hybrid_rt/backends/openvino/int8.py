@@ -65,7 +65,7 @@ def quantized(
             f"segment '{program.name}' in int8",
             expected=f"outputs at most {limit:g} off on its calibration samples",
             got=str(error),
-            remedy=f"Take bf16 or fp32, give calibration_data= of the kind that will be seen, or options="
+            remedy=f"Use bf16 or fp32, pass typical images in calibration_data=, or options="
             f"{{'openvino': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
             code="outputs-differ",
         ) from error
@@ -96,7 +96,7 @@ class NncfQuantizer:
                 f"segment '{program.name}' in int8",
                 expected="calibration samples inside of the segment's sizes",
                 got="none: it was not called on them, or with other sizes",
-                remedy="Give calibration_data= of the sizes that will be seen, or widen shapes=.",
+                remedy="Pass calibration_data= of the expected sizes, or widen shapes=.",
                 code="sizes-not-taken",
             )
         self.samples: list[Sample] = [[tensor.numpy() for tensor in inputs] for inputs in program.calibration]
@@ -188,7 +188,7 @@ class NncfQuantizer:
             f"segment '{self._segment}' in int8",
             expected=expected,
             got=got,
-            remedy="Leave the layer that it names out of the segment (segments=), or take bf16 or fp32.",
+            remedy="Exclude that layer from the segment (segments=), or use bf16 or fp32.",
             code="operator-not-in-engine",
         )
 

@@ -1,4 +1,4 @@
-"""What the user may say of int8: ``convert(options={"openvino": {"int8_seconds": 60}})``."""
+"""User options for int8: ``convert(options={"openvino": {"int8_seconds": 60}})``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of an artifact in int8: it travels with the artifact, through the cache and into the bundle."""
+"""Record of an int8 artifact, which travels with it through the cache and into the bundle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class KeptLayer:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a segment was quantised.
+    """Record of a segment's quantization.
 
     Attributes:
         samples: inputs that it was calibrated on.
@@ -34,7 +34,7 @@ class Quantization:
         error: greatest relative error of an output on the samples that were compared, with these layers kept.
         error_everywhere: the same with no layer kept.
         max_error: what was asked for.
-        milliseconds: of one call on a sample, measured in turns: "fp32", "int8 everywhere", "int8".
+        milliseconds: of one call on a sample, measured alternately: "fp32", "int8 everywhere", "int8".
     """
 
     samples: int

@@ -121,7 +121,7 @@ class _Trial:
 
 
 class _Trials:
-    """What was tried so far, and the time that is left."""
+    """Trials so far, and the remaining time."""
 
     def __init__(self, quantizer: Quantizer, limit: float, seconds: float, tell: Callable[[float, str], None]) -> None:
         self.quantizer, self.limit, self.seconds, self._tell = quantizer, limit, seconds, tell

@@ -64,7 +64,7 @@ class TensorRTBackend(Backend):
     cache_directories = (TIMING_DIRECTORY, _RUNTIME_CACHE_DIRECTORY)
 
     def availability(self) -> Availability:
-        """Whether one of the vendor's two builders can be imported, and the onnx package."""
+        """Checks that one of the vendor's two builders and the onnx package can be imported."""
         vendors, reasons = _vendors()
         if not vendors:
             return Availability(False, f"{'; '.join(reasons)}; {_INSTALL}")
@@ -224,7 +224,7 @@ def _check_dtypes(program: Program) -> None:
                 f"segment '{program.name}', tensor '{spec.name}'",
                 expected=f"one of {', '.join(_SUPPORTED)}",
                 got=spec.dtype,
-                remedy="Convert the tensor inside the segment, or take another engine.",
+                remedy="Convert the tensor inside the segment, or use another engine.",
                 code="dtype-not-in-engine",
             )
 
@@ -246,7 +246,7 @@ def _model(program: Program, precision: str, names: Sequence[str]) -> Any:
 
 
 def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
-    """What puts the model into a network, by the vendor's parser."""
+    """Adds the model to a network with the vendor's parser."""
 
     def populate(network: Any, messages: Messages) -> None:
         parser = vendor.module.OnnxParser(network, messages.logger)
@@ -258,7 +258,7 @@ def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
             f"segment '{program.name}'",
             expected="operations that TensorRT's ONNX parser takes",
             got="\n  " + "\n  ".join(_error_text(error, model, program) for error in errors) + "\n",
-            remedy="Leave the module that it names out of the segment (segments=), or take another engine.",
+            remedy="Exclude that module from the segment (segments=), or use another engine.",
             code="operator-not-in-engine",
         )
 
@@ -278,7 +278,7 @@ _CONVOLUTIONS = {"Conv", "ConvTranspose", "_convolution", "convolution", "conv2d
 
 
 def _place(operator: str, name: str, model: Any, program: Program) -> str:
-    """Which submodule, and which line, an ONNX node comes from; empty if that can't be told.
+    """Returns the submodule and the line of an ONNX node, or an empty string if they are unknown.
 
     torch's exporter keeps neither for a frozen module. Convolutions become one node each, in the same order: between
     the same two of them is the operation of torch that has the node's name.
@@ -298,7 +298,7 @@ def _place(operator: str, name: str, model: Any, program: Program) -> str:
 
 
 def _capabilities(vendor: Vendor, options: Options, gpu: Mapping[str, Any]) -> str:
-    """What :func:`unmet` compares with the GPU's own."""
+    """Returns the requirement that :func:`unmet` compares with the GPU's capability."""
     if vendor.is_rtx and options.compute_capabilities != CURRENT:
         return ",".join(options.compute_capabilities)
     if not vendor.is_rtx and options.hardware_compatibility == "ampere_plus":

@@ -42,7 +42,7 @@ class Vendor:
 
 
 class Messages:
-    """What the vendor's logger said of warnings and errors, for an error's text."""
+    """Collects warnings and errors of the vendor's logger for an error's text."""
 
     def __init__(self, vendor: Any) -> None:
         """``vendor``: the vendor's module."""
@@ -128,8 +128,8 @@ def _failed(segment: str, expected: str, got: str) -> BackendError:
         f"segment '{segment}'",
         expected=expected,
         got=got or "a failure without a message",
-        remedy="The message is TensorRT's own. Leave the operation that it names out of the segment, or take another "
-        "engine.",
+        remedy="The message is TensorRT's own. Name smaller submodules in segments= to exclude that operation, or use"
+        " another engine.",
         code="operator-not-in-engine",
     )
 
@@ -172,7 +172,7 @@ def check_capabilities(vendor: Vendor, capabilities: Sequence[str], segment: str
                 f"segment '{segment}', option 'compute_capabilities'",
                 expected=f"GPUs that this TensorRT-RTX builds for: {built_for}",
                 got=capability,
-                remedy="For other GPUs take TensorRT on a machine that has one, or the engine aot_inductor.",
+                remedy="For other GPUs, use TensorRT on a machine that has one, or the engine aot_inductor.",
                 code="no-gpu-here",
             )
 
@@ -223,7 +223,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 @contextlib.contextmanager
 def _timing_cache(config: Any, vendor: Vendor) -> Iterator[None]:
-    """What TensorRT measured of kernels, kept for later builds on the same GPU. TensorRT-RTX measures nothing."""
+    """Loads and saves TensorRT's kernel timings for later builds on the same GPU. TensorRT-RTX has none."""
     if vendor.is_rtx:
         yield
         return

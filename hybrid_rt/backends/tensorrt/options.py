@@ -1,4 +1,4 @@
-"""What the user may say of how a TensorRT engine is built: ``convert(options={"tensorrt": {...}})``."""
+"""User options for building TensorRT engines: ``convert(options={"tensorrt": {...}})``."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
                     f"{where}, dimension {d}",
                     expected="an upper bound, which TensorRT needs",
                     got=f"sizes from {low} on",
-                    remedy="Give shapes= with the largest sizes, or the option 'profiles'.",
+                    remedy="Pass the largest sizes in shapes=, or the option 'profiles'.",
                     code="sizes-unbounded",
                 )
             high = max(options.max_batch, 8 * opt)

@@ -31,7 +31,7 @@ _INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or take f
 
 
 class _Placeholder:
-    """What newer versions do not have: torch2trt names it when it is imported, and not when it converts."""
+    """Stands for names that newer versions lack. torch2trt uses them on import, but not to convert."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -65,7 +65,7 @@ def populate(
     outputs: Sequence[str],
     profiles: Sequence[Sequence[Sequence[Range]]],
 ) -> Callable[[Any, Messages], None]:
-    """What puts the segment into a network.
+    """Adds the segment to a network.
 
     Raises:
         BackendError: torch2trt is not installed, or another precision than fp32.
@@ -76,7 +76,7 @@ def populate(
             f"segment '{program.name}', frontend 'torch2trt'",
             expected="fp32: newer versions of TensorRT compute in the types of the network",
             got=precision,
-            remedy="Take frontend='onnx', which has the others.",
+            remedy="Use frontend='onnx', which supports the others.",
             code="precision-not-in-engine",
         )
     with _imported(vendor, program.name) as torch2trt:
@@ -147,6 +147,6 @@ def _convert(
             f"segment '{program.name}', frontend 'torch2trt'",
             expected="operations that torch2trt converts",
             got=messages.take() or f"{type(error).__name__}: {error}",
-            remedy="Take frontend='onnx', or leave the operation out of the segment.",
+            remedy="Use frontend='onnx', or exclude the operation from the segment.",
             code="operator-not-in-engine",
         ) from error

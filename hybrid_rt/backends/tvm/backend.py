@@ -57,7 +57,7 @@ class TVMBackend(Backend):
     )
 
     def availability(self) -> Availability:
-        """Whether the package and a C++ compiler, which links the library, are there.
+        """Checks for the package and for a C++ compiler, which links the library.
 
         The package is not imported: that takes seconds, and this is asked by whoever lists the backends.
         """
@@ -105,7 +105,7 @@ class TVMBackend(Backend):
                 f"segment '{program.name}'",
                 expected="a module that TVM compiles",
                 got=f"{type(error).__name__}: {error}",
-                remedy="Leave the operation that it names out of the segment, or take another engine.",
+                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
         versions = {"tvm": importlib.metadata.version("apache-tvm"), "torch": torch.__version__}
@@ -126,7 +126,7 @@ def _linker() -> str | None:
 
 
 def _target() -> tuple[dict[str, Any], str]:
-    """What to compile for, as TVM says it, and the CPU flags that the library then needs."""
+    """Returns the target in TVM's notation, and the CPU flags that the library then requires."""
     target: dict[str, Any] = {"kind": "llvm", "num-cores": torch.get_num_threads()}
     if platform.machine() not in ("x86_64", "AMD64"):
         return target, ""
@@ -160,7 +160,7 @@ def _refuse_resizes(program: ExportedProgram, name: str) -> None:
                 f"segment '{name}'",
                 expected="interpolate to be of mode 'nearest' and by whole factors, which TVM computes as torch does",
                 got=operation,
-                remedy="Leave it out of the segment, fix the sizes with shapes=, or take another engine.",
+                remedy="Exclude it from the segment, fix the sizes with shapes=, or use another engine.",
                 code="operator-not-in-engine",
             )
 

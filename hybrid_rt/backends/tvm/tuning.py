@@ -38,14 +38,14 @@ def tuning_seconds() -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise OptionError.make(
-            "tvm", TUNING_SECONDS, expected="a number of seconds", got=f"'{text}'", remedy="0 is without tuning."
+            "tvm", TUNING_SECONDS, expected="a number of seconds", got=f"'{text}'", remedy="Set 0 to turn tuning off."
         )
     return seconds
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a convolution's loops are arranged.
+    """Arrangement of a convolution's loops.
 
     Attributes:
         channels: how many output channels are computed together, unrolled.
@@ -178,7 +178,7 @@ def _schedule_product(schedule: Any, block: Any, row: Any, column: Any, summed: 
 
 
 def _is_a_row(block: Any, variable: Any) -> bool:
-    """Whether a step of the variable is a step in the last dimension of all that is read and written."""
+    """Returns true if a step of the variable is a step in the last dimension of everything read and written."""
     from tvm.tirx.analysis import undefined_vars
 
     return not any(
@@ -248,7 +248,7 @@ class _Measured:
 
     @staticmethod
     def key(function: Any) -> str:
-        """Of what the function computes."""
+        """Key of the computed function."""
         return hashlib.sha256(function.script().encode()).hexdigest()
 
     def seconds(self, function: Any) -> dict[Choice, float]:

@@ -1,4 +1,4 @@
-"""What a scripted head may ask the stand-in of a segment beside its forward: attributes, properties, methods."""
+"""Stand-in of a segment for a scripted head's other questions: attributes, properties, methods."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def is_plain(value: Any) -> bool:
 
 
 def _methods(segment: nn.Module) -> Iterator[tuple[str, FunctionType]]:
-    """What the segment's classes define beside forward and what nn.Module has."""
+    """Returns members that the segment's classes define in addition to forward and nn.Module's own."""
     seen: set[str] = set()
     for owner in type(segment).__mro__:
         if owner is nn.Module:

@@ -1,4 +1,4 @@
-"""What a head that was exported or recorded asks of its arguments beside their sizes."""
+"""Checks of an exported or traced head on its arguments, in addition to their sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a conversion had to do without: it goes on with the next lesser thing, and the report says so."""
+"""Records of failed attempts: a conversion continues with a fallback, and the report says so."""
 
 from __future__ import annotations
 

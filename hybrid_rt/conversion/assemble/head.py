@@ -77,7 +77,7 @@ def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.ji
 
 
 def _is_traceable(value: Any) -> bool:
-    """Whether torch.jit.trace knows the type of a value, and TorchScript gives it back as it is."""
+    """Returns true if torch.jit.trace supports the type of a value, and TorchScript returns it unchanged."""
     try:
         structure_of(value, "value")
     except CaptureError:

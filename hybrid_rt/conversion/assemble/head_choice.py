@@ -1,4 +1,4 @@
-"""Which way to take the head: the first of script, export and trace that takes the detector and finds the same."""
+"""Chooses how to convert the head: the first of script, export and trace that gives the detector's results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HeadChoice:
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as equal when a head is compared with the detector."""
+    """Limits for comparing a head with the detector."""
 
     precision: str
     thresholds: Thresholds
@@ -86,7 +86,7 @@ def head_choices(
             continue
         refused = {name: _short(reason) for name, reason in reasons.items()}
         yield HeadChoice(hybrid, mode, refused)
-        reasons[mode] = "it does not find what the detector finds, as verification shows"
+        reasons[mode] = "its results differ from the detector's"
     raise CaptureError.make(
         "capture",
         "the detector's head",
@@ -98,7 +98,7 @@ def head_choices(
 
 
 def _difference(profile: Profile, hybrid: Hybrid, limits: Limits) -> str:
-    """How the hybrid differs from the detector; empty if it does not."""
+    """Returns how the hybrid differs from the detector, or an empty string."""
     inputs = [profile.example, *(_as_many(sample.arguments, profile.example) for sample in profile.samples)]
     try:
         with hybrid.in_promised_precision() as module:

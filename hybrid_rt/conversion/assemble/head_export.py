@@ -100,7 +100,7 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
             SUBJECT,
             expected="a graph of torch.export whose operators TorchScript has",
             got=told[:_LONGEST],
-            remedy="Put the module that calls the operator into a segment, or take head='trace'.",
+            remedy="Put the module that calls the operator into a segment, or use head='trace'.",
             code="head-not-exportable",
         ) from error
 

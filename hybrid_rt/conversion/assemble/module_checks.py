@@ -1,4 +1,4 @@
-"""Whether a module can be captured, found out before long work."""
+"""Checks up front that a module can be captured."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             subject,
             expected="modules of torch's operators",
             got=f"an engine in the place of {', '.join(compiled)}",
-            remedy="Put the module back that compile_segment was given: it is compiled here.",
+            remedy="Put back the module that was passed to compile_segment; convert() compiles it.",
             code="detector-not-ready",
         )
 
@@ -93,6 +93,6 @@ def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) 
             f"module {alone.name}",
             expected="the same operations in every call, on its inputs alone",
             got=findings[alone.name],
-            remedy="An engine can't repeat that: change the module, or take a smaller one.",
+            remedy="An engine can't repeat that: change the module, or use a smaller one.",
             code="not-repeatable",
         )

@@ -71,7 +71,7 @@ class _StandIn:
                     f"segments '{self._program.name}'",
                     expected="the outputs of one handed on to the next as they are",
                     got=f"another tensor as input {i} of '{self._member.name}'",
-                    remedy="Convert with fuse=False: each segment then is an engine of its own.",
+                    remedy="Convert with fuse=False to build one engine per segment.",
                     code="segments-not-one",
                 )
                 error.segments = self._program.segments

@@ -206,9 +206,9 @@ def require_same_outputs(
             f"engine '{build.name}' in {precision}",
             expected="the outputs of the module",
             got="\n  " + "\n  ".join(verification.failures) + "\n",
-            remedy="Nothing was saved. Take "
+            remedy="Nothing was saved. Use "
             + ("" if precision == "fp32" else "precision='fp32' or ")
-            + "another engine, or loosen thresholds= if it is meant.",
+            + "another engine, or loosen thresholds= if the difference is acceptable.",
             code="outputs-differ",
         )
     return verification

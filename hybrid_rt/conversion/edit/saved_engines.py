@@ -1,5 +1,6 @@
-"""The engines of a saved bundle, and their segments as programs again: from the TorchScript variant, without the
-detector's Python code.
+"""The engines of a saved bundle, and their segments as programs.
+
+The programs come from the TorchScript variant, without the detector's Python code.
 """
 
 from __future__ import annotations
@@ -71,17 +72,17 @@ class SavedEngine:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What it can run as, best first."""
+        """Returns the available variants, best first."""
         return self.stored.variants
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the first segment takes."""
+        """Returns the inputs of the first segment."""
         return self.variants[0].inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What all segments return."""
+        """Returns the outputs of all segments."""
         return self.variants[0].outputs
 
     def scripts(self, scope: str) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:

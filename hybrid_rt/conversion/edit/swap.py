@@ -36,7 +36,7 @@ from .saved_engines import SavedEngine, captured, opened_head, saved_engines, st
 
 @dataclass
 class SwapReport:
-    """What :func:`swap_backbone` did.
+    """Result of :func:`swap_backbone`.
 
     Attributes:
         path: the new bundle.
@@ -105,9 +105,10 @@ def swap_backbone(
             None: noise.
         engine: a backend's name, a list of names best first, or "auto". None: those of the file.
         precision: see :func:`hybrid_rt.convert`; None: the file's.
-        device: see there.
-        options: see there.
-        calibration_data: for "int8": tuples of the detector's arguments, see there. The file itself runs on them.
+        device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
+        options: options of the compilers, see :func:`hybrid_rt.convert`.
+        calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
+            runs on them.
         verify: compare each variant's features with the new backbone's, and refuse to save what differs.
         thresholds: only ``relative_error`` counts; None: by precision.
         sign: the private keys that sign the new file, see :func:`hybrid_rt.convert`. Signatures of the old one do not
@@ -245,7 +246,7 @@ def _manifest(
     module: nn.Module,
     verification: Verification | None,
 ) -> Manifest:
-    """What is known of the new bundle; what the old one says of its detections does not hold any more."""
+    """Builds the new bundle's manifest; the old one's statements about detections no longer apply."""
     swapped = packed.engine(saved.members, Swapped(saved.members[0].name, _class_of(module)))
     return Manifest(
         engines=manifest.with_engine(swapped).engines,

@@ -38,7 +38,7 @@ from .saved_engines import SavedEngine, opened_head, saved_engines
 
 @dataclass
 class BankReport:
-    """What :func:`add_variant` or :func:`remove_variant` did.
+    """Result of :func:`add_variant` or :func:`remove_variant`.
 
     Attributes:
         path: the bundle that was written.
@@ -92,8 +92,9 @@ def add_variant(
         output: the `.pt` to write; None: ``path``.
         precision: of the names that do not say theirs; None: that of the first variant in the file.
         device: see :func:`hybrid_rt.convert`.
-        options: see there.
-        calibration_data: for "int8": tuples of the detector's arguments, see there. The file itself runs on them.
+        options: options of the compilers, see :func:`hybrid_rt.convert`.
+        calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
+            runs on them.
         segment: only this engine, or the one that this segment is in; None: all.
         first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the

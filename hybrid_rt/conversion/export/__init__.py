@@ -1,1 +1,1 @@
-"""What is made of a saved bundle: vendor files, a package without Python, a Triton model."""
+"""Exports of a saved bundle: vendor files, a package without Python, a Triton model."""

@@ -53,7 +53,7 @@ def extract(
             str(folder),
             expected="a folder that can be written",
             got=error.strerror or str(error),
-            remedy="Name another folder.",
+            remedy="Name another directory.",
         ) from error
     files = []
     try:

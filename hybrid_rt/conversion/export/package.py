@@ -41,7 +41,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """What :func:`package` wrote: ``manifest`` is the content of the folder's package.json."""
+    """Result of :func:`package`; ``manifest`` is the content of the directory's package.json."""
 
     folder: Path
     archive: Path | None
@@ -66,7 +66,7 @@ def package(
         output: the folder.
         backends: whose plug-ins and libraries come along. None: all that the bundles have variants of for CPUs and that
             can run here.
-        torch: "include", or "external": libtorch is left out, the target names its folder in HYBRID_RT_TORCH.
+        torch: "include", or "external": libtorch is left out, and the target names its directory in HYBRID_RT_TORCH.
         archive: write ``output``.tar too; from the same files it is the same, byte for byte.
         overwrite: replace a package that is there, and its archive.
 
@@ -104,7 +104,7 @@ def package(
             str(folder),
             expected="to write the folder",
             got=error.strerror or str(error),
-            remedy="Is there room on the disk, and may this user write there?",
+            remedy="Check the free space and the permissions.",
         ) from error
     return Package(folder, tar, manifest)
 
@@ -119,7 +119,9 @@ def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
             str(folder),
             expected="nothing there, or an empty folder",
             got="a package" if _is_package(folder) else "something else",
-            remedy="--overwrite replaces it." if _is_package(folder) else "Name another folder: it is left alone.",
+            remedy="--overwrite replaces it."
+            if _is_package(folder)
+            else "Name another directory; this one is left alone.",
         )
     if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
         raise OptionError.make(
@@ -141,7 +143,7 @@ def _facts(
     closure: Closure,
     external_torch: bool,
 ) -> dict[str, Any]:
-    """What package.json says beside the files."""
+    """Returns the content of package.json except the files."""
     torch = registry.built_for_torch()
     glibc = ".".join(map(str, max(elf.glibc for elf in closure.files.values())))
     external: list[dict[str, Any]] = [{"name": "glibc", "version": f">={glibc}", "libraries": sorted(closure.glibc)}]

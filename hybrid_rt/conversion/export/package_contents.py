@@ -1,4 +1,4 @@
-"""What a package consists of: which backends of which bundles, and the files that programs and backends need to run."""
+"""Content of a package: the backends of the bundles, and the files that programs and backends need at run time."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
                 "package",
                 expected="a backend that can run here, whose libraries are taken along",
                 got=reasons[name],
-                remedy="Leave it out, or mend that; `hybrid-rt doctor` lists what is installed.",
+                remedy="Leave it out, or fix that; `hybrid-rt doctor` lists what is installed.",
             )
     chosen = list(dict.fromkeys(named)) if named is not None else [name for name in present if not reasons[name]]
     for model in models:
@@ -139,7 +139,7 @@ def _site(name: str) -> Path:
 
 
 def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """What the backends open while they run, libraries and other files, each with its backend."""
+    """Returns libraries and other files that the backends open at run time, each with its backend."""
     plugins = {info["name"]: Path(info["plugin"]) for info in _native.backends()}
     site = Path(_native.__file__).resolve().parents[1]
     opened: dict[Path, str] = {}
@@ -155,7 +155,8 @@ def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
                     "package",
                     expected=f"{site / pattern}, which it needs to run",
                     got="no such file",
-                    remedy="Install the vendor's Python package beside hybrid_rt: its libraries are taken along.",
+                    remedy="Install the vendor's Python package next to hybrid_rt, so that its libraries can be "
+                    "included.",
                 )
             kind = data if pattern in vendor.data else opened
             kind.update(dict.fromkeys(map(canonical, found), name))
@@ -206,7 +207,7 @@ def _compiled(models: Sequence[Model], chosen: Iterable[str], folder: Path) -> d
 
 
 def _without_libtorch(closure: Closure, starts: Sequence[Path]) -> set[Path]:
-    """What is left of the files, if libtorch and what only that needs come from elsewhere."""
+    """Removes libtorch and the libraries that only libtorch needs."""
     external = {path for path in closure.files if LIBTORCH.match(path.name)}
     kept = set(starts)
     grown = True

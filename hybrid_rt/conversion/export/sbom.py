@@ -63,7 +63,7 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Where its licences are in a package."""
+        """Returns the location of its licences in a package."""
         return f"licenses/{self.name}-{self.version}".replace(":", "_")
 
 

@@ -1,4 +1,4 @@
-"""What an ELF file is linked to, and where the dynamic linker finds that here."""
+"""Reads the linked libraries of an ELF file and finds them as the dynamic linker does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DRIVER = re.compile(r"lib(cuda|nvcuvid|nvidia-[\w-]+)\.so(\.\d+)*")
 
 @dataclass(frozen=True)
 class Elf:
-    """What is read of an ELF file; ``glibc`` is the newest version of glibc that a symbol asks for, e.g. (2, 34)."""
+    """Facts about an ELF file; ``glibc`` is the newest glibc version that a symbol requires, e.g. (2, 34)."""
 
     needed: tuple[str, ...]
     glibc: tuple[int, ...]
@@ -47,7 +47,7 @@ class Closure:
 
 
 def is_elf(path: Path) -> bool:
-    """Whether the file begins as ELF files do."""
+    """Returns true if the file begins with the ELF signature."""
     with path.open("rb") as stream:
         return stream.read(4) == b"\x7fELF"
 
@@ -103,7 +103,7 @@ def newest_glibc(versions: Iterable[str]) -> tuple[int, ...]:
 
 
 def closure(programs: Iterable[Path], opened: Iterable[Path] = ()) -> Closure:
-    """What programs and the libraries that they open while they run are linked to, and what that is linked to.
+    """Returns the direct and indirect dependencies of programs and of the libraries that they open at run time.
 
     What a program is linked to is in its process before it opens anything, and answers by its name to whatever it
     opens: that has no library of its own of that name, wherever it would look for one.
@@ -159,7 +159,7 @@ def _not_found(name: str, asking: Path) -> BackendError:
 
 
 def _linked(path: Path) -> dict[str, Path]:
-    """Where the dynamic linker finds each library of the file, by name; those that it doesn't find are left out."""
+    """Returns the path of each linked library by name; omits those that the dynamic linker does not find."""
     environment = {**os.environ, "LC_ALL": "C"}
     environment.pop("LD_PRELOAD", None)
     done = subprocess.run(["ldd", path], capture_output=True, text=True, check=False, env=environment)

@@ -57,7 +57,7 @@ class TritonTensor:
 
 @dataclass(frozen=True)
 class TritonModel:
-    """What :func:`export_triton` wrote."""
+    """Result of :func:`export_triton`."""
 
     name: str
     folder: Path
@@ -68,7 +68,7 @@ class TritonModel:
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """How Triton serves the model.
+    """Options for serving the model with Triton.
 
     Attributes:
         input_type: one of :data:`INPUTS`.
@@ -104,7 +104,7 @@ def _check_option(name: str, value: object, is_right: bool, expected: str) -> No
 
 
 def library() -> Path:
-    """What a process has to preload (LD_PRELOAD) to run the models: it finds its engines beside itself."""
+    """Returns the library to preload (LD_PRELOAD) to run the models; it finds its engines next to itself."""
     return Path(_native.__file__).parent / "lib" / "libhybrid_rt.so"
 
 
@@ -181,7 +181,7 @@ def _list_detector(path: Path) -> torch.jit.ScriptModule:
             str(path),
             expected="a detector that takes a list of pictures and returns a dict of tensors for each",
             got=f"({', '.join(taken)}) -> {', '.join(returned)}",
-            remedy="Put it into a module that does, and convert that.",
+            remedy="Wrap it in a module that does, and convert that.",
         )
     return head
 
@@ -352,5 +352,5 @@ def _write(folder: Path, model_bytes: bytes, config: str) -> None:
             str(folder),
             expected="to write the model",
             got=error.strerror or str(error),
-            remedy="Is there room on the disk, and may this user write there?",
+            remedy="Check the free space and the permissions.",
         ) from error

@@ -241,7 +241,7 @@ def _ended(backend: Backend, program: Program, got: str) -> BackendError:
         f"segment '{program.name}'",
         expected="an artifact that runs",
         got=got,
-        remedy="That is the vendor's code, which does not refuse what it can't do: name smaller submodules in "
-        f"segments=, or take another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
+        remedy="The fault is in the vendor's code: name smaller submodules in "
+        f"segments=, or use another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
         code="engine-crashed",
     )

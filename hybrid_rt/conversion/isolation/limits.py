@@ -1,4 +1,4 @@
-"""How long a compiler's process may take and how much memory, and whether there is one: environment variables."""
+"""Limits of a compiler's process, and whether there is one: environment variables for time and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARE = 0.9
 
 @dataclass(frozen=True)
 class Limits:
-    """What one compilation may take.
+    """Limits of one compilation.
 
     Attributes:
         seconds: how long it may last, with the first run of its artifact; 0: for ever.
@@ -61,7 +61,7 @@ def _seconds() -> float:
         SECONDS,
         expected="a number of seconds",
         got=f"'{text}'",
-        remedy="0 lets a compiler take any time.",
+        remedy="Set 0 for no limit.",
     )
 
 
@@ -76,7 +76,7 @@ def _memory() -> int:
             MEMORY,
             expected="a number of bytes, or one with K, M, G or T, such as 8G",
             got=f"'{text}'",
-            remedy="0 lets a compiler take any memory.",
+            remedy="Set 0 for no limit.",
         )
     return size
 

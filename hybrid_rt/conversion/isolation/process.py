@@ -79,12 +79,12 @@ class CompilerProcess:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has been asked before."""
+        """Returns true if the process has answered before."""
         return self._is_ready
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has."""
+        """Returns true if the process has ended."""
         return self._process.poll() is not None
 
     def wait_until_ready(self) -> None:

@@ -61,7 +61,7 @@ class WarmProcess:
 
 
 def _surroundings() -> object:
-    """What a process takes over when it starts; it ends with the thread that has started it."""
+    """Returns the environment that a process inherits when it starts; it ends with the thread that started it."""
     return threading.get_ident(), dict(os.environ), tuple(sys.path), os.getcwd()
 
 

@@ -1,4 +1,4 @@
-"""What a compiler's process does: it compiles what it is sent, runs the artifact once, and sends it back.
+"""A compiler's process: compiles what it receives, runs the artifact once, and returns it.
 
 Messages are pickled. It is sent a request, a dict (see ``apart.py``), and answers with any number of
 ("progress", share, what), ("ask", form, arguments), to which it is sent ("form", value) or ("error", exception), and
@@ -129,7 +129,7 @@ def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
             f"segment '{segment}'",
             expected="an artifact of a spec and named bytes",
             got=f"{type(artifact).__name__} that can't be sent from one process to another: {error}",
-            remedy="That is a fault of the backend's; take another engine.",
+            remedy="This is a fault in the backend; use another engine.",
             code="engine-crashed",
         ) from error
     return artifact  # type: ignore[no-any-return]
@@ -147,6 +147,6 @@ def _sendable_error(error: BaseException, backend: str, segment: str) -> BaseExc
         f"segment '{segment}'",
         expected="a segment that it compiles",
         got=f"{type(error).__name__}: {error}",
-        remedy="Leave the operation that it names out of the segment, or take another engine.",
+        remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
         code="operator-not-in-engine",
     )

@@ -1,4 +1,4 @@
-"""What is known of a conversion, and how it is written as JSON (docs/report.md)."""
+"""Data of a conversion and its JSON form (docs/report.md)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """A precision that precision="auto" looked at.
+    """A precision that precision="auto" tried.
 
     Attributes:
         precision: its name.
-        milliseconds: of one call on the example, the median, measured in turns with the others; None: not measured.
+        milliseconds: of one call on the example, the median, measured alternately with the others; None: not measured.
         reason: why it was not taken; empty: it was.
     """
 
@@ -125,7 +125,7 @@ def _now() -> str:
 
 @dataclass
 class ReportData:
-    """What convert() did. The JSON has the same fields; docs/report.md says what each is."""
+    """Record of a conversion. The JSON has the same fields; docs/report.md describes each."""
 
     detector: str
     path: str
@@ -174,7 +174,7 @@ class ReportData:
 
     @property
     def boxes(self) -> tuple[int, int]:
-        """How many boxes were found again, of how many."""
+        """Returns the number of matched boxes and of all boxes."""
         pictures = self.verification.pictures if self.verification else []
         return sum(match.matched for match in pictures), sum(match.expected for match in pictures)
 

@@ -45,7 +45,7 @@ class NewSize:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the hybrid costs on the example, beside the eager detector, called in turns in Python.
+    """Latency of the hybrid on the example and of the eager detector, called alternately in Python.
 
     Attributes:
         latencies: "eager" and "hybrid". ``first`` is the hybrid's first call after loading; the detector ran before.
@@ -67,7 +67,7 @@ class Measurement:
 
     @property
     def gain(self) -> float:
-        """How many times faster the hybrid is, by the medians."""
+        """Speed-up of the hybrid, by the medians."""
         return self.latencies["eager"].median / max(1e-9, self.latencies["hybrid"].median)
 
 
@@ -79,7 +79,7 @@ def measure_hybrid(
     programs: Sequence[Program],
     eager_seconds: float,
 ) -> tuple[Measurement | None, str]:
-    """Times detector and bundle in turns on the first of ``inputs``, then the bundle on a size that is new to it.
+    """Times detector and bundle alternately on the first of ``inputs``, then the bundle on a size that is new to it.
 
     Args:
         detector: the detector.
@@ -142,7 +142,7 @@ def _first_call_at_a_new_size(
     """On the example, resized; the reason if there is no such size."""
     sizes = images.sizes(inputs[0])
     if not sizes:
-        return None, "the inputs are no pictures"
+        return None, "the inputs are not images"
     seen = {_seen_by_engine(detector, images.sizes(arguments)) for arguments in inputs}
     seen |= {(x.shape[-2], x.shape[-1]) for program in programs for call in program.calls for x in call.inputs[:1]
              if x.dim() == 4}  # fmt: skip

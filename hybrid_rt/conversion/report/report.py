@@ -16,7 +16,7 @@ SUFFIXES = (".html", ".json")
 
 
 class ConversionReport(ReportData):
-    """What convert() did."""
+    """Report of a conversion."""
 
     def __str__(self) -> str:
         """Tables for a terminal."""

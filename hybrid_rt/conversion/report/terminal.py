@@ -124,7 +124,7 @@ def measured_text(measurement: Measurement, predicted: float) -> str:
     rounds = measurement.latencies["hybrid"].count
     return (
         f"measured: {measurement.gain:.2f} times as fast as eager (predicted {predicted:.2f})\n"
-        f"  {rounds} {'round' if rounds == 1 else 'rounds'} in turns, {threads_text(measurement)}, "
+        f"  {rounds} {'round' if rounds == 1 else 'rounds'}, alternately, {threads_text(measurement)}, "
         f"{pictures_text(measurement)}; loaded in {measurement.load:.0f} ms"
     )
 
@@ -137,7 +137,7 @@ def threads_text(measurement: Measurement) -> str:
 def pictures_text(measurement: Measurement) -> str:
     """``pictures of 320x320``: height, then width."""
     sizes = dict.fromkeys(f"{height}x{width}" for height, width in measurement.pictures)
-    return f"pictures of {', '.join(sizes)}" if sizes else "inputs that are no pictures"
+    return f"pictures of {', '.join(sizes)}" if sizes else "inputs that are not images"
 
 
 def new_size_text(measurement: Measurement) -> str:

@@ -87,7 +87,7 @@ TEST_CASE("a whole archive opens, shows its manifest and verifies") {
   CHECK_NOTHROW(archive.verify(Archive::Records::kAll));
 }
 
-TEST_CASE("a path that is no file is refused") {
+TEST_CASE("a path that is not a file is refused") {
   const TemporaryFolder folder;
   for (const std::string& path : {folder.file("missing.pt"), folder.path().string(), std::string()}) {
     CAPTURE(path);
@@ -151,7 +151,7 @@ TEST_CASE("brackets without end are refused") {
   CHECK(contains(failure_of_records(records).what(), "expected JSON, nested at most 64 deep"));
 }
 
-TEST_CASE("a newer format is refused with what mends it") {
+TEST_CASE("a newer format is refused with the remedy") {
   Records records = valid();
   records[kVersion] = "3";
   CHECK(contains(failure_of_records(records).what(),

@@ -197,7 +197,7 @@ TEST_CASE("after stop() what was taken is answered, and nothing more is taken") 
 
 TEST_CASE("numbers that can't be are refused before anything is loaded") {
   CHECK(std::string(failure_of([] { Detector("/no/such/file.pt", {.workers = 0}); }).what()) ==
-        "hybrid_rt[detector]: workers: expected 1 to 1024, got 0. Take such a number.");
+        "hybrid_rt[detector]: workers: expected 1 to 1024, got 0.");
   CHECK_THROWS_AS(Detector("/no/such/file.pt", {.queue_capacity = 0}), Error);
   CHECK_THROWS_AS(Detector("/no/such/file.pt", {.max_batch = 0}), Error);
 }

@@ -54,10 +54,9 @@ void run_one(RequestQueue& queue, Clock::duration took) {
 TEST_CASE("a queue takes all of the requests or none") {
   RequestQueue queue({.queue_capacity = 3});
   queue.push(requests(2));
-  CHECK(
-      refusal(queue, requests(2)) ==
-      "hybrid_rt[detector]: request: expected room for 2 in the queue of 3, got 2 that wait. Come again in 1 s, or add "
-      "workers.");
+  CHECK(refusal(queue, requests(2)) ==
+        "hybrid_rt[detector]: request: expected room for 2 in the queue of 3, got 2 that wait. Retry in 1 s, or add "
+        "workers.");
   CHECK(queue.length() == 2);
   CHECK(refusal(queue, requests(1)).empty());
 }

@@ -111,7 +111,7 @@ TEST_CASE("a field of another type is named") {
   CHECK(contains(failure_of_json(value).what(), "field 'min'"));
 }
 
-TEST_CASE("what is no list of specs is refused") {
+TEST_CASE("what is not a list of specs is refused") {
   for (const char* text : {"", "{", "{}", "[]", "null", "[1]", "[[]]"}) {
     CAPTURE(text);
     CHECK(failure_of([&] { ArtifactSpec::list_from_json(text); }).kind() == ErrorKind::kBundle);

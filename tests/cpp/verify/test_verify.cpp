@@ -33,7 +33,7 @@ c10::IValue detections(const std::vector<std::vector<float>>& boxes, const std::
 
 }  // namespace
 
-TEST_CASE("a bundle finds what its detector found") {
+TEST_CASE("a bundle matches its detector") {
   const Verification verification = hybrid_rt::verify(bundle());
   CHECK(verification.passed());
   CHECK(verification.compared);

@@ -1,4 +1,4 @@
-"""What AOTInductor alone promises; the contract of all backends is tested in test_contract.py."""
+"""Tests of AOTInductor beyond the contract of all backends."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def descriptors() -> int:
 
 
 def folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Of their own: for temporary files, and for the compiler's cache if it used the user's."""
+    """Sets the test's own directories for temporary files, and for the compiler's cache if it used the user's."""
     temporary, users = folder / "temporary", folder / "users"
     temporary.mkdir()
     users.mkdir()
@@ -183,7 +183,7 @@ def names_of_loaded_libraries() -> list[str]:
 
 
 class _LinkerInfo(ctypes.Structure):
-    """How ``struct dl_phdr_info`` begins."""
+    """The beginning of ``struct dl_phdr_info``."""
 
     _fields_ = (("address", ctypes.c_void_p), ("name", ctypes.c_char_p))
 
@@ -363,7 +363,7 @@ def test_fp16_is_for_cuda_only() -> None:
         choose_variants("aot_inductor", "fp16", fallback=False)
     text = (
         "hybrid_rt[aot_inductor]: precision on cpu: expected one of fp32, bf16, got 'fp16'. "
-        "Take one of these, or convert for device='cuda'."
+        "Use one of these, or convert for device='cuda'."
     )
     with pytest.raises(BackendError, match=re.escape(text)):
         AOT_INDUCTOR.compile(program(), "fp16")

@@ -367,7 +367,7 @@ def test_a_size_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, text: 
         store.compiled(CountingBackend(), program_of(), "fp32")
     assert str(caught.value) == (
         "hybrid_rt[cache]: HYBRID_RT_CACHE_SIZE: expected a number of bytes, or one with K, M, G or T, such as 5G, "
-        f"got '{text}'. 0 switches the cache off."
+        f"got '{text}'. Set 0 to turn the cache off."
     )
 
 

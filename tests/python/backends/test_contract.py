@@ -1,4 +1,4 @@
-"""What every backend promises. An out-of-tree one is held to it too: see test_downstream.py."""
+"""The contract of every backend, including an out-of-tree one."""
 
 from __future__ import annotations
 

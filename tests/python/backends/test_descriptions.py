@@ -1,4 +1,4 @@
-"""What each backend says of itself, held against every place that relies on it."""
+"""Compares each backend's description of itself with every place that uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How TensorRT's engines are built, which needs no GPU, and what is refused; test_tensorrt_run.py runs them."""
+"""Tests of building TensorRT engines, which needs no GPU, and of refusals; test_tensorrt_run.py runs them."""
 
 from __future__ import annotations
 
@@ -367,7 +367,7 @@ def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
         built(program_of(HasDeterminant()))
     text = str(caught.value)
     assert re.search(r"Det in backbone\.layers\.2 \(.*test_tensorrt\.py\(\d+\): forward\): ", text)
-    assert "Leave the module that it names out of the segment (segments=), or take another engine." in text
+    assert "Exclude that module from the segment (segments=), or use another engine." in text
 
 
 def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Path) -> None:

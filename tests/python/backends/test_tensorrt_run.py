@@ -1,4 +1,4 @@
-"""What runs TensorRT's engines: bundles that have them, and its library, up to the edge of a device."""
+"""Tests of running TensorRT engines: bundles that contain them, and the library, as far as that needs no device."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_cpp_program_says_that_there_is_no_cuda_device(demo_bank: Path, demo_p
 
 
 def plugin_with(folder: Path, **environment: str) -> dict[str, Any]:
-    """What a process of its own sees of the backend."""
+    """Reports the backend's state in a separate process."""
     program = (
         "import json, hybrid_rt\n"
         "(info,) = [i for i in hybrid_rt._native.backends() if i['name'] == 'tensorrt']\n"

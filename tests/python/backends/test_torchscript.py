@@ -1,4 +1,4 @@
-"""What TorchScript's backend promises beyond the contract of all backends: bf16, and which variant is the reference."""
+"""Tests of the TorchScript backend beyond the contract of all backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TVM's backend promises beyond the contract of all backends."""
+"""Tests of the TVM backend beyond the contract of all backends."""
 
 from __future__ import annotations
 

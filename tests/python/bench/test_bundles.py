@@ -82,7 +82,7 @@ def test_bench_prints_one_table_and_draws_one_plot(
     assert code == 0
     assert "digits" in out
     assert "plain" in out
-    assert "2 rounds, in turns" in out
+    assert "2 rounds, alternately" in out
     rows = json.loads(output.read_text())
     assert [row["name"] for row in rows] == ["digits", "plain"]
     assert rows[0]["accuracy"]["mAP"] > 0.5

@@ -282,7 +282,7 @@ def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
         run(subject(count=0), chosen, tmp_path)
 
     class Local(ListDetector):
-        """Of a class that no other process finds."""
+        """A class that no other process can import."""
 
     with pytest.raises(OptionError, match="small: expected a detector that can be pickled"):
         run(subject(Local), chosen, tmp_path)

@@ -57,7 +57,7 @@ def is_constant(node: Any) -> bool:
 
 class MakesItsOwn(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
-        """What is made without a tensor to go by, and what says where it wants to be."""
+        """Creates tensors without an input to follow, some of them on a named device."""
         return [torch.zeros(x.size(0), device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
 
 
@@ -329,7 +329,7 @@ for limit in (0, 1000, size // 2, size - 5000, size - 1):
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> None:
-    """torch's own writer would end the process."""
+    """The writer of torch would end the process."""
     target = tmp_path / "detector.pt"
     done = run_python(PREPARE + FULL_DISK, demo_bundle, target)
     assert done.returncode == 0, done.stderr

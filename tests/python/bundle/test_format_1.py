@@ -38,7 +38,7 @@ def labels(path: Path) -> list[list[str]]:
 
 
 def assert_version_2(path: Path) -> None:
-    """What is in the file itself, the engines' states too."""
+    """Checks the file itself, including the engines' states."""
     assert read_record(path, "extra/hybrid_rt/format_version") == b"2"
     written = json.loads(read_record(path, MANIFEST))
     assert "segments" not in written

@@ -1,4 +1,4 @@
-"""What is counted of a detector's operators, and that the choice of segments goes by nothing else."""
+"""Tests of counted work and of the choice of segments from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which inputs are images: found out by what comes to a convolution, or said."""
+"""Tests of image detection: inputs that reach a convolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of a detector shows of its submodules."""
+"""Tests of observing a detector's submodules in a run."""
 
 from __future__ import annotations
 

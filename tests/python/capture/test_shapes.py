@@ -1,4 +1,4 @@
-"""Which sizes a segment is compiled for."""
+"""Tests of the sizes that a segment is compiled for."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_range_without_the_example_is_refused(shapes: Any, text: str) -> None:
     with pytest.raises(OptionError) as caught:
         ranges_of(small_detector(), EXAMPLE, shapes)
     assert text in str(caught.value)
-    assert "Widen the range, or take an example inside it." in str(caught.value)
+    assert "Widen the range, or use an example inside it." in str(caught.value)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def convert_small(noise: Path, *options: str, detector: str = SMALL) -> int:
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said on stderr, in our format; stdout must be empty."""
+    """Returns the message on stderr, in our format; stdout must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     last = err.splitlines()[-1]
@@ -122,7 +122,7 @@ def test_a_refusal_of_convert_names_the_command_that_explains_it(
     *_, error, advice = capsys.readouterr().err.splitlines()
     assert error.startswith("hybrid-rt: error: hybrid_rt[")
     assert error.endswith(f" [{code}]")
-    assert advice == f"Run 'hybrid-rt explain {code}' for the cause and the ways out."
+    assert advice == f"Run 'hybrid-rt explain {code}' for the cause and the solutions."
     assert not noise.with_suffix(".pt").exists()
 
 
@@ -281,7 +281,7 @@ def test_check_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.splitlines() == [
         f"{demo_bundle}: whole, every record matches its digest",
         "  backbone: openvino (fp32): runs",
-        "  backbone: torchscript (fp32): could run, comes later in the file",
+        "  backbone: torchscript (fp32): could run, but comes later in the file",
     ]
 
 
@@ -452,16 +452,14 @@ def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(refusals())
-    assert "keeps-state              The detector keeps something from one call to the next." in lines
+    assert "keeps-state              The detector keeps state from one call to the next." in lines
 
 
 @pytest.mark.parametrize("code", ["keeps-state", "[keeps-state]", "Keeps-State"])
 def test_explain_prints_an_entry(capsys: pytest.CaptureFixture[str], code: str) -> None:
     assert main(["explain", code]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(
-        "keeps-state: The detector keeps something from one call to the next.\n\n> detector Tracker: "
-    )
+    assert out.startswith("keeps-state: The detector keeps state from one call to the next.\n\n> detector Tracker: ")
     assert "1. Make the state an argument and a result" in out
     assert out == refusals()["keeps-state"].explanation
 

@@ -161,7 +161,7 @@ def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def turned_by_cpp(bundle: Path, path: Path, *options: str) -> Any:
-    """What hybrid-rt-detect writes of an image without a box."""
+    """Returns the output of hybrid-rt-detect for an image without boxes."""
     output = path.with_suffix(".out.png")
     command = [program("hybrid-rt-detect", "detect"), str(bundle), str(path), "--min-score", "1", *options]
     done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, check=False)

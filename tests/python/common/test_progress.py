@@ -1,4 +1,4 @@
-"""What a user sees while a conversion runs."""
+"""Tests of the progress display during a conversion."""
 
 from __future__ import annotations
 

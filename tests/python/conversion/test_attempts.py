@@ -1,4 +1,4 @@
-"""What fails is tried again with less, the report says what was given up, and an attempt leaves nothing behind."""
+"""Tests of fallbacks within a call, and of their entries in the report."""
 
 from __future__ import annotations
 
@@ -376,7 +376,9 @@ def test_fp32_is_not_the_remedy_for_fp32(tmp_path: Path) -> None:
         hybrid_rt.convert(
             made(Drifts()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], head="script", **QUICK
         )
-    assert "Nothing was saved. Leave the segment out, or loosen thresholds= if it is meant." in str(caught.value)
+    assert "Nothing was saved. Exclude the segment, or loosen thresholds= if the difference is acceptable." in str(
+        caught.value
+    )
 
 
 def test_a_small_detector_gives_nothing_up(tmp_path: Path) -> None:

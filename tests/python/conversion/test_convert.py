@@ -1,4 +1,4 @@
-"""What convert() makes finds what the detector finds."""
+"""Tests that convert()'s hybrids match the detector."""
 
 from __future__ import annotations
 

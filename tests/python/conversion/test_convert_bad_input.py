@@ -1,4 +1,4 @@
-"""What convert() refuses: with an error of ours, and without touching the file that is there."""
+"""Tests of convert()'s refusals: one of our errors, and no file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_detector_with_an_engine_in_it(refused: Refused) -> None:
     detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_picture(),), engine="torchscript")
     assert refused(OptionError, detector) == (
         "hybrid_rt[convert]: detector: expected modules of torch's operators, got an engine in the place of backbone. "
-        "Put the module back that compile_segment was given: it is compiled here. [detector-not-ready]"
+        "Put back the module that was passed to compile_segment; convert() compiles it. [detector-not-ready]"
     )
 
 
@@ -116,7 +116,7 @@ def test_an_unknown_precision(refused: Refused) -> None:
 def test_a_precision_that_the_engine_has_not(refused: Refused) -> None:
     assert refused(OptionError, small_detector(), engine="openvino", precision="fp16") == (
         "hybrid_rt[convert]: precision for openvino: expected one of fp32, bf16, int8, got 'fp16'. "
-        "Take one that it has, or another engine. [precision-not-in-engine]"
+        "Use one of these, or another engine. [precision-not-in-engine]"
     )
 
 
@@ -308,7 +308,7 @@ def test_a_head_whose_recording_keeps_the_example_s_order_is_refused(refused: Re
 
 
 class LambdaHead(SmallDetector):
-    """What TorchScript has no words for, with nothing that a recording would lose."""
+    """A head that TorchScript cannot script, without anything that a recording would miss."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(pictures)["coarse"]
@@ -367,7 +367,7 @@ def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
         segments=["detector.backbone"],
         verify_inputs=[([picture, bright(picture)],)],
     )
-    assert text.startswith("hybrid_rt[verify]: the hybrid in fp32: expected what the detector finds, got \n  input 1, ")
+    assert text.startswith("hybrid_rt[verify]: the hybrid in fp32: expected the detector's results, got \n  input 1, ")
     assert "input 1, picture 1: " in text
     assert "boxes found again among " in text
     assert "picture 0" not in text
@@ -422,7 +422,7 @@ def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, 
     inputs, segments = ([small_picture()[0]],), ["detector.backbone"]
     text = refused(VerificationError, detector, inputs, segments=segments)
     assert "the detector found no box in any picture, so that nothing was compared: " in text
-    assert "give pictures with objects, or verify=False" in text
+    assert "pass images with objects, or verify=False" in text
     path = tmp_path / "unverified.pt"
     hybrid_rt.convert(detector, inputs, path, segments=segments, engine="torchscript", verify=False)
     assert hybrid_rt.inspect(path)["verification"] is None

@@ -92,7 +92,7 @@ class ScriptsOtherwise(SmallDetector):
 def test_a_scripted_head_that_differs_gives_way(tmp_path: Path) -> None:
     report = report_of(ScriptsOtherwise(), tmp_path / "a.pt")
     assert report.head == "export"
-    assert report.head_refused == {"script": "it does not find what the detector finds, as verification shows"}
+    assert report.head_refused == {"script": "its results differ from the detector's"}
     assert report.verification is not None
     assert report.verification.passed
 

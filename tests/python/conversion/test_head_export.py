@@ -143,7 +143,7 @@ def test_memory_in_another_order_than_the_example_s(converted: Convert) -> None:
 
 
 class Arguments(SmallDetector):
-    """A picture [N, H, W, 3] in bytes, points that are no picture, and options."""
+    """A picture [N, H, W, 3] in bytes, points that are not an image, and options."""
 
     def forward(
         self, pictures: Tensor, points: dict[str, Tensor], scale: int = 1, mask: Tensor | None = None, *more: Any

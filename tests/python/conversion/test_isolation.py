@@ -129,7 +129,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a package lies that brings the backend "scratch"."""
+    """Returns the directory of a package with the backend "scratch"."""
     folder = tmp_path / "site"
     (folder / "hybrid_rt_scratch-1.dist-info").mkdir(parents=True)
     (folder / "hybrid_rt_scratch.py").write_text(SCRATCH)
@@ -177,7 +177,7 @@ def is_there(process: int) -> bool:
 
 
 def is_running(process: int) -> bool:
-    """Whether it is there, and not only as an entry that nobody has read yet."""
+    """Returns true if the process is alive and not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is measured of a new hybrid; no time is asserted."""
+"""Tests of measuring a new hybrid; no time is asserted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_slow_detector_is_called_seldom(monkeypatch: pytest.MonkeyPatch, secon
     assert found is not None
     assert found.latencies["eager"].count == rounds
     assert len(calls) == rounds + 1
-    assert (found.new_size, found.no_new_size) == (None, "the inputs are no pictures")
+    assert (found.new_size, found.no_new_size) == (None, "the inputs are not images")
 
 
 def test_the_new_size_is_inside_the_bounds_and_was_not_seen(tmp_path: Path) -> None:

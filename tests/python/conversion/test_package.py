@@ -86,7 +86,7 @@ class BareRoot:
     package: Package
 
     def command(self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0") -> list[str]:
-        """What runs a command in the root, with /proc and /sys as a container has them, and no other environment."""
+        """Returns the command that runs another in the root, with /proc and /sys as in a container."""
         root = shlex.quote(str(self.root))
         # The mounts are seen by this process only and go with it.
         prepare = f"mount -t proc proc {root}/proc && mount --rbind -o ro /sys {root}/sys"
@@ -259,7 +259,7 @@ def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: BareRoo
         elif word == "RUN":
             ran = bare.run("sh", "-c", rest)
             assert ran.returncode == 0, ran.stderr
-            assert ran.stdout.count("finds what its detector found") == 2
+            assert ran.stdout.count("matches its detector") == 2
         elif word == "USER":
             user = rest
         elif word in ("ENTRYPOINT", "CMD"):
@@ -489,7 +489,7 @@ def test_plug_ins_of_other_packages_are_found(tmp_path: Path) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
-    """Where to; at the end nothing else lies there, also no hidden folder."""
+    """Returns the target directory. At the end nothing else is there, not even a hidden directory."""
     place = tmp_path / "out"
     place.mkdir()
     (place / "kept.txt").write_text("kept")
@@ -678,7 +678,7 @@ def test_the_command_says_what_it_made(out: Path, script_bundle: Path, capsys: p
     assert main(["package", str(script_bundle), "-o", str(out), "--external-torch", "--backend", "torchscript"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{out}: {len(files_of(out)) - 1} files, ")
-    assert f"needs libtorch {TORCH_VERSION}, its folder in HYBRID_RT_TORCH" in printed
+    assert f"needs libtorch {TORCH_VERSION}, its directory in HYBRID_RT_TORCH" in printed
     assert "HYBRID_RT_BACKEND" in (out / "serve").read_text()
     assert main(["package", str(script_bundle), "-o", str(out)]) == 2
     assert "hybrid_rt[package]" in capsys.readouterr().err

@@ -32,7 +32,7 @@ FP32 = Thresholds(iou=0.99, score=1e-3, recall=1.0, relative_error=1e-3)
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> ConversionReport:
-    """Of a small detector, verified on three pictures."""
+    """Returns the report of a small detector, verified on three images."""
     example, *others = ([small_picture(48, 64, seed)[0]] for seed in range(3))
     path = tmp_path_factory.mktemp("report") / "small.pt"
     further = [(other,) for other in others]
@@ -240,7 +240,7 @@ def test_the_text_says_what_counts(report: ConversionReport, width: int) -> None
     for word in ("openvino", "torchscript", "fp32", "miss", "median", "first call", f"{report.engines[0].share:.1%}"):
         assert word in text
     assert f"measured: {report.measurement.gain:.2f} times as fast as eager (predicted " in text
-    assert "1 round in turns" in text
+    assert "1 round, alternately" in text
     assert "a picture size not seen before: not measured, its segments always get pictures of the same size" in text
     matched = sum(match.matched for match in report.verification.pictures)
     assert f"verified in fp32: {matched} of {matched} boxes found again, box drift " in text

@@ -48,7 +48,7 @@ class Deeper(nn.Module):
 
 
 class Changed(Deeper):
-    """What it returns is changed by a function."""
+    """A module whose result is changed by a function."""
 
     def __init__(self, change: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()

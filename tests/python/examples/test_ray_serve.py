@@ -69,7 +69,7 @@ def processes_of(folder: str, token: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def seen(demo_bundle: Path, one_picture_bundle: Path) -> Iterator[dict[str, Any]]:
-    """What the scenario saw; its folder's name is short, as Ray's sockets lie in it."""
+    """Returns the scenario's observations. Its directory has a short name, as Ray's sockets require."""
     folder = tempfile.mkdtemp(prefix="ray")
     command = [sys.executable, Path(__file__).parents[1] / "helpers" / "ray_serve_scenario.py"]
     command += [demo_bundle, one_picture_bundle, str(free_port()), folder, *PICTURES]

@@ -43,7 +43,7 @@ def places(root: Path, names: Collection[str]) -> dict[str, set[str]]:
 
 
 def _is_a_backends_own(path: Path) -> bool:
-    """Whether it lies in a directory, or is the module, of one backend."""
+    """Returns true for a file in a backend's own directory or module."""
     for parent in ("hybrid_rt/backends", "cpp/backends"):
         if path.is_relative_to(parent):
             own = path.relative_to(parent).parts[0].removesuffix(".py")

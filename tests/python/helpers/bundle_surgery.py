@@ -40,7 +40,7 @@ def read_record(path: Path, name: str) -> bytes:
 
 
 def offset_of(path: Path, name: str, part: float = 0) -> int:
-    """Where a record's bytes begin in the file, or the byte at a ``part`` of them (0.5: in the middle)."""
+    """Returns the offset of a record's bytes in the file, or of the byte at a ``part`` of them (0.5: the middle)."""
     with zipfile.ZipFile(path) as archive:
         root = archive.namelist()[0].split("/", 1)[0]
         entry = archive.getinfo(f"{root}/{name}")

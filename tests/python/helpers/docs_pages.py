@@ -107,7 +107,7 @@ def run_console(block: Block) -> None:
 
 
 def run_command(words: list[str], where: str) -> str:
-    """What a program of ours prints to stdout."""
+    """Runs one of our programs and returns its stdout."""
     assert words[0] in ("hybrid-rt", "hybrid-rt-detect"), f"{where}: {words[0]} is not run here; mark the block"
     if words[:2] == ["hybrid-rt", "detect"] or words[0] == "hybrid-rt-detect":  # the first replaces the process
         program = Path(sys.executable).parent / words[0]

@@ -1,4 +1,4 @@
-"""Where the checkout is."""
+"""Locations in the checkout."""
 
 from pathlib import Path
 

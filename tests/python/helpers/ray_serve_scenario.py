@@ -1,4 +1,4 @@
-"""What test_ray_serve.py looks at, in a process of its own: Ray's threads, warnings and processes stay out of pytest.
+"""The scenario of test_ray_serve.py, in a process of its own to keep Ray's threads and warnings out of pytest.
 
 Prints a JSON object on its last line. Arguments: the bundle, a bundle that takes one picture only, a port, a folder for
 Ray's files, pictures. The checkout has to be on PYTHONPATH, for the replicas' processes too.
@@ -103,7 +103,7 @@ def refusals() -> dict[str, Any]:
 
 
 def codes_of(requests: int) -> list[int]:
-    """Of requests that come at once and do not try again."""
+    """Returns the status codes of concurrent requests that are not retried."""
 
     def one(_: int) -> int:
         request = urllib.request.Request(URL, PICTURES[0].read_bytes(), {"Content-Type": "image/png"})
@@ -119,7 +119,7 @@ def codes_of(requests: int) -> list[int]:
 
 
 def largest_batch() -> int:
-    """Of those that a replica ran; whichever answers."""
+    """Returns the largest batch of the replica that happens to answer."""
     found = []
     for _ in range(10):
         with urllib.request.urlopen(URL.replace("detect", "models"), timeout=30) as answer:
@@ -153,7 +153,7 @@ def deploy(**options: Any) -> Any:
 
 
 def failed_deployment(**options: Any) -> str:
-    """What Ray says of a deployment that does not start."""
+    """Returns Ray's message for a deployment that does not start."""
     try:
         deploy(**options)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Whether two detectors find the same: boxes, masks and keypoints."""
+"""Compares the results of two detectors: boxes, masks and keypoints."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def assert_same(expected: Sequence[Detections], found: Sequence[Detections]) -> 
 
 
 def parse(printed: str) -> list[Detections]:
-    """What tests/downstream prints: a line a detection, an empty line between pictures."""
+    """Parses the output of tests/downstream: one line per detection, an empty line between images."""
     pictures = []
     for block in printed.split("\n\n"):
         rows = torch.tensor([[float(word) for word in line.split()] for line in block.splitlines()])

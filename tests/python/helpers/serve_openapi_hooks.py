@@ -1,4 +1,4 @@
-"""What schemathesis has to be told to make requests that /v1/detect takes (`hooks` of its configuration)."""
+"""Hooks (`hooks` in the configuration) with which schemathesis makes requests that /v1/detect accepts."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ServerEnded(AssertionError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server answered; the headers' names are in lower case."""
+    """The server's answer; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -162,7 +162,7 @@ def serving(
 
 
 def _stop(process: subprocess.Popen[str]) -> bool:
-    """Whether it ended by SIGTERM in time, or had ended before; it has ended in any case."""
+    """Returns true if it ended by SIGTERM in time, or had ended before. In any case it has ended."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

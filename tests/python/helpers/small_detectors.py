@@ -136,7 +136,7 @@ class TakesDictOfLists(SmallDetector):
 
 
 def mean(level: Tensor) -> Tensor:
-    """Of each channel: [N, C, 1, 1]."""
+    """Mean per channel: [N, C, 1, 1]."""
     return level.mean(dim=(2, 3), keepdim=True)
 
 

@@ -31,7 +31,7 @@ device_of_operators = "cpu"
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where the operators run. Inputs are made, and results compared with torchvision's, on the CPU."""
+    """Returns the device of the operators; inputs are created and results compared on the CPU."""
     global device_of_operators
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device here")

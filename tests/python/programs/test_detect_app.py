@@ -229,7 +229,7 @@ def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names
 
 
 def shown_names(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What stands before the scores; the columns must line up."""
+    """Returns the text before the scores; the columns must line up."""
     assert done.returncode == OK, done.stderr
     heading, *lines = done.stdout.splitlines()
     lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("detections: "))]
@@ -362,4 +362,4 @@ def test_help_documents_options_and_exit_codes(program):
     assert [option for option in options if option not in done.stdout] == []
     for code in (0, 1, 2, 3, 4, 5, 6, 7):
         assert f"\n  {code}  " in done.stdout
-    assert "EXIF orientation is\nnot applied unless --exif is given" in done.stdout
+    assert "EXIF orientation is\napplied only with --exif." in done.stdout

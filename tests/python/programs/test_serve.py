@@ -335,7 +335,7 @@ def test_a_wrong_query(server: Server, demo_picture: Path, query: str, status: i
     "content_type", ["image/jpg", "image/*", "IMAGE/PNG", "image/png; charset=binary", "binary/octet-stream"]
 )
 def test_types_as_clients_send_them(server: Server, demo_picture: Path, content_type: str) -> None:
-    """What the image is, is told by its bytes."""
+    """Checks that the bytes determine the type of an image."""
     assert server.detect(demo_picture.read_bytes(), content_type=content_type).status == 200
 
 

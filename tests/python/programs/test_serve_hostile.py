@@ -182,7 +182,7 @@ def test_a_query_of_as_many_arguments_as_may_be_is_answered(server: Server) -> N
 
 @pytest.mark.parametrize(("argument", "number"), [(b"a=1", 65), (b"a", 66), (b"abc=%20", 500), (b"a", 3000)])
 def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: bytes, number: int) -> None:
-    """libmicrohttpd alone says nothing when they use up the memory of a connection."""
+    """By itself, libmicrohttpd says nothing when they use up the memory of a connection."""
     many = b"&".join([argument] * number)
     received = answers(server, b"GET /healthz?" + many + b" HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
     assert received.startswith(b"HTTP/1.1 414"), received[:100]

@@ -99,7 +99,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
-    """What a run of some seconds wrote."""
+    """Returns the directory that a run of some seconds wrote."""
     folder = tmp_path_factory.mktemp("load")
     done = run(
         *("--model", demo_bundle, "--size", 120, 160, "--workers", 1, 2, "--limit-seconds", 0.5, "--seconds", 0.5),

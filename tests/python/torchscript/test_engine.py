@@ -69,7 +69,7 @@ def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 
 
 def op_values(exported: torch.export.ExportedProgram) -> list[Tensor]:
-    """What the graph knows of the outputs of the one op."""
+    """Returns the graph's knowledge of the outputs of the only op."""
     (node,) = (node for node in exported.graph.nodes if node.target is torch.ops.hybrid_rt.run_engine.default)
     return node.meta["val"]
 

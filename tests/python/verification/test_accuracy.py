@@ -1,4 +1,4 @@
-"""What rounding costs, judged by a trained detector on annotated pictures that it has not seen."""
+"""Measures the cost of rounding with a trained detector on annotated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotated pictures as a gate: what is reported, what is refused, and what a data set must be."""
+"""Annotated pictures as a gate: what is reported, what is refused, and what a dataset must be."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DATASET = CocoDataset(ANNOTATIONS, HELD_OUT)
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], CocoDataset]:
-    """Makes a data set of the held-out pictures with changed annotations."""
+    """Makes a dataset of the held-out pictures with changed annotations."""
 
     def changed(change: Callable[[dict[str, Any]], object]) -> CocoDataset:
         content = json.loads(ANNOTATIONS.read_text())
@@ -93,7 +93,7 @@ def test_a_drop_beyond_what_is_allowed_is_a_failure_with_both_numbers() -> None:
     comparison = coco.compare(Oracle(), Oracle(left_out=1), truth, 0.005)
     assert 0.5 < comparison.hybrid.mAP < 0.995
     assert comparison.failure == (
-        f"data set {ANNOTATIONS}: mAP {comparison.hybrid.mAP:.4f} (detector 1.0000), mAP@0.5 "
+        f"dataset {ANNOTATIONS}: mAP {comparison.hybrid.mAP:.4f} (detector 1.0000), mAP@0.5 "
         f"{comparison.hybrid.mAP50:.4f} (detector 1.0000) on 6 pictures (allowed drop 0.005)"
     )
     assert coco.compare(Oracle(), Oracle(left_out=1), truth, 0.9).failure == ""
@@ -160,13 +160,13 @@ def test_nothing_is_saved_when_the_map_drops(tmp_path: Path) -> None:
             verify=False,
             dataset=dataset,
         )
-    assert f"data set {tmp_path / 'a.json'}: mAP 0.0000 (detector 1.0000), mAP@0.5 0.0000" in str(caught.value)
+    assert f"dataset {tmp_path / 'a.json'}: mAP 0.0000 (detector 1.0000), mAP@0.5 0.0000" in str(caught.value)
     assert "on 1 pictures (allowed drop 0.005)" in str(caught.value)
     assert "Nothing was saved." in str(caught.value)
     assert not path.exists()
 
 
-# What a data set must be
+# What a dataset must be
 
 
 def refused(dataset: CocoDataset, max_map_drop: Any = 0.005) -> str:
@@ -294,7 +294,7 @@ def test_without_pycocotools_the_error_says_what_to_install(monkeypatch: pytest.
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     text = refused(DATASET)
-    assert "data set: expected the package pycocotools, got " in text
+    assert "dataset: expected the package pycocotools, got " in text
     assert text.endswith("pip install pycocotools")
 
 
@@ -313,7 +313,7 @@ def test_convert_with_a_gate(
     monkeypatch.chdir(ROOT)
     assert convert(tmp_path, "--coco", ANNOTATIONS, "--pictures", HELD_OUT, "--coco-limit", 2, "--no-verify") == 0
     out = capsys.readouterr().out
-    assert f"data set {ANNOTATIONS}: mAP 0." in out.replace("\n", "")
+    assert f"dataset {ANNOTATIONS}: mAP 0." in out.replace("\n", "")
     assert "on 2 pictures" in out
     assert main(["inspect", str(tmp_path / "x.pt")]) == 0
     shown = capsys.readouterr().out.replace("\n", "")

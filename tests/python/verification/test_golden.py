@@ -220,7 +220,7 @@ def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Pa
     done = run(program, demo_bundle)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{demo_bundle}: finds what its detector found"
+    assert lines[0] == f"{demo_bundle}: matches its detector"
     assert lines[1].startswith("  backbone: openvino ")
     assert " boxes found again among " in lines[2]
     for path in (list_bundle, tuple_bundle):
@@ -240,7 +240,7 @@ def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Pa
 
 
 def with_another_expectation(path: Path, output: Path, change: Callable[[Any], Any]) -> Path:
-    """The bundle with another result of the detector in its golden sample, signed anew."""
+    """The bundle with another result of the detector in its golden sample, signed again."""
     sample = read(path)
     description, data = pack(replace(sample, expected=change(sample.expected)))
     changes = {
@@ -295,7 +295,7 @@ def test_another_tensor_fails_everywhere(tuple_bundle: Path, tmp_path: Path, pro
 
 
 def refusals(path: Path, program: str) -> list[str]:
-    """What Python and C++ say."""
+    """Returns the messages of Python and C++."""
     with pytest.raises(BundleError) as caught:
         verify_golden(path)
     done = run(program, path)

@@ -1,4 +1,4 @@
-"""What the detector itself does not repeat is no fault of the hybrid; everything else is."""
+"""Tests that a result that the detector does not repeat refuses no hybrid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as the same boxes, and as the same tensors."""
+"""Tests of equality of boxes and of tensors."""
 
 from __future__ import annotations
 
@@ -308,8 +308,9 @@ def test_require_raises_every_failure() -> None:
     with pytest.raises(VerificationError) as caught:
         require(Verification("bf16", failures=["one thing", "another"]))
     assert str(caught.value) == (
-        "hybrid_rt[verify]: the hybrid in bf16: expected what the detector finds, got \n  one thing\n  another\n. "
-        "Nothing was saved. Take precision='fp32', leave the segment out, or loosen thresholds= if it is meant. "
+        "hybrid_rt[verify]: the hybrid in bf16: expected the detector's results, got \n  one thing\n  another\n. "
+        "Nothing was saved. Use precision='fp32', exclude the segment, or loosen thresholds= if the difference is "
+        "acceptable. "
         "[results-differ]"
     )
 
@@ -320,7 +321,7 @@ def test_thresholds_of_a_precision_without_any() -> None:
         thresholds_of("int4")
     assert str(caught.value) == (
         "hybrid_rt[verify]: thresholds: expected a precision that has some (fp32, bf16, fp16, int8), got 'int4'. "
-        "Give thresholds=Thresholds(...)."
+        "Pass thresholds=Thresholds(...)."
     )
 
 

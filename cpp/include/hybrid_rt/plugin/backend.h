@@ -14,8 +14,7 @@
 
 namespace hybrid_rt {
 
-/// Whether a backend's runtime can be used in this process; never a bare false: `reason` says why not and what mends
-/// it.
+/// Availability of a backend's runtime in this process. If it is unavailable, `reason` gives the cause and the remedy.
 struct Availability {
   bool available = false;
   std::string reason;                ///< empty when available
@@ -46,12 +45,12 @@ class Backend {
   virtual std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs,
                                        const EngineOptions& options) = 0;
 
-  /// What else load() goes by, such as environment variables: two loads share an engine only where this text is the
-  /// same. Does not throw.
+  /// Returns further inputs of load(), such as environment variables: two loads share an engine only if this text is
+  /// equal. Does not throw.
   virtual std::string settings() { return ""; }
 };
 
-/// What a plug-in `libhybrid_rt_NAME.so` exports as `hybrid_rt_plugin`. Compared before anything else is called.
+/// Export `hybrid_rt_plugin` of a plug-in `libhybrid_rt_NAME.so`. Checked before anything else is called.
 struct PluginDescriptor {
   int abi_version;
   const char* torch_version;  ///< "MAJOR.MINOR" of the torch it was compiled with

@@ -11,11 +11,11 @@
 
 namespace hybrid_rt {
 
-/// What holds between the sizes of the inputs, beyond their ranges: "input 1's height is half of input 0's". Code that
-/// was compiled from an exported program takes it for granted and would read past the end of a tensor.
+/// Conditions between the sizes of the inputs, beyond their ranges: "input 1's height is half of input 0's". Code that
+/// was compiled from an exported program assumes them and would read past the end of a tensor.
 class Conditions {
  public:
-  /// `backend`: for messages. `text` holds one condition a line: what it is for people, a tab, and the same in postfix
+  /// `backend`: for messages. `text` holds one condition per line: a readable form, a tab, and the same in postfix
   /// notation with `INPUT.DIMENSION:` for a size, e.g. `0.2: 1.2: 2 * ==`. Throws Error(kBackend) for what it can't
   /// read.
   Conditions(std::string backend, const at::Tensor& text, const std::vector<TensorSpec>& inputs);

@@ -22,7 +22,7 @@ class LibraryFile {
   ~LibraryFile();
 
   const std::string& path() const { return path_; }
-  /// Whether the library is loaded: it may stay so after dlclose, for instance for its unique symbols.
+  /// Returns true if the library is loaded. It may stay loaded after dlclose, for instance for its unique symbols.
   bool is_loaded() const;
 
  private:

@@ -23,7 +23,7 @@ class ShapeCachingEngine : public Engine {
  protected:
   using Shape = std::vector<std::int64_t>;
 
-  /// What a run into the runtime's own memory gave.
+  /// Result of a run into the runtime's own memory.
   struct CopiedOutputs {
     std::vector<at::Tensor> outputs;
     /// Runs at these shapes can't be told where to write: each must copy.

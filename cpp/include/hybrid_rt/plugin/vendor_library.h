@@ -10,7 +10,7 @@
 
 namespace hybrid_rt {
 
-/// How a vendor's library is looked for, and named in messages.
+/// Search path of a vendor's library, and its name in messages.
 struct VendorLibrarySearch {
   std::string backend;             ///< "openvino"
   std::string name;                ///< in words: "OpenVINO's library"
@@ -33,7 +33,7 @@ class VendorLibrary {
   /// Why it can't be used, with the remedy; empty if it can.
   const std::string& reason() const { return reason_; }
   const std::string& version() const { return version_; }
-  /// What a backend answers whose engines run on these kinds of device, and need this library and nothing else.
+  /// Returns the availability of a backend whose engines run on these kinds of device and need only this library.
   Availability availability(std::vector<std::string> devices) const;
   /// Throws Error(kBackend) with that reason; `expected` is what the library is, in words.
   void require_open(const std::string& expected) const;

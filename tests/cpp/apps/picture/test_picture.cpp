@@ -289,7 +289,7 @@ TEST_CASE("a damaged JPEG is refused or decodes to a whole picture") {
   CHECK(refused > 0);
 }
 
-TEST_CASE("what is no picture is refused with its first bytes") {
+TEST_CASE("what is not an image is refused with its first bytes") {
   CHECK(decoding_error({}) ==
         "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got an empty file. Convert the picture to one of these.");
   CHECK(decoding_error({'G', 'I', 'F', '8', '9', 'a', 1, 2, 3}) ==

@@ -116,7 +116,7 @@ TEST_CASE("pictures come with their sizes") {
   CHECK(read_pictures(several, {}).at(1).size.height == 9);
 }
 
-TEST_CASE("bodies that are no pictures are refused") {
+TEST_CASE("bodies that are not images are refused") {
   CHECK(refused(400, [] { read_pictures(with_body("image/png", ""), {}); }) ==
         "hybrid_rt[serve]: body: expected a picture, got no bytes. Send the picture's bytes.");
   CHECK(refused(422, [] { read_pictures(with_body("image/png", "GIF89a"), {}); }).find("expected a JPEG or PNG") !=

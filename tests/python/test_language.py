@@ -1,0 +1,133 @@
+"""Checks the words of pages, help texts, docstrings and messages against docs/style.md."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.paths import ROOT
+from hybrid_rt.cli.main import _parser
+
+FRAGMENT = re.compile(r"^(?:Of|What|Whether|That|Which|Where|How|Who) .*[.:]$", re.DOTALL)
+"""A sentence that opens like this has no verb of its own, unless it is a question. Headings have no full stop."""
+
+WORDS = re.compile(
+    r"\b(?:anew|mend(?:s|ed|ing)?|data sets?|in turns|at one time|by turns|lets? go of|moods?|in vain|else empty)\b"
+    r"|\bfinds? (?:here )?what (?:its|the) detector (?:finds|found)\b"
+    r"|(?<!there )\b(?:is|are) no (?:image|picture|list|tensor|directory|file)s?\b"
+    r"|\b(?:a|one) (?:row|line|process|name|function|result) a [a-z]+\b",
+    re.IGNORECASE,
+)
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "COMPATIBILITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+SOURCES = [
+    path for name in ("hybrid_rt", "tools", "models", "examples") for path in sorted((ROOT / name).rglob("*.py"))
+]
+
+
+def prose(markdown: str) -> Iterator[str]:
+    """Yields paragraphs, list items and table cells, without code, quoted messages and comments."""
+    text = re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"<!-- gpu_check: begin -->.*?<!-- gpu_check: end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"^(?:>|    ).*$", "", text, flags=re.MULTILINE)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|\n(?=\|)", text):
+        for part in block.split(" | ") if block.lstrip().startswith("|") else [block]:
+            plain = re.sub(r"`[^`]*`", "code", part)
+            yield re.sub(r"^[\s|*#-]*(?:\d+\. )?", "", " ".join(plain.split()))
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?]) (?=[A-Z`])", text)
+
+
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields the place and the text of each docstring in a file."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, documented) and (text := ast.get_docstring(node)):
+            yield f"{path.relative_to(ROOT)}:{node.body[0].lineno}", text
+
+
+def help_texts(parser: argparse.ArgumentParser, name: str = "hybrid-rt") -> Iterator[tuple[str, str]]:
+    """Yields the verb, and the help of each of its arguments and sub-commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                yield f"{name} {choice.dest}", choice.help or ""
+            for verb, child in action.choices.items():
+                yield from help_texts(child, f"{name} {verb}")
+        elif action.help and action.help is not argparse.SUPPRESS:
+            yield f"{name} {action.dest}", action.help
+
+
+def wrong_words(text: str) -> list[str]:
+    return [found[0] for found in WORDS.finditer(re.sub(r"``?[^`]*``?", "", text))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_plain_english(page: Path) -> None:
+    for text in prose(page.read_text()):
+        assert wrong_words(text) == [], text
+        assert [sentence for sentence in sentences(text) if FRAGMENT.match(sentence)] == []
+
+
+def test_docstrings_open_with_a_verb_or_a_noun() -> None:
+    assert [place for path in SOURCES for place, text in docstrings(path) if FRAGMENT.match(text.splitlines()[0])] == []
+
+
+def test_docstrings_have_none_of_the_wrong_words() -> None:
+    found = {place: wrong_words(text) for path in SOURCES for place, text in docstrings(path)}
+    assert {place: words for place, words in found.items() if words} == {}
+
+
+def test_the_help_of_the_command_line_is_plain_english() -> None:
+    texts = dict(help_texts(_parser()))
+    assert len(texts) > 60
+    opens_wrong = re.compile(r"^(?:of|what|whether|that|which|where|how|who|does|is) ", re.IGNORECASE)
+    assert {place: text for place, text in texts.items() if opens_wrong.match(text) or wrong_words(text)} == {}
+    assert {place for place, text in texts.items() if not text} == set()
+
+
+def test_messages_have_none_of_the_wrong_words() -> None:
+    """The string constants of the package and of its C++ sources, which hold its errors."""
+    found = {}
+    for path in sorted((ROOT / "hybrid_rt").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and (words := wrong_words(node.value)):
+                found[f"{path.relative_to(ROOT)}:{node.lineno}"] = words
+    for path in sorted((ROOT / "cpp").rglob("*.cpp")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if words := [word for text in re.findall(r'"((?:[^"\\]|\\.)*)"', line) for word in wrong_words(text)]:
+                found[f"{path.relative_to(ROOT)}:{number}"] = words
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Of what the function computes.",
+        "Whether nothing failed.",
+        "One row a bundle.",
+        "It loads the bundles anew.",
+        "A data set with boxes.",
+        "The bundle finds what its detector found.",
+        "A text that is no image.",
+    ],
+)
+def test_the_check_sees_a_translated_sentence(text: str) -> None:
+    assert FRAGMENT.match(text) or wrong_words(text)
+
+
+def test_the_check_passes_a_plain_sentence() -> None:
+    text = "Returns one row per bundle. What happens if it fails?"
+    assert not wrong_words(text)
+    assert not any(FRAGMENT.match(sentence) for sentence in sentences(text))
