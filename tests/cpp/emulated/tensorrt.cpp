@@ -232,6 +232,7 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
       report_breach("the first run of a shape is captured, in which TensorRT sets itself up");
       return engine_.log.fail("enqueueV3: the first run of a shape can't be captured");
     }
+    if (emulated::is_capturing(stream)) emulated::require_order(itself_, stream, "a context is recorded");
     shapes_that_ran_ = shapes_;
     emulated::enqueue(stream, operation());
     return true;
