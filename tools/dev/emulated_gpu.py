@@ -132,7 +132,8 @@ def plant(fault: Fault, folder: Path) -> Path:
     link = run(["ninja", "-C", str(folder), "-t", "commands", "-s", "lib/libhybrid_rt_tensorrt.so"]).stdout
     link = re.sub(r"^: && (.*) && :$", r"\1", link.strip())
     for command in commands:
-        if command["file"] != str(source) or "backends/tensorrt" not in command["output"]:
+        output = os.path.relpath(command["output"], folder)
+        if command["file"] != str(source) or output not in link:
             continue
         compiled = place / (Path(command["output"]).parent.name + ".o")
         words = shlex.split(command["command"])
@@ -141,7 +142,9 @@ def plant(fault: Fault, folder: Path) -> Path:
         done = run([*words, f"-I{PLUGIN}", "-Wno-error"], cwd=folder)
         if done.returncode != 0:
             sys.exit(f"planted fault {fault.name}: it does not compile:\n{done.stderr[-3000:]}")
-        link = link.replace(command["output"], shlex.quote(str(compiled)))
+        link = link.replace(output, shlex.quote(str(compiled)))
+    if str(place) not in link:
+        sys.exit(f"planted fault {fault.name}: expected {fault.file} among what the plug-in is compiled of, got none")
     library = place / "libhybrid_rt_tensorrt.so"
     done = run(
         shlex.split(link.replace("-o lib/libhybrid_rt_tensorrt.so", f"-o {shlex.quote(str(library))}")), cwd=folder
