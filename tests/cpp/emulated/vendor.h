@@ -3,8 +3,8 @@
 #include <atomic>
 #include <string>
 
-// The switches and counters of the stand-in of TensorRT, a library that is opened at run time and shares this object with
-// the tests.
+// The switches and counters of the stand-in of TensorRT, a library that is opened at run time and shares this object
+// with the tests.
 
 namespace emulated {
 
