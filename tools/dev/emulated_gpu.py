@@ -64,23 +64,17 @@ def build(name: str) -> Path:
     return folder
 
 
-def ctest(folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs all tests of the emulated GPU that a folder has."""
-    command = ["ctest", "--test-dir", str(folder), "-R", "^emulated_", "--output-on-failure", "--no-tests=error"]
-    return run(command, env=environment)
+def ctest(
+    folder: Path, environment: dict[str, str] | None = None, pattern: str = "^emulated_"
+) -> subprocess.CompletedProcess[str]:
+    """Runs the tests of the emulated GPU that a folder has."""
+    options = ["--output-on-failure", "--no-tests=error", "--timeout", "300"]
+    return run(["ctest", "--test-dir", str(folder), "-R", pattern, *options], env=environment)
 
 
 def sanitize(name: str) -> bool:
     """Runs the tests under a sanitizer, and tells whether it found nothing."""
-    suppressions = ROOT / "tests" / "cpp" / "emulated" / "thread_sanitizer.txt"
-    done = ctest(
-        build(name),
-        {
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "UBSAN_OPTIONS": "print_stacktrace=1",
-            "TSAN_OPTIONS": f"suppressions={suppressions} ignore_noninstrumented_modules=1",
-        },
-    )
+    done = ctest(build(name))
     print(done.stdout[-30000:])
     return done.returncode == 0
 
@@ -138,7 +132,8 @@ def plant(fault: Fault, folder: Path) -> Path:
     link = run(["ninja", "-C", str(folder), "-t", "commands", "-s", "lib/libhybrid_rt_tensorrt.so"]).stdout
     link = re.sub(r"^: && (.*) && :$", r"\1", link.strip())
     for command in commands:
-        if command["file"] != str(source) or "backends/tensorrt" not in command["output"]:
+        output = os.path.relpath(command["output"], folder)
+        if command["file"] != str(source) or output not in link:
             continue
         compiled = place / (Path(command["output"]).parent.name + ".o")
         words = shlex.split(command["command"])
@@ -147,7 +142,9 @@ def plant(fault: Fault, folder: Path) -> Path:
         done = run([*words, f"-I{PLUGIN}", "-Wno-error"], cwd=folder)
         if done.returncode != 0:
             sys.exit(f"planted fault {fault.name}: it does not compile:\n{done.stderr[-3000:]}")
-        link = link.replace(command["output"], shlex.quote(str(compiled)))
+        link = link.replace(output, shlex.quote(str(compiled)))
+    if str(place) not in link:
+        sys.exit(f"planted fault {fault.name}: expected {fault.file} among what the plug-in is compiled of, got none")
     library = place / "libhybrid_rt_tensorrt.so"
     done = run(
         shlex.split(link.replace("-o lib/libhybrid_rt_tensorrt.so", f"-o {shlex.quote(str(library))}")), cwd=folder
@@ -160,13 +157,16 @@ def plant(fault: Fault, folder: Path) -> Path:
 def plant_all(names: list[str]) -> bool:
     """Runs the tests with each fault, prints what noticed it, and tells whether all were noticed."""
     folder = build("coverage")
-    if ctest(folder).returncode != 0:
+    # The plug-in's own tests, with the first of the stand-ins.
+    names_of_tests = re.findall(r"emulated_tensorrt_\w+", run(["ctest", "--test-dir", str(folder), "-N"]).stdout)
+    pattern = f"^{min(names_of_tests)}$"
+    if ctest(folder, pattern=pattern).returncode != 0:
         sys.exit("the tests fail without any fault")
     is_noticed = True
     for fault in FAULTS:
         if names and fault.name not in names:
             continue
-        output = ctest(folder, {"HYBRID_RT_TEST_TENSORRT_PLUGIN": str(plant(fault, folder))}).stdout
+        output = ctest(folder, {"HYBRID_RT_TEST_TENSORRT_PLUGIN": str(plant(fault, folder))}, pattern).stdout
         found = fault.noticed_as in output and "tests failed out of" in output
         is_noticed = is_noticed and found
         print(f"{'noticed' if found else 'MISSED ':8} {fault.name}: {fault.noticed_as}", flush=True)

@@ -52,11 +52,6 @@ FAULTS = [
         "a context is destroyed while",
     ),
     Fault(
-        "context_of_two_threads", "context_pool.cpp", "  idle_.erase(found);\n  return context;",
-        "  auto* const same = context.get();\n  *found = std::unique_ptr<PooledContext>(same);\n  return context;",
-        "a context is called from two threads at once",
-    ),
-    Fault(
         "engine_before_contexts", "engine.cpp", "    contexts_.clear();\n    engine_.reset();",
         "    engine_.reset();\n    contexts_.clear();", "an engine is destroyed before its contexts",
     ),
@@ -93,7 +88,7 @@ FAULTS = [
     ),
     Fault(
         "recorded_while_it_runs", "graph_cache.cpp", "    entry.done.synchronize();\n  } catch", "  } catch",
-        "a recorded call",
+        "a context is recorded while",
     ),
     Fault(
         "graph_not_waited_for", "graph_cache.cpp", "  entry->done.block(stream);\n", "",

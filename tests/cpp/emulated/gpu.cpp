@@ -147,6 +147,17 @@ void require_idle(const ResourcePointer& resource, const std::string& what) {
   }
 }
 
+void require_order(const ResourcePointer& resource, const Stream* stream, const std::string& what) {
+  State& state = State::instance();
+  const std::lock_guard lock(state.mutex);
+  for (const Resource::Past& past : resource->past) {
+    if (std::max(at(state.host, past.stream), at(stream->clock, past.stream)) >= past.tick) continue;
+    state.breaches.push_back(what + " while " + past.operation + " in stream " + std::to_string(past.stream) +
+                             " may still use " + resource->name);
+    return;
+  }
+}
+
 Stream* default_stream(int device) {
   State& state = State::instance();
   const std::lock_guard lock(state.mutex);

@@ -66,6 +66,8 @@ Use use_of(const void* data, size_t size, bool is_write, int device, const std::
 ResourcePointer make_resource(const std::string& name);
 /// Reports a breach unless the host knows that all that uses it is over: it waited, or asked, or the device is lost.
 void require_idle(const ResourcePointer& resource, const std::string& what);
+/// Reports a breach unless all that uses it is over before what comes next in the stream.
+void require_order(const ResourcePointer& resource, const Stream* stream, const std::string& what);
 
 // Streams.
 Stream* default_stream(int device);

@@ -78,6 +78,11 @@ DataType type_of(const std::string& dtype) {
   return DataType::kFLOAT;
 }
 
+void be_slow() {
+  const int microseconds = Vendor::instance().slowness;
+  if (microseconds > 0) std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
+}
+
 /// Two threads in an object that is one thread's at a time.
 class OneThread {
  public:
@@ -221,7 +226,7 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
     const OneThread one(inside_, "a context");
     Vendor& vendor = Vendor::instance();
     ++vendor.enqueues;
-    if (vendor.slowness > 0) std::this_thread::sleep_for(std::chrono::microseconds(vendor.slowness));
+    be_slow();
     emulated::Stream* const stream = stream_of(handle);
     if (emulated::is_lost(engine_.device)) return engine_.log.fail("Cuda Runtime (unspecified launch failure)");
     if (vendor.fail_enqueue > 0 && vendor.fail_enqueue.fetch_sub(1) == 1) {
@@ -232,6 +237,7 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
       report_breach("the first run of a shape is captured, in which TensorRT sets itself up");
       return engine_.log.fail("enqueueV3: the first run of a shape can't be captured");
     }
+    if (emulated::is_capturing(stream)) emulated::require_order(itself_, stream, "a context is recorded");
     shapes_that_ran_ = shapes_;
     emulated::enqueue(stream, operation());
     return true;
@@ -338,6 +344,7 @@ class Engine final : public ICudaEngine, public RefusingCudaEngine {
 
   IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override {
     const OneThread one(state_.inside, "an engine's createExecutionContext");
+    be_slow();
     if (emulated::current_device() != state_.device) report_breach("a context is made on another device");
     if (strategy != ExecutionContextAllocationStrategy::kUSER_MANAGED) {
       report_breach("a context is made that allocates scratch memory of its own");

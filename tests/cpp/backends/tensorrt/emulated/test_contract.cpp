@@ -363,6 +363,14 @@ TEST_CASE("rules of graphs") {
     emulated::end_capture(caller.stream, &graph);
     CHECK(breaches() == "the first run of a shape is captured, in which TensorRT sets itself up");
   }
+  SUBCASE("a context is recorded from another stream than the one it runs in") {
+    emulated::Stream* const other = emulated::make_stream(0);
+    caller.enqueue();
+    REQUIRE(emulated::begin_capture(other) == emulated::kSuccess);
+    CHECK(caller.enqueue(other));
+    emulated::end_capture(other, &graph);
+    CHECK(breaches() == "a context is recorded while setting a profile in stream  may still use a context");
+  }
   SUBCASE("the default stream is captured from") {
     CHECK(emulated::begin_capture(emulated::default_stream(0)) == emulated::kCaptureUnsupported);
   }
