@@ -42,7 +42,6 @@ def archive_of(records: dict[str, bytes]) -> bytes:
 
 def got_of(records: dict[str, bytes]) -> str:
     """What is refused in an archive; empty if it is taken."""
-    said = ""
     try:
         _native.check_script(archive_of(records), "x.pt")
     except BundleError as error:

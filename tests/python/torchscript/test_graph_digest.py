@@ -16,7 +16,7 @@ from hybrid_rt.torchscript.graph_digest import NoDigest, graph_digest
 
 
 def scripted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    with jit._quiet():
+    with jit.quiet():
         return torch.jit.script(function)
 
 

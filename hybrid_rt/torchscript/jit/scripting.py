@@ -1,37 +1,23 @@
-"""Every call of torch.jit. TorchScript is deprecated in torch and works up to 2.15: it is kept in this one file."""
+"""Makes TorchScript of modules and functions: by scripting, by recording, of generated classes."""
 
 from __future__ import annotations
 
 import ast
-import io
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FunctionType
 from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from .. import _native
-from ..common.error_text import described
-from ..common.errors import CaptureError, FusionError
-from ..common.specs import engine_name
-from .autograd_functions import forwards_alone
-from .engine import Engine
-from .generated_module import generated_class
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's notices that TorchScript is deprecated, and the tracer's about shapes that it generalises."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit.*")
-        warnings.filterwarnings("ignore", message=r".*TorchScript.*")
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        yield
+from ...common.error_text import described
+from ...common.errors import CaptureError
+from ..autograd_functions import forwards_alone
+from ..generated_module import generated_class
+from .archives import freeze, submodule
+from .graphs import returns_losses_and_detections
+from .notices import quiet
 
 
 @contextmanager
@@ -63,7 +49,7 @@ def _recording() -> Iterator[None]:
     recursive.get_property_stubs = lambda _: []
     recursive.get_hook_stubs = lambda _: ([], [])
     try:
-        with _quiet(), _attempt(), forwards_alone(), torch.no_grad():
+        with quiet(), _attempt(), forwards_alone(), torch.no_grad():
             yield
     finally:
         recursive.get_property_stubs, recursive.get_hook_stubs = properties, hooks
@@ -119,7 +105,7 @@ def _optional_where_none() -> Iterator[None]:
 
 
 def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
-    with _quiet():
+    with quiet():
         try:
             with _attempt(), _optional_where_none():
                 return torch.jit.script(module)
@@ -156,7 +142,7 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
 
 def script_function(function: FunctionType) -> Any:
     """Scripts a function whose source is generated: what is recorded around its calls keeps its branches."""
-    with _quiet():
+    with quiet():
         return torch.jit.script(function)
 
 
@@ -258,169 +244,6 @@ def chain(
     return script(module.eval())
 
 
-def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]]) -> None:
-    """Gives the stand-ins of a fused engine's later segments the outputs of the engine, in a frozen module.
-
-    Args:
-        module: the head with its stand-ins.
-        segments: of each engine, by its name.
-
-    Raises:
-        FusionError: the head does not run the first segment before a later one on every path.
-    """
-
-    def visit(block: Any, engines: dict[str, Any]) -> None:
-        for node in block.nodes():
-            if node.kind() == "hybrid_rt::run_engine":
-                engine = next(node.inputs()).toIValue()
-                engines[engine_name(engine.segments())] = node.output()
-            elif node.kind() == "hybrid_rt::handed_on":
-                segment = list(node.inputs())[2].toIValue()
-                if segment not in engines:
-                    error = FusionError.make(
-                        "capture",
-                        f"segments '{segment}'",
-                        expected="the head to run them one after the other whenever it runs the last",
-                        got="a branch or loop between them",
-                        remedy="Convert with fuse=False.",
-                        code="segments-not-one",
-                    )
-                    error.segments = tuple(segments[segment])
-                    raise error
-                node.replaceInput(0, engines[segment])
-            for inner in node.blocks():
-                visit(inner, dict(engines))
-
-    visit(module.graph, {})
-    torch._C._jit_pass_dce(module.graph)
-
-
-def open_archive(source: Path | io.BytesIO) -> torch.jit.ScriptModule:
-    """Opens an archive on the CPU as it was saved; no engine in it is prepared.
-
-    Raises:
-        RuntimeError: torch can't read it.
-    """
-    with _quiet():
-        return torch.jit.load(source, map_location="cpu")
-
-
-def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
-    """The engines of a frozen hybrid, by their names."""
-    engines: dict[str, Any] = {}
-    for node in _runs(module.graph):
-        engine = next(node.inputs()).toIValue()
-        engines[engine_name(engine.segments())] = engine
-    return engines
-
-
-def reopened(
-    module: torch.jit.ScriptModule,
-    hollow: Callable[[Sequence[str]], Any],
-    opened: Callable[[bytes], torch.jit.ScriptModule],
-) -> torch.jit.ScriptModule:
-    """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
-
-    Its graph was rewritten after :func:`freeze`; what is compared with the detector is then what a program loads.
-
-    Args:
-        module: the hybrid; it is used up.
-        hollow: makes an engine without bytes for segments.
-        opened: opens an archive.
-    """
-    engines = engines_of(module)
-    for engine in engines.values():
-        replace_engine(module, hollow(engine.segments()))
-    again = opened(to_bytes(module))
-    for engine in engines.values():
-        replace_engine(again, engine)
-    return again
-
-
-def moved(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:
-    """A copy of a frozen hybrid whose constants are on a device, with the very engines that it has."""
-    copied = open_archive(io.BytesIO(to_bytes(module)))
-    for engine in engines_of(module).values():
-        replace_engine(copied, engine)
-    _native.move_to(copied._c, torch.device(device))
-    return copied
-
-
-def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
-    """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
-    graph = module.graph
-    graph.setInsertPoint(next(graph.nodes()))
-    constant = graph.insertConstant(engine)
-    for node in _runs(graph):
-        if next(node.inputs()).toIValue().segments() == engine.segments():
-            node.replaceInput(0, constant)
-    torch._C._jit_pass_dce(graph)
-
-
-def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, str, str]]:
-    """Returns a traced module's operations in order: operator, calling submodule, line.
-
-    Args:
-        module: traced from a :class:`hybrid_rt.common.structure.Flattened`, whose submodule is ``module``.
-        name: that submodule's own dotted path, which replaces the recorded one.
-    """
-    found = []
-    for node in nodes_of(module.graph):
-        if not node.kind().startswith("aten::"):
-            continue
-        scope = node.scopeName().rpartition("/")[2].removeprefix("__module.").removeprefix("module")
-        lines = [line for line in node.sourceRange().splitlines() if "site-packages/torch/" not in line]
-        line = lines[0].strip() if lines else ""
-        found.append((node.kind().removeprefix("aten::"), name + scope, line))
-    return found
-
-
-def tidy(graph: Any) -> None:
-    """Drops what a changed graph does not use, and has torch check the rest."""
-    torch._C._jit_pass_dce(graph)
-    torch._C._jit_pass_lint(graph)
-
-
-def nodes_of(block: Any) -> Iterator[Any]:
-    """All nodes, those of inner blocks too."""
-    for node in block.nodes():
-        yield node
-        for inner in node.blocks():
-            yield from nodes_of(inner)
-
-
-def _runs(block: Any) -> Iterator[Any]:
-    """The nodes that run engines."""
-    return (node for node in nodes_of(block) if node.kind() == "hybrid_rt::run_engine")
-
-
-def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
-    """Returns the modules that :func:`chain` joined, with their sources, also after saving and loading.
-
-    A module that was not made by it has no members.
-    """
-    outputs: dict[int, int] = {}  # of a call's result: the index of its first tensor among all outputs
-    first = 0
-    members: list[tuple[torch.jit.ScriptModule, tuple[int, ...]]] = []
-    for node in chained.graph.nodes():
-        if node.kind() != "prim::CallMethod":
-            continue
-        called, *inputs = node.inputs()
-        name = called.node().s("name") if called.node().kind() == "prim::GetAttr" else ""
-        if name != f"member_{len(members)}":
-            continue
-        sources = []
-        for value in inputs:
-            if value.node().kind() == "prim::TupleIndex":
-                result, index = value.node().inputs()
-                place: Any = index.toIValue()
-                sources.append(outputs[result.unique()] + int(place))
-        members.append((getattr(chained, name), tuple(sources)))
-        outputs[node.output().unique()] = first
-        first += len(node.output().type().elements())
-    return members
-
-
 def unused(method: FunctionType) -> Any:
     """A copy of a method that TorchScript does not compile: calling it there raises."""
     return torch.jit.unused(_copied(method))
@@ -445,7 +268,7 @@ def compiled_methods(module: nn.Module, methods: Mapping[str, FunctionType]) -> 
         trial: nn.Module = object.__new__(type(owner.__name__, (owner,), namespace))
         vars(trial).update(vars(module))
         try:
-            with _quiet(), _attempt():
+            with quiet(), _attempt():
                 torch.jit.script(trial)
         except Exception:  # whatever the compiler says of it
             continue
@@ -469,48 +292,6 @@ def _annotations(method: FunctionType) -> dict[str, Any]:
         return dict(method.__annotations__)
 
 
-def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run.
-
-    What torch returns ends the process when an operator in it fails: its graph points to functions that are gone.
-    """
-    with _quiet():
-        frozen = torch.jit.freeze(module.eval())
-    _native.forget_inlined_functions(frozen._c)
-    return frozen
-
-
-def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Wraps the result of freeze as a submodule of another module, which makes its C++ type known."""
-    return torch.jit._recursive.wrap_cpp_module(frozen._c)
-
-
-def replace_operator(graph: Any, name: str, other: str, inputs: Sequence[str], results: int) -> None:
-    """Calls another operator of the same inputs and results in the place of each call of one in a graph."""
-    pattern = "graph({inputs}):\n    {results} = {op}({inputs})\n    return ({results})"
-    names = {"inputs": ", ".join(f"%{each}" for each in inputs), "results": ", ".join(f"%r{i}" for i in range(results))}
-    torch._C._jit_pass_custom_pattern_based_rewrite_graph(
-        pattern.format(op=name, **names), pattern.format(op=other, **names), graph
-    )
-
-
-def graphs_of(module: torch.jit.ScriptModule) -> Iterator[Any]:
-    """The graphs of all methods of a module and its submodules, with the functions that they call inlined."""
-    for part in module.modules():
-        native: Any = getattr(part, "_c", None)  # a stand-in of freeze's constants has none
-        for name in native._method_names() if native is not None else ():
-            graph = native._get_method(name).graph
-            if any(node.kind() == "prim::CallFunction" for node in nodes_of(graph)):
-                torch._C._jit_pass_inline(graph)
-            yield graph
-
-
-def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:
-    """Returns true if a scripted detector returns torchvision's pair (losses, detections)."""
-    returned = module.forward.schema.returns[0].type
-    return str(returned) == "Tuple[Dict[str, Tensor], List[Dict[str, Tensor]]]"
-
-
 _TENSORS_ONLY = '''\
 class TensorsOnly(nn.Module):
     """A detector of lists and dicts, for a caller who has tensors only: a picture, or pictures of one size."""
@@ -520,6 +301,7 @@ class TensorsOnly(nn.Module):
         found = self.detector({pictures})
         {results}
 '''
+
 
 _PADDED = """\
 most = 0
@@ -572,40 +354,3 @@ def tensors_only(
     module = generated_class(source, "TensorsOnly", {"nn": nn})()
     module.detector = submodule(detector)
     return script(module.eval())
-
-
-def signature_of(module: torch.jit.ScriptModule) -> tuple[list[str], list[str]]:
-    """The types that forward takes and returns, in TorchScript's words: ``List[Tensor]``."""
-    schema = module.forward.schema
-    taken = [str(argument.type) for argument in schema.arguments[1:] if argument.default_value is None]
-    return taken, [str(returned.type) for returned in schema.returns]
-
-
-def to_bytes(module: torch.jit.ScriptModule) -> bytes:
-    """The module as an archive.
-
-    In memory, also for files: torch's writer of files ends the process when the disk is full, as its destructor throws.
-    """
-    with _quiet():
-        archive: bytes = module.save_to_buffer()
-    return archive
-
-
-def from_bytes(archive: bytes) -> torch.jit.ScriptModule:
-    """Opens an archive as :func:`open_archive`."""
-    return open_archive(io.BytesIO(archive))
-
-
-def save(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Writes the module as an archive.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    path.write_bytes(to_bytes(module))
-
-
-def load(path: str | os.PathLike[str], options: Any) -> torch.jit.ScriptModule:
-    """Loads a bundle with the C++ library, see :func:`hybrid_rt.load`."""
-    with _quiet():
-        return torch.jit._recursive.wrap_cpp_module(_native.load(os.fsencode(path), options))

@@ -1,0 +1,115 @@
+"""Freezes TorchScript modules, saves and opens them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import _native
+from ..engine import Engine
+from .graphs import engine_runs, engines_of
+from .notices import quiet
+
+
+def open_archive(source: Path | io.BytesIO) -> torch.jit.ScriptModule:
+    """Opens an archive on the CPU as it was saved; no engine in it is prepared.
+
+    Raises:
+        RuntimeError: torch can't read it.
+    """
+    with quiet():
+        return torch.jit.load(source, map_location="cpu")
+
+
+def reopened(
+    module: torch.jit.ScriptModule,
+    hollow: Callable[[Sequence[str]], Any],
+    opened: Callable[[bytes], torch.jit.ScriptModule],
+) -> torch.jit.ScriptModule:
+    """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
+
+    Its graph was rewritten after :func:`freeze`; what is compared with the detector is then what a program loads.
+
+    Args:
+        module: the hybrid; it is used up.
+        hollow: makes an engine without bytes for segments.
+        opened: opens an archive.
+    """
+    engines = engines_of(module)
+    for engine in engines.values():
+        replace_engine(module, hollow(engine.segments()))
+    again = opened(to_bytes(module))
+    for engine in engines.values():
+        replace_engine(again, engine)
+    return again
+
+
+def moved(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:
+    """A copy of a frozen hybrid whose constants are on a device, with the very engines that it has."""
+    copied = open_archive(io.BytesIO(to_bytes(module)))
+    for engine in engines_of(module).values():
+        replace_engine(copied, engine)
+    _native.move_to(copied._c, torch.device(device))
+    return copied
+
+
+def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
+    """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
+    graph = module.graph
+    graph.setInsertPoint(next(graph.nodes()))
+    constant = graph.insertConstant(engine)
+    for node in engine_runs(graph):
+        if next(node.inputs()).toIValue().segments() == engine.segments():
+            node.replaceInput(0, constant)
+    torch._C._jit_pass_dce(graph)
+
+
+def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run.
+
+    What torch returns ends the process when an operator in it fails: its graph points to functions that are gone.
+    """
+    with quiet():
+        frozen = torch.jit.freeze(module.eval())
+    _native.forget_inlined_functions(frozen._c)
+    return frozen
+
+
+def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Wraps the result of freeze as a submodule of another module, which makes its C++ type known."""
+    return torch.jit._recursive.wrap_cpp_module(frozen._c)
+
+
+def to_bytes(module: torch.jit.ScriptModule) -> bytes:
+    """The module as an archive.
+
+    In memory, also for files: torch's writer of files ends the process when the disk is full, as its destructor throws.
+    """
+    with quiet():
+        archive: bytes = module.save_to_buffer()
+    return archive
+
+
+def from_bytes(archive: bytes) -> torch.jit.ScriptModule:
+    """Opens an archive as :func:`open_archive`."""
+    return open_archive(io.BytesIO(archive))
+
+
+def save(module: torch.jit.ScriptModule, path: Path) -> None:
+    """Writes the module as an archive.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    path.write_bytes(to_bytes(module))
+
+
+def load(path: str | os.PathLike[str], options: Any) -> torch.jit.ScriptModule:
+    """Loads a bundle with the C++ library, see :func:`hybrid_rt.load`."""
+    with quiet():
+        return torch.jit._recursive.wrap_cpp_module(_native.load(os.fsencode(path), options))
