@@ -23,8 +23,8 @@ inline void print_values(const at::Tensor& tensor) {
   for (int64_t i = 0; i < flat.numel(); ++i) std::printf(" %.9g", flat.data_ptr<float>()[i]);
 }
 
-/// Runs the detector on the pictures and prints one line per detection: label, score, x1, y1, x2, y2, then the area of its
-/// mask, or x, y and score of each of its keypoints, if the detector finds these; an empty line between pictures.
+/// Runs the detector on the pictures and prints one line per detection: label, score, x1, y1, x2, y2, then the area of
+/// its mask, or x, y and score of each of its keypoints, if the detector finds these; an empty line between pictures.
 inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::Tensor>& pictures) {
   const auto results = detector.forward({pictures}).toList();
   for (size_t p = 0; p < results.size(); ++p) {
