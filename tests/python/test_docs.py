@@ -47,7 +47,6 @@ NOT_RUN = [
     "docs/service.md",  # the server runs until it is stopped: test_serve.py
     "docs/signing.md",
     "docs/signing.md",
-    "docs/threat-model.md",  # the file of the page on signing
     "docs/torchscript.md",  # the benchmark
 ]
 
