@@ -24,7 +24,7 @@ OWN = [name for name in registry.names() if type(registry.backend(name)).__modul
 
 PROJECT = read_pyproject(ROOT)
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-OF_NO_BACKEND = {"coco", "package", "ray", "all"}
+OF_NO_BACKEND = {"coco", "package", "ray", "all", "int8"}
 
 
 def test_the_backends_of_this_repository_are_found() -> None:

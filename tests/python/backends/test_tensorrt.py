@@ -283,7 +283,7 @@ def test_a_gpu_that_this_library_does_not_build_for_is_refused() -> None:
     """9.0, the H100's, is not among those of TensorRT-RTX."""
     with refused("option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: ") as caught:
         built(pyramid(), compute_capabilities=["9.0"])
-    assert "got 9.0. For other GPUs take TensorRT on a machine that has one" in str(caught.value)
+    assert "got 9.0. For other GPUs, use TensorRT on a machine that has one" in str(caught.value)
 
 
 def a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: str) -> None:
