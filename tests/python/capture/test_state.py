@@ -176,7 +176,7 @@ def test_what_is_done_with_state_is_one_of_two(tmp_path: Path) -> None:
 
 
 def test_the_refusal_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match="convert with state='reset' if that is meant"):
+    with pytest.raises(CaptureError, match="convert with state='reset' if that is intended"):
         converted(InPlace().eval(), tmp_path / "a.pt", verify=False)
 
 
