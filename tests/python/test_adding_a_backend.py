@@ -25,6 +25,8 @@ CUDA_ENGINES = "a fixed programme for one run on a GPU, the most wanted first; i
 
 ONE_CALL = "the op's cost over one vendor's own call"
 
+A_TESTS_BUNDLE = "the engines of the bundle that it makes"
+
 ALLOWED = {
     "cpp/CMakeLists.txt": "the directory cpp/src/torchscript",
     "cpp/apps/detect/main.cpp": "an example of what it prints",
@@ -48,6 +50,9 @@ ALLOWED = {
     "tools/benchmarks/accuracy.py": "the hybrid beside one whole graph",
     "tools/benchmarks/bundle_size.py": "a default choice of engines",
     "tools/gpu/pack.py": "what one vendor's library is called, for a machine without a network",
+    "tools/dev/emulated_gpu.py": "the plug-in that the emulated GPU is for",
+    "tools/dev/fuzz_bundles.py": A_TESTS_BUNDLE,
+    "tools/dev/kill_test.py": A_TESTS_BUNDLE,
     "tools/dev/make_test_bundle.py": "the C++ tests ask for the engine that they know",
     "tools/load/main.py": "the load test's bundle has one engine",
     "pyproject.toml": "mypy does not read TVM's sources",

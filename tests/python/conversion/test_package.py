@@ -656,7 +656,9 @@ def test_a_write_that_fails_leaves_the_old_package_and_nothing_else(
         return copy(source, target)
 
     monkeypatch.setattr(package_module, "_copy", fail_at_the_fifth)
-    with pytest.raises(BundleError, match=r"expected to write the folder, got No space left on device\. Check the free space"):
+    with pytest.raises(
+        BundleError, match=r"expected to write the folder, got No space left on device\. Check the free space"
+    ):
         package([script_bundle], out, torch="external", overwrite=True)
     assert {path: digest(out / path) for path in files_of(out)} == before
 
