@@ -63,10 +63,10 @@ def test_a_fold_begins_at_the_leaves() -> None:
     assert depth == 3
 
 
-def test_the_native_part_gets_tensors_in_plain_containers() -> None:
+def test_the_native_part_gets_tensors_and_plain_values_in_plain_containers() -> None:
     tensor = torch.ones(1)
-    assert plain({0: (Found(tensor, "x"), 3.5), "b": MappingProxyType({"c": tensor})}) == {
-        "0": ((tensor, None), None),
+    assert plain({0: (Found(tensor, "x"), 3.5, object()), "b": MappingProxyType({"c": tensor})}) == {
+        "0": ((tensor, "x"), 3.5, None),
         "b": {"c": tensor},
     }
 
