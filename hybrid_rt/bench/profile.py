@@ -26,7 +26,7 @@ from ..common.tensor_tree import tensors_in
 from ..conversion.export.extract import extract
 from ..verification.golden import read as read_golden
 
-ENGINE, OPERATOR, INTERPRETER = "engine", "operator", "interpreter"
+ENGINE, OPERATOR, OTHER = "engine", "operator", "other"
 
 _ENGINE_EVENT = "hybrid_rt engine "
 """What ScriptEngine::run() records, before the engine's name."""
@@ -40,8 +40,8 @@ class Part:
 
     Attributes:
         name: of the engine or operator.
-        kind: "engine", "operator" or "interpreter".
-        place: "before NAME", "after NAME": of the engine next to it in time; empty for engines and the interpreter.
+        kind: "engine", "operator" or "other", the interpreter and the profiler.
+        place: "before NAME", "after NAME": of the engine next to it in time; empty for engines and the rest.
         calls: per call of the bundle.
         milliseconds: per call of the bundle, with what it calls.
         share: of the profiled call, 0..1.
@@ -231,7 +231,7 @@ def _parts(found: Sequence[Sequence[_Step]], total: float) -> list[Part]:
         for key, (count, milliseconds) in sums.items()
     ]
     rest = max(0.0, total - sum(part.milliseconds for part in parts))
-    parts.append(Part("the interpreter and the profiler", INTERPRETER, "", 1, rest, rest / total))
+    parts.append(Part("the interpreter and the profiler", OTHER, "", 1, rest, rest / total))
     return sorted(parts, key=lambda part: -part.milliseconds)
 
 

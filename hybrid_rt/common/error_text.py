@@ -23,12 +23,13 @@ _VALUES = re.compile(r"[\s\d.,+\-eE()\[\]inf nan]*\d[\s\d.,+\-eE()\[\]inf nan]*"
 # Found, not imported: that takes longer than all of torch, and a compiler's process has no need of it.
 _TORCHVISION = importlib.util.find_spec("torchvision")
 
-_LIBRARIES = (
+LIBRARIES = (
     f"{Path(__file__).parents[1]}/",
     f"{torch.__path__[0]}/",
     *(f"{place}/ops/" for place in (_TORCHVISION and _TORCHVISION.submodule_search_locations) or ()),
     "<hybrid_rt",
 )
+"""Beginnings of the names of files that are not the user's. Paths, as a user's directory may be named like any of them."""
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
@@ -61,7 +62,7 @@ def described(error: BaseException) -> str:
 def line_of(frames: Iterable[traceback.FrameSummary]) -> str:
     """Returns the last line of a traceback that is neither torch's nor ours: ``FILE:NUMBER: CODE``."""
     for frame in reversed(list(frames)):
-        if not frame.filename.startswith(_LIBRARIES):
+        if not frame.filename.startswith(LIBRARIES):
             line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
             return f"{frame.filename}:{frame.lineno}: {line}"
     return "unknown line"

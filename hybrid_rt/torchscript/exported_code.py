@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from ..common.error_text import LIBRARIES
 from ..common.errors import CaptureError
 from ..common.value_tree import literal
 
@@ -311,7 +312,8 @@ def _refused(expected: str, got: str, node: torch.fx.Node | None, code: str = "h
 def _user_line(node: torch.fx.Node) -> str:
     """``' at head.py:12'``, of the line that recorded a call, if torch noted it."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
-    places = [line for line in lines if line.startswith("File ") and "/torch/" not in line and "hybrid_rt/" not in line]
+    files = [line.removeprefix('File "') for line in lines if line.startswith('File "')]
+    places = [file for file in files if not file.startswith(LIBRARIES)]
     if not places:
         return ""
     file, line, *_ = places[-1].split(", ")
