@@ -29,7 +29,7 @@ LIBRARIES = (
     *(f"{place}/ops/" for place in (_TORCHVISION and _TORCHVISION.submodule_search_locations) or ()),
     "<hybrid_rt",
 )
-"""Beginnings of the names of files that are not the user's. Paths, as a user's directory may be named like any of them."""
+"""Beginnings of the names of files that are not the user's: whole paths, as a user's directory may have any name."""
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
