@@ -16,7 +16,7 @@ namespace hybrid_rt {
 /// The elements of a list or tuple.
 std::vector<c10::IValue> elements_of(const c10::IValue& value);
 
-/// Gets a value that is not a list, tuple or dict, and the keys and indices that lead to it, joined by dots.
+/// Receives a leaf (neither a list, tuple nor dict, or an empty one), and the keys and indices to it, joined by dots.
 using LeafVisitor = std::function<void(const c10::IValue& leaf, const std::string& path)>;
 
 /// Calls `visit` for each leaf, in order. `path` is the name of the whole value.

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 #include <torch/script.h>
+#include <limits>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -118,10 +119,31 @@ TEST_CASE("boxes without area match where their edges do") {
   CHECK_FALSE(hybrid_rt::compare(line, detections({{5, 0, 5, 11}}, {0.9F}), {}, "here").passed());
 }
 
-TEST_CASE("a result that holds something else than tensors is refused") {
-  const Error error = failure_of([] { hybrid_rt::compare(c10::IValue(3), c10::IValue(3), {}, "here"); });
+TEST_CASE("plain values are compared, and numbers with a fraction may be rounded") {
+  const auto failures = [](const c10::IValue& expected, const c10::IValue& found) {
+    return hybrid_rt::compare(expected, found, {}, "here").failures;
+  };
+  const auto empty = c10::List<at::Tensor>();
+  for (const c10::IValue& value : {c10::IValue(3), c10::IValue(true), c10::IValue("a"), c10::IValue(),
+                                   c10::IValue(empty), c10::IValue(std::numeric_limits<double>::quiet_NaN())}) {
+    CAPTURE(value.tagKind());
+    CHECK(failures(value, value).empty());
+    CHECK(failures(value, c10::IValue(2)) != failures(value, value));
+  }
+  CHECK(failures(1.0, 1.0 + 1e-6).empty());
+  CHECK(failures(1.0, 1.01) == std::vector<std::string>{"here, output 'output': 1.0 expected, 1.01 found"});
+  CHECK(failures(1.0, std::numeric_limits<double>::infinity()).size() == 1);
+  CHECK(failures(at::ones({1}), 1) == std::vector<std::string>{"here, output 'output': a tensor expected, 1 found"});
+  CHECK(failures(c10::IValue(), at::Tensor()).empty());  // an undefined tensor is TorchScript's None
+}
+
+TEST_CASE("a result that holds an object is refused") {
+  const c10::IValue device = c10::Device(c10::kCPU);
+  const Error error = failure_of([&] { hybrid_rt::compare(device, device, {}, "here"); });
   CHECK(error.kind() == ErrorKind::kInput);
-  CHECK(contains(error.what(), "the result, output: expected tensors in lists, tuples and dicts, got Int."));
+  CHECK(contains(
+      error.what(),
+      "the result, output: expected tensors, numbers, texts and None in lists, tuples and dicts, got Device."));
 }
 
 TEST_CASE("thresholds that are not given are fp32's") {
