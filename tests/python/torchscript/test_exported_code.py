@@ -14,7 +14,7 @@ OURS = Path(hybrid_rt.__file__).parent / "capture" / "export_head.py"
 TORCHS = Path(torch.__file__).parent / "nn" / "functional.py"
 
 
-@pytest.mark.parametrize("directory", ["/home/user", "/work/hybrid_rt/models", "/srv/torch/hybrid_rt/x"])
+@pytest.mark.parametrize("directory", ["/home/user", "/srv/hybrid_rt/models", "/srv/torch/hybrid_rt/x"])
 def test_the_users_line_is_named_whatever_its_directory_is_called(directory: str) -> None:
     node = torch.fx.Graph().placeholder("x")
     frames = [(f"{directory}/head.py", 12), (TORCHS, 5849), (OURS, 3)]
