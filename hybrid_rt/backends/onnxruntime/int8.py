@@ -13,7 +13,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,8 @@ from ... import _native
 from ...common.errors import BackendError
 from ...common.latency import benchmark
 from ..quantization.names import module_names
-from ..quantization.options import DEFAULTS, MAX_ERROR, SECONDS
 from ..quantization.record import Quantization
-from ..quantization.search import MOST_COMPARED, Found, NotFound, search
+from ..quantization.search import MOST_COMPARED, Found, quantize
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -62,29 +60,7 @@ def quantized(
     Raises:
         BackendError: there is no layer that is quantised, the tool refuses one, or too much would have to stay in fp32.
     """
-    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
-    quantizer = OnnxQuantizer(model, names, program)
-    try:
-        found = search(quantizer, limit, seconds, tell)
-    except NotFound as error:
-        raise BackendError.make(
-            "onnxruntime",
-            f"segment '{program.name}' in int8",
-            expected=f"outputs at most {limit:g} off on its calibration samples",
-            got=str(error),
-            remedy=f"Use fp32, pass typical images in calibration_data=, or options="
-            f"{{'onnxruntime': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
-            code="outputs-differ",
-        ) from error
-    return found.model, Quantization(
-        samples=len(quantizer.samples),
-        layers=len(quantizer.layers),
-        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
-        error=found.error,
-        error_everywhere=found.everywhere,
-        max_error=limit,
-        milliseconds=quantizer.times(found),
-    )
+    return quantize(OnnxQuantizer(model, names, program), ("onnxruntime", program.name), options, "fp32", tell)
 
 
 class OnnxQuantizer:

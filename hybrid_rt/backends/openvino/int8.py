@@ -7,7 +7,6 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -17,9 +16,8 @@ from ... import _native
 from ...common.errors import BackendError
 from ...common.latency import benchmark
 from ..quantization.names import module_names
-from ..quantization.options import DEFAULTS, MAX_ERROR, SECONDS
 from ..quantization.record import Quantization
-from ..quantization.search import MOST_COMPARED, Found, NotFound, search
+from ..quantization.search import MOST_COMPARED, Found, quantize
 from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
 
 if TYPE_CHECKING:
@@ -55,29 +53,7 @@ def quantized(
     Raises:
         BackendError: NNCF refuses a layer, there is none that it takes, or too much would have to stay in fp32.
     """
-    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
-    quantizer = NncfQuantizer(model, program)
-    try:
-        found = search(quantizer, limit, seconds, tell)
-    except NotFound as error:
-        raise BackendError.make(
-            "openvino",
-            f"segment '{program.name}' in int8",
-            expected=f"outputs at most {limit:g} off on its calibration samples",
-            got=str(error),
-            remedy=f"Use bf16 or fp32, pass typical images in calibration_data=, or options="
-            f"{{'openvino': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
-            code="outputs-differ",
-        ) from error
-    return found.model, Quantization(
-        samples=len(quantizer.samples),
-        layers=len(quantizer.layers),
-        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
-        error=found.error,
-        error_everywhere=found.everywhere,
-        max_error=limit,
-        milliseconds=quantizer.times(found),
-    )
+    return quantize(NncfQuantizer(model, program), ("openvino", program.name), options, "bf16 or fp32", tell)
 
 
 class NncfQuantizer:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from .record import KeptLayer
+from ...common.errors import BackendError
+from .options import DEFAULTS, MAX_ERROR, SECONDS
+from .record import KeptLayer, Quantization
 
 RANKING_SHARE = 0.5
 """The part of the budget in which layers are looked at one by one; the rest is for trying sets of them."""
@@ -51,6 +53,21 @@ class Found:
     error: float
     everywhere: float
     model_everywhere: Any
+
+
+class EngineQuantizer(Quantizer, Protocol):
+    """A quantizer that also knows what the record of the result tells."""
+
+    @property
+    def samples(self) -> Sequence[Any]:
+        """Calibration samples."""
+
+    @property
+    def shown(self) -> Mapping[str, str]:
+        """Names of layers for people."""
+
+    def times(self, found: Found) -> dict[str, float]:
+        """Returns the milliseconds of one call, by median, of the result beside what it was made from."""
 
 
 class NotFound(Exception):
@@ -183,3 +200,47 @@ def _by_outputs(trials: _Trials, ranked: Sequence[str]) -> _Trial:
             if trial.is_good:
                 return trial
     raise trials.refusal()
+
+
+def quantize(
+    quantizer: EngineQuantizer,
+    subject: tuple[str, str],
+    options: Mapping[str, float],
+    instead: str,
+    tell: Callable[[float, str], None],
+) -> tuple[Any, Quantization]:
+    """Returns the segment in int8, with the record of what was kept and of what it costs.
+
+    Args:
+        quantizer: the segment.
+        subject: the backend and the segment, for the error.
+        options: see :mod:`.options`.
+        instead: the precisions to use where int8 is not possible.
+        tell: told how far the search is.
+
+    Raises:
+        BackendError: too much would have to stay in fp32.
+    """
+    backend, segment = subject
+    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
+    try:
+        found = search(quantizer, limit, seconds, tell)
+    except NotFound as error:
+        raise BackendError.make(
+            backend,
+            f"segment '{segment}' in int8",
+            expected=f"outputs at most {limit:g} off on its calibration samples",
+            got=str(error),
+            remedy=f"Use {instead}, pass typical images in calibration_data=, or options="
+            f"{{'{backend}': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
+            code="outputs-differ",
+        ) from error
+    return found.model, Quantization(
+        samples=len(quantizer.samples),
+        layers=len(quantizer.layers),
+        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
+        error=found.error,
+        error_everywhere=found.everywhere,
+        max_error=limit,
+        milliseconds=quantizer.times(found),
+    )
