@@ -69,7 +69,7 @@ def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, 
         if not node.kind().startswith("aten::"):
             continue
         scope = node.scopeName().rpartition("/")[2].removeprefix("__module.").removeprefix("module")
-        lines = [line for line in node.sourceRange().splitlines() if "site-packages/torch/" not in line]
+        lines = [line for line in node.sourceRange().splitlines() if f"{torch.__path__[0]}/" not in line]
         line = lines[0].strip() if lines else ""
         found.append((node.kind().removeprefix("aten::"), name + scope, line))
     return found
