@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.processes import run_while_it_works
+
 PROGRAM = """
-import os, sys, time
+import os, sys
 import torch
 import hybrid_rt
 
@@ -35,21 +36,14 @@ if child == 0:
     except Exception as error:
         print(f"{type(error).__name__}: {error}", flush=True)
     os._exit(0)
-for _ in range(300):
-    if os.waitpid(child, os.WNOHANG)[0]:
-        break
-    time.sleep(0.1)
-else:
-    os.kill(child, 9)
-    print("hangs", flush=True)
+os.waitpid(child, 0)
 assert torch.equal(boxes(module), expected)
 """
 
 
 def forked(bundle: Path, where: str, backend: str) -> tuple[str, str]:
     """Returns what the child says, and both processes' log."""
-    command = [sys.executable, "-c", PROGRAM, str(bundle), where, backend]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = run_while_it_works([sys.executable, "-c", PROGRAM, bundle, where, backend])
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
 
@@ -73,3 +67,10 @@ def test_a_child_is_told_that_openvino_cannot_compile_in_it(demo_bundle: Path) -
     assert said.startswith("BackendError: ")
     assert "expected one that compiles with OpenVINO for the first time, got a fork of process " in said
     assert "Load in the children only, or start them with 'spawn'." in said
+
+
+@pytest.mark.parametrize("program", ["import time; time.sleep(60)", "while True: pass"])
+def test_a_process_that_hangs_is_found(program: str) -> None:
+    """Checks that the tests above can fail."""
+    with pytest.raises(AssertionError, match="hangs"):
+        run_while_it_works([sys.executable, "-c", program], idle_seconds=0.5, cpu_seconds=0.5)

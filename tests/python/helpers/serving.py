@@ -59,18 +59,21 @@ class Server:
     def url(self) -> str:
         return f"http://{self.address}:{self.port}"
 
-    def wait_for(self, event: str, *, after: int = 0, seconds: float = 30.0) -> dict[str, Any]:
-        """The first log entry of this event from index `after` on; waits until there is one.
+    def wait_for(self, event: str, *, after: int = 0, seconds: float = 30.0, **fields: Any) -> dict[str, Any]:
+        """The first log entry of this event with these fields from index `after` on; waits until there is one.
+
+        A request is logged after its answer was sent.
 
         Raises:
             TimeoutError: there is none in time.
             ServerEnded: the server wrote its last line before.
         """
         deadline = time.monotonic() + seconds
+        fields["event"] = event
         with self._grown:
             while True:
                 for entry in self.log[after:]:
-                    if entry.get("event") == event:
+                    if all(entry.get(name) == value for name, value in fields.items()):
                         return entry
                 if self._at_end:
                     raise ServerEnded(self.process.wait(STOP_SECONDS), self.lines)

@@ -204,6 +204,7 @@ def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Pat
             assert running.process.wait(30) == code
         else:
             assert running.request("/healthz").status == 200
+            running.wait_for("request")
             assert [entry["status"] for entry in running.log if entry.get("event") == "request"] == [503]
 
 
