@@ -1,12 +1,16 @@
 """Mutates bundles, with digests that fit, and has each inspected, checked and loaded: tools/fuzz fuzz_bundles.
 
 What is promised: an error of ours or a module, in ten seconds, with no more memory than one and a half times the file
-and 300 MB. Whatever breaks that is kept with its number. A mutant is made of its number and of the bundle alone.
+and 300 MB; and where a signature is asked for, no module of other records than those that were signed. The bundle is
+signed with a key that is trusted; mutants carry its signature, or that of another key. Whatever breaks a promise is
+kept with its number. A mutant is made of its number and of the bundle alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import functools
 import hashlib
 import io
 import json
@@ -14,21 +18,32 @@ import os
 import pickletools
 import random
 import select
+import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hybrid_rt
+
+from .process_work import work_of
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SECONDS = 10.0
+"""CPU time, or time asleep: the load of the machine does not count."""
 MEMORY = 300 << 20
+SIGNATURES = "extra/hybrid_rt/signatures/"
+TRUSTED, STRANGER = b"\1" * 32, b"\2" * 32
+"""Ed25519 private keys that are no secret, so that mutants are the same each time."""
 MANIFEST = "extra/hybrid_rt/manifest.json"
 DIGEST = "extra/hybrid_rt/manifest.sha256"
 VERSION = "extra/hybrid_rt/format_version"
@@ -209,14 +224,18 @@ class Mutant:
     what: str = ""
     extra: Records = field(default_factory=dict)
     compressed: set[str] = field(default_factory=set)
-    is_signed: bool = True
+    has_digests: bool = True
+    signature: str = "old"
+    """Which one it carries: the "old" one, the "stranger"'s own, or that one in the "trusted" key's name."""
 
     def file(self, chance: random.Random) -> bytes:
-        """As an archive, with digests that fit if it is signed."""
+        """As an archive, with digests that fit if it has them."""
         records = dict(self.records)
-        if self.is_signed and MANIFEST in records and DIGEST in records:
+        if self.has_digests and MANIFEST in records and DIGEST in records:
             records[MANIFEST] = self._manifest(records)
             records[DIGEST] = hashlib.sha256(records[MANIFEST]).hexdigest().encode()
+        if self.signature != "old":
+            records.update(_signature(records, STRANGER, as_trusted=self.signature == "trusted"))
         written = io.BytesIO()
         with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
             for name, content in [*records.items(), *self.extra.items()]:
@@ -254,8 +273,41 @@ def mutant(records: Records, number: int) -> bytes:
     ]
     for _ in range(chance.choice([1, 1, 1, 2])):
         made.what = chance.choices(changes, weights=[6, 6, 4, 3, 2, 2])[0]()
-    made.is_signed = chance.randrange(10) > 0
+    made.has_digests = chance.randrange(10) > 0
+    if chance.randrange(16) == 0:
+        made.signature = chance.choice(["stranger", "trusted"])
     return made.file(chance)
+
+
+def _pem(key: bytes) -> str:
+    """A private Ed25519 key as PKCS 8 (RFC 8410)."""
+    text = base64.b64encode(bytes.fromhex("302e020100300506032b657004220420") + key).decode()
+    return f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"
+
+
+def _openssl(*arguments: str | Path, given: str | None = None) -> bytes:
+    return subprocess.run(
+        ["openssl", *map(str, arguments)], input=given and given.encode(), check=True, capture_output=True
+    ).stdout
+
+
+@functools.cache
+def _key_id(key: bytes) -> str:
+    return hashlib.sha256(_openssl("pkey", "-pubout", "-outform", "DER", given=_pem(key))[-32:]).hexdigest()
+
+
+def _signature(records: Records, key: bytes, *, as_trusted: bool) -> Records:
+    """The record of a right signature of this key; with ``as_trusted`` it claims to be the trusted key's."""
+    digest = hashlib.sha256(records.get(MANIFEST, b"")).hexdigest()
+    text = f"hybrid_rt bundle\nformat {records.get(VERSION, b'').decode('latin-1').strip()}\nmanifest {digest}\n"
+    with tempfile.TemporaryDirectory() as folder:
+        signed, private = Path(folder) / "text", Path(folder) / "key.pem"
+        signed.write_bytes(text.encode("latin-1"))
+        private.write_text(_pem(key))
+        made = _openssl("pkeyutl", "-sign", "-rawin", "-inkey", private, "-in", signed)
+    name = _key_id(TRUSTED if as_trusted else key)
+    entry = {"key": name, "signature": made.hex(), "algorithm": "ed25519"}
+    return {f"{SIGNATURES}{name}.json": json.dumps([entry]).encode()}
 
 
 def _change(made: Mutant, name: str, change: Callable[[bytes], bytes]) -> str:
@@ -290,13 +342,46 @@ def _change_names(made: Mutant, chance: random.Random) -> str:
 
 
 def records_of(bundle: Path) -> Records:
-    """The records of a bundle by their names."""
-    with zipfile.ZipFile(bundle) as archive:
-        return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+    """The records of a bundle by their names, signed with the trusted key."""
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
+        copy, key = Path(folder) / "signed.pt", Path(folder) / "key.pem"
+        shutil.copyfile(bundle, copy)
+        key.write_text(_pem(TRUSTED))
+        hybrid_rt.sign(copy, key)
+        with zipfile.ZipFile(copy) as archive:
+            return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+
+
+def contents(data: bytes) -> list[tuple[str, bytes]]:
+    """Returns the records of an archive as its central directory names them, with no look at any other field.
+
+    Raises:
+        ValueError, struct.error, zlib.error: the fields do not fit.
+    """
+    end = data.rindex(b"PK\5\6")
+    count, at = struct.unpack_from("<H4xI", data, end + 10)
+    found = []
+    for _ in range(count):
+        method, packed, _, name, extra, comment, offset = struct.unpack_from("<H8xIIHHH8xI", data, at + 10)
+        begin = offset + 30 + sum(struct.unpack_from("<HH", data, offset + 26))
+        content = data[begin : begin + packed]
+        record = data[at + 46 : at + 46 + name].decode("utf-8", "replace").partition("/")[2]
+        found.append((record, zlib.decompress(content, -15) if method == zipfile.ZIP_DEFLATED else content))
+        at += 46 + name + extra + comment
+    return found
+
+
+def is_as_signed(data: bytes, records: Records) -> bool:
+    """Returns true if an archive has the records that were signed, and none besides but signatures."""
+    try:
+        found = [(name, content) for name, content in contents(data) if not name.startswith(SIGNATURES)]
+    except (ValueError, struct.error, zlib.error):
+        return False
+    return sorted(found) == sorted(item for item in records.items() if not item[0].startswith(SIGNATURES))
 
 
 WORKER = """
-import os, sys
+import os, resource, sys
 os.environ["OMP_NUM_THREADS"] = "1"
 import warnings; warnings.simplefilter("ignore")
 import torch; torch.set_num_threads(1)
@@ -306,6 +391,8 @@ def memory(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
 
+resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))  # a mutant must not take the machine's memory
+trusted = sys.argv[1]
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 print("ready", file=answers, flush=True)
@@ -315,7 +402,13 @@ for line in sys.stdin:
         peak.write("5")
     before = memory("VmRSS")
     outcomes = []
-    for opened in (hybrid_rt.inspect, hybrid_rt.check, lambda file: hybrid_rt.load(file, backend=backend.strip("-"))):
+    backend = backend.strip("-")
+    for opened in (
+        hybrid_rt.inspect,
+        hybrid_rt.check,
+        lambda file: hybrid_rt.load(file, backend=backend),
+        lambda file: hybrid_rt.load(file, backend=backend, trusted_keys=[trusted]),
+    ):
         try:
             opened(path)
             outcomes.append("taken")
@@ -330,10 +423,10 @@ for line in sys.stdin:
 class Worker:
     """A process that opens files, one after the other."""
 
-    def __init__(self) -> None:
-        """Starts the process, and waits until it has imported everything."""
+    def __init__(self, trusted: Path) -> None:
+        """Starts the process, which trusts the public key in that file, and waits until it has imported everything."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER],
+            [sys.executable, "-c", WORKER, trusted],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -344,14 +437,27 @@ class Worker:
         self.answer(120.0)
 
     def answer(self, seconds: float) -> str:
-        """A line; empty if the process ended, "hang" if there is none in time."""
+        """A line; empty if the process ended; "hang" if it works, or sleeps, for so long."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
-            return "hang"
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        begin, _, _ = work_of(stat)
+        used, awake = begin, time.monotonic()
+        while not select.select([self.process.stdout], [], [], min(0.5, seconds / 4))[0]:
+            now_used, can_run, _ = work_of(stat)
+            if can_run or now_used != used:
+                used, awake = now_used, time.monotonic()
+            if used - begin > seconds or time.monotonic() - awake > seconds:
+                return "hang"
         return self.process.stdout.readline().strip()
 
-    def open(self, path: Path, backend: str) -> str:
-        """Opens a file with each verb; returns "taken" or "refused" for each, or the broken promise."""
+    def open(self, path: Path, backend: str, records: Records) -> str:
+        """Opens a file with each verb; returns "taken" or "refused" for each, or the broken promise.
+
+        Args:
+            path: the file.
+            backend: of its engines; empty: whichever would be chosen.
+            records: those that were signed.
+        """
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{path} {backend or '-'}\n")
@@ -366,6 +472,8 @@ class Worker:
         *outcomes, memory = said.split()
         if int(memory) > 1.5 * path.stat().st_size + MEMORY:
             return f"memory: {int(memory) >> 20} MB"
+        if outcomes[-1] == "taken" and not is_as_signed(path.read_bytes(), records):
+            return "taken: not as it was signed"
         return " ".join(outcomes)
 
     def close(self) -> None:
@@ -384,15 +492,17 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
     records = records_of(bundle)
     outcomes: Counter[str] = Counter()
     broken: dict[int, str] = {}
-    worker = Worker()
-    until = time.monotonic() + seconds  # it took its time to start
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
+        trusted = Path(folder) / "trusted.pub"
+        trusted.write_bytes(_openssl("pkey", "-pubout", given=_pem(TRUSTED)))
+        worker = Worker(trusted)
+        until = time.monotonic() + seconds  # it took its time to start
         for number in numbers:
             if time.monotonic() > until:
                 break
             path = Path(folder) / "mutant.pt"
             path.write_bytes(mutant(records, number))
-            outcome = worker.open(path, "" if number % 16 == 0 else "torchscript")
+            outcome = worker.open(path, "" if number % 16 == 0 else "torchscript", records)
             outcomes[outcome if not outcome.startswith("memory") else "memory"] += 1
             if is_fine(outcome):
                 continue
@@ -401,8 +511,8 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
             path.replace(kept / f"{number}.pt")
             if worker.process.poll() is not None or outcome == "hang":
                 worker.close()
-                worker = Worker()
-    worker.close()
+                worker = Worker(trusted)
+        worker.close()
     return outcomes, broken
 
 

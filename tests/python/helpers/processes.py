@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tools.dev.process_work import work_of
+
 IDLE_SECONDS = 30.0
 """A process that sleeps for so long without any work hangs."""
 CPU_SECONDS = 400.0
 """A process that works for longer hangs too: it waits actively."""
-
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 def run_while_it_works(
@@ -70,14 +70,14 @@ def _watch(process: subprocess.Popen[str], idle_seconds: float, cpu_seconds: flo
 
 
 def _work(session: int) -> tuple[float, bool]:
-    """Returns the CPU seconds of a session's processes, with those of ended children, and whether one can run."""
+    """Returns the CPU seconds of a session's processes, and whether one of them can run."""
     seconds, is_runnable = 0.0, False
-    for directory in Path("/proc").glob("[0-9]*"):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = (directory / "stat").read_text().rsplit(")", 1)[1].split()
+            used, can_run, its_session = work_of(stat)
         except OSError:  # it has ended
             continue
-        if int(fields[3]) == session:
-            seconds += sum(map(int, fields[11:15])) / _TICK
-            is_runnable |= fields[0] in "RD"
+        if its_session == session:
+            seconds += used
+            is_runnable |= can_run
     return seconds, is_runnable
