@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Availability:
-    """Availability of a backend. ``reason`` says why it is unavailable and how to fix that."""
+    """Availability of a backend.
+
+    Attributes:
+        available: true if the backend can compile here.
+        reason: why it is unavailable, and how to fix that; empty if it is available.
+        version: version of the vendor's package; part of the cache's key.
+    """
 
     available: bool
     reason: str = ""
@@ -113,7 +119,7 @@ class Backend(ABC):
 
     plugin_folder: ClassVar[str | None] = None
     is_candidate: ClassVar[bool] = True
-    """Whether engine="fastest" tries it. The others are compiled only when they are named."""
+    """True if engine="fastest" tries it. Other backends compile only if they are named."""
 
     files: ClassVar[Mapping[str, str]] = {}
     """For each blob the ending of the file that the vendor's own tools open; ``.BLOB`` for one that is not named.
@@ -131,9 +137,9 @@ class Backend(ABC):
     """The kinds of device for which engine="auto" may take it, each with a rank: the highest one available wins."""
 
     is_fallback: ClassVar[bool] = False
-    """Whether its artifact in fp32 is the segment as it was captured, and runs wherever torch runs.
+    """True if its artifact in fp32 is the segment as it was captured, and runs wherever torch runs.
 
-    One backend is: its variant is the last one of a bundle, and further variants are compiled from it.
+    Exactly one backend sets it: its variant is the last one of a bundle, and further variants are compiled from it.
     """
 
     cache_directories: ClassVar[tuple[str, ...]] = ()
@@ -163,7 +169,7 @@ class Backend(ABC):
 
     @abstractmethod
     def availability(self) -> Availability:
-        """Checks if the compiler can be used here. Imports the vendor's package only now; does not raise."""
+        """Returns whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
 
     def misfit(self) -> str:
         """Returns why what it compiles would not run on the device that is here; empty where it would, or none is here.
@@ -183,16 +189,22 @@ class Backend(ABC):
         return self.precisions
 
     def missing(self, precision: str) -> str:
-        """Returns why one of ``precisions`` can't be compiled here though the compiler is; empty if it can.
+        """Returns why one of ``precisions`` can't be compiled here though the compiler is available; empty if it can.
 
         For packages that only some precisions need.
+
+        Args:
+            precision: one of ``precisions``.
         """
         return ""
 
     def tightened(self, precision: str) -> Mapping[str, Any] | None:
-        """Returns options for a more accurate artifact, where one made with ``given`` finds something else.
+        """Returns options for a more accurate artifact, to use if one made with ``given`` fails the verification.
 
-        None for a compiler, or a precision of it, that has no such choice.
+        None if there is no such choice.
+
+        Args:
+            precision: one of ``precisions``.
         """
         return None
 
@@ -216,7 +228,11 @@ class Backend(ABC):
         return self._within(CompileContext(known, self.checked(options or {}), progress))
 
     def reporting_to(self: _Backend, progress: Progress | None) -> _Backend:
-        """Returns the same compiler, with another receiver of its progress; this one stays as it is."""
+        """Returns the same compiler, with another receiver of its progress; this one stays as it is.
+
+        Args:
+            progress: reports how far a compilation is; None: nobody wants to know.
+        """
         return self._within(replace(self.context, progress=progress))
 
     def _within(self: _Backend, context: CompileContext) -> _Backend:
@@ -226,7 +242,10 @@ class Backend(ABC):
         return made
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The user's options as the compiler takes them; most compilers have none.
+        """Returns the user's options as the compiler takes them; most compilers have none.
+
+        Args:
+            options: the user's options.
 
         Raises:
             OptionError: one that it does not have, or a value that it does not take.
@@ -256,20 +275,24 @@ class Backend(ABC):
         return {}
 
     def apply(self, settings: Mapping[str, Any]) -> None:  # noqa: B027  most have nothing to set
-        """Sets in this process what :meth:`settings` returned in another one."""
+        """Sets in this process what :meth:`settings` returned in another one.
+
+        Args:
+            settings: the values.
+        """
 
     def spec(
         self, program: Program, precision: str, *, versions: dict[str, str], requirements: dict[str, str] | None = None
     ) -> ArtifactSpec:
-        """The spec of an artifact that this backend makes of a program.
+        """Returns the spec of an artifact that this backend compiles from a program.
 
         Args:
             program: the segment.
             precision: one of ``precisions``.
-            versions: of what it was made with.
-            requirements: what the machine that runs it must have. "version": a range of the version that the run half
-                says, e.g. ">=1.17,<2"; "cpu": flags as the kernel names them, e.g. "avx512f,avx512_bf16"; "memory":
-                bytes that must be free.
+            versions: versions of the packages that it is made with.
+            requirements: what the machine that runs it must have. "version": a range for the version that the run half
+                reports, e.g. ">=1.17,<2"; "cpu": flags as the kernel names them, e.g. "avx512f,avx512_bf16"; "memory":
+                free memory in bytes.
         """
         return ArtifactSpec(
             backend=self.name,
@@ -282,9 +305,12 @@ class Backend(ABC):
         )
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Locates unchanged weights in the blobs: (offset, size) in bytes, see :class:`Artifact`.
+        """Returns the places of unchanged weights in the blobs: (offset, size) in bytes, see :class:`Artifact`.
 
-        None is right too; a bundle then stores them once for each variant.
+        An empty result is right too; a bundle then stores them once for each variant.
+
+        Args:
+            blobs: the artifact's bytes by name.
         """
         return {}
 
@@ -312,6 +338,13 @@ class Backend(ABC):
     def compile(self, program: Program, precision: str) -> Artifact:
         """Compiles a captured segment, for the device and with the options of :attr:`context`.
 
+        Args:
+            program: the segment.
+            precision: one of ``precisions``.
+
+        Returns:
+            The artifact.
+
         Raises:
-            BackendError: the vendor's compiler refuses; the text holds its message.
+            BackendError: the vendor's compiler refuses; the text contains its message.
         """

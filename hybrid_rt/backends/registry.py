@@ -27,7 +27,16 @@ SHARED = {"base", "cache", "quantization", "registry", "selection", "whole_graph
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """Capabilities of a backend in this process. Empty reasons mean that it can be used."""
+    """Capabilities of a backend in this process.
+
+    Attributes:
+        name: name of the backend, e.g. "openvino".
+        precisions: precisions that it can compile here, e.g. "fp32".
+        devices: kinds of device that its engines run on: "cpu", "cuda".
+        version: version of the vendor's runtime; empty if it is not available.
+        compile_reason: reason why it can't compile here; empty if it can.
+        run_reason: reason why it can't run engines here; empty if it can.
+    """
 
     name: str
     precisions: tuple[str, ...]
@@ -43,7 +52,7 @@ class BackendInfo:
 
     @property
     def reason(self) -> str:
-        """Why it is not available; empty if it is."""
+        """Returns the reason why it is not available; empty if it is."""
         return "; ".join(reason for reason in dict.fromkeys((self.compile_reason, self.run_reason)) if reason)
 
 
@@ -121,7 +130,16 @@ def weights_of(name: str, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[
 
 
 def backends() -> list[BackendInfo]:
-    """Every backend that is installed, with what it can do here or why not."""
+    """Lists the installed backends, with their capabilities on this machine.
+
+    Returns:
+        One entry per backend, also for those that can't be used here: ``reason`` says why. Does not raise.
+
+    Examples:
+        >>> available = [backend.name for backend in hybrid_rt.backends() if backend.available]
+        >>> "openvino" in available and "torchscript" in available
+        True
+    """
     compilers = _compilers()
     plugins = {info["name"]: info for info in _native.backends()}
     found = []

@@ -41,4 +41,10 @@ class WholeGraph(ABC):
 
     @abstractmethod
     def open(self, precision: str, directory: Path, threads: int) -> Call:
-        """Opens what :meth:`build` wrote there, for a number of threads."""
+        """Returns a function that runs what :meth:`build` wrote.
+
+        Args:
+            precision: the precision that was built.
+            directory: the directory that was written.
+            threads: threads per call.
+        """

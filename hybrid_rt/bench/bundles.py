@@ -22,14 +22,14 @@ PLOTS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Row:
-    """One bundle.
+    """One bundle in the result of :func:`compare`.
 
     Attributes:
-        name: what it is called in the table.
-        latency: of one picture, in milliseconds.
-        accuracy: on the dataset, if one was given.
-        size: of the file, in bytes.
-        engines: {engine: what runs it}.
+        name: name of the bundle in the table.
+        latency: latency of one call with one image.
+        accuracy: mAP on the dataset; None if none was given.
+        size: size of the file, in bytes.
+        engines: {engine: description of the variant that runs it}.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Row:
     engines: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Returns the fields as JSON values."""
         return asdict(self)
 
 
@@ -51,21 +51,28 @@ def compare(
     repeat: int = 20,
     threads: int = 0,
 ) -> list[Row]:
-    """Runs bundles alternately on the same pictures.
+    """Runs bundles alternately on the same images.
 
     Args:
-        bundles: name to file; each takes a list of pictures, as torchvision's detectors do.
-        pictures: [3, H, W] in 0..1; the rounds take them one after the other, each bundle the same one.
-        dataset: annotated pictures, for the mean average precision.
-        repeat: timed rounds.
-        threads: of the engines for one call; 0: as many as torch uses.
+        bundles: {name: path of the bundle}. Each takes a list of images, like torchvision's detectors.
+        pictures: images, float32 [3, H, W] in 0..1. The rounds take them one after the other; in a round, every
+            bundle gets the same one.
+        dataset: annotated dataset for the mean average precision; None: latency only.
+        repeat: number of timed rounds.
+        threads: threads per engine and call; 0: as many as torch uses.
 
     Returns:
         One row per bundle, in the order given.
 
     Raises:
-        OptionError: no bundle, no picture, a dataset that can't be used.
-        BundleError, BackendError: a bundle that can't be loaded.
+        OptionError: there is no bundle or no image, or the dataset can't be used.
+        BundleError: a bundle can't be read.
+        BackendError: no variant of an engine can run here.
+
+    Examples:
+        >>> rows = hybrid_rt.compare({"first": "detector.pt", "second": "detector.pt"}, [image], repeat=3)
+        >>> [(row.name, row.latency.count) for row in rows]
+        [('first', 3), ('second', 3)]
     """
     if not bundles or not pictures:
         raise OptionError.make(

@@ -39,12 +39,12 @@ class Part:
     """One part of a call: an engine, the head's operators of one name at one place, or the interpreter.
 
     Attributes:
-        name: of the engine or operator.
-        kind: "engine", "operator" or "other", the interpreter and the profiler.
-        place: "before NAME", "after NAME": of the engine next to it in time; empty for engines and the rest.
-        calls: per call of the bundle.
-        milliseconds: per call of the bundle, with what it calls.
-        share: of the profiled call, 0..1.
+        name: name of the engine or operator.
+        kind: "engine", "operator", or "other" for the interpreter and the profiler.
+        place: "before NAME" or "after NAME", where NAME is the engine next to it in time; empty for engines and others.
+        calls: number of calls per call of the bundle.
+        milliseconds: time per call of the bundle, including what it calls.
+        share: fraction of the profiled call, 0..1.
     """
 
     name: str
@@ -60,11 +60,11 @@ class EngineLayers:
     """Layers inside an engine.
 
     Attributes:
-        engine: its name.
-        backend: that ran it.
-        precision: of the artifact.
-        layers: as the vendor's profiler has them, in a run of its own; empty: see ``reason``.
-        reason: why there are none.
+        engine: name of the engine.
+        backend: backend that ran it.
+        precision: precision of the artifact.
+        layers: the layers as the vendor's profiler reports them, in a separate run; empty: see ``reason``.
+        reason: reason why there are no layers; empty if there are.
         tflops: 10^12 operations per second of its counted layers, in the bundle's own calls; None: not known.
     """
 
@@ -81,8 +81,8 @@ class Limits:
     """Rates that this machine achieved in the same run, on the same threads.
 
     Attributes:
-        tflops: of a matrix product of 1024 x 1024, by precision.
-        copy_gb_per_s: bytes read and written by copies of 256 MiB.
+        tflops: 10^12 operations per second of a matrix product of 1024 x 1024, by precision.
+        copy_gb_per_s: 10^9 bytes per second, read and written by copies of 256 MiB.
     """
 
     tflops: dict[str, float]
@@ -94,14 +94,14 @@ class Profile:
     """Breakdown of the time of a bundle's calls.
 
     Attributes:
-        path: the bundle.
-        inputs: the shapes of the call's tensors.
-        threads: of one call.
-        latency: of calls without the profiler.
-        profiled_ms: of a call with it; ``parts`` add up to this.
-        parts: the longest first.
-        engines: what is inside each.
-        limits: what the machine reached.
+        path: path of the bundle.
+        inputs: shapes of the call's tensors.
+        threads: number of threads per call.
+        latency: latency of calls without the profiler.
+        profiled_ms: milliseconds of a call with the profiler; the sum of ``parts``.
+        parts: the parts of a call, longest first.
+        engines: the layers inside each engine.
+        limits: rates that the machine achieved in the same run.
     """
 
     path: str
@@ -130,21 +130,26 @@ def profile(
     """Runs a bundle under torch's profiler, and its engines under their vendors'.
 
     Args:
-        path: the `.pt`.
+        path: path of the `.pt`.
         inputs: the detector's positional arguments; None: those of the golden sample.
-        backend: run only this backend's variants; empty: as :func:`hybrid_rt.load` chooses.
-        threads: of one call; 0: as many as torch uses.
-        repeat: profiled calls, and as many without the profiler, at least 1.
-        trace: where to write a Chrome trace of the profiled calls; None: nowhere.
+        backend: use only this backend's variants; empty: as :func:`hybrid_rt.load` chooses.
+        threads: threads per call; 0: as many as torch uses.
+        repeat: number of profiled calls, and of calls without the profiler; at least 1.
+        trace: path for a Chrome trace of the profiled calls; None: write none.
 
     Returns:
         The profile.
 
     Raises:
-        OptionError: ``repeat`` below 1, a trace that can't be written.
-        InputError: the bundle does not take the inputs.
-        BundleError: no bundle, an altered one, or no golden sample where no inputs are given.
+        OptionError: ``repeat`` is below 1, or the trace can't be written.
+        InputError: the bundle does not accept the inputs.
+        BundleError: the file is not a bundle, was altered, or has no golden sample and no inputs are given.
         BackendError: no variant of an engine can run here.
+
+    Examples:
+        >>> profile = hybrid_rt.profile("detector.pt", repeat=2)
+        >>> [layers.engine for layers in profile.engines]
+        ['backbone']
     """
     if repeat < 1:
         raise OptionError.make("profile", "repeat", expected="at least 1", got=str(repeat))

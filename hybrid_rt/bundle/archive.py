@@ -30,7 +30,14 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class VariantCheck:
-    """One variant of an engine; ``refusal`` is why it can't run here, empty if it can."""
+    """One variant of an engine, and if it could run.
+
+    Attributes:
+        backend: name of the backend, e.g. "openvino".
+        precision: precision of the artifact, e.g. "bf16".
+        chosen: true for the variant that runs.
+        refusal: reason why it can't run here; empty if it can.
+    """
 
     backend: str
     precision: str
@@ -43,8 +50,8 @@ class EngineCheck:
     """The variants of an engine in the file's order.
 
     Attributes:
-        engine: its name, for people: "backbone+rpn.head".
-        segments: the dotted paths of the submodules that it stands for.
+        engine: name of the engine, for messages: "backbone+rpn.head".
+        segments: dotted paths of the submodules that it replaces.
         variants: see :class:`VariantCheck`.
     """
 
@@ -54,7 +61,7 @@ class EngineCheck:
 
     @property
     def chosen(self) -> VariantCheck | None:
-        """The variant that would run here."""
+        """Returns the variant that would run here; None if none can."""
         return next((variant for variant in self.variants if variant.chosen), None)
 
 
@@ -185,6 +192,12 @@ def load(
         BackendError: no variant of an engine can run here, or with ``strict`` not the first one; the text lists each
             with its reason.
         OptionError: the device is not available, the detector does not accept a size, or `allow` is empty.
+
+    Examples:
+        >>> module = hybrid_rt.load("detector.pt", threads=1, warm_up=[(64, 64)])
+        >>> detections = module([image])  # one dict per image
+        >>> sorted(detections[0])
+        ['boxes', 'labels', 'scores']
     """
     registry.load_plugins()
     options = _options(
@@ -254,6 +267,12 @@ def open_engine(
         BundleError: the file is missing, altered, truncated, or of a newer format.
         BackendError: no variant of the engine can run here.
         OptionError: the bundle has no such engine.
+
+    Examples:
+        >>> backbone = hybrid_rt.open_engine("detector.pt", "backbone")
+        >>> features = backbone(image[None])  # the backbone takes a batch [N, 3, H, W]
+        >>> [tuple(feature.shape) for feature in features]
+        [(1, 8, 32, 32), (1, 8, 16, 16)]
     """
     registry.load_plugins()
     options = _options(device, backend, threads=threads, strict=strict, allow=_policy(allow))
@@ -268,17 +287,25 @@ class OpenedEngine:
         self._native = native
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Runs it.
+        """Runs the engine once. Several threads may call it at the same time.
+
+        Args:
+            inputs: the tensors in the order of the manifest's ``inputs``, with the dtypes and within the size ranges
+                given there, on the engine's device.
+
+        Returns:
+            New tensors in the order of the manifest's ``outputs``.
 
         Raises:
-            InputError: an input that breaks the engine's contract.
+            InputError: an input violates the engine's contract (count, dtype, rank, range, device).
+            BackendError: the vendor's runtime fails.
         """
         outputs: list[torch.Tensor] = self._native.run(list(inputs))
         return outputs
 
     @property
     def description(self) -> str:
-        """One line: runtime, its version, the precision that is really used, threads."""
+        """Returns one line: runtime, its version, the precision that is really used, threads."""
         text: str = self._native.description()
         return text
 
@@ -289,13 +316,24 @@ class OpenedEngine:
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the manifest of a bundle, without unpickling anything or opening an engine: see docs/format.md.
+    """Returns the manifest of a bundle, without unpickling anything or opening an engine.
 
-    That of a file of format version 1 is in the form of version 2. Its engines were called ``segments`` there, a name
-    that still works and warns.
+    A manifest of format version 1 is converted to version 2. The key ``segments``, which version 1 used for
+    ``engines``, still works, with a ``DeprecationWarning``.
+
+    Args:
+        path: path of the `.pt`.
+
+    Returns:
+        The manifest as JSON values; docs/format.md describes each key.
 
     Raises:
-        BundleError: no bundle, or an altered one.
+        BundleError: the file is not a bundle, or the manifest does not match its digest.
+
+    Examples:
+        >>> manifest = hybrid_rt.inspect("detector.pt")
+        >>> [member["name"] for engine in manifest["engines"] for member in engine["members"]]
+        ['backbone']
     """
     return old_names.manifest(json.loads(_native.read_manifest(os.fsencode(path))))
 
@@ -304,7 +342,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Returns the result of :func:`inspect` as a typed object.
 
     Raises:
-        BundleError: no bundle, or an altered one.
+        BundleError: the file is not a bundle, or the manifest does not match its digest.
     """
     return Manifest.from_json(inspect(path))
 
@@ -339,6 +377,10 @@ def check(
 
     Raises:
         BundleError: the file is not a bundle, a record does not match its digest, or the head does more than compute.
+
+    Examples:
+        >>> [engine.chosen.backend for engine in hybrid_rt.check("detector.pt")]
+        ['openvino']
     """
     registry.load_plugins()
     _native.verify_records(os.fsencode(path))
@@ -361,8 +403,17 @@ def check(
 def engines(module: torch.jit.ScriptModule) -> list[dict[str, Any]]:
     """Returns how each engine of a loaded bundle runs.
 
+    Args:
+        module: a module that :func:`load` returned.
+
     Returns:
-        Per engine its name ("engine"), the dotted paths of its submodules ("segments"), the variant that runs
-        ("backend", "precision", "description"), and the reasons against the others ("variants").
+        One dict per engine: its name ("engine"), the dotted paths of its submodules ("segments"), the variant that
+        runs ("backend", "precision", "description"), and the reasons against the others ("variants"). Empty for a
+        module without engines. Does not raise.
+
+    Examples:
+        >>> module = hybrid_rt.load("detector.pt", backend="torchscript")
+        >>> [(engine["engine"], engine["backend"]) for engine in hybrid_rt.engines(module)]
+        [('backbone', 'torchscript')]
     """
     return [old_names.engine_choice(choice) for choice in _native.engines(module._c)]

@@ -27,9 +27,9 @@ class Signature:
     """A signature of a bundle.
 
     Attributes:
-        key: the SHA-256 of the signer's public key.
-        signature: 64 bytes in hexadecimal digits.
-        algorithm: "ed25519".
+        key: SHA-256 of the signer's public key (its 32 bytes), in hexadecimal digits.
+        signature: 64 bytes, in hexadecimal digits.
+        algorithm: always "ed25519".
     """
 
     key: str
@@ -117,22 +117,26 @@ def _record_of(archive: zipfile.ZipFile, signature: Signature) -> str:
 
 
 def sign(path: str | os.PathLike[str], key: str | os.PathLike[str], *, detached: bool = False) -> Signature:
-    """Signs a bundle, so that ``load(path, trusted_keys=[...])`` takes it from whoever trusts the key.
+    """Signs a bundle, so that ``load(path, trusted_keys=[...])`` accepts it.
 
-    Signatures of several keys stand side by side. Whatever changes the bundle drops them: sign it again.
+    A bundle can have signatures of several keys. Every change of the bundle removes them, so sign it again.
 
     Args:
         path: the `.pt`.
         key: a PEM file with an Ed25519 private key without a pass phrase, as ``openssl genpkey -algorithm ed25519``
             writes it.
-        detached: write the signature to `PATH.sig` beside the bundle, which stays as it is. Otherwise it goes into it.
+        detached: write the signature to `PATH.sig` and leave the bundle as it is. Otherwise it is stored in the bundle.
 
     Returns:
         The signature.
 
     Raises:
-        BundleError: no bundle, an altered one, or a file that can't be written.
-        OptionError: no such key.
+        BundleError: the file is not a bundle, was altered, or can't be written.
+        OptionError: the key can't be read.
+
+    Examples:
+        >>> signature = hybrid_rt.sign("detector.pt", "private.pem")
+        >>> module = hybrid_rt.load("detector.pt", trusted_keys=["public.pem"])
     """
     place = Path(path)
     signature = Signature(*_native.sign(os.fsencode(place), os.fsencode(key)))
@@ -144,20 +148,25 @@ def sign(path: str | os.PathLike[str], key: str | os.PathLike[str], *, detached:
 
 
 def verify_signature(path: str | os.PathLike[str], trusted_keys: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Returns the keys that have signed a bundle, and compares each of its records with its digest.
+    """Returns the keys that have signed a bundle, and compares each record with its digest.
 
-    Nothing of the bundle is run.
+    Nothing in the bundle is run.
 
     Args:
-        path: the `.pt`. Signatures in it count, and those in `PATH.sig` beside it.
+        path: path of the `.pt`. Signatures in it and in `PATH.sig` count.
         trusted_keys: PEM files with Ed25519 public keys.
 
     Returns:
-        Those of the files whose key has signed it.
+        The entries of ``trusted_keys`` whose key has signed the bundle.
 
     Raises:
         BundleError: none of the keys has signed it, or a record was altered.
-        OptionError: a key that can't be read, or no key.
+        OptionError: a key can't be read, or none is given.
+
+    Examples:
+        >>> signature = hybrid_rt.sign("detector.pt", "private.pem")
+        >>> hybrid_rt.verify_signature("detector.pt", ["public.pem"])
+        ['public.pem']
     """
     keys = [os.fsencode(key) for key in trusted_keys]
     return [os.fsdecode(signer) for signer in _native.verify_signature(os.fsencode(path), keys)]

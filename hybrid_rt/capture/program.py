@@ -83,13 +83,17 @@ class FlatCall:
 
 @dataclass(frozen=True)
 class Program:
-    """A captured segment, or several between which data flows straight: a function of flat tensors.
+    """A captured segment, or several that feed each other directly: a function of flat tensors.
 
-    The outputs are those of all members, in order. A dimension whose range is one size is compiled for that size.
-    ``calls`` are what was recorded; the first one is the example for tracing. ``calibration`` holds inputs on which a
-    compiler may look how large values get, for int8. ``sizes`` are calls at further sizes, what tells most first: to be
-    compared as time allows. ``by_export``: as TorchScript it is written from what torch.export records, and not
-    recorded by torch.jit.trace.
+    Attributes:
+        name: dotted paths of the segments, joined by "+".
+        members: the segments, in the order in which they are called.
+        inputs: specs of the first member's inputs. A dimension whose range is one size is compiled for that size.
+        outputs: specs of the outputs of all members, in order.
+        calls: recorded calls; the first one is the example for tracing.
+        calibration: inputs on which a compiler for int8 may measure how large values get.
+        sizes: calls at further sizes, the most informative first, which are compared as time allows.
+        by_export: true if its TorchScript is written from what torch.export records, and not by torch.jit.trace.
     """
 
     name: str
@@ -103,12 +107,12 @@ class Program:
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The dotted paths of its members."""
+        """Returns the dotted paths of its members."""
         return tuple(member.name for member in self.members)
 
     @property
     def examples(self) -> tuple[Tensor, ...]:
-        """Inputs, on the CPU, for a compiler that runs the segment once."""
+        """Returns inputs, on the CPU, for a compiler that runs the segment once."""
         return self.calls[0].inputs
 
     @functools.cached_property
@@ -141,6 +145,9 @@ class Program:
 
         See :func:`hybrid_rt.capture.torch_export.conditions`. The head checks them at each call. Those that a recorded
         call does not keep are left out: the branch of the example is right for it too (padding by 0, say).
+
+        Args:
+            member: one of ``members``.
         """
         if not self.by_export:
             return []
@@ -155,7 +162,12 @@ class Program:
 
     @staticmethod
     def inputs_of(member: Member, call: FlatCall) -> tuple[Tensor, ...]:
-        """Returns what a member is given in a call."""
+        """Returns the inputs of a member in a call.
+
+        Args:
+            member: one of ``members``.
+            call: a call of the whole program.
+        """
         return tuple(call.outputs[i] for i in member.sources) if member.sources else call.inputs
 
     @property
@@ -164,7 +176,7 @@ class Program:
         return [member.output.count for member in self.members]
 
     def traced(self) -> torch.jit.ScriptModule:
-        """As a TorchScript module, recorded on the examples (made when first asked for).
+        """Returns it as a TorchScript module, recorded on the examples at the first call.
 
         It takes the inputs one by one and returns a tuple; ``member_0``, ``member_1``, ... are the segments in it,
         each frozen, as functions of flat tensors.
@@ -186,7 +198,7 @@ class Program:
         return wide_numbers(self)
 
     def onnx(self) -> bytes:
-        """As a serialized ONNX model with its weights in it, of the traced module, see :func:`onnx_export.exported`.
+        """Returns the traced module as a serialized ONNX model with its weights, see :func:`onnx_export.exported`.
 
         Raises:
             CaptureError: an operation that ONNX has not, or sizes that it would compute in 32 bits.
@@ -204,7 +216,11 @@ class Program:
         return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 
     def chain(self, inside: torch.dtype | None = None) -> torch_export.Chain:
-        """As a module of flat tensors in Python code; ``inside``: see :meth:`exported`."""
+        """Returns it as a module of flat tensors in Python code.
+
+        Args:
+            inside: see :meth:`exported`.
+        """
         chain: torch_export.Chain = torch_export.Chain(
             [member.flattened for member in self.members],
             [member.sources for member in self.members],
@@ -214,7 +230,7 @@ class Program:
         return chain
 
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
-        """As an exported program of flat tensors (made again each time): free dimensions are symbols, others numbers.
+        """Returns it as an exported program of flat tensors, exported at each call. Free dimensions are symbols.
 
         Args:
             inside: the dtype that takes float32's place inside, weights and all; inputs and outputs keep theirs.
@@ -227,12 +243,12 @@ class Program:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Digest of the traced graph and the weights, see :func:`graph_digest`."""
+        """Returns the digest of the traced graph and the weights, see :func:`graph_digest`."""
         return graph_digest(self.traced())
 
     @functools.cached_property
     def calibration_digest(self) -> str:
-        """Digest of the calibration inputs."""
+        """Returns the digest of the calibration inputs."""
         digest = hashlib.sha256()
         for tensor in itertools.chain.from_iterable(self.calibration):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -240,7 +256,11 @@ class Program:
         return digest.hexdigest()
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The segments as they are in the detector."""
+        """Returns the outputs of the segments as they are in the detector.
+
+        Args:
+            inputs: the first member's tensors, on the CPU.
+        """
         return _run(self.members, inputs)
 
 

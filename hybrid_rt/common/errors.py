@@ -26,26 +26,30 @@ class HybridRTError(RuntimeError):
         """Returns an error of this class, with the text put together as everywhere in hybrid_rt.
 
         Args:
-            scope: the part of hybrid_rt, or the engine.
+            scope: part of hybrid_rt, or name of the backend.
             subject: the thing that is wrong.
             expected: what was expected of it.
             got: what it is.
-            remedy: how to go on.
-            code: the entry of docs/refusals.md that explains it; empty: none does.
+            remedy: an imperative that names the parameter; empty if ``expected`` already says what to do.
+            code: the entry of docs/refusals.md that explains the error; empty: none does.
         """
         text = f"hybrid_rt[{scope}]: {subject}: expected {expected}, got {got}."
         return cls(_with_code(f"{text} {remedy}" if remedy else text, code))
 
     @property
     def code(self) -> str:
-        """The code that the text ends with, such as "keeps-state"; empty: it has none.
+        """Returns the code at the end of the text, such as "keeps-state"; empty if there is none.
 
-        Read from the text, so that an error that is made again of another's text, in another process too, keeps it.
+        It is read from the text, so that an error that is created again from the text in another process keeps it.
         """
         return split_code(str(self))[1]
 
     def extended(self: _Error, remedy: str) -> _Error:
-        """Returns an error of the same class with one more remedy, and the same code."""
+        """Returns an error of the same class with one more remedy, and the same code.
+
+        Args:
+            remedy: the sentence to add.
+        """
         text, code = split_code(str(self))
         made = copy.copy(self)
         made.args = (_with_code(f"{text} {remedy}", code),)
@@ -69,23 +73,23 @@ def _with_code(text: str, code: str) -> str:
 
 
 class BundleError(HybridRTError):
-    """The file: missing, truncated, altered, of another format, not writable."""
+    """The file is missing, truncated, altered, of another format, or can't be written."""
 
 
 class BackendError(HybridRTError):
-    """An engine's compiler or runtime: not installed, refuses, fails."""
+    """An engine's compiler or runtime is not installed, refuses, or fails."""
 
 
 class InputError(HybridRTError):
-    """A tensor that breaks an engine's contract (count, dtype, rank, bounds, device)."""
+    """A tensor violates an engine's contract (count, dtype, rank, range, device)."""
 
 
 class OptionError(HybridRTError):
-    """An argument or an environment variable."""
+    """An argument or an environment variable can't be used."""
 
 
 class CaptureError(HybridRTError):
-    """A detector or segment that can't be captured or scripted."""
+    """A segment can't be captured, or the head can't be converted to TorchScript."""
 
 
 class FusionError(CaptureError):

@@ -16,7 +16,15 @@ from .errors import OptionError
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call: percentiles over the timed calls, and of the very first call."""
+    """Latency of one call, in milliseconds.
+
+    Attributes:
+        median: median of the timed calls.
+        p95: 95th percentile, by nearest rank.
+        p99: 99th percentile, by nearest rank.
+        first: the very first call, which is not one of the timed calls.
+        count: number of timed calls.
+    """
 
     median: float
     p95: float
@@ -26,7 +34,12 @@ class Latency:
 
     @classmethod
     def of(cls, milliseconds: list[float], first: float) -> Latency:
-        """From the timed calls."""
+        """Returns the percentiles of the timed calls.
+
+        Args:
+            milliseconds: the timed calls.
+            first: the very first call.
+        """
         return cls(
             percentile(milliseconds, 50),
             percentile(milliseconds, 95),
@@ -61,6 +74,12 @@ def benchmark(
 
     Raises:
         OptionError: repeat is below 1, or warm_up below 0.
+
+    Examples:
+        >>> module = hybrid_rt.load("detector.pt")
+        >>> latency = hybrid_rt.benchmark({"eager": detector, "hybrid": module}, ([image],), repeat=5)
+        >>> latency["hybrid"].count
+        5
     """
     for name, value, least in (("repeat", repeat, 1), ("warm_up", warm_up, 0)):
         if value < least:

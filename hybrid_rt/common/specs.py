@@ -89,7 +89,17 @@ def _range(low: int, high: int) -> str:
 
 @dataclass(frozen=True)
 class ArtifactSpec:
-    """The contract of an artifact's inputs and outputs, and what it needs of the machine that runs it."""
+    """Contract of an artifact's inputs and outputs, and its requirements for the machine that runs it.
+
+    Attributes:
+        backend: name of the backend.
+        precision: precision of the artifact, e.g. "bf16".
+        device: kind of device that it was compiled for: "cpu", "cuda".
+        inputs: the tensors that it takes, in order.
+        outputs: the tensors that it returns, in order.
+        requirements: what the machine must have, see :meth:`Backend.spec`.
+        versions: versions of the packages that it was made with.
+    """
 
     backend: str
     precision: str
@@ -102,10 +112,13 @@ class ArtifactSpec:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Output of a backend's compiler: named byte strings (uint8 CPU tensors of one dimension) and their spec.
+    """Output of a backend's compiler.
 
-    ``weights`` says where in a blob weights stand as they are, (offset, size) in bytes: a bundle stores those that
-    several variants have once.
+    Attributes:
+        spec: contract and requirements.
+        blobs: byte strings by name: uint8 CPU tensors of one dimension, see :func:`blob_from_bytes`.
+        weights: (offset, size) in bytes of unchanged weights in each blob; a bundle stores weights that several
+            variants share only once.
     """
 
     spec: ArtifactSpec
@@ -114,12 +127,12 @@ class Artifact:
 
     @property
     def size(self) -> int:
-        """Bytes of all blobs."""
+        """Returns the number of bytes of all blobs."""
         return sum(blob.numel() for blob in self.blobs.values())
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each blob's bytes, in hexadecimal."""
+        """Returns the SHA-256 of each blob's bytes, in hexadecimal digits."""
         return {name: hashlib.sha256(blob.numpy().data).hexdigest() for name, blob in self.blobs.items()}
 
 
@@ -134,7 +147,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def blob_from_bytes(data: bytes | bytearray) -> torch.Tensor:
-    """A uint8 CPU tensor that holds a copy of ``data``."""
+    """Returns a uint8 CPU tensor of one dimension that holds a copy of ``data``."""
     if not data:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)

@@ -39,10 +39,16 @@ _SCOPE = "compile_segment"
 
 
 class CompiledSegment(EngineModule):
-    """Result of :func:`compile_segment`: no weights, no gradients, the same in eval and in training mode."""
+    """Result of :func:`compile_segment`: no weights, no gradients, the same in eval and in training mode.
+
+    It takes and returns what the compiled module does, and can be scripted as a part of a detector.
+    """
 
     def running(self) -> dict[str, Any]:
-        """Returns what runs ("backend", "precision", "description"), and why the others do not ("variants")."""
+        """Returns the variant that runs ("backend", "precision", "description"), and the reasons against the others.
+
+        The reasons are under "variants".
+        """
         choice: dict[str, Any] = json.loads(self.hybrid_rt_engine.choice())
         return choice
 
@@ -50,7 +56,7 @@ class CompiledSegment(EngineModule):
         return "CompiledSegment"
 
     def extra_repr(self) -> str:
-        """The segment and what runs it."""
+        """Returns the segment and what runs it, for ``repr``."""
         choice = self.running()
         return f"{choice['engine']} on {choice['description'] or 'an engine that is not prepared yet'}"
 
@@ -71,10 +77,14 @@ class CompiledSegment(EngineModule):
         return self
 
     def place(self, device: str | torch.device, backend: str = "") -> None:
-        """Chooses a variant that runs on a device: ``backend``, or the best one.
+        """Chooses a variant that runs on a device.
+
+        Args:
+            device: the device, e.g. "cpu" or "cuda:0".
+            backend: name of the backend to use; empty: the best one that can run there.
 
         Raises:
-            BackendError: none can run there; the text has each one's reason.
+            BackendError: none can run there; the text lists each with its reason.
         """
         prepare(self.hybrid_rt_engine, backend, device=device)
         self._device = torch.device(device)
@@ -103,22 +113,23 @@ def compile_segment(
     Use it as ``detector.backbone = compile_segment(detector.backbone, example)``.
 
     Args:
-        module: in eval mode, on the CPU; tensors in lists, tuples and dicts in and out. It is not changed.
+        module: the module, in eval mode, on the CPU. It takes and returns tensors in lists, tuples and dicts. It is
+            not changed.
         example: its positional arguments as a tuple, or its one tensor.
-        engine: as of :func:`hybrid_rt.convert`.
+        engine: name of a backend, or several, see :func:`hybrid_rt.convert`.
         precision: "fp32", or "bf16", "fp16", "int8" for the engines that have it, or "auto", see
             :func:`hybrid_rt.convert`.
-        device: "cpu" or "cuda": what engines of several kinds are compiled for, and where it is, until ``.to()`` says
-            otherwise. With ``strict`` and an engine of one kind of device, it is there.
-        options: of the compilers, see :func:`hybrid_rt.convert`.
-        calibration_data: for "int8": the module's arguments on further images, a tuple each; at most 300 are taken.
-        shapes: ranges of the first input, [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
-            [(height, width), ...]. What is not named keeps the example's size.
-        fallback: add a TorchScript variant as the last one. An engine that is not installed, or whose compiler
-            refuses, then is a warning.
-        strict: only the first engine: it runs here, or that is an error.
-        verify: compare the outputs with the module's, at some sizes of its ranges; "thorough": at many.
-        thresholds: only ``relative_error`` counts; None: by precision.
+        device: "cpu" or "cuda": target of engines that support several devices, and the device of the result until
+            ``.to()`` moves it. With ``strict`` and an engine for one kind of device, the result is on that device.
+        options: options of the compilers, see :func:`hybrid_rt.convert`.
+        calibration_data: tuples of the module's arguments on further images, for "int8"; at most 300 are used.
+        shapes: ranges of the first input [N, C, H, W]: {"batch": (min, max), "height": ..., "width": ...}, or sizes
+            [(height, width), ...]. A dimension that is not named keeps the example's size.
+        fallback: add a TorchScript variant as the last one. If an engine is not installed or its compiler refuses, a
+            warning is given instead of an error.
+        strict: use only the first engine, and raise an error if it can't run here.
+        verify: compare the outputs with the module's at some sizes in the ranges; "thorough": at many.
+        thresholds: limits for equality, of which only ``relative_error`` is used; None: those of the precision.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
@@ -126,10 +137,16 @@ def compile_segment(
         ``out_channels``. It has no gradients.
 
     Raises:
-        OptionError: an argument; the text names what was expected.
+        OptionError: an argument can't be used; the text says what was expected.
         CaptureError: the module can't be captured.
         BackendError: no engine compiles it, or none runs here.
-        VerificationError: an engine computes something else.
+        VerificationError: an engine's outputs differ from the module's.
+
+    Examples:
+        >>> backbone = hybrid_rt.compile_segment(detector.backbone, image[None])
+        >>> backbone.running()["backend"]
+        'openvino'
+        >>> detector.backbone = backbone  # the detector's own code calls it as before
     """
     check_module(module, _SCOPE, "module")
     module = working_copy(module)

@@ -49,7 +49,12 @@ from .tightening import build_until_right
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """Result of :func:`convert`: the hybrid as it was saved, and the report."""
+    """Result of :func:`convert`.
+
+    Attributes:
+        module: the hybrid as it was saved, ready to run.
+        report: what was compiled, verified and measured.
+    """
 
     module: torch.jit.ScriptModule
     report: ConversionReport
@@ -133,9 +138,6 @@ def convert(
 ) -> ConversionResult:
     """Compiles the dense part of a detector, keeps the rest in TorchScript, and saves both as one `.pt`.
 
-    Example:
-        ``hybrid_rt.convert(detector, ([image],), "detector.pt")``
-
     Args:
         detector: the detector, in eval mode, on the CPU. It is not changed.
         example_inputs: the tuple of its positional arguments, e.g. ``([image],)`` for torchvision; image: float32
@@ -202,6 +204,12 @@ def convert(
         BackendError: an engine is not installed, or its compiler refuses a segment.
         VerificationError: the hybrid's results differ from the detector's; nothing was saved.
         BundleError: the file can't be written.
+
+    Examples:
+        >>> result = hybrid_rt.convert(detector, ([image],), "detector.pt", segments="backbone")
+        >>> result.report.verification.passed
+        True
+        >>> detections = result.module([image])
     """
     check_module(detector, "convert", "detector")
     example = positional(detector, example_inputs, "example_inputs")

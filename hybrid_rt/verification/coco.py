@@ -25,15 +25,15 @@ Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """Annotated pictures.
+    """An annotated dataset, for comparisons of the mAP.
 
     Attributes:
-        annotations: a JSON file in COCO's format: "images" (id, file_name, height, width), "annotations" (image_id,
-            category_id, bbox as x, y, width, height) and "categories" (id).
-        pictures: the folder that the file names are relative to.
-        limit: only the first so many pictures; None: all.
-        labels: {label of the detector: category id}, for a detector whose labels are not the category ids; labels
-            that it lacks are left out. None: they are the same.
+        annotations: path of a JSON file in COCO's format: "images" (id, file_name, height, width), "annotations"
+            (image_id, category_id, bbox as x, y, width, height in pixels) and "categories" (id).
+        pictures: directory that the file names are relative to.
+        limit: number of images to use, from the first on; None: all.
+        labels: {label of the detector: category id}, for a detector whose labels are not the category ids. Detections
+            with other labels are ignored. None: labels are category ids.
     """
 
     annotations: str | os.PathLike[str]
@@ -44,7 +44,12 @@ class CocoDataset:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """COCO's mean average precision of boxes, each in 0..1: the mean over IoU 0.50 to 0.95, and at IoU 0.50."""
+    """COCO's mean average precision of boxes (the metrics AP and AP50 of pycocotools).
+
+    Attributes:
+        mAP: mean over the IoU thresholds 0.50 to 0.95, in 0..1.
+        mAP50: at the IoU threshold 0.50, in 0..1.
+    """
 
     mAP: float
     mAP50: float
@@ -52,7 +57,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class DatasetComparison:
-    """The accuracy of detector and hybrid on the same pictures."""
+    """Accuracy of detector and hybrid on the same images.
+
+    Attributes:
+        annotations: path of the dataset's JSON file.
+        pictures: number of images.
+        detector: accuracy of the detector.
+        hybrid: accuracy of the hybrid.
+        max_map_drop: largest allowed drop of the mAP, in 0..1.
+    """
 
     annotations: str
     pictures: int
@@ -62,18 +75,22 @@ class DatasetComparison:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DatasetComparison:
-        """Returns the comparison that a manifest holds."""
+        """Returns the comparison that a manifest holds.
+
+        Args:
+            values: the JSON values.
+        """
         both = {side: Accuracy(**values[side]) for side in ("detector", "hybrid")}
         return cls(**{**values, **both})
 
     @property
     def drop(self) -> float:
-        """By how much the hybrid's mAP is below the detector's; negative if it is above."""
+        """Returns how much the hybrid's mAP is below the detector's, in 0..1; negative if it is above."""
         return self.detector.mAP - self.hybrid.mAP
 
     @property
     def failure(self) -> str:
-        """Why the hybrid does not pass; empty if it does."""
+        """Returns the reason why the hybrid does not pass; empty if it does."""
         if not self.detector.mAP > 0:
             return (
                 f"dataset {self.annotations}: the detector's own mAP is 0, so that nothing was compared: are its "

@@ -54,7 +54,14 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """Result of :func:`verify_golden`: the comparison, and the variant of each engine that ran."""
+    """Result of :func:`verify_golden`.
+
+    Attributes:
+        verification: the comparison.
+        engines: how each engine ran, see :func:`hybrid_rt.engines`.
+        thresholds: limits that were used.
+        compared: true if :func:`convert` compared hybrid and detector on the sample before it saved the bundle.
+    """
 
     verification: Verification
     engines: list[dict[str, Any]]
@@ -67,7 +74,7 @@ class GoldenCheck:
         return self.verification.passed
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that ``hybrid-rt-detect --verify --json`` prints."""
+        """Returns the fields that ``hybrid-rt-detect --verify --json`` prints."""
         return {
             "passed": self.passed,
             "precision": self.verification.precision,
@@ -308,24 +315,28 @@ def verify_golden(
     threads: int = 0,
     thresholds: Thresholds | None = None,
 ) -> GoldenCheck:
-    """Runs a bundle on its golden sample, as it runs on this machine, and compares with what the detector found.
+    """Runs a bundle on its golden sample on this machine, and compares the result with the detector's.
 
-    The detector is not needed. Arguments as of :func:`hybrid_rt.load`.
+    The detector is not needed.
 
     Args:
-        path: the `.pt`.
-        backend: run only this backend's variants.
-        device: where it runs.
-        threads: that an engine may use for one call; 0: as many as torch uses in this thread.
-        thresholds: others than those that the bundle brings.
+        path: path of the `.pt`.
+        backend: use only this backend's variants, see :func:`hybrid_rt.load`.
+        device: device to run on, e.g. "cpu" or "cuda:0".
+        threads: threads per engine and call; 0: as many as torch uses in this thread.
+        thresholds: limits for equality; None: those that the bundle stores.
 
     Returns:
-        The comparison; ask ``passed``.
+        The comparison; its ``passed`` is true if nothing differs.
 
     Raises:
-        BundleError: no bundle, an altered one, or one without a golden sample.
+        BundleError: the file is not a bundle, was altered, or has no golden sample.
         BackendError: no variant of an engine can run here.
-        OptionError: a device that does not exist.
+        OptionError: the device is not available.
+
+    Examples:
+        >>> hybrid_rt.verify_golden("detector.pt").passed
+        True
     """
     golden = read(path)
     module = archive.load(path, device, backend=backend, threads=threads)

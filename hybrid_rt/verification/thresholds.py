@@ -53,8 +53,11 @@ class Thresholds:
             precision: "fp32", "bf16", "fp16" or "int8".
             changes: new values by field, e.g. ``Thresholds.of("bf16", iou=0.9)``.
 
+        Returns:
+            The thresholds.
+
         Raises:
-            OptionError: a precision without thresholds, or a name that is not a field.
+            OptionError: the precision has no thresholds, or a name is not a field.
         """
         unknown = [name for name in changes if name not in {field.name for field in fields(cls)}]
         if unknown:
@@ -69,6 +72,9 @@ class Thresholds:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Thresholds:
         """Returns the thresholds that a bundle holds.
+
+        Args:
+            values: the JSON values.
 
         Raises:
             KeyError: one is missing.

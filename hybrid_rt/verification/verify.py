@@ -51,7 +51,15 @@ _NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class TensorError:
-    """Difference of one output of an engine from the detector's, for the variant of ``backend``."""
+    """Difference of one output of an engine from the detector's.
+
+    Attributes:
+        engine: name of the engine.
+        output: name of the output.
+        relative_error: greatest |difference|, relative to the greatest |value|; infinite for another shape or dtype.
+        cosine: cosine of the angle between both, flattened: 1 if they are equal up to a factor.
+        backend: backend of the variant.
+    """
 
     engine: str
     output: str
@@ -62,11 +70,16 @@ class TensorError:
 
 @dataclass
 class Verification:
-    """The comparison's result; ``failures`` is empty if the hybrid passed.
+    """Result of a comparison of detector and hybrid.
 
-    ``not_run`` names what was not compared, with the reason: variants that can't run on this machine, and outputs that
-    the detector itself does not repeat on inputs with noise of a rounding's size.
-    ``dataset`` is the mAP of both on annotated pictures, if some were given.
+    Attributes:
+        precision: precision whose thresholds were used.
+        tensors: differences of the engines' outputs.
+        pictures: comparison of the boxes of each image.
+        failures: differences beyond the thresholds, for messages; empty if the hybrid passed.
+        not_run: what was not compared, with the reason: variants that can't run on this machine, and outputs that the
+            detector itself does not repeat on inputs with noise of a rounding's size.
+        dataset: mAP of both on the annotated dataset; None if none was given.
     """
 
     precision: str
@@ -96,14 +109,20 @@ class Verification:
         return set(self.failures) == {text for text, (kind, _) in self._severities.items() if kind == _NOTHING}
 
     def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:
-        """Notes a failure; of each ``kind`` the error shows the severest one first."""
+        """Adds a failure.
+
+        Args:
+            text: the failure, for messages.
+            kind: "engine" or "picture"; the error shows the severest failure of each kind first.
+            severity: a number that orders the failures of one kind.
+        """
         self.failures.append(text)
         if kind:
             known = self._severities.get(text)
             self._severities[text] = (kind, max(severity, known[1]) if known else severity)
 
     def worst(self) -> list[str]:
-        """The worst output of an engine, and the worst picture, of those that failed."""
+        """Returns the texts of the worst output of an engine and of the worst image, of those that failed."""
         found = []
         for wanted in ("engine", "picture"):
             texts = [text for text, (kind, _) in self._severities.items() if kind == wanted]
@@ -112,11 +131,15 @@ class Verification:
         return found
 
     def skip(self, reasons: Iterable[str]) -> None:
-        """Notes what was not compared."""
+        """Adds what was not compared.
+
+        Args:
+            reasons: one text each.
+        """
         self.not_run += reasons
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest and the report."""
+        """Returns the fields as JSON values, as in the manifest and the report."""
         return asdict(self)
 
     @classmethod
@@ -124,6 +147,9 @@ class Verification:
         """Returns the verification that a manifest holds; fields that an older file lacks have their defaults.
 
         The box drift has no default that would be true: it is NaN where it was not measured.
+
+        Args:
+            values: the JSON values.
         """
         dataset = values.get("dataset")
         return cls(
@@ -298,6 +324,11 @@ def verify(
         OptionError: the dataset can't be used; the text says why.
         BundleError: the bundle can't be read, see :func:`hybrid_rt.load`.
         BackendError: no variant of an engine can run here.
+
+    Examples:
+        >>> verification = hybrid_rt.verify(detector, "detector.pt", [([image],)])
+        >>> verification.passed
+        True
     """
     truth = coco.read(dataset, max_map_drop) if dataset is not None else None
     hybrid = archive.load(path, emulate_precision=True)

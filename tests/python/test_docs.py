@@ -13,7 +13,6 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-import hybrid_rt
 from helpers import docs_pages as pages
 from helpers.external_projects import configure, succeed
 from helpers.paths import ROOT
@@ -128,12 +127,6 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
 # The names of the interface
 
 
-def test_the_page_of_names_has_all_of_them() -> None:
-    text = (ROOT / "docs" / "api.md").read_text()
-    listed = re.findall(r"^\| `(\w+)", text, re.MULTILINE)
-    assert sorted(listed) == sorted(hybrid_rt.__all__)
-
-
 def test_each_figure_of_the_readme_stands_on_the_page_that_it_links_to() -> None:
     text = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| (.+?) \| (.+?) \| \[[^\]]+\]\(([\w./-]+)\) \|$", text, re.MULTILINE)
@@ -165,6 +158,7 @@ def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
 def test_the_folders_and_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
-        assert (page.parent / link).exists(), link
-    for path in set(re.findall(r"`?((?:tools|models|tests|cpp|examples)/[\w./-]*\w)", text)):
+        # The C++ reference is generated; mkdocs checks links to it.
+        assert link.startswith("api/cpp/") or (page.parent / link).exists(), link
+    for path in set(re.findall(r"`?(?<!api/)((?:tools|models|tests|cpp|examples)/[\w./-]*\w)", text)):
         assert "NAME" in path or (ROOT / path).exists(), f"{page}: {path}"

@@ -39,15 +39,15 @@ class SwapReport:
     """Result of :func:`swap_backbone`.
 
     Attributes:
-        path: the new bundle.
-        segment: the segment that was replaced.
-        engine: the segments that are one engine with it, e.g. "backbone+rpn.head".
-        module: the class of the new backbone.
-        variants: "backend in precision" of each, best first.
-        verification: the comparison of features; None if it was switched off.
-        file_size: in bytes.
-        seconds: of each step.
-        notes: who has signed it, and whose signatures went.
+        path: path of the new bundle.
+        segment: dotted path of the segment that was replaced.
+        engine: name of the engine that contains it, e.g. "backbone+rpn.head".
+        module: class of the new backbone.
+        variants: the variants, as "backend in precision", best first.
+        verification: comparison of the features; None if it was switched off.
+        file_size: size of the new file, in bytes.
+        seconds: duration of each step.
+        notes: who has signed the file, and whose signatures were removed.
     """
 
     path: str
@@ -91,36 +91,44 @@ def swap_backbone(
     sign: Keys = (),
     progress: bool | None = None,
 ) -> SwapReport:
-    """Puts another backbone under the head of a bundle; what the head expects of it is checked first.
+    """Puts another backbone under the head of a bundle, after checking that it fits the head.
 
-    Sizes stay those of the file. The golden sample is left out of the new file, as other boxes will be found.
+    The size ranges of the file stay. The new file has no golden sample, because the detections will differ.
 
     Args:
-        path: the bundle.
-        new_backbone: in eval mode, on the CPU. Its inputs and outputs have the saved backbone's names, channels,
-            strides and dtypes.
-        output: the `.pt` to write; may be ``path``.
-        segment: which segment; None: the one called "backbone", or else the first one that runs.
-        example: the new backbone's positional arguments, or its one tensor, [N, C, H, W] in the file's ranges.
+        path: path of the bundle.
+        new_backbone: the new backbone, in eval mode, on the CPU. Its inputs and outputs have the saved backbone's
+            names, channels, strides and dtypes.
+        output: path of the `.pt` to write; may be ``path``.
+        segment: dotted path of the segment to replace; None: "backbone", or the first one that runs if there is none
+            of that name.
+        example: the new backbone's positional arguments, or its one tensor [N, C, H, W] within the file's ranges.
             None: noise.
-        engine: a backend's name, a list of names best first, or "auto". None: those of the file.
-        precision: see :func:`hybrid_rt.convert`; None: the file's.
+        engine: name of a backend, a list of names, best first, or "auto". None: the file's.
+        precision: precision of the engines, see :func:`hybrid_rt.convert`; None: the file's.
         device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
         options: options of the compilers, see :func:`hybrid_rt.convert`.
         calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
             runs on them.
-        verify: compare each variant's features with the new backbone's, and refuse to save what differs.
-        thresholds: only ``relative_error`` counts; None: by precision.
-        sign: the private keys that sign the new file, see :func:`hybrid_rt.convert`. Signatures of the old one do not
-            hold for it.
+        verify: compare each variant's features with the new backbone's, and save nothing that differs.
+        thresholds: limits for equality, of which only ``relative_error`` is used; None: those of the precision.
+        sign: private keys that sign the new file, see :func:`hybrid_rt.convert`. The old signatures are removed.
         progress: show each step on stderr; None: if it is a terminal.
 
+    Returns:
+        What was replaced, and the comparison.
+
     Raises:
-        OptionError: an argument, or a backbone that does not fit: the text lists every mismatch.
-        CaptureError: a backbone that can't be captured.
-        BackendError: an engine that is not installed, or whose compiler refuses.
-        VerificationError: an engine computes something else; nothing was saved.
-        BundleError: no bundle, an altered one, or the file can't be written.
+        OptionError: an argument can't be used, or the backbone does not fit; the text lists every mismatch.
+        CaptureError: the backbone can't be captured.
+        BackendError: an engine is not installed, or its compiler refuses.
+        VerificationError: an engine's features differ from the new backbone's; nothing was saved.
+        BundleError: the file is not a bundle, was altered, or can't be written.
+
+    Examples:
+        >>> report = hybrid_rt.swap_backbone("detector.pt", new_backbone, "swapped.pt")
+        >>> report.segment, report.verification.passed
+        ('backbone', True)
     """
     check_module(new_backbone, "swap", "new_backbone")
     check_writable(Path(output))

@@ -41,12 +41,12 @@ class BankReport:
     """Result of :func:`add_variant` or :func:`remove_variant`.
 
     Attributes:
-        path: the bundle that was written.
-        variants: of each engine, "backend:precision", best first.
-        verification: of what was added; None if nothing was, or if it was switched off.
-        size_before: in bytes.
-        file_size: in bytes.
-        notes: what could not be compared, who has signed it, and whose signatures went.
+        path: path of the bundle that was written.
+        variants: variants per engine, as "backend:precision", best first.
+        verification: comparison of what was added; None if nothing was added, or if it was switched off.
+        size_before: size of the file before, in bytes.
+        file_size: size of the file now, in bytes.
+        notes: what could not be compared, who has signed the file, and whose signatures were removed.
     """
 
     path: str
@@ -87,29 +87,38 @@ def add_variant(
     """Compiles further variants from the bundle's TorchScript variant in fp32, and writes them into the file.
 
     Args:
-        path: the bundle.
-        engine: a backend's name, or several; "openvino:bf16" names one with its precision.
-        output: the `.pt` to write; None: ``path``.
-        precision: of the names that do not say theirs; None: that of the first variant in the file.
-        device: see :func:`hybrid_rt.convert`.
+        path: path of the bundle.
+        engine: name of a backend, or several; "openvino:bf16" sets the precision of one.
+        output: path of the `.pt` to write; None: ``path``.
+        precision: precision of the names that set none; None: that of the first variant in the file.
+        device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
         options: options of the compilers, see :func:`hybrid_rt.convert`.
         calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
             runs on them.
-        segment: only this engine, or the one that this segment is in; None: all.
-        first: they are the best ones. Otherwise they come after the others, before a TorchScript variant.
+        segment: change only the engine that contains this segment; None: all engines.
+        first: put the new variants before the others. Otherwise they are put after them, but before a TorchScript
+            variant.
         verify: compare each new variant's outputs with the stored segment's, and the golden sample's boxes with the
-            detector's; refuse to save what differs.
-        thresholds: what counts as equal; None: by precision.
-        sign: the private keys that sign what is written, see :func:`hybrid_rt.convert`. Signatures of the old file do
-            not hold for it.
+            detector's, and save nothing that differs.
+        thresholds: limits for equality; None: those of the precision.
+        sign: private keys that sign the new file, see :func:`hybrid_rt.convert`. The old signatures are removed.
         progress: show each step on stderr; None: if it is a terminal.
 
+    Returns:
+        The variants of the new file, and the comparison.
+
     Raises:
-        OptionError: an argument, a variant that the file has already, a file without a TorchScript variant in fp32.
-        BackendError: an engine that is not installed, or whose compiler refuses.
-        CaptureError: a segment that this engine's compiler can't take.
-        VerificationError: a variant computes something else; nothing was saved.
-        BundleError: no bundle, an altered one, or the file can't be written.
+        OptionError: an argument can't be used, the file has the variant already, or it has no TorchScript variant in
+            fp32.
+        BackendError: an engine is not installed, or its compiler refuses.
+        CaptureError: the engine's compiler can't take a segment.
+        VerificationError: a variant's results differ; nothing was saved.
+        BundleError: the file is not a bundle, was altered, or can't be written.
+
+    Examples:
+        >>> report = hybrid_rt.add_variant("detector.pt", "onnxruntime")
+        >>> report.variants["backbone"]
+        ['openvino:fp32', 'onnxruntime:fp32', 'torchscript:fp32']
     """
     samples = calibration_samples(None, calibration_data, "add-variant")
     change = _Change(path, output, segment, "add-variant", progress, sign)
@@ -151,19 +160,26 @@ def remove_variant(
     sign: Keys = (),
     progress: bool | None = None,
 ) -> BankReport:
-    """Takes a variant out of a bundle. The last one of an engine stays.
+    """Removes a variant from a bundle. The last variant of an engine can't be removed.
 
     Args:
-        path: the bundle.
-        engine: a backend's name, all precisions, or "openvino:bf16".
-        output: the `.pt` to write; None: ``path``.
-        segment: only this engine, or the one that this segment is in; None: all.
-        sign: see :func:`add_variant`.
+        path: path of the bundle.
+        engine: name of a backend, for all its precisions, or one variant such as "openvino:bf16".
+        output: path of the `.pt` to write; None: ``path``.
+        segment: change only the engine that contains this segment; None: all engines.
+        sign: private keys that sign the new file, see :func:`add_variant`.
         progress: show each step on stderr; None: if it is a terminal.
 
+    Returns:
+        The variants of the new file.
+
     Raises:
-        OptionError: the file does not have it, or has nothing else.
-        BundleError: no bundle, an altered one, or the file can't be written.
+        OptionError: the file does not have the variant, or has no other one.
+        BundleError: the file is not a bundle, was altered, or can't be written.
+
+    Examples:
+        >>> hybrid_rt.remove_variant("detector.pt", "torchscript").variants["backbone"]
+        ['openvino:fp32']
     """
     change = _Change(path, output, segment, "remove-variant", progress, sign)
     for saved in change.chosen:

@@ -25,22 +25,28 @@ def extract(
     segment: str | None = None,
     backend: str | None = None,
 ) -> list[Path]:
-    """Writes the artifacts of a bundle: ENGINE-BACKEND-PRECISION.xml and .bin for OpenVINO, .pt for TorchScript, ...
+    """Writes the artifacts of a bundle as files for the vendors' own tools.
 
-    No engine is opened. Each artifact's bytes are compared with their digest.
+    The files are called ENGINE-BACKEND-PRECISION, with .xml and .bin for OpenVINO, .pt for TorchScript, and so on. No
+    engine is opened. Each artifact's bytes are compared with their digest.
 
     Args:
-        path: the bundle.
-        output_folder: where to; it is made if it is not there. Files of the same names are replaced.
-        segment: only the engine that this segment is in; None: all.
-        backend: only this backend's variants; None: all.
+        path: path of the bundle.
+        output_folder: directory for the files; it is created if it does not exist. Files of the same names are
+            replaced.
+        segment: extract only the engine that contains this segment; None: all engines.
+        backend: extract only this backend's variants; None: all variants.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
-        OptionError: no such segment or variant; the text lists those that there are.
-        BundleError: no bundle, an altered one, or a file that can't be written.
+        OptionError: the bundle has no such segment or variant; the text lists those that it has.
+        BundleError: the file is not a bundle, was altered, or a file can't be written.
+
+    Examples:
+        >>> [path.name for path in hybrid_rt.extract("detector.pt", "engines", backend="openvino")]
+        ['backbone-openvino-fp32.xml', 'backbone-openvino-fp32.bin']
     """
     path, folder = Path(path), Path(output_folder)
     manifest = read_manifest(path)

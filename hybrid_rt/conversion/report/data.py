@@ -155,7 +155,7 @@ class ReportData:
     signatures_dropped: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; what is not finite becomes None."""
+        """Returns the fields as JSON values; a number that is not finite becomes None."""
         values = asdict(self)
         for picture in values["pictures"]:
             del picture["jpeg"]
@@ -168,7 +168,7 @@ class ReportData:
 
     @property
     def segments(self) -> list[EngineReport]:
-        """The old name of ``engines``."""
+        """Returns ``engines``, by its old name."""
         warnings.warn("a report's engines are called .engines now", DeprecationWarning, stacklevel=2)
         return self.engines
 
@@ -180,6 +180,6 @@ class ReportData:
 
     @property
     def worst(self) -> TensorError | None:
-        """The output that is furthest off."""
+        """Returns the engine output with the largest error; None if none was compared."""
         errors = self.verification.tensors if self.verification else []
         return max(errors, key=lambda error: error.relative_error, default=None)

@@ -16,17 +16,20 @@ SUFFIXES = (".html", ".json")
 
 
 class ConversionReport(ReportData):
-    """Report of a conversion."""
+    """Report of a conversion. Its attributes are the fields that docs/report.md describes."""
 
     def __str__(self) -> str:
-        """Tables for a terminal."""
+        """Returns tables for a terminal."""
         return report_text(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report: ``.html``, one page that needs no other file, or ``.json`` (docs/report.md).
+        """Writes the report to a file.
+
+        Args:
+            path: path that ends in ``.html``, for a page that needs no other file, or in ``.json``.
 
         Raises:
-            OptionError: another suffix.
+            OptionError: the path has another suffix.
             BundleError: the file can't be written.
         """
         target = report_path(path)
