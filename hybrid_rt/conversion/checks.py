@@ -10,10 +10,11 @@ from ..capture.profile import Profile
 from ..capture.size_samples import Effort
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
+from ..verification import coco
 from ..verification.golden import GoldenSample, SampleChoice
-from ..verification.verify import TensorError, Thresholds, Verification, compare_dataset, compare_modules
+from ..verification.verify import TensorError, Thresholds, Verification, compare_modules
 from .assemble.hybrid import Hybrid
-from .assemble.variant_trials import add_variants, compare_variants
+from .assemble.variant_trials import compare_variants, variant_findings
 from .options import CheckOptions
 from .report.images import PictureReport, PictureSamples
 
@@ -63,7 +64,8 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
             steps.step(f"mean average precision on {len(options.truth.files)} pictures"),
             hybrid.in_promised_precision() as module,
         ):
-            compare_dataset(verification, profile.detector, module, options.truth, options.max_map_drop)
+            accuracy = coco.compare(profile.detector, module, options.truth, options.max_map_drop)
+        verification = verification.with_dataset(accuracy)
     return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision))
 
 
@@ -104,5 +106,4 @@ def _verify(
                 known=[profile.observation.result],
                 watch=compared_one,
             )
-        add_variants(verification, compared, not_run, options.thresholds)
-        return verification
+        return verification.with_findings(variant_findings(compared, not_run, options.thresholds))

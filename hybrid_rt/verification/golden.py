@@ -341,8 +341,9 @@ def verify_golden(
     golden = read(path)
     module = archive.load(path, device, backend=backend, threads=threads)
     limits = thresholds or golden.thresholds
-    verification = Verification(golden.precision)
     with torch.no_grad():
         found = module(*map_tensors(golden.inputs, lambda tensor: tensor.to(device)))
-    compare_results(verification, golden.expected, map_tensors(found, Tensor.cpu), limits, "golden sample")
-    return GoldenCheck(verification, archive.engines(module), limits, golden.compared)
+    findings = compare_results(golden.expected, map_tensors(found, Tensor.cpu), limits, "golden sample")
+    return GoldenCheck(
+        Verification(golden.precision).with_findings(findings), archive.engines(module), limits, golden.compared
+    )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,156 +16,34 @@ from ..common.tensor_tree import map_places, map_tensors, plain
 from ..common.value_tree import opened
 from . import coco
 from .boxes import BoxMatch, box_iou, detections_of, match_boxes
-from .coco import CocoDataset, DatasetComparison, Truth
+from .coco import CocoDataset
 from .plain_values import comparable, tensors_by_place
+from .result import ENGINE, NOTHING, PICTURE, Failure, Findings, TensorError, Verification
 from .self_noise import Rerun, equal_but_for_noise, reconciled, with_noise
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
 __all__ = [
     "THRESHOLDS",
     "BoxMatch",
+    "Failure",
+    "Findings",
     "TensorError",
     "Thresholds",
     "Verification",
-    "add_tensor_failures",
     "box_iou",
-    "compare_dataset",
     "compare_modules",
     "compare_results",
     "compare_tensors",
     "detections_of",
     "match_boxes",
     "require",
+    "tensor_failures",
     "thresholds_of",
     "verify",
 ]
 
 _SHOWN = 20
 """Failures that an error shows after the worst ones."""
-
-_NOTHING = "nothing"
-"""The kind of a failure that says that nothing was compared."""
-
-
-@dataclass(frozen=True)
-class TensorError:
-    """Difference of one output of an engine from the detector's.
-
-    Attributes:
-        engine: name of the engine.
-        output: name of the output.
-        relative_error: greatest |difference|, relative to the greatest |value|; infinite for another shape or dtype.
-        cosine: cosine of the angle between both, flattened: 1 if they are equal up to a factor.
-        backend: backend of the variant.
-    """
-
-    engine: str
-    output: str
-    relative_error: float
-    cosine: float
-    backend: str = ""
-
-
-@dataclass
-class Verification:
-    """Result of a comparison of detector and hybrid.
-
-    Attributes:
-        precision: precision whose thresholds were used.
-        tensors: differences of the engines' outputs.
-        pictures: comparison of the boxes of each image.
-        failures: differences beyond the thresholds, for messages; empty if the hybrid passed.
-        not_run: what was not compared, with the reason: variants that can't run on this machine, and outputs that the
-            detector itself does not repeat on inputs with noise of a rounding's size.
-        dataset: mAP of both on the annotated dataset; None if none was given.
-    """
-
-    precision: str
-    tensors: list[TensorError] = field(default_factory=list)
-    pictures: list[BoxMatch] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    not_run: list[str] = field(default_factory=list)
-    dataset: DatasetComparison | None = None
-
-    def __post_init__(self) -> None:
-        """Computes values that are not part of the record."""
-        self._severities: dict[str, tuple[str, float]] = {}
-
-    @property
-    def passed(self) -> bool:
-        """Returns true if nothing failed."""
-        return not self.failures
-
-    @property
-    def engines_failed(self) -> bool:
-        """Returns true if an engine's own outputs differ, so that no other head would help."""
-        return any(kind == "engine" for kind, _ in self._severities.values())
-
-    @property
-    def found_nothing(self) -> bool:
-        """Returns true if the only failure is that nothing could be compared."""
-        return set(self.failures) == {text for text, (kind, _) in self._severities.items() if kind == _NOTHING}
-
-    def fail(self, text: str, kind: str = "", severity: float = 0.0) -> None:
-        """Adds a failure.
-
-        Args:
-            text: the failure, for messages.
-            kind: "engine" or "picture"; the error shows the severest failure of each kind first.
-            severity: a number that orders the failures of one kind.
-        """
-        self.failures.append(text)
-        if kind:
-            known = self._severities.get(text)
-            self._severities[text] = (kind, max(severity, known[1]) if known else severity)
-
-    def worst(self) -> list[str]:
-        """Returns the texts of the worst output of an engine and of the worst image, of those that failed."""
-        found = []
-        for wanted in ("engine", "picture"):
-            texts = [text for text, (kind, _) in self._severities.items() if kind == wanted]
-            if texts:
-                found.append(max(texts, key=lambda text: self._severities[text][1]))
-        return found
-
-    def skip(self, reasons: Iterable[str]) -> None:
-        """Adds what was not compared.
-
-        Args:
-            reasons: one text each.
-        """
-        self.not_run += reasons
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON values, as in the manifest and the report."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Verification:
-        """Returns the verification that a manifest holds; fields that an older file lacks have their defaults.
-
-        The box drift has no default that would be true: it is NaN where it was not measured.
-
-        Args:
-            values: the JSON values.
-        """
-        dataset = values.get("dataset")
-        return cls(
-            precision=values["precision"],
-            tensors=[TensorError(**_known(TensorError, error)) for error in values["tensors"]],
-            pictures=[
-                BoxMatch(**{"max_box_drift": math.nan, **_known(BoxMatch, match)}) for match in values["pictures"]
-            ],
-            failures=list(values.get("failures", [])),
-            not_run=list(values.get("not_run", [])),
-            dataset=DatasetComparison.from_json(dataset) if dataset else None,
-        )
-
-
-def _known(record: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the record has fields for: a newer file may hold more."""
-    names = {known.name for known in fields(record)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def compare_tensors(
@@ -206,17 +82,15 @@ def compare_tensors(
 
 
 def compare_results(
-    verification: Verification,
     expected: Any,
     got: Any,
     thresholds: Thresholds,
     where: str,
     rerun: Rerun | None = None,
-) -> bool:
-    """Adds the comparison of one call's results: boxes if they are detections, else every tensor.
+) -> Findings:
+    """Compares one call's results: boxes if they are detections, else every tensor.
 
     Args:
-        verification: takes what is found.
         expected: what the detector returned.
         got: what the hybrid returned.
         thresholds: what counts as equal.
@@ -225,7 +99,7 @@ def compare_results(
             alone, as the golden sample is compared.
 
     Returns:
-        Whether anything was compared: not so if the detector itself repeats nothing of its result.
+        What was found, also that nothing was compared, because the detector itself repeats nothing of its result.
     """
     expected, got = opened(expected), opened(got)
     are_detections = detections_of(expected) is not None and detections_of(got) is not None
@@ -239,16 +113,20 @@ def compare_results(
         else:
             got, undetermined = _in_the_detectors_order(expected, got, rerun, thresholds.relative_error)
             found = _native.compare_results(plain(expected), plain(got), native, where)
-    verification.pictures += map(BoxMatch.from_native, found.pictures)
-    verification.tensors += (
-        TensorError(where, error.output, error.relative_error, error.cosine)
-        for error in found.outputs
-        if error.output not in undetermined
+    return Findings(
+        tensors=[
+            TensorError(where, error.output, error.relative_error, error.cosine)
+            for error in found.outputs
+            if error.output not in undetermined
+        ],
+        pictures=[BoxMatch.from_native(match) for match in found.pictures],
+        failures=[
+            Failure(failure.text, "" if failure.severity is None else PICTURE, failure.severity or 0.0)
+            for failure in (() if is_excused else found.failures)
+        ],
+        not_run=[f"{where}, output '{name}': {UNDETERMINED}" for name in undetermined],
+        compared=not undetermined or len(undetermined) < len(found.outputs),
     )
-    verification.skip(f"{where}, output '{name}': {UNDETERMINED}" for name in undetermined)
-    for failure in found.failures if not is_excused else ():
-        verification.fail(failure.text, "" if failure.severity is None else "picture", failure.severity or 0.0)
-    return not undetermined or len(undetermined) < len(found.outputs)
 
 
 def is_tighter(thresholds: Thresholds, usual: Thresholds) -> bool:
@@ -283,15 +161,17 @@ def _in_the_detectors_order(expected: Any, got: Any, rerun: Rerun, limit: float)
     return map_places(got, lambda place, _: in_order[place]), [names[i] for i in sorted(known.undetermined)]
 
 
-def add_tensor_failures(verification: Verification, errors: Sequence[TensorError], thresholds: Thresholds) -> None:
-    """Notes the outputs of engines that are further off than allowed."""
+def tensor_failures(errors: Sequence[TensorError], thresholds: Thresholds) -> list[Failure]:
+    """Returns a failure for each output of an engine that is further off than allowed."""
+    failures = []
     for error in errors:
         if not error.relative_error <= thresholds.relative_error:
             engine = f"'{error.engine}' on {error.backend}" if error.backend else f"'{error.engine}'"
             native = _native.OutputError(error.output, error.relative_error, error.cosine)
             text = f"engine {engine}, output '{error.output}': {_native.error_text(native, thresholds.to_native())}"
             severity = error.relative_error if error.relative_error == error.relative_error else float("inf")
-            verification.fail(text, "engine", severity)
+            failures.append(Failure(text, ENGINE, severity))
+    return failures
 
 
 def verify(
@@ -340,9 +220,9 @@ def verify(
         thresholds=thresholds or thresholds_of(precision),
         require_detections=require_detections,
     )
-    if truth is not None:
-        compare_dataset(verification, detector, hybrid, truth, max_map_drop)
-    return verification
+    if truth is None:
+        return verification
+    return verification.with_dataset(coco.compare(detector, hybrid, truth, max_map_drop))
 
 
 def compare_modules(
@@ -361,8 +241,7 @@ def compare_modules(
     ``known``: what the detector found on the first inputs, if it has run on them. ``watch`` is called after each
     comparison: with the arguments, what the detector found, what the hybrid found.
     """
-    verification = Verification(precision)
-    compared: list[bool] = []
+    findings: list[Findings] = []
     with torch.no_grad():
         for i, arguments in enumerate(inputs):
             # Copies, as either may change its inputs.
@@ -375,37 +254,22 @@ def compare_modules(
                 return opened(detector(*with_noise(arguments, seed)))
 
             noise = None if is_tighter(thresholds, thresholds_of(precision)) else rerun
-            compared.append(compare_results(verification, wanted, found, thresholds, where, noise))
+            findings.append(compare_results(wanted, found, thresholds, where, noise))
             if watch is not None:
                 watch(arguments, wanted, opened(found))
+    verification = Verification(precision).with_findings(*findings)
+    failures = []
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
-        verification.fail(
+        failures.append(
             "the detector found no box in any picture, so that nothing was compared: pass images with objects, or "
-            "verify=False",
-            _NOTHING,
+            "verify=False"
         )
-    if compared and not any(compared):
-        verification.fail(
+    if findings and not any(found.compared for found in findings):
+        failures.append(
             f"{UNDETERMINED}, for every input, so that nothing was compared: give verify_inputs= on which "
-            "it repeats its result, or verify=False",
-            _NOTHING,
+            "it repeats its result, or verify=False"
         )
-    return verification
-
-
-def compare_dataset(
-    verification: Verification, detector: nn.Module, hybrid: nn.Module, truth: Truth, max_map_drop: float
-) -> None:
-    """Adds the mAP of both on annotated pictures, and a failure if the hybrid's is too far below.
-
-    Raises:
-        OptionError: what the detector returns does not fit the dataset.
-    """
-    comparison = coco.compare(detector, hybrid, truth, max_map_drop)
-    verification.dataset = comparison
-    failure = comparison.failure
-    if failure:
-        verification.fail(failure)
+    return verification.with_findings(Findings(failures=[Failure(text, NOTHING) for text in failures]))
 
 
 def other_precision(precision: str) -> str:

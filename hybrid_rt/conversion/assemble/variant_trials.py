@@ -21,11 +21,13 @@ from ...torchscript.engine import Engine
 from ...verification.self_noise import with_noise
 from ...verification.verify import (
     UNDETERMINED,
+    Failure,
+    Findings,
     TensorError,
     Thresholds,
     Verification,
-    add_tensor_failures,
     compare_tensors,
+    tensor_failures,
     thresholds_of,
 )
 from .builds import BuiltVariant, EngineBuild
@@ -176,17 +178,14 @@ def require_running(builds: Sequence[EngineBuild]) -> None:
         compare_variants(build)
 
 
-def add_variants(
-    verification: Verification,
-    compared: Sequence[tuple[ArtifactSpec, list[TensorError]]],
-    not_run: Sequence[str],
-    thresholds: Thresholds | None,
-) -> None:
-    """Adds what :func:`compare_variants` found; ``thresholds``: None means by each variant's precision."""
-    verification.skip(not_run)
+def variant_findings(
+    compared: Sequence[tuple[ArtifactSpec, list[TensorError]]], not_run: Sequence[str], thresholds: Thresholds | None
+) -> Findings:
+    """Judges what :func:`compare_variants` found; ``thresholds``: None means by each variant's precision."""
+    failures: list[Failure] = []
     for spec, errors in compared:
-        verification.tensors += errors
-        add_tensor_failures(verification, errors, thresholds or thresholds_of(spec.precision))
+        failures += tensor_failures(errors, thresholds or thresholds_of(spec.precision))
+    return Findings(tensors=[error for _, errors in compared for error in errors], failures=failures, not_run=not_run)
 
 
 def require_same_outputs(
@@ -197,9 +196,8 @@ def require_same_outputs(
     Raises:
         VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
-    verification = Verification(precision)
     compared, not_run = compare_variants(build, thresholds, effort=effort)
-    add_variants(verification, compared, not_run, thresholds)
+    verification = Verification(precision).with_findings(variant_findings(compared, not_run, thresholds))
     if not verification.passed:
         raise VerificationError.make(
             scope,

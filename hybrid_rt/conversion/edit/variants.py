@@ -25,7 +25,7 @@ from ...common.specs import Artifact, ArtifactSpec
 from ...common.tensor_tree import map_tensors
 from ...torchscript import jit
 from ...verification import golden
-from ...verification.verify import Thresholds, Verification, compare_results, require, thresholds_of
+from ...verification.verify import Findings, Thresholds, Verification, compare_results, require, thresholds_of
 from ..assemble.builds import compile_program
 from ..assemble.engine_module import make_engine, prepare
 from ..assemble.hybrid import OnDevice
@@ -137,7 +137,7 @@ def add_variant(
         if verification is not None:
             with change.steps.step(f"verify {saved.name}"):
                 compared = require_same_outputs(build, engines.variants[0].precision, thresholds, "add-variant")
-                verification.tensors += compared.tensors
+                verification = verification.with_findings(Findings(tensors=compared.tensors))
                 change.notes += [f"not compared: {reason}" for reason in compared.not_run]
         old = change.artifacts[saved.name]
         at = 0 if first else len(old) - (old[-1].spec.backend == registry.fallback().name)
@@ -146,7 +146,7 @@ def add_variant(
     if verification is not None:
         with change.steps.step("compare the golden sample"):
             added = EngineOptions(names, verification.precision, device, options, False, samples, "add-variant")
-            change.compare_golden(verification, added.variants, thresholds)
+            verification = verification.with_findings(*change.compare_golden(added.variants, thresholds))
         require(verification)
     return change.save(verification)
 
@@ -258,13 +258,12 @@ class _Change:
             self.engines[saved.name] = make_engine(saved.stored.segments, self.packed[saved.name])
             jit.replace_engine(self.head, self.engines[saved.name])
 
-    def compare_golden(
-        self, verification: Verification, wanted: Sequence[Wanted], thresholds: Thresholds | None
-    ) -> None:
+    def compare_golden(self, wanted: Sequence[Wanted], thresholds: Thresholds | None) -> list[Findings]:
         """Runs the changed bundle on its golden sample, once for each new variant."""
         if self.manifest.golden is None or self.manifest.golden.absent:
             self.notes.append("not compared: boxes, as the file has no golden sample")
-            return
+            return []
+        findings = []
         sample = golden.read(self.path)
         for variant in wanted:
             place = variant.backend.target
@@ -278,7 +277,8 @@ class _Change:
             with torch.no_grad():
                 found = head(*map_tensors(sample.inputs, Tensor.clone))
             limits = thresholds or thresholds_of(variant.precision)
-            compare_results(verification, sample.expected, found, limits, f"golden sample with {variant.name}")
+            findings.append(compare_results(sample.expected, found, limits, f"golden sample with {variant.name}"))
+        return findings
 
     def save(self, verification: Verification | None) -> BankReport:
         """Writes the file; what is known of the bundle stays, the golden sample too."""

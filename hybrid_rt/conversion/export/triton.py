@@ -271,13 +271,14 @@ def _check(
             got=str(error).splitlines()[-1],
             remedy="Lower it, or convert with shapes= that cover it.",
         ) from error
-    verification = Verification("fp32")
+    findings = []
     for i in range(max(max_batch, 1)):
         found = dict(zip(fields, results, strict=not max_batch))
         if max_batch:
             count = int(results[-1][i])
             found = {field: value[i, :count] for field, value in found.items()}
-        compare_results(verification, [dict(expected)], [found], THRESHOLDS["fp32"], f"picture {i}")
+        findings.append(compare_results([dict(expected)], [found], THRESHOLDS["fp32"], f"picture {i}"))
+    verification = Verification("fp32").with_findings(*findings)
     if not verification.passed:
         raise VerificationError.make(
             "triton",

@@ -157,6 +157,7 @@ class ReportData:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values; a number that is not finite becomes None."""
         values = asdict(self)
+        values["verification"] = self.verification and self.verification.to_json()
         for picture in values["pictures"]:
             del picture["jpeg"]
             for box in picture["expected"] + picture["found"]:

@@ -191,8 +191,7 @@ def test_random_detections_are_matched_as_by_the_reference(limits: Thresholds) -
             assert (match.masks, match.masks_differ, match.min_mask_iou) == (0, 0, None)
         assert match.keypoints == 5 * len(pairs)
         assert match.keypoints_differ == reference_keypoints_differ(a, b, pairs, limits), seed
-        verification = Verification("")
-        compare_results(verification, [expected], [found], limits, "here")
+        verification = Verification("").with_findings(compare_results([expected], [found], limits, "here"))
         assert verification.pictures == [compare_detections(expected, found, limits, "here, picture 0")]
         texts = differences(match, limits)
         assert all(text in " ".join(verification.failures) for text in texts), seed
@@ -295,8 +294,7 @@ ONE = torch.tensor([1.0, -2.0, 3.0])
     ],
 )
 def test_tensors_are_judged(found: Any, errors: list[float], failures: list[str]) -> None:
-    verification = Verification("")
-    compare_results(verification, (ONE, {"a": ONE}), found, FP32, "here")
+    verification = Verification("").with_findings(compare_results((ONE, {"a": ONE}), found, FP32, "here"))
     assert [error.relative_error for error in verification.tensors] == pytest.approx(errors, rel=1e-4)
     assert verification.failures == failures
 

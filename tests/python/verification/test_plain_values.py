@@ -16,8 +16,7 @@ from hybrid_rt.verification.verify import Verification, compare_results
 
 
 def failures(expected: Any, found: Any) -> list[str]:
-    verification = Verification("fp32")
-    compare_results(verification, expected, found, THRESHOLDS["fp32"], "input 0")
+    verification = Verification("fp32").with_findings(compare_results(expected, found, THRESHOLDS["fp32"], "input 0"))
     return verification.failures
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybrid_rt import THRESHOLDS, OptionError, Thresholds, Verification, VerificationError, verify
 from hybrid_rt.verification.verify import (
     BoxMatch,
-    add_tensor_failures,
+    Findings,
     box_iou,
     compare_modules,
     compare_results,
@@ -21,6 +21,7 @@ from hybrid_rt.verification.verify import (
     detections_of,
     match_boxes,
     require,
+    tensor_failures,
     thresholds_of,
 )
 
@@ -159,9 +160,19 @@ def test_another_shape_or_dtype_or_value_without_end_is_infinitely_wrong(got: Te
 
 def test_nan_in_the_detector_is_a_failure_too() -> None:
     errors = compare_tensors("s", ["o"], [torch.tensor([NAN, 1.0])], [torch.ones(2)])
-    verification = Verification("fp32")
-    add_tensor_failures(verification, errors, THRESHOLDS["fp32"])
-    assert not verification.passed
+    findings = Findings(failures=tensor_failures(errors, THRESHOLDS["fp32"]))
+    assert not Verification("fp32").with_findings(findings).passed
+
+
+def test_findings_are_added_to_a_copy() -> None:
+    before = Verification("fp32", failures=["one"], not_run=["first"])
+    (error,) = compare_tensors("s", ["o"], [torch.ones(2)], [torch.zeros(2)])
+    failures = tensor_failures([error], THRESHOLDS["fp32"])
+    after = before.with_findings(Findings([error], failures=failures), Findings(not_run=["second"]))
+    assert before == Verification("fp32", failures=["one"], not_run=["first"])
+    assert after == Verification("fp32", [error], [], ["one", failures[0].text], ["first", "second"])
+    assert after.worst() == [failures[0].text]
+    assert Verification.from_json(after.to_json()) == after
 
 
 def test_integers_and_booleans_are_compared() -> None:
@@ -181,14 +192,16 @@ def test_detections_are_told_from_other_results() -> None:
 
 
 def test_result_for_fewer_pictures_is_a_failure() -> None:
-    verification = Verification("fp32")
-    compare_results(verification, [detections(), detections()], [detections()], THRESHOLDS["fp32"], "input 0")
+    verification = Verification("fp32").with_findings(
+        compare_results([detections(), detections()], [detections()], THRESHOLDS["fp32"], "input 0")
+    )
     assert verification.failures == ["input 0: detections of 2 pictures expected, of 1 found"]
 
 
 def test_missing_box_is_a_failure_that_says_which() -> None:
-    verification = Verification("fp32")
-    compare_results(verification, [detections(*THREE)], [detections(*THREE[:2])], THRESHOLDS["fp32"], "input 4")
+    verification = Verification("fp32").with_findings(
+        compare_results([detections(*THREE)], [detections(*THREE[:2])], THRESHOLDS["fp32"], "input 4")
+    )
     assert verification.failures == [
         "input 4, picture 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001); "
         "the detector's box of label 1, score 0.900 at (0.0, 20.0, 10.0, 30.0) is not found again"
@@ -196,25 +209,26 @@ def test_missing_box_is_a_failure_that_says_which() -> None:
 
 
 def test_other_results_are_compared_tensor_by_tensor() -> None:
-    verification = Verification("fp32")
     one = torch.ones(2)
-    compare_results(verification, (one, [one]), (one, [one * 2]), THRESHOLDS["fp32"], "input 0")
+    verification = Verification("fp32").with_findings(
+        compare_results((one, [one]), (one, [one * 2]), THRESHOLDS["fp32"], "input 0")
+    )
     assert [error.output for error in verification.tensors] == ["output.0", "output.1.0"]
     assert len(verification.failures) == 1
     assert "output 'output.1.0': relative error 1 (allowed 0.001)" in verification.failures[0]
 
 
 def test_another_number_of_tensors_is_a_failure() -> None:
-    verification = Verification("fp32")
-    compare_results(verification, torch.ones(2), (torch.ones(2), torch.ones(2)), THRESHOLDS["fp32"], "input 0")
+    verification = Verification("fp32").with_findings(
+        compare_results(torch.ones(2), (torch.ones(2), torch.ones(2)), THRESHOLDS["fp32"], "input 0")
+    )
     assert verification.failures == ["input 0: 1 tensors expected, 2 found"]
 
 
 def test_a_field_that_the_hybrid_lacks_is_a_failure() -> None:
-    verification = Verification("fp32")
     masks = {"masks": torch.zeros(3, 1, 8, 8)}
-    compare_results(
-        verification, [{**detections(*THREE), **masks}], [detections(*THREE)], THRESHOLDS["fp32"], "input 0"
+    verification = Verification("fp32").with_findings(
+        compare_results([{**detections(*THREE), **masks}], [detections(*THREE)], THRESHOLDS["fp32"], "input 0")
     )
     assert verification.failures == [
         "input 0, picture 0: the fields boxes, labels, masks, scores expected, boxes, labels, scores found"
@@ -223,10 +237,13 @@ def test_a_field_that_the_hybrid_lacks_is_a_failure() -> None:
 
 def test_tensors_of_a_dict_are_compared_by_name() -> None:
     one, two = torch.ones(2), torch.full((2,), 2.0)
-    verification = Verification("fp32")
-    compare_results(verification, {"a": one, "b": two}, {"b": two, "a": one}, THRESHOLDS["fp32"], "input 0")
+    verification = Verification("fp32").with_findings(
+        compare_results({"a": one, "b": two}, {"b": two, "a": one}, THRESHOLDS["fp32"], "input 0")
+    )
     assert verification.passed
-    compare_results(verification, {"a": one, "b": two}, {"a": one, "c": two}, THRESHOLDS["fp32"], "input 1")
+    verification = verification.with_findings(
+        compare_results({"a": one, "b": two}, {"a": one, "c": two}, THRESHOLDS["fp32"], "input 1")
+    )
     assert verification.failures == ["input 1: output 'output.b' expected, none found"]
 
 
@@ -235,9 +252,11 @@ def test_the_error_begins_with_the_worst_output_and_picture() -> None:
     limits = THRESHOLDS["fp32"]
     for backend, by in [("a", 2.0), ("b", 5.0), ("c", 3.0)]:
         errors = compare_tensors("body", ["x"], [torch.ones(2)], [torch.ones(2) * by], backend)
-        add_tensor_failures(verification, errors, limits)
+        verification = verification.with_findings(Findings(failures=tensor_failures(errors, limits)))
     for i, count in enumerate([2, 0, 1]):
-        compare_results(verification, [detections(*THREE)], [detections(*THREE[:count])], limits, f"input {i}")
+        verification = verification.with_findings(
+            compare_results([detections(*THREE)], [detections(*THREE[:count])], limits, f"input {i}")
+        )
     with pytest.raises(VerificationError) as caught:
         require(verification)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
@@ -255,7 +274,7 @@ def test_an_output_without_end_is_worse_than_any_other() -> None:
     verification = Verification("fp32")
     for by in (1e30, math.nan, 10.0):
         errors = compare_tensors("body", [str(by)], [torch.ones(1)], [torch.ones(1) * by])
-        add_tensor_failures(verification, errors, THRESHOLDS["fp32"])
+        verification = verification.with_findings(Findings(failures=tensor_failures(errors, THRESHOLDS["fp32"])))
     assert verification.worst()[0].startswith("engine 'body', output 'nan': relative error inf")
 
 
