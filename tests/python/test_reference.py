@@ -9,6 +9,7 @@ import doctest
 import importlib
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -190,6 +191,33 @@ def test_an_example_runs(
     printed: list[str] = []
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=printed.append, clear_globs=False)
     assert result.failed == 0, "".join(printed)
+
+
+# The public headers
+
+
+def undocumented(headers: Path, output: Path) -> list[str]:
+    """Returns Doxygen's warnings."""
+    program = shutil.which("doxygen")
+    assert program is not None, "install the packages of tools/debian/tests.txt"
+    places = f'INPUT = "{headers}"\nOUTPUT_DIRECTORY = "{output}"\nSTRIP_FROM_PATH = "{headers}"\n'
+    settings = (ROOT / "cpp" / "Doxyfile").read_text() + places
+    done = subprocess.run([program, "-"], input=settings, capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()
+
+
+def test_everything_in_the_public_headers_is_documented(tmp_path: Path) -> None:
+    assert undocumented(ROOT / "cpp" / "include", tmp_path) == []
+
+
+def test_the_check_sees_what_a_header_lacks(tmp_path: Path) -> None:
+    headers = tmp_path / "include"
+    shutil.copytree(ROOT / "cpp" / "include", headers)
+    with (headers / "hybrid_rt" / "log.h").open("a") as file:
+        file.write("namespace hybrid_rt {\nint forgotten(int value);\nstruct Plain { int field; };\n}\n")
+    found = "\n".join(undocumented(headers, tmp_path / "out"))
+    for name in ("forgotten(int value)", "Compound hybrid_rt::Plain", "Member field"):
+        assert name in found
 
 
 # The stubs of the native module

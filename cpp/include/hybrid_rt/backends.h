@@ -7,11 +7,11 @@
 
 namespace hybrid_rt {
 
-/// A backend as this process sees it: installed plug-in or not, runtime available or not.
+/// A backend in this process: its plug-in, and the availability of its runtime.
 struct BackendInfo {
-  std::string name;
-  std::string plugin;  ///< path of its shared library
-  Availability availability;
+  std::string name;           ///< name of the backend, e.g. "openvino"
+  std::string plugin;         ///< path of its shared library
+  Availability availability;  ///< availability of its runtime
 };
 
 /// Returns every backend whose plug-in is found: next to this library, then in the directories of HYBRID_RT_PLUGIN_PATH
@@ -19,11 +19,11 @@ struct BackendInfo {
 /// with the reason. Does not throw.
 std::vector<BackendInfo> backends();
 
-/// The backend of that name, opened when first asked for. Only for a name that is not known yet are the directories
-/// listed again. Throws Error(kBackend) that says what is installed.
+/// Returns the backend of that name, and opens its plug-in at the first call. The directories are listed again only if
+/// the name is not known yet. Throws Error(kBackend) that lists the installed ones.
 Backend& backend(const std::string& name);
 
-/// Looks for plug-ins in `folder` too, after the directories known so far.
+/// Adds a directory in which plug-ins are searched, after those known so far. May be called from several threads.
 void add_plugin_folder(const std::string& folder);
 
 }  // namespace hybrid_rt

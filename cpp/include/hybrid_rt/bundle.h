@@ -16,23 +16,23 @@ namespace hybrid_rt {
 
 /// The variants of one engine of a bundle.
 struct EngineCheck {
-  std::string engine;                  ///< its name, for people: "backbone+rpn.head"
-  std::vector<std::string> segments;   ///< the dotted paths of the submodules that it stands for
+  std::string engine;                  ///< name of the engine, for messages: "backbone+rpn.head"
+  std::vector<std::string> segments;   ///< dotted paths of the submodules that it replaces
   std::vector<VariantCheck> variants;  ///< in the file's order
 };
 
 /// Loads a bundle: reads and checks the manifest and every record of the head, loads the head, chooses a variant of
-/// each engine, checks its digest and prepares it (several engines at once). What can fail, fails here and
-/// not at the first request. Engines read from the file what they need later: bytes of variants that do not run are not
-/// kept. The module's forward takes and returns what the detector did. Throws Error; nothing else.
+/// each engine, checks its digest and prepares it (several engines at once). Problems appear here and not at the first
+/// request. The file must stay in place: bytes of variants that do not run are not kept, and are read if they are
+/// needed later. The module's forward takes and returns what the detector did. Throws Error, and nothing else.
 torch::jit::Module load(const std::string& path, const LoadOptions& options = {});
 
 /// Moves a bundle's module that has not run yet, as load() does for its device: Module::to leaves the tensors that are
 /// constants of its graph where they are. Throws c10::Error if torch has no such device.
 void move_to(torch::jit::Module& module, c10::Device device);
 
-/// The manifest (JSON, see docs/format.md) without unpickling anything; that of a file of format version 1 in the form
-/// of version 2. Throws Error(kBundle).
+/// Returns the manifest (JSON, see docs/format.md) without unpickling anything. A manifest of format version 1 is
+/// converted to version 2. Throws Error(kBundle).
 std::string read_manifest(const std::string& path);
 
 /// Reads the names of the classes from a bundle's file; empty if it has none. Throws Error(kBundle).
@@ -42,7 +42,7 @@ ClassNames class_names(const std::string& path);
 /// none.
 ClassNames class_names(const torch::jit::Module& module);
 
-/// Returns the variant of each engine that would run, and the reasons against the others, without loading an engine.
+/// Returns per engine the variant that would run, and the reasons against the others. Throws Error.
 std::vector<EngineCheck> check(const std::string& path, const LoadOptions& options = {},
                                const Machine& machine = Machine::here());
 
@@ -57,7 +57,7 @@ void verify_records(const std::string& path);
 /// callers that open the archive by other means than load(). Throws Error(kBundle).
 void check_head(const std::string& path);
 
-/// Returns the choice for each engine of a loaded bundle, in the order in which the head runs them.
+/// Returns the choice for each engine of a loaded bundle, in the order in which the head runs them. Does not throw.
 std::vector<EngineChoice> engines(const torch::jit::Module& module);
 
 }  // namespace hybrid_rt

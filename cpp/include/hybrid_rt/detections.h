@@ -10,20 +10,20 @@
 // Images in and detections out, for detectors that take a list of images and return the same as torchvision's.
 
 namespace hybrid_rt {
-
+/// One detected object.
 struct Detection {
   std::array<float, 4> box{};  ///< x1, y1, x2, y2 in pixels of the image
-  std::int64_t label = 0;
-  float score = 0;
+  std::int64_t label = 0;      ///< label of the class
+  float score = 0;             ///< confidence, 0..1
 };
 
 /// Detections of one image, in the detector's order. The tensors are on the CPU, and undefined if the detector has
 /// none.
 struct Detections {
-  std::vector<Detection> objects;
-  at::Tensor masks;            ///< float [n, height, width], confidence of each pixel, 0..1
-  at::Tensor keypoints;        ///< float [n, k, 3]: x, y in pixels, visibility
-  at::Tensor keypoint_scores;  ///< float [n, k]
+  std::vector<Detection> objects;  ///< the boxes, with label and score
+  at::Tensor masks;                ///< float [n, height, width], confidence of each pixel, 0..1
+  at::Tensor keypoints;            ///< float [n, k, 3]: x, y in pixels, visibility
+  at::Tensor keypoint_scores;      ///< float [n, k]
 };
 
 /// Throws Error(kInput) that shows forward's signature unless forward takes List[Tensor] (and nothing else without a

@@ -18,13 +18,13 @@
 // A detector for a service: a bundle with worker threads, a bounded queue and deadlines.
 
 namespace hybrid_rt {
-
+/// Options of a Detector.
 struct DetectorOptions {
   /// Load options of the bundle. `threads` is per worker (0: the machine's, divided among the workers);
   /// `concurrency` is set to `workers`. With `warm_up` each size is run before the detector is ready, and the largest
   /// batch too: a bundle that takes no batches fails then.
   LoadOptions load{};
-  int workers = 1;
+  int workers = 1;  ///< number of worker threads, at least 1
   /// Number of images that may wait; more are refused.
   std::size_t queue_capacity = 64;
   /// Maximum number of images of one size bucket per call. 1: no batches.
@@ -36,57 +36,57 @@ struct DetectorOptions {
   std::int64_t size_bucket = 64;
 };
 
-/// Reason why a detector accepts no more requests now.
+/// The error (kBusy) of a detector that accepts no requests now.
 class BusyError : public Error {
  public:
-  BusyError(const std::string& expected, const std::string& got, std::chrono::seconds retry_after);
+  BusyError(const std::string& expected, const std::string& got, std::chrono::seconds retry_after);  ///< Creates it.
 
-  /// When to come again; at least a second.
+  /// Returns the time after which to try again, at least one second.
   std::chrono::seconds retry_after() const noexcept { return retry_after_; }
 
  private:
   std::chrono::seconds retry_after_;
 };
 
-/// Duration of each step for one image, in seconds.
+/// Durations of the steps for one image, in seconds.
 struct DetectTiming {
-  double queue = 0;   ///< until a worker took it
-  double decode = 0;  ///< making the detector's input of it
-  double run = 0;     ///< the detector, for the whole batch
+  double queue = 0;   ///< wait until a worker took it
+  double decode = 0;  ///< conversion to the detector's input
+  double run = 0;     ///< run of the detector, for the whole batch
 };
-
+/// Result for one image.
 struct DetectResult {
-  Detections detections;
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-  std::size_t batch = 1;  ///< number of images in the call
-  DetectTiming timing;
+  Detections detections;    ///< the objects in the image
+  std::int64_t height = 0;  ///< height of the image in pixels
+  std::int64_t width = 0;   ///< width of the image in pixels
+  std::size_t batch = 1;    ///< number of images in the call
+  DetectTiming timing;      ///< durations of the steps
   /// Class names of the bundle that computed the result, even if it was reloaded since; never null in a result.
   std::shared_ptr<const ClassNames> class_names{};
 };
 
-/// A result, or what was thrown instead: an Error, of kDeadline if the deadline passed first.
+/// A result or an exception: an Error, of kDeadline if the deadline passed first.
 struct DetectOutcome {
-  DetectResult result{};
-  std::exception_ptr error{};
+  DetectResult result{};       ///< the result, if `error` is null
+  std::exception_ptr error{};  ///< the exception, or null
 };
-
+/// One image for Detector::submit().
 struct DetectRequest {
   /// Creates the image, in a worker's thread: uint8 [H, W, 3] RGB, or float32 [3, H, W] in 0..1, on the CPU. May throw.
   std::function<at::Tensor()> pixels;
   /// (height, width) of the image, used for batching. Without it, the image runs alone.
   std::optional<std::pair<std::int64_t, std::int64_t>> size{};
-  std::optional<std::chrono::steady_clock::time_point> deadline{};
+  std::optional<std::chrono::steady_clock::time_point> deadline{};  ///< time after which no result is wanted
   /// Called once, in a worker's thread, and must not throw.
   std::function<void(DetectOutcome)> done;
 };
-
+/// State of a Detector.
 struct DetectorStatus {
   std::size_t queued = 0;                           ///< number of waiting images
   std::size_t running = 0;                          ///< number of images in the workers
-  std::vector<EngineChoice> engines{};              ///< of the current bundle
-  std::uint64_t loads = 0;                          ///< how often the bundle was loaded
-  std::shared_ptr<const ClassNames> class_names{};  ///< of the current bundle; never null
+  std::vector<EngineChoice> engines{};              ///< engines of the current bundle
+  std::uint64_t loads = 0;                          ///< number of times the bundle was loaded
+  std::shared_ptr<const ClassNames> class_names{};  ///< names of the current bundle; never null
 };
 
 /// Owns a bundle, its workers and its limits. All methods may be called from several threads.
@@ -96,14 +96,14 @@ struct DetectorStatus {
 /// everybody else has released. The worker would wait for itself.
 class Detector {
  public:
-  /// Loads the bundle, warms it up and starts the workers. Throws Error, of kOption for a number that can't be.
+  /// Loads the bundle, warms it up and starts the workers. Throws Error, of kOption for a number out of range.
   explicit Detector(std::string path, const DetectorOptions& options = {});
   Detector(const Detector&) = delete;
   Detector& operator=(const Detector&) = delete;
-  /// stop().
+  /// Calls stop().
   ~Detector();
 
-  /// Waits for a worker and for the result. Throws Error: kBusy (BusyError) if it is not taken, kDeadline if the
+  /// Runs one image and waits for the result. Throws Error: kBusy (BusyError) if it is refused, kDeadline if the
   /// deadline passed, kInput for an image that the detector does not accept, kBackend if it fails.
   DetectResult detect(const at::Tensor& pixels,
                       std::optional<std::chrono::steady_clock::time_point> deadline = std::nullopt);
@@ -119,8 +119,8 @@ class Detector {
   /// Refuses new requests, and returns when all accepted ones are done.
   void stop();
 
-  DetectorStatus status() const;
-  const std::string& path() const;
+  DetectorStatus status() const;    ///< Returns the current state.
+  const std::string& path() const;  ///< Returns the path of the bundle.
 
  private:
   class Workers;

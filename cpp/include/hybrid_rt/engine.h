@@ -11,13 +11,13 @@ namespace hybrid_rt {
 
 /// Settings of an engine on this machine; not part of the artifact.
 struct EngineOptions {
-  c10::Device device{c10::kCPU};
-  /// Threads that one call may use; 0: as many as torch uses in the thread that prepares the engine.
+  c10::Device device{c10::kCPU};  ///< device to run on
+  /// Number of threads that one call may use; 0: as many as torch uses in the thread that prepares the engine.
   int threads = 0;
   /// Run in the artifact's precision even where the hardware can only emulate it (slower): for verification.
   /// Otherwise a backend may run a bf16 artifact in f32 on such hardware.
   bool emulate_precision = false;
-  /// Run it once, on zeros, before it is used.
+  /// Run the engine once, on zeros, before it is used.
   bool warm_up = false;
   /// Number of concurrent calls, each with `threads` threads. More are allowed, but may wait for one another.
   int concurrency = 1;
@@ -32,12 +32,12 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
   virtual ~Engine() = default;
 
-  /// Runs once. Called from several threads at once. `inputs` match the artifact's spec (count, dtype, rank, bounds,
+  /// Runs once. May be called concurrently. `inputs` match the artifact's spec (count, dtype, rank, bounds,
   /// device: the caller has checked) and are contiguous; the outputs are new tensors of the caller's, contiguous, in
   /// the spec's order. Throws Error(kBackend) with the vendor's message.
   virtual std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) = 0;
 
-  /// One line for logs: runtime, its version, the precision that is really used, threads.
+  /// Returns one line for logs: runtime, its version, the precision that is really used, threads.
   virtual std::string description() const = 0;
 };
 

@@ -19,3 +19,6 @@
 #include "hybrid_rt/specs.h"
 #include "hybrid_rt/thresholds.h"
 #include "hybrid_rt/verify.h"
+
+/// \namespace hybrid_rt
+/// The whole interface: bundles, detectors, verification, and what plug-ins implement.

@@ -4,9 +4,9 @@
 #include <string>
 
 namespace hybrid_rt {
-
+/// Severity of a message, lowest first.
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
-
+/// Receiver of messages. May be called from several threads.
 using Logger = std::function<void(LogLevel, const std::string&)>;
 
 /// Sets the receiver of messages. The default writes messages at the level of HYBRID_RT_LOG (debug, info, warning,

@@ -10,30 +10,30 @@
 
 namespace hybrid_rt {
 
-/// A GPU as NVIDIA's driver tells of it.
+/// A GPU, as NVIDIA's driver describes it.
 struct CudaDevice {
-  std::string name;
-  std::string capability;  ///< "9.0"
-  int64_t memory = 0;      ///< bytes in all
+  std::string name;        ///< name of the product
+  std::string capability;  ///< compute capability, e.g. "9.0"
+  int64_t memory = 0;      ///< total memory in bytes
 };
 
 /// The properties of a machine that an artifact can require. Fill one in by hand to ask whether an artifact would run
 /// on another machine.
 struct Machine {
-  std::set<std::string> cpu_flags;  ///< as the kernel names them: "avx2", "avx512_bf16", "amx_bf16", ...
-  int64_t free_memory = 0;          ///< bytes
-  std::vector<CudaDevice> cuda_devices{};
-  std::string no_cuda_reason{};  ///< why there is no CUDA device, and the remedy; empty if there is one
+  std::set<std::string> cpu_flags;         ///< names that the kernel uses: "avx2", "avx512_bf16", "amx_bf16", ...
+  int64_t free_memory = 0;                 ///< free memory in bytes
+  std::vector<CudaDevice> cuda_devices{};  ///< the GPUs that the driver lists
+  std::string no_cuda_reason{};            ///< why there is no CUDA device, and the remedy; empty if there is one
 
   /// Returns the machine that this process runs on. Flags and devices are read once per process, the free memory at
   /// each call.
   static Machine here();
 };
 
-/// Why an artifact's requirements do not hold, or nothing if they do. Those of the core are "cpu" (flags, separated by
-/// commas), "memory" (bytes), "compute_capability" (those of CUDA devices, "8.6,8.9", or from one on: ">=8.0") and
+/// Returns why an artifact's requirements do not hold, or nothing if they do. The core checks "cpu" (flags with
+/// commas), "memory" (bytes), "compute_capability" (of CUDA devices: "8.6,8.9", or a minimum: ">=8.0") and
 /// "version" (a range of the backend's runtime, e.g. ">=1.17,<2"; not compared if `runtime_version` is empty); the
-/// others are left to the backend. An artifact for CUDA needs a CUDA device. `cuda_index`: which one will run it.
+/// backend checks others. An artifact for CUDA needs a CUDA device; `cuda_index` is the index of the one that runs it.
 std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& runtime_version, const Machine& machine,
                                  size_t cuda_index = 0);
 

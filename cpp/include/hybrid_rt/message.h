@@ -15,11 +15,11 @@ namespace hybrid_rt {
 /// "CAUSE". ...`; the whole text is then logged at the level "debug".
 std::string message_of(const std::exception& error, std::string_view scope, std::string_view subject);
 
-/// The same as what can be thrown. An Error stays what it is; what an engine said of its input is of kInput again; the
-/// rest is of `kind`.
+/// Returns message_of() as an Error. An Error keeps its kind; an engine's complaint about its input is of kInput again;
+/// any other exception is of `kind`.
 Error as_error(const std::exception& error, ErrorKind kind, std::string_view scope, std::string_view subject);
 
-/// Breaks and runs of blanks as one blank.
+/// Returns a text with each sequence of line breaks and blanks replaced by one blank.
 std::string on_one_line(const std::string& text);
 
 }  // namespace hybrid_rt

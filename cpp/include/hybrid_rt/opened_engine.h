@@ -11,17 +11,17 @@
 
 namespace hybrid_rt {
 
-/// One engine of a bundle, and no TorchScript: neither this header nor the code behind it uses torch::jit. For a
-/// program that has its own head.
+/// One engine of a bundle, for a program with its own head. Neither this header nor the code behind it uses
+/// torch::jit.
 class OpenedEngine : public Engine {
  public:
-  /// Name for messages: the dotted paths of its segments, joined by "+".
+  /// Returns the name for messages: the dotted paths of its segments, joined by "+".
   virtual const std::string& name() const = 0;
-  /// The dotted paths of the submodules that it stands for.
+  /// Returns the dotted paths of the submodules that it replaces.
   virtual const std::vector<std::string>& segments() const = 0;
-  /// Spec of the running variant: inputs and outputs, precision, backend.
+  /// Returns the spec of the running variant: inputs and outputs, precision, backend.
   virtual const ArtifactSpec& spec() const = 0;
-  /// The variants in the file's order: the one that runs, and the reasons against the others.
+  /// Returns the variants in the file's order: the one that runs, and the reasons against the others.
   virtual const std::vector<VariantCheck>& variants() const = 0;
 };
 
@@ -31,7 +31,7 @@ class OpenedEngine : public Engine {
 std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::string& name,
                                           const LoadOptions& options = {});
 
-/// The names of a bundle's engines. Throws Error(kBundle).
+/// Returns the names of a bundle's engines. Throws Error(kBundle).
 std::vector<std::string> engine_names(const std::string& path);
 
 }  // namespace hybrid_rt

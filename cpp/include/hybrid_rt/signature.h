@@ -7,11 +7,11 @@ namespace hybrid_rt {
 
 /// A signature of a bundle: Ed25519 (RFC 8032) over its manifest, which holds the digest of every other record.
 struct Signature {
-  std::string key;    ///< the SHA-256 of the signer's public key (its 32 bytes), in hexadecimal digits
+  std::string key;    ///< SHA-256 of the signer's public key (its 32 bytes), in hexadecimal digits
   std::string bytes;  ///< 64 bytes, in hexadecimal digits
 };
 
-/// Signs a bundle's manifest; nothing is written. `private_key` is the path of a PEM file, as
+/// Signs a bundle's manifest; writes nothing. `private_key` is the path of a PEM file, as
 /// `openssl genpkey -algorithm ed25519` writes it. Throws Error: kBundle for the bundle, kOption for the key.
 Signature sign(const std::string& path, const std::string& private_key);
 
@@ -24,8 +24,8 @@ std::string key_of(const std::string& private_key);
 std::vector<Signature> signatures(const std::string& path);
 
 /// Returns the paths of the keys, of those given, that have signed the bundle. `trusted_keys` are paths of PEM files
-/// with public keys. Every record is compared with its digest. Throws Error: kBundle where no key has signed it, or a
-/// record was altered; kOption for a key that can't be read.
+/// with public keys. Compares every record with its digest. Throws Error: kBundle if no key has signed it or a
+/// record was altered, kOption if a key can't be read.
 std::vector<std::string> verify_signature(const std::string& path, const std::vector<std::string>& trusted_keys);
 
 }  // namespace hybrid_rt

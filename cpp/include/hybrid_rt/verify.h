@@ -10,44 +10,44 @@
 #include "hybrid_rt/bundle.h"
 #include "hybrid_rt/thresholds.h"
 
-// The golden sample of a bundle: an input, and what the detector found on it before it was converted. A service can
-// run it when it starts, on the machine and with the engine that it will use.
+// The golden sample of a bundle: an input, and the detector's result for it before the conversion. A service can run it
+// when it starts, on the machine and with the engine that it will use.
 
 namespace hybrid_rt {
 
 /// Comparison of one image's boxes: the detector's (expected) and the hybrid's (found), matched one to one by label,
-/// IoU and score. A box is at the cut if it has no match, and its score is below one half and level with the other
-/// side's lowest: the detector's own threshold or box limit cuts there, and rounding decides on which side the box is.
-/// Such boxes are counted, but not as lost.
+/// IoU and score. A box is at the cut if it has no match, and its score is below one half and about equal to the other
+/// side's lowest: there, the detector's own threshold or box limit removes boxes, and rounding decides which. They
+/// are counted, but not as lost.
 struct BoxMatch {
-  int64_t expected = 0;             ///< boxes of the detector
-  int64_t found = 0;                ///< boxes of the hybrid
-  int64_t matched = 0;              ///< pairs of them
-  double min_iou = 1;               ///< lowest IoU of a pair
-  double max_score_difference = 0;  ///< largest difference of a pair's scores
-  int64_t expected_at_cut = 0;
-  int64_t found_at_cut = 0;
-  double max_box_drift = 0;  ///< in pixels: largest distance between the same corner of a pair's boxes
-  int64_t masks = 0;         ///< pairs that have masks
-  int64_t masks_differ = 0;  ///< those whose masks do not agree
-  std::optional<double> min_mask_iou;
-  int64_t keypoints = 0;                        ///< keypoints of all pairs
-  int64_t keypoints_differ = 0;                 ///< those beyond the allowed distance
-  std::optional<double> max_keypoint_distance;  ///< pixels
+  int64_t expected = 0;                ///< number of the detector's boxes
+  int64_t found = 0;                   ///< number of the hybrid's boxes
+  int64_t matched = 0;                 ///< number of pairs
+  double min_iou = 1;                  ///< lowest IoU of a pair
+  double max_score_difference = 0;     ///< largest difference of a pair's scores
+  int64_t expected_at_cut = 0;         ///< number of the detector's boxes at the cut
+  int64_t found_at_cut = 0;            ///< number of the hybrid's boxes at the cut
+  double max_box_drift = 0;            ///< in pixels: largest distance between the same corner of a pair's boxes
+  int64_t masks = 0;                   ///< number of pairs that have masks
+  int64_t masks_differ = 0;            ///< number of pairs whose masks do not agree
+  std::optional<double> min_mask_iou;  ///< lowest IoU of a pair's masks
+  int64_t keypoints = 0;               ///< number of keypoints of all pairs
+  int64_t keypoints_differ = 0;        ///< number beyond the allowed distance
+  std::optional<double> max_keypoint_distance;  ///< largest distance of two keypoints, in pixels
   /// Difference of "keypoints_scores". Reported, not judged, because its scale is the heat map's.
   std::optional<double> max_keypoint_score_difference;
-  std::string where;  ///< which image
+  std::string where;  ///< the image, for messages
   std::string lost;   ///< description of the best box without a match that is not at the cut; empty if there is none
 
-  /// Fraction of the detector's boxes that have a partner or are at the cut; 1 if there are none.
+  /// Returns the fraction of the detector's boxes that have a partner or are at the cut; 1 if there are none.
   double recall_of_expected() const;
-  /// The same for the hybrid's boxes.
+  /// Returns the same for the hybrid's boxes.
   double recall_of_found() const;
-  /// The lower one of both.
+  /// Returns the lower one of both.
   double recall() const;
-  /// Fraction of the pairs' masks that agree; 1 if there are none.
+  /// Returns the fraction of the pairs' masks that agree; 1 if there are none.
   double masks_recall() const;
-  /// Fraction of the pairs' keypoints that are near enough; 1 if there are none.
+  /// Returns the fraction of the pairs' keypoints that are near enough; 1 if there are none.
   double keypoint_recall() const;
 };
 
@@ -73,24 +73,24 @@ void visit_box_match_fields(const Visit& visit) {
   visit("lost", &BoxMatch::lost);
 }
 
-/// One tensor of a result that holds no detections. An error without end stands for another shape or dtype.
+/// Difference of one output tensor, for detectors that do not return detections.
 struct OutputError {
-  std::string output;
-  double relative_error = 0;
-  double cosine = 1;
+  std::string output;         ///< name of the output
+  double relative_error = 0;  ///< infinite if the shape or dtype differs
+  double cosine = 1;          ///< cosine of the angle between both tensors, flattened
 };
-
+/// Result of a comparison.
 struct Verification {
-  std::string precision;
-  Thresholds thresholds;
-  std::vector<EngineChoice> engines;
-  std::vector<BoxMatch> pictures;
-  std::vector<OutputError> outputs;
-  std::vector<std::string> failures;
+  std::string precision;              ///< precision of the bundle
+  Thresholds thresholds;              ///< limits that were used
+  std::vector<EngineChoice> engines;  ///< how each engine ran
+  std::vector<BoxMatch> pictures;     ///< comparison of the boxes, per image
+  std::vector<OutputError> outputs;   ///< comparison of the tensors, if there are no detections
+  std::vector<std::string> failures;  ///< differences beyond the limits, for messages
   /// True if convert() compared the hybrid with the detector on the sample before it saved the bundle.
   bool compared = false;
 
-  bool passed() const { return failures.empty(); }
+  bool passed() const { return failures.empty(); }  ///< Returns true if nothing differs beyond the limits.
 };
 
 /// Loads a bundle and runs it on its golden sample. `failures` lists the differences. Throws Error: of load(), and
@@ -102,8 +102,8 @@ Verification verify(const std::string& path, const LoadOptions& options = {},
 Verification verify(const std::string& path, torch::jit::Module& module, c10::Device device = c10::kCPU,
                     const std::optional<Thresholds>& thresholds = std::nullopt);
 
-/// Compares two results of a detector: lists of detections (dicts of "boxes", "labels", "scores" and
-/// perhaps "masks", "keypoints") or any nest of tensors.
+/// Compares two results of a detector: lists of detections (dicts of "boxes", "labels", "scores" and optionally
+/// "masks", "keypoints") or any nested tensors. `where` names the image in messages. Does not throw.
 Verification compare(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,
                      const std::string& where);
 

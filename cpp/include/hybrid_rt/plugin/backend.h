@@ -16,13 +16,13 @@ namespace hybrid_rt {
 
 /// Availability of a backend's runtime in this process. If it is unavailable, `reason` gives the cause and the remedy.
 struct Availability {
-  bool available = false;
+  bool available = false;            ///< true if engines can run
   std::string reason;                ///< empty when available
-  std::string version;               ///< of the vendor's runtime; empty when not available
-  std::vector<std::string> devices;  ///< the kinds that its engines run on: "cpu", "cuda"
+  std::string version;               ///< version of the vendor's runtime; empty when not available
+  std::vector<std::string> devices;  ///< kinds of device that its engines run on: "cpu", "cuda"
 };
 
-/// The run half of a backend. One instance a process, made when the backend is first needed; all methods may be
+/// The run half of a backend. One instance per process, created when the backend is first needed; all methods may be
 /// called from several threads.
 class Backend {
  public:
@@ -31,17 +31,17 @@ class Backend {
   Backend& operator=(const Backend&) = delete;
   virtual ~Backend() = default;
 
-  /// Opens the vendor's library if need be. Does not throw.
+  /// Returns if the runtime can be used, after opening the vendor's library. Does not throw.
   virtual Availability availability() = 0;
 
-  /// Why this artifact can't run here, without reading its bytes; nothing if it should. Asked only while available. The
-  /// core has compared the spec's requirements by then, and refuses each device that availability() does not list:
-  /// override this for what else can be in the way. Does not throw.
+  /// Returns why this artifact can't run here, without reading its bytes, or nothing. Called while available, after the
+  /// core has compared the spec's requirements and refused each device that availability() does not list: override
+  /// it for further conditions. Does not throw.
   virtual std::optional<std::string> refusal(const ArtifactSpec& /*spec*/, const EngineOptions& /*options*/) {
     return std::nullopt;
   }
 
-  /// Makes the engine of an artifact, whose bytes `blobs` holds by the names in `spec.blobs`. Throws Error(kBackend).
+  /// Creates the engine of an artifact. `blobs` has its bytes by the names in `spec.blobs`. Throws Error(kBackend).
   virtual std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs,
                                        const EngineOptions& options) = 0;
 
@@ -50,12 +50,12 @@ class Backend {
   virtual std::string settings() { return ""; }
 };
 
-/// Export `hybrid_rt_plugin` of a plug-in `libhybrid_rt_NAME.so`. Checked before anything else is called.
+/// What `hybrid_rt_plugin()` of a plug-in `libhybrid_rt_NAME.so` returns. Checked before anything else is called.
 struct PluginDescriptor {
-  int abi_version;
+  int abi_version;            ///< kPluginAbiVersion when it was compiled
   const char* torch_version;  ///< "MAJOR.MINOR" of the torch it was compiled with
-  const char* name;
-  Backend* (*create)();
+  const char* name;           ///< name of the backend
+  Backend* (*create)();       ///< creates the backend; called once
 };
 
 /// Compiled into every plug-in, and compared with the library's. It must grow with each change that an old binary would

@@ -18,8 +18,8 @@ class BlobMap {
   /// `bytes`: one tensor per entry of `spec.blobs`, in that order. Throws Error(kBundle) for another number of them.
   BlobMap(const ArtifactSpec& spec, std::vector<at::Tensor> bytes);
 
-  /// A contiguous uint8 CPU tensor whose digest was checked; who keeps the tensor keeps the bytes alive, and must not
-  /// write into them. Throws Error(kBundle) that lists the names that there are.
+  /// Returns a contiguous uint8 CPU tensor whose digest was checked. A copy of the tensor keeps the bytes alive; do not
+  /// write into them. Throws Error(kBundle) that lists the available names.
   const at::Tensor& at(std::string_view name) const;
 
  private:

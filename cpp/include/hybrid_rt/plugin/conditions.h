@@ -16,11 +16,11 @@ namespace hybrid_rt {
 class Conditions {
  public:
   /// `backend`: for messages. `text` holds one condition per line: a readable form, a tab, and the same in postfix
-  /// notation with `INPUT.DIMENSION:` for a size, e.g. `0.2: 1.2: 2 * ==`. Throws Error(kBackend) for what it can't
-  /// read.
+  /// notation with `INPUT.DIMENSION:` for a size, e.g. `0.2: 1.2: 2 * ==`. Throws Error(kBackend) for a malformed
+  /// condition.
   Conditions(std::string backend, const at::Tensor& text, const std::vector<TensorSpec>& inputs);
 
-  /// Throws Error(kInput) with the text of the first that does not hold.
+  /// Throws Error(kInput) with the text of the first condition that does not hold.
   void check(at::ArrayRef<at::Tensor> inputs) const;
 
  private:

@@ -14,14 +14,14 @@ namespace hybrid_rt {
 /// is imported, and ended the process (SIGBUS) where the descriptor's number had gone to an empty file.
 class LibraryFile {
  public:
-  /// Copies `bytes`. Throws Error(kBackend), in the name of `backend`, where the system gives no such file.
+  /// Copies `bytes`. Throws Error(kBackend), in the name of `backend`, if the system provides no such file.
   LibraryFile(const std::string& backend, const at::Tensor& bytes);
   LibraryFile(const LibraryFile&) = delete;
   LibraryFile& operator=(const LibraryFile&) = delete;
-  /// Gives the memory back, unless the library is still loaded.
+  /// Releases the memory, unless the library is still loaded.
   ~LibraryFile();
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return path_; }  ///< Returns the path for dlopen.
   /// Returns true if the library is loaded. It may stay loaded after dlclose, for instance for its unique symbols.
   bool is_loaded() const;
 

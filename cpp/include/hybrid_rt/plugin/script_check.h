@@ -17,7 +17,7 @@ namespace hybrid_rt {
 /// an altered file can do less; it is no sandbox: see docs/threat-model.md.
 void check_script(const std::shared_ptr<caffe2::serialize::ReadAdapterInterface>& archive, const std::string& subject);
 
-/// Of an archive in memory, which is read during the call alone.
+/// Checks an archive in memory, which is read only during the call.
 void check_script(std::string_view archive, const std::string& subject);
 
 }  // namespace hybrid_rt

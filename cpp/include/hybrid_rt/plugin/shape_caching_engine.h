@@ -21,12 +21,12 @@ class ShapeCachingEngine : public Engine {
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) final;
 
  protected:
-  using Shape = std::vector<std::int64_t>;
+  using Shape = std::vector<std::int64_t>;  ///< sizes of a tensor's dimensions
 
   /// Result of a run into the runtime's own memory.
   struct CopiedOutputs {
-    std::vector<at::Tensor> outputs;
-    /// Runs at these shapes can't be told where to write: each must copy.
+    std::vector<at::Tensor> outputs;  ///< copies of the outputs
+    /// True if runs at these shapes can't be told where to write, so that each must copy.
     bool must_copy = false;
   };
 
@@ -34,15 +34,15 @@ class ShapeCachingEngine : public Engine {
   /// runtime that is told to write such an output elsewhere may overwrite the input instead.
   class SharedMemory {
    public:
-    explicit SharedMemory(at::ArrayRef<at::Tensor> inputs);
-    /// Adds an output. Returns whether it overlaps the inputs, or an output that was added before.
+    explicit SharedMemory(at::ArrayRef<at::Tensor> inputs);  ///< Starts with the memory of the inputs.
+    /// Adds an output. Returns true if it overlaps the inputs or an output that was added before.
     bool overlaps(const void* data, std::size_t bytes);
 
    private:
     std::vector<std::pair<const char*, std::size_t>> ranges_;
   };
 
-  /// Runs into memory of the runtime's, and copies the outputs from there.
+  /// Runs into the runtime's own memory, and copies the outputs from there.
   virtual CopiedOutputs run_and_copy(at::ArrayRef<at::Tensor> inputs) = 0;
   /// Runs into new tensors of these shapes.
   virtual std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) = 0;
