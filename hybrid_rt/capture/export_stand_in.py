@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,12 @@ def _segment(inputs: list[Tensor], name: str) -> list[Tensor]:
 
 
 _library.impl("segment", _segment, "CompositeExplicitAutograd")
+
+
+_own_batched_nms = types.FunctionType(batched_nms.__code__, batched_nms.__globals__)
+"""torchvision's, also where calls of it are replaced."""
+
+_library.impl("batched_nms", _own_batched_nms, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake(SEGMENT, lib=_library)  # type: ignore[untyped-decorator]

@@ -13,6 +13,7 @@ from ..common.errors import CaptureError, FusionError, OptionError, SegmentError
 from ..common.image_inputs import ImageInputs
 from ..common.progress import Steps
 from .calibration import record_calibration
+from .export_head import ExportedHead
 from .find_images import Images, find_images
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
@@ -25,19 +26,25 @@ from .size_checks import right_at_sizes
 from .size_samples import Effort, record_sizes, sized_runs
 from .state import StateWatch
 
+AUTO = "auto"
+"""In the place of names: segments are chosen."""
+
+GRAPH = "graph"
+"""In the place of names: the segment is the largest part of the exported graph that an engine takes."""
+
 
 @dataclass(frozen=True)
 class SegmentOptions:
     """Options for choosing segments and the sizes at which they run.
 
     Attributes:
-        names: dotted names, or "auto": the ones that are worth compiling, by profiling.
+        names: dotted names; :data:`AUTO`: the ones that are worth compiling, by profiling; or :data:`GRAPH`.
         fuse: make one engine of segments that feed each other directly.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
         images: which inputs are images, see :data:`hybrid_rt.capture.find_images.Images`; None: found out.
     """
 
-    names: str | Sequence[str] = "auto"
+    names: str | Sequence[str] = AUTO
     fuse: bool = True
     shapes: Shapes | None = None
     images: Images | None = None
@@ -60,6 +67,9 @@ class Profile:
         fuse: see :class:`SegmentOptions`.
         nothing: why no submodule was chosen, if so.
         whole: whether the one segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
+        cut: the exported graph that the one segment was cut out of, see :mod:`hybrid_rt.capture.cut_detector`.
+        original: the detector, if ``detector`` is a graph that was made of it.
+        head_refused: why heads were ruled out that come before the one of ``cut``.
     """
 
     observation: Observation
@@ -74,6 +84,9 @@ class Profile:
     fuse: bool = True
     nothing: OptionError | None = None
     whole: bool = False
+    cut: ExportedHead | None = None
+    original: nn.Module | None = None
+    head_refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def obstacle(self) -> str:
@@ -84,6 +97,11 @@ class Profile:
     def detector(self) -> nn.Module:
         """The detector."""
         return self.observation.detector
+
+    @property
+    def truth(self) -> nn.Module:
+        """Returns the detector that the hybrid is compared with: the user's."""
+        return self.original or self.detector
 
     @property
     def example(self) -> tuple[Any, ...]:
@@ -99,7 +117,7 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
             profile's ``nothing``: the detector as a whole may be.
         CaptureError: a named segment that is not called, or does what an engine can't repeat.
     """
-    names = None if options.names == "auto" else resolve_names(detector, options.names)
+    names = None if options.names in (AUTO, GRAPH) else resolve_names(detector, options.names)
     state = StateWatch(detector)
     try:
         return _profile(detector, example, options, names, steps, state)
@@ -202,7 +220,8 @@ def _capture(
         for members in engines:
             with _naming(members):
                 ranges = input_ranges(observation, members[0], profile.images, shapes)
-                programs.append(capture(observation, members, runs, ranges, calibration, sizes))
+                program = capture(observation, members, runs, ranges, calibration, sizes)
+                programs.append(replace(program, by_export=profile.cut is not None))
     with steps.step("see whether the segments hold at other sizes"):
         right = []
         for program in programs:

@@ -306,7 +306,7 @@ def capture(
     Raises:
         CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
     """
-    members = _members(observation, names)
+    members = members_of(observation, names)
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
     if ranges is not None:
         calls += _second_size(members, calls, ranges)
@@ -357,7 +357,8 @@ def _cost(call: FlatCall) -> tuple[bool, int]:
     return 0 in sizes, sum(sizes)
 
 
-def _members(observation: Observation, names: Sequence[str]) -> tuple[Member, ...]:
+def members_of(observation: Observation, names: Sequence[str]) -> tuple[Member, ...]:
+    """Returns the segments of one engine, in the order in which they are called, as they were on the example."""
     members: list[Member] = []
     places: dict[tuple[str, int], int] = {}
     first = 0
@@ -386,7 +387,7 @@ def _flat_calls(members: Sequence[Member], run: Recorded) -> list[FlatCall]:
 
 def is_fed_directly(observation: Observation, names: Sequence[str], runs: Sequence[Recorded]) -> bool:
     """Tells whether in each run, not on the example only, the later segments got what earlier ones had returned."""
-    members = _members(observation, names)
+    members = members_of(observation, names)
     for run in runs:
         if any(len(run[name]) != 1 for name in names):
             return False

@@ -93,7 +93,7 @@ class SideEffects(TorchDispatchMode):
             ]
         )
         depends = _depends_on_values(operator, schema.name, args)
-        random = torch.Tag.nondeterministic_seeded in operator.tags and _draws(schema.name, given)
+        random = torch.Tag.nondeterministic_seeded in operator.tags and draws(schema.name, given)
         if not (written or depends or random):
             return
         read = _memory((args, kwargs))
@@ -159,7 +159,7 @@ def _depends_on_values(operator: Any, name: str, args: tuple[Any, ...]) -> bool:
     return name in _UNTAGGED or any(tag in operator.tags for tag in _DATA_DEPENDENT)
 
 
-def _draws(name: str, given: dict[str, Any]) -> bool:
+def draws(name: str, given: dict[str, Any]) -> bool:
     """Recurrent layers and dropout are tagged as random even in eval mode."""
     if name in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::dropout", "aten::native_dropout"):
         return bool(given.get("train", False)) and float(given.get("dropout", given.get("p", 0.0)) or 0.0) > 0

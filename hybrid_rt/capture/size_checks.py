@@ -31,20 +31,27 @@ def right_at_sizes(program: Program, effort: Effort | None) -> Program:
         CaptureError: it is right at the example's size only; the text says at which size it is not. Or it can't be
             captured in either way.
     """
+    if program.by_export:  # it comes from torch.export already
+        found, reason = _exported(program, effort or Effort())
+        if found is None:
+            raise CaptureError(reason)
+        return found
     try:
         if effort is None:
             program.traced()
             return program
         return _recorded(program, effort)
     except CaptureError as error:
-        return _exported(program, effort or Effort(), error)
+        found, reason = _exported(program, effort or Effort())
+        if found is None:
+            raise error.extended(f"torch.export does not help: {split_code(reason)[0]}") from error
+        return found
 
 
-def _exported(program: Program, effort: Effort, refusal: CaptureError) -> Program:
+def _exported(program: Program, effort: Effort) -> tuple[Program | None, str]:
     """The program as torch.export sees it, for branches on sizes with another example where one is not right.
 
-    Raises:
-        CaptureError: it is right with none; ``refusal`` says why it was not recorded.
+    With none it may be right: then None, and why.
     """
     calls = [*program.calls, *program.sizes]
     reason = ""
@@ -56,10 +63,10 @@ def _exported(program: Program, effort: Effort, refusal: CaptureError) -> Progra
             reason = str(error)
             break
         if wrong is None:
-            return exported
+            return exported, ""
         call, reason = wrong
         program = replace(program, calls=(call, *(other for other in program.calls if other is not call)))
-    raise refusal.extended(f"torch.export does not help: {split_code(reason)[0]}") from refusal
+    return None, reason
 
 
 def _recorded(program: Program, effort: Effort) -> Program:

@@ -43,7 +43,10 @@ def add_verbs(verbs: Any) -> None:
 def _add_compilation(verb: argparse.ArgumentParser) -> None:
     """Adds the choice of segments and of their compilers."""
     verb.add_argument(
-        "--segments", default="auto", help="comma-separated dotted names of submodules to compile (default: auto)"
+        "--segments",
+        default="auto",
+        help="comma-separated dotted names of submodules to compile; graph: the dense part of the exported graph "
+        "(default: auto)",
     )
     verb.add_argument(
         "--no-fuse", action="store_true", help="build one engine per segment, even if segments feed each other directly"
@@ -123,7 +126,7 @@ def _convert(options: argparse.Namespace) -> int:
         detector_named(options.detector),
         ([example],),
         options.output,
-        segments=options.segments if options.segments == "auto" else options.segments.split(","),
+        segments=options.segments if options.segments in ("auto", "graph") else options.segments.split(","),
         fuse=not options.no_fuse,
         head=options.head,
         engine=options.engine if options.engine in ("auto", FASTEST) else options.engine.split(","),

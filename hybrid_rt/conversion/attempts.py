@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from ..capture.cut_detector import GraphCutter, is_better
 from ..capture.profile import Profile, capture_programs, without_segment
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
@@ -15,8 +17,17 @@ from ..capture.whole import whole_profile
 from ..common.error_text import described
 from ..common.errors import FusionError, HybridRTError, SegmentError, VariantError
 from ..common.progress import Steps
+from ..common.specs import REFERENCE_PRECISION
 from .assemble.builds import EngineBuild, compile_programs
-from .assemble.given_up import GivenUp, engine_given_up, fused_given_up, segment_given_up, whole_given_up
+from .assemble.given_up import (
+    GivenUp,
+    cut_given_up,
+    engine_given_up,
+    fused_given_up,
+    segment_given_up,
+    smaller_cut,
+    whole_given_up,
+)
 from .assemble.variant_trials import order_by_speed
 from .options import EngineOptions
 
@@ -80,6 +91,79 @@ def attempt_whole(
         reason = described(error)
     given_up = whole_given_up(detector, reason)
     steps.show(given_up.summary)
+    return given_up
+
+
+_CUTS = 4
+"""Attempts with another part of the graph: each costs a compilation."""
+
+_OPERATOR = re.compile(r"\baten::\w+")
+
+
+def attempt_cut(
+    profile: Profile,
+    engines: EngineOptions,
+    shapes: Shapes | None,
+    effort: Effort | None,
+    steps: Steps,
+    finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
+    failure_of: Callable[[Finished], str],
+    *,
+    wanted: bool,
+) -> Attempt[Finished] | list[GivenUp]:
+    """Makes one engine of the largest part of the exported graph that the engines take.
+
+    An operator that a refusal names is left out of the next attempt's part; without one, that part ends at the last
+    convolution or matrix product.
+
+    Args:
+        profile: the detector.
+        engines: the engines; each that is named has to take the part.
+        shapes: the sizes that it takes.
+        effort: how many sizes are looked at; None: the example's alone.
+        steps: shows progress.
+        finish: takes the head.
+        failure_of: see :func:`attempt_whole`.
+        wanted: the part is asked for, also where segments at module borders do as much. In less than fp32 it is the
+            part from the first to the last layer with weights, since boxes are computed in fp32.
+
+    Returns:
+        The attempt; or why there is none: what was given up.
+    """
+    given_up: list[GivenUp] = []
+    detector = type(profile.detector).__name__
+    excluded: frozenset[str] = frozenset()
+    dense_only = engines.first_precision != REFERENCE_PRECISION
+    cutter: GraphCutter | None = None
+    for _ in range(_CUTS):
+        operators: frozenset[str] = frozenset()
+        try:
+            with steps.step("cut the dense part out of the exported graph"):
+                cutter = cutter or GraphCutter(profile)
+                cut, part = cutter.profile(excluded, dense_only=dense_only)
+            operators = part.operators
+            if not wanted and not is_better(cut, profile):
+                return given_up
+            programs = capture_programs(cut, shapes, engines.calibration_data, steps, effort)
+            builds = compile_programs(programs, engines, steps, require_all=True)
+            if engines.is_fastest:
+                builds = order_by_speed(builds, engines.device, steps)
+            finished = finish(cut, builds)
+            reason = failure_of(finished)
+            if not reason:
+                return Attempt(finished, cut, [*map(smaller_cut, given_up)])
+        except HybridRTError as error:
+            reason = str(error)
+        except Exception as error:  # whatever the user's code or torch raises where the pieces may do
+            reason = described(error)
+        named = frozenset(_OPERATOR.findall(reason)) & operators
+        is_last = cutter is None or not operators or (not named and dense_only)
+        given_up.append(cut_given_up(detector, reason))
+        steps.show(given_up[-1].summary)
+        if is_last:
+            break
+        excluded |= named
+        dense_only = dense_only or not named
     return given_up
 
 

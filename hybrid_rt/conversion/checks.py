@@ -64,7 +64,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
             steps.step(f"mean average precision on {len(options.truth.files)} pictures"),
             hybrid.in_promised_precision() as module,
         ):
-            accuracy = coco.compare(profile.detector, module, options.truth, options.max_map_drop)
+            accuracy = coco.compare(profile.truth, module, options.truth, options.max_map_drop)
         verification = verification.with_dataset(accuracy)
     return Checks(precision, limits, verification, pictures.pictures, choice.sample(precision))
 
@@ -98,7 +98,7 @@ def _verify(
 
         with hybrid.in_promised_precision() as module:
             verification = compare_modules(
-                profile.detector,
+                profile.truth,
                 module,
                 inputs,
                 precision=precision,

@@ -14,26 +14,27 @@ from torch import nn
 from ..backends.selection import Options
 from ..bundle.signing import Keys, signing_keys
 from ..capture.call_arguments import positional
+from ..capture.cut_detector import is_worth_cutting
 from ..capture.find_images import Images, check_images
-from ..capture.profile import Profile, SegmentOptions, profile_detector
+from ..capture.profile import GRAPH, Profile, SegmentOptions, profile_detector
 from ..capture.segments import ENGINE_SPEEDUP, predicted_gain
 from ..capture.shapes import Shapes, check_shapes
 from ..capture.state import RESET, STATES, reset_before_each_call
 from ..capture.working_copy import own_arguments, working_copy
 from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
-from ..common.errors import CaptureError, OptionError
+from ..common.errors import CaptureError, OptionError, split_code
 from ..common.progress import Steps
 from ..common.specs import engine_name
 from ..verification.coco import CocoDataset
 from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
 from .assemble.given_up import GivenUp
-from .assemble.head import HEADS
-from .assemble.head_choice import AUTO, HeadChoice, Limits, head_choices
+from .assemble.head import HEADS, script_refusal
+from .assemble.head_choice import AUTO, CUT_HEAD, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
-from .attempts import Attempt, attempt_whole, build_hybrid
+from .attempts import Attempt, attempt_cut, attempt_whole, build_hybrid
 from .auto_precision import Candidate, candidates, choose
 from .calibration import calibration_samples, warn_of_few
 from .checks import Checks, check_hybrid
@@ -81,6 +82,16 @@ class ConvertOptions:
         is_alone = self.segments.names == "auto" and self.segments.fuse
         return is_alone and self.engines.first_precision == "fp32" and self.checks.effort is not None
 
+    @property
+    def wants_cut(self) -> bool:
+        """Returns true if the dense part is to be cut out of the exported graph."""
+        return self.segments.names == GRAPH
+
+    @property
+    def takes_cut(self) -> bool:
+        """Returns true if the dense part may be cut out of the exported graph."""
+        return self.wants_cut or (self.takes_whole and self.head in (AUTO, CUT_HEAD))
+
     def check(self, detector: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         """Checks all that can be checked before any work begins.
 
@@ -91,6 +102,14 @@ class ConvertOptions:
         if self.head not in (AUTO, *HEADS):
             names = ", ".join((AUTO, *HEADS))
             raise OptionError.make("convert", "head", expected=f"one of {names}", got=f"'{self.head}'")
+        if self.wants_cut and self.head not in (AUTO, CUT_HEAD):
+            raise OptionError.make(
+                "convert",
+                f"segments='{GRAPH}'",
+                expected=f"head='{AUTO}' or '{CUT_HEAD}'",
+                got=f"'{self.head}'",
+                remedy="Omit head=, or name submodules in segments=.",
+            )
         if self.state not in STATES:
             raise OptionError.make("convert", "state", expected=f"one of {', '.join(STATES)}", got=f"'{self.state}'")
         check_shapes(self.segments.shapes)
@@ -145,7 +164,9 @@ def convert(
             name, also in ``calibration_data`` and ``verify_inputs``.
         output: path of the `.pt` to write; its directory must exist.
         segments: dotted names of the submodules to compile, or "auto": the outermost ones that have weights, take and
-            return tensors, do the same in every call, and account for at least 1 % of the counted work on the example.
+            return tensors, do the same in every call, and account for at least 1 % of the counted work on the example;
+            the whole detector, or the largest part of its exported graph, where that does more (docs/segments.md).
+            "graph": that part in any case.
         fuse: share one engine among segments that feed each other directly, e.g. "backbone+rpn.head".
         head: conversion of the rest. "script" compiles its code; "export" uses torch.export with free sizes, for heads
             that do not script; "trace" records it on the example, which is right only for inputs that take the same
@@ -315,17 +336,46 @@ def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tu
     def finish(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[HeadChoice, Checks]:
         return _checked_head(profile, builds, wanted, steps)
 
-    whole: Attempt[tuple[HeadChoice, Checks]] | GivenUp | None = None
+    given_up: list[GivenUp] = []
     if wanted.takes_whole:
         whole = attempt_whole(profile, *work, finish, _failure_of)
-    if isinstance(whole, Attempt):
-        return whole
+        if isinstance(whole, Attempt):
+            return whole
+        given_up += [whole] if whole else []
+    if wanted.takes_cut:
+        profile = _with_head_refused(profile, wanted)
+        if wanted.wants_cut or _may_cut(profile, wanted):
+            cut = attempt_cut(profile, *work, finish, _failure_of, wanted=wanted.wants_cut)
+            if isinstance(cut, Attempt):
+                return replace(cut, given_up=[*given_up, *cut.given_up])
+            given_up += cut
     if profile.nothing is not None:
-        raise profile.nothing
+        raise _nothing(profile.nothing, given_up)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
     expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
     built = build_hybrid(profile, *work, finish)
-    return replace(built, given_up=[*([whole] if whole else []), *built.given_up])
+    return replace(built, given_up=[*given_up, *built.given_up])
+
+
+def _nothing(error: OptionError, given_up: Sequence[GivenUp]) -> OptionError:
+    """The error of a detector without a segment, with the reason why its exported graph does not help."""
+    if not given_up:
+        return error
+    return error.extended(f"Its exported graph has no part for an engine either: {split_code(given_up[-1].reason)[0]}")
+
+
+def _with_head_refused(profile: Profile, wanted: ConvertOptions) -> Profile:
+    """The profile with the reason why the head around its segments can't be scripted, if that matters."""
+    if wanted.head != AUTO or not is_worth_cutting(profile):
+        return profile
+    reason = script_refusal(profile)
+    return replace(profile, head_refused={HEADS[0]: reason}) if reason else profile
+
+
+def _may_cut(profile: Profile, wanted: ConvertOptions) -> bool:
+    """A head that scripts stays: it takes lists of any length, and branches on values."""
+    is_scripted = wanted.head == AUTO and not profile.head_refused and profile.nothing is None
+    return is_worth_cutting(profile) and not is_scripted
 
 
 def _failure_of(finished: tuple[HeadChoice, Checks]) -> str:

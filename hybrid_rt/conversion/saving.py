@@ -75,7 +75,7 @@ def save_hybrid(
         with steps.step("measure"):
             programs = [build.program for build in hybrid.builds]
             measurement, reason = measure_hybrid(
-                profile.detector,
+                profile.truth,
                 output.path,
                 [profile.example, *inputs],
                 profile.images,
@@ -95,7 +95,7 @@ def save_hybrid(
 def _manifest(
     hybrid: Hybrid, profile: Profile, checks: Checks, golden_sample: Golden, class_names: Sequence[str]
 ) -> Manifest:
-    detector = type(profile.detector)
+    detector = type(profile.truth)
     return Manifest(
         engines=tuple(_stored(build) for build in hybrid.builds),
         versions={"hybrid_rt": __version__, "torch": torch.__version__},

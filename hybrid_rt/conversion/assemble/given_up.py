@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...common.errors import split_code
 
@@ -67,6 +67,21 @@ def whole_given_up(detector: str, reason: str) -> GivenUp:
         reason=reason,
         cost="what is between and behind them is computed by TorchScript",
     )
+
+
+def cut_given_up(detector: str, reason: str) -> GivenUp:
+    """Returns the record of a part of the exported graph that could not become an engine."""
+    return GivenUp(
+        what=f"one engine for the largest part of {detector}'s exported graph",
+        instead="segments at module borders",
+        reason=reason,
+        cost="what is between and behind them is computed by TorchScript",
+    )
+
+
+def smaller_cut(given_up: GivenUp) -> GivenUp:
+    """Returns the record of a part in whose place a smaller one became an engine."""
+    return replace(given_up, instead="a smaller part", cost="what was left out is computed by TorchScript")
 
 
 def engine_given_up(segment: str, engine: str, instead: str, share: float, reason: str) -> GivenUp:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...bundle.blob_table import pack
 from ...capture.profile import Profile
+from ...capture.program import Program, members_of
 from ...capture.state import StateWatch
 from ...capture.working_copy import working_copy
 from ...common.errors import CaptureError
@@ -60,6 +61,23 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     taken = jit.script_detector(hybrid)
     module, operators = _frozen(taken, builds)
     return Hybrid(module, builds, operators, device)
+
+
+def script_refusal(profile: Profile) -> str:
+    """Returns why the head around a detector's segments can't be scripted, found without engines; empty if it can."""
+    modules: dict[str, nn.Module] = {}
+    for group in profile.groups:
+        program = Program("+".join(group), members_of(profile.observation, group), (), (), ())
+        modules |= engine_modules(program, _hollow_engine(group))
+    try:
+        hybrid = _hybrid(profile.detector, modules)
+        use_operators(hybrid)
+        jit.script_detector(hybrid)
+    except CaptureError as error:
+        return str(error)
+    finally:
+        profile.state.restore()
+    return ""
 
 
 def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:

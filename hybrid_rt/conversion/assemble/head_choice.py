@@ -16,6 +16,9 @@ from .hybrid import Hybrid
 AUTO = "auto"
 """Tries :data:`HEADS` in their order."""
 
+CUT_HEAD = "export"
+"""The only head of a detector whose segment was cut out of its exported graph."""
+
 _LONGEST_REASON = 400
 
 _OTHERS = "Or take head='export' or head='trace'; head='auto', the default, tries them in this order."
@@ -62,7 +65,7 @@ def head_choices(
     Raises:
         CaptureError: the named mode does not take the detector; with "auto": none is left, with the reason of each.
     """
-    if head != AUTO:
+    if head != AUTO and profile.cut is None:
         try:
             hybrid = assemble(profile, builds, head, device)
         except CaptureError as error:
@@ -71,8 +74,8 @@ def head_choices(
             raise error.extended(_OTHERS) from error
         yield HeadChoice(hybrid, head)
         return
-    reasons: dict[str, str] = {}
-    for mode in HEADS:
+    reasons: dict[str, str] = {} if profile.cut is None else dict(profile.head_refused)
+    for mode in HEADS if profile.cut is None else (CUT_HEAD,):
         try:
             hybrid = assemble(profile, builds, mode, device)
             difference = "" if mode == HEADS[0] else _difference(profile, hybrid, limits)
@@ -103,7 +106,7 @@ def _difference(profile: Profile, hybrid: Hybrid, limits: Limits) -> str:
     try:
         with hybrid.in_promised_precision() as module:
             compared = compare_modules(
-                profile.detector,
+                profile.truth,
                 module,
                 inputs,
                 precision=limits.precision,

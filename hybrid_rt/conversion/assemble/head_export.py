@@ -54,7 +54,7 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
         CaptureError: the detector can't be exported; the text has the line.
     """
     members = [member for build in builds for member in build.program.members]
-    head = export_head(profile.detector, profile.example, members)
+    head = profile.cut or export_head(profile.detector, profile.example, members)
     calls: dict[str, Callable[[str], str]] = {
         repr(member.name): functools.partial(_engine_call, i, build.program, member)
         for i, build in enumerate(builds)
