@@ -77,11 +77,7 @@ def attempt_whole(
         whole = whole_profile(profile)
         if whole is None:
             return None
-        programs = capture_programs(whole, shapes, engines.calibration_data, steps, effort)
-        builds = compile_programs(programs, engines, steps, require_all=True)
-        if engines.is_fastest:
-            builds = order_by_speed(builds, engines.device, steps)
-        finished = finish(whole, builds)
+        finished = finish(whole, _all_compiled(whole, engines, shapes, effort, steps))
         reason = failure_of(finished)
         if not reason:
             return Attempt(finished, whole, [])
@@ -92,6 +88,15 @@ def attempt_whole(
     given_up = whole_given_up(detector, reason)
     steps.show(given_up.summary)
     return given_up
+
+
+def _all_compiled(
+    profile: Profile, engines: EngineOptions, shapes: Shapes | None, effort: Effort | None, steps: Steps
+) -> list[EngineBuild]:
+    """The engines of a profile, in each of the variants that are named."""
+    programs = capture_programs(profile, shapes, engines.calibration_data, steps, effort)
+    builds = compile_programs(programs, engines, steps, require_all=True)
+    return order_by_speed(builds, engines.device, steps) if engines.is_fastest else builds
 
 
 _CUTS = 4
@@ -144,11 +149,7 @@ def attempt_cut(
             operators = part.operators
             if not wanted and not is_better(cut, profile):
                 return given_up
-            programs = capture_programs(cut, shapes, engines.calibration_data, steps, effort)
-            builds = compile_programs(programs, engines, steps, require_all=True)
-            if engines.is_fastest:
-                builds = order_by_speed(builds, engines.device, steps)
-            finished = finish(cut, builds)
+            finished = finish(cut, _all_compiled(cut, engines, shapes, effort, steps))
             reason = failure_of(finished)
             if not reason:
                 return Attempt(finished, cut, [*map(smaller_cut, given_up)])
