@@ -246,7 +246,7 @@ class Partition:
         return sum(self._work.get(unit, _NOTHING).work.cost for unit in units)
 
     def _levels(self, taken: set[Node]) -> dict[Node, int]:
-        """How often a value on its way to a unit has come out of one that is not taken: equal levels are convex."""
+        """Counts how often a value on its way to a unit left what is taken; units of equal levels are convex."""
         level: dict[Node, int] = {}
         for unit in self._units:
             level[unit] = max(

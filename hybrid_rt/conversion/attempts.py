@@ -118,8 +118,7 @@ def attempt_cut(
 ) -> Attempt[Finished] | list[GivenUp]:
     """Makes one engine of the largest part of the exported graph that the engines take.
 
-    An operator that a refusal names is left out of the next attempt's part; without one, that part ends at the last
-    convolution or matrix product.
+    An operator that a refusal names is left out of the next part; else that part ends at the last layer with weights.
 
     Args:
         profile: the detector.
@@ -129,8 +128,7 @@ def attempt_cut(
         steps: shows progress.
         finish: takes the head.
         failure_of: see :func:`attempt_whole`.
-        wanted: the part is asked for, also where segments at module borders do as much. In less than fp32 it is the
-            part from the first to the last layer with weights, since boxes are computed in fp32.
+        wanted: the part is asked for, also where segments at module borders do as much.
 
     Returns:
         The attempt; or why there is none: what was given up.
@@ -138,7 +136,7 @@ def attempt_cut(
     given_up: list[GivenUp] = []
     detector = type(profile.detector).__name__
     excluded: frozenset[str] = frozenset()
-    dense_only = engines.first_precision != REFERENCE_PRECISION
+    dense_only = engines.first_precision != REFERENCE_PRECISION  # boxes are computed in fp32
     cutter: GraphCutter | None = None
     for _ in range(_CUTS):
         operators: frozenset[str] = frozenset()
