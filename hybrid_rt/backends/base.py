@@ -35,6 +35,23 @@ class Availability:
 
 
 @dataclass(frozen=True)
+class RuntimeCheck:
+    """Whether one of a vendor's libraries would run engines on one GPU of this machine.
+
+    Attributes:
+        device: the GPU as torch names it; empty: there is none here.
+        library: its name and the versions that share an interface, "TensorRT 10".
+        version: what is installed of these, or an empty text.
+        refusal: why it would not run; empty: it would.
+    """
+
+    device: str
+    library: str
+    version: str
+    refusal: str
+
+
+@dataclass(frozen=True)
 class RuntimeFiles:
     """Files that a plug-in opens at run time in addition to its linked libraries: patterns in site-packages.
 
@@ -177,6 +194,20 @@ class Backend(ABC):
         engine="auto" passes such a backend over. Named, it compiles all the same: for other machines.
         """
         return ""
+
+    def made_for(self) -> Mapping[str, str]:
+        """Returns the requirements of its artifacts that tell machines of one kind apart, as they are known by now.
+
+        A bundle holds several artifacts of one backend and precision if these differ. Most compilers have none.
+        """
+        return {}
+
+    def runtime_checks(self) -> Sequence[RuntimeCheck]:
+        """Returns which of the vendor's libraries would run on which GPU of this machine, for ``hybrid-rt doctor``.
+
+        Nothing for a backend that has one library, whose run half says the same of every device.
+        """
+        return ()
 
     @property
     def target(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _native
 from ..common.errors import BackendError, OptionError
-from .base import Backend, RuntimeFiles
+from .base import Backend, RuntimeCheck, RuntimeFiles
 from .whole_graph import WholeGraph
 
 ENTRY_POINT_GROUP = "hybrid_rt.backends"
@@ -157,6 +157,11 @@ def backends() -> list[BackendInfo]:
             )
         )
     return found
+
+
+def runtime_checks() -> list[RuntimeCheck]:
+    """Returns which of the vendors' libraries would run on which GPU of this machine."""
+    return [check for compiler in _compilers().values() for check in compiler.runtime_checks()]
 
 
 def best_for(device: str) -> str:

@@ -69,11 +69,6 @@ class Variant(ArtifactSpec):
         return ArtifactSpec(**{each.name: getattr(self, each.name) for each in fields(ArtifactSpec)})
 
     @property
-    def label(self) -> str:
-        """As options name it: "openvino:bf16"."""
-        return f"{self.backend}:{self.precision}"
-
-    @property
     def size(self) -> int:
         """Bytes of all blobs."""
         return sum(blob.size for blob in self.blobs)

@@ -21,7 +21,7 @@ from ..capture.segment_contract import stride_of
 from ..common.class_names import summary_of
 from ..common.errors import OptionError
 from ..common.images import pictures_at
-from ..common.specs import PRECISIONS
+from ..common.specs import PRECISIONS, variant_names
 from ..conversion.calibration import MOST_SAMPLES
 from ..conversion.edit.swap import swap_backbone
 from ..conversion.edit.variants import add_variant, remove_variant
@@ -253,10 +253,13 @@ def _check(options: argparse.Namespace) -> int:
         print(json.dumps([asdict(engine) for engine in checks], indent=1))
     else:
         print(f"{options.model}: whole, every record matches its digest")
-        for engine in checks:
-            for variant in engine.variants:
+        stored = archive.read_manifest(options.model).engines
+        for engine, names in zip(checks, (variant_names(each.variants) for each in stored), strict=True):
+            for variant, name in zip(engine.variants, names, strict=True):
                 verdict = "runs" if variant.chosen else (variant.refusal or "could run, but comes later in the file")
-                print(f"  {engine.engine}: {variant.backend} ({variant.precision}): {verdict}")
+                required = name.partition("@")[2]
+                for_which = f", for {required}" if required else ""
+                print(f"  {engine.engine}: {variant.backend} ({variant.precision}{for_which}): {verdict}")
     return 0 if all(engine.chosen for engine in checks) else _NOTHING_RUNS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -25,10 +26,10 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    facts, found = _facts(), registry.backends()
+    facts, found, checks = _facts(), registry.backends(), registry.runtime_checks()
     if options.json:
         listed = [{**asdict(info), "available": info.available} for info in found]
-        print(json.dumps({**facts, "backends": listed}, indent=1))
+        print(json.dumps({**facts, "backends": listed, "gpu_libraries": [asdict(check) for check in checks]}, indent=1))
         return 0
     for name, fact in facts.items():
         print(f"{name}: {fact}")
@@ -37,6 +38,13 @@ def _doctor(options: argparse.Namespace) -> int:
         where = f"{', '.join(info.devices)}; {', '.join(info.precisions)}"
         state = f"available ({where})" if info.available else f"NOT available: {info.reason}"
         print(f"  {info.name} {info.version}: {state}")
+    for device, on_device in itertools.groupby(checks, key=lambda check: check.device):
+        print(f"on {device}:" if device else "no GPU is here:")
+        for check in on_device:
+            installed = f" ({check.version})" if check.version else ""
+            print(
+                f"  {check.library}{installed}: {f'would NOT run: {check.refusal}' if check.refusal else 'would run'}"
+            )
     return 0
 
 

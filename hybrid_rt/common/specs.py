@@ -109,6 +109,38 @@ class ArtifactSpec:
     requirements: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """As options name it: "openvino:bf16"."""
+        return f"{self.backend}:{self.precision}"
+
+    def is_named(self, name: str) -> bool:
+        """Compares it with a name: "tensorrt", "tensorrt:fp16", "tensorrt:fp16@8.6+8.9".
+
+        The text behind "@" is one of its requirements: compute capabilities, or a requirement's name and value,
+        "tensorrt==10.14.1". A "+" stands for a comma, which separates names. cpp/src/engine/variants.cpp does the same.
+        """
+        name, at, required = name.partition("@")
+        return name in (self.backend, self.label) and (not at or required in _requirement_names(self))
+
+
+def _requirement_names(spec: ArtifactSpec) -> list[str]:
+    """Returns the requirements as names have them, the one that tells GPUs apart first."""
+    texts = {name: value.replace(",", "+") for name, value in spec.requirements.items()}
+    capabilities = [texts[name] for name in ("compute_capability",) if name in texts]
+    return capabilities + [f"{name}{text}" for name, text in sorted(texts.items())]
+
+
+def variant_names(specs: Sequence[ArtifactSpec]) -> list[str]:
+    """Returns a name for each variant of an engine, with what it requires if another one has the same without."""
+    names = []
+    for spec in specs:
+        others = [other for other in specs if other is not spec and other.label == spec.label]
+        longer = (f"{spec.label}@{required}" for required in _requirement_names(spec) if others)
+        distinct = (name for name in longer if not any(other.is_named(name) for other in others))
+        names.append(next(distinct, spec.label))
+    return names
+
 
 @dataclass(frozen=True)
 class Artifact:

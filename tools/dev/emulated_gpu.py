@@ -69,7 +69,18 @@ def ctest(
 ) -> subprocess.CompletedProcess[str]:
     """Runs the tests of the emulated GPU that a folder has."""
     options = ["--output-on-failure", "--no-tests=error", "--timeout", "300"]
-    return run(["ctest", "--test-dir", str(folder), "-R", pattern, *options], env=environment)
+    variables = {"HYBRID_RT_TEST_EMULATED_BUNDLE": str(bundle(folder)), **(environment or {})}
+    return run(["ctest", "--test-dir", str(folder), "-R", pattern, *options], env=variables)
+
+
+def bundle(folder: Path) -> Path:
+    """Returns the bundle that the tests load, made by the installed package on first use."""
+    path = folder / "emulated.pt"
+    if not path.is_file():
+        done = run([sys.executable, "-m", "tools.dev.make_emulated_bundle", str(path)])
+        if done.returncode != 0:
+            sys.exit(f"tools.dev.make_emulated_bundle failed:\n{done.stderr[-3000:]}")
+    return path
 
 
 def sanitize(name: str) -> bool:

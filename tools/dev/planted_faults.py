@@ -107,6 +107,14 @@ FAULTS = [
         "results of recorded calls are their callers' own",
     ),
     Fault(
+        "graphs_without_bound", "graph_cache.cpp", "while (bytes_ > options_.memory &&",
+        "while (bytes_ > 100 * options_.memory &&", "the memory of graphs that went is free again",
+    ),
+    Fault(
+        "dropped_graphs_still_counted", "graph_cache.cpp", "    bytes_ -= entries_.back()->bytes;\n", "",
+        "the graph that was used least recently goes when its last launch is over",
+    ),
+    Fault(
         "shape_not_set", "call.cpp", "    if (!name.empty())\n", "    if (name.empty())\n",
         "a shape is asked for before those of all inputs are set",
     ),

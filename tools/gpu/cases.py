@@ -181,6 +181,7 @@ DETECTOR_TITLES = {"demo": "demo", "r50": "Faster R-CNN R50-FPN"}
 _add("facts", facts, 60)
 _add("doctor", doctor, 60)
 _add_tests("operators/test_head_operators", 150, "operators")
+_add_tests("operators/test_detection_operators_cuda", 40, "operators")
 for _name, _title in DETECTOR_TITLES.items():
     for _engine, _precision in (("aot_inductor", "fp16"), ("torchscript", "fp32"), ("aot_inductor", "fp32")):
         _run = _on_gpu("same_boxes", name=_name, engine=_engine, precision=_precision)

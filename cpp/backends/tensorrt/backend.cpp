@@ -1,6 +1,7 @@
 #include "hybrid_rt/plugin/backend.h"
 
 #include <array>
+#include <nlohmann/json.hpp>
 
 #include "engine.h"
 #include "hybrid_rt/machine.h"
@@ -47,7 +48,7 @@ class TensorRtBackend : public Backend {
         return "the engine needs " + library.name() + " " + wanted + ", here is " + library.version() +
                "; install one of that range, or convert the detector again with the one that is here";
       }
-      graph_mode();
+      GraphOptions::from_environment();
       return std::nullopt;
     } catch (const Error& error) {
       return error.what();
@@ -57,12 +58,12 @@ class TensorRtBackend : public Backend {
   std::shared_ptr<Engine> load(const ArtifactSpec& spec, const BlobMap& blobs, const EngineOptions& options) override {
     return std::make_shared<TensorRtEngine>(spec, library_of(spec), blobs.at("engine"),
                                             Bindings::from_json(blobs.at("bindings"), spec), options.device,
-                                            graph_mode());
+                                            GraphOptions::from_environment());
   }
 
   std::string settings() override {
     try {
-      return to_string(graph_mode());
+      return to_string(GraphOptions::from_environment());
     } catch (const Error& error) {
       return error.what();
     }
@@ -74,3 +75,18 @@ class TensorRtBackend : public Backend {
 HYBRID_RT_PLUGIN("tensorrt", TensorRtBackend)
 
 }  // namespace hybrid_rt::tensorrt
+
+/// Tells `hybrid-rt doctor` of each of the vendor's libraries (JSON): its "name", its "version" if it can be opened,
+/// and the "reason" why it can't be called; empty if it can.
+extern "C" __attribute__((visibility("default"))) const char* hybrid_rt_tensorrt_libraries() {
+  static const std::string text = [] {
+    nlohmann::json libraries = nlohmann::json::array();
+    for (const char* name : hybrid_rt::tensorrt::kLibraries) {
+      const auto& library = hybrid_rt::tensorrt::Library::named(name);
+      const std::string reason = library.is_open() ? "" : library.reason();
+      libraries.push_back({{"name", name}, {"version", library.version()}, {"reason", reason}});
+    }
+    return libraries.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  }();
+  return text.c_str();
+}

@@ -14,6 +14,24 @@ Error malformed(const std::string& expected, const std::string& got) {
                "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
 }
 
+/// TensorRT-RTX's switches; a value that is not known would be left out in silence.
+RtxSwitches switches_from(const json& recorded) {
+  RtxSwitches switches;
+  const std::string value = recorded.value("kernel_specialization", std::string("lazy"));
+  switches.kernels = value == "eager"  ? RtxSwitches::Kernels::kEager
+                     : value == "none" ? RtxSwitches::Kernels::kNone
+                                       : RtxSwitches::Kernels::kLazy;
+  const std::string graphs = recorded.value("cuda_graphs", std::string("off"));
+  switches.records_graphs = graphs == "whole_graph";
+  if (switches.kernels == RtxSwitches::Kernels::kLazy && value != "lazy") {
+    throw malformed("'kernel_specialization' lazy, eager or none", "'" + value + "'");
+  }
+  if (!switches.records_graphs && graphs != "off") {
+    throw malformed("'cuda_graphs' off or whole_graph", "'" + graphs + "'");
+  }
+  return switches;
+}
+
 bool holds(const ProfileInput& limits, const Shape& shape) {
   if (shape.size() != limits.min.size()) return false;
   for (size_t d = 0; d < shape.size(); ++d) {
@@ -47,6 +65,7 @@ Bindings Bindings::from_json(const at::Tensor& bytes, const ArtifactSpec& spec) 
     bindings.inputs = parsed.at("inputs").get<std::vector<std::string>>();
     bindings.outputs = parsed.at("outputs").get<std::vector<std::string>>();
     bindings.is_version_compatible = parsed.value("version_compatible", false);
+    bindings.switches = switches_from(parsed);
     for (const json& profile : parsed.at("profiles")) {
       std::vector<ProfileInput>& inputs = bindings.profiles.emplace_back();
       for (const json& input : profile) {

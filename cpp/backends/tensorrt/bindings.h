@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "hybrid_rt/specs.h"
+#include "vendor_runtime.h"
 
 namespace hybrid_rt::tensorrt {
-
-using Shape = std::vector<int64_t>;
 
 /// (min, max) of each dimension of one input in one optimisation profile.
 struct ProfileInput {
@@ -25,6 +24,7 @@ struct Bindings {
   std::vector<std::string> outputs;
   std::vector<std::vector<ProfileInput>> profiles;  ///< by profile, then by input
   bool is_version_compatible = false;
+  RtxSwitches switches;
 
   /// Throws Error(kBundle) that names what is missing.
   static Bindings from_json(const at::Tensor& bytes, const ArtifactSpec& spec);

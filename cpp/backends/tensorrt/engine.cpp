@@ -32,13 +32,13 @@ std::unique_ptr<VendorEngine> deserialize(const Library& library, const at::Tens
                                           c10::Device device, std::string runtime_cache) {
   const c10::DeviceGuard guard(device);
   return library.deserialize({bytes.const_data_ptr(), static_cast<size_t>(bytes.numel()),
-                              bindings.is_version_compatible, std::move(runtime_cache)});
+                              bindings.is_version_compatible, std::move(runtime_cache), bindings.switches});
 }
 
 }  // namespace
 
 TensorRtEngine::TensorRtEngine(const ArtifactSpec& spec, const Library& library, const at::Tensor& engine,
-                               Bindings bindings, c10::Device device, GraphMode graphs)
+                               Bindings bindings, c10::Device device, const GraphOptions& graphs)
     : library_(library),
       bindings_(std::move(bindings)),
       device_(device),
@@ -50,14 +50,19 @@ TensorRtEngine::TensorRtEngine(const ArtifactSpec& spec, const Library& library,
     is_counted_.push_back(!output.min.empty() && output.min[0] != output.max[0]);
   }
   check_against(spec);
-  if (graphs != GraphMode::kOff) {
+  if (graphs.mode != GraphMode::kOff && bindings_.switches.records_graphs) {
+    throw Error(ErrorKind::kOption, "tensorrt", "HYBRID_RT_TENSORRT_CUDA_GRAPHS",
+                "off for an engine that records itself (option cuda_graphs)", "'" + to_string(graphs.mode) + "'",
+                "Unset it, or convert without that option.");
+  }
+  if (graphs.mode != GraphMode::kOff) {
     graphs_ = std::make_unique<GraphCache>(library_, bindings_, contexts_, device_, graphs, output_dtypes_);
   }
   const Machine machine = Machine::here();
   const CudaDevice* const gpu = device_of(machine, device);
   description_ = library.name() + " " + library.version() + ", " + spec.precision + ", " + device.str();
   if (gpu != nullptr) description_ += " (" + gpu->name + ")";
-  if (graphs != GraphMode::kOff) description_ += ", CUDA graphs: " + to_string(graphs);
+  if (graphs.mode != GraphMode::kOff) description_ += ", CUDA graphs: " + to_string(graphs.mode);
 }
 
 TensorRtEngine::~TensorRtEngine() {

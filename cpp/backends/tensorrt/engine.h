@@ -21,7 +21,7 @@ class TensorRtEngine : public Engine {
  public:
   /// Throws Error(kBackend) with the vendor's message, Error(kBundle) if the engine is not what its spec says.
   TensorRtEngine(const ArtifactSpec& spec, const Library& library, const at::Tensor& engine, Bindings bindings,
-                 c10::Device device, GraphMode graphs);
+                 c10::Device device, const GraphOptions& graphs);
   ~TensorRtEngine() override;
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override;

@@ -3,7 +3,9 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <limits>
 #include <string_view>
 
 #include "hybrid_rt/error.h"
@@ -13,6 +15,29 @@ namespace hybrid_rt::tensorrt {
 namespace {
 
 constexpr char kVariable[] = "HYBRID_RT_TENSORRT_CUDA_GRAPHS";
+constexpr char kMemoryVariable[] = "HYBRID_RT_TENSORRT_GRAPH_MEMORY";
+
+/// "512M", or a number of bytes.
+size_t memory_from_environment() {
+  const char* const given = std::getenv(kMemoryVariable);
+  const std::string_view text = given != nullptr && *given != '\0' ? given : "1G";
+  size_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit = text.substr(static_cast<size_t>(end - text.data()));
+  const size_t place = unit.empty() ? 0 : std::string_view(" KMGT").find(unit);
+  const bool is_number = error == std::errc() && number > 0 && unit.size() <= 1 && place != std::string_view::npos;
+  if (is_number && number <= std::numeric_limits<size_t>::max() >> (10 * place)) return number << (10 * place);
+  throw Error(ErrorKind::kOption, "tensorrt", kMemoryVariable, "a number of bytes, or one with K, M, G or T: 512M",
+              "'" + std::string(text) + "'", "Set such a number, or unset it: 1G.");
+}
+
+size_t size_of(const std::vector<at::Tensor>& tensors) {
+  size_t bytes = 0;
+  for (const at::Tensor& tensor : tensors) bytes += tensor.defined() ? tensor.nbytes() : 0;
+  return bytes;
+}
+
+std::string mebibytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 /// Marks what is in the stream by then, also where a call fails in its midst.
 class RecordAtEnd {
@@ -48,6 +73,18 @@ std::string to_string(GraphMode mode) {
   return mode == GraphMode::kCopy ? "copy" : mode == GraphMode::kStatic ? "static" : "off";
 }
 
+GraphOptions GraphOptions::from_environment() { return {graph_mode(), memory_from_environment()}; }
+
+std::string to_string(const GraphOptions& options) {
+  const std::string mode = to_string(options.mode);
+  return options.mode == GraphMode::kOff ? mode : mode + ", " + mebibytes(options.memory);
+}
+
+size_t GraphCache::Entry::size() const {
+  const size_t scratch = memory.scratch.defined() ? memory.scratch.nbytes() : 0;
+  return kBytesOfGraph + size_of(inputs) + size_of(memory.outputs) + size_of(memory.copies) + scratch;
+}
+
 void GraphCache::Entry::clear() {
   try {
     done.synchronize();
@@ -63,7 +100,7 @@ void GraphCache::Entry::clear() {
 GraphCache::~GraphCache() = default;
 
 std::shared_ptr<GraphCache::Entry> GraphCache::entry_of(const Key& key) {
-  std::shared_ptr<Entry> dropped;  // destroyed without the lock: it may have to wait
+  Entries dropped;  // destroyed without the lock: they may have to wait
   const std::lock_guard lock(mutex_);
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const auto& entry) { return entry->key == key; });
@@ -71,18 +108,35 @@ std::shared_ptr<GraphCache::Entry> GraphCache::entry_of(const Key& key) {
     entries_.splice(entries_.begin(), entries_, found);
     return entries_.front();
   }
-  if (entries_.size() >= kMaxGraphs) {
-    dropped = std::move(entries_.back());
-    entries_.pop_back();
-  }
   auto entry = std::make_shared<Entry>(device_);
   entry->key = key;
   entries_.push_front(entry);
+  bytes_ += entry->bytes;
+  dropped = take_surplus();
   return entry;
 }
 
+void GraphCache::count(const std::shared_ptr<Entry>& entry) {
+  const size_t bytes = entry->size();
+  Entries dropped;  // as above
+  const std::lock_guard lock(mutex_);
+  if (std::find(entries_.begin(), entries_.end(), entry) == entries_.end()) return;  // dropped meanwhile
+  bytes_ += bytes - entry->bytes;
+  entry->bytes = bytes;
+  dropped = take_surplus();
+}
+
+GraphCache::Entries GraphCache::take_surplus() {
+  Entries surplus;
+  while (bytes_ > options_.memory && entries_.size() > 1) {
+    bytes_ -= entries_.back()->bytes;
+    surplus.splice(surplus.begin(), entries_, std::prev(entries_.end()));
+  }
+  return surplus;
+}
+
 bool GraphCache::is_read_in_place(size_t input, const at::Tensor& tensor) const {
-  return mode_ == GraphMode::kStatic && !bindings_.inputs[input].empty() && is_aligned(tensor);
+  return options_.mode == GraphMode::kStatic && !bindings_.inputs[input].empty() && is_aligned(tensor);
 }
 
 void GraphCache::set_up(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream) {
@@ -110,9 +164,13 @@ void GraphCache::record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> i
     throw;
   }
   std::string reason;
-  entry.graph = CudaGraph::record([&](void* own) { return entry.context->context->enqueue(own); }, reason);
+  if (const size_t bytes = entry.size(); bytes > options_.memory) {
+    reason = "it takes " + mebibytes(bytes) + ", " + kMemoryVariable + " allows " + mebibytes(options_.memory);
+  } else {
+    entry.graph = CudaGraph::record([&](void* own) { return entry.context->context->enqueue(own); }, reason);
+    if (!entry.graph && reason.empty()) reason = Library::take_last_error();
+  }
   if (!entry.graph) {
-    if (reason.empty()) reason = Library::take_last_error();
     log(LogLevel::kWarning, "tensorrt: a call can't be recorded as a CUDA graph (" + reason + "); it runs without");
     entry.clear();
   }
@@ -127,7 +185,10 @@ std::optional<std::vector<at::Tensor>> GraphCache::run(size_t profile, at::Array
   }
   const std::shared_ptr<Entry> entry = entry_of(key);
   const std::lock_guard lock(entry->mutex);
-  if (!entry->is_tried) record(*entry, profile, inputs, stream);
+  if (!entry->is_tried) {
+    record(*entry, profile, inputs, stream);
+    count(entry);
+  }
   if (!entry->graph) return std::nullopt;
   entry->done.block(stream);
   const RecordAtEnd at_end(entry->done, stream);

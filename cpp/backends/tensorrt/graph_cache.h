@@ -32,17 +32,30 @@ GraphMode graph_mode();
 
 std::string to_string(GraphMode mode);
 
-/// Calls that were recorded, at most kMaxGraphs; the one that was used least recently goes. Outputs are copied out,
-/// since they are the caller's. Thread-safe; calls of one graph run one after the other.
+/// How calls are recorded, by the environment.
+struct GraphOptions {
+  GraphMode mode = GraphMode::kOff;
+  /// Bytes on the device that the graphs of one engine may take: HYBRID_RT_TENSORRT_GRAPH_MEMORY.
+  size_t memory = 0;
+
+  /// Throws Error(kOption) for a value that a variable does not take.
+  static GraphOptions from_environment();
+};
+
+/// "off", or the mode and the memory: "copy, 1024 MiB".
+std::string to_string(const GraphOptions& options);
+
+/// Calls that were recorded, as many as fit into the memory; the ones that were used least recently go. Outputs are
+/// copied out, since they are the caller's. Thread-safe; calls of one graph run one after the other.
 class GraphCache {
  public:
   GraphCache(const Library& library, const Bindings& bindings, ContextPool& contexts, c10::Device device,
-             GraphMode mode, const std::vector<c10::ScalarType>& output_dtypes)
+             const GraphOptions& options, const std::vector<c10::ScalarType>& output_dtypes)
       : library_(library),
         bindings_(bindings),
         contexts_(contexts),
         device_(device),
-        mode_(mode),
+        options_(options),
         output_dtypes_(output_dtypes) {}
   GraphCache(const GraphCache&) = delete;
   GraphCache& operator=(const GraphCache&) = delete;
@@ -54,7 +67,8 @@ class GraphCache {
                                              const c10::Stream& stream);
 
  private:
-  static constexpr size_t kMaxGraphs = 16;
+  /// What a context and a graph are taken to need besides their tensors; nobody tells. It bounds their number too.
+  static constexpr size_t kBytesOfGraph = size_t{4} << 20;
 
   struct Key {
     std::vector<Shape> shapes;
@@ -68,9 +82,11 @@ class GraphCache {
     ~Entry() { clear(); }
     /// As it was made, when its last call is over.
     void clear();
+    size_t size() const;
 
     Key key;
-    std::mutex mutex;  // guards what follows
+    size_t bytes = kBytesOfGraph;  // as the cache counts them; guarded by its mutex
+    std::mutex mutex;              // guards what follows
     bool is_tried = false;
     std::vector<at::Tensor> inputs;  // where it reads them; undefined: at the caller's address, or not at all
     CallMemory memory;
@@ -79,7 +95,13 @@ class GraphCache {
     c10::Event done;                   // of its last call
   };
 
+  using Entries = std::list<std::shared_ptr<Entry>>;
+
   std::shared_ptr<Entry> entry_of(const Key& key);
+  /// Counts what an entry has become, and drops others that do not fit beside it.
+  void count(const std::shared_ptr<Entry>& entry);
+  /// Takes entries out until the others fit. The mutex is held; what is returned is destroyed without it.
+  Entries take_surplus();
   /// Tells whether a graph reads this input where the caller has it.
   bool is_read_in_place(size_t input, const at::Tensor& tensor) const;
   void record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
@@ -90,10 +112,11 @@ class GraphCache {
   const Bindings& bindings_;
   ContextPool& contexts_;
   c10::Device device_;
-  GraphMode mode_;
+  GraphOptions options_;
   const std::vector<c10::ScalarType>& output_dtypes_;
-  std::mutex mutex_;                           // guards entries_
-  std::list<std::shared_ptr<Entry>> entries_;  // the last used in front
+  std::mutex mutex_;  // guards what follows
+  Entries entries_;   // the last used in front
+  size_t bytes_ = 0;  // of all entries
 };
 
 }  // namespace hybrid_rt::tensorrt

@@ -117,6 +117,12 @@ std::string Library::check_version() {
 
 std::unique_ptr<VendorEngine> Library::deserialize(const DeserializeOptions& options) const {
   require_open(name_);
+  if (!options.switches.is_default() && !headers_->has_switches) {
+    throw Error(ErrorKind::kBackend, "tensorrt", "artifact, options kernel_specialization and cuda_graphs",
+                "TensorRT-RTX, and a plug-in that was built with its headers",
+                name_ + " " + version_ + ", and one that was built with those of " + known_headers(),
+                "Build hybrid_rt with those headers (docs/engine-tensorrt.md), or convert without these options.");
+  }
   take_last_error();
   const auto log = [name = name_](int severity, const char* text) {
     if (severity <= 1) last_error = text;

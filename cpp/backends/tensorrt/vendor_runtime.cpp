@@ -9,9 +9,9 @@
 #include <mutex>
 
 #ifdef TRT_MAJOR_RTX
-#define HYBRID_RT_HAS_RUNTIME_CACHE 1
+#define HYBRID_RT_IS_RTX 1
 #else
-#define HYBRID_RT_HAS_RUNTIME_CACHE 0
+#define HYBRID_RT_IS_RTX 0
 #endif
 
 namespace hybrid_rt::tensorrt {
@@ -91,20 +91,33 @@ const char* dtype_name(nvinfer1::DataType type) {
 class Engine : public VendorEngine {
  public:
   Engine(std::unique_ptr<Logger> logger, std::unique_ptr<nvinfer1::IRuntime> runtime,
-         std::unique_ptr<nvinfer1::ICudaEngine> engine, const std::string& runtime_cache)
-      : logger_(std::move(logger)), runtime_(std::move(runtime)), engine_(std::move(engine)) {
-#if HYBRID_RT_HAS_RUNTIME_CACHE
+         std::unique_ptr<nvinfer1::ICudaEngine> engine)
+      : logger_(std::move(logger)), runtime_(std::move(runtime)), engine_(std::move(engine)) {}
+
+  /// Gives false where the vendor refuses. Only TensorRT-RTX has what is told here.
+  bool configure([[maybe_unused]] const DeserializeOptions& options) {
+#if HYBRID_RT_IS_RTX
     config_.reset(engine_->createRuntimeConfig());
-    if (!config_) return;
-    cache_.reset(config_->createRuntimeCache());
-    if (!cache_) return;
-    // One of another driver or device is refused, and made anew.
-    if (!runtime_cache.empty()) cache_->deserialize(runtime_cache.data(), runtime_cache.size());
-    config_->setRuntimeCache(*cache_);
+    if (!config_) return options.switches.is_default();
     config_->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
-#else
-    static_cast<void>(runtime_cache);
+    using Strategy = nvinfer1::DynamicShapesKernelSpecializationStrategy;
+    config_->setDynamicShapesKernelSpecializationStrategy(
+        options.switches.kernels == RtxSwitches::Kernels::kEager  ? Strategy::kEAGER
+        : options.switches.kernels == RtxSwitches::Kernels::kNone ? Strategy::kNONE
+                                                                  : Strategy::kLAZY);
+    if (options.switches.records_graphs &&
+        !config_->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE)) {
+      return false;
+    }
+    cache_.reset(config_->createRuntimeCache());
+    if (!cache_) return true;
+    // One of another driver or device is refused, and made anew.
+    if (!options.runtime_cache.empty()) {
+      cache_->deserialize(options.runtime_cache.data(), options.runtime_cache.size());
+    }
+    config_->setRuntimeCache(*cache_);
 #endif
+    return true;
   }
 
   int64_t profiles() const override { return engine_->getNbOptimizationProfiles(); }
@@ -132,7 +145,7 @@ class Engine : public VendorEngine {
   }
 
   std::string runtime_cache() const override {
-#if HYBRID_RT_HAS_RUNTIME_CACHE
+#if HYBRID_RT_IS_RTX
     const std::lock_guard lock(mutex_);
     if (!cache_) return "";
     const std::unique_ptr<nvinfer1::IHostMemory> bytes(cache_->serialize());
@@ -143,8 +156,8 @@ class Engine : public VendorEngine {
 
  private:
   nvinfer1::IExecutionContext* create_context() {
-#if HYBRID_RT_HAS_RUNTIME_CACHE
-    if (config_ && cache_) return engine_->createExecutionContext(config_.get());
+#if HYBRID_RT_IS_RTX
+    if (config_) return engine_->createExecutionContext(config_.get());
 #endif
     return engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
   }
@@ -163,7 +176,7 @@ class Engine : public VendorEngine {
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   mutable std::mutex mutex_;  // contexts are made one at a time
-#if HYBRID_RT_HAS_RUNTIME_CACHE
+#if HYBRID_RT_IS_RTX
   std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
   std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
 #endif
@@ -180,7 +193,9 @@ std::unique_ptr<VendorEngine> deserialize(void* create, int version, const Vendo
   if (options.allows_host_code) runtime->setEngineHostCodeAllowed(true);
   std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(options.bytes, options.size));
   if (!engine) return nullptr;
-  return std::make_unique<Engine>(std::move(logger), std::move(runtime), std::move(engine), options.runtime_cache);
+  auto made = std::make_unique<Engine>(std::move(logger), std::move(runtime), std::move(engine));
+  if (!made->configure(options)) return nullptr;
+  return made;
 }
 
 #ifdef TRT_MAJOR_RTX
@@ -190,7 +205,7 @@ constexpr char kLibrary[] = "tensorrt";
 #endif
 
 [[maybe_unused]] const bool registered = [] {
-  vendor_headers().push_back({kLibrary, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, &deserialize});
+  vendor_headers().push_back({kLibrary, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, HYBRID_RT_IS_RTX != 0, &deserialize});
   return true;
 }();
 

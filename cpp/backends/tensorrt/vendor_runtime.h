@@ -54,12 +54,24 @@ class VendorEngine {
 /// Severities are the vendor's: 0 internal error, 1 error, 2 warning, 3 information, 4 verbose.
 using VendorLog = std::function<void(int severity, const char* text)>;
 
+/// What TensorRT-RTX can be told of how it runs an engine; TensorRT has no such thing.
+struct RtxSwitches {
+  /// When kernels for the very sizes of a call are compiled: beside the calls, within the first one, or never.
+  enum class Kernels { kLazy, kEager, kNone };
+
+  Kernels kernels = Kernels::kLazy;
+  bool records_graphs = false;  ///< CUDA graphs of its own
+
+  bool is_default() const { return kernels == Kernels::kLazy && !records_graphs; }
+};
+
 struct DeserializeOptions {
   const void* bytes = nullptr;
   size_t size = 0;
   /// The engine brings a runtime of its own for newer versions (version-compatible ones do), which is code.
   bool allows_host_code = false;
   std::string runtime_cache;
+  RtxSwitches switches;
 };
 
 /// Headers that the plug-in was compiled with.
@@ -67,6 +79,7 @@ struct VendorHeaders {
   std::string library;  ///< "tensorrt" or "tensorrt_rtx"
   int major = 0;
   int minor = 0;
+  bool has_switches = false;  ///< TensorRT-RTX's, which it has in its own headers alone
   /// `create`: the library's createInferRuntime_INTERNAL; `version`: what its getInferLibVersion gave. `log` outlives
   /// the engine. Null where the vendor refuses.
   std::unique_ptr<VendorEngine> (*deserialize)(void* create, int version, const VendorLog& log,

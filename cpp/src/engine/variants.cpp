@@ -20,8 +20,23 @@ namespace {
 
 std::string describe(const ArtifactSpec& spec) { return spec.backend + " (" + spec.precision + ")"; }
 
+/// Compares what follows an "@" in a name with a variant's requirements: "8.6+8.9" or ">=8.0" with its compute
+/// capabilities, "tensorrt==10.14.1" with one requirement's name and value. A "+" stands for a comma, which separates
+/// names.
+bool is_required(const std::string& wanted, const ArtifactSpec& spec) {
+  return std::any_of(spec.requirements.begin(), spec.requirements.end(), [&](const auto& requirement) {
+    const auto& [name, value] = requirement;
+    std::string text = value;
+    std::replace(text.begin(), text.end(), ',', '+');
+    return wanted == name + text || (name == "compute_capability" && wanted == text);
+  });
+}
+
 bool is_meant(const std::string& wanted, const ArtifactSpec& spec) {
-  return wanted == spec.backend || wanted == spec.backend + ":" + spec.precision;
+  const size_t at = wanted.find('@');
+  if (at != std::string::npos && !is_required(wanted.substr(at + 1), spec)) return false;
+  const std::string name = wanted.substr(0, at);
+  return name == spec.backend || name == spec.backend + ":" + spec.precision;
 }
 
 std::string joined(const std::vector<std::string>& parts, const char* separator) {
@@ -63,7 +78,7 @@ struct Candidate {
 std::optional<std::string> find_refusal(Candidate& candidate, const ArtifactSpec& spec, const EngineOptions& options,
                                         const Machine& machine) {
   const c10::Device device = options.device;
-  const auto cuda_index = static_cast<size_t>(device.is_cuda() && device.has_index() ? device.index() : 0);
+  const auto cuda_index = static_cast<size_t>(!device.is_cpu() && device.has_index() ? device.index() : 0);
   try {
     // What the machine lacks comes before what can be installed.
     if (auto reason = unmet(spec, "", machine, cuda_index)) return reason;

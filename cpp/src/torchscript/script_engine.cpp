@@ -107,8 +107,9 @@ ScriptEngine::PreparedPointer ScriptEngine::prepared_for(c10::Device device) {
   const std::lock_guard preparing(preparing_);
   if (PreparedPointer ready = prepared(device)) return ready;
   const PreparedPointer last = prepared();
-  // On devices that no engine has, the refusal names the one that it was prepared for.
-  const bool is_known = device.is_cpu() || device.is_cuda();
+  // On devices that no engine has, the refusal names the one that it was prepared for. Engines name their devices, and
+  // a device of torch's kind PrivateUse1 may have CUDA's name.
+  const bool is_known = device.is_cpu() || c10::DeviceTypeName(device.type(), /*lower_case=*/true) == "cuda";
   if (last && !is_known) return last;
   EngineOptions options = last ? last->options : EngineOptions{};
   options.device = is_known ? device : c10::Device(c10::kCPU);

@@ -123,12 +123,18 @@ class AOTInductorBackend(Backend):
                 code="operator-not-in-engine",
             ) from error
         # The C++ around the kernels is compiled for a CPU too.
-        requirements = {"version": _same_minor(torch.__version__), "cpu": ",".join(_cpu_flags())}
-        if self.target == "cuda":
-            requirements["compute_capability"] = cuda.capability()
+        requirements = {
+            "version": _same_minor(torch.__version__),
+            "cpu": ",".join(_cpu_flags()),
+            **self.made_for(),
+        }
         spec = self.spec(program, precision, versions={"torch": torch.__version__}, requirements=requirements)
         text = "".join(f"{text}\t{words}\n" for text, words in conditions)
         return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
+
+    def made_for(self) -> Mapping[str, str]:
+        """Returns the capability of the GPU that is here, for which its kernels are compiled."""
+        return {"compute_capability": cuda.capability()} if self.target == "cuda" else {}
 
     def whole_graph(self) -> WholeGraph:
         """Returns torch's package of a whole detector."""

@@ -14,10 +14,10 @@ from ... import _native
 from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
-from ..base import Availability, Backend, VendorPackages
-from . import torch2trt_frontend
+from ..base import Availability, Backend, RuntimeCheck, VendorPackages
+from . import runtimes, torch2trt_frontend
 from .builder import TIMING_DIRECTORY, Messages, Vendor, build, check_capabilities
-from .options import CURRENT, Options, Range, checked, profiles_of
+from .options import CURRENT, Options, Range, check_library, checked, profiles_of
 from .precision import lowered, quantized
 
 if TYPE_CHECKING:
@@ -96,6 +96,22 @@ class TensorRTBackend(Backend):
         gpu = _current_gpu() if _builds_for_current(vendor, options) else {}
         return {**texts, "library": f"{vendor.library} {vendor.version}", "gpu": str(gpu.get("name", ""))}
 
+    def made_for(self) -> Mapping[str, str]:
+        """Returns the GPUs and the library; nothing where it needs a GPU and there is none, which compile() says."""
+        options, gpu = Options(**self.given), _current_gpu()
+        vendor = _chosen(options)
+        if _builds_for_current(vendor, options) and not gpu:
+            return {}
+        return _requirements(vendor, options, gpu)
+
+    def runtime_checks(self) -> Sequence[RuntimeCheck]:
+        """Returns a check of TensorRT 10, TensorRT 11 and TensorRT-RTX for each GPU, as the run half finds them."""
+        plugins = {str(info["name"]): str(info["plugin"]) for info in _native.backends()}
+        if self.name not in plugins:
+            return ()
+        devices, reason = _native.cuda_devices()
+        return runtimes.checks(devices, reason, runtimes.libraries(plugins[self.name]))
+
     def compile(self, program: Program, precision: str) -> Artifact:
         """Builds the engine.
 
@@ -103,10 +119,12 @@ class TensorRTBackend(Backend):
             CaptureError: an operation that torch's exporter does not put into ONNX.
             BackendError: a GPU is needed and there is none, the vendor's parser or builder refuses; the text holds its
                 message.
-            OptionError: a profile that does not fit the segment, a size without an upper bound.
+            OptionError: a profile that does not fit the segment, a size without an upper bound, an option of the other
+                library.
         """
         options = Options(**self.given)
         vendor = _chosen(options)
+        check_library(options, vendor.library)
         needs_gpu = _builds_for_current(vendor, options)
         gpu = _current_gpu() if needs_gpu else {}
         if needs_gpu and not gpu:
@@ -129,16 +147,14 @@ class TensorRTBackend(Backend):
             program,
             precision,
             versions={vendor.library: vendor.version, "torch": torch.__version__, **_built_with(options, gpu)},
-            requirements={
-                "compute_capability": _capabilities(vendor, options, gpu),
-                vendor.library: _version_range(vendor, options),
-            },
+            requirements=_requirements(vendor, options, gpu),
         )
         bindings = {
             "inputs": used,
             "outputs": outputs,
             "profiles": [[_limits(ranges) for ranges in profile] for profile in profiles],
-            "version_compatible": options.version_compatible and not vendor.is_rtx,
+            "version_compatible": options.version_compatible,
+            **_switches(options),
         }
         spec = replace(spec, inputs=tuple(map(_bounded, program.inputs, *profiles)))
         blobs = {"engine": blob_from_bytes(engine), "bindings": blob_from_bytes(json.dumps(bindings).encode())}
@@ -297,6 +313,13 @@ def _place(operator: str, name: str, model: Any, program: Program) -> str:
     return " or ".join(dict.fromkeys(places))
 
 
+def _requirements(vendor: Vendor, options: Options, gpu: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "compute_capability": _capabilities(vendor, options, gpu),
+        vendor.library: _version_range(vendor, options),
+    }
+
+
 def _capabilities(vendor: Vendor, options: Options, gpu: Mapping[str, Any]) -> str:
     """Returns the requirement that :func:`unmet` compares with the GPU's capability."""
     if vendor.is_rtx and options.compute_capabilities != CURRENT:
@@ -309,7 +332,7 @@ def _capabilities(vendor: Vendor, options: Options, gpu: Mapping[str, Any]) -> s
 def _version_range(vendor: Vendor, options: Options) -> str:
     """An engine runs on the version that built it; version-compatible ones of TensorRT on newer ones too."""
     number = ".".join(vendor.version.split(".")[:3])
-    return f">={number}" if options.version_compatible and not vendor.is_rtx else f"=={number}"
+    return f">={number}" if options.version_compatible else f"=={number}"
 
 
 def _built_with(options: Options, gpu: Mapping[str, Any]) -> dict[str, str]:
@@ -320,6 +343,12 @@ def _built_with(options: Options, gpu: Mapping[str, Any]) -> dict[str, str]:
     if gpu:
         facts["gpu"] = str(gpu["name"])
     return facts
+
+
+def _switches(options: Options) -> dict[str, str]:
+    """Returns what the run half tells TensorRT-RTX, except for its defaults."""
+    names = ("kernel_specialization", "cuda_graphs")
+    return {name: getattr(options, name) for name in names if getattr(options, name) != getattr(Options, name)}
 
 
 def _limits(ranges: Sequence[Range]) -> dict[str, list[int]]:

@@ -12,6 +12,8 @@ from ...common.specs import UNBOUNDED, TensorSpec
 LIBRARIES = ("auto", "tensorrt", "tensorrt_rtx")
 FRONTENDS = ("onnx", "torch2trt")
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+SPECIALIZATIONS = ("lazy", "eager", "none")
+GRAPHS = ("off", "whole_graph")
 CURRENT = "current"
 DIMENSIONS = {"batch": 0, "height": 2, "width": 3}
 
@@ -34,6 +36,11 @@ class Options:
         version_compatible: of a TensorRT engine: newer versions run it too, slower.
         profiles: sizes for which kernels are chosen, a mapping each of "batch", "height" and "width" to (min, max) or
             (min, opt, max); what is not named has the segment's whole range. None: one profile of the whole range.
+        kernel_specialization: of a TensorRT-RTX engine that takes several sizes: when kernels for the very sizes of a
+            call are compiled: "lazy": beside the calls, which meanwhile run kernels for any size; "eager": within the
+            first call; "none": never.
+        cuda_graphs: of a TensorRT-RTX engine: "whole_graph": it records its calls as CUDA graphs by itself, in streams
+            other than the default one. For both libraries there is HYBRID_RT_TENSORRT_CUDA_GRAPHS.
         max_batch: of a first dimension that the segment leaves without an upper bound: at least this many, and eight
             times the example's.
         optimization_level: 0 to 5, how long TensorRT looks for fast kernels.
@@ -47,9 +54,25 @@ class Options:
     hardware_compatibility: str = "none"
     version_compatible: bool = False
     profiles: tuple[Mapping[str, tuple[int, ...]], ...] | None = None
+    kernel_specialization: str = "lazy"
+    cuda_graphs: str = "off"
     max_batch: int = 8
     optimization_level: int = 3
     workspace_mb: int = 0
+
+
+_CHOICES = {
+    "library": LIBRARIES,
+    "frontend": FRONTENDS,
+    "hardware_compatibility": HARDWARE,
+    "kernel_specialization": SPECIALIZATIONS,
+    "cuda_graphs": GRAPHS,
+}
+
+_OF_ONE_LIBRARY = {
+    "tensorrt": ("hardware_compatibility", "version_compatible"),
+    "tensorrt_rtx": ("compute_capabilities", "kernel_specialization", "cuda_graphs"),
+}
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +88,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
             "tensorrt", "options", expected=f"some of {', '.join(known)}", got=", ".join(map(repr, unknown))
         )
     found = dict(given)
-    for name, allowed in (("library", LIBRARIES), ("frontend", FRONTENDS), ("hardware_compatibility", HARDWARE)):
+    for name, allowed in _CHOICES.items():
         if name in found and found[name] not in allowed:
             raise _wrong(name, f"one of {', '.join(allowed)}", found[name])
     for name in ("tf32", "version_compatible"):
@@ -79,7 +102,29 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
         found["compute_capabilities"] = _capabilities(found["compute_capabilities"])
     if found.get("profiles") is not None:
         found["profiles"] = _profiles(found["profiles"])
+    options = Options(**found)
+    if options.library != "auto":
+        check_library(options, options.library)
     return found
+
+
+def check_library(options: Options, library: str) -> None:
+    """Checks that the library that builds has what is asked for.
+
+    Raises:
+        OptionError: an option of the other library.
+    """
+    other = "tensorrt" if library == "tensorrt_rtx" else "tensorrt_rtx"
+    for name in _OF_ONE_LIBRARY[other]:
+        value = getattr(options, name)
+        if value not in (getattr(Options, name), CURRENT):
+            raise OptionError.make(
+                "tensorrt",
+                f"option '{name}'",
+                expected=f"the library '{other}', whose option it is",
+                got=f"{value!r} for '{library}'",
+                remedy=f"Leave it out, or pass the option library='{other}'.",
+            )
 
 
 def _wrong(name: str, expected: str, got: Any) -> OptionError:

@@ -22,6 +22,7 @@ from ...capture.segment_contract import Contract, examples_for, features_of
 from ...common.atomic_files import check_writable
 from ...common.errors import OptionError
 from ...common.progress import Steps
+from ...common.specs import variant_names
 from ...common.version import __version__
 from ...torchscript import jit
 from ...verification.verify import Thresholds, Verification
@@ -202,6 +203,14 @@ def _engines(
     """Returns the engines of the new file; those of the old one unless told otherwise."""
     in_file = [(variant.backend, variant.precision) for variant in saved.variants]
     if engine is None:
+        if len(set(in_file)) < len(in_file):
+            raise OptionError.make(
+                "swap",
+                "engine",
+                expected="names of engines, as the file has several of one name",
+                got=f"none: {', '.join(variant_names(saved.variants))}",
+                remedy="Name them in engine=, with options= for one kind of GPU, and add the others with add_variant.",
+            )
         own = precision is None
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = captured() in in_file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ...bundle.signing import Keys, signing_keys
 from ...common.atomic_files import check_writable
 from ...common.errors import BackendError, OptionError
 from ...common.progress import Steps
-from ...common.specs import Artifact, ArtifactSpec
+from ...common.specs import Artifact, variant_names
 from ...common.tensor_tree import map_tensors
 from ...torchscript import jit
 from ...verification import golden
@@ -42,7 +42,8 @@ class BankReport:
 
     Attributes:
         path: path of the bundle that was written.
-        variants: variants per engine, as "backend:precision", best first.
+        variants: variants per engine, as "backend:precision", best first; as "backend:precision@8.6+8.9" if another
+            one has the same name without its requirements.
         verification: comparison of what was added; None if nothing was added, or if it was switched off.
         size_before: size of the file before, in bytes.
         file_size: size of the file now, in bytes.
@@ -88,7 +89,8 @@ def add_variant(
 
     Args:
         path: path of the bundle.
-        engine: name of a backend, or several; "openvino:bf16" sets the precision of one.
+        engine: name of a backend, or several; "openvino:bf16" sets the precision of one. The file may contain the same
+            one for other GPUs or another version of the vendor's library.
         output: path of the `.pt` to write; None: ``path``.
         precision: precision of the names that set none; None: that of the first variant in the file.
         device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
@@ -123,6 +125,7 @@ def add_variant(
     samples = calibration_samples(None, calibration_data, "add-variant")
     change = _Change(path, output, segment, "add-variant", progress, sign)
     names = [engine] if isinstance(engine, str) else list(engine)
+    added: dict[str, Artifact] = {}
     verification = Verification(precision or change.chosen[0].variants[0].precision) if verify else None
     for saved in change.chosen:
         in_precision = precision or saved.variants[0].precision
@@ -142,11 +145,12 @@ def add_variant(
         old = change.artifacts[saved.name]
         at = 0 if first else len(old) - (old[-1].spec.backend == registry.fallback().name)
         change.artifacts[saved.name] = [*old[:at], *build.artifacts, *old[at:]]
+        names_now = variant_names([artifact.spec for artifact in change.artifacts[saved.name]])
+        added.update(zip(names_now[at : at + len(build.artifacts)], build.artifacts, strict=True))
     change.apply()
     if verification is not None:
         with change.steps.step("compare the golden sample"):
-            added = EngineOptions(names, verification.precision, device, options, False, samples, "add-variant")
-            verification = verification.with_findings(*change.compare_golden(added.variants, thresholds))
+            verification = verification.with_findings(*change.compare_golden(added, thresholds))
         require(verification)
     return change.save(verification)
 
@@ -164,7 +168,9 @@ def remove_variant(
 
     Args:
         path: path of the bundle.
-        engine: name of a backend, for all its precisions, or one variant such as "openvino:bf16".
+        engine: name of a backend, for all its precisions, or of variants: "openvino:bf16". If several have that name,
+            "tensorrt:fp16@8.6+8.9" is the one for these compute capabilities, "tensorrt:fp16@tensorrt==10.14.1" the one
+            for this version.
         output: path of the `.pt` to write; None: ``path``.
         segment: change only the engine that contains this segment; None: all engines.
         sign: private keys that sign the new file, see :func:`add_variant`.
@@ -184,8 +190,8 @@ def remove_variant(
     change = _Change(path, output, segment, "remove-variant", progress, sign)
     for saved in change.chosen:
         old = change.artifacts[saved.name]
-        left = [artifact for artifact in old if engine not in (artifact.spec.backend, _name(artifact.spec))]
-        there = ", ".join(_name(artifact.spec) for artifact in old)
+        left = [artifact for artifact in old if not artifact.spec.is_named(engine)]
+        there = ", ".join(variant_names([artifact.spec for artifact in old]))
         if len(left) == len(old):
             raise OptionError.make(
                 "remove-variant", f"engine of '{saved.name}'", expected=f"one of {there}", got=f"'{engine}'"
@@ -203,19 +209,22 @@ def remove_variant(
     return change.save(None)
 
 
-def _name(spec: ArtifactSpec) -> str:
-    return f"{spec.backend}:{spec.precision}"
-
-
 def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
-    there = [variant.label for variant in saved.variants]
+    """Checks before long work that the file has no variant of the same name for the same machines."""
     for variant in wanted:
-        if variant.name in there:
+        made_for = variant.backend.made_for()
+        same = [
+            there
+            for there in saved.variants
+            if there.label == variant.name and made_for.items() <= there.requirements.items()
+        ]
+        if same:
+            machines = f" for {', '.join(f'{name} {text}' for name, text in made_for.items())}" if made_for else ""
             raise OptionError.make(
                 "add-variant",
                 f"engine of '{saved.name}'",
-                expected=f"one that the file does not have yet ({', '.join(there)})",
-                got=f"'{variant.name}'",
+                expected=f"one that the file does not have yet ({', '.join(variant_names(saved.variants))})",
+                got=f"'{variant.name}'{machines}",
                 remedy="Remove it first: hybrid-rt remove-variant.",
             )
 
@@ -258,26 +267,26 @@ class _Change:
             self.engines[saved.name] = make_engine(saved.stored.segments, self.packed[saved.name])
             jit.replace_engine(self.head, self.engines[saved.name])
 
-    def compare_golden(self, wanted: Sequence[Wanted], thresholds: Thresholds | None) -> list[Findings]:
-        """Runs the changed bundle on its golden sample, once for each new variant."""
+    def compare_golden(self, added: Mapping[str, Artifact], thresholds: Thresholds | None) -> list[Findings]:
+        """Runs the changed bundle on its golden sample, once for each new variant, by the names that it has there."""
         if self.manifest.golden is None or self.manifest.golden.absent:
             self.notes.append("not compared: boxes, as the file has no golden sample")
             return []
         findings = []
         sample = golden.read(self.path)
-        for variant in wanted:
-            place = variant.backend.target
+        for name, artifact in added.items():
+            place = artifact.spec.device
             try:
                 for engine in self.engines.values():
-                    prepare(engine, variant.name, device=place, emulate_precision=True)
+                    prepare(engine, name, device=place, emulate_precision=True)
             except BackendError as error:
-                self.notes.append(f"not compared: boxes with {variant.name}: {error}")
+                self.notes.append(f"not compared: boxes with {name}: {error}")
                 continue
             head = self.head if place == "cpu" else OnDevice(self.head, place)
             with torch.no_grad():
                 found = head(*map_tensors(sample.inputs, Tensor.clone))
-            limits = thresholds or thresholds_of(variant.precision)
-            findings.append(compare_results(sample.expected, found, limits, f"golden sample with {variant.name}"))
+            limits = thresholds or thresholds_of(artifact.spec.precision)
+            findings.append(compare_results(sample.expected, found, limits, f"golden sample with {name}"))
         return findings
 
     def save(self, verification: Verification | None) -> BankReport:
@@ -295,7 +304,9 @@ class _Change:
             written = archive.save(self.head, self.output, manifest, record, sign=self.keys, source=self.path)
         return BankReport(
             path=str(self.output),
-            variants={name: [_name(artifact.spec) for artifact in kept] for name, kept in self.artifacts.items()},
+            variants={
+                name: variant_names([artifact.spec for artifact in kept]) for name, kept in self.artifacts.items()
+            },
             verification=verification,
             size_before=before,
             file_size=self.output.stat().st_size,

@@ -16,6 +16,7 @@ from ...bundle.archive import read_manifest
 from ...bundle.manifest import Blob, Engine, TableEntry, Variant
 from ...common.atomic_files import written_whole
 from ...common.errors import BundleError, OptionError
+from ...common.specs import variant_names
 
 
 def extract(
@@ -35,7 +36,8 @@ def extract(
         output_folder: directory for the files; it is created if it does not exist. Files of the same names are
             replaced.
         segment: extract only the engine that contains this segment; None: all engines.
-        backend: extract only this backend's variants; None: all variants.
+        backend: extract only this backend's variants, or those of a longer name such as "tensorrt:fp16@8.6+8.9"; None:
+            all variants.
 
     Returns:
         The paths of the files.
@@ -87,7 +89,7 @@ def _chosen(engines: Sequence[Engine], segment: str | None, backend: str | None)
         known = dict.fromkeys(name for engine in engines for name in [*engine.segments, engine.name])
         raise OptionError.make("extract", "segment", expected=f"one of {', '.join(known)}", got=f"'{segment}'")
     variants = [(engine, variant) for engine in named for variant in engine.variants]
-    chosen = [(engine, variant) for engine, variant in variants if backend is None or variant.backend == backend]
+    chosen = [(engine, variant) for engine, variant in variants if backend is None or variant.is_named(backend)]
     if not chosen:
         there = ", ".join(dict.fromkeys(variant.backend for _, variant in variants))
         raise OptionError.make("extract", "backend", expected=f"one of {there}", got=f"'{backend}'")
@@ -100,7 +102,8 @@ def _with_stems(
     """Each variant with a file name, without its ending, and its table: names never lead out of the folder."""
     seen: dict[str, int] = {}
     for engine, variant in chosen:
-        stem = _safe(f"{engine.name}-{variant.backend}-{variant.precision}")
+        name = dict(zip(map(id, engine.variants), variant_names(engine.variants), strict=True))[id(variant)]
+        stem = _safe(f"{engine.name}-{re.sub('[:@]', '-', name)}")
         seen[stem] = seen.get(stem, 0) + 1
         yield (stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"), engine.table, variant
 

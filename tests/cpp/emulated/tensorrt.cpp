@@ -126,6 +126,66 @@ struct EngineState {
   std::atomic<int> inside{0};
 };
 
+#ifdef TRT_MAJOR_RTX
+class HostMemory final : public IHostMemory, public apiv::VHostMemory {
+ public:
+  explicit HostMemory(std::string bytes) : bytes_(std::move(bytes)) { mImpl = this; }
+  void* data() const noexcept override { return const_cast<char*>(bytes_.data()); }
+  std::size_t size() const noexcept override { return bytes_.size(); }
+  DataType type() const noexcept override { return DataType::kINT8; }
+
+ private:
+  std::string bytes_;
+};
+
+constexpr char kCacheMark[] = "kernels:";
+
+/// A byte for each kernel.
+class RuntimeCache final : public IRuntimeCache {
+ public:
+  IHostMemory* serialize() const noexcept override { return new HostMemory(kCacheMark + std::string(*kernels, 'k')); }
+  bool deserialize(void const* blob, std::size_t size) noexcept override {
+    const std::string text(static_cast<const char*>(blob), size);
+    if (!text.starts_with(kCacheMark)) return false;
+    *kernels = static_cast<int>(size - std::strlen(kCacheMark));
+    Vendor::instance().kernels_from_cache += *kernels;
+    return true;
+  }
+
+  const std::shared_ptr<std::atomic<int>> kernels = std::make_shared<std::atomic<int>>(0);
+};
+
+class RuntimeConfig final : public IRuntimeConfig, public apiv::VRuntimeConfig {
+ public:
+  RuntimeConfig() { mImpl = this; }
+  IRuntimeConfig* getPImpl() noexcept override { return this; }
+  void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy given) noexcept override {
+    allocation = given;
+  }
+  ExecutionContextAllocationStrategy getExecutionContextAllocationStrategy() const noexcept override {
+    return allocation;
+  }
+  void setDynamicShapesKernelSpecializationStrategy(DynamicShapesKernelSpecializationStrategy given) noexcept override {
+    kernel_strategy = given;
+  }
+  bool setCudaGraphStrategy(CudaGraphStrategy given) noexcept override {
+    if (Vendor::instance().refuses_graph_strategy) return false;
+    graph_strategy = given;
+    return true;
+  }
+  IRuntimeCache* createRuntimeCache() const noexcept override { return new RuntimeCache(); }
+  bool setRuntimeCache(IRuntimeCache const& cache) noexcept override {
+    kernels = static_cast<const RuntimeCache&>(cache).kernels;
+    return true;
+  }
+
+  ExecutionContextAllocationStrategy allocation = ExecutionContextAllocationStrategy::kSTATIC;
+  DynamicShapesKernelSpecializationStrategy kernel_strategy = DynamicShapesKernelSpecializationStrategy::kLAZY;
+  CudaGraphStrategy graph_strategy = CudaGraphStrategy::kDISABLED;
+  std::shared_ptr<std::atomic<int>> kernels;
+};
+#endif
+
 class Context final : public IExecutionContext, public RefusingExecutionContext {
  public:
   explicit Context(EngineState& engine) : engine_(engine) {
@@ -341,6 +401,17 @@ class Engine final : public ICudaEngine, public RefusingCudaEngine {
   }
 
   ICudaEngine* getPImpl() noexcept override { return this; }
+
+#ifdef TRT_MAJOR_RTX
+  IRuntimeConfig* createRuntimeConfig() noexcept override { return new RuntimeConfig(); }
+  IExecutionContext* createExecutionContext(IRuntimeConfig* given) noexcept override {
+    const auto& config = *static_cast<RuntimeConfig*>(given);
+    Vendor::instance().kernel_strategy = static_cast<int>(config.kernel_strategy);
+    Vendor::instance().graph_strategy = static_cast<int>(config.graph_strategy);
+    if (config.kernels) ++*config.kernels;
+    return createExecutionContext(config.allocation);
+  }
+#endif
 
   IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override {
     const OneThread one(state_.inside, "an engine's createExecutionContext");

@@ -2,7 +2,9 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/op_registration/adaption.h>
+#include <ATen/native/CPUFallback.h>
 #include <ATen/native/Resize.h>
+#include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/view_native.h>
@@ -180,6 +182,16 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   return to;
 }
 
+/// Into a result that the caller gave, of whatever size it is.
+at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
+  if (to.sizes() != from.sizes()) {
+    TORCH_CHECK(to.numel() == 0, "only an empty result is made larger");
+    to.unsafeGetTensorImpl()->set_sizes_contiguous(from.sizes());
+    to.set_data(at::empty(from.sizes(), to.options()));
+  }
+  return copy_from(from, to, /*non_blocking=*/false);
+}
+
 at::Tensor& fill(at::Tensor& self, const at::Scalar& value) {
   if (self.numel() == 0) return self;
   require_device(self.device().index());
@@ -196,11 +208,25 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("empty.memory_format", TORCH_FN(empty));
   library.impl("empty_strided", TORCH_FN(empty_strided));
   library.impl("_copy_from", TORCH_FN(copy_from));
+  library.impl("_copy_from_and_resize", TORCH_FN(copy_from_and_resize));
   library.impl("fill_.Scalar", TORCH_FN(fill));
   library.impl("zero_", TORCH_FN(zero));
   library.impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
   library.impl("view", TORCH_FN(at::native::view));
+  library.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
 }
+
+/// All other operators, those of a detector's head: on copies on the CPU.
+void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) { at::native::cpu_fallback(op, stack); }
+
+TORCH_LIBRARY_IMPL(_, PrivateUse1, library) { library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_cpu>()); }
+
+/// The name by which engines, and all that is written in TorchScript, know the device. torch compares it with the
+/// names of its own devices, and writes it in lower case.
+const int device_is_named = [] {
+  c10::register_privateuse1_backend("Cuda");
+  return 0;
+}();
 
 }  // namespace
 

@@ -5,8 +5,8 @@
 
 #include "gpu.h"
 
-// The emulated GPU as a device of torch's, of its kind PrivateUse1: memory, streams, events and the few operators that
-// a plug-in's edge needs. It is registered by being linked.
+// The emulated GPU as a device of torch's, of its kind PrivateUse1 by the name "cuda": memory, streams, events and the
+// few operators that a plug-in's edge needs; all others run on the CPU. It is registered by being linked.
 
 namespace emulated {
 

@@ -17,6 +17,12 @@ struct Vendor {
   std::atomic<bool> fails_scratch_size{false};
   std::atomic<bool> says_nothing{false};  ///< fails without a message
 
+  // TensorRT-RTX's (headers by make_rtx_headers.py).
+  std::atomic<bool> refuses_graph_strategy{false};
+  std::atomic<int> kernel_strategy{-1};  ///< as a context was made with last; -1: none was told of one
+  std::atomic<int> graph_strategy{-1};
+  std::atomic<int> kernels_from_cache{0};  ///< that a runtime cache brought along
+
   std::atomic<int> contexts{0};  ///< that live
   std::atomic<int> made{0};      ///< contexts, so far
   std::atomic<int> engines{0};

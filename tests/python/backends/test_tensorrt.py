@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hybrid_rt
-from helpers.small_detectors import Alone
+from helpers.small_detectors import Alone, small_detector, small_picture
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.aot_inductor import AOTInductorBackend
 from hybrid_rt.backends.base import Availability
@@ -225,6 +225,30 @@ def test_one_capability_is_recorded() -> None:
     assert artifact.spec.requirements["compute_capability"] == "8.6"
 
 
+def test_engines_for_two_gpus_are_added_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    hybrid_rt.convert(
+        small_detector(), (small_picture(),), path, segments="backbone", engine="torchscript", measure=False
+    )
+    for capability in ("8.6", "8.9"):
+        options = {"tensorrt": {"compute_capabilities": [capability]}}
+        report = hybrid_rt.add_variant(path, "tensorrt", device="cuda", options=options, first=True)
+    assert report.variants["backbone"] == ["tensorrt:fp32@8.9", "tensorrt:fp32@8.6", "torchscript:fp32"]
+    with pytest.raises(hybrid_rt.OptionError, match=r"got 'tensorrt:fp32' for compute_capability 8\.9, tensorrt_rtx"):
+        hybrid_rt.add_variant(path, "tensorrt", device="cuda", options=options)
+    (check,) = hybrid_rt.check(path, "cuda", capability="8.6")
+    assert "8.9" in check.variants[0].refusal
+    assert "8.6" not in check.variants[1].refusal
+
+
+def test_what_tensorrt_rtx_is_told_when_it_runs_is_recorded() -> None:
+    assert {"kernel_specialization", "cuda_graphs"}.isdisjoint(bindings_of(built(pyramid())))
+    recorded = bindings_of(built(pyramid(), kernel_specialization="eager", cuda_graphs="whole_graph"))
+    assert (recorded["kernel_specialization"], recorded["cuda_graphs"]) == ("eager", "whole_graph")
+    with refused("option 'hardware_compatibility': expected the library 'tensorrt', whose option it is"):
+        built(pyramid(), hardware_compatibility="ampere_plus")
+
+
 def test_the_builder_tells_how_far_it_is() -> None:
     told: list[tuple[float, str]] = []
     backend = TENSORRT.configured("cuda", progress=lambda share, what: told.append((share, what)))
@@ -270,6 +294,21 @@ def refused(text: str) -> Any:
         ({"max_batch": 0}, "option 'max_batch': expected a whole number of 1 to"),
         ({"optimization_level": 6}, "option 'optimization_level': expected a whole number of 0 to 5, got 6."),
         ({"hardware_compatibility": "all"}, "option 'hardware_compatibility': expected one of none, ampere_plus, "),
+        ({"kernel_specialization": "later"}, "option 'kernel_specialization': expected one of lazy, eager, none, got"),
+        ({"cuda_graphs": True}, "option 'cuda_graphs': expected one of off, whole_graph, got True."),
+        (
+            {"library": "tensorrt", "cuda_graphs": "whole_graph"},
+            "option 'cuda_graphs': expected the library 'tensorrt_rtx', whose option it is, got 'whole_graph' for "
+            "'tensorrt'. Leave it out, or pass the option library='tensorrt_rtx'.",
+        ),
+        (
+            {"library": "tensorrt", "compute_capabilities": ["8.6"]},
+            "option 'compute_capabilities': expected the library 'tensorrt_rtx'",
+        ),
+        (
+            {"library": "tensorrt_rtx", "version_compatible": True},
+            "option 'version_compatible': expected the library 'tensorrt', whose option it is, got True",
+        ),
     ],
     ids=str,
 )

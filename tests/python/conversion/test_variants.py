@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from capture.test_fused import Detector
-from helpers.bundle_surgery import run_python, save_with_backends
+from helpers.bundle_surgery import run_python, save_with_backends, small_artifact
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BackendError, InputError, OptionError, VerificationError
 from hybrid_rt.backends import registry
@@ -89,6 +90,54 @@ def test_a_variant_is_added_before_torchscript_or_first(single: Path, tmp_path: 
     assert variants_of(path) == ["openvino:fp32", "openvino:bf16", "torchscript:fp32"]
     hybrid_rt.remove_variant(path, "openvino")  # both
     assert variants_of(path) == ["torchscript:fp32"]
+
+
+def for_machines(*requirements: dict[str, str], backend: str = "tensorrt") -> list[Artifact]:
+    """Artifacts of one backend in one precision; the bytes are TorchScript's."""
+    artifact = small_artifact()
+    return [replace(artifact, spec=replace(artifact.spec, backend=backend, requirements=each)) for each in requirements]
+
+
+def test_engines_of_one_name_for_different_gpus_stand_in_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ada, older = {"compute_capability": "8.9", "tensorrt_rtx": "==1.7.1"}, {"compute_capability": "8.0,8.6"}
+    path = save_with_backends(tmp_path / "x.pt", [*for_machines(ada, older, {**ada, "tensorrt_rtx": "==1.6.0"})])
+    stored = hybrid_rt.inspect(path)["engines"][0]["variants"]
+    assert [variant["requirements"]["compute_capability"] for variant in stored] == ["8.9", "8.0,8.6", "8.9"]
+    (check,) = hybrid_rt.check(path, "cuda", capability="8.6")
+    assert [("built for GPUs" in variant.refusal) for variant in check.variants] == [True, False, True]
+    assert main(["check", str(path), "--device", "cuda", "--capability", "8.6"]) != 0  # there is no library
+    printed = capsys.readouterr().out
+    assert "backbone: tensorrt (fp32, for tensorrt_rtx==1.7.1): " in printed
+    assert "backbone: tensorrt (fp32, for 8.0+8.6): " in printed
+    names = {file.stem for file in hybrid_rt.extract(path, tmp_path / "all")}
+    assert names == {
+        "backbone-tensorrt-fp32-tensorrt_rtx__1.7.1",
+        "backbone-tensorrt-fp32-tensorrt_rtx__1.6.0",
+        "backbone-tensorrt-fp32-8.0+8.6",
+    }
+    assert len(hybrid_rt.extract(path, tmp_path / "one", backend="tensorrt:fp32@8.0+8.6")) == 1
+    report = hybrid_rt.remove_variant(path, "tensorrt:fp32@tensorrt_rtx==1.6.0")
+    assert report.variants == {"backbone": ["tensorrt:fp32@8.9", "tensorrt:fp32@8.0+8.6"]}
+    with pytest.raises(OptionError, match=r"expected names of engines.*got none: tensorrt:fp32@8.9, tensorrt:fp32@8.0"):
+        hybrid_rt.swap_backbone(path, small_detector().backbone, tmp_path / "y.pt")
+    with pytest.raises(OptionError, match=r"expected one of tensorrt:fp32@8.9, tensorrt:fp32@8.0\+8.6, got '.*@7.5'"):
+        hybrid_rt.remove_variant(path, "tensorrt:fp32@7.5")
+    assert hybrid_rt.remove_variant(path, "tensorrt:fp32@8.9").variants == {"backbone": ["tensorrt:fp32"]}
+
+
+def test_one_of_several_engines_of_one_name_is_loaded_by_what_it_requires(tmp_path: Path) -> None:
+    path = save_with_backends(
+        tmp_path / "x.pt",
+        for_machines({"memory": "1"}, {"memory": "2"}, {"cpu": "nosuch,either"}, backend="torchscript"),
+    )
+    for name, chosen in (("torchscript:fp32@memory2", 1), ("torchscript@memory1", 0), ("torchscript:fp32", 0)):
+        (engine,) = hybrid_rt.engines(hybrid_rt.load(path, backend=name))
+        assert [variant["chosen"] for variant in engine["variants"]].index(True) == chosen
+    for name in ("torchscript:fp32@cpunosuch+either", "torchscript:fp32@memory3", "openvino@memory1"):
+        with pytest.raises(BackendError):
+            hybrid_rt.load(path, backend=name)
 
 
 def test_both_segments_of_a_fused_engine_get_the_variant(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ TEST_CASE("a call for which there is not enough memory leaves an engine that can
       ++failures;
       CHECK(error.kind() == ErrorKind::kBackend);
       CHECK(contains(error.what(),
-                     "run: expected memory on privateuseone:0 for the outputs and 0 MiB of scratch, got "
+                     "run: expected memory on cuda:0 for the outputs and 0 MiB of scratch, got "
                      "CUDA out of memory. Tried to allocate "));
       CHECK(contains(error.what(),
                      " bytes. Give smaller pictures or fewer at once, or end other programs; the engine "
@@ -280,7 +280,7 @@ TEST_CASE("a lost device is an error, and no crash") {
   const auto failure = failure_of([&] { engine->run({x}); });
   CHECK(failure.kind() == ErrorKind::kBackend);
   CHECK(contains(failure.what(),
-                 "run: expected torch's work on privateuseone:0 to succeed, got CUDA error: unspecified "
+                 "run: expected torch's work on cuda:0 to succeed, got CUDA error: unspecified "
                  "launch failure. The message is torch's own."));
   engine.reset();
   emulated::set_lost(0, false);

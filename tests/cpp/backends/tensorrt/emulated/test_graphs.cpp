@@ -17,6 +17,8 @@ namespace {
 using hybrid_rt::Engine;
 using hybrid_rt::LogLevel;
 
+constexpr char kMemory[] = "HYBRID_RT_TENSORRT_GRAPH_MEMORY";
+
 std::shared_ptr<Engine> engine_with(const char* mode) {
   const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", mode);
   return Artifact().load();
@@ -73,6 +75,7 @@ TEST_CASE("a static graph is one for each address, and a view that is not aligne
 TEST_CASE("the graph that was used least recently goes when its last launch is over") {
   const Watch watch;
   emulated::set_delay(5000);
+  const TemporaryVariable memory(kMemory, "24M");  // a graph counts 4 MiB and its tensors
   const auto engine = engine_with("copy");
   std::vector<std::pair<at::Tensor, std::vector<at::Tensor>>> results;
   for (int round = 0; round < 2; ++round) {
@@ -81,9 +84,64 @@ TEST_CASE("the graph that was used least recently goes when its last launch is o
       results.emplace_back(x, engine->run({on_device(x)}));
     }
   }
-  CHECK(emulated::live_graphs() == 16);
+  CHECK(emulated::live_graphs() == 5);
   for (const auto& [x, outputs] : results) CHECK(are_close(outputs, expected_of(x)));
   emulated::set_delay(200);
+}
+
+TEST_CASE("the memory of graphs that went is free again") {
+  const Watch watch;
+  const TemporaryVariable memory(kMemory, "5M");
+  const auto engine = engine_with("static");
+  const at::Tensor x = picture({4, 3, 64, 64});
+  std::vector<at::Tensor> inputs;  // at an address each
+  for (int i = 0; i < 4; ++i) inputs.push_back(on_device(x));
+  std::vector<size_t> bytes;
+  for (const at::Tensor& input : inputs) {
+    CHECK(are_close(engine->run({input}), expected_of(x)));
+    emulated::synchronize_all();
+    bytes.push_back(emulated::live_bytes());
+    CHECK(emulated::live_graphs() == 1);
+  }
+  CHECK(bytes == std::vector<size_t>(4, bytes.front()));
+}
+
+TEST_CASE("a call that takes more memory than graphs may have runs without one") {
+  const Watch watch;
+  const CapturedLog log;
+  const TemporaryVariable memory(kMemory, "1M");
+  const auto engine = engine_with("copy");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor there = on_device(x);
+  for (int call = 0; call < 2; ++call) CHECK(are_close(engine->run({there}), expected_of(x)));
+  CHECK(launches_of(*engine, there) == 0);
+  CHECK(log.of(LogLevel::kWarning) ==
+        std::vector<std::string>{"tensorrt: a call can't be recorded as a CUDA graph (it takes 4 MiB, "
+                                 "HYBRID_RT_TENSORRT_GRAPH_MEMORY allows 1 MiB); it runs without"});
+}
+
+TEST_CASE("the memory of graphs is a number of bytes, or one with a unit") {
+  const TemporaryVariable mode("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "copy");
+  const auto settings = [](const char* text) {
+    const TemporaryVariable memory(kMemory, text);
+    return plugin().settings();
+  };
+  CHECK(settings(nullptr) == "copy, 1024 MiB");
+  CHECK(settings("") == "copy, 1024 MiB");
+  CHECK(settings("512M") == "copy, 512 MiB");
+  CHECK(settings("2G") == "copy, 2048 MiB");
+  CHECK(settings("1048576") == "copy, 1 MiB");
+  CHECK(settings("2048K") == "copy, 2 MiB");
+  CHECK(settings("1T") == "copy, 1048576 MiB");
+  for (const char* text : {"0", "-1", "much", "5X", "1MB", " 1M", "99999999T", "99999999999999999999"}) {
+    CAPTURE(text);
+    CHECK(settings(text) ==
+          "hybrid_rt[tensorrt]: HYBRID_RT_TENSORRT_GRAPH_MEMORY: expected a number of bytes, or one with K, M, G or T: "
+          "512M, got '" +
+              std::string(text) + "'. Set such a number, or unset it: 1G.");
+  }
+  const TemporaryVariable memory(kMemory, "much");
+  CHECK(contains(plugin().refusal(Artifact().spec, {}).value_or(""), "GRAPH_MEMORY: expected a number of bytes"));
 }
 
 TEST_CASE("recorded calls of many threads and streams") {

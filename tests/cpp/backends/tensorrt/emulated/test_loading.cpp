@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "captured_log.h"
 #include "failure_of.h"
 #include "plugin.h"
@@ -108,6 +111,34 @@ TEST_CASE("what was recorded of an engine has to be whole") {
   CHECK(contains(failure.what(), "artifact, bindings: expected those of its spec's tensors, got others."));
 }
 
+TEST_CASE("TensorRT-RTX's switches are refused where nobody can set them") {
+  const Watch watch;
+  for (const auto& [name, value] :
+       {std::pair("kernel_specialization", "eager"), std::pair("kernel_specialization", "none"),
+        std::pair("cuda_graphs", "whole_graph")}) {
+    Artifact artifact;
+    artifact.bindings[name] = value;
+    const auto failure = failure_of([&] { artifact.load(); });
+    CHECK(failure.kind() == ErrorKind::kBackend);
+    CHECK(contains(failure.what(),
+                   "artifact, options kernel_specialization and cuda_graphs: expected TensorRT-RTX, and a plug-in that "
+                   "was built with its headers, got " +
+                       StandIn::here().library + " " + StandIn::here().version +
+                       ", and one that was built with those of "));
+  }
+  Artifact defaults;
+  defaults.bindings["kernel_specialization"] = "lazy";
+  defaults.bindings["cuda_graphs"] = "off";
+  CHECK(defaults.load() != nullptr);
+  Artifact newer;
+  newer.bindings["kernel_specialization"] = "later";
+  CHECK(contains(failure_of([&] { newer.load(); }).what(),
+                 "artifact, bindings: expected 'kernel_specialization' lazy, eager or none, got 'later'"));
+  Artifact other;
+  other.bindings["cuda_graphs"] = "parts";
+  CHECK(contains(failure_of([&] { other.load(); }).what(), "expected 'cuda_graphs' off or whole_graph, got 'parts'"));
+}
+
 TEST_CASE("an engine that wants an input on the host is refused") {
   const Watch watch;
   Artifact artifact;
@@ -188,7 +219,7 @@ TEST_CASE("no driver: an engine runs where torch has a device all the same" * do
   const at::Tensor x = picture({1, 3, 16, 16});
   const auto engine = Artifact().load();
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
-  CHECK(contains(engine->description(), "fp32, privateuseone:0, CUDA graphs: static"));
+  CHECK(contains(engine->description(), "fp32, cuda:0, CUDA graphs: static"));
   CHECK(log.of(LogLevel::kWarning).size() == 1);
 }
 
@@ -200,4 +231,53 @@ TEST_CASE("a library whose tables nobody compiled for is not called" * doctest::
   CHECK(contains(found.reason, "), but this plug-in was built with the headers of "));
   CHECK(contains(found.reason, "tensorrt 10."));
   CHECK(emulated::Vendor::instance().runtimes == 0);
+}
+
+TEST_CASE("TensorRT-RTX: its switches are set as they were recorded" * doctest::skip()) {
+  const Watch watch;
+  const TemporaryVariable no_cache("HYBRID_RT_CACHE_SIZE", "0");
+  const emulated::Vendor& vendor = emulated::Vendor::instance();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const auto switches_of = [&](const Artifact& artifact) {
+    CHECK(are_close(artifact.load()->run({on_device(x)}), expected_of(x)));
+    return std::pair(vendor.kernel_strategy.load(), vendor.graph_strategy.load());
+  };
+  Artifact artifact;
+  CHECK(switches_of(artifact) == std::pair(0, 0));
+  artifact.bindings["kernel_specialization"] = "eager";
+  CHECK(switches_of(artifact) == std::pair(1, 0));
+  artifact.bindings["kernel_specialization"] = "none";
+  artifact.bindings["cuda_graphs"] = "whole_graph";
+  CHECK(switches_of(artifact) == std::pair(2, 1));
+  const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "copy");
+  CHECK(std::string(failure_of([&] { artifact.load(); }).what()) ==
+        "hybrid_rt[tensorrt]: HYBRID_RT_TENSORRT_CUDA_GRAPHS: expected off for an engine that records itself (option "
+        "cuda_graphs), got 'copy'. Unset it, or convert without that option.");
+}
+
+TEST_CASE("TensorRT-RTX: a switch that it refuses is an error" * doctest::skip()) {
+  const Watch watch;
+  Artifact artifact;
+  artifact.bindings["cuda_graphs"] = "whole_graph";
+  emulated::Vendor::instance().refuses_graph_strategy = true;
+  CHECK(contains(failure_of([&] { artifact.load(); }).what(), "got a failure without a message"));
+  emulated::Vendor::instance().refuses_graph_strategy = false;
+  CHECK(artifact.load() != nullptr);
+}
+
+TEST_CASE("TensorRT-RTX: what it compiled is there when the engine is loaded again" * doctest::skip()) {
+  const Watch watch;
+  const TemporaryFolder folder;
+  const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
+  const emulated::Vendor& vendor = emulated::Vendor::instance();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const int before = vendor.kernels_from_cache;
+  for (int kernels = 0; kernels < 3; ++kernels) {
+    CHECK(are_close(Artifact().load()->run({on_device(x)}), expected_of(x)));
+    CHECK(vendor.kernels_from_cache - before == kernels * (kernels + 1) / 2);
+  }
+  for (const auto& file : std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx")) {
+    std::ofstream(file.path()) << "damaged";
+  }
+  CHECK(are_close(Artifact().load()->run({on_device(x)}), expected_of(x)));
 }
