@@ -36,7 +36,7 @@ class Availability:
 
 @dataclass(frozen=True)
 class RuntimeCheck:
-    """Whether one of a vendor's libraries would run engines on one GPU of this machine.
+    """Verdict on one of a vendor's libraries: would it run engines on one GPU of this machine?
 
     Attributes:
         device: the GPU as torch names it; empty: there is none here.

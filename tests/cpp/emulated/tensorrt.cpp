@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
@@ -404,7 +405,7 @@ class Engine final : public ICudaEngine, public RefusingCudaEngine {
 
 #ifdef TRT_MAJOR_RTX
   IRuntimeConfig* createRuntimeConfig() noexcept override { return new RuntimeConfig(); }
-  IExecutionContext* createExecutionContext(IRuntimeConfig* given) noexcept override {
+  IExecutionContext* createExecutionContextWithRuntimeConfig(IRuntimeConfig* given) noexcept override {
     const auto& config = *static_cast<RuntimeConfig*>(given);
     Vendor::instance().kernel_strategy = static_cast<int>(config.kernel_strategy);
     Vendor::instance().graph_strategy = static_cast<int>(config.graph_strategy);
