@@ -6,7 +6,9 @@
 #include <ATen/native/Resize.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/convolution.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/index.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -176,8 +178,18 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   add_use(operation, to, true);
   // A tensor on the device is not held, only its memory named: the host's hold on it may end before the copy runs.
   operation.work = [from = on_host(from), to = on_host(to)]() mutable { to.copy_(from); };
+  // As torch's CUDA has it: between two devices, each one's stream waits for the other's.
+  Stream* const other = is_from_here ? stream_of(current_torch_stream(from.device().index())) : stream;
+  const auto wait = [](Stream* waiting, Stream* first) {
+    if (waiting == first) return;
+    Event event;
+    event.record(first);
+    event.block(waiting);
+  };
+  wait(stream, other);
   enqueue(stream, operation);
   operation = {};
+  wait(other, stream);
   if (!non_blocking && !(is_from_here && is_to_here)) synchronize(stream);
   return to;
 }
@@ -204,11 +216,33 @@ at::Tensor& fill(at::Tensor& self, const at::Scalar& value) {
 
 at::Tensor& zero(at::Tensor& self) { return fill(self, 0); }
 
+/// torch asks a device for this one by name, and the CPU has it by another one.
+at::Tensor convolve(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                    bool is_transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  const std::optional<at::Tensor> there = bias ? std::optional(bias->cpu()) : std::nullopt;
+  return at::convolution_symint(input.cpu(), weight.cpu(), there, stride, padding, dilation, is_transposed,
+                                output_padding, groups)
+      .to(input.device());
+}
+
+/// cpu_fallback leaves lists of optional tensors where they are.
+at::Tensor index(const at::Tensor& self, const c10::List<std::optional<at::Tensor>>& indices) {
+  c10::List<std::optional<at::Tensor>> there;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const std::optional<at::Tensor> each = indices.get(i);
+    there.push_back(each && each->defined() ? std::optional(each->cpu()) : each);
+  }
+  return at::index(self.cpu(), there).to(self.device());
+}
+
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("empty.memory_format", TORCH_FN(empty));
   library.impl("empty_strided", TORCH_FN(empty_strided));
   library.impl("_copy_from", TORCH_FN(copy_from));
   library.impl("_copy_from_and_resize", TORCH_FN(copy_from_and_resize));
+  library.impl("convolution_overrideable", TORCH_FN(convolve));
+  library.impl("index.Tensor", TORCH_FN(index));
   library.impl("fill_.Scalar", TORCH_FN(fill));
   library.impl("zero_", TORCH_FN(zero));
   library.impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
