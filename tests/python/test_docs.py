@@ -39,6 +39,7 @@ NOT_RUN = [
     "docs/many-machines.md",  # Ray on other machines
     "docs/many-machines.md",  # Ray: a test runs the application
     "docs/mixed-deployment.md",  # on a GPU
+    "docs/mixed-deployment.md",  # engines for several GPUs
     "docs/package.md",  # Docker
     "docs/package.md",  # the start scripts: test_package.py runs them
     "docs/precision-and-verification.md",  # times of one machine

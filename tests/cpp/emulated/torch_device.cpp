@@ -11,6 +11,7 @@
 #include <ATen/ops/index.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/Allocator.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
@@ -177,7 +178,10 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   add_use(operation, from, false);
   add_use(operation, to, true);
   // A tensor on the device is not held, only its memory named: the host's hold on it may end before the copy runs.
-  operation.work = [from = on_host(from), to = on_host(to)]() mutable { to.copy_(from); };
+  operation.work = [from = on_host(from), to = on_host(to)]() mutable {
+    const c10::InferenceMode as_its_caller_may_be;
+    to.copy_(from);
+  };
   // As torch's CUDA has it: between two devices, each one's stream waits for the other's.
   Stream* const other = is_from_here ? stream_of(current_torch_stream(from.device().index())) : stream;
   const auto wait = [](Stream* waiting, Stream* first) {
@@ -209,7 +213,10 @@ at::Tensor& fill(at::Tensor& self, const at::Scalar& value) {
   require_device(self.device().index());
   Operation operation{"a fill", {}, {}, true};
   add_use(operation, self, true);
-  operation.work = [to = on_host(self), value]() mutable { to.fill_(value); };
+  operation.work = [to = on_host(self), value]() mutable {
+    const c10::InferenceMode as_its_caller_may_be;
+    to.fill_(value);
+  };
   enqueue(stream_of(current_torch_stream(self.device().index())), operation);
   return self;
 }

@@ -43,8 +43,9 @@ Module loaded(int device, const std::string& backend = "") {
 
 std::vector<at::Tensor> run(Module& module, const at::Tensor& input) {
   const at::NoGradGuard no_grad;
+  const c10::IValue result = module.forward({input});
   std::vector<at::Tensor> tensors;
-  for (const c10::IValue& value : module.forward({input}).toTupleRef().elements()) tensors.push_back(value.toTensor());
+  for (const c10::IValue& value : result.toTupleRef().elements()) tensors.push_back(value.toTensor());
   return tensors;
 }
 
