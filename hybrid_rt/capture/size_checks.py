@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _native
 from ..common.errors import CaptureError, split_code
 from .program import FlatCall, Program
-from .size_samples import Effort, within_time
+from .size_samples import Effort
 
 _ALLOWED = 1e-3
 """Relative error: what TorchScript computes is what the segment does, but for the order of additions."""
@@ -32,7 +32,7 @@ def right_at_sizes(program: Program, effort: Effort | None) -> Program:
             captured in either way.
     """
     if program.by_export:  # it comes from torch.export already
-        found, reason = _exported(program, effort or Effort())
+        found, reason = _exported(program)
         if found is None:
             raise CaptureError(reason)
         return found
@@ -40,15 +40,15 @@ def right_at_sizes(program: Program, effort: Effort | None) -> Program:
         if effort is None:
             program.traced()
             return program
-        return _recorded(program, effort)
+        return _recorded(program)
     except CaptureError as error:
-        found, reason = _exported(program, effort or Effort())
+        found, reason = _exported(program)
         if found is None:
             raise error.extended(f"torch.export does not help: {split_code(reason)[0]}") from error
         return found
 
 
-def _exported(program: Program, effort: Effort) -> tuple[Program | None, str]:
+def _exported(program: Program) -> tuple[Program | None, str]:
     """The program as torch.export sees it, for branches on sizes with another example where one is not right.
 
     With none it may be right: then None, and why.
@@ -58,7 +58,7 @@ def _exported(program: Program, effort: Effort) -> tuple[Program | None, str]:
     for _ in range(_EXAMPLES):
         exported = replace(program, by_export=True)
         try:
-            wrong = _first_wrong_call(exported.traced(), calls, effort)
+            wrong = _first_wrong_call(exported.traced(), calls)
         except CaptureError as error:
             reason = str(error)
             break
@@ -69,7 +69,7 @@ def _exported(program: Program, effort: Effort) -> tuple[Program | None, str]:
     return None, reason
 
 
-def _recorded(program: Program, effort: Effort) -> Program:
+def _recorded(program: Program) -> Program:
     """The program if what was recorded of it is right at further sizes.
 
     Raises:
@@ -79,7 +79,7 @@ def _recorded(program: Program, effort: Effort) -> Program:
         program.traced()
         return program
     calls = [call for call in (*program.calls, *program.sizes) if _sizes(call) != _sizes(program.calls[0])]
-    wrong = first_wrong(program.traced(), calls, effort)
+    wrong = first_wrong(program.traced(), calls)
     if not wrong:
         return program
     if calls:
@@ -87,7 +87,7 @@ def _recorded(program: Program, effort: Effort) -> Program:
         # computed in one at another size.
         program.run(calls[0].inputs)
         program = replace(program)
-        if not first_wrong(program.traced(), calls, effort):
+        if not first_wrong(program.traced(), calls):
             return program
     raise CaptureError.make(
         "capture",
@@ -101,16 +101,14 @@ def _recorded(program: Program, effort: Effort) -> Program:
     )
 
 
-def first_wrong(module: torch.jit.ScriptModule, calls: Sequence[FlatCall], effort: Effort) -> str:
+def first_wrong(module: torch.jit.ScriptModule, calls: Sequence[FlatCall]) -> str:
     """Returns what a module of flat tensors does otherwise than in the recorded calls, and at which size."""
-    wrong = _first_wrong_call(module, calls, effort)
+    wrong = _first_wrong_call(module, calls)
     return wrong[1] if wrong else ""
 
 
-def _first_wrong_call(
-    module: torch.jit.ScriptModule, calls: Sequence[FlatCall], effort: Effort
-) -> tuple[FlatCall, str] | None:
-    for call in within_time(calls, effort):
+def _first_wrong_call(module: torch.jit.ScriptModule, calls: Sequence[FlatCall]) -> tuple[FlatCall, str] | None:
+    for call in calls:
         try:
             with torch.no_grad():
                 found = module(*(tensor.clone() for tensor in call.inputs))

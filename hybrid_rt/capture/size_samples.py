@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..common.image_inputs import ImageInputs
 from ..common.specs import UNBOUNDED
 from ..common.tensor_tree import map_tensors
+from .counted_work import WorkCounter
 from .probe_inputs import resizing_to_smaller
 from .recordings import HeadOperators, Recorded, recording
 from .second_size import in_proportion, tiled
@@ -27,24 +27,27 @@ _LARGEST_AREA = 1 << 20
 
 _SEED = 16
 
+_COST_PER_SECOND = 100_000_000_000
+"""Counted work that a CPU core does in about a second."""
+
 
 @dataclass(frozen=True)
 class Effort:
-    """Time budget for comparisons at further sizes.
+    """Budget for comparisons at further sizes. It is counted, not timed, since what is compared may decide on segments.
 
     Attributes:
-        seconds: for all sizes of a conversion together, the detector's own runs; each variant of an engine may take as
-            long again.
+        cost: counted work of the detector's own runs at all sizes of a conversion together, see
+            :class:`.counted_work.Work`; each variant of an engine does as much again.
         least: so many sizes are looked at in any case.
         most: no more are drawn.
     """
 
-    seconds: float = 1.0
+    cost: int = _COST_PER_SECOND
     least: int = 4
     most: int = 16
 
 
-THOROUGH = Effort(seconds=60.0, least=24, most=160)
+THOROUGH = Effort(60 * _COST_PER_SECOND, least=24, most=160)
 
 
 def drawn_sizes(heights: Range, widths: Range, most: int) -> list[tuple[int, int]]:
@@ -116,14 +119,15 @@ def sized_runs(
 def record_sizes(
     runs: Iterator[tuple[nn.Module, tuple[Any, ...]]], names: Sequence[str], effort: Effort
 ) -> list[Recorded]:
-    """Records segments at further sizes until the time is up. A size that the detector does not take is passed over."""
+    """Records segments at further sizes within the budget. Sizes that the detector refuses are passed over."""
     recorded: list[Recorded] = []
-    deadline = time.monotonic() + effort.seconds
+    costs: list[int] = []
     for detector, arguments in runs:
-        if len(recorded) >= effort.least and time.monotonic() > deadline:
+        if len(recorded) >= effort.least and sum(costs) > effort.cost:
             break
+        counter = WorkCounter(lambda work: costs.append(work.cost))
         try:
-            with torch.no_grad(), HeadOperators(), recording(detector, names) as run:
+            with torch.no_grad(), counter, HeadOperators(), recording(detector, names) as run:
                 detector(*map_tensors(arguments, Tensor.clone))
         except Exception:  # whatever the detector's code raises: what it refuses, the hybrid may refuse
             continue
@@ -150,12 +154,3 @@ def sized_inputs(
         found = in_proportion(shapes, (batches[i % len(batches)], shapes[0][1], *size), ranges)
         if found is not None:
             yield tuple(map(tiled, inputs, found))
-
-
-def within_time(calls: Sequence[Any], effort: Effort) -> Iterator[Any]:
-    """Yields the calls until the time is up, the least number of them in any case."""
-    deadline = time.monotonic() + effort.seconds
-    for i, call in enumerate(calls):
-        if i >= effort.least and time.monotonic() > deadline:
-            return
-        yield call

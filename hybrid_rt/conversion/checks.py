@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capture.profile import Profile
-from ..capture.size_samples import Effort
 from ..common.progress import Steps
 from ..common.specs import ArtifactSpec
 from ..verification import coco
@@ -87,7 +86,7 @@ def _verify(
         compared: list[tuple[ArtifactSpec, list[TensorError]]] = []
         not_run: list[str] = []
         for build in hybrid.builds:
-            errors, refusals = compare_variants(build, options.thresholds, advance, options.effort or Effort())
+            errors, refusals = compare_variants(build, options.thresholds, advance)
             compared += errors
             not_run += refusals
 

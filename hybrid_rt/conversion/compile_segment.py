@@ -176,7 +176,7 @@ def compile_segment(
             steps.show(line)
         if effort:
             with steps.step("verify"):
-                require_same_outputs(build, engines.precision, thresholds, _SCOPE, effort)
+                require_same_outputs(build, engines.precision, thresholds, _SCOPE)
         return build
 
     if engines.is_auto_precision:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...capture.program import FlatCall, Program
 from ...capture.second_size import tiled
-from ...capture.size_samples import Effort, within_time
 from ...common.errors import BackendError, VariantError, VerificationError
 from ...common.latency import benchmark
 from ...common.progress import Steps
@@ -85,8 +84,6 @@ def _run_on(device: str, engine: Engine, call: FlatCall) -> list[Tensor]:
     return [tensor.cpu() for tensor in outputs]
 
 
-_EFFORT = Effort()
-
 _CONDITIONS = "conditions"
 """The blob of an engine that checks further conditions on sizes at each call (docs/format.md)."""
 
@@ -119,7 +116,6 @@ def compare_variants(
     build: EngineBuild,
     thresholds: Thresholds | None = None,
     advance: Callable[[], None] = lambda: None,
-    effort: Effort = _EFFORT,
 ) -> tuple[list[tuple[ArtifactSpec, list[TensorError]]], list[str]]:
     """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
 
@@ -127,7 +123,6 @@ def compare_variants(
         build: the engine, which is left on its best variant; the calls of its program hold what is expected.
         thresholds: what counts as equal; None: by each variant's precision.
         advance: called before each variant.
-        effort: how much time each variant may take at further sizes.
 
     Returns:
         For each variant the errors of each output, and for what was not compared the reason.
@@ -155,7 +150,7 @@ def compare_variants(
         limit = (thresholds or thresholds_of(spec.precision)).relative_error
         errors = [
             error
-            for call in (*program.calls, *within_time(program.sizes, effort))
+            for call in (*program.calls, *program.sizes)
             for error in _compare_call(program, artifact, engine, call, label, limit)
         ]
         compared.insert(0, (spec, errors))
@@ -188,15 +183,13 @@ def variant_findings(
     return Findings(tensors=[error for _, errors in compared for error in errors], failures=failures, not_run=not_run)
 
 
-def require_same_outputs(
-    build: EngineBuild, precision: str, thresholds: Thresholds | None, scope: str, effort: Effort = _EFFORT
-) -> Verification:
+def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresholds | None, scope: str) -> Verification:
     """:func:`compare_variants`, where nothing but the module itself says what is right.
 
     Raises:
         VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
     """
-    compared, not_run = compare_variants(build, thresholds, effort=effort)
+    compared, not_run = compare_variants(build, thresholds)
     verification = Verification(precision).with_findings(variant_findings(compared, not_run, thresholds))
     if not verification.passed:
         raise VerificationError.make(

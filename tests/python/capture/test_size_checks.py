@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hybrid_rt import CaptureError, HybridRTError, OptionError
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import capture
 from hybrid_rt.capture.recordings import Recorded, recording
-from hybrid_rt.capture.size_samples import Effort, drawn_sizes, sized_inputs, sized_runs, within_time
+from hybrid_rt.capture.size_samples import Effort, drawn_sizes, record_sizes, sized_inputs, sized_runs
 from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED
 
@@ -221,6 +223,26 @@ def recording_of(detector: nn.Module, image: Tensor) -> Recorded:
     return run
 
 
-def test_the_least_number_is_looked_at_without_time() -> None:
-    assert list(within_time(range(9), Effort(seconds=-1, least=3))) == [0, 1, 2]
-    assert list(within_time(range(9), Effort(seconds=60))) == list(range(9))
+class Backbone(nn.Module):
+    """A detector that is its backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.backbone(image)
+
+
+def test_sizes_are_looked_at_by_counted_work_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_at(cost: int) -> int:
+        runs = ((Backbone(), (torch.rand(1, 3, 8, 8),)) for _ in range(9))
+        return len(record_sizes(runs, ["backbone"], Effort(cost, least=3)))
+
+    unhurried = [looked_at(cost) for cost in (0, 3_500_000, 10**12)]
+    clock = itertools.count(step=1000)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert [looked_at(cost) for cost in (0, 3_500_000, 10**12)] == unhurried
+    assert unhurried[::2] == [3, 9]
+    assert 3 < unhurried[1] < 9
