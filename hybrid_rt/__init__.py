@@ -17,7 +17,12 @@ from .common.errors import (
     VerificationError,
 )
 from .common.version import __version__ as __version__
+from .common.version import another_torch as _another_torch
+from .common.version import built_for_torch as _built_for_torch
 
+# Before the library is loaded: one that was built for another torch may end the process.
+if _differs := _another_torch(_torch.__version__, _built_for_torch(__name__)):
+    raise _differs
 try:
     from . import _native
 except ImportError as _error:
@@ -38,14 +43,8 @@ except ImportError as _error:
         remedy="Install hybrid_rt again in this environment, after torch: pip install --force-reinstall --no-deps .",
     ) from _error
 
-if _native.torch_version.split(".")[:2] != _torch.__version__.split(".")[:2]:
-    raise BackendError.make(
-        "import",
-        "the native library",
-        expected=f"one built for torch {_torch.__version__}",
-        got=f"one for {_native.torch_version}",
-        remedy="Install hybrid_rt again in this environment, after torch: pip install --force-reinstall --no-deps .",
-    )
+if _differs := _another_torch(_torch.__version__, _native.torch_version):
+    raise _differs
 
 from .backends.registry import BackendInfo, backends
 from .bench.bundles import Row, compare

@@ -10,9 +10,13 @@ from .errors import BackendError
 
 
 def find_program(name: str) -> str | None:
-    """Its path: beside this interpreter, else on PATH; None if it is not installed."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
+    """Returns its path: in the package, else beside this interpreter, else on PATH; None if it is not installed."""
+    # A wheel from tools/wheel has the programs in the package, and scripts that start them beside the interpreter.
+    packaged = Path(__file__).parents[1] / "bin" / name
+    for path in (packaged, Path(sys.executable).parent / name):
+        if path.exists():
+            return str(path)
+    return shutil.which(name)
 
 
 def program(name: str, scope: str) -> str:

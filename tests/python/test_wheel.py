@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import email
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+import hybrid_rt
+from helpers.bare_root import PYTHON, BareRoot, add_python, make_bare_root, needs_bare_root
 from helpers.external_projects import SEARCH_PATH
 from helpers.paths import ROOT
+from hybrid_rt.common.errors import BackendError, OptionError
+from programs.test_detect_app import assert_same_detections, detect_in_python
+from tools.release import wheel as release
+from tools.release import wheel_files
+
+TORCH = ".".join(torch.__version__.split(".")[:2])
 
 # Leaves the current folder out of sys.path.
 SAFE = ("-P",) if sys.version_info >= (3, 11) else ()
@@ -72,12 +88,16 @@ def without_hybrid_rt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with torch and the wheel. The build reuses what tools/setup has compiled."""
-    folder = tmp_path_factory.mktemp("wheel")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of tools/wheel. The build reuses what tools/setup has compiled."""
+    return release.build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def with_wheel(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The interpreter of an environment with torch and the wheel."""
+    folder = tmp_path_factory.mktemp("environment")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    succeed(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, ROOT, folder=folder)
-    [wheel] = folder.glob("hybrid_rt-*.whl")
     python = make_environment(folder / "environment")
     # Before the packages of this environment are seen: pip would find hybrid_rt among them.
     succeed(*pip, "--python", python, "install", "--no-index", "--no-deps", wheel, folder=folder)
@@ -138,9 +158,158 @@ def test_a_checkout_without_the_native_library_says_what_to_do(without_hybrid_rt
 
 
 @pytest.mark.slow
-def test_a_native_library_for_another_torch_says_what_to_do(tmp_path: Path) -> None:
-    pretended = "9.9.0"
-    code = f"import torch; torch.__version__ = {pretended!r}; import hybrid_rt"
+def test_a_native_library_for_another_torch_says_what_to_do_and_is_not_loaded(tmp_path: Path) -> None:
+    code = (
+        "import torch; torch.__version__ = '9.9.0'\n"
+        "try: import hybrid_rt\n"
+        "finally: print([line for line in open('/proc/self/maps') if 'libhybrid_rt' in line])"
+    )
     done = run(sys.executable, "-c", code, folder=tmp_path)
     assert done.returncode == 1
-    assert f"the native library: expected one built for torch {pretended}, got one for " in done.stderr
+    assert done.stdout == "[]\n"
+    assert f"the native library: expected one built for torch 9.9.0, got one for {TORCH}. " in done.stderr
+    assert f"(a wheel of version {hybrid_rt.__version__}+torch9.9, or its sources" in done.stderr
+    assert f"or install torch {TORCH}: pip install 'torch=={TORCH}.*'." in done.stderr
+
+
+# A machine without Debian's packages
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootWithWheel(BareRoot):
+    """A bare root with Python, an environment in which the wheel is installed, and what the wheel requires."""
+
+    packages: Path
+    """The environment's site-packages."""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[RootWithWheel]:
+    root = tmp_path_factory.mktemp("bare")
+    make_bare_root(root)
+    add_python(root)
+    shared = root / "packages"
+    shared.mkdir()
+    plain = BareRoot(root=root, shared={"/packages": Path(sysconfig.get_path("purelib"))})
+    made = plain.run(PYTHON, "-m", "venv", "--without-pip", "/environment")
+    assert made.returncode == 0, made.stderr
+    [packages] = root.glob("environment/lib/python*/site-packages")
+    for path in plain.shared["/packages"].iterdir():
+        if not path.name.startswith(("hybrid_rt", "_editable_")) and path.suffix != ".pth":
+            (packages / path.name).symlink_to(Path("/packages", path.name))
+    shutil.copy(wheel, root / "tmp")
+    # With the dependencies, which are found installed or not at all.
+    pip = ("/environment/bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--no-index")
+    installed = plain.run(*pip, f"/tmp/{wheel.name}", TMPDIR="/tmp")
+    assert installed.returncode == 0, installed.stderr
+    yield RootWithWheel(root=root, shared=plain.shared, packages=packages)
+    shutil.rmtree(root)
+
+
+@pytest.mark.slow
+@needs_bare_root
+def test_the_bare_root_has_no_compiler_and_none_of_debians_libraries(bare: RootWithWheel) -> None:
+    found = {path.name for path in bare.root.rglob("*") if ".so" in path.name and "environment" not in path.parts}
+    vendored = {path.name.partition("-")[0] for path in (bare.packages / wheel_files.VENDORED).iterdir()}
+    interpreters = {"libffi", "libz.so.1"}  # what Python itself is linked to
+    assert {"libcrypto", "libjpeg", "libpng16", "libmicrohttpd", "libgnutls", "libz.so.1"} <= vendored
+    assert not {name for name in found if name.partition(".")[0] in vendored - interpreters}
+    assert bare.run("sh", "-c", "cc || c++ || gcc || clang").returncode == 127
+
+
+@pytest.mark.slow
+@needs_bare_root
+def test_python_and_programs_run_in_a_bare_root(bare: RootWithWheel, demo_bundle: Path, demo_picture: Path) -> None:
+    shutil.copy(demo_picture, bare.root / "tmp" / "picture.png")
+    shutil.copy(demo_bundle, bare.root / "tmp" / "digits.pt")
+    expected = detect_in_python(demo_bundle, demo_picture)
+    done = bare.run("/environment/bin/hybrid-rt-detect", "/tmp/digits.pt", "/tmp/picture.png", "--json")
+    assert done.returncode == 0, done.stderr
+    assert_same_detections(json.loads(done.stdout)["detections"], expected)
+    code = "import hybrid_rt; print(hybrid_rt.verify_golden('/tmp/digits.pt').passed, hybrid_rt.__file__)"
+    done = bare.run("/environment/bin/python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    passed, place = done.stdout.split()
+    assert passed == "True"
+    assert place.startswith("/environment/")
+    helped = bare.run("/environment/bin/hybrid-rt-serve", "--help")
+    assert helped.returncode == 0, helped.stderr
+    backends = bare.run("/environment/bin/hybrid-rt", "doctor")
+    assert "/hybrid_rt/bin/hybrid-rt-serve" in backends.stdout, backends.stderr
+
+
+@pytest.mark.slow
+@needs_bare_root
+def test_a_program_for_another_torch_says_what_to_do(bare: RootWithWheel) -> None:
+    [own] = bare.packages.glob("torch-*.dist-info")
+    other = bare.packages / "torch-9.9.0.dist-info"
+    target = own.readlink()
+    own.unlink()
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.0\n")
+    try:
+        done = bare.run("/environment/bin/hybrid-rt-detect", "--help")
+    finally:
+        shutil.rmtree(other)
+        own.symlink_to(target)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"hybrid_rt[import]: the program hybrid-rt-detect: expected torch {TORCH}, which it was built for, got 9.9.0. "
+    )
+
+
+# What is in it
+
+
+@pytest.mark.slow
+def test_the_wheel_names_and_requires_the_torch_that_it_is_for(wheel: Path) -> None:
+    name, version, _, _, platform = wheel.stem.split("-")
+    assert (name, version) == ("hybrid_rt", f"{hybrid_rt.__version__}+torch{TORCH}")
+    assert platform.startswith("manylinux_2_")
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = email.message_from_bytes(archive.read(f"{name}-{version}.dist-info/METADATA"))
+    requirements = metadata.get_all("Requires-Dist", [])
+    assert f"torch=={TORCH}.*" in requirements
+    assert [text for text in requirements if text.startswith("openvino")] == ["openvino==2026.*"]
+    assert metadata["Version"] == version
+
+
+@pytest.mark.slow
+def test_licences_and_digests_of_the_copied_libraries_travel_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
+        bill = json.loads(archive.read(f"{info}/sboms/hybrid_rt.cdx.json"))
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        digests = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
+    listed = {f"{info}/licenses/{text}" for text in metadata.get_all("License-File", [])}
+    assert listed == {name for name in names if name.startswith(f"{info}/licenses/")}
+    debian = {entry["name"] for entry in bill["components"] if entry.get("purl", "").startswith("pkg:deb/debian/")}
+    assert {"libssl3", "libjpeg62-turbo", "libmicrohttpd12", "zlib1g", "libcli11-dev"} <= debian
+    for package in debian:
+        assert any(f"/vendored/{package}-" in name for name in listed), package
+    recorded = {entry["name"]: entry["hashes"][0]["content"] for entry in bill["components"] if entry["type"] == "file"}
+    # The bill can't have its own digest, and RECORD has the bill's.
+    assert recorded == {
+        name: digests[name] for name in {*names} - {f"{info}/RECORD", f"{info}/sboms/hybrid_rt.cdx.json"}
+    }
+
+
+def test_a_requirement_that_the_wheel_lacks_is_an_error(tmp_path: Path) -> None:
+    info = tmp_path / "hybrid_rt-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: hybrid_rt\nVersion: 1\nRequires-Dist: torch>=2\n\ntorch's text\n")
+    wheel_files.pin_requirements(tmp_path, {"torch": "==2.14.*"})
+    assert "Requires-Dist: torch==2.14.*\n\ntorch's text\n" in (info / "METADATA").read_text()
+    with pytest.raises(OptionError, match=r"METADATA: expected Requires-Dist of openvino, got "):
+        wheel_files.pin_requirements(tmp_path, {"openvino": "==2026.*"})
+
+
+def test_a_library_path_of_the_building_machine_is_an_error(tmp_path: Path) -> None:
+    library = Path(shutil.copy(hybrid_rt._native.__file__, tmp_path / "library.so"))
+    subprocess.run(
+        [shutil.which("patchelf", path=SEARCH_PATH) or "patchelf", "--set-rpath", "$ORIGIN:/home/builder/lib", library],
+        check=True,
+    )
+    with pytest.raises(BackendError, match=r"library\.so: expected library directories relative .* got /home/builder"):
+        wheel_files.check_library_paths(tmp_path)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 import hybrid_rt
+from helpers.bare_root import SECONDS, BareRoot, make_bare_root, needs_bare_root
 from helpers.bundle_surgery import flip_byte, offset_of, record_names
 from helpers.paths import ROOT
 from helpers.serving import START_SECONDS, STOP_SECONDS, Server
@@ -43,8 +43,6 @@ TORCH = Path(torch.__file__).parent / "lib"
 TORCH_VERSION = torch.__version__.partition("+")[0]
 HERE = "/opt/hybrid_rt"
 """Where the package lies in the bare root, as in the Dockerfile's image."""
-
-SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -78,67 +76,24 @@ def external(tmp_path_factory: pytest.TempPathFactory, script_bundle: Path) -> P
 # A root without Python
 
 
-@dataclass(frozen=True)
-class BareRoot:
-    """glibc's libraries, busybox, and the package at HERE."""
+@dataclass(frozen=True, kw_only=True)
+class RootWithPackage(BareRoot):
+    """A bare root with the package at HERE."""
 
-    root: Path
     package: Package
-
-    def command(self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0") -> list[str]:
-        """Returns the command that runs another in the root, with /proc and /sys as in a container."""
-        root = shlex.quote(str(self.root))
-        # The mounts are seen by this process only and go with it.
-        prepare = f"mount -t proc proc {root}/proc && mount --rbind -o ro /sys {root}/sys"
-        variables = [f"{name}={value}" for name, value in {"PATH": "/bin", **environment}.items()]
-        inside = shlex.join(["chroot", f"--userspec={user}", str(self.root), "/bin/env", "-i", *variables, *command])
-        return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", f"{prepare} && exec {inside}"]
-
-    def run(self, *command: str, user: str = "0:0", **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(command, environment, user), capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-
-
-def _why_no_bare_root() -> str:
-    """Why this machine can't make one; empty if it can."""
-    if os.geteuid() != 0:
-        return "chroot and mount need root"
-    lacking = [name for name in ("busybox", "chroot", "unshare", "dpkg-query") if shutil.which(name) is None]
-    if lacking:
-        return f"{', '.join(lacking)} not installed (tools/debian/tests.txt)"
-    tried = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "sh", "-c", "mount -t proc proc /proc"],
-        capture_output=True,
-        text=True,
-    )
-    return f"no namespace of its own can be had: {tried.stderr.strip()}" if tried.returncode else ""
-
-
-needs_bare_root = pytest.mark.skipif(bool(_why_no_bare_root()), reason=_why_no_bare_root())
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path, small_bundle: Path) -> Iterator[BareRoot]:
+def bare(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path, small_bundle: Path) -> Iterator[RootWithPackage]:
     """With both bundles, libtorch included. Removed at the end: half a gigabyte."""
     root = tmp_path_factory.mktemp("bare")
-    root.chmod(0o755)  # for users other than root
-    for folder in ("bin", "opt", "proc", "sys", "tmp"):
-        (root / folder).mkdir()
-    shutil.copy(str(shutil.which("busybox")), root / "bin" / "busybox")
-    subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True)
-    listed = subprocess.run(["dpkg-query", "-L", "libc6"], capture_output=True, text=True, check=True).stdout
-    for path in map(Path, listed.splitlines()):
-        if ".so" in path.name and path.is_file():
-            target = root / path.relative_to("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
-    yield BareRoot(root, package([demo_bundle, small_bundle], root / HERE[1:]))
+    make_bare_root(root)
+    yield RootWithPackage(root=root, package=package([demo_bundle, small_bundle], root / HERE[1:]))
     shutil.rmtree(root)
 
 
 @needs_bare_root
-def test_the_bare_root_has_no_python(bare: BareRoot) -> None:
+def test_the_bare_root_has_no_python(bare: RootWithPackage) -> None:
     licenses = f"{HERE}/licenses"  # texts; torch's sort theirs by directories such as "cutlass/python"
     found = bare.run("find", "/", "-xdev", "-path", licenses, "-prune", "-o", "-name", "*python*", "-print")
     assert found.returncode == 0, found.stderr
@@ -147,7 +102,9 @@ def test_the_bare_root_has_no_python(bare: BareRoot) -> None:
 
 
 @needs_bare_root
-def test_detect_finds_there_what_python_finds_here(bare: BareRoot, demo_bundle: Path, demo_picture: Path) -> None:
+def test_detect_finds_there_what_python_finds_here(
+    bare: RootWithPackage, demo_bundle: Path, demo_picture: Path
+) -> None:
     shutil.copy(demo_picture, bare.root / "tmp" / "picture.png")
     done = bare.run(f"{HERE}/detect", demo_bundle.stem, "/tmp/picture.png", "--json")
     assert done.returncode == 0, done.stderr
@@ -157,7 +114,7 @@ def test_detect_finds_there_what_python_finds_here(bare: BareRoot, demo_bundle: 
 
 
 @needs_bare_root
-def test_every_backend_verifies_there(bare: BareRoot, small_bundle: Path) -> None:
+def test_every_backend_verifies_there(bare: RootWithPackage, small_bundle: Path) -> None:
     backends = bare.package.manifest["backends"]
     assert {"openvino", "torchscript"} <= set(backends)
     for backend in backends:
@@ -168,7 +125,7 @@ def test_every_backend_verifies_there(bare: BareRoot, small_bundle: Path) -> Non
         assert result["engines"]["backbone"].startswith(f"{backend} ")
 
 
-def loaded_there(bare: BareRoot, *command: str) -> set[str]:
+def loaded_there(bare: RootWithPackage, *command: str) -> set[str]:
     """The files that the dynamic linker of a process in the root loads, as it says itself."""
     done = bare.run(*command, LD_DEBUG="files", LD_DEBUG_OUTPUT="/tmp/linker")
     assert done.returncode == 0, done.stderr
@@ -182,7 +139,7 @@ def loaded_there(bare: BareRoot, *command: str) -> set[str]:
 
 
 @needs_bare_root
-def test_the_libraries_are_exactly_those_that_are_loaded(bare: BareRoot, small_bundle: Path) -> None:
+def test_the_libraries_are_exactly_those_that_are_loaded(bare: RootWithPackage, small_bundle: Path) -> None:
     manifest = bare.package.manifest
     loaded = loaded_there(bare, f"{HERE}/serve", "--help")
     for backend in manifest["backends"]:
@@ -196,7 +153,7 @@ def test_the_libraries_are_exactly_those_that_are_loaded(bare: BareRoot, small_b
 
 
 @pytest.fixture
-def only_pictures(bare: BareRoot, small_bundle: Path, tmp_path: Path) -> Iterator[None]:
+def only_pictures(bare: RootWithPackage, small_bundle: Path, tmp_path: Path) -> Iterator[None]:
     """Without the model that takes no pictures: the service refuses it."""
     there = bare.package.folder / "models" / small_bundle.name
     shutil.move(there, tmp_path / "aside.pt")
@@ -206,7 +163,7 @@ def only_pictures(bare: BareRoot, small_bundle: Path, tmp_path: Path) -> Iterato
 
 @needs_bare_root
 @pytest.mark.usefixtures("only_pictures")
-def test_serve_answers_there(bare: BareRoot, demo_bundle: Path, demo_picture: Path) -> None:
+def test_serve_answers_there(bare: RootWithPackage, demo_bundle: Path, demo_picture: Path) -> None:
     with serving_there(bare, "--port", "0", user="65534:65534") as server:
         answer = server.detect(demo_picture, f"?model={demo_bundle.stem}")
         assert answer.status == 200, answer.body
@@ -215,7 +172,7 @@ def test_serve_answers_there(bare: BareRoot, demo_bundle: Path, demo_picture: Pa
 
 
 @contextmanager
-def serving_there(bare: BareRoot, *arguments: str, user: str = "0:0") -> Iterator[Server]:
+def serving_there(bare: RootWithPackage, *arguments: str, user: str = "0:0") -> Iterator[Server]:
     """The service in the root; it ends by SIGTERM, with exit code 0."""
     process = subprocess.Popen(
         bare.command([f"{HERE}/serve", *arguments], {}, user),
@@ -247,7 +204,7 @@ def dockerfile_instructions() -> list[tuple[str, str]]:
 
 
 @needs_bare_root
-def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: BareRoot) -> None:
+def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: RootWithPackage) -> None:
     """Not a build: each instruction is carried out by hand, on the bare root in the place of Debian's image."""
     user, command = "0:0", []
     done = []
@@ -275,7 +232,7 @@ def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: BareRoo
 
 @needs_bare_root
 def test_a_model_that_finds_something_else_fails_the_build_of_the_dockerfile(
-    bare: BareRoot, small_bundle: Path
+    bare: RootWithPackage, small_bundle: Path
 ) -> None:
     [line] = [rest for word, rest in dockerfile_instructions() if word == "RUN"]
     damaged = bare.root / HERE[1:] / "models" / "a-damaged-one.pt"
@@ -287,7 +244,7 @@ def test_a_model_that_finds_something_else_fails_the_build_of_the_dockerfile(
 
 
 @needs_bare_root
-def test_no_proc_is_an_error_and_no_endless_loop(bare: BareRoot) -> None:
+def test_no_proc_is_an_error_and_no_endless_loop(bare: RootWithPackage) -> None:
     command = ["chroot", str(bare.root), "/bin/env", "-i", "PATH=/bin", f"{HERE}/detect", "--verify"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 1
@@ -435,7 +392,7 @@ def fake_package(folder: Path, models: Sequence[str], **told: Any) -> Path:
 def test_serve_is_given_the_folder_of_models_and_the_users_arguments(tmp_path: Path) -> None:
     folder = fake_package(tmp_path / "a folder", ["a.pt", "b.pt"])
     done = run_script(folder / "serve", "--port", "80 80", LD_LIBRARY_PATH="/theirs")
-    libraries = ":".join(f"{folder}/lib/{name}" for name in ("hybrid_rt/lib", "torch/lib", "system"))
+    libraries = ":".join(f"{folder}/lib/{name}" for name in ("hybrid_rt/lib", "torch/lib", "hybrid_rt.libs", "system"))
     assert done.stdout.splitlines() == [
         f"LD_LIBRARY_PATH={libraries}:/theirs",
         f"{folder}/models",
