@@ -43,6 +43,7 @@ NOT_RUN = [
     "docs/package.md",  # Docker
     "docs/package.md",  # the start scripts: test_package.py runs them
     "docs/precision-and-verification.md",  # times of one machine
+    "docs/release.md",  # tools/wheel: test_wheel.py runs it
     "docs/report.md",  # hybrid-rt convert
     "docs/service.md",  # the server runs until it is stopped: test_serve.py
     "docs/signing.md",

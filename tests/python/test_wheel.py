@@ -200,7 +200,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Root
     shutil.copy(wheel, root / "tmp")
     # With the dependencies, which are found installed or not at all.
     pip = ("/environment/bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--no-index")
-    installed = plain.run(*pip, f"/tmp/{wheel.name}", TMPDIR="/tmp")
+    installed = plain.run(*pip, f"/tmp/{wheel.name}", HOME="/tmp", TMPDIR="/tmp")
     assert installed.returncode == 0, installed.stderr
     yield RootWithWheel(root=root, shared=plain.shared, packages=packages)
     shutil.rmtree(root)
@@ -227,14 +227,14 @@ def test_python_and_programs_run_in_a_bare_root(bare: RootWithWheel, demo_bundle
     assert done.returncode == 0, done.stderr
     assert_same_detections(json.loads(done.stdout)["detections"], expected)
     code = "import hybrid_rt; print(hybrid_rt.verify_golden('/tmp/digits.pt').passed, hybrid_rt.__file__)"
-    done = bare.run("/environment/bin/python", "-c", code)
+    done = bare.run("/environment/bin/python", "-c", code, HOME="/tmp")
     assert done.returncode == 0, done.stderr
     passed, place = done.stdout.split()
     assert passed == "True"
     assert place.startswith("/environment/")
     helped = bare.run("/environment/bin/hybrid-rt-serve", "--help")
     assert helped.returncode == 0, helped.stderr
-    backends = bare.run("/environment/bin/hybrid-rt", "doctor")
+    backends = bare.run("/environment/bin/hybrid-rt", "doctor", HOME="/tmp")
     assert "/hybrid_rt/bin/hybrid-rt-serve" in backends.stdout, backends.stderr
 
 

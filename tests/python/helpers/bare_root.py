@@ -90,11 +90,11 @@ def _copy(root: Path, paths: Iterable[Path]) -> None:
 def add_python(root: Path) -> None:
     """Copies this interpreter, its standard library and the libraries that these are linked to, but not OpenSSL's.
 
-    torch asks the system for libstdc++ and libgcc, which are copied too.
+    Tk's module would bring libpng. torch asks the system for libstdc++ and libgcc, which are copied too.
     """
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     library = Path(sysconfig.get_path("stdlib"))
-    left_out = shutil.ignore_patterns("site-packages", "dist-packages", "test", "config-*", "_ssl.*", "_hashlib.*")
+    left_out = shutil.ignore_patterns("site-packages", "dist-packages", "test", "config-*", "_ssl.*", "_hashlib.*", "_tkinter.*")
     shutil.copytree(library, root / library.relative_to("/"), ignore=left_out, symlinks=True)
     _copy(root, [interpreter])
     (root / PYTHON[1:]).parent.mkdir(parents=True, exist_ok=True)
