@@ -1,12 +1,6 @@
 #include "bundle/file_bytes.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <system_error>
-
+#include "common/platform/regular_file.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
@@ -18,30 +12,24 @@ Error no_file(const std::string& path, const std::string& got) {
 
 }  // namespace
 
-FileBytes::FileBytes(const std::string& path)
-    // Without waiting, as open() does where the path is a pipe that nobody writes to.
-    : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-  if (descriptor_ < 0) throw no_file(path, std::generic_category().message(errno));
-  struct stat found{};
-  if (::fstat(descriptor_, &found) != 0 || !S_ISREG(found.st_mode)) {
-    ::close(descriptor_);
-    throw no_file(path, "no regular file");
-  }
-  size_ = static_cast<size_t>(found.st_size);
+FileBytes::FileBytes(const std::string& path) : path_(path) {
+  const platform::RegularFile opened = platform::open_regular_file(path);
+  if (opened.descriptor < 0) throw no_file(path, opened.failure);
+  descriptor_ = opened.descriptor;
+  size_ = static_cast<size_t>(opened.size);
 }
 
-FileBytes::~FileBytes() { ::close(descriptor_); }
+FileBytes::~FileBytes() { platform::close_file(descriptor_); }
 
 size_t FileBytes::read(uint64_t position, void* into, size_t count, const char* /*what*/) const {
   size_t done = 0;
   while (done < count) {
-    const ssize_t got =
-        ::pread(descriptor_, static_cast<char*>(into) + done, count - done, static_cast<off_t>(position + done));
-    if (got < 0 && errno == EINTR) continue;
+    std::string failure;
+    const std::ptrdiff_t got =
+        platform::read_at(descriptor_, static_cast<char*>(into) + done, count - done, position + done, failure);
     if (got <= 0) {
       throw Error(ErrorKind::kBundle, "bundle", path_, "to read " + std::to_string(count) + " bytes",
-                  got < 0 ? std::generic_category().message(errno) : "the end of the file",
-                  "The file was cut off or damaged: copy it again.");
+                  got < 0 ? failure : "the end of the file", "The file was cut off or damaged: copy it again.");
     }
     done += static_cast<size_t>(got);
   }

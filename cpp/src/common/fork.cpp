@@ -2,11 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <omp.h>
-#include <pthread.h>
 
 #include <atomic>
 #include <string>
 
+#include "common/platform/fork_handler.h"
 #include "hybrid_rt/log.h"
 
 namespace hybrid_rt {
@@ -26,7 +26,10 @@ void leave_threads_behind() {
 }  // namespace
 
 void prepare_for_fork() {
-  [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, &leave_threads_behind);
+  [[maybe_unused]] static const bool is_registered = [] {
+    platform::call_in_forked_children(&leave_threads_behind);
+    return true;
+  }();
   if (threads_lost.load(std::memory_order_relaxed) == 0) return;
   if (const int threads = threads_lost.exchange(0); threads != 0) {
     at::set_num_threads(1);  // MKL's number too, which it keeps apart from OpenMP's

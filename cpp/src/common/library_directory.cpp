@@ -1,15 +1,15 @@
 #include "common/library_directory.h"
 
-#include <dlfcn.h>
+#include "common/platform/shared_library.h"
 
 namespace hybrid_rt {
 
 std::filesystem::path library_directory(Links links) {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&library_directory), &info) == 0 || info.dli_fname == nullptr) return {};
+  const std::filesystem::path own = platform::library_of(reinterpret_cast<const void*>(&library_directory));
+  if (own.empty()) return {};
   std::error_code failed;
-  const std::filesystem::path file = links == Links::kFollowed ? std::filesystem::canonical(info.dli_fname, failed)
-                                                               : std::filesystem::absolute(info.dli_fname, failed);
+  const std::filesystem::path file =
+      links == Links::kFollowed ? std::filesystem::canonical(own, failed) : std::filesystem::absolute(own, failed);
   return failed ? std::filesystem::path() : file.parent_path();
 }
 

@@ -1,45 +1,25 @@
 #include "hybrid_rt/plugin/library_file.h"
 
-#include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
-
+#include "common/platform/library_bytes.h"
+#include "common/platform/shared_library.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
 
-LibraryFile::LibraryFile(const std::string& backend, const at::Tensor& bytes)
-    : descriptor_(memfd_create(("hybrid_rt_" + backend).c_str(), MFD_CLOEXEC)) {
-  const auto* next = static_cast<const char*>(bytes.const_data_ptr());
-  size_t left = bytes.nbytes();
-  while (descriptor_ >= 0 && left > 0) {
-    const ssize_t written = write(descriptor_, next, left);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) break;
-    next += written;
-    left -= static_cast<size_t>(written);
-  }
-  if (descriptor_ < 0 || left > 0) {
-    const std::string reason = std::strerror(errno);
-    if (descriptor_ >= 0) close(descriptor_);
+LibraryFile::LibraryFile(const std::string& backend, const at::Tensor& bytes) {
+  platform::LibraryBytes made = platform::write_library("hybrid_rt_" + backend, bytes.const_data_ptr(), bytes.nbytes());
+  if (made.descriptor < 0) {
     throw Error(ErrorKind::kBackend, backend, "artifact", std::to_string(bytes.nbytes()) + " bytes in a file in memory",
-                reason, "Free some memory, or raise the limit on open files.");
+                made.failure, "Free some memory, or raise the limit on open files.");
   }
-  path_ = "/proc/self/fd/" + std::to_string(descriptor_);
+  descriptor_ = made.descriptor;
+  path_ = std::move(made.path);
 }
 
 LibraryFile::~LibraryFile() {
-  if (!is_loaded()) close(descriptor_);
+  if (!is_loaded()) platform::remove_library(descriptor_, path_);
 }
 
-bool LibraryFile::is_loaded() const {
-  void* const loaded = dlopen(path_.c_str(), RTLD_LAZY | RTLD_NOLOAD);
-  if (loaded == nullptr) return false;
-  dlclose(loaded);
-  return true;
-}
+bool LibraryFile::is_loaded() const { return platform::is_library_loaded(path_); }
 
 }  // namespace hybrid_rt

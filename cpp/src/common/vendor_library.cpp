@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "common/library_directory.h"
+#include "common/platform/shared_library.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
@@ -34,12 +35,12 @@ std::string VendorLibrary::open(const std::function<std::string(const std::strin
   for (const std::string& path : candidates()) {
     std::string failure = prepare ? prepare(path) : "";
     if (failure.empty()) {
-      handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+      handle_ = platform::open_library(path, platform::Symbols::kForCaller);
       if (handle_ != nullptr) {
         path_ = path;
         return "";
       }
-      failure = dlerror();
+      failure = platform::library_failure();
     }
     tried += (tried.empty() ? "" : "; ") + failure;
   }

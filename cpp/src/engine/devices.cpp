@@ -1,10 +1,10 @@
 #include "engine/devices.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <dlfcn.h>
 
 #include <string>
 
+#include "common/platform/shared_library.h"
 #include "hybrid_rt/error.h"
 #include "spec/cuda_devices.h"
 
@@ -35,8 +35,10 @@ void require_device(c10::Device device) {
     throw Error(ErrorKind::kOption, "bundle", subject, "an index below " + std::to_string(count), device.str(),
                 "`hybrid-rt doctor` lists the devices.");
   }
-  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr) return;
-  throw Error(ErrorKind::kOption, "bundle", subject, "a libtorch that was built with CUDA", dlerror(),
+  const std::string library =
+      std::string(platform::kLibraryPrefix) + "torch_cuda" + std::string(platform::kLibrarySuffix);
+  if (platform::open_library(library, platform::Symbols::kForProcess) != nullptr) return;
+  throw Error(ErrorKind::kOption, "bundle", subject, "a libtorch that was built with CUDA", platform::library_failure(),
               "Install a CUDA build of torch, or load with device cpu.");
 }
 

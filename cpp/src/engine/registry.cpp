@@ -1,7 +1,5 @@
 #include "hybrid_rt/backends.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +9,7 @@
 #include <sstream>
 
 #include "common/library_directory.h"
+#include "common/platform/shared_library.h"
 #include "hybrid_rt/log.h"
 #include "spec/cuda_devices.h"
 
@@ -19,8 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kPrefix = "libhybrid_rt_";
-constexpr std::string_view kSuffix = ".so";
+constexpr std::string_view kSuffix = platform::kLibrarySuffix;
+
+/// How the names of plug-ins' files begin.
+std::string prefix() { return std::string(platform::kLibraryPrefix) + "hybrid_rt_"; }
 
 Error plugin_error(const std::string& name, const std::string& subject, const std::string& expected,
                    const std::string& got, const std::string& remedy) {
@@ -38,13 +39,13 @@ struct Plugin {
 void open(const std::string& name, Plugin& plugin) {
   plugin.opened = true;
   // Never closed: engines made by it may live until the process ends.
-  void* handle = dlopen(plugin.path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* handle = platform::open_library(plugin.path, platform::Symbols::kForCaller);
   if (handle == nullptr) {
-    plugin.failure = std::string("the plug-in can't be opened: ") + dlerror();
+    plugin.failure = "the plug-in can't be opened: " + platform::library_failure();
     return;
   }
   using Entry = const PluginDescriptor* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(handle, "hybrid_rt_plugin"));
+  const auto entry = reinterpret_cast<Entry>(platform::find_symbol(handle, "hybrid_rt_plugin"));
   if (entry == nullptr) {
     plugin.failure = plugin.path + " exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)";
     return;
@@ -92,8 +93,8 @@ class Registry {
     const auto found = plugins_.find(name);
     if (found == plugins_.end()) {
       throw plugin_error(name, "backend", "one of " + names(), "'" + name + "'",
-                         "Install the package or plug-in that brings it (libhybrid_rt_" + name +
-                             ".so), or name its folder in HYBRID_RT_PLUGIN_PATH.");
+                         "Install the package or plug-in that brings it (" + prefix() + name + std::string(kSuffix) +
+                             "), or name its folder in HYBRID_RT_PLUGIN_PATH.");
     }
     Plugin& plugin = found->second;
     if (!plugin.opened) open(name, plugin);
@@ -117,7 +118,7 @@ class Registry {
     std::vector<std::string> folders{library_directory(Links::kFollowed).string()};
     if (const char* extra = std::getenv("HYBRID_RT_PLUGIN_PATH")) {
       std::stringstream stream{std::string(extra)};
-      for (std::string folder; std::getline(stream, folder, ':');) folders.push_back(folder);
+      for (std::string folder; std::getline(stream, folder, platform::kPathSeparator);) folders.push_back(folder);
     }
     folders.insert(folders.end(), folders_.begin(), folders_.end());
     for (const auto& folder : folders) scan(folder);
@@ -126,12 +127,13 @@ class Registry {
 
   void scan(const std::string& folder) {
     std::error_code failed;
+    const std::string start = prefix();
     for (const auto& entry : fs::directory_iterator(folder, failed)) {
       const std::string file = entry.path().filename().string();
-      if (file.size() <= kPrefix.size() + kSuffix.size() || file.rfind(kPrefix, 0) != 0 || !file.ends_with(kSuffix)) {
+      if (file.size() <= start.size() + kSuffix.size() || file.rfind(start, 0) != 0 || !file.ends_with(kSuffix)) {
         continue;
       }
-      const std::string name = file.substr(kPrefix.size(), file.size() - kPrefix.size() - kSuffix.size());
+      const std::string name = file.substr(start.size(), file.size() - start.size() - kSuffix.size());
       const std::string path = entry.path().string();
       const auto [known, added] = plugins_.try_emplace(name);
       if (added) {

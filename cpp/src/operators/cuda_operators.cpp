@@ -1,11 +1,10 @@
 #include "operators/cuda_operators.h"
 
-#include <dlfcn.h>
-
 #include <filesystem>
 #include <string_view>
 
 #include "common/library_directory.h"
+#include "common/platform/shared_library.h"
 #include "hybrid_rt/log.h"
 #include "hybrid_rt/plugin/backend.h"
 #include "operators/head_operator_checks.h"
@@ -26,12 +25,12 @@ Opened open(const std::string& path) {
     return {nullptr, "there is no " + path};
   }
   // Never closed: kernels may run until the process ends.
-  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* handle = platform::open_library(path, platform::Symbols::kForCaller);
   if (handle == nullptr) {
-    return {nullptr, dlerror()};
+    return {nullptr, platform::library_failure()};
   }
   using Entry = const CudaOperators* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(handle, "hybrid_rt_cuda_operators"));
+  const auto entry = reinterpret_cast<Entry>(platform::find_symbol(handle, "hybrid_rt_cuda_operators"));
   if (entry == nullptr) {
     return {nullptr, path + " exports no hybrid_rt_cuda_operators"};
   }
@@ -86,7 +85,8 @@ const CudaOperators* open_cuda_operators(const std::string& path) {
 }
 
 std::string cuda_operators_path() {
-  return (library_directory(Links::kFollowed) / "hybrid_rt_cuda_operators.so").string();
+  return (library_directory(Links::kFollowed) / ("hybrid_rt_cuda_operators" + std::string(platform::kLibrarySuffix)))
+      .string();
 }
 
 at::Tensor nms_through_cpu(const at::Tensor& dets, const at::Tensor& scores, double iou_threshold) {

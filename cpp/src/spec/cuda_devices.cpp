@@ -1,10 +1,10 @@
 #include "spec/cuda_devices.h"
 
-#include <dlfcn.h>
-
 #include <array>
 #include <cstdlib>
 #include <optional>
+
+#include "common/platform/shared_library.h"
 
 namespace hybrid_rt {
 namespace {
@@ -17,18 +17,23 @@ constexpr Result kSuccess = 0;
 constexpr int kCapabilityMajor = 75;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 constexpr int kCapabilityMinor = 76;
 
+#ifdef _WIN32
+constexpr char kDriver[] = "nvcuda.dll";
+#else
+constexpr char kDriver[] = "libcuda.so.1";
+#endif
 constexpr char kRemedy[] = "Install NVIDIA's driver on a machine with a GPU, or run on the cpu";
 
 class Driver {
  public:
   /// `path`: what the dynamic linker is asked for.
-  explicit Driver(const char* path) : handle_(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {}
+  explicit Driver(const char* path) : handle_(platform::open_library(path, platform::Symbols::kForCaller)) {}
 
   bool is_open() const { return handle_ != nullptr; }
 
   template <typename... Arguments>
   std::optional<Result> call(const char* name, Arguments... arguments) const {
-    const auto function = reinterpret_cast<Result (*)(Arguments...)>(dlsym(handle_, name));
+    const auto function = reinterpret_cast<Result (*)(Arguments...)>(platform::find_symbol(handle_, name));
     if (function == nullptr) return std::nullopt;
     return function(arguments...);
   }
@@ -48,7 +53,7 @@ class Driver {
 
 CudaDevices ask_driver() {
   const char* named = std::getenv("HYBRID_RT_CUDA_DRIVER");
-  const char* const path = named != nullptr ? named : "libcuda.so.1";
+  const char* const path = named != nullptr ? named : kDriver;
   const Driver driver(path);
   if (!driver.is_open()) {
     return {{}, std::string("NVIDIA's driver (") + path + ") can't be opened. " + kRemedy};

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <sstream>
 #include <vector>
 
+#include "common/platform/machine_facts.h"
 #include "spec/cuda_devices.h"
 
 namespace hybrid_rt {
@@ -43,18 +43,6 @@ int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
   return a < b ? -1 : a == b ? 0 : 1;
 }
 
-std::set<std::string> read_cpu_flags() {
-  std::set<std::string> flags;
-  std::ifstream cpu("/proc/cpuinfo");
-  for (std::string line; std::getline(cpu, line);) {
-    // x86 says "flags", ARM "Features".
-    if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) continue;
-    for (const std::string& flag : split(line.substr(line.find(':') + 1), ' ')) flags.insert(flag);
-    break;
-  }
-  return flags;
-}
-
 /// `wanted`: "8.6,8.9", or ">=8.0".
 std::optional<std::string> unmet_capability(const std::string& wanted, const Machine& machine, size_t cuda_index) {
   if (cuda_index >= machine.cuda_devices.size()) return "there is no CUDA device " + std::to_string(cuda_index);
@@ -74,16 +62,13 @@ std::optional<std::string> unmet_capability(const std::string& wanted, const Mac
 }  // namespace
 
 Machine Machine::here() {
-  static const std::set<std::string> cpu_flags = read_cpu_flags();
+  static const std::set<std::string> cpu_flags = platform::cpu_flags();
   Machine machine;
   machine.cpu_flags = cpu_flags;
   const CudaDevices& cuda = hybrid_rt::cuda_devices();  // not the member
   machine.cuda_devices = cuda.devices;
   machine.no_cuda_reason = cuda.reason;
-  std::ifstream memory("/proc/meminfo");
-  for (std::string line; std::getline(memory, line);) {
-    if (line.rfind("MemAvailable:", 0) == 0) machine.free_memory = std::stoll(line.substr(13)) * 1024;
-  }
+  machine.free_memory = platform::free_memory();
   return machine;
 }
 

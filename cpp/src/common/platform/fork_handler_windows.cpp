@@ -1,0 +1,7 @@
+#include "common/platform/fork_handler.h"
+
+namespace hybrid_rt::platform {
+
+void call_in_forked_children(void (* /*handler*/)()) {}
+
+}  // namespace hybrid_rt::platform
