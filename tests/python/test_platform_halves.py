@@ -1,4 +1,4 @@
-"""The two halves of cpp/src/common/platform: a cross compiler takes the one that is not compiled here."""
+"""Other systems, as far as cross compilers go: Windows halves are linked, sources without torch run on 64-bit Arm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,30 @@ from helpers.paths import ROOT
 PLATFORM = ROOT / "cpp" / "src" / "common" / "platform"
 PARTS = sorted(path.stem for path in PLATFORM.glob("*.h"))
 MINGW = "x86_64-w64-mingw32-g++-posix"
-OPTIONS = ("-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "cpp" / "src"))
+OPTIONS = (
+    "-std=c++20",
+    "-O0",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-I",
+    str(ROOT / "cpp" / "src"),
+    "-I",
+    str(ROOT / "cpp" / "include"),
+)
+
+ARM = "aarch64-linux-gnu-g++"
+QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
+WITHOUT_TORCH = (
+    *("common/error.cpp", "common/library_directory.cpp", "common/log.cpp"),
+    *(
+        "bundle/script_text.cpp",
+        "operators/class_candidates.cpp",
+        "operators/score_scan.cpp",
+        "operators/suppression.cpp",
+    ),
+)
+"""The sources of the library that include no header of torch's and need no other library."""
 
 # What the sources of one half may include and the other may not.
 SYSTEM_HEADERS = {
@@ -27,6 +50,12 @@ def succeed(*command: str | Path) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def doctest_include(folder: Path) -> Path:
+    """Returns a directory with doctest's header alone: /usr/include has this machine's headers of glibc too."""
+    (folder / "doctest").symlink_to("/usr/include/doctest")
+    return folder
 
 
 def functions(compiler: str, half: str, folder: Path) -> tuple[set[str], list[Path]]:
@@ -73,3 +102,20 @@ def test_a_cross_compiler_compiles_and_links_the_windows_half(tmp_path: Path) ->
     assert len(here) >= len(PARTS)
     assert there == here
     succeed(MINGW, "-shared", "-o", tmp_path / "platform.dll", *objects)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which(ARM) is None or shutil.which(QEMU[0]) is None,
+    reason=f"{ARM} and {QEMU[0]} not installed (tools/debian/tests.txt)",
+)
+def test_sources_without_torch_run_on_64_bit_arm(tmp_path: Path) -> None:
+    sources = [ROOT / "cpp" / "src" / name for name in WITHOUT_TORCH]
+    sources += [PLATFORM / f"{part}_posix.cpp" for part in PARTS]
+    tests = [ROOT / "tests" / "cpp" / name for name in ("main.cpp", "common/test_log.cpp", "common/test_platform.cpp")]
+    program = tmp_path / "tests"
+    options = (*OPTIONS, "-I", ROOT / "tests" / "cpp", "-isystem", doctest_include(tmp_path))
+    succeed(ARM, *options, *sources, *tests, "-o", program)
+    assert "AArch64" in succeed("readelf", "--file-header", program)
+    printed = succeed(*QEMU, program)
+    assert re.search(r"test cases: +[1-9]\d* \| +[1-9]\d* passed \| 0 failed", printed), printed

@@ -190,7 +190,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Root
     add_python(root)
     shared = root / "packages"
     shared.mkdir()
-    plain = BareRoot(root=root, shared={"/packages": Path(sysconfig.get_path("purelib"))})
+    # torch reads random numbers when it is imported; every container has this device.
+    (root / "dev").mkdir()
+    (root / "dev" / "urandom").touch()
+    random = Path("/dev/urandom")
+    plain = BareRoot(root=root, shared={"/packages": Path(sysconfig.get_path("purelib")), str(random): random})
     made = plain.run(PYTHON, "-m", "venv", "--without-pip", "/environment")
     assert made.returncode == 0, made.stderr
     [packages] = root.glob("environment/lib/python*/site-packages")

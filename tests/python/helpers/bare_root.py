@@ -94,7 +94,9 @@ def add_python(root: Path) -> None:
     """
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     library = Path(sysconfig.get_path("stdlib"))
-    left_out = shutil.ignore_patterns("site-packages", "dist-packages", "test", "config-*", "_ssl.*", "_hashlib.*", "_tkinter.*")
+    left_out = shutil.ignore_patterns(
+        "site-packages", "dist-packages", "test", "config-*", "_ssl.*", "_hashlib.*", "_tkinter.*"
+    )
     shutil.copytree(library, root / library.relative_to("/"), ignore=left_out, symlinks=True)
     _copy(root, [interpreter])
     (root / PYTHON[1:]).parent.mkdir(parents=True, exist_ok=True)
