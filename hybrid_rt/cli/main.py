@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,12 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given and given[0] in programs.PROGRAMS:
             return programs.hand_over(*given)
         options = _parser().parse_args(given)
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except HybridRTError as error:
         print(f"hybrid-rt: error: {error}", file=sys.stderr)
         if error.code:
             print(f"Run 'hybrid-rt explain {error.code}' for the cause and the solutions.", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILED
+    except OSError as error:
+        # A full disk or a closed pipe behind standard output, which Python would try to write to again at its end.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(
+                f"hybrid-rt: error: hybrid_rt[cli]: files: expected to read and write them, got {error}",
+                file=sys.stderr,
+            )
+        return EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

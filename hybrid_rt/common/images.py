@@ -72,7 +72,7 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
                 pixels = numpy.repeat(grey[:, :, None], 3, axis=2)
             else:
                 pixels = numpy.array(picture.convert("RGB"))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Pillow's readers of formats, and its limit of pixels, raise many kinds
         raise OptionError.make(scope, f"picture {path}", expected="a picture file", got=str(error)) from error
     upright = numpy.flip(pixels.transpose(1, 0, 2) if is_transposed else pixels, flipped)
     return torch.from_numpy(upright.copy()).permute(2, 0, 1).float() / 255

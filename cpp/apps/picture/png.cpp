@@ -11,6 +11,14 @@
 namespace hybrid_rt::apps {
 namespace {
 
+/// Bytes of image data that may stand behind the last row: libpng inflates them all when it has read that row, to a
+/// thousand times as many, in a time that no size in the header bounds.
+constexpr std::size_t kMostBehind = std::size_t{64} << 10;
+
+std::uint32_t big_endian(std::span<const std::uint8_t> bytes) {
+  return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
+}
+
 /// libpng's decoder. Its errors leave by longjmp, so that the functions that call it hold nothing to be destroyed.
 class Decoder {
  public:
@@ -53,8 +61,12 @@ class Decoder {
     png_read_update_info(png_, info_);
     const std::size_t stride = static_cast<std::size_t>(png_get_image_width(png_, info_)) * 3;
     if (png_get_rowbytes(png_, info_) != stride) fail("rows of another size than three bytes per pixel");
+    const std::size_t end = end_of_pixels(), height = png_get_image_height(png_, info_);
     for (int pass = 0; pass < passes; ++pass) {
-      for (png_uint_32 y = 0; y < png_get_image_height(png_, info_); ++y) {
+      for (std::size_t y = 0; y < height; ++y) {
+        // Deflated, rows are at most an eighth longer; in the file they have at most eight bytes per pixel.
+        const std::size_t rows = (pass + 1 < passes ? height : height - y) * (stride / 3 * 8 + 1);
+        if (end > offset_ + rows + rows / 8 + kMostBehind) fail("more image data than its rows have");
         png_read_row(png_, pixels + y * stride, nullptr);
       }
     }
@@ -70,6 +82,19 @@ class Decoder {
     std::longjmp(place_, 1);
   }
 
+  /// Where the last of the chunks with pixels ends, as far as the file goes.
+  std::size_t end_of_pixels() const {
+    constexpr std::size_t kSignature = 8, kOfChunk = 12;  // length, type and checksum
+    std::size_t end = 0;
+    for (std::size_t at = kSignature; at + kOfChunk <= bytes_.size();) {
+      const std::size_t length = big_endian(bytes_.subspan(at));
+      if (length > bytes_.size() - at - kOfChunk) break;
+      if (std::memcmp(bytes_.data() + at + 4, "IDAT", 4) == 0) end = at + kOfChunk + length;
+      at += kOfChunk + length;
+    }
+    return end;
+  }
+
   void give(std::uint8_t* target, std::size_t count) {
     if (count > bytes_.size() - offset_) fail("file ends before its IEND chunk");
     std::memcpy(target, bytes_.data() + offset_, count);
@@ -83,10 +108,6 @@ class Decoder {
   std::jmp_buf place_{};
   char message_[256] = "";
 };
-
-std::uint32_t big_endian(std::span<const std::uint8_t> bytes) {
-  return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
-}
 
 }  // namespace
 

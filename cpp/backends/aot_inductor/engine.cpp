@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 #include <omp.h>
+#include <pthread.h>
 #include <torch/version.h>
 
 #include <algorithm>
@@ -15,12 +16,21 @@
 namespace hybrid_rt::aot_inductor {
 namespace {
 
+/// True in the thread that a forked process begins with. OpenMP still counts on the threads that this one had in the
+/// parent, and would wait for them for ever.
+thread_local bool was_forked = false;
+
+void watch_forks() {
+  [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { was_forked = true; });
+}
+
 /// The compiled loops ask OpenMP how many threads the calling thread may use; so do ATen's and oneDNN's functions that
 /// they call. at::set_num_threads would also change what threads that come later start with.
 class ThreadsGuard {
  public:
   explicit ThreadsGuard(int threads) : before_(at::get_num_threads()) {  // asked first: torch sets up the thread then
-    if (threads != before_) omp_set_num_threads(threads);
+    const int wanted = was_forked ? 1 : threads;
+    if (wanted != before_) omp_set_num_threads(wanted);
   }
   ThreadsGuard(const ThreadsGuard&) = delete;
   ThreadsGuard& operator=(const ThreadsGuard&) = delete;
@@ -82,6 +92,7 @@ AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor&
       device_(options.device),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
       file_(spec.blob("library").sha256, library) {
+  watch_forks();
   make_torch_visible(device_.type());
   runner_ = guarded("artifact", "a library that torch " TORCH_VERSION " opens",
                     "Convert the detector again with the torch that is installed here.", [&] {

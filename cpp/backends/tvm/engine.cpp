@@ -149,9 +149,10 @@ class TvmEngine::Lease {
   explicit Lease(TvmEngine& engine) : engine_(engine) {
     {
       const std::lock_guard lock(engine_.mutex_);
-      if (!engine_.idle_.empty()) {
+      while (!machine_ && !engine_.idle_.empty()) {
         machine_ = std::move(engine_.idle_.back());
         engine_.idle_.pop_back();
+        if (!machine_->thread.is_here()) machine_.reset();  // this process was forked: its thread is the parent's
       }
     }
     if (!machine_) machine_ = engine_.make_machine();

@@ -1,33 +1,53 @@
 #include "worker.h"
 
+#include <unistd.h>
+
 namespace hybrid_rt::tvm {
 
-Worker::Worker() : thread_([this] { loop(); }) {}
+struct Worker::State {
+  std::mutex mutex{};  // guards what follows
+  std::condition_variable changed{};
+  const std::function<void()>* task = nullptr;
+  std::exception_ptr failure{};
+  bool stop = false;
+  std::thread thread{};
+};
+
+Worker::Worker() : process_(getpid()), state_(std::make_unique<State>()) {
+  state_->thread = std::thread([state = state_.get()] { loop(*state); });
+}
 
 Worker::~Worker() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
+  if (!is_here()) {
+    // Nobody ends, and the condition waits for ever for the thread that waits for it.
+    [[maybe_unused]] const State* const left = state_.release();
+    return;
   }
-  changed_.notify_all();
-  thread_.join();
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stop = true;
+  }
+  state_->changed.notify_all();
+  state_->thread.join();
 }
+
+bool Worker::is_here() const { return process_ == getpid(); }
 
 void Worker::run(const std::function<void()>& task) {
-  std::unique_lock lock(mutex_);
-  failure_ = nullptr;
-  task_ = &task;
-  changed_.notify_all();
-  changed_.wait(lock, [this] { return task_ == nullptr; });
-  if (failure_) std::rethrow_exception(failure_);
+  std::unique_lock lock(state_->mutex);
+  state_->failure = nullptr;
+  state_->task = &task;
+  state_->changed.notify_all();
+  state_->changed.wait(lock, [this] { return state_->task == nullptr; });
+  if (state_->failure) std::rethrow_exception(state_->failure);
 }
 
-void Worker::loop() {
-  std::unique_lock lock(mutex_);
+void Worker::loop(State& state) {
+  std::unique_lock lock(state.mutex);
   while (true) {
-    changed_.wait(lock, [this] { return stop_ || task_ != nullptr; });
-    if (stop_) return;
-    const std::function<void()>* task = task_;
+    state.changed.wait(lock, [&state] { return state.stop || state.task != nullptr; });
+    if (state.stop) return;
+    const std::function<void()>* task = state.task;
     lock.unlock();
     std::exception_ptr failure;
     try {
@@ -36,9 +56,9 @@ void Worker::loop() {
       failure = std::current_exception();
     }
     lock.lock();
-    failure_ = failure;
-    task_ = nullptr;
-    changed_.notify_all();
+    state.failure = failure;
+    state.task = nullptr;
+    state.changed.notify_all();
   }
 }
 

@@ -1,8 +1,11 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -16,18 +19,18 @@ class Worker {
   Worker& operator=(const Worker&) = delete;
   ~Worker();
 
-  /// Runs `task` on the thread, waits for it, and throws what it throws.
+  /// Runs `task` on the thread, waits for it, and throws what it throws. Only if is_here().
   void run(const std::function<void()>& task);
 
- private:
-  void loop();
+  /// Returns true if the thread is in this process; a fork has none of its parent's.
+  bool is_here() const;
 
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable changed_;
-  const std::function<void()>* task_ = nullptr;
-  std::exception_ptr failure_;
-  bool stop_ = false;
-  std::thread thread_;
+ private:
+  struct State;
+  static void loop(State& state);
+
+  pid_t process_;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace hybrid_rt::tvm

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "common/digest.h"
@@ -15,6 +16,16 @@ namespace {
 Error malformed(const std::string& subject, const std::string& expected, const std::string& got) {
   return Error(ErrorKind::kBundle, "engine", subject, expected, got,
                "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+}
+
+/// Bytes that a variant's blobs may have beyond those of the table: a piece may stand several times, as tied weights
+/// do, but a small file must not ask for much memory.
+constexpr int64_t kMostRepeated = int64_t{256} << 20;
+
+/// The sum, or the largest number.
+int64_t saturated(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<int64_t>::max() : sum;
 }
 
 }  // namespace
@@ -43,7 +54,10 @@ BlobTable::BlobTable(std::string engine, std::vector<TableEntry> entries, std::s
     : engine_(std::move(engine)), entries_(std::move(entries)), bytes_(entries_.size()), file_(std::move(file)) {}
 
 void BlobTable::check(const std::vector<ArtifactSpec>& specs) const {
+  int64_t most = kMostRepeated;
+  for (const TableEntry& entry : entries_) most = saturated(most, entry.size);
   for (const ArtifactSpec& spec : specs) {
+    int64_t whole = 0;
     for (const BlobSpec& blob : spec.blobs) {
       const std::string subject = "engine '" + engine_ + "', blob '" + blob.name + "' of " + spec.backend;
       int64_t size = 0;
@@ -56,10 +70,14 @@ void BlobTable::check(const std::vector<ArtifactSpec>& specs) const {
           throw malformed(subject, "a piece inside of " + std::to_string(length) + " bytes",
                           std::to_string(piece.size) + " from " + std::to_string(piece.offset) + " on");
         }
-        size += piece.size;
+        size = saturated(size, piece.size);
       }
       if (size != blob.size) {
         throw malformed(subject, std::to_string(blob.size) + " bytes", std::to_string(size));
+      }
+      whole = saturated(whole, size);
+      if (whole > most) {
+        throw malformed(subject, "at most " + std::to_string(most) + " bytes of all blobs", std::to_string(whole));
       }
     }
   }

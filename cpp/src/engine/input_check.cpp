@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "common/dtypes.h"
+#include "common/fork.h"
 #include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
@@ -56,6 +57,7 @@ void check(const std::string& name, const ArtifactSpec& spec, c10::Device device
 std::vector<at::Tensor> run_checked(Engine& engine, const std::string& name, const ArtifactSpec& spec,
                                     c10::Device device, const std::vector<at::Tensor>& inputs) {
   check(name, spec, device, inputs);
+  const EngineCall call;
   const at::NoGradGuard no_grad;
   for (const at::Tensor& input : inputs) {
     if (input.is_contiguous()) continue;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 
+#include "common/fork.h"
 #include "engine/devices.h"
 #include "hybrid_rt/backends.h"
 #include "hybrid_rt/log.h"
@@ -264,6 +265,7 @@ Preference preference_from(const std::string& backends, bool strict, const std::
 
 std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs, const Preference& preference,
                                          const EngineOptions& options, const Machine& machine) {
+  const EngineCall call;
   std::vector<Candidate> candidates = check_all(specs, preference, options, machine);
   select_variant(candidates, preference.order(specs), preference.strict,
                  [&](size_t i) { return candidates[i].check.refusal.empty(); });
@@ -272,6 +274,7 @@ std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs,
 
 ChosenEngine choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
                            const Preference& preference, const EngineOptions& options, const Machine& machine) {
+  const EngineCall call;
   std::vector<Candidate> candidates = check_all(specs, preference, options, machine);
   std::shared_ptr<Engine> engine;
   const auto load = [&](size_t i) {

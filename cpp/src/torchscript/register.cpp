@@ -1,6 +1,5 @@
 #include <torch/library.h>
 
-#include "common/fork.h"
 #include "operators/cuda_operators.h"
 #include "operators/detection_operators.h"
 #include "operators/head_operators.h"
@@ -23,7 +22,6 @@ Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
 
 std::vector<at::Tensor> run_engine(const c10::intrusive_ptr<ScriptEngine>& engine,
                                    const std::vector<at::Tensor>& inputs) {
-  prepare_for_fork();
   return engine->run(inputs);
 }
 

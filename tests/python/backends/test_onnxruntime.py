@@ -335,3 +335,16 @@ def test_a_library_that_is_too_old_is_refused_before_anything_in_it_is_called(tm
         f"ONNX Runtime 1.17.3 is installed ({library}), but 1.18 or newer is needed. "
         "Upgrade it: pip install -U onnxruntime."
     )
+
+
+@pytest.mark.slow
+def test_it_writes_no_identity_into_the_users_home(tmp_path: Path) -> None:
+    """ONNX Runtime does when its environment is made, before it can be told not to send anything."""
+    done = run_python(
+        "import hybrid_rt; print([info.available for info in hybrid_rt.backends() if info.name == 'onnxruntime'])",
+        HOME=str(tmp_path),
+        XDG_CACHE_HOME="",
+    )
+    assert done.stdout.strip() == "[True]", done.stderr
+    written = [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name or "Microsoft" in path.name]
+    assert written == []

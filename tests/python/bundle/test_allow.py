@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import hybrid_rt
+from helpers.bundle_surgery import save_with_backends, small_artifact
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BackendError, OptionError
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
+from hybrid_rt.common.specs import Artifact, blob_from_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 
@@ -24,6 +27,32 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "small.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
     return path
+
+
+LIBRARY = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { fclose(fopen(MARK, "w")); }
+"""
+
+
+def test_a_native_library_runs_at_a_load_that_lets_it_and_never_before(tmp_path: Path) -> None:
+    """The constructors of a library run when it is opened, whatever is wrong with it."""
+    mark, source, library = tmp_path / "it ran", tmp_path / "library.c", tmp_path / "library.so"
+    source.write_text(LIBRARY)
+    subprocess.run(["cc", f'-DMARK="{mark}"', "-shared", "-fPIC", "-o", library, source], check=True)
+    usual = small_artifact()
+    blobs = {"library": blob_from_bytes(library.read_bytes()), "conditions": blob_from_bytes(b"")}
+    native = Artifact(replace(usual.spec, backend="aot_inductor"), blobs)
+    path = save_with_backends(tmp_path / "native.pt", [native, usual])
+
+    hybrid_rt.inspect(path)
+    hybrid_rt.check(path)
+    hybrid_rt.extract(path, tmp_path / "files")
+    hybrid_rt.load(path, backend="torchscript")
+    hybrid_rt.load(path, allow=["torchscript", "openvino"])
+    assert not mark.exists()
+    assert backend_of(hybrid_rt.load(path)) == "torchscript"  # it is no library of AOTInductor's
+    assert mark.exists()
 
 
 def backend_of(module: torch.jit.ScriptModule) -> str:

@@ -339,6 +339,8 @@ SPEC = {
     "versions": {},
     "blobs": [{"name": "module", "pieces": [[0, 0, 3]], "size": 3, "sha256": "00"}],
 }
+# A megabyte that asks for 300.
+REPEATED = {**SPEC, "blobs": [{"name": "module", "pieces": [[0, 0, 1 << 20]] * 300, "size": 300 << 20, "sha256": "00"}]}
 
 
 @pytest.mark.parametrize(
@@ -369,6 +371,11 @@ SPEC = {
             {**FIELDS, "variants": json.dumps([SPEC]).replace("[0, 0, 3]", "[0, 1, 3]"), "table": TABLE},
             [torch.zeros(3, dtype=torch.uint8)],
             "blob 'module' of torchscript: expected a piece inside of 3 bytes, got 3 from 1 on.",
+        ),
+        (
+            {**FIELDS, "variants": json.dumps([REPEATED]), "table": json.dumps([{"size": 1 << 20, "sha256": "00"}])},
+            [torch.zeros(1 << 20, dtype=torch.uint8)],
+            "blob 'module' of torchscript: expected at most 269484032 bytes of all blobs, got 314572800.",
         ),
         (
             {**FIELDS, "variants": json.dumps([SPEC]), "table": TABLE},

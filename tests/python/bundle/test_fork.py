@@ -6,8 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import hybrid_rt
+from helpers.bundle_surgery import save_with_backends
 from helpers.processes import run_while_it_works
+from helpers.small_detectors import small_detector
+from hybrid_rt.backends import registry
+from hybrid_rt.capture.program import capture_alone
 
 PROGRAM = """
 import os, sys
@@ -67,6 +73,79 @@ def test_a_child_is_told_that_openvino_cannot_compile_in_it(demo_bundle: Path) -
     assert said.startswith("BackendError: ")
     assert "expected one that compiles with OpenVINO for the first time, got a fork of process " in said
     assert "Load in the children only, or start them with 'spawn'." in said
+
+
+# A server that loads first (gunicorn --preload), whose workers fork again (multiprocessing), and that runs meanwhile.
+SERVER = """
+import multiprocessing, os, sys, threading, time
+import torch
+import hybrid_rt
+
+path, *backends = sys.argv[1:]
+torch.set_num_threads(2)
+image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+
+def result():
+    with torch.no_grad():
+        return module(image)
+
+def said():
+    try:
+        return "same" if all(torch.allclose(a, b, atol=1e-4) for a, b in zip(result(), expected)) else "other"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        print(work(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+def serve():
+    while not stop.is_set():
+        result()
+
+for backend in backends:
+    print(backend, flush=True)
+    module = hybrid_rt.load(path, backend=backend, threads=2)
+    for _ in range(3):
+        expected = result()
+    for _ in range(4):
+        in_child(said)
+    in_child(lambda: in_child(said) or said())
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print(*[each.get() for each in [pool.apply_async(said) for _ in range(4)]], sep="\\n", flush=True)
+    stop = threading.Event()
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        time.sleep(0.005)
+        in_child(said)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(said(), flush=True)
+"""
+BACKENDS = [info.name for info in hybrid_rt.backends() if info.available]
+
+
+@pytest.fixture(scope="module")
+def every_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small detector with a variant of each backend that runs on this CPU."""
+    program = capture_alone(small_detector(), "backbone", [(torch.rand(1, 3, 256, 256),)])
+    artifacts = [registry.backend(name).compile(program, "fp32") for name in BACKENDS]
+    return save_with_backends(tmp_path_factory.mktemp("fork") / "every.pt", artifacts)
+
+
+@pytest.mark.slow
+def test_children_run_what_a_server_loaded_and_ran(every_engine: Path) -> None:
+    """Checks every engine: forks of a server, forks of its children, and forks while its threads run the engine."""
+    done = run_while_it_works([sys.executable, "-c", SERVER, every_engine, *BACKENDS])
+    assert done.returncode == 0, done.stderr
+    expected = [line for name in BACKENDS for line in (name, *["same"] * 31)]
+    assert done.stdout.splitlines() == expected, done.stdout
 
 
 @pytest.mark.parametrize("program", ["import time; time.sleep(60)", "while True: pass"])

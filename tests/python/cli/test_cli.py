@@ -480,3 +480,14 @@ def test_explain_of_an_unknown_code_names_those_near_it(
     text = error_of(capsys)
     assert f"hybrid_rt[explain]: the code: expected one that ends a refusal's text, got '{code}'. " in text
     assert text.rstrip().endswith(advice)
+
+
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["cache", "list"]) == 1
+    assert "hybrid-rt: error: hybrid_rt[cli]: files: expected to read and write them, got [Errno 28]" in (
+        capsys.readouterr().err
+    )

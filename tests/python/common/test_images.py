@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 import hybrid_rt
 from helpers.small_detectors import small_list_detector
+from hybrid_rt import OptionError
 from hybrid_rt.common.executables import program
 from hybrid_rt.common.images import read_picture
 from models import digits_detector
@@ -197,3 +198,13 @@ def test_exif_data_that_is_odd_is_read_alike(case: str, tmp_path: Path, any_size
         assert np.array_equal(turned, expected)
         assert turned.shape == ((11, 7, 3) if case in ("marked", "right", "two values") else (7, 11, 3))
         assert np.array_equal(turned_by_cpp(any_size, path, "--exif"), turned)
+
+
+@pytest.mark.parametrize("width", [20_000, 2**31 - 1])
+def test_a_header_of_endless_pixels_is_refused(width: int, tmp_path: Path) -> None:
+    """Pillow's own limit is no OSError."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, 20_000, 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "endless.png").write_bytes(data)
+    with pytest.raises(OptionError, match="expected a picture file, got "):
+        read_picture(tmp_path / "endless.png")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from helpers.serving import Server, serving
+from tools.dev.process_work import work_of
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,73 @@ def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Pat
             assert [entry["status"] for entry in running.log if entry.get("event") == "request"] == [503]
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(width: int, height: int, pixels: bytes, *before: bytes) -> bytes:
+    """A grey PNG with this compressed data, and with chunks before it."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def zeros(blocks: int) -> bytes:
+    """16 MiB of zeros, so many times, as deflated data; made without deflating them all."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = deflate.compress(bytes(16 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return b"\x78\xda" + block * blocks + deflate.flush() + b"\0\0\0\0"
+
+
+def progressive_jpeg(side: int, scans: int) -> bytes:
+    """A grey JPEG of that many scans in a few bytes each: every coefficient, bit by bit, and all of them are zero."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+    # One code, '0', for "the next 16384 blocks and so many more are empty", and one for a difference of zero.
+    tables = segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + segment(0xC4, b"\x10\x01" + bytes(15) + b"\xe0")
+    blocks = ((side + 7) // 8) ** 2
+    assert 1 << 14 <= blocks < 1 << 15
+    empty = (blocks - (1 << 14)) << 1 | 1  # the code, 14 bits, and a one to fill up
+    parts = [segment(0xC0 + 2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00"),
+             segment(0xDB, bytes([0]) + bytes([1]) * 64), tables,
+             segment(0xDA, b"\x01\x01\x00\x00\x00\x0d"), bytes(-(-blocks // 8))]  # fmt: skip
+    bands = [(k, high, low) for k in range(1, 64) for high, low in [(0, 13), *((i + 1, i) for i in range(12, -1, -1))]]
+    for k, high, low in bands[: scans - 1]:
+        parts += [segment(0xDA, bytes([1, 1, 0, k, k, high << 4 | low])), struct.pack(">H", empty)]
+    return b"\xff\xd8" + b"".join(parts) + b"\xff\xd9"
+
+
+def cpu_seconds(server: Server) -> float:
+    return work_of(Path(f"/proc/{server.process.pid}/stat"))[0]
+
+
+def test_texts_of_a_picture_are_not_unpacked(server: Server) -> None:
+    """Two gigabytes of them stopped the service for ten seconds."""
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7 << 20), 9))
+    before = cpu_seconds(server)
+    answer = server.detect(png_of(96, 96, zlib.compress(bytes(97 * 96)), *[text] * 300))
+    assert answer.status == 200
+    assert cpu_seconds(server) - before < 2
+
+
+def test_image_data_behind_the_last_row_is_not_unpacked(server: Server) -> None:
+    """Four gigabytes of it, in four megabytes, took a worker five seconds."""
+    before = cpu_seconds(server)
+    answer = server.detect(png_of(96, 96, zeros(256)))
+    assert answer.status == 422
+    assert "more image data than its rows have" in answer.json()["detail"]
+    assert cpu_seconds(server) - before < 2
+
+
+def test_scans_of_a_picture_are_counted(server: Server) -> None:
+    """Each takes as long as the whole picture; 498 of them took a worker four seconds."""
+    for scans, status in ((40, 200), (800, 422)):
+        answer = server.detect(progressive_jpeg(1100, scans))
+        assert answer.status == status, answer.body
+    assert "more than 500 scans" in answer.json()["detail"]
+
+
 def test_no_worker_is_given_up_in_its_time(demo_bundle: Path, demo_picture: Path) -> None:
     for seconds in (0, 60):
         with serving(demo_bundle, stuck_seconds=seconds) as running:
@@ -242,3 +313,12 @@ def test_a_browser_reloads_for_the_services_own_page_alone(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert answer.status == status
+
+
+def test_a_name_that_is_no_utf8_is_written_as_json(demo_bundle: Path, tmp_path: Path) -> None:
+    """The answers of /v1/models and /v1/reload were never sent."""
+    shutil.copy(demo_bundle, tmp_path / "caf\udce9.pt")
+    with serving(tmp_path / "caf\udce9.pt", warm_up="96x96") as served:
+        (model,) = served.request("/v1/models").json()["models"]
+        assert model["name"].startswith("caf")
+        assert served.request("/v1/reload", b"").json() == {"reloaded": [model["name"]]}

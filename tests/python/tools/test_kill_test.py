@@ -14,10 +14,17 @@ from tools.dev import kill_test
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kills") / "bundle.pt"
+    kill_test.made_bundle(path)
+    return path
+
+
 @pytest.fixture
-def trial(demo_bundle: Path, tmp_path: Path) -> kill_test.Trial:
+def trial(bundle: Path, tmp_path: Path) -> kill_test.Trial:
     (tmp_path / "trial").mkdir()
-    return kill_test.Trial(demo_bundle, tmp_path / "trial", tmp_path / "cache")
+    return kill_test.Trial(bundle, tmp_path / "trial", tmp_path / "cache")
 
 
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(trial: kill_test.Trial) -> None:
