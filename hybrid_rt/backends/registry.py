@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def _compilers() -> dict[str, Backend]:
             )
         found[candidate.name] = candidate()
         if candidate.plugin_folder is not None:
-            _native.add_plugin_folder(candidate.plugin_folder)
+            _native.add_plugin_folder(os.fsencode(candidate.plugin_folder))
     return found
 
 

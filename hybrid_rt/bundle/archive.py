@@ -98,7 +98,7 @@ def save(
     keys = signing.signing_keys(sign)
     before = signing.signers_of(place) | (signing.signers_of(source) if source is not None else set())
     archive = jit.to_bytes(module)
-    _native.check_script(archive, str(place))
+    _native.check_script(archive, os.fsencode(place))
     with written_whole(place) as temporary, ThreadPoolExecutor(1) as pool:
         records = pool.submit(_records, archive, manifest)  # hundreds of megabytes: digests while they are written
         temporary.write_bytes(archive)

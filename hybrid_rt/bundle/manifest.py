@@ -75,6 +75,46 @@ class Variant(ArtifactSpec):
 
 
 @dataclass(frozen=True)
+class SizeConditions:
+    """Conditions on the sizes of an engine's tensors beyond their ranges, each for people and in postfix notation.
+
+    Attributes:
+        inputs: those of the inputs, e.g. ``("x.shape[2] % 32 == 0", "0.2: 32 % 0 ==")``.
+        outputs: those of the outputs that a later segment of the engine takes.
+    """
+
+    inputs: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {name: [list(pair) for pair in pairs] for name, pairs in vars(self).items() if pairs}
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An input of the detector that is an image, or a mask with the height and width of the images.
+
+    Attributes:
+        place: the way to it in forward's arguments: positions and keys; None: every entry of a list.
+        layout: letters out of N, C, T, D, H and W.
+        shape: the example's, one size per letter.
+        dtype: the example's.
+        is_mask: whether it is a mask.
+    """
+
+    place: tuple[str | int | None, ...]
+    layout: str
+    shape: tuple[int, ...]
+    dtype: str
+    is_mask: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Marks that are not set are left out."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
+
+
+@dataclass(frozen=True)
 class Swapped:
     """Says that a segment was replaced, and by what: the new module's class, in JSON "class"."""
 
@@ -94,6 +134,7 @@ class Engine:
     variants: tuple[Variant, ...]
     table: tuple[TableEntry, ...]
     swapped: Swapped | None = None
+    conditions: SizeConditions | None = None
     further: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -130,6 +171,8 @@ class Engine:
         }
         if self.swapped is not None:
             values["swapped"] = self.swapped.to_json()
+        if self.conditions is not None:
+            values["conditions"] = self.conditions.to_json()
         return {**self.further, **values}
 
 
@@ -224,6 +267,7 @@ class Manifest:
         versions: of hybrid_rt and torch that made the file.
         detector: what was converted; None if that is not known.
         class_names: the detector's classes by label; None if they are not known.
+        images: the inputs that are images or masks; None in files of a hybrid_rt that did not record them.
         head: what stayed TorchScript; None if that is not known.
         verification: what was compared before saving, as :class:`hybrid_rt.Verification` writes it; None: nothing.
         golden: the golden sample; None in files of a hybrid_rt that had none.
@@ -236,6 +280,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     detector: Detector | None = None
     class_names: tuple[str, ...] | None = None
+    images: tuple[ImageInput, ...] | None = None
     head: Head | None = None
     verification: Mapping[str, Any] | None = None
     golden: Golden | None = None
@@ -256,6 +301,7 @@ class Manifest:
             versions=manifest.texts_by_name("versions", {}),
             detector=manifest.part("detector", lambda detector: Detector(detector.get("class", str))),
             class_names=None if manifest.is_none("class_names") else manifest.texts("class_names"),
+            images=None if manifest.is_none("images") else manifest.objects("images", _image),
             head=manifest.part("head", lambda head: Head(head.texts("operators"))),
             verification=None if manifest.is_none("verification") else manifest.get("verification", dict),
             golden=manifest.part("golden", _golden),
@@ -273,6 +319,7 @@ class Manifest:
             "versions": dict(self.versions),
             "detector": None if self.detector is None else self.detector.to_json(),
             "class_names": None if self.class_names is None else list(self.class_names),
+            "images": None if self.images is None else [image.to_json() for image in self.images],
             "engines": [engine.to_json() for engine in self.engines],
             "head": None if self.head is None else self.head.to_json(),
             "golden": None if self.golden is None else self.golden.to_json(),
@@ -350,6 +397,16 @@ class _Object:
         values = self.get(name, list)
         return tuple(_typed(value, str, f"{self._at(name)}[{i}]") for i, value in enumerate(values))
 
+    def pairs(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Returns pairs of texts; none if the field is missing."""
+        found = []
+        for i, pair in enumerate(self.get(name, list, [])):
+            where = f"{self._at(name)}[{i}]"
+            if len(_typed(pair, list, where)) != 2:
+                raise _refusal(where, "two texts", f"{len(pair)} values")
+            found.append((_typed(pair[0], str, where), _typed(pair[1], str, where)))
+        return tuple(found)
+
     def integers(self, name: str) -> tuple[int, ...]:
         values = self.get(name, list)
         return tuple(_typed(value, int, f"{self._at(name)}[{i}]") for i, value in enumerate(values))
@@ -376,7 +433,27 @@ def _engine(values: _Object) -> Engine:
         variants=values.objects("variants", _variant, least=1),
         table=values.objects("table", _table_entry),
         swapped=values.part("swapped", lambda swapped: Swapped(swapped.get("segment", str), swapped.get("class", str))),
+        conditions=values.part("conditions", _conditions),
         further=values.further(Engine),
+    )
+
+
+def _conditions(values: _Object) -> SizeConditions:
+    return SizeConditions(*(values.pairs(name) for name in ("inputs", "outputs")))
+
+
+def _image(values: _Object) -> ImageInput:
+    place = []
+    for i, step in enumerate(values.get("place", list)):
+        if step is not None and type(step) not in (str, int):
+            raise _refusal(f"{values.where}.place[{i}]", "a text, an integer or null", repr(step)[:80])
+        place.append(step)
+    return ImageInput(
+        tuple(place),
+        values.get("layout", str),
+        values.integers("shape"),
+        values.get("dtype", str),
+        values.get("is_mask", bool, False),
     )
 
 

@@ -13,6 +13,7 @@ from ..common.errors import CaptureError, FusionError, OptionError, SegmentError
 from ..common.image_inputs import ImageInputs
 from ..common.progress import Steps
 from .calibration import record_calibration
+from .detector_errors import NamingTheLine
 from .export_head import ExportedHead
 from .find_images import Images, find_images
 from .observe import Observation, observe
@@ -135,7 +136,8 @@ def _profile(
     state: StateWatch,
 ) -> Profile:
     with steps.step("run the detector on the example"):
-        observation = observe(detector, example)
+        with NamingTheLine(detector, example, "example_inputs"):
+            observation = observe(detector, example)
         images = find_images(detector, example, options.images)
     with steps.step("look for what pays"):
         samples = samples_of(detector, example, images, options.shapes)

@@ -166,6 +166,44 @@ def draws(name: str, given: dict[str, Any]) -> bool:
     return "scaled_dot_product" not in name or float(given.get("dropout_p", 0.0)) > 0
 
 
+class OwnNoise(TorchDispatchMode):
+    """Records what makes a detector's result differ from what it would be in exact arithmetic.
+
+    Attributes:
+        random: the first operator that draws random numbers, with its line; empty if none does.
+        narrow: float16 and bfloat16, if it computes in them, with the first line.
+    """
+
+    def __init__(self) -> None:
+        """Use as a context manager around a run of the detector."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.random = ""
+        self.narrow: dict[torch.dtype, str] = {}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each operator."""
+        schema, kwargs = operator._schema, kwargs or {}
+        if not self.random and torch.Tag.nondeterministic_seeded in operator.tags:
+            given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)}
+            if _draws(schema.name, given | kwargs):
+                self.random = f"{schema.name} ({user_line()})"
+        result = operator(*args, **kwargs)
+        for tensor in tensors_in(result):
+            if tensor.dtype in (torch.float16, torch.bfloat16) and tensor.dtype not in self.narrow:
+                self.narrow[tensor.dtype] = user_line()
+        return result
+
+
+def own_noise(detector: nn.Module, arguments: tuple[Any, ...]) -> OwnNoise:
+    """Runs the detector; returns what was seen."""
+    noise = OwnNoise()
+    with torch.no_grad(), noise:
+        detector(*arguments)
+    return noise
+
+
 def user_line() -> str:
     """Returns the line of the detector's code that the running operator comes from."""
     return line_of(traceback.extract_stack())

@@ -19,6 +19,9 @@ FLOAT_SIZES = "sizes computed from fractions, as floats of 64 bits"
 _SMALL = 2**24
 """Whole numbers that a segment makes of floats, as indices, are taken for small if no recorded one is above it."""
 
+_FIT = torch.iinfo(torch.int32)
+"""What is computed from sizes and constants alone is as large in each call, up to the sizes: it has to fit."""
+
 _BY_INDEX = {
     "aten::embedding",
     "aten::gather",
@@ -68,6 +71,7 @@ class _Watch(TorchDispatchMode):
         self.finding = ""
         self._given = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int64}
         self._made: dict[int, Tensor] = {}
+        self._fitting: dict[int, Tensor] = {}  # those that were looked at: they stay, so that no other one has their id
 
     @property
     def depends_on_values(self) -> bool:
@@ -93,6 +97,9 @@ class _Watch(TorchDispatchMode):
         if any(tensor.dtype == torch.float64 and tensor.dim() for tensor in (*given, *made)):
             self._note(f"{name} in float64")
             return
+        if any(self._is_too_wide(tensor) for tensor in (*given, *made)):
+            self._note(f"{name} with whole numbers in int64 that do not fit into 32 bits")
+            return
         whole = [tensor for tensor in made if tensor.dtype == torch.int64]
         from_input = any(id(tensor) in self._given for tensor in given)
         if any(id(tensor) in self._made for tensor in given) or (whole and _has_floats(given)):
@@ -111,6 +118,19 @@ class _Watch(TorchDispatchMode):
             self._given.update((id(tensor), tensor) for tensor in whole)
         elif not (_is_bounded(name, args) or _is_zero_test(name, args, made)):
             self._note(f"{name} with whole numbers in int64 that come in")
+
+    def _is_too_wide(self, tensor: Tensor) -> bool:
+        """Tells so of each tensor that does not come in: those are compared with 32 bits in each call."""
+        if (
+            tensor.dtype != torch.int64
+            or not tensor.numel()
+            or id(tensor) in self._given
+            or id(tensor) in self._fitting
+        ):
+            return False
+        self._fitting[id(tensor)] = tensor
+        least, most = torch.aminmax(tensor)
+        return int(least) < _FIT.min or int(most) > _FIT.max
 
     def _note(self, what: str) -> None:
         self.finding = f"{what} ({user_line()})"

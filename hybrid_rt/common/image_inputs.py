@@ -45,6 +45,10 @@ class ImageInputs:
         """Returns the layout of the image at a place without :data:`EACH`; None: there is none."""
         return next((layout for pattern, layout in self.layouts.items() if _matches(pattern, place)), None)
 
+    def mask_at(self, place: Place) -> str | None:
+        """Returns the layout of the mask at a place without :data:`EACH`; None: there is none."""
+        return next((layout for pattern, layout in self.masks.items() if _matches(pattern, place)), None)
+
     def of(self, arguments: tuple[Any, ...]) -> list[Tensor]:
         """Returns the images as [C, H, W], batches of them as [N, C, H, W]."""
         return [channels_first(tensor, layout) for _, tensor, layout in self._images(arguments)]
@@ -85,7 +89,7 @@ class ImageInputs:
 
         def changed(place: Place, tensor: Tensor) -> Tensor:
             layout = self.layout_at(place)
-            mask = next((axes for pattern, axes in self.masks.items() if _matches(pattern, place)), None)
+            mask = self.mask_at(place)
             if layout is not None:
                 height, width = target(place, _size_of(tensor, layout))
                 return _in_layout(resized_image(channels_first(tensor, layout), height, width), layout, tensor)

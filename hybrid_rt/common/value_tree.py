@@ -72,6 +72,11 @@ class ValueTree:
         (only,) = types or {"Tensor"}
         return f"Optional[{only}]" if has_none else only
 
+    @property
+    def is_mixed(self) -> bool:
+        """Returns true for a list or dict whose entries are of several types, so that TorchScript calls them Any."""
+        return self.kind in ("list", "dict") and self._entry == "Any"
+
     def paths(self, expression: str) -> Iterator[tuple[str, ValueTree]]:
         """Yields each node, outer ones first, with the TorchScript expression that leads to it from ``expression``."""
         yield expression, self

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import _native
 from ..backends import registry
 from ..backends.selection import Options, Wanted, check_device, engines_for
+from ..capture.detector_errors import NamingTheLine
 from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
 from ..capture.second_size import second_shapes, tiled
@@ -286,7 +287,7 @@ def _program(
         ) from error
     structures = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in named.items()}
     tensors = [tensor for key, structure in structures.items() for tensor in structure.flatten(named[key])]
-    with torch.no_grad():
+    with torch.no_grad(), NamingTheLine(module, arguments, "example", _SCOPE):
         structure_of(module(*arguments), f"segment '{name}', output")
     check_repeatable(module, arguments, _SCOPE)
     alone = Alone(module)

@@ -23,7 +23,7 @@ from ..capture.state import RESET, STATES, reset_before_each_call
 from ..capture.working_copy import own_arguments, working_copy
 from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
-from ..common.errors import CaptureError, OptionError, split_code
+from ..common.errors import CaptureError, HybridRTError, OptionError, split_code
 from ..common.progress import Steps
 from ..common.specs import engine_name
 from ..verification.coco import CocoDataset
@@ -37,6 +37,7 @@ from .assemble.variant_trials import require_running
 from .attempts import Attempt, attempt_cut, attempt_whole, build_hybrid
 from .auto_precision import Candidate, candidates, choose
 from .calibration import calibration_samples, warn_of_few
+from .causes import explained
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
@@ -250,7 +251,10 @@ def convert(
         copied = working_copy(detector)
         if state == RESET:
             reset_before_each_call(copied)
-        return _convert(copied, own_arguments(example), wanted, class_names, Steps(progress))
+        try:
+            return _convert(copied, own_arguments(example), wanted, class_names, Steps(progress))
+        except HybridRTError as error:
+            raise explained(error, copied, own_arguments(example)) from error.__cause__
 
 
 def _convert(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..bundle import archive
-from ..bundle.manifest import Detector, Golden, Head, Manifest, Member
+from ..bundle.manifest import Detector, Golden, Head, ImageInput, Manifest, Member, SizeConditions
 from ..bundle.manifest import Engine as StoredEngine
 from ..capture.profile import Profile
+from ..capture.program import Program
+from ..common.image_inputs import EACH, Place, general_place
 from ..common.progress import Steps
+from ..common.tensor_tree import places_of
 from ..common.version import __version__
 from ..verification import golden
 from .assemble.builds import EngineBuild
@@ -101,13 +106,47 @@ def _manifest(
         versions={"hybrid_rt": __version__, "torch": torch.__version__},
         detector=Detector(f"{detector.__module__}.{detector.__qualname__}"),
         class_names=tuple(class_names) or None,
+        images=_images(profile),
         head=Head(tuple(hybrid.operators)),
         verification=checks.verification.to_json() if checks.verification else None,
         golden=golden_sample,
     )
 
 
+def _images(profile: Profile) -> tuple[ImageInput, ...]:
+    """Returns the inputs that are images or masks, for programs that run the bundle at other sizes."""
+    found: dict[Place, ImageInput] = {}
+    for place, leaf in places_of(profile.example):
+        layout, mask = profile.images.layout_at(place), profile.images.mask_at(place)
+        if isinstance(leaf, Tensor) and (layout or mask):
+            general = general_place(profile.example, place)
+            found.setdefault(
+                general,
+                ImageInput(
+                    tuple(None if step is EACH else step for step in general),
+                    layout or mask or "",
+                    tuple(leaf.shape),
+                    str(leaf.dtype).removeprefix("torch."),
+                    is_mask=not layout,
+                ),
+            )
+    return tuple(found.values())
+
+
 def _stored(build: EngineBuild) -> StoredEngine:
-    return build.packed.engine(
-        [Member(member.name, member.first, member.output.count) for member in build.program.members]
-    )
+    members = [Member(member.name, member.first, member.output.count) for member in build.program.members]
+    return replace(build.packed.engine(members), conditions=_conditions(build.program))
+
+
+def _conditions(program: Program) -> SizeConditions | None:
+    """Returns the conditions on sizes; those of a later segment name the outputs that it takes."""
+    of_inputs: list[tuple[str, str]] = []
+    of_outputs: list[tuple[str, str]] = []
+    for member in program.members:
+        for text, words in program.conditions(member):
+            if member.sources:
+                moved = re.sub(r"\b(\d+)\.(?=\d+:)", lambda found, at=member.sources: f"{at[int(found[1])]}.", words)
+                of_outputs.append((text, moved))
+            else:
+                of_inputs.append((text, words))
+    return SizeConditions(tuple(of_inputs), tuple(of_outputs)) if of_inputs or of_outputs else None

@@ -171,8 +171,8 @@ def _pack(value: Any, data: bytearray) -> dict[str, Any]:
     def container(node: Node, children: list[dict[str, Any]]) -> dict[str, Any]:
         if node.kind != "dict":
             return {"kind": node.kind, "items": children}
-        if not all(isinstance(key, str) for key in node.keys):
-            raise _NotStorable("a dict with other keys than texts")
+        if not all(type(key) in (str, int) for key in node.keys) or len(set(map(str, node.keys))) < len(node.keys):
+            raise _NotStorable("a dict with other keys than texts or integers")
         return {"kind": "dict", "keys": list(node.keys), "items": children}
 
     return fold(value, lambda leaf: _pack_leaf(leaf, data), container)

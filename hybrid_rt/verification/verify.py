@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _native
 from ..bundle import archive
+from ..capture.detector_errors import NamingTheLine
 from ..common.errors import VerificationError
 from ..common.tensor_tree import map_places, map_tensors, plain
 from ..common.value_tree import opened
@@ -245,7 +246,8 @@ def compare_modules(
     with torch.no_grad():
         for i, arguments in enumerate(inputs):
             # Copies, as either may change its inputs.
-            expected = known[i] if i < len(known) else detector(*map_tensors(arguments, Tensor.clone))
+            with NamingTheLine(detector, arguments, f"input {i}"):
+                expected = known[i] if i < len(known) else detector(*map_tensors(arguments, Tensor.clone))
             found = hybrid(*map_tensors(arguments, Tensor.clone))
             where = f"input {i}"
             wanted = comparable(expected)

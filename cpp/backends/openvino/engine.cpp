@@ -54,6 +54,18 @@ Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
   return Handle<ov_tensor_t>(handle);
 }
 
+/// OpenVINO's CPU plug-in keeps whole numbers in 32 bits, and wraps larger ones without a word.
+void require_32_bits(const at::Tensor& tensor, size_t index) {
+  if (tensor.scalar_type() != c10::ScalarType::Long) return;
+  const int64_t* const begin = tensor.const_data_ptr<int64_t>();
+  const int64_t* const end = begin + tensor.numel();
+  const auto large = std::find_if(begin, end, [](int64_t value) { return value != static_cast<int32_t>(value); });
+  if (large == end) return;
+  throw Error(ErrorKind::kInput, "openvino", "input " + std::to_string(index),
+              "whole numbers that fit into 32 bits, in which OpenVINO computes", std::to_string(*large),
+              "Pass smaller numbers, or run a variant with 64-bit arithmetic: backend='torchscript'.");
+}
+
 /// Weights of more than this are held once for all calls, see models_for.
 constexpr size_t kMaxCopied = size_t{64} << 20;
 
@@ -263,6 +275,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
 void OpenVinoEngine::set_inputs(ov_infer_request_t* request, at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
   for (size_t i = 0; i < inputs.size(); ++i) {
+    require_32_bits(inputs[i], i);
     const Handle<ov_tensor_t> tensor = wrap(inputs[i]);
     library.require(library.functions().ov_infer_request_set_input_tensor_by_index(request, i, tensor.get()),
                     "input " + std::to_string(i));

@@ -1,33 +1,55 @@
 #include "hybrid_rt/opened_engine.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "bundle/archive.h"
 #include "bundle/blob_table.h"
+#include "bundle/recorded_inputs.h"
 #include "bundle/signing.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/input_check.h"
 #include "engine/variants.h"
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/conditions.h"
 
 namespace hybrid_rt {
 namespace {
 
+at::Tensor as_bytes(const std::string& text) {
+  at::Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::TensorOptions(at::kByte));
+  std::copy(text.begin(), text.end(), bytes.mutable_data_ptr<uint8_t>());
+  return bytes;
+}
+
+/// Returns whether there is a size for each that conditions may ask for.
+bool have_dimensions(at::ArrayRef<at::Tensor> tensors, const std::vector<TensorSpec>& specs) {
+  return std::equal(tensors.begin(), tensors.end(), specs.begin(), specs.end(),
+                    [](const auto& tensor, const auto& spec) {
+                      return tensor.defined() && tensor.dim() == static_cast<int64_t>(spec.min.size());
+                    });
+}
+
 class EngineOfFile : public OpenedEngine {
  public:
-  EngineOfFile(const StoredEngine& stored, ChosenEngine chosen, c10::Device device)
+  EngineOfFile(const StoredEngine& stored, const SizeConditions& conditions, ChosenEngine chosen, c10::Device device)
       : name_(stored.name()),
         segments_(stored.segments()),
         spec_(stored.variants[chosen.index]),
+        of_inputs_(spec_.backend, as_bytes(conditions.inputs), spec_.inputs),
+        of_outputs_(spec_.backend, as_bytes(conditions.outputs), spec_.outputs),
         chosen_(std::move(chosen)),
         device_(device) {}
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
-    return run_checked(*chosen_.engine, name_, spec_, device_, inputs.vec());
+    if (have_dimensions(inputs, spec_.inputs)) of_inputs_.check(inputs);  // others are refused below
+    std::vector<at::Tensor> outputs = run_checked(*chosen_.engine, name_, spec_, device_, inputs.vec());
+    if (have_dimensions(outputs, spec_.outputs)) of_outputs_.check(outputs);
+    return outputs;
   }
 
   std::string description() const override { return chosen_.engine->description(); }
@@ -40,6 +62,8 @@ class EngineOfFile : public OpenedEngine {
   std::string name_;
   std::vector<std::string> segments_;
   ArtifactSpec spec_;
+  Conditions of_inputs_;
+  Conditions of_outputs_;
   ChosenEngine chosen_;
   c10::Device device_;
 };
@@ -73,6 +97,8 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   const auto file = std::make_shared<Archive>(path);
   check_trust(*file, options);
   const StoredEngine& stored = named(*file, name);
+  const auto place = static_cast<size_t>(&stored - file->manifest().engines.data());
+  const SizeConditions conditions = size_conditions(file->manifest_text(), place, path);
   const BlobTable table(stored.name(), stored.table, file);
   table.check(stored.variants);
   EngineOptions set_up = engine_options(options);
@@ -80,7 +106,7 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   ChosenEngine chosen =
       choose_engine(stored.name(), stored.variants, table,
                     preference_from(options.backend, options.strict, options.allow), set_up, Machine::here());
-  return std::make_shared<EngineOfFile>(stored, std::move(chosen), options.device);
+  return std::make_shared<EngineOfFile>(stored, conditions, std::move(chosen), options.device);
 }
 
 }  // namespace hybrid_rt

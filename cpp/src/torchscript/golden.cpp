@@ -52,7 +52,9 @@ TreeNode<const json*> node_of(const json* tree) {
   for (const json& item : items) node.children.push_back(&item);
   if (kind == "dict") {
     node.kind = TreeKind::kDict;
-    node.keys = tree->at("keys").get<std::vector<std::string>>();
+    for (const json& key : tree->at("keys")) {
+      node.keys.push_back(key.is_string() ? key.get<std::string>() : std::to_string(key.get<int64_t>()));
+    }
     if (node.keys.size() != items.size()) throw Malformed("a dict with other keys than values");
   } else if (kind == "list" || kind == "tuple") {
     node.kind = kind == "list" ? TreeKind::kList : TreeKind::kTuple;

@@ -1,17 +1,33 @@
 #pragma once
 
+#include <ATen/core/function_schema.h>
 #include <ATen/core/ivalue.h>
 
-#include "torchscript/value_tree.h"
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "bundle/recorded_inputs.h"
 
 namespace hybrid_rt {
 
-/// Returns whether a tensor is an image [C, H, W] or a batch of images [N, C, H, W]: floats or uint8.
-bool is_image(const at::Tensor& tensor);
+/// (height, width)
+using ImageSize = std::pair<int64_t, int64_t>;
 
-/// Returns an argument of forward with its images changed. Images are the argument itself, or make up a list or tuple
-/// of nothing but [C, H, W]; whatever else an argument holds stays. Python knows more than the shapes: it finds out
-/// what is an image when it converts (hybrid_rt/capture/find_images.py).
-c10::IValue map_images(const c10::IValue& argument, const TensorChange& change);
+/// Returns forward's arguments with their images at another size, and the masks that have the images' size with them.
+/// An image in another argument than the first one's keeps its proportion to that one, as in
+/// hybrid_rt/common/image_inputs.py.
+std::vector<c10::IValue> resize_images(const std::vector<c10::IValue>& arguments, const std::vector<ImageInput>& images,
+                                       const ImageSize& size);
+
+/// Returns black images of the recorded shapes as arguments of forward; nullopt if it needs anything else.
+/// \param schema  forward's arguments, of which the first one is self
+std::optional<std::vector<c10::IValue>> black_images(const std::vector<c10::Argument>& schema,
+                                                     const std::vector<ImageInput>& images, c10::Device device);
+
+/// Returns which arguments are images by their shapes alone, for a file whose manifest does not record it: floats or
+/// uint8 [C, H, W] or [N, C, H, W] that are an argument themselves, or make up a list or tuple of nothing but [C, H,
+/// W].
+std::vector<ImageInput> guessed_images(const std::vector<c10::IValue>& arguments);
 
 }  // namespace hybrid_rt

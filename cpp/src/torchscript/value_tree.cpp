@@ -4,17 +4,27 @@
 #include <ATen/core/List.h>
 #include <ATen/core/jit_type.h>
 
+#include <cstdint>
+
 namespace hybrid_rt {
 
 std::vector<c10::IValue> elements_of(const c10::IValue& value) {
   return value.isList() ? value.toListRef().vec() : value.toTupleRef().elements().vec();
 }
 
+namespace {
+
+/// A dict's key as part of a path.
+std::string key_text(const c10::IValue& key) {
+  return key.isString() ? key.toStringRef() : key.isInt() ? std::to_string(key.toInt()) : "?";
+}
+
+}  // namespace
+
 void visit_leaves(const c10::IValue& value, const std::string& path, const LeafVisitor& visit) {
   if (value.isGenericDict() && value.toGenericDict().size() > 0) {
     for (const auto& entry : value.toGenericDict()) {
-      const std::string key = entry.key().isString() ? entry.key().toStringRef() : "?";
-      visit_leaves(entry.value(), path + "." + key, visit);
+      visit_leaves(entry.value(), path + "." + key_text(entry.key()), visit);
     }
   } else if ((value.isList() || value.isTuple()) && !elements_of(value).empty()) {
     size_t i = 0;
@@ -102,8 +112,12 @@ c10::IValue assemble(TreeKind kind, const std::vector<std::string>& keys, std::v
   if (kind == TreeKind::kDict) {
     const bool is_dict = type && type->kind() == c10::TypeKind::DictType;
     const c10::TypePtr inner = is_dict ? type->expectRef<c10::DictType>().getValueType() : c10::AnyType::get();
-    c10::impl::GenericDict dict(c10::StringType::get(), inner);
-    for (size_t i = 0; i < children.size(); ++i) dict.insert(keys.at(i), std::move(children[i]));
+    const bool has_numbers = is_dict && type->expectRef<c10::DictType>().getKeyType()->kind() == c10::TypeKind::IntType;
+    c10::impl::GenericDict dict(has_numbers ? c10::TypePtr(c10::IntType::get()) : c10::StringType::get(), inner);
+    for (size_t i = 0; i < children.size(); ++i) {
+      const c10::IValue key = has_numbers ? c10::IValue(int64_t{std::stoll(keys.at(i))}) : c10::IValue(keys.at(i));
+      dict.insert(key, std::move(children[i]));
+    }
     return dict;
   }
   const c10::TypePtr inner = is_list ? type->expectRef<c10::ListType>().getElementType() : c10::AnyType::get();

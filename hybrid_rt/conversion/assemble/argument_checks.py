@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 from ...common.value_tree import ValueTree, literal
 
 
-def argument_checks(arguments: Mapping[str, ValueTree]) -> Iterator[str]:
-    """Yields statements that refuse other lengths and plain values than the example's."""
+def argument_checks(arguments: Mapping[str, ValueTree]) -> tuple[list[str], list[str]]:
+    """Returns what a head does first, and where its tensors are then.
+
+    Args:
+        arguments: by the names of the parameters.
+
+    Returns:
+        Statements that refuse other lengths and plain values than the example's; an expression per tensor, in order.
+    """
+    code = _Code()
     for name, tree in arguments.items():
-        for path, node in tree.paths(name):
-            text = f"hybrid_rt[head]: {path}: expected "
-            if node.kind in ("list", "dict"):
-                count = len(node.children)
-                yield f"assert len({path}) == {count}, {f'{text}{count} entries, got '!r} + str(len({path})) + '.'"
-            elif node.kind == "constant" and node.constant is None:
-                yield f"assert {path} is None, {f'{text}None, as in the example, got a value.'!r}"
-            elif node.kind == "constant":
-                value = literal(node.constant)
-                yield f"assert {path} == {value}, {f'{text}{value}, as in the example, got '!r} + str({path}) + '.'"
+        code.visit(name, name, tree)
+    return code.statements, code.tensors
+
+
+class _Code:
+    """Statements and expressions, as they are written."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.tensors: list[str] = []
+        self._entries = 0
+
+    def visit(self, expression: str, path: str, tree: ValueTree) -> None:
+        """Adds one value; ``path``: the way to it, for people."""
+        told = f"hybrid_rt[head]: {path}: expected "
+        if tree.kind == "tensor":
+            self.tensors.append(expression)
+        elif tree.kind == "constant" and tree.constant is None:
+            self._require(f"{expression} is None", repr(f"{told}None, as in the example, got a value."))
+        elif tree.kind == "constant":
+            value = literal(tree.constant)
+            got = f"{f'{told}{value}, as in the example, got '!r} + str({expression}) + '.'"
+            self._require(f"{expression} == {value}", got)
+        if tree.kind in ("list", "dict"):
+            count = len(tree.children)
+            got = f"{f'{told}{count} entries, got '!r} + str(len({expression})) + '.'"
+            self._require(f"len({expression}) == {count}", got)
+        keys: Sequence[str | int] = tree.keys if tree.kind == "dict" else range(len(tree.children))
+        for key, child in zip(keys, tree.children, strict=True):
+            entry, way = f"{expression}[{key!r}]", f"{path}[{key!r}]"
+            self.visit(self._typed(entry, way, child) if tree.is_mixed else entry, way, child)
+
+    def _typed(self, expression: str, path: str, tree: ValueTree) -> str:
+        """Gives an entry of a container of several types a name of its own type; returns that name."""
+        name = f"entry_{self._entries}_"
+        self._entries += 1
+        self.statements.append(f"{name} = {expression}")
+        if tree.kind != "constant" or tree.constant is not None:
+            text = f"hybrid_rt[head]: {path}: expected {tree.annotation}, as in the example, got another type."
+            self._require(f"isinstance({name}, {tree.annotation})", repr(text))
+        return name
+
+    def _require(self, condition: str, text: str) -> None:
+        self.statements.append(f"assert {condition}, {text}")

@@ -64,12 +64,15 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
         SEGMENT: lambda arguments: calls[arguments[1]](arguments[0]),
         BATCHED_NMS: lambda arguments: f"batched_nms({', '.join(arguments)})",
     }
-    parameters = [
-        path for name, tree in head.arguments.items() for path, node in tree.paths(name) if node.kind == "tensor"
-    ]
+    checked, parameters = argument_checks(head.arguments)
     tensors = [f"input_{i}_" for i in range(len(parameters))]
     code = ExportedCode(head.program, tensors, stand_ins)
-    lines = [*_checks(head, parameters), *map("{} = {}.contiguous()".format, tensors, parameters), *code.lines]
+    lines = [
+        *checked,
+        *_checks(head, parameters),
+        *map("{} = {}.contiguous()".format, tensors, parameters),
+        *code.lines,
+    ]
     source = _TEMPLATE.format(
         parameters=", ".join(f"{name}: {tree.annotation}" for name, tree in head.arguments.items()),
         returned=head.result.annotation,
@@ -118,8 +121,7 @@ def _engine_call(index: int, program: Program, member: Member, inputs: str) -> s
 
 
 def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
-    """Yields statements that refuse what the program was not made for."""
-    yield from argument_checks(head.arguments)
+    """Yields statements that refuse tensors that the program was not made for."""
     for tensor, spec in zip(tensors, head.specs, strict=True):
         text = f"hybrid_rt[head]: {spec.name}: expected dtype {spec.dtype}, got another one."
         yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"

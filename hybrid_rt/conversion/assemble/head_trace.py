@@ -34,8 +34,8 @@ def recorded_head(detector: nn.Module, example: tuple[Any, ...]) -> torch.jit.Sc
     results: list[ValueTree] = []
     recorded = jit.trace_head(FlatDetector(detector, list(arguments.values()), results).eval(), tuple(tensors))
     result = results[-1]
-    paths = [path for name, tree in arguments.items() for path, node in tree.paths(name) if node.kind == "tensor"]
-    lines = [*argument_checks(arguments), f"found = self.recorded({', '.join(paths)})"]
+    checks, paths = argument_checks(arguments)
+    lines = [*checks, f"found = self.recorded({', '.join(paths)})"]
     source = _TEMPLATE.format(
         parameters=", ".join(f"{name}: {tree.annotation}" for name, tree in arguments.items()),
         returned=result.annotation,

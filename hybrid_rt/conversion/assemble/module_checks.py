@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ...capture.side_effects import find_side_effects
 from ...common.errors import CaptureError, OptionError
@@ -21,8 +22,8 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
         subject: the argument's name.
 
     Raises:
-        OptionError: no module in Python code, in training mode, with weights elsewhere than on the CPU, or with a part
-            that is compiled already.
+        OptionError: no module in Python code, in training mode, with weights elsewhere than on the CPU or without
+            values, or with a part that is compiled already.
     """
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise OptionError.make(
@@ -43,6 +44,16 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             remedy=f"Call {subject}.eval() first.",
             code="detector-not-ready",
         )
+    empty = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if is_lazy(tensor)]
+    if empty:
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="weights with values",
+            got=f"lazy ones, whose sizes no call has decided yet: {', '.join(empty[:3])}",
+            remedy=f"Run {subject}(...) once, then load its weights.",
+            code="detector-not-ready",
+        )
     elsewhere = {str(tensor.device) for tensor in [*module.parameters(), *module.buffers()]} - {"cpu"}
     if elsewhere:
         raise OptionError.make(
@@ -50,7 +61,10 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             subject,
             expected="all weights on the cpu",
             got=f"weights on {', '.join(sorted(elsewhere))}",
-            remedy=f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
+            remedy="On 'meta' they have no values: build it on the CPU, or call to_empty(device='cpu') and load its "
+            "state_dict."
+            if "meta" in elsewhere
+            else f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
             code="detector-not-ready",
         )
     compiled = [name or subject for name, child in module.named_modules() if isinstance(child, EngineModule)]

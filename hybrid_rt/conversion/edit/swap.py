@@ -264,12 +264,16 @@ def _manifest(
     verification: Verification | None,
 ) -> Manifest:
     """Builds the new bundle's manifest; the old one's statements about detections no longer apply."""
-    swapped = packed.engine(saved.members, Swapped(saved.members[0].name, _class_of(module)))
+    swapped = replace(
+        packed.engine(saved.members, Swapped(saved.members[0].name, _class_of(module))),
+        conditions=saved.stored.conditions,  # the head goes on asking for them
+    )
     return Manifest(
         engines=manifest.with_engine(swapped).engines,
         versions={"hybrid_rt": __version__, "torch": torch.__version__},
         detector=manifest.detector,
         class_names=manifest.class_names,
+        images=manifest.images,
         head=manifest.head,
         verification=verification.to_json() if verification else None,
         golden=Golden(absent="the backbone was swapped, so that other boxes are found"),

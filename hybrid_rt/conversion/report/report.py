@@ -35,7 +35,7 @@ class ConversionReport(ReportData):
         target = report_path(path)
         text = report_html(self) if target.suffix == ".html" else json.dumps(self.to_json(), indent=1, allow_nan=False)
         with written_whole(target) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # paths may be any bytes
 
 
 def report_path(path: str | os.PathLike[str]) -> Path:

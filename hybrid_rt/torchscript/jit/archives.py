@@ -23,7 +23,17 @@ def open_archive(source: Path | io.BytesIO) -> torch.jit.ScriptModule:
         RuntimeError: torch can't read it.
     """
     with quiet():
+        if isinstance(source, Path) and not _is_text(source):
+            source = io.BytesIO(source.read_bytes())  # torch takes only names that are UTF-8
         return torch.jit.load(source, map_location="cpu")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def reopened(

@@ -93,6 +93,8 @@ JSON_NAMES = {"class_name": "class"}
         (format_2.TableEntry, SCHEMA["$defs"]["table_entry"]),
         (format_2.Record, SCHEMA["$defs"]["record"]),
         (format_2.Swapped, SCHEMA["$defs"]["swapped"]),
+        (format_2.SizeConditions, SCHEMA["$defs"]["conditions"]),
+        (format_2.ImageInput, SCHEMA["$defs"]["image"]),
         (format_2.Detector, SCHEMA["$defs"]["detector"]),
         (format_2.Head, SCHEMA["$defs"]["head"]),
         (hybrid_rt.common.specs.TensorSpec, SCHEMA["$defs"]["tensor"]),
@@ -115,6 +117,11 @@ def test_the_golden_sample_is_there_or_the_reason_is() -> None:
 def test_a_manifest_survives_reading_and_writing(values: dict[str, Any]) -> None:
     values["class_names"] = ["background", "cat"]
     values["engines"][0]["swapped"] = {"segment": "backbone", "class": "models.Other"}
+    values["engines"][0]["conditions"] = {"inputs": [["x.shape[2] % 32 == 0", "0.2: 32 % 0 =="]]}
+    values["images"].append(
+        {"place": [1, None, "m"], "layout": "HW", "shape": [8, 9], "dtype": "bool", "is_mask": True}
+    )
+    assert errors_of(values) == []
     manifest = Manifest.from_json(values)
     assert manifest.class_names == ("background", "cat")
     assert json.loads(json.dumps(manifest.to_json())) == values
@@ -125,6 +132,7 @@ def test_what_is_not_known_is_left_out(values: dict[str, Any]) -> None:
     least = {name: values[name] for name in ("format_version", "engines", "records")}
     manifest = Manifest.from_json(least)
     assert (manifest.detector, manifest.class_names, manifest.head, manifest.golden) == (None, None, None, None)
+    assert manifest.images is None
     assert json.loads(json.dumps(manifest.to_json())) == {**least, "versions": {}, "verification": None}
 
 
@@ -195,6 +203,12 @@ VARIANT = ("engines", 0, "variants", 0)
         (put({"absent": 5}, "golden"), "manifest, golden.absent: expected a text, got 5."),
         (put({}, "golden"), "manifest, golden: expected a field 'record', got none."),
         (put({}, "detector"), "manifest, detector: expected a field 'class', got none."),
+        (put([0.5], "images", 0, "place"), "images[0].place[0]: expected a text, an integer or null, got 0.5."),
+        (drop("images", 0, "layout"), "manifest, images[0]: expected a field 'layout', got none."),
+        (
+            put({"inputs": [["x"]]}, "engines", 0, "conditions"),
+            "conditions.inputs[0]: expected two texts, got 1 values.",
+        ),
     ],
 )
 def test_a_field_that_is_missing_or_of_another_type_is_named(
@@ -211,3 +225,8 @@ def test_the_typed_manifest_of_a_file(path: Path) -> None:
     manifest = read_manifest(path)
     assert manifest == Manifest.from_json(hybrid_rt.inspect(path))
     assert [variant.label for variant in manifest.engines[0].variants] == ["openvino:fp32", "torchscript:fp32"]
+
+
+def test_images_and_masks_are_recorded(values: dict[str, Any]) -> None:
+    shape = list(small_picture().shape)
+    assert values["images"] == [{"place": [0], "layout": "NCHW", "shape": shape, "dtype": "float32"}]

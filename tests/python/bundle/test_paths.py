@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.common.atomic_files import check_writable, written_whole
 from hybrid_rt.common.executables import program
 from hybrid_rt.verification import golden
@@ -34,6 +35,22 @@ def test_a_bundle_is_read_under_any_name(
     done = subprocess.run([*command, b"--output", annotated], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert os.path.exists(annotated)
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("paths") / "small.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_bundle_is_written_under_any_name(name: bytes, tmp_path: Path, small_bundle: Path) -> None:
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    hybrid_rt.remove_variant(small_bundle, "openvino", path)
+    assert [len(engine["variants"]) for engine in hybrid_rt.inspect(path)["engines"]] == [1]
+    hybrid_rt.add_variant(path, "torchscript:bf16")  # which reads what stands there
+    assert [len(engine["variants"]) for engine in hybrid_rt.inspect(path)["engines"]] == [2]
 
 
 def test_an_error_names_a_file_of_any_bytes(tmp_path: Path) -> None:

@@ -116,6 +116,42 @@ def test_the_head_checks_what_the_segment_takes_for_granted(head: str, tmp_path:
         hybrid(torch.rand(1, 3, 16, 64))
 
 
+class TwoSegments(nn.Module):
+    """Two segments, of which the second one asks something of sizes; they share an engine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 3, 3, padding=1)
+        self.backbone = Segment(not_too_long)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(self.stem(x))
+
+
+@pytest.mark.parametrize(
+    ("detector", "names", "where"),
+    [(Detector(not_too_long), ["backbone"], "inputs"), (TwoSegments(), ["stem", "backbone"], "outputs")],
+    ids=["alone", "behind another one"],
+)
+def test_an_engine_without_the_head_checks_it_too(
+    detector: nn.Module, names: list[str], where: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    options: dict[str, Any] = {"engine": "torchscript", "shapes": RANGES, "measure": False}
+    hybrid_rt.convert(detector.eval(), (torch.rand(1, 3, 32, 48),), path, segments=names, **options)
+    (stored,) = hybrid_rt.inspect(path)["engines"]
+    assert any("2 * " in text for text, _ in stored["conditions"][where])
+    engine = hybrid_rt.open_engine(path, "backbone")
+    image = torch.rand(1, 3, 61, 31)
+    torch.testing.assert_close(engine(image)[-1], detector(image), rtol=1e-3, atol=1e-3)
+    told = r"expected .*shape\[3\] <= 2 \* .*shape\[2\], got \[1, 3, 16, 64\]"
+    with pytest.raises(hybrid_rt.InputError, match=told):
+        engine(torch.rand(1, 3, 16, 64))
+    with pytest.raises(hybrid_rt.InputError, match="expected 4 dimensions"):
+        engine(torch.rand(3, 16, 64))
+
+
 def test_a_recording_that_holds_is_kept() -> None:
     program = right_at_sizes(program_of(lambda x: x.relu(), (32, 48), (48, 40)), Effort())
     assert not program.by_export

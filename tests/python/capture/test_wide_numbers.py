@@ -16,6 +16,7 @@ from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.capture.wide_numbers import wide_numbers
 
 FEATURES = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+HASHES = torch.tensor([2**45 + 7, 3, -(2**50)])
 WHOLE = torch.arange(12).reshape(2, 6) % 5
 
 
@@ -45,6 +46,10 @@ def program_of(function: Callable[..., Any], x: Tensor = FEATURES, whole: Tensor
         lambda x, n: (x * 3e7).long() + 1,
         lambda x, n: x.double(),
         lambda x, n: (x.double() * 2).float(),
+        lambda x, n: (x, torch.arange(6) * 2**32),
+        lambda x, n: (x, (torch.arange(6) - 2**40).abs()),
+        lambda x, n: (x, HASHES + 1),
+        lambda x, n: x.masked_fill(torch.arange(6) < torch.full((6,), 2**62), 0.0),
     ],
 )
 def test_wide_numbers_are_found(function: Callable[..., Any]) -> None:
@@ -64,6 +69,8 @@ def test_wide_numbers_are_found(function: Callable[..., Any]) -> None:
         lambda x, n: x.argsort(1) + 1,
         lambda x, n: x[:, (x[0] * 5).long()],
         lambda x, n: x * 2.5,
+        lambda x, n: x + (torch.arange(6) - 2**31 + 6).abs(),
+        lambda x, n: x[:, : 2**62],
     ],
 )
 def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
@@ -86,3 +93,16 @@ def test_an_engine_with_64_bits_takes_them() -> None:
     compiled = hybrid_rt.compile_segment(module, (FEATURES, WHOLE), engine="torchscript")
     large = WHOLE + 2**40
     assert torch.equal(compiled(FEATURES, large)[1], large - 3)
+
+
+@pytest.mark.parametrize("large", [2**31, -(2**31) - 1, 2**32, 2**40 + 3])
+def test_large_numbers_that_come_in_at_a_call_are_refused(large: int) -> None:
+    """A mask of 0 and 1 is an input of many segments; 2**32 would be a 0 in 32 bits."""
+    module = Calls(lambda x, n: x.masked_fill(n.bool(), 0.0)).eval()
+    compiled = hybrid_rt.compile_segment(
+        module, (FEATURES, WHOLE), engine="openvino", fallback=False, strict=True, verify=False
+    )
+    assert torch.equal(compiled(FEATURES, WHOLE), module(FEATURES, WHOLE))
+    assert torch.equal(compiled(FEATURES, WHOLE + 2**31 - 9), module(FEATURES, WHOLE + 2**31 - 9))
+    with pytest.raises(RuntimeError, match=rf"input 1: expected whole numbers that fit into 32 bits.*got {large}"):
+        compiled(FEATURES, WHOLE * 0 + large)

@@ -120,7 +120,7 @@ def test_inputs_of_each_kind_at_other_sizes(name: str, head: str, tmp_path: Path
     kind, arguments = CASES[name]
     detector, path = made(kind), tmp_path / "a.pt"
     hybrid_rt.convert(detector, arguments(1, 64, 64, 5), path, head=head, shapes={**RANGES, "batch": (1, 2)}, **QUICK)
-    hybrid = hybrid_rt.load(path)
+    hybrid = hybrid_rt.load(path, warm_up=[(48, 80)])  # of the images alone, and in proportion to the first one
     for count, height, width, texts in ((1, 64, 64, 5), (1, 48, 80, 9), (2, 80, 44, 3)):
         count = 1 if name == "list of bytes" and head == "trace" else count  # a recording has one number of entries
         given = arguments(count, height, width, texts)
@@ -171,10 +171,14 @@ class Transformed(SmallDetector):
 def test_sizes_of_images_of_four_channels_go_through_the_transform(segment: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector, path = Transformed(4).eval(), tmp_path / "a.pt"
-    options = {**QUICK, "segments": [segment]}
+    has_sample = segment == "backbone"
+    options = {**QUICK, "segments": [segment], "golden": has_sample}
     hybrid_rt.convert(detector, ([torch.rand(4, 64, 80)],), path, shapes=[(64, 80), (90, 64)], **options)
+    hybrid = hybrid_rt.load(path, warm_up=[(64, 80)])  # without a sample: black images of four channels
     other = [torch.rand(4, 90, 64)]
-    assert_same(hybrid_rt.load(path)(other), detector(other))
+    assert_same(hybrid(other), detector(other))
+    (recorded,) = hybrid_rt.inspect(path)["images"]
+    assert recorded == {"place": [0, None], "layout": "CHW", "shape": [4, 64, 80], "dtype": "float32"}
 
 
 # Names

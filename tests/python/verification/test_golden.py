@@ -96,6 +96,36 @@ def test_a_sample_survives_the_file(tmp_path: Path) -> None:
         assert torch.equal(want, have)
 
 
+class Levels(nn.Module):
+    """Takes and returns dicts by stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+
+    def forward(self, pictures: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {stride: self.backbone(picture) for stride, picture in pictures.items()}
+
+
+def test_dicts_by_number_are_samples_too(program: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = {8: torch.rand(1, 3, 9, 8), 16: torch.rand(1, 3, 5, 4)}
+    path = converted(tmp_path / "levels.pt", Levels().eval(), (inputs,), measure=False)
+    sample = read(path)
+    assert list(sample.inputs[0]) == list(sample.expected) == [8, 16]
+    assert verify_golden(path).passed
+    done = run(program, path)
+    assert done.returncode == 0, done.stderr
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["golden"]["expected"]["keys"].reverse()
+
+    swapped = rewrite(path, tmp_path / "swapped.pt", {MANIFEST: change_manifest(change)})
+    assert not verify_golden(swapped).passed
+    done = run(program, swapped)
+    assert (done.returncode, "output.8" in done.stderr + done.stdout) == (7, True)
+
+
 def test_a_picture_of_8_bits_takes_one_byte_a_value_and_stays_exact(tmp_path: Path) -> None:
     picture = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).float() / 255
     description, data = pack(GoldenSample((picture,), picture[0], "fp32", FP32, True))
@@ -125,6 +155,8 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
     [
         ((object(),), torch.zeros(1), "tensors, numbers and texts, not object"),
         ((float("nan"),), torch.zeros(1), "not the number nan"),
+        (({True: torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or integers"),
+        (({1: torch.zeros(1), "1": torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or"),
         ((torch.zeros(1, dtype=torch.complex64),), torch.zeros(1), "not a tensor of complex64"),
         ((torch.zeros(1),), (torch.zeros(1), float("inf")), "not the number inf"),
         ((torch.zeros(1),), [{name: value[:0] for name, value in two_people().items()}], "the detector found no box"),

@@ -181,6 +181,57 @@ def test_integers_and_booleans_are_compared() -> None:
     assert [error.relative_error for error in compare_tensors("s", ["a", "b"], expected, got)] == [0.5, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (1_700_000_000_123_456_789, 1_700_000_000_123_456_788),  # equal as float64
+        (2**24 + 1, 2**24),  # equal as float32
+        (-(2**40), -(2**40) + 1),
+        (2**24 + 1, 5),
+        (-(2**63), 2**63 - 1),
+    ],
+)
+def test_whole_numbers_that_no_float_rounds_to_have_to_be_equal(expected: int, got: int) -> None:
+    def error(one: int, other: int) -> float:
+        return compare_tensors("s", ["o"], [torch.tensor([one, 1])], [torch.tensor([other, 1])])[0].relative_error
+
+    assert error(expected, got) == error(got, expected) == math.inf
+    assert error(expected, expected) == 0
+    assert error(10_000, 10_001) == pytest.approx(1e-4)  # a pixel of a large image, rounded
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, NAN, torch.finfo(torch.float32).max], ids=["inf", "-inf", "NaN", "largest"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_equal_values_without_end_are_equal(value: float, dtype: torch.dtype) -> None:
+    def errors(one: list[float], other: list[float]) -> list[float]:
+        pair = [torch.tensor(values, dtype=dtype) for values in (one, other)]
+        return [error.relative_error for error in compare_tensors("s", ["o"], [pair[0]], [pair[1]])]
+
+    assert errors([value, 1.0], [value, 1.0]) == [0.0]
+    assert errors([value, 1.0], [1.0, value])[0] > 0.5
+    assert errors([value, 0.0], [-value if value == value else 1.0, 0.0])[0] > 0.5
+    if not math.isfinite(value):
+        assert errors([value, 2.0], [value, 1.0]) == [0.5]  # which the infinity does not hide
+
+
+def test_complex_numbers_are_compared_in_both_parts() -> None:
+    one, other = torch.tensor([3 + 4j, 1j]), torch.tensor([3 + 4j, 2j])
+    (error,) = compare_tensors("s", ["o"], [one], [other])
+    assert error.relative_error == 0.25
+    (error,) = compare_tensors("s", ["o"], [one], [one.conj().resolve_conj().conj()])
+    assert error.relative_error == 0
+
+
+def test_sparse_tensors_are_compared_by_their_values() -> None:
+    one = torch.tensor([[0.0, 4.0], [1.0, 0.0]])
+    (error,) = compare_tensors("s", ["o"], [one.to_sparse()], [(one * 2).to_sparse()])
+    assert error.relative_error == 1.0
+    (error,) = compare_tensors("s", ["o"], [one.to_sparse()], [one])
+    assert error.relative_error == math.inf
+
+
 def test_detections_are_told_from_other_results() -> None:
     assert detections_of([detections(*THREE)]) is not None
     assert detections_of((detections(),)) is not None
