@@ -187,7 +187,7 @@ class OwnNoise(TorchDispatchMode):
         schema, kwargs = operator._schema, kwargs or {}
         if not self.random and torch.Tag.nondeterministic_seeded in operator.tags:
             given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)}
-            if _draws(schema.name, given | kwargs):
+            if draws(schema.name, given | kwargs):
                 self.random = f"{schema.name} ({user_line()})"
         result = operator(*args, **kwargs)
         for tensor in tensors_in(result):

@@ -37,6 +37,12 @@ _BY_INDEX = {
 }
 """Operators whose index is as small as what it is an index of."""
 
+_DIVISIONS = {"aten::div", "aten::divide", "aten::floor_divide"}
+"""OpenVINO rounds a whole quotient towards zero, where torch's floor division rounds down."""
+
+_POWERS = {"aten::pow", "aten::float_power"}
+"""OpenVINO raises whole numbers to a power as float32."""
+
 _MOVES = {"aten::clone", "aten::cat", "aten::stack", "aten::repeat", "aten::copy_", "aten::_reshape_copy"}
 
 _ZERO_TESTS = {"aten::eq", "aten::ne"}
@@ -71,6 +77,7 @@ class _Watch(TorchDispatchMode):
         self.finding = ""
         self._given = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int64}
         self._made: dict[int, Tensor] = {}
+        self._signed: dict[int, Tensor] = {}  # cast from floats: an index, as of argmax, is not negative
         self._fitting: dict[int, Tensor] = {}  # those that were looked at: they stay, so that no other one has their id
 
     @property
@@ -100,13 +107,18 @@ class _Watch(TorchDispatchMode):
         if any(self._is_too_wide(tensor) for tensor in (*given, *made)):
             self._note(f"{name} with whole numbers in int64 that do not fit into 32 bits")
             return
+        if any(map(_is_whole, made)):
+            self._see_inexact(name, args, given, made)
+        is_cast = name == "aten::_to_copy" and _has_floats(given)
+        if (is_cast or any(id(tensor) in self._signed for tensor in given)) and not _is_positive(name, args):
+            self._signed.update((id(tensor), tensor) for tensor in made if _is_whole(tensor))
         whole = [tensor for tensor in made if tensor.dtype == torch.int64]
         from_input = any(id(tensor) in self._given for tensor in given)
         if any(id(tensor) in self._made for tensor in given) or (whole and _has_floats(given)):
             self._made.update((id(tensor), tensor) for tensor in whole)
             if any(tensor.numel() and int(tensor.abs().max()) > _SMALL for tensor in whole):
                 self._note(f"{name} with large whole numbers in int64")
-        if not from_input:
+        if not from_input or self.finding:
             return
         is_moved = name in _MOVES or any(output.alias_info is not None for output in schema.returns)
         if name in _BY_INDEX:
@@ -118,6 +130,18 @@ class _Watch(TorchDispatchMode):
             self._given.update((id(tensor), tensor) for tensor in whole)
         elif not (_is_bounded(name, args) or _is_zero_test(name, args, made)):
             self._note(f"{name} with whole numbers in int64 that come in")
+
+    def _see_inexact(self, name: str, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor]) -> None:
+        """Notes what is computed otherwise with whole numbers, of any number of bits."""
+        if name in _DIVISIONS:
+            numbers = [number for number in args[:2] if isinstance(number, int)]
+            may_be_negative = any(
+                id(tensor) in self._signed or _least(tensor) < 0 for tensor in given if _is_whole(tensor)
+            )
+            if may_be_negative or any(number < 0 for number in numbers):
+                self._note(f"{name} of whole numbers that may be negative, which rounds to zero there")
+        elif name in _POWERS and any(max(_most(tensor), -_least(tensor)) > _SMALL for tensor in made):
+            self._note(f"{name} with large whole numbers, which it computes in float32")
 
     def _is_too_wide(self, tensor: Tensor) -> bool:
         """Tells so of each tensor that does not come in: those are compared with 32 bits in each call."""
@@ -134,6 +158,24 @@ class _Watch(TorchDispatchMode):
 
     def _note(self, what: str) -> None:
         self.finding = f"{what} ({user_line()})"
+
+
+def _is_positive(name: str, args: tuple[Any, ...]) -> bool:
+    """Tells so of operators whose result is not negative."""
+    is_clamped = name in ("aten::clamp", "aten::clamp_min") and len(args) > 1 and isinstance(args[1], (int, float))
+    return name in ("aten::abs", "aten::relu") or (is_clamped and args[1] >= 0)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _least(tensor: Tensor) -> int:
+    return int(tensor.min()) if tensor.numel() else 0
+
+
+def _most(tensor: Tensor) -> int:
+    return int(tensor.max()) if tensor.numel() else 0
 
 
 def _is_zero_test(name: str, args: tuple[Any, ...], made: list[Tensor]) -> bool:

@@ -145,8 +145,12 @@ def _conditions(program: Program) -> SizeConditions | None:
     for member in program.members:
         for text, words in program.conditions(member):
             if member.sources:
-                moved = re.sub(r"\b(\d+)\.(?=\d+:)", lambda found, at=member.sources: f"{at[int(found[1])]}.", words)
-                of_outputs.append((text, moved))
+                of_outputs.append((text, _moved(words, member.sources)))
             else:
                 of_inputs.append((text, words))
     return SizeConditions(tuple(of_inputs), tuple(of_outputs)) if of_inputs or of_outputs else None
+
+
+def _moved(words: str, places: Sequence[int]) -> str:
+    """Returns a condition in postfix notation with other positions of its tensors."""
+    return re.sub(r"\b(\d+)\.(?=\d+:)", lambda found: f"{places[int(found[1])]}.", words)

@@ -67,12 +67,8 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
     checked, parameters = argument_checks(head.arguments)
     tensors = [f"input_{i}_" for i in range(len(parameters))]
     code = ExportedCode(head.program, tensors, stand_ins)
-    lines = [
-        *checked,
-        *_checks(head, parameters),
-        *map("{} = {}.contiguous()".format, tensors, parameters),
-        *code.lines,
-    ]
+    taken = map("{} = {}.contiguous()".format, tensors, parameters)
+    lines = [*checked, *_checks(head, parameters), *taken, *code.lines]
     source = _TEMPLATE.format(
         parameters=", ".join(f"{name}: {tree.annotation}" for name, tree in head.arguments.items()),
         returned=head.result.annotation,

@@ -44,6 +44,25 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             remedy=f"Call {subject}.eval() first.",
             code="detector-not-ready",
         )
+    _check_weights(module, scope, subject)
+    compiled = [name or subject for name, child in module.named_modules() if isinstance(child, EngineModule)]
+    if compiled:
+        raise OptionError.make(
+            scope,
+            subject,
+            expected="modules of torch's operators",
+            got=f"an engine in the place of {', '.join(compiled)}",
+            remedy="Put back the module that was passed to compile_segment; convert() compiles it.",
+            code="detector-not-ready",
+        )
+
+
+def _check_weights(module: nn.Module, scope: str, subject: str) -> None:
+    """Checks that weights and buffers have values, on the CPU.
+
+    Raises:
+        OptionError: they have not.
+    """
     empty = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if is_lazy(tensor)]
     if empty:
         raise OptionError.make(
@@ -65,16 +84,6 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             "state_dict."
             if "meta" in elsewhere
             else f"Call {subject}.cpu() first; load(device=) says where the bundle will run.",
-            code="detector-not-ready",
-        )
-    compiled = [name or subject for name, child in module.named_modules() if isinstance(child, EngineModule)]
-    if compiled:
-        raise OptionError.make(
-            scope,
-            subject,
-            expected="modules of torch's operators",
-            got=f"an engine in the place of {', '.join(compiled)}",
-            remedy="Put back the module that was passed to compile_segment; convert() compiles it.",
             code="detector-not-ready",
         )
 

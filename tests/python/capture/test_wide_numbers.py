@@ -77,6 +77,36 @@ def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
     assert wide_numbers(program_of(function)) == ""
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, n: (x, (x * 9).long() // 3),
+        lambda x, n: (x, (torch.arange(6) - 3) // 2),
+        lambda x, n: (x, torch.div(torch.arange(6), -2, rounding_mode="floor")),
+        lambda x, n: (x, torch.arange(6, dtype=torch.int32).sub(3).floor_divide(2)),
+        lambda x, n: (x, torch.arange(1000) ** 3),
+    ],
+)
+def test_whole_numbers_that_openvino_computes_otherwise(function: Callable[..., Any]) -> None:
+    found = wide_numbers(program_of(function))
+    assert "rounds to zero" in found or "in float32" in found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, n: (x, torch.arange(6) // 2),
+        lambda x, n: (x, x.argmax(1) // 3, x.topk(3).indices // 2),
+        lambda x, n: (x, (x * 9).long().clamp(min=0) // 3),
+        lambda x, n: (x, torch.arange(6) % 4 - 1),
+        lambda x, n: (x, torch.arange(100) ** 2),
+        lambda x, n: (x, torch.arange(6) / 4),
+    ],
+)
+def test_whole_numbers_that_it_computes_as_torch_does(function: Callable[..., Any]) -> None:
+    assert wide_numbers(program_of(function)) == ""
+
+
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
 def test_narrow_whole_numbers_are_free(kind: torch.dtype) -> None:
     assert wide_numbers(program_of(lambda x, n: x + n, whole=WHOLE.to(kind))) == ""

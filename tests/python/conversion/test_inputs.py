@@ -137,6 +137,32 @@ def test_inputs_of_each_kind_in_an_exported_head(name: str, tmp_path: Path) -> N
     assert_same(hybrid_rt.load(path)(*given), detector(*given))
 
 
+class Sized(SmallDetector):
+    """Lists of dicts of several types, as detectron2's models take them."""
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        pictures = torch.stack([entry["image"] for entry in batched_inputs])
+        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+        return [{"boxes": boxes * (entry["height"] / 32), "scores": scores} for entry in batched_inputs]
+
+
+@pytest.mark.parametrize("head", ["export", "trace"])
+def test_dicts_of_several_types(head: str, tmp_path: Path) -> None:
+    detector, path = made(Sized), tmp_path / "a.pt"
+    example = [{"image": picture(1, 64, 64)[0], "height": 64, "name": "a", "mask": None, "scale": 0.5}]
+    hybrid_rt.convert(detector, (example,), path, head=head, **QUICK)
+    hybrid = hybrid_rt.load(path, warm_up=[(64, 64)])
+    other = [{**example[0], "image": picture(1, 64, 64)[0]}]
+    (found,), (expected,) = hybrid(other), detector(other)
+    assert_same((found["boxes"], found["scores"]), (expected["boxes"], expected["scores"]))
+    (recorded,) = hybrid_rt.inspect(path)["images"]
+    assert recorded["place"] == [0, None, "image"]
+    with pytest.raises(RuntimeError, match=r"\['height'\]: expected 64, as in the example, got 32"):
+        hybrid([{**example[0], "height": 32}])
+    with pytest.raises(RuntimeError, match=r"\['height'\]: expected int, as in the example, got another type"):
+        hybrid([{**example[0], "height": 64.0}])
+
+
 def test_arguments_by_name(tmp_path: Path) -> None:
     detector, path = made(Timed), tmp_path / "a.pt"
     example = {"pictures": picture(1, 64, 64), "times": torch.ones(1), "offset": 0.25}
