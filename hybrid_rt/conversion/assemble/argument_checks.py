@@ -30,13 +30,22 @@ class _Code:
         self.tensors: list[str] = []
         self._entries = 0
 
-    def visit(self, expression: str, path: str, tree: ValueTree) -> None:
-        """Adds one value; ``path``: the way to it, for people."""
+    def visit(self, expression: str, path: str, tree: ValueTree, *, is_entry: bool = False) -> None:
+        """Adds one value.
+
+        Args:
+            expression: leads to it.
+            path: the way to it, for people.
+            tree: the example's.
+            is_entry: whether it is of a container of several types.
+        """
         told = f"hybrid_rt[head]: {path}: expected "
         if tree.kind == "tensor":
             self.tensors.append(expression)
         elif tree.kind == "constant" and tree.constant is None:
-            self._require(f"{expression} is None", repr(f"{told}None, as in the example, got a value."))
+            # TorchScript takes "is None" for false, before any call, of a value that it knows as Any alone.
+            is_none = f"str({expression}) == 'None'" if is_entry else f"{expression} is None"
+            self._require(is_none, repr(f"{told}None, as in the example, got a value."))
         elif tree.kind == "constant":
             value = literal(tree.constant)
             got = f"{f'{told}{value}, as in the example, got '!r} + str({expression}) + '.'"
@@ -48,7 +57,8 @@ class _Code:
         keys: Sequence[str | int] = tree.keys if tree.kind == "dict" else range(len(tree.children))
         for key, child in zip(keys, tree.children, strict=True):
             entry, way = f"{expression}[{key!r}]", f"{path}[{key!r}]"
-            self.visit(self._typed(entry, way, child) if tree.is_mixed else entry, way, child)
+            typed = self._typed(entry, way, child) if tree.is_mixed else entry
+            self.visit(typed, way, child, is_entry=tree.is_mixed)
 
     def _typed(self, expression: str, path: str, tree: ValueTree) -> str:
         """Gives an entry of a container of several types a name of its own type; returns that name."""

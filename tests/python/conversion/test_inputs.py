@@ -157,9 +157,9 @@ def test_dicts_of_several_types(head: str, tmp_path: Path) -> None:
     assert_same((found["boxes"], found["scores"]), (expected["boxes"], expected["scores"]))
     (recorded,) = hybrid_rt.inspect(path)["images"]
     assert recorded["place"] == [0, None, "image"]
-    with pytest.raises(RuntimeError, match=r"\['height'\]: expected 64, as in the example, got 32"):
+    with pytest.raises(torch.jit.Error, match=r"\['height'\]: expected 64, as in the example, got 32"):
         hybrid([{**example[0], "height": 32}])
-    with pytest.raises(RuntimeError, match=r"\['height'\]: expected int, as in the example, got another type"):
+    with pytest.raises(torch.jit.Error, match=r"\['height'\]: expected int, as in the example, got another type"):
         hybrid([{**example[0], "height": 64.0}])
 
 
