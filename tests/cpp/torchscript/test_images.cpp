@@ -100,7 +100,7 @@ TEST_CASE("an image in another argument keeps its proportion to the first one; a
   CHECK(sizes(found.at(0)) == Sizes{1, 3, 8, 9});
   CHECK(sizes(found.at(1)) == Sizes{1, 1, 4, 18});
   CHECK(sizes(found.at(2)) == Sizes{1, 8, 9});
-  CHECK(found[2].toTensor().scalar_type() == at::kBool);
+  CHECK((found[2].toTensor().scalar_type() == at::kBool));
   CHECK(found[2].toTensor().all().item<bool>());
 }
 
@@ -137,7 +137,7 @@ TEST_CASE("black images have the recorded channels and dtype") {
   const auto found = black_images({self, batch, list}, {infrared, listed}, c10::kCPU);
   REQUIRE(found.has_value());
   CHECK(sizes(found->at(0)) == Sizes{1, 4, 8, 8});
-  CHECK(found->at(1).toTensorVector().at(0).scalar_type() == at::kByte);
+  CHECK((found->at(1).toTensorVector().at(0).scalar_type() == at::kByte));
   CHECK_FALSE(black_images({self, batch, list}, {infrared}, c10::kCPU).has_value());
   CHECK_FALSE(black_images({self, list}, {infrared}, c10::kCPU).has_value());
   CHECK_FALSE(black_images({self}, {}, c10::kCPU).has_value());
