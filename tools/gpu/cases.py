@@ -101,6 +101,10 @@ def doctor(writer: Writer) -> None:
     for name in ("tensorrt", "aot_inductor"):
         text = lines.get(name, f"{name}: not listed: its plug-in was not built")
         writer.row(Row(f"doctor: {name}", PASSED if ": available" in text else NOT_RUN, text))
+    for line in done.stdout.splitlines():
+        library, _, verdict = line.strip().partition(": would ")
+        if verdict:  # of each of the vendor's libraries, on each GPU
+            writer.row(Row(f"doctor: {library}", PASSED if verdict == "run" else NOT_RUN, f"would {verdict}"))
 
 
 def python_tests(writer: Writer, name: str, engine: str) -> None:
