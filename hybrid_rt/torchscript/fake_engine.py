@@ -184,3 +184,30 @@ def _multiscale_roi_align(
 ) -> Tensor:
     """[number of rois, C, pooled_height, pooled_width]."""
     return rois.new_empty([rois.shape[0], features[0].shape[1], pooled_height, pooled_width])
+
+
+@torch.library.register_fake("hybrid_rt::region_proposals")
+def _region_proposals(objectness: list[Tensor], *_: Any) -> Tensor:
+    """Boxes [K, 4]."""
+    return _chosen(objectness[0], 4)
+
+
+@torch.library.register_fake("hybrid_rt::box_detections")
+def _box_detections(scores: Tensor, codes: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [K, 4], scores [K] and labels [K]."""
+    found = _chosen(scores)
+    return codes.new_empty([found.shape[0], 4]), found, found.new_empty(found.shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("hybrid_rt::normalized_batch")
+def _normalized_batch(
+    images: list[Tensor],
+    mean: list[float],
+    std: list[float],
+    heights: list[int],
+    widths: list[int],
+    size_divisible: int,
+) -> Tensor:
+    """[N, C, height, width], as large as the largest image."""
+    height, width = (-(-max(sizes) // size_divisible) * size_divisible for sizes in (heights, widths))
+    return images[0].new_empty([len(images), len(mean), height, width])

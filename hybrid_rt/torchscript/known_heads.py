@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection import fcos, retinanet, roi_heads, rpn, ssd, transform
+from torchvision.models.detection import anchor_utils, fcos, retinanet, roi_heads, rpn, ssd, transform
 from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers
 
 from . import known_methods
+from .exact_transform import ExactTransform
 
 _SOURCES = {
     "SSD.postprocess_detections": ("409b5b3ebe2ee1ca68828e6237d851f8628275335797cf6390ee616f22429fe5",),
@@ -50,6 +51,12 @@ _SOURCES = {
     "GeneralizedRCNNTransform.normalize": ("f72ef4e4feaa22885ead08e158683127c0d6cf1111121d1a6828cc98dc22c97d",),
     "GeneralizedRCNNTransform.batch_images": ("0cd698d707c836470ed984958af9a390dcc378126811d6d33aded6c54c008261",),
     "GeneralizedRCNNTransform.max_by_axis": ("3d3bf0f1507a40212427770739828fec105e71d0f1a3a14a39ebce9db08f9b4a",),
+    "AnchorGenerator.set_cell_anchors": ("2e34579b8d8a72f2f7c232f3c1f9f643f475e215c169ee29bfd0c12cd3b7e76f",),
+    "AnchorGenerator.grid_anchors": ("e4f19ff0e4e704dc1da254420d18014cca0652b81bcd4b0123801711ec98bd97",),
+    "AnchorGenerator.forward": ("002d29c1eed3b8fe2670dd183fa7b725d4adf48f4128b8c8cd90cfb1573f5088",),
+    "GeneralizedRCNNTransform.forward": ("b72b1914d9b3f527cd8aeb9e213e9f870d637f2cd068ed0358a9364bf16ac7f3",),
+    "GeneralizedRCNNTransform.resize": ("766a26a27a496e6a7aebbbdb94feaccfd70f0af3ab14df21c6b3e3840f02901f",),
+    "_resize_image_and_masks": ("3ad3d0887a9b60c015060cf461d20fdef17b24be82439b77c9aa7854ffa148e2",),
 }
 """SHA-256 of the sources that the replacements were written for, without indentation: torchvision 0.26 to 0.29.2."""
 
@@ -71,6 +78,8 @@ class _Known:
     """Further methods of the owner that the replacement stands for."""
     suits: Callable[[Any], bool] = lambda _: True
     """What else has to hold of a module."""
+    helpers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Further methods that the replacement calls, by their names."""
 
 
 def _batched_nms() -> Sequence[Callable[[], Any]]:
@@ -79,6 +88,62 @@ def _batched_nms() -> Sequence[Callable[[], Any]]:
         lambda: box_ops._batched_nms_coordinate_trick,
         lambda: box_ops._batched_nms_vanilla,
         lambda: box_ops.nms,
+    )
+
+
+def _proposals() -> Sequence[Callable[[], Any]]:
+    return (
+        *_batched_nms(),
+        lambda: detection_utils._topk_min,
+        lambda: detection_utils.BoxCoder.decode,
+        lambda: rpn.concat_box_prediction_layers,
+        lambda: rpn.permute_and_flatten,
+    )
+
+
+_COMPOSED_PROPOSALS = {"composed_proposals": known_methods.RPNMethods.composed_proposals}
+
+
+def _renamed(function: Any, name: str) -> FunctionType:
+    """Returns a method under another name, by which TorchScript compiles it."""
+    renamed = FunctionType(function.__code__, function.__globals__, name, function.__defaults__, function.__closure__)
+    renamed.__annotations__ = dict(function.__annotations__)
+    return renamed
+
+
+def _is_untouched(module: Any, owner: type[nn.Module]) -> bool:
+    """Returns true if a module is of a class itself, and no instance has methods of its own."""
+    return type(module) is owner and not any(callable(value) for value in vars(module).values())
+
+
+def _has_known_options(module: Any) -> bool:
+    """Returns true for a transform whose options the operator takes."""
+    return (
+        all(type(number) is float for number in (*module.image_mean, *module.image_std))
+        and type(module.image_mean) is type(module.image_std) is list
+        and len(module.image_mean) == len(module.image_std)
+        and type(module.size_divisible) is int
+        and module.size_divisible > 0
+    )
+
+
+def _is_of_fixed_size(module: Any) -> bool:
+    return (
+        type(module).resize is transform.GeneralizedRCNNTransform.resize
+        and "resize" not in vars(module)
+        and module.fixed_size is not None
+        and [type(size) for size in module.fixed_size] == [int, int]
+        and type(module.fixed_size) is tuple
+        and _has_known_options(module)
+    )
+
+
+def _is_exact(module: Any) -> bool:
+    return (
+        type(module).resize is ExactTransform.resize
+        and "resize" not in vars(module)
+        and module.fixed_size is None
+        and _has_known_options(module)
     )
 
 
@@ -119,15 +184,26 @@ _KNOWN = (
         "forward",
         known_methods.RPNMethods.forward,
         ("min_size", "score_thresh", "nms_thresh"),
+        _proposals(),
+        detection_utils.BoxCoder,
+        ("filter_proposals", "_get_top_n_idx"),
+        helpers=_COMPOSED_PROPOSALS,
+    ),
+    _Known(
+        rpn.RegionProposalNetwork,
+        "forward",
+        known_methods.GridRPNMethods.forward,
+        ("min_size", "score_thresh", "nms_thresh"),
         (
-            *_batched_nms(),
-            lambda: detection_utils._topk_min,
-            lambda: detection_utils.BoxCoder.decode,
-            lambda: rpn.concat_box_prediction_layers,
-            lambda: rpn.permute_and_flatten,
+            *_proposals(),
+            lambda: anchor_utils.AnchorGenerator.set_cell_anchors,
+            lambda: anchor_utils.AnchorGenerator.grid_anchors,
+            lambda: anchor_utils.AnchorGenerator.forward,
         ),
         detection_utils.BoxCoder,
         ("filter_proposals", "_get_top_n_idx"),
+        suits=lambda module: _is_untouched(module.anchor_generator, anchor_utils.AnchorGenerator),
+        helpers=_COMPOSED_PROPOSALS,
     ),
     _Known(
         poolers.MultiScaleRoIAlign,
@@ -146,6 +222,25 @@ _KNOWN = (
         (),
         methods=("max_by_axis",),
     ),
+    *(
+        _Known(
+            transform.GeneralizedRCNNTransform,
+            "forward",
+            known_methods.BatchMethods.forward,
+            (),
+            (lambda: transform._resize_image_and_masks, lambda: transform.GeneralizedRCNNTransform.resize),
+            methods=("normalize", "batch_images", "max_by_axis"),
+            suits=suits,
+            helpers={
+                "resized": resized,
+                "composed_forward": _renamed(transform.GeneralizedRCNNTransform.forward, "composed_forward"),
+            },
+        )
+        for suits, resized in (
+            (_is_exact, known_methods.ExactSize.resized),
+            (_is_of_fixed_size, known_methods.FixedSize.resized),
+        )
+    ),
 )
 
 
@@ -156,7 +251,10 @@ def use_operators(hybrid: nn.Module) -> None:
         hybrid: the detector, a working copy; the classes of its modules are changed.
     """
     for module in hybrid.modules():
-        methods = {known.name: known.replacement for known in _KNOWN if _is_known(module, known)}
+        methods: dict[str, Any] = {}
+        for known in _KNOWN:  # of two that are known, the later one stands for more
+            if _is_known(module, known):
+                methods |= {known.name: known.replacement, **known.helpers}
         if methods:
             owner = type(module)
             annotations = dict(getattr(module, "__annotations__", {}))  # TorchScript reads them of this class alone

@@ -20,6 +20,11 @@ from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Returns true for what the operators of whole steps take; TorchScript compiles it too."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
 class SSDMethods:
     """Methods that replace those of ``SSD``."""
 
@@ -149,23 +154,39 @@ class RoIHeadsMethods:
         rows, classes = class_logits.shape[0], class_logits.shape[1]
         counts = [boxes.shape[0] for boxes in proposals]
         all_scores = torch.split(F.softmax(class_logits, -1), counts)
-        all_codes = torch.split(box_regression.reshape(rows, classes, 4), counts)
+        all_codes = torch.split(box_regression.reshape(rows, classes * 4), counts)
         found_boxes: list[Tensor] = []
         found_scores: list[Tensor] = []
         found_labels: list[Tensor] = []
         for scores, codes, image_proposals, shape in zip(all_scores, all_codes, proposals, image_shapes):
-            passing = torch.nonzero(scores[:, 1:] > self.score_thresh)
-            row, label = passing[:, 0], passing[:, 1] + 1
-            best = scores[row, label]
-            boxes = self.box_coder.decode_single(codes[row, label], image_proposals[row])
-            boxes = box_ops.clip_boxes_to_image(boxes, shape)
-            large = box_ops.remove_small_boxes(boxes, min_size=1e-2)
-            boxes, best, label = boxes[large], best[large], label[large]
-            keep = torch.ops.hybrid_rt.batched_nms(boxes, best, label, float(self.nms_thresh))
-            keep = keep[: int(self.detections_per_img)]
-            found_boxes.append(boxes[keep])
-            found_scores.append(best[keep])
-            found_labels.append(label[keep])
+            if _is_plain(scores) and _is_plain(codes) and _is_plain(image_proposals):
+                weights = self.box_coder.weights
+                boxes, best, label = torch.ops.hybrid_rt.box_detections(
+                    scores,
+                    codes,
+                    image_proposals,
+                    [shape[0], shape[1]],
+                    float(self.score_thresh),
+                    float(self.nms_thresh),
+                    int(self.detections_per_img),
+                    [float(weights[0]), float(weights[1]), float(weights[2]), float(weights[3])],
+                    float(self.box_coder.bbox_xform_clip),
+                )
+            else:
+                passing = torch.nonzero(scores[:, 1:] > self.score_thresh)
+                row, label = passing[:, 0], passing[:, 1] + 1
+                best = scores[row, label]
+                chosen = codes.reshape(-1, classes, 4)[row, label]
+                boxes = self.box_coder.decode_single(chosen, image_proposals[row])
+                boxes = box_ops.clip_boxes_to_image(boxes, shape)
+                large = box_ops.remove_small_boxes(boxes, min_size=1e-2)
+                boxes, best, label = boxes[large], best[large], label[large]
+                keep = torch.ops.hybrid_rt.batched_nms(boxes, best, label, float(self.nms_thresh))
+                keep = keep[: int(self.detections_per_img)]
+                boxes, best, label = boxes[keep], best[keep], label[keep]
+            found_boxes.append(boxes)
+            found_scores.append(best)
+            found_labels.append(label)
         return found_boxes, found_scores, found_labels
 
 
@@ -190,6 +211,13 @@ class RPNMethods:
         """In the place of ``forward``, in eval mode: only the proposals that are best on their level are decoded."""
         maps = list(features.values())
         objectness, deltas = self.head(maps)
+        losses: dict[str, Tensor] = {}
+        return self.composed_proposals(images, maps, objectness, deltas), losses
+
+    def composed_proposals(
+        self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
+    ) -> list[Tensor]:
+        """Returns the proposals of each image, by torch's operators."""
         anchors = self.anchor_generator(images, maps)
         found: list[Tensor] = []
         for image, shape in enumerate(images.image_sizes):
@@ -218,7 +246,58 @@ class RPNMethods:
             boxes, scores, levels = boxes[passing], scores[passing], levels[passing]
             keep = torch.ops.hybrid_rt.batched_nms(boxes, scores, levels, float(self.nms_thresh))
             found.append(boxes[keep[: int(self.post_nms_top_n())]])
+        return found
+
+
+class GridRPNMethods:
+    """Methods that replace those of ``RegionProposalNetwork`` whose anchors are those of an ``AnchorGenerator``."""
+
+    head: Any
+    anchor_generator: Any
+    box_coder: Any
+    pre_nms_top_n: Callable[[], int]
+    post_nms_top_n: Callable[[], int]
+    min_size: float
+    score_thresh: float
+    nms_thresh: float
+    composed_proposals: Callable[[ImageList, list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """In the place of ``forward``, in eval mode: from the network's outputs to proposals in one operator."""
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
         losses: dict[str, Tensor] = {}
+        is_known = len(maps) == len(objectness)
+        for level_map, logits, codes in zip(maps, objectness, deltas):
+            is_known = is_known and _is_plain(level_map) and _is_plain(logits) and _is_plain(codes)
+            is_known = is_known and level_map.shape[-2:] == logits.shape[-2:]
+        if not is_known:
+            return self.composed_proposals(images, maps, objectness, deltas), losses
+        cells = [cell.to(dtype=maps[0].dtype, device=maps[0].device) for cell in self.anchor_generator.cell_anchors]
+        weights = self.box_coder.weights
+        found: list[Tensor] = []
+        for image, shape in enumerate(images.image_sizes):
+            proposals: Tensor = torch.ops.hybrid_rt.region_proposals(
+                objectness,
+                deltas,
+                cells,
+                image,
+                images.tensors.shape[-2:],
+                [shape[0], shape[1]],
+                int(self.pre_nms_top_n()),
+                int(self.post_nms_top_n()),
+                float(self.min_size),
+                float(self.score_thresh),
+                float(self.nms_thresh),
+                [float(weights[0]), float(weights[1]), float(weights[2]), float(weights[3])],
+                float(self.box_coder.bbox_xform_clip),
+            )
+            found.append(proposals)
         return found, losses
 
 
@@ -289,3 +368,65 @@ class TransformMethods:
             place[:, :, image.shape[2] :].zero_()
             place[: image.shape[0], : image.shape[1], : image.shape[2]].copy_(image)
         return batch
+
+
+class BatchMethods:
+    """Methods that replace those of ``GeneralizedRCNNTransform`` for images without targets."""
+
+    image_mean: list[float]
+    image_std: list[float]
+    size_divisible: int
+    resized: Callable[[int, int], tuple[int, int]]
+    composed_forward: Callable[..., tuple[ImageList, Any]]
+
+    def forward(
+        self,
+        images: list[Tensor],
+        targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
+    ) -> tuple[ImageList, Optional[list[dict[str, Tensor]]]]:  # noqa: UP045
+        """In the place of ``forward``: normalises, resizes and pads in one operator."""
+        is_known = targets is None and len(images) > 0
+        heights: list[int] = []
+        widths: list[int] = []
+        sizes: list[tuple[int, int]] = []
+        for image in images:
+            is_known = is_known and image.dim() == 3 and _is_plain(image) and image.numel() > 0
+            is_known = is_known and image.shape[0] == len(self.image_mean)
+            if is_known:
+                height, width = self.resized(image.shape[1], image.shape[2])
+                is_known = height > 0 and width > 0
+                heights.append(height)
+                widths.append(width)
+                sizes.append((height, width))
+        if not is_known:
+            return self.composed_forward(images, targets)
+        batch: Tensor = torch.ops.hybrid_rt.normalized_batch(
+            images, self.image_mean, self.image_std, heights, widths, self.size_divisible
+        )
+        return ImageList(batch, sizes), targets
+
+
+class ExactSize:
+    """The size that ``ExactTransform`` gives an image."""
+
+    min_size: tuple[int, ...]
+    max_size: int
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width."""
+        size = float(self.min_size[-1])
+        scale = min(size / float(min(height, width)), float(self.max_size) / float(max(height, width)))
+        return math.floor(float(height) * scale), math.floor(float(width) * scale)
+
+
+class FixedSize:
+    """The size that ``GeneralizedRCNNTransform`` gives an image if it is fixed."""
+
+    fixed_size: tuple[int, int] | None
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Returns height and width."""
+        size = self.fixed_size
+        if size is None:
+            return height, width  # never: the class is only used with one
+        return size[1], size[0]

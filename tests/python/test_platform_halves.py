@@ -32,7 +32,9 @@ WITHOUT_TORCH = (
     *("common/error.cpp", "common/library_directory.cpp", "common/log.cpp"),
     *(
         "bundle/script_text.cpp",
+        "operators/box_decoding.cpp",
         "operators/class_candidates.cpp",
+        "operators/image_rows.cpp",
         "operators/score_scan.cpp",
         "operators/suppression.cpp",
     ),

@@ -20,9 +20,10 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr int64_t kBlock = 16;  // channels that are worked on together: a cache line of floats
-// Less work than this, about half a millisecond, is not worth waking a thread: on busy cores that takes far longer.
-constexpr int64_t kPixelsPerThread = 16384;  // of kBlock channels
-constexpr int64_t kBoxesPerThread = 512;     // to place the points of
+// Less work than this, about two milliseconds, is not worth a thread: it is started anew after each engine
+// (hybrid_rt/plugin/head_threads.h), and on busy cores that takes far longer.
+constexpr int64_t kPixelsPerThread = 65536;  // of kBlock channels
+constexpr int64_t kBoxesPerThread = 2048;    // to place the points of
 
 /// Where the pixels of a box lie in a copy, kBlock channels side by side.
 template <typename T>

@@ -22,7 +22,7 @@ namespace {
 
 using Scores = std::tuple<at::Tensor, at::Tensor>;
 
-constexpr int64_t kValuesPerThread = 32768;
+constexpr int64_t kValuesPerThread = 1 << 20;
 constexpr int64_t kPadding = 64;  // at least the longest vector register's worth of floats
 
 void check(const char* name, const at::Tensor& logits, int64_t topk_candidates) {

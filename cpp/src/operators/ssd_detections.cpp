@@ -21,8 +21,8 @@ namespace {
 
 using Detections = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-constexpr int64_t kScoresPerThread = 32768;
-constexpr int64_t kCandidatesPerThread = 256;
+constexpr int64_t kScoresPerThread = 1 << 20;
+constexpr int64_t kCandidatesPerThread = 1024;
 
 void check_ssd_detections(const at::Tensor& boxes, const at::Tensor& scores, int64_t topk_candidates) {
   const Refuse refuse{"ssd_detections"};

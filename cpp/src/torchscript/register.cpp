@@ -3,6 +3,7 @@
 #include "operators/cuda_operators.h"
 #include "operators/detection_operators.h"
 #include "operators/head_operators.h"
+#include "operators/known_parts.h"
 #include "torchscript/fused_outputs.h"
 #include "torchscript/script_engine.h"
 
@@ -75,6 +76,17 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.def(
       "multiscale_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, int pooled_height, "
       "int pooled_width, int sampling_ratio) -> Tensor");
+  m.def(
+      "region_proposals(Tensor[] objectness, Tensor[] deltas, Tensor[] cell_anchors, int image, int[] padded_size, "
+      "int[] image_size, int pre_nms_top_n, int post_nms_top_n, float min_size, float score_thresh, float nms_thresh, "
+      "float[] weights, float bbox_xform_clip) -> Tensor");
+  m.def(
+      "box_detections(Tensor scores, Tensor codes, Tensor proposals, int[] image_size, float score_thresh, "
+      "float nms_thresh, int detections_per_img, float[] weights, float bbox_xform_clip) "
+      "-> (Tensor boxes, Tensor scores, Tensor labels)");
+  m.def(
+      "normalized_batch(Tensor[] images, float[] mean, float[] std, int[] heights, int[] widths, int size_divisible) "
+      "-> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
@@ -94,6 +106,9 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("sigmoid_topk", &operators::sigmoid_topk);
   m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
   m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
+  m.impl("region_proposals", &operators::region_proposals);
+  m.impl("box_detections", &operators::box_detections);
+  m.impl("normalized_batch", &operators::normalized_batch);
 }
 
 TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
@@ -108,6 +123,9 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
   m.impl("sigmoid_topk", &operators::sigmoid_topk);
   m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
   m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
+  m.impl("region_proposals", &operators::region_proposals);
+  m.impl("box_detections", &operators::box_detections);
+  m.impl("normalized_batch", &operators::normalized_batch);
 }
 
 }  // namespace hybrid_rt

@@ -20,6 +20,7 @@ from ..quantization.options import checked, tightened
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8
+from .pixel_order import keep_pixels_together
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -47,6 +48,9 @@ class OpenVINOBackend(Backend):
         libraries={"HYBRID_RT_OPENVINO_LIBRARY": "openvino/libs/libopenvino_c.so*"},
     )
     auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
+
+    rewrites_graph = True
+    """False for a graph as OpenVINO converts it."""
 
     def availability(self) -> Availability:
         """Checks that the openvino package can be imported."""
@@ -99,6 +103,8 @@ class OpenVINOBackend(Backend):
                 remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
+        if self.rewrites_graph:
+            keep_pixels_together(model)
         versions = {"openvino": openvino.__version__.split("-")[0], "torch": torch.__version__}
         record = {}
         if precision == "int8":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,8 +36,9 @@ class OpenVINOWholeGraph(WholeGraph):
     precisions: ClassVar[tuple[str, ...]] = tuple(_HINTS)
 
     def __init__(self, backend: OpenVINOBackend) -> None:
-        """``backend``: compiles it."""
-        self._backend = backend
+        """``backend``: compiles it, without rewrites of ours: OpenVINO's users have none."""
+        self._backend = copy.copy(backend)
+        self._backend.rewrites_graph = False
 
     def build(
         self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
