@@ -1,4 +1,4 @@
-"""Pictures of one line of handwritten digits, with the string that is written on each.
+"""Images of one line of handwritten digits, with the string that is written on each.
 
 The digits are scikit-learn's 8x8 scans. Every fifth one is held out: a line of the held-out split
 has digits that no line for training has, though by writers that may be seen there.
@@ -27,7 +27,7 @@ _MAX_NOISE = 14.0  # standard deviation, of 255
 
 @dataclass(frozen=True)
 class Line:
-    """One picture of a line.
+    """One image of a line.
 
     Attributes:
         image: uint8 array of shape [32, width, 3], RGB.
@@ -46,15 +46,15 @@ def scan_indices(split: Split) -> np.ndarray:
 
 
 def make_line(split: Split, index: int, seed: int = 0) -> Line:
-    """Makes one picture; the same arguments always give the same picture.
+    """Makes one image; the same arguments always give the same image.
 
     Args:
         split: which digits to draw from.
-        index: number of the picture in the split, from 0.
-        seed: another seed gives an independent series of pictures.
+        index: number of the image in the split, from 0.
+        seed: another seed gives an independent series of images.
 
     Returns:
-        The picture, 32 px high and about 45 to 200 px wide, and its string.
+        The image, 32 px high and about 45 to 200 px wide, and its string.
     """
     generator = np.random.default_rng([seed, _SPLIT_KEY[split], index])
     images, digits = scans()
@@ -73,7 +73,7 @@ def make_line(split: Split, index: int, seed: int = 0) -> Line:
 
 
 def make_lines(split: Split, count: int, seed: int = 0) -> list[Line]:
-    """Makes the first ``count`` pictures of a split; a larger count only appends."""
+    """Makes the first ``count`` images of a split; a larger count only appends."""
     return [make_line(split, index, seed) for index in range(count)]
 
 

@@ -44,7 +44,7 @@ def _backbone() -> nn.Sequential:
 
 
 class DigitStringReader(nn.Module):
-    """Pictures of lines in, for each the digits from left to right out; it scripts."""
+    """Images of lines in, for each the digits from left to right out; it scripts."""
 
     def __init__(self) -> None:
         """With untrained weights."""
@@ -64,7 +64,7 @@ class DigitStringReader(nn.Module):
             pictures: float32 [3, H, W] in 0..1 each, at least one, of any sizes; they are resized to 32 px of height.
 
         Returns:
-            For each picture "digits", int64 [n] in 0..9, and "scores", float32 [n] in 0..1, the probability of each.
+            For each image "digits", int64 [n] in 0..9, and "scores", float32 [n] in 0..1, the probability of each.
         """
         logits, lengths = self.logits(pictures)
         scores, classes = logits.softmax(dim=2).max(dim=2)
@@ -85,7 +85,7 @@ class DigitStringReader(nn.Module):
             pictures: as for :meth:`forward`.
 
         Returns:
-            float32 [N, steps, 11], padded to the longest, and the number of steps of each picture, int64 [N].
+            float32 [N, steps, 11], padded to the longest, and the number of steps of each image, int64 [N].
         """
         batch, lengths = self.batch(pictures)
         features = self.backbone(batch)
@@ -95,7 +95,7 @@ class DigitStringReader(nn.Module):
         return self.classes(hidden), lengths
 
     def batch(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pictures of one height, padded at the right to one width, and the number of steps of each."""
+        """Images of one height, padded at the right to one width, and the number of steps of each."""
         lines: list[Tensor] = []
         widest = 1
         for picture in pictures:
@@ -139,20 +139,20 @@ def load(weights: str | Path = WEIGHTS) -> DigitStringReader:
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """Turns a uint8 picture [height, width, 3] into float32 [3, height, width] in 0..1."""
+    """Turns a uint8 image [height, width, 3] into float32 [3, height, width] in 0..1."""
     return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255.0)
 
 
 def read(reader: Read, images: Sequence[np.ndarray], batch_size: int = 1) -> list[str]:
-    """Reads pictures with a reader, or with what it was converted to.
+    """Reads images with a reader, or with what it was converted to.
 
     Args:
-        reader: called with a list of float32 pictures [3, H, W]; returns a dictionary with "digits" for each.
+        reader: called with a list of float32 images [3, H, W]; returns a dictionary with "digits" for each.
         images: uint8 arrays [H, W, 3].
-        batch_size: how many pictures are given to the reader at a time.
+        batch_size: how many images are given to the reader at a time.
 
     Returns:
-        The string on each picture.
+        The string on each image.
     """
     texts = []
     for start in range(0, len(images), batch_size):

@@ -1,4 +1,4 @@
-"""Pictures of handwritten digits on real photographs, with exact boxes.
+"""Images of handwritten digits on real photographs, with exact boxes.
 
 The digits are scikit-learn's 8x8 scans of handwriting, the photographs come with scikit-image and
 scikit-learn, so nothing is downloaded. The split holds out both: other digits and other
@@ -58,13 +58,13 @@ _MIN_CONTRAST = 70.0  # between the digit's luminance and the background's mean,
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its digits.
+    """One image with its digits.
 
     Attributes:
         image: uint8 array of shape [height, width, 3], RGB.
         boxes: float32 array of shape [n, 4], (x1, y1, x2, y2) in pixels, tight around the ink.
         labels: int64 array of shape [n], digit + 1 (0 is the background class).
-        file_name: name of the picture's file, unique within a split and seed.
+        file_name: name of the image's file, unique within a split and seed.
     """
 
     image: np.ndarray
@@ -116,17 +116,17 @@ def make_sample(
     height_range: tuple[int, int] = HEIGHT_RANGE,
     width_range: tuple[int, int] = WIDTH_RANGE,
 ) -> Sample:
-    """Makes one picture; the same arguments always give the same picture.
+    """Makes one image; the same arguments always give the same image.
 
     Args:
         split: which digits and photographs to draw from.
-        index: number of the picture in the split, from 0.
-        seed: another seed gives an independent series of pictures.
-        height_range: smallest and largest height of the picture, px, both included.
+        index: number of the image in the split, from 0.
+        seed: another seed gives an independent series of images.
+        height_range: smallest and largest height of the image, px, both included.
         width_range: smallest and largest width, px. The digits keep their size in px.
 
     Returns:
-        The picture, with 1 to 8 digits that don't overlap.
+        The image, with 1 to 8 digits that don't overlap.
     """
     generator = np.random.default_rng([seed, _SPLIT_KEY[split], index])
     height = int(generator.integers(height_range[0], height_range[1] + 1))
@@ -154,12 +154,12 @@ def make_sample(
 
 
 def make_split(split: Split, count: int, seed: int = 0) -> list[Sample]:
-    """Makes the first ``count`` pictures of a split.
+    """Makes the first ``count`` images of a split.
 
     Args:
         split: "train" or "held_out"; they share neither a digit nor a photograph.
-        count: how many pictures.
-        seed: another seed gives an independent series of pictures.
+        count: how many images.
+        seed: another seed gives an independent series of images.
 
     Returns:
         ``count`` samples, 240..320 px high and 320..416 px wide; a larger count only appends.
@@ -171,7 +171,7 @@ def coco_annotations(samples: list[Sample]) -> dict[str, Any]:
     """Describes samples in the COCO format.
 
     Args:
-        samples: the pictures; image ids are their positions + 1.
+        samples: the images; image ids are their positions + 1.
 
     Returns:
         A JSON-ready dictionary with "images", "annotations" (boxes as x, y, width, height) and
@@ -205,12 +205,12 @@ def coco_annotations(samples: list[Sample]) -> dict[str, Any]:
 
 
 def write_split(folder: str | Path, split: Split, count: int, seed: int = 0) -> list[Sample]:
-    """Writes PNG pictures and ``annotations.json`` (COCO) into a folder.
+    """Writes PNG images and ``annotations.json`` (COCO) into a directory.
 
     Args:
         folder: made if it isn't there; files of the same names are replaced.
         split: "train" or "held_out".
-        count: how many pictures.
+        count: how many images.
         seed: as for ``make_split``.
 
     Returns:

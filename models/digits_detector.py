@@ -54,7 +54,7 @@ def build() -> FasterRCNN:
 
     Returns:
         A Faster R-CNN with 11 classes (0 is background), in training mode. It resizes
-        pictures to a shorter side of 256 px, or to 416 px on the longer one if that is less.
+        images to a shorter side of 256 px, or to 416 px on the longer one if that is less.
     """
     backbone = BackboneWithFPN(
         _NarrowResNet(),
@@ -113,7 +113,7 @@ def load(weights: str | Path = WEIGHTS) -> FasterRCNN:
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """Turns a uint8 picture [height, width, 3] into float32 [3, height, width] in 0..1."""
+    """Turns a uint8 image [height, width, 3] into float32 [3, height, width] in 0..1."""
     return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255.0)
 
 
@@ -121,9 +121,9 @@ def evaluate(detect: Detect, samples: Sequence[Sample]) -> dict[str, float]:
     """Measures a detector with COCO's mean average precision.
 
     Args:
-        detect: called with a list of one float32 picture [3, height, width] in 0..1; returns a list
+        detect: called with a list of one float32 image [3, height, width] in 0..1; returns a list
             of one dictionary with "boxes" [n, 4] in pixels, "scores" [n] and "labels" [n].
-        samples: the pictures and their true boxes.
+        samples: the images and their true boxes.
 
     Returns:
         "mAP" (mean over IoU 0.50:0.95) and "mAP50" (IoU 0.50), each in 0..1.

@@ -3,7 +3,7 @@
 Plain random weights are no test: activations grow or vanish from block to block, rounding is
 amplified a thousandfold, and the score threshold leaves nothing or everything. Here each layer is
 scaled on photographs so that activations stay of order one, and the classes' bias is set so that
-some ten detections a picture come out. The boxes mean nothing; the arithmetic is the real one.
+some ten detections per image come out. The boxes mean nothing; the arithmetic is the real one.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ _GATE = (0.0, 0.2)
 
 
 def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Cuts pictures of given sizes from real photographs.
+    """Cuts images of given sizes from real photographs.
 
     Args:
-        sizes: (height, width) in px of each picture.
+        sizes: (height, width) in px of each image.
 
     Returns:
         One float32 tensor [3, height, width] in 0..1 per size; the photographs take turns. Each is
         the largest central crop of the right aspect, resized, with its contrast evened out: random
-        weights can't make up for a dim picture as trained ones do.
+        weights can't make up for a dim image as trained ones do.
     """
     result = []
     for index, (height, width) in enumerate(sizes):
@@ -105,11 +105,11 @@ def build(name: str, seed: int = 0, min_size: int | None = None, proposals: int 
     Args:
         name: one of ``NAMES``.
         seed: of the weights; the global random state is left as it was.
-        min_size: shorter side in px to which the detector resizes its pictures; None keeps
+        min_size: shorter side in px to which the detector resizes its images; None keeps
             torchvision's 800 (320 for the one with 320 in its name). The longer side is limited to
             5/3 of it, as in torchvision. The SSDs always work at one size, 300 x 300 or 320 x 320,
             and take no notice.
-        proposals: regions a picture that an R-CNN's heads look at; None keeps torchvision's 1,000
+        proposals: regions per image that an R-CNN's heads look at; None keeps torchvision's 1,000
             (150 for the one with 320 in its name). Others take no notice. The heads of the v2 ones
             cost 0.1 GMAC a region, more than the backbone does at small sizes.
 
@@ -153,7 +153,7 @@ def steady(detector: nn.Module) -> nn.Module:
 
 
 def _tuning_pictures(detector: nn.Module) -> list[Tensor]:
-    """The pictures on which the number of detections is set.
+    """The images on which the number of detections is set.
 
     Small ones, which the detectors enlarge, have less detail and so give fewer detections.
     """
@@ -180,7 +180,7 @@ def _damp_residual_branches(detector: nn.Module) -> None:
 
 
 def _calibrate(detector: nn.Module) -> None:
-    """Runs a few small pictures through the detector and scales each layer to order one.
+    """Runs a few small images through the detector and scales each layer to order one.
 
     Batch norms take over the statistics of this batch; every other convolution or linear layer is
     shifted and scaled so that its output has the wanted mean and standard deviation. A head that
@@ -214,7 +214,7 @@ def _calibrate(detector: nn.Module) -> None:
 def _keep_few_proposals(
     module: nn.Module, inputs: tuple[Any, ...], output: tuple[list[Tensor], dict[str, Tensor]]
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Forward hook for an RPN: leaves the best 100 proposals of each picture."""
+    """Forward hook for an RPN: leaves the best 100 proposals of each image."""
     proposals, losses = output
     return [boxes[:100] for boxes in proposals], losses
 
@@ -252,7 +252,7 @@ class _CountTuner:
     """Within this context a forward call sets the bias of the classes by the number of detections.
 
     It steps in where the detector turns logits into detections, when all expensive work is done,
-    and lowers or raises the logits until about ``_DETECTIONS`` per picture remain.
+    and lowers or raises the logits until about ``_DETECTIONS`` per image remain.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -323,10 +323,10 @@ def _class_count(detector: nn.Module) -> int:
 
 
 def _quieten_most_classes(detector: nn.Module) -> None:
-    """Makes most classes rare, so that the number of detections depends less on the picture.
+    """Makes most classes rare, so that the number of detections depends less on the image.
 
     With 90 equal classes what passes the threshold is the far tail of many candidates, whose size
-    changes tenfold between pictures; with some ten classes NMS bounds it.
+    changes tenfold between images; with some ten classes NMS bounds it.
     """
     count = _class_count(detector)
     rare = torch.arange(count) % _LIVELY_STEP != 1

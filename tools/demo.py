@@ -1,4 +1,4 @@
-"""The main job on real pictures: the demo detector becomes one .pt that runs in Python and in C++."""
+"""The main job on real images: the demo detector becomes one .pt that runs in Python and in C++."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _convert(detector: nn.Module, images: list[Tensor], bundle: Path, page: Path) -> hybrid_rt.ConversionResult:
-    """Compares the hybrid with the detector on all pictures; the first one is the example."""
+    """Compares the hybrid with the detector on all images; the first one is the example."""
     return hybrid_rt.convert(
         detector,
         ([images[0]],),
@@ -137,7 +137,7 @@ def _latencies(
 
 
 def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], path: Path) -> None:
-    """Draws one row per picture and one column per way of running."""
+    """Draws one row per image and one column per way of running."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]
     width, heights, header = max(image.width for image in images), [image.height for image in images], 16
     sheet = Image.new("RGB", (len(columns) * (width + 8), header + sum(heights) + 8 * len(heights)), "white")

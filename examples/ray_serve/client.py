@@ -30,7 +30,7 @@ def detect(
 
     Args:
         url: of POST /v1/detect.
-        data: the picture.
+        data: the image.
         tries: at most.
         wait_s: before the second try; twice as long before each further one, at most 5 s, or as Retry-After says.
         timeout_s: of one try.
@@ -61,7 +61,7 @@ def detect(
 
 
 def main() -> int:
-    """Prints the answer for a picture."""
+    """Prints the answer for an image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1/detect")

@@ -1,4 +1,4 @@
-"""A bundle behind Ray Serve: replicas on many machines, more of them while requests wait, batches of equal pictures.
+"""A bundle behind Ray Serve: replicas on many machines, more of them while requests wait, batches of equal images.
 
 Run it with ``serve run examples.ray_serve.detector_app:app model=detector.pt``; docs/many-machines.md has the rest. The
 requests and answers are those of hybrid-rt-serve, as far as they make sense here.
@@ -76,7 +76,7 @@ class Refused(Exception):
 
 @dataclass
 class Job:
-    """A picture on its way through the detector."""
+    """An image on its way through the detector."""
 
     picture: Tensor
     since: float = field(default_factory=time.monotonic)
@@ -144,7 +144,7 @@ def queried(request: Request) -> tuple[float, bool]:
 
 
 def entry_of(job: Job, min_score: float, masks: bool, class_names: Sequence[str]) -> dict[str, Any]:
-    """A picture's entry of the answer."""
+    """An image's entry of the answer."""
     found = job.found
     assert isinstance(found, dict)
     kept = [i for i, score in enumerate(found["scores"].tolist()) if score >= min_score]
@@ -205,7 +205,7 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
 class Detector:
     """A replica: one process with one detector.
 
-    ``handle.detect.remote(data)`` of another deployment, or of a program that called ``serve.run``, gives the picture's
+    ``handle.detect.remote(data)`` of another deployment, or of a program that called ``serve.run``, gives the image's
     entry of the answer.
     """
 
@@ -213,7 +213,7 @@ class Detector:
         """Loads the bundle and runs it on the warm-up sizes, and on a whole batch.
 
         Raises:
-            HybridRTError: it can't be loaded, or takes no batch of so many pictures.
+            HybridRTError: it can't be loaded, or takes no batch of so many images.
         """
         # Not in the event loop's thread: health checks and new requests are answered while it runs.
         self._runner = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(options.threads,))
@@ -273,7 +273,7 @@ class Detector:
         return run_batch
 
     def _run(self, jobs: list[Job]) -> list[Job]:
-        """Runs pictures of one size at once."""
+        """Runs images of one size at once."""
         start = self._running_since = time.monotonic()
         try:
             with torch.inference_mode():
@@ -295,7 +295,7 @@ class Detector:
         """Returns also how long the decoding took, ms.
 
         Raises:
-            Refused: no picture, or the detector fails on it.
+            Refused: no image, or the detector fails on it.
         """
         loop = asyncio.get_running_loop()
         start = time.monotonic()
@@ -315,7 +315,7 @@ class Detector:
         """For handles: ``{"width", "height", "detections"}`` of a JPEG or PNG.
 
         Raises:
-            Refused: no picture, or the detector fails on it.
+            Refused: no image, or the detector fails on it.
         """
         job, _ = await self._detected(data)
         return entry_of(job, min_score, masks, self._class_names)
@@ -331,7 +331,7 @@ class Detector:
                 raise Refused(415, f"Content-Type: expected {', '.join(PICTURE_TYPES)}, got '{kind}'")
             data = await request.body()
             if not data:
-                raise Refused(400, "expected a picture, got an empty body")
+                raise Refused(400, "expected an image, got an empty body")
             if len(data) > self._options.max_body_mb * 1e6:
                 raise Refused(413, f"expected at most {self._options.max_body_mb} MB, got {len(data) / 1e6:.1f}")
             job, decode_ms = await self._detected(data)

@@ -126,7 +126,7 @@ class Backend(ABC):
     """A compiler. A module of :mod:`hybrid_rt.backends` defines one subclass; so does an out-of-tree package.
 
     An out-of-tree package names its class by an entry point of the group ``hybrid_rt.backends`` whose name is the
-    backend's, and brings the run half as ``libhybrid_rt_NAME.so`` in the folder ``plugin_folder``.
+    backend's, and brings the run half as ``libhybrid_rt_NAME.so`` in the directory ``plugin_folder``.
     """
 
     name: ClassVar[str]

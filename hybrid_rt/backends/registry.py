@@ -251,7 +251,7 @@ def whole_graph(name: str) -> WholeGraph | None:
 
 
 def load_plugins() -> None:
-    """Makes the plug-in folders of out-of-tree packages known to the native library."""
+    """Makes the plug-in directories of out-of-tree packages known to the native library."""
     _compilers()
 
 

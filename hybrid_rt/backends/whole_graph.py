@@ -1,6 +1,6 @@
 """A backend's interface for comparisons: a whole detector, including post-processing, in its engine.
 
-That is what a user would take instead of a hybrid, by the vendor's own Python interface, one image per call.
+A user would take it instead of a hybrid, by the vendor's own Python interface, one image per call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several bundles on the same pictures: latency, measured alternately, against mean average precision."""
+"""Several bundles on the same images: latency, measured alternately, against mean average precision."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _INTERPRETER = "operation failed in the TorchScript interpreter."
 
 @contextmanager
 def replies() -> Iterator[Callable[[Any], None]]:
-    """Gives the function that answers. What others print goes to stderr meanwhile, also from C++."""
+    """Gives the function that answers. All other output goes to stderr meanwhile, also from C++."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

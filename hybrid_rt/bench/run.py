@@ -62,13 +62,13 @@ class Settings:
     """Settings for preparing and timing cases.
 
     Attributes:
-        rounds: timed calls of each case, alternately, the pictures one after the other.
-        warm_up: calls of each case on each picture before, not counted; the first one is reported apart.
+        rounds: timed calls of each case, alternately, the images one after the other.
+        warm_up: calls of each case on each image before, not counted; the first one is reported apart.
         threads: threads per call; 0: as many as torch takes.
         segments: segments of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the
             others.
-        fixed_sizes: compile the hybrids for the pictures' sizes alone; else for any that the detector takes.
-        device: where all run, "cpu" or "cuda"; the pictures are there before the clock starts.
+        fixed_sizes: compile the hybrids for the images' sizes alone; else for any that the detector takes.
+        device: where all run, "cpu" or "cuda"; the images are there before the clock starts.
     """
 
     rounds: int = 20
@@ -90,10 +90,10 @@ class Result:
         prepare_seconds: script, convert or compile; the caches of compilers are used.
         file_bytes: what it loads.
         load_ms: until the detector can be called, imports not included.
-        latency: of a call on one picture, in milliseconds.
+        latency: of a call on one image, in milliseconds.
         peak_bytes: of the process's resident memory, interpreter and libraries included.
         engines: {engine: what runs it}, of a hybrid.
-        boxes: a comparison with eager's boxes a picture.
+        boxes: a comparison with eager's boxes per image.
         differences: what of them differs by more than verification allows in this precision.
         not_compared: why the boxes could not be compared.
     """
@@ -198,7 +198,7 @@ def run(
         One result per case, in their order; one that fails says why.
 
     Raises:
-        OptionError: no picture, no round, a detector that can't be pickled, or that eager can't run.
+        OptionError: no image, no round, a detector that can't be pickled, or that eager can't run.
     """
     settings = settings or Settings()
     for name, value, least in (
@@ -213,7 +213,7 @@ def run(
 
 
 class _Pictures(nn.Module):
-    """Carries pictures to Python and C++ alike."""
+    """Carries images to Python and C++ alike."""
 
     def __init__(self, pictures: Sequence[Tensor]) -> None:
         super().__init__()

@@ -20,11 +20,11 @@ from ..common.errors import OptionError
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
 _OUTPUTS = "outputs.json"
-"""What the detector finds of a picture, in the order of the engine's outputs."""
+"""What the detector finds of an image, in the order of the engine's outputs."""
 
 
 class _OnePicture(nn.Module):
-    """One picture [3, H, W] in; all that the detector finds out: without its masks, say, it would be less work."""
+    """One image [3, H, W] in; all that the detector finds out: without its masks, say, it would be less work."""
 
     def __init__(self, detector: nn.Module, outputs: list[str]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def build(engine: str, detector: nn.Module, pictures: Sequence[Tensor], precisio
 
 
 def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detect:
-    """Opens what :func:`build` made; the result takes a list of one picture, as torchvision's detectors do."""
+    """Opens what :func:`build` made; the result takes a list of one image, as torchvision's detectors do."""
     call = _whole_graph(engine).open(precision, folder, threads)
     outputs = json.loads((folder / _OUTPUTS).read_text())
 

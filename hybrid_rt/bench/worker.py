@@ -2,12 +2,12 @@
 
 Answers in lines of JSON: {"load_ms", "engines"} when the detector is loaded; then for each line on stdin
 
-- ``run I``: {"ms"} of one call on picture I
-- ``boxes I``: {"boxes": 4 n numbers, "labels", "scores"} on picture I, or {"not_compared": why}
+- ``run I``: {"ms"} of one call on image I
+- ``boxes I``: {"boxes": 4 n numbers, "labels", "scores"} on image I, or {"not_compared": why}
 - ``memory``: {"peak"}, bytes of resident memory
 
 and {"error"} when something fails, which ends the process. The job's "device" ("cpu", "cuda") is where the detector
-runs and the pictures lie, "cpu" if it names none. cpp/apps/bench_worker is the same for C++.
+runs and the images lie, "cpu" if it names none. cpp/apps/bench_worker is the same for C++.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def signing_keys(sign: Keys) -> list[Path]:
 def signers_of(path: str | os.PathLike[str]) -> set[str]:
     """Returns the keys that a bundle, or the file beside it, names as signers. Nothing is checked.
 
-    What is no bundle has none.
+    A file that is not a bundle has none.
     """
     try:
         return set(_native.signers(os.fsencode(path)))

@@ -140,7 +140,7 @@ def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead
     """The head of a batch of two, without the conditions that leave out a batch of one.
 
     With the example alone torch fixes a size of 1 at many an operator; with two it notes that the batch is not 1
-    wherever it asks whether memory is contiguous. Whether the program is right for one has to be found out.
+    wherever it asks whether memory is contiguous. The caller has to find out if the program is right for one.
     """
     shapes = [tensor.shape for tensor in tensors]
     kept = [(text, words) for text, words in head.conditions if holds(words, shapes) or not words.endswith(" 1 !=")]

@@ -1,6 +1,6 @@
 """A segment as TorchScript that is written from what torch.export records, with its sizes as symbols.
 
-torch.jit.trace keeps whatever Python computes from sizes as it was on the example. Where that is wrong, or where it
+torch.jit.trace keeps whatever Python computes from sizes as it was on the example. If that is wrong, or if it
 fails, this takes its place: sizes stay free, and what is taken for granted of them is known.
 """
 

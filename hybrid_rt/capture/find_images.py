@@ -37,8 +37,8 @@ _FURTHER = 32
 def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | None = None) -> ImageInputs:
     """Returns which of a detector's inputs are images.
 
-    Without being told: those whose pixels come to a convolution. Where none does, in a detector without convolutions,
-    tensors of one, three or four channels. What has the images' height and width, or one row per image, is tried out.
+    Without being told: those whose pixels come to a convolution. If none does, in a detector without convolutions,
+    tensors of one, three or four channels. Inputs with the images' height and width, or one row per image, are tried.
 
     Args:
         detector: the detector. It is run, unless one list or batch of usual images is all that it takes.

@@ -18,12 +18,12 @@ _LEAST_SIDE = 160
 """Pixels; below it a feature pyramid has levels of one cell, which don't show what varies."""
 
 _SMALLER = 0.2
-"""Of the side to which a detector resizes its pictures: a twenty-fifth of the backbone's work."""
+"""Of the side to which a detector resizes its images: a twenty-fifth of the backbone's work."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One more run: the detector, perhaps one that resizes its pictures to smaller ones, and its arguments.
+    """One more run: the detector, perhaps one that resizes its images to smaller ones, and its arguments.
 
     ``required``: a failure counts, since the user asked for this size.
     """
@@ -38,12 +38,12 @@ def samples_of(
 ) -> list[Sample]:
     """Runs that differ from the example in what may differ later; the first is the one that costs least.
 
-    Where pictures are a list, one is added, so that what is counted by picture varies too. One run is on black
-    pictures: what is counted by object varies between it and the others.
+    If images are a list, one is added, so that a number per image varies too. One run is on black images: a number
+    per object varies between it and the others.
 
     Args:
-        detector: the detector. One that resizes its pictures (torchvision's transform) is run at smaller sizes: on
-            pictures that are wider than high, and on pictures that are higher than wide.
+        detector: the detector. One that resizes its images (torchvision's transform) is run at smaller sizes: on
+            images that are wider than high, and on images that are higher than wide.
         example: its arguments.
         images: which of them are images.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. Sizes: the smallest and the largest of them. Ranges:

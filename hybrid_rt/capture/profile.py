@@ -114,8 +114,8 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
     """Runs the detector on its example and chooses segments.
 
     Raises:
-        OptionError: a name that does not exist, or one inside another. That no submodule is worth compiling is the
-            profile's ``nothing``: the detector as a whole may be.
+        OptionError: a name that does not exist, or one inside another. If no submodule is worth compiling, the
+            profile's ``nothing`` says so: the detector as a whole may be.
         CaptureError: a named segment that is not called, or does what an engine can't repeat.
     """
     names = None if options.names in (AUTO, GRAPH) else resolve_names(detector, options.names)

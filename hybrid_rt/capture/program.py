@@ -291,15 +291,15 @@ def capture(
     calibration: Sequence[Recorded] = (),
     sizes: Sequence[Recorded] = (),
 ) -> Program:
-    """Makes a program of segments between which data flows straight.
+    """Makes a program of segments that feed each other directly.
 
     Args:
         observation: the detector's run on its example, whose sizes are what the compiler is told to expect most.
         names: the segments, in the order in which they are called; one, or several as :func:`segments.fuse_groups`
             found.
         runs: recorded calls at other sizes. Those outside ``ranges`` are left out.
-        ranges: (min, max) of each dimension of each input, or of the first inputs only. Of the others, or of all if
-            None: what varies between the calls is free, and the rest is fixed.
+        ranges: (min, max) of each dimension of each input, or of the first inputs only. For the others, or for all
+            if None, a dimension that varies between the calls is free, and the rest is fixed.
         calibration: recorded calls for a compiler that calibrates int8. Those outside ``ranges`` are left out.
         sizes: recorded calls at further sizes, to be compared. Those outside ``ranges`` are left out.
 

@@ -16,7 +16,7 @@ from .observe import Observation
 
 Range = tuple[int, int]
 Shapes = Sequence[tuple[int, int]] | Mapping[str, Range]
-"""Picture sizes (height, width) that the detector will be given, or the ranges "batch", "height" and "width" of the
+"""Image sizes (height, width) that the detector will be given, or the ranges "batch", "height" and "width" of the
 segment's own input."""
 
 _DIMENSIONS = ("batch", "height", "width")
@@ -32,7 +32,7 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
             ``GeneralizedRCNNTransform``) can produce, with any batch; the example's size if it has none.
 
     Returns:
-        None if the input is no batch of pictures: then what varies between calls is free.
+        None if the input is no batch of images: then what varies between calls is free.
 
     Raises:
         OptionError: shapes that are neither sizes nor ranges, or ranges without the example.
@@ -126,7 +126,7 @@ def _is_size(pair: Any) -> bool:
 
 
 def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]], channels: int) -> tuple[Range, Range]:
-    """The ranges of height and width after the detector's transform, over all picture sizes."""
+    """The ranges of height and width after the detector's transform, over all image sizes."""
     seen = []
     transform = getattr(detector, "transform", None)
     for size in sizes:

@@ -213,7 +213,7 @@ def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[s
     """Runs the detector; returns what it and each submodule do that an engine can't repeat (:class:`SideEffects`).
 
     An attribute that changes is one only if it does so again in a second run on the same input: a grid that is kept for
-    the size of the last call does not. Whether a recording of such a module holds at other sizes is asked elsewhere.
+    the size of the last call does not. Another check decides if a recording of such a module holds at other sizes.
     """
     findings = _findings_of_run(detector, arguments)
     changed = {name for name, what in findings.items() if what.startswith(_CHANGE)}

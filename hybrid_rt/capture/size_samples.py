@@ -51,10 +51,10 @@ THOROUGH = Effort(60 * _COST_PER_SECOND, least=24, most=160)
 
 
 def drawn_sizes(heights: Range, widths: Range, most: int) -> list[tuple[int, int]]:
-    """Draws image sizes (height, width) from ranges, what tells most first.
+    """Draws image sizes (height, width) from ranges, the most informative first.
 
-    That is: the corners, odd and prime sizes, those beside the multiples of usual strides, each higher than wide and
-    wider than high; then any.
+    The order is: the corners, odd and prime sizes, those beside the multiples of usual strides, each higher than wide
+    and wider than high; then any.
     """
     draw = random.Random(_SEED)
     (low_h, high_h), (low_w, high_w) = heights, widths

@@ -94,7 +94,11 @@ def _add_verification(verb: argparse.ArgumentParser) -> None:
         help="COCO annotations: report the mAP of both, and refuse a drop beyond --max-map-drop",
     )
     verb.add_argument(
-        "--pictures", type=Path, help="directory of the images of --coco (default: that of the JSON file)"
+        "--coco-images",
+        "--pictures",
+        dest="pictures",
+        type=Path,
+        help="directory of the images of --coco (default: that of the JSON file)",
     )
     verb.add_argument("--coco-limit", type=int, metavar="N", help="use only the first N images of --coco")
     verb.add_argument(
@@ -155,7 +159,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _dataset(options: argparse.Namespace) -> CocoDataset | None:
     if options.coco is None:
         if options.pictures is not None or options.coco_limit is not None:
-            raise OptionError.make("cli", "--pictures, --coco-limit", expected="--coco with them", got="none")
+            raise OptionError.make("cli", "--coco-images, --coco-limit", expected="--coco with them", got="none")
         return None
     return CocoDataset(options.coco, options.pictures or options.coco.parent, options.coco_limit)
 

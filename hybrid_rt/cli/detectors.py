@@ -18,7 +18,7 @@ def built(text: str, what: str) -> nn.Module:
     """Returns the callable's result in eval mode.
 
     Args:
-        text: PACKAGE.MODULE:CALLABLE; the current folder is on the import path.
+        text: PACKAGE.MODULE:CALLABLE; the current directory is on the import path.
         what: the argument's name, for errors.
 
     Raises:

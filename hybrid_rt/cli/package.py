@@ -1,4 +1,4 @@
-"""``hybrid-rt package``: bundles as a folder that runs where no Python is."""
+"""``hybrid-rt package``: bundles as a directory that runs where no Python is."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ MAX_PICTURES = 4
 def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
     """Adds what is timed, how often, and on how many threads."""
     verb.add_argument(
+        "--images",
         "--pictures",
+        dest="pictures",
         type=Path,
         required=True,
         help=f"an image, or a directory of which the first {MAX_PICTURES} images are timed",

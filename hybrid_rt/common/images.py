@@ -1,4 +1,4 @@
-"""Picture files."""
+"""Image files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch.Tensor:
-    """A picture as [3, H, W] float32 in 0..1, RGB, of the pixels that the C++ programs decode.
+    """An image as [3, H, W] float32 in 0..1, RGB, of the pixels that the C++ programs decode.
 
     Gamma is not applied; of 16 bits the high byte is taken.
 
@@ -79,12 +79,12 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
 
 
 def pictures_at(path: Path, *, exif: bool = False, most: int | None = None) -> list[torch.Tensor]:
-    """The picture, or all PNG and JPEG pictures of a folder in the order of their names; see :func:`read_picture`.
+    """The image, or all PNG and JPEG images of a directory in the order of their names; see :func:`read_picture`.
 
     Args:
-        path: the file or folder.
+        path: the file or directory.
         exif: see there.
-        most: of more pictures than this every second, third, ... one is read; None: all are.
+        most: of more images than this every second, third, ... one is read; None: all are.
 
     Raises:
         OptionError: there is none, or one can't be read.

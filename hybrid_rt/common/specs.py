@@ -115,10 +115,12 @@ class ArtifactSpec:
         return f"{self.backend}:{self.precision}"
 
     def is_named(self, name: str) -> bool:
-        """Compares it with a name: "tensorrt", "tensorrt:fp16", "tensorrt:fp16@8.6+8.9".
+        """Returns true if a name stands for it: "tensorrt", "tensorrt:fp16", "tensorrt:fp16@8.6+8.9".
 
-        The text behind "@" is one of its requirements: compute capabilities, or a requirement's name and value,
-        "tensorrt==10.14.1". A "+" stands for a comma, which separates names. cpp/src/engine/variants.cpp does the same.
+        Args:
+            name: the name. The text behind "@" is one of its requirements: compute capabilities, or a requirement's
+                name and value, "tensorrt==10.14.1". A "+" stands for a comma, which separates names.
+                cpp/src/engine/variants.cpp does the same.
         """
         name, at, required = name.partition("@")
         return name in (self.backend, self.label) and (not at or required in _requirement_names(self))

@@ -131,7 +131,7 @@ def literal(value: Any) -> str:
 def opened(value: Any) -> Any:
     """Returns a value with classes of the user's own as dicts of their fields or as tuples, at every depth.
 
-    That are dataclasses, and what is registered with torch.utils._pytree. Other leaves stay.
+    Such classes are dataclasses, and those that are registered with torch.utils._pytree. Other leaves stay.
     """
     if node_of(value) is None and not isinstance(value, type):
         if dataclasses.is_dataclass(value):

@@ -10,14 +10,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 
 class ExactTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Computes the scale of a picture in double precision, as eager mode does.
+    """Computes the scale of an image in double precision, as eager mode does.
 
     torchvision's scripted `_resize_image_and_masks` computes it in float32: 256 / 241 * 241 then floors to 255, the
-    picture is resized to one pixel less, and other boxes are found than in eager mode.
+    image is resized to one pixel less, and other boxes are found than in eager mode.
     """
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resizes a picture [3, H, W] so that its short side is min_size and its long side at most max_size."""
+        """Resizes an image [3, H, W] so that its short side is min_size and its long side at most max_size."""
         height, width = image.shape[-2:]
         size = float(self.min_size[-1])
         scale = min(size / float(min(height, width)), float(self.max_size) / float(max(height, width)))

@@ -1,7 +1,7 @@
 """Parts of torchvision's detectors whose code is known: they are given methods that do the same in fewer operators.
 
 A method is replaced only if its source, and that of the functions which the replacement stands for, is the one that the
-replacement was written for. What a subclass, an instance or a patch has put in its place stays.
+replacement was written for. A method that a subclass, an instance or a patch has put in its place stays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Methods that do what torchvision's of the same classes do, by operators of hybrid_rt. TorchScript compiles them.
 
-Each finds what torchvision's method finds, in the same order. What an operator does not do is left to torchvision's own
-functions, so that these round as they always do.
+Each finds what torchvision's method finds, in the same order. The rest is left to torchvision's own functions, so that
+they round as they always do.
 """
 
 # ruff: noqa: B905  (TorchScript's zip has no strict=)

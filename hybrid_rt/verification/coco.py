@@ -1,4 +1,4 @@
-"""Annotated pictures as a gate: the mean average precision of detector and hybrid on a COCO dataset."""
+"""Annotated images as a gate: the mean average precision of detector and hybrid on a COCO dataset."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class DatasetComparison:
 
 @dataclass(frozen=True)
 class Truth:
-    """A dataset that was read: COCO's dictionary, and the file of each of its pictures by id."""
+    """A dataset that was read: COCO's dictionary, and the file of each of its images by id."""
 
     name: str
     content: dict[str, Any]
@@ -122,7 +122,7 @@ class Truth:
 
 
 def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
-    """Reads the annotations, and sees whether they and the pictures can be used; no picture is decoded.
+    """Reads the annotations, and sees whether they and the images can be used; no image is decoded.
 
     Raises:
         OptionError: pycocotools is missing, or the dataset can't be used; the text says why.
@@ -202,7 +202,7 @@ def _checked(name: str, content: Any, limit: int | None) -> dict[str, Any]:
 
 
 def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float) -> DatasetComparison:
-    """Runs both on every picture.
+    """Runs both on every image.
 
     Args:
         detector: see :func:`accuracies`.
@@ -218,15 +218,15 @@ def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float)
 
 
 def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
-    """The mean average precision of each detector; each picture is read once.
+    """The mean average precision of each detector; each image is read once.
 
     Args:
-        detectors: each takes a list of one picture [3, H, W] in 0..1, and returns a list of one dict with "boxes"
+        detectors: each takes a list of one image [3, H, W] in 0..1, and returns a list of one dict with "boxes"
             [n, 4] in pixels, "scores" [n] and "labels" [n].
         truth: of :func:`read`.
 
     Raises:
-        OptionError: a picture can't be read or has another size than annotated, a detector does not return
+        OptionError: an image can't be read or has another size than annotated, a detector does not return
             detections, or labels that are no category.
     """
     results: list[list[dict[str, Any]]] = [[] for _ in detectors]
@@ -260,10 +260,10 @@ def coco_results(
     labels: Mapping[int, int] | None = None,
     categories: Collection[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The detections of one picture in COCO's result format.
+    """The detections of one image in COCO's result format.
 
     Args:
-        image_id: the picture's id.
+        image_id: the image's id.
         detections: "boxes" [n, 4] in pixels, "labels" [n], "scores" [n].
         labels: {label: category id}; others are left out. None: they are the same.
         categories: what a label must be; None: anything.

@@ -92,7 +92,7 @@ class GoldenCheck:
 class SampleChoice:
     """Chooses the golden sample of a conversion; a ``watch`` for :func:`.verify.compare_modules`.
 
-    That is the first input on which the detector found boxes, else the first one. An input whose result only the
+    It is the first input on which the detector found boxes, or else the first one. An input whose result only the
     detector itself can judge (see :mod:`.self_noise`) is passed over: on the target there is no detector.
     """
 
@@ -209,7 +209,7 @@ def _pack_tensor(tensor: Tensor, data: bytearray) -> dict[str, Any]:
 
 
 def _eight_bit(tensor: Tensor) -> Tensor | None:
-    """A picture in 0..1 that came from 8 bits, as these; None unless that is exact."""
+    """An image in 0..1 that came from 8 bits, as these; None unless that is exact."""
     if tensor.dtype != torch.float32 or not tensor.numel() or not bool(((tensor >= 0) & (tensor <= 1)).all()):
         return None
     as_bytes = (tensor * 255).round().to(torch.uint8)

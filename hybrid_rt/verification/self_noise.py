@@ -165,8 +165,8 @@ def _error(expected: Tensor, found: Tensor) -> float:
 def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thresholds, where: str) -> bool:
     """Tells whether detections differ by no more than the detector's own do on inputs with noise.
 
-    Boxes thinner than a pixel are widened to one, on both sides: what is left of their overlap is rounding. Of images,
-    boxes, masks and keypoints that still differ there may be as many as the noise alone makes differ.
+    Boxes thinner than a pixel are widened to one, on both sides: what is left of their overlap is rounding. The
+    number of images, boxes, masks and keypoints that still differ may be that which the noise alone makes differ.
     """
     native = thresholds.to_native()
     wanted, had = _widened(expected), _widened(found)

@@ -58,7 +58,7 @@ def compare_tensors(
 ) -> list[TensorError]:
     """Returns relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong.
 
-    Where both sides have the same infinity, or NaN, they are equal.
+    Elements that are the same infinity on both sides, or NaN, are equal.
 
     Args:
         engine: its name.
@@ -280,7 +280,7 @@ def other_precision(precision: str) -> str:
 
 
 def require(verification: Verification | None) -> None:
-    """Raises VerificationError unless it passed: the worst segment and output, the worst picture, then the rest."""
+    """Raises VerificationError unless it passed: the worst segment and output, the worst image, then the rest."""
     if verification is None or verification.passed:
         return
     worst = verification.worst()

@@ -24,6 +24,9 @@ WORDS = re.compile(
     re.IGNORECASE,
 )
 
+OLD_WORDS = re.compile(r"(?<![\w./*=<-])(?:[Pp]ictures?|[Ff]olders?)(?![\w(=/>-]|\.[a-z]|:)|\bnot (?:more|less) than\b")
+"""Words with a newer name, unless they are a part of a path or name a parameter."""
+
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "COMPATIBILITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -73,6 +76,19 @@ def wrong_words(text: str) -> list[str]:
     return [found[0] for found in WORDS.finditer(re.sub(r"``?[^`]*``?", "", text))]
 
 
+def plain(text: str) -> str:
+    """Returns a text without code, quotations and the names of arguments."""
+    text = re.sub(r"``?[^`]*``?|\"[^\"]*\"|'[^'\n]*'", "code", text)
+    return re.sub(r"^ *\w+(?: \([^)]*\))?:(?= )", "", text, flags=re.MULTILINE)
+
+
+def fragments(text: str) -> list[str]:
+    """Returns the sentences of a text that open like a fragment."""
+    paragraphs = re.split(r"\n\s*\n", plain(text))
+    parts = [sentence for paragraph in paragraphs for sentence in sentences(" ".join(paragraph.split()))]
+    return [part for part in parts if FRAGMENT.match(part)]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_plain_english(page: Path) -> None:
     for text in prose(page.read_text()):
@@ -86,6 +102,43 @@ def test_docstrings_open_with_a_verb_or_a_noun() -> None:
 
 def test_docstrings_have_none_of_the_wrong_words() -> None:
     found = {place: wrong_words(text) for path in SOURCES for place, text in docstrings(path)}
+    assert {place: words for place, words in found.items() if words} == {}
+
+
+def test_every_sentence_of_a_docstring_has_a_verb() -> None:
+    found = {place: fragments(text) for path in SOURCES for place, text in docstrings(path)}
+    assert {place: texts for place, texts in found.items() if texts} == {}
+
+
+def test_docstrings_say_image_and_directory() -> None:
+    found = {place: OLD_WORDS.findall(plain(text)) for path in SOURCES for place, text in docstrings(path)}
+    assert {place: words for place, words in found.items() if words} == {}
+
+
+def test_pages_say_image_and_directory() -> None:
+    pages = [page for page in PAGES if page.name not in ("CHANGELOG.md", "style.md")]
+    found = {page.name: [text for text in prose(page.read_text()) if OLD_WORDS.search(plain(text))] for page in pages}
+    for page, texts in found.items():
+        # Without what the programs print, and headings that are names of fields.
+        assert [text for text in texts if "boxes found again" not in text and " " in text] == [], page
+
+
+def header_comments() -> Iterator[tuple[str, str]]:
+    """Yields the place and the text of each comment in the public headers."""
+    for path in sorted((ROOT / "cpp" / "include").rglob("*.h")):
+        text = path.read_text()
+        for found in re.finditer(r"(?:^ *///? .*\n)+|///< .*", text, re.MULTILINE):
+            place = f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}"
+            yield place, " ".join(re.sub(r"^ *///?<? ?", "", found[0], flags=re.MULTILINE).split())
+
+
+def test_the_public_headers_are_plain_english() -> None:
+    comments = dict(header_comments())
+    assert len(comments) > 200
+    found = {
+        place: [*wrong_words(text), *fragments(text), *OLD_WORDS.findall(plain(text))]
+        for place, text in comments.items()
+    }
     assert {place: words for place, words in found.items() if words} == {}
 
 

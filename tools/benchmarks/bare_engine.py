@@ -1,7 +1,7 @@
 """Times the TensorRT engine of a bundle alone: the vendor's Python module and CUDA, no torch and no hybrid_rt.
 
-What our op takes above this is its own cost. The engine is extracted in a process of its own; a folder of extracted
-files (hybrid-rt extract) does as well. Each call lies between two CUDA events on a stream of its own.
+The time that our op takes above this is its own cost. The engine is extracted in a process of its own; a directory of
+extracted files (hybrid-rt extract) does as well. Each call lies between two CUDA events on a stream of its own.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def extracted(source: Path, segment: str, folder: Path) -> tuple[Path, list[str]
     """The engine's file, and the libraries that it may be of.
 
     Args:
-        source: a bundle, or a folder of extracted files.
+        source: a bundle, or a directory of extracted files.
         segment: whose engine; empty where there is one only.
         folder: where a bundle's files are put.
 

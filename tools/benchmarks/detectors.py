@@ -77,7 +77,7 @@ def subject(
 
     Args:
         name: DEMO, or one of torchvision's.
-        size: (height, width) of the pictures of torchvision's.
+        size: (height, width) of the images of torchvision's.
         min_size: to which these resize; None: their own.
         pictures: how many.
     """

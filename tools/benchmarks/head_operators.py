@@ -94,7 +94,7 @@ def make_boxes(count: int, width: float, height: float, size: float) -> Tensor:
 
 
 def nms_case(count: int, size: float, iou_threshold: float) -> Case:
-    """Boxes as in a picture of 1088 x 800 pixels."""
+    """Boxes as in an image of 1088 x 800 pixels."""
     boxes, scores = make_boxes(count, 1088, 800, size), torch.rand(count)
     kept = len(torch.ops.torchvision.nms(boxes, scores, iou_threshold))
     name = f"nms: {count} boxes of {size:.0f} px, IoU {iou_threshold}, {kept} stay"

@@ -1,4 +1,4 @@
-"""The C++ programs of the build folder, for the benchmarks."""
+"""The C++ programs of the build directory, for the benchmarks."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ CASES = (
 
 
 def detector_of(name: str) -> tuple[nn.Module, Tensor]:
-    """A detector and a picture for it."""
+    """A detector and an image for it."""
     if name == "demo":
         return digits_detector.load(), read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     (picture,) = torchvision_detectors.pictures([(480, 640)])

@@ -44,7 +44,7 @@ def run(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = No
 
 
 def build(name: str) -> Path:
-    """Configures and builds the tests with the flags of one kind of run, and returns the folder."""
+    """Configures and builds the tests with the flags of one kind of run, and returns the directory."""
     folder = ROOT / "build" / f"emulated_{name}"  # as deep as the usual build, for ccache
     options = {
         "CMAKE_BUILD_TYPE": "Release", "HYBRID_RT_BUILD_TESTS": "ON", "HYBRID_RT_BUILD_PYTHON": "OFF",
@@ -67,7 +67,7 @@ def build(name: str) -> Path:
 def ctest(
     folder: Path, environment: dict[str, str] | None = None, pattern: str = "^emulated_"
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the tests of the emulated GPU that a folder has."""
+    """Runs the tests of the emulated GPU that a directory has."""
     options = ["--output-on-failure", "--no-tests=error", "--timeout", "300"]
     variables = {"HYBRID_RT_TEST_EMULATED_BUNDLE": str(bundle(folder)), **(environment or {})}
     return run(["ctest", "--test-dir", str(folder), "-R", pattern, *options], env=variables)

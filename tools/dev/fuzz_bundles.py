@@ -1,6 +1,6 @@
 """Mutates bundles, with digests that fit, and has each inspected, checked and loaded: tools/fuzz fuzz_bundles.
 
-What is promised: an error of ours or a module, in ten seconds, with no more memory than one and a half times the file
+The promises: an error of ours or a module, in ten seconds, with no more memory than one and a half times the file
 and 300 MB; and where a signature is asked for, no module of other records than those that were signed. The bundle is
 signed with a key that is trusted; mutants carry its signature, or that of another key. Whatever breaks a promise is
 kept with its number. A mutant is made of its number and of the bundle alone.

@@ -50,7 +50,7 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """Boxes [n, 4], scores [n], labels [n] of the first picture, and the means of all, [N, 4]."""
+    """Boxes [n, 4], scores [n], labels [n] of the first image, and the means of all, [N, 4]."""
 
     def __init__(self) -> None:
         """Makes the segments."""

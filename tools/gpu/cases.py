@@ -1,6 +1,6 @@
 """Cases that tools/gpu_check runs on the GPU: one function per case, each in its own process.
 
-A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
+A function writes rows as it gets them, so that those before a crash are kept. An exception is the case's failure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Engines that tools/gpu_check builds and measures on the GPU; cases.py says when.
 
-A function writes rows as it gets them, so that those before a crash are kept. What it raises is the case's failure.
+A function writes rows as it gets them, so that those before a crash are kept. An exception is the case's failure.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def op_cost(writer: Writer, name: str) -> None:
 def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: str = measure.DEVICE) -> None:
     """Converts a detector, and compares its boxes with eager's in Python and C++; nothing is timed.
 
-    What was compiled stays in the cache, so that what measures later begins at once.
+    The artifacts stay in the cache, so that later measurements begin at once.
     """
     for result in _compare(writer, name, [engine], [precision], ["hybrid"], Settings(1, 0, device=device)):
         if result.case.kind == "eager":

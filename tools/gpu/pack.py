@@ -2,7 +2,7 @@
 
 Wheels for that machine's Python, headers and libraries of Debian packages, TensorRT's headers, and TensorRT-RTX's
 library, which is compressed and cut so that each part stays below a size. Every file is listed with its SHA-256.
-tools/gpu_check --pack copies a part to a folder that outlives the call; the library is put together once all of its
+tools/gpu_check --pack copies a part to a directory that outlives the call; the library is put together once all of its
 pieces are there. Needs the network, `xz`, and for Debian's packages `apt-get` and `dpkg-deb`.
 """
 

@@ -1,4 +1,4 @@
-"""Puts parts of tools/gpu_pack together in a folder that outlives the call; nothing beyond Python's own library."""
+"""Puts parts of tools/gpu_pack together in a directory that outlives the call; nothing beyond Python's own library."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Client:
     picture: bytes
 
     def detect(self, deadline_ms: int | None = None) -> Send:
-        """Requests for detections on the picture, with this deadline."""
+        """Requests for detections on the image, with this deadline."""
         query = {} if deadline_ms is None else {"deadline_ms": str(deadline_ms)}
         headers = {"Content-Type": "application/octet-stream"}
 
@@ -144,7 +144,7 @@ class Client:
 
 @asynccontextmanager
 async def connected(url: str, picture: bytes) -> AsyncIterator[Client]:
-    """A client that sends this picture to the server at this address."""
+    """A client that sends this image to the server at this address."""
     # No limit of its own: a request that waits for a connection is not sent when it is due.
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)

@@ -114,7 +114,7 @@ async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     """All of the load test.
 
     Returns:
-        What load.json holds. Rates are pictures a second, latencies milliseconds, memory MiB.
+        What load.json holds. Rates are images a second, latencies milliseconds, memory MiB.
     """
     height, width = options.size
     picture = encoded_picture(height, width)

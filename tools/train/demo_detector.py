@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the digit detector of models/digits_detector.py from scratch and writes its weights.
 
-About 35 minutes on two CPU cores. The weights are those of the last step: the held-out pictures are
+About 35 minutes on two CPU cores. The weights are those of the last step: the held-out images are
 only looked at to report the score, never to choose.
 """
 
@@ -62,10 +62,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_batch(step: int, batch_size: int, seed: int) -> tuple[list[Tensor], list[dict]]:
-    """Makes the pictures of one step; no picture is ever seen twice.
+    """Makes the images of one step; no image is ever seen twice.
 
     Returns:
-        The pictures, each float32 [3, height, width], and torchvision's targets.
+        The images, each float32 [3, height, width], and torchvision's targets.
     """
     samples = [
         digits_data.make_sample(
@@ -94,7 +94,7 @@ def save_weights(detector: nn.Module, path: Path) -> None:
 
 
 def score(detector: nn.Module, pictures: int) -> dict[str, float]:
-    """Measures the detector on the first held-out pictures and puts it back into training mode."""
+    """Measures the detector on the first held-out images and puts it back into training mode."""
     held_out = digits_data.make_split("held_out", pictures)
     window_min_size = detector.transform.min_size
     detector.transform.min_size = digits_detector.build().transform.min_size

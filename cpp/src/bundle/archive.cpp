@@ -72,18 +72,18 @@ Archive::Archive(const std::string& path) : path_(path), bytes_(std::make_shared
     reader_ = std::make_unique<caffe2::serialize::PyTorchStreamReader>(bytes_);
   } catch (const std::exception&) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a TorchScript archive", "something else, or a truncated file",
-                "Copy the file again; hybrid_rt.convert() makes bundles.");
+                "Copy the file again; hybrid_rt.convert() writes bundles.");
   }
   if (!reader_->hasRecord(kVersionRecord) || !reader_->hasRecord(kManifestRecord)) {
-    throw Error(ErrorKind::kBundle, "bundle", path, "a bundle of hybrid_rt", "an archive without a manifest of ours",
-                "hybrid_rt.convert() makes bundles; torch.jit.load() opens other TorchScript files.");
+    throw Error(ErrorKind::kBundle, "bundle", path, "a bundle of hybrid_rt", "an archive without hybrid_rt's manifest",
+                "hybrid_rt.convert() writes bundles; torch.jit.load() opens other TorchScript files.");
   }
   const std::string& version = format_version_ = read(kVersionRecord, kLongestVersion);
   if (version != "1" && version != std::to_string(Manifest::kFormatVersion)) {
     const bool is_number = !version.empty() && version.find_first_not_of("0123456789") == std::string::npos;
     if (!is_number) throw damaged(path, "format version", "a number", "something else");
     throw Error(ErrorKind::kBundle, "bundle", path, "format version 1 or " + std::to_string(Manifest::kFormatVersion),
-                version, "The file was made by a newer hybrid_rt: upgrade this one.");
+                version, "Upgrade hybrid_rt: the file was made by a newer version.");
   }
   manifest_text_ = stored_manifest_ = read(kManifestRecord, kLongestManifest);
   if (!reader_->hasRecord(kManifestDigestRecord)) throw damaged(path, "manifest", "its SHA-256 beside it", "none");

@@ -104,7 +104,8 @@ class Pickle {
   }
 
   Value pop() {
-    if (stack_.empty() || stack_.back().kind == Kind::kMark) throw Refused{"a pickle that takes what is not there"};
+    if (stack_.empty() || stack_.back().kind == Kind::kMark)
+      throw Refused{"a pickle that takes a value that is not there"};
     const Value value = stack_.back();
     stack_.pop_back();
     return value;
@@ -114,7 +115,7 @@ class Pickle {
   std::vector<Value> pop_marked() {
     size_t begin = stack_.size();
     while (begin > 0 && stack_[begin - 1].kind != Kind::kMark) --begin;
-    if (begin == 0) throw Refused{"a pickle that takes what is not there"};
+    if (begin == 0) throw Refused{"a pickle that takes a value that is not there"};
     std::vector<Value> values(stack_.begin() + static_cast<std::ptrdiff_t>(begin), stack_.end());
     stack_.resize(begin - 1);
     return values;
@@ -143,9 +144,10 @@ class Pickle {
 
   /// Puts values into what is on top: a list, a dict, an object.
   void add(const std::vector<Value>& values) {
-    if (stack_.empty() || stack_.back().kind != Kind::kNode) throw Refused{"a pickle that fills what is no container"};
+    if (stack_.empty() || stack_.back().kind != Kind::kNode)
+      throw Refused{"a pickle that adds to a value that is not a container"};
     Node& node = nodes_[stack_.back().node];
-    if (node.is_tuple || node.is_storage) throw Refused{"a pickle that fills what is no container"};
+    if (node.is_tuple || node.is_storage) throw Refused{"a pickle that adds to a value that is not a container"};
     node.values += values.size();
     for (const Value& value : values) {
       if (value.kind == Kind::kNode) node.items.push_back(value);
@@ -160,7 +162,7 @@ class Pickle {
   }
 
   void get(uint64_t at) {
-    if (at >= memo_.size()) throw Refused{"a pickle that takes what is not there"};
+    if (at >= memo_.size()) throw Refused{"a pickle that takes a value that is not there"};
     push(memo_[at]);
   }
 

@@ -19,8 +19,9 @@ using caffe2::serialize::PyTorchStreamReader;
 constexpr size_t kLongest = size_t{64} << 20;
 
 Error refused(const std::string& subject, const std::string& record, const std::string& got) {
-  return Error(ErrorKind::kBundle, "script", subject + ", record '" + record + "'", "a program that only computes", got,
-               "hybrid_rt.convert() makes no such file: take it from whom you trust, or convert the detector again.");
+  return Error(
+      ErrorKind::kBundle, "script", subject + ", record '" + record + "'", "a program that only computes", got,
+      "hybrid_rt.convert() writes no such file: get it from a source that you trust, or convert the detector again.");
 }
 
 class Memory final : public caffe2::serialize::ReadAdapterInterface {

@@ -42,7 +42,7 @@ int no_phrase(char* /*buffer*/, int /*size*/, int /*writes*/, void* /*data*/) { 
 KeyPointer read_key(const std::string& path, bool is_private) {
   const std::string kind = is_private ? "private" : "public";
   const FilePointer file(std::fopen(path.c_str(), "rbe"), &std::fclose);
-  if (!file) throw bad_key(path, kind, "no file that can be read");
+  if (!file) throw bad_key(path, kind, "a file that can't be read");
   KeyPointer key(is_private ? PEM_read_PrivateKey(file.get(), nullptr, &no_phrase, nullptr)
                             : PEM_read_PUBKEY(file.get(), nullptr, &no_phrase, nullptr),
                  &EVP_PKEY_free);
@@ -165,7 +165,7 @@ std::vector<std::string> verify_signature(const std::string& path, const std::ve
 std::vector<std::string> require_signature(const Archive& file, const std::vector<std::string>& trusted_keys) {
   if (trusted_keys.empty()) {
     throw Error(ErrorKind::kOption, "signature", "trusted_keys", "at least one public key", "none",
-                "Name PEM files, or set HYBRID_RT_TRUSTED_KEYS.");
+                "Pass PEM files, or set HYBRID_RT_TRUSTED_KEYS.");
   }
   const std::string text = signed_text(file);
   const std::vector<Signature> found = signatures_of(file);
@@ -180,11 +180,12 @@ std::vector<std::string> require_signature(const Archive& file, const std::vecto
     }
   }
   if (signers.empty()) {
-    throw Error(ErrorKind::kBundle, "signature", file.path(),
-                "a signature of one of " + std::to_string(trusted_keys.size()) + " trusted keys",
-                found.empty() ? "none" : std::to_string(found.size()) + " that no trusted key has made for this file",
-                "Take the file from whom you trust, or sign it: `hybrid-rt sign FILE --key KEY`. A change of the file "
-                "drops its signatures.");
+    throw Error(
+        ErrorKind::kBundle, "signature", file.path(),
+        "a signature of one of " + std::to_string(trusted_keys.size()) + " trusted keys",
+        found.empty() ? "none" : std::to_string(found.size()) + " that no trusted key has made for this file",
+        "Get the file from a source that you trust, or sign it: `hybrid-rt sign FILE --key KEY`. A change of the file "
+        "drops its signatures.");
   }
   file.verify(Archive::Records::kAll);
   return signers;

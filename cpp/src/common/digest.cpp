@@ -11,7 +11,7 @@ std::string sha256(const void* data, size_t size) {
   unsigned int length = 0;
   if (EVP_Digest(data, size, bytes, &length, EVP_sha256(), nullptr) != 1) {
     throw Error(ErrorKind::kBundle, "digest", "SHA-256", "OpenSSL to compute it", "a refusal",
-                "Is OpenSSL's configuration (FIPS mode?) complete on this machine?");
+                "Check OpenSSL's configuration on this machine, e.g. FIPS mode.");
   }
   static constexpr char kDigits[] = "0123456789abcdef";
   std::string text;

@@ -46,7 +46,7 @@ void check(const std::string& name, const ArtifactSpec& spec, c10::Device device
       const int64_t size = input.size(d);
       if (size < expected.min[k] || (expected.max[k] != TensorSpec::kUnbounded && size > expected.max[k])) {
         refuse(subject + ", dimension " + std::to_string(d), to_string(expected), shape_of(input),
-               "Resize the pictures, or convert again with shapes= that cover this size.");
+               "Resize the images, or convert again with shapes= that cover this size.");
       }
     }
   }

@@ -44,7 +44,7 @@ void check_pooling(const char* name, const at::Tensor& input, const at::Tensor& 
     refuse("input of shape [N, C, H, W]", describe(input), "Add the missing dimensions with unsqueeze.");
   }
   if (rois.dim() != 2 || rois.size(1) != 5) {
-    refuse("rois of shape [K, 5]", describe(rois), "Pass one row (index of the picture, x1, y1, x2, y2) per box.");
+    refuse("rois of shape [K, 5]", describe(rois), "Pass one row (index of the image, x1, y1, x2, y2) per box.");
   }
   const at::ScalarType dtype = input.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf) {
@@ -57,7 +57,7 @@ void check_pooling(const char* name, const at::Tensor& input, const at::Tensor& 
     refuse("an output size of 0 or more", c10::str(pooled_height, " x ", pooled_width), "Check the pooler's options.");
   }
   if (rois.size(0) > 0 && (input.size(2) == 0 || input.size(3) == 0)) {
-    refuse("input with pixels", describe(input), "Check what made it, or pass no boxes.");
+    refuse("input with pixels", describe(input), "Check the code that computes it, or pass no boxes.");
   }
 }
 
@@ -67,7 +67,7 @@ void check_position_sensitive_pooling(const char* name, const at::Tensor& input,
   const int64_t bins = pooled_height * pooled_width;
   if (bins == 0 || input.size(1) % bins != 0) {
     Refuse{name}(c10::str("channels that are a multiple of ", pooled_height, " x ", pooled_width, " bins"),
-                 describe(input), "Check what made it, or the pooler's output size.");
+                 describe(input), "Check the code that computes it, or the pooler's output size.");
   }
 }
 
@@ -78,10 +78,10 @@ void check_box(const BoxVerdict& verdict, int64_t pictures, int64_t row, const c
   const Refuse refuse{name};
   const std::string got = c10::str(verdict.got, " in row ", row);
   if (verdict.fault == Fault::kPicture) {
-    refuse(c10::str("rois[:, 0] to index a batch of ", pictures), got, "Number the pictures from 0.");
+    refuse(c10::str("rois[:, 0] to index a batch of ", pictures), got, "Number the images from 0.");
   }
   refuse(c10::str("at most ", kMaxPoints, " sampling points per box"), got,
-         "Lower sampling_ratio or clip the boxes to the picture.");
+         "Lower sampling_ratio or clip the boxes to the image.");
 }
 
 void check_deform_conv2d(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& offset,
@@ -89,7 +89,8 @@ void check_deform_conv2d(const at::Tensor& input, const at::Tensor& weight, cons
   const Refuse refuse{"deform_conv2d"};
   if (input.dim() != 4 || weight.dim() != 4 || offset.dim() != 4) {
     refuse("input, weight and offset of four dimensions",
-           c10::str(describe(input), ", ", describe(weight), " and ", describe(offset)), "Check what made them.");
+           c10::str(describe(input), ", ", describe(weight), " and ", describe(offset)),
+           "Check the code that computes them.");
   }
   const at::ScalarType dtype = input.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kHalf) {
@@ -120,7 +121,7 @@ void check_deform_conv2d(const at::Tensor& input, const at::Tensor& weight, cons
   const auto check_map = [&](const char* what, const at::Tensor& map, int64_t channels) {
     const std::vector<int64_t> wanted{input.size(0), channels, height, width};
     if (map.sizes() != at::IntArrayRef(wanted)) {
-      refuse(c10::str(what, " of shape ", at::IntArrayRef(wanted)), describe(map), "Check what made it.");
+      refuse(c10::str(what, " of shape ", at::IntArrayRef(wanted)), describe(map), "Check the code that computes it.");
     }
   };
   check_map("offset", offset, 2 * taps);

@@ -27,13 +27,13 @@ void check_multiscale_roi_align(at::TensorList features, const at::Tensor& rois,
     check_pooling(name, feature, rois, pooled_height, pooled_width);
     if (feature.size(1) != features[0].size(1)) {
       refuse(c10::str("the same channels on all levels, ", features[0].size(1)), describe(feature),
-             "Check what made them.");
+             "Check the code that computes them.");
     }
   }
   if (levels.scalar_type() != at::kLong || levels.dim() != 1 || levels.size(0) != rois.size(0) ||
       levels.device() != rois.device()) {
     refuse(c10::str("levels of dtype Long and shape [", rois.size(0), "] on ", rois.device(), ", one per box"),
-           c10::str(describe(levels), " on ", levels.device()), "Check what made them.");
+           c10::str(describe(levels), " on ", levels.device()), "Check the code that computes them.");
   }
 }
 

@@ -78,7 +78,7 @@ void check_centerness(const at::Tensor& logits, const at::Tensor& centerness) {
   }
   if (centerness.dim() != 2 || centerness.size(0) != logits.size(0) || centerness.size(1) != 1) {
     refuse(c10::str("centerness of shape [", logits.size(0), ", 1], one per row of logits"), describe(centerness),
-           "Check what made it.");
+           "Check the code that computes it.");
   }
   if (centerness.scalar_type() != logits.scalar_type() || centerness.device() != logits.device()) {
     refuse(c10::str("centerness of the dtype and device of logits, ", c10::toString(logits.scalar_type()), " on ",

@@ -31,7 +31,7 @@ void check_ssd_detections(const at::Tensor& boxes, const at::Tensor& scores, int
   }
   if (scores.dim() != 2 || scores.size(0) != boxes.size(0) || scores.size(1) < 2) {
     refuse(c10::str("scores of shape [", boxes.size(0), ", C], one row per box, with the background and a class"),
-           describe(scores), "Check what made them.");
+           describe(scores), "Check the code that computes them.");
   }
   if (boxes.scalar_type() != at::kFloat && boxes.scalar_type() != at::kDouble) {
     refuse("boxes of dtype Float or Double", describe(boxes), "Convert boxes and scores with .float().");

@@ -9,7 +9,7 @@ namespace {
 
 Error malformed(const std::string& backend, const std::string& expected, const std::string& got) {
   return Error(ErrorKind::kBundle, "bundle", "artifact of " + backend, expected, got,
-               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
 }  // namespace

@@ -111,7 +111,7 @@ Conditions::Step Conditions::step_of(const std::string& word, const std::vector<
 
 Error Conditions::unreadable(const std::string& expected, const std::string& got) const {
   return Error(ErrorKind::kBackend, backend_, "artifact, conditions", expected, "'" + got + "'",
-               "The artifact was made by another version of hybrid_rt: convert the detector again.");
+               "Convert the detector again: the artifact was made by another version of hybrid_rt.");
 }
 
 void Conditions::check(at::ArrayRef<at::Tensor> inputs) const {
@@ -131,7 +131,7 @@ void Conditions::check(at::ArrayRef<at::Tensor> inputs) const {
     }
     if (values.front() == 0) {
       throw Error(ErrorKind::kInput, backend_, "inputs", condition.text, sizes_of(inputs),
-                  "The segment holds for such sizes only: resize the pictures.");
+                  "Resize the images: the segment supports only such sizes.");
     }
   }
 }

@@ -78,11 +78,11 @@ CudaDevices ask_driver() {
                           driver.succeeds(driver.call("cuDeviceGetAttribute", &minor, kCapabilityMinor, device)) &&
                           driver.succeeds(driver.call("cuDeviceTotalMem_v2", &memory, device));
     // Indices are torch's: none may be left out.
-    if (!is_known) return {{}, "NVIDIA's driver tells nothing of device " + std::to_string(i) + ". " + kRemedy};
+    if (!is_known) return {{}, "NVIDIA's driver does not describe device " + std::to_string(i) + ". " + kRemedy};
     found.devices.push_back(
         {name.data(), std::to_string(major) + "." + std::to_string(minor), static_cast<int64_t>(memory)});
   }
-  if (count == 0) found.reason = std::string("NVIDIA's driver sees no device. ") + kRemedy;
+  if (count == 0) found.reason = std::string("NVIDIA's driver finds no device. ") + kRemedy;
   return found;
 }
 

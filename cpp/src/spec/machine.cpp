@@ -102,10 +102,11 @@ std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& ru
     if (name == "version") {
       if (runtime_version.empty()) continue;
       const auto is_right = is_in_range(runtime_version, wanted);
-      if (!is_right) return "its requirement \"version\": \"" + wanted + "\" is no range; convert the detector again";
+      if (!is_right)
+        return "its requirement \"version\": \"" + wanted + "\" is not a range; convert the detector again";
       if (!*is_right) {
         return "it needs " + spec.backend + " " + wanted + ", here is " + runtime_version +
-               "; install one of that range, or convert the detector again with the one that is here";
+               "; install a version in that range, or convert the detector again with this one";
       }
     } else if (name == "cpu") {
       std::string missing;

@@ -14,7 +14,7 @@ using nlohmann::json;
 
 Error malformed(const std::string& what, const std::string& expected, const std::string& got) {
   return Error(ErrorKind::kBundle, "bundle", what, expected, got,
-               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
 template <typename T>

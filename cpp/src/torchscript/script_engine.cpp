@@ -16,7 +16,7 @@ namespace {
 
 Error malformed(const std::string& subject, const std::string& expected, const std::string& got) {
   return Error(ErrorKind::kBundle, "engine", subject, expected, got,
-               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
 std::string named(const ScriptEngine::Fields& fields, const std::string& name) {
@@ -66,8 +66,8 @@ c10::intrusive_ptr<ScriptEngine> ScriptEngine::from_state(State state) {
   } else if (version != kStateVersion) {
     throw Error(ErrorKind::kBundle, "engine", "state version", "1 or " + std::to_string(kStateVersion),
                 std::to_string(version),
-                version > kStateVersion ? "The file was made by a newer hybrid_rt: upgrade this one."
-                                        : "The file is too old: convert the detector again.");
+                version > kStateVersion ? "Upgrade hybrid_rt: the file was made by a newer version."
+                                        : "Convert the detector again: the file is too old.");
   }
   return c10::make_intrusive<ScriptEngine>(std::move(fields), std::move(blobs));
 }

@@ -247,7 +247,7 @@ def _compiling_for(device: str, folder: Path) -> contextlib.AbstractContextManag
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder for all that inductor writes, which goes afterwards; the user's cache is left as it is."""
+    """A directory for all that inductor writes, which goes afterwards; the user's cache is left as it is."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     with _COMPILING, tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         before = {name: os.environ.get(name) for name in names}

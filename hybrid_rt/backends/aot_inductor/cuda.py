@@ -108,9 +108,9 @@ def _can_embed() -> bool:
 
 
 def _toolkit() -> str | None:
-    """A folder with CUDA's headers: the toolkit that torch finds, what pip brought with torch, or the usual one.
+    """A directory with CUDA's headers: the toolkit that torch finds, what pip brought with torch, or the usual one.
 
-    torch takes the folder above nvcc's, which is none where that is a link or a script.
+    torch takes the directory above nvcc's, which is none where that is a link or a script.
     """
     from torch.utils import cpp_extension
 

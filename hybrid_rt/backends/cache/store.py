@@ -42,7 +42,7 @@ COMPILE_SECONDS = 600.0
 """How long to wait for another process that compiles the same; then it is compiled here too."""
 
 EVICT_SECONDS = 10.0
-"""How long to wait for another process that tidies the folder; then this one leaves it to that one."""
+"""How long to wait for another process that tidies the directory; then this one leaves it to that one."""
 
 ABANDONED_SECONDS = 3600.0
 """A half-written entry of that age belongs to a process that was killed."""
@@ -105,7 +105,7 @@ compiler: ContextVar[Compile] = ContextVar("compiler", default=_compile_here)
 def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
     """Returns the result of ``backend.compile``, and whether it came from the cache.
 
-    Whatever is wrong with the folder or an entry, the artifact is compiled; a folder that can't be written is a
+    Whatever is wrong with the directory or an entry, the artifact is compiled; a directory that can't be written is a
     warning.
 
     Raises:
@@ -176,7 +176,7 @@ def entries() -> list[Entry]:
     """All entries, the last used first.
 
     Raises:
-        OptionError: there is no folder to look in.
+        OptionError: there is no directory to look in.
     """
     found = []
     for path in _files(folder()):
@@ -207,7 +207,7 @@ def clear() -> list[Entry]:
     """Removes all entries, and what backends keep beside them; returns the entries that it removed.
 
     Raises:
-        OptionError: there is no folder to look in, or an entry can't be removed.
+        OptionError: there is no directory to look in, or an entry can't be removed.
     """
     removed = []
     for entry in entries():
@@ -225,7 +225,7 @@ def clear() -> list[Entry]:
 
 
 def _files(place: Path) -> list[Path]:
-    """The entries' files: nothing else in the folder is ever touched."""
+    """The entries' files: nothing else in the directory is ever touched."""
     try:
         return [path for path in place.iterdir() if re.fullmatch(rf"[0-9a-f]{{64}}\{SUFFIX}", path.name)]
     except OSError:
@@ -234,7 +234,7 @@ def _files(place: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(place: Path, name: str, seconds: float) -> Iterator[bool]:
-    """Holds one of the folder's locks; gives false where it can't be had, or not in time."""
+    """Holds one of the directory's locks; gives false where it can't be had, or not in time."""
     lock = FileLock(place / ".locks" / name)
     with contextlib.suppress(OSError, NotImplementedError):  # a Timeout is an OSError
         (place / ".locks").mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,7 @@ def _read(path: Path) -> Artifact | None:
 
 
 def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
-    """Writes an entry and removes what has become too much; a folder that can't be written is a warning."""
+    """Writes an entry and removes what has become too much; a directory that can't be written is a warning."""
     if artifact.size > largest:
         return
     try:
@@ -304,7 +304,7 @@ def _evict(place: Path, largest: int) -> None:
 
 
 def _remove_half_written(place: Path, older_than: float) -> None:
-    """Removes the temporary folders of processes that were killed, see ``files.written_whole``."""
+    """Removes the temporary directories of processes that were killed, see ``files.written_whole``."""
     with contextlib.suppress(OSError):
         for path in place.glob(f".*{SUFFIX}.*"):
             if time.time() - path.stat().st_mtime > older_than:

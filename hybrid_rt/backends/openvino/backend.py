@@ -150,7 +150,7 @@ def _partial_shape(spec: TensorSpec) -> Any:
     """The shape that OpenVINO is told of an input; the ranges stay in the spec and are checked at each call.
 
     A range with an upper end is never told: OpenVINO 2026.4 computes numbers that depend on a size at both ends of its
-    range, and takes a number for a constant if it is the same at both. Of a remainder that proves nothing: 16 % 7 and
+    range, and takes a number for a constant if it is the same at both. For a remainder, that proves nothing: 16 % 7 and
     128 % 7 are 2, so an image that is padded to a multiple of 7 was always padded as the smallest one is.
     """
     import openvino

@@ -85,7 +85,7 @@ def in_order(model: Any) -> tuple[list[str], list[str]]:
 def scoped_names(layers: Sequence[str], segment: str) -> dict[str, str]:
     """Returns by a layer's name the submodule that its name says it comes from: that of a segment alone says it.
 
-    What is no layer of weights is named after the submodule that calls it, and its own kind.
+    A layer without weights is named after the submodule that calls it, and its own kind.
     """
     found = {}
     for name in layers:

@@ -16,8 +16,8 @@ _PRODUCTS = {"linear", "addmm", "matmul", "mm", "bmm"}
 def module_names(program: Program, convolutions: Sequence[str], products: Sequence[str]) -> dict[str, str]:
     """Returns by an engine's name of a layer that of the submodule that it comes from.
 
-    An engine makes one layer of each convolution and of each matrix product, in the order of torch's operations. Where
-    their numbers differ nothing is returned for them.
+    An engine makes one layer of each convolution and of each matrix product, in the order of torch's operations. If
+    their numbers differ, nothing is returned for them.
 
     Args:
         program: the segment.

@@ -358,7 +358,7 @@ def _limits(ranges: Sequence[Range]) -> dict[str, list[int]]:
 def _bounded(spec: TensorSpec, *profiles: Sequence[Range]) -> TensorSpec:
     """The input's spec with the sizes that the profiles hold: those between two profiles are refused by the run half.
 
-    What the segment counts may be none.
+    A dimension that the segment counts may be 0.
     """
     low = [min(sizes) for sizes in zip(*([size[0] for size in ranges] for ranges in profiles), strict=True)]
     high = [max(sizes) for sizes in zip(*([size[2] for size in ranges] for ranges in profiles), strict=True)]

@@ -1,8 +1,8 @@
 """torch2trt as a way into TensorRT: it runs the segment, and puts a layer into the network for each call of torch.
 
 torch2trt (https://github.com/NVIDIA-AI-IOT/torch2trt) was written for TensorRT up to 10. It is imported here with what
-it asks the vendor's module for at that time and newer versions do not have. Of it only the converters are used; the
-engine is built as that of every segment.
+it asks the vendor's module for at that time and newer versions do not have. Only its converters are used; the
+engine is built like every other one.
 """
 
 from __future__ import annotations

@@ -192,8 +192,8 @@ def _is_a_row(block: Any, variable: Any) -> bool:
 def tuned(module: Any, target: Any, cpu_flags: Collection[str], seconds: float) -> dict[str, Choice]:
     """For each function of fixed sizes the choice that was measured as the fastest, within a time budget.
 
-    The functions that matter most come first. What was measured is kept in the cache's folder for later conversions, by
-    ``target`` and ``cpu_flags``.
+    The functions that matter most come first. Measurements are kept in the cache's directory for later conversions,
+    by ``target`` and ``cpu_flags``.
     """
     from tvm.tirx import PrimFunc
 
@@ -233,7 +233,7 @@ def _shapes(function: Any) -> list[tuple[list[int], str]] | None:
 
 
 class _Measured:
-    """The seconds that functions took, by choice, kept on disk. A folder that can't be read or written keeps none."""
+    """The seconds that functions took, by choice, on disk. A directory that can't be read or written keeps none."""
 
     def __init__(self, target: Any, cpu_flags: Collection[str]) -> None:
         self.target = target

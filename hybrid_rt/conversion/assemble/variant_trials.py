@@ -128,8 +128,8 @@ def compare_variants(
         For each variant the errors of each output, and for what was not compared the reason.
 
     Raises:
-        BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. What is for
-            a GPU alone may be made on a machine without.
+        BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. A
+            variant for GPUs may be compiled on a machine without one.
         VariantError: one fails at a size that the segment takes.
     """
     program, engine, artifacts = build.program, build.engine, build.artifacts

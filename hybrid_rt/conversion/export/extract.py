@@ -99,7 +99,7 @@ def _chosen(engines: Sequence[Engine], segment: str | None, backend: str | None)
 def _with_stems(
     chosen: Sequence[tuple[Engine, Variant]],
 ) -> Iterator[tuple[str, Sequence[TableEntry], Variant]]:
-    """Each variant with a file name, without its ending, and its table: names never lead out of the folder."""
+    """Each variant with a file name, without its ending, and its table: names never lead out of the directory."""
     seen: dict[str, int] = {}
     for engine, variant in chosen:
         name = dict(zip(map(id, engine.variants), variant_names(engine.variants), strict=True))[id(variant)]

@@ -1,4 +1,4 @@
-"""A folder that runs bundles where no Python is: programs, bundles, the libraries that these need, and no more.
+"""A directory that runs bundles where no Python is: programs, bundles, the libraries that these need, and no more.
 
 The libraries lie in it as they lie in site-packages: ours and the vendors' find each other by their relative places.
 """
@@ -57,13 +57,13 @@ def package(
     archive: bool = False,
     overwrite: bool = False,
 ) -> Package:
-    """Writes a folder that runs on a Linux machine of this architecture with a glibc that is new enough, on its CPU.
+    """Writes a directory that runs on a Linux machine of this architecture with a glibc that is new enough, on its CPU.
 
-    The folder appears whole or not at all.
+    The directory appears whole or not at all.
 
     Args:
         bundles: the `.pt` files; a model's name is the file's name without its ending.
-        output: the folder.
+        output: the directory.
         backends: whose plug-ins and libraries come along. None: all that the bundles have variants of for CPUs and that
             can run here.
         torch: "include", or "external": libtorch is left out, and the target names its directory in HYBRID_RT_TORCH.
@@ -74,7 +74,7 @@ def package(
         Where it is and what is in it.
 
     Raises:
-        BundleError: a bundle that is missing or altered, or the folder can't be written.
+        BundleError: a bundle that is missing or altered, or the directory can't be written.
         BackendError: a backend, library or program that is not installed.
         OptionError: a backend that no bundle has a variant of, two bundles of one name, something at ``output`` that
             is no package or that ``overwrite`` does not allow to replace, pyelftools is not installed.
@@ -264,7 +264,7 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
 
 
 def _archive(folder: Path) -> Path:
-    """A tar of the folder beside it: sorted, without times, owners and the umask."""
+    """A tar of the directory beside it: sorted, without times, owners and the umask."""
     path = folder.with_name(f"{folder.name}.tar")
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -279,7 +279,7 @@ def _archive(folder: Path) -> Path:
 
 
 def _move(made: Path, folder: Path, aside: Path) -> None:
-    """Puts the new folder into its place; ``aside``: where the old one goes."""
+    """Puts the new directory into its place; ``aside``: where the old one goes."""
     if folder.exists() and any(folder.iterdir()):
         folder.replace(aside)
         try:

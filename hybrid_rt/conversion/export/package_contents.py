@@ -131,7 +131,7 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
 
 
 def _site(name: str) -> Path:
-    """The folder that a Python package is installed in."""
+    """The directory that a Python package is installed in."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None

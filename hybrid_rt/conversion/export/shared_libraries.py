@@ -105,8 +105,8 @@ def newest_glibc(versions: Iterable[str]) -> tuple[int, ...]:
 def closure(programs: Iterable[Path], opened: Iterable[Path] = ()) -> Closure:
     """Returns the direct and indirect dependencies of programs and of the libraries that they open at run time.
 
-    What a program is linked to is in its process before it opens anything, and answers by its name to whatever it
-    opens: that has no library of its own of that name, wherever it would look for one.
+    A library that a program is linked to is in its process before it opens anything. Opened libraries that need one of
+    that name get this one, wherever they would look for their own.
 
     Raises:
         BackendError: a library is not found here.
@@ -168,5 +168,5 @@ def _linked(path: Path) -> dict[str, Path]:
 
 
 def canonical(path: Path) -> Path:
-    """The path without links in its folders, but with the name that it was asked for by."""
+    """The path without links in its directories, but with the name that it was asked for by."""
     return path.parent.resolve() / path.name

@@ -30,7 +30,7 @@ MODEL_FILE = "model.pt"
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"
 INPUTS = ("uint8", "fp32")
-"""How a picture comes: uint8 [H, W, 3], RGB; or float32 [3, H, W] in 0..1."""
+"""How an image comes: uint8 [H, W, 3], RGB; or float32 [3, H, W] in 0..1."""
 
 _FIELDS = ("boxes", "labels", "scores")  # the first ones, in this order
 _TYPES = {
@@ -72,10 +72,10 @@ class ServingOptions:
 
     Attributes:
         input_type: one of :data:`INPUTS`.
-        max_batch: 0: a request is one picture. Else a request has one more dimension in front, and Triton puts up to
-            this many pictures of one size together; results are padded to the picture with the most,
+        max_batch: 0: a request is one image. Else a request has one more dimension in front, and Triton puts up to
+            this many images of one size together; results are padded to the image with the most,
             ``counts__N`` says how many each has.
-        max_delay_ms: how long a picture waits for others, with ``max_batch``.
+        max_delay_ms: how long an image waits for others, with ``max_batch``.
         instances: number of requests, or batches, that run at once.
         threads: threads per instance; 0: as many as torch takes.
     """
@@ -117,29 +117,30 @@ def export_triton(
     picture: Tensor | None = None,
     force: bool = False,
 ) -> TritonModel:
-    """Writes a model folder: ``NAME/config.pbtxt`` and ``NAME/1/model.pt``. It appears whole or not at all.
+    """Writes a model directory: ``NAME/config.pbtxt`` and ``NAME/1/model.pt``. It appears whole or not at all.
 
     Triton's PyTorch backend passes tensors only: ``model.pt`` is the bundle's module, with its engines, inside a module
-    that takes a picture and returns ``boxes__0``, ``labels__1``, ``scores__2`` and what else the detector finds. It is
+    that takes an image and returns ``boxes__0``, ``labels__1``, ``scores__2`` and what else the detector finds. It is
     run here before it is written, and has to find what the bundle finds. It runs on the CPU. The bundle's class names
     become the configuration's parameter ``class_names``, a JSON list by label. There is no file of labels for Triton's
     classification extension: that ranks the values of one output, and here labels are values themselves.
 
     Args:
-        path: the bundle; its detector takes a list of pictures and returns a dict for each, as torchvision's do.
+        path: the bundle; its detector takes a list of images and returns a dict for each, as torchvision's do.
         repository: Triton's model repository; it is made if it is not there.
         options: how Triton serves it; None: as :class:`ServingOptions` says.
         name: the model's; None: the file's.
         picture: [3, H, W] in 0..1, to try it with, on which it finds something. None: the golden sample's.
-        force: replace a model folder of that name.
+        force: replace a model directory of that name.
 
     Returns:
         What was written.
 
     Raises:
-        BundleError: no bundle, an altered one, or the folder can't be written.
+        BundleError: no bundle, an altered one, or the directory can't be written.
         BackendError: no variant of an engine can run here.
-        OptionError: an argument; a folder of that name; a detector of another interface; a batch that it does not take.
+        OptionError: an argument can't be used, a directory of that name exists, or the detector has another interface
+            or does not accept such a batch.
         VerificationError: the model finds something else, or nothing; nothing was written.
     """
     path, options = Path(path), options or ServingOptions()
@@ -187,7 +188,7 @@ def _list_detector(path: Path) -> torch.jit.ScriptModule:
 
 
 def _expected(path: Path, picture: Tensor) -> dict[str, Tensor]:
-    """Runs the bundle on the picture."""
+    """Runs the bundle on the image."""
     with torch.inference_mode():
         found: dict[str, Tensor] = archive.load(path)([picture])[0]
     if not len(found["boxes"]):
@@ -213,7 +214,7 @@ def _golden_picture(path: Path) -> Tensor:
 
 
 def _as_input(picture: Tensor, input_type: str) -> tuple[Tensor, Tensor]:
-    """The picture as the model takes it, and as the detector then sees it."""
+    """The image as the model takes it, and as the detector then sees it."""
     if input_type == "fp32":
         return picture, picture
     pixels = (picture * 255).round().to(torch.uint8)
@@ -327,7 +328,7 @@ def _tensors(tensors: Sequence[TritonTensor]) -> str:
 
 
 def _write(folder: Path, model_bytes: bytes, config: str) -> None:
-    """Beside its place, then renamed. An old folder is moved aside first: a rename replaces none that has files."""
+    """Beside its place, then renamed. An old directory is moved aside first: a rename replaces none that has files."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:

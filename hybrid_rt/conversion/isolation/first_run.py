@@ -17,7 +17,7 @@ from ..assemble.engine_module import make_engine, prepare, run_flat
 def run_once(artifact: Artifact, examples: Sequence[Tensor]) -> None:
     """Runs an artifact on an example, as verification will.
 
-    An engine that can't run here, or refuses, is no matter of this: verification says it. What counts is to come back.
+    An engine that can't run here, or refuses, is left to verification. This run only shows that the process survives.
     """
     device = artifact.spec.device
     if device == "cuda" and not torch.cuda.is_available():

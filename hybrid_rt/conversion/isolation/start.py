@@ -2,9 +2,9 @@
 
     python start.py DESCRIPTOR PARENT PATH...
 
-DESCRIPTOR is the socket to the parent, PARENT the parent's process, PATH... its ``sys.path``. Of this package only what
-compilers need is imported, not ``hybrid_rt/__init__.py``: that takes half of the time. The user's program is never
-imported.
+DESCRIPTOR is the socket to the parent, PARENT the parent's process, PATH... its ``sys.path``. Only the parts of this
+package that compilers need are imported, not ``hybrid_rt/__init__.py``: that takes half of the time. The user's program
+is never imported.
 """
 
 import sys

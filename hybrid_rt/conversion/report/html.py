@@ -24,7 +24,7 @@ _LEAST_ERROR = 1e-8
 """Where the bars of errors begin: below it nothing is left of float32."""
 
 _TEXT = 3.0
-"""Size of the text on pictures, in percent of the picture's longer side."""
+"""Size of the text on images, in percent of the image's longer side."""
 
 _MOST_CHARACTERS = 40
 
@@ -204,7 +204,7 @@ def _drawn(boxes: list[FoundBox], size: tuple[int, int], unit: float, names: Seq
 
 
 def _caption(name: str, score: str, corner: tuple[float, float], size: tuple[int, int], unit: float) -> dict[str, str]:
-    """Returns the text and its background, within the picture: above the box, or in it where there is no room above."""
+    """Returns the text and its background, within the image: above the box, or in it where there is no room above."""
     text_size, padding = unit * _TEXT, unit * 0.6
     widest = (size[0] - 2 * padding) / text_size
     text = _fitted(name, f" {score}", widest)

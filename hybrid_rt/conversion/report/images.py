@@ -1,4 +1,4 @@
-"""Pictures for the report: what the detector found on them, and what the hybrid found."""
+"""Images for the report: what the detector found on them, and what the hybrid found."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ...verification.thresholds import Thresholds
 MOST_PICTURES = 4
 MOST_BOXES = 100
 LONGEST_SIDE = 640
-"""Pixels, of the picture that is kept."""
+"""Pixels, of the image that is kept."""
 
 _JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class FoundBox:
-    """A box (x1, y1, x2, y2 in pixels of the picture as it was given) with its class and score.
+    """A box (x1, y1, x2, y2 in pixels of the image as it was given) with its class and score.
 
     ``matched``: it makes a pair with a box of the other side, by the verification's rule.
     """
@@ -38,12 +38,12 @@ class FoundBox:
 
 @dataclass(frozen=True)
 class PictureReport:
-    """One picture that was compared.
+    """One image that was compared.
 
     Attributes:
-        index: among the verification's pictures.
+        index: among the verification's images.
         height, width: in pixels, as it was given.
-        jpeg: the picture, at most :data:`LONGEST_SIDE` pixels long; not in the JSON.
+        jpeg: the image, at most :data:`LONGEST_SIDE` pixels long; not in the JSON.
         expected, found: the best boxes of the detector and of the hybrid, at most :data:`MOST_BOXES`.
         not_drawn: further fields of the detections, e.g. masks, with how many the detector returned.
     """
@@ -58,7 +58,7 @@ class PictureReport:
 
 
 class PictureSamples:
-    """Keeps the first pictures of a verification; a ``watch`` for :func:`.verify.compare_modules`."""
+    """Keeps the first images of a verification; a ``watch`` for :func:`.verify.compare_modules`."""
 
     def __init__(self, thresholds: Thresholds, images: ImageInputs) -> None:
         """``thresholds``: by which boxes are the same. ``images``: which arguments are images."""
@@ -68,7 +68,7 @@ class PictureSamples:
         self._count = 0
 
     def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
-        """Takes what is detections of pictures; anything else is left out."""
+        """Takes what is detections of images; anything else is left out."""
         wanted, had = detections_of(expected), detections_of(found)
         if wanted is None or had is None or len(wanted) != len(had):
             return

@@ -1,4 +1,4 @@
-"""The latency of a new bundle beside its detector's, and what a picture size costs that it has not seen."""
+"""The latency of a new bundle beside its detector's, and what an image size costs that it has not seen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class NewSize:
-    """Milliseconds of the first and of the next call on pictures of a size that the hybrid had not seen."""
+    """Milliseconds of the first and of the next call on images of a size that the hybrid had not seen."""
 
     height: int
     width: int
@@ -50,7 +50,7 @@ class Measurement:
     Attributes:
         latencies: "eager" and "hybrid". ``first`` is the hybrid's first call after loading; the detector ran before.
         load: milliseconds to load the bundle, its engines included.
-        pictures: (height, width) of the example's pictures.
+        pictures: (height, width) of the example's images.
         threads: that torch uses.
         engines: what runs each engine: the engine's own description.
         new_size: None: see ``no_new_size``.
@@ -164,7 +164,7 @@ def _first_call_at_a_new_size(
 
 
 def _bounds(images: Sequence[Tensor], programs: Sequence[Program]) -> list[tuple[int, int]]:
-    """(least, greatest) height and width of the segment that takes the pictures; no bounds if none does."""
+    """(least, greatest) height and width of the segment that takes the images; no bounds if none does."""
     channels = {image.shape[-3] for image in images}
     for program in programs:
         spec = program.inputs[0] if program.inputs else None
@@ -190,7 +190,7 @@ def _candidates(example: Size, bounds: Sequence[tuple[int, int]] | None) -> Iter
 
 
 def _seen_by_engine(detector: nn.Module, sizes: Sequence[Size]) -> Size:
-    """(height, width) of what the detector makes of pictures of these sizes."""
+    """(height, width) of what the detector makes of images of these sizes."""
     transform: Any = getattr(detector, "transform", None)
     if hasattr(transform, "min_size") and hasattr(transform, "image_mean"):
         channels = len(transform.image_mean)

@@ -82,7 +82,7 @@ def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run.
 
-    What torch returns ends the process when an operator in it fails: its graph points to functions that are gone.
+    The module that torch returns ends the process if an operator fails: its graph points to functions that are gone.
     """
     with quiet():
         frozen = torch.jit.freeze(module.eval())

@@ -324,9 +324,9 @@ def tensors_only(
     Args:
         detector: [3, H, W] each in a list; a dict for each. As it was opened; it is used up.
         fields: of the dicts, in the order of the tuple, each with its number of dimensions.
-        batched: pictures have a first dimension more; results are padded with zeros to those of the picture that has
+        batched: images have a first dimension more; results are padded with zeros to those of the image that has
             most, and one more tensor [N, 1], int64, says how many each has.
-        from_bytes: a picture is uint8 [H, W, 3], RGB; else float32 [3, H, W] in 0..1.
+        from_bytes: an image is uint8 [H, W, 3], RGB; else float32 [3, H, W] in 0..1.
     """
     names = [f"field_{i}" for i in range(len(fields))]
     if batched:

@@ -155,7 +155,7 @@ TEST_CASE("a newer format is refused with the remedy") {
   Records records = valid();
   records[kVersion] = "3";
   CHECK(contains(failure_of_records(records).what(),
-                 "expected format version 1 or 2, got 3. The file was made by a newer hybrid_rt: upgrade this one."));
+                 "expected format version 1 or 2, got 3. Upgrade hybrid_rt: the file was made by a newer version."));
 }
 
 TEST_CASE("a format version that is no number is damage") {

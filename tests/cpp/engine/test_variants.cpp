@@ -234,12 +234,12 @@ TEST_CASE("requirements of the machine are compared before a backend is asked") 
   CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's is 1.0
   CHECK(refusal("version", "==1").empty());
   CHECK(refusal("version", ">=1.0.1") ==
-        "it needs fixture >=1.0.1, here is 1.0; install one of that range, or convert the detector again with the one "
-        "that is here");
+        "it needs fixture >=1.0.1, here is 1.0; install a version in that range, or convert the detector again with "
+        "this one");
   CHECK(contains(refusal("version", "<1"), "it needs fixture <1, here is 1.0"));
   CHECK(contains(refusal("version", ">0.9,<=0.9.5"), "here is 1.0"));
-  CHECK(contains(refusal("version", "~1"), "is no range"));
-  CHECK(contains(refusal("version", "new"), "is no range"));
+  CHECK(contains(refusal("version", "~1"), "is not a range"));
+  CHECK(contains(refusal("version", "new"), "is not a range"));
   CHECK(refusal("cpu", "avx2, fma").empty());
   CHECK(contains(refusal("cpu", "avx2,avx512f,amx_bf16"),
                  "it was compiled for a CPU with avx512f, amx_bf16, which this one lacks"));

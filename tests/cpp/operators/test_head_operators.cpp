@@ -193,7 +193,7 @@ TEST_CASE("roi_align says what it refuses") {
         "Add the missing dimensions with unsqueeze.");
   CHECK(input_error_of([&] { roi_align(ramp(), at::zeros({1, 4}), kOnePoint); }) ==
         "hybrid_rt[operators]: roi_align: expected rois of shape [K, 5], got Float [1, 4]. "
-        "Pass one row (index of the picture, x1, y1, x2, y2) per box.");
+        "Pass one row (index of the image, x1, y1, x2, y2) per box.");
   CHECK(input_error_of([&] { roi_align(ramp().to(at::kBFloat16), rois.to(at::kBFloat16), kOnePoint); }) ==
         "hybrid_rt[operators]: roi_align: expected input of dtype Float, Double or Half, got BFloat16 [1, 1, 4, 4]. "
         "Convert input and rois with .float().");
@@ -207,7 +207,7 @@ TEST_CASE("roi_align refuses a picture that is not in the batch") {
     const at::Tensor rois = rows({0, 0, 0, 2, 2, picture, 0, 0, 2, 2}, 5);
     const std::string text = input_error_of([&] { roi_align(ramp(), rois, kOnePoint); });
     check_starts_with(text, "hybrid_rt[operators]: roi_align: expected rois[:, 0] to index a batch of 1, got ");
-    CHECK(text.find(" in row 1. Number the pictures from 0.") != std::string::npos);
+    CHECK(text.find(" in row 1. Number the images from 0.") != std::string::npos);
   }
 }
 

@@ -183,7 +183,7 @@ TEST_CASE("a file that is no bundle is refused by every function") {
            [&] { hybrid_rt::verify_records(path); }}) {
     const Error error = failure_of(call);
     CHECK(error.kind() == ErrorKind::kBundle);
-    CHECK(contains(error.what(), "expected a bundle of hybrid_rt, got an archive without a manifest of ours."));
+    CHECK(contains(error.what(), "expected a bundle of hybrid_rt, got an archive without hybrid_rt's manifest."));
   }
 }
 

@@ -130,7 +130,7 @@ def test_sizes_that_do_not_belong_together_are_refused() -> None:
         RuntimeError,
         match=re.escape(
             "hybrid_rt[aot_inductor]: inputs: expected pictures.shape[0] == bias.shape[0], "
-            "got [2, 3, 16, 24], [1, 1, 16, 24]. The segment holds for such sizes only"
+            "got [2, 3, 16, 24], [1, 1, 16, 24]. Resize the images: the segment supports only such sizes"
         ),
     ):
         run(pictures, bias[:1])

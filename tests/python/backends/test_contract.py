@@ -260,22 +260,22 @@ REFUSED: dict[str, tuple[list[Tensor], str]] = {
     "too many pictures": (
         [pictures(5)],
         "input 'pictures', dimension 0: expected 1..4x3x8..64x8.. float32, got 5x3x16x24. "
-        "Resize the pictures, or convert again with shapes= that cover this size.",
+        "Resize the images, or convert again with shapes= that cover this size.",
     ),
     "other channels": (
         [pictures()[:, :2]],
         "input 'pictures', dimension 1: expected 1..4x3x8..64x8.. float32, got 1x2x16x24. "
-        "Resize the pictures, or convert again with shapes= that cover this size.",
+        "Resize the images, or convert again with shapes= that cover this size.",
     ),
     "too high": (
         [pictures(height=65)],
         "input 'pictures', dimension 2: expected 1..4x3x8..64x8.. float32, got 1x3x65x24. "
-        "Resize the pictures, or convert again with shapes= that cover this size.",
+        "Resize the images, or convert again with shapes= that cover this size.",
     ),
     "too narrow": (
         [pictures(width=7)],
         "input 'pictures', dimension 3: expected 1..4x3x8..64x8.. float32, got 1x3x16x7. "
-        "Resize the pictures, or convert again with shapes= that cover this size.",
+        "Resize the images, or convert again with shapes= that cover this size.",
     ),
 }
 
@@ -480,8 +480,8 @@ def test_a_state_of_another_version_is_refused(backend: str) -> None:
     (version, fields, blobs), qualified_name = engine.__getstate__()
     assert version == 2
     for other, remedy in (
-        (3, "made by a newer hybrid_rt: upgrade this one"),
-        (0, "too old: convert the detector again"),
+        (3, "Upgrade hybrid_rt: the file was made by a newer version"),
+        (0, "Convert the detector again: the file is too old"),
     ):
         with pytest.raises(
             RuntimeError, match=rf"hybrid_rt\[engine\]: state version: expected 1 or 2, got {other}. .*{remedy}"

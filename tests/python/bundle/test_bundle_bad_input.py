@@ -75,7 +75,7 @@ def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
     assert_refused(
         path,
         ": expected a TorchScript archive, got something else, or a truncated file. "
-        "Copy the file again; hybrid_rt.convert() makes bundles.",
+        "Copy the file again; hybrid_rt.convert() writes bundles.",
     )
 
 
@@ -91,15 +91,15 @@ def test_a_torchscript_file_of_another_program(tmp_path: Path) -> None:
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(path))
     assert_refused(
         path,
-        "expected a bundle of hybrid_rt, got an archive without a manifest of ours. "
-        "hybrid_rt.convert() makes bundles; torch.jit.load() opens other TorchScript files.",
+        "expected a bundle of hybrid_rt, got an archive without hybrid_rt's manifest. "
+        "hybrid_rt.convert() writes bundles; torch.jit.load() opens other TorchScript files.",
     )
 
 
 def test_weights_saved_by_torch(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(3)}, path)
-    assert_refused(path, "expected a bundle of hybrid_rt, got an archive without a manifest of ours.")
+    assert_refused(path, "expected a bundle of hybrid_rt, got an archive without hybrid_rt's manifest.")
 
 
 def test_a_plain_zip(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_plain_zip(tmp_path: Path) -> None:
 def test_a_loaded_bundle_saved_by_plain_torch_is_none(small_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "again.pt"
     hybrid_rt.load(small_bundle).save(str(path))
-    assert_refused(path, "got an archive without a manifest of ours")
+    assert_refused(path, "got an archive without hybrid_rt's manifest")
 
 
 # Damage
@@ -245,7 +245,7 @@ def test_bytes_flipped_anywhere_never_crash(small_bundle: Path, tmp_path: Path) 
 def test_a_newer_format_is_refused_with_advice(small_bundle: Path, tmp_path: Path) -> None:
     path = rewrite(small_bundle, tmp_path / "newer.pt", {"extra/hybrid_rt/format_version": lambda _: b"3"})
     assert_refused(
-        path, "expected format version 1 or 2, got 3. The file was made by a newer hybrid_rt: upgrade this one."
+        path, "expected format version 1 or 2, got 3. Upgrade hybrid_rt: the file was made by a newer version."
     )
 
 
@@ -257,7 +257,10 @@ def test_a_format_version_that_is_none_is_damage(small_bundle: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [(3, "The file was made by a newer hybrid_rt: upgrade this one."), (0, "The file is too old")],
+    [
+        (3, "Upgrade hybrid_rt: the file was made by a newer version."),
+        (0, "Convert the detector again: the file is too old."),
+    ],
 )
 def test_another_state_version_of_an_engine_is_refused(
     small_bundle: Path, tmp_path: Path, version: int, remedy: str
@@ -395,7 +398,7 @@ def test_an_engine_with_a_malformed_state_is_refused(
     with pytest.raises(RuntimeError) as caught:
         torch.classes.hybrid_rt.Engine(fields, blobs)
     assert text in str(caught.value)
-    assert "convert the detector again." in str(caught.value)
+    assert "convert the detector again" in str(caught.value).lower()
 
 
 # Backends that are not there
@@ -585,7 +588,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
         (
             [torch.zeros(1, 3, 65, 32)],
             "input 'pictures', dimension 2: expected 1..4x3x16..64x32 float32, got 1x3x65x32. "
-            "Resize the pictures, or convert again with shapes= that cover this size.",
+            "Resize the images, or convert again with shapes= that cover this size.",
         ),
         (
             [torch.zeros(1, 3, 15, 32)],

@@ -495,7 +495,7 @@ def test_cuda_refuses_tensors_on_different_devices(device):
 def test_cuda_names_the_first_row_that_it_refuses_and_goes_on(device):
     rois = ROIS.repeat(1000, 1)
     rois[700, 0], rois[1500, 0] = 7.0, -3.0
-    with refuses("expected rois[:, 0] to index a batch of 2, got 7 in row 700. Number the pictures from 0."):
+    with refuses("expected rois[:, 0] to index a batch of 2, got 7 in row 700. Number the images from 0."):
         roi_align(FEATURES, rois)
     assert_same_roi_align(FEATURES, ROIS)
 

@@ -50,7 +50,7 @@ class Backend {
   virtual std::string settings() { return ""; }
 };
 
-/// What `hybrid_rt_plugin()` of a plug-in `libhybrid_rt_NAME.so` returns. Checked before anything else is called.
+/// Result of `hybrid_rt_plugin()` in a plug-in `libhybrid_rt_NAME.so`. Checked before anything else is called.
 struct PluginDescriptor {
   int abi_version;            ///< kPluginAbiVersion when it was compiled
   const char* torch_version;  ///< "MAJOR.MINOR" of the torch it was compiled with
