@@ -22,6 +22,7 @@ REFUSALS = {"CaptureError", "FusionError", "BackendError", "VerificationError"}
 
 NOT_OF_A_DETECTOR = {
     "common/executables.py",  # our programs are not installed
+    "common/version.py",  # the package is for another torch
     "conversion/export",  # packages, Triton, vendors' files: of a finished bundle
     "torchscript/graph_interpreter.py",  # a bundle's own segment
 }
