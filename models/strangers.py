@@ -473,3 +473,123 @@ class ONet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.features(x)
         return self.conv6_3(x), self.conv6_2(x), functional.softmax(self.conv6_1(x), dim=-1)
+
+
+# Heads over one trunk
+
+
+class Fcos(nn.Module):
+    """FCOS: distances to four sides from each cell of two levels, centre-ness, classes; lists of unequal length."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(block(3, 8, stride=2), block(8, 16, stride=2))
+        self.coarse = block(16, 16, stride=2)
+        self.tower = block(16, 16)
+        self.classes, self.sides, self.centre = (nn.Conv2d(16, out, 3, padding=1) for out in (classes, 4, 1))
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        fine = self.fine(images)
+        scores, boxes = [], []
+        for level, stride in zip((fine, self.coarse(fine)), (4, 8), strict=True):
+            features = self.tower(level)
+            rows, columns = (torch.arange(size) * stride + stride // 2 for size in level.shape[-2:])
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            left, top, right, bottom = (self.sides(features).relu() * stride).flatten(2).unbind(1)
+            x, y = x.flatten(), y.flatten()
+            boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], -1))
+            seen = self.classes(features).sigmoid() * self.centre(features).sigmoid()
+            scores.append(seen.sqrt().flatten(2).transpose(1, 2))
+        best, labels = torch.cat(scores, 1).max(**{"dim": 2})
+        found = []
+        for one, score, label in zip(torch.cat(boxes, 1), best, labels, strict=True):
+            kept = batched_nms(one, score, label, 0.6)[:20]
+            found.append({"boxes": one[kept], "scores": score[kept], "labels": label[kept]})
+        return found
+
+
+class CustomAnchors(dict[str, Any]):
+    """Ratios per level, which SSD's authors keep in a class of their own."""
+
+
+class Ssd(nn.Module):
+    """SSD: anchors of its own ratios per level, offsets that are decoded with variances, the best 30 after NMS."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.anchors = CustomAnchors(ratios=[(1.0, 2.0), (1.0, 0.5, 3.0)], scales=[0.2, 0.5], variances=(0.1, 0.2))
+        self.stages = nn.ModuleList([nn.Sequential(block(3, 8, stride=4), block(8, 16)), block(16, 16, stride=2)])
+        counts = [len(ratios) for ratios in self.anchors["ratios"]]
+        self.offsets = nn.ModuleList(nn.Conv2d(16, 4 * count, 3, padding=1) for count in counts)
+        self.scores = nn.ModuleList(nn.Conv2d(16, (classes + 1) * count, 3, padding=1) for count in counts)
+        self.number = classes + 1
+
+    def priors(self, height: int, width: int, level: int) -> Tensor:
+        """[height * width * ratios, 4] as (cx, cy, w, h) in 0..1."""
+        ratios, scale = self.anchors["ratios"][level], self.anchors["scales"][level]
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        sides = torch.tensor([[scale * ratio**0.5, scale / ratio**0.5] for ratio in ratios])
+        centres = torch.stack([x / width, y / height], -1).reshape(-1, 1, 2).expand(-1, len(ratios), -1)
+        return torch.cat([centres, sides.expand(height * width, -1, -1)], -1).reshape(-1, 4)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, found = images, []
+        for level, (stage, offsets, scores) in enumerate(zip(self.stages, self.offsets, self.scores, strict=True)):
+            features = stage(features)
+            priors = self.priors(*features.shape[-2:], level)
+            moved = offsets(features).permute(0, 2, 3, 1).reshape(-1, 4)
+            first, second = self.anchors["variances"]
+            centres, sides = (
+                priors[:, :2] + moved[:, :2] * first * priors[:, 2:],
+                priors[:, 2:] * (moved[:, 2:] * second).exp(),
+            )
+            classes = scores(features).permute(0, 2, 3, 1).reshape(-1, self.number).softmax(-1)
+            found.append(torch.cat([centres - sides / 2, centres + sides / 2, classes], 1))
+        boxes, classes = torch.cat(found).split([4, self.number], 1)
+        best, labels = classes[:, 1:].max(1)
+        kept = batched_nms(boxes, best, labels, 0.45)[:30]
+        return boxes[kept], best[kept]
+
+
+class Keypoints(nn.Module):
+    """CenterNet's keypoints: the best 5 centres, and per joint the offset that stands at the centre."""
+
+    def __init__(self, joints: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(3, 16, stride=2), block(16, 16, stride=2))
+        self.heads = nn.ModuleDict(
+            {"heat": nn.Conv2d(16, 1, 3, padding=1), "joints": nn.Conv2d(16, 2 * joints, 3, 1, 1)}
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.body(images)
+        maps = {name: head(features) for name, head in self.heads.items()}
+        heat = maps["heat"].sigmoid()
+        peaks = heat * (functional.max_pool2d(heat, 3, 1, 1) == heat)
+        scores, cells = peaks.flatten(1).topk(5)
+        joints = maps["joints"].flatten(2).transpose(1, 2)
+        chosen = joints.gather(1, cells[..., None].expand(-1, -1, joints.shape[2])).unflatten(2, (-1, 2))
+        centres = torch.stack([cells % heat.shape[3], cells.div(heat.shape[3], rounding_mode="floor")], -1)
+        return {"scores": scores, "keypoints": (chosen + centres[:, :, None]) * 4}
+
+
+class VitDet(nn.Module):
+    """ViTDet: plain blocks in windows and one that sees all, places resized to the image, scores per cell."""
+
+    def __init__(self, channels: int = 16, classes: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, 8, 8)
+        self.places = nn.Parameter(torch.randn(1, channels, 4, 4) * 0.02)
+        self.windows = nn.Sequential(Windows(channels, 0), Windows(channels, 0))
+        self.everywhere = nn.TransformerEncoderLayer(channels, 2, 32, batch_first=True)
+        self.up = nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.out = nn.Conv2d(channels, classes + 4, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.patches(images)
+        x = x + functional.interpolate(self.places, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        x = self.windows(x.permute(0, 2, 3, 1))
+        batch, height, width, channels = x.shape
+        x = self.everywhere(x.reshape(batch, height * width, channels)).transpose(1, 2)
+        found = self.out(self.up(x.reshape(batch, channels, height, width)))
+        return found[:, :4].relu(), found[:, 4:].sigmoid()

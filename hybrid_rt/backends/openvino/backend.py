@@ -99,7 +99,7 @@ class OpenVINOBackend(Backend):
                 self.name,
                 f"segment '{program.name}'",
                 expected="a module that OpenVINO converts",
-                got=f"{type(error).__name__}: {error}",
+                got=_told(error),
                 remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
@@ -169,3 +169,9 @@ def _element_type(spec: TensorSpec) -> Any:
     names = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "boolean"}
     integers = {"int64": "i64", "int32": "i32", "int8": "i8", "uint8": "u8"}
     return getattr(openvino.Type, {**names, **integers}[spec.dtype])
+
+
+def _told(error: Exception) -> str:
+    """The lines of OpenVINO's summary, which names the operations; the whole text if there is none."""
+    summary = [line.removeprefix("-- ").strip() for line in str(error).splitlines() if line.startswith("-- ")]
+    return "; ".join(summary) or f"{type(error).__name__}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,42 @@ from torch.utils import _pytree
 
 import hybrid_rt
 from helpers.small_detectors import small_picture
+from hybrid_rt.common.executables import find_program
 from models import strangers
 
 RANGES = {"height": (32, 128), "width": (32, 128)}
 SIZES = ((64, 64), (96, 48), (32, 112))
 
-STRANGERS: dict[type[nn.Module], Any] = {
-    strangers.Craft: ((64, 64), (96, 48), (42, 110)),
-    strangers.YoloEight: SIZES,
-    strangers.YoloX: SIZES,
-    strangers.Yolos: SIZES,
-    strangers.RtDetr: SIZES,
+ANY_SIZE = ((33, 97), (96, 48), (128, 61))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The outcome of a conversion with defaults.
+
+    Attributes:
+        sizes: sizes of images that the conversion did not see.
+        head: the way in which the head is taken.
+        coverage: the least part of the counted work that is in engines.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    head: str = "script"
+    coverage: float = 0.9
+
+
+STRANGERS: dict[type[nn.Module], Expected] = {
+    strangers.Craft: Expected(((64, 64), (96, 48), (42, 110))),
+    strangers.YoloEight: Expected(),
+    strangers.YoloX: Expected(),
+    strangers.Yolos: Expected(),
+    strangers.RtDetr: Expected(),
+    strangers.Fcos: Expected(ANY_SIZE, "export", 0.8),
+    strangers.Ssd: Expected(ANY_SIZE, "export"),
+    strangers.Keypoints: Expected(ANY_SIZE, coverage=0.7),
+    strangers.VitDet: Expected(),
 }
-"""Sizes that each takes."""
+"""Each becomes one engine."""
 
 
 def leaves(value: Any) -> list[Tensor]:
@@ -35,19 +60,29 @@ def leaves(value: Any) -> list[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STRANGERS, ids=lambda kind: kind.__name__)
 def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Module], tmp_path: Path) -> None:
-    sizes = STRANGERS[kind]
+    expected = STRANGERS[kind]
     detector = strangers.seeded(kind)
     path = tmp_path / "stranger.pt"
     report = hybrid_rt.convert(detector, (small_picture(64, 96),), path, shapes=RANGES, measure=False).report
-    assert report.head in ("script", "export"), report.head_refused
+    assert (report.head, len(report.engines)) == (expected.head, 1), report.head_refused
+    assert sum(share.share for share in report.shares if share.chosen) >= expected.coverage
+    assert_equal_in_cpp(path)
     hybrid = hybrid_rt.load(path)
     assert hybrid_rt.engines(hybrid)
-    for size in sizes:
+    for size in expected.sizes:
         image = small_picture(*size, seed=size[1])
-        expected, found = leaves(detector(image)), leaves(hybrid(image))
-        assert len(expected) == len(found) > 0
-        for one, other in zip(expected, found, strict=True):
+        wanted, found = leaves(detector(image)), leaves(hybrid(image))
+        assert len(wanted) == len(found) > 0
+        for one, other in zip(wanted, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+
+
+def assert_equal_in_cpp(path: Path) -> None:
+    """Runs the golden sample in a C++ program."""
+    program = find_program("hybrid-rt-detect")
+    assert program is not None
+    done = subprocess.run([program, path, "--verify", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or done.stdout
 
 
 @pytest.mark.slow
