@@ -322,7 +322,7 @@ def _fits_engine(unit: Node, excluded: frozenset[str]) -> bool:
     made = list(tensors_in(unit.meta.get("val")))
     if not made or any(_unbacked(size) for tensor in made for size in tensor.shape):
         return False
-    given = tensors_in([node.meta.get("val") for node in unit.all_input_nodes])
-    if any(t.dtype == torch.float64 or t.is_complex() or t.layout != torch.strided for t in (*given, *made)):
+    read = tensors_in([node.meta.get("val") for node in unit.all_input_nodes])
+    if any(t.dtype == torch.float64 or t.is_complex() or t.layout != torch.strided for t in (*read, *made)):
         return False
     return not any(isinstance(node.meta.get("val"), _NUMBERS) and not is_size(node) for node in unit.all_input_nodes)
