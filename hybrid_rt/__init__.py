@@ -50,10 +50,12 @@ from .backends.registry import BackendInfo, backends
 from .bench.bundles import Row, compare
 from .bench.profile import Profile, profile
 from .bundle.archive import EngineCheck, OpenedEngine, VariantCheck, check, engines, inspect, load, open_engine
+from .bundle.latency_contract import LatencyContract, MachineDescription, SizeLatency
 from .bundle.signing import Signature, sign, verify_signature
 from .common.latency import Latency, benchmark
 from .conversion.compile_segment import CompiledSegment, compile_segment
 from .conversion.convert import ConversionResult, convert
+from .conversion.edit.measure import MeasureReport, measure
 from .conversion.edit.swap import SwapReport, swap_backbone
 from .conversion.edit.variants import BankReport, add_variant, remove_variant
 from .conversion.export.extract import extract
@@ -61,6 +63,7 @@ from .conversion.report.report import ConversionReport
 from .torchscript import fake_engine as fake_engine
 from .verification.coco import Accuracy, CocoDataset, DatasetComparison
 from .verification.golden import GoldenCheck, verify_golden
+from .verification.latency import LatencyCheck, verify_latency
 from .verification.verify import THRESHOLDS, Thresholds, Verification, verify
 
 cmake_prefix_path = str(_Path(_native.__file__).parent / "cmake")
@@ -95,11 +98,16 @@ __all__ = [
     "HybridRTError",
     "InputError",
     "Latency",
+    "LatencyCheck",
+    "LatencyContract",
+    "MachineDescription",
+    "MeasureReport",
     "OpenedEngine",
     "OptionError",
     "Profile",
     "Row",
     "Signature",
+    "SizeLatency",
     "SwapReport",
     "Thresholds",
     "VariantCheck",
@@ -117,6 +125,7 @@ __all__ = [
     "extract",
     "inspect",
     "load",
+    "measure",
     "open_engine",
     "profile",
     "remove_variant",
@@ -124,5 +133,6 @@ __all__ = [
     "swap_backbone",
     "verify",
     "verify_golden",
+    "verify_latency",
     "verify_signature",
 ]

@@ -2,9 +2,12 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "hybrid_rt/error.h"
+#include "spec/latency.h"
 #include "torchscript/value_tree.h"
 #include "verify/boxes.h"
 #include "verify/comparison.h"
@@ -90,10 +93,51 @@ void bind_records(py::module_& m) {
       .def_readonly("failures", &hybrid_rt::Comparison::failures);
 }
 
+/// A contract, or what was measured here in its form, as JSON of a manifest's field.
+hybrid_rt::LatencyContract contract_from(const std::string& json, const std::string& path) {
+  return hybrid_rt::LatencyContract::from_manifest("{\"latency_contract\": " + json + "}", path);
+}
+
+void bind_latency(py::module_& m) {
+  m.def(
+      "machine_description",
+      [](int64_t gpu) {
+        const auto machine = hybrid_rt::MachineDescription::here(gpu);
+        py::dict entry;
+        entry["processor"] = machine.processor;
+        entry["architecture"] = machine.architecture;
+        entry["cpus"] = machine.cpus;
+        entry["gpu"] = machine.gpu;
+        return entry;
+      },
+      py::arg("gpu"));
+  m.def(
+      "latency_sizes",
+      [](const std::string& contract, const std::string& path, double tolerance, int64_t repeat,
+         const std::vector<std::pair<int64_t, int64_t>>& sizes) {
+        const hybrid_rt::LatencyOptions options{.tolerance = tolerance, .repeat = repeat, .sizes = sizes};
+        hybrid_rt::check_latency_options(options);
+        std::vector<std::tuple<int64_t, int64_t, int64_t>> chosen;
+        for (const auto& size : hybrid_rt::chosen_sizes(contract_from(contract, path), options)) {
+          chosen.emplace_back(size.height, size.width, repeat > 0 ? repeat : size.count);
+        }
+        return chosen;
+      },
+      py::arg("contract"), py::arg("path"), py::arg("tolerance"), py::arg("repeat"), py::arg("sizes"));
+  m.def(
+      "compare_latency",
+      [](const std::string& contract, const std::string& here, double tolerance) {
+        return hybrid_rt::to_json(
+            hybrid_rt::compare_latency(contract_from(contract, ""), contract_from(here, ""), tolerance));
+      },
+      py::arg("contract"), py::arg("here"), py::arg("tolerance"));
+}
+
 }  // namespace
 
 void bind_verification(py::module_& m) {
   bind_records(m);
+  bind_latency(m);
   m.def(
       "compare_results",
       [](const py::object& expected, const py::object& found, const Thresholds& thresholds, const std::string& where) {

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,40 +17,13 @@ from ..backends import registry
 from ..backends.base import LayerTime
 from ..bundle import archive
 from ..bundle.archive import read_manifest
-from ..common.atomic_files import check_writable, written_whole
+from ..bundle.call_parts import ENGINE, Part, Step, profiled_calls
+from ..common.atomic_files import check_writable
 from ..common.errors import InputError, OptionError
 from ..common.latency import Latency, benchmark
 from ..common.tensor_tree import tensors_in
 from ..conversion.export.extract import extract
 from ..verification.golden import read as read_golden
-
-ENGINE, OPERATOR, OTHER = "engine", "operator", "other"
-
-_ENGINE_EVENT = "hybrid_rt engine "
-"""What ScriptEngine::run() records, before the engine's name."""
-
-_CALL = "hybrid_rt profile call"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a call: an engine, the head's operators of one name at one place, or the interpreter.
-
-    Attributes:
-        name: name of the engine or operator.
-        kind: "engine", "operator", or "other" for the interpreter and the profiler.
-        place: "before NAME" or "after NAME", where NAME is the engine next to it in time; empty for engines and others.
-        calls: number of calls per call of the bundle.
-        milliseconds: time per call of the bundle, including what it calls.
-        share: fraction of the profiled call, 0..1.
-    """
-
-    name: str
-    kind: str
-    place: str
-    calls: float
-    milliseconds: float
-    share: float
 
 
 @dataclass(frozen=True)
@@ -164,99 +135,23 @@ def profile(
         raise InputError.make(
             "profile", "the inputs", expected="what the bundle takes", got=str(error).strip().splitlines()[-1]
         ) from error
-    with _silent_kineto(), torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profiler:
-        for _ in range(repeat):
-            with torch.profiler.record_function(_CALL):
-                module(*given)
-    calls = [event for event in profiler.events() if event.name == _CALL]
-    if trace is not None:
-        with written_whole(Path(trace)) as temporary:
-            profiler.export_chrome_trace(str(temporary))
-    total = sum(call.cpu_time_total for call in calls) / repeat / 1e3
-    found = [list(_steps(call)) for call in calls]
-    parts = _parts(found, total)
+    calls = profiled_calls(module, given, repeat, trace)
     return Profile(
         path=os.fspath(path),
         inputs=[list(tensor.shape) for tensor in tensors_in(given)],
         threads=threads,
         latency=latency,
-        profiled_ms=total,
-        parts=parts,
-        engines=_inside(path, module, found[0], parts, threads),
+        profiled_ms=calls.milliseconds,
+        parts=calls.parts,
+        engines=_inside(path, module, calls.steps, calls.parts, threads),
         limits=_limits(threads, {choice["precision"] for choice in archive.engines(module)}),
     )
-
-
-@contextmanager
-def _silent_kineto() -> Iterator[None]:
-    """Drops what is written to stderr: torch's profiler says there that it starts, and that no GPU is here."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """An outermost operator or engine of one call."""
-
-    name: str
-    kind: str
-    milliseconds: float
-    shapes: list[list[int]]
-
-
-def _steps(event: Any) -> Iterator[_Step]:
-    """The outermost operators and engines below an event, in the order in which they ran."""
-    for child in sorted(event.cpu_children, key=lambda child: child.time_range.start):
-        if child.name.startswith(_ENGINE_EVENT):
-            name = child.name.removeprefix(_ENGINE_EVENT)
-            yield _Step(name, ENGINE, child.cpu_time_total / 1e3, child.input_shapes)
-        elif "::" in child.name and child.name != "hybrid_rt::run_engine":
-            yield _Step(child.name, OPERATOR, child.cpu_time_total / 1e3, [])
-        else:  # a method of the head
-            yield from _steps(child)
-
-
-def _parts(found: Sequence[Sequence[_Step]], total: float) -> list[Part]:
-    """Adds up the steps of all calls by name, kind and place."""
-    sums: dict[tuple[str, str, str], tuple[int, float]] = {}
-    for steps in found:
-        for step, place in zip(steps, _places(steps), strict=True):
-            key = (step.name, step.kind, place)
-            count, milliseconds = sums.get(key, (0, 0.0))
-            sums[key] = (count + 1, milliseconds + step.milliseconds)
-    parts = [
-        Part(*key, count / len(found), milliseconds / len(found), milliseconds / len(found) / total)
-        for key, (count, milliseconds) in sums.items()
-    ]
-    rest = max(0.0, total - sum(part.milliseconds for part in parts))
-    parts.append(Part("the interpreter and the profiler", OTHER, "", 1, rest, rest / total))
-    return sorted(parts, key=lambda part: -part.milliseconds)
-
-
-def _places(steps: Sequence[_Step]) -> list[str]:
-    """Returns the position of each step among the engines."""
-    engines = [i for i, step in enumerate(steps) if step.kind == ENGINE]
-    places = []
-    for i, step in enumerate(steps):
-        before = [k for k in engines if k < i]
-        if step.kind == ENGINE or not engines:
-            places.append("")
-        else:
-            places.append(f"after {steps[before[-1]].name}" if before else f"before {steps[engines[0]].name}")
-    return places
 
 
 def _inside(
     path: str | os.PathLike[str],
     module: torch.jit.ScriptModule,
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     parts: Sequence[Part],
     threads: int,
 ) -> list[EngineLayers]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from ..common.errors import BundleError
 from ..common.specs import ArtifactSpec, TensorSpec, engine_name
+from .latency_contract import LatencyContract
 
 FORMAT_VERSION = 2
 
@@ -271,6 +272,7 @@ class Manifest:
         head: what stayed TorchScript; None if that is not known.
         verification: what was compared before saving, as :class:`hybrid_rt.Verification` writes it; None: nothing.
         golden: the golden sample; None in files of a hybrid_rt that had none.
+        latency_contract: the times that were measured on one machine; None: nothing was.
         records: the records of the archive but those of the manifest itself, by name.
         further: fields that this version does not know.
     """
@@ -284,6 +286,7 @@ class Manifest:
     head: Head | None = None
     verification: Mapping[str, Any] | None = None
     golden: Golden | None = None
+    latency_contract: LatencyContract | None = None
     records: Mapping[str, Record] = field(default_factory=dict)
     further: Mapping[str, Any] = field(default_factory=dict)
 
@@ -305,6 +308,7 @@ class Manifest:
             head=manifest.part("head", lambda head: Head(head.texts("operators"))),
             verification=None if manifest.is_none("verification") else manifest.get("verification", dict),
             golden=manifest.part("golden", _golden),
+            latency_contract=manifest.part("latency_contract", lambda part: LatencyContract.from_json(part.values)),
             records={
                 name: _record(_Object(record, f"record '{name}'"))
                 for name, record in manifest.get("records", dict).items()
@@ -323,6 +327,7 @@ class Manifest:
             "engines": [engine.to_json() for engine in self.engines],
             "head": None if self.head is None else self.head.to_json(),
             "golden": None if self.golden is None else self.golden.to_json(),
+            "latency_contract": None if self.latency_contract is None else self.latency_contract.to_json(),
         }
         known = {name: value for name, value in values.items() if value is not None}
         return {

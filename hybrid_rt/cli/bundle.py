@@ -26,6 +26,7 @@ from ..conversion.calibration import MOST_SAMPLES
 from ..conversion.edit.swap import swap_backbone
 from ..conversion.edit.variants import add_variant, remove_variant
 from ..conversion.export.extract import extract
+from ..conversion.options import AUTO_PRECISION
 from ..verification.golden import describe
 from ..verification.text import summary
 from ..verification.verify import Verification
@@ -138,8 +139,9 @@ def _add_edit_verbs(verbs: Any) -> None:
     verb.add_argument("--output", type=Path, help="path of the .pt to write (default: the input)")
     verb.add_argument(
         "--precision",
-        choices=PRECISIONS,
-        help="precision of the engine (default: that of the first variant in the file)",
+        choices=(*PRECISIONS, AUTO_PRECISION),
+        help="precision of the engine; auto: the fastest that is right on this machine (default: that of the first "
+        "variant in the file)",
     )
     add_compiler_arguments(verb)
     verb.add_argument("--segment", help="change only the engine of this segment (default: all)")
@@ -164,7 +166,11 @@ def _add_edit_verbs(verbs: Any) -> None:
     verb.add_argument("output", type=Path, help="path of the .pt to write; may be the input")
     verb.add_argument("--segment", help="segment to replace (default: backbone, or the first one that runs)")
     verb.add_argument("--engine", help="comma-separated backends, best first (default: those in the file)")
-    verb.add_argument("--precision", choices=PRECISIONS, help="precision of the engine (default: that of the file)")
+    verb.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, AUTO_PRECISION),
+        help="precision of the engine; auto: the fastest that is right on this machine (default: that of the file)",
+    )
     add_sign_argument(verb)
     add_compiler_arguments(verb)
     verb.add_argument("--no-verify", action="store_true", help="save without comparing the outputs")
@@ -197,6 +203,8 @@ def _facts(manifest: Manifest, path: Path) -> Iterator[str]:
     verification = manifest.verification
     yield from summary(None if verification is None else Verification.from_json(verification))
     yield f"golden sample: {describe(manifest.golden.to_json() if manifest.golden else None)}"
+    if manifest.latency_contract is not None:
+        yield from manifest.latency_contract.lines
     yield f"class names: {summary_of(manifest.class_names or ()) or 'none'}"
 
 

@@ -18,6 +18,7 @@ from ..conversion.options import AUTO_PRECISION
 from ..verification.coco import CocoDataset
 from .bundle import add_compiler_arguments, add_sign_argument, calibration_images, compiler_options
 from .detectors import class_names_for, detector_named
+from .timing import sizes_of
 
 
 def add_verbs(verbs: Any) -> None:
@@ -120,6 +121,11 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--no-golden", action="store_true", help="do not store a golden sample")
     verb.add_argument("--no-measure", action="store_true", help="do not measure latencies")
+    verb.add_argument(
+        "--latency-contract",
+        action="store_true",
+        help="store the times of 100 calls on this machine in the bundle, for verify --latency",
+    )
     add_sign_argument(verb)
     verb.add_argument("--report", type=Path, metavar="FILE", help="write the report to FILE.html or FILE.json")
 
@@ -138,7 +144,7 @@ def _convert(options: argparse.Namespace) -> int:
         device=options.device,
         options=compiler_options(options.option),
         calibration_data=calibration_images(options.calibration_data),
-        shapes=_sizes(options.sizes),
+        shapes=sizes_of(options.sizes) or None,
         state=options.state,
         fallback=not options.no_fallback,
         verify=not options.no_verify,
@@ -148,6 +154,7 @@ def _convert(options: argparse.Namespace) -> int:
         class_names=class_names_for(options.detector, options.class_names),
         golden=not options.no_golden,
         measure=not options.no_measure,
+        latency_contract=options.latency_contract,
         report=options.report,
         sign=options.sign,
         progress=True,
@@ -162,13 +169,3 @@ def _dataset(options: argparse.Namespace) -> CocoDataset | None:
             raise OptionError.make("cli", "--coco-images, --coco-limit", expected="--coco with them", got="none")
         return None
     return CocoDataset(options.coco, options.pictures or options.coco.parent, options.coco_limit)
-
-
-def _sizes(text: str | None) -> list[tuple[int, int]] | None:
-    if text is None:
-        return None
-    try:
-        pairs = [size.lower().split("x") for size in text.split(",")]
-        return [(int(height), int(width)) for height, width in pairs]
-    except ValueError as error:
-        raise OptionError.make("cli", "--sizes", expected="HEIGHTxWIDTH,...", got=f"'{text}'") from error

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..bench.profile import ENGINE, Profile, profile
+from ..bench.profile import Profile, profile
+from ..bundle.call_parts import ENGINE
 from ..common.images import read_picture
 
 _SHOWN = 12

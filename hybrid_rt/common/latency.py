@@ -97,6 +97,14 @@ def benchmark(
     return {name: Latency.of(times[name], first[name]) for name in cases}
 
 
+def times_of(call: Callable[..., Any], inputs: tuple[Any, ...], *, repeat: int, warm_up: int) -> list[float]:
+    """Returns the milliseconds of each of ``repeat`` calls, after ``warm_up`` calls that are not counted."""
+    with torch.inference_mode(), _no_collector():
+        for _ in range(warm_up):
+            call(*inputs)
+        return [_timed(call, inputs) for _ in range(repeat)]
+
+
 @contextmanager
 def _no_collector() -> Iterator[None]:
     was_on = gc.isenabled()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,11 +28,11 @@ from ..common.specs import REFERENCE_PRECISION
 from ..common.structure import structure_of
 from ..verification.verify import Thresholds, thresholds_of
 from .assemble.builds import EngineBuild, compile_program
-from .assemble.engine_module import EngineModule, prepare, run_flat, single_module
+from .assemble.engine_module import EngineModule, prepare, single_module
 from .assemble.module_checks import Alone, check_module, check_repeatable
 from .assemble.variant_trials import fastest_first, require_same_outputs
-from .auto_precision import Candidate, choose
 from .calibration import calibration_samples, warn_of_few
+from .engine_precision import build_in_precision
 from .options import AUTO_PRECISION, EngineOptions, check_precision, effort_of
 
 _SCOPE = "compile_segment"
@@ -180,34 +179,11 @@ def compile_segment(
                 require_same_outputs(build, engines.precision, thresholds, _SCOPE)
         return build
 
-    if engines.is_auto_precision:
-        inputs = tuple(map(tiled, program.examples, [spec.opt for spec in program.inputs]))
-        build, _, trials = choose(
-            engines, compile_in, lambda built: Candidate(_Timed(built, device), ""), inputs, steps
-        )
-        for trial in trials:
-            steps.show(f"precision {trial.line}")
-    else:
-        build = compile_in(engines)
+    build, _, _ = build_in_precision(engines, program, compile_in, lambda *_: "", steps)
     compiled = single_module(program, build.engine, CompiledSegment)
     best = build.artifacts[0].spec
     compiled.place(best.device if strict else device, f"{best.backend}:{best.precision}" if strict else "")
     return compiled
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """A built engine as precision="auto" times it."""
-
-    build: EngineBuild
-    device: str
-
-    @contextmanager
-    def in_promised_precision(self) -> Iterator[Callable[..., Any]]:
-        """Yields what runs the engine on flat tensors; those of a GPU come back, so that its work is over."""
-        engine, place = self.build.engine, torch.device(self.device)
-        prepare(engine, device=place, emulate_precision=True)
-        yield lambda *inputs: [t.cpu() for t in run_flat(engine, tuple(t.to(place) for t in inputs))]
 
 
 def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:

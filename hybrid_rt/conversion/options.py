@@ -154,6 +154,8 @@ class OutputOptions:
         measure: whether detector and hybrid are timed, for the report.
         report: where the report is written too; None: nowhere.
         sign: the private keys that sign it.
+        contract_sizes: image sizes whose times on this machine are measured and stored in it; none: that of the golden
+            sample; None: no time is stored.
     """
 
     path: Path
@@ -161,3 +163,4 @@ class OutputOptions:
     measure: bool = True
     report: str | os.PathLike[str] | None = None
     sign: Keys = ()
+    contract_sizes: Sequence[tuple[int, int]] | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..bundle import archive
+from ..bundle.latency_contract import LatencyContract
 from ..bundle.manifest import Detector, Golden, Head, ImageInput, Manifest, Member, SizeConditions
 from ..bundle.manifest import Engine as StoredEngine
 from ..capture.profile import Profile
@@ -20,6 +21,7 @@ from ..common.progress import Steps
 from ..common.tensor_tree import places_of
 from ..common.version import __version__
 from ..verification import golden
+from ..verification.latency import measured_contract
 from .assemble.builds import EngineBuild
 from .assemble.hybrid import Hybrid
 from .checks import Checks
@@ -38,6 +40,7 @@ class Saved:
         not_measured: why there are none.
         signed_with: the keys that have signed the bundle.
         signatures_dropped: the keys that had signed what stood in its place.
+        latency_contract: the times that the bundle holds; None: it holds none.
     """
 
     golden: str = ""
@@ -46,6 +49,7 @@ class Saved:
     not_measured: str = "not asked for"
     signed_with: list[str] = field(default_factory=list)
     signatures_dropped: list[str] = field(default_factory=list)
+    latency_contract: LatencyContract | None = None
 
 
 def save_hybrid(
@@ -70,11 +74,18 @@ def save_hybrid(
 
     Raises:
         BundleError: the file can't be written.
+        BackendError: a latency contract was asked for, and the bundle can't run here. It is saved without one.
     """
     with steps.step("save"):
         description, record = golden.pack(checks.golden, golden.NOT_REPEATED) if output.golden else golden.pack(None)
         manifest = _manifest(hybrid, profile, checks, Golden.from_json(description), class_names)
         change = archive.save(hybrid.module, output.path, manifest, record, sign=output.sign)
+    contract = None
+    if output.contract_sizes is not None:
+        with steps.step("measure the latency contract"):
+            contract = _contract(output, None if record is not None else profile.example, hybrid.device)
+            promised = replace(manifest, latency_contract=contract)
+            archive.save(hybrid.module, output.path, promised, record, sign=output.sign)
     measurement, reason = None, "not asked for"
     if output.measure:
         with steps.step("measure"):
@@ -94,7 +105,13 @@ def save_hybrid(
         reason,
         signed_with=list(change.signed),
         signatures_dropped=list(change.dropped),
+        latency_contract=contract,
     )
+
+
+def _contract(output: OutputOptions, example: tuple[Any, ...] | None, device: str) -> LatencyContract:
+    """Measures the saved bundle; ``example``: None if it has a golden sample."""
+    return measured_contract(output.path, example, sizes=output.contract_sizes or (), device=device, scope="convert")
 
 
 def _manifest(

@@ -47,7 +47,8 @@ def verdict(name: str, check: GoldenCheck) -> list[str]:
     lines += map(_image, check.verification.pictures)
     tensors = check.verification.tensors
     if tensors:
-        lines.append(f"  {len(tensors)} outputs, worst relative error {_worst(tensors).relative_error:.2g}")
+        count = f"{len(tensors)} output{'' if len(tensors) == 1 else 's'}"
+        lines.append(f"  {count}, worst relative error {_worst(tensors).relative_error:.2g}")
     lines += [f"  FAILED: {text}" for text in check.verification.failures]
     if not check.compared:
         lines.append("  (not compared when it was converted: verify=False)")

@@ -15,6 +15,7 @@
 #include <exception>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -39,6 +40,7 @@ enum ExitCode {
   kRunFailed = 5,
   kOutputUnwritable = 6,
   kDiffers = 7,
+  kTooSlow = 8,
 };
 
 constexpr const char* kDescription =
@@ -56,7 +58,9 @@ also has its "class_name" if the bundle, or the file of --class-names, has one f
 
 --verify: runs the bundle's golden sample (an input and the detector's result) on this machine, with --backend,
 --threads and --device, and compares the results. JSON: {"passed", "precision", "engines", "pictures",
-"tensors", "failures", "thresholds"}.
+"tensors", "failures", "thresholds"}. With --latency, it also times calls at each size of the bundle's latency contract
+(hybrid-rt measure), with the contract's number of threads unless --threads names one. The contract holds if no
+percentile is more than --tolerance above it. JSON: also "latency".
 
 Times: "first" is the first forward, "median" and "p95" are of --repeat later ones. None includes reading the image.
 With --repeat 2 or more, the second forward, in which TorchScript still optimizes, is not counted.
@@ -69,12 +73,15 @@ Exit codes:
   4  the bundle can't be loaded on this machine
   5  the detector failed, or does not take images and return detections
   6  the result can't be written
-  7  --verify: the bundle's result on this machine differs from its detector's)";
+  7  --verify: the bundle's result on this machine differs from its detector's
+  8  --latency: the bundle is slower on this machine than its latency contract)";
 
 struct Options {
   std::string model;
   std::string picture;
   bool verify = false;
+  bool latency = false;
+  double tolerance = hybrid_rt::LatencyOptions{}.tolerance;
   bool json = false;
   bool exif = false;
   std::string output;
@@ -145,12 +152,26 @@ void define(CLI::App& app, Options& options) {
       },
       "0..1");
 
+  const CLI::Validator is_tolerance(
+      [](const std::string& text) -> std::string {
+        double value = 0;
+        const bool is_number = CLI::detail::lexical_cast(text, value);
+        return is_number && value >= 0 && value <= 1000 ? "" : "'" + text + "' is not a number from 0 to 1000";
+      },
+      "0..1000");
+
   app.footer(kFooter);
   app.add_option("MODEL", options.model, "path of the bundle")->required();
   CLI::Option* picture = app.add_option("PICTURE", options.picture, "JPEG or PNG file; omit it with --verify");
   CLI::Option* verify =
       app.add_flag("--verify", options.verify, "run the bundle's golden sample and compare the results")
           ->excludes(picture);
+  CLI::Option* latency =
+      app.add_flag("--latency", options.latency, "check the bundle's latency contract too")->needs(verify);
+  app.add_option("--tolerance", options.tolerance, "fraction by which a percentile may exceed the contract's")
+      ->check(is_tolerance)
+      ->needs(latency)
+      ->capture_default_str();
   app.add_flag("--exif", options.exif, "apply the EXIF orientation of the image")->excludes(verify);
   app.add_flag("--json", options.json, "print one line of JSON instead of a table");
   app.add_option("--output", options.output, "write the image with its boxes to this PNG")->excludes(verify);
@@ -228,30 +249,44 @@ void print(const std::string& text) {
   }
 }
 
-void verify(const Options& options) {
-  if (options.threads > 0) at::set_num_threads(options.threads);
-  const c10::Device device(options.device);
-  torch::jit::Module module = in_step(kBundleUnloadable, options.model, [&] {
-    return hybrid_rt::load(options.model, {.device = device,
-                                           .backend = options.backend,
-                                           .threads = options.threads,
-                                           .strict = options.strict,
-                                           .trusted_keys = options.trusted_keys,
-                                           .allow = options.allow});
-  });
-  const hybrid_rt::Verification verification = in_step(kRunFailed, "the golden sample", [&] {
+hybrid_rt::Verification verified(const Options& options) {
+  const hybrid_rt::LoadOptions load_options{.device = c10::Device(options.device),
+                                            .backend = options.backend,
+                                            .threads = options.threads,
+                                            .strict = options.strict,
+                                            .trusted_keys = options.trusted_keys,
+                                            .allow = options.allow};
+  if (options.latency) {  // with the contract's number of threads, which verify() reads
+    return in_step(kBundleUnloadable, options.model, [&] {
+      return hybrid_rt::verify(options.model, load_options, std::nullopt,
+                               hybrid_rt::LatencyOptions{.tolerance = options.tolerance});
+    });
+  }
+  torch::jit::Module module =
+      in_step(kBundleUnloadable, options.model, [&] { return hybrid_rt::load(options.model, load_options); });
+  return in_step(kRunFailed, "the golden sample", [&] {
     try {
-      return hybrid_rt::verify(options.model, module, device);
+      return hybrid_rt::verify(options.model, module, load_options.device);
     } catch (const hybrid_rt::Error& error) {
       if (error.kind() != hybrid_rt::ErrorKind::kBundle) throw;
       throw Failure(kBundleUnloadable, error.what());
     }
   });
+}
+
+void verify(const Options& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const hybrid_rt::Verification verification = verified(options);
   print(options.json ? hybrid_rt::to_json(verification) + "\n" : to_text(verification, options.model));
+  if (!verification.matches()) {
+    throw Failure(kDiffers,
+                  formatted(options.model, "what its detector found", "on this machine " + verification.failures[0],
+                            "Another --backend may be right; hybrid-rt check shows what else could run."));
+  }
   if (verification.passed()) return;
-  throw Failure(kDiffers,
-                formatted(options.model, "what its detector found", "on this machine " + verification.failures[0],
-                          "Another --backend may be right; hybrid-rt check shows what else could run."));
+  throw Failure(kTooSlow,
+                formatted(options.model, "the times of its latency contract", verification.latency->failures[0],
+                          "End other programs, or measure a contract on this machine: hybrid-rt measure."));
 }
 
 void detect(const Options& options) {

@@ -5,10 +5,32 @@
 #include <sstream>
 
 namespace hybrid_rt::detect_app {
+namespace {
+
+/// Percentiles of one size, here and in the contract.
+std::string to_text(const LatencyCheck& check) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(2);
+  text << "  latency contract " << (check.holds() ? "holds" : "DOES NOT HOLD") << " on " << to_string(check.machine)
+       << "\n";
+  for (const SizeComparison& size : check.sizes) {
+    const SizeLatency& found = size.found;
+    const SizeLatency& promised = size.promised;
+    text << "    " << found.height << "x" << found.width << ", ms: p50 " << found.p50 << " of " << promised.p50
+         << ", p95 " << found.p95 << " of " << promised.p95;
+    if (found.p99 && promised.p99) text << ", p99 " << *found.p99 << " of " << *promised.p99;
+    text << " (" << found.count << " calls)\n";
+  }
+  for (const std::string& failure : check.failures) text << "    TOO SLOW: " << failure << "\n";
+  for (const std::string& note : check.notes) text << "    note: " << note << "\n";
+  return text.str();
+}
+
+}  // namespace
 
 std::string to_text(const Verification& verification, const std::string& model) {
   std::ostringstream text;
-  text << model << ": " << (verification.passed() ? "matches its detector" : "DIFFERS from its detector") << "\n";
+  text << model << ": " << (verification.matches() ? "matches its detector" : "DIFFERS from its detector") << "\n";
   for (const EngineChoice& engine : verification.engines) {
     text << "  " << engine.name << ": " << engine.description << "\n";
   }
@@ -28,11 +50,13 @@ std::string to_text(const Verification& verification, const std::string& model) 
     const auto worst = std::max_element(
         verification.outputs.begin(), verification.outputs.end(),
         [](const OutputError& a, const OutputError& b) { return a.relative_error < b.relative_error; });
-    text << "  " << verification.outputs.size() << " outputs, worst relative error " << std::setprecision(2)
+    const size_t count = verification.outputs.size();
+    text << "  " << count << (count == 1 ? " output" : " outputs") << ", worst relative error " << std::setprecision(2)
          << worst->relative_error << "\n";
   }
   for (const std::string& failure : verification.failures) text << "  FAILED: " << failure << "\n";
   if (!verification.compared) text << "  (not compared when it was converted: verify=False)\n";
+  if (verification.latency) text << to_text(*verification.latency);
   return text.str();
 }
 

@@ -11,6 +11,7 @@
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/engine_choice.h"
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/latency.h"
 #include "hybrid_rt/log.h"
 #include "hybrid_rt/message.h"
 #include "hybrid_rt/opened_engine.h"

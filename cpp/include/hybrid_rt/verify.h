@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hybrid_rt/bundle.h"
+#include "hybrid_rt/latency.h"
 #include "hybrid_rt/thresholds.h"
 
 // The golden sample of a bundle: an input, and the detector's result for it before the conversion. A service can run it
@@ -89,26 +90,36 @@ struct Verification {
   std::vector<std::string> failures;  ///< differences beyond the limits, for messages
   /// True if convert() compared the hybrid with the detector on the sample before it saved the bundle.
   bool compared = false;
+  /// The check of the latency contract; absent if it was not asked for.
+  std::optional<LatencyCheck> latency{};
 
-  bool passed() const { return failures.empty(); }  ///< Returns true if nothing differs beyond the limits.
+  /// Returns whether the result is the detector's.
+  bool matches() const { return failures.empty(); }
+  /// Returns whether it is, and the latency contract holds if that was checked.
+  bool passed() const { return matches() && (!latency || latency->holds()); }
 };
 
-/// Loads a bundle and runs it on its golden sample. `failures` lists the differences. Throws Error: of load(), and
-/// kBundle for a bundle without a golden sample; torch's errors if the module fails.
+/// Loads a bundle and runs it on its golden sample. `failures` lists the differences. With `latency`, it also times
+/// calls on this machine, with the contract's number of threads unless `options` names one, and compares them with the
+/// bundle's latency contract. Throws Error: of load(), kBundle for a bundle without a golden sample, or without a
+/// contract that was to be checked, kOption for a size that is not in it; torch's errors if the module fails.
 Verification verify(const std::string& path, const LoadOptions& options = {},
-                    const std::optional<Thresholds>& thresholds = std::nullopt);
+                    const std::optional<Thresholds>& thresholds = std::nullopt,
+                    const std::optional<LatencyOptions>& latency = std::nullopt);
 
-/// Does the same for a module from load(path), on the device that it was loaded for.
+/// Does the same for a module from load(path), on the device that it was loaded for. Times are those of as many threads
+/// as torch uses in this thread and as the engines were loaded with.
 Verification verify(const std::string& path, torch::jit::Module& module, c10::Device device = c10::kCPU,
-                    const std::optional<Thresholds>& thresholds = std::nullopt);
+                    const std::optional<Thresholds>& thresholds = std::nullopt,
+                    const std::optional<LatencyOptions>& latency = std::nullopt);
 
 /// Compares two results of a detector: lists of detections (dicts of "boxes", "labels", "scores" and optionally
 /// "masks", "keypoints") or any nested tensors. `where` names the image in messages. Does not throw.
 Verification compare(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds,
                      const std::string& where);
 
-/// Converts to JSON: {"passed", "precision", "engines", "pictures", "tensors", "failures", "thresholds"}; a number that
-/// is not finite is null. The fields of `hybrid-rt verify --json`.
+/// Converts to JSON: {"passed", "precision", "engines", "pictures", "tensors", "failures", "thresholds"}, and "latency"
+/// if that was checked; a number that is not finite is null. The fields of `hybrid-rt verify --json`.
 std::string to_json(const Verification& verification);
 
 }  // namespace hybrid_rt

@@ -1,5 +1,6 @@
 #include "hybrid_rt/verify.h"
 
+#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <nlohmann/json.hpp>
@@ -8,6 +9,7 @@
 #include "torchscript/golden.h"
 #include "torchscript/load.h"
 #include "verify/comparison.h"
+#include "verify/latency.h"
 
 namespace hybrid_rt {
 namespace {
@@ -41,8 +43,25 @@ Verification compare(const c10::IValue& expected, const c10::IValue& found, cons
 
 namespace {
 
+/// Sets the number of torch's threads in this thread for as long as it lives; 0: leaves it.
+class Threads {
+ public:
+  explicit Threads(int count) : before_(at::get_num_threads()), is_set_(count > 0) {
+    if (is_set_) at::set_num_threads(count);
+  }
+  ~Threads() {
+    if (is_set_) at::set_num_threads(before_);
+  }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int before_;
+  bool is_set_;
+};
+
 Verification verify_opened(const Archive& file, torch::jit::Module& module, c10::Device device,
-                           const std::optional<Thresholds>& thresholds) {
+                           const std::optional<Thresholds>& thresholds, const std::optional<LatencyOptions>& latency) {
   const c10::InferenceMode inference_mode;
   const auto& arguments = module.get_method("forward").function().getSchema().arguments();
   const GoldenSample golden = read_golden(file, arguments, device);
@@ -51,20 +70,30 @@ Verification verify_opened(const Archive& file, torch::jit::Module& module, c10:
   verification.precision = golden.precision;
   verification.compared = golden.compared;
   verification.engines = engines(module);
+  if (latency) verification.latency = check_latency(file, module, golden.inputs, device, *latency);
   return verification;
 }
 
 }  // namespace
 
 Verification verify(const std::string& path, torch::jit::Module& module, c10::Device device,
-                    const std::optional<Thresholds>& thresholds) {
-  return verify_opened(Archive(path), module, device, thresholds);
+                    const std::optional<Thresholds>& thresholds, const std::optional<LatencyOptions>& latency) {
+  return verify_opened(Archive(path), module, device, thresholds, latency);
 }
 
-Verification verify(const std::string& path, const LoadOptions& options, const std::optional<Thresholds>& thresholds) {
+Verification verify(const std::string& path, const LoadOptions& given, const std::optional<Thresholds>& thresholds,
+                    const std::optional<LatencyOptions>& latency) {
   const auto file = std::make_shared<Archive>(path);
+  LoadOptions options = given;
+  if (latency) {
+    check_latency_options(*latency);  // before long work
+    const LatencyContract contract = LatencyContract::from_manifest(file->manifest_text(), path);
+    chosen_sizes(contract, *latency);
+    if (options.threads == 0) options.threads = static_cast<int>(contract.threads);
+  }
+  const Threads threads(latency ? options.threads : 0);
   torch::jit::Module module = load(file, options);
-  return verify_opened(*file, module, options.device, thresholds);
+  return verify_opened(*file, module, options.device, thresholds, latency);
 }
 
 std::string to_json(const Verification& verification) {
@@ -82,6 +111,7 @@ std::string to_json(const Verification& verification) {
   for (const ThresholdField& field : kThresholdFields) {
     document["thresholds"][field.name] = verification.thresholds.*field.value;
   }
+  if (verification.latency) document["latency"] = Json::parse(to_json(*verification.latency));
   return document.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, blob_from_bytes
-from ..base import Availability, Backend, RuntimeFiles, VendorPackages
+from ..base import Availability, Backend, LayerTime, RuntimeFiles, VendorPackages
 from ..quantization.options import checked, tightened
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
@@ -102,6 +104,14 @@ class OnnxRuntimeBackend(Backend):
             if place:
                 found.append((int(place["offset"]), int(place["length"])))
         return {"weights": tuple(found)}
+
+    def layer_times(
+        self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int
+    ) -> Sequence[LayerTime] | None:
+        """Returns the nodes in ONNX Runtime's own profile."""
+        from .layers import layer_times
+
+        return layer_times(files["model"], inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
         """Returns torch's export of a whole detector, run by ONNX Runtime."""

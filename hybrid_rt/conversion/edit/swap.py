@@ -26,11 +26,13 @@ from ...common.specs import variant_names
 from ...common.version import __version__
 from ...torchscript import jit
 from ...verification.verify import Thresholds, Verification
-from ..assemble.builds import compile_program
+from ..assemble.builds import EngineBuild, compile_program
 from ..assemble.module_checks import check_module, check_repeatable
 from ..assemble.variant_trials import require_same_outputs
 from ..calibration import calibration_samples, warn_of_few
+from ..engine_precision import build_in_precision, trial_lines, tried_variants
 from ..options import EngineOptions
+from ..report.data import PrecisionTrial
 from .calibration import calibrated
 from .saved_engines import SavedEngine, captured, opened_head, saved_engines, stored_member
 
@@ -48,7 +50,8 @@ class SwapReport:
         verification: comparison of the features; None if it was switched off.
         file_size: size of the new file, in bytes.
         seconds: duration of each step.
-        notes: who has signed the file, and whose signatures were removed.
+        notes: who has signed the file, whose signatures were removed, and whether a latency contract was.
+        precisions: trials of precision="auto"; empty: the precision was named.
     """
 
     path: str
@@ -59,6 +62,7 @@ class SwapReport:
     verification: Verification | None
     file_size: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    precisions: list[PrecisionTrial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -66,6 +70,7 @@ class SwapReport:
         lines = [
             f"{self.module} as {self.segment} -> {self.path} ({self.file_size / 1e6:.1f} MB)",
             f"engine {self.engine}: {', '.join(self.variants)}",
+            *trial_lines({self.engine: self.precisions}),
         ]
         if self.verification is None:
             return "\n".join([*lines, "not verified", *self.notes])
@@ -106,7 +111,8 @@ def swap_backbone(
         example: the new backbone's positional arguments, or its one tensor [N, C, H, W] within the file's ranges.
             None: noise.
         engine: name of a backend, a list of names, best first, or "auto". None: the file's.
-        precision: precision of the engines, see :func:`hybrid_rt.convert`; None: the file's.
+        precision: precision of the engines, see :func:`hybrid_rt.convert`; None: the file's. "auto" times the engine
+            alone and judges its outputs.
         device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
         options: options of the compilers, see :func:`hybrid_rt.convert`.
         calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
@@ -147,12 +153,18 @@ def swap_backbone(
         program = _program(saved, stored, new_backbone, example)
     warn_of_few(samples, "swap")
     with steps.step("calibrate"):
-        program = calibrated(program, saved, head, saved_engines(head, manifest), samples, engines.variants)
-    build = compile_program(program, engines, steps)
-    verification = None
-    if verify:
-        with steps.step("verify"):
-            verification = require_same_outputs(build, engines.variants[0].precision, thresholds, "swap")
+        program = calibrated(program, saved, head, saved_engines(head, manifest), samples, tried_variants(engines))
+    verified: dict[str, Verification] = {}
+
+    def compile_in(tried: EngineOptions) -> EngineBuild:
+        build = compile_program(program, tried, steps)
+        if verify:
+            with steps.step("verify"):
+                verified[tried.precision] = require_same_outputs(build, tried.variants[0].precision, thresholds, "swap")
+        return build
+
+    build, engines, trials = build_in_precision(engines, program, compile_in, lambda *_: "", steps)
+    verification = verified.get(engines.precision)
     with steps.step("save"):
         jit.replace_engine(head, build.engine)
         described = _manifest(manifest, saved, build.packed, new_backbone, verification)
@@ -166,8 +178,15 @@ def swap_backbone(
         verification=verification,
         file_size=Path(output).stat().st_size,
         seconds=steps.seconds,
-        notes=change.notes,
+        precisions=trials,
+        notes=[*_stale_notes(manifest), *change.notes],
     )
+
+
+def _stale_notes(manifest: Manifest) -> list[str]:
+    if manifest.latency_contract is None:
+        return []
+    return ["the latency contract was left out: it is of the old backbone. Measure it again: `hybrid-rt measure FILE`."]
 
 
 def _find(head: torch.jit.ScriptModule, manifest: Manifest, segment: str | None) -> SavedEngine:
@@ -215,7 +234,7 @@ def _engines(
         engine = list(dict.fromkeys(f"{backend}:{kept}" if own else backend for backend, kept in in_file))
     fallback = captured() in in_file
     engines = EngineOptions(engine, precision or in_file[0][1], device, options, fallback, samples, "swap")
-    _ = engines.variants
+    tried_variants(engines)
     return engines
 
 

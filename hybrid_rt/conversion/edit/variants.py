@@ -18,21 +18,25 @@ from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
 from ...bundle.manifest import Golden
 from ...bundle.signing import Keys, signing_keys
+from ...capture.program import Program
 from ...common.atomic_files import check_writable
 from ...common.errors import BackendError, OptionError
 from ...common.progress import Steps
-from ...common.specs import Artifact, variant_names
+from ...common.specs import PRECISIONS, Artifact, variant_names
 from ...common.tensor_tree import map_tensors
 from ...torchscript import jit
 from ...verification import golden
 from ...verification.verify import Findings, Thresholds, Verification, compare_results, require, thresholds_of
-from ..assemble.builds import compile_program
+from ..assemble.builds import EngineBuild, compile_program
 from ..assemble.engine_module import make_engine, prepare
 from ..assemble.hybrid import OnDevice
 from ..assemble.variant_trials import require_same_outputs
 from ..calibration import calibration_samples, warn_of_few
+from ..engine_precision import build_in_precision, trial_lines, tried_variants
 from ..options import EngineOptions
+from ..report.data import PrecisionTrial
 from .calibration import calibrated
+from .measure import without_stale_contract
 from .saved_engines import SavedEngine, opened_head, saved_engines
 
 
@@ -47,7 +51,9 @@ class BankReport:
         verification: comparison of what was added; None if nothing was added, or if it was switched off.
         size_before: size of the file before, in bytes.
         file_size: size of the file now, in bytes.
-        notes: what could not be compared, who has signed the file, and whose signatures were removed.
+        notes: what could not be compared, who has signed the file, whose signatures were removed, and whether a latency
+            contract was.
+        precisions: trials of precision="auto", by the engine's name; empty: the precision was named.
     """
 
     path: str
@@ -56,11 +62,13 @@ class BankReport:
     size_before: int
     file_size: int
     notes: list[str] = field(default_factory=list)
+    precisions: dict[str, list[PrecisionTrial]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """For a terminal."""
         lines = [f"{self.path}: {self.file_size / 1e6:.1f} MB, was {self.size_before / 1e6:.1f}"]
         lines += [f"  {name}: {', '.join(variants)}" for name, variants in self.variants.items()]
+        lines += trial_lines(self.precisions)
         if self.verification is not None and self.verification.tensors:
             worst = max(self.verification.tensors, key=lambda error: error.relative_error)
             lines.append(f"verified: greatest relative error {worst.relative_error:.2g} in output {worst.output}")
@@ -92,7 +100,9 @@ def add_variant(
         engine: name of a backend, or several; "openvino:bf16" sets the precision of one. The file may contain the same
             one for other GPUs or another version of the vendor's library.
         output: path of the `.pt` to write; None: ``path``.
-        precision: precision of the names that set none; None: that of the first variant in the file.
+        precision: precision of the names that set none; None: that of the first variant in the file. "auto": the
+            fastest of each engine that is right on this machine, see :func:`hybrid_rt.convert`; it is timed alone.
+            An engine whose fastest variant is in the file already stays as it is.
         device: "cpu" or "cuda", see :func:`hybrid_rt.convert`.
         options: options of the compilers, see :func:`hybrid_rt.convert`.
         calibration_data: tuples of the detector's arguments for "int8", see :func:`hybrid_rt.convert`. The file itself
@@ -125,32 +135,51 @@ def add_variant(
     samples = calibration_samples(None, calibration_data, "add-variant")
     change = _Change(path, output, segment, "add-variant", progress, sign)
     names = [engine] if isinstance(engine, str) else list(engine)
-    added: dict[str, Artifact] = {}
-    verification = Verification(precision or change.chosen[0].variants[0].precision) if verify else None
+    added: dict[str, list[tuple[str, Artifact]]] = {}
+    findings: list[Findings] = []
     for saved in change.chosen:
         in_precision = precision or saved.variants[0].precision
-        engines = EngineOptions(names, in_precision, device, options, False, samples, "add-variant")
-        _require_new(saved, engines.variants)
+        named = EngineOptions(names, in_precision, device, options, False, samples, "add-variant")
+        tried = tried_variants(named)
+        if not named.is_auto_precision:
+            _require_new(saved, tried)
         if saved is change.chosen[0]:
             warn_of_few(samples, "add-variant")
         with change.steps.step(f"read {saved.name}"):
             program = saved.program("add-variant")
-            program = calibrated(program, saved, change.head, change.saved, samples, engines.variants)
-        build = compile_program(program, engines, change.steps)
-        if verification is not None:
-            with change.steps.step(f"verify {saved.name}"):
-                compared = require_same_outputs(build, engines.variants[0].precision, thresholds, "add-variant")
-                verification = verification.with_findings(Findings(tensors=compared.tensors))
-                change.notes += [f"not compared: {reason}" for reason in compared.not_run]
+            program = calibrated(program, saved, change.head, change.saved, samples, tried)
+        build, engines, found = change.build(saved, program, named, verify, thresholds)
+        findings.append(found)
+        artifacts = build.artifacts
+        if engines is not named:  # the precision was chosen: what the file has already is not added again
+            there = [variant.label for variant in saved.variants]
+            artifacts = [a for a in artifacts if f"{a.spec.backend}:{a.spec.precision}" not in there]
+        if not artifacts:
+            change.notes.append(
+                f"engine '{saved.name}': {engines.variants[0].name} is the fastest, and in the file already"
+            )
+            continue
         old = change.artifacts[saved.name]
         at = 0 if first else len(old) - (old[-1].spec.backend == registry.fallback().name)
-        change.artifacts[saved.name] = [*old[:at], *build.artifacts, *old[at:]]
+        change.artifacts[saved.name] = [*old[:at], *artifacts, *old[at:]]
         names_now = variant_names([artifact.spec for artifact in change.artifacts[saved.name]])
-        added.update(zip(names_now[at : at + len(build.artifacts)], build.artifacts, strict=True))
+        added[saved.name] = list(zip(names_now[at : at + len(artifacts)], artifacts, strict=True))
+    if not added:
+        raise OptionError.make(
+            "add-variant",
+            "precision='auto'",
+            expected="a variant that is faster than those in the file",
+            got="; ".join(change.notes),
+            remedy="Nothing was saved. Name a precision to add it all the same.",
+        )
     change.apply()
-    if verification is not None:
+    verification = None
+    if verify:
         with change.steps.step("compare the golden sample"):
-            verification = verification.with_findings(*change.compare_golden(added, thresholds))
+            boxes, notes = change.compare_golden(change.head, change.engines, added, thresholds)
+        change.notes += notes
+        first_precision = next(iter(added.values()))[0][1].spec.precision
+        verification = Verification(first_precision).with_findings(*findings, *boxes)
         require(verification)
     return change.save(verification)
 
@@ -248,6 +277,7 @@ class _Change:
         self.manifest = archive.read_manifest(path)
         self.steps = Steps(progress)
         self.notes: list[str] = []
+        self.precisions: dict[str, list[PrecisionTrial]] = {}
         self.head = opened_head(self.path, scope)
         self.saved = engines = saved_engines(self.head, self.manifest)
         self.chosen = [saved for saved in engines if segment is None or saved.stored.is_named(segment)]
@@ -267,27 +297,93 @@ class _Change:
             self.engines[saved.name] = make_engine(saved.stored.segments, self.packed[saved.name])
             jit.replace_engine(self.head, self.engines[saved.name])
 
-    def compare_golden(self, added: Mapping[str, Artifact], thresholds: Thresholds | None) -> list[Findings]:
-        """Runs the changed bundle on its golden sample, once for each new variant, by the names that it has there."""
+    def build(
+        self,
+        saved: SavedEngine,
+        program: Program,
+        engines: EngineOptions,
+        verify: bool,
+        thresholds: Thresholds | None,
+    ) -> tuple[EngineBuild, EngineOptions, Findings]:
+        """Compiles an engine in the precision that is named, or in the fastest one that is right.
+
+        Returns:
+            The engine, its options in the precision that was taken, and the errors of its outputs.
+
+        Raises:
+            VerificationError: its outputs differ from the stored segment's.
+            HybridRTError: the compiler refuses.
+        """
+        compared: dict[str, Verification] = {}
+
+        def compile_in(tried: EngineOptions) -> EngineBuild:
+            build = compile_program(program, tried, self.steps)
+            if verify:
+                with self.steps.step(f"verify {saved.name}"):
+                    first = tried.variants[0].precision
+                    compared[tried.precision] = require_same_outputs(build, first, thresholds, "add-variant")
+            return build
+
+        def failure_of(build: EngineBuild, tried: EngineOptions) -> str:
+            if not verify:
+                return ""
+            head = opened_head(self.path, "add-variant")  # one that has run keeps its engines
+            jit.replace_engine(head, build.engine)
+            specs = [artifact.spec for artifact in build.artifacts]
+            added = {saved.name: list(zip(variant_names(specs), build.artifacts, strict=True))}
+            boxes, _ = self.compare_golden(head, {saved.name: build.engine}, added, thresholds)
+            failures = [failure.text for found in boxes for failure in found.failures]
+            return failures[0] if failures else ""
+
+        build, engines, trials = build_in_precision(engines, program, compile_in, failure_of, self.steps)
+        if trials:
+            self.precisions[saved.name] = trials
+        if not verify:
+            return build, engines, Findings()
+        outputs = compared[engines.precision]
+        self.notes += [f"not compared: {reason}" for reason in outputs.not_run]
+        return build, engines, Findings(tensors=outputs.tensors)
+
+    def compare_golden(
+        self,
+        head: torch.jit.ScriptModule,
+        engines: Mapping[str, Any],
+        added: Mapping[str, Sequence[tuple[str, Artifact]]],
+        thresholds: Thresholds | None,
+    ) -> tuple[list[Findings], list[str]]:
+        """Runs a head on the golden sample, once for each new variant of its engines.
+
+        Args:
+            head: with the engines in it.
+            engines: by name.
+            added: the new variants of each engine, by its name, each with the name that it has there. The first ones
+                run together, and so on.
+            thresholds: what counts as equal; None: those of the lowest precision that runs.
+
+        Returns:
+            What was found, and what could not be compared, with the reason.
+        """
         if self.manifest.golden is None or self.manifest.golden.absent:
-            self.notes.append("not compared: boxes, as the file has no golden sample")
-            return []
-        findings = []
+            return [], ["not compared: boxes, as the file has no golden sample"]
+        findings, notes = [], []
         sample = golden.read(self.path)
-        for name, artifact in added.items():
-            place = artifact.spec.device
+        for i in range(max(map(len, added.values()))):
+            together = {name: variants[i] for name, variants in added.items() if i < len(variants)}
+            label = ", ".join(dict.fromkeys(name for name, _ in together.values()))
+            place = next(iter(together.values()))[1].spec.device
             try:
-                for engine in self.engines.values():
-                    prepare(engine, name, device=place, emulate_precision=True)
+                for engine, (name, _) in together.items():
+                    prepare(engines[engine], name, device=place, emulate_precision=True)
             except BackendError as error:
-                self.notes.append(f"not compared: boxes with {name}: {error}")
+                notes.append(f"not compared: boxes with {label}: {error}")
                 continue
-            head = self.head if place == "cpu" else OnDevice(self.head, place)
+            module = head if place == "cpu" else OnDevice(head, place)
             with torch.no_grad():
-                found = head(*map_tensors(sample.inputs, Tensor.clone))
-            limits = thresholds or thresholds_of(artifact.spec.precision)
-            findings.append(compare_results(sample.expected, found, limits, f"golden sample with {name}"))
-        return findings
+                found = module(*map_tensors(sample.inputs, Tensor.clone))
+            lowest = max((artifact.spec.precision for _, artifact in together.values()), key=list(PRECISIONS).index)
+            limits = thresholds or thresholds_of(lowest)
+            findings.append(compare_results(sample.expected, found, limits, f"golden sample with {label}"))
+        return findings, notes
 
     def save(self, verification: Verification | None) -> BankReport:
         """Writes the file; what is known of the bundle stays, the golden sample too."""
@@ -300,6 +396,7 @@ class _Change:
             manifest = manifest.with_engine(
                 replace(saved.stored, variants=tuple(packed.variants), table=tuple(packed.entries))
             )
+        manifest, stale = without_stale_contract(self.manifest, manifest)
         with self.steps.step("save"):
             written = archive.save(self.head, self.output, manifest, record, sign=self.keys, source=self.path)
         return BankReport(
@@ -310,7 +407,8 @@ class _Change:
             verification=verification,
             size_before=before,
             file_size=self.output.stat().st_size,
-            notes=[*self.notes, *written.notes],
+            notes=[*self.notes, *stale, *written.notes],
+            precisions=self.precisions,
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...backends.quantization.record import Quantization
+from ...bundle.latency_contract import LatencyContract
 from ...capture.segments import Share
 from ...common.class_names import name_of
 from ...common.json_values import finite
@@ -153,6 +154,7 @@ class ReportData:
     precisions: list[PrecisionTrial] = field(default_factory=list)
     signed_with: list[str] = field(default_factory=list)
     signatures_dropped: list[str] = field(default_factory=list)
+    latency_contract: LatencyContract | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values; a number that is not finite becomes None."""

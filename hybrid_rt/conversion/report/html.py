@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from ...bundle.call_parts import Part
 from ...common.class_names import class_colour, summary_of, text_colour, text_of
 from .data import ReportData
 from .images import FoundBox, PictureReport
@@ -27,6 +28,11 @@ _TEXT = 3.0
 """Size of the text on images, in percent of the image's longer side."""
 
 _MOST_CHARACTERS = 40
+
+_PARTS_SHOWN = 10
+
+_LEAST_PART = 0.01
+"""Of a call: shorter parts are added up."""
 
 _ERRORS_SHOWN = 10
 """The worst ones; the others are folded away."""
@@ -52,6 +58,7 @@ def report_html(report: ReportData) -> str:
         shares=[share for share in report.shares if share.chosen or share.share >= LEAST_SHOWN],
         rest=max(0.0, 1 - sum(share.share for share in report.shares)),
         latencies=_latencies(report),
+        time_parts=_time_parts(report.measurement.parts if report.measurement else []),
         errors=errors[:_ERRORS_SHOWN],
         more_errors=errors[_ERRORS_SHOWN:],
         pictures=[_picture(picture, report) for picture in report.pictures],
@@ -117,6 +124,32 @@ def _latencies(report: ReportData) -> list[dict[str, Any]]:
         )
     for row in rows:
         row["bars"] = {key: 100 * row[key] / longest for key in ("median", "p95", "first") if row[key] is not None}
+    return rows
+
+
+def _time_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The parts of a call as pieces of one bar, in percent of it: the longest ones, and the others together."""
+    shown = [part for part in parts[:_PARTS_SHOWN] if part.share >= _LEAST_PART]
+    others = [part for part in parts if part not in shown]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": part.name,
+            "place": part.place,
+            "kind": part.kind,
+            "calls": part.calls,
+            "milliseconds": part.milliseconds,
+            "share": part.share,
+        }
+        for part in shown
+    ]
+    if others:
+        rest = {"name": f"{len(others)} shorter ones", "place": "", "kind": "rest", "calls": None}
+        sums = {name: sum(getattr(part, name) for part in others) for name in ("milliseconds", "share")}
+        rows.append({**rest, **sums})
+    position = 0.0
+    for row in rows:
+        row["x"], row["width"] = position, 100 * row["share"]
+        position += row["width"]
     return rows
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...bundle import archive
+from ...bundle.call_parts import Part, profiled_calls
 from ...capture.program import Program
 from ...common.image_inputs import ImageInputs
 from ...common.latency import Latency, benchmark
@@ -24,6 +25,9 @@ eager_budget: ContextVar[float] = ContextVar("eager_budget", default=2.0)
 figures, set it to 0: one round."""
 
 _MOST_ROUNDS = 20
+
+_PROFILED = 3
+"""Calls under the profiler."""
 
 _RATIOS = (0.8, 1.25, 1.0, 0.75, 1.5, 0.5, 2.0)
 """Height to width, of the sizes that are tried."""
@@ -55,6 +59,8 @@ class Measurement:
         engines: what runs each engine: the engine's own description.
         new_size: None: see ``no_new_size``.
         no_new_size: why no further size was tried.
+        parts: of the hybrid's call on the example under torch's profiler, the longest first: engines, operators of the
+            head, and the rest. They add up to one call, which takes longer than without the profiler.
     """
 
     latencies: dict[str, Latency]
@@ -64,6 +70,7 @@ class Measurement:
     engines: dict[str, str] = field(default_factory=dict)
     new_size: NewSize | None = None
     no_new_size: str = ""
+    parts: list[Part] = field(default_factory=list)
 
     @property
     def gain(self) -> float:
@@ -120,6 +127,7 @@ def _measured(
         hybrid(*example)  # TorchScript optimises its graph in the second call
     latencies = benchmark({"eager": detector, "hybrid": hybrid}, example, repeat=rounds, warm_up=0)
     latencies["hybrid"] = replace(latencies["hybrid"], first=first)
+    parts = profiled_calls(hybrid, example, min(rounds, _PROFILED)).parts
     new_size, reason = _first_call_at_a_new_size(detector, hybrid, inputs, images, programs)
     return Measurement(
         latencies=latencies,
@@ -129,6 +137,7 @@ def _measured(
         engines={engine["engine"]: engine["description"] for engine in archive.engines(hybrid)},
         new_size=new_size,
         no_new_size=reason,
+        parts=parts,
     )
 
 

@@ -71,6 +71,8 @@ def report_text(report: ReportData, width: int | None = None) -> str:
         say(new_size_text(report.measurement))
     else:
         say(f"predicted: {report.predicted_gain:.2f} times as fast as eager; not measured: {report.not_measured}")
+    for line in report.latency_contract.lines if report.latency_contract is not None else []:
+        say(line)
     for line in summary(report.verification):
         say(line)
     if report.golden:

@@ -170,3 +170,20 @@ TEST_CASE("thresholds that lack a number are damage") {
     CHECK(failure_of([&] { Thresholds::from_json(text); }).kind() == ErrorKind::kBundle);
   }
 }
+
+TEST_CASE("a contract that is not in the file is refused before the bundle is loaded") {
+  const Error error = failure_of(
+      [] { hybrid_rt::verify(bundle(), {.backend = "no such backend"}, std::nullopt, hybrid_rt::LatencyOptions{}); });
+  CHECK(error.kind() == ErrorKind::kBundle);
+  CHECK(contains(error.what(), "expected a latency contract, got none."));
+}
+
+TEST_CASE("a contract that does not hold is no match of the detector that fails") {
+  Verification verification;
+  verification.latency = hybrid_rt::LatencyCheck{.failures = {"too slow"}};
+  CHECK(verification.matches());
+  CHECK_FALSE(verification.passed());
+  const auto document = nlohmann::json::parse(to_json(verification));
+  CHECK(document.at("passed") == false);
+  CHECK(document.at("latency").at("failures") == std::vector<std::string>{"too slow"});
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import InputError, OptionError
+from hybrid_rt.backends.base import LayerTime
+from hybrid_rt.backends.onnxruntime.layers import _layers
 from hybrid_rt.cli.main import main
 
 
@@ -44,6 +47,48 @@ def test_the_layers_of_openvino_and_their_operations(bundle: Path) -> None:
     assert all(layer.milliseconds > 0 for layer in engine.layers)
     assert engine.tflops is not None
     assert engine.tflops > 0
+
+
+def test_the_nodes_of_onnxruntime_and_their_operations(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    hybrid_rt.convert(
+        small_detector(), (small_picture(),), path, engine="onnxruntime", segments="backbone", measure=False
+    )
+    [engine] = hybrid_rt.profile(path, repeat=1, threads=1).engines
+    assert (engine.backend, engine.reason) == ("onnxruntime", "")
+    convolutions = [module for module in small_detector().backbone.modules() if isinstance(module, torch.nn.Conv2d)]
+    counted = [layer.operations for layer in engine.layers if layer.operations]
+    assert len(counted) == len(convolutions)
+    assert convolutions[0].out_channels % 16  # ONNX Runtime computes more, to fill its vectors
+    assert sum(counted) == sum(layer.operations for layer in openvino_layers(path))
+    assert all(layer.milliseconds > 0 and layer.kind for layer in engine.layers)
+    assert engine.tflops is not None
+
+
+def openvino_layers(path: Path) -> list[LayerTime]:
+    """The same segment's layers, as OpenVINO counts them."""
+    hybrid_rt.add_variant(path, "openvino", first=True, verify=False)
+    [engine] = hybrid_rt.profile(path, backend="openvino", repeat=1, threads=1).engines
+    return engine.layers
+
+
+def test_the_last_call_of_a_profile_counts() -> None:
+    def node(name: str, start: int, duration: int, **arguments: Any) -> dict[str, Any]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": duration, "args": arguments}
+
+    matrix = {"input_type_shape": [{"float": [4, 8]}, {"float": [8, 2]}], "output_type_shape": [{"float": [4, 2]}]}
+    events = [
+        {"cat": "Session", "name": "model_run", "ts": 0, "dur": 50},
+        node("early", 10, 5, op_name="Relu"),
+        {"cat": "Session", "name": "model_run", "ts": 100, "dur": 50},
+        node("second", 120, 7, op_name="Relu"),
+        node("first", 110, 9, op_name="MatMul", **matrix),
+        node("nothing", 130, 0, op_name="Shape"),
+    ]
+    assert _layers(events, []) == [
+        LayerTime("first", "MatMul", 0.009, 2 * 4 * 8 * 2),
+        LayerTime("second", "Relu", 0.007, 0),
+    ]
 
 
 def test_an_engine_without_a_profiler_says_so(bundle: Path) -> None:

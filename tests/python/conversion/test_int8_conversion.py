@@ -20,7 +20,7 @@ from hybrid_rt.backends import registry
 from hybrid_rt.bundle import archive
 from hybrid_rt.capture.calibration import record_calibration
 from hybrid_rt.cli.main import main
-from hybrid_rt.common.errors import BackendError, HybridRTError, OptionError
+from hybrid_rt.common.errors import BackendError, HybridRTError, OptionError, VerificationError
 from hybrid_rt.common.executables import program as find_program
 from hybrid_rt.common.progress import Steps
 from hybrid_rt.conversion.auto_precision import Candidate, candidates, choose, fastest
@@ -29,6 +29,7 @@ from hybrid_rt.conversion.options import EngineOptions
 from hybrid_rt.conversion.report.data import PrecisionTrial
 from hybrid_rt.conversion.report.html import report_html
 from hybrid_rt.conversion.tightening import MOST_TRIES, build_until_right
+from hybrid_rt.verification.result import Failure, Findings
 
 convert_module, variants_module = (
     importlib.import_module(f"hybrid_rt.conversion.{name}") for name in ("convert", "edit.variants")
@@ -392,8 +393,78 @@ def test_auto_writes_the_precision_that_it_took(tmp_path: Path) -> None:
     timed = {trial.precision for trial in result.report.precisions if trial.milliseconds is not None}
     assert timed == {"fp32", "int8"}
     assert f"precision {taken}: " in str(result.report)
-    with pytest.raises(OptionError, match="precision: expected one of fp32, bf16, fp16, int8, got 'auto'"):
-        hybrid_rt.add_variant(path, "onnxruntime", precision="auto")
+
+
+def with_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:
+    """What is timed takes so long; the machine's noise decides nothing."""
+    monkeypatch.setattr(
+        "hybrid_rt.conversion.auto_precision._times",
+        lambda hybrids, example: {name: times[name] for name in hybrids},
+    )
+
+
+def test_add_variant_adds_the_fastest_precision(monkeypatch: pytest.MonkeyPatch, fp32: Path, tmp_path: Path) -> None:
+    path = tmp_path / "auto.pt"
+    with_times(monkeypatch, {"fp32": 10.0, "int8": 5.0})
+    report = hybrid_rt.add_variant(fp32, "onnxruntime", path, precision="auto", calibration_data=samples())
+    (engine,) = archive.read_manifest(path).engines
+    assert [variant.label for variant in engine.variants] == ["onnxruntime:int8", "torchscript:fp32"]
+    assert [trial.line for trial in report.precisions[engine.name] if not trial.reason] == ["int8: 5.0 ms, taken"]
+    assert f"{engine.name}, precision fp32: 10.0 ms, 2.00 times as long as int8" in str(report)
+    assert report.verification is not None
+    assert (report.verification.precision, report.verification.passed) == ("int8", True)
+    assert len(report.verification.pictures) == 1
+    assert hybrid_rt.verify_golden(path).passed
+
+
+def test_add_variant_does_not_take_a_precision_whose_boxes_differ(
+    monkeypatch: pytest.MonkeyPatch, fp32: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "auto.pt"
+    with_times(monkeypatch, {"fp32": 10.0, "int8": 5.0})
+
+    def fewer_boxes(expected: Any, found: Any, limits: Any, where: str) -> Findings:
+        return Findings(failures=[Failure(f"{where}: a box is missing")] if "int8" in where else [])
+
+    monkeypatch.setattr("hybrid_rt.conversion.edit.variants.compare_results", fewer_boxes)
+    report = hybrid_rt.add_variant(fp32, "onnxruntime", path, precision="auto", calibration_data=samples())
+    (trials,) = report.precisions.values()
+    assert {trial.precision: trial.reason for trial in trials}["int8"].endswith(": a box is missing")
+    assert archive.read_manifest(path).engines[0].variants[0].label == "onnxruntime:fp32"
+    monkeypatch.setattr(
+        "hybrid_rt.conversion.edit.variants.compare_results",
+        lambda *_: Findings(failures=[Failure("a box is missing")]),
+    )
+    with pytest.raises(VerificationError, match=r"precision='auto': expected a precision whose results are right"):
+        hybrid_rt.add_variant(fp32, "onnxruntime", path, precision="auto")
+
+
+def test_add_variant_refuses_where_the_fastest_is_there(
+    monkeypatch: pytest.MonkeyPatch, fp32: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "auto.pt"
+    hybrid_rt.add_variant(fp32, "onnxruntime", path, verify=False)
+    before = path.read_bytes()
+    with_times(monkeypatch, {"fp32": 5.0, "int8": 10.0})
+    with refused(r"precision='auto': expected a variant that is faster .* onnxruntime:fp32 is the fastest, and in"):
+        hybrid_rt.add_variant(path, "onnxruntime", precision="auto", calibration_data=samples(), verify=False)
+    assert path.read_bytes() == before
+    with refused(r"\[add-variant\]: engine: expected names without a precision"):
+        hybrid_rt.add_variant(path, "onnxruntime:int8", precision="auto")
+
+
+def test_swap_backbone_takes_the_fastest_precision(monkeypatch: pytest.MonkeyPatch, fp32: Path, tmp_path: Path) -> None:
+    path = tmp_path / "swapped.pt"
+    with_times(monkeypatch, {"fp32": 10.0, "int8": 5.0})
+    report = hybrid_rt.swap_backbone(
+        fp32, detector().backbone, path, engine="onnxruntime", precision="auto",
+        calibration_data=samples(),
+    )  # fmt: skip
+    assert report.variants == ["onnxruntime in int8", "torchscript in fp32"]
+    assert [trial.precision for trial in report.precisions] == ["fp32", "fp16", "bf16", "int8"]
+    assert "precision int8: 5.0 ms, taken" in str(report)
+    assert report.verification is not None
+    assert report.verification.precision == "int8"
 
 
 def test_a_trial_is_one_line() -> None:

@@ -127,6 +127,7 @@ def test_the_page_renders(browser: Browser, demo_page: tuple[Path, ConversionRep
     assert page.locator("h2").all_inner_texts() == [
         "What was frozen",
         "Latency",
+        "Where the hybrid's time goes",
         "Pictures",
         "Error of each output",
         "Engines in the file",
@@ -195,6 +196,13 @@ def test_the_page_says_what_the_report_says(browser: Browser, demo_page: tuple[P
     widths = [row.locator("rect").nth(1).bounding_box()["width"] for row in rows.all()]
     eager, hybrid = (report.measurement.latencies[name].median for name in ("eager", "hybrid"))
     assert widths[1] / widths[0] == pytest.approx(hybrid / eager, rel=0.05)
+    parts = report.measurement.parts
+    assert sum(part.share for part in parts) == pytest.approx(1, rel=1e-6)
+    bar = page.locator("svg.parts")
+    pieces = [piece.bounding_box()["width"] for piece in bar.locator("rect").all()]
+    assert sum(pieces) == pytest.approx(bar.bounding_box()["width"], rel=0.02)
+    assert pieces[0] / sum(pieces) == pytest.approx(parts[0].share, abs=0.02)
+    assert parts[0].name in page.locator("section:has(#parts) tbody tr").first.inner_text()
     page.locator("summary").first.click()
     assert page.locator("details[open] code").first.is_visible()
 

@@ -1,0 +1,99 @@
+"""precision="auto" for one engine, without a detector around it: the engine alone is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..backends.selection import Wanted
+from ..capture.program import Program
+from ..capture.second_size import tiled
+from ..common.errors import VerificationError
+from ..common.progress import Steps
+from .assemble.builds import EngineBuild
+from .assemble.engine_module import prepare, run_flat
+from .auto_precision import Candidate, candidates, choose
+from .options import EngineOptions
+from .report.data import PrecisionTrial
+
+
+@dataclass(frozen=True)
+class TimedEngine:
+    """A built engine as precision="auto" times it."""
+
+    build: EngineBuild
+    device: str
+
+    @contextmanager
+    def in_promised_precision(self) -> Iterator[Callable[..., Any]]:
+        """Yields what runs the engine on flat tensors; those of a GPU come back, so that its work is over."""
+        engine, place = self.build.engine, torch.device(self.device)
+        prepare(engine, device=place, emulate_precision=True)
+        yield lambda *inputs: [t.cpu() for t in run_flat(engine, tuple(t.to(place) for t in inputs))]
+
+
+def build_in_precision(
+    engines: EngineOptions,
+    program: Program,
+    build: Callable[[EngineOptions], EngineBuild],
+    failure_of: Callable[[EngineBuild, EngineOptions], str],
+    steps: Steps,
+) -> tuple[EngineBuild, EngineOptions, list[PrecisionTrial]]:
+    """Builds an engine in the precision that is named, or in each, and takes the fastest that is right.
+
+    Args:
+        engines: the engines; with precision="auto", their precision is chosen.
+        program: the segments.
+        build: builds the engine; raises what differs from the segments.
+        failure_of: returns what is wrong with it beyond that, or an empty string.
+        steps: shows the progress.
+
+    Returns:
+        The engine, its options in the precision that was taken, and a line on each precision that was tried.
+
+    Raises:
+        HybridRTError: of ``build``, or no precision is right.
+    """
+    if not engines.is_auto_precision:
+        return build(engines), engines, []
+    inputs = tuple(map(tiled, program.examples, [spec.opt for spec in program.inputs]))
+
+    def attempt(tried: EngineOptions) -> tuple[EngineBuild, str]:
+        found = build(tried)
+        return found, failure_of(found, tried)
+
+    def candidate(attempted: tuple[EngineBuild, str]) -> Candidate:
+        return Candidate(TimedEngine(attempted[0], engines.device), attempted[1])
+
+    (taken, failure), chosen, trials = choose(engines, attempt, candidate, inputs, steps)
+    if failure:
+        raise VerificationError.make(
+            engines.scope,
+            f"engine '{program.name}', precision='auto'",
+            expected="a precision whose results are right",
+            got=f"none: {failure}",
+            remedy="Nothing was saved. Use another engine, or loosen thresholds= if the difference is acceptable.",
+            code="outputs-differ",
+        )
+    for trial in trials:
+        steps.show(f"{program.name}, precision {trial.line}")
+    return taken, chosen, trials
+
+
+def tried_variants(engines: EngineOptions) -> list[Wanted]:
+    """Returns every variant that may be compiled: those of each precision with precision="auto".
+
+    Raises:
+        OptionError, BackendError: see :attr:`EngineOptions.variants`.
+    """
+    tried = candidates(engines)[0] if engines.is_auto_precision else [engines]
+    return [variant for each in tried for variant in each.variants]
+
+
+def trial_lines(trials: Mapping[str, Sequence[PrecisionTrial]]) -> list[str]:
+    """Returns the lines on what was tried, by the engine's name, for a terminal."""
+    return [f"{name}, precision {trial.line}" for name, tried in trials.items() for trial in tried]

@@ -1,0 +1,153 @@
+"""Memory and time of loading a bundle, by parts, and the first calls with and without warm-up.
+
+Each figure comes from a process of its own. Resident memory is VmRSS; the peak is VmHWM, which is reset before load().
+"vendor's library" is what remains after a bundle with a single small convolution on the same engine was loaded and run.
+The limit of memory is relative to the bytes of the variant that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt.bundle.archive import read_manifest
+
+_PROCESS = """
+import json, sys, time
+import torch, hybrid_rt
+from hybrid_rt.verification import golden
+
+path, small, threads, warm_up, repeat = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1", int(sys.argv[5])
+torch.set_num_threads(threads)
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+def call(module, inputs):
+    start, cpu = time.perf_counter(), time.process_time()
+    module(*inputs)
+    return (time.perf_counter() - start) * 1e3, (time.process_time() - cpu) * 1e3
+
+found = {}
+with torch.inference_mode():
+    torch.ones(8, 8) @ torch.ones(8, 8)
+    found["libtorch"] = status("VmRSS")
+    kept = hybrid_rt.load(small)
+    kept(*golden.read(small).inputs)
+    found["library"] = status("VmRSS")
+    inputs = golden.read(path).inputs
+    image = inputs[0][0] if isinstance(inputs[0], (list, tuple)) else inputs[0]
+    sizes = [tuple(image.shape[-2:])] if warm_up else []
+    found["before"] = status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")
+    start = time.perf_counter()
+    module = hybrid_rt.load(path, warm_up=sizes)
+    found["load_ms"] = (time.perf_counter() - start) * 1e3
+    found["loaded"], found["peak"] = status("VmRSS"), status("VmHWM")
+    times = [call(module, inputs) for _ in range(repeat + 2)]
+    found["run"] = status("VmRSS")
+found["calls"] = times
+print(json.dumps(found))
+"""
+
+
+def main() -> None:
+    """Measures the bundles, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+", help="bundles with a golden sample")
+    parser.add_argument("--threads", type=int, default=2, help="threads per call (default: 2)")
+    parser.add_argument("--repeat", type=int, default=10, help="steady calls (default: 10)")
+    options = parser.parse_args()
+    table = Table(title=f"MiB and ms, {options.threads} threads")
+    for heading in (
+        "bundle", "engine", "libtorch and Python", "+ vendor's library", "+ load", "of engine", "peak of load",
+        "of engine", "+ calls", "load ms", "warm up", "first call", "steady", "ratio, CPU time",
+    ):  # fmt: skip
+        table.add_column(heading, justify="left" if heading in ("bundle", "warm up") else "right")
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory:
+        for path in options.bundles:
+            small = _small(Path(directory), path)
+            for warm_up in (False, True):
+                table.add_row(*_row(path, warm_up, _measured(path, small, options, warm_up)))
+    Console(width=200).print(table)
+
+
+class _Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[1, 3, H, W]."""
+        return self.layer(image)
+
+
+def _small(directory: Path, like: Path) -> Path:
+    """A bundle of one convolution, for the engine that runs a bundle here."""
+    [variant] = {
+        (chosen.backend, chosen.precision) for engine in hybrid_rt.check(like) if (chosen := engine.chosen) is not None
+    }
+    path = directory / f"{variant[0]}-{variant[1]}.pt"
+    if not path.exists():
+        precision = "fp32" if variant[1] == "int8" else variant[1]
+        torch.manual_seed(0)
+        hybrid_rt.convert(
+            _Small().eval(), (torch.rand(1, 3, 32, 32),), path, engine=variant[0], precision=precision, fallback=False,
+            segments=["layer"], measure=False,
+        )  # fmt: skip
+    return path
+
+
+def _measured(path: Path, small: Path, options: argparse.Namespace, warm_up: bool) -> dict[str, Any]:
+    arguments = [path, small, options.threads, int(warm_up), options.repeat]
+    done = subprocess.run(
+        [sys.executable, "-c", _PROCESS, *map(str, arguments)], capture_output=True, text=True, check=False,
+        env=os.environ,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _row(path: Path, warm_up: bool, found: dict[str, Any]) -> list[str]:
+    sizes = {engine.name: {v.label: v.size for v in engine.variants} for engine in read_manifest(path).engines}
+    chosen = {engine.engine: engine.chosen for engine in hybrid_rt.check(path)}
+    engine = sum(sizes[name][f"{v.backend}:{v.precision}"] for name, v in chosen.items() if v is not None) / 2**20
+    first, steady = found["calls"][0], found["calls"][2:]
+    wall, cpu = (statistics.median(call[i] for call in steady) for i in (0, 1))
+    return [
+        path.stem,
+        f"{engine:.0f}",
+        f"{found['libtorch']:.0f}",
+        f"{found['library'] - found['libtorch']:.0f}",
+        f"{found['loaded'] - found['before']:.0f}",
+        f"{(found['loaded'] - found['before']) / engine:.2f}",
+        f"{found['peak'] - found['before']:.0f}",
+        f"{(found['peak'] - found['before']) / engine:.2f}",
+        f"{found['run'] - found['before']:.0f}",
+        f"{found['load_ms']:.0f}",
+        "yes" if warm_up else "no",
+        f"{first[0]:.0f}",
+        f"{wall:.0f}",
+        f"{first[1] / cpu:.2f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
