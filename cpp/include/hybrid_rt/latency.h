@@ -41,7 +41,7 @@ struct SizeLatency {
   static SizeLatency of(int64_t height, int64_t width, std::vector<double> milliseconds);
 };
 
-/// What the field `latency_contract` of a manifest holds, see docs/format.md.
+/// Contents of the field `latency_contract` of a manifest, see docs/format.md.
 struct LatencyContract {
   MachineDescription machine;                  ///< where the times were measured
   std::string device;                          ///< "cpu" or "cuda"

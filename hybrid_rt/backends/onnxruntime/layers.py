@@ -66,7 +66,7 @@ def _weights_of(model: Path) -> list[list[int]]:
 def _unpadded(padded: Sequence[int], known: Sequence[Sequence[int]]) -> Sequence[int]:
     """Returns the shape of weights without the channels that ONNX Runtime adds to fill its vectors.
 
-    That is the nearest shape in the file with the same kernel and no more channels.
+    It takes the nearest shape in the file with the same kernel and no more channels.
     """
     fitting = [
         shape
