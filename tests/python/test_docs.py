@@ -34,6 +34,7 @@ NOT_RUN = [
     "docs/engine-tensorrt.md",  # a build
     "docs/first-steps.md",  # pip install
     "docs/index.md",  # ./tools/demo and ./tools/test
+    "docs/latency.md",  # minutes of measuring
     "docs/many-machines.md",  # Docker
     "docs/many-machines.md",  # Kubernetes
     "docs/many-machines.md",  # Ray on other machines

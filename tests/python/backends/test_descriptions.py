@@ -83,6 +83,9 @@ def test_setup_keeps_no_list_of_packages() -> None:
     words = {word for line in installed for word in re.sub(r"--editable .*", "", line).split()}
     assert {word for word in words if not re.match(r'-|"\$', word)} == {'"pip>=25.1"', "torch", "torchvision"}
     groups = {*re.search(r"groups=\((.*?)\)", text)[1].split(), *re.search(r"groups\+=\((.*?)\)", text)[1].split()}
+    for name in list(groups):
+        entries = PROJECT["dependency-groups"][name]
+        groups |= {entry["include-group"] for entry in entries if isinstance(entry, dict)}
     assert groups | {"headers", "triton"} == set(PROJECT["dependency-groups"])
 
 
