@@ -134,7 +134,7 @@ def test_sizes_that_do_not_belong_together_are_refused() -> None:
         ),
     ):
         run(pictures, bias[:1])
-    with pytest.raises(RuntimeError, match=re.escape("got [1, 3, 16, 23], [1, 1, 16, 23]. The segment holds")):
+    with pytest.raises(RuntimeError, match=re.escape("got [1, 3, 16, 23], [1, 1, 16, 23]. Resize the images")):
         run(*inputs(1, 16, 23))
     torch.testing.assert_close(run(pictures, bias), expected)
 

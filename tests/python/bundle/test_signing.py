@@ -77,7 +77,7 @@ def test_a_signed_bundle_is_taken_by_whoever_trusts_the_key(opened: Opened, sign
 
 @pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
 def test_a_bundle_without_a_signature_is_refused(opened: Opened, unsigned: Path, keys: Keys) -> None:
-    with pytest.raises(BundleError, match=r"expected a signature of one of 1 trusted keys, got none\. Take the file"):
+    with pytest.raises(BundleError, match=r"expected a signature of one of 1 trusted keys, got none\. Get the file"):
         opened(unsigned, trusted_keys=[keys["ours"][1]])
 
 
