@@ -84,7 +84,10 @@ def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
     assert manifest["versions"] == {"hybrid_rt": hybrid_rt.__version__, "torch": torch.__version__}
     assert manifest["head"]["operators"] == [
         "hybrid_rt::batched_nms",
+        "hybrid_rt::box_detections",
         "hybrid_rt::multiscale_roi_align",
+        "hybrid_rt::normalized_batch",
+        "hybrid_rt::region_proposals",
         "hybrid_rt::run_engine",
     ]
     (engine,) = manifest["engines"]
