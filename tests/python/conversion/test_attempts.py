@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from helpers.small_detectors import SIDE, SmallDetector, small_detector, small_picture
-from hybrid_rt import BackendError, CaptureError
+from hybrid_rt import BackendError, CaptureError, OptionError
 from hybrid_rt.backends import registry
 from hybrid_rt.conversion.assemble import variant_trials
 from hybrid_rt.conversion.assemble.given_up import fused_given_up
@@ -251,7 +251,7 @@ def test_the_detector_is_as_before_after_an_error(tmp_path: Path) -> None:
 
     detector = Fails().eval()
     before = state_of(detector)
-    with pytest.raises(ValueError, match="no"):
+    with pytest.raises(OptionError, match="got ValueError: no "):
         hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     assert state_of(detector) == before
     assert list(tmp_path.iterdir()) == []
@@ -298,7 +298,7 @@ def test_a_detector_that_was_refused_converts_when_it_is_mended(tmp_path: Path) 
         def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return self.unknown(features)
 
-    with pytest.raises(AttributeError):
+    with pytest.raises(OptionError, match="got AttributeError: .*unknown"):
         hybrid_rt.convert(made(Method()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     Method.detect = SmallDetector.detect  # type: ignore[method-assign]
     hybrid_rt.convert(made(Method()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
