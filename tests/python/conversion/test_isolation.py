@@ -333,8 +333,16 @@ def interrupt_soon() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Lets SIGINT interrupt, also in a job that a shell started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder")
+@pytest.mark.usefixtures("scratch_folder", "interruptible")
 def test_ctrl_c_ends_the_compiler_too(started: list[int]) -> None:
     with compiling_apart():
         compiled("scratch")  # it is ready
