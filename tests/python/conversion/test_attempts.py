@@ -298,7 +298,7 @@ def test_a_detector_that_was_refused_converts_when_it_is_mended(tmp_path: Path) 
         def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return self.unknown(features)
 
-    with pytest.raises(OptionError, match="got AttributeError: .*unknown"):
+    with pytest.raises(OptionError, match=r"got AttributeError: .*unknown"):
         hybrid_rt.convert(made(Method()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
     Method.detect = SmallDetector.detect  # type: ignore[method-assign]
     hybrid_rt.convert(made(Method()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)

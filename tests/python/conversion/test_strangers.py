@@ -41,7 +41,7 @@ class Expected:
 STRANGERS: dict[type[nn.Module], Expected] = {
     strangers.Craft: Expected(((64, 64), (96, 48), (42, 110))),
     strangers.YoloEight: Expected(),
-    strangers.YoloX: Expected(),
+    strangers.YoloX: Expected(head="export"),
     strangers.Yolos: Expected(),
     strangers.RtDetr: Expected(),
     strangers.Fcos: Expected(ANY_SIZE, "export", 0.8),
