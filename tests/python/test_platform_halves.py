@@ -43,7 +43,7 @@ WITHOUT_TORCH = (
 
 # What the sources of one half may include and the other may not.
 SYSTEM_HEADERS = {
-    "posix": {"dlfcn.h", "fcntl.h", "pthread.h", "sys/mman.h", "sys/stat.h", "unistd.h"},
+    "posix": {"dlfcn.h", "fcntl.h", "pthread.h", "sched.h", "sys/mman.h", "sys/stat.h", "sys/utsname.h", "unistd.h"},
     "windows": {"fcntl.h", "intrin.h", "io.h", "windows.h"},
 }
 

@@ -1,16 +1,13 @@
 #include "spec/latency.h"
 
-#include <sched.h>
-#include <sys/utsname.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "common/json_text.h"
+#include "common/platform/machine_facts.h"
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/machine.h"
 
@@ -40,31 +37,6 @@ std::string fixed(double value, int digits) {
   std::array<char, 400> text{};
   std::snprintf(text.data(), text.size(), "%.*f", digits, value);
   return text.data();
-}
-
-/// The first value of a key of /proc/cpuinfo; empty if there is none.
-std::string cpuinfo(const std::string& key) {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const size_t colon = line.find(':');
-    if (line.rfind(key, 0) != 0 || colon == std::string::npos) continue;
-    const size_t first = line.find_first_not_of(" \t", colon + 1);
-    return first == std::string::npos ? "" : line.substr(first);
-  }
-  return "";
-}
-
-std::string processor_name() {
-  const std::string name = cpuinfo("model name");
-  if (!name.empty()) return name;
-  const std::string part = cpuinfo("CPU part");  // what an Arm kernel says instead
-  return part.empty() ? "unknown" : "CPU implementer " + cpuinfo("CPU implementer") + ", part " + part;
-}
-
-int64_t usable_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
 double percentile_of(const std::vector<double>& ordered, double percent) {
@@ -219,10 +191,9 @@ void add_notes(LatencyCheck& check, const LatencyContract& contract, const Laten
 }  // namespace
 
 MachineDescription MachineDescription::here(int64_t gpu) {
-  utsname system{};
-  const bool is_known = uname(&system) == 0;
-  MachineDescription machine{
-      .processor = processor_name(), .architecture = is_known ? system.machine : "unknown", .cpus = usable_cpus()};
+  MachineDescription machine{.processor = platform::processor_name(),
+                             .architecture = platform::architecture(),
+                             .cpus = platform::usable_cpus()};
   if (gpu >= 0) {
     const std::vector<CudaDevice> devices = Machine::here().cuda_devices;
     if (static_cast<size_t>(gpu) < devices.size()) machine.gpu = devices[static_cast<size_t>(gpu)].name;

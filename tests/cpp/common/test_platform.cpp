@@ -84,6 +84,9 @@ TEST_CASE("libraries are opened, asked for symbols and found by an address") {
 
 TEST_CASE("the machine has instructions and memory") {
   CHECK_FALSE(platform::cpu_flags().empty());
+  CHECK_FALSE(platform::processor_name().empty());
+  CHECK(platform::architecture() != "unknown");
+  CHECK(platform::usable_cpus() >= 1);
   CHECK(platform::free_memory() > 1 << 20);
 }
 

@@ -2,6 +2,9 @@
 #include <windows.h>
 
 #include <array>
+#include <bit>
+#include <cstdint>
+#include <cstring>
 
 #include "common/platform/machine_facts.h"
 
@@ -79,6 +82,36 @@ std::int64_t free_memory() {
   MEMORYSTATUSEX status{};
   status.dwLength = sizeof status;
   return GlobalMemoryStatusEx(&status) != 0 ? static_cast<std::int64_t>(status.ullAvailPhys) : 0;
+}
+
+std::string processor_name() {
+  constexpr int kFirst = static_cast<int>(0x80000002);  // three leaves of 16 bytes of text each
+  std::array<int, 4> registers{};
+  __cpuid(registers.data(), static_cast<int>(0x80000000));
+  if (static_cast<unsigned>(registers[kEax]) < static_cast<unsigned>(kFirst) + 2) return "unknown";
+  std::array<char, 49> name{};
+  for (std::size_t i = 0; i < 3; ++i) {
+    __cpuid(registers.data(), kFirst + static_cast<int>(i));
+    std::memcpy(name.data() + 16 * i, registers.data(), 16);
+  }
+  const std::string text = name.data();
+  const std::size_t first = text.find_first_not_of(' ');
+  return first == std::string::npos ? "unknown" : text.substr(first, text.find_last_not_of(' ') + 1 - first);
+}
+
+std::string architecture() {
+  SYSTEM_INFO system{};
+  GetNativeSystemInfo(&system);
+  constexpr WORD kArm64 = 12;  // PROCESSOR_ARCHITECTURE_ARM64, which older headers lack
+  if (system.wProcessorArchitecture == PROCESSOR_ARCHITECTURE_AMD64) return "x86_64";
+  return system.wProcessorArchitecture == kArm64 ? "aarch64" : "unknown";
+}
+
+std::int64_t usable_cpus() {
+  DWORD_PTR own = 0;
+  DWORD_PTR all = 0;
+  if (GetProcessAffinityMask(GetCurrentProcess(), &own, &all) == 0) return 0;
+  return std::popcount(static_cast<std::uint64_t>(own));
 }
 
 }  // namespace hybrid_rt::platform
