@@ -41,7 +41,7 @@ class Expected:
 STRANGERS: dict[type[nn.Module], Expected] = {
     strangers.Craft: Expected(((64, 64), (96, 48), (42, 110))),
     strangers.YoloEight: Expected(),
-    strangers.YoloX: Expected(head="export"),
+    strangers.YoloX: Expected(head="export", coverage=0.3),
     strangers.Yolos: Expected(),
     strangers.RtDetr: Expected(),
     strangers.Fcos: Expected(ANY_SIZE, "export", 0.8),
