@@ -45,6 +45,9 @@ _POWERS = {"aten::pow", "aten::float_power"}
 
 _MOVES = {"aten::clone", "aten::cat", "aten::stack", "aten::repeat", "aten::copy_", "aten::_reshape_copy"}
 
+_UNSET = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+"""Make memory whose values mean nothing until something is written into it."""
+
 _ZERO_TESTS = {"aten::eq", "aten::ne"}
 
 
@@ -79,6 +82,7 @@ class _Watch(TorchDispatchMode):
         self._made: dict[int, Tensor] = {}
         self._signed: dict[int, Tensor] = {}  # cast from floats: an index, as of argmax, is not negative
         self._fitting: dict[int, Tensor] = {}  # those that were looked at: they stay, so that no other one has their id
+        self._unset: dict[int, Tensor] = {}
 
     @property
     def depends_on_values(self) -> bool:
@@ -101,6 +105,14 @@ class _Watch(TorchDispatchMode):
 
     def _see(self, schema: Any, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor]) -> None:
         name = schema.name
+        shown = [output.alias_info for output in schema.returns if output.alias_info is not None]
+        is_view = bool(shown) and not any(alias.is_write for alias in shown)
+        if name in _UNSET or (is_view and any(id(tensor) in self._unset for tensor in given)):
+            self._unset.update((id(tensor), tensor) for tensor in made)
+            return
+        for tensor in made:
+            self._unset.pop(id(tensor), None)
+        given = [tensor for tensor in given if id(tensor) not in self._unset]
         if any(tensor.dtype == torch.float64 and tensor.dim() for tensor in (*given, *made)):
             self._note(f"{name} in float64")
             return

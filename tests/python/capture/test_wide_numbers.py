@@ -78,6 +78,19 @@ def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "is_wide"),
+    [(3, False), (2**40, True)],
+)
+def test_memory_has_no_values_before_it_is_written(value: int, is_wide: bool) -> None:
+    program = program_of(lambda x, n: (x, torch.empty(6, dtype=torch.int64).fill_(value)))
+    torch.use_deterministic_algorithms(True)  # fills new memory with the largest number
+    try:
+        assert bool(wide_numbers(program)) == is_wide
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
     "function",
     [
         lambda x, n: (x, (x * 9).long() // 3),
