@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "hybrid_rt/error.h"
-#include "hybrid_rt/plugin/head_threads.h"
 #include "providers.h"
 
 namespace hybrid_rt::onnxruntime {
@@ -181,7 +180,6 @@ ShapeCachingEngine::CopiedOutputs OnnxRuntimeEngine::run_and_copy(at::ArrayRef<a
 void OnnxRuntimeEngine::run_session(at::ArrayRef<at::Tensor> inputs, std::vector<Handle<Value>>& outputs) const {
   const Library& library = Library::instance();
   if (device_.is_cpu()) {
-    end_idle_head_threads();
   } else {
     // ONNX Runtime works in a stream of its own, and waits for it before it returns.
     const c10::impl::VirtualGuardImpl guard(device_.type());

@@ -10,7 +10,6 @@
 #include <string_view>
 
 #include "hybrid_rt/error.h"
-#include "hybrid_rt/plugin/head_threads.h"
 
 namespace hybrid_rt::openvino {
 namespace {
@@ -230,7 +229,6 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
       library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request, i, tensor.get()),
                       "output " + std::to_string(i));
     }
-    end_idle_head_threads();
     library.require(library.functions().ov_infer_request_infer(request), "run");
   } catch (...) {
     lease.discard();
@@ -246,7 +244,6 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
   // Not the pool's: it owns its output tensors.
   const Handle<ov_infer_request_t> request = lease.make_request();
   set_inputs(request.get(), inputs);
-  end_idle_head_threads();
   library.require(functions.ov_infer_request_infer(request.get()), "run");
   SharedMemory shared(inputs);
   CopiedOutputs copied;

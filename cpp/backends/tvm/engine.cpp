@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "hybrid_rt/error.h"
-#include "hybrid_rt/plugin/head_threads.h"
 
 namespace hybrid_rt::tvm {
 namespace {
@@ -211,7 +210,6 @@ std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
     arguments.push_back(wrapped.back().get());
   }
   Lease machine(*this);
-  end_idle_head_threads();
   std::vector<at::Tensor> outputs;
   try {
     machine->thread.run([&] {

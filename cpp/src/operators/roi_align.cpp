@@ -20,8 +20,8 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr int64_t kBlock = 16;  // channels that are worked on together: a cache line of floats
-// Less work than this, about two milliseconds, is not worth a thread: it is started anew after each engine
-// (hybrid_rt/plugin/head_threads.h), and on busy cores that takes far longer.
+// Less work than this, about two milliseconds, is not worth a thread: threads that have worked spin afterwards, on the
+// cores that an engine needs next.
 constexpr int64_t kPixelsPerThread = 65536;  // of kBlock channels
 constexpr int64_t kBoxesPerThread = 2048;    // to place the points of
 
