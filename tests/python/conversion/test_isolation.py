@@ -39,7 +39,7 @@ from hybrid_rt.conversion.isolation.process import CompilerProcess
 from hybrid_rt.conversion.isolation.warm import warm
 
 SCRATCH = '''\
-import ctypes, io, os, signal, sys, time, warnings
+import ctypes, io, os, pathlib, signal, sys, time, warnings
 import torch
 from hybrid_rt.backends import Artifact, Availability, Backend, blob_from_bytes
 
@@ -96,6 +96,7 @@ class ScratchBackend(Backend):
         elif do == "interrupt":
             raise KeyboardInterrupt
         elif do == "hang":
+            pathlib.Path(__file__).with_name("hangs").touch()
             time.sleep(3600)
         elif do == "memory":
             without_end()
@@ -328,8 +329,11 @@ def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
     torch.testing.assert_close(hybrid_rt.load(path)(small_picture()), detector(small_picture()), rtol=1e-3, atol=1e-3)
 
 
-def interrupt_soon() -> None:
-    time.sleep(2.0)
+def interrupt_when(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # a process that has just sent its last question gets the answer
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -342,13 +346,14 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scratch_folder", "interruptible")
-def test_ctrl_c_ends_the_compiler_too(started: list[int]) -> None:
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_the_compiler_too(scratch_folder: Path, started: list[int]) -> None:
     with compiling_apart():
         compiled("scratch")  # it is ready
         backend, segment = registry.backend("scratch").configured("cpu", {"do": "hang"}), program()
-        threading.Thread(target=interrupt_soon).start()
-        # Nothing but the wait for the other process: an interrupt inside of torch's native code may end this one.
+        # Only once nothing but the wait for the other process is left: an interrupt inside of torch's native code may
+        # end this one.
+        threading.Thread(target=interrupt_when, args=((scratch_folder / "hangs").exists,)).start()
         with pytest.raises(KeyboardInterrupt):
             store.compiled(backend, segment, "fp32")
         assert not is_there(started[0])
