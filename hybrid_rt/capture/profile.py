@@ -67,6 +67,7 @@ class Profile:
         findings: what submodules, and the detector itself, do that an engine can't repeat, by their first names.
         fuse: see :class:`SegmentOptions`.
         nothing: why no submodule was chosen, if so.
+        drawn: the operator of the detector that draws random numbers, with its line; empty: none does.
         whole: whether the one segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
         cut: the exported graph that the one segment was cut out of, see :mod:`hybrid_rt.capture.cut_detector`.
         original: the detector, if ``detector`` is a graph that was made of it.
@@ -84,6 +85,7 @@ class Profile:
     findings: Mapping[str, str] = field(default_factory=dict)
     fuse: bool = True
     nothing: OptionError | None = None
+    drawn: str = ""
     whole: bool = False
     cut: ExportedHead | None = None
     original: nn.Module | None = None
@@ -142,7 +144,7 @@ def _profile(
     with steps.step("look for what pays"):
         samples = samples_of(detector, example, images, options.shapes)
         candidates = names or candidate_segments(observation)
-        samples, first, findings = record_first(observation, samples, candidates)
+        samples, first, findings, drawn = record_first(observation, samples, candidates)
         findings = {**varying_constants(observation, first), **findings}
         shares: list[Share] = []
         nothing: OptionError | None = None
@@ -163,6 +165,7 @@ def _profile(
         findings=findings,
         fuse=options.fuse,
         nothing=nothing,
+        drawn=drawn,
     )
 
 

@@ -17,7 +17,7 @@ from ..common.tensor_tree import map_tensors, tensors_in
 from ..torchscript.head_operators import HEAD_OPERATORS
 from .observe import Observation, arguments_of, structures_of
 from .probe_inputs import Sample
-from .side_effects import find_side_effects
+from .side_effects import find_effects_and_draws
 
 RecordedCall = tuple[dict[str, Any], Any]
 """Arguments by parameter name, and the result."""
@@ -89,20 +89,20 @@ def record_runs(detector: nn.Module, names: Sequence[str], inputs: Sequence[tupl
 
 def record_first(
     observation: Observation, samples: Sequence[Sample], names: Sequence[str]
-) -> tuple[list[Sample], Recorded, dict[str, str]]:
+) -> tuple[list[Sample], Recorded, dict[str, str], str]:
     """Records submodules on the first sample, and finds what they do that an engine can't repeat.
 
     Returns:
         The samples, the example in the first one's place if the detector does not take that; the recording; the
-        findings, see :class:`hybrid_rt.capture.side_effects.SideEffects`.
+        findings and what draws random numbers, see :class:`hybrid_rt.capture.side_effects.SideEffects`.
     """
     on_example = Sample(observation.detector, observation.example, required=True)
     for first in samples[:1] if samples[0].required else [samples[0], on_example]:
         operators = nullcontext() if first is on_example else HeadOperators()
         try:
             with operators, recording(first.detector, names) as recorded:
-                findings = find_side_effects(first.detector, first.arguments)
-                return [first, *samples[1:]], recorded, findings
+                findings, drawn = find_effects_and_draws(first.detector, first.arguments)
+                return [first, *samples[1:]], recorded, findings, drawn
         except Exception as error:
             if first.required:
                 _raise_of_sample(observation, first, error)

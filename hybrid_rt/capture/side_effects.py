@@ -30,13 +30,14 @@ class SideEffects(TorchDispatchMode):
     These are values used as sizes or conditions, writes into tensors of others, and random numbers.
 
     Use as a context manager around a run of the detector; then ask :attr:`findings`: a submodule's name to what it did
-    first, with the line.
+    first, with the line; and :attr:`drawn`: the first operator that draws random numbers, with the line.
     """
 
     def __init__(self, detector: nn.Module) -> None:
         """``detector``: watched with its submodules."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings: dict[str, str] = {}
+        self.drawn = ""
         self._names = {module: name for name, module in modules_with_hooks(detector)}
         self._open: list[tuple[str, set[int], dict[str, Any]]] = []
         self._constants = {
@@ -96,6 +97,8 @@ class SideEffects(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in operator.tags and draws(schema.name, given)
         if not (written or depends or random):
             return
+        if random and not self.drawn:
+            self.drawn = f"{schema.name} ({user_line()})"
         read = _memory((args, kwargs))
         for name, inputs, _ in self._open:
             what = ""
@@ -210,22 +213,27 @@ def user_line() -> str:
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
-    """Runs the detector; returns what it and each submodule do that an engine can't repeat (:class:`SideEffects`).
+    """Runs the detector; returns what it and each submodule do that an engine can't repeat (:class:`SideEffects`)."""
+    return find_effects_and_draws(detector, arguments)[0]
+
+
+def find_effects_and_draws(detector: nn.Module, arguments: tuple[Any, ...]) -> tuple[dict[str, str], str]:
+    """Returns the findings of :func:`find_side_effects`, and the operator that draws random numbers, if one does.
 
     An attribute that changes is one only if it does so again in a second run on the same input: a grid that is kept for
     the size of the last call does not. Another check decides if a recording of such a module holds at other sizes.
     """
-    findings = _findings_of_run(detector, arguments)
+    findings, drawn = _findings_of_run(detector, arguments)
     changed = {name for name, what in findings.items() if what.startswith(_CHANGE)}
     if not changed:
-        return findings
-    again = _findings_of_run(detector, arguments)
+        return findings, drawn
+    again, _ = _findings_of_run(detector, arguments)
     kept = {name: what for name, what in findings.items() if name not in changed}
-    return kept | {name: again[name] for name in changed if name in again}
+    return kept | {name: again[name] for name in changed if name in again}, drawn
 
 
-def _findings_of_run(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
+def _findings_of_run(detector: nn.Module, arguments: tuple[Any, ...]) -> tuple[dict[str, str], str]:
     effects = SideEffects(detector)
     with torch.no_grad(), effects:
         detector(*arguments)
-    return effects.findings
+    return effects.findings, effects.drawn

@@ -91,7 +91,7 @@ class StateWatch:
             return
         with torch.no_grad():
             again = self._detector(*map_tensors(example, Tensor.clone))
-        if _same_results(result, again):
+        if same_results(result, again):
             return
         raise CaptureError.make(
             "convert",
@@ -170,7 +170,8 @@ def _equal_leaves(one: Any, other: Any) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _same_results(one: Any, other: Any) -> bool:
+def same_results(one: Any, other: Any) -> bool:
+    """Returns true if two results of a detector have the same values in the same order, but for rounding."""
     first, second = list(leaves(one)), list(leaves(other))
     if len(first) != len(second):
         return False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..capture.side_effects import own_noise
-from ..common.errors import HybridRTError
+from ..capture.state import same_results
+from ..common.errors import HybridRTError, VerificationError
 from ..common.tensor_tree import map_tensors
+from ..common.value_tree import opened
 
 _COMPARISONS = {"outputs-differ", "results-differ", "nothing-compared", "no-head-fits"}
 """The codes of failures that these causes may have."""
@@ -28,9 +31,15 @@ def explained(error: HybridRTError, detector: nn.Module, example: tuple[Any, ...
     if error.code not in _COMPARISONS:
         return error
     noise = own_noise(detector, map_tensors(example, Tensor.clone))
-    if noise.random:
-        error = error.extended(
-            f"The detector draws random numbers, by {noise.random}: do so in training mode alone, as nn.Dropout does."
+    drawn = noise.random or _random_in_python(detector, example)
+    if drawn:
+        return VerificationError.make(
+            "convert",
+            f"detector {type(detector).__name__}",
+            expected="the same result for the same input",
+            got=f"random numbers, drawn by {drawn}",
+            remedy="Draw them in training mode alone, as nn.Dropout does, or pass them in as an argument.",
+            code="draws-random-numbers",
         )
     for dtype, line in noise.narrow.items():
         error = error.extended(
@@ -39,3 +48,31 @@ def explained(error: HybridRTError, detector: nn.Module, example: tuple[Any, ...
             f"thresholds=hybrid_rt.THRESHOLDS['{_NARROW[dtype]}']."
         )
     return error
+
+
+def _random_in_python(detector: nn.Module, example: tuple[Any, ...]) -> str:
+    """Returns where else its random numbers come from, if two runs of a detector differ; empty: they do not."""
+    with torch.no_grad():
+        one, other = (detector(*map_tensors(example, Tensor.clone)) for _ in range(2))
+    return (
+        ""
+        if same_results(opened(one), opened(other))
+        else "another generator than torch's, such as numpy.random or random"
+    )
+
+
+def warn_of_random_numbers(detector: nn.Module, drawn: str) -> None:
+    """Warns of a detector that draws random numbers on which its results do not seem to depend.
+
+    Args:
+        detector: it is named.
+        drawn: the operator, with its line; empty: there is none.
+    """
+    if drawn:
+        warnings.warn(
+            f"hybrid_rt[convert]: detector {type(detector).__name__}: expected one that draws no random numbers, got "
+            f"{drawn}. The hybrid draws at each call too, so its results differ from the detector's wherever the "
+            "numbers matter; on the inputs that were compared, if any, they did not.",
+            RuntimeWarning,
+            stacklevel=2,
+        )

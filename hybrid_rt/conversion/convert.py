@@ -38,7 +38,7 @@ from .assemble.variant_trials import require_running
 from .attempts import Attempt, attempt_cut, attempt_whole, build_hybrid
 from .auto_precision import Candidate, candidates, choose
 from .calibration import calibration_samples, warn_of_few
-from .causes import explained
+from .causes import explained, warn_of_random_numbers
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
@@ -310,6 +310,7 @@ def _convert(
     if wanted.output.report is not None:
         result.save(wanted.output.report)  # of a hybrid that is refused too: it shows what differs
     require(checks.verification)
+    warn_of_random_numbers(detector, profile.drawn)
     return ConversionResult(hybrid.module, result)
 
 

@@ -183,6 +183,18 @@ def markdown(results: Sequence[Result], *, with_speed: bool) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def record(result: Result, folder: Path, *, with_speed: bool) -> None:
+    """Writes a row into the table and the JSON of a folder; rows of other detectors stay as earlier runs wrote them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "first_try.json"
+    rows = {row["detector"]: Result(**row) for row in (json.loads(path.read_text()) if path.exists() else [])}
+    rows[result.detector] = result
+    order = list(STRANGERS)
+    results = sorted(rows.values(), key=lambda row: order.index(row.detector) if row.detector in order else len(order))
+    (folder / "first_try.md").write_text(markdown(results, with_speed=with_speed))
+    path.write_text(json.dumps([asdict(each) for each in results], indent=1))
+
+
 def chosen(words: Sequence[str]) -> list[str]:
     """The names that hold one of the words; all without words; without those whose package is not installed."""
     names = [name for name in STRANGERS if not words or any(word.lower() in name.lower() for word in words)]
@@ -190,7 +202,7 @@ def chosen(words: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Converts them one after the other, writes table and JSON."""
+    """Converts them one after the other; writes table and JSON after each, so that a run may be cut short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detectors", nargs="+", default=[], metavar="WORD", help="whose names hold one of these")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds for each (default: {LIMIT_S})")
@@ -208,10 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
             results.append(run_child(name, options.limit, Path(folder)))
         print(f"{results[-1].seconds:6.1f} s  {markdown(results[-1:], with_speed=True).splitlines()[-1]}", flush=True)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "first_try.md").write_text(markdown(results, with_speed=options.speed))
-        (options.output / "first_try.json").write_text(json.dumps([asdict(each) for each in results], indent=1))
+        if options.output:
+            record(results[-1], options.output, with_speed=options.speed)
     converted = sum(result.first_try for result in results)
     print(f"{converted} of {len(results)} at the first try")
     return 0

@@ -119,6 +119,17 @@ def test_the_part_is_one_engine_and_equal_at_unseen_sizes(kind: type[nn.Module],
 
 
 @pytest.mark.slow
+def test_two_conversions_give_the_same_engines(tmp_path: Path) -> None:
+    detector, found = Functional(), []
+    for name in ("one.pt", "other.pt"):
+        report = converted(detector, tmp_path / name, golden=False, verify=False, segments="graph")
+        shares = [(share.name, share.share, share.chosen) for share in report.shares]
+        found.append((report.head, shares, hybrid_rt.inspect(tmp_path / name)["engines"]))
+    assert found[0] == found[1]
+    assert found[0][2]
+
+
+@pytest.mark.slow
 def test_an_operator_that_an_engine_refuses_is_left_out_of_the_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,16 @@ def test_the_table_has_a_row_per_detector_and_leaves_the_speed_out() -> None:
     assert "| 1.50 |" in markdown(results, with_speed=True)
 
 
+def test_rows_of_earlier_runs_stay_in_the_order_of_the_list(tmp_path: Path) -> None:
+    first, second, *_ = STRANGERS
+    for result in (Result(second, error="no"), Result(first, True), Result("gone"), Result(second, True, "trace")):
+        first_try.record(result, tmp_path, with_speed=False)
+    rows = (tmp_path / "first_try.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {first}", f"| {second}", "| gone"]
+    assert "| yes | trace |" in rows[1]
+    assert len(json.loads((tmp_path / "first_try.json").read_text())) == 3
+
+
 def test_a_long_message_is_cut_to_its_first_line() -> None:
     assert first_line("\n  one\ntwo") == "one"
     assert len(first_line("x" * 1000)) < 320
