@@ -100,6 +100,9 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*detector.parameters(), *detector.buffers())}
     copied = copy.deepcopy(detector, memo)
+    for module in copied.modules():
+        for hooks in (getattr(module, name) for name in _HOOKS):
+            hooks.update((key, _knowing_copies(hook, memo)) for key, hook in hooks.items())
     try:
         misfits: dict[str, SegmentError] = {}
         for member in members:
@@ -111,6 +114,16 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
     finally:
         for member in members:
             _active.pop(member.name, None)
+
+
+def _knowing_copies(hook: Any, memo: Mapping[int, Any]) -> Any:
+    """Returns a hook that keeps what it sees in the copy: deepcopy() leaves functions, and what they hold, alone."""
+    if not isinstance(hook, types.FunctionType) or not hook.__closure__:
+        return hook
+    cells = tuple(types.CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in hook.__closure__)
+    copied = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
+    copied.__kwdefaults__ = hook.__kwdefaults__
+    return copied
 
 
 def _replace_forward(module: nn.Module, member: Member, misfits: dict[str, SegmentError]) -> None:

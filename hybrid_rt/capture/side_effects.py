@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..common.error_text import line_of
 from ..common.submodules import modules_with_hooks
-from ..common.tensor_tree import leaves, tensors_in
+from ..common.tensor_tree import leaves, map_tensors, tensors_in
 
 _DATA_DEPENDENT = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 _UNTAGGED = {"torchvision::nms", "aten::is_nonzero"}
@@ -27,7 +29,8 @@ _CHANGE = "a change of its attribute"
 class SideEffects(TorchDispatchMode):
     """Records the operations of submodules that a recording cannot repeat.
 
-    These are values used as sizes or conditions, writes into tensors of others, and random numbers.
+    These are values used as sizes or conditions, writes into tensors of others, random numbers, and tensors that others
+    use without having got them as a result.
 
     Use as a context manager around a run of the detector; then ask :attr:`findings`: a submodule's name to what it did
     first, with the line; and :attr:`drawn`: the first operator that draws random numbers, with the line.
@@ -44,10 +47,15 @@ class SideEffects(TorchDispatchMode):
             name: _memory([*module.parameters(), *module.buffers()]) for module, name in self._names.items()
         }
         self._hooks = ExitStack()
+        self._inside: Any = WeakIdKeyDictionary()  # tensors by the submodules that made them and did not return them
+        self._opaque: set[str] = set()
 
     def __enter__(self) -> SideEffects:
         """Begins to watch."""
         for module in self._names:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                self._hooks.callback(hooks.update, dict(hooks))
+                hooks.update({key: _with_aliases(hook) for key, hook in hooks.items()})
             pre = module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
             self._hooks.callback(pre.remove)
             self._hooks.callback(module.register_forward_hook(self._leave).remove)
@@ -62,17 +70,36 @@ class SideEffects(TorchDispatchMode):
     def _enter(self, module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
         self._open.append((self._names[module], _memory((positional, keyword)), _attributes(module)))
 
-    def _leave(self, module: nn.Module, *_: Any) -> None:
+    def _leave(self, module: nn.Module, _arguments: Any, result: Any) -> None:
         name, _inputs, before = self._open.pop()
+        self._see_result(name, result)
         after = _attributes(module)
         changed = [key for key in after if key not in before or not _same(before[key], after[key])]
         if changed:
             self._note(name, f"{_CHANGE} '{changed[0]}'")
 
     def _note(self, name: str, what: str) -> None:
-        """For the submodule and all that it is inside of."""
+        """For the submodule and all that it is inside of, but for the detector: nothing reads its attributes later."""
         for outer in [name, *(entry[0] for entry in self._open)]:
-            self.findings.setdefault(outer, what)
+            if outer != ITSELF:
+                self.findings.setdefault(outer, what)
+
+    def _see_result(self, name: str, result: Any) -> None:
+        """The tensors of its result leave a submodule as they should; others may not be used outside of it."""
+        if not all(leaf is None or isinstance(leaf, _WATCHED) for leaf in leaves(result)):
+            self._opaque.add(name)
+        for tensor in tensors_in(result):
+            self._inside.get(tensor, set()).discard(name)
+        self._see_use(tensors_in(result))
+
+    def _see_use(self, tensors: Iterable[Tensor]) -> None:
+        """Notes submodules whose tensors are used outside of them without having been returned."""
+        running = {entry[0] for entry in self._open}
+        for tensor in tensors:
+            for name in self._inside.get(tensor, set()) - running - self._opaque:
+                self.findings.setdefault(
+                    name, f"a tensor used outside of it that it does not return, as a hook keeps one ({user_line()})"
+                )
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -81,7 +108,12 @@ class SideEffects(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._open:
             self._check(operator, args, kwargs)
-        return operator(*args, **kwargs)
+            self._see_use(tensors_in((args, kwargs)))
+        result = operator(*args, **kwargs)
+        running = {entry[0] for entry in self._open} - {ITSELF}
+        for tensor in tensors_in(result) if running else ():
+            self._inside.setdefault(tensor, set(running))
+        return result
 
     def _check(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         schema = operator._schema
@@ -112,6 +144,15 @@ class SideEffects(TorchDispatchMode):
                 what = f"{schema.name}, which writes into a weight or buffer"
             if what and name not in self.findings:
                 self.findings[name] = f"{what} ({user_line()})"
+
+
+def _with_aliases(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that gets tensors of its own, with the same values: those that it keeps are not the submodule's result."""
+
+    def watched(module: nn.Module, *given: Any) -> Any:
+        return hook(module, *map_tensors(given, Tensor.detach))
+
+    return watched
 
 
 def _storages(tensor: Tensor) -> set[int]:

@@ -48,7 +48,7 @@ class StateWatch:
         return names
 
     def restore(self) -> None:
-        """Puts every value back; a tensor that was written into is the same object as before."""
+        """Puts every value back; a tensor or container that was written into is the same object as before."""
         modules = dict(self._detector.named_modules())
 
         def holder(module: str, kind: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class StateWatch:
                     with torch.no_grad():
                         original.copy_(kept)
                 else:
-                    original = _kept(kept)  # the next call may write into it
+                    original = _put_back(original, _kept(kept))  # a copy, as the next call may write into it
             if value is not original:
                 held[key] = original
         for (module, kind, key), (original, _) in self._before.items():
@@ -153,6 +153,18 @@ def _kept(value: Any) -> Any:
     if isinstance(value, deque):
         return deque(_kept(list(value)), value.maxlen)
     return value.detach().clone() if isinstance(value, Tensor) else map_tensors(copy.copy(value), Tensor.clone)
+
+
+def _put_back(held: Any, values: Any) -> Any:
+    """Returns the container with the values that it had, since a hook may know it; what is no container is replaced."""
+    if type(held) is not type(values) or not isinstance(held, (dict, list, deque)):
+        return values
+    held.clear()
+    if isinstance(held, dict):
+        held.update(values)
+    else:
+        held.extend(values)
+    return held
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -34,6 +34,9 @@ _WRAPPERS = {
 }
 """Classes that pass every call in eval mode on to one submodule, and its name. To import some would take seconds."""
 
+_HOLDERS = (nn.Module, MethodType, functools.partial, dict, list, set, deque)
+"""What a function may know of the detector: modules, and containers in which a hook keeps tensors for the head."""
+
 _DECORATORS = ("torch.utils._contextlib", "torch._dynamo")
 """Modules whose decorators (no_grad, inference_mode, torch.compile) change nothing of what a forward computes."""
 
@@ -139,8 +142,7 @@ class _Copier:
 
     def _function(self, original: FunctionType) -> FunctionType:
         cells = [_content(cell) for cell in original.__closure__ or ()]
-        held = [cell for cell in cells if isinstance(cell, (nn.Module, MethodType, functools.partial))]
-        if not held:
+        if not any(isinstance(cell, _HOLDERS) for cell in cells):
             return original
         closure = tuple(CellType(self.value(content)) for content in cells)
         copied = FunctionType(

@@ -181,6 +181,43 @@ def test_an_lstm_in_eval_mode_draws_nothing() -> None:
     assert find_side_effects(Reader().eval(), (torch.rand(1, 5, 8),)) == {}
 
 
+class Kept(nn.Module):
+    """A head that reads a tensor that its body's first layer made, by a way of its own."""
+
+    def __init__(self, keep: Callable[[Kept], Any]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        self.other = nn.Conv2d(4, 4, 1)
+        self.kept: list[Tensor] = []
+        keep(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.other(self.body(x))
+        return found, self.kept.pop() if self.kept else found
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [("body.0", {"body", "body.0"}), ("body.1", {"body", "body.1"}), ("body", {"body"}), ("other", {"other"})],
+)
+def test_a_tensor_that_is_used_outside_of_its_submodule_without_being_returned(layer: str, names: set[str]) -> None:
+    def keep(detector: Kept) -> None:
+        detector.get_submodule(layer).register_forward_hook(lambda _, __, made: detector.kept.append(made))
+
+    findings = find_side_effects(Kept(keep).eval(), (small_picture(),))
+    assert findings.keys() == names
+    assert all("used outside of it that it does not return" in finding for finding in findings.values())
+
+
+def test_the_detector_s_own_attributes_may_change() -> None:
+    """Nothing reads them after the call; whether the next call does is found by another look."""
+    detector = Kept(lambda kept: kept.register_forward_pre_hook(lambda _, given: (given[0] + 1,))).eval()
+    detector.calls = 0
+    detector.register_forward_hook(lambda module, _, __: setattr(module, "calls", module.calls + 1))
+    assert find_side_effects(detector, (small_picture(),)) == {}
+    assert detector.calls > 0
+
+
 def test_recorded_tensors_are_copies() -> None:
     class Writes(nn.Module):
         def __init__(self) -> None:

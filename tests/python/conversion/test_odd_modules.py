@@ -61,6 +61,50 @@ def made(detector: Callable[[], nn.Module]) -> Any:
         return detector().requires_grad_(False).eval()
 
 
+# Hooks
+
+
+class ReadsFeatures(SmallDetector):
+    """Its head takes what a hook kept of the backbone's inner layers: in itself, or in a dict that the hook holds."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.features: Any = {}
+        features, layer = self.features, self.backbone.first
+
+        def into_attribute(_: nn.Module, __: Any, made: Tensor) -> None:
+            self.features["first"] = made
+
+        def into_dict(_: nn.Module, __: Any, made: Tensor) -> None:
+            features["first"] = made
+
+        layer.register_forward_hook({"attribute": into_attribute, "dict": into_dict, "method": self.keep}[where])
+
+    def keep(self, _: nn.Module, __: Any, made: Tensor) -> None:
+        self.features = {"first": made}
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(self.backbone(pictures)["coarse"] + self.features["first"].mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "segments"), [("attribute", "auto"), ("dict", "auto"), ("method", ["backbone.first.0"])]
+)
+def test_features_that_a_hook_keeps(where: str, segments: Any, tmp_path: Path) -> None:
+    detector = made(lambda: ReadsFeatures(where))
+    hybrid = converted(detector, tmp_path / "a.pt", segments=segments)
+    assert detector.features == {}
+    assert_same(detector, hybrid)
+
+
+@pytest.mark.parametrize("name", ["backbone", "backbone.first"])
+def test_a_segment_whose_features_a_hook_keeps_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    detector = made(lambda: ReadsFeatures("dict"))
+    with pytest.raises(hybrid_rt.CaptureError, match=rf"'{name}'.*used outside of it.*\[not-repeatable\]"):
+        converted(detector, tmp_path / "a.pt", segments=[name])
+
+
 # Wrappers
 
 
