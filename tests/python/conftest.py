@@ -31,6 +31,29 @@ SLOW_COMPILERS = {"aot_inductor", "tvm"}
 """Backends that take two to ten seconds for the smallest segment, twenty times as long as the others."""
 
 
+LONG_SECONDS = 60.0
+
+
+class _ToldAtOnce:
+    """Shows failures and long tests as they end: a run that is stopped has no summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\n{report.nodeid} failed in its {report.when}:\n{report.longreprtext}")
+        elif report.duration > LONG_SECONDS:
+            self._terminal.write_line(f"\n{report.nodeid}: its {report.when} took {report.duration:.0f} s")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Only the process that prints has a reporter."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_ToldAtOnce(terminal))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the cases of slow compilers in parametrized tests as slow."""
     for item in items:

@@ -61,7 +61,7 @@ def schemathesis(
         [
             *(Path(sys.executable).parent / "schemathesis", "--config-file", folder / "schemathesis.toml"),
             *("run", folder / "openapi.json", "--url", server.url, "--checks", "all", "--seed", "1"),
-            *("--max-examples", "40", "--continue-on-failure", "--no-color", *arguments),
+            *("--max-examples", "15", "--continue-on-failure", "--no-color", *arguments),
         ],
         cwd=folder,  # where it would leave its files
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
