@@ -171,7 +171,7 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
             "calibration_data",
             expected=f"some tens of tuples of arguments, on which {', '.join(calibrated)} is calibrated",
             got="none",
-            remedy="Pass typical images, e.g. [([picture],) for picture in pictures].",
+            remedy="Pass typical images, e.g. [([image],) for image in images].",
         )
     if calibration_data and not calibrated:
         raise OptionError.make(

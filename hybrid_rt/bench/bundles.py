@@ -144,7 +144,7 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         axes.invert_yaxis()
         axes.set_title("latency", loc="left")
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"milliseconds a picture (median of {rows[0].latency.count}, whisker to p95)")
+    axes.set_xlabel(f"milliseconds per image (median of {rows[0].latency.count}, whisker to p95)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     with written_whole(target) as temporary:

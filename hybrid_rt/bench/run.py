@@ -375,7 +375,7 @@ class _Worker:
             return replace(result, not_compared=reasons[0])
         thresholds = thresholds_of(result.case.precision)
         matches = [
-            compare_detections(_tensors(expected), _tensors(found), thresholds, f"picture {i}")
+            compare_detections(_tensors(expected), _tensors(found), thresholds, f"image {i}")
             for i, (expected, found) in enumerate(zip(eager._found, self._found, strict=True))
         ]
         unequal = [f"{match.where}: {text}" for match in matches for text in differences(match, thresholds)]

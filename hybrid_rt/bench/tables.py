@@ -143,7 +143,7 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     times.bar_label(bars, [f"{latency.median:.0f}" for _, latency in shown], padding=3, fontsize=8)
     times.invert_yaxis()
     times.margins(x=0.12)
-    times.set_xlabel(f"milliseconds a picture (median of {shown[0][1].count}, whisker to p95)")
+    times.set_xlabel(f"milliseconds per image (median of {shown[0][1].count}, whisker to p95)")
     memory.barh(names, [result.peak_bytes / 1e6 for result, _ in shown], color=colors)
     memory.set_xlabel("peak resident memory, MB")
     for axes in (times, memory):

@@ -104,7 +104,7 @@ def _refused(subject: str, expected: str, got: str) -> OptionError:
         subject,
         expected=expected,
         got=got,
-        remedy="For example images=[0], images=['pictures'] or images={'pictures': 'NHWC'}; docs/shapes.md has more.",
+        remedy="For example images=[0], images=['pixels'] or images={'pixels': 'NHWC'}; docs/shapes.md has more.",
         code="images-misnamed",
     )
 

@@ -207,7 +207,7 @@ def _capture(
 ) -> list[Program]:
     observation = profile.observation
     names = [name for members in profile.groups for name in members]
-    with steps.step("run it on other pictures, to see which dimensions vary"):
+    with steps.step("run it on other images, to see which dimensions vary"):
         runs = record_samples(observation, profile.samples, names, profile.first)
         sizes = []
         if effort:

@@ -167,7 +167,7 @@ def _raise_of_sample(observation: Observation, sample: Sample, error: Exception)
 
 def _warn_of_sample(error: Exception) -> None:
     warnings.warn(
-        "hybrid_rt[convert]: the detector was run on another picture than the example, to see which dimensions vary: "
+        "hybrid_rt[convert]: the detector was run on another image than the example, to see which dimensions vary: "
         f"expected detections, got {described(error)}. What varies is found without it: name the sizes "
         "that will be seen, shapes=[(height, width), ...], if one of them is refused later.",
         RuntimeWarning,

@@ -115,7 +115,7 @@ def _checked_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         raise OptionError.make(
             "convert",
             "shapes",
-            expected="picture sizes [(height, width), ...] in pixels, at least one, or ranges by name",
+            expected="image sizes [(height, width), ...] in pixels, at least one, or ranges by name",
             got=repr(sizes),
         )
     return [(pair[0], pair[1]) for pair in pairs]

@@ -22,7 +22,8 @@ def add_verbs(verbs: Any) -> None:
         "-o", "--output", type=Path, required=True, metavar="REPOSITORY", help="directory of the model repository"
     )
     verb.add_argument("--name", help="name of the model (default: the file name)")
-    verb.add_argument("--picture", type=Path, help="test image with objects (default: the golden sample's)")
+    verb.add_argument(
+        "--image", "--picture", dest="picture", type=Path, help="test image with objects (default: the golden sample's)")
     verb.add_argument(
         "--input",
         default="uint8",

@@ -73,7 +73,7 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
             else:
                 pixels = numpy.array(picture.convert("RGB"))
     except Exception as error:  # Pillow's readers of formats, and its limit of pixels, raise many kinds
-        raise OptionError.make(scope, f"picture {path}", expected="a picture file", got=str(error)) from error
+        raise OptionError.make(scope, f"image {path}", expected="an image file", got=str(error)) from error
     upright = numpy.flip(pixels.transpose(1, 0, 2) if is_transposed else pixels, flipped)
     return torch.from_numpy(upright.copy()).permute(2, 0, 1).float() / 255
 
@@ -93,6 +93,6 @@ def pictures_at(path: Path, *, exif: bool = False, most: int | None = None) -> l
         return [read_picture(path, exif=exif)]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in {".png", ".jpg", ".jpeg"})
     if not files:
-        raise OptionError.make("cli", f"folder {path}", expected="PNG or JPEG pictures", got="none")
+        raise OptionError.make("cli", f"directory {path}", expected="PNG or JPEG images", got="none")
     stride = 1 if most is None else -(-len(files) // most)
     return [read_picture(file, exif=exif) for file in files[::stride]]

@@ -93,8 +93,8 @@ class DatasetComparison:
         """Returns the reason why the hybrid does not pass; empty if it does."""
         if not self.detector.mAP > 0:
             return (
-                f"dataset {self.annotations}: the detector's own mAP is 0, so that nothing was compared: are its "
-                "labels the category ids, and its boxes in pixels of these pictures?"
+                f"dataset {self.annotations}: the detector's own mAP is 0, so nothing was compared. Check "
+                "that its labels are the category ids and its boxes are in pixels of these images"
             )
         return "" if self.drop <= self.max_map_drop else f"{self} (allowed drop {self.max_map_drop:g})"
 
@@ -131,7 +131,7 @@ def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
     if not (isinstance(max_map_drop, (int, float)) and math.isfinite(max_map_drop) and max_map_drop >= 0):
         raise _wrong("max_map_drop", "a number of 0 or more (mAP is in 0..1)", repr(max_map_drop))
     if dataset.limit is not None and dataset.limit < 1:
-        raise _wrong("limit", "a number of pictures, 1 or more, or None", repr(dataset.limit))
+        raise _wrong("limit", "a number of images, 1 or more, or None", repr(dataset.limit))
     path = Path(dataset.annotations)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -142,13 +142,13 @@ def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
     kept = _checked(str(path), content, dataset.limit)
     folder = Path(dataset.pictures)
     if not folder.is_dir():
-        raise _wrong(f"pictures {folder}", "a folder", "none of that name")
+        raise _wrong(f"images {folder}", "a directory", "no such directory")
     files = {image["id"]: folder / image["file_name"] for image in kept["images"]}
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise _wrong(
-            f"pictures {folder}",
-            f"every picture that {path} names",
+            f"images {folder}",
+            f"every image that {path} names",
             f"no {missing[0].relative_to(folder)}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
         )
     truth = Truth(str(path), kept, files, dataset.labels)
@@ -184,7 +184,7 @@ def _checked(name: str, content: Any, limit: int | None) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for i, annotation in enumerate(content["annotations"]):
         if annotation["image_id"] not in all_ids:
-            raise _wrong(subject, f"annotations[{i}] of a picture in 'images'", f"image_id {annotation['image_id']}")
+            raise _wrong(subject, f"annotations[{i}] of an image in 'images'", f"image_id {annotation['image_id']}")
         if annotation["category_id"] not in categories:
             raise _wrong(
                 subject,
@@ -197,7 +197,7 @@ def _checked(name: str, content: Any, limit: int | None) -> dict[str, Any]:
         if annotation["image_id"] in ids:
             annotations.append({"area": box[2] * box[3], "iscrowd": 0, **annotation, "id": len(annotations) + 1})
     if not images or not annotations:
-        raise _wrong(subject, "annotated pictures", f"{len(images)} pictures with {len(annotations)} annotations")
+        raise _wrong(subject, "annotated images", f"{len(images)} images with {len(annotations)} annotations")
     return {"info": {}, **content, "images": images, "annotations": annotations}
 
 
@@ -236,7 +236,7 @@ def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
         annotated = (image.get("height", size[0]), image.get("width", size[1]))
         if size != annotated:
             raise _wrong(
-                f"picture {truth.files[image['id']]}",
+                f"image {truth.files[image['id']]}",
                 f"{annotated[0]}x{annotated[1]} as annotated",
                 f"{size[0]}x{size[1]}",
             )
@@ -246,7 +246,7 @@ def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
             if detections is None or len(detections) != 1:
                 raise _wrong(
                     "the detector",
-                    "one that takes a list of pictures and returns a list of dicts with boxes, labels and scores",
+                    "one that takes a list of images and returns a list of dicts with boxes, labels and scores",
                     "another result",
                     "Only such detectors can be judged by a COCO dataset.",
                 )

@@ -262,12 +262,12 @@ def compare_modules(
     failures = []
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         failures.append(
-            "the detector found no box in any picture, so that nothing was compared: pass images with objects, or "
+            "the detector found no box in any image, so nothing was compared: pass images with objects, or "
             "verify=False"
         )
     if findings and not any(found.compared for found in findings):
         failures.append(
-            f"{UNDETERMINED}, for every input, so that nothing was compared: give verify_inputs= on which "
+            f"{UNDETERMINED}, for every input, so nothing was compared: pass verify_inputs= on which "
             "it repeats its result, or verify=False"
         )
     return verification.with_findings(Findings(failures=[Failure(text, NOTHING) for text in failures]))

@@ -44,7 +44,7 @@ def reason_against() -> str:
     if _toolkit() is None:
         return (
             f"no CUDA headers ({', '.join(_HEADERS)}) for the C++ compiler; install the CUDA toolkit "
-            f"{torch.version.cuda}, as torch has it, or name its folder in the environment variable CUDA_HOME"
+            f"{torch.version.cuda}, as torch has it, or name its directory in the environment variable CUDA_HOME"
         )
     return ""
 

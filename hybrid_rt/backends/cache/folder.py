@@ -24,7 +24,7 @@ def folder() -> Path:
         raise OptionError.make(
             "cache",
             "HYBRID_RT_CACHE",
-            expected="a folder, as this user has no home",
+            expected="a directory, since this user has no home directory",
             got="none",
             remedy="Name one, or set HYBRID_RT_CACHE_SIZE=0.",
         )

@@ -272,7 +272,7 @@ def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
         cause = error.__cause__ or error
         problem = OptionError.make(
             "cache",
-            f"folder {path.parent}",
+            f"directory {path.parent}",
             expected="to write an entry",
             got=getattr(cause, "strerror", None) or str(cause),
             remedy="Nothing is kept for the next conversion. Name a directory in HYBRID_RT_CACHE, or set "

@@ -59,7 +59,7 @@ def extract(
         raise BundleError.make(
             "extract",
             str(folder),
-            expected="a folder that can be written",
+            expected="a directory that can be written",
             got=error.strerror or str(error),
             remedy="Name another directory.",
         ) from error

@@ -102,7 +102,7 @@ def package(
         raise BundleError.make(
             _SCOPE,
             str(folder),
-            expected="to write the folder",
+            expected="to write the directory",
             got=error.strerror or str(error),
             remedy="Check the free space and the permissions.",
         ) from error
@@ -111,21 +111,21 @@ def package(
 
 def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
     if not folder.parent.is_dir():
-        raise OptionError.make(_SCOPE, str(folder), expected="a place in a folder", got=f"no folder {folder.parent}")
+        raise OptionError.make(_SCOPE, str(folder), expected="a path in an existing directory", got=f"no directory {folder.parent}")
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not (overwrite and _is_package(folder)):
         raise OptionError.make(
             _SCOPE,
             str(folder),
-            expected="nothing there, or an empty folder",
+            expected="no such path, or an empty directory",
             got="a package" if _is_package(folder) else "something else",
-            remedy="--overwrite replaces it."
+            remedy="Pass --overwrite to replace it."
             if _is_package(folder)
-            else "Name another directory; this one is left alone.",
+            else "Pass another directory.",
         )
     if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
         raise OptionError.make(
-            _SCOPE, str(tar), expected="no file there", got="one", remedy="--overwrite replaces a file."
+            _SCOPE, str(tar), expected="no file there", got="one", remedy="Pass --overwrite to replace it."
         )
 
 

@@ -150,7 +150,7 @@ def export_triton(
     folder = Path(repository) / name
     if folder.exists() and not force:
         raise OptionError.make(
-            "triton", f"the model {folder}", expected="none yet", got="a folder", remedy="Name another, or --force."
+            "triton", f"the model {folder}", expected="none yet", got="a directory", remedy="Pass another name, or --force."
         )
     _native.verify_records(os.fsencode(path))
     head = _list_detector(path)
@@ -180,7 +180,7 @@ def _list_detector(path: Path) -> torch.jit.ScriptModule:
         raise OptionError.make(
             "triton",
             str(path),
-            expected="a detector that takes a list of pictures and returns a dict of tensors for each",
+            expected="a detector that takes a list of images and returns a dict of tensors for each",
             got=f"({', '.join(taken)}) -> {', '.join(returned)}",
             remedy="Wrap it in a module that does, and convert that.",
         )
@@ -193,7 +193,7 @@ def _expected(path: Path, picture: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = archive.load(path)([picture])[0]
     if not len(found["boxes"]):
         raise VerificationError.make(
-            "triton", "the picture", expected="one on which the detector finds something", got="no box"
+            "triton", "the image", expected="one on which the detector finds something", got="no box"
         )
     return found
 
@@ -204,10 +204,10 @@ def _golden_picture(path: Path) -> Tensor:
     except BundleError as error:
         raise OptionError.make(
             "triton",
-            "the picture to try it with",
+            "the test image",
             expected="the bundle's golden sample, or one that is named",
             got=str(error),
-            remedy="Name one: --picture FILE.",
+            remedy="Pass --image FILE.",
         ) from error
     picture: Tensor = inputs[0][0]
     return picture
@@ -235,7 +235,7 @@ def _fields(found: Mapping[str, Tensor]) -> list[str]:
     if missing or unfit:
         raise OptionError.make(
             "triton",
-            "what the detector returns",
+            "the detector's result",
             expected=f"{', '.join(_FIELDS)} and others, each with as many rows as boxes",
             got=f"no {missing[0]}" if missing else f"{unfit[0]}: {found[unfit[0]].dtype} {list(found[unfit[0]].shape)}",
         )
@@ -268,7 +268,7 @@ def _check(
         raise OptionError.make(
             "triton",
             f"max_batch={max_batch}",
-            expected="pictures that the detector takes at once",
+            expected="a batch that the detector takes",
             got=str(error).splitlines()[-1],
             remedy="Lower it, or convert with shapes= that cover it.",
         ) from error
@@ -278,13 +278,13 @@ def _check(
         if max_batch:
             count = int(results[-1][i])
             found = {field: value[i, :count] for field, value in found.items()}
-        findings.append(compare_results([dict(expected)], [found], THRESHOLDS["fp32"], f"picture {i}"))
+        findings.append(compare_results([dict(expected)], [found], THRESHOLDS["fp32"], f"image {i}"))
     verification = Verification("fp32").with_findings(*findings)
     if not verification.passed:
         raise VerificationError.make(
             "triton",
             "the model",
-            expected="what the bundle finds",
+            expected="the bundle's result",
             got=verification.failures[0],
             remedy="Nothing was written.",
         )

@@ -169,7 +169,7 @@ def _first_call_at_a_new_size(
             refusal = f"{size[0]}x{size[1]} is refused: {_last_line(error)}"
             continue
         return NewSize(*size, first, later), ""
-    return None, refusal or "its segments always get pictures of the same size"
+    return None, refusal or "its segments always get images of the same size"
 
 
 def _bounds(images: Sequence[Tensor], programs: Sequence[Program]) -> list[tuple[int, int]]:

@@ -137,17 +137,17 @@ def threads_text(measurement: Measurement) -> str:
 
 
 def pictures_text(measurement: Measurement) -> str:
-    """``pictures of 320x320``: height, then width."""
+    """``images of 320x320``: height, then width."""
     sizes = dict.fromkeys(f"{height}x{width}" for height, width in measurement.pictures)
-    return f"pictures of {', '.join(sizes)}" if sizes else "inputs that are not images"
+    return f"images of {', '.join(sizes)}" if sizes else "inputs that are not images"
 
 
 def new_size_text(measurement: Measurement) -> str:
     """One line: what a size costs that was never seen."""
     new = measurement.new_size
     if new is None:
-        return f"a picture size not seen before: not measured, {measurement.no_new_size}"
+        return f"an image size not seen before: not measured, {measurement.no_new_size}"
     return (
-        f"a picture size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, "
+        f"an image size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, "
         f"the next call {new.later:.0f} ms"
     )

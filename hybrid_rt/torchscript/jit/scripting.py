@@ -294,11 +294,11 @@ def _annotations(method: FunctionType) -> dict[str, Any]:
 
 _TENSORS_ONLY = '''\
 class TensorsOnly(nn.Module):
-    """A detector of lists and dicts, for a caller who has tensors only: a picture, or pictures of one size."""
+    """A detector of lists and dicts, for a caller who has tensors only: an image, or images of one size."""
 
     def forward(self, picture: Tensor) -> Tuple[{returned}]:
         {decode}
-        found = self.detector({pictures})
+        found = self.detector({images})
         {results}
 '''
 
@@ -348,7 +348,7 @@ def tensors_only(
     source = _TENSORS_ONLY.format(
         returned=", ".join(["Tensor"] * (len(fields) + batched)),
         decode=f"decoded = {decode}",
-        pictures="list(decoded.unbind(0))" if batched else "[decoded]",
+        images="list(decoded.unbind(0))" if batched else "[decoded]",
         results=results,
     )
     module = generated_class(source, "TensorsOnly", {"nn": nn})()

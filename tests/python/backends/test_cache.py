@@ -391,7 +391,7 @@ def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("HYBRID_RT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.warns(RuntimeWarning, match="HYBRID_RT_CACHE: expected a folder, as this user has no home, got none"):
+    with pytest.warns(RuntimeWarning, match="HYBRID_RT_CACHE: expected a directory, since this user has no home directory, got none"):
         assert store.compiled(CountingBackend(), program_of(), "fp32")[1] is False
 
 
@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(folder: Path) -> None:
     with pytest.warns(RuntimeWarning) as told:
         assert store.compiled(backend, program_of(), "fp32")[1] is False
     assert len(told) == 1
-    assert f"hybrid_rt[cache]: folder {folder}: expected to write an entry, got File exists. Nothing is kept" in str(
+    assert f"hybrid_rt[cache]: directory {folder}: expected to write an entry, got File exists. Nothing is kept" in str(
         told[0].message
     )
     assert backend.calls == 1

@@ -120,7 +120,7 @@ def test_bench_without_annotations_draws_latency_alone(
         (["--plot", "x.gif"], "plot x.gif: expected a .png, .svg, .pdf, got '.gif'"),
         (["--repeat", "0"], "repeat: expected at least 1, got 0"),
         (["--coco", "missing.json"], "annotations missing.json: expected a JSON file"),
-        (["--pictures", "missing.png"], "picture missing.png: expected a picture file"),
+        (["--pictures", "missing.png"], "image missing.png: expected an image file"),
     ],
 )
 def test_bad_options_of_bench(

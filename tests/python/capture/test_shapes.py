@@ -71,7 +71,7 @@ def test_what_are_no_picture_sizes_is_refused(shapes: Any) -> None:
     with pytest.raises(OptionError) as caught:
         ranges_of(Transformed(), EXAMPLE, shapes)
     assert str(caught.value) == (
-        "hybrid_rt[convert]: shapes: expected picture sizes [(height, width), ...] in pixels, at least one, or ranges "
+        "hybrid_rt[convert]: shapes: expected image sizes [(height, width), ...] in pixels, at least one, or ranges "
         f"by name, got {shapes!r}."
     )
 

@@ -189,13 +189,13 @@ def test_convert_to_a_place_that_is_not_there(noise: Path, capsys: pytest.Captur
 def test_convert_without_pictures(tmp_path: Path, noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "x.pt")
     assert main(["convert", SMALL, str(tmp_path / "missing.png"), output]) == 2
-    assert f"hybrid_rt[cli]: picture {tmp_path / 'missing.png'}: expected a picture file, got " in error_of(capsys)
+    assert f"hybrid_rt[cli]: image {tmp_path / 'missing.png'}: expected an image file, got " in error_of(capsys)
     (tmp_path / "text.png").write_text("no picture")
     assert main(["convert", SMALL, str(tmp_path / "text.png"), output]) == 2
-    assert "expected a picture file, got cannot identify image file" in error_of(capsys)
+    assert "expected an image file, got cannot identify image file" in error_of(capsys)
     (tmp_path / "empty").mkdir()
     assert main(["convert", SMALL, str(tmp_path / "empty"), output]) == 2
-    assert f"hybrid_rt[cli]: folder {tmp_path / 'empty'}: expected PNG or JPEG pictures, got none." in error_of(capsys)
+    assert f"hybrid_rt[cli]: directory {tmp_path / 'empty'}: expected PNG or JPEG images, got none." in error_of(capsys)
 
 
 def test_pictures_are_rgb_between_0_and_1(tmp_path: Path) -> None:

@@ -206,5 +206,5 @@ def test_a_header_of_endless_pixels_is_refused(width: int, tmp_path: Path) -> No
     header = b"IHDR" + struct.pack(">IIBBBBB", width, 20_000, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (tmp_path / "endless.png").write_bytes(data)
-    with pytest.raises(OptionError, match="expected a picture file, got "):
+    with pytest.raises(OptionError, match="expected an image file, got "):
         read_picture(tmp_path / "endless.png")

@@ -159,8 +159,8 @@ def test_segments(refused: Refused, segments: list[str], text: str) -> None:
 @pytest.mark.parametrize(
     ("shapes", "text"),
     [
-        ((32, 32), "expected picture sizes [(height, width), ...] in pixels, at least one, or ranges by name"),
-        ([(32, 32, 3)], "expected picture sizes [(height, width), ...]"),
+        ((32, 32), "expected image sizes [(height, width), ...] in pixels, at least one, or ranges by name"),
+        ([(32, 32, 3)], "expected image sizes [(height, width), ...]"),
         ({"hieght": (16, 64)}, "expected ranges for batch, height, width, got 'hieght'"),
         ({"height": (64, 16)}, "shapes, height: expected (min, max) with 1 <= min <= max, got (64, 16)"),
         ({"height": (64, 128)}, "shapes, height: expected a range that holds the example's 32, got 64..128"),
@@ -421,7 +421,7 @@ def test_a_detector_that_finds_nothing_is_refused_with_advice(refused: Refused, 
     detector.least_score = 2.0
     inputs, segments = ([small_picture()[0]],), ["detector.backbone"]
     text = refused(VerificationError, detector, inputs, segments=segments)
-    assert "the detector found no box in any picture, so that nothing was compared: " in text
+    assert "the detector found no box in any image, so nothing was compared: " in text
     assert "pass images with objects, or verify=False" in text
     path = tmp_path / "unverified.pt"
     hybrid_rt.convert(detector, inputs, path, segments=segments, engine="torchscript", verify=False)

@@ -163,10 +163,10 @@ def test_a_truncated_file(bundle_path: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_a_file(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        BundleError, match=r"\[extract\]: .*file: expected a folder that can be written, got File exists"
+        BundleError, match=r"\[extract\]: .*file: expected a directory that can be written, got File exists"
     ):
         hybrid_rt.extract(bundle_path, tmp_path / "file")
-    with pytest.raises(BundleError, match=r"expected a folder that can be written, got Not a directory"):
+    with pytest.raises(BundleError, match=r"expected a directory that can be written, got Not a directory"):
         hybrid_rt.extract(bundle_path, tmp_path / "file" / "inner")
 
 

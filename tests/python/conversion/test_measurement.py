@@ -82,7 +82,7 @@ def test_a_size_of_the_verification_is_not_new(tmp_path: Path) -> None:
 def test_a_bundle_of_one_size_has_no_new_one(tmp_path: Path) -> None:
     found = measured(tmp_path, small_detector(), (small_picture(),))
     assert found.new_size is None
-    assert found.no_new_size == "its segments always get pictures of the same size"
+    assert found.no_new_size == "its segments always get images of the same size"
 
 
 class Resizing(nn.Module):
@@ -101,7 +101,7 @@ def test_a_detector_that_makes_all_pictures_alike_has_no_new_size(tmp_path: Path
     detector = Resizing().requires_grad_(False).eval()
     found = measured(tmp_path, detector, ([small_picture()[0]],), segments="backbone")
     assert found.new_size is None
-    assert found.no_new_size == "its segments always get pictures of the same size"
+    assert found.no_new_size == "its segments always get images of the same size"
 
 
 @pytest.mark.slow

@@ -572,7 +572,7 @@ def test_a_folder_that_is_there_is_left_alone(out: Path, script_bundle: Path) ->
     (out / "mine.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(
-            OptionError, match=r"expected nothing there, or an empty folder, got something else\. Name an"
+            OptionError, match=r"expected no such path, or an empty directory, got something else\. Pass an"
         ):
             package([script_bundle], out, torch="external", overwrite=overwrite)
         assert files_of(out) == {"mine.txt"}
@@ -582,7 +582,7 @@ def test_a_package_that_is_there_is_replaced_only_if_it_may_be(out: Path, script
     out.mkdir()  # empty: nothing is lost
     package([script_bundle], out, torch="external")
     (out / "old.txt").write_text("old")
-    with pytest.raises(OptionError, match=r"got a package\. --overwrite replaces it"):
+    with pytest.raises(OptionError, match=r"got a package\. Pass --overwrite to replace it"):
         package([script_bundle], out, torch="external")
     assert (out / "old.txt").exists()
     package([script_bundle], out, torch="external", overwrite=True)
@@ -593,7 +593,7 @@ def test_a_package_that_is_there_is_replaced_only_if_it_may_be(out: Path, script
 def test_an_archive_that_is_there_is_left_alone(out: Path, script_bundle: Path) -> None:
     tar = out.with_name("dist.tar")
     tar.write_text("mine")
-    with pytest.raises(OptionError, match=r"dist\.tar: expected no file there, got one. --overwrite"):
+    with pytest.raises(OptionError, match=r"dist\.tar: expected no file there, got one. Pass --overwrite"):
         package([script_bundle], out, torch="external", archive=True)
     assert tar.read_text() == "mine"
     assert not out.exists()
@@ -615,14 +615,14 @@ def test_a_write_that_fails_leaves_the_old_package_and_nothing_else(
 
     monkeypatch.setattr(package_module, "_copy", fail_at_the_fifth)
     with pytest.raises(
-        BundleError, match=r"expected to write the folder, got No space left on device\. Check the free space"
+        BundleError, match=r"expected to write the directory, got No space left on device\. Check the free space"
     ):
         package([script_bundle], out, torch="external", overwrite=True)
     assert {path: digest(out / path) for path in files_of(out)} == before
 
 
 def test_no_folder_to_write_to_fails(out: Path, script_bundle: Path) -> None:
-    with pytest.raises(OptionError, match=r"expected a place in a folder, got no folder .*nosuch"):
+    with pytest.raises(OptionError, match=r"expected a path in an existing directory, got no directory .*nosuch"):
         package([script_bundle], out.parent / "nosuch" / "dist")
 
 

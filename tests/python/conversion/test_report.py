@@ -241,7 +241,7 @@ def test_the_text_says_what_counts(report: ConversionReport, width: int) -> None
         assert word in text
     assert f"measured: {report.measurement.gain:.2f} times as fast as eager (predicted " in text
     assert "1 round, alternately" in text
-    assert "a picture size not seen before: not measured, its segments always get pictures of the same size" in text
+    assert "an image size not seen before: not measured, its segments always get images of the same size" in text
     matched = sum(match.matched for match in report.verification.pictures)
     assert f"verified in fp32: {matched} of {matched} boxes found again, box drift " in text
     assert "\n  backbone+detector.classes: greatest relative error " in text
@@ -252,7 +252,7 @@ def test_the_text_says_what_a_new_size_costs(tmp_path: Path) -> None:
         small_detector(), (small_picture(),), tmp_path / "x.pt", engine="torchscript", shapes=[(32, 32), (64, 64)]
     ).report
     new = report.measurement.new_size
-    expected = f"a picture size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, the next call "
+    expected = f"an image size not seen before ({new.height}x{new.width}): {new.first:.0f} ms, the next call "
     assert expected in str(report)
 
 

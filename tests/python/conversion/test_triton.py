@@ -217,7 +217,7 @@ def test_nothing_found_is_no_error() -> None:
 def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_path: Path) -> None:
     folder = triton.export_triton(demo_bundle, tmp_path).folder
     (folder / "mine").touch()
-    with pytest.raises(OptionError, match=r"the model .*/digits: expected none yet, got a folder\. .*--force"):
+    with pytest.raises(OptionError, match=r"the model .*/digits: expected none yet, got a directory\. .*--force"):
         triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2))
     assert (folder / "mine").exists()
     triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
@@ -260,7 +260,7 @@ def test_a_batch_that_the_bundle_does_not_take(
 
 
 def test_a_bundle_without_a_golden_sample_needs_a_picture(one_picture_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"the picture to try it with: .*--picture FILE"):
+    with pytest.raises(OptionError, match=r"the test image: .*--image FILE"):
         triton.export_triton(one_picture_bundle, tmp_path)
     with pytest.raises(VerificationError, match="expected one on which the detector finds something, got no box"):
         triton.export_triton(one_picture_bundle, tmp_path, picture=torch.zeros(3, 255, 335))
@@ -271,7 +271,7 @@ def test_a_model_that_finds_something_else_is_not_written(
 ) -> None:
     seen = triton._as_input
     monkeypatch.setattr(triton, "_as_input", lambda *given: (torch.flip(seen(*given)[0], (1,)), seen(*given)[1]))
-    with pytest.raises(VerificationError, match="the model: expected what the bundle finds"):
+    with pytest.raises(VerificationError, match="the model: expected the bundle's result"):
         triton.export_triton(demo_bundle, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -102,7 +102,7 @@ def test_a_drop_beyond_what_is_allowed_is_a_failure_with_both_numbers() -> None:
 
 def test_a_detector_without_any_map_proves_nothing() -> None:
     failure = coco.compare(Oracle(left_out=1000), Oracle(), coco.read(DATASET), 0.005).failure
-    assert "the detector's own mAP is 0, so that nothing was compared" in failure
+    assert "the detector's own mAP is 0, so nothing was compared" in failure
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_json_of_another_form(tmp_path: Path, content: str) -> None:
     ("change", "text"),
     [
         (lambda content: content["images"].clear(), "expected annotations[0] of a picture in 'images', got image_id 1"),
-        (lambda content: content["annotations"].clear(), "annotated pictures, got 6 pictures with 0 annotations"),
+        (lambda content: content["annotations"].clear(), "annotated images, got 6 images with 0 annotations"),
         (lambda content: content["images"][2].pop("file_name"), "expected 'file_name' in images[2], got none"),
         (lambda content: content["annotations"][0].pop("bbox"), "expected 'bbox' in annotations[0], got none"),
         (
@@ -247,7 +247,7 @@ def test_a_picture_that_is_damaged(tmp_path: Path) -> None:
     shutil.copytree(HELD_OUT, tmp_path / "copy")
     (tmp_path / "copy" / "held_out_28_00000.png").write_text("no picture")
     truth = coco.read(CocoDataset(ANNOTATIONS, tmp_path / "copy"))
-    with pytest.raises(OptionError, match=r"hybrid_rt\[verify\]: picture .*00000.png: expected a picture file, got "):
+    with pytest.raises(OptionError, match=r"hybrid_rt\[verify\]: image .*00000.png: expected an image file, got "):
         coco.compare(Oracle(), Oracle(), truth, 0.005)
 
 
@@ -275,7 +275,7 @@ def test_a_detector_of_another_interface() -> None:
         def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
             return images[0], images[0]
 
-    with pytest.raises(OptionError, match="expected one that takes a list of pictures and returns a list of dicts"):
+    with pytest.raises(OptionError, match="expected one that takes a list of images and returns a list of dicts"):
         coco.compare(Tuples(), Tuples(), coco.read(DATASET), 0.005)
 
 
@@ -285,7 +285,7 @@ def test_a_drop_that_is_no_number(drop: object) -> None:
 
 
 def test_a_limit_of_no_pictures() -> None:
-    assert "limit: expected a number of pictures, 1 or more" in refused(CocoDataset(ANNOTATIONS, HELD_OUT, limit=0))
+    assert "limit: expected a number of images, 1 or more" in refused(CocoDataset(ANNOTATIONS, HELD_OUT, limit=0))
     assert len(coco.read(CocoDataset(ANNOTATIONS, HELD_OUT, limit=2)).files) == 2
 
 

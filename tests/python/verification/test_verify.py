@@ -368,7 +368,7 @@ def compared(first: nn.Module, second: nn.Module, **options: bool) -> Verificati
 def test_nothing_found_anywhere_is_a_failure() -> None:
     verification = compared(Finds(), Finds())
     assert len(verification.failures) == 1
-    assert "the detector found no box in any picture" in verification.failures[0]
+    assert "the detector found no box in any image" in verification.failures[0]
     assert compared(Finds(), Finds(), require_detections=False).passed
     assert compared(Finds(*THREE), Finds(*THREE)).passed
 
