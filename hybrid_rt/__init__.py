@@ -47,7 +47,7 @@ if _differs := _another_torch(_torch.__version__, _native.torch_version):
     raise _differs
 
 from .backends.registry import BackendInfo, backends
-from .bench.bundles import Row, compare
+from .bench.bundles import BundleBenchmark, compare
 from .bench.profile import Profile, profile
 from .bundle.archive import EngineCheck, OpenedEngine, VariantCheck, check, engines, inspect, load, open_engine
 from .bundle.latency_contract import LatencyContract, MachineDescription, SizeLatency
@@ -57,23 +57,30 @@ from .conversion.compile_segment import CompiledSegment, compile_segment
 from .conversion.convert import ConversionResult, convert
 from .conversion.edit.measure import MeasureReport, measure
 from .conversion.edit.swap import SwapReport, swap_backbone
-from .conversion.edit.variants import BankReport, add_variant, remove_variant
+from .conversion.edit.variants import VariantChangeReport, add_variant, remove_variant
 from .conversion.export.extract import extract
 from .conversion.report.report import ConversionReport
 from .torchscript import fake_engine as fake_engine
 from .verification.coco import Accuracy, CocoDataset, DatasetComparison
-from .verification.golden import GoldenCheck, verify_golden
+from .verification.golden import GoldenVerification, verify_golden
 from .verification.latency import LatencyCheck, verify_latency
 from .verification.verify import THRESHOLDS, Thresholds, Verification, verify
 
 cmake_prefix_path = str(_Path(_native.__file__).parent / "cmake")
 """For ``cmake -Dhybrid_rt_DIR=``: where find_package(hybrid_rt) finds the package config."""
 
-_RENAMED = {"Segment": "OpenedEngine", "SegmentCheck": "EngineCheck", "open_segment": "open_engine"}
+_RENAMED = {
+    "BankReport": "VariantChangeReport",
+    "GoldenCheck": "GoldenVerification",
+    "Row": "BundleBenchmark",
+    "Segment": "OpenedEngine",
+    "SegmentCheck": "EngineCheck",
+    "open_segment": "open_engine",
+}
 
 
 def __getattr__(name: str) -> _Any:
-    """Finds what version 0.1.0 called otherwise."""
+    """Returns the object that had this name in earlier versions."""
     if name not in _RENAMED:
         raise AttributeError(f"module 'hybrid_rt' has no attribute '{name}'")
     _warnings.warn(f"hybrid_rt.{name} is called {_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
@@ -85,7 +92,7 @@ __all__ = [
     "Accuracy",
     "BackendError",
     "BackendInfo",
-    "BankReport",
+    "BundleBenchmark",
     "BundleError",
     "CaptureError",
     "CocoDataset",
@@ -94,7 +101,7 @@ __all__ = [
     "ConversionResult",
     "DatasetComparison",
     "EngineCheck",
-    "GoldenCheck",
+    "GoldenVerification",
     "HybridRTError",
     "InputError",
     "Latency",
@@ -105,11 +112,11 @@ __all__ = [
     "OpenedEngine",
     "OptionError",
     "Profile",
-    "Row",
     "Signature",
     "SizeLatency",
     "SwapReport",
     "Thresholds",
+    "VariantChangeReport",
     "VariantCheck",
     "Verification",
     "VerificationError",

@@ -28,7 +28,7 @@ class Wanted:
         """As :func:`hybrid_rt.load` takes it: "openvino:bf16"."""
         return f"{self.backend.name}:{self.precision}"
 
-    def compiled(self, program: Program, steps: Steps, *, total: int = 1, done: int = 0) -> tuple[Artifact, bool]:
+    def get_or_compile(self, program: Program, steps: Steps, *, total: int = 1, done: int = 0) -> tuple[Artifact, bool]:
         """The artifact, and whether the cache had it; a step, ``done`` of ``total`` of its kind being over.
 
         Raises:
@@ -36,7 +36,7 @@ class Wanted:
             CaptureError: the segment can't be captured in the form that the compiler needs.
         """
         with steps.step(f"compile {program.name} with {self.backend.name}", total=total, done=done) as advance:
-            return store.compiled(self.backend.reporting_to(advance.part), program, self.precision)
+            return store.get_or_compile(self.backend.reporting_to(advance.part), program, self.precision)
 
 
 FASTEST = "fastest"
@@ -219,7 +219,7 @@ def _wanted(name: str, precision: str, scope: str, device: str, options: Options
     )
 
 
-def settle(name: str, count: int, refusals: Sequence[HybridRTError], scope: str) -> None:
+def report_refusals(name: str, count: int, refusals: Sequence[HybridRTError], scope: str) -> None:
     """Warns of the candidates that could not compile a segment; that none could is an error.
 
     Args:

@@ -42,7 +42,7 @@ class TorchScriptBackend(Backend):
         module = head_operators.rewritten(program.traced(), f"segment '{program.name}' on {self.name}")
         if precision == "bf16":
             sides = ([tensor.dtype for tensor in specs] for specs in (program.inputs, program.outputs))
-            module = bfloat16.lowered(module, *sides)
+            module = bfloat16.lower_to_bfloat16(module, *sides)
         archive = jit.to_bytes(module)
         if precision == "bf16":
             _try(archive, program)

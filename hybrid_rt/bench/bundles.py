@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bundle import archive
-from ..common.atomic_files import check_writable, written_whole
+from ..common.atomic_files import atomic_write, check_writable
 from ..common.errors import OptionError
 from ..common.latency import Latency, benchmark
 from ..verification import coco
@@ -21,7 +21,7 @@ PLOTS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
-class Row:
+class BundleBenchmark:
     """One bundle in the result of :func:`compare`.
 
     Attributes:
@@ -50,7 +50,7 @@ def compare(
     dataset: coco.CocoDataset | None = None,
     repeat: int = 20,
     threads: int = 0,
-) -> list[Row]:
+) -> list[BundleBenchmark]:
     """Runs bundles alternately on the same images.
 
     Args:
@@ -88,7 +88,7 @@ def compare(
     if truth is not None:
         found = list(coco.accuracies(list(modules.values()), truth))
     return [
-        Row(
+        BundleBenchmark(
             name,
             latencies[name],
             accuracy,
@@ -104,7 +104,7 @@ def _in_turn(module: Callable[..., Any], pictures: Sequence[Tensor]) -> Callable
     return lambda: module([next(order)])
 
 
-def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+def plot(rows: Sequence[BundleBenchmark], path: str | os.PathLike[str]) -> None:
     """Draws latency against mean average precision, a point a bundle; bars of latency if no accuracy is known.
 
     Args:
@@ -147,7 +147,7 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     axes.set_xlabel(f"milliseconds per image (median of {rows[0].latency.count}, whisker to p95)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         figure.savefig(temporary)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..common.atomic_files import written_whole
+from ..common.atomic_files import atomic_write
 from ..common.errors import OptionError
 from ..common.progress import Steps
 from . import tables
@@ -80,7 +80,7 @@ def _write(output: Path, machine: Machine, results: Sequence[Result], rounds: in
         ("bench.json", to_json(machine, results, rounds)),
         ("bench.md", tables.markdown(machine, results, rounds=rounds, note=note)),
     ):
-        with written_whole(output / name) as temporary:
+        with atomic_write(output / name) as temporary:
             temporary.write_text(text)
 
 
@@ -88,5 +88,5 @@ def _plot(output: Path, machine: Machine, results: Sequence[Result]) -> None:
     """Draws the results of one detector."""
     detector = results[0].detector
     title = f"{detector} · {machine.processor}, {machine.threads} threads · {machine.date}"
-    with written_whole(output / f"{detector}.png") as temporary:
+    with atomic_write(output / f"{detector}.png") as temporary:
         tables.plot(results, temporary, title)

@@ -83,7 +83,7 @@ def _open(job: dict[str, Any], device: torch.device) -> Any:
         return archive.load(path, device, threads=job["threads"])
     if job["runtime"] == "torchscript":
         module = jit.open_archive(path).eval()
-        return module if device.type == "cpu" else jit.moved(module, str(device))
+        return module if device.type == "cpu" else jit.move_to_device(module, str(device))
     if job["runtime"] == "whole":
         return whole_graph.open_whole(job["engine"], job["precision"], path, job["threads"])
     detector = torch.load(path, weights_only=False).to(device)

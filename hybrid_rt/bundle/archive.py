@@ -17,7 +17,7 @@ import torch
 
 from .. import _native
 from ..backends import registry
-from ..common.atomic_files import written_whole
+from ..common.atomic_files import atomic_write
 from ..common.errors import OptionError
 from ..torchscript import jit
 from . import old_names, signing
@@ -99,7 +99,7 @@ def save(
     before = signing.signers_of(place) | (signing.signers_of(source) if source is not None else set())
     archive = jit.to_bytes(module)
     _native.check_script(archive, os.fsencode(place))
-    with written_whole(place) as temporary, ThreadPoolExecutor(1) as pool:
+    with atomic_write(place) as temporary, ThreadPoolExecutor(1) as pool:
         records = pool.submit(_records, archive, manifest)  # hundreds of megabytes: digests while they are written
         temporary.write_bytes(archive)
         _append_manifest(temporary, manifest, *records.result(), golden)

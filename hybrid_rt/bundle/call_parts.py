@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..common.atomic_files import written_whole
+from ..common.atomic_files import atomic_write
 
 ENGINE, OPERATOR, OTHER = "engine", "operator", "other"
 
@@ -98,7 +98,7 @@ def profiled_calls(
                 call(*inputs)
     calls = [event for event in profiler.events() if event.name == _CALL]
     if trace is not None:
-        with written_whole(Path(trace)) as temporary:
+        with atomic_write(Path(trace)) as temporary:
             profiler.export_chrome_trace(str(temporary))
     total = sum(event.cpu_time_total for event in calls) / repeat / 1e3
     found = [list(_steps(event)) for event in calls]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _native
-from ..common.atomic_files import written_whole
+from ..common.atomic_files import atomic_write
 from ..common.errors import BundleError, OptionError
 
 Keys = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -186,7 +186,7 @@ def _write_into(path: Path, signature: Signature) -> None:
                 got="another one of that key",
                 remedy="Sign with detached=True, or convert the detector again.",
             )
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         shutil.copyfile(path, temporary)
         with zipfile.ZipFile(temporary, "a", zipfile.ZIP_STORED) as archive:
             archive.writestr(record, text)
@@ -195,7 +195,7 @@ def _write_into(path: Path, signature: Signature) -> None:
 def _write_beside(path: Path, signature: Signature) -> None:
     beside = path.with_name(path.name + _DETACHED)
     others = [entry for entry in _read_beside(beside) if entry.get("key") != signature.key]
-    with written_whole(beside) as temporary:
+    with atomic_write(beside) as temporary:
         temporary.write_text(json.dumps([*others, asdict(signature)], indent=1) + "\n", encoding="utf-8")
 
 

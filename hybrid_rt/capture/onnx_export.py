@@ -21,7 +21,7 @@ OPSET = 17
 """Of the operators; every runtime since 2022 has it, and torch's exporter for TorchScript knows none above 20."""
 
 
-def exported(
+def export_to_onnx(
     traced: torch.jit.ScriptModule,
     examples: tuple[Tensor, ...],
     inputs: Sequence[TensorSpec],

@@ -24,7 +24,7 @@ from .export_conditions import holds
 from .exported_segment import ExportedSegment, exported_segment
 from .observe import Observation, observe, structures_of
 from .recordings import Recorded, record_runs
-from .second_size import second_shapes, tiled
+from .second_size import second_shapes, tile_to_shape
 from .wide_numbers import FLOAT_SIZES
 
 Ranges = Sequence[tuple[int, int]]
@@ -198,7 +198,7 @@ class Program:
         return wide_numbers(self)
 
     def onnx(self) -> bytes:
-        """Returns the traced module as a serialized ONNX model with its weights, see :func:`onnx_export.exported`.
+        """Returns the traced module as a serialized ONNX model with its weights (:func:`onnx_export.export_to_onnx`).
 
         Raises:
             CaptureError: an operation that ONNX has not, or sizes that it would compute in 32 bits.
@@ -213,7 +213,7 @@ class Program:
                 "(aot_inductor, torchscript).",
                 code="dtype-not-in-engine",
             )
-        return onnx_export.exported(self.traced(), self.examples, self.inputs, self.outputs, self.name)
+        return onnx_export.export_to_onnx(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 
     def chain(self, inside: torch.dtype | None = None) -> torch_export.Chain:
         """Returns it as a module of flat tensors in Python code.
@@ -441,7 +441,7 @@ def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: S
     found = second_shapes(shapes, ranges)
     if found is None:
         return []
-    inputs = tuple(tiled(tensor, shape) for tensor, shape in zip(calls[0].inputs, found, strict=True))
+    inputs = tuple(tile_to_shape(tensor, shape) for tensor, shape in zip(calls[0].inputs, found, strict=True))
     try:
         return [FlatCall(inputs, _run(members, inputs))]
     except Exception as error:  # whatever the user's code raises

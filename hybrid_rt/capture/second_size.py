@@ -86,7 +86,7 @@ def _other(d: int, size: int, low: int, high: int, *, is_side: bool) -> int:
     return size
 
 
-def tiled(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+def tile_to_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """The tensor repeated or cut to a shape of the same rank: values stay such as they were."""
     for d, size in enumerate(shape):
         tensor = tensor.index_select(d, torch.arange(size) % tensor.shape[d])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..common.specs import TensorSpec, dtype_name
 from ..common.structure import Structure, structure_of
 from .observe import arguments_of
-from .second_size import second_shapes, tiled
+from .second_size import second_shapes, tile_to_shape
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def features_of(module: nn.Module, arguments: tuple[Any, ...], contract: Contrac
         return None, mismatches
     ranges = [list(zip(spec.min, spec.max, strict=True)) for spec in contract.inputs]
     shapes = second_shapes([tensor.shape for tensor in first], ranges)
-    sizes = [first] + ([tuple(map(tiled, first, shapes))] if shapes else [])
+    sizes = [first] + ([tuple(map(tile_to_shape, first, shapes))] if shapes else [])
     calls = []
     output: Structure | None = None
     for tensors in sizes:

@@ -16,7 +16,7 @@ from ..common.tensor_tree import map_tensors
 from .counted_work import WorkCounter
 from .probe_inputs import resizing_to_smaller
 from .recordings import HeadOperators, Recorded, recording
-from .second_size import in_proportion, tiled
+from .second_size import in_proportion, tile_to_shape
 from .shapes import Range, Shapes
 
 _PRIMES = (13, 29, 37, 53, 61, 83, 97, 113, 149, 199, 241, 307, 401, 509)
@@ -153,4 +153,4 @@ def sized_inputs(
     for i, size in enumerate(drawn_sizes(closed[2], closed[3], most)):
         found = in_proportion(shapes, (batches[i % len(batches)], shapes[0][1], *size), ranges)
         if found is not None:
-            yield tuple(map(tiled, inputs, found))
+            yield tuple(map(tile_to_shape, inputs, found))

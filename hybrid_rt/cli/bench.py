@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..bench.bundles import Row, check_plot, compare, plot
-from ..common.atomic_files import check_writable, written_whole
+from ..bench.bundles import BundleBenchmark, check_plot, compare, plot
+from ..common.atomic_files import atomic_write, check_writable
 from ..common.errors import OptionError
 from ..common.images import pictures_at
 from ..conversion.edit.swap import swap_backbone
@@ -73,7 +73,7 @@ def _bench(options: argparse.Namespace) -> int:
     rows = _measure(options)
     listed = json.dumps([row.to_json() for row in rows], indent=1)
     if options.output is not None:
-        with written_whole(options.output) as temporary:
+        with atomic_write(options.output) as temporary:
             temporary.write_text(listed + "\n")
     if options.plot is not None:
         plot(rows, options.plot)
@@ -84,7 +84,7 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(options: argparse.Namespace) -> list[Row]:
+def _measure(options: argparse.Namespace) -> list[BundleBenchmark]:
     """Times the bundles, and those that the backbones give, which are kept for as long as it takes."""
     pictures = pictures_at(options.pictures)
     dataset = None
@@ -111,7 +111,7 @@ def _names(models: Sequence[Path]) -> list[str]:
     return names
 
 
-def _print(rows: Sequence[Row]) -> None:
+def _print(rows: Sequence[BundleBenchmark]) -> None:
     table = Table(caption=f"{rows[0].latency.count} rounds, alternately")
     for heading in ("bundle", "median ms", "p95 ms", "first ms", "mAP", "mAP@0.5", "MB", "engines"):
         table.add_column(heading, justify="left" if heading in ("bundle", "engines") else "right")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_files import written_whole
+from ..common.atomic_files import atomic_write
 from ..conversion.export.package import Package, package
 from ..conversion.export.sbom import bill, parts_of_requirements
 
@@ -43,7 +43,7 @@ def _sbom(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text, end="")
         return 0
-    with written_whole(options.output) as temporary:
+    with atomic_write(options.output) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return 0
 

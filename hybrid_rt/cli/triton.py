@@ -23,7 +23,8 @@ def add_verbs(verbs: Any) -> None:
     )
     verb.add_argument("--name", help="name of the model (default: the file name)")
     verb.add_argument(
-        "--image", "--picture", dest="picture", type=Path, help="test image with objects (default: the golden sample's)")
+        "--image", "--picture", dest="picture", type=Path, help="test image with objects (default: the golden sample's)"
+    )
     verb.add_argument(
         "--input",
         default="uint8",

@@ -78,7 +78,7 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path of the same name, beside ``path``; moves it to ``path`` if the block ends well.
 
     A symbolic link stays one: the file behind it is written. An old file's permissions and, where this process may set

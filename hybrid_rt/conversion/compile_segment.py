@@ -17,7 +17,7 @@ from ..backends.selection import Options, Wanted, check_device, engines_for
 from ..capture.detector_errors import NamingTheLine
 from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
-from ..capture.second_size import second_shapes, tiled
+from ..capture.second_size import second_shapes, tile_to_shape
 from ..capture.shapes import Shapes, check_shapes, ranges_of
 from ..capture.size_checks import right_at_sizes
 from ..capture.size_samples import Effort, record_sizes, sized_inputs
@@ -283,7 +283,7 @@ def _program(
     limits = [ranges, *([(1, -1)] * tensor.dim() for tensor in tensors[1:])]
     other = second_shapes([tensor.shape for tensor in tensors], limits)
     if other is not None:
-        remaining = map(tiled, tensors, other)
+        remaining = map(tile_to_shape, tensors, other)
         calls.append(tuple(structure.unflatten(remaining) for structure in structures.values()))
 
     def arguments_of_sizes() -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:

@@ -11,7 +11,7 @@ import torch
 
 from ..backends.selection import Wanted
 from ..capture.program import Program
-from ..capture.second_size import tiled
+from ..capture.second_size import tile_to_shape
 from ..common.errors import VerificationError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild
@@ -60,7 +60,7 @@ def build_in_precision(
     """
     if not engines.is_auto_precision:
         return build(engines), engines, []
-    inputs = tuple(map(tiled, program.examples, [spec.opt for spec in program.inputs]))
+    inputs = tuple(map(tile_to_shape, program.examples, [spec.opt for spec in program.inputs]))
 
     def attempt(tried: EngineOptions) -> tuple[EngineBuild, str]:
         found = build(tried)

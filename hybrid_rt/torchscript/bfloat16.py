@@ -42,7 +42,9 @@ class Lowered(nn.Module):
 '''
 
 
-def lowered(module: torch.jit.ScriptModule, inputs: Sequence[str], outputs: Sequence[str]) -> torch.jit.ScriptModule:
+def lower_to_bfloat16(
+    module: torch.jit.ScriptModule, inputs: Sequence[str], outputs: Sequence[str]
+) -> torch.jit.ScriptModule:
     """A module of flat tensors that computes in bfloat16 where ``module`` does in float32, but for inputs and outputs.
 
     It is frozen first, so that what freezing computes (batch norms folded into convolutions) is computed in float32.

@@ -53,7 +53,7 @@ class GoldenSample:
 
 
 @dataclass(frozen=True)
-class GoldenCheck:
+class GoldenVerification:
     """Result of :func:`verify_golden`.
 
     Attributes:
@@ -314,7 +314,7 @@ def verify_golden(
     device: str | torch.device = "cpu",
     threads: int = 0,
     thresholds: Thresholds | None = None,
-) -> GoldenCheck:
+) -> GoldenVerification:
     """Runs a bundle on its golden sample on this machine, and compares the result with the detector's.
 
     The detector is not needed.
@@ -344,6 +344,6 @@ def verify_golden(
     with torch.no_grad():
         found = module(*map_tensors(golden.inputs, lambda tensor: tensor.to(device)))
     findings = compare_results(golden.expected, map_tensors(found, Tensor.cpu), limits, "golden sample")
-    return GoldenCheck(
+    return GoldenVerification(
         Verification(golden.precision).with_findings(findings), archive.engines(module), limits, golden.compared
     )

@@ -10,7 +10,7 @@ from .boxes import BoxMatch
 from .verify import TensorError, Verification
 
 if TYPE_CHECKING:
-    from .golden import GoldenCheck
+    from .golden import GoldenVerification
 
 
 def summary(verification: Verification | None) -> list[str]:
@@ -33,7 +33,7 @@ def summary(verification: Verification | None) -> list[str]:
     return [*lines, *(f"  not compared: {reason}" for reason in verification.not_run)]
 
 
-def verdict(name: str, check: GoldenCheck) -> list[str]:
+def verdict(name: str, check: GoldenVerification) -> list[str]:
     """Says whether a bundle finds on its golden sample what its detector found, and how near each image is.
 
     hybrid-rt-detect --verify says the same (cpp/apps/detect/verdict.cpp).

@@ -262,8 +262,7 @@ def compare_modules(
     failures = []
     if require_detections and verification.pictures and not any(match.expected for match in verification.pictures):
         failures.append(
-            "the detector found no box in any image, so nothing was compared: pass images with objects, or "
-            "verify=False"
+            "the detector found no box in any image, so nothing was compared: pass images with objects, or verify=False"
         )
     if findings and not any(found.compared for found in findings):
         failures.append(

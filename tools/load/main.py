@@ -31,7 +31,7 @@ from PIL import Image
 import hybrid_rt
 from hybrid_rt import HybridRTError, OptionError
 from hybrid_rt.bench.run import Machine
-from hybrid_rt.common.atomic_files import written_whole
+from hybrid_rt.common.atomic_files import atomic_write
 from hybrid_rt.common.progress import Steps
 from models import torchvision_detectors
 from tools.load import report as load_test_report
@@ -248,7 +248,7 @@ def save(results: dict[str, Any], folder: Path) -> None:
     """Writes load.json, load.md and load.png."""
     texts = {"load.json": json.dumps(results, indent=2) + "\n", "load.md": load_test_report.markdown(results)}
     for name, text in texts.items():
-        with written_whole(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text)
     load_test_report.plot(results, folder / "load.png")
 

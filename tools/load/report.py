@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid_rt.common.atomic_files import written_whole
+from hybrid_rt.common.atomic_files import atomic_write
 
 OPEN_COLUMNS = (
     *("of the limit", "offered a second", "accepted", "refused", "failed", "a second"),
@@ -168,7 +168,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.legend(frameon=False, fontsize=9)
     title = f"{results['model']}, {_count(limit['workers'], 'worker')} of {_count(limit['threads'], 'thread')}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
 
 

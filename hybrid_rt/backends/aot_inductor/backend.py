@@ -182,7 +182,7 @@ def _library(exported_program: torch.export.ExportedProgram, program: Program, d
 
     examples = program.examples
     if device == "cuda":
-        exported_program, examples = cuda.moved(exported_program, examples)
+        exported_program, examples = cuda.move_to_cuda(exported_program, examples)
     with _private_folder() as folder, _compiling_for(device, folder):
         # Inductor tries instruction sets by small libraries that need torch's symbols, and remembers the answer for the
         # process: without this call it would ask under the options below, and find that there are none.

@@ -60,7 +60,9 @@ def device_name() -> str:
     return torch.cuda.get_device_name()
 
 
-def moved(exported_program: ExportedProgram, examples: Sequence[Tensor]) -> tuple[ExportedProgram, tuple[Tensor, ...]]:
+def move_to_cuda(
+    exported_program: ExportedProgram, examples: Sequence[Tensor]
+) -> tuple[ExportedProgram, tuple[Tensor, ...]]:
     """A program that was exported on the CPU, and its inputs, on the current CUDA device."""
     from torch.export.passes import move_to_device_pass
 

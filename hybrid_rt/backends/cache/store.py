@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock
 
-from ...common.atomic_files import written_whole
+from ...common.atomic_files import atomic_write
 from ...common.errors import CaptureError, HybridRTError, OptionError
 from ...common.specs import PRECISIONS, Artifact
 from ...torchscript.graph_digest import NoDigest
@@ -102,7 +102,7 @@ compiler: ContextVar[Compile] = ContextVar("compiler", default=_compile_here)
 """Who compiles what is not in the cache: this process, unless a conversion says otherwise."""
 
 
-def compiled(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
+def get_or_compile(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
     """Returns the result of ``backend.compile``, and whether it came from the cache.
 
     Whatever is wrong with the directory or an entry, the artifact is compiled; a directory that can't be written is a
@@ -266,7 +266,7 @@ def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             artifact_file.write(temporary, artifact, key=path.stem, segment=segment)
     except (OSError, HybridRTError) as error:
         cause = error.__cause__ or error
@@ -304,7 +304,7 @@ def _evict(place: Path, largest: int) -> None:
 
 
 def _remove_half_written(place: Path, older_than: float) -> None:
-    """Removes the temporary directories of processes that were killed, see ``files.written_whole``."""
+    """Removes the temporary directories of processes that were killed, see ``files.atomic_write``."""
     with contextlib.suppress(OSError):
         for path in place.glob(f".*{SUFFIX}.*"):
             if time.time() - path.stat().st_mtime > older_than:

@@ -45,7 +45,7 @@ def missing() -> str:
     return ""
 
 
-def quantized(
+def quantize_model(
     model: Any, names: Sequence[str], program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
     """Returns the model in int8, with what is known of it.
@@ -98,7 +98,7 @@ class OnnxQuantizer:
     def _everywhere(self) -> Any:
         return self._with({})
 
-    def quantized(self, kept: Collection[str]) -> Any:
+    def quantize(self, kept: Collection[str]) -> Any:
         """Returns the model with all layers in int8 but ``kept``."""
         return self._with({"nodes_to_exclude": sorted(kept)}) if kept else self._everywhere
 

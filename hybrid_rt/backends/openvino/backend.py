@@ -108,7 +108,7 @@ class OpenVINOBackend(Backend):
         versions = {"openvino": openvino.__version__.split("-")[0], "torch": torch.__version__}
         record = {}
         if precision == "int8":
-            model, quantization = int8.quantized(
+            model, quantization = int8.quantize_model(
                 model, program, self.given, self.progress or (lambda share, what: None)
             )
             record = {BLOB: quantization.to_blob()}

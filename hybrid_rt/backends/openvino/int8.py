@@ -39,7 +39,7 @@ def missing() -> str:
     return ""
 
 
-def quantized(
+def quantize_model(
     model: Any, program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
     """Returns the model in int8, with what is known of it.
@@ -85,7 +85,7 @@ class NncfQuantizer:
         if not self.layers:
             raise self._refused("a layer that int8 computes, such as a convolution", "none")
 
-    def quantized(self, kept: Collection[str]) -> Any:
+    def quantize(self, kept: Collection[str]) -> Any:
         """Returns the model with all layers in int8 but ``kept``."""
         return self._without(kept) if kept else self._everywhere
 

@@ -34,7 +34,7 @@ class Quantizer(Protocol):
     def branches(self) -> Mapping[str, Collection[str]]:
         """For each output the layers that lead to it and to no other one."""
 
-    def quantized(self, kept: Collection[str]) -> Any:
+    def quantize(self, kept: Collection[str]) -> Any:
         """Returns the segment with all layers in int8 but ``kept``."""
 
     def alone(self, layer: str) -> Any:
@@ -93,7 +93,7 @@ def search(
         NotFound: the limit can't be kept, or not in this time.
     """
     trials = _Trials(quantizer, limit, seconds, tell)
-    whole = trials.quantized(())
+    whole = trials.quantize(())
     if whole.is_good:
         return Found(whole.model, (), whole.error, whole.error, whole.model)
     ranking = _ranked(trials)
@@ -102,7 +102,7 @@ def search(
     count, too_few = 1, 0
     found = None
     while found is None and count <= most:
-        trial = trials.quantized(names[:count])
+        trial = trials.quantize(names[:count])
         if trial.is_good:
             found = trial
         else:
@@ -112,7 +112,7 @@ def search(
     else:
         while count - too_few > 1 and not trials.is_over:
             middle = (count + too_few) // 2
-            trial = trials.quantized(names[:middle])
+            trial = trials.quantize(names[:middle])
             if trial.is_good:
                 found, count = trial, middle
             else:
@@ -157,7 +157,7 @@ class _Trials:
     def tell(self, what: str) -> None:
         self._tell(self.share, what)
 
-    def quantized(self, kept: Collection[str]) -> _Trial:
+    def quantize(self, kept: Collection[str]) -> _Trial:
         """Raises NotFound if the time is over."""
         if kept and self.is_over:
             raise NotFound(
@@ -165,7 +165,7 @@ class _Trials:
                 f"{len(kept)} layers still to be kept in fp32"
             )
         self.tell(f"int8 with {len(kept)} of {len(self.quantizer.layers)} layers in fp32")
-        model = self.quantizer.quantized(kept)
+        model = self.quantizer.quantize(kept)
         trial = _Trial(model, frozenset(kept), self.quantizer.errors(model), self.limit)
         self._best = min(self._best, trial.error)
         return trial
@@ -191,12 +191,12 @@ def _ranked(trials: _Trials) -> dict[str, float | None]:
 
 def _by_outputs(trials: _Trials, ranked: Sequence[str]) -> _Trial:
     """Keeps the branches of the outputs that are too far off, and then the first of the ranking too."""
-    trial = trials.quantized(ranked)
+    trial = trials.quantize(ranked)
     bad = [name for name, error in trial.errors.items() if not error <= trials.limit]
     branches = {layer for name in bad for layer in trials.quantizer.branches.get(name, ())}
     for kept in (branches, branches | set(ranked)):
         if kept and len(kept) < len(trials.quantizer.layers):
-            trial = trials.quantized([name for name in trials.quantizer.layers if name in kept])
+            trial = trials.quantize([name for name in trials.quantizer.layers if name in kept])
             if trial.is_good:
                 return trial
     raise trials.refusal()

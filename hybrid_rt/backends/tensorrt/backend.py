@@ -18,7 +18,7 @@ from ..base import Availability, Backend, RuntimeCheck, VendorPackages
 from . import runtimes, torch2trt_frontend
 from .builder import TIMING_DIRECTORY, Messages, Vendor, build, check_capabilities
 from .options import CURRENT, Options, Range, check_library, checked, profiles_of
-from .precision import lowered, quantized
+from .precision import lower_precision, quantize
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -255,9 +255,9 @@ def _model(program: Program, precision: str, names: Sequence[str]) -> Any:
         raise BackendError(str(error)) from error
     onnx_export.hoist_constants(model)
     if precision in ("fp16", "bf16"):
-        return lowered(model, precision)
+        return lower_precision(model, precision)
     if precision == "int8":
-        return quantized(model, names, program.calibration)
+        return quantize(model, names, program.calibration)
     return model
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic_files import written_whole
+from ...common.atomic_files import atomic_write
 from ...common.errors import BackendError, HybridRTError
 from ..base import Progress
 from ..cache.folder import folder
@@ -240,7 +240,7 @@ def _timing_cache(config: Any, vendor: Vendor) -> Iterator[None]:
     if path is not None:
         with contextlib.suppress(OSError, HybridRTError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 

@@ -18,7 +18,7 @@ _KEPT = {"Resize": (1, 2)}
 _QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
 
-def lowered(model: Any, precision: str) -> Any:
+def lower_precision(model: Any, precision: str) -> Any:
     """A model that computes in float16 or bfloat16 where this one does in float32, but for inputs and outputs.
 
     Args:
@@ -74,7 +74,7 @@ def _cast(tensor: Any, target: int, dtype: torch.dtype) -> None:
     tensor.raw_data = values.flatten().view(torch.uint8).numpy().tobytes()
 
 
-def quantized(model: Any, names: Sequence[str], calibration: Sequence[Sequence[Tensor]]) -> Any:
+def quantize(model: Any, names: Sequence[str], calibration: Sequence[Sequence[Tensor]]) -> Any:
     """A model with 8 bit integers in its convolutions and products: what TensorRT calls explicit quantisation.
 
     ONNX Runtime runs the model on the calibration's inputs, notes how large values get, and puts pairs of quantisation

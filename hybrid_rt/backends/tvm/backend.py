@@ -20,7 +20,7 @@ from ...capture import torch_export
 from ...common.errors import BackendError
 from ...common.specs import Artifact, blob_from_bytes
 from ..base import Availability, Backend, RuntimeFiles, VendorPackages
-from .tuning import TUNING_DIRECTORY, TUNING_SECONDS, scheduled, tuned, tuning_seconds
+from .tuning import TUNING_DIRECTORY, TUNING_SECONDS, apply_schedules, tune, tuning_seconds
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -177,10 +177,10 @@ def _compile(program: ExportedProgram, target: Mapping[str, Any], seconds: float
         module = _fused(module)
         cores = os.sched_getaffinity(0)
         try:
-            choices = tuned(module, goal, _native.cpu_flags(), seconds) if seconds else {}
+            choices = tune(module, goal, _native.cpu_flags(), seconds) if seconds else {}
         finally:
             os.sched_setaffinity(0, cores)  # TVM binds whoever runs its functions
-        module = scheduled(module, choices)
+        module = apply_schedules(module, choices)
         path = Path(place) / "segment.so"
         tvm.compile(module, target=goal).export_library(str(path), cc=_linker(), workspace_dir=place)
         return path.read_bytes()

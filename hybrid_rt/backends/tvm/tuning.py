@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic_files import written_whole
+from ...common.atomic_files import atomic_write
 from ...common.errors import HybridRTError, OptionError
 from ..cache.folder import folder
 
@@ -74,7 +74,7 @@ STRIPS = (128, 64, 32, 16)
 """How many columns of a product of matrices are computed together: the first that divides their number."""
 
 
-def scheduled(module: Any, choices: Mapping[str, Choice]) -> Any:
+def apply_schedules(module: Any, choices: Mapping[str, Choice]) -> Any:
     """Each function's loops in the order of :func:`_schedule`, or as they were where that can't be."""
     import tvm
     from tvm.tirx import PrimFunc
@@ -189,7 +189,7 @@ def _is_a_row(block: Any, variable: Any) -> bool:
     )
 
 
-def tuned(module: Any, target: Any, cpu_flags: Collection[str], seconds: float) -> dict[str, Choice]:
+def tune(module: Any, target: Any, cpu_flags: Collection[str], seconds: float) -> dict[str, Choice]:
     """For each function of fixed sizes the choice that was measured as the fastest, within a time budget.
 
     The functions that matter most come first. Measurements are kept in the cache's directory for later conversions,
@@ -276,5 +276,5 @@ class _Measured:
             return
         with contextlib.suppress(OSError, HybridRTError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text(json.dumps(self.times))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...backends.selection import settle
+from ...backends.selection import report_refusals
 from ...bundle.blob_table import Packed, pack
 from ...capture.program import Program
 from ...common.errors import BackendError, CaptureError, FusionError, HybridRTError, VariantError
@@ -134,7 +134,7 @@ def compile_program(
     refused: list[tuple[str, str]] = []
     for i, variant in enumerate(options.variants):
         try:
-            built.append(BuiltVariant(*variant.compiled(program, steps, total=total, done=done + i)))
+            built.append(BuiltVariant(*variant.get_or_compile(program, steps, total=total, done=done + i)))
         except (BackendError, CaptureError) as error:
             is_last = variant is options.variants[-1]
             if options.is_fastest:
@@ -144,5 +144,5 @@ def compile_program(
                 refused.append((variant.name, str(error)))
             else:
                 raise
-    settle(program.name, len(built), refusals, options.scope)
+    report_refusals(program.name, len(built), refusals, options.scope)
     return EngineBuild(program, tuple(built), tuple(refused))

@@ -130,7 +130,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
     operators = head_operators.rewrite(frozen)
     head_operators.check_foreign(operators, "the detector's head")
     make_state_local(frozen)
-    return jit.reopened(frozen, _hollow_engine, opened), operators
+    return jit.roundtrip_through_archive(frozen, _hollow_engine, opened), operators
 
 
 def _hollow_engine(segments: Sequence[str]) -> Engine:

@@ -23,7 +23,7 @@ class OnDevice(nn.Module):
         """``hybrid``: it stays where it is; a copy is moved."""
         super().__init__()
         self.device = torch.device(device)
-        self.module = jit.moved(hybrid, device)
+        self.module = jit.move_to_device(hybrid, device)
 
     def forward(self, *arguments: Any) -> Any:
         """As the hybrid."""

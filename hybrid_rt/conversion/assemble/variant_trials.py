@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...capture.program import FlatCall, Program
-from ...capture.second_size import tiled
+from ...capture.second_size import tile_to_shape
 from ...common.errors import BackendError, VariantError, VerificationError
 from ...common.latency import benchmark
 from ...common.progress import Steps
@@ -48,7 +48,9 @@ def fastest_first(build: EngineBuild, device: str = "cpu") -> tuple[EngineBuild,
     Each runs on the device, at the size that the compiler was told to expect. One that can't run there comes last.
     """
     program, artifacts = build.program, build.artifacts
-    inputs = tuple(tiled(tensor, spec.opt) for tensor, spec in zip(program.examples, program.inputs, strict=True))
+    inputs = tuple(
+        tile_to_shape(tensor, spec.opt) for tensor, spec in zip(program.examples, program.inputs, strict=True)
+    )
     cases: dict[str, Callable[..., Any]] = {}
     for i, artifact in enumerate(artifacts):
         engine = EngineBuild(program, (BuiltVariant(artifact),)).engine

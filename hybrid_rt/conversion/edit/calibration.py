@@ -12,7 +12,7 @@ from ...backends import registry
 from ...backends.selection import Wanted
 from ...capture.calibration import record_engine_inputs
 from ...capture.program import FlatCall, Program
-from ...capture.second_size import second_shapes, tiled
+from ...capture.second_size import second_shapes, tile_to_shape
 from ...common.specs import PRECISIONS, UNBOUNDED
 from ..assemble.engine_module import prepare
 from .saved_engines import SavedEngine
@@ -75,6 +75,6 @@ def _calls(program: Program, inside: Sequence[tuple[torch.Tensor, ...]]) -> tupl
     if len(shapes) == 1:
         ranges = [list(zip(spec.min, spec.max, strict=True)) for spec in program.inputs]
         other = second_shapes([tensor.shape for tensor in inputs[0]], ranges)
-        inputs += [tuple(map(tiled, inputs[0], other))] if other else []
+        inputs += [tuple(map(tile_to_shape, inputs[0], other))] if other else []
     calls = [FlatCall(tensors, program.run(tensors)) for tensors in inputs]
     return tuple(sorted(calls, key=lambda call: sum(tensor.numel() for tensor in call.inputs)))

@@ -19,7 +19,7 @@ from ...bundle.manifest import Engine as StoredEngine
 from ...bundle.manifest import Manifest, Variant
 from ...bundle.manifest import Member as StoredMember
 from ...capture.program import FlatCall, Member, Program
-from ...capture.second_size import second_shapes, small_shapes, tiled
+from ...capture.second_size import second_shapes, small_shapes, tile_to_shape
 from ...capture.segment_contract import Contract, examples_for
 from ...common.errors import BundleError, OptionError
 from ...common.specs import REFERENCE_PRECISION, TensorSpec
@@ -132,10 +132,10 @@ class SavedEngine:
         ranges = [list(zip(spec.min, spec.max, strict=True)) for spec in self.inputs]
         small = small_shapes([spec.opt for spec in self.inputs], ranges)
         contract = Contract(self.name, self.inputs, self.outputs)
-        first = tuple(map(tiled, examples_for(contract), small))
+        first = tuple(map(tile_to_shape, examples_for(contract), small))
         shapes = second_shapes(small, ranges)
         program = Program(self.name, tuple(members), self.inputs, self.outputs, ())
-        sizes = [first] + ([tuple(map(tiled, first, shapes))] if shapes else [])
+        sizes = [first] + ([tuple(map(tile_to_shape, first, shapes))] if shapes else [])
         calls = [FlatCall(inputs, program.run(inputs)) for inputs in sizes]
         calls.sort(key=lambda call: sum(tensor.numel() for tensor in call.inputs))
         return Program(self.name, tuple(members), self.inputs, self.outputs, tuple(calls))

@@ -41,7 +41,7 @@ from .saved_engines import SavedEngine, opened_head, saved_engines
 
 
 @dataclass
-class BankReport:
+class VariantChangeReport:
     """Result of :func:`add_variant` or :func:`remove_variant`.
 
     Attributes:
@@ -92,7 +92,7 @@ def add_variant(
     thresholds: Thresholds | None = None,
     sign: Keys = (),
     progress: bool | None = None,
-) -> BankReport:
+) -> VariantChangeReport:
     """Compiles further variants from the bundle's TorchScript variant in fp32, and writes them into the file.
 
     Args:
@@ -192,7 +192,7 @@ def remove_variant(
     segment: str | None = None,
     sign: Keys = (),
     progress: bool | None = None,
-) -> BankReport:
+) -> VariantChangeReport:
     """Removes a variant from a bundle. The last variant of an engine can't be removed.
 
     Args:
@@ -385,7 +385,7 @@ class _Change:
             findings.append(compare_results(sample.expected, found, limits, f"golden sample with {label}"))
         return findings, notes
 
-    def save(self, verification: Verification | None) -> BankReport:
+    def save(self, verification: Verification | None) -> VariantChangeReport:
         """Writes the file; what is known of the bundle stays, the golden sample too."""
         before = self.path.stat().st_size
         description = self.manifest.golden or Golden(absent="the file had none")
@@ -399,7 +399,7 @@ class _Change:
         manifest, stale = without_stale_contract(self.manifest, manifest)
         with self.steps.step("save"):
             written = archive.save(self.head, self.output, manifest, record, sign=self.keys, source=self.path)
-        return BankReport(
+        return VariantChangeReport(
             path=str(self.output),
             variants={
                 name: variant_names([artifact.spec for artifact in kept]) for name, kept in self.artifacts.items()

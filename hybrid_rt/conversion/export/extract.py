@@ -14,7 +14,7 @@ from typing import IO
 from ...backends import registry
 from ...bundle.archive import read_manifest
 from ...bundle.manifest import Blob, Engine, TableEntry, Variant
-from ...common.atomic_files import written_whole
+from ...common.atomic_files import atomic_write
 from ...common.errors import BundleError, OptionError
 from ...common.specs import variant_names
 
@@ -115,7 +115,7 @@ def _safe(name: str) -> str:
 def _write(file: Path, archive: zipfile.ZipFile, records: Sequence[str], blob: Blob) -> None:
     """Writes a blob; ``records``: that of each entry of its table."""
     digest = hashlib.sha256()
-    with written_whole(file) as temporary, temporary.open("wb") as target, ExitStack() as opened:
+    with atomic_write(file) as temporary, temporary.open("wb") as target, ExitStack() as opened:
         sources: dict[int, IO[bytes]] = {}
         for index, offset, size in blob.pieces:
             if not size:  # torch keeps no record of an empty tensor

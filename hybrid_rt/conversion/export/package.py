@@ -111,7 +111,9 @@ def package(
 
 def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
     if not folder.parent.is_dir():
-        raise OptionError.make(_SCOPE, str(folder), expected="a path in an existing directory", got=f"no directory {folder.parent}")
+        raise OptionError.make(
+            _SCOPE, str(folder), expected="a path in an existing directory", got=f"no directory {folder.parent}"
+        )
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_empty and not (overwrite and _is_package(folder)):
         raise OptionError.make(
@@ -119,9 +121,7 @@ def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
             str(folder),
             expected="no such path, or an empty directory",
             got="a package" if _is_package(folder) else "something else",
-            remedy="Pass --overwrite to replace it."
-            if _is_package(folder)
-            else "Pass another directory.",
+            remedy="Pass --overwrite to replace it." if _is_package(folder) else "Pass another directory.",
         )
     if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
         raise OptionError.make(

@@ -150,7 +150,11 @@ def export_triton(
     folder = Path(repository) / name
     if folder.exists() and not force:
         raise OptionError.make(
-            "triton", f"the model {folder}", expected="none yet", got="a directory", remedy="Pass another name, or --force."
+            "triton",
+            f"the model {folder}",
+            expected="none yet",
+            got="a directory",
+            remedy="Pass another name, or --force.",
         )
     _native.verify_records(os.fsencode(path))
     head = _list_detector(path)

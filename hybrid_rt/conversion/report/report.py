@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ...common.atomic_files import written_whole
+from ...common.atomic_files import atomic_write
 from ...common.errors import OptionError
 from .data import ReportData
 from .html import report_html
@@ -34,7 +34,7 @@ class ConversionReport(ReportData):
         """
         target = report_path(path)
         text = report_html(self) if target.suffix == ".html" else json.dumps(self.to_json(), indent=1, allow_nan=False)
-        with written_whole(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # paths may be any bytes
 
 

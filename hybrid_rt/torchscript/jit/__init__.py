@@ -1,6 +1,17 @@
 """Every call of torch.jit. TorchScript is deprecated in torch and works up to 2.15: it is kept in this package."""
 
-from .archives import freeze, from_bytes, load, moved, open_archive, reopened, replace_engine, save, submodule, to_bytes
+from .archives import (
+    freeze,
+    from_bytes,
+    load,
+    move_to_device,
+    open_archive,
+    replace_engine,
+    roundtrip_through_archive,
+    save,
+    submodule,
+    to_bytes,
+)
 from .graphs import (
     connect,
     engine_runs,
@@ -40,15 +51,15 @@ __all__ = [
     "is_type",
     "load",
     "members_of",
-    "moved",
+    "move_to_device",
     "nodes_of",
     "open_archive",
     "operations_of",
     "quiet",
-    "reopened",
     "replace_engine",
     "replace_operator",
     "returns_losses_and_detections",
+    "roundtrip_through_archive",
     "save",
     "script",
     "script_detector",

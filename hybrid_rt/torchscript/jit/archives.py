@@ -36,7 +36,7 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def reopened(
+def roundtrip_through_archive(
     module: torch.jit.ScriptModule,
     hollow: Callable[[Sequence[str]], Any],
     opened: Callable[[bytes], torch.jit.ScriptModule],
@@ -59,7 +59,7 @@ def reopened(
     return again
 
 
-def moved(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:
+def move_to_device(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:
     """A copy of a frozen hybrid whose constants are on a device, with the very engines that it has."""
     copied = open_archive(io.BytesIO(to_bytes(module)))
     for engine in engines_of(module).values():

@@ -92,8 +92,8 @@ def segments() -> list[str]:
 
 def test_the_second_time_is_a_hit_with_the_same_artifact(folder: Path) -> None:
     backend = CountingBackend()
-    first, first_hit = store.compiled(backend, program_of(), "fp32")
-    second, second_hit = store.compiled(backend, program_of(), "fp32")
+    first, first_hit = store.get_or_compile(backend, program_of(), "fp32")
+    second, second_hit = store.get_or_compile(backend, program_of(), "fp32")
     assert (first_hit, second_hit, backend.calls) == (False, True, 1)
     assert second.spec == first.spec
     assert list(second.blobs) == ["bytes", "empty"]
@@ -142,9 +142,9 @@ def renamed_input() -> Program:
 def test_a_change_is_a_miss(
     folder: Path, backend: type[CountingBackend], program: Callable[[], Program], precision: str
 ) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
-    assert store.compiled(backend(), program(), precision)[1] is False
-    assert store.compiled(backend(), program(), precision)[1] is True
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
+    assert store.get_or_compile(backend(), program(), precision)[1] is False
+    assert store.get_or_compile(backend(), program(), precision)[1] is True
     assert len(files(folder)) == 2
 
 
@@ -168,10 +168,10 @@ def test_another_text_of_the_compile_half_is_a_miss(tmp_path: Path, monkeypatch:
 
 
 def test_the_name_of_the_segment_and_the_picture_do_not_matter(folder: Path) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
     detector = nn.Sequential(small_detector()).eval()
     program = capture_alone(detector, "0.backbone", [(small_picture(seed=1),)])
-    assert store.compiled(CountingBackend(), program, "fp32")[1] is True
+    assert store.get_or_compile(CountingBackend(), program, "fp32")[1] is True
 
 
 def test_a_segment_that_has_no_digest_is_compiled_each_time(folder: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_segment_that_has_no_digest_is_compiled_each_time(folder: Path) -> Non
             return super().forward(pictures + self.constant)
 
     backend = CountingBackend()
-    assert [store.compiled(backend, program_of(Sparse()), "fp32")[1] for _ in range(2)] == [False, False]
+    assert [store.get_or_compile(backend, program_of(Sparse()), "fp32")[1] for _ in range(2)] == [False, False]
     assert backend.calls == 2
     assert files(folder) == []
 
@@ -196,7 +196,7 @@ def test_a_compiler_that_refuses_leaves_nothing(folder: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(BackendError, match="expected nothing"):
-            store.compiled(Refusing(), program_of(), "fp32")
+            store.get_or_compile(Refusing(), program_of(), "fp32")
     assert files(folder) == []
 
 
@@ -233,7 +233,7 @@ def test_threads_that_want_the_same_compile_once(folder: Path) -> None:
     programs = [program_of() for _ in range(4)]
 
     def work(program: Program) -> None:
-        hits.append(store.compiled(backend, program, "fp32")[1])
+        hits.append(store.get_or_compile(backend, program, "fp32")[1])
 
     threads = [threading.Thread(target=work, args=(program,)) for program in programs]
     for thread in threads:
@@ -255,10 +255,10 @@ class WaitingBackend(CountingBackend):
 
 @pytest.mark.slow
 def test_a_process_waits_for_another_that_compiles_the_same(folder: Path) -> None:
-    program = "import test_cache as t; print(t.store.compiled(t.WaitingBackend(), t.program_of(), 'fp32')[1])"
+    program = "import test_cache as t; print(t.store.get_or_compile(t.WaitingBackend(), t.program_of(), 'fp32')[1])"
     hits = []
     waiting = threading.Thread(
-        target=lambda: hits.append(store.compiled(WaitingBackend(), program_of(), "fp32")[1]), daemon=True
+        target=lambda: hits.append(store.get_or_compile(WaitingBackend(), program_of(), "fp32")[1]), daemon=True
     )
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -295,7 +295,7 @@ def test_who_waits_too_long_compiles_itself(folder: Path, monkeypatch: pytest.Mo
     holder.start()
     held.wait()
     try:
-        assert store.compiled(backend, program, "fp32")[1] is False
+        assert store.get_or_compile(backend, program, "fp32")[1] is False
     finally:
         done.set()
         holder.join()
@@ -310,34 +310,34 @@ def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pyt
     for name in ("first", "second", "third"):
         backend = CountingBackend()
         named = dataclasses.replace(program, name=name, inputs=(dataclasses.replace(program.inputs[0], name=name),))
-        store.compiled(backend, named, "fp32")
+        store.get_or_compile(backend, named, "fp32")
         for path in files(folder):
             age(path, 10)
         if name == "second":  # used again: now the first is the younger one
             first = dataclasses.replace(program, inputs=(dataclasses.replace(program.inputs[0], name="first"),))
-            assert store.compiled(backend, first, "fp32")[1] is True
+            assert store.get_or_compile(backend, first, "fp32")[1] is True
     assert segments() == ["third", "first", "second"]
     largest = max(path.stat().st_size for path in files(folder))
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", str(3 * largest + 10))
     named = dataclasses.replace(program, name="fourth")
-    store.compiled(CountingBackend(), named, "fp32")
+    store.get_or_compile(CountingBackend(), named, "fp32")
     assert segments() == ["fourth", "third", "first"]
 
 
 def test_what_is_larger_than_the_bound_is_not_kept_and_removes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "999")
-    assert store.compiled(CountingBackend(), program_of(side=48), "fp32")[1] is False
+    assert store.get_or_compile(CountingBackend(), program_of(side=48), "fp32")[1] is False
     assert len(files(folder)) == 1
 
 
 def test_size_0_switches_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     backend = CountingBackend()
-    assert [store.compiled(backend, program_of(), "fp32")[1] for _ in range(2)] == [False, False]
+    assert [store.get_or_compile(backend, program_of(), "fp32")[1] for _ in range(2)] == [False, False]
     assert backend.calls == 2
     assert len(files(folder)) == 1
 
@@ -364,7 +364,7 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
 def test_a_size_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", text)
     with pytest.raises(OptionError) as caught:
-        store.compiled(CountingBackend(), program_of(), "fp32")
+        store.get_or_compile(CountingBackend(), program_of(), "fp32")
     assert str(caught.value) == (
         "hybrid_rt[cache]: HYBRID_RT_CACHE_SIZE: expected a number of bytes, or one with K, M, G or T, such as 5G, "
         f"got '{text}'. Set 0 to turn the cache off."
@@ -391,15 +391,17 @@ def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("HYBRID_RT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.warns(RuntimeWarning, match="HYBRID_RT_CACHE: expected a directory, since this user has no home directory, got none"):
-        assert store.compiled(CountingBackend(), program_of(), "fp32")[1] is False
+    with pytest.warns(
+        RuntimeWarning, match="HYBRID_RT_CACHE: expected a directory, since this user has no home directory, got none"
+    ):
+        assert store.get_or_compile(CountingBackend(), program_of(), "fp32")[1] is False
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(folder: Path) -> None:
     folder.write_text("a file")  # where root too can make no folder
     backend = CountingBackend()
     with pytest.warns(RuntimeWarning) as told:
-        assert store.compiled(backend, program_of(), "fp32")[1] is False
+        assert store.get_or_compile(backend, program_of(), "fp32")[1] is False
     assert len(told) == 1
     assert f"hybrid_rt[cache]: directory {folder}: expected to write an entry, got File exists. Nothing is kept" in str(
         told[0].message
@@ -415,7 +417,7 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(artifact_file, "write", full)
     with pytest.warns(RuntimeWarning, match="got No space left on device"):
-        assert store.compiled(CountingBackend(), program_of(), "fp32")[1] is False
+        assert store.get_or_compile(CountingBackend(), program_of(), "fp32")[1] is False
     assert [path.name for path in folder.iterdir()] == [".locks"]
 
 
@@ -459,13 +461,13 @@ def of_another_key(path: Path) -> None:
 )
 def test_a_damaged_entry_is_made_again(folder: Path, damage: Callable[[Path], None]) -> None:
     backend = CountingBackend()
-    made, _ = store.compiled(backend, program_of(), "fp32")
+    made, _ = store.get_or_compile(backend, program_of(), "fp32")
     (path,) = files(folder)
     damage(path)
-    again, hit = store.compiled(backend, program_of(), "fp32")
+    again, hit = store.get_or_compile(backend, program_of(), "fp32")
     assert (hit, backend.calls) == (False, 2)
     assert torch.equal(again.blobs["bytes"], made.blobs["bytes"])
-    assert store.compiled(backend, program_of(), "fp32")[1] is True
+    assert store.get_or_compile(backend, program_of(), "fp32")[1] is True
 
 
 def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> None:
@@ -474,7 +476,7 @@ def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> N
         path.mkdir(parents=True)
         (path / "half").touch()
     age(old, 2 * store.ABANDONED_SECONDS)
-    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
     assert not old.exists()
     assert new.exists()
 
@@ -483,8 +485,8 @@ def test_half_written_entries_of_killed_processes_are_removed(folder: Path) -> N
 
 
 def test_list_and_clear(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
-    store.compiled(OtherBackend(), dataclasses.replace(program_of(), name="roi_heads.box_head"), "bf16")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(OtherBackend(), dataclasses.replace(program_of(), name="roi_heads.box_head"), "bf16")
     (folder / "notes.txt").write_text("mine")
     size = sum(path.stat().st_size for path in files(folder)) / 1e6
     assert main(["cache", "list"]) == 0
@@ -510,7 +512,7 @@ def test_clear_removes_what_backends_keep_beside_the_entries(folder: Path, name:
 
 
 def test_list_and_clear_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
     (path,) = files(folder)
     assert main(["cache", "list", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -526,7 +528,7 @@ def test_list_and_clear_as_json(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_list_names_a_damaged_entry_and_says_when_it_is_off(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store.compiled(CountingBackend(), program_of(), "fp32")
+    store.get_or_compile(CountingBackend(), program_of(), "fp32")
     empty(files(folder)[0])
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     assert main(["cache", "list"]) == 0

@@ -146,7 +146,7 @@ SLOW_COMPILERS = {"aot_inductor"}
 
 def compiled(program: Program, backend: str) -> EngineModule:
     """Programs of equal graph and weights are compiled once a run, see conftest's cache."""
-    artifact, _ = store.compiled(registry.backend(backend), program, "fp32")
+    artifact, _ = store.get_or_compile(registry.backend(backend), program, "fp32")
     return engine_module(program, [artifact])
 
 

@@ -239,7 +239,7 @@ class StandIn:
         self.branches = branches or {"output": set(errors)}
         self.looked_at: list[str] = []
 
-    def quantized(self, kept: Collection[str]) -> set[str]:
+    def quantize(self, kept: Collection[str]) -> set[str]:
         return set(self.layers) - set(kept)
 
     def alone(self, layer: str) -> set[str]:

@@ -202,7 +202,14 @@ def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("Segment", "OpenedEngine"), ("SegmentCheck", "EngineCheck"), ("open_segment", "open_engine")],
+    [
+        ("BankReport", "VariantChangeReport"),
+        ("GoldenCheck", "GoldenVerification"),
+        ("Row", "BundleBenchmark"),
+        ("Segment", "OpenedEngine"),
+        ("SegmentCheck", "EngineCheck"),
+        ("open_segment", "open_engine"),
+    ],
 )
 def test_names_of_version_0_1_0_warn(old: str, new: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"hybrid_rt.{old} is called {new} now"):

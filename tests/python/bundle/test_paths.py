@@ -12,7 +12,7 @@ import torch
 
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_picture
-from hybrid_rt.common.atomic_files import check_writable, written_whole
+from hybrid_rt.common.atomic_files import atomic_write, check_writable
 from hybrid_rt.common.executables import program
 from hybrid_rt.verification import golden
 
@@ -64,7 +64,7 @@ def test_an_error_names_a_file_of_any_bytes(tmp_path: Path) -> None:
 def test_a_name_may_be_as_long_as_the_file_system_takes(length: int, tmp_path: Path) -> None:
     path = tmp_path / ("n" * length)
     check_writable(path)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"whole")
     assert path.read_bytes() == b"whole"
     assert [found.name for found in tmp_path.iterdir()] == [path.name]

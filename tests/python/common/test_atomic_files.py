@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hybrid_rt import BundleError
-from hybrid_rt.common.atomic_files import check_writable, written_whole
+from hybrid_rt.common.atomic_files import atomic_write, check_writable
 
 
 def write(path: Path, text: str = "new") -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text)
 
 
@@ -107,7 +107,7 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
 
     def fail_half_way() -> None:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise ValueError("by the caller")
 

@@ -275,7 +275,7 @@ def test_options_of_an_engine_that_is_left_when_another_is_not_installed(monkeyp
 def test_an_engine_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
-    monkeypatch.setattr(store, "compiled", lambda *_: (artifact, False))
+    monkeypatch.setattr(store, "get_or_compile", lambda *_: (artifact, False))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         backbone = new(Backbone())

@@ -170,7 +170,7 @@ def program_of_free_sizes() -> Program:
 
 
 def compiled(name: str, precision: str = "fp32", **options: Any) -> Artifact:
-    return store.compiled(registry.backend(name).configured("cpu", options), program(), precision)[0]
+    return store.get_or_compile(registry.backend(name).configured("cpu", options), program(), precision)[0]
 
 
 def is_there(process: int) -> bool:
@@ -355,7 +355,7 @@ def test_ctrl_c_ends_the_compiler_too(scratch_folder: Path, started: list[int]) 
         # end this one.
         threading.Thread(target=interrupt_when, args=((scratch_folder / "hangs").exists,)).start()
         with pytest.raises(KeyboardInterrupt):
-            store.compiled(backend, segment, "fp32")
+            store.get_or_compile(backend, segment, "fp32")
         assert not is_there(started[0])
 
 
@@ -398,7 +398,7 @@ def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[i
         pytest.skip("not installed")
     segment, backend = program_of_free_sizes(), registry.backend(name).configured("cpu")
     with compiling_apart():
-        artifact, _ = store.compiled(backend, segment, "fp32")
+        artifact, _ = store.get_or_compile(backend, segment, "fp32")
     here = backend.compile(segment, "fp32")
     assert len(started) == 1
     assert artifact.spec == here.spec
@@ -431,7 +431,7 @@ def test_progress_warnings_and_prints_come_through(capsys: pytest.CaptureFixture
     told: list[tuple[float, str]] = []
     backend = registry.backend("scratch").configured("cpu", {"do": "talk"}, lambda *progress: told.append(progress))
     with compiling_apart(), pytest.warns(RuntimeWarning, match="what the vendor warns of"):
-        store.compiled(backend, program(), "fp32")
+        store.get_or_compile(backend, program(), "fp32")
     assert told == [(0.5, "half of it")]
     assert "what the vendor prints" in capsys.readouterr().err
 
@@ -455,7 +455,7 @@ def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
     texts = []
     for block in (contextlib.nullcontext(), compiling_apart()):
         with block, pytest.raises(BackendError) as caught:
-            store.compiled(registry.backend(name).configured("cpu"), refused, "fp32")
+            store.get_or_compile(registry.backend(name).configured("cpu"), refused, "fp32")
         texts.append(str(caught.value).splitlines()[0])
     assert texts[0] == texts[1]
 
@@ -506,7 +506,7 @@ def test_what_another_process_would_not_find_is_compiled_here(
 ) -> None:
     backend = kind(monkeypatch)
     with compiling_apart():
-        artifact, _ = store.compiled(backend, program(), "fp32")
+        artifact, _ = store.get_or_compile(backend, program(), "fp32")
     assert artifact.blobs
     assert not started
 

@@ -434,7 +434,7 @@ def test_an_engine_that_computes_something_else_is_not_saved(
 ) -> None:
     other = capture_alone(small_detector(), "backbone", [(small_picture(),)])
     artifact = registry.backend("torchscript").compile(other, "fp32")
-    monkeypatch.setattr(store, "compiled", lambda *_: (artifact, False))
+    monkeypatch.setattr(store, "get_or_compile", lambda *_: (artifact, False))
     output = tmp_path / "x.pt"
     with pytest.raises(VerificationError) as caught:
         hybrid_rt.swap_backbone(single, new(), output, engine="torchscript")

@@ -183,7 +183,7 @@ def test_a_variant_that_computes_something_else_is_not_added(
         parameter.mul_(1.5)
     program = capture_alone(other, "backbone", [(small_picture(),)])
     wrong: Artifact = registry.backend("openvino").compile(program, "fp32")
-    monkeypatch.setattr(store, "compiled", lambda *_: (wrong, False))
+    monkeypatch.setattr(store, "get_or_compile", lambda *_: (wrong, False))
     path = tmp_path / "x.pt"
     path.write_bytes(single.read_bytes())
     with pytest.raises(VerificationError, match="expected the outputs of the module"):
@@ -244,14 +244,14 @@ def only(monkeypatch: pytest.MonkeyPatch, candidates: list[str], broken: list[st
     """As if these backends were installed, and some of them could not compile anything."""
     infos = [info for info in hybrid_rt.backends() if info.name in candidates]
     monkeypatch.setattr(registry, "backends", lambda: infos)
-    compiled = store.compiled
+    compiled = store.get_or_compile
 
     def maybe(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
         if backend.name in broken:
             raise BackendError.make(backend.name, "segment", expected="a segment", got="none", remedy="Try it.")
         return compiled(backend, program, precision)
 
-    monkeypatch.setattr(store, "compiled", maybe)
+    monkeypatch.setattr(store, "get_or_compile", maybe)
 
 
 @pytest.mark.parametrize("broken", BOTH)
