@@ -279,10 +279,15 @@ def mutant(records: Records, number: int) -> bytes:
     return made.file(chance)
 
 
-def _pem(key: bytes) -> str:
+def pem(key: bytes) -> str:
     """A private Ed25519 key as PKCS 8 (RFC 8410)."""
     text = base64.b64encode(bytes.fromhex("302e020100300506032b657004220420") + key).decode()
     return f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"
+
+
+def public_pem(key: bytes) -> bytes:
+    """Returns the public key of a private one, as PEM."""
+    return _openssl("pkey", "-pubout", given=pem(key))
 
 
 def _openssl(*arguments: str | Path, given: str | None = None) -> bytes:
@@ -293,7 +298,7 @@ def _openssl(*arguments: str | Path, given: str | None = None) -> bytes:
 
 @functools.cache
 def _key_id(key: bytes) -> str:
-    return hashlib.sha256(_openssl("pkey", "-pubout", "-outform", "DER", given=_pem(key))[-32:]).hexdigest()
+    return hashlib.sha256(_openssl("pkey", "-pubout", "-outform", "DER", given=pem(key))[-32:]).hexdigest()
 
 
 def _signature(records: Records, key: bytes, *, as_trusted: bool) -> Records:
@@ -303,7 +308,7 @@ def _signature(records: Records, key: bytes, *, as_trusted: bool) -> Records:
     with tempfile.TemporaryDirectory() as folder:
         signed, private = Path(folder) / "text", Path(folder) / "key.pem"
         signed.write_bytes(text.encode("latin-1"))
-        private.write_text(_pem(key))
+        private.write_text(pem(key))
         made = _openssl("pkeyutl", "-sign", "-rawin", "-inkey", private, "-in", signed)
     name = _key_id(TRUSTED if as_trusted else key)
     entry = {"key": name, "signature": made.hex(), "algorithm": "ed25519"}
@@ -346,7 +351,7 @@ def records_of(bundle: Path) -> Records:
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
         copy, key = Path(folder) / "signed.pt", Path(folder) / "key.pem"
         shutil.copyfile(bundle, copy)
-        key.write_text(_pem(TRUSTED))
+        key.write_text(pem(TRUSTED))
         hybrid_rt.sign(copy, key)
         with zipfile.ZipFile(copy) as archive:
             return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
@@ -494,14 +499,15 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
     broken: dict[int, str] = {}
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
         trusted = Path(folder) / "trusted.pub"
-        trusted.write_bytes(_openssl("pkey", "-pubout", given=_pem(TRUSTED)))
-        worker = Worker(trusted)
+        trusted.write_bytes(public_pem(TRUSTED))
+        worker: Worker | None = Worker(trusted)
         until = time.monotonic() + seconds  # it took its time to start
         for number in numbers:
             if time.monotonic() > until:
                 break
             path = Path(folder) / "mutant.pt"
             path.write_bytes(mutant(records, number))
+            worker = worker or Worker(trusted)
             outcome = worker.open(path, "" if number % 16 == 0 else "torchscript", records)
             outcomes[outcome if not outcome.startswith("memory") else "memory"] += 1
             if is_fine(outcome):
@@ -511,8 +517,9 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
             path.replace(kept / f"{number}.pt")
             if worker.process.poll() is not None or outcome == "hang":
                 worker.close()
-                worker = Worker(trusted)
-        worker.close()
+                worker = None
+        if worker is not None:
+            worker.close()
     return outcomes, broken
 
 

@@ -7,7 +7,8 @@ ssdlite320_mobilenet_v3_large with random weights (models/torchvision_detectors.
   ladder    an open loop at shares of the limit of the last number of workers
   overload  an open loop at a multiple of it, with deadlines, while the server's memory is watched
 
-Writes load.json, load.md and load.png.
+Writes load.json, load.md and load.png. With --hostile, attacks the server instead (tools/load/hostile.py), and writes
+hostile.json and hostile.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from hybrid_rt.bench.run import Machine
 from hybrid_rt.common.atomic_files import atomic_write
 from hybrid_rt.common.progress import Steps
 from models import torchvision_detectors
+from tools.load import hostile
 from tools.load import report as load_test_report
 from tools.load.client import ACCEPTED, Client, Load, closed_loop, connected, open_loop
 from tools.load.server import Server, started
@@ -64,9 +66,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overload-seconds", type=float, default=60)
     parser.add_argument("--deadline-ms", type=int, default=1000, help="of each request of the overload")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "load")
+    parser.add_argument("--hostile", action="store_true", help="clients that want to stop the service, instead of load")
+    parser.add_argument("--connections", type=int, default=10_000, help="of --hostile, where descriptors allow it")
+    parser.add_argument("--slow-clients", type=int, default=1_200, help="of --hostile, at the same time")
+    parser.add_argument("--hold-seconds", type=float, default=12, help="of --hostile: how long slow clients stay")
+    parser.add_argument("--requests", type=int, default=2_000, help="of --hostile: good and broken images")
     options = parser.parse_args(arguments)
     for name in ("size", "workers", "threads", "queue", "limit_seconds", "shares", "seconds", "overload",
-                 "overload_seconds", "deadline_ms"):  # fmt: skip
+                 "overload_seconds", "deadline_ms", "connections", "slow_clients", "hold_seconds",
+                 "requests"):  # fmt: skip
         value = getattr(options, name)
         if value is not None and min(value if isinstance(value, (list, tuple)) else [value]) <= 0:
             option = f"--{name.replace('_', '-')}"
@@ -84,6 +92,11 @@ def main() -> None:
         options = parse()
         options.output.mkdir(parents=True, exist_ok=True)
         model = options.model or made_model(options.output / "ssdlite.pt")
+        if options.hostile:
+            found = asyncio.run(hostile.measure(options, model, encoded_picture(*options.size)))
+            hostile.save(found, options.output)
+            print(hostile.markdown(found))
+            return
         results = asyncio.run(measure(options, model))
         save(results, options.output)
     except HybridRTError as error:

@@ -135,6 +135,15 @@ bool is_known_type(const std::string& content_type) {
   return content_type.starts_with("image/") || kKnown.contains(content_type);
 }
 
+void check_pixels(const SentPicture& picture) {
+  if (!picture.tensor) return;
+  try {
+    check_values(*picture.tensor);
+  } catch (const PayloadError& error) {
+    throw RequestError(422, error.what());
+  }
+}
+
 std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules) {
   if (request.content_type == "multipart/form-data") return parts_of(request, rules);
   if (request.body.empty()) throw RequestError(400, "body", "a picture", "no bytes", "Send the picture's bytes.");

@@ -60,6 +60,9 @@ struct SentPicture {
 /// Whether /v1/detect reads this Content-Type.
 bool is_known_type(const std::string& content_type);
 
+/// Throws RequestError if the values of a picture that was sent as a tensor are not those of pixels.
+void check_pixels(const SentPicture& picture);
+
 /// The pictures of a body, their sizes read and checked. Throws RequestError.
 std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules);
 

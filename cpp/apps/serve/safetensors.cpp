@@ -1,6 +1,7 @@
 #include "safetensors.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -15,6 +16,8 @@ using Type = PictureTensor::Type;
 
 constexpr std::size_t kLengthBytes = 8;
 constexpr std::int64_t kChannels = 3;
+/// Resizing in floats ends this close to 0 and 1.
+constexpr float kRounding = 0.5F / 255;
 constexpr const char* kSubject = "safetensors body";
 constexpr const char* kRemedy = "Write it with the safetensors library.";
 constexpr const char* kMetadata = "__metadata__";
@@ -252,6 +255,17 @@ std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> bo
   if (pictures.empty()) throw pictures_expected(limits.max_pictures, "none");
   check_cover(pictures, data);
   return pictures;
+}
+
+void check_values(const PictureTensor& picture) {
+  if (picture.type != Type::kFloats) return;
+  for (std::size_t at = 0; at < picture.data.size(); at += sizeof(float)) {
+    float value = 0;
+    std::memcpy(&value, picture.data.data() + at, sizeof(float));
+    if (value >= -kRounding && value <= 1 + kRounding) continue;
+    throw PayloadError(subject_of(picture.name), "values in 0..1", std::to_string(value),
+                       "Divide bytes by 255, and leave normalization to the detector.");
+  }
 }
 
 }  // namespace hybrid_rt::serve

@@ -30,7 +30,7 @@ struct PictureTensorLimits {
 struct PictureTensor {
   enum class Type {
     kBytes,   ///< U8 [height, width, 3], RGB, 0..255
-    kFloats,  ///< F32 [3, height, width], RGB, little-endian, meant to be in 0..1
+    kFloats,  ///< F32 [3, height, width], RGB, little-endian, in 0..1
   };
 
   std::string name;  ///< valid UTF-8, else as it was sent
@@ -38,7 +38,7 @@ struct PictureTensor {
   std::int64_t height = 0;  ///< in pixels, 1..max_side
   std::int64_t width = 0;   ///< in pixels, 1..max_side
   /// A part of the body, so valid as long as that is: height * width * 3 values, row-major. Unaligned, as the header
-  /// has any length: copy floats out by std::memcpy. Their values are not looked at: NaN and infinities get through.
+  /// has any length: copy floats out by std::memcpy. Their values are check_values()'s.
   std::span<const std::uint8_t> data;
 };
 
@@ -49,5 +49,10 @@ struct PictureTensor {
 /// anything else, and for no picture at all. Thread-safe.
 std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> body,
                                                 const PictureTensorLimits& limits = {});
+
+/// Throws PayloadError if a float is outside of 0..1 by more than half a grey level of 255, or is no number: with such
+/// values, which a forgotten division or a normalization of the client's own makes, the detector would return wrong
+/// boxes. Goes through all values, so it is the worker's to call. Thread-safe.
+void check_values(const PictureTensor& picture);
 
 }  // namespace hybrid_rt::serve

@@ -367,7 +367,10 @@ DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_
       const std::lock_guard lock(work->mutex);
       work->tickets[picture] = ticket;
     }
-    if (sent.tensor) return tensor_of(*sent.tensor);
+    if (sent.tensor) {
+      check_pixels(sent);
+      return tensor_of(*sent.tensor);
+    }
     auto decoded = std::make_shared<apps::Picture>(
         apps::decode_picture(sent.encoded, sent.name, work->rules.picture, work->rules.orientation));
     if (!decoded->warning.empty()) {

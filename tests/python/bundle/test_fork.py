@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +149,64 @@ def test_children_run_what_a_server_loaded_and_ran(every_engine: Path, backend: 
     done = run_while_it_works([sys.executable, "-c", SERVER, every_engine, backend])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["same"] * 15, done.stdout
+
+
+# With --preload, gunicorn imports it before it forks its workers; --max-requests has it fork more of them meanwhile.
+APPLICATION = """
+import os
+import torch
+import hybrid_rt
+
+torch.set_num_threads(2)
+image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+modules = [hybrid_rt.load({path!r}, backend=name, threads=2) for name in {backends!r}]
+
+def results():
+    with torch.no_grad():
+        return [result for module in modules for result in module(image)]
+
+expected = results()
+
+def application(environ, start_response):
+    is_same = all(torch.allclose(a, b, atol=1e-4) for a, b in zip(results(), expected, strict=True))
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{{'same' if is_same else 'other'}} {{os.getpid()}} {{os.getppid()}}".encode()]
+"""
+
+
+def asked(address: Path) -> str:
+    """Returns the answer of a server behind a socket of the file system, which closes the connection."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(300)
+        connection.connect(str(address))
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        received = b""
+        while more := connection.recv(4096):
+            received += more
+    return received.decode().rpartition("\r\n\r\n")[2]
+
+
+@pytest.mark.slow
+def test_workers_of_gunicorn_run_what_it_preloaded(every_engine: Path, tmp_path: Path) -> None:
+    """Checks every engine in workers that were forked at the start, and in those that took the place of others."""
+    (tmp_path / "served.py").write_text(APPLICATION.format(path=str(every_engine), backends=BACKENDS))
+    with tempfile.TemporaryDirectory(prefix="g") as directory:  # a socket's path has at most 107 bytes
+        address = Path(directory) / "socket"
+        command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--max-requests", "3", "--timeout",
+                   "600", "--bind", f"unix:{address}", "served:application"]  # fmt: skip
+        server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        try:
+            while not address.exists():
+                assert server.poll() is None, server.communicate()[1]
+                time.sleep(0.1)
+            answers = [asked(address).split() for _ in range(12)]
+        finally:
+            server.terminate()
+            _, log = server.communicate(timeout=300)
+    assert {said for said, _, _ in answers} == {"same"}, log
+    assert len({worker for _, worker, _ in answers}) > 2, answers
+    assert {parent for _, _, parent in answers} == {str(server.pid)}
+    assert server.returncode == 0, log
 
 
 @pytest.mark.parametrize("program", ["import time; time.sleep(60)", "while True: pass"])

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -67,8 +66,7 @@ def test_what_breaks_a_promise_is_kept(
     monkeypatch.setattr(
         fuzz_bundles, "WORKER", fuzz_bundles.WORKER.replace("import hybrid_rt\n", f"import hybrid_rt\n{broken}")
     )
-    outcomes, numbers = fuzz_bundles.fuzz(small_bundle, itertools.count(7), tmp_path / "kept", 4.0)
-    as_signed = {"taken taken taken taken"} if outcome.startswith("taken") else set()
-    assert not any(map(fuzz_bundles.is_fine, set(outcomes) - as_signed)), outcomes
+    outcomes, numbers = fuzz_bundles.fuzz(small_bundle, [7], tmp_path / "kept")
+    assert not any(map(fuzz_bundles.is_fine, outcomes)), outcomes
     assert outcome in numbers[7]
     assert (tmp_path / "kept" / "7.pt").read_bytes() == fuzz_bundles.mutant(fuzz_bundles.records_of(small_bundle), 7)

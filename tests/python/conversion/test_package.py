@@ -173,9 +173,9 @@ def test_serve_answers_there(bare: RootWithPackage, demo_bundle: Path, demo_pict
 
 @contextmanager
 def serving_there(bare: RootWithPackage, *arguments: str, user: str = "0:0") -> Iterator[Server]:
-    """The service in the root; it ends by SIGTERM, with exit code 0."""
+    """The service in the root, which is read-only, without HOME; it ends by SIGTERM, with exit code 0."""
     process = subprocess.Popen(
-        bare.command([f"{HERE}/serve", *arguments], {}, user),
+        bare.command([f"{HERE}/serve", *arguments], {}, user, read_only=True),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

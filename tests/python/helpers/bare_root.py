@@ -33,11 +33,14 @@ class BareRoot:
     root: Path
     shared: Mapping[str, Path] = field(default_factory=dict)
 
-    def command(self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0") -> list[str]:
+    def command(
+        self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0", *, read_only: bool = False
+    ) -> list[str]:
         """Returns the command that runs another in the root, with /proc and /sys as in a container."""
         root = shlex.quote(str(self.root))
         # The mounts are seen by this process only and go with it.
-        prepare = [f"mount -t proc proc {root}/proc", f"mount --rbind -o ro /sys {root}/sys"]
+        prepare = [f"mount --bind {root} {root}", f"mount -o remount,bind,ro {root}"] if read_only else []
+        prepare += [f"mount -t proc proc {root}/proc", f"mount --rbind -o ro /sys {root}/sys"]
         prepare += [f"mount --bind -o ro {shlex.quote(str(own))} {root}{there}" for there, own in self.shared.items()]
         variables = [f"{name}={value}" for name, value in {"PATH": "/bin", **environment}.items()]
         inside = shlex.join(["chroot", f"--userspec={user}", str(self.root), "/bin/env", "-i", *variables, *command])

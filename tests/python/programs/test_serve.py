@@ -144,6 +144,29 @@ def test_tensors_are_pictures_too(server: Server, demo_picture: Path, dtype: str
     assert picture == only_picture(server.detect(demo_picture))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 3e38])
+def test_values_that_are_no_pixels_are_refused(server: Server, value: float) -> None:
+    """A bundle would return boxes for them, without a word."""
+    pixels = np.full((3, 96, 96), 0.5, np.float32)
+    pixels[2, 95, 95] = value
+    answer = server.detect(save({"any": pixels}), content_type="application/x-safetensors")
+    assert 'tensor "any": expected values in 0..1, got ' in problem(answer, 422)
+
+
+@pytest.mark.parametrize("boundary", ["x", "xy", '"a b"'])
+def test_a_boundary_of_one_character_is_refused_with_its_name(
+    server: Server, demo_picture: Path, boundary: str
+) -> None:
+    """Libmicrohttpd reads no shorter one than two characters."""
+    body, _ = form(demo_picture.read_bytes())
+    body = body.replace(b"a-boundary", boundary.strip('"').encode())
+    answer = server.detect(body, content_type=f"multipart/form-data; boundary={boundary}")
+    if len(boundary) == 1:
+        assert "Check its boundary" in problem(answer, 400)
+    else:
+        assert answer.status == 200, answer.body
+
+
 def test_a_jpeg_is_decoded_as_pillow_does(server: Server, demo_bundle: Path, demo_picture: Path) -> None:
     stream = io.BytesIO()
     Image.open(demo_picture).convert("RGB").save(stream, format="JPEG", quality=90)

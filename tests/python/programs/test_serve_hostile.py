@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-import struct
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +14,17 @@ import pytest
 
 from helpers.serving import Server, serving
 from tools.dev.process_work import work_of
+from tools.load.hostile_requests import (
+    DETECT,
+    HEALTH,
+    HIDDEN,
+    ODD_HEADS,
+    TWO_LENGTHS,
+    png_of,
+    png_with_texts,
+    progressive_jpeg,
+    zeros,
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,50 +117,16 @@ def test_a_client_that_has_closed_its_half_is_answered(server: Server) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "framing",
-    [
-        b"Content-Length: 3\r\nContent-Length: 50\r\n",
-        b"Content-Length: 3\r\nContent-Length: 3\r\n",
-        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
-        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
-    ],
-)
-def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(server: Server, framing: bytes) -> None:
-    request = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n" + framing + b"\r\nabc" + HIDDEN
-    received = answers(server, request)
+@pytest.mark.parametrize("request_sent", TWO_LENGTHS)
+def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(server: Server, request_sent: bytes) -> None:
+    received = answers(server, request_sent)
     assert received.startswith(b"HTTP/1.1 400")
     assert b"expected one Content-Length or one Transfer-Encoding" in received
     assert received.count(b"HTTP/1.1") == 1
     assert server.request("/healthz").status == 200
 
 
-DETECT = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-HEALTH = b"GET /healthz HTTP/1.1\r\n"
-
-
-@pytest.mark.parametrize(
-    "request_sent",
-    [
-        DETECT + b"Content-Length : 3\r\n\r\nabc" + HIDDEN,
-        DETECT + b"Content-Length\t: 3\r\n\r\nabc" + HIDDEN,
-        DETECT + b"Content-Length: +3\r\n\r\nabc" + HIDDEN,
-        DETECT + b"Content-Length: 3, 3\r\n\r\nabc" + HIDDEN,
-        DETECT + b"Content-Length: -1\r\n\r\nabc" + HIDDEN,
-        DETECT + b"Transfer-Encoding: gzip\r\n\r\nabc" + HIDDEN,
-        DETECT + b"Transfer-Encoding: xchunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + HIDDEN,
-        DETECT + b"Transfer-Encoding: chunked, identity\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + HIDDEN,
-        DETECT + b"Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n" + HIDDEN,
-        HEALTH + b"\r\n",
-        HEALTH + b"Host: x\r\nHost: y\r\n\r\n" + HIDDEN,
-        HEALTH + b"Host: x\r\nA : b\r\n\r\n" + HIDDEN,
-        HEALTH + b"Host: x\r\nA: b\rC: d\r\n\r\n" + HIDDEN,
-        HEALTH + b" Host: x\r\n\r\n" + HIDDEN,
-    ],
-)
+@pytest.mark.parametrize("request_sent", ODD_HEADS)
 def test_heads_that_readers_take_otherwise_end_their_connection(server: Server, request_sent: bytes) -> None:
     """RFC 9112, 2.2, 3.2, 5.1, 6.1 and 6.3: refused, and what follows is no request."""
     received = answers(server, request_sent)
@@ -212,52 +187,14 @@ def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Pat
             assert [entry["status"] for entry in running.log if entry.get("event") == "request"] == [503]
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_of(width: int, height: int, pixels: bytes, *before: bytes) -> bytes:
-    """A grey PNG with this compressed data, and with chunks before it."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def zeros(blocks: int) -> bytes:
-    """16 MiB of zeros, so many times, as deflated data; made without deflating them all."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = deflate.compress(bytes(16 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
-    return b"\x78\xda" + block * blocks + deflate.flush() + b"\0\0\0\0"
-
-
-def progressive_jpeg(side: int, scans: int) -> bytes:
-    """A grey JPEG of that many scans in a few bytes each: every coefficient, bit by bit, and all of them are zero."""
-
-    def segment(marker: int, data: bytes) -> bytes:
-        return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
-
-    # One code, '0', for "the next 16384 blocks and so many more are empty", and one for a difference of zero.
-    tables = segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + segment(0xC4, b"\x10\x01" + bytes(15) + b"\xe0")
-    blocks = ((side + 7) // 8) ** 2
-    assert 1 << 14 <= blocks < 1 << 15
-    empty = (blocks - (1 << 14)) << 1 | 1  # the code, 14 bits, and a one to fill up
-    parts = [segment(0xC0 + 2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00"),
-             segment(0xDB, bytes([0]) + bytes([1]) * 64), tables,
-             segment(0xDA, b"\x01\x01\x00\x00\x00\x0d"), bytes(-(-blocks // 8))]  # fmt: skip
-    bands = [(k, high, low) for k in range(1, 64) for high, low in [(0, 13), *((i + 1, i) for i in range(12, -1, -1))]]
-    for k, high, low in bands[: scans - 1]:
-        parts += [segment(0xDA, bytes([1, 1, 0, k, k, high << 4 | low])), struct.pack(">H", empty)]
-    return b"\xff\xd8" + b"".join(parts) + b"\xff\xd9"
-
-
 def cpu_seconds(server: Server) -> float:
     return work_of(Path(f"/proc/{server.process.pid}/stat"))[0]
 
 
 def test_texts_of_a_picture_are_not_unpacked(server: Server) -> None:
     """Two gigabytes of them stopped the service for ten seconds."""
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7 << 20), 9))
     before = cpu_seconds(server)
-    answer = server.detect(png_of(96, 96, zlib.compress(bytes(97 * 96)), *[text] * 300))
+    answer = server.detect(png_with_texts(300))
     assert answer.status == 200
     assert cpu_seconds(server) - before < 2
 
@@ -273,7 +210,7 @@ def test_image_data_behind_the_last_row_is_not_unpacked(server: Server) -> None:
 
 def test_scans_of_a_picture_are_counted(server: Server) -> None:
     """Each takes as long as the whole picture; 498 of them took a worker four seconds."""
-    for scans, status in ((40, 200), (800, 422)):
+    for scans, status in ((40, 200), (800, 422), (5000, 422)):
         answer = server.detect(progressive_jpeg(1100, scans))
         assert answer.status == status, answer.body
     assert "more than 500 scans" in answer.json()["detail"]

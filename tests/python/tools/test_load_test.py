@@ -177,11 +177,31 @@ def test_the_files_are_whole(folder: Path, results: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.service
+def test_hostile_clients_keep_nobody_out(tmp_path: Path, demo_bundle: Path) -> None:
+    done = run(
+        *("--hostile", "--model", demo_bundle, "--size", 96, 128, "--connections", 40, "--slow-clients", 20),
+        *("--hold-seconds", 1, "--requests", 16, "--output", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "hostile.json").read_text())
+    rows = {row["attack"]: row for row in found["rows"]}
+    assert all(row["failed_probes"] == 0 < row["probes"] for row in rows.values()), rows
+    assert all(sum(row["outcomes"].values()) == row["sent"] for row in rows.values()), rows
+    assert rows["request smuggling shapes"]["outcomes"] == {"400": rows["request smuggling shapes"]["sent"]}
+    assert rows["the same with 5,000 scans"]["outcomes"] == {"422": 3}
+    assert set(rows["mixed good and broken images"]["outcomes"]) <= {"200", "400", "415", "422"}
+    assert rows["40 connections that are let in and stay silent"]["outcomes"]["open"] == 40
+    assert (tmp_path / "hostile.md").read_text() in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--seconds", "0"], "hybrid_rt[load_test]: --seconds: expected more than 0, got 0.0."),
         (["--workers", "1", "0"], "hybrid_rt[load_test]: --workers: expected more than 0, got [1, 0]."),
+        (["--hold-seconds", "0"], "hybrid_rt[load_test]: --hold-seconds: expected more than 0, got 0.0."),
         (["--workers", "2", "2"], "hybrid_rt[load_test]: --workers: expected each once, got [2, 2]."),
         (["--model", "missing.pt"], "hybrid_rt[load_test]: hybrid-rt-serve: expected to serve, got exit code 4."),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from helpers.paths import ROOT
@@ -58,3 +59,15 @@ def test_what_asks_for_it_decides_what_is_locked() -> None:
         "name": "x", "dependencies": [], "optional-dependencies": {"all": [], "ray": []}},
         "dependency-groups": {"headers": ["torch"], "test": ["no-such-package-anywhere"]}})  # fmt: skip
     assert set(found) == {"jinja2", "markupsafe", "torch"}  # headers come without what they ask for
+
+
+def test_every_requirement_of_users_has_an_upper_bound() -> None:
+    """What the package asks for at run time and to build it: a version that nobody tried must not come by itself."""
+    pyproject = read_pyproject(ROOT)
+    project = pyproject["project"]
+    texts = [*project["dependencies"], *pyproject["build-system"]["requires"]]
+    for extra in project["optional-dependencies"].values():
+        texts += extra
+    found = [Requirement(text) for text in texts if not text.startswith("hybrid_rt[")]
+    assert len(found) > 20
+    assert not [str(each) for each in found if not {"<", "<=", "=="} & {part.operator for part in each.specifier}]

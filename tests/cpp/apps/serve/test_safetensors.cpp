@@ -255,3 +255,25 @@ TEST_CASE("unaligned data is read as it is") {
     CHECK(std::memcmp(pictures[0].data.data(), values, sizeof values) == 0);
   }
 }
+
+TEST_CASE("floats are pixels in 0..1") {
+  const auto failure_of_values = [](float value) -> std::string {
+    const std::vector<float> values{0, 1, value};
+    const std::string header = "{" + entry("a", "F32", "[3,1,1]", "[0,12]") + "}";
+    Bytes body = body_of(header, 12);
+    std::memcpy(body.data() + body.size() - 12, values.data(), 12);
+    const std::vector<PictureTensor> pictures = read_picture_tensors(body);
+    try {
+      hybrid_rt::serve::check_values(pictures[0]);
+    } catch (const hybrid_rt::serve::PayloadError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  using Limits = std::numeric_limits<float>;
+  for (const float value : {0.0F, -0.0F, 0.5F, 1.0F, 1.0000001F, -0.001F}) CHECK(failure_of_values(value).empty());
+  for (const float value : {-0.01F, 1.01F, 255.0F, 3e38F, -3e38F, Limits::infinity(), -Limits::infinity()}) {
+    CHECK(is_in("tensor \"a\": expected values in 0..1, got ", failure_of_values(value)));
+  }
+  CHECK(is_in("got nan", failure_of_values(Limits::quiet_NaN())));
+}
