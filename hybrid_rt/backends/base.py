@@ -345,6 +345,28 @@ class Backend(ABC):
         """
         return {}
 
+    def without_values(self, artifact: Artifact, outputs: frozenset[int]) -> Artifact:
+        """Returns an artifact that does not write outputs whose values nothing reads.
+
+        Its run half returns tensors on the device "meta" in their places, with the right sizes and dtype.
+
+        Args:
+            artifact: compiled by this backend; it is not changed.
+            outputs: the positions of the outputs that need no values.
+
+        Returns:
+            The artifact; a backend whose engines gain nothing by it returns what it was given.
+        """
+        return artifact
+
+    def outputs_without_values(self, artifact: Artifact) -> frozenset[int]:
+        """Returns the positions of the outputs that an artifact does not write, see :meth:`without_values`.
+
+        Args:
+            artifact: compiled by this backend.
+        """
+        return frozenset()
+
     def layer_times(
         self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int
     ) -> Sequence[LayerTime] | None:

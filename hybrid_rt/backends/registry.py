@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import _native
 from ..common.errors import BackendError, OptionError
+from ..common.specs import Artifact
 from .base import Backend, RuntimeCheck, RuntimeFiles
 from .whole_graph import WholeGraph
 
@@ -128,6 +129,18 @@ def weights_of(name: str, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[
     """Locates the weights in a backend's blobs; returns none if it is not installed."""
     compilers = _compilers()
     return compilers[name].weights(blobs) if name in compilers else {}
+
+
+def without_values(artifact: Artifact, outputs: frozenset[int]) -> Artifact:
+    """See :meth:`Backend.without_values`; an artifact of a backend that is not installed stays."""
+    compiler = _compilers().get(artifact.spec.backend)
+    return artifact if compiler is None else compiler.without_values(artifact, outputs)
+
+
+def outputs_without_values(artifact: Artifact) -> frozenset[int]:
+    """See :meth:`Backend.outputs_without_values`; none if the backend is not installed."""
+    compiler = _compilers().get(artifact.spec.backend)
+    return frozenset() if compiler is None else compiler.outputs_without_values(artifact)
 
 
 def backends() -> list[BackendInfo]:

@@ -147,6 +147,22 @@ void require_dtype(const ov_tensor_t* tensor, const at::Tensor& output, size_t i
               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
 }
 
+/// A tensor of which only sizes and dtype can be read: reading its values throws.
+at::Tensor without_values(at::IntArrayRef sizes, c10::ScalarType dtype) {
+  return at::empty(sizes, at::TensorOptions(dtype).device(at::kMeta));
+}
+
+/// The sizes that a model returns in the place of an output.
+std::vector<int64_t> sizes_in(const ov_tensor_t* tensor, size_t rank, size_t index) {
+  const at::Tensor sizes = at::empty({static_cast<int64_t>(rank)}, at::kInt);
+  require_dtype(tensor, sizes, index);
+  const Library& library = Library::instance();
+  void* data = nullptr;
+  library.require(library.functions().ov_tensor_data(const_cast<ov_tensor_t*>(tensor), &data), "output");
+  const auto* const begin = static_cast<const int32_t*>(data);
+  return {begin, begin + rank};
+}
+
 }  // namespace
 
 /// A place in the pool for one call; it goes back however the call ends.
@@ -188,12 +204,13 @@ class OpenVinoEngine::Lease {
 };
 
 OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights,
-                               const EngineOptions& options)
-    : weights_(std::move(weights)) {
+                               std::vector<bool> sizes_only, const EngineOptions& options)
+    : weights_(std::move(weights)), output_is_sizes_only_(std::move(sizes_only)) {
   const Library& library = Library::instance();
   for (const TensorSpec& output : spec.outputs) {
     output_dtypes_.push_back(output.dtype);
     output_is_scalar_.push_back(output.min.empty());
+    output_ranks_.push_back(output.min.size());
   }
   const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
   compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options);
@@ -224,6 +241,10 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
     ov_infer_request_t* const request = lease.request();
     set_inputs(request, inputs);
     for (size_t i = 0; i < shapes.size(); ++i) {
+      if (output_is_sizes_only_[i]) {
+        outputs.push_back(without_values(shapes[i], output_dtypes_[i]));
+        continue;
+      }
       outputs.push_back(at::empty(shapes[i], output_dtypes_[i]));
       const Handle<ov_tensor_t> tensor = wrap(outputs.back());
       library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request, i, tensor.get()),
@@ -251,6 +272,10 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
     ov_tensor_t* handle = nullptr;
     library.require(functions.ov_infer_request_get_output_tensor_by_index(request.get(), i, &handle), "output");
     const Handle<ov_tensor_t> tensor(handle);
+    if (output_is_sizes_only_[i]) {
+      copied.outputs.push_back(without_values(sizes_in(handle, output_ranks_[i], i), output_dtypes_[i]));
+      continue;
+    }
     if (output_is_scalar_[i]) {
       // The C interface has no shape without dimensions, so it can't be told where to write one either.
       copied.outputs.push_back(at::empty({}, output_dtypes_[i]));

@@ -27,7 +27,10 @@ using Handle = std::unique_ptr<T, Release>;
 class OpenVinoEngine : public ShapeCachingEngine {
  public:
   /// `weights` must stay unchanged: the compiled models read them where they are.
-  OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights, const EngineOptions& options);
+  /// `sizes_only` tells for each output whether the model returns its shape, as int32, instead of its values. Such an
+  /// output is a tensor without values, on torch's device "meta".
+  OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights, std::vector<bool> sizes_only,
+                 const EngineOptions& options);
 
   std::string description() const override { return description_; }
 
@@ -50,6 +53,8 @@ class OpenVinoEngine : public ShapeCachingEngine {
   at::Tensor weights_;
   std::vector<c10::ScalarType> output_dtypes_;
   std::vector<bool> output_is_scalar_;
+  std::vector<bool> output_is_sizes_only_;
+  std::vector<size_t> output_ranks_;
   std::vector<Handle<ov_compiled_model_t>> compiled_;  // destroyed before the weights that they read
   std::string description_;
 

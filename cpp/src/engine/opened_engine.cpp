@@ -68,6 +68,18 @@ class EngineOfFile : public OpenedEngine {
   c10::Device device_;
 };
 
+/// The variants without the blobs that are for the bundle's own head: they leave out the values of outputs that this
+/// head does not read, and another one may.
+std::vector<ArtifactSpec> with_all_values(std::vector<ArtifactSpec> variants) {
+  for (ArtifactSpec& variant : variants) {
+    auto& blobs = variant.blobs;
+    blobs.erase(std::remove_if(blobs.begin(), blobs.end(),
+                               [](const BlobSpec& blob) { return blob.name.compare(0, 5, "head_") == 0; }),
+                blobs.end());
+  }
+  return variants;
+}
+
 /// The engine of that name, or that a segment of that name is in. Throws Error(kOption).
 const StoredEngine& named(const Archive& file, const std::string& name) {
   std::string known;
@@ -104,7 +116,7 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   EngineOptions set_up = engine_options(options);
   if (set_up.threads == 0) set_up.threads = at::get_num_threads();
   ChosenEngine chosen =
-      choose_engine(stored.name(), stored.variants, table,
+      choose_engine(stored.name(), with_all_values(stored.variants), table,
                     preference_from(options.backend, options.strict, options.allow), set_up, Machine::here());
   return std::make_shared<EngineOfFile>(stored, conditions, std::move(chosen), options.device);
 }

@@ -1,8 +1,10 @@
 #include "torchscript/script_engine.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/full.h>
 #include <ATen/record_function.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "bundle/manifest.h"
@@ -44,6 +46,14 @@ ScriptEngine::Fields upgraded_from_version_1(const ScriptEngine::Fields& fields)
     if (field.key() != "segment") upgraded.insert(field.key(), field.value());
   }
   return upgraded;
+}
+
+/// For an output whose values the engine does not write, because no operator of the head reads them: a tensor on the
+/// engine's device, whose elements all are one number in memory. Not a number, so that it would be noticed.
+at::Tensor stand_in(const at::Tensor& output, c10::Device device) {
+  const auto options = at::TensorOptions(output.scalar_type()).device(device);
+  const double value = c10::isFloatingType(output.scalar_type()) ? std::numeric_limits<double>::quiet_NaN() : 0.0;
+  return at::full({}, value, options).expand(output.sizes());
 }
 
 }  // namespace
@@ -127,7 +137,12 @@ std::vector<at::Tensor> ScriptEngine::run(const std::vector<at::Tensor>& inputs)
   if (!ready) ready = prepared_for(device);
   // A profiler shows which engine a call of the op ran; the name and the inputs are looked at only where there is one.
   RECORD_FUNCTION("hybrid_rt engine " + name_, std::vector<c10::IValue>(inputs.begin(), inputs.end()));
-  return run_checked(*ready->chosen.engine, name_, specs_[ready->chosen.index], ready->options.device, inputs);
+  std::vector<at::Tensor> outputs =
+      run_checked(*ready->chosen.engine, name_, specs_[ready->chosen.index], ready->options.device, inputs);
+  for (at::Tensor& output : outputs) {
+    if (output.defined() && output.is_meta()) output = stand_in(output, ready->options.device);
+  }
+  return outputs;
 }
 
 EngineChoice ScriptEngine::choice() const {

@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +20,7 @@ from ..base import Availability, Backend, LayerTime, RuntimeFiles, VendorPackage
 from ..quantization.options import checked, tightened
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
-from . import int8
+from . import int8, sizes_only
 from .pixel_order import keep_pixels_together
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ class OpenVINOBackend(Backend):
 
     name = "openvino"
     precisions = ("fp32", "bf16", "int8")
-    files: ClassVar[Mapping[str, str]] = {"xml": ".xml", "weights": ".bin", BLOB: ".json"}
+    files: ClassVar[Mapping[str, str]] = {
+        "xml": ".xml",
+        "weights": ".bin",
+        BLOB: ".json",
+        sizes_only.MODEL_FOR_HEAD: ".head.xml",
+        sizes_only.POSITIONS: ".head.txt",
+    }
     runtime_files = RuntimeFiles(
         libraries=(
             "openvino/libs/libopenvino_c.so*",
@@ -130,6 +137,23 @@ class OpenVINOBackend(Backend):
             if offset and size:
                 found.add((int(offset[1]), int(size[1])))
         return {"weights": tuple(sorted(found))}
+
+    def without_values(self, artifact: Artifact, outputs: frozenset[int]) -> Artifact:
+        """Has these outputs return their shapes only."""
+        xml = artifact.blobs["xml"].numpy().tobytes()
+        changed, positions = sizes_only.return_sizes(xml, outputs, artifact.spec.outputs)
+        if not positions:
+            return artifact
+        added = {
+            sizes_only.MODEL_FOR_HEAD: blob_from_bytes(changed),
+            sizes_only.POSITIONS: blob_from_bytes(" ".join(map(str, positions)).encode()),
+        }
+        return replace(artifact, blobs={**artifact.blobs, **added})
+
+    def outputs_without_values(self, artifact: Artifact) -> frozenset[int]:
+        """Reads the artifact's list of them."""
+        listed = artifact.blobs.get(sizes_only.POSITIONS)
+        return frozenset() if listed is None else frozenset(map(int, listed.numpy().tobytes().split()))
 
     def layer_times(
         self, files: Mapping[str, Path], precision: str, inputs: Sequence[Tensor], threads: int

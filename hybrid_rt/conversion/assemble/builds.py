@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ...backends import registry
 from ...backends.selection import report_refusals
 from ...bundle.blob_table import Packed, pack
 from ...capture.program import Program
@@ -61,6 +62,20 @@ class EngineBuild:
     def ordered(self, order: Sequence[int]) -> EngineBuild:
         """Returns the engine with its variants in another order."""
         return replace(self, variants=tuple(self.variants[i] for i in order))
+
+    def without_values(self, outputs: frozenset[int]) -> EngineBuild:
+        """Returns the engine with variants that do not write outputs whose values nothing reads.
+
+        Args:
+            outputs: the positions of these outputs.
+        """
+        if not outputs:
+            return self
+        variants = [
+            replace(variant, artifact=registry.without_values(variant.artifact, outputs)) for variant in self.variants
+        ]
+        is_changed = any(new.artifact is not old.artifact for new, old in zip(variants, self.variants, strict=True))
+        return replace(self, variants=tuple(variants)) if is_changed else self
 
     def without(self, failures: Sequence[VariantError]) -> EngineBuild:
         """Returns the engine without the variants that failed when they ran; what failed is among the refusals."""

@@ -48,19 +48,15 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
     """
     profile.state.restore()  # a comparison may have come between
     if head == "export":
-        module, operators = _frozen(exported_head(profile, builds), builds)
-        return Hybrid(module, builds, operators, device)
+        return _frozen(exported_head(profile, builds), builds, device)
     if head == "trace":
-        module, operators = _recorded(profile, builds)
-        return Hybrid(module, builds, operators, device)
+        return _recorded(profile, builds, device)
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= engine_modules(build.program, build.engine)
     hybrid = _hybrid(profile.detector, modules)
     use_operators(hybrid)
-    taken = jit.script_detector(hybrid)
-    module, operators = _frozen(taken, builds)
-    return Hybrid(module, builds, operators, device)
+    return _frozen(jit.script_detector(hybrid), builds, device)
 
 
 def script_refusal(profile: Profile) -> str:
@@ -80,7 +76,7 @@ def script_refusal(profile: Profile) -> str:
     return ""
 
 
-def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
+def _recorded(profile: Profile, builds: Sequence[EngineBuild], device: str) -> Hybrid:
     modules: dict[str, nn.Module] = {}
     for build in builds:
         modules |= replicas(build.program, build.engine)
@@ -91,7 +87,7 @@ def _recorded(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[torch.ji
     else:
         recorded = recorded_head(hybrid, profile.example)
     before.restore()  # buffers are the recording's too
-    return _frozen(recorded, builds)
+    return _frozen(recorded, builds, device)
 
 
 def _is_traceable(value: Any) -> bool:
@@ -114,7 +110,8 @@ def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
     return working_copy(detector, {**exact_transform(detector), **parts, **modules})
 
 
-def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tuple[torch.jit.ScriptModule, list[str]]:
+def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device: str) -> Hybrid:
+    """Freezes a head with its engines, which from then on write only what this very head reads."""
     frozen = jit.freeze(with_ascii_names(head))
     left_out = [build.name for build in builds if build.name not in jit.engines_of(frozen)]
     if left_out:
@@ -130,7 +127,13 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild]) -> tupl
     operators = head_operators.rewrite(frozen)
     head_operators.check_foreign(operators, "the detector's head")
     make_state_local(frozen)
-    return jit.roundtrip_through_archive(frozen, _hollow_engine, opened), operators
+    unread = jit.unread_outputs(frozen, {build.name: len(build.program.outputs) for build in builds})
+    sparing = [build.without_values(unread[build.name]) for build in builds]
+    module = jit.roundtrip_through_archive(frozen, _hollow_engine, opened)
+    for build, before in zip(sparing, builds, strict=True):
+        if build is not before:
+            jit.replace_engine(module, build.engine)
+    return Hybrid(module, sparing, operators, device)
 
 
 def _hollow_engine(segments: Sequence[str]) -> Engine:

@@ -38,6 +38,7 @@ from .scripting import (
     trace_head,
     unused,
 )
+from .unread_outputs import unread_outputs
 
 __all__ = [
     "chain",
@@ -71,5 +72,6 @@ __all__ = [
     "to_bytes",
     "trace",
     "trace_head",
+    "unread_outputs",
     "unused",
 ]

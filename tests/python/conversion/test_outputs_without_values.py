@@ -1,0 +1,174 @@
+"""A hybrid whose head reads only the sizes of some outputs: the engine does not write them, and nothing else changes."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybrid_rt
+from helpers.small_detectors import Backbone, small_picture
+from hybrid_rt.backends.openvino import sizes_only
+from hybrid_rt.common.executables import program as find_program
+from hybrid_rt.common.specs import TensorSpec
+
+pytest.importorskip("openvino")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+
+SIZES = [(32, 32), (44, 36), (64, 40)]
+
+
+class Dense(nn.Module):
+    """Scores for each pixel of each level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        return torch.cat([self.layer(level).flatten(2) for level in levels], 2)
+
+
+class Anchored(nn.Module):
+    """A dense detector: only its scores are computed from the levels, and its anchors from their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Backbone()
+        self.dense = Dense()
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        levels = list(self.backbone(pictures).values())
+        scores = self.dense(levels)
+        anchors: list[Tensor] = []
+        for level in levels:
+            height, width = level.shape[-2:]
+            stride = pictures.shape[2] / height
+            rows = torch.arange(height, dtype=level.dtype, device=level.device) * stride
+            columns = torch.arange(width, dtype=level.dtype, device=level.device) * stride
+            anchors.append(torch.stack(torch.meshgrid(rows, columns, indexing="ij"), 2).flatten(0, 1))
+        return torch.cat(anchors), scores
+
+
+class AlsoReads(Anchored):
+    """Reads the values of its coarse level, and the sizes of the fine one."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        levels = list(self.backbone(pictures).values())
+        return levels[1].amax((2, 3)) * levels[0].shape[2], self.dense(levels)
+
+
+def seeded(make: type[nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().requires_grad_(False).eval()
+
+
+@dataclass
+class Converted:
+    """The detector, its bundle, and the result of the conversion."""
+
+    detector: nn.Module
+    path: Path
+    result: hybrid_rt.ConversionResult
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    path = tmp_path_factory.mktemp("unread") / "anchored.pt"
+    detector = seeded(Anchored)
+    options: dict[str, Any] = {"engine": "openvino", "measure": False, "progress": False}
+    result = hybrid_rt.convert(
+        detector,
+        (small_picture(),),
+        path,
+        segments=["backbone", "dense"],
+        shapes={"height": (32, 64), "width": (32, 64)},
+        **options,
+    )
+    return Converted(detector, path, result)
+
+
+def picture(height: int, width: int) -> Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def stored_blobs(path: Path) -> list[set[str]]:
+    (engine,) = hybrid_rt.inspect(path)["engines"]
+    return [{blob["name"] for blob in variant["blobs"]} for variant in engine["variants"]]
+
+
+def test_the_levels_are_not_written_and_the_results_are_the_detectors(converted: Converted) -> None:
+    assert [engine.name for engine in converted.result.report.engines] == ["backbone+dense"]
+    openvino, fallback = stored_blobs(converted.path)
+    assert {sizes_only.MODEL_FOR_HEAD, sizes_only.POSITIONS} <= openvino
+    assert not fallback & {sizes_only.MODEL_FOR_HEAD, sizes_only.POSITIONS}
+    module = hybrid_rt.load(converted.path)
+    for size in SIZES:
+        for _ in range(2):  # the second call at a size writes into tensors of known sizes
+            for found, expected in zip(module(picture(*size)), converted.detector(picture(*size)), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_output_without_values_has_its_sizes_and_no_number(converted: Converted) -> None:
+    module = hybrid_rt.load(converted.path)
+    (node,) = (node for node in module.graph.nodes() if node.kind() == "hybrid_rt::run_engine")
+    engine = next(node.inputs()).toIValue()
+    for height, width in SIZES:
+        for _ in range(2):
+            outputs = torch.ops.hybrid_rt.run_engine(engine, [picture(height, width)])
+            levels = [output for output in outputs if output.dim() == 4]
+            assert [tuple(level.shape) for level in levels] == [
+                (1, 8, height // 2, width // 2),
+                (1, 8, height // 4, width // 4),
+            ]
+            assert all(level.isnan().all() and level.untyped_storage().nbytes() <= 8 for level in levels)
+            assert not any(output.isnan().any() for output in outputs if output.dim() == 3)
+
+
+def test_a_program_with_its_own_head_gets_every_value(converted: Converted) -> None:
+    engine = hybrid_rt.open_engine(converted.path, "backbone")
+    expected = converted.detector.backbone(picture(44, 36))
+    found = engine(picture(44, 36))
+    for level in expected.values():
+        assert any(level.shape == output.shape and torch.allclose(level, output, atol=1e-5) for output in found)
+
+
+def test_a_program_in_cpp_finds_what_the_detector_found(converted: Converted) -> None:
+    command = [find_program("hybrid-rt-detect", "test"), converted.path, "--verify", "--backend", "openvino"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_level_that_the_head_reads_keeps_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "reads.pt"
+    detector = seeded(AlsoReads)
+    segments = ["backbone", "dense"]
+    hybrid_rt.convert(
+        detector, (small_picture(),), path, segments=segments, engine="openvino", measure=False, progress=False
+    )
+    module = hybrid_rt.load(path)
+    for found, expected in zip(module(small_picture()), detector(small_picture()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (node,) = (node for node in module.graph.nodes() if node.kind() == "hybrid_rt::run_engine")
+    outputs = torch.ops.hybrid_rt.run_engine(next(node.inputs()).toIValue(), [small_picture()])
+    assert sorted(output.shape[2] for output in outputs if output.dim() == 4 and output.isnan().all()) == [16]
+
+
+def test_scalars_and_other_ranks_stay_as_they_are() -> None:
+    xml = (
+        b'<net><layers><layer id="0" type="Parameter"/><layer id="1" type="Result"><input><port id="0"/></input></layer>'
+        b'<layer id="2" type="Result"><input><port id="0"><dim>-1</dim></port></input></layer></layers>'
+        b'<edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>'
+        b'<edge from-layer="0" from-port="0" to-layer="2" to-port="0"/></edges></net>'
+    )
+    scalar = TensorSpec("a", "float32", (), (), ())
+    matrix = TensorSpec("b", "float32", (1, 1), (1, 1), (1, 1))
+    assert sizes_only.return_sizes(xml, {0, 1}, (scalar, matrix)) == (xml, [])
+    row = TensorSpec("b", "float32", (1,), (1,), (1,))
+    assert sizes_only.return_sizes(xml, {0, 1}, (scalar, row))[1] == [1]
