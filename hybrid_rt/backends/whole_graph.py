@@ -24,7 +24,13 @@ class WholeGraph(ABC):
 
     @abstractmethod
     def build(
-        self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
+        self,
+        detector: nn.Module,
+        images: list[Tensor],
+        precision: str,
+        outputs: list[str],
+        directory: Path,
+        calibration: Sequence[Tensor] = (),
     ) -> None:
         """Converts the detector into files of the directory.
 
@@ -34,6 +40,7 @@ class WholeGraph(ABC):
             precision: one of ``precisions``.
             outputs: the names of the tensors.
             directory: an existing one.
+            calibration: images [3, H, W] that int8 is calibrated on.
 
         Raises:
             Exception: whatever the vendor's converter raises for a detector that it does not take.

@@ -43,13 +43,14 @@ def _end_with_parent() -> None:
 def _prepare(job: dict[str, Any]) -> dict[str, Any]:
     detector = torch.load(job["detector"], weights_only=False)
     pictures = jit.open_archive(Path(job["pictures"])).pictures
+    calibration = jit.open_archive(Path(job["calibration"])).pictures if job["precision"] == "int8" else []
     path = Path(job["path"])
     segments: list[str] = []
     start = time.perf_counter()
     if job["runtime"] == "torchscript":
         jit.save(jit.freeze(jit.script(detector)), path)
     elif job["runtime"] == "whole":
-        whole_graph.build(job["engine"], detector, pictures, job["precision"], path)
+        whole_graph.build(job["engine"], detector, pictures, job["precision"], path, calibration)
     else:
         report = convert(
             detector,
@@ -59,6 +60,7 @@ def _prepare(job: dict[str, Any]) -> dict[str, Any]:
             shapes=[tuple(size) for size in job["shapes"]] if job["shapes"] else None,
             engine=[f"{job['engine']}:{job['precision']}"],
             device=job.get("device", "cpu"),
+            calibration_data=[([image],) for image in calibration],
             fallback=False,
             verify=False,  # whatever it finds is compared with eager's, and shown
             golden=False,

@@ -50,11 +50,13 @@ class Subject:
         name: in tables and files.
         build: returns it; called once.
         pictures: [3, H, W] in 0..1 each.
+        calibration: images that int8 is calibrated on; none: ``pictures``.
     """
 
     name: str
     build: Callable[[], nn.Module]
     pictures: Sequence[Tensor]
+    calibration: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,7 @@ class _Run:
         self._steps = steps
         self._detector = folder / "detector.pickle"
         self._pictures = folder / "pictures.pt"
+        self._calibration = folder / "calibration.pt"
         detector = subject.build().eval()
         try:
             torch.save(detector, self._detector)
@@ -245,6 +248,7 @@ class _Run:
                 remedy="Define its classes and functions at the top of a module.",
             ) from error
         jit.save(jit.script(_Pictures(subject.pictures)), self._pictures)
+        jit.save(jit.script(_Pictures(subject.calibration or subject.pictures)), self._calibration)
 
     def prepare(self, cases: Sequence[Case]) -> list[Result]:
         """Makes the files; cases that run the same one share it."""
@@ -327,6 +331,7 @@ class _Run:
             "precision": case.precision,
             "path": str(self._path(case)),
             "pictures": str(self._pictures),
+            "calibration": str(self._calibration),
             "threads": self._threads,
             "device": self._device,
             "libraries": libraries,

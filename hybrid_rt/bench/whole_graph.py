@@ -36,7 +36,14 @@ class _OnePicture(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
-def build(engine: str, detector: nn.Module, pictures: Sequence[Tensor], precision: str, folder: Path) -> None:
+def build(
+    engine: str,
+    detector: nn.Module,
+    pictures: Sequence[Tensor],
+    precision: str,
+    folder: Path,
+    calibration: Sequence[Tensor] = (),
+) -> None:
     """Converts the detector as the engine's users do.
 
     Args:
@@ -45,6 +52,7 @@ def build(engine: str, detector: nn.Module, pictures: Sequence[Tensor], precisio
         pictures: [3, H, W] each. Sizes that differ among them stay free, where the engine's users can have that.
         precision: the precision of all of it: of boxes, scores and NMS too.
         folder: for the engine's files.
+        calibration: images [3, H, W] that int8 is calibrated on; none: ``pictures``.
 
     Raises:
         OptionError: the backend takes no whole detectors.
@@ -56,7 +64,7 @@ def build(engine: str, detector: nn.Module, pictures: Sequence[Tensor], precisio
         outputs = list(detector([pictures[0].clone()])[0])
         (folder / _OUTPUTS).write_text(json.dumps(outputs))
         whole = _OnePicture(detector, outputs).eval()
-        _whole_graph(engine).build(whole, list(pictures), precision, outputs, folder)
+        _whole_graph(engine).build(whole, list(pictures), precision, outputs, folder, list(calibration))
 
 
 def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detect:

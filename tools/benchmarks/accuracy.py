@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
-
-import nncf
-import openvino
 
 import hybrid_rt
 from hybrid_rt.bench import whole_graph
@@ -58,7 +56,7 @@ def main() -> None:
                 f"whole graph {precision}": _whole(detector, pictures, precision, folder)
                 for precision in ("bf16", "fp32")
             },
-            "whole graph int8": _whole_int8(folder / "fp32", training),
+            "whole graph int8": _whole(detector, pictures, "int8", folder, training),
         }
         times = hybrid_rt.benchmark(cases, (pictures[:1],), repeat=30)
         base = times["hybrid fp32"].median
@@ -72,26 +70,15 @@ def main() -> None:
 
 
 def _whole(
-    detector: torch.nn.Module, pictures: list[torch.Tensor], precision: str, folder: Path
+    detector: torch.nn.Module,
+    pictures: list[torch.Tensor],
+    precision: str,
+    folder: Path,
+    calibration: Sequence[torch.Tensor] = (),
 ) -> digits_detector.Detect:
-    """The whole detector in one OpenVINO graph."""
-    whole_graph.build("openvino", detector, pictures, precision, folder / precision)
+    """The whole detector in one OpenVINO graph; in int8, NNCF quantises all of it as it likes."""
+    whole_graph.build("openvino", detector, pictures, precision, folder / precision, calibration)
     return whole_graph.open_whole("openvino", precision, folder / precision, torch.get_num_threads())
-
-
-def _whole_int8(folder: Path, training: list[torch.Tensor]) -> digits_detector.Detect:
-    """The same graph, all of which NNCF quantises as it likes."""
-    core = openvino.Core()
-    model = core.read_model((folder / "xml").read_bytes(), (folder / "weights").read_bytes())
-    quantised = nncf.quantize(model, nncf.Dataset([image.numpy() for image in training]), subset_size=len(training))
-    compiled = core.compile_model(quantised, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    names = ("boxes", "labels", "scores")
-
-    def detect(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        found = [torch.from_numpy(value.copy()) for value in compiled([images[0].numpy()]).values()]
-        return [dict(zip(names, found, strict=True))]
-
-    return detect
 
 
 if __name__ == "__main__":

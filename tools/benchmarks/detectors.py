@@ -23,6 +23,12 @@ from hybrid_rt.common.progress import Steps
 from models import digits_data, digits_detector, torchvision_detectors
 
 DEMO = "demo"
+CALIBRATION = 20
+"""Training images that int8 is calibrated on."""
+
+PHOTOGRAPHS = 4
+"""Photographs that int8 of torchvision's detectors is calibrated on: there are five, and one is timed."""
+
 NOTE = (
     "demo: the repository's digit detector, trained, on pictures of its own kind. The others: torchvision's, random "
     "weights scaled so that activations stay of order one; their boxes mean nothing, and are compared."
@@ -83,9 +89,14 @@ def subject(
     """
     if name == DEMO:
         samples = digits_data.make_split("held_out", pictures, seed=0)
-        return Subject(name, digits_detector.load, [digits_detector.to_tensor(sample.image) for sample in samples])
+        training = digits_data.make_split("train", CALIBRATION)
+        images, calibration = (
+            [digits_detector.to_tensor(sample.image) for sample in each] for each in (samples, training)
+        )
+        return Subject(name, digits_detector.load, images, calibration)
     build = partial(torchvision_detectors.build, name, min_size=min_size)
-    return Subject(name, build, torchvision_detectors.pictures([size] * pictures))
+    found = torchvision_detectors.pictures([size] * (pictures + PHOTOGRAPHS))
+    return Subject(name, build, found[:pictures], found[pictures:])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,13 @@ class AOTInductorWholeGraph(WholeGraph):
     """Exports the detector for the first image's size."""
 
     def build(
-        self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
+        self,
+        detector: nn.Module,
+        images: list[Tensor],
+        precision: str,
+        outputs: list[str],
+        directory: Path,
+        calibration: Sequence[Tensor] = (),
     ) -> None:
         """Writes torch's package."""
         exported = torch.export.export(detector, (images[0],))

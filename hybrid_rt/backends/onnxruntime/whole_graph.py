@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,13 @@ class OnnxRuntimeWholeGraph(WholeGraph):
     """Exports the detector with free height and width."""
 
     def build(
-        self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
+        self,
+        detector: nn.Module,
+        images: list[Tensor],
+        precision: str,
+        outputs: list[str],
+        directory: Path,
+        calibration: Sequence[Tensor] = (),
     ) -> None:
         """Writes the ONNX model."""
         torch.onnx.export(

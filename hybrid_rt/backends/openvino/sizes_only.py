@@ -79,8 +79,6 @@ def _shape_of(number: int, taken: ElementTree.Element, rank: int) -> ElementTree
     )
     for size in taken.findall("dim"):
         ElementTree.SubElement(port, "dim").text = size.text
-    returned = ElementTree.SubElement(
-        ElementTree.SubElement(layer, "output"), "port", {"id": "1", "precision": "I32"}
-    )
+    returned = ElementTree.SubElement(ElementTree.SubElement(layer, "output"), "port", {"id": "1", "precision": "I32"})
     ElementTree.SubElement(returned, "dim").text = str(rank)
     return layer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +17,8 @@ from ..whole_graph import Call, WholeGraph
 if TYPE_CHECKING:
     from .backend import OpenVINOBackend
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""In int8, what NNCF does not quantise is computed in f32."""
 
 
 class _Holder(nn.Module):
@@ -41,21 +44,30 @@ class OpenVINOWholeGraph(WholeGraph):
         self._backend.rewrites_graph = False
 
     def build(
-        self, detector: nn.Module, images: list[Tensor], precision: str, outputs: list[str], directory: Path
+        self,
+        detector: nn.Module,
+        images: list[Tensor],
+        precision: str,
+        outputs: list[str],
+        directory: Path,
+        calibration: Sequence[Tensor] = (),
     ) -> None:
         """Writes the blobs of the artifact, each as a file."""
         if len({image.shape for image in images}) == 1:
             images = [images[0], images[0].transpose(1, 2).contiguous()]
         program = capture_alone(_Holder(detector).eval(), "whole", [(image,) for image in images])
-        for name, blob in self._backend.compile(program, precision).blobs.items():
+        compiled = "fp32" if precision == "int8" else precision
+        for name, blob in self._backend.compile(program, compiled).blobs.items():
             (directory / name).write_bytes(blob.numpy().tobytes())
+        if precision == "int8":
+            _quantize(directory, calibration or images)
 
     def open(self, precision: str, directory: Path, threads: int) -> Call:
         """Compiles the stored model for this machine."""
         import openvino
 
         core = openvino.Core()
-        model = core.read_model((directory / "xml").read_bytes(), (directory / "weights").read_bytes())
+        model = _read(core, directory)
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -63,3 +75,24 @@ class OpenVINOWholeGraph(WholeGraph):
         }
         compiled = core.compile_model(model, "CPU", options)
         return lambda image: [torch.from_numpy(value.copy()) for value in compiled([image.numpy()]).values()]
+
+
+def _read(core: Any, directory: Path) -> Any:
+    return core.read_model((directory / "xml").read_bytes(), (directory / "weights").read_bytes())
+
+
+def _quantize(directory: Path, images: Sequence[Tensor]) -> None:
+    """Quantises a stored model with NNCF's defaults, as OpenVINO's users do, boxes and scores included."""
+    import nncf
+    import openvino
+
+    from .int8 import quiet
+
+    with quiet():
+        samples = nncf.Dataset([image.numpy() for image in images])
+        quantized = nncf.quantize(_read(openvino.Core(), directory), samples, subset_size=len(images))
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:  # the model still reads the files
+        xml = Path(folder) / "model.xml"
+        openvino.save_model(quantized, str(xml), compress_to_fp16=False)
+        for name, path in (("xml", xml), ("weights", xml.with_suffix(".bin"))):
+            (directory / name).write_bytes(path.read_bytes())

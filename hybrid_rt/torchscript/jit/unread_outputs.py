@@ -71,7 +71,7 @@ def unread_outputs(module: torch.jit.ScriptModule, counts: Mapping[str, int]) ->
 
 
 class _Flow:
-    """Which outputs each value of a graph may hold, which are read, and which are asked for their sizes."""
+    """Follows the outputs through a graph: which are read, and which are asked for their sizes."""
 
     def __init__(self, graph: Any, counts: Mapping[str, int]) -> None:
         """``graph``: all of it is visited until nothing new is found, because loops hand values back."""
@@ -142,7 +142,7 @@ class _Flow:
             self._add(output, self._all([value]))
 
     def _entry(self, container: Any, place: Any) -> frozenset[Output]:
-        """What may stand at a place of a list, tuple or dict; ``place``: None if it is not known.
+        """Returns the outputs that may stand at a place of a list, tuple or dict; ``place``: None if it is not known.
 
         Containers that are changed later need no care here: all that they hold counts as read then.
         """

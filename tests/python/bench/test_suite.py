@@ -106,6 +106,17 @@ def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
     assert [result.differences for result in results] == [[]] * len(chosen)
 
 
+@pytest.mark.slow
+def test_int8_is_calibrated_on_images_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    chosen = cases(["openvino:int8"], runtimes=["eager", "hybrid-cpp", "whole"])
+    given = Subject("small", small, pictures(1), calibration=pictures(4)[1:])
+    results = run(given, chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1))
+    assert [result.failure for result in results] == ["", "", ""]
+    assert [result.case.precision for result in results] == ["fp32", "int8", "int8"]
+    assert 'type="FakeQuantize"' in (tmp_path / "whole_openvino_int8.pt" / "xml").read_text()
+
+
 class FindsMasks(nn.Module):
     """Torchvision's interface, with masks beside the boxes."""
 

@@ -1,4 +1,4 @@
-"""A hybrid whose head reads only the sizes of some outputs: the engine does not write them, and nothing else changes."""
+"""A hybrid whose head reads only the sizes of some outputs: these are not written, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ def test_a_level_that_the_head_reads_keeps_its_values(tmp_path: Path) -> None:
 
 def test_scalars_and_other_ranks_stay_as_they_are() -> None:
     xml = (
-        b'<net><layers><layer id="0" type="Parameter"/><layer id="1" type="Result"><input><port id="0"/></input></layer>'
+        b'<net><layers><layer id="0" type="Parameter"/>'
+        b'<layer id="1" type="Result"><input><port id="0"/></input></layer>'
         b'<layer id="2" type="Result"><input><port id="0"><dim>-1</dim></port></input></layer></layers>'
         b'<edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>'
         b'<edge from-layer="0" from-port="0" to-layer="2" to-port="0"/></edges></net>'

@@ -101,7 +101,8 @@ class KnownEntries(Head):
     def forward(self, x: Tensor) -> Tensor:
         levels = torch.ops.hybrid_rt.run_engine(self.hybrid_rt_engine, [x])
         named = {"a": levels[0], "b": levels[1], "c": levels[2]}
-        return list(named.values())[0] * list(named.values())[1].size(0) * named["c"].size(0)
+        kept = list(named.values())
+        return kept[0] * kept[1].size(0) * named["c"].size(0)
 
 
 class DictThatChanges(Head):
