@@ -13,8 +13,8 @@
 namespace hybrid_rt::openvino {
 namespace {
 
-// What the bundle's own head needs where it reads only the sizes of some outputs: a model that returns their shapes, and
-// the positions of these outputs. hybrid_rt/backends/openvino/sizes_only.py writes both.
+// What the bundle's own head needs where it reads only the sizes of some outputs: a model that returns their shapes,
+// and the positions of these outputs. hybrid_rt/backends/openvino/sizes_only.py writes both.
 constexpr const char* kModelForHead = "head_xml";
 constexpr const char* kSizesOnly = "head_sizes_only";
 
