@@ -275,7 +275,7 @@ def compare_modules(
 class _Rerun:
     """Runs a detector again on inputs with noise, if it repeats its result without noise.
 
-    One that draws random numbers repeats nothing. That is no rounding, and must not excuse the hybrid.
+    One that draws random numbers repeats nothing. This is not rounding and must not excuse the hybrid.
     """
 
     def __init__(self, detector: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:

@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ... import _native
 from ...common.errors import BackendError
-from ...common.latency import benchmark
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
-from ..quantization.search import MOST_COMPARED, Found, quantize
+from ..quantization.search import Comparison, Found, quantize
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -32,8 +30,6 @@ _QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool")
 """Around what quantisation is put. Addition and pooling, so that what is between convolutions stays in int8."""
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-_ROUNDS = 5
 
 
 def missing() -> str:
@@ -81,10 +77,9 @@ class OnnxQuantizer:
             raise self._refused(
                 "calibration samples inside of the segment's sizes", "none: it was not called on them, or with others"
             )
-        self._compared = self.samples[:: -(-len(self.samples) // MOST_COMPARED)]
-        self._outputs = [spec.name for spec in program.outputs]
+        outputs = [spec.name for spec in program.outputs]
         self.layers, self.edges, branches = layers_of(self._model)
-        self.branches = dict(zip(self._outputs, branches, strict=True))
+        self.branches = dict(zip(outputs, branches, strict=True))
         convolutions, products = (
             [node.name for node in self._model.graph.node if node.op_type in kinds]
             for kinds in (_WEIGHTED[:2], _WEIGHTED[2:])
@@ -92,7 +87,7 @@ class OnnxQuantizer:
         self.shown = module_names(program, convolutions, products)
         if not convolutions and not products:
             raise self._refused("a layer that int8 computes, such as a convolution", "none")
-        self._expected = [self._run(_session(self._model), sample) for sample in self._compared]
+        self._comparison = Comparison(self._model, outputs, self.samples, _opened)
 
     @functools.cached_property
     def _everywhere(self) -> Any:
@@ -104,27 +99,15 @@ class OnnxQuantizer:
 
     def alone(self, layer: str) -> Any:
         """Returns the model with one layer alone in int8, calibrated on the samples that are compared."""
-        return self._with({"nodes_to_quantize": [layer]}, self._compared)
+        return self._with({"nodes_to_quantize": [layer]}, self._comparison.samples)
 
     def errors(self, model: Any) -> dict[str, float]:
         """Returns for each output the greatest relative error on the samples that are compared."""
-        session = _session(model)
-        found = dict.fromkeys(self._outputs, 0.0)
-        for sample, expected in zip(self._compared, self._expected, strict=True):
-            for name, right, got in zip(self._outputs, expected, self._run(session, sample), strict=True):
-                error = _native.output_error(name, right, got).relative_error
-                found[name] = error if error != error else max(found[name], error)
-        return found
+        return self._comparison.errors(model)
 
     def times(self, found: Found) -> dict[str, float]:
         """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
-        models = {"fp32": self._model, "int8": found.model}
-        if found.kept:
-            models["int8 everywhere"] = found.model_everywhere
-        sessions = {name: _session(model) for name, model in models.items()}
-        cases = {name: lambda sample, run=session.run: run(None, sample) for name, session in sessions.items()}
-        times = benchmark(cases, (self._compared[0],), repeat=_ROUNDS, warm_up=1)
-        return {name: latency.median for name, latency in times.items()}
+        return self._comparison.times(found)
 
     def _with(self, nodes: Mapping[str, Sequence[str]], samples: Sequence[Mapping[str, Any]] | None = None) -> Any:
         import onnx
@@ -170,9 +153,10 @@ class OnnxQuantizer:
             code="operator-not-in-engine",
         )
 
-    @staticmethod
-    def _run(session: Any, sample: Mapping[str, Any]) -> list[torch.Tensor]:
-        return [torch.from_numpy(value) for value in session.run(None, dict(sample))]
+
+def _opened(model: Any) -> Callable[[Mapping[str, Any]], list[torch.Tensor]]:
+    session = _session(model)
+    return lambda sample: [torch.from_numpy(value) for value in session.run(None, dict(sample))]
 
 
 def _inputs(model: Any) -> set[str]:

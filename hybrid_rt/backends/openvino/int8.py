@@ -12,18 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from ... import _native
 from ...common.errors import BackendError
-from ...common.latency import benchmark
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
-from ..quantization.search import MOST_COMPARED, Found, quantize
+from ..quantization.search import Comparison, Found, quantize
 from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
 
 if TYPE_CHECKING:
     from ...capture.program import Program
-
-_ROUNDS = 5
 
 Sample = Sequence[Any]
 """The inputs of one call, as NumPy arrays."""
@@ -76,11 +72,10 @@ class NncfQuantizer:
                 code="sizes-not-taken",
             )
         self.samples: list[Sample] = [[tensor.numpy() for tensor in inputs] for inputs in program.calibration]
-        self._compared = self.samples[:: -(-len(self.samples) // MOST_COMPARED)]
-        self._outputs = [spec.name for spec in program.outputs]
-        self._expected = [self._run(_compiled(model), sample) for sample in self._compared]
+        outputs = [spec.name for spec in program.outputs]
+        self._comparison = Comparison(model, outputs, self.samples, _opened)
         self._everywhere = self._without(())
-        self.layers, self.edges, self.branches = layers_of(self._everywhere, self._outputs)
+        self.layers, self.edges, self.branches = layers_of(self._everywhere, outputs)
         self.shown = scoped_names(self.layers, program.name) or module_names(program, *in_order(model))
         if not self.layers:
             raise self._refused("a layer that int8 computes, such as a convolution", "none")
@@ -97,23 +92,11 @@ class NncfQuantizer:
 
     def errors(self, model: Any) -> dict[str, float]:
         """Returns for each output the greatest relative error on the samples that are compared."""
-        run = _compiled(model)
-        found = dict.fromkeys(self._outputs, 0.0)
-        for sample, expected in zip(self._compared, self._expected, strict=True):
-            for name, right, got in zip(self._outputs, expected, self._run(run, sample), strict=True):
-                error = _native.output_error(name, right, got).relative_error
-                found[name] = error if error != error else max(found[name], error)
-        return found
+        return self._comparison.errors(model)
 
     def times(self, found: Found) -> dict[str, float]:
         """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
-        models = {"fp32": self._model, "int8": found.model}
-        if found.kept:
-            models["int8 everywhere"] = found.model_everywhere
-        runs = {name: _compiled(model) for name, model in models.items()}
-        cases = {name: lambda *inputs, run=run: run(list(inputs)) for name, run in runs.items()}
-        times = benchmark(cases, tuple(self._compared[0]), repeat=_ROUNDS, warm_up=1)
-        return {name: latency.median for name, latency in times.items()}
+        return self._comparison.times(found)
 
     def _without(self, kept: Collection[str]) -> Any:
         try:
@@ -168,11 +151,16 @@ class NncfQuantizer:
             code="operator-not-in-engine",
         )
 
-    @staticmethod
-    def _run(run: Any, sample: Sample) -> list[torch.Tensor]:
-        found = run(list(sample))
+
+def _opened(model: Any) -> Callable[[Sample], list[torch.Tensor]]:
+    compiled = _compiled(model)
+
+    def run(sample: Sample) -> list[torch.Tensor]:
+        found = compiled(list(sample))
         # A view of the request's memory, which the next call overwrites.
-        return [torch.from_numpy(numpy.array(found[i])) for i in range(len(run.outputs))]
+        return [torch.from_numpy(numpy.array(found[i])) for i in range(len(compiled.outputs))]
+
+    return run
 
 
 def _compiled(model: Any) -> Any:

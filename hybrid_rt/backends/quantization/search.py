@@ -8,7 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from torch import Tensor
+
+from ... import _native
 from ...common.errors import BackendError
+from ...common.latency import benchmark
 from .options import DEFAULTS, MAX_ERROR, SECONDS
 from .record import KeptLayer, Quantization
 
@@ -17,6 +21,8 @@ RANKING_SHARE = 0.5
 
 MOST_COMPARED = 8
 """Calibration samples on which a trial is compared with fp32: drawn evenly from all."""
+
+_ROUNDS = 5
 
 
 class Quantizer(Protocol):
@@ -68,6 +74,49 @@ class EngineQuantizer(Quantizer, Protocol):
 
     def times(self, found: Found) -> dict[str, float]:
         """Returns the milliseconds of one call, by median, of the result beside what it was made from."""
+
+
+class Comparison:
+    """Calibration samples, and the outputs of the segment in fp32 on them."""
+
+    def __init__(
+        self,
+        model: Any,
+        outputs: Sequence[str],
+        samples: Sequence[Any],
+        opened: Callable[[Any], Callable[[Any], Sequence[Tensor]]],
+    ) -> None:
+        """Runs the segment in fp32.
+
+        Args:
+            model: the segment in fp32.
+            outputs: names of its outputs, in order.
+            samples: at most ``MOST_COMPARED`` of them are used.
+            opened: makes a model a function of one sample.
+        """
+        self._model, self._names, self._opened = model, outputs, opened
+        self.samples = samples[:: -(-len(samples) // MOST_COMPARED)]
+        run = opened(model)
+        self._expected = [run(sample) for sample in self.samples]
+
+    def errors(self, model: Any) -> dict[str, float]:
+        """Returns for each output the greatest relative error of a model."""
+        run = self._opened(model)
+        found = dict.fromkeys(self._names, 0.0)
+        for sample, expected in zip(self.samples, self._expected, strict=True):
+            for name, right, got in zip(self._names, expected, run(sample), strict=True):
+                error = _native.output_error(name, right, got).relative_error
+                found[name] = error if error != error else max(found[name], error)
+        return found
+
+    def times(self, found: Found) -> dict[str, float]:
+        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
+        models = {"fp32": self._model, "int8": found.model}
+        if found.kept:
+            models["int8 everywhere"] = found.model_everywhere
+        cases = {name: self._opened(model) for name, model in models.items()}
+        times = benchmark(cases, (self.samples[0],), repeat=_ROUNDS, warm_up=1)
+        return {name: latency.median for name, latency in times.items()}
 
 
 class NotFound(Exception):

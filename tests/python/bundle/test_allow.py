@@ -12,21 +12,13 @@ import torch
 
 import hybrid_rt
 from helpers.bundle_surgery import save_with_backends, small_artifact
-from helpers.small_detectors import small_detector, small_picture
+from helpers.small_detectors import small_picture
 from hybrid_rt import BackendError, OptionError
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
 from hybrid_rt.common.specs import Artifact, blob_from_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OpenVINO and a TorchScript variant. Do not write to it."""
-    path = tmp_path_factory.mktemp("small") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
-    return path
 
 
 LIBRARY = """

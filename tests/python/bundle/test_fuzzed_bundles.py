@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import hybrid_rt
-from helpers.small_detectors import small_detector, small_picture
 from tools.dev import fuzz_bundles
 
 pytestmark = [
@@ -21,13 +19,6 @@ pytestmark = [
 
 MUTANTS = 2000
 SECONDS = 25.0
-
-
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("small") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
-    return path
 
 
 def test_mutated_bundles_end_no_process(small_bundle: Path, tmp_path: Path) -> None:

@@ -37,14 +37,6 @@ OPENED: list[Callable[[Path], Any]] = [hybrid_rt.load, hybrid_rt.inspect, hybrid
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector: an OpenVINO and a TorchScript variant of its backbone. Do not write to it."""
-    path = tmp_path_factory.mktemp("small") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
-    return path
-
-
 def signed(text: bytes) -> dict[str, Callable[[bytes], bytes]]:
     """A manifest of that text, with the digest that belongs to it."""
     return {MANIFEST: lambda _: text, DIGEST: lambda _: hashlib.sha256(text).hexdigest().encode()}

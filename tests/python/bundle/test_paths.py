@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import hybrid_rt
-from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.common.atomic_files import atomic_write, check_writable
 from hybrid_rt.common.executables import program
 from hybrid_rt.verification import golden
@@ -35,13 +34,6 @@ def test_a_bundle_is_read_under_any_name(
     done = subprocess.run([*command, b"--output", annotated], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert os.path.exists(annotated)
-
-
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("paths") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
-    return path
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

@@ -16,20 +16,11 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from helpers.bundle_surgery import read_record, record_names, rewrite, save_with_backends, small_artifact
-from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BundleError, _native
 from hybrid_rt.bundle import archive as bundle
 from hybrid_rt.torchscript import jit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Do not write to it."""
-    path = tmp_path_factory.mktemp("small") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
-    return path
 
 
 def archive_of(records: dict[str, bytes]) -> bytes:

@@ -41,14 +41,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return {name: made_key(folder, name) for name in ("ours", "theirs")}
 
 
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a signature. Do not write to it."""
-    path = tmp_path_factory.mktemp("small") / "small.pt"
-    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
-    return path
-
-
 @pytest.fixture
 def unsigned(small_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(small_bundle, tmp_path / "model.pt"))

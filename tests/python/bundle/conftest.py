@@ -1,0 +1,18 @@
+"""A small bundle for the tests of the file itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small detector: an OpenVINO and a TorchScript variant of its backbone, unsigned. Do not write to it."""
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
+    return path
