@@ -19,6 +19,9 @@ ENGINE, OPERATOR, OTHER = "engine", "operator", "other"
 _ENGINE_EVENT = "hybrid_rt engine "
 """What ScriptEngine::run() records, before the engine's name."""
 
+_COPY_EVENT = "hybrid_rt copied input"
+"""What an engine records when it copies an input whose address its vendor does not take."""
+
 _CALL = "hybrid_rt profile call"
 
 
@@ -33,6 +36,8 @@ class Part:
         calls: number of calls per call of the bundle.
         milliseconds: time per call of the bundle, including what it calls.
         share: fraction of the profiled call, 0..1.
+        copied_inputs: number of inputs per call of the bundle that an engine copied, because the address of a view was
+            not one that its vendor takes.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Part:
     calls: float
     milliseconds: float
     share: float
+    copied_inputs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class Step:
         kind: "engine" or "operator".
         milliseconds: with what it calls.
         shapes: of an engine's inputs.
+        copied_inputs: how many of these the engine copied for their addresses.
     """
 
     name: str
     kind: str
     milliseconds: float
     shapes: list[list[int]]
+    copied_inputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,24 +132,30 @@ def _steps(event: Any) -> Iterator[Step]:
     for child in sorted(event.cpu_children, key=lambda child: child.time_range.start):
         if child.name.startswith(_ENGINE_EVENT):
             name = child.name.removeprefix(_ENGINE_EVENT)
-            yield Step(name, ENGINE, child.cpu_time_total / 1e3, child.input_shapes)
+            yield Step(name, ENGINE, child.cpu_time_total / 1e3, child.input_shapes, _copies_in(child))
         elif "::" in child.name and child.name != "hybrid_rt::run_engine":
             yield Step(child.name, OPERATOR, child.cpu_time_total / 1e3, [])
         else:  # a method of the head
             yield from _steps(child)
 
 
+def _copies_in(event: Any) -> int:
+    """Counts the copied inputs below an engine's event."""
+    return sum((child.name == _COPY_EVENT) + _copies_in(child) for child in event.cpu_children)
+
+
 def _parts(found: Sequence[Sequence[Step]], total: float) -> list[Part]:
     """Adds up the steps of all calls by name, kind and place."""
-    sums: dict[tuple[str, str, str], tuple[int, float]] = {}
+    sums: dict[tuple[str, str, str], tuple[int, float, int]] = {}
     for steps in found:
         for step, place in zip(steps, _places(steps), strict=True):
             key = (step.name, step.kind, place)
-            count, milliseconds = sums.get(key, (0, 0.0))
-            sums[key] = (count + 1, milliseconds + step.milliseconds)
+            count, milliseconds, copies = sums.get(key, (0, 0.0, 0))
+            sums[key] = (count + 1, milliseconds + step.milliseconds, copies + step.copied_inputs)
+    calls = len(found)
     parts = [
-        Part(*key, count / len(found), milliseconds / len(found), milliseconds / len(found) / total)
-        for key, (count, milliseconds) in sums.items()
+        Part(*key, count / calls, milliseconds / calls, milliseconds / calls / total, copies / calls)
+        for key, (count, milliseconds, copies) in sums.items()
     ]
     rest = max(0.0, total - sum(part.milliseconds for part in parts))
     parts.append(Part("the interpreter and the profiler", OTHER, "", 1, rest, rest / total))

@@ -63,6 +63,8 @@ def _show(found: Profile, decoded: float, layers: int) -> None:
         if part.share >= 0.001 or part.kind == ENGINE:
             name = f"{part.kind} {part.name}" if part.kind == ENGINE else part.name
             place = f" {part.place}" if part.place else ""
+            if part.copied_inputs:
+                place += f" (copied {part.copied_inputs:g} inputs: views at addresses that it does not take)"
             table.add_row(name + place, f"{part.calls:g}", f"{part.milliseconds:.2f}", f"{part.share:.1%}")
     console.print(table)
     for engine in found.engines:

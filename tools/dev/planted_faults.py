@@ -62,6 +62,18 @@ FAULTS = [
         "a runtime is destroyed before its engines",
     ),
     Fault(
+        "logger_before_runtime", "vendor_runtime.cpp",
+        "  std::unique_ptr<Logger> logger_;\n  std::unique_ptr<nvinfer1::IRuntime> runtime_;\n"
+        "  std::unique_ptr<nvinfer1::ICudaEngine> engine_;",
+        "  std::unique_ptr<nvinfer1::IRuntime> runtime_;\n  std::unique_ptr<nvinfer1::ICudaEngine> engine_;\n"
+        "  std::unique_ptr<Logger> logger_;",
+        "a message is logged after the logger is gone",
+    ),
+    Fault(
+        "copy_not_counted", "call.cpp", "  RECORD_FUNCTION(kCopied, std::vector<c10::IValue>());\n  return input",
+        "  return input", "CHECK( copied.count() == 1 )",
+    ),
+    Fault(
         "copy_freed_too_early", "call.cpp",
         "const at::Tensor& input = is_aligned(inputs[i]) ? inputs[i] : *copy++;",
         "const at::Tensor input = is_aligned(inputs[i]) ? inputs[i] : (copy++)->clone();",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpu.report import FAILED, NOT_RUN, PASSED, Row
-from tools.gpu.runner import REFUSAL, Case, Writer
+from tools.gpu.runner import DEVICE_VARIABLE, REFUSAL, Case, Writer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,12 +138,57 @@ def python_tests(writer: Writer, name: str, engine: str) -> None:
         writer.row(Row(f"tests: {name}", FAILED, text, engine))
 
 
+def _built(program: str) -> Path | None:
+    """Returns the path of a C++ test program, if it was built."""
+    folders = (ROOT / "build" / "gpu_check" / "cmake", *sorted((ROOT / "build").glob("cp*")))
+    return next((path for folder in folders if (path := folder / "bin" / program).exists()), None)
+
+
+def emulator_tests(writer: Writer) -> None:
+    """The tests of the emulated GPU, those that need no fault of it, on this GPU with TensorRT's own library."""
+    title, engine = "tests of the emulated GPU", "tensorrt"
+    program = _built("hybrid_rt_tensorrt_tests")
+    if program is None:
+        writer.row(Row(title, NOT_RUN, "not built: doctest is missing (Debian: doctest-dev), or --no-build", engine))
+        return
+    is_rehearsal = os.environ.get(DEVICE_VARIABLE) == "cpu"
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
+        make = [sys.executable, "-m", "tools.gpu.test_engines", folder, *(["--stand-in"] if is_rehearsal else [])]
+        made = subprocess.run(make, capture_output=True, text=True, check=False)
+        print(made.stdout, made.stderr)
+        if made.returncode:
+            said = (made.stderr.strip().splitlines() or ["no output"])[-1]
+            writer.row(Row(title, NOT_RUN, f"no engines for this GPU: {said}", engine))
+            return
+        library = made.stdout.splitlines()[-1]
+        environment = {
+            **os.environ,
+            "HYBRID_RT_TEST_GPU_ENGINES": folder,
+            "HYBRID_RT_TEST_EMULATED_BUNDLE": str(Path(folder) / "bundle.pt"),
+        }
+        if is_rehearsal:
+            libraries = program.parents[1] / "lib"
+            environment |= {
+                "HYBRID_RT_TEST_GPU_REHEARSAL": "1",
+                "HYBRID_RT_CUDA_DRIVER": str(libraries / "libemulated_driver_new.so"),
+                "HYBRID_RT_TENSORRT_LIBRARY": str(libraries / "libemulated_tensorrt_enterprise_10.so"),
+                "HYBRID_RT_TENSORRT_RTX_LIBRARY": "/nowhere/libtensorrt_rtx.so",
+            }
+        done = subprocess.run([str(program)], capture_output=True, text=True, check=False, env=environment)
+    print(done.stdout, done.stderr)
+    last = [line for line in done.stdout.splitlines() if "test cases" in line]
+    found = (
+        last[-1].removeprefix("[doctest]").strip() if last else (done.stderr or f"ended with {done.returncode}")[-300:]
+    )
+    where = ", rehearsed on the emulated GPU" if is_rehearsal else ""
+    writer.row(Row(title, FAILED if done.returncode else PASSED, f"{library}: {found}{where}", engine))
+
+
 def cpp_tests(writer: Writer) -> None:
     """The C++ tests, where they were built."""
-    folders = (ROOT / "build" / "gpu_check" / "cmake", *(ROOT / "build").glob("cp*"))
-    found = [path for folder in folders if (path := folder / "bin" / "hybrid_rt_tests").exists()]
-    if not found:
-        writer.row(Row("C++ tests", NOT_RUN, "not built: doctest is missing (Debian: doctest-dev), or --no-build"))
+    program = _built("hybrid_rt_tests")
+    if program is None:
+        writer.row(Row("C++ tests", NOT_RUN, "not built: the drill's build leaves them out, since they need minutes"))
         return
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         bundle = Path(folder) / "digits.pt"
@@ -152,7 +197,7 @@ def cpp_tests(writer: Writer) -> None:
         # The tests of the others need no bundle.
         left_out = [] if made.returncode == 0 else ["--source-file-exclude=*test_bundle*,*test_detector*,*test_verify*"]
         environment = {**os.environ, "HYBRID_RT_TEST_BUNDLE": str(bundle)}
-        command = [str(found[0]), *left_out]
+        command = [str(program), *left_out]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     print(made.stderr, done.stdout, done.stderr)
     last = [line for line in done.stdout.splitlines() if "test cases" in line]
@@ -196,6 +241,7 @@ for _target in ("current", "capability", "default"):
     _add(f"TensorRT-RTX for {_target}", _on_gpu("build_engine", library=_library, target=_target), 90, _library)
 _add("TensorRT", _on_gpu("build_engine", library="tensorrt", target="current"), 120, "tensorrt_full")
 _add_tests("backends/test_tensorrt_cuda", 150, "tensorrt")
+_add("tests of the emulated GPU", emulator_tests, 120, "tensorrt")
 for _name, _title in DETECTOR_TITLES.items():
     for _engine, _precision in (("tensorrt", "fp16"), ("aot_inductor", "bf16"), ("torchscript", "bf16")):
         _run = _on_gpu("same_boxes", name=_name, engine=_engine, precision=_precision)
@@ -205,16 +251,27 @@ _add_tests("programs/test_detect_app", 120)
 _add_tests("bench/test_suite", 120)
 _add("C++ tests", cpp_tests, 120)
 
-# What measures. The conversions above filled the cache.
+# What measures, by worth. The conversions above filled the cache.
 for _name, _title in DETECTOR_TITLES.items():
     _run = _on_gpu("end_to_end", name=_name, engines=["aot_inductor", "torchscript"])
     _add(f"end to end, {_title}", _run, 200, "aot_inductor", is_timed=True)
-for _engine in ("torch", "aot_inductor", "tensorrt"):
+_add("R50-FPN backbone, aot_inductor", _on_gpu("backbone", name="r50", engine="aot_inductor"), 120, "aot_inductor",
+     is_timed=True)  # fmt: skip
+_add("nms, roi_align", _on_gpu("head_operators"), 60, "operators", is_timed=True)
+for _engine in ("aot_inductor", "torch"):
+    _run = _on_gpu("replay", name="r50", engine=_engine)
+    _add(f"replay over kernels, R50-FPN, {_engine}", _run, 60, _engine, is_timed=True)
+for _mode in ("static", "copy"):
+    _run = _on_gpu("replay", name="r50", engine="tensorrt", mode=_mode)
+    _add(f"replay over kernels, R50-FPN, tensorrt {_mode}", _run, 60, "tensorrt", environment={GRAPHS: _mode},
+         is_timed=True)  # fmt: skip
+_add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt", is_timed=True)
+for _engine in ("aot_inductor", "tensorrt"):
+    _add(f"two streams, {_engine}", _on_gpu("two_streams", name="r50", engine=_engine), 60, _engine, is_timed=True)
+_add("profile, Faster R-CNN R50-FPN", _on_gpu("profile", name="r50"), 90, "aot_inductor", is_timed=True)
+for _engine in ("tensorrt", "torch"):
     _run = _on_gpu("backbone", name="r50", engine=_engine)
     _add(f"R50-FPN backbone, {_engine}", _run, 120, _engine, is_timed=True)
-_add("nms, roi_align", _on_gpu("head_operators"), 60, "operators", is_timed=True)
-_add("profile, Faster R-CNN R50-FPN", _on_gpu("profile", name="r50"), 90, "aot_inductor", is_timed=True)
-_add("op over bare engine, R50-FPN", _on_gpu("op_cost", name="r50"), 90, "tensorrt", is_timed=True)
 for _name, _title in DETECTOR_TITLES.items():
     _run = _on_gpu("end_to_end", name=_name, engines=["tensorrt"])
     _add(f"end to end, {_title}, tensorrt", _run, 150, "tensorrt", is_timed=True)

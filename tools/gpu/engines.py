@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,56 @@ def op_cost(writer: Writer, name: str) -> None:
     writer.data(goals=[{"what": title, "goal": "op", "value": op / bare}])
 
 
+def replay(writer: Writer, name: str, engine: str, precision: str = "fp16", mode: str = "") -> None:
+    """Measures the replay of a call that was recorded as a CUDA graph, next to the time of the call's own kernels.
+
+    Args:
+        writer: takes rows and data.
+        name: of :func:`measure.backbone`.
+        engine: "torch" (frozen TorchScript), "aot_inductor" or "tensorrt".
+        precision: of the engine.
+        mode: how TensorRT's plug-in records its calls; the variable is set for this process. Empty: torch records them.
+    """
+    title = f"replay over kernels, {TITLES[name]}, {engine} {precision}{' ' + mode if mode else ''}"
+    module, x = measure.backbone(name)
+    with torch.no_grad():
+        measure.allow_tf32(False)
+        candidate = list(measure.candidates(engine, precision, module, x))[-1]
+        for _ in range(3):
+            candidate.call()
+        if measure.DEVICE == "cpu":
+            writer.row(Row(title, NOT_RUN, "a CPU has no CUDA graphs; the engine was built and called", engine))
+            return
+        kernels = measure.kernel_milliseconds(candidate.call)
+        recorded = candidate if mode else measure.Candidate("replay", measure.recorded(candidate.call).replay)
+        times = measure.in_turns([measure.Candidate("call", candidate.call), replace(recorded, name="replay")])
+    call, again = times["call"]["median_ms"], times["replay"]["median_ms"]
+    writer.data(kernels_ms=kernels, latency=times)
+    figure = f"{again / kernels:.3f}: replay {again:.3f} ms, kernels {kernels:.3f} ms; a call {call:.3f} ms"
+    writer.row(Row(title, MEASURED, figure, engine))
+    writer.data(goals=[{"what": title, "goal": "replay", "value": again / kernels}])
+
+
+def two_streams(writer: Writer, name: str, engine: str, precision: str = "fp16", calls: int = 20) -> None:
+    """Calls one engine from two threads, each in its own stream: compares the results, and the time with one stream's."""
+    title = f"two streams, {TITLES[name]}, {engine} {precision}"
+    module, x = measure.backbone(name)
+    with torch.no_grad():
+        segment = measure.segment(engine, precision, module, x)
+        pictures = [x.to(measure.DEVICE) * (i + 1) / 2 for i in range(2)]
+        expected = [[tensor.clone() for tensor in measure.tensors_of(segment(picture))] for picture in pictures]
+        calls = calls if measure.DEVICE == "cuda" else 2
+        apart = measure.seconds_in_streams(segment, pictures, calls, streams=1)
+        together = measure.seconds_in_streams(segment, pictures, calls, streams=2)
+    error = max(measure.relative_error(found, right) for found, right in zip(together.results, expected, strict=True))
+    figure = (
+        f"largest difference {error:.0e}; {2 * calls} calls in {together.seconds * 1e3:.1f} ms, in one stream "
+        f"{apart.seconds * 1e3:.1f} ms: {apart.seconds / together.seconds:.2f} times faster"
+    )
+    writer.data(error=error, one_stream=apart.seconds, two_streams=together.seconds)
+    writer.row(Row(title, MEASURED if error < 1e-3 else FAILED, figure, engine))
+
+
 def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: str = measure.DEVICE) -> None:
     """Converts a detector, and compares its boxes with eager's in Python and C++; nothing is timed.
 
@@ -154,7 +205,7 @@ def end_to_end(
     name: str,
     device: str = measure.DEVICE,
     engines: Sequence[str] = ENGINES,
-    precisions: Sequence[str] = ("fp16", "fp32"),
+    precisions: Sequence[str] = ("fp16", "fp32", "bf16"),
     rounds: int = 30,
 ) -> None:
     """Runs compare-engines on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""

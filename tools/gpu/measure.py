@@ -6,7 +6,8 @@ import copy
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,22 +149,97 @@ def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Ite
         frozen = jit.freeze(jit.script(own))
         yield Candidate(f"TorchScript {precision}", lambda: frozen(picture), is_tf32)
         return
+    compiled_segment = segment(engine, precision, module, x)
+    picture = x.to(DEVICE)
+    yield Candidate(f"{engine} {precision}", lambda: compiled_segment(picture), is_tf32)
+
+
+def segment(engine: str, precision: str, module: nn.Module, x: Tensor) -> Any:
+    """Returns a module on the device that one of our engines computes; see :func:`candidates`."""
     options: dict[str, Any] = {}
     if engine == "tensorrt":
-        options = {"tensorrt": {"tf32": is_tf32, "compute_capabilities": "current"}}
-    segment = hybrid_rt.compile_segment(
+        options = {"tensorrt": {"tf32": precision == "tf32", "compute_capabilities": "current"}}
+    return hybrid_rt.compile_segment(
         module,
         x,
         engine=engine,
-        precision="fp32" if is_tf32 else precision,
+        precision="fp32" if precision == "tf32" else precision,
         device=DEVICE,
         strict=True,
-        verify=False,  # the errors are measured below, and shown whatever they are
+        verify=False,  # the errors are measured by the caller, and shown whatever they are
         options=options,
         progress=False,
     )
-    picture = x.to(DEVICE)
-    yield Candidate(f"{engine} {precision}", lambda: segment(picture), is_tf32)
+
+
+def kernel_milliseconds(call: Callable[[], Any], calls: int = 10) -> float:
+    """Returns the time of a call's kernels and copies on the GPU, by torch's profiler."""
+    from torch.profiler import ProfilerActivity
+
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in found.key_averages()) / calls / 1e3
+
+
+def recorded(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    """Returns a call as a CUDA graph that torch records."""
+    graph = torch.cuda.CUDAGraph()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Calls of several threads.
+
+    Attributes:
+        seconds: from the first call to the end of all work.
+        results: the last one of each input.
+    """
+
+    seconds: float
+    results: list[Any]
+
+
+def seconds_in_streams(call: Callable[[Tensor], Any], inputs: Sequence[Tensor], calls: int, streams: int) -> Timed:
+    """Calls a module ``calls`` times with each input, each input in a thread of its own.
+
+    Args:
+        call: what is called.
+        inputs: on the device.
+        calls: per input.
+        streams: 1: all threads share one; else one per thread. On a CPU there are none.
+    """
+    is_cuda = DEVICE == "cuda"
+    own = [torch.cuda.Stream() for _ in inputs] if is_cuda else []
+
+    def work(place: int) -> Any:
+        with torch.no_grad(), torch.cuda.stream(own[place % streams] if is_cuda else None):
+            for _ in range(calls):
+                result = call(inputs[place])
+            return result
+
+    if is_cuda:
+        torch.cuda.synchronize()  # what made the inputs
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        list(pool.map(work, range(len(inputs))))  # warm, with the threads
+        if is_cuda:
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        results = list(pool.map(work, range(len(inputs))))
+        if is_cuda:
+            torch.cuda.synchronize()
+        return Timed(time.perf_counter() - begin, results)
 
 
 def _failure(error: Exception) -> tuple[str, str]:

@@ -41,9 +41,14 @@ DEBIAN = (
     "zlib1g-dev",
     "libstb-dev",
     "ccache",
+    "doctest-dev",
     "libhiredis0.14",
 )
-"""What the build needs beside a C++ compiler, for the library, hybrid-rt-detect and hybrid-rt-bench-worker."""
+"""What the build needs beside a C++ compiler, for the library, two of the programs and the tests."""
+
+
+MINUTES_OF_THE_LAST_CALL = 8
+"""Of twelve: the machine's start and the first call, which builds, take the others."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,11 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         files = _collect(Path(folder), options.python, options.headers, options.cache)
         parts = _write_parts(files, options.output, options.part_mib << 20)
-    for i, part in enumerate(parts, 1):
-        last = i == len(parts)
+    for i, (part, call) in enumerate(zip(parts, _calls(parts), strict=True), 1):
         size = sum(file.stat().st_size for file in part.iterdir()) / (1 << 20)
-        print(f"call {i}: carry {part} ({size:.1f} MiB), run: tools/gpu_check --pack {part}{'' if last else ' ...'}")
+        print(f"call {i}: carry {part} ({size:.1f} MiB), run: {call}")
     return 0
+
+
+def _calls(parts: Sequence[Path]) -> list[str]:
+    """Returns what to run with each part: the first call builds, the last one has all it needs and measures."""
+    if len(parts) == 1:
+        return [f"tools/gpu_check --pack {parts[0]}"]
+    calls = [f"tools/gpu_check --pack {part} --no-build --only nothing" for part in parts]
+    calls[0] = f"tools/gpu_check --pack {parts[0]} --only doctor"
+    calls[-1] = f"tools/gpu_check --pack {parts[-1]} --no-build --minutes {MINUTES_OF_THE_LAST_CALL}"
+    return calls
 
 
 def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:

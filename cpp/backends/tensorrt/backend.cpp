@@ -3,6 +3,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "cuda.h"
 #include "engine.h"
 #include "hybrid_rt/machine.h"
 #include "library.h"
@@ -76,17 +77,20 @@ HYBRID_RT_PLUGIN("tensorrt", TensorRtBackend)
 
 }  // namespace hybrid_rt::tensorrt
 
-/// Tells `hybrid-rt doctor` of each of the vendor's libraries (JSON): its "name", its "version" if it can be opened,
-/// and the "reason" why it can't be called; empty if it can.
+/// Tells `hybrid-rt doctor` (JSON) the newest CUDA version that the "driver" supports, empty where there is none, and
+/// about each of the vendor's "libraries": its "name", its "path" and "version" if it can be opened, and the "reason"
+/// why it can't be called; empty if it can.
 extern "C" __attribute__((visibility("default"))) const char* hybrid_rt_tensorrt_libraries() {
   static const std::string text = [] {
     nlohmann::json libraries = nlohmann::json::array();
     for (const char* name : hybrid_rt::tensorrt::kLibraries) {
       const auto& library = hybrid_rt::tensorrt::Library::named(name);
       const std::string reason = library.is_open() ? "" : library.reason();
-      libraries.push_back({{"name", name}, {"version", library.version()}, {"reason", reason}});
+      libraries.push_back(
+          {{"name", name}, {"path", library.path()}, {"version", library.version()}, {"reason", reason}});
     }
-    return libraries.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    const nlohmann::json told = {{"driver", hybrid_rt::tensorrt::driver_cuda_version()}, {"libraries", libraries}};
+    return told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }();
   return text.c_str();
 }

@@ -1,6 +1,7 @@
 #include "call.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 
 #include "hybrid_rt/error.h"
 
@@ -8,6 +9,7 @@ namespace hybrid_rt::tensorrt {
 namespace {
 
 constexpr uintptr_t kAlignment = 256;
+constexpr char kCopied[] = "hybrid_rt copied input";  // hybrid_rt/bundle/call_parts.py counts these
 
 /// A tensor without elements has no memory, but TensorRT takes no null.
 void* address_of(const at::Tensor& tensor, const at::Tensor& scratch) {
@@ -57,6 +59,16 @@ bool is_aligned(const at::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
 }
 
+at::Tensor aligned_copy(const at::Tensor& input) {
+  RECORD_FUNCTION(kCopied, std::vector<c10::IValue>());
+  return input.clone();
+}
+
+void copy_aligned(const at::Tensor& input, const at::Tensor& into) {
+  RECORD_FUNCTION(kCopied, std::vector<c10::IValue>());
+  into.copy_(input, /*non_blocking=*/true);
+}
+
 CallMemory prepare_call(const Library& library, const Bindings& bindings, PooledContext& context,
                         at::ArrayRef<at::Tensor> inputs, const std::vector<c10::ScalarType>& output_dtypes) {
   Library::take_last_error();
@@ -67,7 +79,7 @@ CallMemory prepare_call(const Library& library, const Bindings& bindings, Pooled
     memory.scratch = at::empty({static_cast<int64_t>(std::max<size_t>(context.scratch_size, 1))},
                                at::TensorOptions(at::kByte).device(device));
     for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!bindings.inputs[i].empty() && !is_aligned(inputs[i])) memory.copies.push_back(inputs[i].clone());
+      if (!bindings.inputs[i].empty() && !is_aligned(inputs[i])) memory.copies.push_back(aligned_copy(inputs[i]));
     }
     for (size_t i = 0; i < bindings.outputs.size(); ++i) {
       memory.outputs.push_back(at::empty(context.output_shapes[i], at::TensorOptions(output_dtypes[i]).device(device)));

@@ -22,6 +22,7 @@ constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: work in the d
 /// The functions that are used; null where the driver does not have them.
 struct Driver {
   Result (*get_error_string)(Result, const char**) = nullptr;
+  Result (*get_version)(int*) = nullptr;
   Result (*is_capturing)(Handle, int*) = nullptr;
   Result (*create_stream)(Handle*, unsigned) = nullptr;
   Result (*destroy_stream)(Handle) = nullptr;
@@ -58,6 +59,7 @@ struct Driver {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
     };
     find("cuGetErrorString", get_error_string);
+    find("cuDriverGetVersion", get_version);
     find("cuStreamIsCapturing", is_capturing);
     find("cuStreamCreate", create_stream);
     find("cuStreamDestroy_v2", destroy_stream);
@@ -75,6 +77,13 @@ struct Driver {
 c10::Stream current_stream(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
 
 void* handle_of(const c10::Stream& stream) { return stream.native_handle(); }
+
+std::string driver_cuda_version() {
+  const Driver& driver = Driver::instance();
+  int number = 0;  // 13010 is 13.1
+  if (driver.get_version == nullptr || driver.get_version(&number) != kSuccess || number <= 0) return "";
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
 
 bool is_capturing(const c10::Stream& stream) {
   const Driver& driver = Driver::instance();

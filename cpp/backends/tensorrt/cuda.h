@@ -17,6 +17,10 @@ c10::Stream current_stream(c10::Device device);
 /// As the vendor takes it, a cudaStream_t.
 void* handle_of(const c10::Stream& stream);
 
+/// Returns the newest CUDA version that the driver supports, "13.0"; empty where there is no driver, or it does not
+/// tell.
+std::string driver_cuda_version();
+
 /// Whether what is put into the stream is being recorded into a CUDA graph, by whoever.
 bool is_capturing(const c10::Stream& stream);
 

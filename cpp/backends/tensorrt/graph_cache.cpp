@@ -193,7 +193,12 @@ std::optional<std::vector<at::Tensor>> GraphCache::run(size_t profile, at::Array
   entry->done.block(stream);
   const RecordAtEnd at_end(entry->done, stream);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (entry->inputs[i].defined()) entry->inputs[i].copy_(inputs[i], /*non_blocking=*/true);
+    if (!entry->inputs[i].defined()) continue;
+    if (options_.mode == GraphMode::kStatic) {
+      copy_aligned(inputs[i], entry->inputs[i]);
+    } else {
+      entry->inputs[i].copy_(inputs[i], /*non_blocking=*/true);
+    }
   }
   entry->graph->launch(stream);
   std::vector<at::Tensor> outputs;

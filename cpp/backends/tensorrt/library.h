@@ -16,6 +16,7 @@ class Library : public VendorLibrary {
   static const Library& named(const std::string& name);
 
   const std::string& name() const { return name_; }
+  const std::string& path() const { return path_; }  ///< That was opened, as the dynamic linker was asked for it.
 
   /// An engine on the current device. Throws Error(kBackend) with the vendor's message.
   std::unique_ptr<VendorEngine> deserialize(const DeserializeOptions& options) const;

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -45,7 +46,9 @@ void RuntimeCacheFile::write(const std::string& bytes) const {
   if (path_.empty() || bytes.empty()) return;
   std::error_code failed;
   fs::create_directories(fs::path(path_).parent_path(), failed);
-  const std::string beside = path_ + "." + std::to_string(getpid());
+  // Another engine of this process may write at the same time.
+  static std::atomic<unsigned> writes{0};
+  const std::string beside = path_ + "." + std::to_string(getpid()) + "." + std::to_string(writes++);
   {
     std::ofstream file(beside, std::ios::binary);
     file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));

@@ -110,7 +110,7 @@ class TensorRTBackend(Backend):
         if self.name not in plugins:
             return ()
         devices, reason = _native.cuda_devices()
-        return runtimes.checks(devices, reason, runtimes.libraries(plugins[self.name]))
+        return runtimes.checks(devices, reason, runtimes.run_half(plugins[self.name]))
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Builds the engine.

@@ -1,4 +1,6 @@
+#include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "gpu.h"
 
@@ -14,11 +16,30 @@ constexpr int kCapabilityMinor = 76;
 
 int result_of(int device) { return emulated::is_lost(device) ? emulated::kLaunchFailed : emulated::kSuccess; }
 
+/// What a function that works on a context gives before it does anything.
+[[maybe_unused]] int begin(const char* function) {
+  if (const int result = emulated::driver_failure(function); result != emulated::kSuccess) return result;
+  if (emulated::has_current_context()) return emulated::kSuccess;
+  emulated::report_breach(std::string(function) + " is called in a thread that has no context");
+  return emulated::kInvalidContext;
+}
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default"))) int
 
 EXPORT cuInit(unsigned) { return emulated::kSuccess; }
+
+EXPORT cuDriverGetVersion(int* version) {
+  const char* const asked = std::getenv("EMULATED_CUDA_VERSION");  // 12040 is 12.4
+#ifdef EMULATED_OLD_DRIVER
+  constexpr int kVersion = 9000;
+#else
+  constexpr int kVersion = 13010;
+#endif
+  *version = asked != nullptr ? std::atoi(asked) : kVersion;
+  return emulated::kSuccess;
+}
 
 EXPORT cuDeviceGetCount(int* count) {
   *count = 2;  // whether or not a test uses the second one: hybrid_rt asks once
@@ -70,6 +91,7 @@ EXPORT cuGetErrorString(int result, const char** text) {
 }
 
 EXPORT cuStreamIsCapturing(Handle stream, int* status) {
+  if (!emulated::has_current_context()) return emulated::kInvalidContext;  // it may be asked all the same
   emulated::Stream* const asked = emulated::stream_of(stream);
   *status = emulated::is_capturing(asked) ? 1 : 0;
   return result_of(emulated::device_of(asked));
@@ -80,6 +102,7 @@ EXPORT cuStreamIsCapturing(Handle stream, int* status) {
 EXPORT cuStreamCreate(Handle* stream, unsigned) {
   const int device = emulated::current_device();
   *stream = nullptr;
+  if (const int result = begin("cuStreamCreate"); result != emulated::kSuccess) return result;
   if (const int result = result_of(device); result != emulated::kSuccess) return result;
   *stream = emulated::handle_of(emulated::make_stream(device));
   return emulated::kSuccess;
@@ -90,7 +113,10 @@ EXPORT cuStreamDestroy_v2(Handle stream) {
   return emulated::kSuccess;
 }
 
-EXPORT cuStreamBeginCapture_v2(Handle stream, int) { return emulated::begin_capture(emulated::stream_of(stream)); }
+EXPORT cuStreamBeginCapture_v2(Handle stream, int) {
+  if (const int result = begin("cuStreamBeginCapture"); result != emulated::kSuccess) return result;
+  return emulated::begin_capture(emulated::stream_of(stream));
+}
 
 EXPORT cuStreamEndCapture(Handle stream, Handle* graph) {
   emulated::Graph* captured = nullptr;
@@ -100,11 +126,14 @@ EXPORT cuStreamEndCapture(Handle stream, Handle* graph) {
 }
 
 EXPORT cuGraphInstantiateWithFlags(Handle* executable, Handle graph, unsigned long long) {
+  *executable = nullptr;
+  if (const int result = begin("cuGraphInstantiate"); result != emulated::kSuccess) return result;
   *executable = emulated::instantiate(static_cast<emulated::Graph*>(graph));
   return emulated::kSuccess;
 }
 
 EXPORT cuGraphLaunch(Handle executable, Handle stream) {
+  if (const int result = begin("cuGraphLaunch"); result != emulated::kSuccess) return result;
   emulated::Stream* const into = emulated::stream_of(stream);
   if (const int result = result_of(emulated::device_of(into)); result != emulated::kSuccess) return result;
   return emulated::launch(static_cast<emulated::Graph*>(executable), into);

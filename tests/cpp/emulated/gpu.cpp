@@ -10,6 +10,7 @@ namespace emulated {
 namespace {
 
 thread_local int this_threads_device = 0;
+thread_local bool this_thread_has_context = false;
 
 void check_order(State& state, const Stream& stream, const Operation& operation, const Use& use) {
   Resource& resource = *use.resource;
@@ -119,6 +120,10 @@ int device_count() {
 int current_device() { return this_threads_device; }
 
 void set_current_device(int device) { this_threads_device = device; }
+
+void make_context_current() { this_thread_has_context = true; }
+
+bool has_current_context() { return this_thread_has_context; }
 
 void set_lost(int device, bool is_lost) {
   State& state = State::instance();

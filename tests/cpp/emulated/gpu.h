@@ -106,6 +106,7 @@ enum Result {
   kSuccess = 0,
   kInvalidValue = 1,
   kOutOfMemory = 2,
+  kInvalidContext = 201,
   kLaunchFailed = 719,
   kCaptureUnsupported = 900,
   kCaptureInvalidated = 901,
@@ -123,5 +124,15 @@ Graph* instantiate(Graph* graph);
 Result launch(Graph* graph, Stream* stream);
 size_t launches();
 size_t live_graphs();
+
+/// The next call of a function of the driver, such as "cuGraphLaunch", does nothing and gives this result.
+void fail_driver(const std::string& function, int result);
+/// Returns what a call of the function is to give, and forgets it; kSuccess: nothing was asked for.
+int driver_failure(const std::string& function);
+
+// A thread has no context of the driver's before it calls CUDA's runtime, as torch does; the driver's functions fail
+// without one.
+void make_context_current();
+bool has_current_context();
 
 }  // namespace emulated

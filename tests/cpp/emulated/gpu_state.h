@@ -92,6 +92,7 @@ struct State {
   std::map<int, Stream*> default_streams;
   Clock host;  // what the host knows to be over
   bool is_next_capture_invalid = false;
+  std::map<std::string, int> driver_failures;
   size_t launches = 0;
   size_t live_graphs = 0;
 

@@ -89,6 +89,22 @@ Result launch(Graph* graph, Stream* stream) {
   return kSuccess;
 }
 
+void fail_driver(const std::string& function, int result) {
+  State& state = State::instance();
+  const std::lock_guard lock(state.mutex);
+  state.driver_failures[function] = result;
+}
+
+int driver_failure(const std::string& function) {
+  State& state = State::instance();
+  const std::lock_guard lock(state.mutex);
+  const auto found = state.driver_failures.find(function);
+  if (found == state.driver_failures.end()) return kSuccess;
+  const int result = found->second;
+  state.driver_failures.erase(found);
+  return result;
+}
+
 size_t launches() {
   State& state = State::instance();
   const std::lock_guard lock(state.mutex);

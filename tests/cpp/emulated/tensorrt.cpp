@@ -100,10 +100,14 @@ class OneThread {
 
 class Log {
  public:
-  explicit Log(ILogger& logger) : logger_(logger) {}
+  explicit Log(ILogger& logger) : logger_(logger), table_(table_of(logger)) {}
   void operator()(Severity severity, const std::string& text) const {
     if (severity <= Severity::kERROR && Vendor::instance().says_nothing) return;
-    logger_.log(severity, text.c_str());
+    if (table_of(logger_) != table_) {
+      report_breach("a message is logged after the logger is gone");
+    } else {
+      logger_.log(severity, text.c_str());
+    }
   }
   bool fail(const std::string& text) const {
     (*this)(Severity::kERROR, text);
@@ -111,7 +115,15 @@ class Log {
   }
 
  private:
+  /// The first word of an object with virtual functions, in which an allocator keeps its lists once it is freed.
+  static const void* table_of(const ILogger& logger) {
+    const void* table = nullptr;
+    std::memcpy(&table, static_cast<const void*>(&logger), sizeof table);
+    return table;
+  }
+
   ILogger& logger_;
+  const void* table_;
 };
 
 struct EngineState {
@@ -316,7 +328,14 @@ class Context final : public IExecutionContext, public RefusingExecutionContext 
 
   bool set_address(const char* name, void* data) {
     const OneThread one(inside_, "a context");
-    if (engine_.network.find(name) == nullptr) return engine_.log.fail("no tensor " + std::string(name));
+    const emulated::Tensor* const tensor = engine_.network.find(name);
+    if (tensor == nullptr) return engine_.log.fail("no tensor " + std::string(name));
+    const Vendor& vendor = Vendor::instance();
+    const bool is_input = tensor >= engine_.network.inputs.data() &&
+                          tensor < engine_.network.inputs.data() + engine_.network.inputs.size();
+    if (is_input ? vendor.refuses_inputs : vendor.refuses_outputs) {
+      return engine_.log.fail("setTensorAddress: asked to refuse " + std::string(name));
+    }
     if (reinterpret_cast<uintptr_t>(data) % kAlignment != 0) {
       report_breach("the address of " + std::string(name) + " is not aligned");
       return engine_.log.fail("setTensorAddress: an address that is not aligned");
@@ -478,6 +497,7 @@ class Runtime final : public IRuntime, public RefusingRuntime {
 
   ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
     const OneThread one(inside_, "a runtime");
+    be_slow();
     try {
       Network network = Network::parse({static_cast<const char*>(blob), size});
       if (network.version != version_text() && !network.has_host_code) {

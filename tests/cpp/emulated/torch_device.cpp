@@ -13,8 +13,11 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 
@@ -43,7 +46,10 @@ c10::Stream current_torch_stream(int device) { return torch_stream(device, curre
 int index_of(c10::Device device) { return device.has_index() ? device.index() : current_device(); }
 
 /// As torch says it when a call of CUDA fails.
-void require_device(int device) { TORCH_CHECK(!is_lost(device), "CUDA error: unspecified launch failure"); }
+void require_device(int device) {
+  make_context_current();
+  TORCH_CHECK(!is_lost(device), "CUDA error: unspecified launch failure");
+}
 
 struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kDevice; }
@@ -265,15 +271,27 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, library) { library.fallback(torch::CppFunctio
 /// The name by which engines, and all that is written in TorchScript, know the device. torch compares it with the
 /// names of its own devices, and writes it in lower case.
 const int device_is_named = [] {
-  c10::register_privateuse1_backend("Cuda");
+  if (!is_cuda()) c10::register_privateuse1_backend("Cuda");
   return 0;
 }();
 
 }  // namespace
 
-c10::Device torch_device(int index) { return {kDevice, static_cast<c10::DeviceIndex>(index)}; }
+bool is_cuda() {
+  static const bool answer =
+      std::getenv("HYBRID_RT_TEST_GPU_ENGINES") != nullptr && std::getenv("HYBRID_RT_TEST_GPU_REHEARSAL") == nullptr;
+  return answer;
+}
+
+c10::Device torch_device(int index) {
+  if (!is_cuda()) return {kDevice, static_cast<c10::DeviceIndex>(index)};
+  static void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  TORCH_CHECK(library != nullptr, dlerror());
+  return {c10::kCUDA, static_cast<c10::DeviceIndex>(index)};
+}
 
 c10::Stream new_torch_stream(int device) {
+  if (is_cuda()) return c10::impl::VirtualGuardImpl(c10::kCUDA).getNewStream(torch_device(device));
   Streams& streams = Streams::instance();
   const std::lock_guard lock(streams.mutex);
   const c10::StreamId id = ++streams.last_id[device];

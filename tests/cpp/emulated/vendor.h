@@ -15,7 +15,9 @@ struct Vendor {
   std::atomic<bool> refuses_profiles{false};
   std::atomic<bool> hides_output_shapes{false};  ///< as if they depended on values
   std::atomic<bool> fails_scratch_size{false};
-  std::atomic<bool> says_nothing{false};  ///< fails without a message
+  std::atomic<bool> refuses_inputs{false};   ///< their addresses
+  std::atomic<bool> refuses_outputs{false};  ///< likewise
+  std::atomic<bool> says_nothing{false};     ///< fails without a message
 
   // TensorRT-RTX's (headers by make_rtx_headers.py).
   std::atomic<bool> refuses_graph_strategy{false};

@@ -15,6 +15,7 @@ from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import InputError, OptionError
 from hybrid_rt.backends.base import LayerTime
 from hybrid_rt.backends.onnxruntime.layers import _layers
+from hybrid_rt.bundle.call_parts import profiled_calls
 from hybrid_rt.cli.main import main
 
 
@@ -42,6 +43,23 @@ def test_the_parts_add_up_to_the_call(bundle: Path) -> None:
     assert found.threads == 1
     assert found.latency.count == 3
     assert found.limits.tflops["fp32"] > 0 < found.limits.copy_gb_per_s
+
+
+def test_inputs_that_an_engine_copied_are_counted() -> None:
+    """As cpp/backends/tensorrt/call.cpp records them, within its engine's event."""
+    record = torch.profiler.record_function
+
+    def call(x: Tensor) -> None:
+        for name, copies in (("backbone", 2), ("head", 0), ("head", 1)):
+            with record(f"hybrid_rt engine {name}"), record("a vendor's own"):
+                for _ in range(copies):
+                    with record("hybrid_rt copied input"):
+                        x.clone()
+        x.clone()
+
+    parts = profiled_calls(call, (torch.ones(3),), 2).parts
+    assert {part.name: part.copied_inputs for part in parts if part.kind == "engine"} == {"backbone": 2, "head": 1}
+    assert not any(part.copied_inputs for part in parts if part.kind != "engine")
 
 
 def test_the_layers_of_openvino_and_their_operations(bundle: Path) -> None:

@@ -207,6 +207,17 @@ def test_parts_are_put_together_once_all_are_there(tmp_path: Path) -> None:
         assert (stash / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_the_first_call_builds_and_the_last_one_measures() -> None:
+    from tools.gpu import pack
+
+    assert pack._calls([Path("1")]) == ["tools/gpu_check --pack 1"]
+    assert pack._calls([Path("1"), Path("2"), Path("3")]) == [
+        "tools/gpu_check --pack 1 --only doctor",
+        "tools/gpu_check --pack 2 --no-build --only nothing",
+        "tools/gpu_check --pack 3 --no-build --minutes 8",
+    ]
+
+
 def test_a_piece_that_changed_on_its_way_is_refused(tmp_path: Path) -> None:
     part = packed(tmp_path, 1 << 20)[0]
     piece = part / "library.tar.xz.00"

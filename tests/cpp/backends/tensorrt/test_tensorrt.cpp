@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <iterator>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "bindings.h"
 #include "failure_of.h"
@@ -97,6 +99,23 @@ TEST_CASE("what TensorRT-RTX compiled is kept whole between processes") {
   CHECK(file.read() == "bytes\n\0"s);
   file.write("");  // nothing to keep: the old one stays
   CHECK(file.read() == "bytes\n\0"s);
+  const auto in_folder = std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx");
+  CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);
+}
+
+TEST_CASE("engines that go at the same time leave what one of them wrote") {
+  const TemporaryFolder folder;
+  const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
+  const hybrid_rt::tensorrt::RuntimeCacheFile file("key");
+  std::vector<std::thread> running;
+  for (char letter = 'a'; letter < 'i'; ++letter) {
+    running.emplace_back([&, letter] {
+      for (int i = 0; i < 20; ++i) file.write(std::string(300000, letter));
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  const std::string kept = file.read();
+  CHECK((kept == std::string(300000, kept.empty() ? ' ' : kept.front())));
   const auto in_folder = std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx");
   CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);
 }

@@ -18,8 +18,6 @@ namespace {
 using hybrid_rt::Engine;
 using hybrid_rt::ErrorKind;
 
-const std::vector<Sizes> kTwoProfiles = {{{1, 3, 8, 8}, {2, 3, 32, 32}}, {{1, 3, 32, 32}, {4, 3, 64, 64}}};
-
 /// `threads` of them, each with calls of its own sizes; false where one found something else than the CPU.
 bool run_in_threads(Engine& engine, int threads, int calls, bool has_own_streams) {
   std::atomic<bool> is_right{true};
@@ -48,7 +46,7 @@ TEST_CASE("an engine computes what the CPU does") {
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   CHECK(contains(engine->description(), StandIn::here().library + " " + StandIn::here().version));
   CHECK(contains(engine->description(), "fp32"));
-  CHECK(contains(engine->description(), "(Emulated GPU)"));
+  CHECK(contains(engine->description(), on_a_gpu() ? "cuda:0 (" : "(Emulated GPU)"));
 }
 
 TEST_CASE("sizes that change from call to call run in one context") {
@@ -59,12 +57,12 @@ TEST_CASE("sizes that change from call to call run in one context") {
     const at::Tensor x = picture({1 + call % 3, 3, 8 + 4 * (call % 4), 16});
     CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   }
-  CHECK(emulated::Vendor::instance().made - before == 1);
+  if (!on_a_gpu()) CHECK(emulated::Vendor::instance().made - before == 1);
 }
 
 TEST_CASE("each size runs in the profile that holds it") {
   const Watch watch;
-  const auto engine = Artifact(kTwoProfiles).load();
+  const auto engine = Artifact(two_profiles()).load();
   for (const auto& sizes :
        std::vector<std::vector<int64_t>>{{1, 3, 8, 8}, {4, 3, 64, 64}, {2, 3, 32, 32}, {3, 3, 32, 40}}) {
     const at::Tensor x = picture(sizes);
@@ -84,7 +82,11 @@ TEST_CASE("a view whose address is not aligned is copied") {
   const at::Tensor there = on_device(batch);
   const at::Tensor view = there.narrow(0, 1, 1);
   CHECK(reinterpret_cast<uintptr_t>(view.const_data_ptr()) % 256 != 0);
+  const CopiedInputs copied;
   CHECK(are_close(engine->run({view}), expected_of(batch.narrow(0, 1, 1))));
+  CHECK(copied.count() == 1);
+  CHECK(are_close(engine->run({there}), expected_of(batch)));
+  CHECK(copied.count() == 1);
 }
 
 TEST_CASE("what a caller frees or overwrites behind a call does not reach it") {
@@ -117,7 +119,7 @@ TEST_CASE("calls of sixteen threads in one stream") {
 TEST_CASE("threads that wait for contexts of two profiles all get one") {
   const Watch watch;
   emulated::Vendor::instance().slowness = 3000;
-  const auto engine = Artifact(kTwoProfiles).load();
+  const auto engine = Artifact(two_profiles()).load();
   std::atomic<int> right{0};
   std::vector<std::thread> running;
   for (int t = 0; t < 48; ++t) {  // 16 contexts of a profile
@@ -134,7 +136,7 @@ TEST_CASE("threads that wait for contexts of two profiles all get one") {
   emulated::Vendor::instance().slowness = 0;
 }
 
-TEST_CASE("more streams than contexts share them") {
+TEST_CASE("more streams than contexts share them" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const int before = emulated::Vendor::instance().made;
@@ -172,7 +174,7 @@ TEST_CASE("a count of none runs on one, and gives none") {
         "pictures without pixels.");
 }
 
-TEST_CASE("an engine runs on the device that it was made for") {
+TEST_CASE("an engine runs on the device that it was made for" * emulated_only()) {
   const Watch watch;
   emulated::set_device_count(2);
   const auto engine = Artifact().load(emulated::torch_device(1));
@@ -225,7 +227,7 @@ TEST_CASE("engines are loaded and dropped while another one runs") {
   CHECK(right == 24);
 }
 
-TEST_CASE("a call that the vendor refuses leaves the calls before it alone") {
+TEST_CASE("a call that the vendor refuses leaves the calls before it alone" * emulated_only()) {
   const Watch watch;
   emulated::set_delay(20000);
   const auto engine = Artifact().load();
@@ -243,7 +245,7 @@ TEST_CASE("a call that the vendor refuses leaves the calls before it alone") {
   emulated::set_delay(200);
 }
 
-TEST_CASE("a call for which there is not enough memory leaves an engine that can be used") {
+TEST_CASE("a call for which there is not enough memory leaves an engine that can be used" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor batch = picture({2, 3, 10, 10});
@@ -271,7 +273,7 @@ TEST_CASE("a call for which there is not enough memory leaves an engine that can
   CHECK(are_close(engine->run({view}), expected_of(batch.narrow(0, 1, 1))));
 }
 
-TEST_CASE("a lost device is an error, and no crash") {
+TEST_CASE("a lost device is an error, and no crash" * emulated_only()) {
   const Watch watch;
   auto engine = Artifact().load();
   const at::Tensor x = on_device(picture({1, 3, 16, 16}));

@@ -5,11 +5,13 @@
 #include <dlfcn.h>
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <vector>
 
 #include "gpu.h"
 #include "vendor.h"
@@ -328,6 +330,56 @@ TEST_CASE("rules of what runs at once") {
     CHECK(found == "a context is called from two threads at once");
     breaches();
   }
+}
+
+TEST_CASE("rules of objects that are one thread's at a time") {
+  Caller caller;
+  emulated::Vendor& vendor = emulated::Vendor::instance();
+  vendor.slowness = 50000;
+  const auto in_two_threads = [](const auto& work) {
+    std::thread other(work);
+    work();
+    other.join();
+  };
+  SUBCASE("a runtime") {
+    in_two_threads([&] {
+      const std::string bytes = plan();
+      delete caller.runtime->deserializeCudaEngine(bytes.data(), bytes.size());
+    });
+    CHECK(breaches() == "a runtime is called from two threads at once");
+  }
+  SUBCASE("an engine that makes contexts") {
+    in_two_threads([&] { delete caller.engine->createExecutionContext(Strategy::kUSER_MANAGED); });
+    CHECK(breaches() == "an engine's createExecutionContext is called from two threads at once");
+  }
+  vendor.slowness = 0;
+}
+
+TEST_CASE("a logger that goes before what logs") {
+  alignas(SilentLogger) std::array<unsigned char, sizeof(SilentLogger)> place{};
+  auto* const logger = new (place.data()) SilentLogger();
+  std::unique_ptr<nvinfer1::IRuntime> runtime(make_runtime(*logger));
+  breaches();
+  logger->~SilentLogger();
+  place.fill(0xDB);  // as freed memory is
+  runtime.reset();
+  CHECK(breaches() == "a message is logged after the logger is gone");
+}
+
+TEST_CASE("the driver in a thread without a context") {
+  void* const driver = dlopen(std::getenv("HYBRID_RT_CUDA_DRIVER"), RTLD_NOW | RTLD_LOCAL);
+  REQUIRE(driver != nullptr);
+  const auto create = reinterpret_cast<int (*)(void**, unsigned)>(dlsym(driver, "cuStreamCreate"));
+  breaches();
+  std::vector<int> results;
+  std::thread([&] {
+    void* stream = nullptr;
+    results.push_back(create(&stream, 0));
+    emulated::make_context_current();
+    results.push_back(create(&stream, 0));
+  }).join();
+  CHECK(results == std::vector<int>{emulated::kInvalidContext, emulated::kSuccess});
+  CHECK(breaches() == "cuStreamCreate is called in a thread that has no context");
 }
 
 TEST_CASE("rules of the order in which objects end") {

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <thread>
+#include <tuple>
 
 #include "captured_log.h"
 #include "failure_of.h"
@@ -19,9 +20,9 @@ using hybrid_rt::LogLevel;
 
 constexpr char kMemory[] = "HYBRID_RT_TENSORRT_GRAPH_MEMORY";
 
-std::shared_ptr<Engine> engine_with(const char* mode) {
+std::shared_ptr<Engine> engine_with(const char* mode, const std::vector<Sizes>& profiles = one_profile()) {
   const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", mode);
-  return Artifact().load();
+  return Artifact(profiles).load();
 }
 
 size_t launches_of(Engine& engine, const at::Tensor& input) {
@@ -45,7 +46,7 @@ TEST_CASE("a recorded call reads its caller's new values") {
       there.copy_(x);
       CHECK(are_close(engine->run({there}), expected_of(x)));
     }
-    CHECK(emulated::Vendor::instance().enqueues - before == 2);  // one to set up, one to record
+    if (!on_a_gpu()) CHECK(emulated::Vendor::instance().enqueues - before == 2);  // one to set up, one to record
   }
 }
 
@@ -65,11 +66,13 @@ TEST_CASE("a static graph is one for each address, and a view that is not aligne
   const auto engine = engine_with("static");
   const at::Tensor batch = picture({3, 3, 10, 10});
   const at::Tensor there = on_device(batch);
+  const CopiedInputs copied;
   for (int round = 0; round < 2; ++round) {
     for (int64_t i = 0; i < 3; ++i) {
       CHECK(are_close(engine->run({there.narrow(0, i, 1)}), expected_of(batch.narrow(0, i, 1))));
     }
   }
+  CHECK(copied.count() == 4);  // 1200 and 2400 bytes from the start
 }
 
 TEST_CASE("the graph that was used least recently goes when its last launch is over") {
@@ -84,7 +87,7 @@ TEST_CASE("the graph that was used least recently goes when its last launch is o
       results.emplace_back(x, engine->run({on_device(x)}));
     }
   }
-  CHECK(emulated::live_graphs() == 5);
+  if (!on_a_gpu()) CHECK(emulated::live_graphs() == 5);
   for (const auto& [x, outputs] : results) CHECK(are_close(outputs, expected_of(x)));
   emulated::set_delay(200);
 }
@@ -101,12 +104,12 @@ TEST_CASE("the memory of graphs that went is free again") {
     CHECK(are_close(engine->run({input}), expected_of(x)));
     emulated::synchronize_all();
     bytes.push_back(emulated::live_bytes());
-    CHECK(emulated::live_graphs() == 1);
+    if (!on_a_gpu()) CHECK(emulated::live_graphs() == 1);
   }
   CHECK(bytes == std::vector<size_t>(4, bytes.front()));
 }
 
-TEST_CASE("a call that takes more memory than graphs may have runs without one") {
+TEST_CASE("a call that takes more memory than graphs may have runs without one" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   const TemporaryVariable memory(kMemory, "1M");
@@ -167,6 +170,30 @@ TEST_CASE("recorded calls of many threads and streams") {
   }
 }
 
+TEST_CASE("graphs are dropped while other threads launch theirs") {
+  for (const char* mode : {"copy", "static"}) {
+    CAPTURE(mode);
+    const Watch watch;
+    const TemporaryVariable memory(kMemory, "9M");  // two of them
+    const auto engine = engine_with(mode, two_profiles());
+    std::atomic<int> right{0};
+    std::vector<std::thread> running;
+    for (int t = 0; t < 16; ++t) {
+      running.emplace_back([&, t] {
+        const c10::StreamGuard guard(emulated::new_torch_stream());
+        for (int call = 0; call < 4; ++call) {
+          const at::Tensor x =
+              picture({1, 3, (t + call) % 3 == 0 ? 32 : 16, 16 + 20 * ((t + call) % 3 == 0) + 2 * (t % 4)});
+          if (are_close(engine->run({on_device(x)}), expected_of(x))) ++right;
+        }
+      });
+    }
+    for (std::thread& thread : running) thread.join();
+    CHECK(right == 64);
+    if (!on_a_gpu()) CHECK(emulated::live_graphs() <= 2);
+  }
+}
+
 TEST_CASE("an engine goes when its last recorded call is over") {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
@@ -181,7 +208,7 @@ TEST_CASE("an engine goes when its last recorded call is over") {
   }
 }
 
-TEST_CASE("a capture that is invalidated is warned of, and the call runs without") {
+TEST_CASE("a capture that is invalidated is warned of, and the call runs without" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   const auto engine = engine_with("copy");
@@ -195,7 +222,43 @@ TEST_CASE("a capture that is invalidated is warned of, and the call runs without
   CHECK(launches_of(*engine, on_device(picture({1, 3, 16, 24}))) == 1);  // another size is recorded again
 }
 
-TEST_CASE("a call that the vendor refuses to have recorded runs without") {
+TEST_CASE("what the driver does not do for a graph is warned of, and the call runs without" * emulated_only()) {
+  const std::vector<std::tuple<const char*, int, const char*>> failures = {
+      {"cuStreamCreate", emulated::kOutOfMemory, "out of memory"},
+      {"cuStreamBeginCapture", emulated::kCaptureUnsupported, "operation not permitted when stream is capturing"},
+      {"cuGraphInstantiate", emulated::kInvalidValue, "invalid argument"},
+      {"cuGraphInstantiate", 9999, "CUDA error 9999"},
+  };
+  for (const auto& [function, result, text] : failures) {
+    CAPTURE(function);
+    const Watch watch;
+    const CapturedLog log;
+    const auto engine = engine_with("copy");
+    const at::Tensor x = picture({1, 3, 16, 16});
+    emulated::fail_driver(function, result);
+    for (int call = 0; call < 2; ++call) CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+    CHECK(log.of(LogLevel::kWarning) ==
+          std::vector<std::string>{std::string("tensorrt: a call can't be recorded as a CUDA graph (") + text +
+                                   "); it runs without"});
+    CHECK(emulated::live_graphs() == 0);
+  }
+}
+
+TEST_CASE("a graph that the driver does not launch is an error, after which it can be launched" * emulated_only()) {
+  const Watch watch;
+  const auto engine = engine_with("static");
+  const at::Tensor x = picture({1, 3, 16, 16});
+  const at::Tensor there = on_device(x);
+  CHECK(are_close(engine->run({there}), expected_of(x)));
+  emulated::fail_driver("cuGraphLaunch", emulated::kOutOfMemory);
+  CHECK(std::string(failure_of([&] { engine->run({there}); }).what()) ==
+        "hybrid_rt[tensorrt]: run, CUDA graph: expected to launch it, got out of memory. The message is CUDA's own; "
+        "HYBRID_RT_TENSORRT_CUDA_GRAPHS=off runs without graphs.");
+  CHECK(launches_of(*engine, there) == 1);
+  CHECK(are_close(engine->run({there}), expected_of(x)));
+}
+
+TEST_CASE("a call that the vendor refuses to have recorded runs without" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   const auto engine = engine_with("copy");
@@ -208,7 +271,7 @@ TEST_CASE("a call that the vendor refuses to have recorded runs without") {
                                "without"});
 }
 
-TEST_CASE("a call that fails while it is prepared for recording is tried again") {
+TEST_CASE("a call that fails while it is prepared for recording is tried again" * emulated_only()) {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
@@ -224,7 +287,7 @@ TEST_CASE("a call that fails while it is prepared for recording is tried again")
   }
 }
 
-TEST_CASE("a recorded call for which there is not enough memory leaves an engine that can be used") {
+TEST_CASE("a recorded call for which there is not enough memory leaves an engine that can be used" * emulated_only()) {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     for (int n = 1; n <= 7; ++n) {
@@ -240,7 +303,9 @@ TEST_CASE("a recorded call for which there is not enough memory leaves an engine
         engine->run({there});
       } catch (const hybrid_rt::Error& error) {
         has_failed = true;
-        CHECK(contains(error.what(), "CUDA out of memory."));
+        CHECK(contains(error.what(), "hybrid_rt[tensorrt]: run: expected memory on cuda:0 for "));
+        CHECK(contains(error.what(), ", got CUDA out of memory. Tried to allocate "));
+        CHECK(contains(error.what(), "the engine can be used again."));
       }
       emulated::fail_allocation(0);
       CHECK(has_failed == (n <= (mode == std::string("copy") ? 6 : 5)));
@@ -255,18 +320,21 @@ TEST_CASE("a recorded call for which there is not enough memory leaves an engine
   }
 }
 
-TEST_CASE("a lost device is an error of a recorded call too") {
+TEST_CASE("a lost device is an error of a recorded call too" * emulated_only()) {
   const Watch watch;
   auto engine = engine_with("copy");
   const at::Tensor x = on_device(picture({1, 3, 16, 16}));
   engine->run({x});
   emulated::set_lost(0, true);
-  CHECK(contains(failure_of([&] { engine->run({x}); }).what(), "unspecified launch failure"));
+  CHECK(std::string(failure_of([&] { engine->run({x}); }).what()) ==
+        "hybrid_rt[tensorrt]: run: expected torch's work on cuda:0 to succeed, got CUDA error: unspecified launch "
+        "failure. "
+        "The message is torch's own.");
   engine.reset();
   emulated::set_lost(0, false);
 }
 
-TEST_CASE("a stream that somebody else records from is refused") {
+TEST_CASE("a stream that somebody else records from is refused" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = on_device(picture({1, 3, 16, 16}));

@@ -30,7 +30,7 @@ TEST_CASE("the plug-in names the vendor's library and its devices") {
   CHECK(contains(plugin().refusal(Artifact().spec, {}).value_or(""), "expected off, copy or static"));
 }
 
-TEST_CASE("an engine of another version or library is refused before it is read") {
+TEST_CASE("an engine of another version or library is refused before it is read" * emulated_only()) {
   Artifact artifact;
   CHECK(plugin().refusal(artifact.spec, {}) == std::nullopt);
   artifact.spec.requirements = {{StandIn::here().library, "==1.2.3"}};
@@ -46,7 +46,7 @@ TEST_CASE("an engine of another version or library is refused before it is read"
   CHECK(contains(failure_of([&] { artifact.load(); }).what(), "can't be opened"));
 }
 
-TEST_CASE("what the vendor says of an engine that it refuses is the error") {
+TEST_CASE("what the vendor says of an engine that it refuses is the error" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Artifact artifact;
@@ -63,7 +63,7 @@ TEST_CASE("what the vendor says of an engine that it refuses is the error") {
   emulated::Vendor::instance().says_nothing = false;
 }
 
-TEST_CASE("an engine that brings code is allowed to only if it was recorded so") {
+TEST_CASE("an engine that brings code is allowed to only if it was recorded so" * emulated_only()) {
   const Watch watch;
   Artifact artifact;
   artifact.plan["host_code"] = true;
@@ -73,7 +73,7 @@ TEST_CASE("an engine that brings code is allowed to only if it was recorded so")
   CHECK(are_close(artifact.load()->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("an engine that is not what was recorded of it is refused") {
+TEST_CASE("an engine that is not what was recorded of it is refused" * emulated_only()) {
   const Watch watch;
   const auto text_of = [](const Artifact& artifact) {
     const auto failure = failure_of([&] { artifact.load(); });
@@ -111,7 +111,7 @@ TEST_CASE("what was recorded of an engine has to be whole") {
   CHECK(contains(failure.what(), "artifact, bindings: expected those of its spec's tensors, got others."));
 }
 
-TEST_CASE("TensorRT-RTX's switches are refused where nobody can set them") {
+TEST_CASE("TensorRT-RTX's switches are refused where nobody can set them" * emulated_only()) {
   const Watch watch;
   for (const auto& [name, value] :
        {std::pair("kernel_specialization", "eager"), std::pair("kernel_specialization", "none"),
@@ -139,7 +139,7 @@ TEST_CASE("TensorRT-RTX's switches are refused where nobody can set them") {
   CHECK(contains(failure_of([&] { other.load(); }).what(), "expected 'cuda_graphs' off or whole_graph, got 'parts'"));
 }
 
-TEST_CASE("an engine that wants an input on the host is refused") {
+TEST_CASE("an engine that wants an input on the host is refused" * emulated_only()) {
   const Watch watch;
   Artifact artifact;
   artifact.plan["inputs"][0]["on_host"] = true;
@@ -148,7 +148,7 @@ TEST_CASE("an engine that wants an input on the host is refused") {
   CHECK(contains(failure.what(), "artifact, tensor 'x': expected one on the device, got one on the host"));
 }
 
-TEST_CASE("contexts that can't be made are errors, after which an engine can be used") {
+TEST_CASE("contexts that can't be made are errors, after which an engine can be used" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -164,7 +164,7 @@ TEST_CASE("contexts that can't be made are errors, after which an engine can be 
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("scratch memory whose size the vendor can't tell is an error") {
+TEST_CASE("scratch memory whose size the vendor can't tell is an error" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -176,7 +176,31 @@ TEST_CASE("scratch memory whose size the vendor can't tell is an error") {
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("an output whose size depends on values is refused") {
+TEST_CASE("shapes and addresses that the vendor refuses are errors, after which an engine can be used" *
+          emulated_only()) {
+  Watch watch;
+  Artifact wider;  // as if more had been recorded than was built
+  wider.bindings["profiles"][0][0]["max"] = {4, 3, 128, 128};
+  const auto engine = wider.load();
+  CHECK(std::string(failure_of([&] { engine->run({on_device(picture({1, 3, 16, 96}))}); }).what()) ==
+        "hybrid_rt[tensorrt]: input 'x', shape: " + success() +
+            ", got setInputShape: a shape outside of profile 0. The message is TensorRT's own.");
+  CHECK(watch.take() == std::vector<std::string>{"input x has a shape outside of the context's profile"});
+  emulated::Vendor& vendor = emulated::Vendor::instance();
+  const at::Tensor x = picture({1, 3, 16, 16});
+  for (const auto& [refuses, name] :
+       {std::pair(&vendor.refuses_inputs, "x"), std::pair(&vendor.refuses_outputs, "y")}) {
+    *refuses = true;
+    const std::string put = std::string(name) == "x" ? "input" : "output";
+    CHECK(std::string(failure_of([&] { engine->run({on_device(x)}); }).what()) ==
+          "hybrid_rt[tensorrt]: " + put + " '" + name + "': " + success() + ", got setTensorAddress: asked to refuse " +
+              name + ". The message is TensorRT's own.");
+    *refuses = false;
+    CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  }
+}
+
+TEST_CASE("an output whose size depends on values is refused" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -188,7 +212,7 @@ TEST_CASE("an output whose size depends on values is refused") {
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("the vendor's messages are logged from the runtime's first word to its last") {
+TEST_CASE("the vendor's messages are logged from the runtime's first word to its last" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Artifact().load().reset();
@@ -231,6 +255,14 @@ TEST_CASE("a library whose tables nobody compiled for is not called" * doctest::
   CHECK(contains(found.reason, "), but this plug-in was built with the headers of "));
   CHECK(contains(found.reason, "tensorrt 10."));
   CHECK(emulated::Vendor::instance().runtimes == 0);
+}
+
+TEST_CASE("a library that is not TensorRT's says what it lacks" * doctest::skip()) {
+  const hybrid_rt::Availability found = plugin().availability();
+  CHECK_FALSE(found.available);
+  CHECK(contains(found.reason,
+                 "TensorRT's library lacks getInferLibVersion. Upgrade it: pip install -U tensorrt. TensorRT-RTX's "
+                 "library can't be opened ("));
 }
 
 TEST_CASE("TensorRT-RTX: its switches are set as they were recorded" * doctest::skip()) {
