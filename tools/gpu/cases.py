@@ -140,7 +140,7 @@ def python_tests(writer: Writer, name: str, engine: str) -> None:
 
 def _built(program: str) -> Path | None:
     """Returns the path of a C++ test program, if it was built."""
-    folders = (ROOT / "build" / "gpu_check" / "cmake", *sorted((ROOT / "build").glob("cp*")))
+    folders = (ROOT / "build" / "gpu_check_build", *sorted((ROOT / "build").glob("cp*")))
     return next((path for folder in folders if (path := folder / "bin" / program).exists()), None)
 
 

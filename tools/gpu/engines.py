@@ -158,7 +158,7 @@ def replay(writer: Writer, name: str, engine: str, precision: str = "fp16", mode
 
 
 def two_streams(writer: Writer, name: str, engine: str, precision: str = "fp16", calls: int = 20) -> None:
-    """Calls one engine from two threads, each in its own stream: compares the results, and the time with one stream's."""
+    """Calls one engine from two threads, each in its own stream: compares results, and the time with one stream."""
     title = f"two streams, {TITLES[name]}, {engine} {precision}"
     module, x = measure.backbone(name)
     with torch.no_grad():
