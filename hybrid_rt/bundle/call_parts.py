@@ -20,7 +20,7 @@ _ENGINE_EVENT = "hybrid_rt engine "
 """What ScriptEngine::run() records, before the engine's name."""
 
 _COPY_EVENT = "hybrid_rt copied input"
-"""What an engine records when it copies an input whose address its vendor does not take."""
+"""Name of the event that an engine records when it copies an input whose address its vendor does not take."""
 
 _CALL = "hybrid_rt profile call"
 

@@ -42,6 +42,7 @@ ALLOWED = {
     "tools/gpu/engines.py": CUDA_ENGINES,
     "tools/gpu/measure.py": CUDA_ENGINES,
     "tools/gpu/report.py": CUDA_ENGINES,
+    "tools/gpu/test_engines.py": CUDA_ENGINES,
     "tools/gpu_check": CUDA_ENGINES,
     "tools/benchmarks/bare_engine.py": "times a TensorRT engine without hybrid_rt",
     "tools/benchmarks/op.py": ONE_CALL,

@@ -56,7 +56,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class RunHalf:
-    """What the run half finds on this machine.
+    """Findings of the run half on this machine.
 
     Attributes:
         driver: the newest CUDA version that NVIDIA's driver supports, "13.0"; empty: there is no driver, or it does not
