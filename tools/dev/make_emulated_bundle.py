@@ -64,8 +64,9 @@ class Detector(nn.Module):
         scores, labels = self.classes(features)[0].sigmoid().max(0)
         rows, columns = torch.where(scores > scores.mean())
         corners = torch.stack([columns, rows], 1) * 2.0
-        # A constant of the graph, which moves with the module.
-        boxes = torch.cat([corners, corners + torch.tensor([3.0, 5.0])], 1)
+        # A constant of the graph, and what is made on a named device: both move with the module.
+        sides = torch.tensor([3.0, 5.0]) + torch.zeros([corners.size(0), 2], device=torch.device("cpu"))
+        boxes = torch.cat([corners, corners + sides], 1)
         kept = nms(boxes, scores[rows, columns], 0.3)
         return boxes[kept], scores[rows, columns][kept], labels[rows, columns][kept], means
 

@@ -33,7 +33,7 @@ void move_constants(torch::jit::Graph& graph, torch::jit::Block* block, c10::Dev
     } else if (node->maybeSchema() != nullptr && !takes_tensors(node)) {
       for (size_t i = 0; i < node->inputs().size(); ++i) {
         const auto value = torch::jit::toIValue(node->input(i));
-        if (!value || !value->isDevice() || !value->toDevice().is_cpu()) continue;
+        if (!value || !value->isDevice() || value->toDevice() == device) continue;
         const torch::jit::WithInsertPoint before(node);
         node->replaceInput(i, graph.insertConstant(device));
       }

