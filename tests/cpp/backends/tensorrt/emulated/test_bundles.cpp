@@ -140,8 +140,8 @@ TEST_CASE("an engine of a bundle that the vendor refuses falls back while the ot
   });
   // Of the two variants for this GPU, TensorRT's comes first.
   const std::string engine = StandIn::here().library == "tensorrt" ? "classes" : "backbone";
-  CHECK(contains(failure.what(),
-                 "engine '" + engine + "', strict: expected its first variant, tensorrt (fp32), to run"));
+  CHECK(
+      contains(failure.what(), "engine '" + engine + "', strict: expected its first variant, tensorrt (fp32), to run"));
 }
 
 TEST_CASE("each of two different GPUs runs the engine that was built for it" * emulated_only()) {
