@@ -37,6 +37,16 @@ at::Tensor bytes_of(const std::string& text) {
   return bytes;
 }
 
+void* plugin_library() {
+  static void* const handle = [] {
+    const char* const other = std::getenv("HYBRID_RT_TEST_TENSORRT_PLUGIN");
+    void* const opened = dlopen(other != nullptr ? other : HYBRID_RT_TEST_TENSORRT_PLUGIN, RTLD_NOW | RTLD_LOCAL);
+    REQUIRE_MESSAGE(opened != nullptr, dlerror());
+    return opened;
+  }();
+  return handle;
+}
+
 std::string engines_for_a_gpu() {
   const char* const directory = std::getenv("HYBRID_RT_TEST_GPU_ENGINES");
   return directory != nullptr ? directory : "";
@@ -73,14 +83,18 @@ TensorSpec spec_of(std::string name, std::vector<int64_t> min, std::vector<int64
 
 }  // namespace
 
+nlohmann::json libraries_told() {
+  const auto tell = reinterpret_cast<const char* (*)()>(dlsym(plugin_library(), "hybrid_rt_tensorrt_libraries"));
+  REQUIRE((tell != nullptr));
+  return json::parse(tell());
+}
+
 bool on_a_gpu() { return !engines_for_a_gpu().empty(); }
 
 hybrid_rt::Backend& plugin() {
   static hybrid_rt::Backend* const backend = [] {
-    const char* const other = std::getenv("HYBRID_RT_TEST_TENSORRT_PLUGIN");
-    void* const handle = dlopen(other != nullptr ? other : HYBRID_RT_TEST_TENSORRT_PLUGIN, RTLD_NOW | RTLD_LOCAL);
-    REQUIRE_MESSAGE(handle != nullptr, dlerror());
-    const auto describe = reinterpret_cast<const hybrid_rt::PluginDescriptor* (*)()>(dlsym(handle, "hybrid_rt_plugin"));
+    const auto describe =
+        reinterpret_cast<const hybrid_rt::PluginDescriptor* (*)()>(dlsym(plugin_library(), "hybrid_rt_plugin"));
     REQUIRE((describe != nullptr));
     REQUIRE(describe()->abi_version == hybrid_rt::kPluginAbiVersion);
     return describe()->create();

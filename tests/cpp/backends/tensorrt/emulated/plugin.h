@@ -20,6 +20,8 @@ bool on_a_gpu();
 inline doctest::skip emulated_only() { return doctest::skip(on_a_gpu()); }
 
 hybrid_rt::Backend& plugin();
+/// What it tells `hybrid-rt doctor`.
+nlohmann::json libraries_told();
 
 /// Which of the vendor's libraries the stand-in is in this process, or which one built the engines for a GPU.
 struct StandIn {

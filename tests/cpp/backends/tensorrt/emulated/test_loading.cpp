@@ -30,6 +30,21 @@ TEST_CASE("the plug-in names the vendor's library and its devices") {
   CHECK(contains(plugin().refusal(Artifact().spec, {}).value_or(""), "expected off, copy or static"));
 }
 
+TEST_CASE("the plug-in tells of each library, and of the driver" * emulated_only()) {
+  const nlohmann::json told = libraries_told();
+  CHECK(told.at("driver") == "13.1");
+  const StandIn& here = StandIn::here();
+  for (const nlohmann::json& library : told.at("libraries")) {
+    const bool is_here = library.at("name") == here.library;
+    CHECK(library.at("version") == (is_here ? here.version : ""));
+    CHECK(library.at("reason").get<std::string>().empty() == is_here);
+    const char* const named =
+        std::getenv(library.at("name") == "tensorrt" ? "HYBRID_RT_TENSORRT_LIBRARY" : "HYBRID_RT_TENSORRT_RTX_LIBRARY");
+    CHECK(library.at("path") == (is_here ? named : ""));
+  }
+  CHECK(told.at("libraries").size() == 2);
+}
+
 TEST_CASE("an engine of another version or library is refused before it is read" * emulated_only()) {
   Artifact artifact;
   CHECK(plugin().refusal(artifact.spec, {}) == std::nullopt);
