@@ -1,3 +1,8 @@
+// Before doctest, whose CHECK is the one that is meant: torch's ends the process.
+// clang-format off
+#include <ATen/record_function.h>
+// clang-format on
+
 #include "plugin.h"
 
 #include <ATen/ops/allclose.h>
@@ -5,7 +10,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/upsample_nearest2d.h>
-#include <ATen/record_function.h>
 #include <dlfcn.h>
 #include <doctest/doctest.h>
 
