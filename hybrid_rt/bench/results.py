@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def run_all(
     *,
     note: str = "",
     steps: Steps | None = None,
+    files: Path | None = None,
 ) -> tuple[Machine, list[Result]]:
     """Runs all cases of all detectors.
 
@@ -38,6 +40,8 @@ def run_all(
         settings: how the cases are prepared and timed.
         note: a sentence for the page.
         steps: shows progress.
+        files: a directory for the files that the cases run. They stay, and a later run with the same settings takes
+            them as they are. None: a temporary one.
 
     Returns:
         The machine, and one result per detector and case.
@@ -55,8 +59,13 @@ def run_all(
     machine = Machine.here(settings.threads, settings.device)
     results: list[Result] = []
     for subject in subjects:
-        with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
-            own = run(subject, cases, Path(folder), settings, steps=steps)
+        with ExitStack() as stack:
+            if files is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hybrid_rt_")))
+            else:
+                folder = files / subject.name
+                folder.mkdir(parents=True, exist_ok=True)
+            own = run(subject, cases, folder, settings, steps=steps)
         results += own
         if output is not None:
             _write(output, machine, results, settings.rounds, note)

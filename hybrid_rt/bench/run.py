@@ -71,6 +71,7 @@ class Settings:
             others.
         fixed_sizes: compile the hybrids for the images' sizes alone; else for any that the detector takes.
         device: where all run, "cpu" or "cuda"; the images are there before the clock starts.
+        int8_seconds: time for the search of layers that stay in fp32, per engine in int8; None: the engines' default.
     """
 
     rounds: int = 20
@@ -79,6 +80,7 @@ class Settings:
     segments: str | list[str] = "auto"
     fixed_sizes: bool = False
     device: str = "cpu"
+    int8_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,27 @@ def run(
     return run_of.measure(run_of.prepare(cases))
 
 
+def prepare(
+    subject: Subject, cases: Sequence[Case], folder: Path, settings: Settings, *, steps: Steps | None = None
+) -> list[Result]:
+    """Makes the files that :func:`run` needs in this directory, and runs none of them.
+
+    Args:
+        subject: the detector.
+        cases: the cases.
+        folder: an existing directory.
+        settings: those of the later run.
+        steps: shows progress.
+
+    Returns:
+        One result per case, without times; one that fails says why.
+
+    Raises:
+        OptionError: a detector that can't be pickled.
+    """
+    return _Run(subject, folder, settings, steps or Steps(False)).prepare(cases)
+
+
 class _Pictures(nn.Module):
     """Carries images to Python and C++ alike."""
 
@@ -269,17 +292,29 @@ class _Run:
     def _prepare(self, case: Case, options: dict[str, Any]) -> tuple[Result, list[str]]:
         result = Result(self._subject.name, case)
         path = self._path(case)
-        job = self._job(case) | {"detector": str(self._detector), **options}
-        command = [sys.executable, "-m", "hybrid_rt.bench.prepare", self._job_file(f"prepare_{case.file}", job)]
-        try:
-            log = self._folder / f"prepare_{case.file}.log"
-            with closing(Process(command, log, {"PYTHONPATH": _import_path()})) as process:
-                answer = process.read(PREPARE_SECONDS)
-        except ProcessFailed as failure:
-            return replace(result, failure=f"prepare: {failure}"), []
+        job = self._job(case) | {
+            "detector": str(self._detector),
+            "int8_seconds": self._settings.int8_seconds,
+            **options,
+        }
+        made = self._folder / f"made_{case.file}.json"
+        answer = _answer_of_before(made, job) if path.exists() else None
+        if answer is None:
+            try:
+                answer = self._made(case, job)
+            except ProcessFailed as failure:
+                return replace(result, failure=f"prepare: {failure}"), []
+            made.write_text(json.dumps({"job": job, "answer": answer}))
         files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files)
         return replace(result, prepare_seconds=answer["seconds"], file_bytes=size), answer["segments"]
+
+    def _made(self, case: Case, job: dict[str, Any]) -> dict[str, Any]:
+        """Makes a case's file in a process of its own, and returns what that says of it."""
+        command = [sys.executable, "-m", "hybrid_rt.bench.prepare", self._job_file(f"prepare_{case.file}", job)]
+        log = self._folder / f"prepare_{case.file}.log"
+        with closing(Process(command, log, {"PYTHONPATH": _import_path()})) as process:
+            return process.read(PREPARE_SECONDS)
 
     def measure(self, results: Sequence[Result]) -> list[Result]:
         """Loads what could be prepared, then calls all alternately."""
@@ -396,6 +431,16 @@ class _Worker:
             self.result = replace(self.result, failure=f"{'load' if line is None else line}: {failure}")
             self._process.close()
             return {}
+
+
+def _answer_of_before(made: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns what an earlier run noted of the file that it made for the same job; None if there was none."""
+    try:
+        noted = json.loads(made.read_text())
+    except (OSError, ValueError):
+        return None
+    answer: dict[str, Any] | None = noted["answer"] if noted.get("job") == json.loads(json.dumps(job)) else None
+    return answer
 
 
 def _tensors(found: dict[str, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from hybrid_rt.backends import registry
 from hybrid_rt.backends.selection import DEVICES
 from hybrid_rt.bench.cases import RUNTIMES, cases
 from hybrid_rt.bench.results import run_all
-from hybrid_rt.bench.run import Settings, Subject
+from hybrid_rt.bench.run import Settings, Subject, prepare
 from hybrid_rt.cli.compare_engines import show
 from hybrid_rt.common.progress import Steps
 from models import digits_data, digits_detector, torchvision_detectors
@@ -52,25 +52,36 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--int8-seconds", type=float, help="for the search of layers that stay in fp32, per engine")
+    parser.add_argument("--files", type=Path, help="directory that keeps the prepared files for a later run")
+    parser.add_argument("--prepare-only", action="store_true", help="make the files of --files, and measure nothing")
     parser.add_argument("--output", type=Path, default=ROOT / "out" / "bench")
     options = parser.parse_args()
     engines = options.engines or registry.available_for(options.device)
+    subjects = [
+        subject(name, size=tuple(options.size), min_size=options.min_size, pictures=options.pictures)
+        for name in options.detectors
+    ]
+    chosen = cases(engines, runtimes=options.runtimes, device=options.device)
+    settings = Settings(
+        rounds=options.rounds,
+        warm_up=options.warm_up,
+        threads=options.threads,
+        fixed_sizes=options.fixed_sizes,
+        device=options.device,
+        int8_seconds=options.int8_seconds,
+    )
+    if options.prepare_only:
+        if options.files is None:
+            parser.error("--prepare-only needs --files")
+        for each in subjects:
+            folder = options.files / each.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for result in prepare(each, chosen, folder, settings, steps=Steps(True)):
+                print(f"{each.name}, {result.case.name}: {result.failure or 'ready'}")
+        return
     machine, results = run_all(
-        [
-            subject(name, size=tuple(options.size), min_size=options.min_size, pictures=options.pictures)
-            for name in options.detectors
-        ],
-        cases(engines, runtimes=options.runtimes, device=options.device),
-        options.output,
-        Settings(
-            rounds=options.rounds,
-            warm_up=options.warm_up,
-            threads=options.threads,
-            fixed_sizes=options.fixed_sizes,
-            device=options.device,
-        ),
-        note=NOTE,
-        steps=Steps(True),
+        subjects, chosen, options.output, settings, note=NOTE, files=options.files, steps=Steps(True)
     )
     show(results, f"{machine.processor}, {options.threads} threads, {options.rounds} rounds, alternately")
     print(f"written: {options.output}/bench.json, bench.md and one plot per detector")

@@ -28,7 +28,7 @@ from hybrid_rt.bundle.archive import read_manifest
 _PROCESS = """
 import json, sys, time
 import torch, hybrid_rt
-from hybrid_rt.verification import golden
+from tools.benchmarks.bundle_inputs import inputs_of
 
 path, small, threads, warm_up, repeat = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1", int(sys.argv[5])
 torch.set_num_threads(threads)
@@ -47,9 +47,9 @@ with torch.inference_mode():
     torch.ones(8, 8) @ torch.ones(8, 8)
     found["libtorch"] = status("VmRSS")
     kept = hybrid_rt.load(small)
-    kept(*golden.read(small).inputs)
+    kept(*inputs_of(small))
     found["library"] = status("VmRSS")
-    inputs = golden.read(path).inputs
+    inputs = inputs_of(path)
     image = inputs[0][0] if isinstance(inputs[0], (list, tuple)) else inputs[0]
     sizes = [tuple(image.shape[-2:])] if warm_up else []
     found["before"] = status("VmRSS")
@@ -69,7 +69,7 @@ print(json.dumps(found))
 def main() -> None:
     """Measures the bundles, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, nargs="+", help="bundles with a golden sample")
+    parser.add_argument("bundles", type=Path, nargs="+", help="bundles; one without a golden sample gets noise")
     parser.add_argument("--threads", type=int, default=2, help="threads per call (default: 2)")
     parser.add_argument("--repeat", type=int, default=10, help="steady calls (default: 10)")
     options = parser.parse_args()

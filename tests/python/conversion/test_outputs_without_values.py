@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, small_picture
+from helpers.small_detectors import Backbone, OneConvolution, small_picture
+from hybrid_rt.backends import registry
 from hybrid_rt.backends.openvino import sizes_only
+from hybrid_rt.capture.program import capture_alone
 from hybrid_rt.common.executables import program as find_program
-from hybrid_rt.common.specs import TensorSpec
+from hybrid_rt.common.specs import TensorSpec, blob_from_bytes
+from hybrid_rt.conversion.assemble.builds import BuiltVariant, EngineBuild
+from hybrid_rt.conversion.assemble.engine_module import prepare, run_flat
 
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -158,6 +162,29 @@ def test_a_level_that_the_head_reads_keeps_its_values(tmp_path: Path) -> None:
     (node,) = (node for node in module.graph.nodes() if node.kind() == "hybrid_rt::run_engine")
     outputs = torch.ops.hybrid_rt.run_engine(next(node.inputs()).toIValue(), [small_picture()])
     assert sorted(output.shape[2] for output in outputs if output.dim() == 4 and output.isnan().all()) == [16]
+
+
+@pytest.mark.parametrize("positions", [b"7", b"-1", b"0 x", b"1"])
+def test_positions_of_no_output_are_refused(positions: bytes) -> None:
+    program = capture_alone(seeded(OneConvolution), "backbone", [(small_picture(),)])
+    backend = registry.backend("openvino")
+    artifact = backend.without_values(backend.compile(program, "fp32"), frozenset({0}))
+    assert backend.outputs_without_values(artifact) == {0}
+    altered = replace(artifact, blobs={**artifact.blobs, sizes_only.POSITIONS: blob_from_bytes(positions)})
+    engine = EngineBuild(program, (BuiltVariant(altered),)).engine
+    with pytest.raises(hybrid_rt.BackendError, match=r"blob 'head_sizes_only': expected positions of its 1 outputs"):
+        prepare(engine)
+
+
+def test_a_model_that_returns_other_sizes_is_refused() -> None:
+    program = capture_alone(seeded(OneConvolution), "backbone", [(small_picture(),)])
+    backend = registry.backend("openvino")
+    artifact = backend.compile(program, "fp32")
+    added = {sizes_only.MODEL_FOR_HEAD: artifact.blobs["xml"], sizes_only.POSITIONS: blob_from_bytes(b"0")}
+    engine = EngineBuild(program, (BuiltVariant(replace(artifact, blobs={**artifact.blobs, **added})),)).engine
+    prepare(engine)
+    with pytest.raises(RuntimeError, match=r"artifact, output 0: expected Int in 16 bytes, got another dtype"):
+        run_flat(engine, (small_picture(),))
 
 
 def test_scalars_and_other_ranks_stay_as_they_are() -> None:
