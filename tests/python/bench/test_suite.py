@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from helpers.small_detectors import ListDetector, SmallDetector, small_picture
 from hybrid_rt import OptionError, inspect
+from hybrid_rt.bench import run as bench_run
 from hybrid_rt.bench import tables, whole_graph
 from hybrid_rt.bench.cases import RUNTIMES, Case, cases
 from hybrid_rt.bench.processes import Process, ProcessFailed
 from hybrid_rt.bench.results import run_all
-from hybrid_rt.bench.run import Machine, Result, Settings, Subject, run
+from hybrid_rt.bench.run import Machine, Result, Settings, Subject, prepare, run
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program
 from hybrid_rt.common.latency import Latency
@@ -107,14 +108,21 @@ def test_all_runtimes_run_on_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_int8_is_calibrated_on_images_of_its_own(tmp_path: Path) -> None:
+def test_int8_is_calibrated_on_images_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf")
     chosen = cases(["openvino:int8"], runtimes=["eager", "hybrid-cpp", "whole"])
     given = Subject("small", small, pictures(1), calibration=pictures(4)[1:])
-    results = run(given, chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1))
+    results = run(given, chosen, tmp_path, Settings(rounds=1, warm_up=0, threads=1, int8_seconds=5))
     assert [result.failure for result in results] == ["", "", ""]
     assert [result.case.precision for result in results] == ["fp32", "int8", "int8"]
     assert 'type="FakeQuantize"' in (tmp_path / "whole_openvino_int8.pt" / "xml").read_text()
+    made = (tmp_path / "hybrid_openvino_int8.pt").stat().st_mtime_ns
+    again = prepare(given, chosen, tmp_path, Settings(rounds=3, warm_up=0, threads=1, int8_seconds=5))
+    assert [result.failure for result in again] == ["", "", ""]
+    assert (tmp_path / "hybrid_openvino_int8.pt").stat().st_mtime_ns == made
+    monkeypatch.setattr(bench_run._Run, "_made", lambda *_: {"seconds": 7.0, "segments": []})
+    (_, changed, _) = prepare(given, chosen, tmp_path, Settings(rounds=3, warm_up=0, threads=2))
+    assert changed.prepare_seconds == 7.0
 
 
 class FindsMasks(nn.Module):
