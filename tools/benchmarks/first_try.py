@@ -184,7 +184,7 @@ def markdown(results: Sequence[Result], *, with_speed: bool) -> str:
 
 
 def record(result: Result, folder: Path, *, with_speed: bool) -> None:
-    """Writes a row into the table and the JSON of a directory; rows of other detectors stay as earlier runs wrote them."""
+    """Writes a row into the table and the JSON of a directory; other detectors' rows stay as they were."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "first_try.json"
     rows = {row["detector"]: Result(**row) for row in (json.loads(path.read_text()) if path.exists() else [])}
