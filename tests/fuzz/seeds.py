@@ -1,6 +1,7 @@
-"""Writes what the fuzzers start from: tests/fuzz/seeds.py FOLDER makes FOLDER/fuzz_picture and FOLDER/fuzz_safetensors.
+"""Writes what the fuzzers start from: `tests/fuzz/seeds.py DIRECTORY FUZZER...` makes DIRECTORY/FUZZER.
 
-Small pictures of each kind that the decoder tells apart, and bodies of the type application/x-safetensors.
+Small images of each kind that the decoder tells apart, bodies of the type application/x-safetensors, and bundles, for
+which DIRECTORY/signed gets a trusted key and the bundle that it signed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 
-def pictures() -> dict[str, bytes]:
+def pictures(_: Path) -> dict[str, bytes]:
     """Files by name, of some ten pixels each."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     colours = Image.fromarray(pixels)
@@ -37,7 +38,7 @@ def pictures() -> dict[str, bytes]:
     return found | {f"cut-{name}": data[: len(data) // 2] for name, data in found.items()}
 
 
-def bodies() -> dict[str, bytes]:
+def bodies(_: Path) -> dict[str, bytes]:
     """Bodies by name, good ones and bad ones."""
     of_bytes = ("U8", [1, 2, 3], 6)
     of_floats = ("F32", [3, 2, 1], 24)
@@ -88,9 +89,23 @@ def _raw(header: str, size: int) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(index % 256 for index in range(size))
 
 
+def main() -> None:
+    """Writes the files of each fuzzer that is named."""
+    directory, *fuzzers = sys.argv[1:]
+    for fuzzer in fuzzers:
+        files = {"fuzz_picture": pictures, "fuzz_safetensors": bodies, "fuzz_bundle": bundles}[fuzzer]
+        target = Path(directory) / fuzzer
+        target.mkdir(parents=True, exist_ok=True)
+        for name, data in files(Path(directory)).items():
+            (target / name).write_bytes(data)
+
+
+def bundles(directory: Path) -> dict[str, bytes]:
+    """Returns bundles by name, and writes what is trusted."""
+    from bundle_seeds import written_bundles  # torch takes seconds to import
+
+    return written_bundles(directory / "signed")
+
+
 if __name__ == "__main__":
-    for fuzzer, files in (("fuzz_picture", pictures()), ("fuzz_safetensors", bodies())):
-        folder = Path(sys.argv[1]) / fuzzer
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+    main()

@@ -79,7 +79,10 @@ Ordered upgraded_engine(Ordered segment) {
 /// In what was verified, each output says which engine's it is.
 void upgrade_verification(Ordered& verification) {
   if (!verification.is_object() || !verification.contains("tensors")) return;
-  for (Ordered& error : verification.at("tensors")) {
+  Ordered& tensors = verification.at("tensors");
+  if (!tensors.is_array()) return;  // as its only element, another value would be replaced while it is gone through
+  for (Ordered& error : tensors) {
+    if (!error.is_object()) continue;
     Ordered renamed = Ordered::object();
     for (const auto& [key, value] : error.items()) renamed[key == "segment" ? "engine" : key] = value;
     error = std::move(renamed);

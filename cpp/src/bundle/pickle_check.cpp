@@ -13,7 +13,9 @@
 namespace hybrid_rt {
 namespace {
 
-constexpr size_t kMostNodes = size_t{4} << 20;
+constexpr size_t kMostNodes = size_t{1} << 20;
+/// Of the stack, and of what is numbered: here and in torch, values take more memory than their bytes in the file.
+constexpr size_t kMostStacked = size_t{4} << 20;
 constexpr uint32_t kDeepest = 200;
 /// Values that a pickle may stand for when what is shared is counted each time: whoever walks it goes there each time.
 constexpr uint64_t kMostValues = uint64_t{1} << 32;
@@ -88,7 +90,12 @@ class Pickle {
     return found;
   }
 
-  void push(Value value) { stack_.push_back(value); }
+  void push(Value value) {
+    if (stack_.size() >= kMostStacked) {
+      throw Refused{"a pickle with more than " + std::to_string(kMostStacked) + " values at one time"};
+    }
+    stack_.push_back(value);
+  }
   void push_number(int64_t value) { push({Kind::kNumber, 0, value}); }
 
   void push_text(size_t length) {
@@ -156,7 +163,8 @@ class Pickle {
 
   void put(uint64_t at) {
     // torch makes room for twice as many as the number says.
-    if (at > memo_.size() || stack_.empty()) throw Refused{"a pickle that numbers its objects otherwise than torch"};
+    if (at > memo_.size() || at >= kMostStacked || stack_.empty())
+      throw Refused{"a pickle that numbers its objects otherwise than torch"};
     if (at == memo_.size()) memo_.emplace_back();
     memo_[at] = stack_.back();
   }

@@ -50,7 +50,7 @@ StorageSize storages_of(PyTorchStreamReader& reader, const std::string& pickle) 
   return [&reader, folder](std::string_view key) { return size_of(reader, folder + std::string(key)); };
 }
 
-std::optional<std::string> refused_in(PyTorchStreamReader& reader, const std::string& record) {
+std::optional<std::string> refused_in(PyTorchStreamReader& reader, const std::string& record, size_t& tokens) {
   // Of torch's first format, whose reader checks nothing.
   if (record == "model.json") return "a record of torch's first format";
   const bool is_code = record.starts_with("code/") && record.ends_with(".py");
@@ -59,7 +59,7 @@ std::optional<std::string> refused_in(PyTorchStreamReader& reader, const std::st
   if (reader.getRecordSize(record) > kLongest) return "more than " + std::to_string(kLongest) + " bytes";
   const auto [data, size] = reader.getRecord(record);
   const std::string_view text(static_cast<const char*>(data.get()), size);
-  return is_code ? refused_in_code(text) : refused_in_pickle(text, storages_of(reader, record));
+  return is_code ? refused_in_code(text, tokens) : refused_in_pickle(text, storages_of(reader, record));
 }
 
 }  // namespace
@@ -68,9 +68,10 @@ void check_script(const std::shared_ptr<caffe2::serialize::ReadAdapterInterface>
   std::string record = "archive";
   try {
     PyTorchStreamReader reader(archive);
+    size_t tokens = 0;
     for (const std::string& name : reader.getAllRecords()) {
       record = name;
-      if (const std::optional<std::string> got = refused_in(reader, name)) throw refused(subject, name, *got);
+      if (const std::optional<std::string> got = refused_in(reader, name, tokens)) throw refused(subject, name, *got);
     }
   } catch (const Error&) {
     throw;

@@ -186,3 +186,14 @@ def test_a_damaged_manifest_of_version_1_is_refused(tmp_path: Path) -> None:
     path = rewrite(SINGLE, tmp_path / "damaged.pt", {MANIFEST: damage})
     with pytest.raises(BundleError, match="manifest, an engine: expected 'members', 'variants' and 'table'"):
         hybrid_rt.inspect(path)
+
+
+@pytest.mark.parametrize("tensors", [7, "x", None, True, {"a": 1}, [7, None]])
+def test_a_verification_of_version_1_that_is_no_list_is_read(tensors: object, tmp_path: Path) -> None:
+    """A value that was gone through as its own only element was replaced meanwhile: found by tools/fuzz."""
+
+    def change(text: bytes) -> bytes:
+        return json.dumps({**json.loads(text), "verification": {"tensors": tensors}}).encode()
+
+    path = rewrite(SINGLE, tmp_path / "changed.pt", {MANIFEST: change})
+    assert hybrid_rt.inspect(path)["verification"] == {"tensors": tensors}

@@ -93,6 +93,7 @@ def test_torch_has_no_operator_of_files_that_is_taken() -> None:
         ("x = a" + ".a" * 2000, "an expression that is nested too deeply"),
         ("x = a" + "[0]" * 2000, "an expression that is nested too deeply"),
         ("\n".join(" " * i + "if True:" for i in range(4, 700)), "blocks that are nested too deeply"),
+        ("x = torch.add(x, 1)\n    " * 70_000, "more than 500000 names, numbers and operators"),
         ("if a:\n      pass\n" + "    elif a:\n      pass\n" * 200, "branches that are nested too deeply"),
     ],
 )
@@ -254,6 +255,8 @@ def doubled(times: int) -> bytes:
         (doubled(60), "objects that are nested too deeply"),
         (doubled(20), ""),
         (PROTO + b"]q\x00h\x00a.", "an object that holds itself"),
+        (PROTO + b"]" * ((1 << 20) + 1) + b".", "a pickle of more than 1048576 objects"),
+        (PROTO + b"N" * ((4 << 20) + 1) + b".", "a pickle with more than 4194304 values at one time"),
         (PROTO + b"cos\nsystem\n.", "the class os.system"),
         (PROTO + b"c__torch__.torch.classes.c10d\nStore\n.", "a class of c10d"),
         (PROTO + b"c__torch__.torch.classes.hybrid_rt\nEngine\n.", ""),
@@ -269,6 +272,18 @@ def doubled(times: int) -> bytes:
 )
 def test_pickles_are_such_as_torch_writes(content: bytes, got: str) -> None:
     assert got_of_pickle(content) == got
+
+
+def test_the_code_of_an_archive_is_bounded_in_all() -> None:
+    """Parsed, 2.7 MB of it took 476."""
+    code = (
+        "class A(Module):\n  def forward(self, x: Tensor) -> Tensor:\n"
+        + "    x = torch.add(x, 1)\n" * 35_000
+        + "    return x\n"
+    )
+    assert got_of({"code/a.py": code.encode()}) == ""
+    refused = "more than 500000 names, numbers and operators"
+    assert got_of({"code/a.py": code.encode(), "code/b.py": code.encode()}) == refused
 
 
 def test_a_file_of_torchs_first_format_is_refused() -> None:

@@ -1,4 +1,7 @@
-"""A short run of the fuzzers of tests/fuzz; tools/fuzz runs them for longer."""
+"""A short run of the fuzzers of tests/fuzz; `tools/fuzz --hours N` runs them for longer.
+
+Together with tests/python/bundle/test_fuzzed_bundles.py, that is a minute.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from helpers.paths import ROOT
 pytestmark = pytest.mark.slow
 
 FUZZERS = sorted(path.stem for path in (ROOT / "tests" / "fuzz").glob("fuzz_*.cpp"))
-SECONDS = 10
+SECONDS = {"fuzz_picture": 5, "fuzz_safetensors": 5, "fuzz_bundle": 10}
 
 
 def fuzz(root: Path, *arguments: str, corpus: Path) -> subprocess.CompletedProcess[str]:
@@ -32,12 +35,12 @@ def fuzz(root: Path, *arguments: str, corpus: Path) -> subprocess.CompletedProce
 
 
 def test_there_are_fuzzers() -> None:
-    assert {"fuzz_picture", "fuzz_safetensors"} <= set(FUZZERS)
+    assert set(FUZZERS) == set(SECONDS)
 
 
 @pytest.mark.parametrize("fuzzer", FUZZERS)
 def test_no_input_crashes_a_decoder(fuzzer: str, tmp_path: Path) -> None:
-    done = fuzz(ROOT, "--seconds", str(SECONDS), fuzzer, corpus=tmp_path)
+    done = fuzz(ROOT, "--seconds", str(SECONDS[fuzzer]), fuzzer, corpus=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     executed = re.search(r"number_of_executed_units: +(\d+)", done.stdout)
     assert executed is not None, done.stdout
@@ -75,6 +78,23 @@ def test_a_missing_check_is_found_and_its_input_kept(
     assert again.returncode != 0
 
 
+def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> None:
+    """With another bundle as what was signed, the signed one is what no signature should let in."""
+    assert fuzz(ROOT, "--seconds", "1", "fuzz_bundle", corpus=tmp_path).returncode == 0
+    seeds = ROOT / "build" / "fuzz" / "seeds"
+    shutil.copytree(seeds / "signed", tmp_path / "signed")
+    shutil.copy(seeds / "fuzz_bundle" / "single.pt", tmp_path / "signed" / "signed.pt")
+    done = subprocess.run(
+        [ROOT / "build" / "fuzz" / "build" / "fuzz_bundle", seeds / "fuzz_bundle" / "signed.pt"],
+        env={**os.environ, "HYBRID_RT_FUZZ_SIGNED": str(tmp_path / "signed"), "ASAN_OPTIONS": "detect_leaks=0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "does not hold: what a signature lets in is what was signed" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,7 +102,10 @@ def test_a_missing_check_is_found_and_its_input_kept(
         (["--seconds"], "--seconds: expected a value, got none."),
         (["--hours", "x"], "--seconds: expected a whole number above 0, got 'x hours'."),
         (["--other"], "--other: expected --seconds, --hours, --corpus or --no-setup, got another option."),
-        (["fuzz_nothing"], "expected one of fuzz_picture fuzz_safetensors fuzz_bundles, got 'fuzz_nothing'."),
+        (
+            ["fuzz_nothing"],
+            "expected one of fuzz_bundle fuzz_picture fuzz_safetensors fuzz_bundles, got 'fuzz_nothing'.",
+        ),
     ],
 )
 def test_wrong_usage_is_told(arguments: list[str], message: str, tmp_path: Path) -> None:
