@@ -92,7 +92,7 @@ class Pickle {
 
   void push(Value value) {
     if (stack_.size() >= kMostStacked) {
-      throw Refused{"a pickle with more than " + std::to_string(kMostStacked) + " values at one time"};
+      throw Refused{"a pickle with more than " + std::to_string(kMostStacked) + " values at the same time"};
     }
     stack_.push_back(value);
   }

@@ -256,7 +256,7 @@ def doubled(times: int) -> bytes:
         (doubled(20), ""),
         (PROTO + b"]q\x00h\x00a.", "an object that holds itself"),
         (PROTO + b"]" * ((1 << 20) + 1) + b".", "a pickle of more than 1048576 objects"),
-        (PROTO + b"N" * ((4 << 20) + 1) + b".", "a pickle with more than 4194304 values at one time"),
+        (PROTO + b"N" * ((4 << 20) + 1) + b".", "a pickle with more than 4194304 values at the same time"),
         (PROTO + b"cos\nsystem\n.", "the class os.system"),
         (PROTO + b"c__torch__.torch.classes.c10d\nStore\n.", "a class of c10d"),
         (PROTO + b"c__torch__.torch.classes.hybrid_rt\nEngine\n.", ""),
