@@ -36,6 +36,7 @@ class Levels(nn.Module):
     """[N, 3, H, W] -> levels of strides 4, 8 and 16, in a list."""
 
     def __init__(self, channels: Sequence[int] = (16, 24, 32)) -> None:
+        """Builds the layers."""
         super().__init__()
         self.stem = block(3, channels[0], 3, 2)
         self.stages = nn.ModuleList(
@@ -43,6 +44,7 @@ class Levels(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Returns the levels, finest first."""
         levels = [self.stem(images)]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
@@ -56,10 +58,12 @@ class CraftUp(nn.Module):
     """Two convolutions over what is joined."""
 
     def __init__(self, channels: int, middle: int, out: int) -> None:
+        """Builds the layers."""
         super().__init__()
         self.conv = nn.Sequential(block(channels, middle, 1, 1, nn.ReLU), block(middle, out, 3, 1, nn.ReLU))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the network."""
         return self.conv(x)
 
 
@@ -67,6 +71,7 @@ class Craft(nn.Module):
     """CRAFT: region and affinity scores [N, H/2, W/2, 2], and the features they come from."""
 
     def __init__(self) -> None:
+        """Builds the layers."""
         super().__init__()
         relu = nn.ReLU
         self.slice1 = nn.Sequential(block(3, 16, 3, 1, relu), nn.MaxPool2d(2, 2), block(16, 24, 3, 1, relu))
@@ -79,6 +84,7 @@ class Craft(nn.Module):
         self.conv_cls = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, 2, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the network."""
         half = self.slice1(images)
         quarter = self.slice2(half)
         eighth = self.slice3(quarter)
@@ -112,6 +118,7 @@ class YoloEight(nn.Module):
     bins = 8
 
     def __init__(self, classes: int = 5) -> None:
+        """Builds the layers."""
         super().__init__()
         self.classes = classes
         self.stride = [4, 8, 16]
@@ -125,6 +132,7 @@ class YoloEight(nn.Module):
         self.strides = torch.empty(0)
 
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Runs the network."""
         x = self.backbone(images)
         for i in range(len(x)):
             x[i] = torch.cat((self.boxes[i](x[i]), self.scores[i](x[i])), 1)
@@ -146,12 +154,14 @@ class YoloX(nn.Module):
     """YOLOX: grids made in each call from the sizes that were noted, then NMS on what is sure enough."""
 
     def __init__(self, classes: int = 4) -> None:
+        """Builds the layers."""
         super().__init__()
         self.backbone = Levels()
         self.outputs = nn.ModuleList(nn.Conv2d(c, 5 + classes, 1) for c in (16, 24, 32))
         self.strides = [4, 8, 16]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Runs the network."""
         levels = []
         for i, level in enumerate(self.backbone(images)):
             output = self.outputs[i](level)
@@ -188,6 +198,7 @@ class SameConv(nn.Conv2d):
     """Pads as TensorFlow does, by what the size asks for."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pads, then convolves."""
         height, width = x.size()[-2:]
         down, right = (
             max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -202,10 +213,12 @@ class Weighted(nn.Module):
     """Adds levels by weights that are learnt."""
 
     def __init__(self, count: int) -> None:
+        """Builds the layers."""
         super().__init__()
         self.edge_weights = nn.Parameter(torch.rand(count) + 0.5)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
+        """Returns the weighted sum."""
         weights = functional.relu(self.edge_weights)
         return torch.stack(
             [level * w / (weights.sum() + 0.0001) for level, w in zip(levels, weights, strict=True)]
@@ -216,6 +229,7 @@ class EfficientDet(nn.Module):
     """EfficientDet: paddings by the size, weighted fusion, anchors of the image's size; the best 20, [N, 20, 6]."""
 
     def __init__(self, classes: int = 4, channels: int = 16) -> None:
+        """Builds the layers."""
         super().__init__()
         self.classes = classes
         self.stem = nn.Sequential(SameConv(3, 8, 3, 2), nn.SiLU(), SameConv(8, 16, 3, 2), nn.SiLU())
@@ -225,6 +239,7 @@ class EfficientDet(nn.Module):
         self.box_net = nn.Conv2d(channels, 4, 3, padding=1)
 
     def forward(self, x: Tensor, img_info: dict[str, Tensor] | None = None) -> Tensor:
+        """Runs the network."""
         fine = self.stem(x)
         deep = self.deep(fine)
         levels = [self.fuse([fine, functional.interpolate(deep, size=fine.shape[-2:], mode="nearest")]), deep]
@@ -276,6 +291,7 @@ class Yolos(nn.Module):
     patch = 16
 
     def __init__(self, channels: int = 32, tokens: int = 10, grid: tuple[int, int] = (8, 10)) -> None:
+        """Builds the layers."""
         super().__init__()
         self.grid = grid
         self.embedding = nn.Conv2d(3, channels, self.patch, self.patch)
@@ -287,6 +303,7 @@ class Yolos(nn.Module):
         self.bbox_predictor = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 4))
 
     def forward(self, pixel_values: Tensor, labels: list[dict[str, Tensor]] | None = None, **kwargs: Any) -> Any:
+        """Runs the network."""
         batch, _, height, width = pixel_values.shape
         embedded = self.embedding(pixel_values).flatten(2).transpose(1, 2)
         size = (height // self.patch, width // self.patch)
@@ -307,6 +324,7 @@ class DeformableAttention(nn.Module):
     heads, points = 2, 3
 
     def __init__(self, channels: int, levels: int) -> None:
+        """Builds the layers."""
         super().__init__()
         self.levels = levels
         self.offsets = nn.Linear(channels, self.heads * levels * self.points * 2)
@@ -317,6 +335,7 @@ class DeformableAttention(nn.Module):
     def forward(
         self, queries: Tensor, references: Tensor, memory: Tensor, spatial_shapes_list: list[tuple[int, int]]
     ) -> Tensor:
+        """Returns one vector per query."""
         batch, count, channels = queries.shape
         value = self.value(memory).view(batch, memory.shape[1], self.heads, channels // self.heads)
         offsets = self.offsets(queries).view(batch, count, self.heads, self.levels, self.points, 2)
@@ -339,6 +358,7 @@ class RtDetr(nn.Module):
     """RT-DETR: anchors that are infinite outside, the best cells as queries, deformable attention; a ModelOutput."""
 
     def __init__(self, classes: int = 5, channels: int = 16, queries: int = 12) -> None:
+        """Builds the layers."""
         super().__init__()
         self.queries = queries
         self.backbone = Levels((channels, channels, channels))
@@ -366,6 +386,7 @@ class RtDetr(nn.Module):
         return torch.where(valid, torch.log(joined / (1 - joined)), torch.tensor(torch.finfo(torch.float32).max)), valid
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        """Runs the network."""
         levels = self.backbone(pixel_values)
         shapes = [(level.shape[2], level.shape[3]) for level in levels]
         memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
@@ -392,6 +413,7 @@ class Windows(nn.Module):
     window = 4
 
     def __init__(self, channels: int, shift: int) -> None:
+        """Builds the layers."""
         super().__init__()
         self.shift = shift
         self.norm = nn.LayerNorm(channels)
@@ -399,6 +421,7 @@ class Windows(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Runs the network."""
         batch, height, width, channels = x.shape
         size = self.window
         right, down = (size - width % size) % size, (size - height % size) % size
@@ -423,6 +446,7 @@ class SwinCentres(nn.Module):
     """Windows under CenterNet's head: peaks of a heat map, the best 10 of all classes."""
 
     def __init__(self, channels: int = 16, classes: int = 3) -> None:
+        """Builds the layers."""
         super().__init__()
         self.patches = nn.Conv2d(3, channels, 4, 4)
         self.blocks = nn.Sequential(Windows(channels, 0), Windows(channels, 2))
@@ -430,6 +454,7 @@ class SwinCentres(nn.Module):
         self.size = nn.Conv2d(channels, 2, 3, padding=1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Runs the network."""
         features = self.blocks(self.patches(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         heat, size = self.heat(features).sigmoid(), self.size(features)
         peaks = heat * (functional.max_pool2d(heat, 3, stride=1, padding=1) == heat).float()
@@ -450,6 +475,7 @@ class Flatten(nn.Module):
     """MTCNN's own: channels last in Caffe's order."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns one row per crop."""
         return x.transpose(3, 2).contiguous().view(x.size(0), -1)
 
 
@@ -457,6 +483,7 @@ class ONet(nn.Module):
     """MTCNN's last net: crops [N, 3, 48, 48] -> landmarks, box offsets, face or not; fixed size, free batch."""
 
     def __init__(self) -> None:
+        """Builds the layers."""
         super().__init__()
         self.features = nn.Sequential(
             OrderedDict(
@@ -471,6 +498,7 @@ class ONet(nn.Module):
         self.conv6_3 = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the network."""
         x = self.features(x)
         return self.conv6_3(x), self.conv6_2(x), functional.softmax(self.conv6_1(x), dim=-1)
 
@@ -482,6 +510,7 @@ class Fcos(nn.Module):
     """FCOS: distances to four sides from each cell of two levels, centre-ness, classes; lists of unequal length."""
 
     def __init__(self, classes: int = 3) -> None:
+        """Builds the layers."""
         super().__init__()
         self.fine = nn.Sequential(block(3, 8, stride=2), block(8, 16, stride=2))
         self.coarse = block(16, 16, stride=2)
@@ -489,6 +518,7 @@ class Fcos(nn.Module):
         self.classes, self.sides, self.centre = (nn.Conv2d(16, out, 3, padding=1) for out in (classes, 4, 1))
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Runs the network."""
         fine = self.fine(images)
         scores, boxes = [], []
         for level, stride in zip((fine, self.coarse(fine)), (4, 8), strict=True):
@@ -516,6 +546,7 @@ class Ssd(nn.Module):
     """SSD: anchors of its own ratios per level, offsets that are decoded with variances, the best 30 after NMS."""
 
     def __init__(self, classes: int = 3) -> None:
+        """Builds the layers."""
         super().__init__()
         self.anchors = CustomAnchors(ratios=[(1.0, 2.0), (1.0, 0.5, 3.0)], scales=[0.2, 0.5], variances=(0.1, 0.2))
         self.stages = nn.ModuleList([nn.Sequential(block(3, 8, stride=4), block(8, 16)), block(16, 16, stride=2)])
@@ -533,6 +564,7 @@ class Ssd(nn.Module):
         return torch.cat([centres, sides.expand(height * width, -1, -1)], -1).reshape(-1, 4)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the network."""
         features, found = images, []
         for level, (stage, offsets, scores) in enumerate(zip(self.stages, self.offsets, self.scores, strict=True)):
             features = stage(features)
@@ -555,6 +587,7 @@ class Keypoints(nn.Module):
     """CenterNet's keypoints: the best 5 centres, and per joint the offset that stands at the centre."""
 
     def __init__(self, joints: int = 4) -> None:
+        """Builds the layers."""
         super().__init__()
         self.body = nn.Sequential(block(3, 16, stride=2), block(16, 16, stride=2))
         self.heads = nn.ModuleDict(
@@ -562,6 +595,7 @@ class Keypoints(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Runs the network."""
         features = self.body(images)
         maps = {name: head(features) for name, head in self.heads.items()}
         heat = maps["heat"].sigmoid()
@@ -577,6 +611,7 @@ class VitDet(nn.Module):
     """ViTDet: plain blocks in windows and one that sees all, places resized to the image, scores per cell."""
 
     def __init__(self, channels: int = 16, classes: int = 3) -> None:
+        """Builds the layers."""
         super().__init__()
         self.patches = nn.Conv2d(3, channels, 8, 8)
         self.places = nn.Parameter(torch.randn(1, channels, 4, 4) * 0.02)
@@ -586,6 +621,7 @@ class VitDet(nn.Module):
         self.out = nn.Conv2d(channels, classes + 4, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the network."""
         x = self.patches(images)
         x = x + functional.interpolate(self.places, size=x.shape[-2:], mode="bilinear", align_corners=False)
         x = self.windows(x.permute(0, 2, 3, 1))

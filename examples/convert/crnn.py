@@ -19,11 +19,13 @@ class BidirectionalLstm(nn.Module):
     """[columns, N, channels] -> [columns, N, out]."""
 
     def __init__(self, channels: int, hidden: int, out: int) -> None:
+        """Builds the LSTM and the layer over its two directions."""
         super().__init__()
         self.rnn = nn.LSTM(channels, hidden, bidirectional=True)
         self.embedding = nn.Linear(2 * hidden, out)
 
     def forward(self, columns: Tensor) -> Tensor:
+        """Returns the features of each column."""
         recurrent, _ = self.rnn(columns)
         length, batch, channels = recurrent.size()
         return self.embedding(recurrent.view(length * batch, channels)).view(length, batch, -1)
@@ -33,6 +35,7 @@ class Crnn(nn.Module):
     """Gray lines [N, 1, 32, W] -> logits [columns, N, classes], one column per four pixels."""
 
     def __init__(self) -> None:
+        """Builds the convolutions and the two LSTMs."""
         super().__init__()
         self.cnn = nn.Sequential(
             nn.Conv2d(1, 16, 3, 1, 1), nn.ReLU(True), nn.MaxPool2d(2, 2),
@@ -44,6 +47,7 @@ class Crnn(nn.Module):
         self.rnn = nn.Sequential(BidirectionalLstm(64, 32, 32), BidirectionalLstm(32, 32, CLASSES))
 
     def forward(self, lines: Tensor) -> Tensor:
+        """Returns the logits of each column."""
         features = self.cnn(lines)
         assert features.size(2) == 1, "the height of a line must be 32"
         return self.rnn(features.squeeze(2).permute(2, 0, 1))

@@ -29,6 +29,7 @@ class Detr(nn.Module):
     """A batch of images [N, 3, H, W] of any size."""
 
     def __init__(self, classes: int = 10, queries: int = 20) -> None:
+        """Builds the backbone, the transformer and the heads."""
         super().__init__()
         self.backbone = nn.Sequential(
             *(layer for i in range(4) for layer in (nn.Conv2d(8 * i or 3, 8 * i + 8, 3, 2, 1), nn.ReLU())),
@@ -40,6 +41,7 @@ class Detr(nn.Module):
         self.boxes = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.ReLU(), nn.Linear(CHANNELS, 4))
 
     def forward(self, images: Tensor) -> Found:
+        """Returns the logits and the box of each query."""
         features = self.backbone(images)
         tokens = features.flatten(2).transpose(1, 2) + self.places(*features.shape[2:])
         decoded = self.transformer(tokens, self.queries.weight.expand(images.shape[0], -1, -1))

@@ -18,6 +18,7 @@ class Twice(nn.Sequential):
     """Two convolutions."""
 
     def __init__(self, channels: int, out: int) -> None:
+        """Builds two convolutions of three by three."""
         super().__init__(
             nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
             nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
@@ -28,11 +29,13 @@ class Up(nn.Module):
     """Enlarges, pads to the skipped level's size, joins."""
 
     def __init__(self, channels: int, out: int) -> None:
+        """Builds the enlarging layer and the convolutions after it."""
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
         self.conv = Twice(channels, out)
 
     def forward(self, low: Tensor, skipped: Tensor) -> Tensor:
+        """Returns the enlarged level joined with the skipped one."""
         low = self.up(low)
         rows, columns = skipped.size(2) - low.size(2), skipped.size(3) - low.size(3)
         low = functional.pad(low, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
@@ -43,6 +46,7 @@ class UNet(nn.Module):
     """A batch [N, 3, H, W] -> {"scores": [N, classes, H, W], "classes": [N, H, W]}."""
 
     def __init__(self, classes: int = 4) -> None:
+        """Builds the way down, the way up and the last layer."""
         super().__init__()
         self.first = Twice(3, 8)
         self.down = nn.ModuleList(
@@ -52,6 +56,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(8, classes, 1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the scores and the best class of each pixel."""
         levels = [self.first(images)]
         for down in self.down:
             levels.append(down(levels[-1]))

@@ -22,12 +22,14 @@ class TimmBackbone(nn.Module):
     """[N, 3, H, W] -> three levels of a pyramid, as torchvision's heads take them."""
 
     def __init__(self, name: str, channels: int = 32) -> None:
+        """Builds the backbone by its name in timm and the pyramid over it."""
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
         self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the levels of the pyramid, finest first."""
         levels = self.body(images)
         return self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels)))
 

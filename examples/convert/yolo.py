@@ -21,11 +21,13 @@ class Block(nn.Module):
     """Convolution, batch norm, SiLU."""
 
     def __init__(self, channels: int, out: int, kernel: int = 3, stride: int = 1) -> None:
+        """Builds a convolution that keeps the size at stride 1."""
         super().__init__()
         self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the activated features."""
         return functional.silu(self.bn(self.conv(x)))
 
 
@@ -33,6 +35,7 @@ class CrossStage(nn.Module):
     """Half of the channels go through bottlenecks, the other half past them."""
 
     def __init__(self, channels: int, out: int) -> None:
+        """Builds the bottlenecks and the layers that split and join."""
         super().__init__()
         self.through = Block(channels, out // 2, 1)
         self.past = Block(channels, out // 2, 1)
@@ -40,6 +43,7 @@ class CrossStage(nn.Module):
         self.joined = Block(out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns both halves, joined."""
         through = self.through(x)
         return self.joined(torch.cat([through + self.bottleneck(through), self.past(x)], dim=1))
 
@@ -48,6 +52,7 @@ class Detect(nn.Module):
     """Boxes of three anchors per cell, from two levels: [N, boxes, 5 + classes], as (cx, cy, w, h, object, classes)."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], anchors: Sequence[Sequence[int]]) -> None:
+        """Builds one layer per level for its anchors."""
         super().__init__()
         self.strides = strides
         self.levels = nn.ModuleList(nn.Conv2d(c, 3 * (5 + CLASSES), 1) for c in channels)
@@ -55,6 +60,7 @@ class Detect(nn.Module):
         self.grids = [torch.empty(0) for _ in strides]
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        """Returns the decoded boxes of all levels."""
         found = []
         for i, level in enumerate(self.levels):
             x = level(features[i])
@@ -78,6 +84,7 @@ class Yolo(nn.Module):
     """A batch [N, 3, H, W], H and W multiples of 16, in 0..1."""
 
     def __init__(self) -> None:
+        """Builds the backbone, the neck and the head."""
         super().__init__()
         self.stem = nn.Sequential(Block(3, 8, 3, 2), Block(8, 16, 3, 2), CrossStage(16, 16))
         self.stride8 = nn.Sequential(Block(16, 32, 3, 2), CrossStage(32, 32))
@@ -88,6 +95,7 @@ class Yolo(nn.Module):
         self.detect = Detect([32, 64], [8, 16], [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the boxes of all cells; the caller runs NMS."""
         fine = self.stride8(self.stem(images))
         coarse = self.stride16(fine)
         merged = self.merged(torch.cat([self.up(self.lateral(coarse)), fine], dim=1))

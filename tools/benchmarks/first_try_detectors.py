@@ -291,6 +291,7 @@ class TimmLevels(nn.Module):
     """timm's feature levels, [N, C, H, W] each, in an OrderedDict: through a pyramid, or as they are."""
 
     def __init__(self, name: str, channels: int = 32, *, pyramid: bool = True, **options: Any) -> None:
+        """Builds the layers."""
         super().__init__()
         timm = importlib.import_module("timm")
         self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(1, 2, 3), **options)
@@ -299,6 +300,7 @@ class TimmLevels(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Runs the network."""
         levels = {str(i): level for i, level in enumerate(self.body(images))}
         if self.channels_last:
             levels = {name: level.permute(0, 3, 1, 2) for name, level in levels.items()}

@@ -16,7 +16,7 @@ struct Files {
   std::map<std::string, std::shared_ptr<const LibraryFile>> by_digest;
 };
 
-/// Never destroyed: engines may outlive our statics.
+/// Never destroyed: engines may outlive our static objects.
 Files& files() {
   static Files* const files = new Files();
   return *files;

@@ -18,7 +18,7 @@ class Library : public VendorLibrary {
   const std::vector<std::string>& providers() const { return providers_; }
 
   const Functions& functions() const { return functions_; }
-  /// Never destroyed: its sessions may outlive our statics.
+  /// Never destroyed: its sessions may outlive our static objects.
   const Env* env() const { return env_; }
 
   /// Throws Error(kBackend) with the library's own message unless `status` is null, which stands for success.

@@ -54,7 +54,7 @@ class Library : public VendorLibrary {
   bool has_native_bf16() const { return has_native_bf16_; }
 
   const Functions& functions() const { return functions_; }
-  /// Never destroyed: OpenVINO's plug-ins may outlive our statics.
+  /// Never destroyed: OpenVINO's plug-ins may outlive our static objects.
   ov_core_t* core() const { return core_; }
 
   /// Throws Error(kBackend) with the library's own message unless `status` is OK.

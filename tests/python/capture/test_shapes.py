@@ -77,8 +77,8 @@ def test_what_are_no_picture_sizes_is_refused(shapes: Any) -> None:
 
 
 def test_an_unknown_dimension_is_refused() -> None:
-    with pytest.raises(OptionError, match="shapes: expected ranges for batch, height, width, got 'hieght'"):
-        ranges_of(Transformed(), EXAMPLE, {"hieght": (1, 2)})
+    with pytest.raises(OptionError, match="shapes: expected ranges for batch, height, width, got 'depth'"):
+        ranges_of(Transformed(), EXAMPLE, {"depth": (1, 2)})
 
 
 @pytest.mark.parametrize("value", [(5, 2), (0, 4), (-1, 4), (4,), (1, 2, 3), 7, None, (1.0, 2.0), "ab"])

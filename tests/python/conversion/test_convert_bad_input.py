@@ -161,7 +161,7 @@ def test_segments(refused: Refused, segments: list[str], text: str) -> None:
     [
         ((32, 32), "expected image sizes [(height, width), ...] in pixels, at least one, or ranges by name"),
         ([(32, 32, 3)], "expected image sizes [(height, width), ...]"),
-        ({"hieght": (16, 64)}, "expected ranges for batch, height, width, got 'hieght'"),
+        ({"depth": (16, 64)}, "expected ranges for batch, height, width, got 'depth'"),
         ({"height": (64, 16)}, "shapes, height: expected (min, max) with 1 <= min <= max, got (64, 16)"),
         ({"height": (64, 128)}, "shapes, height: expected a range that holds the example's 32, got 64..128"),
         ([(64, 64), (96, 96)], "shapes, height: expected a range that holds the example's 32, got 64..96"),

@@ -254,8 +254,8 @@ def test_a_browser_reloads_for_the_services_own_page_alone(
 
 def test_a_name_that_is_no_utf8_is_written_as_json(demo_bundle: Path, tmp_path: Path) -> None:
     """The answers of /v1/models and /v1/reload were never sent."""
-    shutil.copy(demo_bundle, tmp_path / "caf\udce9.pt")
-    with serving(tmp_path / "caf\udce9.pt", warm_up="96x96") as served:
+    shutil.copy(demo_bundle, tmp_path / "menu\udce9.pt")
+    with serving(tmp_path / "menu\udce9.pt", warm_up="96x96") as served:
         (model,) = served.request("/v1/models").json()["models"]
-        assert model["name"].startswith("caf")
+        assert model["name"].startswith("menu")
         assert served.request("/v1/reload", b"").json() == {"reloaded": [model["name"]]}
