@@ -20,7 +20,7 @@ LoadOptions options_from(const std::string& device, const std::string& backend, 
                          int concurrency, std::vector<std::string> trusted_keys, std::vector<std::string> allow) {
   if (trust != "digests" && trust != "signed") {
     throw hybrid_rt::Error(hybrid_rt::ErrorKind::kOption, "bundle", "trust", "'digests' or 'signed'", "'" + trust + "'",
-                           "Take one of these.");
+                           "Pass one of these.");
   }
   const auto policy = trust == "signed" ? hybrid_rt::TrustPolicy::kSigned : hybrid_rt::TrustPolicy::kDigests;
   try {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ WORDS = re.compile(
 
 OLD_WORDS = re.compile(r"(?<![\w./*=<-])(?:[Pp]ictures?|[Ff]olders?)(?![\w(=/>-]|\.[a-z]|:)|\bnot (?:more|less) than\b")
 """Words with a newer name, unless they are a part of a path or name a parameter."""
+
+SCOPE = re.compile(r"hybrid_rt\[\w+\]")
+"""Opens an error; "picture" is one of the scopes."""
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "COMPATIBILITY.md")),
@@ -150,18 +154,47 @@ def test_the_help_of_the_command_line_is_plain_english() -> None:
     assert {place for place, text in texts.items() if not text} == set()
 
 
+def wrong_in_message(text: str) -> list[str]:
+    """Returns the wrong words of a message; a single word is a key or a name."""
+    return [*wrong_words(text), *(OLD_WORDS.findall(plain(SCOPE.sub("", text))) if " " in text.strip() else [])]
+
+
+def python_strings(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the lines and the texts of the string constants in a file, without the docstrings."""
+    tree = ast.parse(path.read_text())
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements:
+            yield node.lineno, node.value
+
+
+def json_strings(value: object) -> Iterator[str]:
+    """Yields the texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from json_strings(child)
+
+
 def test_messages_have_none_of_the_wrong_words() -> None:
     """The string constants of the package and of its C++ sources, which hold its errors."""
     found = {}
     for path in sorted((ROOT / "hybrid_rt").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and (words := wrong_words(node.value)):
-                found[f"{path.relative_to(ROOT)}:{node.lineno}"] = words
+        for number, text in python_strings(path):
+            if words := wrong_in_message(text):
+                found[f"{path.relative_to(ROOT)}:{number}"] = words
     for path in sorted((ROOT / "cpp").rglob("*.cpp")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if words := [word for text in re.findall(r'"((?:[^"\\]|\\.)*)"', line) for word in wrong_words(text)]:
+            texts = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
+            if words := [word for text in texts for word in wrong_in_message(text)]:
                 found[f"{path.relative_to(ROOT)}:{number}"] = words
     assert found == {}
+
+
+def test_the_description_of_the_service_has_none_of_the_wrong_words() -> None:
+    texts = [*json_strings(json.loads((ROOT / "cpp" / "apps" / "serve" / "openapi.json").read_text()))]
+    assert len(texts) > 100
+    assert {text: words for text in texts if (words := wrong_in_message(text))} == {}
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ void define(CLI::App& app, Options& options) {
 
   app.footer(kFooter);
   app.add_option("MODEL", options.model, "path of the bundle")->required();
-  CLI::Option* picture = app.add_option("PICTURE", options.picture, "JPEG or PNG file; omit it with --verify");
+  CLI::Option* picture = app.add_option("IMAGE", options.picture, "JPEG or PNG file; omit it with --verify");
   CLI::Option* verify =
       app.add_flag("--verify", options.verify, "run the bundle's golden sample and compare the results")
           ->excludes(picture);
@@ -244,8 +244,8 @@ void write_annotated(const Options& options, Picture& picture, const Result& res
 void print(const std::string& text) {
   std::cout << text << std::flush;
   if (!std::cout) {
-    throw Failure(kOutputUnwritable,
-                  formatted("stdout", "a stream that takes the result", "a failed write", "Is the disk full?"));
+    throw Failure(kOutputUnwritable, formatted("stdout", "a stream that takes the result", "a failed write",
+                                               "Check the free disk space."));
   }
 }
 
@@ -280,7 +280,7 @@ void verify(const Options& options) {
   print(options.json ? hybrid_rt::to_json(verification) + "\n" : to_text(verification, options.model));
   if (!verification.matches()) {
     throw Failure(kDiffers,
-                  formatted(options.model, "what its detector found", "on this machine " + verification.failures[0],
+                  formatted(options.model, "the detector's result", "on this machine " + verification.failures[0],
                             "Another --backend may be right; hybrid-rt check shows what else could run."));
   }
   if (verification.passed()) return;
@@ -357,11 +357,11 @@ int main(int argc, char** argv) {
       print(app.help());
       return kOk;
     } catch (const CLI::ParseError& error) {
-      return report(kUsage, formatted("command line", "MODEL PICTURE and options",
+      return report(kUsage, formatted("command line", "MODEL IMAGE and options",
                                       "\"" + std::string(error.what()) + "\"", "hybrid-rt-detect --help shows them."));
     }
     if (!options.verify && options.picture.empty()) {
-      return report(kUsage, formatted("command line", "MODEL PICTURE and options", "\"PICTURE is required\"",
+      return report(kUsage, formatted("command line", "MODEL IMAGE and options", "\"IMAGE is required\"",
                                       "hybrid-rt-detect --help shows them."));
     }
     options.verify ? verify(options) : detect(options);

@@ -48,7 +48,7 @@ std::string first_bytes(std::span<const std::uint8_t> bytes) {
 }
 
 PictureError unknown_format(std::span<const std::uint8_t> bytes, const std::string& name) {
-  return PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the picture to one of these.");
+  return PictureError(name, "a JPEG or PNG", first_bytes(bytes), "Convert the image to one of these formats.");
 }
 
 std::vector<std::uint8_t> read_bytes(const std::string& path) {
@@ -113,7 +113,7 @@ class TemporaryFile {
  private:
   PictureError failure(int error) const {
     return PictureError(final_path_, "a file that can be written", system_message(error),
-                        "Check that its folder exists, is writable and has room.");
+                        "Check that its directory exists, is writable and has space.");
   }
 
   std::string final_path_;
@@ -134,12 +134,13 @@ void check_size(std::int64_t width, std::int64_t height, const std::string& name
   throw PictureError(name,
                      "at most " + std::to_string(limits.max_side) + " pixels per side and " +
                          std::to_string(limits.max_pixels / 1'000'000) + " megapixels",
-                     std::to_string(width) + "x" + std::to_string(height), "Scale the picture down or cut it up.");
+                     std::to_string(width) + "x" + std::to_string(height),
+                     "Scale the image down, or split it into tiles.");
 }
 
 PictureError damaged(const std::string& name, const std::string& format, const std::string& message) {
   return PictureError(name, "a complete and undamaged " + format, "\"" + message + "\" from the decoder",
-                      "Fetch or save the picture again.");
+                      "Download or save the image again.");
 }
 
 Picture decode_picture(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits,

@@ -39,11 +39,11 @@ Number number(const std::string& name, const std::string& value, Number least, N
 void check_aspect(const std::string& name, const apps::PictureSize& size) {
   if (std::max(size.width, size.height) <= kMaxAspect * std::min(size.width, size.height)) return;
   throw RequestError(422, name, "sides of at most " + std::to_string(kMaxAspect) + " to 1",
-                     std::to_string(size.width) + "x" + std::to_string(size.height), "Cut it up.");
+                     std::to_string(size.width) + "x" + std::to_string(size.height), "Split it into tiles.");
 }
 
 SentPicture encoded_picture(const std::string& name, const std::string& content, const PictureRules& rules) {
-  if (content.empty()) throw RequestError(400, name, "a JPEG or PNG", "no bytes", "Send the picture's bytes.");
+  if (content.empty()) throw RequestError(400, name, "a JPEG or PNG", "no bytes", "Send the bytes of the image.");
   SentPicture picture{name, bytes_of(content), std::nullopt, {}};
   try {
     picture.size = apps::read_size(picture.encoded, name, rules.picture, rules.orientation);
@@ -146,9 +146,9 @@ void check_pixels(const SentPicture& picture) {
 
 std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules) {
   if (request.content_type == "multipart/form-data") return parts_of(request, rules);
-  if (request.body.empty()) throw RequestError(400, "body", "a picture", "no bytes", "Send the picture's bytes.");
+  if (request.body.empty()) throw RequestError(400, "body", "an image", "no bytes", "Send the bytes of the image.");
   if (request.content_type == "application/x-safetensors") return tensors_of(request, rules);
-  return {encoded_picture("picture", request.body, rules)};
+  return {encoded_picture("image", request.body, rules)};
 }
 
 }  // namespace hybrid_rt::serve

@@ -481,7 +481,7 @@ class HttpServer::Loop {
   HttpAnswer too_large(const HttpRequest& request) const {
     return problem(413,
                    "hybrid_rt[serve]: body: expected at most " + std::to_string(options_.max_body) +
-                       " bytes, got more. Send smaller or fewer pictures.",
+                       " bytes, got more. Send smaller or fewer images.",
                    request.request_id);
   }
   HttpAnswer no_memory(const HttpRequest& request) const {
@@ -496,7 +496,7 @@ class HttpServer::Loop {
     return problem(400,
                    "hybrid_rt[serve]: body: expected multipart/form-data of at most " +
                        std::to_string(options_.max_parts) +
-                       " parts, each a picture named \"image\", got one that can't be read so. Check its boundary "
+                       " parts, each an image named \"image\", got a body that can't be read. Check its boundary "
                        "and the number of its parts.",
                    request.request_id);
   }

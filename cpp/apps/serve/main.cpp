@@ -93,7 +93,8 @@ void define(CLI::App& app, Options& options) {
   app.add_option("--max-pixels-mp", options.max_megapixels, "maximum size of an image, in megapixels")
       ->check(CLI::Range(1, 268))
       ->capture_default_str();
-  app.add_option("--max-pictures", options.service.rules.max_pictures, "maximum number of images per request")
+  app.add_option("--max-images,--max-pictures", options.service.rules.max_pictures,
+                 "maximum number of images per request")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_flag("--exif", options.exif, "apply the EXIF orientation of images, unless a request has exif=false");
@@ -153,7 +154,7 @@ std::vector<std::pair<std::int64_t, std::int64_t>> sizes_of(const std::string& t
     int used = 0;
     if (std::sscanf(word.c_str(), "%ldx%ld%n", &height, &width, &used) != 2 || used != static_cast<int>(word.size()) ||
         height < 1 || width < 1 || height > 16'384 || width > 16'384) {
-      throw wrong("--warm-up", "HEIGHTxWIDTH,... of 1 to 16384", "'" + word + "'", "Name image sizes.");
+      throw wrong("--warm-up", "HEIGHTxWIDTH,... of 1 to 16384", "'" + word + "'", "Pass image sizes.");
     }
     sizes.emplace_back(height, width);
   }
@@ -173,7 +174,7 @@ void complete(Options& options) {
   try {
     service.detector.load.device = c10::Device(options.device);
   } catch (const std::exception&) {
-    throw wrong("--device", "cpu, cuda or cuda:INDEX", "'" + options.device + "'", "Take one of these.");
+    throw wrong("--device", "cpu, cuda or cuda:INDEX", "'" + options.device + "'", "Pass one of these.");
   }
   service.detector.load.warm_up = sizes_of(options.warm_up.empty() ? "480x640" : options.warm_up);
   service.detector.max_delay = std::chrono::microseconds(static_cast<std::int64_t>(options.max_delay_ms * 1000));

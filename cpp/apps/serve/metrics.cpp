@@ -44,11 +44,11 @@ Metrics::Metrics()
                     .Register(registry_)),
       stages_(prometheus::BuildHistogram()
                   .Name("hybrid_rt_stage_seconds")
-                  .Help("Time of a picture in each stage, and of a request in all (stage=\"total\").")
+                  .Help("Time of an image in each stage, and of a whole request (stage=\"total\").")
                   .Register(registry_)),
       batches_(prometheus::BuildHistogram()
                    .Name("hybrid_rt_batch_size")
-                   .Help("Pictures in the call that a picture was run in.")
+                   .Help("Number of images in the call in which an image ran.")
                    .Register(registry_)),
       reloads_(prometheus::BuildCounter()
                    .Name("hybrid_rt_reloads_total")
@@ -70,8 +70,8 @@ void Metrics::batch(const std::string& model, std::size_t pictures) {
 void Metrics::reload(bool succeeded) { reloads_.Add({{"result", succeeded ? "success" : "failure"}}).Increment(); }
 
 std::string Metrics::text(const std::vector<Model>& models, bool is_ready) {
-  MetricFamily queued = gauge("hybrid_rt_queue_length", "Pictures that wait for a worker.");
-  MetricFamily capacity = gauge("hybrid_rt_queue_capacity", "Pictures that may wait.");
+  MetricFamily queued = gauge("hybrid_rt_queue_length", "Number of images that wait for a worker.");
+  MetricFamily capacity = gauge("hybrid_rt_queue_capacity", "Maximum number of images that may wait.");
   MetricFamily workers = gauge("hybrid_rt_workers", "Worker threads.");
   MetricFamily engines = gauge("hybrid_rt_engine_info", "The backend that runs a segment.");
   for (const Model& model : models) {

@@ -39,9 +39,9 @@ std::map<std::string, std::string> Models::bundles() const {
     for (const auto& entry : fs::directory_iterator(source, failed)) {
       if (entry.path().extension() == ".pt" && entry.is_regular_file(failed)) add(entry.path());
     }
-    if (failed) throw wrong(source, "a folder that can be read", failed.message(), "Check its permissions.");
+    if (failed) throw wrong(source, "a directory that can be read", failed.message(), "Check its permissions.");
   }
-  if (found.empty()) throw wrong("models", "at least one bundle (.pt)", "none in these folders", "Put one there.");
+  if (found.empty()) throw wrong("models", "at least one bundle (.pt)", "none in these directories", "Put one there.");
   return found;
 }
 

@@ -44,7 +44,7 @@ std::string subject_of(const std::string& name) { return std::string(kSubject) +
 std::string shown_json(const Json& value) { return shown(value.dump()); }
 
 PayloadError pictures_expected(std::size_t max_pictures, const std::string& got) {
-  return PayloadError(kSubject, "1 to " + std::to_string(max_pictures) + " pictures", got, "Send several requests.");
+  return PayloadError(kSubject, "1 to " + std::to_string(max_pictures) + " images", got, "Send several requests.");
 }
 
 /// Refuses what the parser would take: a key that stands twice (of which it keeps the last value), nesting, which no
@@ -145,7 +145,7 @@ PictureTensor described(const std::string& name, const Json& info, const Picture
   picture.type = dtype == "F32" ? Type::kFloats : Type::kBytes;
   const std::size_t channels_at = picture.type == Type::kFloats ? 0 : 2;
   if ((dtype != "F32" && dtype != "U8") || !sizes || (*sizes)[channels_at] != kChannels) {
-    throw PayloadError(subject_of(name), kShapes, shown_json(dtype) + " " + shown_json(shape), "Send pictures in RGB.");
+    throw PayloadError(subject_of(name), kShapes, shown_json(dtype) + " " + shown_json(shape), "Send images in RGB.");
   }
 
   const std::uint64_t height = (*sizes)[picture.type == Type::kFloats ? 1 : 0];
@@ -153,13 +153,13 @@ PictureTensor described(const std::string& name, const Json& info, const Picture
   const std::uint64_t max_side = static_cast<std::uint64_t>(limits.max_side);
   const std::string got = std::to_string(width) + "x" + std::to_string(height);
   if (height == 0 || width == 0) {
-    throw PayloadError(subject_of(name), "at least one pixel", got, "Leave empty pictures out.");
+    throw PayloadError(subject_of(name), "at least one pixel", got, "Leave empty images out.");
   }
   if (height > max_side || width > max_side || height > static_cast<std::uint64_t>(limits.max_pixels) / width) {
     throw PayloadError(
         subject_of(name),
         "at most " + std::to_string(max_side) + " pixels per side and " + std::to_string(limits.max_pixels) + " in all",
-        got, "Scale the picture down or cut it up.");
+        got, "Scale the image down, or split it into tiles.");
   }
   picture.height = static_cast<std::int64_t>(height);
   picture.width = static_cast<std::int64_t>(width);
@@ -216,7 +216,7 @@ std::span<const std::uint8_t> header_text(std::span<const std::uint8_t> body, co
   for (std::size_t i = kLengthBytes; i-- > 0;) length = length << 8 | body[i];
   if (length > limits.max_header_bytes) {
     throw PayloadError(kSubject, "a header of at most " + std::to_string(limits.max_header_bytes) + " bytes",
-                       std::to_string(length), "Send fewer pictures, under shorter names.");
+                       std::to_string(length), "Send fewer images, under shorter names.");
   }
   const std::span<const std::uint8_t> rest = body.subspan(kLengthBytes);
   if (length > rest.size()) {

@@ -336,7 +336,7 @@ void Service::detect(HttpRequest request, HttpServer::Reply reply) {
     }
     work->pictures = read_pictures(work->request, work->rules);
     if (work->query.annotated && work->pictures.size() != 1) {
-      throw RequestError(400, "query annotated", "one picture", std::to_string(work->pictures.size()),
+      throw RequestError(400, "query annotated", "one image", std::to_string(work->pictures.size()),
                          "Send them one by one.");
     }
     submit(work, *detector);
@@ -425,9 +425,9 @@ HttpAnswer Service::answer_of(Work& work) const {
 }
 
 void Service::give_up(Work& work) const {
-  HttpAnswer answer = refusal(503, "detector", "an end within " + std::to_string(options_.stuck.count()) + " ms",
-                              "a worker that is stuck", "Come again; the log says what becomes of the worker.",
-                              work.request.request_id);
+  HttpAnswer answer =
+      refusal(503, "detector", "an end within " + std::to_string(options_.stuck.count()) + " ms",
+              "a worker that is stuck", "Retry; the log reports the state of the worker.", work.request.request_id);
   answer.headers.emplace_back("Retry-After", "1");
   reply(work, answer);
 }

@@ -108,9 +108,9 @@ std::vector<at::Tensor> AotInductorEngine::run(at::ArrayRef<at::Tensor> inputs) 
   std::optional<ThreadsGuard> threads;
   if (device_.is_cpu()) threads.emplace(threads_);
   const auto guard = on(device_);  // the runner takes the current stream of the current device
-  return guarded("run", "the segment to run", "Are the inputs such as the segment takes in the detector?", [&] {
+  return guarded("run", "the segment to run", "Pass inputs like those that the segment gets in the detector.", [&] {
     std::vector<at::Tensor> results = runner_->run(inputs.vec());
-    TORCH_CHECK(results.size() == outputs_, results.size(), " outputs where the artifact tells of ", outputs_);
+    TORCH_CHECK(results.size() == outputs_, results.size(), " outputs, but the artifact's spec has ", outputs_);
     std::vector<at::Tensor> outputs;
     for (const at::Tensor& result : results) outputs.push_back(owned(result));
     return outputs;

@@ -35,7 +35,7 @@ ElementType element_type(c10::ScalarType dtype) {
     case c10::ScalarType::Bool:
       return ElementType::kBool;
     default:
-      throw Error(ErrorKind::kBackend, "onnxruntime", "dtype", "one that ONNX Runtime has", c10::toString(dtype),
+      throw Error(ErrorKind::kBackend, "onnxruntime", "dtype", "one that ONNX Runtime supports", c10::toString(dtype),
                   "Convert the tensor inside the segment.");
   }
 }

@@ -82,7 +82,7 @@ std::string Library::list_providers() {
   char** names = nullptr;
   int count = 0;
   const std::string failure = taken(functions_.GetAvailableProviders(&names, &count));
-  if (!failure.empty()) return "ONNX Runtime does not tell its execution providers: " + failure;
+  if (!failure.empty()) return "ONNX Runtime does not list its execution providers: " + failure;
   for (int i = 0; i < count; ++i) {
     const std::string name = names[i];
     providers_.push_back(name.substr(0, name.find("ExecutionProvider")));
@@ -102,8 +102,7 @@ std::string Library::taken(Status* status) const {
 void Library::require(Status* status, const std::string& subject) const {
   const std::string failure = taken(status);
   if (failure.empty()) return;
-  throw Error(ErrorKind::kBackend, "onnxruntime", subject, "success of ONNX Runtime " + version_, failure,
-              "The message is ONNX Runtime's own.");
+  throw Error(ErrorKind::kBackend, "onnxruntime", subject, "success of ONNX Runtime " + version_, failure, "");
 }
 
 }  // namespace hybrid_rt::onnxruntime

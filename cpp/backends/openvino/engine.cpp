@@ -35,7 +35,7 @@ ov_element_type_e element_type(c10::ScalarType dtype) {
     case c10::ScalarType::Bool:
       return BOOLEAN;
     default:
-      throw Error(ErrorKind::kBackend, "openvino", "dtype", "one that OpenVINO has", c10::toString(dtype),
+      throw Error(ErrorKind::kBackend, "openvino", "dtype", "one that OpenVINO supports", c10::toString(dtype),
                   "Convert the tensor inside the segment.");
   }
 }
@@ -144,7 +144,7 @@ void require_dtype(const ov_tensor_t* tensor, const at::Tensor& output, size_t i
   throw Error(ErrorKind::kBackend, "openvino", "artifact, output " + std::to_string(index),
               std::string(c10::toString(output.scalar_type())) + " in " + std::to_string(output.nbytes()) + " bytes",
               "another dtype in " + std::to_string(bytes) + " bytes",
-              "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+              "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
 /// A tensor of which only sizes and dtype can be read: reading its values throws.

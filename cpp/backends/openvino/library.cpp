@@ -35,7 +35,7 @@ std::string Library::resolve_all() {
 std::string Library::check_version() {
   ov_version_t version{};
   if (functions_.ov_get_openvino_version(&version) != OK || version.buildNumber == nullptr) {
-    return "OpenVINO does not tell its version";
+    return "OpenVINO does not report its version";
   }
   version_ = version.buildNumber;
   functions_.ov_version_free(&version);
@@ -66,8 +66,7 @@ void Library::require(ov_status_e status, const std::string& subject) const {
   if (status == OK) return;
   const char* detail = functions_.ov_get_last_err_msg();
   throw Error(ErrorKind::kBackend, "openvino", subject, "success of OpenVINO " + version_,
-              std::string(functions_.ov_get_error_info(status)) + ": " + (detail ? detail : "no detail"),
-              "The message is OpenVINO's own.");
+              std::string(functions_.ov_get_error_info(status)) + ": " + (detail ? detail : "no detail"), "");
 }
 
 }  // namespace hybrid_rt::openvino

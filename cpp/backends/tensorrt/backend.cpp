@@ -47,7 +47,7 @@ class TensorRtBackend : public Backend {
       const std::string& wanted = spec.requirements.at(library.name());
       if (!is_in_range(library.version(), wanted).value_or(false)) {
         return "the engine needs " + library.name() + " " + wanted + ", here is " + library.version() +
-               "; install one of that range, or convert the detector again with the one that is here";
+               "; install a version in that range, or convert the detector again with this one";
       }
       GraphOptions::from_environment();
       return std::nullopt;

@@ -99,7 +99,7 @@ size_t Bindings::profile_for(const std::vector<Shape>& shapes) const {
   }
   for (const Shape& shape : shapes) got += (got.empty() ? "" : " ") + text_of(shape);
   throw Error(ErrorKind::kInput, "tensorrt", "inputs", "shapes inside of one optimisation profile (" + known + ")", got,
-              "Resize the pictures, or convert again with profiles that cover this size.");
+              "Resize the images, or convert again with profiles that cover this size.");
 }
 
 std::vector<Shape> shapes_of(at::ArrayRef<at::Tensor> tensors) {

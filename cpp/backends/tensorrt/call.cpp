@@ -40,8 +40,7 @@ void set_shapes(const Library& library, const Bindings& bindings, PooledContext&
   if (context.scratch_size == 0) {  // it needs none, or it failed and said so
     const std::string said = Library::take_last_error();
     if (!said.empty()) {
-      throw Error(ErrorKind::kBackend, "tensorrt", "run, scratch memory", "its size from " + library.name(), said,
-                  "The message is TensorRT's own.");
+      throw Error(ErrorKind::kBackend, "tensorrt", "run, scratch memory", "its size from " + library.name(), said, "");
     }
   }
   context.input_shapes = shapes;
@@ -89,7 +88,7 @@ CallMemory prepare_call(const Library& library, const Bindings& bindings, Pooled
                 "memory on " + device.str() + " for the outputs and " + std::to_string(context.scratch_size >> 20) +
                     " MiB of scratch",
                 text_of(error),
-                "Give smaller pictures or fewer at once, or end other programs; the engine can be used again.");
+                "Pass smaller images or fewer at once, or end other programs. The engine remains usable.");
   }
   context.context->set_scratch(memory.scratch.mutable_data_ptr(), context.scratch_size);
   auto copy = memory.copies.cbegin();

@@ -129,7 +129,7 @@ void CudaGraph::launch(const c10::Stream& stream) const {
   const Result result = driver.launch(executable_, handle_of(stream));
   if (result == kSuccess) return;
   throw Error(ErrorKind::kBackend, "tensorrt", "run, CUDA graph", "to launch it", driver.text_of(result),
-              "The message is CUDA's own; HYBRID_RT_TENSORRT_CUDA_GRAPHS=off runs without graphs.");
+              "Set HYBRID_RT_TENSORRT_CUDA_GRAPHS=off to run without graphs.");
 }
 
 }  // namespace hybrid_rt::tensorrt

@@ -82,7 +82,7 @@ TensorRtEngine::~TensorRtEngine() {
 void TensorRtEngine::check_against(const ArtifactSpec& spec) const {
   const auto refuse = [](const std::string& subject, const std::string& expected, const std::string& got) {
     throw Error(ErrorKind::kBundle, "tensorrt", "artifact, " + subject, expected, got,
-                "The engine is not the one that its description was written for: convert the detector again.");
+                "Convert the detector again: the engine does not match its description.");
   };
   const auto set_of = [](const std::vector<std::string>& names) {
     std::set<std::string> set(names.begin(), names.end());
@@ -125,10 +125,10 @@ std::vector<at::Tensor> TensorRtEngine::run(at::ArrayRef<at::Tensor> inputs) {
   } catch (const c10::OutOfMemoryError& error) {
     throw Error(ErrorKind::kBackend, "tensorrt", "run", "memory on " + device_.str() + " for copies of tensors",
                 text_of(error),
-                "Give smaller pictures or fewer at once, or end other programs; the engine can be used again.");
+                "Pass smaller images or fewer at once, or end other programs. The engine remains usable.");
   } catch (const c10::Error& error) {
     throw Error(ErrorKind::kBackend, "tensorrt", "run", "torch's work on " + device_.str() + " to succeed",
-                text_of(error), "The message is torch's own.");
+                text_of(error), "");
   }
 }
 
@@ -159,7 +159,7 @@ std::vector<at::Tensor> TensorRtEngine::run_empty(at::ArrayRef<at::Tensor> input
       std::all_of(one.begin(), one.end(), [](const at::Tensor& input) { return input.numel() != 0; });
   if (!is_filled) {
     throw Error(ErrorKind::kInput, "tensorrt", "inputs", "sizes of at least 1, but for the first dimension", "0",
-                "Leave out pictures without pixels.");
+                "Leave out images without pixels.");
   }
   std::vector<at::Tensor> outputs = run_full(one);
   for (size_t i = 0; i < outputs.size(); ++i) {

@@ -87,7 +87,7 @@ const Library& Library::named(const std::string& name) {
   if (name == "tensorrt") return tensorrt();
   if (name == "tensorrt_rtx") return tensorrt_rtx();
   throw Error(ErrorKind::kBackend, "tensorrt", "artifact", "one for tensorrt or tensorrt_rtx", "one for '" + name + "'",
-              "It was made by a newer hybrid_rt: upgrade this one.");
+              "Upgrade hybrid_rt: the file was made by a newer version.");
 }
 
 Library::Library(std::string name, VendorLibrarySearch search)
@@ -139,7 +139,7 @@ void Library::require(bool succeeded, const std::string& subject) const {
   if (succeeded) return;
   const std::string said = take_last_error();
   throw Error(ErrorKind::kBackend, "tensorrt", subject, "success of " + name_ + " " + version_,
-              said.empty() ? "a failure without a message" : said, "The message is TensorRT's own.");
+              said.empty() ? "a failure without a message" : said, "");
 }
 
 }  // namespace hybrid_rt::tensorrt

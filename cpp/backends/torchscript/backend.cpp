@@ -141,7 +141,7 @@ class TorchScriptEngine : public Engine {
       throw failed("run", "the segment to run", error);
     } catch (const std::exception& error) {  // the interpreter's own
       throw Error(ErrorKind::kBackend, kName, "run", "the segment to run", error.what(),
-                  "Are the inputs such as the segment takes in the detector?");
+                  "Pass inputs like those that the segment gets in the detector.");
     }
   }
 

@@ -40,7 +40,7 @@ DLDataType data_type(c10::ScalarType dtype) {
     case c10::ScalarType::Bool:
       return {kDLBool, 8, 1};
     default:
-      throw Error(ErrorKind::kBackend, "tvm", "dtype", "one that TVM has", c10::toString(dtype),
+      throw Error(ErrorKind::kBackend, "tvm", "dtype", "one that TVM supports", c10::toString(dtype),
                   "Convert the tensor inside the segment.");
   }
 }

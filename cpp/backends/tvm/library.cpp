@@ -113,7 +113,7 @@ std::string Library::check_version() {
   const std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   std::smatch match;
   if (!std::regex_search(text, match, std::regex(R"(\n__version__ = [^\n]*'(\d+(\.\d+)*)[^\n]*')"))) {
-    return "TVM's version can't be told: " + file.string() + " is not there or names none. " + install();
+    return "TVM's version is unknown: " + file.string() + " is not there or names none. " + install();
   }
   version_ = match[1];
   return "";
@@ -143,7 +143,7 @@ void Library::require(int status, const std::string& subject) const {
     detail = std::string(cell->kind.data, cell->kind.size) + ": " + std::string(cell->message.data, cell->message.size);
     functions_.TVMFFIObjectDecRef(error);
   }
-  throw Error(ErrorKind::kBackend, "tvm", subject, "success of TVM " + version_, detail, "The message is TVM's own.");
+  throw Error(ErrorKind::kBackend, "tvm", subject, "success of TVM " + version_, detail, "");
 }
 
 }  // namespace hybrid_rt::tvm

@@ -94,7 +94,7 @@ class Registry {
     if (found == plugins_.end()) {
       throw plugin_error(name, "backend", "one of " + names(), "'" + name + "'",
                          "Install the package or plug-in that brings it (" + prefix() + name + std::string(kSuffix) +
-                             "), or name its folder in HYBRID_RT_PLUGIN_PATH.");
+                             "), or name its directory in HYBRID_RT_PLUGIN_PATH.");
     }
     Plugin& plugin = found->second;
     if (!plugin.opened) open(name, plugin);

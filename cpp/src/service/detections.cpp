@@ -122,7 +122,7 @@ void require_picture_input(const torch::jit::Module& module) {
     if (!signature.empty()) signature += ", ";
     signature += argument.name() + ": " + argument.type()->repr_str();
   }
-  throw Error(ErrorKind::kInput, "detections", "forward's arguments", "one List[Tensor] of pictures",
+  throw Error(ErrorKind::kInput, "detections", "forward's arguments", "one List[Tensor] of images",
               "(" + signature + ")", kOthers);
 }
 
@@ -130,7 +130,7 @@ std::vector<Detections> detections_from(const c10::IValue& output, std::size_t p
   const bool is_list = output.isList() && output.toListRef().size() == pictures;
   const auto is_dict = [](const c10::IValue& each) { return each.isGenericDict(); };
   if (!is_list || !std::all_of(output.toListRef().begin(), output.toListRef().end(), is_dict)) {
-    throw wrong_output("forward's output", "a list of a dict for each of " + std::to_string(pictures) + " pictures",
+    throw wrong_output("forward's output", "a list of a dict for each of " + std::to_string(pictures) + " images",
                        output.isList() ? std::to_string(output.toListRef().size()) + " of " + output.type()->repr_str()
                                        : output.type()->repr_str());
   }
@@ -143,7 +143,7 @@ at::Tensor to_image(const at::Tensor& pixels, c10::Device device) {
   const bool is_cpu = pixels.defined() && pixels.device().is_cpu() && pixels.dim() == 3 && pixels.numel() > 0;
   if (is_cpu && pixels.scalar_type() == at::kByte && pixels.size(2) == 3) return to_floats(moved(pixels, device));
   if (is_cpu && pixels.scalar_type() == at::kFloat && pixels.size(0) == 3) return moved(pixels, device);
-  throw Error(ErrorKind::kInput, "detections", "picture",
+  throw Error(ErrorKind::kInput, "detections", "image",
               "uint8 [H, W, 3] or float32 [3, H, W] on the CPU, of at least one pixel",
               pixels.defined() ? shape_text(pixels) + " on " + pixels.device().str() : "an undefined tensor",
               "Convert it before the call.");

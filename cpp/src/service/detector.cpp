@@ -61,8 +61,7 @@ void run_largest_batch(torch::jit::Module& module, const DetectorOptions& option
       run(module, std::vector<at::Tensor>(options.max_batch, image), options.load.device);
     } catch (const std::exception& error) {
       throw Error(ErrorKind::kOption, "detector", "max_batch " + std::to_string(options.max_batch),
-                  "a bundle that takes so many pictures at once",
-                  "\"" + message_of(error, "detector", "forward") + "\"",
+                  "a bundle that accepts batches of this size", "\"" + message_of(error, "detector", "forward") + "\"",
                   "Convert it with shapes= of larger batches, or leave max_batch at 1.");
     }
   }
@@ -97,7 +96,7 @@ struct Job {
 
 std::exception_ptr too_late(const std::string& got) {
   return std::make_exception_ptr(Error(ErrorKind::kDeadline, "detector", "request", "to be done before its deadline",
-                                       got, "Allow more time, or send less at once."));
+                                       got, "Allow more time, or send fewer images at once."));
 }
 
 }  // namespace

@@ -97,10 +97,11 @@ torch::jit::Module load_module(const Archive& file) {
     throw;
   } catch (const c10::Error& error) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a TorchScript module that this torch (" TORCH_VERSION ") reads",
-                error.what_without_backtrace(), "Was it saved by a newer torch? See COMPATIBILITY.md.");
+                error.what_without_backtrace(),
+                "Load it with the torch that saved it, or a newer one (COMPATIBILITY.md).");
   } catch (const std::exception& error) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a TorchScript module that this torch (" TORCH_VERSION ") reads",
-                error.what(), "Was it saved by a newer torch? See COMPATIBILITY.md.");
+                error.what(), "Load it with the torch that saved it, or a newer one (COMPATIBILITY.md).");
   }
 }
 

@@ -38,8 +38,9 @@ Sample sample_of(const Archive& file, const std::vector<c10::Argument>& schema, 
         {.place = {"0", std::nullopt}, .layout = "CHW", .shape = {3, 8, 8}, .dtype = "float32"}});
     auto arguments = black_images(schema, known, device);
     if (arguments) return {std::move(*arguments), known};
-    throw Error(ErrorKind::kOption, "bundle", path + ", warm_up", "a golden sample, or a detector of pictures alone",
-                "neither", "Convert it with golden=True, or run your own inputs after loading.");
+    throw Error(ErrorKind::kOption, "bundle", path + ", warm_up",
+                "a golden sample, or a detector that takes only images", "neither",
+                "Convert it with golden=True, or run your own inputs after loading.");
   }
 }
 
@@ -51,7 +52,8 @@ void run(torch::jit::Module& module, const Sample& sample, const ImageSize& size
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
     throw Error(ErrorKind::kOption, "bundle",
                 "warm_up at " + std::to_string(size.first) + "x" + std::to_string(size.second), "the detector to run",
-                torch_error ? torch_error->what_without_backtrace() : error.what(), "Name sizes that it takes.");
+                torch_error ? torch_error->what_without_backtrace() : error.what(),
+                "Pass sizes that the detector accepts.");
   }
 }
 
@@ -80,7 +82,7 @@ void warm_up(torch::jit::Module& module, const Archive& file, const LoadOptions&
   for (const ImageSize& size : options.warm_up) {
     if (size.first < 1 || size.second < 1) {
       throw Error(ErrorKind::kOption, "bundle", "warm_up", "(height, width) of at least 1",
-                  "(" + std::to_string(size.first) + ", " + std::to_string(size.second) + ")", "Name image sizes.");
+                  "(" + std::to_string(size.first) + ", " + std::to_string(size.second) + ")", "Pass image sizes.");
     }
     for (int i = 0; i < kCalls; ++i) run(module, sample, size);
     if (options.concurrency > 1) run_side_by_side(module, sample, size, options.concurrency);

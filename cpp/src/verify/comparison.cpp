@@ -133,13 +133,13 @@ void compare_detections(Comparison& comparison, const std::vector<DetectionField
                         const std::string& where) {
   if (expected.size() != found.size()) {
     comparison.failures.push_back({where + ": detections of " + std::to_string(expected.size()) +
-                                       " pictures expected, of " + std::to_string(found.size()) + " found",
+                                       " images expected, of " + std::to_string(found.size()) + " found",
                                    std::nullopt});
     return;
   }
   for (size_t i = 0; i < expected.size(); ++i) {
     BoxMatch match = match_boxes(expected[i], found[i], thresholds);
-    match.where = where + ", picture " + std::to_string(i);
+    match.where = where + ", image " + std::to_string(i);
     std::vector<std::string> texts = differences(match, thresholds);
     const std::string wanted = fields_of(expected[i]);
     const std::string had = fields_of(found[i]);

@@ -49,7 +49,7 @@ def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
             str(path),
             expected=f"a TorchScript module that this torch ({torch.__version__}) reads",
             got=str(error),
-            remedy="Was it saved by a newer torch? See COMPATIBILITY.md.",
+            remedy="Load it with the torch that saved it, or a newer one (COMPATIBILITY.md).",
         ) from error
 
 

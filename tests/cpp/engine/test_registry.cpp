@@ -65,7 +65,7 @@ TEST_CASE("a backend that is not installed is named with those that are") {
   CHECK(contains(error.what(), "torchscript"));
   CHECK(contains(error.what(),
                  ", got 'nonesuch'. Install the package or plug-in that brings it "
-                 "(libhybrid_rt_nonesuch.so), or name its folder in HYBRID_RT_PLUGIN_PATH."));
+                 "(libhybrid_rt_nonesuch.so), or name its directory in HYBRID_RT_PLUGIN_PATH."));
 }
 
 TEST_CASE("a plug-in of an added folder is found") {

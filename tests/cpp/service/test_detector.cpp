@@ -148,7 +148,7 @@ TEST_CASE("a deadline that has passed is an error of its own") {
     CHECK(
         std::string(error.what()) ==
         "hybrid_rt[detector]: request: expected to be done before its deadline, got too little time left when its turn "
-        "came. Allow more time, or send less at once.");
+        "came. Allow more time, or send fewer images at once.");
   }
 }
 

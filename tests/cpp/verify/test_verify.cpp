@@ -47,7 +47,7 @@ TEST_CASE("a bundle matches its detector") {
   CHECK(match.expected >= 5);
   CHECK(match.matched >= 5);
   CHECK(match.min_iou > 0.99);
-  CHECK(match.where == "golden sample, picture 0");
+  CHECK(match.where == "golden sample, image 0");
 }
 
 TEST_CASE("a service verifies the module that it has loaded") {
@@ -58,7 +58,7 @@ TEST_CASE("a service verifies the module that it has loaded") {
 TEST_CASE("thresholds of one's own can be tighter") {
   const Verification verification = hybrid_rt::verify(bundle(), {.backend = "torchscript"}, Thresholds{.iou = 1.5});
   REQUIRE(verification.failures.size() == 1);
-  CHECK(contains(verification.failures[0], "golden sample, picture 0: 0 of "));
+  CHECK(contains(verification.failures[0], "golden sample, image 0: 0 of "));
   CHECK(contains(verification.failures[0], "IoU >= 1.5"));
   CHECK(contains(verification.failures[0], "; the detector's box of label "));
 }
@@ -69,7 +69,7 @@ TEST_CASE("a lost box is named, and so is one too many") {
   CHECK(hybrid_rt::compare(two, two, {}, "here").passed());
   const Verification lost = hybrid_rt::compare(two, one, {}, "here");
   REQUIRE(lost.failures.size() == 1);
-  CHECK(contains(lost.failures[0], "here, picture 0: 1 of 2 boxes found again among 1"));
+  CHECK(contains(lost.failures[0], "here, image 0: 1 of 2 boxes found again among 1"));
   CHECK(contains(lost.failures[0], "the detector's box of label 1, score 0.800 at (20.0, 0.0, 30.0, 10.0)"));
   CHECK(contains(hybrid_rt::compare(one, two, {}, "here").failures.at(0), "the hybrid's box of label 1, score 0.800"));
 }

@@ -213,7 +213,7 @@ def test_it_tells_version_precision_provider_and_threads() -> None:
 def test_a_run_that_fails_says_why_in_the_error_and_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     module = TwoInputs().eval()
     engine = engine_of(program_of(module, *((pictures(1, h, w), torch.ones(1, 1, h, w)) for h, w in ((8, 8), (9, 9)))))
-    text = r"hybrid_rt\[onnxruntime\]: run: expected success of ONNX Runtime .*Add.*The message is ONNX Runtime's own"
+    text = r"hybrid_rt\[onnxruntime\]: run: expected success of ONNX Runtime .*Add"
     with pytest.raises(RuntimeError, match=text):
         engine(pictures(1, 8, 8), torch.ones(1, 1, 8, 7))
     assert "hybrid_rt error: onnxruntime: Non-zero status code returned" in capfd.readouterr().err

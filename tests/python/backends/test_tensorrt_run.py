@@ -349,4 +349,4 @@ def test_an_engine_of_another_version_is_refused(bank: Path, tmp_path: Path) -> 
         assert "tensorrt_rtx 1.5.0 is installed" in refusals[0]
     else:
         assert refusals[0].startswith("the engine needs tensorrt_rtx ==")
-        assert ", here is 1.5.0; install one of that range" in refusals[0]
+        assert ", here is 1.5.0; install a version in that range" in refusals[0]

@@ -412,7 +412,7 @@ def test_no_variant_that_can_run_lists_each_with_reason_and_remedy(tmp_path: Pat
     assert text.startswith("hybrid_rt[variants]: engine 'backbone': expected a variant that can run on this machine")
     for name in ("nosuch", "norsuch"):
         assert f"\n  {name} (fp32): hybrid_rt[{name}]: backend: expected one of " in text
-        assert f"(libhybrid_rt_{name}.so), or name its folder in HYBRID_RT_PLUGIN_PATH." in text
+        assert f"(libhybrid_rt_{name}.so), or name its directory in HYBRID_RT_PLUGIN_PATH." in text
     assert (
         "Install what a variant lacks, ask for another one (HYBRID_RT_BACKEND or backend=), or convert with an" in text
     )

@@ -368,9 +368,9 @@ def test_a_hybrid_with_other_boxes_is_not_saved(refused: Refused) -> None:
         verify_inputs=[([picture, bright(picture)],)],
     )
     assert text.startswith("hybrid_rt[verify]: the hybrid in fp32: expected the detector's results, got \n  input 1, ")
-    assert "input 1, picture 1: " in text
+    assert "input 1, image 1: " in text
     assert "boxes found again among " in text
-    assert "picture 0" not in text
+    assert "image 0" not in text
     assert "Nothing was saved." in text
 
 
@@ -412,7 +412,7 @@ def test_a_refusal_names_the_worst_segment_output_and_picture(
     first, second = [line.strip() for line in text.splitlines()[1:3]]
     assert re.match(r"worst: engine 'detector.backbone' on torchscript at 1x3x\d+x\d+, output '", first)
     assert re.match(
-        r"worst: input \d, picture \d: \d+ of \d+ boxes found again among .*; the \w+'s box of label ", second
+        r"worst: input \d, image \d: \d+ of \d+ boxes found again among .*; the \w+'s box of label ", second
     )
 
 

@@ -234,14 +234,14 @@ def test_what_only_one_side_found_is_red(browser: Browser, tmp_path: Path) -> No
     ).report
     (picture,) = report.pictures
     lonely = [replace(box, matched=False) for box in picture.found[:2]]
-    verification = replace(report.verification, failures=["input 0, picture 0: <3 of 9 boxes> found again"])
+    verification = replace(report.verification, failures=["input 0, image 0: <3 of 9 boxes> found again"])
     replace(report, pictures=[replace(picture, found=[*lonely, *picture.found[2:]])], verification=verification).save(
         tmp_path / "x.html"
     )
     opened = Opened(browser, tmp_path / "x.html")
     assert opened.errors == []
     assert opened.page.locator(".verdict").inner_text() == "Verification failed"
-    assert opened.page.locator("li").first.inner_text() == "input 0, picture 0: <3 of 9 boxes> found again"
+    assert opened.page.locator("li").first.inner_text() == "input 0, image 0: <3 of 9 boxes> found again"
     assert opened.page.locator("figure").nth(1).locator("rect.lonely").count() == 2
     strokes = opened.page.evaluate(
         "['.box.lonely', '.box:not(.lonely)'].map((kind) => getComputedStyle(document.querySelector(kind)).stroke)"

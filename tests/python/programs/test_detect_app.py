@@ -273,7 +273,7 @@ def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_picture,
     message = error_of(run(program, demo_bundle, demo_picture, "--output", output), OUTPUT_UNWRITABLE)
     assert message == (
         f"hybrid_rt[picture]: {output}: expected a file that can be written, got No such file or directory. "
-        "Check that its folder exists, is writable and has room."
+        "Check that its directory exists, is writable and has space."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -282,8 +282,8 @@ def test_output_that_cannot_be_written_fails(program, demo_bundle, demo_picture,
     ("arguments", "got"),
     [
         ([], "MODEL is required"),
-        (["model.pt"], "PICTURE is required"),
-        (["model.pt", "in.png", "--verify"], "PICTURE excludes --verify"),
+        (["model.pt"], "IMAGE is required"),
+        (["model.pt", "in.png", "--verify"], "IMAGE excludes --verify"),
         (["model.pt", "--verify", "--output", "out.png"], "--verify excludes --output"),
         (["model.pt", "in.png", "--nosuch"], "The following argument was not expected: --nosuch"),
         (["model.pt", "in.png", "--repeat", "0"], "--repeat: Value 0 not in range"),
@@ -340,7 +340,7 @@ def test_unknown_backend_fails_and_names_the_installed_ones(program, demo_bundle
 
 def test_bundle_that_takes_no_pictures_fails_and_shows_what_it_takes(program, tensor_bundle, demo_picture):
     message = error_of(run(program, tensor_bundle, demo_picture), RUN_FAILED)
-    assert "forward's arguments: expected one List[Tensor] of pictures, got (batch: Tensor)" in message
+    assert "forward's arguments: expected one List[Tensor] of images, got (batch: Tensor)" in message
 
 
 def test_help_documents_options_and_exit_codes(program):

@@ -364,7 +364,7 @@ def test_types_as_clients_send_them(server: Server, demo_picture: Path, content_
 
 def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None:
     whole = demo_picture.read_bytes()
-    assert "expected a picture, got no bytes" in problem(server.detect(b""), 400)
+    assert "expected an image, got no bytes" in problem(server.detect(b""), 400)
     assert "expected a JPEG or PNG" in problem(server.detect(b"GIF89a"), 422)
     assert "undamaged PNG" in problem(server.detect(whole[: len(whole) // 2]), 422)
     assert "application/x-safetensors, got 'text/plain'." in problem(
@@ -376,7 +376,7 @@ def test_bodies_that_are_no_pictures(server: Server, demo_picture: Path) -> None
     assert "boundary" in problem(server.detect(body, content_type="multipart/form-data"), 400)
     assert "multipart" in problem(server.detect(body[:100], content_type=content_type), 400)
     body, content_type = form(whole, whole)
-    assert "one picture" in problem(server.detect(body, "?annotated=true", content_type=content_type), 400)
+    assert "one image" in problem(server.detect(body, "?annotated=true", content_type=content_type), 400)
     assert server.detect(demo_picture).status == 200
 
 
@@ -643,4 +643,4 @@ def test_a_bundle_that_takes_no_batches_is_refused_with_max_batch(tmp_path: Path
     with pytest.raises(ServerEnded) as failure, serving(tmp_path / "one.pt", max_batch=2, warm_up="32x32"):
         pass
     assert failure.value.code == 2
-    assert "max_batch 2: expected a bundle that takes so many pictures at once" in failure.value.lines[-1]
+    assert "max_batch 2: expected a bundle that accepts batches of this size" in failure.value.lines[-1]

@@ -229,8 +229,8 @@ def test_a_bundle_passes_in_python(list_bundle: Path, tuple_bundle: Path) -> Non
     check = verify_golden(list_bundle)
     assert check.passed, check.verification.failures
     assert [match.where for match in check.verification.pictures] == [
-        "golden sample, picture 0",
-        "golden sample, picture 1",
+        "golden sample, image 0",
+        "golden sample, image 1",
     ]
     assert all(match.matched == match.expected > 0 for match in check.verification.pictures)
     assert [(engine["engine"], engine["backend"]) for engine in check.engines] == [("detector.backbone", "torchscript")]
@@ -293,7 +293,7 @@ def test_a_bundle_that_finds_something_else_fails_everywhere(
     hybrid_rt.check(path)  # it is whole: only the expectation is another
     check = verify_golden(path)
     (failure,) = check.verification.failures
-    assert failure.startswith("golden sample, picture 1: ")
+    assert failure.startswith("golden sample, image 1: ")
     assert "; the hybrid's box of label " in failure
 
     assert main(["verify", str(path)]) == 1
@@ -309,7 +309,7 @@ def test_a_bundle_that_finds_something_else_fails_everywhere(
     assert done.returncode == 7
     assert f"  FAILED: {failure}\n" in done.stdout
     assert done.stderr == (
-        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected what its detector found, got on this machine "
+        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected the detector's result, got on this machine "
         f"{failure}. Another --backend may be right; hybrid-rt check shows what else could run.\n"
     )
     done = run(program, path, "--json")

@@ -192,7 +192,7 @@ def test_random_detections_are_matched_as_by_the_reference(limits: Thresholds) -
         assert match.keypoints == 5 * len(pairs)
         assert match.keypoints_differ == reference_keypoints_differ(a, b, pairs, limits), seed
         verification = Verification("").with_findings(compare_results([expected], [found], limits, "here"))
-        assert verification.pictures == [compare_detections(expected, found, limits, "here, picture 0")]
+        assert verification.pictures == [compare_detections(expected, found, limits, "here, image 0")]
         texts = differences(match, limits)
         assert all(text in " ".join(verification.failures) for text in texts), seed
         text = " ".join(verification.failures)

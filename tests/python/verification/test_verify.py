@@ -246,7 +246,7 @@ def test_result_for_fewer_pictures_is_a_failure() -> None:
     verification = Verification("fp32").with_findings(
         compare_results([detections(), detections()], [detections()], THRESHOLDS["fp32"], "input 0")
     )
-    assert verification.failures == ["input 0: detections of 2 pictures expected, of 1 found"]
+    assert verification.failures == ["input 0: detections of 2 images expected, of 1 found"]
 
 
 def test_missing_box_is_a_failure_that_says_which() -> None:
@@ -254,7 +254,7 @@ def test_missing_box_is_a_failure_that_says_which() -> None:
         compare_results([detections(*THREE)], [detections(*THREE[:2])], THRESHOLDS["fp32"], "input 4")
     )
     assert verification.failures == [
-        "input 4, picture 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001); "
+        "input 4, image 0: 2 of 3 boxes found again among 2 (same label, IoU >= 0.99, score within 0.001); "
         "the detector's box of label 1, score 0.900 at (0.0, 20.0, 10.0, 30.0) is not found again"
     ]
 
@@ -282,7 +282,7 @@ def test_a_field_that_the_hybrid_lacks_is_a_failure() -> None:
         compare_results([{**detections(*THREE), **masks}], [detections(*THREE)], THRESHOLDS["fp32"], "input 0")
     )
     assert verification.failures == [
-        "input 0, picture 0: the fields boxes, labels, masks, scores expected, boxes, labels, scores found"
+        "input 0, image 0: the fields boxes, labels, masks, scores expected, boxes, labels, scores found"
     ]
 
 
@@ -312,12 +312,12 @@ def test_the_error_begins_with_the_worst_output_and_picture() -> None:
         require(verification)
     lines = [line.strip() for line in str(caught.value).splitlines()[1:-1]]
     assert lines[0].startswith("worst: engine 'body' on b, output 'x': relative error 4 (allowed 0.001)")
-    assert lines[1].startswith("worst: input 1, picture 0: 0 of 3 boxes found again among 0")
+    assert lines[1].startswith("worst: input 1, image 0: 0 of 3 boxes found again among 0")
     assert [line.split(":")[0] for line in lines[2:]] == [
         "engine 'body' on a, output 'x'",
         "engine 'body' on c, output 'x'",
-        "input 0, picture 0",
-        "input 2, picture 0",
+        "input 0, image 0",
+        "input 2, image 0",
     ]
 
 
@@ -402,7 +402,7 @@ def test_results_as_json_hold_every_number() -> None:
     (picture,) = record["pictures"]
     told = {"expected": 3, "found": 1, "matched": 1, "min_iou": 1.0, "max_score_difference": 0.0, "found_at_cut": 0}
     assert {name: picture[name] for name in told} == told
-    assert picture["where"] == "input 0, picture 0"
+    assert picture["where"] == "input 0, image 0"
     assert json.loads(json.dumps(record)) == record
     assert record["failures"] == verification.failures
 

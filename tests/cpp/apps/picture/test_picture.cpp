@@ -291,10 +291,11 @@ TEST_CASE("a damaged JPEG is refused or decodes to a whole picture") {
 
 TEST_CASE("what is not an image is refused with its first bytes") {
   CHECK(decoding_error({}) ==
-        "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got an empty file. Convert the picture to one of these.");
+        "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got an empty file. Convert the image to one of these "
+        "formats.");
   CHECK(decoding_error({'G', 'I', 'F', '8', '9', 'a', 1, 2, 3}) ==
         "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got a file that starts with 47 49 46 38 39 61 01 02. "
-        "Convert the picture to one of these.");
+        "Convert the image to one of these formats.");
   CHECK(decoding_error({0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n', 1, 2, 3}).find("undamaged PNG") !=
         std::string::npos);
   CHECK(decoding_error({0xFF, 0xD8, 0xFF, 0xE0, 1, 2, 3}).find("undamaged JPEG") != std::string::npos);
@@ -305,8 +306,8 @@ TEST_CASE("a size in the header beyond the limits is refused") {
   const std::string refusal =
       "hybrid_rt[picture]: in.bin: expected at most 16384 pixels per side and 100 megapixels, got ";
   for (const auto& [width, height] : {std::pair{60000U, 60000U}, {16385U, 1U}, {1U, 16385U}, {10001U, 10000U}}) {
-    const std::string expected =
-        refusal + std::to_string(width) + "x" + std::to_string(height) + ". Scale the picture down or cut it up.";
+    const std::string expected = refusal + std::to_string(width) + "x" + std::to_string(height) +
+                                 ". Scale the image down, or split it into tiles.";
     CHECK(decoding_error(with_png_size(encode_png(picture), width, height)) == expected);
     CHECK(decoding_error(with_jpeg_size(encode_jpeg(picture), width, height)) == expected);
   }

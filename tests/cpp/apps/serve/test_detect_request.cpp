@@ -118,7 +118,7 @@ TEST_CASE("pictures come with their sizes") {
 
 TEST_CASE("bodies that are not images are refused") {
   CHECK(refused(400, [] { read_pictures(with_body("image/png", ""), {}); }) ==
-        "hybrid_rt[serve]: body: expected a picture, got no bytes. Send the picture's bytes.");
+        "hybrid_rt[serve]: body: expected an image, got no bytes. Send the bytes of the image.");
   CHECK(refused(422, [] { read_pictures(with_body("image/png", "GIF89a"), {}); }).find("expected a JPEG or PNG") !=
         std::string::npos);
   refused(422, [] { read_pictures(with_body("application/x-safetensors", "nonsense"), {}); });

@@ -102,7 +102,7 @@ TEST_CASE("the message has the form of all errors") {
         "Write it with the safetensors library.");
   CHECK(failure_of_entry("U8", "[2,2,4]", "[0,16]", 16) ==
         "hybrid_rt[serve]: safetensors body, tensor \"a\": expected U8 [height, width, 3] or F32 [3, height, width], "
-        "got \"U8\" [2,2,4]. Send pictures in RGB.");
+        "got \"U8\" [2,2,4]. Send images in RGB.");
 }
 
 TEST_CASE("a body that is cut is refused wherever it is cut") {
@@ -221,9 +221,9 @@ TEST_CASE("pictures are counted before the rest is read") {
   }
   CHECK(read_picture_tensors(body_of(header + "}", 9), {.max_pictures = 3}).size() == 3);
   CHECK(read_picture_tensors(body_of(header + R"(,"__metadata__":{}})", 9), {.max_pictures = 3}).size() == 3);
-  CHECK(is_in("1 to 2 pictures, got more", failure(header + "}", 9, {.max_pictures = 2})));
-  CHECK(is_in("1 to 16 pictures, got none", failure("{}", 0)));
-  CHECK(is_in("1 to 16 pictures, got none", failure(R"({"__metadata__":{}})", 0)));
+  CHECK(is_in("1 to 2 images, got more", failure(header + "}", 9, {.max_pictures = 2})));
+  CHECK(is_in("1 to 16 images, got none", failure("{}", 0)));
+  CHECK(is_in("1 to 16 images, got none", failure(R"({"__metadata__":{}})", 0)));
 
   std::string many = R"({"__metadata__":{)";
   for (int i = 0; i < 101; ++i) many += (i > 0 ? ",\"" : "\"") + std::to_string(i) + R"(":"")";

@@ -171,7 +171,7 @@ TEST_CASE("a count of none runs on one, and gives none") {
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(std::string(failure.what()) ==
         "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, but for the first dimension, got 0. Leave out "
-        "pictures without pixels.");
+        "images without pixels.");
 }
 
 TEST_CASE("an engine runs on the device that it was made for" * emulated_only()) {
@@ -238,8 +238,7 @@ TEST_CASE("a call that the vendor refuses leaves the calls before it alone" * em
   const auto failure = failure_of([&] { engine->run({there}); });
   CHECK(failure.kind() == ErrorKind::kBackend);
   CHECK(std::string(failure.what()) == "hybrid_rt[tensorrt]: run: expected success of " + StandIn::here().library +
-                                           " " + StandIn::here().version +
-                                           ", got enqueueV3: asked to fail. The message is TensorRT's own.");
+                                           " " + StandIn::here().version + ", got enqueueV3: asked to fail.");
   CHECK(are_close(before, expected_of(x)));
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
   emulated::set_delay(200);
@@ -264,8 +263,8 @@ TEST_CASE("a call for which there is not enough memory leaves an engine that can
                      "run: expected memory on cuda:0 for the outputs and 0 MiB of scratch, got "
                      "CUDA out of memory. Tried to allocate "));
       CHECK(contains(error.what(),
-                     " bytes. Give smaller pictures or fewer at once, or end other programs; the engine "
-                     "can be used again."));
+                     " bytes. Pass smaller images or fewer at once, or end other programs. The engine "
+                     "remains usable."));
     }
     emulated::fail_allocation(0);
   }
@@ -283,7 +282,7 @@ TEST_CASE("a lost device is an error, and no crash" * emulated_only()) {
   CHECK(failure.kind() == ErrorKind::kBackend);
   CHECK(contains(failure.what(),
                  "run: expected torch's work on cuda:0 to succeed, got CUDA error: unspecified "
-                 "launch failure. The message is torch's own."));
+                 "launch failure."));
   engine.reset();
   emulated::set_lost(0, false);
 }

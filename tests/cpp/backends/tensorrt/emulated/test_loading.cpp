@@ -51,10 +51,10 @@ TEST_CASE("an engine of another version or library is refused before it is read"
   artifact.spec.requirements = {{StandIn::here().library, "==1.2.3"}};
   CHECK(plugin().refusal(artifact.spec, {}) ==
         "the engine needs " + StandIn::here().library + " ==1.2.3, here is " + StandIn::here().version +
-            "; install one of that range, or convert the detector again with the one that is here");
+            "; install a version in that range, or convert the detector again with this one");
   artifact.spec.requirements = {};
   CHECK(contains(plugin().refusal(artifact.spec, {}).value_or(""),
-                 "It was made by a newer hybrid_rt: upgrade this one."));
+                 "Upgrade hybrid_rt: the file was made by a newer version."));
   const bool is_rtx = StandIn::here().library == "tensorrt_rtx";
   artifact.spec.requirements = {{is_rtx ? "tensorrt" : "tensorrt_rtx", "==1.7.1"}};
   CHECK(contains(plugin().refusal(artifact.spec, {}).value_or(""), "can't be opened"));
@@ -68,8 +68,7 @@ TEST_CASE("what the vendor says of an engine that it refuses is the error" * emu
   artifact.plan["version"] = "1.2.3";
   CHECK(std::string(failure_of([&] { artifact.load(); }).what()) ==
         "hybrid_rt[tensorrt]: artifact: " + success() +
-            ", got deserializeCudaEngine: the plan is for version 1.2.3, this is " + StandIn::here().version +
-            ". The message is TensorRT's own.");
+            ", got deserializeCudaEngine: the plan is for version 1.2.3, this is " + StandIn::here().version + ".");
   artifact.plan = "no plan";
   CHECK(contains(failure_of([&] { artifact.load(); }).what(), "magic tag does not match"));
   CHECK(log.of(LogLevel::kError).size() == 2);
@@ -170,8 +169,7 @@ TEST_CASE("contexts that can't be made are errors, after which an engine can be 
   emulated::Vendor& vendor = emulated::Vendor::instance();
   vendor.refuses_contexts = true;
   CHECK(std::string(failure_of([&] { engine->run({on_device(x)}); }).what()) ==
-        "hybrid_rt[tensorrt]: execution context: " + success() +
-            ", got createExecutionContext: out of memory. The message is TensorRT's own.");
+        "hybrid_rt[tensorrt]: execution context: " + success() + ", got createExecutionContext: out of memory.");
   vendor.refuses_contexts = false;
   vendor.refuses_profiles = true;
   CHECK(contains(failure_of([&] { engine->run({on_device(x)}); }).what(), "setOptimizationProfileAsync: refused"));
