@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import re
 import shutil
@@ -16,7 +17,7 @@ from torch import nn
 from helpers import docs_pages as pages
 from helpers.external_projects import configure, succeed
 from helpers.paths import ROOT
-from hybrid_rt.cli.main import main
+from hybrid_rt.cli.main import _parser, main
 
 pytestmark = pytest.mark.docs
 
@@ -140,6 +141,39 @@ def test_each_figure_of_the_readme_stands_on_the_page_that_it_links_to() -> None
         missing = set(figures) - set(re.findall(r"\d+\.\d+|\d{3,}", (ROOT / page).read_text()))
         assert not missing, f"{case}: {sorted(missing)} not in {page}"
     assert len(text.splitlines()) <= 90
+
+
+def options_of(program: str) -> set[str]:
+    """Returns the options in the source of a C++ program, which its help lists."""
+    return {"--help", *re.findall(r"--[a-z][\w-]*", (ROOT / "cpp" / "apps" / program / "main.cpp").read_text())}
+
+
+def unknown_options(text: str, known: dict[str, set[str]]) -> list[str]:
+    """Returns the options that a page passes to a program or a verb which does not have them."""
+    found = []
+    for program, words in re.findall(r"(hybrid-rt(?:-serve|-detect)?) ((?:[^`\n|]|\\\|)*)", text.replace("\\\n", " ")):
+        verb, _, rest = words.split(" #")[0].partition(" ")
+        name = f"{program} {verb}" if program == "hybrid-rt" else program
+        given = re.findall(r"(?<![\w-])--[a-z][\w-]*", rest if program == "hybrid-rt" else words)
+        found += [f"{name} {option}" for option in given if name in known and option not in known[name]]
+    return found
+
+
+def test_every_option_that_is_shown_exists() -> None:
+    known = {f"hybrid-rt-{program}": options_of(program) for program in ("serve", "detect")}
+    known |= {f"hybrid-rt {program}": options_of(program) for program in ("serve", "detect")}
+    (verbs,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for verb, parser in verbs.choices.items():
+        known.setdefault(
+            f"hybrid-rt {verb}", {option for action in parser._actions for option in action.option_strings}
+        )
+    paths = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").glob("*.md")]
+    found = {path.name: unknown_options(path.read_text(), known) for path in paths}
+    assert {page: options for page, options in found.items() if options} == {}
+    assert unknown_options("`hybrid-rt-serve x.pt --nosuch`, `hybrid-rt check x.pt --exif`", known) == [
+        "hybrid-rt-serve --nosuch",
+        "hybrid-rt check --exif",
+    ]
 
 
 def test_the_verbs_that_are_shown_exist_and_the_readme_names_the_main_ones(
