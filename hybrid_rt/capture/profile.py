@@ -141,7 +141,7 @@ def _profile(
         with NamingTheLine(detector, example, "example_inputs"):
             observation = observe(detector, example)
         images = find_images(detector, example, options.images)
-    with steps.step("look for what pays"):
+    with steps.step("find the submodules worth compiling"):
         samples = samples_of(detector, example, images, options.shapes)
         candidates = names or candidate_segments(observation)
         samples, first, findings, drawn = record_first(observation, samples, candidates)
@@ -207,7 +207,7 @@ def _capture(
 ) -> list[Program]:
     observation = profile.observation
     names = [name for members in profile.groups for name in members]
-    with steps.step("run it on other images, to see which dimensions vary"):
+    with steps.step("run it on other images to find the dimensions that vary"):
         runs = record_samples(observation, profile.samples, names, profile.first)
         sizes = []
         if effort:
@@ -227,7 +227,7 @@ def _capture(
                 ranges = input_ranges(observation, members[0], profile.images, shapes)
                 program = capture(observation, members, runs, ranges, calibration, sizes)
                 programs.append(replace(program, by_export=profile.cut is not None))
-    with steps.step("see whether the segments hold at other sizes"):
+    with steps.step("check the segments at other sizes"):
         right = []
         for program in programs:
             with _naming(program.segments):

@@ -155,7 +155,7 @@ def choose(
     if not hybrids:  # the caller refuses it, and shows what differs
         taken = next(iter(built))
     else:
-        with steps.step("see which precision is the fastest"):
+        with steps.step("find the fastest precision"):
             times = _times(hybrids, example)
         taken, timed = fastest(times)
         trials += timed

@@ -60,7 +60,7 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
     if options.truth is not None:
         verification = verification or Verification(precision)
         with (
-            steps.step(f"mean average precision on {len(options.truth.files)} pictures"),
+            steps.step(f"mean average precision on {len(options.truth.files)} images"),
             hybrid.in_promised_precision() as module,
         ):
             accuracy = coco.compare(profile.truth, module, options.truth, options.max_map_drop)

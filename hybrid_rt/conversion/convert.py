@@ -416,7 +416,7 @@ def _checked_head(
     found: tuple[HeadChoice, Checks] | None = None
     while True:
         try:
-            with steps.step("take and freeze the head"):
+            with steps.step("script and freeze the head"):
                 choice = next(choices)
         except CaptureError:
             if found is None:

@@ -102,7 +102,7 @@ class DatasetComparison:
         """One line."""
         return (
             f"dataset {self.annotations}: mAP {self.hybrid.mAP:.4f} (detector {self.detector.mAP:.4f}), mAP@0.5 "
-            f"{self.hybrid.mAP50:.4f} (detector {self.detector.mAP50:.4f}) on {self.pictures} pictures"
+            f"{self.hybrid.mAP50:.4f} (detector {self.detector.mAP50:.4f}) on {self.pictures} images"
         )
 
 

@@ -191,6 +191,19 @@ def test_messages_have_none_of_the_wrong_words() -> None:
     assert found == {}
 
 
+def shown_texts(page: str) -> list[str]:
+    """Returns the texts of a page or of its template, without its styles, scripts, tags and expressions."""
+    page = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return [" ".join(text.split()) for text in re.split(r"\{[%{#].*?[%}#]\}|<[^>]*>", page, flags=re.DOTALL)]
+
+
+@pytest.mark.parametrize("path", ["hybrid_rt/conversion/report/report.html.jinja", "cpp/apps/serve/page.html"])
+def test_the_pages_of_the_programs_have_none_of_the_wrong_words(path: str) -> None:
+    texts = [text for text in shown_texts((ROOT / path).read_text()) if text]
+    assert len(texts) > 15
+    assert {text: words for text in texts if (words := [*wrong_words(text), *OLD_WORDS.findall(plain(text))])} == {}
+
+
 def test_the_description_of_the_service_has_none_of_the_wrong_words() -> None:
     texts = [*json_strings(json.loads((ROOT / "cpp" / "apps" / "serve" / "openapi.json").read_text()))]
     assert len(texts) > 100

@@ -73,7 +73,7 @@ def fastest_first(build: EngineBuild, device: str = "cpu") -> tuple[EngineBuild,
 
 def order_by_speed(builds: Sequence[EngineBuild], device: str, steps: Steps) -> list[EngineBuild]:
     """Returns the engines with the variants of each in the order of :func:`fastest_first`, and shows their times."""
-    with steps.step("see which engine is the fastest"):
+    with steps.step("find the fastest engine"):
         ordered = []
         for build in builds:
             fastest, line = fastest_first(build, device)

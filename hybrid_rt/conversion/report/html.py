@@ -118,7 +118,7 @@ def _latencies(report: ReportData) -> list[dict[str, Any]]:
         for name, latency in latencies.items()
     ]
     if new is not None:
-        note = f"{new.height}x{new.width}, a size that it had not seen"
+        note = f"{new.height}x{new.width}, a size that it has not seen"
         rows.append(
             {"name": "hybrid", "note": note, "kind": "hybrid", "median": new.later, "p95": None, "first": new.first}
         )
@@ -143,7 +143,7 @@ def _time_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
         for part in shown
     ]
     if others:
-        rest = {"name": f"{len(others)} shorter ones", "place": "", "kind": "rest", "calls": None}
+        rest = {"name": f"{len(others)} shorter parts", "place": "", "kind": "rest", "calls": None}
         sums = {name: sum(getattr(part, name) for part in others) for name in ("milliseconds", "share")}
         rows.append({**rest, **sums})
     position = 0.0

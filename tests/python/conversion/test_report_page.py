@@ -125,10 +125,10 @@ def test_the_page_renders(browser: Browser, demo_page: tuple[Path, ConversionRep
     assert [url for url in opened.requests if not url.startswith("data:")] == [path.as_uri()]
     assert page.title() == "FasterRCNN as a hybrid"
     assert page.locator("h2").all_inner_texts() == [
-        "What was frozen",
+        "What is compiled",
         "Latency",
         "Where the hybrid's time goes",
-        "Pictures",
+        "Images",
         "Error of each output",
         "Engines in the file",
         "Conditions",

@@ -94,7 +94,7 @@ def test_a_drop_beyond_what_is_allowed_is_a_failure_with_both_numbers() -> None:
     assert 0.5 < comparison.hybrid.mAP < 0.995
     assert comparison.failure == (
         f"dataset {ANNOTATIONS}: mAP {comparison.hybrid.mAP:.4f} (detector 1.0000), mAP@0.5 "
-        f"{comparison.hybrid.mAP50:.4f} (detector 1.0000) on 6 pictures (allowed drop 0.005)"
+        f"{comparison.hybrid.mAP50:.4f} (detector 1.0000) on 6 images (allowed drop 0.005)"
     )
     assert coco.compare(Oracle(), Oracle(left_out=1), truth, 0.9).failure == ""
     assert coco.compare(Oracle(left_out=1), Oracle(), truth, 0.0).failure == ""
@@ -161,7 +161,7 @@ def test_nothing_is_saved_when_the_map_drops(tmp_path: Path) -> None:
             dataset=dataset,
         )
     assert f"dataset {tmp_path / 'a.json'}: mAP 0.0000 (detector 1.0000), mAP@0.5 0.0000" in str(caught.value)
-    assert "on 1 pictures (allowed drop 0.005)" in str(caught.value)
+    assert "on 1 images (allowed drop 0.005)" in str(caught.value)
     assert "Nothing was saved." in str(caught.value)
     assert not path.exists()
 
@@ -314,11 +314,11 @@ def test_convert_with_a_gate(
     assert convert(tmp_path, "--coco", ANNOTATIONS, "--pictures", HELD_OUT, "--coco-limit", 2, "--no-verify") == 0
     out = capsys.readouterr().out
     assert f"dataset {ANNOTATIONS}: mAP 0." in out.replace("\n", "")
-    assert "on 2 pictures" in out
+    assert "on 2 images" in out
     assert main(["inspect", str(tmp_path / "x.pt")]) == 0
     shown = capsys.readouterr().out.replace("\n", "")
     assert "mAP 0." in shown
-    assert "on 2 pictures" in shown
+    assert "on 2 images" in shown
 
 
 @pytest.mark.parametrize(
