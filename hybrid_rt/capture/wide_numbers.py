@@ -43,6 +43,33 @@ _DIVISIONS = {"aten::div", "aten::divide", "aten::floor_divide"}
 _POWERS = {"aten::pow", "aten::float_power"}
 """OpenVINO raises whole numbers to a power as float32."""
 
+_IN_FLOAT = _POWERS | {
+    "aten::remainder",
+    "aten::fmod",
+    "aten::relu",
+    "aten::relu_",
+    "aten::amax",
+    "aten::amin",
+    "aten::max",
+    "aten::min",
+}
+"""OpenVINO computes these of whole numbers as float32."""
+
+_SUMS = {"aten::sum", "aten::cumsum", "aten::prod"}
+
+_BYTES = {torch.uint8, torch.int8}
+"""OpenVINO clips at the ends of their ranges, where torch goes on at the other end, and divides with rounding."""
+
+_EXACT_OF_BYTES = {
+    f"aten::{name}"
+    for name in (
+        "amax amin argmax argmin argsort bitwise_and bitwise_not bitwise_or bitwise_xor clamp clamp_max clamp_min "
+        "constant_pad_nd fill flip full_like masked_fill max maximum min minimum ones_like relu roll sort sum topk "
+        "tril triu where zeros_like"
+    ).split()
+}
+"""Operators on bytes whose results OpenVINO does not change, beside copies, views and casts."""
+
 _MOVES = {"aten::clone", "aten::cat", "aten::stack", "aten::repeat", "aten::copy_", "aten::_reshape_copy"}
 
 _UNSET = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
@@ -81,6 +108,7 @@ class _Watch(TorchDispatchMode):
         self._given = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int64}
         self._made: dict[int, Tensor] = {}
         self._signed: dict[int, Tensor] = {}  # cast from floats: an index, as of argmax, is not negative
+        self._free = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int32}  # of any value
         self._fitting: dict[int, Tensor] = {}  # those that were looked at: they stay, so that no other one has their id
         self._unset: dict[int, Tensor] = {}
 
@@ -120,7 +148,9 @@ class _Watch(TorchDispatchMode):
             self._note(f"{name} with whole numbers in int64 that do not fit into 32 bits")
             return
         if any(map(_is_whole, made)):
-            self._see_inexact(name, args, given, made)
+            self._see_inexact(name, args, given, made, is_view)
+            if any(id(tensor) in self._free for tensor in given) and name not in _BY_INDEX:
+                self._free.update((id(tensor), tensor) for tensor in made if _is_whole(tensor))
         is_cast = name == "aten::_to_copy" and _has_floats(given)
         if (is_cast or any(id(tensor) in self._signed for tensor in given)) and not _is_positive(name, args):
             self._signed.update((id(tensor), tensor) for tensor in made if _is_whole(tensor))
@@ -143,17 +173,28 @@ class _Watch(TorchDispatchMode):
         elif not (_is_bounded(name, args) or _is_zero_test(name, args, made)):
             self._note(f"{name} with whole numbers in int64 that come in")
 
-    def _see_inexact(self, name: str, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor]) -> None:
+    def _see_inexact(
+        self, name: str, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor], is_view: bool
+    ) -> None:
         """Notes what is computed otherwise with whole numbers, of any number of bits."""
-        if name in _DIVISIONS:
+        is_free = any(id(tensor) in self._free for tensor in given)
+        if any(tensor.dtype in _BYTES for tensor in given) and not (is_view or _is_exact_of_bytes(name)):
+            self._note(f"{name} of whole numbers in 8 bits, which are clipped there")
+        elif is_free and name in _SUMS:
+            self._note(f"{name} of whole numbers in int32, which may not fit into 32 bits, as torch's int64 does")
+        elif name == "aten::cumsum" and any(tensor.dtype == torch.bool for tensor in given):
+            self._note(f"{name} of a mask, which stays one there")
+        elif name in _DIVISIONS:
             numbers = [number for number in args[:2] if isinstance(number, int)]
-            may_be_negative = any(
+            may_be_negative = is_free or any(
                 id(tensor) in self._signed or _least(tensor) < 0 for tensor in given if _is_whole(tensor)
             )
             if may_be_negative or any(number < 0 for number in numbers):
                 self._note(f"{name} of whole numbers that may be negative, which rounds to zero there")
-        elif name in _POWERS and any(max(_most(tensor), -_least(tensor)) > _SMALL for tensor in made):
-            self._note(f"{name} with large whole numbers, which it computes in float32")
+        elif name in _IN_FLOAT:
+            numbers_of = [tensor for tensor in (*given, *made) if _is_whole(tensor)]
+            if is_free or any(max(_most(tensor), -_least(tensor)) > _SMALL for tensor in numbers_of):
+                self._note(f"{name} with large whole numbers, which it computes in float32")
 
     def _is_too_wide(self, tensor: Tensor) -> bool:
         """Tells so of each tensor that does not come in: those are compared with 32 bits in each call."""
@@ -170,6 +211,11 @@ class _Watch(TorchDispatchMode):
 
     def _note(self, what: str) -> None:
         self.finding = f"{what} ({user_line()})"
+
+
+def _is_exact_of_bytes(name: str) -> bool:
+    is_copy = name in _MOVES or name in _BY_INDEX or name == "aten::_to_copy"
+    return is_copy or name.removesuffix("_") in _EXACT_OF_BYTES
 
 
 def _is_positive(name: str, args: tuple[Any, ...]) -> bool:

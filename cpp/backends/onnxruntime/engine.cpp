@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/nan_values.h"
 #include "providers.h"
 
 namespace hybrid_rt::onnxruntime {
@@ -126,7 +127,7 @@ std::vector<int64_t> shape_of(const Value* value, c10::ScalarType dtype) {
 
 OnnxRuntimeEngine::OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor& model, const at::Tensor& weights,
                                      const EngineOptions& options)
-    : device_(options.device) {
+    : device_(options.device), loses_nan_(!asks_for_nan(model)) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
   for (const TensorSpec& output : spec.outputs) output_dtypes_.push_back(output.dtype);
@@ -148,6 +149,7 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor&
 }
 
 std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {
+  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   std::vector<at::Tensor> outputs;
   std::vector<Handle<Value>> values;
   for (size_t i = 0; i < shapes.size(); ++i) {
@@ -155,12 +157,14 @@ std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& sh
     values.push_back(wrap(outputs.back()));
   }
   run_session(inputs, values);
+  if (is_nan) fill_with_nan(outputs);
   return outputs;
 }
 
 ShapeCachingEngine::CopiedOutputs OnnxRuntimeEngine::run_and_copy(at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
+  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   std::vector<Handle<Value>> values(output_dtypes_.size());
   run_session(inputs, values);
   SharedMemory shared(inputs);
@@ -174,6 +178,7 @@ ShapeCachingEngine::CopiedOutputs OnnxRuntimeEngine::run_and_copy(at::ArrayRef<a
     if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
     copied.outputs.push_back(output.to(device_));
   }
+  if (is_nan) fill_with_nan(copied.outputs);
   return copied;
 }
 

@@ -28,6 +28,7 @@ class OnnxRuntimeEngine : public ShapeCachingEngine {
   Handle<Value> wrap(const at::Tensor& tensor) const;
 
   c10::Device device_;
+  bool loses_nan_;  // in the inputs: the outputs are made NaN
   std::vector<c10::ScalarType> output_dtypes_;
   Handle<MemoryInfo> memory_;
   Handle<Session> session_;

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/nan_values.h"
 
 namespace hybrid_rt::openvino {
 namespace {
@@ -205,7 +206,7 @@ class OpenVinoEngine::Lease {
 
 OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, at::Tensor weights,
                                std::vector<bool> sizes_only, const EngineOptions& options)
-    : weights_(std::move(weights)), output_is_sizes_only_(std::move(sizes_only)) {
+    : weights_(std::move(weights)), loses_nan_(!asks_for_nan(xml)), output_is_sizes_only_(std::move(sizes_only)) {
   const Library& library = Library::instance();
   for (const TensorSpec& output : spec.outputs) {
     output_dtypes_.push_back(output.dtype);
@@ -235,6 +236,7 @@ Handle<ov_infer_request_t> OpenVinoEngine::make_request(size_t place) const {
 
 std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
+  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   Lease lease(*this);
   std::vector<at::Tensor> outputs;
   try {
@@ -255,12 +257,14 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
     lease.discard();
     throw;
   }
+  if (is_nan) fill_with_nan(outputs);
   return outputs;
 }
 
 ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::Tensor> inputs) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
+  const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   const Lease lease(*this);
   // Not the pool's: it owns its output tensors.
   const Handle<ov_infer_request_t> request = lease.make_request();
@@ -294,6 +298,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
     std::memcpy(output.data_ptr(), data, output.nbytes());
     if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
   }
+  if (is_nan) fill_with_nan(copied.outputs);
   return copied;
 }
 

@@ -51,6 +51,7 @@ class OpenVinoEngine : public ShapeCachingEngine {
   std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) override;
 
   at::Tensor weights_;
+  bool loses_nan_;  // in the inputs: the outputs are made NaN
   std::vector<c10::ScalarType> output_dtypes_;
   std::vector<bool> output_is_scalar_;
   std::vector<bool> output_is_sizes_only_;

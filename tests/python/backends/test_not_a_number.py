@@ -1,0 +1,68 @@
+"""NaN in an engine's inputs comes out of it, as with torch: no plausible values from a damaged image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybrid_rt
+from hybrid_rt.backends import registry
+
+NAN = float("nan")
+
+
+class Features(nn.Module):
+    """A convolution and what hides NaN: ReLU, pooling; and labels, which are no floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.layer(x).relu()
+        return features, nn.functional.max_pool2d(features, 2), features.argmax(1)
+
+
+class Holes(nn.Module):
+    """Fills the holes of a depth image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, depth: Tensor) -> Tensor:
+        return self.layer(torch.where(torch.isnan(depth), 0.0, depth)).relu()
+
+
+def engines() -> list[str]:
+    """Those that are installed and compile in a moment."""
+    return [name for name in registry.available_for("cpu") if name not in ("tvm", "aot_inductor")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", engines())
+def test_nan_comes_out_where_eager_has_it_and_the_next_call_is_as_before(engine: str) -> None:
+    module = Features().eval().requires_grad_(False)
+    image = torch.rand(1, 3, 8, 12)
+    compiled = hybrid_rt.compile_segment(module, image, engine=engine, fallback=False)
+    damaged = image.clone()
+    damaged[0, 1, 3, 4] = NAN
+    for _ in range(2):  # the first run at a size copies what the later ones write in place
+        for expected, found in zip(module(damaged)[:2], compiled(damaged)[:2], strict=True):
+            assert expected.isnan().any()
+            assert found.isnan()[expected.isnan()].all()
+        for expected, found in zip(module(image), compiled(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", engines())
+def test_a_segment_that_asks_for_nan_answers_for_itself(engine: str) -> None:
+    module = Holes().eval().requires_grad_(False)
+    depth = torch.rand(1, 1, 8, 12)
+    compiled = hybrid_rt.compile_segment(module, depth, engine=engine, fallback=False)
+    depth[0, 0, 2:4, 5] = NAN
+    torch.testing.assert_close(compiled(depth), module(depth), rtol=1e-4, atol=1e-5)
