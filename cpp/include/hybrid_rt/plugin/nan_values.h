@@ -34,17 +34,15 @@ inline bool any_holds_nan(at::ArrayRef<at::Tensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), holds_nan);
 }
 
-/// Makes every value of the floating-point tensors NaN, but of those that stand for a size alone: their elements share
-/// one place in memory.
+/// Makes every value of the floating-point tensors NaN.
 inline void fill_with_nan(at::ArrayRef<at::Tensor> tensors) {
   for (const at::Tensor& tensor : tensors) {
-    if (!tensor.is_floating_point() || !tensor.is_non_overlapping_and_dense()) continue;
-    tensor.fill_(std::numeric_limits<double>::quiet_NaN());
+    if (tensor.is_floating_point()) tensor.fill_(std::numeric_limits<double>::quiet_NaN());
   }
 }
 
 /// Returns true if a stored model asks by itself which values are NaN, by the names of its operations: the holes of a
-/// depth image, say. What it returns for them is meant.
+/// depth image, say. Its results for them are intended.
 inline bool asks_for_nan(const at::Tensor& model) {
   const std::string_view text(static_cast<const char*>(model.const_data_ptr()), model.nbytes());
   return text.find("IsNaN") != std::string_view::npos || text.find("IsFinite") != std::string_view::npos;
