@@ -74,8 +74,7 @@ def test_rows_in_another_order_are_wrong_where_the_detector_keeps_its_own() -> N
 
 
 def one_of_each_pair(x: Tensor) -> Tensor:
-    """Rows [n, 2] of those of two neighbours with the better score, as NMS keeps them; both of the first pair if it is
-    the first one's: a rounding decides on each, and on their number."""
+    """Rows [n, 2]: the better one of two neighbours, as NMS keeps it, or both of the first two; rounding decides."""
     scores = x.flatten()
     pairs = scores.view(-1, 2)
     kept = torch.stack([pairs[:, 0] > pairs[:, 1], pairs[:, 0] <= pairs[:, 1]], dim=1)
