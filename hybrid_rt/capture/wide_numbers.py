@@ -62,11 +62,39 @@ _BYTES = {torch.uint8, torch.int8}
 
 _EXACT_OF_BYTES = {
     f"aten::{name}"
-    for name in (
-        "amax amin argmax argmin argsort bitwise_and bitwise_not bitwise_or bitwise_xor clamp clamp_max clamp_min "
-        "constant_pad_nd fill flip full_like masked_fill max maximum min minimum ones_like relu roll sort sum topk "
-        "tril triu where zeros_like"
-    ).split()
+    for name in [
+        "amax",
+        "amin",
+        "argmax",
+        "argmin",
+        "argsort",
+        "bitwise_and",
+        "bitwise_not",
+        "bitwise_or",
+        "bitwise_xor",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "constant_pad_nd",
+        "fill",
+        "flip",
+        "full_like",
+        "masked_fill",
+        "max",
+        "maximum",
+        "min",
+        "minimum",
+        "ones_like",
+        "relu",
+        "roll",
+        "sort",
+        "sum",
+        "topk",
+        "tril",
+        "triu",
+        "where",
+        "zeros_like",
+    ]
 }
 """Operators on bytes whose results OpenVINO does not change, beside copies, views and casts."""
 

@@ -99,7 +99,7 @@ def is_kept_out(operator: Operator, arguments: tuple[Tensor, Tensor]) -> bool:
 
 
 def is_known(operator: Operator, arguments: tuple[Tensor, Tensor]) -> bool:
-    """torch has it for the dtype."""
+    """Tells whether torch has it for the dtype."""
     try:
         operator(*arguments)
     except RuntimeError:
