@@ -46,10 +46,11 @@ class Pickle {
     nodes_.emplace_back();  // none
   }
 
-  void check() {
+  void check(bool has_texts) {
     while (step(byte())) {
     }
     require_shallow();
+    if (has_texts) require_texts();
   }
 
  private:
@@ -158,6 +159,8 @@ class Pickle {
     node.values += values.size();
     for (const Value& value : values) {
       if (value.kind == Kind::kNode) node.items.push_back(value);
+      if (value.kind == Kind::kNumber) least_added_ = std::min(least_added_, value.number);
+      if (value.kind == Kind::kNumber) most_added_ = std::max(most_added_, value.number);
     }
   }
 
@@ -411,8 +414,26 @@ class Pickle {
     }
   }
 
+  /// What torch reads once it has an error to show: ("FORMAT_WITH_STRING_TABLE", texts, ranges), where a source is
+  /// (numbers of texts, number of its file's name, line). It takes these numbers as they are.
+  void require_texts() const {
+    if (stack_.empty() || stack_.back().kind != Kind::kNode) return;
+    const std::vector<Value>& root = nodes_[stack_.back().node].items;
+    if (root.size() < 2 || text_of(root[0]) != "FORMAT_WITH_STRING_TABLE" || root[1].kind != Kind::kNode) return;
+    const auto texts = static_cast<int64_t>(nodes_[root[1].node].values) - 1;
+    bool is_within = least_added_ >= 0 && most_added_ < texts;
+    for (const Node& node : nodes_) {
+      const bool is_source = node.is_tuple && node.items.size() == 3 && node.items[0].kind == Kind::kNode &&
+                             !nodes_[node.items[0].node].is_tuple && node.items[1].kind == Kind::kNumber;
+      if (is_source) is_within = is_within && node.items[1].number >= 0 && node.items[1].number < texts;
+    }
+    if (!is_within) throw Refused{"the number of a text that is not there"};
+  }
+
   std::string_view text_;
   const StorageSize& storage_size_;
+  int64_t least_added_ = 0;  ///< of the numbers in lists
+  int64_t most_added_ = -1;
   size_t at_ = 0;
   std::vector<Value> stack_;
   std::vector<Value> memo_;
@@ -421,9 +442,9 @@ class Pickle {
 
 }  // namespace
 
-std::optional<std::string> refused_in_pickle(std::string_view pickle, const StorageSize& storage_size) {
+std::optional<std::string> refused_in_pickle(std::string_view pickle, const StorageSize& storage_size, bool has_texts) {
   try {
-    Pickle(pickle, storage_size).check();
+    Pickle(pickle, storage_size).check(has_texts);
   } catch (const Refused& refused) {
     return refused.got;
   }

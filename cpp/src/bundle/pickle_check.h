@@ -13,6 +13,8 @@ using StorageSize = std::function<std::optional<uint64_t>(std::string_view key)>
 
 /// Returns what is wrong with a pickle of a TorchScript archive, as the "got" of an error; nothing if it makes only
 /// what torch's writer writes: values, tensors that lie within their records, objects of the archive's own classes.
-std::optional<std::string> refused_in_pickle(std::string_view pickle, const StorageSize& storage_size);
+///
+/// \param has_texts  it is a record of source ranges, whose numbers of texts must be those of its table
+std::optional<std::string> refused_in_pickle(std::string_view pickle, const StorageSize& storage_size, bool has_texts);
 
 }  // namespace hybrid_rt

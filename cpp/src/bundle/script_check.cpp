@@ -59,7 +59,8 @@ std::optional<std::string> refused_in(PyTorchStreamReader& reader, const std::st
   if (reader.getRecordSize(record) > kLongest) return "more than " + std::to_string(kLongest) + " bytes";
   const auto [data, size] = reader.getRecord(record);
   const std::string_view text(static_cast<const char*>(data.get()), size);
-  return is_code ? refused_in_code(text, tokens) : refused_in_pickle(text, storages_of(reader, record));
+  return is_code ? refused_in_code(text, tokens)
+                 : refused_in_pickle(text, storages_of(reader, record), record.ends_with(".debug_pkl"));
 }
 
 }  // namespace

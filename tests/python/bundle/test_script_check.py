@@ -286,6 +286,24 @@ def test_the_code_of_an_archive_is_bounded_in_all() -> None:
     assert got_of({"code/a.py": code.encode(), "code/b.py": code.encode()}) == refused
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "got"),
+    [
+        (b"K\x01", b"K\x00", ""),
+        (b"K\x02", b"K\x00", "the number of a text that is not there"),
+        (b"J\xff\xff\xff\xff", b"K\x00", "the number of a text that is not there"),
+        (b"\x8a\x07" + bytes(6) + b"\x20", b"K\x00", "the number of a text that is not there"),
+        (b"K\x01", b"J\xff\xff\xff\x7f", "the number of a text that is not there"),
+    ],
+)
+def test_texts_of_source_ranges_are_in_their_table(number: bytes, name: bytes, got: str) -> None:
+    """Torch reads texts by these numbers if the code beside them is wrong: two mutants ended the process."""
+    table = b"(" + text("a") + text("b") + b"t"
+    source = b"(ctorch.jit._pickle\nbuild_intlist\n(](K\x00" + number + b"etR" + name + b"K\x00t"
+    content = PROTO + b"(" + text("FORMAT_WITH_STRING_TABLE") + table + b"(" + source + b"tt."
+    assert got_of({"code/__torch__/a.py.debug_pkl": content}) == got
+
+
 def test_a_file_of_torchs_first_format_is_refused() -> None:
     assert got_of({"model.json": b"{}"}) == "a record of torch's first format"
 
