@@ -134,7 +134,8 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
 def test_each_figure_of_the_readme_stands_on_the_page_that_it_links_to() -> None:
     text = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| (.+?) \| (.+?) \| \[[^\]]+\]\(([\w./-]+)\) \|$", text, re.MULTILINE)
-    assert 1 <= len(rows) <= 6
+    if not (ROOT / "docs" / "measured").is_dir():  # once it is, the rows are written from it: test_readme_figures.py
+        assert 1 <= len(rows) <= 6
     for case, result, page in rows:
         figures = re.findall(r"\d+\.\d+|\d{3,}", result)
         assert figures, f"{case}: no figure"

@@ -7,9 +7,11 @@ instructions OpenVINO emulates the rounding, which is slow but right. The ratios
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 import hybrid_rt
 from hybrid_rt.bench import whole_graph
+from hybrid_rt.bench.run import Machine
 from models import digits_data, digits_detector
 
 
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="held-out pictures")
     parser.add_argument("--calibration", type=int, default=20, help="training images that int8 is calibrated on")
     parser.add_argument("--int8-max-error", type=float, default=0.15, help="of an engine's outputs, for int8")
+    parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     detector = digits_detector.load()
     samples = digits_data.make_split("held_out", options.pictures, seed=0)
@@ -37,6 +41,7 @@ def main() -> None:
     table = Table(title=f"digits, {options.pictures} held-out pictures")
     for heading in ("case", "mAP", "mAP@0.5", "s"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
+    results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         folder = Path(name)
         training = [digits_detector.to_tensor(s.image) for s in digits_data.make_split("train", options.calibration)]
@@ -66,7 +71,12 @@ def main() -> None:
             start = time.perf_counter()
             found = digits_detector.evaluate(detect, samples)
             table.add_row(case, f"{found['mAP']:.4f}", f"{found['mAP50']:.4f}", f"{time.perf_counter() - start:.0f}")
+            results[case] = {"mAP": found["mAP"], "mAP50": found["mAP50"]}
     Console().print(table)
+    if options.output:
+        machine = asdict(Machine.here(torch.get_num_threads()))
+        values = {"machine": machine, "pictures": options.pictures, "results": results}
+        options.output.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def _whole(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from hybrid_rt.backends import registry
+from hybrid_rt.bench.run import Machine
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.specs import Artifact, ArtifactSpec, blob_from_bytes
 from hybrid_rt.conversion.assemble.engine_module import engine_module
@@ -39,6 +42,7 @@ def main() -> None:
     """Makes the models, runs the C++ program, prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     plugins = native.program("bench_op").parents[1] / "benchmark_plugins"
     torch.set_num_threads(2)
@@ -64,6 +68,9 @@ def main() -> None:
             f"ResNet-50 trunk at 320x320, {case}: median {latency['median_ms']:.2f} ms, p95 {latency['p95_ms']:.2f} ms"
         )
     print(f"op / OpenVINO's own C++ call: {result['op_over_openvino']:.4f}")
+    if options.output:
+        machine = asdict(Machine.here(torch.get_num_threads()))
+        options.output.write_text(json.dumps({"machine": machine, **result}, indent=1) + "\n")
 
 
 def _save(module: nn.Module, path: Path) -> None:
