@@ -171,7 +171,7 @@ def two_streams(writer: Writer, name: str, engine: str, precision: str = "fp16",
     error = max(measure.relative_error(found, right) for found, right in zip(together.results, expected, strict=True))
     figure = (
         f"largest difference {error:.0e}; {2 * calls} calls in {together.seconds * 1e3:.1f} ms, in one stream "
-        f"{apart.seconds * 1e3:.1f} ms: {apart.seconds / together.seconds:.2f} times faster"
+        f"{apart.seconds * 1e3:.1f} ms: {apart.seconds / together.seconds:.2f} times its speed"
     )
     writer.data(error=error, one_stream=apart.seconds, two_streams=together.seconds)
     writer.row(Row(title, MEASURED if error < 1e-3 else FAILED, figure, engine))
