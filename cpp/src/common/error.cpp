@@ -3,11 +3,20 @@
 namespace hybrid_rt {
 namespace {
 
+/// What a file holds may be in a text: a name of a megabyte is not to be read whole.
+std::string_view beginning(std::string_view text) {
+  constexpr size_t kLongest = 8000;
+  if (text.size() <= kLongest) return text;
+  size_t end = kLongest;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not inside of a character
+  return text.substr(0, end);
+}
+
 std::string compose(std::string_view scope, std::string_view subject, std::string_view expected, std::string_view got,
                     std::string_view remedy) {
   std::string text = "hybrid_rt[";
-  text.append(scope).append("]: ").append(subject).append(": expected ").append(expected);
-  text.append(", got ").append(got).append(".");
+  text.append(scope).append("]: ").append(beginning(subject)).append(": expected ").append(expected);
+  text.append(", got ").append(beginning(got)).append(beginning(got).size() < got.size() ? "...." : ".");
   if (!remedy.empty()) text.append(" ").append(remedy);
   return text;
 }

@@ -81,6 +81,14 @@ def test_brackets_in_names_are_no_nesting(small_bundle: Path, tmp_path: Path) ->
     assert hybrid_rt.inspect(path)["class_names"] == names
 
 
+def test_an_error_shows_the_beginning_of_what_it_got(small_bundle: Path, tmp_path: Path) -> None:
+    path = with_text(small_bundle, tmp_path / "long.pt", lambda text: text.replace("float32", "é" * 70_000))
+    for opened in OPENED:
+        with pytest.raises(BundleError, match=r"expected a dtype of torch, got 'é+\.\.\.\.") as caught:
+            opened(path)
+        assert len(str(caught.value).encode()) < 10_000
+
+
 def test_a_record_that_the_manifest_does_not_name(small_bundle: Path, tmp_path: Path) -> None:
     path = append(small_bundle, tmp_path / "more.pt", "constants/99", b"who looks at this?")
     for opened in OPENED:
