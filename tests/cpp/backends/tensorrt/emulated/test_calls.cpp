@@ -290,7 +290,8 @@ TEST_CASE("a lost device is an error, and no crash" * emulated_only()) {
 TEST_CASE("an input that the segment does not look at has no address") {
   const Watch watch;
   Artifact artifact;
-  artifact.bindings["inputs"] = {"", "x"};
+  auto& inputs = artifact.bindings["inputs"];
+  inputs.insert(inputs.begin(), "");
   for (auto& profile : artifact.bindings["profiles"]) profile.insert(profile.begin(), profile[0]);
   artifact.spec.inputs.insert(artifact.spec.inputs.begin(), artifact.spec.inputs[0]);
   const auto engine = artifact.load();
