@@ -31,7 +31,7 @@ class Expected:
         sizes: sizes of images that the conversion did not see.
         head: the way in which the head is taken.
         coverage: the least part of the counted work that is in engines.
-        ties: NMS orders boxes whose scores tie: rounding decides on their places, as `verify` knows.
+        ties: NMS orders boxes whose scores tie: rounding decides on their places.
     """
 
     sizes: tuple[tuple[int, int], ...] = SIZES
@@ -76,9 +76,7 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
         wanted, found = leaves(detector(image)), leaves(hybrid(image))
         assert len(wanted) == len(found) > 0
         if expected.ties:
-            verification = hybrid_rt.verify(detector, path, [(image,)])
-            assert verification.passed, verification.failures
-            continue
+            wanted, found = ([rows[rows[:, 0].argsort()] for rows in side] for side in (wanted, found))
         for one, other in zip(wanted, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 
