@@ -19,11 +19,7 @@ from ..common.tensor_tree import map_tensors, plain
 from .thresholds import Thresholds
 
 NOISE = 1e-6
-"""Of an input's greatest value: some roundings of fp32, a thousandth of what its thresholds allow in a result.
-
-Seeds from :data:`_RUNS` on have ten times as much. An engine's roundings add up over its layers, and may swap rows of a
-sorted result that the least noise leaves in their places.
-"""
+"""Of an input's greatest value: some roundings of fp32, a thousandth of what its thresholds allow in a result."""
 
 Rerun = Callable[[int], Any]
 """Runs the detector once more on the same inputs with noise; the number is the seed."""
@@ -51,14 +47,13 @@ class Reconciled:
 def with_noise(values: Any, seed: int) -> Any:
     """Returns copies of inputs, with noise of :data:`NOISE` in those of floats; others are copied as they are."""
     generator = torch.Generator().manual_seed(seed)
-    size = NOISE if seed < _RUNS else 10 * NOISE
 
     def noisy(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor.clone()
         greatest = float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
         noise = torch.rand(tensor.shape, generator=generator) * 2 - 1
-        return tensor + (noise * (size * greatest)).to(tensor)
+        return tensor + (noise * (NOISE * greatest)).to(tensor)
 
     return map_tensors(values, noisy)
 
@@ -76,56 +71,39 @@ def reconciled(
 
     Returns:
         The hybrid's outputs as they are, unless the detector's own differ too. Then rows that are one of the detector's
-        stand where that does. Rows without a partner, on either side, count as equal if the noise alone makes as many:
-        NMS keeps another one of two boxes whose scores tie.
+        stand where that does. Rows without a partner count as equal if the detector loses as many by the noise.
     """
     as_it_is = Reconciled(list(found))
-    if [tensor.dtype for tensor in expected] != [tensor.dtype for tensor in found]:
+    if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
         return as_it_is
     differing = [i for i, pair in enumerate(zip(expected, found, strict=True)) if _error(*pair) > limit]
     if not differing:
         return as_it_is
-    for first in (0, _RUNS):
-        runs = [list(rerun(seed)) for seed in range(first, first + _RUNS)]
-        known = _as_by_noise(expected, found, runs, differing, limit)
-        if known is not None and not (first and known.undetermined):
-            return known
-    return as_it_is
-
-
-def _as_by_noise(
-    expected: Sequence[Tensor],
-    found: Sequence[Tensor],
-    runs: Sequence[Sequence[Tensor]],
-    differing: Sequence[int],
-    limit: float,
-) -> Reconciled | None:
-    """Returns the hybrid's outputs in the detector's order; None if runs with noise differ in less than they do."""
-    if any(len(run) != len(expected) for run in runs):
-        return None
+    runs = [list(rerun(seed)) for seed in range(_RUNS)]
+    if any([tensor.shape for tensor in run] != [tensor.shape for tensor in expected] for run in runs):
+        return as_it_is
     unstable = [i for i in range(len(expected)) if any(_error(expected[i], run[i]) > limit for run in runs)]
     if not set(differing) <= set(unstable):
-        return None
+        return as_it_is
     is_undetermined = False
     for axis in (1, 0):
         sides = [_Rows.of(side, unstable, axis) for side in (expected, found, *runs)]
-        if any(side is None or not side.is_like(sides[0]) for side in sides):
+        if sides[0] is None:
             continue
         wanted, had, *others = (side for side in sides if side is not None)
         partners = wanted.partners(had, limit)
-        by_noise = [wanted.partners(other, limit) for other in others]
-        lost_by_noise = max(int((each < 0).sum()) for each in by_noise)
+        lost = int((partners < 0).sum())
+        lost_by_noise = max(int((wanted.partners(other, limit) < 0).sum()) for other in others)
         if lost_by_noise == partners.numel():  # rows of the other axis may tell more
             is_undetermined = True
             continue
-        extra_by_noise = max(other.without_partner(each) for other, each in zip(others, by_noise, strict=True))
-        if int((partners < 0).sum()) > lost_by_noise or had.without_partner(partners) > extra_by_noise:
-            return None
+        if lost > lost_by_noise:
+            return as_it_is
         return Reconciled(
             [_in_order(expected[i], x, partners, axis) if i in unstable else x for i, x in enumerate(found)]
         )
     if not is_undetermined:
-        return None
+        return as_it_is
     return Reconciled([expected[i] if i in unstable else x for i, x in enumerate(found)], frozenset(unstable))
 
 
@@ -150,15 +128,6 @@ class _Rows:
         greatest = [x.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1e-12) for x in flat]
         scales = torch.cat([one.expand(x.shape[2]) for one, x in zip(greatest, flat, strict=True)])
         return cls(torch.cat(flat, dim=2), scales)
-
-    def is_like(self, other: _Rows | None) -> bool:
-        """Returns true if the rows of both can be compared; their number may differ."""
-        mine, others = self.values.shape, other.values.shape if other is not None else ()
-        return len(others) == 3 and (mine[0], mine[2]) == (others[0], others[2])
-
-    def without_partner(self, partners: Tensor) -> int:
-        """Returns how many of these rows are nobody's partner; ``partners``: what :meth:`partners` returned of them."""
-        return self.values.shape[0] * self.values.shape[1] - int((partners >= 0).sum())
 
     def partners(self, other: _Rows, limit: float) -> Tensor:
         """Returns for each row the other's row that it is equal to, one to one, -1 for none: [batch, rows]."""

@@ -232,7 +232,7 @@ def test_a_layout_that_was_not_said_is_found_out() -> None:
 def test_what_does_not_fit_the_example_is_refused(told: Any, text: str) -> None:
     with pytest.raises(OptionError, match=text) as refusal:
         check_images(Named(), NAMED, told)
-    assert "images=['pictures']" in str(refusal.value)
+    assert "images=['pixels']" in str(refusal.value)
 
 
 def test_an_image_that_is_no_tensor_is_refused() -> None:

@@ -31,19 +31,17 @@ class Expected:
         sizes: sizes of images that the conversion did not see.
         head: the way in which the head is taken.
         coverage: the least part of the counted work that is in engines.
-        ties: NMS orders boxes whose scores tie: rounding decides on their places.
     """
 
     sizes: tuple[tuple[int, int], ...] = SIZES
     head: str = "script"
     coverage: float = 0.9
-    ties: bool = False
 
 
 STRANGERS: dict[type[nn.Module], Expected] = {
     strangers.Craft: Expected(((64, 64), (96, 48), (42, 110))),
     strangers.YoloEight: Expected(),
-    strangers.YoloX: Expected(head="export", ties=True),
+    strangers.YoloX: Expected(head="export", coverage=0.3),
     strangers.Yolos: Expected(),
     strangers.RtDetr: Expected(),
     strangers.Fcos: Expected(ANY_SIZE, "export", 0.8),
@@ -75,8 +73,6 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
         image = small_picture(*size, seed=size[1])
         wanted, found = leaves(detector(image)), leaves(hybrid(image))
         assert len(wanted) == len(found) > 0
-        if expected.ties:
-            wanted, found = ([rows[rows[:, 0].argsort()] for rows in side] for side in (wanted, found))
         for one, other in zip(wanted, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 

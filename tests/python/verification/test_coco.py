@@ -181,7 +181,7 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
     missing = tmp_path / "no.json"
     assert f"annotations {missing}: expected a JSON file, got No such file" in refused(CocoDataset(missing, HELD_OUT))
     nowhere = tmp_path / "nowhere"
-    assert f"pictures {nowhere}: expected a folder, got none" in refused(CocoDataset(ANNOTATIONS, nowhere))
+    assert f"images {nowhere}: expected a directory, got no such directory" in refused(CocoDataset(ANNOTATIONS, nowhere))
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
@@ -201,7 +201,7 @@ def test_json_of_another_form(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda content: content["images"].clear(), "expected annotations[0] of a picture in 'images', got image_id 1"),
+        (lambda content: content["images"].clear(), "expected annotations[0] of an image in 'images', got image_id 1"),
         (lambda content: content["annotations"].clear(), "annotated images, got 6 images with 0 annotations"),
         (lambda content: content["images"][2].pop("file_name"), "expected 'file_name' in images[2], got none"),
         (lambda content: content["annotations"][0].pop("bbox"), "expected 'bbox' in annotations[0], got none"),
