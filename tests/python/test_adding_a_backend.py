@@ -50,6 +50,7 @@ ALLOWED = {
     "tools/benchmarks/cpp/op.cpp": ONE_CALL,
     "tools/benchmarks/accuracy.py": "the hybrid beside one whole graph",
     "tools/benchmarks/bundle_size.py": "a default choice of engines",
+    "tools/benchmarks/readme.py": "the engines of the README's table",
     "tools/gpu/pack.py": "what one vendor's library is called, for a machine without a network",
     "tools/dev/emulated_gpu.py": "the plug-in that the emulated GPU is for",
     "tools/dev/fuzz_bundles.py": A_TESTS_BUNDLE,

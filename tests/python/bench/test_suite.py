@@ -188,8 +188,7 @@ def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
-    torch.save(small(), tmp_path / "detector.pickle")
-    os.mkfifo(tmp_path / "pictures.pt")  # reading it waits for ever
+    os.mkfifo(tmp_path / "detector.pickle")  # reading it waits for ever, without Python's lock
     paths = {name: str(tmp_path / f"{name}") for name in ("detector.pickle", "pictures.pt")}
     job = {"runtime": "hybrid", "detector": paths["detector.pickle"], "pictures": paths["pictures.pt"], "path": "x.pt"}
     (tmp_path / "job.json").write_text(json.dumps(job))
