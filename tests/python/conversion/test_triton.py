@@ -254,7 +254,7 @@ def test_a_rename_that_fails_leaves_the_old_model(
 def test_a_batch_that_the_bundle_does_not_take(
     one_picture_bundle: Path, pictures: list[Tensor], tmp_path: Path
 ) -> None:
-    with pytest.raises(OptionError, match=r"max_batch=2: expected pictures that .*expected 1x3x128"):
+    with pytest.raises(OptionError, match=r"max_batch=2: expected a batch that .*expected 1x3x128"):
         triton.export_triton(one_picture_bundle, tmp_path, ServingOptions(max_batch=2), picture=pictures[0])
     assert list(tmp_path.iterdir()) == []
 
