@@ -50,8 +50,8 @@ StoredEngine engine_from(const json& entry, const std::string& path) {
   try {
     for (const json& member : entry.at("members")) {
       engine.members.push_back({.name = member.at("name").get<std::string>(),
-                                .first = member.at("first").get<int64_t>(),
-                                .count = member.at("count").get<int64_t>()});
+                                .first = integers_in(member.at("first")).get<int64_t>(),
+                                .count = integers_in(member.at("count")).get<int64_t>()});
     }
     if (engine.members.empty()) throw malformed(path, "an engine's members", "at least one segment", "none");
     engine.variants = ArtifactSpec::list_from_json(entry.at("variants").dump());

@@ -22,13 +22,13 @@ Error malformed(const std::string& path, const std::string& what, const std::str
 
 std::optional<std::string> step_from(const json& step) {
   if (step.is_null()) return std::nullopt;
-  return step.is_string() ? step.get<std::string>() : std::to_string(step.get<int64_t>());
+  return step.is_string() ? step.get<std::string>() : std::to_string(integers_in(step).get<int64_t>());
 }
 
 ImageInput image_from(const json& entry) {
   ImageInput image{.place = {},
                    .layout = entry.at("layout").get<std::string>(),
-                   .shape = entry.at("shape").get<std::vector<int64_t>>(),
+                   .shape = integers_in(entry.at("shape")).get<std::vector<int64_t>>(),
                    .dtype = entry.at("dtype").get<std::string>(),
                    .is_mask = entry.value("is_mask", false)};
   for (const json& step : entry.at("place")) image.place.push_back(step_from(step));

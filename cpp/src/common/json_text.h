@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -46,6 +48,22 @@ std::string shown(const Json& value) {
   constexpr size_t kLongest = 80;
   const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
   return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
+}
+
+/// Returns the value, an integer or arrays of integers. Throws json::type_error for any other: nlohmann's own
+/// conversion takes every number, and is undefined for 1e308.
+inline const nlohmann::json& integers_in(const nlohmann::json& value) {
+  if (value.is_array()) {
+    for (const nlohmann::json& element : value) integers_in(element);
+    return value;
+  }
+  const bool is_too_large =
+      value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{std::numeric_limits<int64_t>::max()};
+  if (!value.is_number_integer() || is_too_large) {
+    throw nlohmann::json::type_error::create(
+        302, std::string("type must be 64-bit integer, but is ") + value.type_name(), &value);
+  }
+  return value;
 }
 
 }  // namespace hybrid_rt

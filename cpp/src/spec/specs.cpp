@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "common/dtypes.h"
 #include "common/json_text.h"
@@ -17,11 +18,17 @@ Error malformed(const std::string& what, const std::string& expected, const std:
                "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
+/// Holds integers alone, or none.
+template <typename T>
+constexpr bool kIsOfIntegers = std::is_same_v<T, int64_t> || std::is_same_v<T, std::vector<int64_t>> ||
+                               std::is_same_v<T, std::vector<std::vector<int64_t>>>;
+
 template <typename T>
 T field(const json& object, const char* name) {
   const auto found = object.is_object() ? object.find(name) : object.end();
   if (found == object.end()) throw malformed("artifact spec", std::string("a field '") + name + "'", "none");
   try {
+    if constexpr (kIsOfIntegers<T>) integers_in(*found);
     return found->get<T>();
   } catch (const json::exception&) {
     throw malformed(std::string("artifact spec, field '") + name + "'", "another type", shown(*found));

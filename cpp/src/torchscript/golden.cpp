@@ -22,9 +22,9 @@ class Malformed : public std::runtime_error {
 
 at::Tensor tensor_from(const json& tree, const std::string& data) {
   const auto dtype = dtype_from_name(tree.at("dtype").get<std::string>());
-  const auto shape = tree.at("shape").get<std::vector<int64_t>>();
-  const auto offset = tree.at("offset").get<uint64_t>();
-  const auto size = tree.at("size").get<uint64_t>();
+  const auto shape = integers_in(tree.at("shape")).get<std::vector<int64_t>>();
+  const auto offset = integers_in(tree.at("offset")).get<uint64_t>();
+  const auto size = integers_in(tree.at("size")).get<uint64_t>();
   const std::string stored = tree.at("stored").get<std::string>();
   if (!dtype) throw Malformed("a tensor of an unknown dtype");
   if (offset > data.size() || size > data.size() - offset) throw Malformed("a tensor beyond the record's end");
@@ -53,7 +53,7 @@ TreeNode<const json*> node_of(const json* tree) {
   if (kind == "dict") {
     node.kind = TreeKind::kDict;
     for (const json& key : tree->at("keys")) {
-      node.keys.push_back(key.is_string() ? key.get<std::string>() : std::to_string(key.get<int64_t>()));
+      node.keys.push_back(key.is_string() ? key.get<std::string>() : std::to_string(integers_in(key).get<int64_t>()));
     }
     if (node.keys.size() != items.size()) throw Malformed("a dict with other keys than values");
   } else if (kind == "list" || kind == "tuple") {

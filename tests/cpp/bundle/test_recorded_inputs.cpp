@@ -44,6 +44,8 @@ TEST_CASE("images that no reader can use are refused") {
            R"({"place": [0], "layout": "CHH", "shape": [3, 8, 8], "dtype": "float32"})",
            R"({"place": [0], "layout": "CDT", "shape": [3, 8, 8], "dtype": "float32"})",
            R"({"place": [0], "layout": "CHW", "shape": [3, 8, -8], "dtype": "float32"})",
+           R"({"place": [0], "layout": "CHW", "shape": [3, 8, 1e308], "dtype": "float32"})",
+           R"({"place": [1e308], "layout": "CHW", "shape": [3, 8, 8], "dtype": "float32"})",
            R"({"place": [0], "layout": "CHW", "shape": [3, 0, 8], "dtype": "float32"})",
            R"({"place": [0], "layout": "CHW", "shape": [65536, 65536, 65536], "dtype": "float32"})",
            R"({"place": [[0]], "layout": "CHW", "shape": [3, 8, 8], "dtype": "float32"})",

@@ -111,6 +111,18 @@ TEST_CASE("a field of another type is named") {
   CHECK(contains(failure_of_json(value).what(), "field 'min'"));
 }
 
+TEST_CASE("a number that is not a 64-bit integer is refused") {
+  for (const json& number : {json(1e308), json(2.5), json(uint64_t{1} << 63), json(true)}) {
+    CAPTURE(number.dump());
+    json value = valid();
+    value[0]["inputs"][0]["max"][0] = number;
+    CHECK(contains(failure_of_json(value).what(), "field 'max': expected another type"));
+    value = valid();
+    value[0]["blobs"][0]["size"] = number;
+    CHECK(contains(failure_of_json(value).what(), "field 'size': expected another type"));
+  }
+}
+
 TEST_CASE("what is not a list of specs is refused") {
   for (const char* text : {"", "{", "{}", "[]", "null", "[1]", "[[]]"}) {
     CAPTURE(text);

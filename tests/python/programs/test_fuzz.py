@@ -40,7 +40,7 @@ def test_there_are_fuzzers() -> None:
 
 @pytest.mark.parametrize("fuzzer", FUZZERS)
 def test_no_input_crashes_a_decoder(fuzzer: str, tmp_path: Path) -> None:
-    done = fuzz(ROOT, "--seconds", str(SECONDS[fuzzer]), fuzzer, corpus=tmp_path)
+    done = fuzz(ROOT, "--seconds", str(SECONDS[fuzzer]), "--seed", "1", fuzzer, corpus=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     executed = re.search(r"number_of_executed_units: +(\d+)", done.stdout)
     assert executed is not None, done.stdout
@@ -80,7 +80,7 @@ def test_a_missing_check_is_found_and_its_input_kept(
 
 def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> None:
     """With another bundle as what was signed, the signed one is what no signature should let in."""
-    assert fuzz(ROOT, "--seconds", "1", "fuzz_bundle", corpus=tmp_path).returncode == 0
+    assert fuzz(ROOT, "--seconds", "1", "--seed", "1", "fuzz_bundle", corpus=tmp_path).returncode == 0
     seeds = ROOT / "build" / "fuzz" / "seeds"
     shutil.copytree(seeds / "signed", tmp_path / "signed")
     shutil.copy(seeds / "fuzz_bundle" / "single.pt", tmp_path / "signed" / "signed.pt")
@@ -101,7 +101,8 @@ def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> Non
         (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
         (["--seconds"], "--seconds: expected a value, got none."),
         (["--hours", "x"], "--seconds: expected a whole number above 0, got 'x hours'."),
-        (["--other"], "--other: expected --seconds, --hours, --corpus or --no-setup, got another option."),
+        (["--seed", "x"], "--seed: expected a whole number, got 'x'."),
+        (["--other"], "--other: expected --seconds, --hours, --seed, --corpus or --no-setup, got another option."),
         (
             ["fuzz_nothing"],
             "expected one of fuzz_bundle fuzz_picture fuzz_safetensors fuzz_bundles, got 'fuzz_nothing'.",
