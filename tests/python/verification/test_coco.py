@@ -181,7 +181,9 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
     missing = tmp_path / "no.json"
     assert f"annotations {missing}: expected a JSON file, got No such file" in refused(CocoDataset(missing, HELD_OUT))
     nowhere = tmp_path / "nowhere"
-    assert f"images {nowhere}: expected a directory, got no such directory" in refused(CocoDataset(ANNOTATIONS, nowhere))
+    assert f"images {nowhere}: expected a directory, got no such directory" in refused(
+        CocoDataset(ANNOTATIONS, nowhere)
+    )
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
