@@ -128,8 +128,7 @@ def _failed(segment: str, expected: str, got: str) -> BackendError:
         f"segment '{segment}'",
         expected=expected,
         got=got or "a failure without a message",
-        remedy="The message is TensorRT's own. Name smaller submodules in segments= to exclude that operation, or use"
-        " another engine.",
+        remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
         code="operator-not-in-engine",
     )
 
