@@ -179,7 +179,7 @@ def test_one_file_changes_nothing_for_another(tmp_path: Path) -> None:
 
 
 def test_the_file_that_was_checked_is_the_one_that_is_loaded(small_bundle: Path, tmp_path: Path) -> None:
-    """Two files take one name by turns, the other one with altered code: what is loaded is good, or is refused."""
+    """Two files take one name in random order, one with altered code: what is loaded is good, or is refused."""
     (code,) = [name for name in record_names(small_bundle) if name.endswith(".py")][:1]
     bad = rewrite(small_bundle, tmp_path / "bad.pt", {code: lambda text: text + b"\n# altered\n"}, sign=False)
     with pytest.raises(BundleError, match="SHA-256"):
