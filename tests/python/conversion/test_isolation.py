@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +95,7 @@ class ScratchBackend(Backend):
         elif do == "interrupt":
             raise KeyboardInterrupt
         elif do == "hang":
-            pathlib.Path(__file__).with_name("hangs").touch()
+            pathlib.Path(__file__).with_name("hangs").write_text(str(os.getpid()))
             time.sleep(3600)
         elif do == "memory":
             without_end()
@@ -329,34 +328,32 @@ def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
     torch.testing.assert_close(hybrid_rt.load(path)(small_picture()), detector(small_picture()), rtol=1e-3, atol=1e-3)
 
 
-def interrupt_when(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)  # a process that has just sent its last question gets the answer
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Lets SIGINT interrupt, also in a job that a shell started in the background, where it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+INTERRUPTED = """
+import signal, sys
+sys.path[:0] = sys.argv[1:3]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+import hybrid_rt
+from helpers.small_detectors import small_detector, small_picture
+options = {"scratch": {"do": "hang"}}
+hybrid_rt.convert(small_detector(), (small_picture(),), sys.argv[3], engine=["scratch"], options=options)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_ends_the_compiler_too(scratch_folder: Path, started: list[int]) -> None:
-    with compiling_apart():
-        compiled("scratch")  # it is ready
-        backend, segment = registry.backend("scratch").configured("cpu", {"do": "hang"}), program()
-        # Only once nothing but the wait for the other process is left: an interrupt inside of torch's native code may
-        # end this one.
-        threading.Thread(target=interrupt_when, args=((scratch_folder / "hangs").exists,)).start()
-        with pytest.raises(KeyboardInterrupt):
-            store.get_or_compile(backend, segment, "fp32")
-        assert not is_there(started[0])
+def test_ctrl_c_ends_the_compiler_too_and_leaves_no_file(scratch_folder: Path, tmp_path: Path) -> None:
+    hangs, output = scratch_folder / "hangs", tmp_path / "output"
+    output.mkdir()
+    paths = [scratch_folder, Path(__file__).parents[1], output / "x.pt"]
+    command = [sys.executable, "-c", INTERRUPTED, *map(str, paths)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as user:
+        while not (hangs.exists() and hangs.read_text()) and user.poll() is None:
+            time.sleep(0.05)
+        user.send_signal(signal.SIGINT)
+        printed, _ = user.communicate()
+    assert printed.endswith("KeyboardInterrupt\n")
+    assert user.returncode in (1, -signal.SIGINT)  # Python's own, which differ between -c and a file
+    assert not is_there(int(hangs.read_text()))
+    assert list(output.iterdir()) == []
 
 
 @pytest.mark.slow
