@@ -131,19 +131,6 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
 # The names of the interface
 
 
-def test_each_figure_of_the_readme_stands_on_the_page_that_it_links_to() -> None:
-    text = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| (.+?) \| (.+?) \| \[[^\]]+\]\(([\w./-]+)\) \|$", text, re.MULTILINE)
-    if not (ROOT / "docs" / "measured").is_dir():  # once it is, the rows are written from it: test_readme_figures.py
-        assert 1 <= len(rows) <= 6
-    for case, result, page in rows:
-        figures = re.findall(r"\d+\.\d+|\d{3,}", result)
-        assert figures, f"{case}: no figure"
-        missing = set(figures) - set(re.findall(r"\d+\.\d+|\d{3,}", (ROOT / page).read_text()))
-        assert not missing, f"{case}: {sorted(missing)} not in {page}"
-    assert len(text.splitlines()) <= 90
-
-
 def options_of(program: str) -> set[str]:
     """Returns the options in the source of a C++ program, which its help lists."""
     return {"--help", *re.findall(r"--[a-z][\w-]*", (ROOT / "cpp" / "apps" / program / "main.cpp").read_text())}

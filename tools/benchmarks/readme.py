@@ -92,7 +92,11 @@ def kept() -> dict[str, dict[str, Any]]:
 def table(results: Mapping[str, dict[str, Any]]) -> str:
     """Returns the table of the README; a measurement without results has no row."""
     makers = {"detectors": _detectors, "accuracy": _accuracy, "service": _service, "overhead": _overhead}
-    rows = [row for name, found in results.items() for row in makers[name](found)]
+    rows = [
+        [case, result, f"[{machine}]({(KEPT / name).relative_to(ROOT)}.json)"]
+        for name, found in results.items()
+        for case, result, machine in makers[name](found)
+    ]
     if len(rows) > MAX_ROWS:
         raise ValueError(f"tools: expected at most {MAX_ROWS} rows, got {len(rows)}")
     return "\n".join(["| Case | Result | Machine |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
@@ -150,8 +154,8 @@ def _detectors(results: Mapping[str, Any]) -> list[list[str]]:
 
 def _accuracy(results: Mapping[str, Any]) -> list[list[str]]:
     found = {case: f"{values['mAP']:.4f}" for case, values in results["results"].items()}
-    text = f"bf16 hybrid {found['hybrid bf16']}, eager fp32 {found['eager fp32']}, "
-    text += f"whole graph in bf16 {found['whole graph bf16']}"
+    text = f"hybrid {found['hybrid bf16']} in bf16 and {found['hybrid int8']} in int8, whole graph "
+    text += f"{found['whole graph bf16']} and {found['whole graph int8']}, eager in fp32 {found['eager fp32']}"
     return [[f"mAP of the demo detector, {results['pictures']} images", text, _machine(results)]]
 
 
