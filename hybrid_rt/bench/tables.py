@@ -98,7 +98,7 @@ def markdown(machine: Machine, results: Sequence[Result], *, rounds: int, note: 
         own = [result for result in results if result.detector == detector]
         lines += ["", f"## {detector}", "", _row(HEADINGS), _row(("---", *["---:"] * (len(HEADINGS) - 1)))]
         lines += [_row(row) for row in rows(own)]
-        for title, texts in (("Finds something else than eager", unequal(own)), ("Failed", failures(own))):
+        for title, texts in (("Results that differ from eager's", unequal(own)), ("Failed", failures(own))):
             if texts:
                 lines += ["", f"{title}:", "", *(f"- {_escaped(text)}" for text in texts)]
         engines = {f"{result.case.engine} {result.case.precision}": result.engines for result in own if result.engines}

@@ -324,8 +324,8 @@ def _target(model: Path, options: argparse.Namespace, picture: bytes, **server_o
 async def _attacks(target: Target, options: argparse.Namespace, steps: Steps) -> list[Row]:
     seconds, many = options.hold_seconds, options.slow_clients
     attacks: list[tuple[str, int, Attack]] = [
-        ("heads that come by a byte per second", many, slow_heads(seconds)),
-        ("bodies that come by a byte per second", many, slow_bodies(seconds)),
+        ("heads sent one byte per second", many, slow_heads(seconds)),
+        ("bodies sent one byte per second", many, slow_bodies(seconds)),
         ("clients that leave in the middle of a body", many, leaving_clients),
         ("silent connections, more than may be open", options.connections, silent_connections(seconds)),
         ("PNG with 2 GiB of compressed texts (300 of them, 2.1 MB)", 3, posted(hostile.png_with_texts(300))),
