@@ -131,6 +131,13 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
 # The names of the interface
 
 
+def test_every_environment_variable_is_a_stable_name() -> None:
+    sources = [path for folder in ("hybrid_rt", "cpp") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    code = "\n".join(path.read_text() for path in sources if path.suffix in (".py", ".cpp", ".h", ".cu"))
+    listed = re.findall("`(HYBRID_RT_[A-Z_]+)`", (ROOT / "COMPATIBILITY.md").read_text())
+    assert sorted(listed) == sorted(set(re.findall('"(HYBRID_RT_[A-Z_]+)"', code)))
+
+
 def options_of(program: str) -> set[str]:
     """Returns the options in the source of a C++ program, which its help lists."""
     return {"--help", *re.findall(r"--[a-z][\w-]*", (ROOT / "cpp" / "apps" / program / "main.cpp").read_text())}
