@@ -1,9 +1,9 @@
 """hybrid_rt: the dense part of a detector as an engine, the rest as TorchScript, both in one `.pt` for C++."""
 
+import typing as _typing
 import warnings as _warnings
 from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
-from typing import Any as _Any
 
 import torch as _torch
 
@@ -54,7 +54,6 @@ from .bundle.latency_contract import LatencyContract, MachineDescription, SizeLa
 from .bundle.signing import Signature, sign, verify_signature
 from .common.latency import Latency, benchmark
 from .conversion.compile_segment import CompiledSegment, compile_segment
-from .conversion.convert import ConversionResult, convert
 from .conversion.edit.measure import MeasureReport, measure
 from .conversion.edit.swap import SwapReport, swap_backbone
 from .conversion.edit.variants import VariantChangeReport, add_variant, remove_variant
@@ -65,6 +64,9 @@ from .verification.coco import Accuracy, CocoDataset, DatasetComparison
 from .verification.golden import GoldenVerification, verify_golden
 from .verification.latency import LatencyCheck, verify_latency
 from .verification.verify import THRESHOLDS, Thresholds, Verification, verify
+
+if _typing.TYPE_CHECKING:
+    from .conversion.convert import ConversionResult, convert
 
 cmake_prefix_path = str(_Path(_native.__file__).parent / "cmake")
 """For ``cmake -Dhybrid_rt_DIR=``: where find_package(hybrid_rt) finds the package config."""
@@ -79,12 +81,24 @@ _RENAMED = {
 }
 
 
-def __getattr__(name: str) -> _Any:
-    """Returns the object that had this name in earlier versions."""
+def __getattr__(name: str) -> _typing.Any:
+    """Returns convert() and its result, or the object that had this name in earlier versions.
+
+    convert() needs torchvision and torch.export, whose import takes as long as torch's; load() does not.
+    """
+    if name in ("ConversionResult", "convert"):
+        from .conversion import convert as recipe
+
+        value = globals()[name] = getattr(recipe, name)
+        return value
     if name not in _RENAMED:
         raise AttributeError(f"module 'hybrid_rt' has no attribute '{name}'")
     _warnings.warn(f"hybrid_rt.{name} is called {_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
     return globals()[_RENAMED[name]]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

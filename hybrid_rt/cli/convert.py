@@ -11,10 +11,7 @@ from ..capture.state import STATES
 from ..common.errors import OptionError
 from ..common.images import pictures_at
 from ..common.specs import PRECISIONS
-from ..conversion.assemble.head import HEADS
-from ..conversion.assemble.head_choice import AUTO
-from ..conversion.convert import convert
-from ..conversion.options import AUTO_PRECISION
+from ..conversion.options import AUTO_HEAD, AUTO_PRECISION, HEADS
 from ..verification.coco import CocoDataset
 from .bundle import add_compiler_arguments, add_sign_argument, calibration_images, compiler_options
 from .detectors import class_names_for, detector_named
@@ -54,8 +51,8 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--head",
-        default=AUTO,
-        choices=(AUTO, *HEADS),
+        default=AUTO_HEAD,
+        choices=(AUTO_HEAD, *HEADS),
         help="conversion of the head. script: compile its code; export: use torch.export with free sizes; trace: "
         "record it on the example; auto: the first of these that is right (default: auto)",
     )
@@ -131,6 +128,8 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from ..conversion.convert import convert  # whose import takes longer than all other verbs together
+
     example, *others = pictures_at(options.example)
     result = convert(
         detector_named(options.detector),

@@ -31,8 +31,8 @@ from ..verification.latency import check_contract
 from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
 from .assemble.given_up import GivenUp
-from .assemble.head import HEADS, script_refusal
-from .assemble.head_choice import AUTO, CUT_HEAD, HeadChoice, Limits, head_choices
+from .assemble.head import script_refusal
+from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
 from .attempts import Attempt, attempt_cut, attempt_whole, build_hybrid
@@ -42,7 +42,7 @@ from .causes import explained, warn_of_random_numbers
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
 from .isolation.apart import compiling_apart, expect
-from .options import CheckOptions, EngineOptions, OutputOptions, check_precision
+from .options import AUTO_HEAD, HEADS, CheckOptions, EngineOptions, OutputOptions, check_precision
 from .report.data import EngineReport, PrecisionTrial
 from .report.report import ConversionReport, report_path
 from .report.terminal import shares_table
@@ -92,7 +92,7 @@ class ConvertOptions:
     @property
     def takes_cut(self) -> bool:
         """Returns true if the dense part may be cut out of the exported graph."""
-        return self.wants_cut or (self.takes_whole and self.head in (AUTO, CUT_HEAD))
+        return self.wants_cut or (self.takes_whole and self.head in (AUTO_HEAD, CUT_HEAD))
 
     def check(self, detector: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         """Checks all that can be checked before any work begins.
@@ -101,14 +101,14 @@ class ConvertOptions:
             HybridRTError: see :func:`convert`.
         """
         check_precision(self.engines.precision, "convert", auto=True)
-        if self.head not in (AUTO, *HEADS):
-            names = ", ".join((AUTO, *HEADS))
+        if self.head not in (AUTO_HEAD, *HEADS):
+            names = ", ".join((AUTO_HEAD, *HEADS))
             raise OptionError.make("convert", "head", expected=f"one of {names}", got=f"'{self.head}'")
-        if self.wants_cut and self.head not in (AUTO, CUT_HEAD):
+        if self.wants_cut and self.head not in (AUTO_HEAD, CUT_HEAD):
             raise OptionError.make(
                 "convert",
                 f"segments='{GRAPH}'",
-                expected=f"head='{AUTO}' or '{CUT_HEAD}'",
+                expected=f"head='{AUTO_HEAD}' or '{CUT_HEAD}'",
                 got=f"'{self.head}'",
                 remedy="Omit head=, or name submodules in segments=.",
             )
@@ -385,7 +385,7 @@ def _nothing(error: OptionError, given_up: Sequence[GivenUp]) -> OptionError:
 
 def _with_head_refused(profile: Profile, wanted: ConvertOptions) -> Profile:
     """The profile with the reason why the head around its segments can't be scripted, if that matters."""
-    if wanted.head != AUTO or not is_worth_cutting(profile):
+    if wanted.head != AUTO_HEAD or not is_worth_cutting(profile):
         return profile
     reason = script_refusal(profile)
     return replace(profile, head_refused={HEADS[0]: reason}) if reason else profile
@@ -393,7 +393,7 @@ def _with_head_refused(profile: Profile, wanted: ConvertOptions) -> Profile:
 
 def _may_cut(profile: Profile, wanted: ConvertOptions) -> bool:
     """A head that scripts stays: it takes lists of any length, and branches on values."""
-    is_scripted = wanted.head == AUTO and not profile.head_refused and profile.nothing is None
+    is_scripted = wanted.head == AUTO_HEAD and not profile.head_refused and profile.nothing is None
     return is_worth_cutting(profile) and not is_scripted
 
 
@@ -427,5 +427,5 @@ def _checked_head(
         found = found or (choice, checks)
         if checks.passed:
             return choice, checks
-        if wanted.head != AUTO or not checks.verification or checks.verification.engines_failed:
+        if wanted.head != AUTO_HEAD or not checks.verification or checks.verification.engines_failed:
             return found

@@ -73,6 +73,12 @@ class EngineOptions:
         return first.partition(":")[2] or self.precision
 
 
+HEADS = ("script", "export", "trace")
+"""How the head is taken: compiled from its source, by torch.export, or recorded on the example."""
+
+AUTO_HEAD = "auto"
+"""Tries :data:`HEADS` in their order."""
+
 AUTO_PRECISION = "auto"
 """In a precision's place: the fastest that passes verification on this machine."""
 

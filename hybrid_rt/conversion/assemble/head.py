@@ -30,9 +30,6 @@ from .head_trace import recorded_head
 from .hybrid import Hybrid
 from .replica import replicas
 
-HEADS = ("script", "export", "trace")
-"""How the head is taken: compiled from its source, by torch.export, or recorded on the example."""
-
 
 def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device: str) -> Hybrid:
     """Puts the engines into their segments' places, and makes frozen TorchScript of what is left.

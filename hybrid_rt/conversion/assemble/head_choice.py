@@ -9,12 +9,10 @@ from typing import Any
 from ...capture.profile import Profile
 from ...common.errors import CaptureError, FusionError, HybridRTError, SegmentError, common_code, split_code
 from ...verification.verify import Thresholds, compare_modules
+from ..options import AUTO_HEAD, HEADS
 from .builds import EngineBuild
-from .head import HEADS, assemble
+from .head import assemble
 from .hybrid import Hybrid
-
-AUTO = "auto"
-"""Tries :data:`HEADS` in their order."""
 
 CUT_HEAD = "export"
 """The only head of a detector whose segment was cut out of its exported graph."""
@@ -65,7 +63,7 @@ def head_choices(
     Raises:
         CaptureError: the named mode does not take the detector; with "auto": none is left, with the reason of each.
     """
-    if head != AUTO and profile.cut is None:
+    if head != AUTO_HEAD and profile.cut is None:
         try:
             hybrid = assemble(profile, builds, head, device)
         except CaptureError as error:
