@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from tools.gpu.report import FAILED, MEASURED, NOT_RUN, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu_check"
+
+REHEARSAL_SLOWDOWN = 4.0
+"""How much longer a case may take on a CPU: two cores convert a large detector in minutes."""
 
 _LIBRARIES = (
     ("HYBRID_RT_TENSORRT_LIBRARY", "tensorrt_libs", "libnvinfer.so*"),
@@ -39,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.5, help="for all, the build included (default: 9.5)")
     parser.add_argument("--spent", type=float, default=0.0, metavar="SECONDS", help="of these, by what came before")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="cases whose name has one of these")
-    parser.add_argument(
-        "--side-by-side", type=int, default=5, metavar="N", help="cases that measure nothing, at a time"
-    )
+    together = min(5, max(1, (os.cpu_count() or 1) // 3))
+    help_text = f"cases that measure nothing, at a time (default: one per three cores, at most 5; here {together})"
+    parser.add_argument("--side-by-side", type=int, default=together, metavar="N", help=help_text)
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: run the cases on the CPU")
     parser.add_argument(
         "--earlier", type=Path, nargs="+", default=[], help="gpu_check.json of earlier calls, to add to"
@@ -141,6 +145,8 @@ def _run(options: argparse.Namespace, results: _Results) -> None:
 
     def run(name: str) -> runner.Outcome:
         case, _ = gpu_check_cases.CASES[name]
+        if options.rehearse:
+            case = replace(case, seconds=case.seconds * REHEARSAL_SLOWDOWN)
         print(f"{name} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "tools.gpu.cases", name]
         outcome = runner.run(case, command, FOLDER, deadline - time.monotonic())
