@@ -1,1 +1,1 @@
-"""From a detector to a bundle, and from a bundle to another."""
+"""Converts a detector to a bundle, and changes or exports saved bundles."""

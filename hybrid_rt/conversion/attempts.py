@@ -1,4 +1,4 @@
-"""From a profiled detector to a hybrid: what fails is tried again with less, and what was given up is noted."""
+"""Builds the hybrid from a profiled detector: after a failure, it tries a lesser way and records what was given up."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Attempt(Generic[Finished]):
     """The attempt that succeeded.
 
     Attributes:
-        finished: what came of it.
-        profile: of the segments that were taken.
-        given_up: what was tried before.
+        finished: the value that ``finish`` returned.
+        profile: the detector with the segments that became engines.
+        given_up: the attempts that failed before.
     """
 
     finished: Finished
@@ -58,19 +58,19 @@ def attempt_whole(
     finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
     failure_of: Callable[[Finished], str],
 ) -> Attempt[Finished] | GivenUp | None:
-    """Makes one engine of a whole detector, if it can be one in all that is known of it before.
+    """Compiles a whole detector into one engine, unless its profile already rules that out.
 
     Args:
         profile: the detector.
-        engines: the engines; each that is named has to take it.
-        shapes: the sizes that it takes.
-        effort: how many sizes are looked at; None: the example's alone.
+        engines: the engines; every named one has to compile it.
+        shapes: the image sizes to support.
+        effort: number of sizes to compare; None: only the example's.
         steps: shows progress.
-        finish: takes the head.
-        failure_of: says of what ``finish`` returned why it can't be used; empty: it can.
+        finish: converts the head and compares the hybrid.
+        failure_of: returns why the result of ``finish`` can't be used, or an empty string.
 
     Returns:
-        The attempt; why it failed; None if there was none.
+        The attempt, or the record of its failure, or None if nothing was attempted.
     """
     detector = type(profile.detector).__name__
     try:
@@ -93,14 +93,14 @@ def attempt_whole(
 def _all_compiled(
     profile: Profile, engines: EngineOptions, shapes: Shapes | None, effort: Effort | None, steps: Steps
 ) -> list[EngineBuild]:
-    """The engines of a profile, in each of the variants that are named."""
+    """Compiles the engines of a profile into every named variant."""
     programs = capture_programs(profile, shapes, engines.calibration_data, steps, effort)
     builds = compile_programs(programs, engines, steps, require_all=True)
     return order_by_speed(builds, engines.device, steps) if engines.is_fastest else builds
 
 
 _CUTS = 4
-"""Attempts with another part of the graph: each costs a compilation."""
+"""Maximum number of attempts with different parts of the graph; each costs a compilation."""
 
 _OPERATOR = re.compile(r"\baten::\w+")
 
@@ -116,22 +116,23 @@ def attempt_cut(
     *,
     wanted: bool,
 ) -> Attempt[Finished] | list[GivenUp]:
-    """Makes one engine of the largest part of the exported graph that the engines take.
+    """Compiles the largest part of the exported graph that the engines accept into one engine.
 
-    An operator that a refusal names is left out of the next part; else that part ends at the last layer with weights.
+    After a refusal, the next part leaves out the operator that the refusal names, or else ends at the last layer with
+    weights.
 
     Args:
         profile: the detector.
-        engines: the engines; each that is named has to take the part.
-        shapes: the sizes that it takes.
-        effort: how many sizes are looked at; None: the example's alone.
+        engines: the engines; every named one has to compile the part.
+        shapes: the image sizes to support.
+        effort: number of sizes to compare; None: only the example's.
         steps: shows progress.
-        finish: takes the head.
+        finish: converts the head and compares the hybrid.
         failure_of: see :func:`attempt_whole`.
-        wanted: the part is asked for, also where segments at module borders do as much.
+        wanted: the user asked for this part, so it is used even where segments at module borders cover as much.
 
     Returns:
-        The attempt; or why there is none: what was given up.
+        The attempt, or the records of the failed ones.
     """
     given_up: list[GivenUp] = []
     detector = type(profile.detector).__name__
@@ -176,21 +177,21 @@ def build_hybrid(
 ) -> Attempt[Finished]:
     """Captures and compiles the segments of a detector, and finishes the hybrid with the engines.
 
-    Segments that can't be one engine become one each. One that can't be captured gives way to those inside it, unless
-    the user named it. A variant that fails when it runs gives way to the next.
+    Segments that can't share one engine get one engine each. A segment that can't be captured is replaced by those
+    inside it, unless the user named it. A variant that fails when it runs is replaced by the next one.
 
     Args:
         profile: the detector.
         engines: the engines.
-        shapes: the sizes that they take.
-        effort: how many sizes are looked at; None: the example's alone.
+        shapes: the image sizes to support.
+        effort: number of sizes to compare; None: only the example's.
         steps: shows progress.
-        finish: takes the head; it is called again, with other engines, where it raises FusionError, SegmentError or
-            VariantError.
+        finish: converts the head and compares the hybrid. If it raises FusionError, SegmentError or VariantError, it is
+            called again with other engines.
 
     Raises:
-        CaptureError: a segment that can't be captured, or a head that can't be compiled.
-        BackendError: no compiler takes a segment.
+        CaptureError: A segment can't be captured, or the head can't be compiled.
+        BackendError: No compiler accepts a segment.
     """
     given_up: list[GivenUp] = []
     failures: list[VariantError] = []
@@ -229,9 +230,9 @@ def _without(build: EngineBuild, failures: Sequence[VariantError]) -> EngineBuil
 
 
 def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
-    """The profile with one group in pieces; None if it has no such group.
+    """Returns the profile with one group split into its segments; None if it has no such group.
 
-    Pieces that were chosen only because they cost nothing in one engine stay in the head.
+    Segments that were chosen only because they add no cost to a shared engine stay in the head.
     """
     shares = {share.name: share.share for share in profile.shares}
     groups: list[list[str]] = []
@@ -245,12 +246,12 @@ def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
 
 
 def _why(error: SegmentError) -> str:
-    """The reason in a table of shares."""
+    """Returns the reason for the table of shares."""
     return str(error).partition(" got ")[2].partition(". ")[0] or str(error)
 
 
 def _shares(profile: Profile) -> dict[str, float]:
-    """The segments' parts of the time."""
+    """Returns each segment's part of the detector's time, 0..1."""
     return {share.name: share.measured for share in profile.shares}
 
 

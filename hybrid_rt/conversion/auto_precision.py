@@ -1,4 +1,4 @@
-"""precision="auto": the fastest precision on this machine out of those that pass verification."""
+"""Chooses a precision for precision="auto": the fastest on this machine among those that pass verification."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from .options import EngineOptions
 from .report.data import PrecisionTrial
 
 MARGIN = 0.05
-"""A precision with fewer bits has to be faster by this share: less is within what a measurement varies by."""
+"""Fraction by which a precision with fewer bits has to be faster; smaller differences are noise."""
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
-"""By how near their results are to fp32's."""
+"""The precisions, those with the most accurate results first."""
 
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 _SECONDS = 5.0
-"""Of timing, all candidates together."""
+"""Time budget in seconds for timing all candidates together."""
 
 _FEWEST, _MOST = 5, 30
-"""Rounds of timing."""
+"""Minimum and maximum number of timing rounds."""
 
 Built = TypeVar("Built")
 
 
 def candidates(engines: EngineOptions) -> tuple[list[EngineOptions], list[PrecisionTrial]]:
-    """Returns the engines in each precision that is worth a try, and why the others are not.
+    """Returns the engines in each precision that is worth a try, and a record with the reason for each other one.
 
     Raises:
-        OptionError: engines that have a precision of their own, options that do not fit, or a GPU that is not here.
-        BackendError: an engine that is not installed.
+        OptionError: An engine's name sets a precision, an option does not fit, or this machine lacks the GPU.
+        BackendError: An engine is not installed.
     """
     named = [engines.engine] if isinstance(engines.engine, str) else list(engines.engine)
     own = [name for name in named if ":" in name]
@@ -59,8 +59,8 @@ def candidates(engines: EngineOptions) -> tuple[list[EngineOptions], list[Precis
         raise OptionError.make(
             engines.scope,
             "precision",
-            expected="one that is named: 'auto' is measured, on the device that is compiled for",
-            got="'auto' for 'cuda', and no GPU here",
+            expected="the name of a precision, since 'auto' is measured on the target device",
+            got="'auto' for 'cuda' on a machine without a GPU",
             remedy="Use precision='fp16' or 'fp32', or convert on a machine with the GPU.",
             code="no-gpu-here",
         )
@@ -87,7 +87,7 @@ def candidates(engines: EngineOptions) -> tuple[list[EngineOptions], list[Precis
 
 
 def _obstacle(precision: str, engines: EngineOptions) -> str:
-    """Returns what is known before anything is compiled."""
+    """Returns why a precision can't be used, as far as that is known before compilation, or an empty string."""
     if PRECISIONS[precision].needs_calibration and not engines.calibration_data:
         return "no calibration_data was given"
     if precision == "bf16" and engines.device == "cpu" and not _native.cpu_flags().intersection(_BF16_FLAGS):
@@ -99,12 +99,12 @@ class Timed(Protocol):
     """Something that can be timed: a hybrid, or one engine."""
 
     def in_promised_precision(self) -> AbstractContextManager[Callable[..., Any]]:
-        """Yields what is called with the example."""
+        """Yields the callable to time; it takes the example's arguments."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hybrid in one precision: ``failure`` says why it did not pass verification, empty if it did."""
+    """A hybrid in one precision; ``failure`` is why it did not pass verification, or empty."""
 
     hybrid: Timed
     failure: str
@@ -117,20 +117,20 @@ def choose(
     example: tuple[Any, ...],
     steps: Steps,
 ) -> tuple[Built, EngineOptions, list[PrecisionTrial]]:
-    """Builds the hybrid in each precision, and takes the fastest that passes verification.
+    """Builds the hybrid in each precision, and chooses the fastest that passes verification.
 
     Args:
         engines: the engines, with precision="auto".
         build: builds the hybrid with engines in one precision.
-        candidate_of: what ``build`` returned, as it is judged.
-        example: the detector's arguments that the hybrids are timed on.
+        candidate_of: converts the result of ``build`` to a candidate.
+        example: the detector's arguments to time the hybrids on.
         steps: shows progress.
 
     Returns:
-        What was built, the engines in the precision that was taken, and a line on each precision.
+        The result of ``build``, the engines in the chosen precision, and a record of each precision.
 
     Raises:
-        HybridRTError: fp32 can't be built, and nothing else passes.
+        HybridRTError: fp32 can't be built, and no other precision passes.
     """
     tried, trials = candidates(engines)
     built: dict[str, Built] = {}
@@ -164,9 +164,9 @@ def choose(
 
 
 def fastest(times: Mapping[str, float]) -> tuple[str, list[PrecisionTrial]]:
-    """Returns the precision to take, and a line on each, by the milliseconds of one call.
+    """Chooses a precision by the milliseconds of one call; returns it and a record of each precision.
 
-    One with fewer bits is taken only if it is faster by ``MARGIN``.
+    A precision with fewer bits is chosen only if it is faster by ``MARGIN``.
     """
     order = [precision for precision in _ORDER if precision in times]
     taken = order[0]

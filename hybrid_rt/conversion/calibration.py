@@ -1,4 +1,4 @@
-"""Calibration data as users give it, checked before long work."""
+"""Checks the calibration data that a user passes, before long work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..common.errors import OptionError
 from ..common.tensor_tree import tensors_in
 
 MOST_SAMPLES = 300
-"""More say nothing new of how large values get, and take time and memory."""
+"""Maximum number of samples that are used; more hardly change the ranges, but take time and memory."""
 
 FEW_SAMPLES = 10
-"""Below this many there is a warning."""
+"""A smaller number of samples gives a warning."""
 
 _NAME = "calibration_data"
 
@@ -42,12 +42,13 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
     """Returns calibration data as tuples of positional arguments, at most ``MOST_SAMPLES``.
 
     Args:
-        module: whose arguments they are; None: only tuples are taken, since TorchScript does not name arguments.
-        data: tuples of arguments, or dicts of arguments by name. Empty: there is no calibration data.
+        module: the module that takes the arguments; None: accept only tuples, since the names are not known.
+        data: tuples of arguments, or dicts of arguments by name; empty if there is no calibration data.
         scope: the caller, for the text of errors.
 
     Raises:
-        OptionError: no iterable, an entry that is no arguments, or one that holds NaN or infinities.
+        OptionError: ``data`` is not iterable, an entry is neither a tuple nor a dict of arguments, or a tensor holds
+            NaN or infinity.
     """
     if data is None or isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise OptionError.make(
@@ -74,7 +75,7 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
 
 
 def warn_of_few(samples: Sequence[Any], scope: str) -> None:
-    """Warns of fewer samples than tell how large values get; ``scope``: the caller."""
+    """Warns if there are too few samples for reliable ranges; ``scope``: the caller."""
     if 0 < len(samples) < FEW_SAMPLES:
         warnings.warn(
             f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(samples)}. Values that are larger "

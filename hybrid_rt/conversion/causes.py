@@ -1,4 +1,4 @@
-"""Causes of a failed comparison that lie in the detector itself, and that the comparison does not show."""
+"""Finds causes of a failed comparison that lie in the detector itself."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..common.tensor_tree import map_tensors
 from ..common.value_tree import opened
 
 _COMPARISONS = {"outputs-differ", "results-differ", "nothing-compared", "no-head-fits"}
-"""The codes of failures that these causes may have."""
+"""Codes of the errors that may have such a cause."""
 
 _NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def explained(error: HybridRTError, detector: nn.Module, example: tuple[Any, ...]) -> HybridRTError:
-    """Returns the error of a conversion with the detector's own part in it, if it has one.
+    """Returns the error of a conversion; if the detector itself is a cause, the text names it.
 
     Args:
-        error: what the conversion ends with.
-        detector: it is run once.
+        error: the conversion's error.
+        detector: the detector, which is run a few times.
         example: its positional arguments.
     """
     if error.code not in _COMPARISONS:
@@ -51,7 +51,7 @@ def explained(error: HybridRTError, detector: nn.Module, example: tuple[Any, ...
 
 
 def _random_in_python(detector: nn.Module, example: tuple[Any, ...]) -> str:
-    """Returns where else its random numbers come from, if two runs of a detector differ; empty: they do not."""
+    """Returns the source of a detector's random numbers if two runs differ, or an empty string."""
     with torch.no_grad():
         one, other = (detector(*map_tensors(example, Tensor.clone)) for _ in range(2))
     return (
@@ -62,11 +62,11 @@ def _random_in_python(detector: nn.Module, example: tuple[Any, ...]) -> str:
 
 
 def warn_of_random_numbers(detector: nn.Module, drawn: str) -> None:
-    """Warns of a detector that draws random numbers on which its results do not seem to depend.
+    """Warns about random numbers that a detector draws, although its compared results did not depend on them.
 
     Args:
-        detector: it is named.
-        drawn: the operator, with its line; empty: there is none.
+        detector: the detector, whose class is named.
+        drawn: the operator that draws them, with its line; empty: no warning.
     """
     if drawn:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Is the hybrid right: every variant's outputs, then the boxes, then the mAP; what travels as the golden sample."""
+"""Compares the hybrid with the detector: outputs of every variant, boxes and mAP. Chooses the golden sample."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Checks:
     """The comparison of hybrid and detector, and its result.
 
     Attributes:
-        precision: whose thresholds hold for the boxes.
-        thresholds: what counts as equal.
+        precision: precision whose thresholds apply to the boxes.
+        thresholds: limits for equality.
         verification: the comparison; None if it was switched off.
-        pictures: the first images, with the boxes of both.
-        golden: the sample for a comparison on the target; None if only the detector itself can judge its results.
+        pictures: the first images, with the boxes of detector and hybrid.
+        golden: sample for a comparison on the target; None if a stored result can't serve as its reference.
     """
 
     precision: str
@@ -46,8 +46,8 @@ def check_hybrid(hybrid: Hybrid, profile: Profile, options: CheckOptions, precis
     """Compares the hybrid with the detector as the options ask.
 
     Raises:
-        BackendError: no variant of an engine can run here, though one is for the CPU.
-        OptionError: what the detector returns does not fit the dataset.
+        BackendError: No variant of an engine can run here, though one is for the CPU.
+        OptionError: The detector's results do not fit the dataset.
     """
     limits = options.limits(precision)
     pictures = PictureSamples(limits, profile.images)
@@ -76,9 +76,9 @@ def _verify(
     watchers: Sequence[Callable[[tuple[Any, ...], Any, Any], None]],
     steps: Steps,
 ) -> Verification:
-    """Compares every variant's outputs on the recorded calls, then what the hybrid with the best variants finds.
+    """Compares every variant's outputs on the recorded calls, then the results of the hybrid with the best variants.
 
-    All in the precision that the file promises, even where this CPU can only emulate it.
+    Everything runs in the precision that the file promises, even where this CPU can only emulate it.
     """
     inputs = [profile.example, *options.inputs]
     variants = sum(len(build.variants) for build in hybrid.builds)

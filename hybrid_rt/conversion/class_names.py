@@ -15,15 +15,15 @@ from ..verification.coco import Truth
 
 
 def names_for(given: Any, detector: nn.Module, truth: Truth | None) -> list[str]:
-    """Returns the class names by label, or none: what was given, else the detector's own, else the dataset's.
+    """Returns the class names by label: those passed, else the detector's, else the dataset's, else none.
 
     Args:
-        given: the argument ``class_names``; None: take them from elsewhere if there are some.
-        detector: one with the attribute ``class_names`` names its classes by itself.
+        given: the argument ``class_names``; None: look at the detector and the dataset.
+        detector: the detector, which may have the attribute ``class_names``.
         truth: the annotated images, whose categories may have names.
 
     Raises:
-        OptionError: names were given that can't be used; others are left out then.
+        OptionError: The names in ``given`` can't be used. Unusable names from elsewhere are ignored.
     """
     if given is not None:
         return checked_names(given)
@@ -36,15 +36,15 @@ def names_for(given: Any, detector: nn.Module, truth: Truth | None) -> list[str]
 
 
 def check_labels(given: Any, names: list[str], result: Any) -> None:
-    """Refuses a list of names that is too short: most often it lacks the background, so that all others are wrong too.
+    """Refuses a list of names that is too short: usually it lacks the background, which shifts all other names.
 
     Args:
-        given: the argument ``class_names``. A mapping says the label of each name, so it may leave some out.
-        names: what :func:`names_for` made of it.
-        result: what the detector found on the example.
+        given: the argument ``class_names``. A mapping gives the label of each name, so it may be incomplete.
+        names: the result of :func:`names_for`.
+        result: the detector's result on the example.
 
     Raises:
-        OptionError: a label that was found is beyond the end of the list.
+        OptionError: The result contains a label beyond the end of the list.
     """
     if given is None or isinstance(given, Mapping):
         return

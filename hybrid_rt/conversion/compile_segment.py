@@ -1,4 +1,4 @@
-"""A module as an engine, for experiments in Python: it is put in the module's place and takes and returns the same."""
+"""Compiles one module into an engine that replaces it in Python, for experiments."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _SCOPE = "compile_segment"
 
 
 class CompiledSegment(EngineModule):
-    """Result of :func:`compile_segment`: no weights, no gradients, the same in eval and in training mode.
+    """Result of :func:`compile_segment`: has no weights or gradients, and ignores the training mode.
 
-    It takes and returns what the compiled module does, and can be scripted as a part of a detector.
+    It has the inputs and outputs of the compiled module, and can be scripted as a part of a detector.
     """
 
     def running(self) -> dict[str, Any]:
-        """Returns the variant that runs ("backend", "precision", "description"), and the reasons against the others.
+        """Describes the variant that runs: "backend", "precision", "description".
 
-        The reasons are under "variants".
+        "variants" lists all variants, with the reasons against those that can't run.
         """
         choice: dict[str, Any] = json.loads(self.hybrid_rt_engine.choice())
         return choice
@@ -61,7 +61,7 @@ class CompiledSegment(EngineModule):
         return f"{choice['engine']} on {choice['description'] or 'an engine that is not prepared yet'}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledSegment:
-        """``.to()`` and its like: to a device where a variant runs; never to another type."""
+        """Implements ``.to()`` and similar methods: accepts a device on which a variant runs, but no other dtype."""
         after = fn(torch.empty(0))
         if after.dtype != torch.float32:
             raise OptionError.make(
@@ -84,7 +84,7 @@ class CompiledSegment(EngineModule):
             backend: name of the backend to use; empty: the best one that can run there.
 
         Raises:
-            BackendError: none can run there; the text lists each with its reason.
+            BackendError: No variant can run there; the text lists the reason for each.
         """
         prepare(self.hybrid_rt_engine, backend, device=device)
         self._device = torch.device(device)
@@ -187,9 +187,9 @@ def compile_segment(
 
 
 def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
-    """Returns the options with the engines that are installed; with ``strict`` the first one alone.
+    """Returns the options with the installed engines; with ``strict``, only the first one.
 
-    With a fallback, engines that are not installed are warned of and left out.
+    With a fallback, engines that are not installed are left out with a warning.
 
     Raises:
         OptionError, BackendError: see :attr:`EngineOptions.variants`.
@@ -225,10 +225,10 @@ def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
 
 
 def _check_place(wanted: Wanted) -> None:
-    """Finds out before the engine is built whether there is a device that it could run on.
+    """Checks before the engine is built that this machine has a device that it can run on.
 
     Raises:
-        BackendError: there is none.
+        BackendError: There is none.
     """
     devices, reason = _native.cuda_devices()
     if wanted.backend.target == "cuda" and not devices:
@@ -249,7 +249,7 @@ def _program(
     calibration_data: Sequence[tuple[Any, ...]] = (),
     effort: Effort | None = None,
 ) -> Program:
-    """The module as a program of one segment, named after its class, with calls at two sizes if its sizes may vary."""
+    """Captures a module as a program of one segment, named after its class; calls it at two sizes if sizes may vary."""
     name = type(module).__name__
     try:
         named = arguments_of(module, arguments, {})

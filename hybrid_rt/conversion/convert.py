@@ -1,4 +1,4 @@
-"""The one call: a detector becomes a bundle."""
+"""Implements :func:`convert`, which turns a detector into a bundle."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ class ConvertOptions:
     def takes_whole(self) -> bool:
         """Returns true if the detector may become a single engine.
 
-        Less than fp32 is meant for layers with weights; boxes are computed in fp32. Without a comparison nothing would
-        show that the detector's own code, which is recorded then, is right at other sizes.
+        Precisions below fp32 are meant for layers with weights, while boxes are computed in fp32. Without a comparison,
+        nothing would show whether the detector's own code, which is recorded, is right at other sizes.
         """
         is_alone = self.segments.names == "auto" and self.segments.fuse
         return is_alone and self.engines.first_precision == "fp32" and self.checks.effort is not None
 
     @property
     def wants_cut(self) -> bool:
-        """Returns true if the dense part is to be cut out of the exported graph."""
+        """Returns true if the user asked for the dense part of the exported graph."""
         return self.segments.names == GRAPH
 
     @property
@@ -95,7 +95,7 @@ class ConvertOptions:
         return self.wants_cut or (self.takes_whole and self.head in (AUTO_HEAD, CUT_HEAD))
 
     def check(self, detector: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-        """Checks all that can be checked before any work begins.
+        """Checks everything that can be checked before any work begins.
 
         Raises:
             HybridRTError: see :func:`convert`.
@@ -216,12 +216,12 @@ def convert(
         measure: measure the latencies of detector and hybrid on the example, and of the hybrid's first call at a new
             size: a few seconds, see docs/report.md.
         latency_contract: measure p50, p95 and p99 of 100 calls on this machine, at each size in ``shapes`` or else at
-            the golden sample's, and store them in the bundle: `hybrid-rt verify --latency` and C++ tell on the target
-            whether they hold, see :func:`hybrid_rt.measure`.
+            the golden sample's, and store them in the bundle. `hybrid-rt verify --latency` and C++ check them on the
+            target, see :func:`hybrid_rt.measure`.
         report: file for the report, `.html` or `.json`. It is also written if the verification fails, and then shows
             the differences.
-        sign: PEM files with Ed25519 private keys, one or several, that sign the bundle before it takes its place, see
-            :func:`hybrid_rt.sign`. Replacing a bundle drops its signatures; the report says so.
+        sign: one or more PEM files with Ed25519 private keys that sign the bundle before it is renamed to ``output``,
+            see :func:`hybrid_rt.sign`. Replacing a bundle drops its signatures; the report lists them.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
@@ -267,7 +267,7 @@ def convert(
 
 
 def _contract_sizes(shapes: Shapes | None) -> list[tuple[int, int]]:
-    """Returns the sizes that a latency contract is measured at; none: the golden sample's."""
+    """Returns the sizes to measure a latency contract at; empty: the golden sample's."""
     return [] if shapes is None or isinstance(shapes, Mapping) else [(height, width) for height, width in shapes]
 
 
@@ -278,7 +278,7 @@ def _convert(
     class_names: ClassNames | None,
     steps: Steps,
 ) -> ConversionResult:
-    """Does the work of :func:`convert`, on a detector that may be changed."""
+    """Does the work of :func:`convert`, on a copy of the detector that may be changed."""
     names = names_for(class_names, detector, wanted.checks.truth)
     profile = profile_detector(detector, example_inputs, wanted.segments, steps)
     check_labels(class_names, names, profile.observation.result)
@@ -320,7 +320,7 @@ _Built = Attempt[tuple[HeadChoice, Checks]]
 def _built_in_precision(
     profile: Profile, wanted: ConvertOptions, steps: Steps
 ) -> tuple[_Built, ConvertOptions, list[PrecisionTrial]]:
-    """Builds the hybrid in the precision that was asked for, or in each, and takes the fastest.
+    """Builds the hybrid in the requested precision, or for "auto" in each, and chooses the fastest.
 
     Raises:
         HybridRTError: see :func:`_built`.
@@ -345,10 +345,10 @@ def _built_in_precision(
 
 
 def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tuple[HeadChoice, Checks]]:
-    """Builds the hybrid: the whole detector as one engine if it can be, else its segments.
+    """Builds the hybrid: the whole detector as one engine if possible, else its segments.
 
     Raises:
-        OptionError: it can't be one, and has no segment that is worth it.
+        OptionError: It can't be one engine, and has no segment that is worth compiling.
     """
     work = (wanted.engines, wanted.segments.shapes, wanted.checks.effort, steps)
 
@@ -377,14 +377,14 @@ def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tu
 
 
 def _nothing(error: OptionError, given_up: Sequence[GivenUp]) -> OptionError:
-    """The error of a detector without a segment, with the reason why its exported graph does not help."""
+    """Returns the error for a detector without a segment, with the reason why its exported graph has no engine."""
     if not given_up:
         return error
     return error.extended(f"Its exported graph has no part for an engine either: {split_code(given_up[-1].reason)[0]}")
 
 
 def _with_head_refused(profile: Profile, wanted: ConvertOptions) -> Profile:
-    """The profile with the reason why the head around its segments can't be scripted, if that matters."""
+    """Returns the profile, with the reason why the head can't be scripted if other heads may be tried."""
     if wanted.head != AUTO_HEAD or not is_worth_cutting(profile):
         return profile
     reason = script_refusal(profile)
@@ -392,7 +392,10 @@ def _with_head_refused(profile: Profile, wanted: ConvertOptions) -> Profile:
 
 
 def _may_cut(profile: Profile, wanted: ConvertOptions) -> bool:
-    """A head that scripts stays: it takes lists of any length, and branches on values."""
+    """Returns true if cutting the exported graph is worth a try.
+
+    A head that can be scripted is kept, because it supports lists of any length and branches on values.
+    """
     is_scripted = wanted.head == AUTO_HEAD and not profile.head_refused and profile.nothing is None
     return is_worth_cutting(profile) and not is_scripted
 
@@ -405,10 +408,10 @@ def _failure_of(finished: tuple[HeadChoice, Checks]) -> str:
 def _checked_head(
     profile: Profile, builds: Sequence[EngineBuild], wanted: ConvertOptions, steps: Steps
 ) -> tuple[HeadChoice, Checks]:
-    """Takes the head, and compares the hybrid with the detector.
+    """Converts the head, and compares the hybrid with the detector.
 
-    A scripted head that differs, where the engines do not, gives way to the next that can be taken; if there is none,
-    its own comparison is what is returned.
+    If the results of a scripted head differ although those of the engines do not, the next head is tried. If there is
+    none, the scripted head and its comparison are returned.
     """
     engines, precision = wanted.engines, wanted.engines.first_precision
     limits = Limits(precision, wanted.checks.limits(precision))

@@ -1,4 +1,4 @@
-"""precision="auto" for one engine, without a detector around it: the engine alone is timed."""
+"""Chooses a precision for a single engine with precision="auto", by timing the engine alone."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .report.data import PrecisionTrial
 
 @dataclass(frozen=True)
 class TimedEngine:
-    """A built engine as precision="auto" times it."""
+    """A built engine that precision="auto" can time."""
 
     build: EngineBuild
     device: str
 
     @contextmanager
     def in_promised_precision(self) -> Iterator[Callable[..., Any]]:
-        """Yields what runs the engine on flat tensors; those of a GPU come back, so that its work is over."""
+        """Yields a callable that runs the engine on flat tensors, and waits for a GPU by copying its outputs back."""
         engine, place = self.build.engine, torch.device(self.device)
         prepare(engine, device=place, emulate_precision=True)
         yield lambda *inputs: [t.cpu() for t in run_flat(engine, tuple(t.to(place) for t in inputs))]
@@ -43,20 +43,20 @@ def build_in_precision(
     failure_of: Callable[[EngineBuild, EngineOptions], str],
     steps: Steps,
 ) -> tuple[EngineBuild, EngineOptions, list[PrecisionTrial]]:
-    """Builds an engine in the precision that is named, or in each, and takes the fastest that is right.
+    """Builds an engine in the named precision, or for "auto" in each, and chooses the fastest that is right.
 
     Args:
         engines: the engines; with precision="auto", their precision is chosen.
         program: the segments.
-        build: builds the engine; raises what differs from the segments.
-        failure_of: returns what is wrong with it beyond that, or an empty string.
+        build: builds the engine, and raises an error if its outputs differ from the segments'.
+        failure_of: returns any other reason against the engine, or an empty string.
         steps: shows the progress.
 
     Returns:
-        The engine, its options in the precision that was taken, and a line on each precision that was tried.
+        The engine, its options with the chosen precision, and a record of each precision that was tried.
 
     Raises:
-        HybridRTError: of ``build``, or no precision is right.
+        HybridRTError: ``build`` failed, or no precision is right.
     """
     if not engines.is_auto_precision:
         return build(engines), engines, []
@@ -85,7 +85,7 @@ def build_in_precision(
 
 
 def tried_variants(engines: EngineOptions) -> list[Wanted]:
-    """Returns every variant that may be compiled: those of each precision with precision="auto".
+    """Returns every variant that may be compiled; with precision="auto", those of each precision.
 
     Raises:
         OptionError, BackendError: see :attr:`EngineOptions.variants`.
@@ -95,5 +95,5 @@ def tried_variants(engines: EngineOptions) -> list[Wanted]:
 
 
 def trial_lines(trials: Mapping[str, Sequence[PrecisionTrial]]) -> list[str]:
-    """Returns the lines on what was tried, by the engine's name, for a terminal."""
+    """Returns one line per trial for a terminal; ``trials`` is by the engine's name."""
     return [f"{name}, precision {trial.line}" for name, tried in trials.items() for trial in tried]

@@ -1,1 +1,1 @@
-"""Engines into the segments' places, the head into TorchScript."""
+"""Replaces the segments with engines, and converts the head to TorchScript."""

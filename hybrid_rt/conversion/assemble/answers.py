@@ -1,4 +1,4 @@
-"""Stand-in of a segment for a scripted head's other questions: attributes, properties, methods."""
+"""Copies a segment's attributes, properties and methods to the module that replaces it in a scripted head."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...torchscript import jit
 
 
 def answer_for(stand_in: nn.Module, segment: nn.Module) -> None:
-    """Gives a stand-in what a segment has beside forward, as far as TorchScript can hold it.
+    """Gives a stand-in the members of a segment other than forward, as far as TorchScript can hold them.
 
-    Attributes and buffers have the segment's values, properties the value that they have now. A method is TorchScript
-    if it compiles without the segment's submodules, and else raises when it is called: code that does not run in eval
-    mode, such as compute_loss, may name it.
+    Attributes and buffers keep the segment's values, and properties become constants with their present value. A method
+    is compiled if it does not need the segment's submodules. Any other method raises an error when it is called, so
+    that code that does not run in eval mode, such as compute_loss, may still refer to it.
     """
     for name, value in _values(segment):
         if name == "engine":
@@ -37,7 +37,7 @@ _OWN = frozenset(vars(nn.Module())) | {"hybrid_rt_engine"}
 
 
 def _values(segment: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The plain values and tensors that can be read as attributes of a segment, by name."""
+    """Yields the plain values and tensors that are attributes of a segment, with their names."""
     for name in dir(type(segment)):
         for owner in type(segment).__mro__:
             if owner is nn.Module or hasattr(nn.Module, name):
@@ -64,7 +64,7 @@ def _value_of(segment: nn.Module, name: str) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """A number, a text, or a list or tuple of some of one type, which TorchScript can hold as an attribute."""
+    """Returns true for numbers, strings, and non-empty lists, tuples and dicts of one type of them."""
     if isinstance(value, (list, tuple)) and value:
         return len({type(entry) for entry in value}) == 1 and all(map(is_plain, value))
     if isinstance(value, dict) and value:
@@ -73,7 +73,7 @@ def is_plain(value: Any) -> bool:
 
 
 def _methods(segment: nn.Module) -> Iterator[tuple[str, FunctionType]]:
-    """Returns members that the segment's classes define in addition to forward and nn.Module's own."""
+    """Yields the methods that the segment's classes define in addition to those of nn.Module, with their names."""
     seen: set[str] = set()
     for owner in type(segment).__mro__:
         if owner is nn.Module:

@@ -8,13 +8,14 @@ from ...common.value_tree import ValueTree, literal
 
 
 def argument_checks(arguments: Mapping[str, ValueTree]) -> tuple[list[str], list[str]]:
-    """Returns what a head does first, and where its tensors are then.
+    """Generates the code that checks a head's arguments and takes the tensors out of them.
 
     Args:
-        arguments: by the names of the parameters.
+        arguments: the example's arguments, by the names of the parameters.
 
     Returns:
-        Statements that refuse other lengths and plain values than the example's; an expression per tensor, in order.
+        Statements that refuse lengths and plain values that differ from the example's, and one expression per tensor,
+        in order.
     """
     code = _Code()
     for name, tree in arguments.items():
@@ -23,7 +24,7 @@ def argument_checks(arguments: Mapping[str, ValueTree]) -> tuple[list[str], list
 
 
 class _Code:
-    """Statements and expressions, as they are written."""
+    """Collects the statements and the tensors' expressions."""
 
     def __init__(self) -> None:
         self.statements: list[str] = []
@@ -34,25 +35,25 @@ class _Code:
         """Adds one value.
 
         Args:
-            expression: leads to it.
-            path: the way to it, for people.
-            tree: the example's.
-            is_entry: whether it is of a container of several types.
+            expression: TorchScript code that evaluates to it.
+            path: readable path of the value, for messages.
+            tree: structure of the example's value.
+            is_entry: true for an entry of a container whose entries have different types.
         """
-        told = f"hybrid_rt[head]: {path}: expected "
+        expected = f"hybrid_rt[head]: {path}: expected "
         if tree.kind == "tensor":
             self.tensors.append(expression)
         elif tree.kind == "constant" and tree.constant is None:
-            # TorchScript takes "is None" for false, before any call, of a value that it knows as Any alone.
+            # When TorchScript compiles "is None" for a value of type Any, it replaces it with False.
             is_none = f"str({expression}) == 'None'" if is_entry else f"{expression} is None"
-            self._require(is_none, repr(f"{told}None, as in the example, got a value."))
+            self._require(is_none, repr(f"{expected}None, as in the example, got a value."))
         elif tree.kind == "constant":
             value = literal(tree.constant)
-            got = f"{f'{told}{value}, as in the example, got '!r} + str({expression}) + '.'"
+            got = f"{f'{expected}{value}, as in the example, got '!r} + str({expression}) + '.'"
             self._require(f"{expression} == {value}", got)
         if tree.kind in ("list", "dict"):
             count = len(tree.children)
-            got = f"{f'{told}{count} entries, got '!r} + str(len({expression})) + '.'"
+            got = f"{f'{expected}{count} entries, got '!r} + str(len({expression})) + '.'"
             self._require(f"len({expression}) == {count}", got)
         keys: Sequence[str | int] = tree.keys if tree.kind == "dict" else range(len(tree.children))
         for key, child in zip(keys, tree.children, strict=True):
@@ -61,7 +62,7 @@ class _Code:
             self.visit(typed, way, child, is_entry=tree.is_mixed)
 
     def _typed(self, expression: str, path: str, tree: ValueTree) -> str:
-        """Gives an entry of a container of several types a name of its own type; returns that name."""
+        """Assigns an entry of a mixed container to a variable, checks its type, and returns the variable's name."""
         name = f"entry_{self._entries}_"
         self._entries += 1
         self.statements.append(f"{name} = {expression}")

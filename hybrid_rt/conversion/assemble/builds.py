@@ -1,4 +1,4 @@
-"""Engines as they are built: each program compiled into its variants, which are packed and ready to be chosen from."""
+"""Compiles captured programs into engines with one or more variants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BuiltVariant:
 class EngineBuild:
     """One engine: the captured program and its compiled variants, best first.
 
-    ``refusals``: of engines that were asked for and could not compile it: the engine's name, the reason.
+    ``refusals`` holds, per requested engine that could not compile it, the engine's name and the reason.
     """
 
     program: Program
@@ -78,7 +78,7 @@ class EngineBuild:
         return replace(self, variants=tuple(variants)) if is_changed else self
 
     def without(self, failures: Sequence[VariantError]) -> EngineBuild:
-        """Returns the engine without the variants that failed when they ran; what failed is among the refusals."""
+        """Returns the engine without the variants that failed when they ran; these are added to its refusals."""
         refusals = {(failure.backend, failure.precision): str(failure) for failure in failures}
         kept, refused = [], []
         for variant in self.variants:
@@ -95,14 +95,14 @@ class EngineBuild:
 def compile_programs(
     programs: Sequence[Program], options: EngineOptions, steps: Steps, *, require_all: bool = False
 ) -> list[EngineBuild]:
-    """Compiles every program into all variants that were asked for; with a fallback, into those that compile it.
+    """Compiles every program into all requested variants; with a fallback, those whose compiler refuses are left out.
 
-    ``require_all``: even with a fallback each engine that is named has to compile it.
+    ``require_all``: every named engine has to compile it, even with a fallback.
 
     Raises:
-        FusionError: segments that no compiler takes as one program; each of them may be taken.
-        BackendError: a compiler refuses; with a fallback or engine="fastest": all do.
-        CaptureError: a segment that can't be captured in the form that a compiler needs, likewise.
+        FusionError: No compiler accepts several segments as one program; each alone may be accepted.
+        BackendError: A compiler refuses; with a fallback or engine="fastest", all compilers refuse.
+        CaptureError: Likewise, if a segment can't be captured in the form that a compiler needs.
     """
     total = len(programs) * len(options.variants)
     builds = []
@@ -136,10 +136,10 @@ def compile_program(
     done: int = 0,
     skip_refused: bool = False,
 ) -> EngineBuild:
-    """Compiles one program into all variants that were asked for; ``done`` of ``total`` variants are ready before.
+    """Compiles one program into all requested variants; ``done`` of ``total`` variants were compiled before.
 
-    With engine="fastest" a compiler that refuses is a warning. ``skip_refused`` makes it one for named engines too,
-    the last one excepted.
+    With engine="fastest", a warning is given if a compiler refuses. With ``skip_refused``, the same holds for named
+    engines, except for the last one.
 
     Raises:
         BackendError, CaptureError: see :func:`compile_programs`.

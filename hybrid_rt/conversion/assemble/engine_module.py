@@ -1,4 +1,4 @@
-"""The modules that stand in the segments' places: they take and return what the segments did, and run the engine."""
+"""Generates the modules that replace the segments: they have the same inputs and outputs, and run the engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EngineModule(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """The engine that it runs."""
+        """Returns the engine that the module runs."""
         engine: Engine = self.hybrid_rt_engine
         return engine
 
@@ -55,7 +55,7 @@ class Generated(EngineModule):
 
 _RUN = "torch.ops.hybrid_rt.run_engine(self.hybrid_rt_engine, inputs)"
 
-# Which engine's outputs these are is put in by torchscript.connect: the modules can't know of each other.
+# torchscript.connect replaces the empty list with the engine's outputs, because the modules can't refer to each other.
 _HANDED_ON = (
     "torch.ops.hybrid_rt.handed_on(torch.jit.annotate(List[Tensor], []), inputs, {segment!r}, {sources}, "
     "{first}, {count})"
@@ -63,11 +63,11 @@ _HANDED_ON = (
 
 
 def make_engine(segments: Sequence[str], packed: Packed) -> Engine:
-    """Makes the TorchScript class ``hybrid_rt.Engine`` with these variants, best first; it is not prepared.
+    """Creates an object of the TorchScript class ``hybrid_rt.Engine``; no variant is chosen before :func:`prepare`.
 
     Args:
-        segments: the dotted paths of the submodules that it stands for.
-        packed: the variants and their bytes.
+        segments: the dotted paths of the submodules that it replaces.
+        packed: the variants, best first, and their bytes.
     """
     fields = {
         "segments": json.dumps(list(segments)),
@@ -84,7 +84,7 @@ def prepare(
     """Chooses a variant and loads it; see :func:`hybrid_rt.load` for the arguments.
 
     Raises:
-        BackendError: none can run there; the text has each one's reason.
+        BackendError: No variant can run there; the text lists the reason for each.
     """
     try:
         engine.prepare(backend, torch.device(device), 0, emulate_precision)
@@ -104,10 +104,11 @@ def _length_check(segment: str, expression: str, length: int) -> str:
 
 
 def engine_modules(program: Program, engine: Engine) -> dict[str, EngineModule]:
-    """A scriptable module for each segment of the program, with any nest of lists, tuples and dicts of tensors.
+    """Returns a scriptable module for each segment of the program, by the segment's name.
 
-    The first one runs the engine; a later one takes its outputs from among those, once the two are connected in the
-    head's graph (:func:`hybrid_rt.torchscript.jit.connect`).
+    Inputs and outputs may be any nest of lists, tuples and dicts of tensors. The first module runs the engine. The
+    others return their part of its outputs, once :func:`hybrid_rt.torchscript.jit.connect` has connected them in the
+    head's graph.
     """
     return {member.name: _module(program, member, engine, EngineModule) for member in program.members}
 
@@ -139,14 +140,14 @@ def _given_check(segment: str, name: str) -> str:
 
 @dataclass
 class _Parameters:
-    """The parameters of a generated forward, as source, and what is checked of their values."""
+    """The parameters of a generated forward, as source, and the checks of their values."""
 
     written: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     types: dict[str, Any] = field(default_factory=dict)
 
     def add_input(self, member: Member, name: str, structure: Structure) -> None:
-        """Adds a parameter that the example gave; after one with a default it has one too, as Python asks."""
+        """Adds a parameter that the example passed; after one with a default it needs a default too."""
         if any("=" in parameter for parameter in self.written):
             self.written.append(f"{name}: Optional[{structure.annotation}] = None")
             self.checks.append(_given_check(member.name, name))
@@ -160,7 +161,7 @@ class _Parameters:
         ]
 
     def add_default(self, member: Member, name: str, default: Any, annotation: Any) -> None:
-        """Adds a parameter that was left as by default: a head may pass just that."""
+        """Adds a parameter that kept its default; a head may pass that value only."""
         kind = "Optional[Tensor]" if default is None else type(default).__name__
         if default is None and Tensor not in get_args(annotation) and jit.is_type(annotation):
             kind = f"type_of_{name}"
@@ -186,9 +187,9 @@ def condition_checks(program: Program, member: Member, inputs: str) -> list[str]
     """Returns statements that refuse sizes for which a segment was not captured.
 
     Args:
-        program: the engine's.
+        program: the engine's program.
         member: the segment.
-        inputs: the name of the list of its flat tensors.
+        inputs: name of the variable that holds the list of its flat tensors.
     """
     tensors = [f"{inputs}[{i}]" for i in range(len(member.sources) or len(program.inputs))]
     got = " + ' and ' + ".join(f"str({tensor}.size())" for tensor in tensors)
@@ -207,12 +208,12 @@ def {name}(inputs: List[Tensor]) -> List[Tensor]:
 
 
 def checked_source(program: Program, member: Member, name: str) -> str:
-    """Returns the source of a function that hands on a segment's flat tensors, or refuses their sizes."""
+    """Returns the source of a function that checks the sizes of a segment's flat tensors and returns the tensors."""
     return _CHECKED.format(name=name, conditions="\n    ".join(condition_checks(program, member, "inputs")))
 
 
 def compiled_check(program: Program, member: Member) -> Callable[[list[Tensor]], list[Tensor]] | None:
-    """Returns :func:`checked_source` compiled, so that what is recorded around it keeps it; None for no conditions."""
+    """Returns :func:`checked_source` compiled, so that a trace keeps the checks; None if there are no conditions."""
     if not program.conditions(member):
         return None
     check: Callable[[list[Tensor]], list[Tensor]] = jit.script_function(

@@ -10,14 +10,14 @@ from ...common.errors import split_code
 
 @dataclass(frozen=True)
 class GivenUp:
-    """One thing that was tried and failed.
+    """One attempt that failed.
 
     Attributes:
-        what: e.g. "one engine for backbone+rpn.head".
-        instead: what took its place.
+        what: the attempt, e.g. "one engine for backbone+rpn.head".
+        instead: the fallback.
         reason: the error's text.
-        cost: what is lost.
-        code: of the reason, for ``hybrid-rt explain``; empty: it has none.
+        cost: the disadvantage of the fallback.
+        code: the reason's code for ``hybrid-rt explain``; empty if it has none.
     """
 
     what: str
@@ -27,12 +27,12 @@ class GivenUp:
     code: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        """Reads the code that the reason ends with."""
+        """Reads the code at the end of the reason."""
         object.__setattr__(self, "code", split_code(self.reason)[1])
 
     @property
     def summary(self) -> str:
-        """One line; the reason is its own first line, and its code."""
+        """Returns one line, with the first line of the reason and its code."""
         first, *others = self.reason.splitlines()
         if others and self.code:
             first = f"{first} [{self.code}]"
@@ -50,7 +50,7 @@ def fused_given_up(segments: Sequence[str], reason: str) -> GivenUp:
 
 
 def segment_given_up(segment: str, share: float, reason: str) -> GivenUp:
-    """Returns the record of a segment that could not be captured; ``share``: of the detector's time, 0..1."""
+    """Returns the record of a segment that could not be captured; ``share``: its part of the detector's time, 0..1."""
     return GivenUp(
         what=f"the segment {segment}",
         instead="what is worth it inside it, the rest in the head",
@@ -80,12 +80,15 @@ def cut_given_up(detector: str, reason: str) -> GivenUp:
 
 
 def smaller_cut(given_up: GivenUp) -> GivenUp:
-    """Returns the record of a part in whose place a smaller one became an engine."""
+    """Returns the record of a part that could not become an engine, although a smaller part of it could."""
     return replace(given_up, instead="a smaller part", cost="what was left out is computed by TorchScript")
 
 
 def engine_given_up(segment: str, engine: str, instead: str, share: float, reason: str) -> GivenUp:
-    """Returns the record of an engine that could not compile a segment; ``share``: of the detector's time, 0..1."""
+    """Returns the record of an engine that could not compile a segment.
+
+    ``share`` is the segment's part of the detector's time, 0..1.
+    """
     return GivenUp(
         what=f"{engine} for {segment}",
         instead=instead,

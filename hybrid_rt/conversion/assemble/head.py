@@ -1,4 +1,4 @@
-"""The head: what is left of a detector around its engines, as frozen TorchScript."""
+"""Converts the head, the part of a detector outside of its engines, to frozen TorchScript."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .replica import replicas
 
 
 def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device: str) -> Hybrid:
-    """Puts the engines into their segments' places, and makes frozen TorchScript of what is left.
+    """Replaces the segments with the engines, and converts the rest to frozen TorchScript.
 
     Args:
         profile: the detector, which is not changed.
@@ -41,7 +41,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
         device: the kind of device that the engines are for.
 
     Raises:
-        CaptureError: a head that can't be scripted, exported or recorded, with the line.
+        CaptureError: The head can't be scripted, exported or recorded; the text names the line.
     """
     profile.state.restore()  # a comparison may have come between
     if head == "export":
@@ -57,7 +57,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
 
 
 def script_refusal(profile: Profile) -> str:
-    """Returns why the head around a detector's segments can't be scripted, found without engines; empty if it can."""
+    """Returns why a detector's head can't be scripted, or an empty string if it can; needs no compiled engines."""
     modules: dict[str, nn.Module] = {}
     for group in profile.groups:
         program = Program("+".join(group), members_of(profile.observation, group), (), (), ())
@@ -97,7 +97,7 @@ def _is_traceable(value: Any) -> bool:
 
 
 def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """The detector with engines in it; parts that are TorchScript and are no segments are themselves again."""
+    """Returns the detector with its engines; parts that are TorchScript but not segments are put back as they were."""
     segments = {detector.get_submodule(name) for name in modules}
     parts = {
         name: module.scripted
@@ -108,7 +108,7 @@ def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device: str) -> Hybrid:
-    """Freezes a head with its engines, which from then on write only what this very head reads."""
+    """Freezes a head with its engines, and removes the outputs that this head does not read from the engines."""
     frozen = jit.freeze(with_ascii_names(head))
     left_out = [build.name for build in builds if build.name not in jit.engines_of(frozen)]
     if left_out:

@@ -24,12 +24,12 @@ _OTHERS = "Or take head='export' or head='trace'; head='auto', the default, trie
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """The head that was taken.
+    """The head that was chosen.
 
     Attributes:
-        hybrid: the detector with it.
+        hybrid: the detector with this head and the engines.
         mode: one of :data:`HEADS`.
-        refused: why not the modes that were tried before, by their names.
+        refused: the reasons against the modes that were tried before, by mode.
     """
 
     hybrid: Hybrid
@@ -48,20 +48,22 @@ class Limits:
 def head_choices(
     profile: Profile, builds: Sequence[EngineBuild], head: str, device: str, limits: Limits
 ) -> Iterator[HeadChoice]:
-    """Yields the heads that can be taken, the best first; each is made when it is asked for.
+    """Yields the heads that can be used, best first; each is built on demand.
 
-    With "auto" an exported or recorded head is compared first: on the example, and on the further inputs that were made
-    of it (the sizes of ``shapes=``, black images). A scripted one is not: the conversion compares what it takes.
+    With "auto", an exported or recorded head is compared with the detector before it is yielded: on the example, and on
+    the further inputs that were derived from it (the sizes of ``shapes=``, black images). A scripted head is compared
+    later, with the whole hybrid.
 
     Args:
         profile: the detector.
         builds: the engines.
         head: "auto" or one of :data:`HEADS`.
         device: the kind of device that the engines are for.
-        limits: what counts as equal.
+        limits: limits of the comparison.
 
     Raises:
-        CaptureError: the named mode does not take the detector; with "auto": none is left, with the reason of each.
+        CaptureError: The named mode can't convert the detector; with "auto", no mode is left, and the text lists the
+            reason for each.
     """
     if head != AUTO_HEAD and profile.cut is None:
         try:
@@ -120,7 +122,7 @@ def _difference(profile: Profile, hybrid: Hybrid, limits: Limits) -> str:
 
 
 def _as_many(arguments: Sequence[Any], example: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments with as many images in each list as the example has: a program of torch.export counts them."""
+    """Returns the arguments with each list cut to the example's length, because torch.export fixes that length."""
     return tuple(
         argument[: len(like)] if isinstance(argument, list) and isinstance(like, list) else argument
         for argument, like in zip(arguments, example, strict=True)
@@ -133,7 +135,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _short(reason: str) -> str:
-    """A reason in one line, up to the line of code that it points to, and its code."""
+    """Returns a reason on one line, up to the line of code that it points to, with its code."""
     reason, code = split_code(reason)
     if reason.startswith("hybrid_rt["):
         reason = reason.partition(", got ")[2] or reason

@@ -1,4 +1,4 @@
-"""The head by torch.export: TorchScript whose source is generated from the exported graph."""
+"""Converts the head by torch.export: generates TorchScript source from the exported graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .engine_module import checked_source
 
 _TEMPLATE = '''\
 class Head(nn.Module):
-    """A detector as torch.export recorded it, for the sizes that it allows."""
+    """A detector as torch.export recorded it, for the sizes that the exported program allows."""
 
     def forward(self, {parameters}) -> {returned}:
         {body}
@@ -37,21 +37,21 @@ class Head(nn.Module):
 
 
 def _checked(engine: int, member: int) -> str:
-    """The name of the function that hands on a segment's inputs, or refuses their sizes."""
+    """Returns the name of the function that checks the sizes of a segment's inputs."""
     return f"checked_{engine}_{member}"
 
 
 _LONGEST = 600
-"""Of what TorchScript's compiler says."""
+"""Maximum number of characters that an error quotes from TorchScript's compiler."""
 
 
 def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.ScriptModule:
-    """Exports a detector with its engines in it, and scripts what came of it.
+    """Exports a detector with its engines, and scripts the exported program.
 
-    Sizes that the program does not take are refused at each call, with the ones that it takes.
+    Each call refuses sizes that the program does not support, with a message that names the supported ones.
 
     Raises:
-        CaptureError: the detector can't be exported; the text has the line.
+        CaptureError: The detector can't be exported; the text names the line.
     """
     members = [member for build in builds for member in build.program.members]
     head = profile.cut or export_head(profile.detector, profile.example, members)
@@ -105,7 +105,7 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
 
 
 def _engine_call(index: int, program: Program, member: Member, inputs: str) -> str:
-    """The call in the place of a segment, see ``engine_module``."""
+    """Returns the call that replaces a segment, see ``engine_module``."""
     if program.conditions(member):
         inputs = f"{_checked(index, program.members.index(member))}({inputs})"
     if not member.sources:
@@ -117,7 +117,7 @@ def _engine_call(index: int, program: Program, member: Member, inputs: str) -> s
 
 
 def _checks(head: ExportedHead, tensors: Sequence[str]) -> Iterator[str]:
-    """Yields statements that refuse tensors that the program was not made for."""
+    """Yields statements that refuse tensors whose dtype or size the program does not support."""
     for tensor, spec in zip(tensors, head.specs, strict=True):
         text = f"hybrid_rt[head]: {spec.name}: expected dtype {spec.dtype}, got another one."
         yield f"assert {tensor}.dtype == torch.{spec.dtype}, {text!r}"

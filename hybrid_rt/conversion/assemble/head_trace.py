@@ -1,4 +1,4 @@
-"""The recorded head of a detector that takes or returns more than torch.jit.trace knows."""
+"""Records the head of a detector whose arguments or results torch.jit.trace does not support."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Head(nn.Module):
 
 
 def recorded_head(detector: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModule:
-    """Records a detector on its example; numbers and other plain values of its result are as they were there.
+    """Records a detector on its example; numbers and other plain values in its result stay those of the example.
 
     Raises:
-        CaptureError: it can't be recorded, or takes or returns something that TorchScript has no type for.
+        CaptureError: It can't be recorded, or takes or returns something that TorchScript has no type for.
     """
     arguments, tensors = flat_arguments(detector, example)
     results: list[ValueTree] = []

@@ -1,4 +1,4 @@
-"""A detector with engines in its segments' places."""
+"""The hybrid: a detector whose segments are replaced by engines."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from .engine_module import prepare
 
 
 class OnDevice(nn.Module):
-    """A hybrid that runs on a GPU, for arguments and results on the CPU."""
+    """Runs a hybrid on a GPU for callers whose arguments and results are on the CPU."""
 
     def __init__(self, hybrid: torch.jit.ScriptModule, device: str) -> None:
-        """``hybrid``: it stays where it is; a copy is moved."""
+        """Moves a copy of ``hybrid`` to the device."""
         super().__init__()
         self.device = torch.device(device)
         self.module = jit.move_to_device(hybrid, device)
 
     def forward(self, *arguments: Any) -> Any:
-        """As the hybrid."""
+        """Copies the arguments to the device, runs the hybrid, and returns its result on the CPU."""
         found = self.module(*map_tensors(arguments, lambda tensor: tensor.to(self.device)))
         return map_tensors(found, Tensor.cpu)
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    """A detector with engines in its segments' places.
+    """A detector whose segments are replaced by engines.
 
     Attributes:
         module: the frozen head with its engines.
         builds: the engines.
-        operators: hybrid_rt's operators that the head calls.
+        operators: names of hybrid_rt's operators that the head calls.
         device: the kind of device that the engines are for.
     """
 
@@ -51,7 +51,7 @@ class Hybrid:
     def in_promised_precision(self) -> Iterator[nn.Module]:
         """Yields the hybrid in the precision that the file promises, even where this CPU can only emulate it.
 
-        It runs on the device that it is for, if there is one here, and takes and returns tensors on the CPU even so.
+        It runs on its own kind of device if this machine has one. Arguments and results are on the CPU in any case.
         """
         place = self.device if self.device != "cuda" or torch.cuda.is_available() else "cpu"
         for build in self.builds:

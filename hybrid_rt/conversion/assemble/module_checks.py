@@ -14,16 +14,16 @@ from .engine_module import EngineModule
 
 
 def check_module(module: nn.Module, scope: str, subject: str) -> None:
-    """Finds out before long work whether a detector, or a part of one, can be captured.
+    """Checks before long work that a detector, or a part of one, can be captured.
 
     Args:
-        module: what the user gave.
-        scope: of the error's text, e.g. "convert".
+        module: the argument that the user passed.
+        scope: the scope in the error's text, e.g. "convert".
         subject: the argument's name.
 
     Raises:
-        OptionError: no module in Python code, in training mode, with weights elsewhere than on the CPU or without
-            values, or with a part that is compiled already.
+        OptionError: It is not a module in Python code, is in training mode, has weights without values or not on the
+            CPU, or has a part that is compiled already.
     """
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise OptionError.make(
@@ -61,7 +61,7 @@ def _check_weights(module: nn.Module, scope: str, subject: str) -> None:
     """Checks that weights and buffers have values, on the CPU.
 
     Raises:
-        OptionError: they have not.
+        OptionError: A weight or buffer has no values yet, or is on another device.
     """
     empty = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if is_lazy(tensor)]
     if empty:
@@ -89,7 +89,7 @@ def _check_weights(module: nn.Module, scope: str, subject: str) -> None:
 
 
 class Alone(nn.Module):
-    """A detector that is nothing but one segment, named after the module's class."""
+    """A detector that consists of one segment, which is named after the module's class."""
 
     def __init__(self, module: nn.Module) -> None:
         """``module``: the segment."""
@@ -98,15 +98,15 @@ class Alone(nn.Module):
         self.add_module(self.name, module)
 
     def forward(self, *arguments: Any) -> Any:
-        """As the module."""
+        """Calls the module."""
         return self.get_submodule(self.name)(*arguments)
 
 
 def check_repeatable(module: nn.Module, arguments: tuple[Any, ...], scope: str) -> None:
-    """Finds out whether an engine can do what a module does: the same operations in every call, on its inputs alone.
+    """Checks that a module runs the same operations in every call, on its inputs alone, as an engine does.
 
     Raises:
-        CaptureError: it can't; the text says what the module does.
+        CaptureError: It does not; the text names the reason.
     """
     alone = Alone(module)
     findings = find_side_effects(alone, arguments)

@@ -1,8 +1,8 @@
-"""Stand-ins for heads that are run in Python to be recorded: the segments themselves, but for forward.
+"""Creates the modules that replace the segments while a head is recorded in Python.
 
-A head in Python code may ask its segments for anything: methods, properties, parameters, submodules, the class. So the
-stand-in is a copy of the segment, of a subclass of its class, whose forward runs the engine and returns what the
-segment did, in the same containers.
+A head in Python code may use anything that its segments have: methods, properties, parameters, submodules, the class.
+Each stand-in is therefore a copy of the segment, of a subclass of its class, whose forward runs the engine and returns
+the outputs in the segment's own containers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...torchscript.engine import Engine
 from .engine_module import compiled_check
 
 _ENGINE = "hybrid_rt_engine"
-"""The attribute that holds the engine: torch.jit.trace records objects of TorchScript's classes as attributes only."""
+"""Attribute that holds the engine, because torch.jit.trace records a TorchScript object only as an attribute."""
 
 _STAND_IN = "hybrid_rt_stand_in"
 
@@ -35,7 +35,7 @@ class _Link:
 
 
 class _StandIn:
-    """Does in the place of one member what it does, by the engine of its program."""
+    """Computes the outputs of one member with its program's engine."""
 
     def __init__(self, program: Program, member: Member, link: _Link) -> None:
         self._program = program
@@ -62,7 +62,7 @@ class _StandIn:
         return map_tensors(member.returned, lambda _: next(own))
 
     def _check_handed_on(self, tensors: Sequence[Tensor]) -> None:
-        """As the op handed_on does at run time; what is recorded can't change any more."""
+        """Makes the check of the operator ``handed_on`` now, because the recorded graph is fixed afterwards."""
         outputs = self._link.outputs
         for i, (tensor, source) in enumerate(zip(tensors, self._member.sources, strict=True)):
             if source >= len(outputs) or outputs[source] is not tensor:
@@ -79,10 +79,10 @@ class _StandIn:
 
 
 class Replica:
-    """Mixed into the class of a segment, before it."""
+    """Mixin that precedes a segment's class and replaces its forward."""
 
     def forward(self, *positional: Any, **keyword: Any) -> Any:
-        """As the segment's, by an engine."""
+        """Runs the engine, with the arguments and results of the segment."""
         return vars(self)[_STAND_IN](self, positional, keyword)
 
 
@@ -98,7 +98,7 @@ _HOOKS = (
 def replicas(program: Program, engine: Engine) -> dict[str, nn.Module]:
     """Returns a stand-in for each segment of the program, by the segment's name.
 
-    The first one that is called runs the engine; the others take their outputs from among what it returned.
+    The first one that is called runs the engine; the others return their part of its outputs.
     """
     link = _Link()
     return {member.name: _replica(program, member, engine, link) for member in program.members}

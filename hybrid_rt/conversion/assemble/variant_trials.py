@@ -1,4 +1,4 @@
-"""Variants of a segment, run here: which is the fastest, and whether they compute what the segment does."""
+"""Runs the variants of an engine on this machine: orders them by speed, compares their outputs with the segment's."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ _ROUNDS = 5
 
 
 def _finished(outputs: list[Tensor], device: str) -> list[Tensor]:
-    """A GPU's work goes on after the call."""
+    """Waits for a GPU, whose work goes on after the call, and returns the outputs."""
     if device == "cuda":
         torch.cuda.synchronize()
     return outputs
 
 
 def fastest_first(build: EngineBuild, device: str = "cpu") -> tuple[EngineBuild, str]:
-    """Orders the variants by how long they take on this machine; returns them and a line that says how long.
+    """Orders the variants by their time on this machine; returns the engine and one line with the times.
 
-    Each runs on the device, at the size that the compiler was told to expect. One that can't run there comes last.
+    Each variant runs on the device, at the size that the compiler was told to expect. Those that can't run there come
+    last.
     """
     program, artifacts = build.program, build.artifacts
     inputs = tuple(
@@ -72,7 +73,7 @@ def fastest_first(build: EngineBuild, device: str = "cpu") -> tuple[EngineBuild,
 
 
 def order_by_speed(builds: Sequence[EngineBuild], device: str, steps: Steps) -> list[EngineBuild]:
-    """Returns the engines with the variants of each in the order of :func:`fastest_first`, and shows their times."""
+    """Applies :func:`fastest_first` to each engine, and shows the times."""
     with steps.step("find the fastest engine"):
         ordered = []
         for build in builds:
@@ -88,11 +89,14 @@ def _run_on(device: str, engine: Engine, call: FlatCall) -> list[Tensor]:
 
 
 _CONDITIONS = "conditions"
-"""The blob of an engine that checks further conditions on sizes at each call (docs/format.md)."""
+"""Name of the blob with the further conditions on sizes that an engine checks at each call (docs/format.md)."""
 
 
 def _with_expected_values(artifact: Artifact, call: FlatCall, got: list[Tensor]) -> list[Tensor]:
-    """Puts the expected values into outputs that the artifact does not write and nothing reads; sizes stay compared."""
+    """Replaces outputs that the artifact does not write with the expected ones, if their shapes and dtypes are equal.
+
+    Nothing reads the values of these outputs, so only their sizes have to match.
+    """
     unwritten = registry.outputs_without_values(artifact)
     return [
         wanted if i in unwritten and (wanted.shape, wanted.dtype) == (had.shape, had.dtype) else had
@@ -114,7 +118,7 @@ def _compare_call(
     except RuntimeError as error:
         is_known = any(call is known for known in program.calls)
         if not is_known and artifact.blobs.get(_CONDITIONS) is not None and artifact.blobs[_CONDITIONS].numel():
-            return []  # it takes some sizes of the ranges, and says so in each call
+            return []  # the variant refuses some sizes within the ranges, with an error at each such call
         raise VariantError.of(program.name, spec.backend, spec.precision, size, error) from error
     got = _with_expected_values(artifact, call, got)
     is_tighter = limit < thresholds_of(spec.precision).relative_error
@@ -130,20 +134,21 @@ def compare_variants(
     thresholds: Thresholds | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[tuple[ArtifactSpec, list[TensorError]]], list[str]]:
-    """Each variant's outputs on the program's calls, in the precision that it promises, even if only emulated here.
+    """Compares each variant's outputs with the segment's, in the promised precision, even if it is emulated here.
 
     Args:
-        build: the engine, which is left on its best variant; the calls of its program hold what is expected.
-        thresholds: what counts as equal; None: by each variant's precision.
+        build: the engine, whose best variant is prepared again afterwards; its program's calls hold the expected
+            outputs.
+        thresholds: limits for equality; None: those of each variant's precision.
         advance: called before each variant.
 
     Returns:
-        For each variant the errors of each output, and for what was not compared the reason.
+        The errors of each output per variant, and the reasons why something was not compared.
 
     Raises:
-        BackendError: no variant can run here, though one is for the CPU; the text lists each one's reason. A
-            variant for GPUs may be compiled on a machine without one.
-        VariantError: one fails at a size that the segment takes.
+        BackendError: No variant can run here, though one is for the CPU; the text lists the reason for each. A variant
+            for GPUs may be compiled on a machine without one.
+        VariantError: A variant fails at a size that the segment supports.
     """
     program, engine, artifacts = build.program, build.engine, build.artifacts
     names = [spec.name for spec in program.outputs]
@@ -182,7 +187,11 @@ def compare_variants(
 
 
 def require_running(builds: Sequence[EngineBuild]) -> None:
-    """Raises VariantError for a variant that fails at a size that its segment takes."""
+    """Checks that every variant runs at the sizes of its segment's calls.
+
+    Raises:
+        VariantError: A variant fails at one of them.
+    """
     for build in builds:
         compare_variants(build)
 
@@ -190,7 +199,7 @@ def require_running(builds: Sequence[EngineBuild]) -> None:
 def variant_findings(
     compared: Sequence[tuple[ArtifactSpec, list[TensorError]]], not_run: Sequence[str], thresholds: Thresholds | None
 ) -> Findings:
-    """Judges what :func:`compare_variants` found; ``thresholds``: None means by each variant's precision."""
+    """Judges the errors of :func:`compare_variants`; ``thresholds``: None means those of each variant's precision."""
     failures: list[Failure] = []
     for spec, errors in compared:
         failures += tensor_failures(errors, thresholds or thresholds_of(spec.precision))
@@ -198,10 +207,10 @@ def variant_findings(
 
 
 def require_same_outputs(build: EngineBuild, precision: str, thresholds: Thresholds | None, scope: str) -> Verification:
-    """:func:`compare_variants`, where nothing but the module itself says what is right.
+    """Runs :func:`compare_variants`, and refuses an engine whose outputs differ from its module's.
 
     Raises:
-        VerificationError: a variant is further off than ``thresholds.relative_error`` (None: that of its precision).
+        VerificationError: A variant's error exceeds ``thresholds.relative_error`` (None: that of its precision).
     """
     compared, not_run = compare_variants(build, thresholds)
     verification = Verification(precision).with_findings(variant_findings(compared, not_run, thresholds))

@@ -1,1 +1,1 @@
-"""Changes of a saved bundle, without the detector's code."""
+"""Changes a saved bundle without the detector's code."""

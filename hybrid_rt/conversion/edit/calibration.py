@@ -1,4 +1,4 @@
-"""Calibration of engines in a saved bundle: its own head, which needs no Python code, says what goes into them."""
+"""Records the inputs of a saved bundle's engines on calibration samples, by running the bundle's own head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..assemble.engine_module import prepare
 from .saved_engines import SavedEngine
 
 _COMPARED = 4
-"""Calibration samples on which variants are compared with the stored segment."""
+"""Number of calibration samples on which variants are compared with the stored segment."""
 
 
 def calibrated(
@@ -29,21 +29,21 @@ def calibrated(
     samples: Sequence[tuple[Any, ...]],
     wanted: Sequence[Wanted],
 ) -> Program:
-    """Returns a program with what goes into its engine on calibration samples, if a variant needs that.
+    """Adds to a program the inputs of its engine on calibration samples, if a variant needs them.
 
-    Some of the samples are its calls too, to compare variants on.
+    Some of the samples also become calls on which the variants are compared.
 
     Args:
-        program: the engine's segments, or others in their place.
+        program: the engine's segments, or their replacements.
         saved: the engine.
         head: the bundle's module.
-        engines: all engines in it. They run as they were captured where the file has that variant.
+        engines: all engines of the bundle. Each runs in TorchScript and fp32 if the file has that variant.
         samples: arguments of the detector.
-        wanted: the variants that are compiled.
+        wanted: the variants to compile.
 
     Raises:
-        OptionError: a sample that the bundle does not take.
-        BackendError: an engine of which no variant runs here.
+        OptionError: The bundle does not accept a sample.
+        BackendError: No variant of an engine runs here.
     """
     if not any(PRECISIONS[variant.precision].needs_calibration for variant in wanted):
         return program
@@ -66,9 +66,9 @@ def calibrated(
 
 
 def _calls(program: Program, inside: Sequence[tuple[torch.Tensor, ...]]) -> tuple[FlatCall, ...]:
-    """Returns calls to compare variants on, at two sizes if they may vary.
+    """Returns calls to compare variants on, at two sizes if sizes may vary.
 
-    The noise that they are compared on otherwise is cut off by ranges that were calibrated on images.
+    Noise, on which variants are compared without calibration, would be clipped by ranges that fit images.
     """
     inputs = list(inside[:: -(-len(inside) // _COMPARED)])
     shapes = {tuple(tuple(tensor.shape) for tensor in tensors) for tensors in inputs}

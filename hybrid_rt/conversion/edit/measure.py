@@ -1,4 +1,4 @@
-"""The latency contract of a saved bundle: measured on the machine that will keep it, and written into the file."""
+"""Measures the latency contract of a saved bundle on this machine, and writes it into the file."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class MeasureReport:
 
     Attributes:
         path: the bundle that was written.
-        contract: what it promises now.
-        notes: who has signed it, and whose signatures went.
+        contract: the new latency contract.
+        notes: the keys that have signed the file, and those whose signatures were removed.
     """
 
     path: str
@@ -55,8 +55,8 @@ def measure(
 ) -> MeasureReport:
     """Measures a bundle on this machine and stores the times in it, as its latency contract.
 
-    :func:`hybrid_rt.verify_latency`, `hybrid-rt verify --latency` and ``hybrid_rt::verify`` in C++ tell on another
-    machine, or later, whether the bundle keeps these times. An earlier contract is replaced.
+    :func:`hybrid_rt.verify_latency`, `hybrid-rt verify --latency` and ``hybrid_rt::verify`` in C++ check later, or on
+    another machine, whether the bundle keeps these times. An earlier contract is replaced.
 
     Args:
         path: the bundle.
@@ -68,18 +68,18 @@ def measure(
         device: device to run on, e.g. "cuda:0".
         backend: use only this backend's variants, see :func:`hybrid_rt.load`.
         threads: threads of torch and of each engine; 0: as many as torch uses in this thread.
-        sign: the private keys that sign what is written, see :func:`hybrid_rt.convert`. Signatures of the old file do
-            not hold for it.
+        sign: private keys that sign the new file, see :func:`hybrid_rt.convert`. The old signatures are removed.
         progress: show each step on stderr; None: if it is a terminal.
 
     Returns:
         The contract.
 
     Raises:
-        OptionError: sizes, or a number of calls, that can't be used.
-        InputError: inputs without images, or that the bundle does not take.
-        BundleError: no bundle, an altered one, one without a golden sample, or a file that can't be written.
-        BackendError: no variant of an engine can run here.
+        OptionError: The sizes or the number of calls can't be used.
+        InputError: The inputs contain no images, or the bundle does not accept them.
+        BundleError: The file is not a bundle, was altered, has no golden sample and no ``inputs`` were passed, or can't
+            be written.
+        BackendError: No variant of an engine can run here.
 
     Examples:
         >>> report = hybrid_rt.measure("detector.pt", sizes=[(64, 64)], repeat=20)
@@ -106,10 +106,10 @@ def measure(
 
 
 def without_stale_contract(before: Manifest, after: Manifest) -> tuple[Manifest, list[str]]:
-    """Returns a changed manifest without the contract if other variants may run than those that were measured.
+    """Removes the latency contract from a changed manifest if a variant other than the measured one may run.
 
     Returns:
-        The manifest, and a note if the contract was left out.
+        The manifest, and a note if the contract was removed.
     """
     contract = before.latency_contract
     if contract is None or all(_still_runs(contract, before.engine(each.name), each) for each in after.engines):
@@ -121,7 +121,7 @@ def without_stale_contract(before: Manifest, after: Manifest) -> tuple[Manifest,
 
 
 def _still_runs(contract: LatencyContract, before: Engine | None, after: Engine) -> bool:
-    """Returns true if the measured variant has the same variants before it as it had."""
+    """Returns true if the measured variant is still there, preceded by the same variants as before."""
     measured = contract.engines.get(after.name, "")
     old = [variant.label for variant in before.variants] if before is not None else []
     new = [variant.label for variant in after.variants]

@@ -1,6 +1,6 @@
-"""The engines of a saved bundle, and their segments as programs.
+"""Reads the engines of a saved bundle, and recovers their segments as programs.
 
-The programs come from the TorchScript variant, without the detector's Python code.
+The programs are taken from the TorchScript variant, without the detector's Python code.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ...torchscript.graph_interpreter import ScriptGraph
 
 
 def captured() -> tuple[str, str]:
-    """Returns backend and precision of the variant that is the segment as it was captured."""
+    """Returns backend and precision of the variant that holds the segment as it was captured."""
     return registry.fallback().name, REFERENCE_PRECISION
 
 
 def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
-    """A bundle's module as it was saved; no engine in it is prepared.
+    """Reads a bundle's module without preparing its engines.
 
     Raises:
-        BundleError: torch can't read it, it was altered, or is not signed where the environment asks for that.
+        BundleError: torch can't read it, it was altered, or it lacks the signature that the environment requires.
     """
     _native.check_head(os.fsencode(path))
     try:
@@ -55,19 +55,19 @@ def opened_head(path: Path, scope: str) -> torch.jit.ScriptModule:
 
 @dataclass(frozen=True)
 class SavedEngine:
-    """An engine of a bundle, and what the manifest says of it."""
+    """An engine of a bundle, with its description in the manifest."""
 
     stored: StoredEngine
     engine: Engine
 
     @property
     def name(self) -> str:
-        """For people: "backbone+rpn.head"."""
+        """Returns the name for messages, e.g. "backbone+rpn.head"."""
         return self.stored.name
 
     @property
     def members(self) -> tuple[StoredMember, ...]:
-        """The segments in it."""
+        """Returns its segments."""
         return self.stored.members
 
     @property
@@ -86,11 +86,11 @@ class SavedEngine:
         return self.variants[0].outputs
 
     def scripts(self, scope: str) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
-        """The segments as TorchScript, each with the outputs (of all so far) that it is fed with.
+        """Returns the segments as TorchScript, each with the indices of the earlier outputs that are its inputs.
 
         Raises:
-            OptionError: the file has no TorchScript variant in fp32. One in bf16 is not the segment as it was captured.
-            BundleError: it has another number of segments.
+            OptionError: The file has no TorchScript variant in fp32. One in bf16 differs from the captured segment.
+            BundleError: The variant has another number of segments.
         """
         kinds = [(variant.backend, variant.precision) for variant in self.variants]
         found = next((variant for variant, kind in zip(self.variants, kinds, strict=True) if kind == captured()), None)
@@ -120,7 +120,7 @@ class SavedEngine:
         return stored
 
     def program(self, scope: str) -> Program:
-        """The segments as a program, with calls on noise at two sizes if its sizes may vary.
+        """Returns the segments as a program, with calls on noise, at two sizes if its sizes may vary.
 
         Raises:
             OptionError, BundleError: see :meth:`scripts`.
@@ -144,17 +144,17 @@ class SavedEngine:
 def stored_member(
     stored: StoredMember, script: torch.jit.ScriptModule, sources: tuple[int, ...], inputs: list[str]
 ) -> Member:
-    """A segment of the manifest as a member of a program; ``inputs``: names for what it takes."""
+    """Converts a segment of the manifest to a member of a program; ``inputs``: names of its inputs."""
     output = Structure("tuple", (TENSOR,) * stored.count)
     module = ScriptGraph(script)
     return Member(stored.name, module, dict.fromkeys(inputs, TENSOR), output, sources, stored.first)
 
 
 def saved_engines(head: torch.jit.ScriptModule, manifest: Manifest) -> list[SavedEngine]:
-    """The engines of a bundle in the order in which the head runs them.
+    """Returns the engines of a bundle in the order in which the head runs them.
 
     Raises:
-        BundleError: the manifest knows nothing of one.
+        BundleError: The manifest does not describe one of them.
     """
     found = []
     for name, engine in jit.engines_of(head).items():

@@ -1,4 +1,4 @@
-"""Another backbone under the head of a saved bundle, without the detector's Python code."""
+"""Replaces the backbone of a saved bundle, without the detector's Python code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class SwapReport:
         verification: comparison of the features; None if it was switched off.
         file_size: size of the new file, in bytes.
         seconds: duration of each step.
-        notes: who has signed the file, whose signatures were removed, and whether a latency contract was.
+        notes: the keys that have signed the file, those whose signatures were removed, and the removal of a latency
+            contract.
         precisions: trials of precision="auto"; empty: the precision was named.
     """
 
@@ -97,9 +98,9 @@ def swap_backbone(
     sign: Keys = (),
     progress: bool | None = None,
 ) -> SwapReport:
-    """Puts another backbone under the head of a bundle, after checking that it fits the head.
+    """Replaces the backbone of a bundle, after checking that the new one fits the head.
 
-    The size ranges of the file stay. The new file has no golden sample, because the detections will differ.
+    The size ranges stay those of the file. The new file has no golden sample, because the detections will differ.
 
     Args:
         path: path of the bundle.
@@ -190,7 +191,7 @@ def _stale_notes(manifest: Manifest) -> list[str]:
 
 
 def _find(head: torch.jit.ScriptModule, manifest: Manifest, segment: str | None) -> SavedEngine:
-    """The engine that begins with the segment."""
+    """Returns the engine whose first segment is the given one."""
     known = {member.name: saved for saved in saved_engines(head, manifest) for member in saved.members}
     wanted = segment or ("backbone" if "backbone" in known else next(iter(known), ""))
     if wanted not in known:
@@ -219,7 +220,7 @@ def _engines(
     options: Options | None,
     samples: Sequence[tuple[Any, ...]],
 ) -> EngineOptions:
-    """Returns the engines of the new file; those of the old one unless told otherwise."""
+    """Returns the engines of the new file; an argument that is None keeps the old file's choice."""
     in_file = [(variant.backend, variant.precision) for variant in saved.variants]
     if engine is None:
         if len(set(in_file)) < len(in_file):
@@ -244,10 +245,10 @@ def _program(
     module: nn.Module,
     example: Tensor | tuple[Any, ...] | None,
 ) -> Program:
-    """The new segment, and behind it the others of the engine.
+    """Returns the program of the new segment, followed by the engine's other segments.
 
     Raises:
-        OptionError: it does not fit.
+        OptionError: The new segment does not fit.
     """
     name, count = saved.members[0].name, saved.members[0].count
     prefix = f"{name}." if stored else ""

@@ -1,4 +1,4 @@
-"""Variants of a saved bundle: more of them or fewer, without the detector's Python code."""
+"""Adds variants to a saved bundle or removes them, without the detector's Python code."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class VariantChangeReport:
         verification: comparison of what was added; None if nothing was added, or if it was switched off.
         size_before: size of the file before, in bytes.
         file_size: size of the file now, in bytes.
-        notes: what could not be compared, who has signed the file, whose signatures were removed, and whether a latency
-            contract was.
+        notes: comparisons that were not possible, the keys that have signed the file, those whose signatures were
+            removed, and the removal of a latency contract.
         precisions: trials of precision="auto", by the engine's name; empty: the precision was named.
     """
 
@@ -259,7 +259,7 @@ def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
 
 
 class _Change:
-    """A bundle that is read, changed in memory, and written."""
+    """Reads a bundle, changes it in memory, and writes it."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class _Change:
         self.engines: dict[str, Any] = {}
 
     def apply(self) -> None:
-        """Puts engines with the changed variants into the head."""
+        """Replaces the head's engines with those that have the changed variants."""
         for saved in self.chosen:
             self.packed[saved.name] = pack(self.artifacts[saved.name])
             self.engines[saved.name] = make_engine(saved.stored.segments, self.packed[saved.name])
@@ -305,14 +305,14 @@ class _Change:
         verify: bool,
         thresholds: Thresholds | None,
     ) -> tuple[EngineBuild, EngineOptions, Findings]:
-        """Compiles an engine in the precision that is named, or in the fastest one that is right.
+        """Compiles an engine in the named precision, or in the fastest one that passes the comparison.
 
         Returns:
-            The engine, its options in the precision that was taken, and the errors of its outputs.
+            The engine, its options with the chosen precision, and the errors of its outputs.
 
         Raises:
-            VerificationError: its outputs differ from the stored segment's.
-            HybridRTError: the compiler refuses.
+            VerificationError: The outputs differ from the stored segment's.
+            HybridRTError: The compiler refuses.
         """
         compared: dict[str, Verification] = {}
 
@@ -354,14 +354,14 @@ class _Change:
         """Runs a head on the golden sample, once for each new variant of its engines.
 
         Args:
-            head: with the engines in it.
-            engines: by name.
-            added: the new variants of each engine, by its name, each with the name that it has there. The first ones
-                run together, and so on.
-            thresholds: what counts as equal; None: those of the lowest precision that runs.
+            head: the head with its engines.
+            engines: the engines by name.
+            added: the new variants by the engine's name, each with its own name in that engine. The first ones of all
+                engines run together, then the second ones, and so on.
+            thresholds: limits for equality; None: those of the lowest precision that runs.
 
         Returns:
-            What was found, and what could not be compared, with the reason.
+            The comparisons, and the reasons why something could not be compared.
         """
         if self.manifest.golden is None or self.manifest.golden.absent:
             return [], ["not compared: boxes, as the file has no golden sample"]
@@ -386,7 +386,7 @@ class _Change:
         return findings, notes
 
     def save(self, verification: Verification | None) -> VariantChangeReport:
-        """Writes the file; what is known of the bundle stays, the golden sample too."""
+        """Writes the file, and keeps the golden sample and everything else in the manifest that still applies."""
         before = self.path.stat().st_size
         description = self.manifest.golden or Golden(absent="the file had none")
         record = None if description.absent else _native.read_record(os.fsencode(self.path), description.record)
@@ -413,7 +413,7 @@ class _Change:
 
 
 def _artifacts(saved: SavedEngine) -> list[Artifact]:
-    """The variants of a saved engine as artifacts again."""
+    """Converts the variants of a saved engine back to artifacts."""
     table = saved.engine.blobs()
     artifacts = []
     for variant in saved.variants:

@@ -1,1 +1,1 @@
-"""Exports of a saved bundle: vendor files, a package without Python, a Triton model."""
+"""Exports a saved bundle as vendor files, as a package that needs no Python, or as a Triton model."""

@@ -1,4 +1,4 @@
-"""The artifacts of a bundle as plain files, which the vendors' own tools open."""
+"""Extracts the artifacts of a bundle as plain files for the vendors' own tools."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def extract(
 
 
 def _chosen(engines: Sequence[Engine], segment: str | None, backend: str | None) -> list[tuple[Engine, Variant]]:
-    """Each variant that was asked for, with its engine."""
+    """Returns the requested variants, each with its engine."""
     named = [engine for engine in engines if segment is None or engine.is_named(segment)]
     if not named:
         known = dict.fromkeys(name for engine in engines for name in [*engine.segments, engine.name])
@@ -99,7 +99,7 @@ def _chosen(engines: Sequence[Engine], segment: str | None, backend: str | None)
 def _with_stems(
     chosen: Sequence[tuple[Engine, Variant]],
 ) -> Iterator[tuple[str, Sequence[TableEntry], Variant]]:
-    """Each variant with a file name, without its ending, and its table: names never lead out of the directory."""
+    """Yields each variant with its file name (no suffix) and blob table; no name leads out of the directory."""
     seen: dict[str, int] = {}
     for engine, variant in chosen:
         name = dict(zip(map(id, engine.variants), variant_names(engine.variants), strict=True))[id(variant)]
@@ -113,7 +113,7 @@ def _safe(name: str) -> str:
 
 
 def _write(file: Path, archive: zipfile.ZipFile, records: Sequence[str], blob: Blob) -> None:
-    """Writes a blob; ``records``: that of each entry of its table."""
+    """Writes a blob; ``records`` has the archive's record of each entry of its table."""
     digest = hashlib.sha256()
     with atomic_write(file) as temporary, temporary.open("wb") as target, ExitStack() as opened:
         sources: dict[int, IO[bytes]] = {}

@@ -1,6 +1,6 @@
-"""A directory that runs bundles where no Python is: programs, bundles, the libraries that these need, and no more.
+"""Writes a directory that runs bundles without Python: programs, bundles, and exactly the libraries that they need.
 
-The libraries lie in it as they lie in site-packages: ours and the vendors' find each other by their relative places.
+The libraries keep their layout in site-packages, because ours and the vendors' find each other by relative paths.
 """
 
 from __future__ import annotations
@@ -57,27 +57,28 @@ def package(
     archive: bool = False,
     overwrite: bool = False,
 ) -> Package:
-    """Writes a directory that runs on a Linux machine of this architecture with a glibc that is new enough, on its CPU.
+    """Writes a directory that runs bundles on the CPU of a Linux machine with this architecture and a recent glibc.
 
     The directory appears whole or not at all.
 
     Args:
-        bundles: the `.pt` files; a model's name is the file's name without its ending.
+        bundles: the `.pt` files; a model's name is the file's name without its suffix.
         output: the directory.
-        backends: whose plug-ins and libraries come along. None: all that the bundles have variants of for CPUs and that
-            can run here.
-        torch: "include", or "external": libtorch is left out, and the target names its directory in HYBRID_RT_TORCH.
-        archive: write ``output``.tar too; from the same files it is the same, byte for byte.
-        overwrite: replace a package that is there, and its archive.
+        backends: the backends whose plug-ins and libraries are included. None: all that can run here and that a bundle
+            has a variant for CPUs of.
+        torch: "include" copies libtorch. "external" leaves it out, and the target sets HYBRID_RT_TORCH to its
+            directory.
+        archive: also write ``output``.tar, whose bytes depend only on the files in it.
+        overwrite: replace an existing package and its archive.
 
     Returns:
-        Where it is and what is in it.
+        The path of the package, and its content.
 
     Raises:
-        BundleError: a bundle that is missing or altered, or the directory can't be written.
-        BackendError: a backend, library or program that is not installed.
-        OptionError: a backend that no bundle has a variant of, two bundles of one name, something at ``output`` that
-            is no package or that ``overwrite`` does not allow to replace, pyelftools is not installed.
+        BundleError: A bundle is missing or altered, or the directory can't be written.
+        BackendError: A backend, library or program is not installed.
+        OptionError: No bundle has a variant of a backend, two bundles have the same name, ``output`` exists and is not
+            a package or may not be replaced, or pyelftools is not installed.
     """
     if torch not in TORCH:
         raise OptionError.make(_SCOPE, "torch", expected=f"one of {', '.join(TORCH)}", got=f"{torch!r}")
@@ -143,7 +144,7 @@ def _facts(
     closure: Closure,
     external_torch: bool,
 ) -> dict[str, Any]:
-    """Returns the content of package.json except the files."""
+    """Returns the content of package.json without the list of files."""
     torch = registry.built_for_torch()
     glibc = ".".join(map(str, max(elf.glibc for elf in closure.files.values())))
     external: list[dict[str, Any]] = [{"name": "glibc", "version": f">={glibc}", "libraries": sorted(closure.glibc)}]
@@ -172,7 +173,7 @@ def _facts(
 def _scripts(
     models: Sequence[Model], facts: Mapping[str, Any], items: Mapping[str, Item], named: Sequence[str]
 ) -> dict[str, str]:
-    """The texts of the start scripts."""
+    """Returns the texts of the start scripts, by file name."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader,
@@ -212,7 +213,7 @@ def _add_licences(items: dict[str, Item]) -> list[Part]:
         parts.insert(0, Part.of_distribution(importlib.metadata.distribution("hybrid_rt")))
     for part in parts:
         for licence in part.licences:
-            # torch has a hundred of one name, in directories of their own.
+            # torch has a hundred files of the same name in different directories.
             place = licence.as_posix().rpartition(".dist-info/")[2] if part.kind == "pypi" else licence.name
             items.setdefault(f"{part.folder}/{place}", Item(licence))
     return parts
@@ -264,7 +265,7 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
 
 
 def _archive(folder: Path) -> Path:
-    """A tar of the directory beside it: sorted, without times, owners and the umask."""
+    """Writes a reproducible tar beside the directory: sorted, without times, owners or the umask's effect."""
     path = folder.with_name(f"{folder.name}.tar")
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -279,7 +280,7 @@ def _archive(folder: Path) -> Path:
 
 
 def _move(made: Path, folder: Path, aside: Path) -> None:
-    """Puts the new directory into its place; ``aside``: where the old one goes."""
+    """Moves the new directory to its final path, and the old one to ``aside``."""
     if folder.exists() and any(folder.iterdir()):
         folder.replace(aside)
         try:

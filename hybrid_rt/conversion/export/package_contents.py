@@ -1,4 +1,4 @@
-"""Content of a package: the backends of the bundles, and the files that programs and backends need at run time."""
+"""Determines the content of a package: backends of the bundles, and files that programs and backends need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAMS = {"serve": "hybrid-rt-serve", "detect": "hybrid-rt-detect"}
 """The programs by the names of their start scripts."""
 
 LIBTORCH = re.compile(r"lib(torch|c10|shm|caffe2)\w*\.so")
-"""How the names of torch's own libraries begin."""
+"""Pattern of the names of torch's own libraries."""
 
 _SCOPE = "package"
 _SYSTEM = "lib/system"
@@ -31,11 +31,11 @@ _SYSTEM = "lib/system"
 
 @dataclass(frozen=True)
 class Model:
-    """A bundle and the backends that it has variants of."""
+    """A bundle and the backends of its variants."""
 
     path: Path
     engines: Mapping[str, Sequence[str]]
-    """For each engine the backends of its variants for CPUs, in the file's order."""
+    """Backends of the variants for CPUs in the file's order, by engine."""
 
     elsewhere: frozenset[str]
     """Backends of variants for other devices."""
@@ -43,7 +43,7 @@ class Model:
 
 @dataclass
 class Item:
-    """A file of the package: where from, and what needs it."""
+    """A file of the package, with its source and the reason why it is needed."""
 
     source: Path
     needed_by: list[str] = field(default_factory=list)
@@ -51,11 +51,11 @@ class Item:
 
 
 def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
-    """The bundles, each read whole and compared with its digests.
+    """Reads the bundles, and compares every record with its digest.
 
     Raises:
-        BundleError: one that is missing or altered.
-        OptionError: none at all, or two of one name.
+        BundleError: A bundle is missing or altered.
+        OptionError: There is no bundle, or two have the same name.
     """
     if not bundles:
         raise OptionError.make(_SCOPE, "bundles", expected="one or more .pt files", got="none")
@@ -87,7 +87,7 @@ def models_of(bundles: Sequence[str | os.PathLike[str]]) -> list[Model]:
 
 
 def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tuple[dict[str, str], dict[str, str]]:
-    """The backends with their versions, and those of the bundles that are left out with the reason."""
+    """Returns the chosen backends with their versions, and the bundles' other backends with the reasons why not."""
     present = list(dict.fromkeys(name for model in models for names in model.engines.values() for name in names))
     elsewhere = dict.fromkeys(
         sorted({name for model in models for name in model.elsewhere} - {*present}),
@@ -131,7 +131,7 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
 
 
 def _site(name: str) -> Path:
-    """The directory that a Python package is installed in."""
+    """Returns the directory that a Python package is installed in."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.origin is not None
@@ -164,7 +164,7 @@ def _opened(chosen: Iterable[str]) -> tuple[dict[Path, str], dict[Path, str]]:
 
 
 def collect(models: Sequence[Model], chosen: Iterable[str], external_torch: bool) -> tuple[dict[str, Item], Closure]:
-    """The files by their places in the package, and what is known of programs and libraries."""
+    """Returns the files by their paths in the package, and the libraries that programs and backends are linked to."""
     programs = {canonical(Path(program(name, _SCOPE))): name for name in PROGRAMS.values()}
     opened, data = _opened(chosen)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as temporary:
@@ -195,7 +195,7 @@ def collect(models: Sequence[Model], chosen: Iterable[str], external_torch: bool
 
 
 def _compiled(models: Sequence[Model], chosen: Iterable[str], folder: Path) -> dict[Path, Model]:
-    """The artifacts that are libraries, as files: they too are linked to something."""
+    """Writes artifacts that are shared libraries to files, because their dependencies are needed too."""
     found: dict[Path, Model] = {}
     for i, model in enumerate(models):
         present = {name for names in model.engines.values() for name in names}

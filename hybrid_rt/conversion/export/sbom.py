@@ -1,4 +1,4 @@
-"""A software bill of materials (CycloneDX 1.6), and the licences that travel with copied files."""
+"""Writes a software bill of materials (CycloneDX 1.6), and finds the licences of copied files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...common.errors import OptionError
 from ...common.version import __version__
 
 _LICENCE = re.compile(r"(^|[-_./])(licen[cs]es?|copying|notices?|third.?party\w*|eula)([-_./]|$)", re.IGNORECASE)
-"""Names of files that hold a licence, and of directories of them."""
+"""Pattern of the names of licence files, and of directories that contain them."""
 
 _DEBIAN_DOCS = Path("/usr/share/doc")
 _NAMESPACE = uuid.UUID("6a5d3f4e-2f0b-5a52-9a7c-3f1d9d0f9b11")
@@ -25,14 +25,14 @@ _NAMESPACE = uuid.UUID("6a5d3f4e-2f0b-5a52-9a7c-3f1d9d0f9b11")
 
 @dataclass(frozen=True)
 class Part:
-    """A package of which files are copied, or that hybrid_rt needs.
+    """A package whose files are copied, or that hybrid_rt requires.
 
     Attributes:
-        name: as its registry has it.
-        version: that is installed.
+        name: name in its registry.
+        version: installed version.
         kind: "pypi" or "deb".
-        licence: in the package's own words; empty if it does not say.
-        licences: the files that hold it.
+        licence: licence as the package's metadata states it; empty if it does not.
+        licences: paths of its licence files.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Part:
 
     @classmethod
     def of_distribution(cls, distribution: Distribution) -> Part:
-        """Returns what is known of a Python package."""
+        """Returns the part for an installed Python package."""
         facts = distribution.metadata
         (expression,) = (facts.get_all("License-Expression") or [""])[:1]
         (stated,) = (facts.get_all("License") or [""])[:1]
@@ -63,7 +63,7 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Returns the location of its licences in a package."""
+        """Returns the directory of its licences in a package."""
         return f"licenses/{self.name}-{self.version}".replace(":", "_")
 
 
@@ -94,7 +94,7 @@ def parts_of_files(files: Iterable[Path]) -> tuple[list[Part], list[Path]]:
 
 
 def _debian_part(path: Path) -> Part | None:
-    """The Debian package that a file comes from; /lib may be a link to /usr/lib."""
+    """Returns the Debian package that a file comes from, also where /lib is a link to /usr/lib."""
     if shutil.which("dpkg-query") is None:
         return None
     for place in (str(path), str(path).removeprefix("/usr")):
@@ -111,10 +111,10 @@ def _debian_part(path: Path) -> Part | None:
 
 
 def parts_of_requirements(name: str = "hybrid_rt", extras: Sequence[str] = ()) -> list[Part]:
-    """Returns a distribution and all that it needs in this environment, each once.
+    """Returns a distribution and everything that it requires in this environment, each once.
 
     Raises:
-        OptionError: packaging is not installed.
+        OptionError: The package ``packaging`` is not installed.
     """
     try:
         from packaging.requirements import Requirement
@@ -142,12 +142,12 @@ def parts_of_requirements(name: str = "hybrid_rt", extras: Sequence[str] = ()) -
 
 
 def bill(subject: str, parts: Sequence[Part], files: Mapping[str, str] | None = None) -> str:
-    """Returns the bill as CycloneDX's JSON. The same parts and files give the same text.
+    """Returns the bill as CycloneDX JSON. The same parts and files give the same text.
 
     Args:
-        subject: what it is the bill of.
-        parts: what that consists of.
-        files: the SHA-256 of each copied file, by its place.
+        subject: name of the product that the bill is for.
+        parts: packages that the product consists of.
+        files: SHA-256 of each copied file, by its path.
 
     Raises:
         OptionError: cyclonedx-python-lib is not installed.
@@ -176,7 +176,7 @@ def bill(subject: str, parts: Sequence[Part], files: Mapping[str, str] | None = 
         hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
         bom.components.add(Component(name=place, type=ComponentType.FILE, hashes=hashes, bom_ref=f"file:{place}"))
     bom.register_dependency(root, bom.components)
-    # Neither when nor a random number: what is made of the same files is the same.
+    # No time and no random serial number, so that the same files give the same bill.
     bom.metadata.timestamp = datetime.fromtimestamp(0, timezone.utc)
     bom.serial_number = uuid.uuid5(
         _NAMESPACE,

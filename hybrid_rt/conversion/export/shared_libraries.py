@@ -14,8 +14,8 @@ from ...common.errors import BackendError, OptionError
 
 _SCOPE = "package"
 
-# Libraries that are not taken along. glibc and its dynamic linker are one thing, which only fits together: another
-# glibc's libraries under this one's linker crash. NVIDIA's driver belongs to the target's kernel.
+# Libraries that are not included. glibc only works with its own dynamic linker: with another version's linker, it
+# crashes. NVIDIA's driver has to match the target's kernel.
 _GLIBC = re.compile(
     r"ld-linux[\w-]*\.so\.\d|ld64\.so\.\d|linux-vdso\.so\.1|"
     r"lib(c|m|mvec|pthread|dl|rt|util|resolv|anl|nsl|thread_db|BrokenLocale|nss_\w+)\.so\.\d"
@@ -25,7 +25,7 @@ _DRIVER = re.compile(r"lib(cuda|nvcuvid|nvidia-[\w-]+)\.so(\.\d+)*")
 
 @dataclass(frozen=True)
 class Elf:
-    """Facts about an ELF file; ``glibc`` is the newest glibc version that a symbol requires, e.g. (2, 34)."""
+    """Dependencies of an ELF file; ``glibc`` is the newest glibc version that a symbol requires, e.g. (2, 34)."""
 
     needed: tuple[str, ...]
     glibc: tuple[int, ...]
@@ -33,17 +33,17 @@ class Elf:
 
 @dataclass
 class Closure:
-    """Some files and all that they are linked to; paths are without links, their names those that are asked for."""
+    """Files and everything that they are linked to. In paths, links to directories are resolved, but not file names."""
 
     files: dict[Path, Elf] = field(default_factory=dict)
     needed_by: dict[Path, list[Path]] = field(default_factory=dict)
-    """For each of them the files that are linked to it; none for a file that only the caller asked for."""
+    """Files that are linked to each file; empty for a file that only the caller named."""
 
     glibc: set[str] = field(default_factory=set)
-    """Names of glibc's own libraries that are linked to, which the target has."""
+    """Names of the required libraries of glibc, which the target provides."""
 
     driver: set[str] = field(default_factory=set)
-    """The same of NVIDIA's driver."""
+    """Names of the required libraries of NVIDIA's driver, which the target provides."""
 
 
 def is_elf(path: Path) -> bool:
@@ -53,11 +53,11 @@ def is_elf(path: Path) -> bool:
 
 
 def read_elf(path: Path) -> Elf:
-    """Reads what the file is linked to.
+    """Reads the dependencies of a file.
 
     Raises:
         OptionError: pyelftools is not installed.
-        BackendError: no ELF file.
+        BackendError: The file is not an ELF file.
     """
     try:
         from elftools.common.exceptions import ELFError
@@ -97,7 +97,7 @@ def read_elf(path: Path) -> Elf:
 
 
 def newest_glibc(versions: Iterable[str]) -> tuple[int, ...]:
-    """The newest of the symbol versions that are glibc's: "GLIBC_2.34" is (2, 34). None of them: ()."""
+    """Returns the newest glibc version among symbol versions: (2, 34) for "GLIBC_2.34"; () if there is none."""
     numbers = [tuple(map(int, name[6:].split("."))) for name in versions if re.fullmatch(r"GLIBC_\d+(\.\d+)*", name)]
     return max(numbers, default=())
 
@@ -105,11 +105,11 @@ def newest_glibc(versions: Iterable[str]) -> tuple[int, ...]:
 def closure(programs: Iterable[Path], opened: Iterable[Path] = ()) -> Closure:
     """Returns the direct and indirect dependencies of programs and of the libraries that they open at run time.
 
-    A library that a program is linked to is in its process before it opens anything. Opened libraries that need one of
-    that name get this one, wherever they would look for their own.
+    A library that a program is linked to is loaded before the program opens others. Opened libraries that need a
+    library of the same name get that one, whatever their own search path contains.
 
     Raises:
-        BackendError: a library is not found here.
+        BackendError: A library is not found here.
         OptionError: pyelftools is not installed.
     """
     result = Closure()
@@ -123,7 +123,7 @@ def closure(programs: Iterable[Path], opened: Iterable[Path] = ()) -> Closure:
 
 
 def _add(result: Closure, start: Path, places: Mapping[str, Path]) -> None:
-    """Adds a file and what it is linked to; ``places``: where the libraries of each name are."""
+    """Adds a file and everything that it is linked to; ``places``: paths of libraries by name."""
     waiting, seen = [start], {start}
     while waiting:
         asking = waiting.pop()
@@ -168,5 +168,5 @@ def _linked(path: Path) -> dict[str, Path]:
 
 
 def canonical(path: Path) -> Path:
-    """The path without links in its directories, but with the name that it was asked for by."""
+    """Resolves links to directories in a path, but keeps its file name."""
     return path.parent.resolve() / path.name

@@ -1,4 +1,4 @@
-"""A bundle as a model of a Triton Inference Server, which runs it by its PyTorch backend with our library preloaded."""
+"""Exports a bundle as a model for Triton Inference Server, whose PyTorch backend runs it with our library preloaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL_FILE = "model.pt"
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"
 INPUTS = ("uint8", "fp32")
-"""How an image comes: uint8 [H, W, 3], RGB; or float32 [3, H, W] in 0..1."""
+"""Formats of an image: uint8 [H, W, 3] in RGB, or float32 [3, H, W] in 0..1."""
 
 _FIELDS = ("boxes", "labels", "scores")  # the first ones, in this order
 _TYPES = {
@@ -48,7 +48,7 @@ _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class TritonTensor:
-    """An input or output as the configuration has it; dims without the batch, -1: any."""
+    """An input or output in the configuration. ``dims`` exclude the batch; -1 stands for any size."""
 
     name: str
     data_type: str
@@ -72,12 +72,12 @@ class ServingOptions:
 
     Attributes:
         input_type: one of :data:`INPUTS`.
-        max_batch: 0: a request is one image. Else a request has one more dimension in front, and Triton puts up to
-            this many images of one size together; results are padded to the image with the most,
-            ``counts__N`` says how many each has.
-        max_delay_ms: how long an image waits for others, with ``max_batch``.
-        instances: number of requests, or batches, that run at once.
-        threads: threads per instance; 0: as many as torch takes.
+        max_batch: 0: a request is one image. Otherwise a request has a leading batch dimension, and Triton batches up
+            to this many images of the same size. Results are padded to the image with the most objects; ``counts__N``
+            has the number of objects per image.
+        max_delay_ms: longest time that an image waits for others to form a batch, in milliseconds.
+        instances: number of requests or batches that run concurrently.
+        threads: threads per instance; 0: torch's default.
     """
 
     input_type: str = "uint8"
@@ -90,7 +90,7 @@ class ServingOptions:
         """Validates the values up front.
 
         Raises:
-            OptionError: a value out of its range.
+            OptionError: A value is out of its range.
         """
         _check_option("input_type", self.input_type, self.input_type in INPUTS, " or ".join(INPUTS))
         for name, least in (("max_batch", 0), ("max_delay_ms", 0), ("instances", 1), ("threads", 0)):
@@ -104,7 +104,7 @@ def _check_option(name: str, value: object, is_right: bool, expected: str) -> No
 
 
 def library() -> Path:
-    """Returns the library to preload (LD_PRELOAD) to run the models; it finds its engines next to itself."""
+    """Returns the library to preload (LD_PRELOAD) to run the models; it finds its plug-ins in its own directory."""
     return Path(_native.__file__).parent / "lib" / "libhybrid_rt.so"
 
 
@@ -119,29 +119,29 @@ def export_triton(
 ) -> TritonModel:
     """Writes a model directory: ``NAME/config.pbtxt`` and ``NAME/1/model.pt``. It appears whole or not at all.
 
-    Triton's PyTorch backend passes tensors only: ``model.pt`` is the bundle's module, with its engines, inside a module
-    that takes an image and returns ``boxes__0``, ``labels__1``, ``scores__2`` and what else the detector finds. It is
-    run here before it is written, and has to find what the bundle finds. It runs on the CPU. The bundle's class names
-    become the configuration's parameter ``class_names``, a JSON list by label. There is no file of labels for Triton's
-    classification extension: that ranks the values of one output, and here labels are values themselves.
+    Triton's PyTorch backend passes only tensors, so ``model.pt`` wraps the bundle's module and its engines in a module
+    that takes an image and returns ``boxes__0``, ``labels__1``, ``scores__2`` and the detector's further fields. Before
+    it is written, it is run here and its results are compared with the bundle's. It runs on the CPU. The class names
+    become the configuration's parameter ``class_names``, a JSON list by label. There is no label file, because Triton's
+    classification extension ranks the values of one output, while here the labels are the values.
 
     Args:
         path: the bundle; its detector takes a list of images and returns a dict for each, as torchvision's do.
-        repository: Triton's model repository; it is made if it is not there.
-        options: how Triton serves it; None: as :class:`ServingOptions` says.
-        name: the model's; None: the file's.
-        picture: [3, H, W] in 0..1, to try it with, on which it finds something. None: the golden sample's.
+        repository: Triton's model repository; it is created if it does not exist.
+        options: options for serving; None: the defaults of :class:`ServingOptions`.
+        name: name of the model; None: the file's name without its suffix.
+        picture: test image with objects, float32 [3, H, W] in 0..1. None: the golden sample's.
         force: replace a model directory of that name.
 
     Returns:
-        What was written.
+        The model that was written.
 
     Raises:
-        BundleError: no bundle, an altered one, or the directory can't be written.
-        BackendError: no variant of an engine can run here.
-        OptionError: an argument can't be used, a directory of that name exists, or the detector has another interface
+        BundleError: The file is not a bundle or was altered, or the directory can't be written.
+        BackendError: No variant of an engine can run here.
+        OptionError: An argument can't be used, a directory of that name exists, or the detector has another interface
             or does not accept such a batch.
-        VerificationError: the model finds something else, or nothing; nothing was written.
+        VerificationError: The model's results differ from the bundle's, or the image has no object.
     """
     path, options = Path(path), options or ServingOptions()
     name = path.stem if name is None else name
@@ -171,13 +171,13 @@ def export_triton(
 
 
 def _model_bytes(head: torch.jit.ScriptModule, dimensions: Mapping[str, int], options: ServingOptions) -> bytes:
-    """Puts the bundle's module into one that takes and returns tensors only."""
+    """Wraps the bundle's module in one that takes and returns only tensors."""
     module = jit.tensors_only(head, dimensions, batched=options.max_batch > 0, from_bytes=options.input_type == "uint8")
     return jit.to_bytes(module)
 
 
 def _list_detector(path: Path) -> torch.jit.ScriptModule:
-    """The bundle's module, if it has torchvision's interface."""
+    """Returns the bundle's module after checking that it has torchvision's interface."""
     head = opened_head(path, "triton")
     taken, returned = jit.signature_of(head)
     if (taken[:1], returned) != (["List[Tensor]"], ["List[Dict[str, Tensor]]"]):
@@ -218,7 +218,7 @@ def _golden_picture(path: Path) -> Tensor:
 
 
 def _as_input(picture: Tensor, input_type: str) -> tuple[Tensor, Tensor]:
-    """The image as the model takes it, and as the detector then sees it."""
+    """Returns the image in the model's input format, and as the detector receives it."""
     if input_type == "fp32":
         return picture, picture
     pixels = (picture * 255).round().to(torch.uint8)
@@ -247,10 +247,10 @@ def _fields(found: Mapping[str, Tensor]) -> list[str]:
 
 
 def _outputs(found: Mapping[str, Tensor], fields: Sequence[str], max_batch: int) -> tuple[TritonTensor, ...]:
-    """Each is named by its place, as the backend wants: NAME__INDEX."""
+    """Returns the outputs, named NAME__INDEX as Triton's PyTorch backend requires."""
     outputs = []
     for i, field in enumerate(fields):
-        # A mask is as large as its picture.
+        # A mask has the size of its image.
         rest = (1, -1, -1) if field == "masks" else tuple(found[field].shape[1:])
         outputs.append(TritonTensor(f"{field}__{i}", _TYPES[found[field].dtype], (-1, *rest)))
     if max_batch:
@@ -261,7 +261,7 @@ def _outputs(found: Mapping[str, Tensor], fields: Sequence[str], max_batch: int)
 def _check(
     model_bytes: bytes, given: Tensor, expected: Mapping[str, Tensor], fields: Sequence[str], max_batch: int
 ) -> None:
-    """Opens the model as Triton does, and compares what it finds with what the bundle found."""
+    """Opens the model as Triton does, and compares its results with the bundle's."""
     registry.load_plugins()
     model = jit.from_bytes(model_bytes)
     inputs = torch.stack([given] * max_batch) if max_batch else given
@@ -295,7 +295,7 @@ def _check(
 
 
 def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...], class_names: Sequence[str]) -> str:
-    """The text of config.pbtxt. The names of model and tensors were checked: none needs an escape."""
+    """Returns the text of config.pbtxt. The names of model and tensors were checked, so none needs escaping."""
     lines = [
         f'name: "{model.name}"',
         'backend: "pytorch"',
@@ -314,7 +314,7 @@ def _config(model: TritonModel, options: ServingOptions, warm_up: tuple[int, ...
     if class_names:
         escaped = json.dumps(json.dumps(class_names))  # JSON in ASCII, whose quotes and backslashes are escaped
         lines.append(f'parameters {{ key: "class_names" value {{ string_value: {escaped} }} }}')
-    # An engine is made, and TorchScript compiles, when it is first run: before the model is ready.
+    # Engines are created and TorchScript compiles at the first run; warm up so that this precedes the first request.
     picture = model.inputs[0]
     dims = ", ".join(map(str, warm_up))
     sample = f'key: "{picture.name}" value {{ data_type: {picture.data_type} dims: [ {dims} ] random_data: true }}'
@@ -332,7 +332,10 @@ def _tensors(tensors: Sequence[TritonTensor]) -> str:
 
 
 def _write(folder: Path, model_bytes: bytes, config: str) -> None:
-    """Beside its place, then renamed. An old directory is moved aside first: a rename replaces none that has files."""
+    """Writes beside the final path, then renames.
+
+    An old directory is moved aside first, because a rename can't replace a directory that has files.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:

@@ -333,7 +333,7 @@ def test_candidates_are_what_engine_and_data_allow(monkeypatch: pytest.MonkeyPat
 def test_auto_refuses_engines_with_a_precision_and_devices_that_are_not_here() -> None:
     with refused(r"engine: expected names without a precision, since precision='auto' chooses it, got openvino:bf16"):
         candidates(options_for(["openvino:bf16", "torchscript"]))
-    with refused(r"precision: expected one that is named.*got 'auto' for 'cuda', and no GPU here"):
+    with refused(r"precision: expected the name of a precision.*got 'auto' for 'cuda' on a machine without a GPU"):
         candidates(options_for("torchscript", device="cuda"))
 
 
