@@ -33,11 +33,11 @@ class Engine {
   virtual ~Engine() = default;
 
   /// Runs once. May be called concurrently. `inputs` match the artifact's spec (count, dtype, rank, bounds,
-  /// device: the caller has checked) and are contiguous; the outputs are new tensors of the caller's, contiguous, in
+  /// device: the caller has checked) and are contiguous; the outputs are new contiguous tensors of the caller's, in
   /// the spec's order. Throws Error(kBackend) with the vendor's message.
   virtual std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) = 0;
 
-  /// Returns one line for logs: runtime, its version, the precision that is really used, threads.
+  /// Returns one line for logs: the runtime, its version, the precision in use, and the number of threads.
   virtual std::string description() const = 0;
 };
 

@@ -5,7 +5,7 @@
 
 namespace hybrid_rt {
 
-/// One variant of an engine, and why it can't run here if so.
+/// One variant of an engine, with the reason if it can't run here.
 struct VariantCheck {
   std::string backend;    ///< name of the backend, e.g. "openvino"
   std::string precision;  ///< precision of the artifact, e.g. "bf16"

@@ -6,7 +6,7 @@
 
 namespace hybrid_rt {
 
-/// Kind of an error, for callers that react to it. The text is for messages, and survives TorchScript.
+/// Kind of an error, for callers that react to it. TorchScript loses the kind, but keeps the text.
 enum class ErrorKind {
   kBundle,    ///< the file is missing, truncated, altered, or of another format
   kBackend,   ///< an engine's runtime is not installed, refuses, or fails

@@ -1,6 +1,6 @@
 #pragma once
 
-// All of hybrid_rt for a program: load a bundle, ask what would run. A backend includes hybrid_rt/plugin/backend.h.
+// Everything that a program needs to load and check bundles. A backend includes hybrid_rt/plugin/backend.h instead.
 
 #include "hybrid_rt/backends.h"
 #include "hybrid_rt/bundle.h"

@@ -16,7 +16,7 @@ struct MachineDescription {
   std::string processor;     ///< as the kernel names it: "AMD EPYC 9R14"
   std::string architecture;  ///< "x86_64"
   int64_t cpus = 0;          ///< CPUs that this process may use
-  std::string gpu{};         ///< name of the GPU that the times are of; empty for those of the CPU
+  std::string gpu{};         ///< name of the GPU that was measured; empty for the CPU
 
   /// Describes the machine that this process runs on; with the GPU of that index if it is 0 or more.
   static MachineDescription here(int64_t gpu = -1);
@@ -30,14 +30,14 @@ std::string to_string(const MachineDescription& machine);
 /// Percentiles of the milliseconds that a call takes on images of one size: the smallest time that at least 50 % (95 %,
 /// 99 %) of the calls do not exceed.
 struct SizeLatency {
-  int64_t height = 0;           ///< of the images, in pixels
-  int64_t width = 0;            ///< of the images, in pixels
+  int64_t height = 0;           ///< height of the images, in pixels
+  int64_t width = 0;            ///< width of the images, in pixels
   int64_t count = 0;            ///< timed calls
   double p50 = 0;               ///< milliseconds
   double p95 = 0;               ///< milliseconds
   std::optional<double> p99{};  ///< absent if fewer than 100 calls were timed
 
-  /// Computes them from the timed calls. Throws Error(kOption) if there are fewer than 20.
+  /// Computes the percentiles of the timed calls. Throws Error(kOption) if there are fewer than 20.
   static SizeLatency of(int64_t height, int64_t width, std::vector<double> milliseconds);
 };
 
@@ -75,8 +75,8 @@ struct SizeComparison {
 /// Result of checking a latency contract. `failures` lists the percentiles that are too high, `notes` what differs from
 /// the contract's conditions: another machine, variant of an engine, number of threads, device or input.
 struct LatencyCheck {
-  MachineDescription machine{};         ///< this one
-  MachineDescription measured_on{};     ///< that of the contract
+  MachineDescription machine{};         ///< this machine
+  MachineDescription measured_on{};     ///< machine that the contract was measured on
   double tolerance = 0;                 ///< see LatencyOptions
   std::vector<SizeComparison> sizes{};  ///< by image size
   std::vector<std::string> failures{};  ///< percentiles that are too high

@@ -15,8 +15,8 @@ namespace hybrid_rt {
 /// "CAUSE". ...`; the whole text is then logged at the level "debug".
 std::string message_of(const std::exception& error, std::string_view scope, std::string_view subject);
 
-/// Returns message_of() as an Error. An Error keeps its kind; an engine's complaint about its input is of kInput again;
-/// any other exception is of `kind`.
+/// Returns message_of() as an Error. An Error keeps its kind, an engine's error about its input gets kInput, and any
+/// other exception gets `kind`.
 Error as_error(const std::exception& error, ErrorKind kind, std::string_view scope, std::string_view subject);
 
 /// Returns a text with each sequence of line breaks and blanks replaced by one blank.

@@ -1,6 +1,6 @@
 #pragma once
 
-// The names that version 0.1.0 had for what is in opened_engine.h.
+// Deprecated names from version 0.1.0 for the declarations in opened_engine.h.
 
 #include "hybrid_rt/opened_engine.h"
 

@@ -19,7 +19,7 @@ Signature sign(const std::string& path, const std::string& private_key);
 /// Throws Error(kOption).
 std::string key_of(const std::string& private_key);
 
-/// Returns the signatures that a bundle carries, and those of the file PATH.sig beside it; none is checked. Throws
+/// Returns the signatures in a bundle and in the file PATH.sig beside it, without checking them. Throws
 /// Error(kBundle).
 std::vector<Signature> signatures(const std::string& path);
 

@@ -58,7 +58,7 @@ struct ArtifactSpec {
   std::vector<BlobSpec> blobs;      ///< its byte strings
   /// Requirements for the machine: see unmet() for "version", "cpu" and "memory"; others are the backend's own.
   std::map<std::string, std::string> requirements;
-  std::map<std::string, std::string> versions;  ///< of the packages it was made with, e.g. {"openvino": "2026.4.1"}
+  std::map<std::string, std::string> versions;  ///< versions of the compiler's packages: {"openvino": "2026.4.1"}
 
   /// Throws Error(kBundle) that names the field that is missing or of the wrong type.
   static std::vector<ArtifactSpec> list_from_json(std::string_view json);

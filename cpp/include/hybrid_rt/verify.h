@@ -18,8 +18,8 @@ namespace hybrid_rt {
 
 /// Comparison of one image's boxes: the detector's (expected) and the hybrid's (found), matched one to one by label,
 /// IoU and score. A box is at the cut if it has no match, and its score is below one half and about equal to the other
-/// side's lowest: there, the detector's own threshold or box limit removes boxes, and rounding decides which. They
-/// are counted, but not as lost.
+/// side's lowest: there, the detector's own threshold or box limit removes boxes, and rounding decides which ones. Such
+/// boxes are counted separately, not as lost.
 struct BoxMatch {
   int64_t expected = 0;                ///< number of the detector's boxes
   int64_t found = 0;                   ///< number of the hybrid's boxes
@@ -42,7 +42,7 @@ struct BoxMatch {
 
   /// Returns the fraction of the detector's boxes that have a partner or are at the cut; 1 if there are none.
   double recall_of_expected() const;
-  /// Returns the same for the hybrid's boxes.
+  /// Returns the fraction of the hybrid's boxes that have a partner or are at the cut; 1 if there are none.
   double recall_of_found() const;
   /// Returns the lower one of both.
   double recall() const;
@@ -93,9 +93,9 @@ struct Verification {
   /// The check of the latency contract; absent if it was not asked for.
   std::optional<LatencyCheck> latency{};
 
-  /// Returns whether the result is the detector's.
+  /// Returns true if the result matches the detector's.
   bool matches() const { return failures.empty(); }
-  /// Returns whether it is, and the latency contract holds if that was checked.
+  /// Returns true if the result matches and, if it was checked, the latency contract holds.
   bool passed() const { return matches() && (!latency || latency->holds()); }
 };
 

@@ -31,7 +31,7 @@ class Backend {
   Backend& operator=(const Backend&) = delete;
   virtual ~Backend() = default;
 
-  /// Returns if the runtime can be used, after opening the vendor's library. Does not throw.
+  /// Opens the vendor's library and returns whether the runtime can be used. Does not throw.
   virtual Availability availability() = 0;
 
   /// Returns why this artifact can't run here, without reading its bytes, or nothing. Called while available, after the
@@ -58,10 +58,10 @@ struct PluginDescriptor {
   Backend* (*create)();       ///< creates the backend; called once
 };
 
-/// Compiled into every plug-in, and compared with the library's. It must grow with each change that an old binary would
-/// misread: a virtual method of Backend, Engine or ShapeCachingEngine that is added, removed, reordered or takes other
-/// arguments; another layout of PluginDescriptor or of a struct that crosses the border (ArtifactSpec, EngineOptions,
-/// Availability, BlobMap); another meaning of what is passed. A new non-virtual function does not need it.
+/// Compiled into every plug-in, and compared with the library's. Increment it with each change that an old binary would
+/// misread: adding, removing or reordering a virtual method of Backend, Engine or ShapeCachingEngine, or changing its
+/// arguments; changing the layout of PluginDescriptor or of a struct that both sides use (ArtifactSpec, EngineOptions,
+/// Availability, BlobMap); changing the meaning of an argument. A new non-virtual function does not require it.
 inline constexpr int kPluginAbiVersion = 5;
 
 #define HYBRID_RT_STRINGIFY_IMPL(x) #x

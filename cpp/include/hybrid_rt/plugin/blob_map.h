@@ -15,7 +15,7 @@ namespace hybrid_rt {
 /// The bytes of one artifact by name. Copies share the bytes.
 class BlobMap {
  public:
-  /// `bytes`: one tensor per entry of `spec.blobs`, in that order. Throws Error(kBundle) for another number of them.
+  /// `bytes` holds one tensor per entry of `spec.blobs`, in that order. Throws Error(kBundle) if the number differs.
   BlobMap(const ArtifactSpec& spec, std::vector<at::Tensor> bytes);
 
   /// Returns a contiguous uint8 CPU tensor whose digest was checked. A copy of the tensor keeps the bytes alive; do not

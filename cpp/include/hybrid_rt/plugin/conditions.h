@@ -15,7 +15,7 @@ namespace hybrid_rt {
 /// was compiled from an exported program assumes them and would read past the end of a tensor.
 class Conditions {
  public:
-  /// `backend`: for messages. `text` holds one condition per line: a readable form, a tab, and the same in postfix
+  /// `backend` is used in messages. `text` has one condition per line: a readable form, a tab, and the same in postfix
   /// notation with `INPUT.DIMENSION:` for a size, e.g. `0.2: 1.2: 2 * ==`. Throws Error(kBackend) for a malformed
   /// condition.
   Conditions(std::string backend, const at::Tensor& text, const std::vector<TensorSpec>& inputs);

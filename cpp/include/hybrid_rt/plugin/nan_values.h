@@ -10,10 +10,10 @@
 
 namespace hybrid_rt {
 
-/// For runtimes that lose NaN: OpenVINO 2026.4's and ONNX Runtime's kernels turn relu(NaN) into 0, so that a damaged
-/// input would get plausible results. torch passes NaN on.
-///
 /// Returns true for a float32 tensor in the CPU's memory that holds a NaN.
+///
+/// Some runtimes lose NaN: the kernels of OpenVINO 2026.4 and ONNX Runtime turn relu(NaN) into 0, so that a damaged
+/// input would give plausible results. torch propagates NaN.
 inline bool holds_nan(const at::Tensor& tensor) {
   if (tensor.scalar_type() != c10::ScalarType::Float || !tensor.is_cpu()) return false;
   constexpr std::size_t kChunk = 4096;  // between two looks: within, the loop has no branch
@@ -29,7 +29,7 @@ inline bool holds_nan(const at::Tensor& tensor) {
   return false;
 }
 
-/// Returns true if one of the tensors does.
+/// Returns true if holds_nan() is true for any of the tensors.
 inline bool any_holds_nan(at::ArrayRef<at::Tensor> tensors) {
   return std::any_of(tensors.begin(), tensors.end(), holds_nan);
 }
@@ -41,8 +41,8 @@ inline void fill_with_nan(at::ArrayRef<at::Tensor> tensors) {
   }
 }
 
-/// Returns true if a stored model asks by itself which values are NaN, by the names of its operations: the holes of a
-/// depth image, say. Its results for them are intended.
+/// Returns true if a stored model tests for NaN itself, judged by the names of its operations. Its results for NaN are
+/// then intended, for instance for the holes in a depth image.
 inline bool asks_for_nan(const at::Tensor& model) {
   const std::string_view text(static_cast<const char*>(model.const_data_ptr()), model.nbytes());
   return text.find("IsNaN") != std::string_view::npos || text.find("IsFinite") != std::string_view::npos;

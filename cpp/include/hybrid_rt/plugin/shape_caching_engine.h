@@ -14,8 +14,8 @@
 
 namespace hybrid_rt {
 
-/// An engine whose runtime writes into memory that it is given, but tells its output shapes only after a run. The first
-/// run at each set of input shapes copies what the runtime allocated; later ones have it write into torch's tensors.
+/// An engine whose runtime can write into given memory, but reports its output shapes only after a run. The first run
+/// at each set of input shapes copies the runtime's own outputs; later runs write directly into torch's tensors.
 class ShapeCachingEngine : public Engine {
  public:
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) final;
@@ -26,7 +26,7 @@ class ShapeCachingEngine : public Engine {
   /// Result of a run into the runtime's own memory.
   struct CopiedOutputs {
     std::vector<at::Tensor> outputs;  ///< copies of the outputs
-    /// True if runs at these shapes can't be told where to write, so that each must copy.
+    /// True if runs at these shapes can't write into given memory, so that each has to copy.
     bool must_copy = false;
   };
 

@@ -35,19 +35,19 @@ class VendorLibrary {
   const std::string& version() const { return version_; }  ///< Returns its version; empty if it can't be used.
   /// Returns the availability of a backend whose engines run on these kinds of device and need only this library.
   Availability availability(std::vector<std::string> devices) const;
-  /// Throws Error(kBackend) with that reason; `expected` is what the library is, in words.
+  /// Throws Error(kBackend) with reason() unless the library is open; `expected` describes the library in the message.
   void require_open(const std::string& expected) const;
 
  protected:
   explicit VendorLibrary(VendorLibrarySearch search) : search_(std::move(search)) {}  ///< Opens nothing yet.
   ~VendorLibrary() = default;
 
-  /// Opens the file that the variable names, else that of the package beside hybrid_rt in site-packages, else what the
-  /// dynamic linker finds. `prepare`, if any, is called with each path first; what it returns, if not empty, is why
-  /// that one can't be opened. Returns why none can be, or nothing.
+  /// Opens the file that the variable names, else that of the package beside hybrid_rt in site-packages, else the one
+  /// that the dynamic linker finds. `prepare`, if given, is called with each path first and returns why that file can't
+  /// be opened, or an empty string. Returns why no file could be opened, or an empty string.
   std::string open(const std::function<std::string(const std::string& path)>& prepare = {});
 
-  /// Sets `function` to the library's function of that name. Returns why it can't be, or nothing.
+  /// Sets `function` to the library's function of that name. Returns why it can't, or an empty string.
   template <typename Function>
   std::string resolve(void* handle, const char* name, Function& function) const {
     function = reinterpret_cast<Function>(dlsym(handle, name));
@@ -56,7 +56,7 @@ class VendorLibrary {
 
   std::string install() const { return "Install it: pip install " + search_.package + "."; }  ///< Returns a remedy.
 
-  void* handle_ = nullptr;  ///< of dlopen
+  void* handle_ = nullptr;  ///< result of dlopen
   std::string path_;        ///< path or name that was passed to dlopen
   std::string reason_;      ///< see reason()
   std::string version_;     ///< see version()
