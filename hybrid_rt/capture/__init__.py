@@ -1,1 +1,1 @@
-"""From a detector to programs: observe, choose segments, record, export."""
+"""Captures a detector's segments as programs: observes, chooses segments, records, exports."""

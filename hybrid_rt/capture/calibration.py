@@ -1,4 +1,4 @@
-"""The inputs of segments on calibration samples, in bounded memory: how large values get, for int8."""
+"""Records the inputs of segments on calibration samples for int8, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..common.tensor_tree import map_tensors, tensors_in
 from .recordings import HeadOperators, Recorded, recording
 
 MOST_BYTES = 2 << 30
-"""Of all recorded inputs together. Beyond that every second sample is left out, evenly over all."""
+"""Memory limit of all recorded inputs. Beyond it, every second sample is dropped, so that the rest stay spread out."""
 
 
 class _Thinned:
-    """Keeps what fits into the memory: all samples, every second one, every fourth one, ..."""
+    """Keeps as many evenly spaced samples as fit into the memory: all, every second, every fourth, ..."""
 
     def __init__(self, most_bytes: int) -> None:
         self.kept: list[Any] = []
@@ -43,13 +43,13 @@ def _size(value: Any) -> int:
 
 
 def _without_numbers(value: Any) -> Any:
-    """Returns the same structure of tensors that have a size and no memory."""
+    """Returns the value with its tensors replaced by ones on the device "meta", which need no memory."""
     return map_tensors(value, lambda tensor: tensor.to("meta"))
 
 
 @contextmanager
 def _about(index: int) -> Iterator[None]:
-    """Makes an error of the detector's own code say which sample it is about."""
+    """Converts an error of the detector's own code to one that names the sample."""
     try:
         yield
     except Exception as error:  # whatever the user's code raises
@@ -70,18 +70,18 @@ def record_calibration(
     first: Collection[str],
     most_bytes: int = MOST_BYTES,
 ) -> list[Recorded]:
-    """Records what goes into segments on calibration samples.
+    """Records the inputs of segments on calibration samples.
 
     Args:
-        detector: runs on each sample, in eager mode.
+        detector: the detector; it runs on each sample in eager mode.
         names: the segments.
         samples: arguments of the detector.
-        first: of ``names`` those whose inputs are needed. Those of the others, and all results, are kept without their
-            numbers: what goes into a later segment of an engine comes from an earlier one.
-        most_bytes: of all that is kept.
+        first: those of ``names`` whose inputs are needed. The inputs of the others, and all results, are kept without
+            values, because a later segment of an engine gets its inputs from an earlier one.
+        most_bytes: memory limit of the recordings.
 
     Raises:
-        OptionError: a sample that the detector does not take.
+        OptionError: The detector does not accept a sample.
     """
     kept = _Thinned(most_bytes)
     for i, arguments in enumerate(samples):
@@ -101,7 +101,7 @@ def record_calibration(
 
 
 class _EngineInputs(TorchDispatchMode):
-    """Within it, what goes into engines is noted, by the names of their segments."""
+    """Records the inputs of engines that run within the block, by the names of their segments."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -122,19 +122,19 @@ def record_engine_inputs(
     samples: Sequence[tuple[Any, ...]],
     most_bytes: int = MOST_BYTES,
 ) -> dict[tuple[str, ...], list[tuple[Tensor, ...]]]:
-    """Records what goes into the engines of a saved hybrid on calibration samples.
+    """Records the inputs of a saved hybrid's engines on calibration samples.
 
     Args:
-        hybrid: its engines are prepared.
-        segments: of the engines whose inputs are needed.
+        hybrid: the hybrid, with prepared engines.
+        segments: the segments of each engine whose inputs are needed.
         samples: arguments of the detector.
-        most_bytes: of all that is kept.
+        most_bytes: memory limit of the recordings.
 
     Returns:
-        The inputs of each engine, by its segments; empty for one that is not called.
+        The inputs of each engine, by its segments; empty for an engine that is not called.
 
     Raises:
-        OptionError: a sample that the hybrid does not take.
+        OptionError: The hybrid does not accept a sample.
     """
     kept = _Thinned(most_bytes)
     for i, arguments in enumerate(samples):

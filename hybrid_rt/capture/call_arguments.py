@@ -1,4 +1,4 @@
-"""The arguments of a detector, by position: hybrids and recordings are called with these."""
+"""Converts a detector's arguments to positional ones, with which hybrids and recordings are called."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def positional(detector: nn.Module, arguments: Any, option: str) -> tuple[Any, .
 
     Args:
         detector: the detector.
-        arguments: such a tuple; or a dict of arguments by the names of forward's parameters. Those that it leaves out
-            between others have their defaults.
-        option: the name of the option that they come from, for the text of errors.
+        arguments: such a tuple, or a dict of arguments by the names of forward's parameters. Missing ones before the
+            last one get their defaults.
+        option: name of the option that they come from, for the text of errors.
 
     Raises:
-        OptionError: they are neither, do not fit the signature, or have to be passed by name.
+        OptionError: They are neither a tuple nor a dict, do not fit the signature, or have to be passed by name.
     """
     if isinstance(arguments, tuple):
         return arguments

@@ -1,4 +1,4 @@
-"""Counts what a detector computes: the same in every process and under every load, which no measured time is."""
+"""Counts a detector's operations, which, unlike measured times, are equal in every process and under any load."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from ..common.tensor_tree import tensors_in
 
 _OPERATIONS_PER_BYTE = 8
-"""Operations that a CPU does in the time in which it moves a byte: some 100 GFLOP/s to some 12 GB/s per core."""
+"""Operations that a CPU core does while it moves one byte: about 100 GFLOP/s divided by 12 GB/s."""
 
 _OPERATIONS_PER_CALL = 200_000
-"""Likewise, in the time of an operator's call in eager mode: some 2 microseconds."""
+"""Operations that a CPU core does during the overhead of one call in eager mode, about 2 microseconds."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Work:
     """Counted work of operators.
 
     Attributes:
-        operations: of convolutions, matrix products and attention, multiplications and additions apart; of any other
-            operator one per element of its result.
-        bytes: that are read and written; a view moves none.
-        cost: of each operator's call the greater of both, put into operations, and the call itself.
+        operations: multiplications plus additions of convolutions, matrix products and attention; for any other
+            operator, one per element of its result.
+        bytes: bytes read and written; none for a view.
+        cost: sum over all calls of the larger of ``operations`` and ``bytes`` (converted to operations), plus the
+            overhead of the call.
     """
 
     operations: int = 0
@@ -44,10 +45,10 @@ NO_WORK = Work()
 
 
 class WorkCounter(TorchDispatchMode):
-    """Within it, ``add`` is called with the work of each operator."""
+    """Calls ``add`` with the work of each operator that runs within the block."""
 
     def __init__(self, add: Callable[[Work], None]) -> None:
-        """``add``: takes the work of one call."""
+        """``add``: receives the work of one call."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._add = add
 
@@ -74,13 +75,13 @@ def _work_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resul
 
 
 _WITH_WEIGHTS = ("aten::mkldnn_rnn_layer", "aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd")
-"""Operators that do several matrix products, for which torch has no formula."""
+"""Operators that compute several matrix products, and for which torch has no formula."""
 
 
 def _operations(
     operator: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, given: list[Tensor]
 ) -> int | None:
-    """The operations of those operators whose number is not that of their result's elements; else None."""
+    """Returns the number of operations of a convolution, matrix product or attention; None for other operators."""
     if name.startswith("aten::_scaled_dot_product") and len(given) >= 3:
         query, key, value = (tuple(tensor.shape) for tensor in given[:3])
         return int(sdpa_flop_count(query, key, value)) if len(query) == 4 else None  # type: ignore[no-untyped-call]

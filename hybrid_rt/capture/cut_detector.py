@@ -1,7 +1,7 @@
-"""A detector whose dense part was cut out of its exported graph: that part is one segment, the rest its head.
+"""Cuts the dense part out of a detector's exported graph, as one segment whose head is the rest of the graph.
 
-The graph with the segment in it is a module in Python, in which the segment is recorded and compiled like any other
-submodule; the head of the hybrid is written from the same graph. It is compared with the detector itself.
+The graph with its segment is a module in Python, so that the segment is recorded and compiled like any other submodule.
+The hybrid's head is generated from the same graph. The hybrid is compared with the original detector.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from .profile import Profile
 from .segments import LEAST_SHARE, Share
 
 DENSE = "dense"
-"""The segment's name: the part has none in the detector."""
+"""Name of the segment, which is not a submodule of the detector."""
 
 _ENOUGH = 0.9
-"""Of the work: segments at module borders that do as much in one engine are left as they are."""
+"""Fraction of the work from which a single engine for segments at module borders is kept."""
 
 
 class GraphCutter:
-    """A detector's exported graph, from which parts are cut."""
+    """Exports a detector, and cuts parts out of its graph."""
 
     def __init__(self, profile: Profile) -> None:
         """Exports the detector.
 
         Raises:
-            CaptureError: torch.export does not take it; the text has the line.
+            CaptureError: torch.export does not accept it; the text names the line.
         """
         self._profile = profile
         self._head = export_head(profile.detector, profile.example, [])
@@ -59,14 +59,14 @@ class GraphCutter:
             self._partition = Partition(self._graph.graph, counted(self._graph, given), set(self._user_inputs))
 
     def profile(self, excluded: frozenset[str], *, dense_only: bool) -> tuple[Profile, Part]:
-        """Returns the profile of the detector with its largest part as the one segment, and the part.
+        """Returns the profile of the detector with its largest part as the only segment, and that part.
 
         Args:
-            excluded: operators that the part must not have.
+            excluded: operators that the part must not contain.
             dense_only: see :meth:`Partition.largest`.
 
         Raises:
-            CaptureError: nothing is left of it, or the graph computes sizes in a way that can't be repeated outside.
+            CaptureError: No part is left, or the graph computes a size in a way that can't be repeated outside of it.
         """
         part = self._partition.largest(excluded, dense_only=dense_only)
         if part is None or part.share < LEAST_SHARE:
@@ -107,7 +107,7 @@ class GraphCutter:
 
 
 def is_worth_cutting(profile: Profile) -> bool:
-    """Tells whether segments at module borders leave much of the work to the head, or are several engines."""
+    """Returns true if segments at module borders leave much of the work to the head, or form several engines."""
     detector = profile.detector
     if hasattr(getattr(detector, "transform", None), "min_size") or next(detector.parameters(), None) is None:
         return False
@@ -115,7 +115,7 @@ def is_worth_cutting(profile: Profile) -> bool:
 
 
 def is_better(cut: Profile, borders: Profile) -> bool:
-    """Tells whether a part of the graph does more than segments at module borders, or as much in fewer engines."""
+    """Returns true if a part of the graph covers more work than segments at module borders, or as much in one go."""
     if borders.nothing is not None:
         return True
     gained = _covered(cut) - _covered(borders)
@@ -127,7 +127,7 @@ def _covered(profile: Profile) -> float:
 
 
 def _sample(sample: Sample, detector: nn.Module, example: Sequence[Any]) -> Sample:
-    """The sample for a graph, which takes lists of the example's length only."""
+    """Returns the sample for a graph, which accepts only lists of the example's length."""
     return replace(
         sample,
         detector=detector,
@@ -139,7 +139,7 @@ def _sample(sample: Sample, detector: nn.Module, example: Sequence[Any]) -> Samp
 
 
 def _held(program: ExportedProgram) -> dict[str, Tensor]:
-    """Weights, buffers and constants by the names of their placeholders."""
+    """Returns weights, buffers and constants by the names of their placeholders."""
     held = {**program.state_dict, **program.constants}
     return {
         spec.arg.name: held[str(spec.target)].detach()
@@ -155,7 +155,7 @@ def _user_inputs(program: ExportedProgram, graph: Graph) -> list[Node]:
 
 
 def _all_inputs(program: ExportedProgram, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The arguments of a program's graph."""
+    """Returns all arguments of a program's graph: the user's tensors, weights, buffers and constants."""
     remaining, held = iter(tensors), _held(program)
     return [
         next(remaining) if spec.kind is InputKind.USER_INPUT else held[spec.arg.name]
@@ -175,10 +175,10 @@ def _refused(expected: str, got: str) -> CaptureError:
 
 
 class _Sizes:
-    """Writes numbers that follow from sizes into a graph, as functions of the sizes of some tensors in it."""
+    """Adds nodes to a graph that compute symbolic numbers from the sizes of tensors in it."""
 
     def __init__(self, graph: Graph, tensors: Mapping[Node, Node]) -> None:
-        """``tensors``: nodes of the whole graph, and the nodes in this one that have the same sizes."""
+        """``tensors``: nodes of the whole graph, with the nodes of this graph that have the same sizes."""
         self._graph = graph
         self._tracer = GraphAppendingTracer(graph)
         self._places: dict[Any, tuple[Node, int]] = {}
@@ -225,7 +225,7 @@ def _symbols(value: Any) -> Sequence[Any]:
 
 
 class _Cut:
-    """A graph in two: ``inner``, a module of one part of it, and ``outer``, which calls that part as a segment."""
+    """Splits a graph into ``inner``, a module of one part, and ``outer``, which calls that part as a segment."""
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class _Cut:
         inputs: Mapping[Node, str],
         held: Mapping[str, Tensor],
     ) -> None:
-        """``inputs``: the tensors that the detector is given, with names; ``held``: weights by placeholder."""
+        """``inputs``: the detector's input tensors, with names; ``held``: weights by placeholder."""
         self._whole = whole
         self._order = order
         self._part = dict.fromkeys(part.nodes)
@@ -247,11 +247,11 @@ class _Cut:
         self.outer = self._outer_module()
 
     def _leaves(self, user: Node) -> bool:
-        """Tells whether a user of a node of the part is outside of it, and needs more than the node's sizes."""
+        """Returns true if a user of one of the part's nodes is outside of the part, and needs more than its sizes."""
         return user not in self._part and schema_name(user) != "aten::sym_size"
 
     def _inputs(self) -> list[Node]:
-        """The tensors that the part gets, with those whose sizes alone it needs."""
+        """Returns the tensors that the part needs, including those of which it needs only the sizes."""
         tensors: dict[Node, None] = {}
         numbers: list[Any] = []
         for node in self._part:
@@ -320,7 +320,7 @@ class _Cut:
         return GraphModule(self._whole, graph, "Outer")
 
     def _behind(self, nodes: Sequence[Node]) -> set[Node]:
-        """The nodes that need what the part computes, or that write into what it was given."""
+        """Returns the nodes that depend on the part's results, or that write into its inputs."""
         found: set[Node] = set()
         for node in nodes:
             is_size_of_part = schema_name(node) == "aten::sym_size" and node.args[0] in self._part
@@ -331,7 +331,7 @@ class _Cut:
 
 
 class _CutDetector(nn.Module):
-    """The graph with the part as its submodule, for the detector's arguments."""
+    """Runs the graph, with the part as a submodule, on the detector's arguments."""
 
     def __init__(self, head: ExportedHead, dense: nn.Module, name: str) -> None:
         """``name``: the detector's, for messages."""
@@ -344,7 +344,7 @@ class _CutDetector(nn.Module):
         """Returns what the detector returns.
 
         Raises:
-            CaptureError: arguments that the graph was not made for.
+            CaptureError: The graph does not support the sizes of the arguments.
         """
         given = [tree_of(value, self._name, "") for value in arguments]
         tensors = [tensor for _, found in given for tensor in found]
@@ -366,7 +366,7 @@ class _CutDetector(nn.Module):
 
 
 class _Calling(Interpreter):
-    """Runs a graph, and a module in the place of its segment."""
+    """Runs a graph, with a module in the place of its segment."""
 
     def __init__(self, graph_module: GraphModule, dense: nn.Module) -> None:
         super().__init__(graph_module)

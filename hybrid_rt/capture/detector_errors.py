@@ -1,4 +1,4 @@
-"""Names the cause where a detector fails by itself, on inputs that the user gave."""
+"""Explains failures of the detector itself on inputs that the user passed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from ..common.errors import HybridRTError, OptionError
 from ..common.tensor_tree import places_of
 
 _SHOWN = 6
-"""Values of the arguments that the error shows."""
+"""Maximum number of argument values that the error shows."""
 
 
 class NamingTheLine:
-    """Makes an error that a detector raises within it say where in its code, and on which arguments.
+    """Converts an error of a detector within the block to one that names the line and the arguments.
 
-    Not a generator with ``contextlib.contextmanager``, which takes an error made of a StopIteration for that one.
+    This is not a generator with ``contextlib.contextmanager``, because that mistakes an error whose cause is a
+    StopIteration for the StopIteration itself.
     """
 
     def __init__(self, detector: nn.Module, arguments: tuple[Any, ...], subject: str, scope: str = "convert") -> None:
-        """Keeps what the error is to say.
+        """Stores the parts of the error's text.
 
         Args:
-            detector: it is run within.
-            arguments: what it is given.
+            detector: the detector that runs within the block.
+            arguments: its arguments.
             subject: the user's parameter that they come from, e.g. "example_inputs".
-            scope: of the error's text.
+            scope: scope in the error's text.
         """
         self._detector, self._arguments, self._subject, self._scope = detector, arguments, subject, scope
 
@@ -36,7 +37,7 @@ class NamingTheLine:
         """Begins."""
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        """Raises OptionError in the place of what is not ours."""
+        """Raises OptionError instead of an error that is not hybrid_rt's own."""
         if not isinstance(error, Exception) or isinstance(error, HybridRTError):
             return
         raise OptionError.make(
@@ -50,7 +51,7 @@ class NamingTheLine:
 
 
 def _written(arguments: tuple[Any, ...]) -> str:
-    """The arguments by position: dtypes and shapes of tensors, other values as they are."""
+    """Returns the arguments by position as text: dtypes and shapes of tensors, the values of others."""
     shown = [f"{'.'.join(map(str, place))}: {_value(leaf)}" for place, leaf in places_of(arguments)]
     more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
     return ", ".join([*shown[:_SHOWN], *more]) or "no arguments"

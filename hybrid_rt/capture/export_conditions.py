@@ -1,4 +1,4 @@
-"""Conditions of an exported program on its input sizes, as an expression, and a check of shapes."""
+"""Converts the conditions of an exported program on its input sizes to source, and checks shapes against them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LARGEST_DRAWN = 80
 
 
 class _Shape(tuple[int, ...]):
-    """Sizes that are asked for as a tensor's."""
+    """A shape with a method ``size``, like a tensor's."""
 
     def size(self, dimension: int) -> int:
-        """As Tensor.size."""
+        """Returns the size of a dimension."""
         return self[dimension]
 
 
 def infix(words: str, tensors: Sequence[str]) -> str:
-    """Returns a condition in postfix notation, see ``torch_export.conditions``, as Python's and TorchScript's source.
+    """Converts a condition in postfix notation (see ``torch_export.conditions``) to Python and TorchScript source.
 
-    ``tensors``: an expression per input.
+    ``tensors`` holds one expression per input.
     """
     stack: list[str] = []
     for word in words.split():
@@ -38,7 +38,7 @@ def infix(words: str, tensors: Sequence[str]) -> str:
 
 
 def holds(words: str, shapes: Sequence[Sequence[int]]) -> bool:
-    """Tells whether a condition holds for the inputs' shapes; a remainder or quotient by zero does not."""
+    """Returns true if a condition holds for the inputs' shapes; false if it divides by zero."""
     source = infix(words, [f"shapes[{i}]" for i in range(len(shapes))])
     try:
         return bool(eval(source, {"min": min, "max": max, "shapes": [_Shape(shape) for shape in shapes]}))
@@ -47,9 +47,9 @@ def holds(words: str, shapes: Sequence[Sequence[int]]) -> bool:
 
 
 def is_plain(words: str, specs: Sequence[TensorSpec]) -> bool:
-    """Tells whether a condition holds for all sizes of the ranges above 1, so that a message need not name it.
+    """Returns true if a condition seems to hold for all sizes above 1 in the ranges, so that messages can omit it.
 
-    Sizes are drawn, the same in each process.
+    It is tried on random sizes, which are the same in each process.
     """
     draw = random.Random(0)
 

@@ -1,4 +1,4 @@
-"""A whole detector by torch.export, its sizes free: what is left of it around its segments."""
+"""Exports the head of a detector by torch.export with free sizes: the whole detector around its segments."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from .symbolic_numbers import free_caches, symbolic_numbers
 from .torch_export import conditions, free_sizes, input_specs
 
 _NEAR = 1e-3
-"""A branch on the batch makes a greater difference, rounding a smaller one."""
+"""Limit of the relative error: a wrong branch on the batch exceeds it, rounding does not."""
 
 Numbers = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
-"""Within it a module's code meets other types for numbers, see :mod:`.symbolic_numbers`."""
+"""Context in which a module's code uses other types for numbers, see :mod:`.symbolic_numbers`."""
 
 _OURS = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportedHead:
-    """A detector as torch.export saw it.
+    """A detector as torch.export recorded it.
 
     Attributes:
-        program: takes the tensors of the arguments, and returns the computed values of the result.
-        arguments: by forward's parameters, what was passed in the example.
-        specs: the sizes that it takes, one per tensor of the arguments.
-        conditions: further ones, see :func:`hybrid_rt.capture.torch_export.conditions`.
-        result: what it returns.
+        program: the exported program, which takes the arguments' tensors and returns the computed values of the result.
+        arguments: structures of the example's arguments, by forward's parameters.
+        specs: supported sizes, one spec per tensor of the arguments.
+        conditions: further conditions on sizes, see :func:`hybrid_rt.capture.torch_export.conditions`.
+        result: structure of the result.
     """
 
     program: ExportedProgram
@@ -57,13 +57,13 @@ class ExportedHead:
     result: ValueTree
 
     def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """Tells whether tensors of these shapes may be given."""
+        """Returns true if the program supports tensors of these shapes."""
         fits = all(spec.holds(shape) for spec, shape in zip(self.specs, shapes, strict=True))
         return fits and all(holds(words, shapes) for _, words in self.conditions)
 
 
 class _Raised(Exception):
-    """The detector raised its cause. torch.export prints the graph that it notes at an error: not at this one."""
+    """Wraps an error of the detector's own code, and keeps torch.export from adding its graph to the text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "partial_fx_graph":
@@ -71,7 +71,7 @@ class _Raised(Exception):
 
 
 class _Exported(FlatDetector):
-    """Raises what the detector raises as :class:`_Raised`."""
+    """Raises errors of the detector as :class:`_Raised`."""
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         try:
@@ -81,17 +81,17 @@ class _Exported(FlatDetector):
 
 
 def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence[Member]) -> ExportedHead:
-    """Exports a detector with an operator in the place of each segment.
+    """Exports a detector with one operator in the place of each segment.
 
     Args:
-        detector: it stays as it is.
-        example: its positional arguments. Every size of a tensor is free unless the code fixes it; numbers, texts and
+        detector: the detector, which is not changed.
+        example: its positional arguments. Every size of a tensor is free unless the code fixes it; numbers, strings and
             None are constants.
         members: the segments, in the order of their engines.
 
     Raises:
-        CaptureError: torch.export refuses; the text has the detector's line. Or an argument or result of a kind that
-            TorchScript has no type for.
+        CaptureError: torch.export refuses the detector, and the text names the line; or an argument or result has a
+            type that TorchScript lacks.
     """
     arguments, tensors = flat_arguments(detector, example)
     names = [
@@ -137,10 +137,10 @@ def _are_batches(tensors: Sequence[Tensor]) -> bool:
 
 
 def _of_any_batch(head: ExportedHead, tensors: Sequence[Tensor]) -> ExportedHead:
-    """The head of a batch of two, without the conditions that leave out a batch of one.
+    """Returns the head that was exported with a batch of two, without the conditions that exclude a batch of one.
 
-    With the example alone torch fixes a size of 1 at many an operator; with two it notes that the batch is not 1
-    wherever it asks whether memory is contiguous. The caller has to find out if the program is right for one.
+    With a batch of one, torch fixes that size at many operators. With two, it records that the batch is not 1 wherever
+    it checks for contiguous memory. The caller has to check that the program is right for a batch of one.
     """
     shapes = [tensor.shape for tensor in tensors]
     kept = [(text, words) for text, words in head.conditions if holds(words, shapes) or not words.endswith(" 1 !=")]
@@ -197,7 +197,7 @@ def _exported(
 
 
 def _refusal(causes: Sequence[BaseException]) -> CaptureError:
-    """``causes``: the error and what it came from."""
+    """Returns the error for a failed export; ``causes``: the exception and its causes."""
     place = f" at {where}" if (where := _line_of(causes)) else ""
     if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in causes):
         return CaptureError.make(
@@ -224,7 +224,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _line_of(causes: Sequence[BaseException]) -> str:
-    """``head.py:12 in forward: 'if scores.max() > 0.5:'``, of the user's innermost frame, or an empty string."""
+    """Returns the user's innermost frame, e.g. ``head.py:12 in forward: 'if x.max() > 0.5:'``, or an empty string."""
     torch_code = Path(torch.__file__).parent
     for cause in reversed(causes):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
@@ -237,7 +237,7 @@ def _line_of(causes: Sequence[BaseException]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences torch's log of a failed export; the error message contains the cause."""
+    """Silences torch's log of a failed export, because the error message contains the cause."""
     loggers = [logging.getLogger(name) for name in ("torch._export", "torch.fx.experimental", "torch._logging")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

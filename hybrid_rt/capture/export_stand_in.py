@@ -1,11 +1,12 @@
-"""Operators that stand for what torch.export shall not look into while it records a detector.
+"""Operators that replace segments and torchvision's nms while torch.export records a detector.
 
-Segments: the TorchScript class of an engine can't tell the exporter how its outputs' sizes follow from its inputs', so
-the head behind it could not compute with them. The stand-in runs the segment itself on tensors without values, which
-keeps the sizes linked.
+Segments: an engine's TorchScript class can't derive the sizes of its outputs from those of its inputs, so the exporter
+could not compute with them in the head. The replacement runs the segment itself on tensors without values, which
+preserves the relation between the sizes.
 
-torchvision's nms and batched_nms: the first is recorded as if it kept two boxes or more, the second branches on the
-number of boxes. hybrid_rt's own takes the place of the first; TorchScript compiles the second as it is.
+torchvision's nms and batched_nms: torch.export would record the first as if it always kept at least two boxes, and the
+second branches on the number of boxes. The first is replaced by hybrid_rt's nms; TorchScript compiles the second as it
+is.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ _library.impl("segment", _segment, "CompositeExplicitAutograd")
 
 
 _own_batched_nms = types.FunctionType(batched_nms.__code__, batched_nms.__globals__)
-"""torchvision's, also where calls of it are replaced."""
+"""A copy of torchvision's function, which stays usable while the original is replaced."""
 
 _library.impl("batched_nms", _own_batched_nms, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake(SEGMENT, lib=_library)  # type: ignore[untyped-decorator]
 def _segment_sizes(inputs: list[Tensor], name: str) -> list[Tensor]:
-    """Runs the segment on tensors that have sizes only."""
+    """Runs the segment on tensors without values, and returns tensors of its outputs' sizes."""
     return [output.new_empty(output.shape) for output in _active[name](*inputs)]
 
 
 @torch.library.register_fake(BATCHED_NMS, lib=_library)  # type: ignore[untyped-decorator]
 def _batched_nms_sizes(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes: as many as the data says."""
+    """Returns the indices of the kept boxes; their number depends on the data."""
     return boxes.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)
 
 
@@ -76,7 +77,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
 
 @contextmanager
 def _as_operators() -> Iterator[None]:
-    """Within it torchvision's functions call operators, also in modules that imported them by their names."""
+    """Replaces torchvision's functions with operators, also in modules that imported them by name."""
     replaced = {nms: _nms, batched_nms: _batched_nms}
     codes = {function: function.__code__ for function in replaced}
     try:
@@ -90,13 +91,13 @@ def _as_operators() -> Iterator[None]:
 
 @contextmanager
 def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Module]:
-    """Yields a copy of a detector that calls the stand-in for each segment; weights are shared.
+    """Yields a copy of a detector that calls an operator for each segment; weights are shared.
 
-    All that the code of the copy assigns to attributes stays there: the detector is as before. A segment keeps its
-    class, attributes and methods, for a head that asks for them.
+    Assignments to attributes of the copy do not affect the detector. A segment keeps its class, attributes and methods,
+    because the head may use them.
 
     Raises:
-        SegmentError: at the end, if the detector called segments otherwise than on the example.
+        SegmentError: At the end of the block, if the arguments of a segment differ from those on the example.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*detector.parameters(), *detector.buffers())}
     copied = copy.deepcopy(detector, memo)
@@ -117,7 +118,7 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
 
 
 def _knowing_copies(hook: Any, memo: Mapping[int, Any]) -> Any:
-    """Returns a hook that keeps what it sees in the copy: deepcopy() leaves functions, and what they hold, alone."""
+    """Returns a hook that refers to the copied modules, because deepcopy() does not copy functions and their state."""
     if not isinstance(hook, types.FunctionType) or not hook.__closure__:
         return hook
     cells = tuple(types.CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) for cell in hook.__closure__)
@@ -150,7 +151,7 @@ def _flat_inputs(
     """Returns the tensors of a call.
 
     Raises:
-        SegmentError: the call passes others than the one that was recorded.
+        SegmentError: The structure of the arguments differs from that of the recorded call.
     """
     named = arguments_of(itself, positional, keyword)
     others = [name for name in (*named, *member.inputs) if not _is_as_recorded(name, named, member.inputs)]

@@ -1,7 +1,7 @@
-"""A segment as TorchScript that is written from what torch.export records, with its sizes as symbols.
+"""Generates TorchScript for a segment from an exported program with symbolic sizes.
 
-torch.jit.trace keeps whatever Python computes from sizes as it was on the example. If that is wrong, or if it
-fails, this takes its place: sizes stay free, and what is taken for granted of them is known.
+torch.jit.trace records numbers that Python computes from sizes as constants of the example. If that is wrong, or if
+tracing fails, this is used instead: sizes stay free, and the conditions on them are known.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Segment(nn.Module):
 
 
 _LARGE = 1 << 22
-"""Above every size, and half of what float32 holds exactly: OpenVINO divides in it."""
+"""Larger than every size, and half of the largest integer range of float32, in which OpenVINO divides."""
 
 
 def _division(node: torch.fx.Node, arguments: Sequence[str], exported: ExportedProgram) -> str:
-    """A quotient or remainder of sizes as OpenVINO computes it, too; divisors are positive.
+    """Writes a quotient or remainder of sizes so that OpenVINO computes it correctly too; divisors are positive.
 
-    It rounds the quotient of a negative number, such as ``-height // 8``, towards zero, and takes the remainders of a
-    range's two ends for those of all sizes between them.
+    OpenVINO rounds the quotient of a negative number, such as ``-height // 8``, towards zero, and assumes that the
+    remainders of all sizes in a range lie between those of its two ends.
     """
     if node.target not in (operator.floordiv, operator.mod):
         return ""
@@ -73,8 +73,8 @@ class ExportedSegment:
 
     Attributes:
         module: a function of flat tensors that returns a tuple.
-        conditions: what holds of its inputs' sizes, see :func:`hybrid_rt.capture.torch_export.conditions`.
-        float_sizes: whether it computes sizes from fractions, which has to be done in 64 bits.
+        conditions: conditions on its inputs' sizes, see :func:`hybrid_rt.capture.torch_export.conditions`.
+        float_sizes: true if it computes sizes from fractions, which requires 64 bits.
     """
 
     module: torch.jit.ScriptModule
@@ -87,16 +87,16 @@ def exported_segment(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> 
 
     Args:
         exported: the program.
-        specs: of its inputs.
+        specs: specs of its inputs.
 
     Raises:
-        CaptureError: an operator that TorchScript has not, or a condition of another kind than comparisons of sizes.
+        CaptureError: TorchScript lacks an operator, or a condition is not a comparison of sizes.
     """
     tensors = [f"input_{i}" for i in range(len(specs))]
     code = ExportedCode(
         exported, tensors, {"aten::meshgrid": _meshgrid}, functools.partial(_division, exported=exported)
     )
-    # torch.export takes the strides of its example for granted: that of tensors as they are made.
+    # torch.export assumes the strides of its example, whose tensors are contiguous.
     body = [*map("{0} = {0}.contiguous()".format, tensors), *code.lines]
     source = _SOURCE.format(
         parameters=", ".join(f"{name}: Tensor" for name in tensors),

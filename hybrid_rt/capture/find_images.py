@@ -1,4 +1,4 @@
-"""Finds out which of a detector's inputs are images, or takes it from what the user said."""
+"""Determines which of a detector's inputs are images, by itself or from the user's option."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from .state import StateWatch
 from .working_copy import without_wrappers
 
 Images = Sequence[Any] | Mapping[Any, str]
-"""Which inputs are images: positions, names of forward's parameters, or ways into nested arguments, e.g.
+"""Inputs that are images: positions, names of forward's parameters, or paths into nested arguments, e.g.
 ``[0]``, ``["pictures", (1, "depth")]``; or these with their layouts: ``{"pictures": "NHWC"}``."""
 
 _LAYOUTS = {2: ("HW",), 3: ("CHW", "HWC", "NHW"), 4: ("NCHW", "NHWC"), 5: ("NCTHW", "NTCHW", "NTHWC")}
-"""By the number of dimensions, the usual ones first."""
+"""Possible layouts by number of dimensions, the most usual first."""
 
 _CHANNELS = (1, 3, 4)
-"""Of images as cameras and files give them."""
+"""Numbers of channels of images from cameras and files."""
 
 _LEAST_SIDE = 8
-"""Pixels: three or four dimensions of fewer say nothing."""
+"""Smallest side of a tensor, in pixels, that may be an image judged by its shape alone."""
 
 _FURTHER = 32
-"""Pixels by which images grow when it is tried out what grows with them: a whole stride of a usual backbone."""
+"""Pixels by which images are enlarged to find inputs that vary with them: one stride of a usual backbone."""
 
 
 def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | None = None) -> ImageInputs:
     """Returns which of a detector's inputs are images.
 
-    Without being told: those whose pixels come to a convolution. If none does, in a detector without convolutions,
-    tensors of one, three or four channels. Inputs with the images' height and width, or one row per image, are tried.
+    By default, images are the inputs whose pixels reach a convolution. In a detector without convolutions, they are
+    tensors with one, three or four channels. Inputs that have the images' height and width, or one row per image, are
+    found by trial runs.
 
     Args:
-        detector: the detector. It is run, unless one list or batch of usual images is all that it takes.
+        detector: the detector. It is run, unless its only argument is one list or batch of usual images.
         example: its positional arguments.
-        told: see :data:`Images`; None: found out. An empty one: no input is an image.
+        told: the user's option, see :data:`Images`; None: determine the images. Empty: no input is an image.
 
     Raises:
-        OptionError: what was told does not fit the example.
+        OptionError: The option does not fit the example.
     """
     usual = _only_images(example) if told is None else None
     if usual is not None:
@@ -62,17 +63,17 @@ def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | No
 
 
 def check_images(detector: nn.Module, example: tuple[Any, ...], told: Images | None) -> None:
-    """Checks what the user said of images, before long work.
+    """Checks the option ``images`` before long work.
 
     Raises:
-        OptionError: it does not fit the example.
+        OptionError: It does not fit the example.
     """
     if told is not None:
         told_layouts(detector, example, told, run=False)
 
 
 def told_layouts(detector: nn.Module, example: tuple[Any, ...], told: Images, *, run: bool = True) -> dict[Place, str]:
-    """Returns the places and layouts that the user means; ``run``: find out layouts that were not said."""
+    """Returns the places and layouts that the user named; ``run``: find missing layouts by running the detector."""
     if isinstance(told, (str, bytes)) or not isinstance(told, (Sequence, Mapping)):
         raise _refused("images", "a list of inputs, or a dict of inputs and their layouts", repr(told))
     tensors = {place: leaf for place, leaf in places_of(example) if isinstance(leaf, Tensor)}
@@ -114,7 +115,7 @@ def _written(tensors: Iterable[Place]) -> str:
 
 
 def _way(detector: nn.Module, example: tuple[Any, ...], which: Any) -> Place:
-    """The place that the user means by a position, a parameter's name, or a tuple that begins with one of them."""
+    """Returns the place that a position, a parameter's name, or a tuple that begins with one of them refers to."""
     first, *rest = which if isinstance(which, tuple) and which else (which,)
     if isinstance(first, str):
         names = list(inspect.signature(without_wrappers(detector).forward).parameters)
@@ -147,7 +148,7 @@ def _checked(layout: Any, which: Any, tensor: Tensor) -> str:
 
 
 def _only_images(example: tuple[Any, ...]) -> dict[Place, str] | None:
-    """The layouts where a list or a batch of usual images is all that a detector takes; None: it has to be run."""
+    """Returns the layouts if the only argument is a list or batch of usual images; None: the detector has to be run."""
     tensors = {general_place(example, place): leaf for place, leaf in places_of(example) if isinstance(leaf, Tensor)}
     if len(tensors) != 1:
         return None
@@ -189,7 +190,7 @@ def _convolved(
 
 
 def _layout(shape: Sequence[int], convolved: Sequence[int] | None) -> str:
-    """The layout of a tensor that a convolution took as [N, C, H, W] (or [N, C, T, H, W]) with some other sizes."""
+    """Returns the layout of a tensor that reached a convolution as [N, C, H, W] or [N, C, T, H, W] of other sizes."""
     layouts = _LAYOUTS[len(shape)]
     if convolved is None:
         return _usual(shape)
@@ -208,7 +209,7 @@ def _layout(shape: Sequence[int], convolved: Sequence[int] | None) -> str:
 
 
 def _usual(shape: Sequence[int]) -> str:
-    """The layout by the sizes alone."""
+    """Guesses the layout from the shape alone."""
     first, *others = _LAYOUTS[len(shape)]
     last = [layout for layout in others if layout.endswith("C")]
     is_last = len(shape) > 2 and shape[-1] in _CHANNELS and shape[first.index("C")] not in _CHANNELS
@@ -216,7 +217,7 @@ def _usual(shape: Sequence[int]) -> str:
 
 
 def _by_channels(place: Place, tensor: Tensor) -> str:
-    """The layout of what may be an image where no convolution tells; empty: none."""
+    """Guesses the layout of a tensor that reaches no convolution; empty if it is probably not an image."""
     if tensor.dim() != (3 if place[-1] == EACH else 4) and tensor.dtype != torch.uint8:
         return ""
     layout = _usual(tuple(tensor.shape))
@@ -226,7 +227,7 @@ def _by_channels(place: Place, tensor: Tensor) -> str:
 
 
 def _with_batches(detector: nn.Module, example: tuple[Any, ...], layouts: dict[Place, str]) -> dict[Place, str]:
-    """The layouts, where [1, H, W] is a batch of grey images if two of them may be given, and else one of a channel."""
+    """Returns the layouts; [1, H, W] is a batch of grey images if a batch of two runs, else one image [C, H, W]."""
     single = [
         place
         for place, leaf in places_of(example)
@@ -240,7 +241,7 @@ def _with_batches(detector: nn.Module, example: tuple[Any, ...], layouts: dict[P
 
 
 def _with_companions(detector: nn.Module, example: tuple[Any, ...], images: ImageInputs) -> ImageInputs:
-    """Adds what varies together with the images: tried out, since equal sizes may be chance."""
+    """Adds inputs that vary with the images; they are found by trial runs, because equal sizes may be coincidence."""
     sizes = images.sizes(example)
     if not sizes:
         return images
@@ -271,7 +272,7 @@ def _with_companions(detector: nn.Module, example: tuple[Any, ...], images: Imag
 
 
 def _counted(example: tuple[Any, ...], images: ImageInputs) -> set[Place]:
-    """The tensors with one row per image, the lists with one entry per image, if their lengths are no chance."""
+    """Returns tensors with one row per image and lists with one entry per image, unless that may be coincidence."""
     count = images.batch(example) or len(images.sizes(example))
     is_listed = not images.batch(example)
     found = {
@@ -292,7 +293,7 @@ def _that_runs(
     change: Callable[[ImageInputs], tuple[Any, ...]],
     otherwise: ImageInputs | None = None,
 ) -> ImageInputs:
-    """The first of the rules whose changed example the detector takes; if it takes none, ``otherwise`` or the first."""
+    """Returns the first rule whose changed example the detector accepts; if none, ``otherwise`` or the first rule."""
     for rule in rules:
         try:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A detector as a function of flat tensors: what is exported, and what is recorded where its values are not tensors."""
+"""Wraps a detector as a function of flat tensors, for torch.export and torch.jit.trace."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SUBJECT = "the detector's head"
 
 
 def flat_arguments(detector: nn.Module, example: tuple[Any, ...]) -> tuple[dict[str, ValueTree], list[Tensor]]:
-    """Returns what each argument of the example is made of, by forward's parameters, and their tensors in order.
+    """Returns the structure of each argument of the example, by forward's parameters, and their tensors in order.
 
     Raises:
-        CaptureError: an argument of a kind that TorchScript has no type for.
+        CaptureError: TorchScript has no type for an argument.
     """
     arguments: dict[str, ValueTree] = {}
     tensors: list[Tensor] = []
@@ -28,7 +28,7 @@ def flat_arguments(detector: nn.Module, example: tuple[Any, ...]) -> tuple[dict[
 
 
 def _parameters(detector: nn.Module, count: int) -> list[str]:
-    """The names of forward's first parameters."""
+    """Returns the names of forward's first parameters."""
     names: list[str] = []
     for name, parameter in inspect.signature(detector.forward).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -39,10 +39,10 @@ def _parameters(detector: nn.Module, count: int) -> list[str]:
 
 
 class FlatDetector(nn.Module):
-    """A detector as a function of flat tensors; ``results`` gets what its results are made of."""
+    """A detector as a function of flat tensors; each run appends the structure of its result to ``results``."""
 
     def __init__(self, detector: nn.Module, arguments: Sequence[ValueTree], results: list[ValueTree]) -> None:
-        """``arguments``: what each argument is made of."""
+        """``arguments``: the structure of each argument."""
         super().__init__()
         self.detector = detector
         self.arguments = tuple(arguments)

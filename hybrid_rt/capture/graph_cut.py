@@ -1,7 +1,7 @@
-"""The dense part of an exported graph: the largest set of its operators that an engine can compute in one call.
+"""Finds the dense part of an exported graph: the largest set of operators that an engine can compute in one call.
 
-The set is convex: no value leaves it and comes back. Sizes do not count as values, since both sides compute them from
-the sizes of the inputs. The choice goes by counted work, so that it is the same in each process and under any load.
+The set is convex: no value leaves it and comes back. Sizes do not count as values, because both sides compute them from
+the sizes of the inputs. The choice is based on counted work, so it is the same in each process and under any load.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _NOTES = (
     "aten::sym_constrain_range",
     "aten::sym_constrain_range_for_size",
 )
-"""Notes of torch.export that compute nothing."""
+"""Operators that torch.export inserts as assertions, and that compute nothing."""
 
 _DEPENDS_ON_VALUES = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 _OPERATIONS_PER_VALUE = 8
-"""Convolutions, matrix products and attention do more operations per value of their result than this."""
+"""Convolutions, matrix products and attention need more operations per value of their result than this."""
 
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def without_notes(graph_module: GraphModule) -> GraphModule:
-    """Returns a copy without torch.export's notes, and with ``relu`` in the place of ``relu_`` where that is the same.
+    """Returns a copy without torch.export's assertions, and with ``relu`` for ``relu_`` where that is equivalent.
 
-    A write into a tensor that nothing else shows is the same as a new tensor that takes its place afterwards.
+    Writing into a tensor whose memory nothing else shares is equivalent to a new tensor that replaces it afterwards.
     """
     graph = Graph()
     copied: dict[Node, Node] = {}
@@ -64,13 +64,13 @@ def schema_name(node: Node) -> str:
 
 
 def _from(graph: Graph, node: Node) -> Iterable[Node]:
-    """The nodes after one."""
+    """Returns the nodes after the given one."""
     nodes = list(graph.nodes)
     return nodes[nodes.index(node) + 1 :]
 
 
 def _out_of_place(node: Node) -> Any:
-    """The operator that computes what an in-place one writes, if it may take its place; else None."""
+    """Returns the out-of-place variant of an in-place operator if it may replace it; else None."""
     name = schema_name(node)
     if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
         return None
@@ -90,7 +90,7 @@ def _out_of_place(node: Node) -> Any:
 
 
 def _aliased(node: Node) -> list[Node]:
-    """The inputs whose memory a node's result shows."""
+    """Returns the inputs that share memory with a node's result."""
     if node.target is operator.getitem:
         return [node.args[0]] if isinstance(node.args[0], Node) else []
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -115,7 +115,7 @@ def is_size(node: Node) -> bool:
 
 
 def _unbacked(value: Any) -> bool:
-    """Tells whether a number, or a size of a tensor, depends on values."""
+    """Returns true if a number, or a tensor's size, depends on values of tensors."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     return bool(free_unbacked_symbols(value))
@@ -123,7 +123,7 @@ def _unbacked(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class NodeWork:
-    """The counted work of a node, and the number of values that it returned."""
+    """The counted work of a node, and the number of values in its result."""
 
     work: Work
     values: int
@@ -138,7 +138,7 @@ _NOTHING = NodeWork(NO_WORK, 0)
 
 
 def counted(graph_module: GraphModule, inputs: Sequence[Any]) -> dict[Node, NodeWork]:
-    """Returns the work of each node on the graph's inputs, weights included."""
+    """Runs the graph on its inputs (including the weights), and returns the counted work of each node."""
     found: dict[Node, NodeWork] = {}
 
     class Counting(Interpreter):
@@ -156,12 +156,12 @@ def counted(graph_module: GraphModule, inputs: Sequence[Any]) -> dict[Node, Node
 
 @dataclass(frozen=True)
 class Part:
-    """Nodes that are to be one engine.
+    """Nodes that will form one engine.
 
     Attributes:
-        nodes: in the graph's order.
-        share: of the graph's counted work, 0..1.
-        operators: the operators that are called, by their qualified names.
+        nodes: the nodes, in the graph's order.
+        share: their fraction of the graph's counted work, 0..1.
+        operators: qualified names of the operators that they call.
     """
 
     nodes: tuple[Node, ...]
@@ -170,16 +170,16 @@ class Part:
 
 
 class Partition:
-    """The nodes of a graph in units that can't be taken apart, and what they need from each other.
+    """The nodes of a graph in indivisible units, with the dependencies between them.
 
     A unit is an operator with the entries of the tuple or list that it returns.
 
     Attributes:
-        needs: for each unit the units that have to be computed before it.
+        needs: the units that have to be computed before each unit.
     """
 
     def __init__(self, graph: Graph, work: Mapping[Node, NodeWork], given: Collection[Node]) -> None:
-        """``work``: of each node; ``given``: the placeholders that are no weights."""
+        """``work``: work of each node; ``given``: the placeholders other than weights."""
         self._given = given
         self._work = work
         self._total = sum(each.work.cost for each in work.values()) or 1
@@ -201,7 +201,7 @@ class Partition:
         return {self._unit[node] for node in nodes if node in self._unit}
 
     def _keep_order_of_writes(self) -> None:
-        """Makes what touches a tensor that is written into stay before or after the write, and outside of an engine."""
+        """Keeps all uses of a written tensor before or after the write, and outside of engines."""
         base: dict[Node, Node] = {}
         for node in self._nodes:
             shown = [base.get(each, each) for each in _aliased(node)]
@@ -222,8 +222,8 @@ class Partition:
         """Returns the convex part with the most work; None if none has a convolution, matrix product or attention.
 
         Args:
-            excluded: operators that it must not have.
-            dense_only: from the first to the last convolution, matrix product or attention, and no further.
+            excluded: operators that it must not contain.
+            dense_only: begin and end the part at a convolution, matrix product or attention.
         """
         taken = {unit for unit in self._units if unit not in self._written and _fits_engine(unit, excluded)}
         level = self._levels(taken)
@@ -246,7 +246,7 @@ class Partition:
         return sum(self._work.get(unit, _NOTHING).work.cost for unit in units)
 
     def _levels(self, taken: set[Node]) -> dict[Node, int]:
-        """Counts how often a value on its way to a unit left what is taken; units of equal levels are convex."""
+        """Counts how often the path to each unit leaves the set ``taken``; units of the same level are convex."""
         level: dict[Node, int] = {}
         for unit in self._units:
             level[unit] = max(
@@ -255,7 +255,7 @@ class Partition:
         return level
 
     def _extended(self, part: set[Node], taken: set[Node]) -> set[Node]:
-        """Adds units before and behind, as far as the part stays convex."""
+        """Adds preceding and following units as long as the part stays convex."""
         part = set(part)
         leads: set[Node] = set()
         for unit in reversed(self._units):
@@ -306,7 +306,7 @@ def _unit(node: Node) -> Node:
 
 
 def _fits_engine(unit: Node, excluded: frozenset[str]) -> bool:
-    """Tells whether an engine can compute an operator, by what is known of all engines."""
+    """Returns true unless an operator is known to be unsupported by every engine."""
     target = unit.target
     if not isinstance(target, torch._ops.OpOverload):
         return False

@@ -1,4 +1,4 @@
-"""Follows the inputs of a detector to its convolutions: what one of them takes pixel by pixel is an image."""
+"""Follows the inputs of a detector to its convolutions: an input whose pixels reach one is an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MIXES = {
     *("conv1d", "scaled_dot_product_attention"),
     *("embedding", "embedding_bag", "gather", "scatter", "scatter_add", "index_put", "one_hot"),
 }
-"""Operators whose results are no pixels of what they take."""
+"""Operators whose results are not pixels of their inputs."""
 
 _GROWS = {
     *("cat", "stack", "copy_", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"),
@@ -28,43 +28,43 @@ _GROWS = {
     *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
 }
-"""Operators whose results are larger than an image in them, and that spread no single value."""
+"""Operators whose results may be larger than an image among their inputs without spreading a single value."""
 
 _SPREAD = 4
-"""A grey image becomes one of three or four channels; what grows more is a value that was spread over an image."""
+"""Largest growth of a grey image (to four channels); a tensor that grows more is a value spread over an image."""
 
 
 class _AllFound(BaseException):
-    """Nothing is left to look for. Not an Exception: the detector's own handlers let it pass."""
+    """Ends the search once all inputs are found; a BaseException, so that the detector's handlers don't catch it."""
 
 
 def convolved_inputs(
     detector: nn.Module, arguments: tuple[Any, ...], places: Iterable[Place]
 ) -> dict[Place, Sequence[int]]:
-    """Runs a detector until all of its inputs, or none, have come to a two- or three-dimensional convolution.
+    """Runs a detector until all inputs have reached a two- or three-dimensional convolution, or to its end.
 
-    Permuted, padded, resized, normalised and stacked pixels are still those of the input; what comes out of a
-    convolution, a matrix product or a lookup is not. A value that is spread over an image (a time step, say) is none.
+    Permuted, padded, resized, normalised and stacked pixels still count as the input's; results of a convolution,
+    matrix product or lookup do not. A value that is spread over an image, such as a time step, is not an image.
 
     Args:
-        detector: the detector; an error of its own ends the search.
-        arguments: its positional arguments, which stay as they are.
-        places: of the tensors to follow.
+        detector: the detector; an error in its code ends the search.
+        arguments: its positional arguments, which are not changed.
+        places: places of the tensors to follow.
 
     Returns:
-        The shape of the convolution's input, for each place that came to one.
+        The shape of the convolution's input, for each place that reached one.
     """
     wanted = set(places)
     flow = _Flow(wanted)
     own = map_places(arguments, lambda place, tensor: flow.begin(place, tensor.clone()))
-    # What the detector's own code raises is for its plain runs to tell; TorchScript makes a RuntimeError of _AllFound.
+    # Plain runs report errors of the detector's own code; TorchScript converts _AllFound to a RuntimeError.
     with contextlib.suppress(_AllFound, Exception), torch.no_grad(), flow:
         detector(*own)
     return flow.found
 
 
 class _Flow(TorchDispatchMode):
-    """Notes for each storage from which inputs its values come; views share their storage."""
+    """Tracks from which inputs the values of each storage come; views share their storage."""
 
     def __init__(self, wanted: set[Place]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -74,7 +74,7 @@ class _Flow(TorchDispatchMode):
         self._held: list[Tensor] = []  # a storage's address is its own for as long as it lives
 
     def begin(self, place: Place, tensor: Tensor) -> Tensor:
-        """Follows a tensor, if it is one of those that are looked for."""
+        """Follows a tensor if its place is among the wanted ones."""
         if place in self._wanted:
             self._note(tensor, frozenset([place]))
         return tensor

@@ -1,4 +1,4 @@
-"""Runs a detector once: what each submodule computes, how long it takes, what it takes and returns."""
+"""Observes a detector's run: each submodule's counted work, time, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..common.tensor_tree import map_tensors
 from .counted_work import NO_WORK, Work, WorkCounter
 
 Source = tuple[str, int]
-"""The submodule that returned a tensor, and which of its tensors it is."""
+"""Name of the submodule that returned a tensor, and the tensor's index among those that it returned."""
 
 _WARM = 0.5
-"""Seconds: a detector that is faster is run again, since its first run is mostly set-up."""
+"""Duration in seconds below which a detector is run again, because its first run is mostly set-up."""
 
 _REPEATS = 3
 
@@ -33,7 +33,7 @@ _REPEATS = 3
 class Call:
     """One call of a submodule whose inputs and outputs are tensors in lists, tuples and dicts.
 
-    ``returned``: the result with empty tensors in it, for the classes of its containers.
+    ``returned`` is the result with empty tensors, which preserves the classes of its containers.
     """
 
     inputs: dict[str, Structure]
@@ -50,11 +50,11 @@ class Use:
 
     Attributes:
         name: the dotted path.
-        seconds: of all its calls, those of its own submodules included.
-        work: counted, likewise.
-        calls: in order; None for one whose inputs or outputs are not tensors.
-        order: its place among all submodules, by their first call.
-        refusal: why a call can't be captured; empty if each can.
+        seconds: duration of all its calls, including its own submodules.
+        work: counted work of all its calls, including its own submodules.
+        calls: its calls in order; None for a call whose inputs or outputs are not tensors.
+        order: its position among all submodules, by their first calls.
+        refusal: why a call can't be captured; empty if all can.
     """
 
     name: str
@@ -67,15 +67,15 @@ class Use:
 
 @dataclass(frozen=True)
 class Observation:
-    """A detector's run on its example: what it found, how long it took, and what each submodule did.
+    """A detector's run on its example.
 
     Attributes:
         detector: the detector.
         example: the positional arguments of the run.
-        result: what it returned.
+        result: the detector's result.
         seconds: the run's duration.
-        uses: each submodule that was called, by the first of its names.
-        work: that was counted in it.
+        uses: the observation of each submodule that was called, by the first of its names.
+        work: the counted work of the run.
     """
 
     detector: nn.Module
@@ -94,7 +94,7 @@ class Observation:
         return self._first_names[id(self.detector.get_submodule(name))]
 
     def use(self, name: str) -> Use | None:
-        """Returns what was seen of a submodule, given any of its names; None if it was not called."""
+        """Returns the observation of a submodule, given any of its names; None if it was not called."""
         return self.uses.get(self.first_name(name))
 
     def calls(self, name: str) -> list[Call]:
@@ -114,7 +114,7 @@ class Observation:
 def observe(detector: nn.Module, example: tuple[Any, ...]) -> Observation:
     """Runs the detector on the example: once if that takes long, else until it is warm.
 
-    The first run counts, which costs some microseconds per operator; the later ones have the time alone.
+    The first run counts work, which costs some microseconds per operator; the later ones only measure time.
     """
     counted = _Observer(detector).run(example, counts=True)
     if counted.seconds >= _WARM:
@@ -206,10 +206,10 @@ def _version(tensor: Tensor) -> int:
 
 
 def arguments_of(module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of forward's parameters; those that are as by default are left out.
+    """Returns the arguments of a call by the names of forward's parameters, without those equal to their defaults.
 
     Raises:
-        CaptureError: forward takes ``*args`` or ``**kwargs``, which have no names.
+        CaptureError: forward has ``*args`` or ``**kwargs``, whose entries have no parameters.
     """
     signature = inspect.signature(module.forward)
     bound = signature.bind(*positional, **keyword).arguments
@@ -232,10 +232,10 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def structures_of(arguments: Mapping[str, Any], segment: str) -> dict[str, Structure]:
-    """The structures of a segment's arguments; numbers, texts and None in them are constants.
+    """Returns the structures of a segment's arguments; numbers, strings and None in them are constants.
 
     Raises:
-        CaptureError: one of them holds something else, or none of them a tensor.
+        CaptureError: An argument contains a value of another type, or no argument contains a tensor.
     """
     where = f"segment '{segment}'"
     found = {key: structure_of(value, f"{where}, input '{key}'", constants=True) for key, value in arguments.items()}

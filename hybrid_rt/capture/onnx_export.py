@@ -1,4 +1,4 @@
-"""Traced segments as ONNX models, by torch's exporter for TorchScript: it takes what is traced already."""
+"""Converts traced segments to ONNX models, with torch's exporter for TorchScript, which accepts traced modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..common.specs import TensorSpec
 from ..torchscript import jit
 
 OPSET = 17
-"""Of the operators; every runtime since 2022 has it, and torch's exporter for TorchScript knows none above 20."""
+"""Version of ONNX's operators; every runtime since 2022 supports it, and torch's exporter supports at most 20."""
 
 
 def export_to_onnx(
@@ -28,22 +28,22 @@ def export_to_onnx(
     outputs: Sequence[TensorSpec],
     name: str,
 ) -> bytes:
-    """A traced module of flat tensors as a serialized ONNX model with its weights in it.
+    """Returns a traced module of flat tensors as a serialized ONNX model that contains its weights.
 
-    Neither the onnx nor the onnxscript package is needed. The model's inputs and outputs stand in the order of the
-    specs and bear their :func:`value_names`; an input that the segment does not look at is left out. A dimension of an
-    input that has a range is free; if there is any, so are all of the outputs. No output is an input, a weight or
-    another output itself.
+    Neither the onnx nor the onnxscript package is needed. The model's inputs and outputs have the order of the specs
+    and the names of :func:`value_names`; an input that the segment does not use is left out. A dimension of an input
+    is free if its spec has a range; if any is, all dimensions of the outputs are free. No output is the same value as
+    an input, a weight or another output.
 
     Args:
-        traced: takes ``inputs`` one by one, returns a tuple.
-        examples: what it was traced on.
-        inputs: of the module.
-        outputs: of the module.
-        name: the segment's, for messages.
+        traced: module that takes ``inputs`` one by one and returns a tuple.
+        examples: inputs that it was traced on.
+        inputs: specs of its inputs.
+        outputs: specs of its outputs.
+        name: name of the segment, for messages.
 
     Raises:
-        CaptureError: the exporter fails, with its message.
+        CaptureError: The exporter fails; the text contains its message.
     """
     input_names, output_names = value_names(inputs, outputs)
     free = {
@@ -82,12 +82,12 @@ def export_to_onnx(
 
 
 def hoist_constants(model: Any) -> None:
-    """Makes initializers of an ONNX model's constants, and forgets where the model was exported.
+    """Converts an ONNX model's constants to initializers, and removes the notes on where it was exported.
 
-    torch's exporter leaves the weights of a frozen module as nodes. Those that the model returns as they are stay.
+    torch's exporter writes the weights of a frozen module as nodes. Constants that are outputs of the model stay nodes.
 
     Args:
-        model: of the onnx package; it is changed.
+        model: a ModelProto of the package onnx, which is changed in place.
     """
     graph = model.graph
     returned = {output.name for output in graph.output}
@@ -106,13 +106,13 @@ def hoist_constants(model: Any) -> None:
 
 
 def value_names(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[list[str], list[str]]:
-    """Returns the model's names of inputs and outputs: ``levels.0`` is ``levels_0``, ``0`` is ``output_0``."""
+    """Returns the names of inputs and outputs in the model: ``levels_0`` for ``levels.0``, ``output_0`` for ``0``."""
     input_names = _unique([spec.name for spec in inputs], "input")
     return input_names, _unique([spec.name for spec in outputs], "output", input_names)
 
 
 def _unique(names: Sequence[str], prefix: str, taken: Sequence[str] = ()) -> list[str]:
-    """As the exporter allows them: one name per value, of letters and digits, and not of digits alone."""
+    """Returns unique names of letters, digits and underscores, as the exporter requires, none of digits alone."""
     given: list[str] = []
     for name in names:
         plain = re.sub(r"\W", "_", name)

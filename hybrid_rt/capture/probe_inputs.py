@@ -1,4 +1,4 @@
-"""Further inputs for a detector, made from its example: they show which dimensions of a segment vary."""
+"""Derives further inputs for a detector from its example, to find the dimensions of segments that vary."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..common.submodules import with_submodules
 from .shapes import Shapes
 
 _LEAST_SIDE = 160
-"""Pixels; below it a feature pyramid has levels of one cell, which don't show what varies."""
+"""Smallest side in pixels; below it, a feature pyramid has levels of one cell, which hide variation."""
 
 _SMALLER = 0.2
-"""Of the side to which a detector resizes its images: a twenty-fifth of the backbone's work."""
+"""Factor for the side to which a detector resizes its images; it divides the backbone's work by 25."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One more run: the detector, perhaps one that resizes its images to smaller ones, and its arguments.
+    """A further run: the detector (possibly a copy that resizes images to a smaller size), and its arguments.
 
-    ``required``: a failure counts, since the user asked for this size.
+    ``required``: a failure is an error, because the user asked for this size.
     """
 
     detector: nn.Module
@@ -36,22 +36,22 @@ class Sample:
 def samples_of(
     detector: nn.Module, example: tuple[Any, ...], images: ImageInputs, shapes: Shapes | None
 ) -> list[Sample]:
-    """Runs that differ from the example in what may differ later; the first is the one that costs least.
+    """Returns runs that differ from the example in everything that may vary later; the cheapest run is the first.
 
-    If images are a list, one is added, so that a number per image varies too. One run is on black images: a number
-    per object varies between it and the others.
+    A list of images gets one more image, so that dimensions with one entry per image vary. One run has black images, so
+    that dimensions with one entry per object vary.
 
     Args:
         detector: the detector. One that resizes its images (torchvision's transform) is run at smaller sizes: on
             images that are wider than high, and on images that are higher than wide.
         example: its arguments.
-        images: which of them are images.
-        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. Sizes: the smallest and the largest of them. Ranges:
-            their ends. None: the example's size, if nothing resizes it.
+        images: which of the arguments are images.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. For sizes, the smallest and the largest are run; for
+            ranges, their ends; for None, the example's size if the detector does not resize images.
     """
     resizes = hasattr(getattr(detector, "transform", None), "min_size")
     if isinstance(shapes, Mapping):
-        # Of the segment's input: ranges of the pictures only if nothing resizes them.
+        # Ranges apply to the segment's input, and to the images only if nothing resizes them.
         ends = [(shapes.get("height", (0, 0))[end], shapes.get("width", (0, 0))[end]) for end in (0, 1)]
         sizes = [] if resizes else ends
     else:
@@ -74,9 +74,9 @@ def samples_of(
 
 
 def _of_another_batch(sample: Sample, images: ImageInputs, limits: tuple[int, int]) -> list[Sample]:
-    """The sample with another number of images in a batch, so that what is counted by image varies in each segment.
+    """Returns the sample with another batch size, so that dimensions with one entry per image vary in each segment.
 
-    Lists of images have one more already.
+    Returns nothing for lists of images, which have one more image already.
     """
     count = images.batch(sample.arguments)
     other = count + 1 if count < limits[1] else count - 1
@@ -86,7 +86,7 @@ def _of_another_batch(sample: Sample, images: ImageInputs, limits: tuple[int, in
 
 
 def resizing_to_smaller(detector: nn.Module) -> nn.Module:
-    """Returns the detector with a transform that resizes images to a fifth of what it would; a fixed size is kept."""
+    """Returns the detector with a transform that resizes images to a fifth of the usual side; a fixed size is kept."""
     transform: Any = detector.get_submodule("transform")
     if getattr(transform, "fixed_size", None) is not None:
         return detector

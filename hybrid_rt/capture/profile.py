@@ -1,4 +1,4 @@
-"""The first half of a conversion: profile a detector, choose its segments, capture them as programs."""
+"""The first half of a conversion: profiles a detector, chooses its segments, and captures them as programs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .size_samples import Effort, record_sizes, sized_runs
 from .state import StateWatch
 
 AUTO = "auto"
-"""In the place of names: segments are chosen."""
+"""Value of ``segments`` that chooses the segments by profiling."""
 
 GRAPH = "graph"
-"""In the place of names: the segment is the largest part of the exported graph that an engine takes."""
+"""Value of ``segments`` that makes the largest part of the exported graph that an engine supports the segment."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class SegmentOptions:
     """Options for choosing segments and the sizes at which they run.
 
     Attributes:
-        names: dotted names; :data:`AUTO`: the ones that are worth compiling, by profiling; or :data:`GRAPH`.
-        fuse: make one engine of segments that feed each other directly.
+        names: dotted names; or :data:`AUTO` for the submodules that are worth compiling; or :data:`GRAPH`.
+        fuse: share one engine among segments that feed each other directly.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
-        images: which inputs are images, see :data:`hybrid_rt.capture.find_images.Images`; None: found out.
+        images: which inputs are images, see :data:`hybrid_rt.capture.find_images.Images`; None: determine them.
     """
 
     names: str | Sequence[str] = AUTO
@@ -58,20 +58,20 @@ class Profile:
     Attributes:
         observation: the run on its example.
         images: which of its arguments are images.
-        samples: further inputs, made from the example.
+        samples: further inputs, derived from the example.
         first: the recording of the candidates on the first sample.
-        shares: each submodule that was looked at, the greatest fraction of the work first.
+        shares: the submodules that were considered, the largest fraction of the work first.
         groups: the chosen segments; those of one group feed each other directly on the example.
-        state: what the detector could keep from call to call, as it was before its first run.
-        named: whether the user named the segments.
-        findings: what submodules, and the detector itself, do that an engine can't repeat, by their first names.
+        state: buffers and attributes of the detector, as they were before its first run.
+        named: true if the user named the segments.
+        findings: operations of submodules and of the detector itself that an engine can't repeat, by first names.
         fuse: see :class:`SegmentOptions`.
-        nothing: why no submodule was chosen, if so.
+        nothing: the error that explains why no submodule was chosen; None if one was.
         drawn: the operator of the detector that draws random numbers, with its line; empty: none does.
-        whole: whether the one segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
-        cut: the exported graph that the one segment was cut out of, see :mod:`hybrid_rt.capture.cut_detector`.
-        original: the detector, if ``detector`` is a graph that was made of it.
-        head_refused: why heads were ruled out that come before the one of ``cut``.
+        whole: true if the only segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
+        cut: the exported graph that the only segment was cut out of, see :mod:`hybrid_rt.capture.cut_detector`.
+        original: the user's detector, if ``detector`` is a graph that was exported from it.
+        head_refused: reasons against the modes of the head that precede the one of ``cut``, by mode.
     """
 
     observation: Observation
@@ -103,7 +103,7 @@ class Profile:
 
     @property
     def truth(self) -> nn.Module:
-        """Returns the detector that the hybrid is compared with: the user's."""
+        """Returns the user's detector, with which the hybrid is compared."""
         return self.original or self.detector
 
     @property
@@ -116,9 +116,9 @@ def profile_detector(detector: nn.Module, example: tuple[Any, ...], options: Seg
     """Runs the detector on its example and chooses segments.
 
     Raises:
-        OptionError: a name that does not exist, or one inside another. If no submodule is worth compiling, the
-            profile's ``nothing`` says so: the detector as a whole may be.
-        CaptureError: a named segment that is not called, or does what an engine can't repeat.
+        OptionError: A name does not exist, or is inside another. If no submodule is worth compiling, nothing is raised
+            and the profile's ``nothing`` holds the error, because the detector as a whole may be worth it.
+        CaptureError: A named segment is not called, or does something that an engine can't repeat.
     """
     names = None if options.names in (AUTO, GRAPH) else resolve_names(detector, options.names)
     state = StateWatch(detector)
@@ -178,19 +178,19 @@ def capture_programs(
 ) -> list[Program]:
     """Runs the detector on further inputs and captures its segments, one program per engine.
 
-    Segments that fed each other directly on the example alone become a program each.
+    Segments that feed each other directly on the example, but not on all inputs, get one program each.
 
     Args:
         profile: the detector and its segments.
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`.
         calibration_data: arguments of the detector, for int8.
         steps: shows the progress.
-        effort: how many further sizes are looked at; None: none.
+        effort: budget for checks at further sizes; None: no checks.
 
     Raises:
-        FusionError: segments that can't be one program; each of them may be.
-        SegmentError: a segment that can't be captured, or one whose code is right at the example's size only.
-        CaptureError: a detector that keeps state from call to call.
+        FusionError: Several segments can't be one program; each alone may be.
+        SegmentError: A segment can't be captured, or its code is right only at the example's size.
+        CaptureError: The detector keeps state from call to call.
     """
     try:
         return _capture(profile, shapes, calibration_data, steps, effort)
@@ -237,7 +237,7 @@ def _capture(
 
 @contextmanager
 def _naming(segments: Sequence[str]) -> Iterator[None]:
-    """Makes an error within it say which segments it is about."""
+    """Converts a CaptureError within the block to one that names the segments."""
     try:
         yield
     except CaptureError as error:
@@ -247,9 +247,9 @@ def _naming(segments: Sequence[str]) -> Iterator[None]:
 
 
 def without_segment(profile: Profile, name: str, reason: str) -> Profile | None:
-    """Returns the profile without one segment; those inside it are chosen in its place, as far as they are worth it.
+    """Returns the profile with one segment replaced by those inside it that are worth compiling.
 
-    None if the user named the segments, or if none is left.
+    Returns None if the user named the segments, or if no segment is left.
     """
     if profile.named:
         return None

@@ -1,4 +1,4 @@
-"""Captured segments: what the backends' compilers take."""
+"""Captured segments, the input of the backends' compilers."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Member:
         name: its dotted path.
         module: the submodule.
         inputs: forward's parameters and their structures.
-        output: the structure of what it returns.
-        sources: for each of its input tensors the index of the program's output that it is; empty for the first
-            member, which takes the program's inputs.
-        first: the index of its first output tensor among the program's outputs.
-        returned: what it returned on the example, with empty tensors in it, for the classes of its containers.
+        output: the structure of its result.
+        sources: index of the program's output that each of its input tensors is; empty for the first member, which
+            takes the program's inputs.
+        first: index of its first output tensor among the program's outputs.
+        returned: its result on the example with empty tensors, which preserves the classes of its containers.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Member:
     returned: Any = None
 
     def misfit(self, arguments: Iterable[str]) -> SegmentError:
-        """Returns the error of a call whose ``arguments`` are not as they were on the example."""
+        """Returns the error for a call whose ``arguments`` (by name) differ in structure from those on the example."""
         error = SegmentError.make(
             "capture",
             f"segment '{self.name}'",
@@ -69,13 +69,13 @@ class Member:
 
     @property
     def flattened(self) -> Flattened:
-        """The submodule as a function of flat tensors."""
+        """Returns the submodule as a function of flat tensors."""
         return Flattened(self.module, self.inputs, self.output).eval()
 
 
 @dataclass(frozen=True)
 class FlatCall:
-    """One call of a program, as flat tensors."""
+    """Inputs and outputs of one call of a program, as flat tensors."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -91,9 +91,9 @@ class Program:
         inputs: specs of the first member's inputs. A dimension whose range is one size is compiled for that size.
         outputs: specs of the outputs of all members, in order.
         calls: recorded calls; the first one is the example for tracing.
-        calibration: inputs on which a compiler for int8 may measure how large values get.
-        sizes: calls at further sizes, the most informative first, which are compared as time allows.
-        by_export: true if its TorchScript is written from what torch.export records, and not by torch.jit.trace.
+        calibration: inputs on which a compiler for int8 may measure the ranges of values.
+        sizes: calls at further sizes, the most informative first, which are compared within the budget.
+        by_export: true if its TorchScript is generated from an exported program, false if torch.jit.trace records it.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Program:
 
     @functools.cached_property
     def _exported_members(self) -> list[ExportedSegment]:
-        """Each member by torch.export; a later one for the sizes that the ones before return."""
+        """Exports each member; a later one for the output sizes of those before it."""
         found = []
         for member in self.members:
             specs = [self.outputs[i] for i in member.sources] if member.sources else list(self.inputs)
@@ -143,8 +143,9 @@ class Program:
     def conditions(self, member: Member) -> list[tuple[str, str]]:
         """Returns the conditions of a member's TorchScript on its input sizes, beyond their ranges.
 
-        See :func:`hybrid_rt.capture.torch_export.conditions`. The head checks them at each call. Those that a recorded
-        call does not keep are left out: the branch of the example is right for it too (padding by 0, say).
+        See :func:`hybrid_rt.capture.torch_export.conditions`. The head checks them at each call. Conditions that a
+        recorded call violates are left out, because the example's branch is right for that call too (e.g. padding by
+        0).
 
         Args:
             member: one of ``members``.
@@ -157,7 +158,7 @@ class Program:
 
     @property
     def has_float_sizes(self) -> bool:
-        """Returns true if it is known to compute sizes from fractions, which requires 64 bits."""
+        """Returns true if it is known to compute sizes from fractions, which requires 64-bit floats."""
         return self.by_export and any(segment.float_sizes for segment in self._exported_members)
 
     @staticmethod
@@ -176,7 +177,7 @@ class Program:
         return [member.output.count for member in self.members]
 
     def traced(self) -> torch.jit.ScriptModule:
-        """Returns it as a TorchScript module, recorded on the examples at the first call.
+        """Returns the program as a TorchScript module, recorded on the examples at the first call.
 
         It takes the inputs one by one and returns a tuple; ``member_0``, ``member_1``, ... are the segments in it,
         each frozen, as functions of flat tensors.
@@ -192,7 +193,7 @@ class Program:
         ]
 
     def wide_numbers(self) -> str:
-        """Returns what it computes with numbers of 64 bits, with the line; empty if nothing."""
+        """Returns the operation that needs 64-bit numbers, with its line; empty if there is none."""
         from .wide_numbers import wide_numbers  # which knows programs
 
         return wide_numbers(self)
@@ -201,7 +202,7 @@ class Program:
         """Returns the traced module as a serialized ONNX model with its weights (:func:`onnx_export.export_to_onnx`).
 
         Raises:
-            CaptureError: an operation that ONNX has not, or sizes that it would compute in 32 bits.
+            CaptureError: ONNX lacks an operation, or would compute sizes in 32 bits.
         """
         if self.has_float_sizes:
             raise CaptureError.make(
@@ -216,7 +217,7 @@ class Program:
         return onnx_export.export_to_onnx(self.traced(), self.examples, self.inputs, self.outputs, self.name)
 
     def chain(self, inside: torch.dtype | None = None) -> torch_export.Chain:
-        """Returns it as a module of flat tensors in Python code.
+        """Returns the program as a Python module of flat tensors.
 
         Args:
             inside: see :meth:`exported`.
@@ -230,13 +231,13 @@ class Program:
         return chain
 
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
-        """Returns it as an exported program of flat tensors, exported at each call. Free dimensions are symbols.
+        """Exports the program, at each call, as a function of flat tensors whose free dimensions are symbols.
 
         Args:
-            inside: the dtype that takes float32's place inside, weights and all; inputs and outputs keep theirs.
+            inside: the dtype that replaces float32 inside, including the weights; inputs and outputs keep theirs.
 
         Raises:
-            CaptureError: torch.export refuses, or fixes a dimension that is free.
+            CaptureError: torch.export refuses the segment, or fixes a free dimension.
         """
         least = _least(self.inputs, [call.inputs for call in self.calls])
         return torch_export.export(self.name, self.chain(inside), self.examples, self.inputs, least)
@@ -256,7 +257,7 @@ class Program:
         return digest.hexdigest()
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns the outputs of the segments as they are in the detector.
+        """Runs the detector's own segments.
 
         Args:
             inputs: the first member's tensors, on the CPU.
@@ -265,9 +266,9 @@ class Program:
 
 
 def _least(specs: Sequence[TensorSpec], seen: Sequence[tuple[Tensor, ...]]) -> list[list[int]]:
-    """The smallest size of each dimension that must work.
+    """Returns the smallest size of each dimension that must work.
 
-    A minimum of 0 or 1 can be a guess (see _specs), so a segment may refuse sizes below those that were seen.
+    A minimum of 0 or 1 may be a guess (see _specs), so a segment may refuse sizes below those that were observed.
     """
     return [
         [low if low > 1 else max(low, min(inputs[i].shape[d] for inputs in seen)) for d, low in enumerate(spec.min)]
@@ -291,20 +292,20 @@ def capture(
     calibration: Sequence[Recorded] = (),
     sizes: Sequence[Recorded] = (),
 ) -> Program:
-    """Makes a program of segments that feed each other directly.
+    """Captures segments that feed each other directly as one program.
 
     Args:
-        observation: the detector's run on its example, whose sizes are what the compiler is told to expect most.
-        names: the segments, in the order in which they are called; one, or several as :func:`segments.fuse_groups`
-            found.
+        observation: the detector's run on its example; compilers are told to expect its sizes.
+        names: the segments, in the order in which they are called: one, or several as :func:`segments.fuse_groups`
+            grouped them.
         runs: recorded calls at other sizes. Those outside ``ranges`` are left out.
         ranges: (min, max) of each dimension of each input, or of the first inputs only. For the others, or for all
-            if None, a dimension that varies between the calls is free, and the rest is fixed.
+            if None, dimensions that vary between the calls are free, and the others are fixed.
         calibration: recorded calls for a compiler that calibrates int8. Those outside ``ranges`` are left out.
-        sizes: recorded calls at further sizes, to be compared. Those outside ``ranges`` are left out.
+        sizes: recorded calls at further sizes, for comparisons. Those outside ``ranges`` are left out.
 
     Raises:
-        CaptureError: inputs or outputs that change their structure between calls, or no call inside the ranges.
+        CaptureError: The structure of inputs or outputs differs between calls, or no call is inside the ranges.
     """
     members = members_of(observation, names)
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
@@ -322,7 +323,7 @@ def capture(
     further = [call for run in sizes for call in _flat_calls(members, run) if _inside(call, ranges)]
     on_example = [observation.calls(name) for name in names]
     seen_inputs = [call.input_tensors for call in on_example[0]] + [_meta(call.inputs) for call in (*calls, *further)]
-    # A program of several segments has one call a run, one of one segment may have more.
+    # A program of several segments has one call per run; a program of one segment may have more.
     seen_outputs = [
         list(itertools.chain.from_iterable(call.output_tensors for call in each))
         for each in zip(*on_example, strict=True)
@@ -344,7 +345,7 @@ def capture(
 
 
 def _telling(calls: Sequence[FlatCall]) -> tuple[FlatCall, ...]:
-    """Leaves out calls that differ from two others in the number of rows alone, such as one row per object."""
+    """Drops calls that differ from two others only in the number of rows, such as one row per object."""
     kept: dict[tuple[torch.Size, ...], list[FlatCall]] = {}
     for call in calls:
         kept.setdefault(tuple(tensor.shape[1:] for tensor in call.inputs), []).append(call)
@@ -352,7 +353,7 @@ def _telling(calls: Sequence[FlatCall]) -> tuple[FlatCall, ...]:
 
 
 def _cost(call: FlatCall) -> tuple[bool, int]:
-    """The cheapest first, but none without anything in it."""
+    """Returns a sort key: the cheapest call first, calls with an empty tensor last."""
     sizes = [tensor.numel() for tensor in call.inputs]
     return 0 in sizes, sum(sizes)
 
@@ -366,7 +367,7 @@ def members_of(observation: Observation, names: Sequence[str]) -> tuple[Member, 
         call = observation.calls(name)[0]
         module = observation.detector.get_submodule(name)
         assert call.output is not None
-        # Of the segments that returned a tensor, the one that was called first.
+        # If several segments returned the same tensor, use the one that was called first.
         sources = [min((places[source] for source in found if source in places), default=-1) for found in call.sources]
         fed_by = tuple(sources) if members else ()
         members.append(Member(name, module, call.inputs, call.output, fed_by, first, call.returned))
@@ -377,7 +378,7 @@ def members_of(observation: Observation, names: Sequence[str]) -> tuple[Member, 
 
 
 def _flat_calls(members: Sequence[Member], run: Recorded) -> list[FlatCall]:
-    """The calls of one run; of several members there is one call each, which makes one call of the program."""
+    """Returns the program's calls in one run; with several members, their calls form one call of the program."""
     calls = []
     for each in zip(*(run[member.name] for member in members), strict=True):
         flat = [_flat(member, arguments, result) for member, (arguments, result) in zip(members, each, strict=True)]
@@ -386,7 +387,7 @@ def _flat_calls(members: Sequence[Member], run: Recorded) -> list[FlatCall]:
 
 
 def is_fed_directly(observation: Observation, names: Sequence[str], runs: Sequence[Recorded]) -> bool:
-    """Tells whether in each run, not on the example only, the later segments got what earlier ones had returned."""
+    """Returns true if the later segments got the tensors of earlier ones in every run, not only on the example."""
     members = members_of(observation, names)
     for run in runs:
         if any(len(run[name]) != 1 for name in names):
@@ -429,10 +430,10 @@ def _inside(call: FlatCall, ranges: Sequence[Ranges] | None) -> bool:
 
 
 def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: Sequence[Ranges]) -> list[FlatCall]:
-    """Makes a call at another size that the ranges allow; none if the calls have several, or one is all that may be.
+    """Runs the segments at another size within the ranges; returns nothing if the calls differ in size or no size may.
 
     Raises:
-        CaptureError: the segments refuse it.
+        CaptureError: The segments refuse that size.
     """
     sizes = {tuple(tuple(tensor.shape) for tensor in call.inputs) for call in calls}
     if len(sizes) != 1 or len(ranges) < len(calls[0].inputs):
@@ -456,7 +457,7 @@ def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: S
 
 
 def _output_names(members: Sequence[Member]) -> list[str]:
-    """The keys and indices that lead to a tensor; the member's name before them if there are several."""
+    """Names each output by its keys and indices, with the member's name as a prefix if there are several members."""
     names = []
     for member in members:
         prefix = f"{member.name}." if len(members) > 1 else ""
@@ -475,7 +476,7 @@ def _specs(
     ranges: Sequence[Ranges] | None,
     free: bool = True,
 ) -> tuple[TensorSpec, ...]:
-    """Specs from the sizes seen; ``free``: a dimension that varied between calls has no fixed range."""
+    """Derives specs from the observed sizes; ``free``: a dimension that varied between calls has no fixed range."""
     specs = []
     for i, name in enumerate(names):
         shape, dtype = calls[0][i]
@@ -495,7 +496,7 @@ def _specs(
             if ranges is not None and i < len(ranges):
                 low[d], high[d] = ranges[i][d]
             elif free and len(sizes) > 1:
-                # Of what the first dimension counts (objects, say) there may be none.
+                # The first dimension may count objects, of which there may be none.
                 low[d], high[d] = 0 if d == 0 else min(1, *sizes), UNBOUNDED
         specs.append(TensorSpec(name, dtype_name(dtype), tuple(low), tuple(shape), tuple(high)))
     return tuple(specs)
@@ -509,10 +510,10 @@ def capture_alone(
     calibration: Sequence[tuple[Any, ...]] = (),
     sizes: Sequence[Recorded] = (),
 ) -> Program:
-    """Makes a program of one segment by running the detector on each of ``inputs``.
+    """Captures one segment as a program, by running the detector on each of ``inputs``.
 
-    ``ranges``: of the segment's first input, see :func:`capture`. ``calibration``: arguments of the detector.
-    ``sizes``: recorded runs at further sizes.
+    ``ranges`` are those of the segment's first input, see :func:`capture`. ``calibration`` holds arguments of the
+    detector, and ``sizes`` recorded runs at further sizes.
     """
     observation = observe(detector, inputs[0])
     runs = record_runs(detector, [name], inputs)

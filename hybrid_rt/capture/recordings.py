@@ -1,4 +1,4 @@
-"""Records what goes in and out of a detector's submodules, on its example and on other inputs."""
+"""Records inputs and outputs of a detector's submodules, on its example and on other inputs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Recorded = Mapping[str, Sequence[RecordedCall]]
 
 
 class HeadOperators(TorchDispatchMode):
-    """Within it, torchvision's operators that hybrid_rt has too are hybrid_rt's: the hybrid's own, and faster."""
+    """Replaces torchvision's operators within the block by hybrid_rt's, which are faster and which the hybrid uses."""
 
     def __init__(self) -> None:
-        """Takes nothing."""
+        """Initializes the dispatch mode."""
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
@@ -45,9 +45,9 @@ class HeadOperators(TorchDispatchMode):
 
 @contextmanager
 def recording(detector: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[RecordedCall]]]:
-    """Within it, calls of the named submodules are kept: (arguments by parameter name, result), tensors copied.
+    """Records the calls of the named submodules within the block, as (arguments by parameter name, result).
 
-    The detector may write into them in place: hence the copies.
+    Tensors are copied, because the detector may write into them afterwards.
     """
     seen: dict[str, list[RecordedCall]] = {name: [] for name in names}
     with ExitStack() as hooks:
@@ -78,7 +78,7 @@ def recording(detector: nn.Module, names: Sequence[str]) -> Iterator[dict[str, l
 
 
 def record_runs(detector: nn.Module, names: Sequence[str], inputs: Sequence[tuple[Any, ...]]) -> list[Recorded]:
-    """Records what goes in and out of segments on each of ``inputs``, which the detector may not change."""
+    """Records inputs and outputs of segments on each of ``inputs``; the detector gets copies of these."""
     runs: list[Recorded] = []
     for arguments in inputs:
         with torch.no_grad(), HeadOperators(), recording(detector, names) as run:
@@ -90,11 +90,11 @@ def record_runs(detector: nn.Module, names: Sequence[str], inputs: Sequence[tupl
 def record_first(
     observation: Observation, samples: Sequence[Sample], names: Sequence[str]
 ) -> tuple[list[Sample], Recorded, dict[str, str], str]:
-    """Records submodules on the first sample, and finds what they do that an engine can't repeat.
+    """Records submodules on the first sample, and finds operations that an engine can't repeat.
 
     Returns:
-        The samples, the example in the first one's place if the detector does not take that; the recording; the
-        findings and what draws random numbers, see :class:`hybrid_rt.capture.side_effects.SideEffects`.
+        The samples, with the example instead of the first one if the detector does not accept that; the recording; the
+        findings and the operator that draws random numbers, see :class:`hybrid_rt.capture.side_effects.SideEffects`.
     """
     on_example = Sample(observation.detector, observation.example, required=True)
     for first in samples[:1] if samples[0].required else [samples[0], on_example]:
@@ -111,10 +111,10 @@ def record_first(
 
 
 def varying_constants(observation: Observation, recorded: Recorded) -> dict[str, str]:
-    """Finds submodules that get other numbers among their inputs than on the example.
+    """Finds submodules whose inputs contain numbers that differ from those on the example.
 
     Returns:
-        What was found, by the submodule's first name.
+        The findings, by the submodule's first name.
     """
     found = {}
     for name, calls in recorded.items():
@@ -130,14 +130,14 @@ def varying_constants(observation: Observation, recorded: Recorded) -> dict[str,
 def record_samples(
     observation: Observation, samples: Sequence[Sample], names: Sequence[str], first: Recorded
 ) -> list[Recorded]:
-    """Records segments on each sample; ``first``: what was recorded on the first one already."""
+    """Records segments on each sample; ``first``: the existing recording of the first one."""
     runs: list[Recorded] = [first] if set(names) <= set(first) else []
     for sample in samples[len(runs) :]:
         try:
             with torch.no_grad(), HeadOperators(), recording(sample.detector, names) as run:
                 sample.detector(*sample.arguments)
         except Exception as error:
-            # A size of ours, or a black image, that the detector does not take: its own example will do.
+            # The detector may refuse a derived size or a black image; the example is then enough.
             if sample.required:
                 _raise_of_sample(observation, sample, error)
             _warn_of_sample(error)
@@ -151,7 +151,7 @@ def record_samples(
 
 
 def _raise_of_sample(observation: Observation, sample: Sample, error: Exception) -> NoReturn:
-    """Raises the error of a size that the user asked for; of the example itself it is the detector's own."""
+    """Raises the detector's error if the sample is the example, else an error that names the size in ``shapes``."""
     if isinstance(error, CaptureError) or sample.arguments is observation.example:
         raise error
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(sample.arguments))

@@ -1,4 +1,4 @@
-"""Inputs at a second size: what is right at one size only is found out before it is saved."""
+"""Derives inputs at a second size, to find segments that are right at only one size before they are saved."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 from ..common.specs import UNBOUNDED
 
 _STRIDE = 32
-"""Pixels: the whole strides of a usual backbone, as feature pyramids can't take every size."""
+"""Stride of a usual backbone, in pixels; feature pyramids support only multiples of it."""
 
 _LEAST_SIDE = 160
-"""Pixels; see :func:`small_shapes`."""
+"""Smallest side in pixels, see :func:`small_shapes`."""
 
 Range = tuple[int, int]
 
 
 def second_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Range]]) -> list[tuple[int, ...]] | None:
-    """Other shapes for the inputs of a module, inside of the ranges.
+    """Returns other shapes for the inputs of a module, within the ranges.
 
     Args:
-        shapes: the shapes of an example, one of each input.
+        shapes: the shapes of an example, one per input.
         ranges: (min, max) of each dimension of each input.
 
     Returns:
-        The first input at another batch and about half the sides, the others in the same proportion; None if no
-        dimension is free or the proportion can't be kept.
+        Shapes with another batch and about half the sides for the first input, and in the same proportion for the
+        others; None if no dimension is free or the proportion can't be kept.
     """
     first = tuple(
         _other(d, size, *ranges[0][d], is_side=len(shapes[0]) == 4 and d > 1) for d, size in enumerate(shapes[0])
@@ -36,13 +36,13 @@ def second_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Ran
 
 
 def small_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Range]]) -> list[tuple[int, ...]]:
-    """The shapes with sides halved as long as pyramids keep levels of several cells and a second size can be found.
+    """Returns the shapes with repeatedly halved sides, such that pyramids keep several cells and a second size exists.
 
-    For runs whose results count and not their time: a usual backbone takes seconds at the size that it is made for.
+    Use it for runs of which only the results matter: a usual backbone takes seconds at its intended size.
 
     Args:
         shapes: see :func:`second_shapes`.
-        ranges: likewise.
+        ranges: see :func:`second_shapes`.
     """
     small = [tuple(shape) for shape in shapes]
     while len(small[0]) == 4:
@@ -59,7 +59,7 @@ def small_shapes(shapes: Sequence[Sequence[int]], ranges: Sequence[Sequence[Rang
 def in_proportion(
     shapes: Sequence[Sequence[int]], first: tuple[int, ...], ranges: Sequence[Sequence[Range]]
 ) -> list[tuple[int, ...]] | None:
-    """Returns ``first`` and the other inputs' shapes changed as it was; None if the ranges do not allow it."""
+    """Returns ``first`` and the other inputs' shapes in the same proportion; None if the ranges do not allow them."""
     found = [first]
     for shape, limits in zip(shapes[1:], ranges[1:], strict=True):
         other = []
@@ -87,7 +87,7 @@ def _other(d: int, size: int, low: int, high: int, *, is_side: bool) -> int:
 
 
 def tile_to_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The tensor repeated or cut to a shape of the same rank: values stay such as they were."""
+    """Repeats or cuts a tensor to a shape of the same rank, so that the values keep their distribution."""
     for d, size in enumerate(shape):
         tensor = tensor.index_select(d, torch.arange(size) % tensor.shape[d])
     return tensor.contiguous()

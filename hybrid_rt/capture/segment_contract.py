@@ -19,7 +19,7 @@ from .second_size import second_shapes, tile_to_shape
 
 @dataclass(frozen=True)
 class Contract:
-    """Inputs and outputs of a saved segment; an output's name is the key or index that leads to it."""
+    """Inputs and outputs of a saved segment; an output's name consists of the keys and indices of its path."""
 
     segment: str
     inputs: tuple[TensorSpec, ...]
@@ -36,7 +36,7 @@ class Features:
 
 
 def examples_for(contract: Contract) -> tuple[Tensor, ...]:
-    """Noise of the size that the saved engine was told to expect most; the same in each process."""
+    """Returns noise of the size that the saved engine was told to expect; it is the same in each process."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
         torch.randn(spec.opt, generator=generator).to(dtype)
@@ -47,7 +47,7 @@ def examples_for(contract: Contract) -> tuple[Tensor, ...]:
 
 
 def features_of(module: nn.Module, arguments: tuple[Any, ...], contract: Contract) -> tuple[Features | None, list[str]]:
-    """Runs a module at two sizes and compares what it returns with the contract.
+    """Runs a module at two sizes and compares its outputs with the contract.
 
     Args:
         module: the new segment, in eval mode.
@@ -55,10 +55,10 @@ def features_of(module: nn.Module, arguments: tuple[Any, ...], contract: Contrac
         contract: the saved segment's.
 
     Returns:
-        What was seen (None if it does not run at all) and each mismatch as "WHAT: expected X, got Y".
+        The observed features (None if the module does not run), and each mismatch as "WHAT: expected X, got Y".
 
     Raises:
-        CaptureError: the module's arguments or result are not tensors in lists, tuples and dicts.
+        CaptureError: The module's arguments or result are not tensors in lists, tuples and dicts.
     """
     taken = ", ".join(f"{spec.name}: {spec.sizes} {spec.dtype}" for spec in contract.inputs)
     try:
@@ -102,7 +102,7 @@ def _sizes(shape: Sequence[int]) -> str:
 
 
 def _input_mismatches(inputs: Mapping[str, Structure], tensors: Sequence[Tensor], contract: Contract) -> list[str]:
-    """Names are compared where there are several inputs: of one alone the parameter may be called as it likes."""
+    """Returns the mismatches of the inputs; a single input may have any name."""
     if len(tensors) != len(contract.inputs):
         return [f"inputs: expected {len(contract.inputs)} tensors, got {len(tensors)}"]
     names = [label for key, structure in inputs.items() for label in structure.names(key)]
@@ -140,7 +140,7 @@ def _output_mismatches(
 
 
 def _mismatches_of(spec: TensorSpec, source: TensorSpec, calls: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
-    """One output: ``calls`` are the program's first input and this output, at each size."""
+    """Returns the mismatches of one output; ``calls`` has the first input and this output at each size."""
     name = f"output '{spec.name}'"
     shape = calls[0][1].shape
     mismatches = []
@@ -152,7 +152,7 @@ def _mismatches_of(spec: TensorSpec, source: TensorSpec, calls: Sequence[tuple[T
     are_pictures = len(shape) == len(source.min) == 4
     wanted, got = [], []
     for d in range(len(shape)):
-        # A size that follows a free one of the input may look fixed in the file: no run there showed it vary.
+        # A size that depends on a free size of the input may be fixed in the file, if it did not vary in any run.
         follows = d < len(source.min) and source.min[d] != source.max[d] and (d == 0 or (are_pictures and d > 1))
         is_fixed = spec.min[d] == spec.max[d]
         is_batch = d == 0 and follows and are_pictures
@@ -182,7 +182,7 @@ def _mismatches_of(spec: TensorSpec, source: TensorSpec, calls: Sequence[tuple[T
 
 
 def _strides(given: int, made: int) -> frozenset[Fraction]:
-    """Every stride that makes so many cells of so many pixels, whichever way the last cell is rounded."""
+    """Returns every stride that divides ``given`` pixels into ``made`` cells, for any rounding of the last cell."""
     if made < 1:
         return frozenset()
     whole = range(given // (made + 1) + 1, math.ceil(given / (made - 1)) if made > 1 else 2 * given + 1)
@@ -190,7 +190,7 @@ def _strides(given: int, made: int) -> frozenset[Fraction]:
 
 
 def stride_of(source: TensorSpec, output: TensorSpec) -> str:
-    """Pixels of a segment's input to a cell of its output, for people; empty if these are not images and features."""
+    """Returns the input pixels per output cell as text; empty if these are not images and features."""
     if not len(source.opt) == len(output.opt) == 4:
         return ""
     strides = (_shown(_strides(given, made)) for given, made in zip(source.opt[2:], output.opt[2:], strict=True))
@@ -198,7 +198,7 @@ def stride_of(source: TensorSpec, output: TensorSpec) -> str:
 
 
 def _shown(strides: frozenset[Fraction]) -> str:
-    """The likeliest: a power of two, else a whole number."""
+    """Returns the most likely stride: a power of two, else a whole number."""
     return str(
         min(strides, key=lambda s: (s.denominator > 1, s.numerator.bit_count() > 1, s), default="none at two sizes")
     )

@@ -1,4 +1,4 @@
-"""Segments: the submodules of a detector that become engines."""
+"""Chooses segments, the submodules of a detector that become engines."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..common.specs import PRECISIONS
 from .observe import Observation, Use
 
 LEAST_SHARE = 0.01
-"""Of the detector's counted work: a smaller segment can't pay for the engine that it needs."""
+"""Smallest fraction of the detector's counted work for which an engine is worth its cost."""
 
 _TOO_SMALL = f"takes less than {LEAST_SHARE:.0%} of the work"
 
 ENGINE_SPEEDUP: Mapping[str, float] = {name: precision.speedup for name, precision in PRECISIONS.items()}
-"""How many times faster than eager mode an engine runs, by precision: for the prediction only."""
+"""Speed-up of an engine over eager mode by precision, used only for the prediction."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A submodule that was looked at: its part of what the detector computes, and whether it becomes a segment.
+    """A submodule's share of the detector's work, and the decision whether it becomes a segment.
 
     Attributes:
         name: the dotted path.
-        milliseconds: that all its calls took in one run on the example. Measured, so it decides nothing.
-        share: of the detector's counted work, 0..1: what the choice goes by.
-        chosen: whether it becomes a segment.
-        reason: why not; empty if chosen.
-        measured: the part of the detector's time, 0..1. It decides nothing either.
-        operations: that were counted, see :class:`hybrid_rt.capture.counted_work.Work`.
-        bytes: that were read and written, likewise.
+        milliseconds: duration of all its calls in one run on the example; not used for the decision.
+        share: fraction of the detector's counted work, 0..1; the decision is based on it.
+        chosen: true if it becomes a segment.
+        reason: why it was not chosen; empty if it was.
+        measured: fraction of the detector's time, 0..1; not used for the decision.
+        operations: counted operations, see :class:`hybrid_rt.capture.counted_work.Work`.
+        bytes: bytes read and written, see :class:`hybrid_rt.capture.counted_work.Work`.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Share:
 
 
 def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[str]:
-    """Returns the dotted names that the user gave, checked.
+    """Checks the dotted names that the user passed, and returns them as a list.
 
     Raises:
-        OptionError: no name, a name that does not exist (with the near ones), one inside another.
+        OptionError: There is no name, a name does not exist (the text lists similar ones), or one is inside another.
     """
     known = [name for name, _ in detector.named_modules(remove_duplicate=False) if name]
     names = [segments] if isinstance(segments, str) else list(segments)
@@ -85,7 +85,7 @@ def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[st
 
 
 def candidate_segments(observation: Observation) -> list[str]:
-    """Returns the submodules that become segments if a closer look finds nothing against it."""
+    """Returns the submodules that become segments unless further checks find a reason against them."""
     shares = _outermost(observation.detector, "", observation, {}, _shortest_names(observation.detector))
     return [share.name for share in shares if share.chosen or share.reason == _TOO_SMALL]
 
@@ -101,14 +101,16 @@ def shares_of(
 
     Args:
         observation: the detector's run on its example.
-        findings: what submodules do that an engine can't (:class:`hybrid_rt.capture.side_effects.SideEffects`).
-        names: the user's choice. None: the outermost submodules are chosen that have weights, take and return
-            tensors, do only what an engine can repeat, and do at least :data:`LEAST_SHARE` of the counted work.
-        fuse: also choose small submodules that are fed by chosen ones alone: in one engine they cost nothing.
+        findings: operations of submodules that an engine can't repeat, see
+            :class:`hybrid_rt.capture.side_effects.SideEffects`.
+        names: the user's choice. None: the outermost submodules that have weights, take and return tensors, contain
+            only operations that an engine can repeat, and do at least :data:`LEAST_SHARE` of the counted work.
+        fuse: also choose small submodules whose inputs all come from chosen ones, because they add no cost to a shared
+            engine.
 
     Raises:
-        OptionError: nothing is worth it; the text lists what was looked at.
-        CaptureError: a name of the user's that is not called, or does what an engine can't repeat.
+        OptionError: No submodule is worth compiling; the text lists those that were considered.
+        CaptureError: A submodule that the user named is not called, or contains something that an engine can't repeat.
     """
     if names is not None:
         shares = []
@@ -171,7 +173,7 @@ def _required(name: str, use: Use | None, findings: Mapping[str, str]) -> Use:
 
 
 def _shortest_names(detector: nn.Module) -> dict[str, str]:
-    """A submodule that has several names is known by the shortest."""
+    """Returns the shortest name of each submodule, by its first name."""
     names: dict[int, str] = {}
     first: dict[int, str] = {}
     for name, module in detector.named_modules(remove_duplicate=False):
@@ -230,19 +232,19 @@ def _with_small_followers(observation: Observation, shares: Sequence[Share]) -> 
 def predicted_gain(shares: Sequence[Share], speedup: float) -> float:
     """Returns the predicted speed-up of the detector if the chosen segments become ``speedup`` times faster.
 
-    By the counted shares, so that it is the same each time. Amdahl's law: 1 / ((1 - p) + p / s). https://doi.org/10.1145/1465482.1465560
+    It is based on the counted shares, so it is reproducible. Amdahl's law: 1 / ((1 - p) + p / s). https://doi.org/10.1145/1465482.1465560
     """
     part = min(1.0, sum(share.share for share in shares if share.chosen))
     return 1 / max(1e-9, (1 - part) + part / speedup)
 
 
 def fuse_groups(observation: Observation, names: Sequence[str], *, fuse: bool) -> list[list[str]]:
-    """Puts together the segments between which data flows straight: one is fed with nothing but what others return.
+    """Groups segments that feed each other directly: all inputs of a segment are results of others in its group.
 
     Args:
-        observation: the detector's run, which saw which tensors went where.
+        observation: the detector's run, which recorded the source of each tensor.
         names: the segments.
-        fuse: False: each segment for itself.
+        fuse: False: put each segment into a group of its own.
 
     Returns:
         The groups; a group's first segment is called first, and gets the group's inputs.

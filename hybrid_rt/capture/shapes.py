@@ -1,4 +1,4 @@
-"""Sizes that a detector's backbone will receive."""
+"""Determines the sizes that a detector's backbone will receive."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .observe import Observation
 
 Range = tuple[int, int]
 Shapes = Sequence[tuple[int, int]] | Mapping[str, Range]
-"""Image sizes (height, width) that the detector will be given, or the ranges "batch", "height" and "width" of the
+"""Image sizes (height, width) that the detector will receive, or the ranges "batch", "height" and "width" of the
 segment's own input."""
 
 _DIMENSIONS = ("batch", "height", "width")
 
 
 def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None) -> list[Range] | None:
-    """(min, max) of batch, channels, height and width of what the backbone takes.
+    """Returns (min, max) of batch, channels, height and width of the backbone's input.
 
     Args:
         detector: the detector.
@@ -32,10 +32,10 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
             ``GeneralizedRCNNTransform``) can produce, with any batch; the example's size if it has none.
 
     Returns:
-        None if the input is no batch of images: then what varies between calls is free.
+        The ranges; None if the input is not a batch of images, so that dimensions that vary between calls are free.
 
     Raises:
-        OptionError: shapes that are neither sizes nor ranges, or ranges without the example.
+        OptionError: ``shapes`` are neither sizes nor ranges, or do not include the example's size.
     """
     if len(example) != 4:
         return None
@@ -67,10 +67,10 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
 
 
 def check_shapes(shapes: Shapes | None) -> None:
-    """Finds out before long work whether ``shapes`` are sizes or ranges.
+    """Checks before long work that ``shapes`` are sizes or ranges.
 
     Raises:
-        OptionError: they are neither.
+        OptionError: They are neither.
     """
     if isinstance(shapes, Mapping):
         _checked(shapes)
@@ -79,7 +79,10 @@ def check_shapes(shapes: Shapes | None) -> None:
 
 
 def _ranges_of_transform(transform: Any) -> tuple[Range, Range]:
-    """Torchvision resizes the short side to min_size, the long one to max_size at most, and pads."""
+    """Returns the ranges of height and width after torchvision's transform.
+
+    It resizes the short side to min_size and the long side to at most max_size, and pads.
+    """
     divisor = int(transform.size_divisible)
 
     def padded(size: float) -> int:
@@ -126,7 +129,7 @@ def _is_size(pair: Any) -> bool:
 
 
 def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]], channels: int) -> tuple[Range, Range]:
-    """The ranges of height and width after the detector's transform, over all image sizes."""
+    """Returns the ranges of height and width after the detector's transform, over all image sizes."""
     seen = []
     transform = getattr(detector, "transform", None)
     for size in sizes:
@@ -139,7 +142,7 @@ def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]], channels: int) 
 def input_ranges(
     observation: Observation, name: str, images: ImageInputs, shapes: Shapes | None
 ) -> list[list[tuple[int, int]]] | None:
-    """Returns the ranges of the segment's inputs if it is fed with images alone, in one call per forward."""
+    """Returns the ranges of a segment's inputs if these are only images, and it is called once per forward."""
     use = observation.use(name)
     calls = use.calls if use else []
     if len(calls) != 1 or calls[0] is None:

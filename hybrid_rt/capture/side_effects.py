@@ -1,4 +1,4 @@
-"""Finds what a detector and its submodules do that an engine can't repeat."""
+"""Finds operations of a detector and its submodules that an engine can't repeat."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _CHANGE = "a change of its attribute"
 class SideEffects(TorchDispatchMode):
     """Records the operations of submodules that a recording cannot repeat.
 
-    These are values used as sizes or conditions, writes into tensors of others, random numbers, and tensors that others
-    use without having got them as a result.
+    These are values used as sizes or conditions, writes into tensors of others, random numbers, and tensors that are
+    used outside of a submodule although it does not return them.
 
-    Use as a context manager around a run of the detector; then ask :attr:`findings`: a submodule's name to what it did
-    first, with the line; and :attr:`drawn`: the first operator that draws random numbers, with the line.
+    Use it as a context manager around a run of the detector. Afterwards, :attr:`findings` has the first such operation
+    of each submodule by name, and :attr:`drawn` the first operator that draws random numbers, each with its line.
     """
 
     def __init__(self, detector: nn.Module) -> None:
-        """``detector``: watched with its submodules."""
+        """``detector``: the detector to watch, with its submodules."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings: dict[str, str] = {}
         self.drawn = ""
@@ -51,7 +51,7 @@ class SideEffects(TorchDispatchMode):
         self._opaque: set[str] = set()
 
     def __enter__(self) -> SideEffects:
-        """Begins to watch."""
+        """Starts watching."""
         for module in self._names:
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 self._hooks.callback(hooks.update, dict(hooks))
@@ -63,7 +63,7 @@ class SideEffects(TorchDispatchMode):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """Ends it."""
+        """Stops watching."""
         self._hooks.close()
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
@@ -79,13 +79,13 @@ class SideEffects(TorchDispatchMode):
             self._note(name, f"{_CHANGE} '{changed[0]}'")
 
     def _note(self, name: str, what: str) -> None:
-        """For the submodule and all that it is inside of, but for the detector: nothing reads its attributes later."""
+        """Adds a finding to a submodule and to all modules that contain it, except the detector itself."""
         for outer in [name, *(entry[0] for entry in self._open)]:
             if outer != ITSELF:
                 self.findings.setdefault(outer, what)
 
     def _see_result(self, name: str, result: Any) -> None:
-        """The tensors of its result leave a submodule as they should; others may not be used outside of it."""
+        """Notes the tensors that a submodule returns; its other tensors must not be used outside of it."""
         if not all(leaf is None or isinstance(leaf, _WATCHED) for leaf in leaves(result)):
             self._opaque.add(name)
         for tensor in tensors_in(result):
@@ -147,7 +147,7 @@ class SideEffects(TorchDispatchMode):
 
 
 def _with_aliases(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that gets tensors of its own, with the same values: those that it keeps are not the submodule's result."""
+    """Wraps a hook so that it gets separate tensor objects, which do not count as the submodule's result if kept."""
 
     def watched(module: nn.Module, *given: Any) -> Any:
         return hook(module, *map_tensors(given, Tensor.detach))
@@ -156,7 +156,7 @@ def _with_aliases(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _storages(tensor: Tensor) -> set[int]:
-    """The memory that a tensor reads, and writes; of a sparse one its indices' and values'."""
+    """Returns the ids of a tensor's storages: one, or those of a sparse tensor's indices and values."""
     if tensor.layout == torch.strided:
         return {int(tensor.untyped_storage()._cdata)}
     parts = (getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ()))
@@ -174,7 +174,7 @@ _PARTS = {
 
 
 def _memory(value: Any) -> set[int]:
-    """The memory of all tensors in a value."""
+    """Returns the ids of the storages of all tensors in a value."""
     return set().union(*map(_storages, tensors_in(value)))
 
 
@@ -198,28 +198,31 @@ def _same(before: list[Any], after: list[Any]) -> bool:
 
 def _depends_on_values(operator: Any, name: str, args: tuple[Any, ...]) -> bool:
     if name == "aten::index" and len(args) > 1:
-        # Picking by position is dense; only a mask's values decide on a size.
+        # Indexing by position gives a known size; the size of a masked result depends on the mask's values.
         return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(list(args[1])))
     return name in _UNTAGGED or any(tag in operator.tags for tag in _DATA_DEPENDENT)
 
 
 def draws(name: str, given: dict[str, Any]) -> bool:
-    """Recurrent layers and dropout are tagged as random even in eval mode."""
+    """Returns true if a call really draws random numbers.
+
+    torch tags recurrent layers and dropout as random even in eval mode.
+    """
     if name in ("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::dropout", "aten::native_dropout"):
         return bool(given.get("train", False)) and float(given.get("dropout", given.get("p", 0.0)) or 0.0) > 0
     return "scaled_dot_product" not in name or float(given.get("dropout_p", 0.0)) > 0
 
 
 class OwnNoise(TorchDispatchMode):
-    """Records what makes a detector's result differ from what it would be in exact arithmetic.
+    """Records reasons why a detector's result differs from that of exact arithmetic.
 
     Attributes:
         random: the first operator that draws random numbers, with its line; empty if none does.
-        narrow: float16 and bfloat16, if it computes in them, with the first line.
+        narrow: the first line that computes in float16 or bfloat16, by dtype; empty if none does.
     """
 
     def __init__(self) -> None:
-        """Use as a context manager around a run of the detector."""
+        """Use it as a context manager around a run of the detector."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.random = ""
         self.narrow: dict[torch.dtype, str] = {}
@@ -241,7 +244,7 @@ class OwnNoise(TorchDispatchMode):
 
 
 def own_noise(detector: nn.Module, arguments: tuple[Any, ...]) -> OwnNoise:
-    """Runs the detector; returns what was seen."""
+    """Runs the detector, and returns the recorded noise."""
     noise = OwnNoise()
     with torch.no_grad(), noise:
         detector(*arguments)
@@ -254,15 +257,15 @@ def user_line() -> str:
 
 
 def find_side_effects(detector: nn.Module, arguments: tuple[Any, ...]) -> dict[str, str]:
-    """Runs the detector; returns what it and each submodule do that an engine can't repeat (:class:`SideEffects`)."""
+    """Runs the detector; returns what engines can't repeat of it and its submodules, see :class:`SideEffects`."""
     return find_effects_and_draws(detector, arguments)[0]
 
 
 def find_effects_and_draws(detector: nn.Module, arguments: tuple[Any, ...]) -> tuple[dict[str, str], str]:
     """Returns the findings of :func:`find_side_effects`, and the operator that draws random numbers, if one does.
 
-    An attribute that changes is one only if it does so again in a second run on the same input: a grid that is kept for
-    the size of the last call does not. Another check decides if a recording of such a module holds at other sizes.
+    A changed attribute is a finding only if it changes again in a second run on the same input, which a cached grid for
+    the size of the last call does not. Another check decides if a recording of such a module is right at other sizes.
     """
     findings, drawn = _findings_of_run(detector, arguments)
     changed = {name for name, what in findings.items() if what.startswith(_CHANGE)}

@@ -14,10 +14,10 @@ from .program import FlatCall, Program
 from .size_samples import Effort
 
 _ALLOWED = 1e-3
-"""Relative error: what TorchScript computes is what the segment does, but for the order of additions."""
+"""Largest relative error; TorchScript and the segment differ only in the order of additions."""
 
 _EXAMPLES = 3
-"""Branches on sizes ask for an example that takes the right one; each export costs seconds."""
+"""Maximum number of examples to export with, to find one that takes the right branches on sizes; each costs seconds."""
 
 
 def right_at_sizes(program: Program, effort: Effort | None) -> Program:
@@ -25,11 +25,11 @@ def right_at_sizes(program: Program, effort: Effort | None) -> Program:
 
     Args:
         program: the program.
-        effort: how many sizes are looked at; None: none, so that it has to be recorded alone.
+        effort: budget for checks at further sizes; None: accept any recording without checks.
 
     Raises:
-        CaptureError: it is right at the example's size only; the text says at which size it is not. Or it can't be
-            captured in either way.
+        CaptureError: It is right only at the example's size, and the text names a size at which it is wrong; or it
+            can't be captured in either way.
     """
     if program.by_export:  # it comes from torch.export already
         found, reason = _exported(program)
@@ -49,9 +49,9 @@ def right_at_sizes(program: Program, effort: Effort | None) -> Program:
 
 
 def _exported(program: Program) -> tuple[Program | None, str]:
-    """The program as torch.export sees it, for branches on sizes with another example where one is not right.
+    """Exports the program, with other examples if the first one takes the wrong branches on sizes.
 
-    With none it may be right: then None, and why.
+    Returns None and the reason if it is wrong with every example.
     """
     calls = [*program.calls, *program.sizes]
     reason = ""
@@ -70,7 +70,7 @@ def _exported(program: Program) -> tuple[Program | None, str]:
 
 
 def _recorded(program: Program) -> Program:
-    """The program if what was recorded of it is right at further sizes.
+    """Returns the program if its recording is right at further sizes.
 
     Raises:
         CaptureError: see :func:`right_at_sizes`.
@@ -83,8 +83,8 @@ def _recorded(program: Program) -> Program:
     if not wrong:
         return program
     if calls:
-        # A grid that the module keeps for the size of its last call is a constant in a recording at that size, and is
-        # computed in one at another size.
+        # A grid that the module caches for the size of its last call is a constant in a recording at that size, but is
+        # computed in a recording at another size.
         program.run(calls[0].inputs)
         program = replace(program)
         if not first_wrong(program.traced(), calls):
@@ -102,7 +102,7 @@ def _recorded(program: Program) -> Program:
 
 
 def first_wrong(module: torch.jit.ScriptModule, calls: Sequence[FlatCall]) -> str:
-    """Returns what a module of flat tensors does otherwise than in the recorded calls, and at which size."""
+    """Returns the first difference between a module of flat tensors and the recorded calls, with the size; else ""."""
     wrong = _first_wrong_call(module, calls)
     return wrong[1] if wrong else ""
 

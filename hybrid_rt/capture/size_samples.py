@@ -1,4 +1,4 @@
-"""The sizes at which segments are compared beside the example's: drawn from the ranges, the same in each process."""
+"""Draws the further sizes at which segments are compared from their ranges, the same in each process."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _PRIMES = (13, 29, 37, 53, 61, 83, 97, 113, 149, 199, 241, 307, 401, 509)
 _STRIDES = (32, 16, 8)
 
 _LARGEST_AREA = 1 << 20
-"""Pixels: a larger image costs seconds and shows no more."""
+"""Largest area of an image in pixels; larger ones cost seconds and reveal nothing more."""
 
 _SEED = 16
 
 _COST_PER_SECOND = 100_000_000_000
-"""Counted work that a CPU core does in about a second."""
+"""Counted work that a CPU core does in about one second."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Budget for comparisons at further sizes. It is counted, not timed, since what is compared may decide on segments.
+    """Budget for comparisons at further sizes. It is counted, not timed, because comparisons may decide on segments.
 
     Attributes:
         cost: counted work of the detector's own runs at all sizes of a conversion together, see
             :class:`.counted_work.Work`; each variant of an engine does as much again.
-        least: so many sizes are looked at in any case.
-        most: no more are drawn.
+        least: minimum number of sizes, whatever they cost.
+        most: maximum number of sizes.
     """
 
     cost: int = _COST_PER_SECOND
@@ -69,7 +69,7 @@ def drawn_sizes(heights: Range, widths: Range, most: int) -> list[tuple[int, int
 
 
 def _near(limits: Range) -> list[int]:
-    """The telling sizes of a range, in a mixed order that is always the same."""
+    """Returns the most informative sizes of a range, in a fixed shuffled order."""
     low, high = limits
     beside = [k * stride + d for stride in _STRIDES for k in range(1, 1 + 640 // stride) for d in (1, -1)]
     found = [size for size in dict.fromkeys([*_PRIMES, *beside]) if low <= size <= high]
@@ -84,16 +84,16 @@ def _inside(size: int, limits: Range) -> int:
 def sized_runs(
     detector: nn.Module, example: tuple[Any, ...], images: ImageInputs, shapes: Shapes | None, most: int
 ) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
-    """Yields a detector and its arguments at each further size that it may be given, what tells most first.
+    """Yields a detector and its arguments at each further size that it may receive, the most informative first.
 
     Args:
-        detector: one that resizes its images itself is replaced by one that resizes them to less, as in
-            :func:`.probe_inputs.samples_of`.
+        detector: the detector; one that resizes its images is replaced by a copy that resizes them to a smaller size,
+            as in :func:`.probe_inputs.samples_of`.
         example: its arguments.
-        images: which of them are images.
-        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. None: any, if the detector resizes; else the example's
-            alone, for which nothing is yielded.
-        most: so many at most.
+        images: which of the arguments are images.
+        shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. None: any size if the detector resizes images; otherwise
+            only the example's, so that nothing is yielded.
+        most: maximum number of sizes.
     """
     given = images.sizes(example)
     if not given:
@@ -119,7 +119,7 @@ def sized_runs(
 def record_sizes(
     runs: Iterator[tuple[nn.Module, tuple[Any, ...]]], names: Sequence[str], effort: Effort
 ) -> list[Recorded]:
-    """Records segments at further sizes within the budget. Sizes that the detector refuses are passed over."""
+    """Records segments at further sizes within the budget. Sizes that the detector refuses are skipped."""
     recorded: list[Recorded] = []
     costs: list[int] = []
     for detector, arguments in runs:
@@ -138,9 +138,9 @@ def record_sizes(
 def sized_inputs(
     inputs: Sequence[Tensor], ranges: Sequence[Sequence[Range]], most: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yields inputs of a module at further sizes inside of their ranges, the first one's in :func:`drawn_sizes`.
+    """Yields inputs of a module at further sizes within their ranges; those of the first input are drawn.
 
-    The others keep their proportion to the first one; where they can't, there is nothing to yield.
+    The other inputs keep their proportion to the first one; sizes at which they can't are skipped.
     """
     shapes = [tuple(tensor.shape) for tensor in inputs]
     if len(shapes[0]) != 4:

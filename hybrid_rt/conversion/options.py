@@ -1,4 +1,4 @@
-"""The options of a conversion in groups: what every way to an engine shares, checked before long work."""
+"""Groups and checks the options that all functions that compile engines share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class EngineOptions:
 
     Attributes:
         engine: a backend's name, a list of names, "auto" or "fastest", see :func:`hybrid_rt.convert`.
-        precision: of the names that do not give their own.
+        precision: precision of the names that do not set their own.
         device: "cpu" or "cuda".
-        options: of the compilers, by the backend's name.
+        options: options of the compilers, by the backend's name.
         fallback: add a TorchScript variant in fp32 as the last one.
         calibration_data: tuples of arguments, for int8.
         scope: the caller, for the text of errors.
@@ -53,11 +53,11 @@ class EngineOptions:
 
     @functools.cached_property
     def variants(self) -> list[Wanted]:
-        """The variants to compile, best first.
+        """Returns the variants to compile, best first.
 
         Raises:
-            OptionError: an unknown precision, engine or option, or calibration data that does not fit.
-            BackendError: a named engine whose compiler is not installed.
+            OptionError: A precision, engine or option is unknown, or the calibration data does not fit.
+            BackendError: The compiler of a named engine is not installed.
         """
         check_precision(self.precision, self.scope)
         wanted = choose_variants(
@@ -68,7 +68,7 @@ class EngineOptions:
 
     @property
     def first_precision(self) -> str:
-        """The precision of the first engine: its thresholds decide what counts as equal."""
+        """Returns the precision of the first engine, whose thresholds apply to the hybrid's results."""
         first = self.engine if isinstance(self.engine, str) else self.engine[0]
         return first.partition(":")[2] or self.precision
 
@@ -80,14 +80,14 @@ AUTO_HEAD = "auto"
 """Tries :data:`HEADS` in their order."""
 
 AUTO_PRECISION = "auto"
-"""In a precision's place: the fastest that passes verification on this machine."""
+"""Value of ``precision`` that chooses the fastest precision that passes verification on this machine."""
 
 
 def check_precision(precision: str, scope: str, *, auto: bool = False) -> None:
-    """Checks a precision's name; ``auto``: it may be chosen.
+    """Checks a precision's name; ``auto``: accept "auto" too.
 
     Raises:
-        OptionError: it is unknown.
+        OptionError: The name is unknown.
     """
     known = [*PRECISIONS, *([AUTO_PRECISION] if auto else [])]
     if precision not in known:
@@ -101,9 +101,9 @@ class CheckOptions:
     Attributes:
         verify: compare outputs and boxes; "thorough": at many sizes, for minutes.
         inputs: tuples of arguments to compare on, besides the example.
-        thresholds: what counts as equal; None: by precision.
-        dataset: annotated images, for mAP; None: no mAP.
-        max_map_drop: by how much (mAP is in 0..1) the hybrid's may be below the detector's.
+        thresholds: limits for equality; None: those of the precision.
+        dataset: annotated images for mAP; None: no mAP.
+        max_map_drop: largest allowed drop of the mAP, in 0..1.
     """
 
     verify: bool | str = True
@@ -114,36 +114,36 @@ class CheckOptions:
 
     @property
     def effort(self) -> Effort | None:
-        """Returns the number of further sizes to compare; None without a comparison.
+        """Returns the budget for comparisons at further sizes; None without a comparison.
 
         Raises:
-            OptionError: verify is none of its values.
+            OptionError: ``verify`` has an unknown value.
         """
         return effort_of(self.verify, "convert")
 
     def limits(self, precision: str) -> Thresholds:
-        """Returns the thresholds that hold for a precision.
+        """Returns the user's thresholds, or else those of a precision.
 
         Raises:
-            OptionError: there are none.
+            OptionError: The precision is unknown.
         """
         return self.thresholds or thresholds_of(precision)
 
     @functools.cached_property
     def truth(self) -> Truth | None:
-        """The annotations; None without a dataset.
+        """Returns the annotations; None without a dataset.
 
         Raises:
-            OptionError: a dataset that can't be used.
+            OptionError: The dataset can't be used.
         """
         return coco.read(self.dataset, self.max_map_drop) if self.dataset is not None else None
 
 
 def effort_of(verify: bool | str, scope: str) -> Effort | None:
-    """Returns how many further sizes are looked at; None without a comparison.
+    """Returns the budget for comparisons at further sizes; None without a comparison.
 
     Raises:
-        OptionError: ``verify`` is none of its values.
+        OptionError: ``verify`` has an unknown value.
     """
     if isinstance(verify, str) and verify != "thorough":
         raise OptionError.make(scope, "verify", expected="True, False or 'thorough'", got=repr(verify))
@@ -155,13 +155,13 @@ class OutputOptions:
     """Files that a conversion writes, and their content.
 
     Attributes:
-        path: the `.pt`.
-        golden: whether it holds a golden sample.
-        measure: whether detector and hybrid are timed, for the report.
-        report: where the report is written too; None: nowhere.
-        sign: the private keys that sign it.
-        contract_sizes: image sizes whose times on this machine are measured and stored in it; none: that of the golden
-            sample; None: no time is stored.
+        path: path of the `.pt`.
+        golden: store a golden sample.
+        measure: time detector and hybrid for the report.
+        report: file for the report; None: write none.
+        sign: private keys that sign the `.pt`.
+        contract_sizes: image sizes of the latency contract that is measured and stored; empty: the golden sample's
+            size; None: store no contract.
     """
 
     path: Path

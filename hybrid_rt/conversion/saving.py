@@ -1,4 +1,4 @@
-"""The last step of a conversion: write the bundle, and time it beside its detector."""
+"""Writes the bundle, and measures its latency and its detector's."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Saved:
     """The outcome of saving a bundle; the defaults stand for a conversion that saved nothing.
 
     Attributes:
-        golden: what to say of the golden sample.
-        file_size: in bytes.
+        golden: description of the golden sample for the report.
+        file_size: size of the file, in bytes.
         measurement: the latencies; None: see ``not_measured``.
-        not_measured: why there are none.
+        not_measured: why no latencies were measured.
         signed_with: the keys that have signed the bundle.
-        signatures_dropped: the keys that had signed what stood in its place.
-        latency_contract: the times that the bundle holds; None: it holds none.
+        signatures_dropped: the keys that had signed the file that it replaced.
+        latency_contract: the latency contract in the bundle; None: it has none.
     """
 
     golden: str = ""
@@ -61,20 +61,20 @@ def save_hybrid(
     inputs: Sequence[tuple[Any, ...]],
     steps: Steps,
 ) -> Saved:
-    """Writes the bundle, then times it on the example, if that was asked for.
+    """Writes the bundle, then times it on the example if requested.
 
     Args:
         hybrid: the hybrid.
         profile: the detector.
         checks: the comparison, which passed.
-        output: where to, and what else.
-        class_names: by label; none: the bundle says nothing of them.
+        output: the files to write, and their content.
+        class_names: class names by label; empty: the bundle stores none.
         inputs: tuples of arguments that were compared besides the example.
         steps: shows the progress.
 
     Raises:
-        BundleError: the file can't be written.
-        BackendError: a latency contract was asked for, and the bundle can't run here. It is saved without one.
+        BundleError: The file can't be written.
+        BackendError: A latency contract was requested, but the bundle can't run here. It is saved without a contract.
     """
     with steps.step("save"):
         description, record = golden.pack(checks.golden, golden.NOT_REPEATED) if output.golden else golden.pack(None)
@@ -110,7 +110,7 @@ def save_hybrid(
 
 
 def _contract(output: OutputOptions, example: tuple[Any, ...] | None, device: str) -> LatencyContract:
-    """Measures the saved bundle; ``example``: None if it has a golden sample."""
+    """Measures the saved bundle on ``example``; None: on its golden sample."""
     return measured_contract(output.path, example, sizes=output.contract_sizes or (), device=device, scope="convert")
 
 
@@ -156,7 +156,7 @@ def _stored(build: EngineBuild) -> StoredEngine:
 
 
 def _conditions(program: Program) -> SizeConditions | None:
-    """Returns the conditions on sizes; those of a later segment name the outputs that it takes."""
+    """Returns the conditions on sizes; those of a later segment refer to the outputs that are its inputs."""
     of_inputs: list[tuple[str, str]] = []
     of_outputs: list[tuple[str, str]] = []
     for member in program.members:
@@ -169,5 +169,5 @@ def _conditions(program: Program) -> SizeConditions | None:
 
 
 def _moved(words: str, places: Sequence[int]) -> str:
-    """Returns a condition in postfix notation with other positions of its tensors."""
+    """Returns a condition in postfix notation with its tensors' indices replaced by ``places``."""
     return re.sub(r"\b(\d+)\.(?=\d+:)", lambda found: f"{places[int(found[1])]}.", words)

@@ -1,4 +1,4 @@
-"""Reduces the layers in int8 if a hybrid's results differ, and tries again."""
+"""Builds a hybrid again with fewer layers in int8 if its results differ."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .assemble.given_up import GivenUp
 from .options import EngineOptions
 
 MOST_TRIES = 3
-"""Each halves the error that a compiler may leave in the outputs, and has the compiler's whole time budget."""
+"""Maximum number of builds. Each halves the error that a compiler may leave, with the compiler's full time budget."""
 
 Built = TypeVar("Built")
 
 
 def tightened(engines: EngineOptions) -> EngineOptions | None:
-    """Returns the engines with the options of a more accurate try; None if no compiler has such."""
+    """Returns the engines with options for more accuracy; None if no compiler has any."""
     options = dict(engines.options or {})
     changed = False
     for variant in engines.variants:
@@ -41,13 +41,13 @@ def build_until_right(
         engines: the engines.
         build: builds the hybrid.
         failure_of: returns the difference, or an empty string if more accurate engines could not remove it.
-        steps: shows what is given up.
+        steps: shows the attempts that are given up.
 
     Returns:
-        The first hybrid that is right, or the last one; what was given up before.
+        The first hybrid that is right, or else the last one, and the attempts that were given up.
 
     Raises:
-        HybridRTError: what the first ``build`` raises.
+        HybridRTError: The first ``build`` failed, or a later one failed with an error other than BackendError.
     """
     built = build(engines)
     given_up: list[GivenUp] = []

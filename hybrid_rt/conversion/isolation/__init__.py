@@ -1,1 +1,1 @@
-"""Vendors' compilers, and the first run of what they made, in a process of their own, which may crash."""
+"""Runs vendors' compilers, and the first run of their artifacts, in a separate process that may crash."""

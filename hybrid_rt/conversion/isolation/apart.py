@@ -1,4 +1,4 @@
-"""Compiles in a process of its own: what ends that process is an error, and the next engine can be tried."""
+"""Compiles in a separate process, so that a crash becomes an error and the next engine can be tried."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _CANT_SEND = (pickle.PicklingError, TypeError, AttributeError)
 
 @contextlib.contextmanager
 def compiling_apart() -> Iterator[None]:
-    """Within it, what is compiled is compiled in one process, which starts when it is needed.
+    """Compiles everything within the block in one separate process, which starts when it is needed.
 
-    Afterwards it waits a while for the next block. A block inside of another one is part of that.
+    After the block, the process waits a while for the next block. A nested block uses the outer block's process.
 
     Raises:
-        OptionError: a limit in an environment variable that is none.
+        OptionError: An environment variable holds an invalid limit.
     """
     if _current.get() is not None or not is_wanted():
         yield
         return
-    limits()  # said before long work
+    limits()  # raises an error before long work
     apart = Apart()
     tokens = _current.set(apart), store.compiler.set(apart.compile)
     try:
@@ -54,30 +54,30 @@ def compiling_apart() -> Iterator[None]:
 
 
 def expect(segments: Sequence[str], variants: Sequence[Wanted]) -> None:
-    """Starts the process of the :func:`compiling_apart` around it if it will be needed, most likely.
+    """Starts the process of the enclosing :func:`compiling_apart` if the cache probably lacks a segment.
 
-    It then gets ready while the segments are captured.
+    The process then imports torch while the segments are captured.
 
     Args:
-        segments: names of what will be compiled.
-        variants: what they will be compiled into.
+        segments: names of the segments that will be compiled.
+        variants: the variants that they will be compiled into.
     """
     apart = _current.get()
     needed = {(variant.backend.name, variant.precision) for variant in variants if runs_apart(variant.backend)}
     if apart is None or not needed:
         return
-    with contextlib.suppress(OptionError):  # the cache says it when it is asked
+    with contextlib.suppress(OptionError):  # the first look-up in the cache raises it again
         known = {(entry.segment, entry.backend, entry.precision) for entry in store.entries() if store.bound()}
         if any((segment, *kind) not in known for segment in segments for kind in needed):
-            with contextlib.suppress(CantStart):  # said when it is needed
+            with contextlib.suppress(CantStart):  # compile() warns of it
                 apart.start()
 
 
 def runs_apart(backend: Backend) -> bool:
-    """Returns whether a compiler can run in another process: an installed one, as its module defines it.
+    """Returns true if a compiler can run in another process.
 
-    One that keeps the segment as it was captured has no vendor; a class that was made or changed in this process is not
-    what another process would find.
+    It must be an installed one, because another process would not find a class that was created or changed in this
+    process. The fallback, which keeps the segment as it was captured, runs no vendor's code.
     """
     kind = type(backend)
     if backend.is_fallback or registry.installed_class(backend.name) is not kind:
@@ -87,19 +87,19 @@ def runs_apart(backend: Backend) -> bool:
 
 
 class Apart:
-    """Compiles in a process, in one after another if they end."""
+    """Compiles in a separate process, and starts a new one if it ends."""
 
     def __init__(self) -> None:
-        """Starts nothing yet."""
+        """Does not start the process yet."""
         self._process: CompilerProcess | None = None
         self._cant_start = ""
         self._is_as_started = True
 
     def start(self) -> CompilerProcess:
-        """Returns the process, which need not be ready yet.
+        """Returns the process, which may not be ready yet.
 
         Raises:
-            CantStart: there is none, now or before.
+            CantStart: The process can't be started, now or at an earlier attempt.
         """
         if self._cant_start:
             raise CantStart(self._cant_start)
@@ -112,7 +112,7 @@ class Apart:
         return self._process
 
     def rest(self) -> None:
-        """Leaves the process, if there is one, for the next conversion, unless it is not as it was when it started."""
+        """Keeps the process for the next conversion, or ends it if a backend's settings have changed it."""
         process = self._process
         if process is not None and self._is_as_started and process.is_ready and not process.has_ended:
             self._process = None
@@ -126,11 +126,11 @@ class Apart:
             process.close()
 
     def compile(self, backend: Backend, program: Program, precision: str) -> Artifact:
-        """Compiles a segment, in this process if another one can't.
+        """Compiles a segment in the separate process, or in this process if the separate one can't.
 
         Raises:
-            BackendError: the compiler refuses, or ends its process, or goes over a limit.
-            CaptureError: the segment can't be captured in the form that the compiler needs.
+            BackendError: The compiler refuses, ends its process, or exceeds a limit.
+            CaptureError: The segment can't be captured in the form that the compiler needs.
         """
         if not runs_apart(backend):
             return backend.compile(program, precision)
@@ -142,8 +142,8 @@ class Apart:
             self._cant_start = str(error)
             self.end()
             warnings.warn(
-                f"hybrid_rt[{backend.name}]: compiler: expected a process of its own to start, got {error}. It runs in "
-                f"this one: a crash would end both. {ISOLATION}=0 says so without this warning.",
+                f"hybrid_rt[{backend.name}]: compiler: expected a process of its own to start, got {error}. The "
+                f"compiler runs in this process, which a crash would end. Set {ISOLATION}=0 to silence this warning.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -156,7 +156,7 @@ class Apart:
             if process.has_ended:
                 self._drop(process)
             raise
-        except BaseException:  # Ctrl-C: the answer would be taken for the next one's
+        except BaseException:  # after Ctrl-C, the late answer would be taken for that of the next request
             self._drop(process)
             raise
 
@@ -210,7 +210,7 @@ class Apart:
 
 
 class _NotApart(Exception):
-    """The other process lacks what only this one has."""
+    """The compilation needs an object that only this process has."""
 
 
 def _name_of(kind: type) -> str:
@@ -242,6 +242,6 @@ def _ended(backend: Backend, program: Program, got: str) -> BackendError:
         expected="an artifact that runs",
         got=got,
         remedy="The fault is in the vendor's code: name smaller submodules in "
-        f"segments=, or use another engine. {SECONDS} and {MEMORY} say how long it may take, and how much memory.",
+        f"segments=, or use another engine. {SECONDS} and {MEMORY} set the limits of time and memory.",
         code="engine-crashed",
     )

@@ -1,4 +1,4 @@
-"""The first run of a new artifact: where a vendor's runtime crashes, if it does."""
+"""Runs a new artifact once, because that is where a vendor's runtime is most likely to crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..assemble.engine_module import make_engine, prepare, run_flat
 def run_once(artifact: Artifact, examples: Sequence[Tensor]) -> None:
     """Runs an artifact on an example, as verification will.
 
-    An engine that can't run here, or refuses, is left to verification. This run only shows that the process survives.
+    It only shows that the process survives. Verification reports an engine that can't run here or refuses the inputs.
     """
     device = artifact.spec.device
     if device == "cuda" and not torch.cuda.is_available():

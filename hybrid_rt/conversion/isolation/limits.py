@@ -1,4 +1,4 @@
-"""Limits of a compiler's process, and whether there is one: environment variables for time and memory."""
+"""Reads the environment variables that limit a compiler's process, or disable it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MEMORY = "HYBRID_RT_COMPILE_MEMORY"
 ISOLATION = "HYBRID_RT_COMPILE_ISOLATION"
 
 DEFAULT_SECONDS = 1800.0
-"""TensorRT may try kernels for many minutes; what takes longer than half an hour is likely to hang."""
+"""TensorRT may try kernels for many minutes; a compiler that takes more than half an hour probably hangs."""
 
 _SHARE = 0.9
-"""The part of the memory that is free when a compilation starts, which it may take."""
+"""Fraction of the memory that is free at the start of a compilation that the compilation may use."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Limits:
     """Limits of one compilation.
 
     Attributes:
-        seconds: how long it may last, with the first run of its artifact; 0: for ever.
-        memory: bytes that its process may hold; 0: any number.
+        seconds: longest duration, including the first run of the artifact; 0: no limit.
+        memory: largest memory of its process in bytes; 0: no limit.
     """
 
     seconds: float = DEFAULT_SECONDS
@@ -35,15 +35,15 @@ class Limits:
 
 
 def is_wanted() -> bool:
-    """Returns whether compilers run in a process of their own: unless $HYBRID_RT_COMPILE_ISOLATION is 0."""
+    """Returns false if $HYBRID_RT_COMPILE_ISOLATION is 0, so that compilers run in this process."""
     return os.environ.get(ISOLATION, "").strip() != "0"
 
 
 def limits() -> Limits:
-    """Returns the limits that hold now; without a wish of the user's, nine tenths of the memory that is free.
+    """Returns the user's limits, or by default half an hour and nine tenths of the free memory.
 
     Raises:
-        OptionError: an environment variable is not a number of seconds, or not a size.
+        OptionError: An environment variable is not a number of seconds, or not a size.
     """
     return Limits(_seconds(), _memory())
 
@@ -82,7 +82,7 @@ def _memory() -> int:
 
 
 def _available() -> int:
-    """Returns how many bytes are free: of the machine, or of the container's allowance if that is less; 0: unknown."""
+    """Returns the free memory of the machine, or of the container if that is less, in bytes; 0 if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""A compiler's process, as its parent sees it: started, asked, watched, ended."""
+"""The parent's side of a compiler's process: starts it, sends requests, watches its limits, ends it."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from .limits import Limits
 _START = Path(__file__).with_name("start.py")
 
 _START_SECONDS = 120.0
-"""How long the process may take to import torch, on a machine that has much else to do."""
+"""Longest time for the process to import torch, on a machine under load."""
 
 _LOOK_SECONDS = 0.05
-"""How often its memory is looked at. One that writes into new memory gets some 50 MB further in that time."""
+"""Interval at which its memory is measured. A process can allocate some 50 MB more in that time."""
 
 _CLOSE_SECONDS = 5.0
 
 _LAST_WORDS = 300
-"""Characters of what it printed last, in an error."""
+"""Maximum number of characters that an error quotes from its last output."""
 
 
 class CantStart(Exception):
-    """There is no process to compile in; the text says why."""
+    """The process can't be started; the text gives the reason."""
 
 
 class Ended(Exception):
-    """The process ended before it answered, by itself or as it went over a limit; the text says how."""
+    """The process ended before it answered, by itself or because it exceeded a limit; the text gives the reason."""
 
 
 class CompilerProcess:
     """A process that compiles. It belongs to the thread that made it, and does not outlive it."""
 
     def __init__(self) -> None:
-        """Starts it; it gets ready while this process does something else.
+        """Starts the process without waiting until it is ready.
 
         Raises:
-            CantStart: there is no Python to start, or no process.
+            CantStart: No Python interpreter is known, or the system can't start the process.
         """
         if not sys.executable:
             raise CantStart("no Python interpreter is known")
@@ -74,7 +74,7 @@ class CompilerProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """Returns the process's id."""
         return self._process.pid
 
     @property
@@ -88,10 +88,10 @@ class CompilerProcess:
         return self._process.poll() is not None
 
     def wait_until_ready(self) -> None:
-        """Waits until it can be asked.
+        """Waits until the process accepts requests.
 
         Raises:
-            CantStart: it did not get there.
+            CantStart: It ended before, took too long, or imported another hybrid_rt.
         """
         if self._is_ready:
             return
@@ -106,24 +106,24 @@ class CompilerProcess:
         self._is_ready = True
 
     def send(self, message: Any) -> None:
-        """Sends it a message; one that has ended gets none, which :meth:`receive` then says.
+        """Sends a message. If the process has ended, nothing is sent, and :meth:`receive` raises Ended.
 
         Raises:
-            PicklingError, TypeError, AttributeError: the message can't be sent.
+            PicklingError, TypeError, AttributeError: The message can't be pickled.
         """
         content = pickle.dumps(message)
         with contextlib.suppress(OSError):
             self._connection.send_bytes(content)
 
     def receive(self, deadline: float, limits: Limits) -> Any:
-        """Returns its next message.
+        """Returns the process's next message.
 
         Args:
-            deadline: when it is ended for taking too long, in time.monotonic()'s seconds.
-            limits: what the deadline was made of, and the memory that it may hold.
+            deadline: time at which the process is killed, on the clock of time.monotonic().
+            limits: the limits that the deadline follows from, and the memory that the process may hold.
 
         Raises:
-            Ended: there is none.
+            Ended: The process ended, or was killed because it exceeded a limit.
         """
         while not self._connection.poll(_LOOK_SECONDS):
             if time.monotonic() > deadline:
@@ -139,13 +139,13 @@ class CompilerProcess:
             raise Ended(self._how_it_ended()) from error
 
     def printed(self) -> str:
-        """Returns what it has printed since the last call."""
+        """Returns the output that it has printed since the last call."""
         text = os.pread(self._log.fileno(), 1 << 20, self._read)
         self._read += len(text)
         return text.decode(errors="replace")
 
     def close(self) -> None:
-        """Ends it; by force if it does not go by itself."""
+        """Ends the process, by force if it does not end by itself."""
         self._connection.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_SECONDS)
@@ -153,14 +153,14 @@ class CompilerProcess:
         self._log.close()
 
     def kill(self) -> None:
-        """Ends it at once, with all processes that it has started."""
+        """Kills the process, with all processes that it has started."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def _memory(self) -> int:
-        """Returns the bytes of memory that it holds."""
+        """Returns the memory that the process holds, in bytes."""
         with contextlib.suppress(OSError, IndexError, ValueError):
             pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
             return pages * os.sysconf("SC_PAGE_SIZE")

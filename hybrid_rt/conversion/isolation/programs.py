@@ -1,4 +1,4 @@
-"""A program in two processes: the detector stays in one, and what a compiler asks for of it goes to the other."""
+"""Shares a program between two processes: one keeps the detector, and the other requests the forms that it compiles."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...torchscript import jit
 
 
 class NotHere(Exception):
-    """A compiler asks for what only the detector's own process has; the text says for what."""
+    """A compiler needs an object that only the detector's own process has; the text names it."""
 
 
 def plain_parts(program: Program) -> dict[str, Any]:
-    """Returns what is sent of a program at once; the rest is asked for, see :func:`form_of`."""
+    """Returns the parts of a program that are sent with a request; the others are sent on demand by :func:`form_of`."""
     return {
         "name": program.name,
         "inputs": program.inputs,
@@ -33,7 +33,7 @@ def form_of(program: Program, form: str, *arguments: Any) -> Any:
     """Returns one form of a program, as :class:`RemoteProgram` asks for it.
 
     Raises:
-        CaptureError: the segment can't be captured in it.
+        CaptureError: The segment can't be captured in that form.
     """
     if form == "traced":
         return jit.to_bytes(program.traced())
@@ -55,7 +55,7 @@ class RemoteProgram(Program):
         object.__setattr__(self, "_ask", ask)
 
     def __getattr__(self, name: str) -> Any:
-        """Called for what was not sent, such as ``members``."""
+        """Raises an error for attributes that were not sent, such as ``members``."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise NotHere(f"program.{name}")
@@ -98,9 +98,9 @@ class RemoteProgram(Program):
         return exported
 
     def chain(self, inside: torch.dtype | None = None) -> Any:
-        """Raises NotHere: the code of the segments is the user's."""
+        """Raises NotHere, because the user's code for the segments is in the other process."""
         raise NotHere("program.chain")
 
     def run(self, inputs: Any) -> tuple[torch.Tensor, ...]:
-        """Raises NotHere: the code of the segments is the user's."""
+        """Raises NotHere, because the user's code for the segments is in the other process."""
         raise NotHere("program.run")

@@ -18,7 +18,7 @@ import signal  # noqa: E402
 
 
 def end_with(parent: int) -> None:
-    """Makes the kernel end this process when the parent ends, however that comes."""
+    """Makes the kernel end this process when the parent ends, for whatever reason."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before

@@ -1,4 +1,4 @@
-"""A compiler's process between two conversions: it waits a while for the next one, as its start takes seconds."""
+"""Keeps a compiler's process between two conversions for a while, because starting one takes seconds."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import threading
 from .process import CompilerProcess
 
 REST_SECONDS = 30.0
-"""How long a process that has nothing to do is kept: it holds some hundred megabytes."""
+"""Longest time that an idle process is kept; it holds some hundred megabytes."""
 
 
 class WarmProcess:
-    """At most one process that waits; calls may come from several threads."""
+    """Holds at most one idle process. Its methods may be called from several threads."""
 
     def __init__(self) -> None:
-        """Nothing waits yet."""
+        """Creates it without a process."""
         self._lock = threading.Lock()
         self._process: CompilerProcess | None = None
         self._made_for: object = None
         self._timer: threading.Timer | None = None
 
     def put(self, process: CompilerProcess) -> None:
-        """Keeps a process that is ready; the one before it ends."""
+        """Keeps a process that is ready, and ends the previous one."""
         before = self._taken()
         with self._lock:
             self._process, self._made_for = process, _surroundings()
@@ -35,7 +35,7 @@ class WarmProcess:
             before.close()
 
     def take(self) -> CompilerProcess | None:
-        """Returns the process that waits, if it is what a new one would be; None: a new one has to be started."""
+        """Returns the idle process if a new one would be equal to it; None: start a new one."""
         with self._lock:
             fits = self._made_for == _surroundings()
         process = self._taken()
@@ -45,7 +45,7 @@ class WarmProcess:
         return None
 
     def end(self) -> None:
-        """Ends the process that waits, if there is one."""
+        """Ends the idle process, if there is one."""
         process = self._taken()
         if process is not None:
             process.close()
@@ -56,12 +56,12 @@ class WarmProcess:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-        # After a fork it is the parent's, which this process must not end.
+        # After a fork, the process belongs to the parent, so this one must not end it.
         return process if process is not None and process.owner == os.getpid() else None
 
 
 def _surroundings() -> object:
-    """Returns the environment that a process inherits when it starts; it ends with the thread that started it."""
+    """Returns everything that a new process would inherit, and the thread, because a process ends with its thread."""
     return threading.get_ident(), dict(os.environ), tuple(sys.path), os.getcwd()
 
 

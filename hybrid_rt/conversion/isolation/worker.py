@@ -1,13 +1,13 @@
-"""A compiler's process: compiles what it receives, runs the artifact once, and returns it.
+"""Main loop of a compiler's process: compiles each program that it receives, runs the artifact once, and returns it.
 
-Messages are pickled. It is sent a request, a dict (see ``apart.py``), and answers with any number of
-("progress", share, what), ("ask", form, arguments), to which it is sent ("form", value) or ("error", exception), and
-("first run",), then with one of
+Messages are pickled. A request is a dict (see ``apart.py``). The process answers with any number of
+("progress", share, what), ("ask", form, arguments), to which the parent replies ("form", value) or
+("error", exception), and ("first run",), then with one of
 
 - ("done", artifact, warnings)
 - ("raised", exception, warnings)
-- ("exit", text): the compiler called sys.exit, or the like
-- ("not here", why): only the parent's process has what the compiler needs
+- ("exit", text): the compiler called sys.exit, or raised another BaseException
+- ("not here", why): the compiler needs an object that only the parent's process has
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ = _native  # it defines what an artifact runs in
 
 
 def serve(descriptor: int) -> None:
-    """Serves the parent, until that closes its end or ends."""
+    """Serves the parent until it closes its end of the socket, or ends."""
     with contextlib.suppress(OSError):  # if memory runs out, the kernel shall end this process, not the parent
         Path("/proc/self/oom_score_adj").write_text("500")
     parent = _Parent(Connection(descriptor))
@@ -52,7 +52,7 @@ def serve(descriptor: int) -> None:
 
 @dataclass(frozen=True)
 class _Parent:
-    """The parent's process."""
+    """The connection to the parent's process."""
 
     connection: Connection
 
@@ -63,7 +63,7 @@ class _Parent:
         return pickle.loads(self.connection.recv_bytes())
 
     def ask(self, form: str, *arguments: Any) -> Any:
-        """Returns a form of the program."""
+        """Requests a form of the program from the parent, and returns it."""
         self.send("ask", form, arguments)
         kind, value = self.receive()
         if kind == "error":
@@ -98,10 +98,10 @@ def _compiled(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _backend(parent: _Parent, request: dict[str, Any]) -> Backend:
-    """Returns the backend, told of the same context as in the parent.
+    """Returns the backend, with the same context as in the parent.
 
     Raises:
-        NotHere: it is another one than there, or none.
+        NotHere: This process has no such backend, or another class for it.
     """
     try:
         backend = registry.backend(request["backend"])
@@ -115,10 +115,10 @@ def _backend(parent: _Parent, request: dict[str, Any]) -> Backend:
 
 
 def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
-    """Returns an artifact as it is, if it can go to another process.
+    """Returns an artifact after checking that it can be sent to another process.
 
     Raises:
-        BackendError: it can't.
+        BackendError: It can't be sent.
     """
     try:
         same = pickle.loads(pickle.dumps(artifact))
@@ -136,7 +136,7 @@ def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
 
 
 def _sendable_error(error: BaseException, backend: str, segment: str) -> BaseException:
-    """Returns an error as it is, if it can go to another process, else one with its text."""
+    """Returns an error if it can be sent to another process, else a BackendError with its text."""
     try:
         if type(pickle.loads(pickle.dumps(error))) is type(error) and not isinstance(error, MemoryError):
             return error

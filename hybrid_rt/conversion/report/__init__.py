@@ -1,1 +1,1 @@
-"""The conversion's report: data, terminal, page, images."""
+"""Reports a conversion: its data, as text for a terminal and as an HTML page with images."""

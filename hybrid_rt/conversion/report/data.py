@@ -1,4 +1,4 @@
-"""Data of a conversion and its JSON form (docs/report.md)."""
+"""Defines the data of a conversion's report and its JSON form (docs/report.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .images import PictureReport
 from .measurement import Measurement
 
 SCHEMA_VERSION = 2
-"""Of the JSON; it grows when a field goes or changes its meaning. New fields do not change it."""
+"""Version of the JSON; incremented if a field is removed or changes its meaning, but not for new fields."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class PrecisionTrial:
 
     Attributes:
         precision: its name.
-        milliseconds: of one call on the example, the median, measured alternately with the others; None: not measured.
-        reason: why it was not taken; empty: it was.
+        milliseconds: median of one call on the example, measured alternately with the others; None: not measured.
+        reason: why it was not chosen; empty: it was.
     """
 
     precision: str
@@ -46,16 +46,16 @@ class PrecisionTrial:
 
     @property
     def line(self) -> str:
-        """For a terminal: ``bf16: 11.3 ms, taken``."""
+        """Returns a line for a terminal, e.g. ``bf16: 11.3 ms, taken``."""
         time = "" if self.milliseconds is None else f"{self.milliseconds:.1f} ms, "
         return f"{self.precision}: {time}{self.reason or 'taken'}"
 
 
 @dataclass(frozen=True)
 class VariantReport:
-    """One artifact: its size in bytes is that of its blobs; ``cached``: it was not compiled now but found on disk.
+    """One artifact. Its size is that of its blobs, in bytes; ``cached``: it was found in the cache, not compiled.
 
-    ``quantization``: of one in int8, how it was calibrated and which layers stay in fp32; None where nothing is known.
+    ``quantization`` is the record of an int8 artifact's calibration and of the layers in fp32; None if unknown.
     """
 
     backend: str
@@ -71,7 +71,7 @@ class VariantReport:
 class EngineReport:
     """One engine: the submodules in it, its inputs and outputs, and its variants in the file's order.
 
-    ``name`` is for people: the members, joined by "+". ``share`` is their part of the detector's counted work, 0..1.
+    ``name`` is for messages: the members, joined by "+". ``share`` is their part of the detector's counted work, 0..1.
     """
 
     name: str
@@ -83,7 +83,7 @@ class EngineReport:
 
     @classmethod
     def of(cls, build: EngineBuild, shares: Sequence[Share]) -> EngineReport:
-        """Returns what is known of an engine; ``shares``: of all submodules that were looked at."""
+        """Returns the report of an engine; ``shares``: those of all submodules that were considered."""
         program = build.program
         members = [member.name for member in program.members]
         return cls(

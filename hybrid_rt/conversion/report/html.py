@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no other file, no network and no script."""
+"""Renders the report as one HTML page that needs no other file, network access or script."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .terminal import LEAST_SHOWN, new_size_text, pictures_text, quantization_li
 _TEMPLATE = "report.html.jinja"
 
 _LEAST_ERROR = 1e-8
-"""Where the bars of errors begin: below it nothing is left of float32."""
+"""Start of the error bars' scale; smaller errors are below float32's resolution."""
 
 _TEXT = 3.0
 """Size of the text on images, in percent of the image's longer side."""
@@ -32,14 +32,14 @@ _MOST_CHARACTERS = 40
 _PARTS_SHOWN = 10
 
 _LEAST_PART = 0.01
-"""Of a call: shorter parts are added up."""
+"""Fraction of a call; shorter parts are shown as one."""
 
 _ERRORS_SHOWN = 10
-"""The worst ones; the others are folded away."""
+"""Number of the largest errors that are shown; the others are collapsed."""
 
 
 def report_html(report: ReportData) -> str:
-    """The page."""
+    """Returns the page."""
     errors = _errors(report)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -72,34 +72,34 @@ def report_html(report: ReportData) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """``0.61 ms``, ``41.3 ms``, ``1,961 ms``."""
+    """Formats a time, e.g. ``0.61 ms``, ``41.3 ms``, ``1,961 ms``."""
     return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
 
 
 def percent(share: float) -> str:
-    """``71.2%``."""
+    """Formats a fraction, e.g. ``71.2%``."""
     return f"{share:.1%}"
 
 
 def megabytes(size: int) -> str:
-    """``14.6 MB``."""
+    """Formats a number of bytes, e.g. ``14.6 MB``."""
     return f"{size / 1e6:.1f} MB"
 
 
 def scientific(value: float) -> str:
-    """``2.1e-06``; zero as ``0``."""
+    """Formats a number, e.g. ``2.1e-06``; zero is ``0``."""
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def breakable(name: str) -> Markup:
-    """A dotted name that may go on in the next line after a dot, a plus or an underscore."""
+    """Returns a dotted name that can wrap after a dot, a plus or an underscore."""
     return Markup(
         "".join(f"{escape(part)}<wbr>" if part in ".+_" else escape(part) for part in re.split("([.+_])", name))
     )
 
 
 def _latencies(report: ReportData) -> list[dict[str, Any]]:
-    """Bars in percent of the longest."""
+    """Returns the latencies as bars, in percent of the longest."""
     if report.measurement is None:
         return []
     latencies = report.measurement.latencies
@@ -128,7 +128,7 @@ def _latencies(report: ReportData) -> list[dict[str, Any]]:
 
 
 def _time_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """The parts of a call as pieces of one bar, in percent of it: the longest ones, and the others together."""
+    """Returns the parts of a call as pieces of one bar, in percent: the longest parts, and the others together."""
     shown = [part for part in parts[:_PARTS_SHOWN] if part.share >= _LEAST_PART]
     others = [part for part in parts if part not in shown]
     rows: list[dict[str, Any]] = [
@@ -154,9 +154,9 @@ def _time_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 def _errors(report: ReportData) -> list[dict[str, Any]]:
-    """The worst call of each output on each variant, as a bar on a logarithmic scale up to what is allowed.
+    """Returns the largest error of each output and variant, as a bar on a logarithmic scale up to the limit.
 
-    The worst output comes first.
+    The largest error comes first.
     """
     if report.verification is None:
         return []
@@ -186,7 +186,7 @@ def _or_infinite(error: float) -> float:
 
 
 def _on_log_scale(error: float, allowed: float) -> float:
-    """0 at what float32 can't tell from nothing, 100 at what is allowed."""
+    """Returns 0 for an error that float32 can't distinguish from zero, up to 100 for one at or above the limit."""
     if not error > _LEAST_ERROR:
         return 0.0
     if not error < allowed or allowed <= _LEAST_ERROR:
@@ -237,7 +237,7 @@ def _drawn(boxes: list[FoundBox], size: tuple[int, int], unit: float, names: Seq
 
 
 def _caption(name: str, score: str, corner: tuple[float, float], size: tuple[int, int], unit: float) -> dict[str, str]:
-    """Returns the text and its background, within the image: above the box, or in it where there is no room above."""
+    """Returns the text and its background, within the image: above the box, or inside it if there is no room above."""
     text_size, padding = unit * _TEXT, unit * 0.6
     widest = (size[0] - 2 * padding) / text_size
     text = _fitted(name, f" {score}", widest)
@@ -259,7 +259,7 @@ def _caption(name: str, score: str, corner: tuple[float, float], size: tuple[int
 
 
 def _fitted(name: str, behind: str, widest: float) -> str:
-    """Returns the name, cut if it is too long, with what is behind it; ``widest`` is in em."""
+    """Returns the name, truncated if it is too long, with the text behind it; ``widest`` is in em."""
     if len(name) <= _MOST_CHARACTERS and _ems(name + behind) <= widest:
         return name + behind
     name = name[:_MOST_CHARACTERS]
@@ -269,7 +269,7 @@ def _fitted(name: str, behind: str, widest: float) -> str:
 
 
 def _ems(text: str) -> float:
-    """Returns about how wide a text is in a sans-serif font, in em: the page has no script that could measure it."""
+    """Estimates the width of a text in a sans-serif font, in em, because the page has no script to measure it."""
 
     def width(character: str) -> float:
         if unicodedata.combining(character):

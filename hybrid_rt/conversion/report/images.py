@@ -1,4 +1,4 @@
-"""Images for the report: what the detector found on them, and what the hybrid found."""
+"""Collects images for the report, with the boxes of the detector and of the hybrid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...verification.thresholds import Thresholds
 MOST_PICTURES = 4
 MOST_BOXES = 100
 LONGEST_SIDE = 640
-"""Pixels, of the image that is kept."""
+"""Longer side of the images that are kept, in pixels."""
 
 _JPEG_QUALITY = 90
 
@@ -27,7 +27,7 @@ _JPEG_QUALITY = 90
 class FoundBox:
     """A box (x1, y1, x2, y2 in pixels of the image as it was given) with its class and score.
 
-    ``matched``: it makes a pair with a box of the other side, by the verification's rule.
+    ``matched``: the verification pairs it with a box of the other side.
     """
 
     box: tuple[float, float, float, float]
@@ -41,11 +41,11 @@ class PictureReport:
     """One image that was compared.
 
     Attributes:
-        index: among the verification's images.
-        height, width: in pixels, as it was given.
+        index: index among the verification's images.
+        height, width: size of the original image, in pixels.
         jpeg: the image, at most :data:`LONGEST_SIDE` pixels long; not in the JSON.
         expected, found: the best boxes of the detector and of the hybrid, at most :data:`MOST_BOXES`.
-        not_drawn: further fields of the detections, e.g. masks, with how many the detector returned.
+        not_drawn: number of entries in each further field of the detections, e.g. masks.
     """
 
     index: int
@@ -61,14 +61,14 @@ class PictureSamples:
     """Keeps the first images of a verification; a ``watch`` for :func:`.verify.compare_modules`."""
 
     def __init__(self, thresholds: Thresholds, images: ImageInputs) -> None:
-        """``thresholds``: by which boxes are the same. ``images``: which arguments are images."""
+        """``thresholds``: limits for matching boxes. ``images``: which arguments are images."""
         self.pictures: list[PictureReport] = []
         self._thresholds = thresholds
         self._images = images
         self._count = 0
 
     def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
-        """Takes what is detections of images; anything else is left out."""
+        """Keeps the images of a call if both results are detections with one entry per image."""
         wanted, had = detections_of(expected), detections_of(found)
         if wanted is None or had is None or len(wanted) != len(had):
             return
@@ -104,13 +104,13 @@ def _found(side: Mapping[str, Tensor], matched: Set[int]) -> list[FoundBox]:
 
 
 def _drawable(images: Sequence[Tensor]) -> list[Tensor]:
-    """The images [C, H, W] with one or three channels, or the first three of four; those of a batch one by one."""
+    """Returns images [C, H, W] with one or three channels (the first three of four), with batches split up."""
     drawable = [image[..., :3, :, :] for image in images if image.shape[-3] in (1, 3, 4)]
     return [one for image in drawable for one in (image.unbind() if image.dim() == 4 else [image])]
 
 
 def _jpeg(picture: Tensor) -> bytes:
-    """Floats are in 0..1; bytes, and floats that go beyond 2, in 0..255."""
+    """Encodes an image. Floats are in 0..1; integers, and floats with values above 2, are in 0..255."""
     values = picture.detach().cpu().float()
     if not picture.is_floating_point() or float(values.max()) > 2:
         values = values / 255

@@ -1,4 +1,4 @@
-"""The latency of a new bundle beside its detector's, and what an image size costs that it has not seen."""
+"""Measures the latency of a new bundle and of its detector, and the cost of an image size that is new to the bundle."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ...common.specs import UNBOUNDED
 from ...common.tensor_tree import map_tensors
 
 eager_budget: ContextVar[float] = ContextVar("eager_budget", default=2.0)
-"""Seconds that all eager calls together may take, a call of a slow detector excepted. Tests, which do not look at the
-figures, set it to 0: one round."""
+"""Time budget in seconds for all eager calls together; a slow detector still runs once. Tests that ignore the figures
+set it to 0, for one round."""
 
 _MOST_ROUNDS = 20
 
 _PROFILED = 3
-"""Calls under the profiler."""
+"""Number of calls under the profiler."""
 
 _RATIOS = (0.8, 1.25, 1.0, 0.75, 1.5, 0.5, 2.0)
-"""Height to width, of the sizes that are tried."""
+"""Ratios of height to width of the sizes to try."""
 
 _ANY = 1 << 30
 
@@ -52,15 +52,16 @@ class Measurement:
     """Latency of the hybrid on the example and of the eager detector, called alternately in Python.
 
     Attributes:
-        latencies: "eager" and "hybrid". ``first`` is the hybrid's first call after loading; the detector ran before.
-        load: milliseconds to load the bundle, its engines included.
+        latencies: the latencies of "eager" and "hybrid". ``first`` is the hybrid's first call after loading; the
+            detector had run before.
+        load: time to load the bundle with its engines, in milliseconds.
         pictures: (height, width) of the example's images.
-        threads: that torch uses.
-        engines: what runs each engine: the engine's own description.
-        new_size: None: see ``no_new_size``.
-        no_new_size: why no further size was tried.
-        parts: of the hybrid's call on the example under torch's profiler, the longest first: engines, operators of the
-            head, and the rest. They add up to one call, which takes longer than without the profiler.
+        threads: number of torch's threads.
+        engines: each engine's description of the variant that runs.
+        new_size: times at a new size; None: see ``no_new_size``.
+        no_new_size: why no new size was measured.
+        parts: parts of the hybrid's call on the example under torch's profiler, the longest first: engines, operators
+            of the head, and the rest. They add up to one call, which takes longer than without the profiler.
     """
 
     latencies: dict[str, Latency]
@@ -74,7 +75,7 @@ class Measurement:
 
     @property
     def gain(self) -> float:
-        """Speed-up of the hybrid, by the medians."""
+        """Returns the hybrid's speed-up over the detector, by the medians."""
         return self.latencies["eager"].median / max(1e-9, self.latencies["hybrid"].median)
 
 
@@ -90,14 +91,15 @@ def measure_hybrid(
 
     Args:
         detector: the detector.
-        path: the bundle; it is loaded as a service would.
-        inputs: on which it was compared; the first is the example.
-        images: which of them are images.
+        path: the bundle; it is loaded as by a service.
+        inputs: the arguments on which it was compared; the first tuple is the example.
+        images: which of the arguments are images.
         programs: its segments.
-        eager_seconds: of one call of the detector: they decide on the number of rounds.
+        eager_seconds: duration of one call of the detector, which determines the number of rounds.
 
     Returns:
-        None and the reason if the bundle can't run here: what was not verified may be for another machine.
+        The measurement and an empty string; or None and the reason if the bundle can't run here, because an unverified
+        bundle may be for another machine.
     """
     try:
         return _measured(detector, path, inputs, images, programs, eager_seconds), ""
@@ -148,7 +150,7 @@ def _first_call_at_a_new_size(
     images: ImageInputs,
     programs: Sequence[Program],
 ) -> tuple[NewSize | None, str]:
-    """On the example, resized; the reason if there is no such size."""
+    """Times the resized example; returns the reason instead if no new size can be run."""
     sizes = images.sizes(inputs[0])
     if not sizes:
         return None, "the inputs are not images"
@@ -173,7 +175,7 @@ def _first_call_at_a_new_size(
 
 
 def _bounds(images: Sequence[Tensor], programs: Sequence[Program]) -> list[tuple[int, int]]:
-    """(least, greatest) height and width of the segment that takes the images; no bounds if none does."""
+    """Returns (min, max) of height and width of the segment that takes the images; no bounds if none does."""
     channels = {image.shape[-3] for image in images}
     for program in programs:
         spec = program.inputs[0] if program.inputs else None
@@ -185,7 +187,7 @@ def _bounds(images: Sequence[Tensor], programs: Sequence[Program]) -> list[tuple
 
 
 def _candidates(example: Size, bounds: Sequence[tuple[int, int]] | None) -> Iterator[Size]:
-    """Sizes of other ratios than the example's, near its own, inside the bounds if there are some."""
+    """Yields sizes near the example's, with other ratios, inside the bounds if there are any."""
     short = min(example)
     step = 32 if short % 32 == 0 else 1
     for ratio in _RATIOS:
@@ -199,7 +201,7 @@ def _candidates(example: Size, bounds: Sequence[tuple[int, int]] | None) -> Iter
 
 
 def _seen_by_engine(detector: nn.Module, sizes: Sequence[Size]) -> Size:
-    """(height, width) of what the detector makes of images of these sizes."""
+    """Returns (height, width) of the batch that the detector forms from images of these sizes."""
     transform: Any = getattr(detector, "transform", None)
     if hasattr(transform, "min_size") and hasattr(transform, "image_mean"):
         channels = len(transform.image_mean)

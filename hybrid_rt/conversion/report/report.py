@@ -1,4 +1,4 @@
-"""The report of a conversion: as text, as JSON, as a page."""
+"""The report of a conversion, which can be shown as text or saved as JSON or HTML."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class ConversionReport(ReportData):
 
 
 def report_path(path: str | os.PathLike[str]) -> Path:
-    """The path, if its suffix says what to write.
+    """Returns the path after checking that its suffix is that of a known format.
 
     Raises:
-        OptionError: it does not.
+        OptionError: The suffix is unknown.
     """
     target = Path(path)
     if target.suffix not in SUFFIXES:

@@ -1,4 +1,4 @@
-"""The report as text for a terminal."""
+"""Formats the report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .data import ReportData
 from .measurement import Measurement
 
 LEAST_SHOWN = 0.005
-"""Of the detector's work."""
+"""Smallest fraction of the detector's work that is shown."""
 
 _USUAL_WIDTH = 100
 
 
 def shares_table(shares: Sequence[Share], precision: str) -> Table:
-    """Returns what each submodule does of the work, counted, and what engines can gain."""
+    """Returns each submodule's share of the counted work, with the predicted speed-up."""
     speedup = ENGINE_SPEEDUP[precision]
     gain = predicted_gain(shares, speedup)
     limit = predicted_gain(shares, float("inf"))
@@ -47,7 +47,7 @@ def shares_table(shares: Sequence[Share], precision: str) -> Table:
 
 
 def report_text(report: ReportData, width: int | None = None) -> str:
-    """Tables and sentences, ``width`` columns wide; None: the terminal's."""
+    """Returns the report as tables and sentences, ``width`` columns wide; None: the terminal's width."""
     written = io.StringIO()
     console = Console(width=width or shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns, file=written)
 
@@ -85,13 +85,13 @@ def report_text(report: ReportData, width: int | None = None) -> str:
 
 
 def head_text(report: ReportData) -> str:
-    """Returns which head was taken, with a line per way that was tried before."""
+    """Returns the chosen head's mode, with one line per mode that was tried before."""
     lines = [f"head: {report.head}", *(f"  not {mode}: {reason}" for mode, reason in report.head_refused.items())]
     return "\n".join(lines)
 
 
 def quantization_lines(report: ReportData) -> list[str]:
-    """Returns a line per engine in int8: how far off it is, and which layers stay in fp32."""
+    """Returns one line per int8 engine, with its error and the layers that stay in fp32."""
     return [
         f"{variant.backend} in int8, {engine.name}: {variant.quantization.summary}"
         for engine in report.engines
@@ -122,7 +122,7 @@ def _latency_table(measurement: Measurement) -> Table:
 
 
 def measured_text(measurement: Measurement, predicted: float) -> str:
-    """Two lines: the gain, and under which conditions."""
+    """Returns two lines: the speed-up, and the conditions of the measurement."""
     rounds = measurement.latencies["hybrid"].count
     return (
         f"measured: {measurement.gain:.2f} times as fast as eager (predicted {predicted:.2f})\n"
@@ -132,18 +132,18 @@ def measured_text(measurement: Measurement, predicted: float) -> str:
 
 
 def threads_text(measurement: Measurement) -> str:
-    """``2 threads``."""
+    """Returns the number of threads as text, e.g. ``2 threads``."""
     return f"{measurement.threads} {'thread' if measurement.threads == 1 else 'threads'}"
 
 
 def pictures_text(measurement: Measurement) -> str:
-    """``images of 320x320``: height, then width."""
+    """Returns the image sizes (height x width) as text, e.g. ``images of 320x320``."""
     sizes = dict.fromkeys(f"{height}x{width}" for height, width in measurement.pictures)
     return f"images of {', '.join(sizes)}" if sizes else "inputs that are not images"
 
 
 def new_size_text(measurement: Measurement) -> str:
-    """One line: what a size costs that was never seen."""
+    """Returns one line with the time of a call at a new size, or the reason why none was measured."""
     new = measurement.new_size
     if new is None:
         return f"an image size not seen before: not measured, {measurement.no_new_size}"
