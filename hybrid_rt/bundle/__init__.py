@@ -1,1 +1,1 @@
-"""The `.pt`: its manifest, its blobs, writing, loading, looking into it."""
+"""Writes, loads, inspects and signs bundles, the `.pt` files."""

@@ -1,4 +1,4 @@
-"""Bundles: the `.pt` that holds head, engines and manifest."""
+"""Writes, loads and checks bundles, the `.pt` files that hold head, engines and manifest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class VariantCheck:
-    """One variant of an engine, and if it could run.
+    """One variant of an engine, and whether it can run.
 
     Attributes:
         backend: name of the backend, e.g. "openvino".
@@ -52,7 +52,7 @@ class EngineCheck:
     Attributes:
         engine: name of the engine, for messages: "backbone+rpn.head".
         segments: dotted paths of the submodules that it replaces.
-        variants: see :class:`VariantCheck`.
+        variants: the check of each variant.
     """
 
     engine: str
@@ -74,25 +74,25 @@ def save(
     sign: signing.Keys = (),
     source: str | os.PathLike[str] | None = None,
 ) -> signing.SignatureChange:
-    """Writes a bundle. The file appears whole or not at all; an old one stays until then.
+    """Writes a bundle. The file is written completely or not at all; an old one stays until it is replaced.
 
     A process that is killed while it writes leaves a hidden directory ``.hybrid_rt-*`` beside the file; a later
     write into the same directory removes it once it is a day old.
 
     Args:
         module: the frozen hybrid.
-        path: where to.
-        manifest: what is known of it. The digest of each record is added.
+        path: path of the file to write.
+        manifest: the manifest, to which the digest of each record is added.
         golden: the bytes of the golden sample that ``manifest.golden`` describes.
-        sign: the private keys that sign it, before it takes its place.
-        source: the bundle that it was made of, whose signatures do not hold for it.
+        sign: the private keys that sign it before it replaces an old file.
+        source: the bundle that it was derived from, whose signatures do not apply to it.
 
     Returns:
-        Who has signed it, and whose signatures went with what it replaces.
+        The keys that have signed it, and those whose signatures were dropped.
 
     Raises:
-        BundleError: it can't be written, or does more than compute: such a file is not loaded either.
-        OptionError: a key that can't be read.
+        BundleError: It can't be written, or does more than compute, so that it could not be loaded either.
+        OptionError: A key can't be read.
     """
     place = Path(path)
     keys = signing.signing_keys(sign)
@@ -109,7 +109,7 @@ def save(
 
 
 def _records(archive: bytes, manifest: Manifest) -> tuple[str, dict[str, Record]]:
-    """The archive's root folder, and each record's digest and size."""
+    """Returns the archive's root directory, and each record's digest and size."""
     blobs = {entry.sha256 for engine in manifest.engines for entry in engine.table}
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         root = opened.namelist()[0].split("/", 1)[0]
@@ -216,10 +216,10 @@ def load(
 
 
 def _policy(allow: Sequence[str] | None) -> list[str]:
-    """Returns the allowed backends for the native part; none means no policy.
+    """Returns the allowed backends for the native part; an empty list means no policy.
 
     Raises:
-        OptionError: a policy that names nothing.
+        OptionError: The policy names no backend.
     """
     names = [allow] if isinstance(allow, str) else list(allow or ())
     if allow is not None and not all(names or [""]):
@@ -305,7 +305,7 @@ class OpenedEngine:
 
     @property
     def description(self) -> str:
-        """Returns one line: runtime, its version, the precision that is really used, threads."""
+        """Returns one line: the runtime, its version, the precision in use, and the number of threads."""
         text: str = self._native.description()
         return text
 

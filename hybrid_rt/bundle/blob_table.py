@@ -1,7 +1,7 @@
-"""The bytes of an engine's variants as one table, in which weights that several variants have stand once.
+"""Packs the bytes of an engine's variants into one table that stores shared weights only once.
 
-A blob is a list of pieces ``[index, offset, size]`` of the table's entries; most are one whole entry. The C++ half that
-puts them together again is cpp/src/bundle/blob_table.cpp.
+A blob is a list of pieces ``[index, offset, size]`` of the table's entries; most are one whole entry.
+cpp/src/bundle/blob_table.cpp is the C++ half, which reassembles the blobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..common.specs import Artifact, ArtifactSpec
 from .manifest import Blob, Engine, Member, Piece, Swapped, TableEntry, Variant
 
 LEAST_SHARED = 4096
-"""Bytes of a weight below which it is not looked for in other variants."""
+"""Smallest size in bytes of a weight that is shared between variants."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Packed:
 
     Attributes:
         variants: specs, each with its blobs.
-        table: uint8 tensors of one dimension.
-        entries: what the manifest says of each of them.
+        table: one-dimensional uint8 tensors.
+        entries: the manifest's entry for each tensor of the table.
     """
 
     variants: list[Variant]
@@ -90,7 +90,7 @@ class _Table:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """With neighbours that follow one another in the table as one."""
+    """Merges pieces that are adjacent in the table."""
     joined: list[Piece] = []
     for index, offset, size in pieces:
         if joined and joined[-1][0] == index and sum(joined[-1][1:]) == offset:
@@ -101,7 +101,7 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def pack(artifacts: Sequence[Artifact]) -> Packed:
-    """The variants of an engine, best first, for the engine itself and for the manifest."""
+    """Packs the variants of an engine, best first, for the engine itself and for the manifest."""
     table = _Table()
     variants = []
     for artifact in artifacts:
@@ -116,6 +116,6 @@ def pack(artifacts: Sequence[Artifact]) -> Packed:
 
 
 def unpack(blob: Blob, table: Sequence[Tensor]) -> Tensor:
-    """A blob, put together."""
+    """Assembles a blob from the table's entries."""
     pieces = [table[index][offset : offset + size] for index, offset, size in blob.pieces]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

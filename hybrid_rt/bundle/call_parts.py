@@ -1,4 +1,4 @@
-"""The parts of a bundle's call: its engines, the head's operators, and the interpreter, by torch's profiler."""
+"""Splits a bundle's call into engines, the head's operators and the interpreter, with torch's profiler."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..common.atomic_files import atomic_write
 ENGINE, OPERATOR, OTHER = "engine", "operator", "other"
 
 _ENGINE_EVENT = "hybrid_rt engine "
-"""What ScriptEngine::run() records, before the engine's name."""
+"""Prefix of the event that ScriptEngine::run() records, before the engine's name."""
 
 _COPY_EVENT = "hybrid_rt copied input"
-"""Name of the event that an engine records when it copies an input whose address its vendor does not take."""
+"""Name of the event that an engine records when it copies an input whose address its vendor does not support."""
 
 _CALL = "hybrid_rt profile call"
 
@@ -54,11 +54,11 @@ class Step:
     """An outermost operator or engine of one call.
 
     Attributes:
-        name: of the engine or operator.
+        name: name of the engine or operator.
         kind: "engine" or "operator".
-        milliseconds: with what it calls.
-        shapes: of an engine's inputs.
-        copied_inputs: how many of these the engine copied for their addresses.
+        milliseconds: duration, including everything that it calls.
+        shapes: shapes of an engine's inputs.
+        copied_inputs: number of inputs that the engine copied because of their addresses.
     """
 
     name: str
@@ -73,9 +73,9 @@ class ProfiledCalls:
     """Calls under torch's profiler.
 
     Attributes:
-        milliseconds: of one call.
-        parts: they add up to that, the longest first.
-        steps: of the first call, in the order in which they ran.
+        milliseconds: duration of one call.
+        parts: the parts of a call, the longest first; their times add up to ``milliseconds``.
+        steps: steps of the first call, in the order in which they ran.
     """
 
     milliseconds: float
@@ -95,10 +95,10 @@ def profiled_calls(
         call: the loaded bundle, which has run before.
         inputs: its arguments.
         repeat: number of calls, at least 1.
-        trace: where to write a Chrome trace of the calls; None: nowhere.
+        trace: file for a Chrome trace of the calls; None: write none.
 
     Raises:
-        BundleError: the trace can't be written.
+        BundleError: The trace can't be written.
     """
     with _silent_kineto(), torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profiler:
         for _ in range(repeat):
@@ -115,7 +115,7 @@ def profiled_calls(
 
 @contextmanager
 def _silent_kineto() -> Iterator[None]:
-    """Drops what is written to stderr: torch's profiler says there that it starts, and that no GPU is here."""
+    """Discards stderr, because torch's profiler reports there that it starts and that there is no GPU."""
     sys.stderr.flush()
     before = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -128,7 +128,7 @@ def _silent_kineto() -> Iterator[None]:
 
 
 def _steps(event: Any) -> Iterator[Step]:
-    """The outermost operators and engines below an event, in the order in which they ran."""
+    """Yields the outermost operators and engines below an event, in the order in which they ran."""
     for child in sorted(event.cpu_children, key=lambda child: child.time_range.start):
         if child.name.startswith(_ENGINE_EVENT):
             name = child.name.removeprefix(_ENGINE_EVENT)

@@ -1,7 +1,7 @@
 """The latency contract of a bundle: the times that were measured on one machine, with its description.
 
-The native part (cpp/src/spec/latency.cpp) checks what a file says and compares it with what is measured here, for
-Python and C++ alike.
+The native part (cpp/src/spec/latency.cpp) validates a file's contract and compares it with measurements, for Python and
+C++ alike.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class MachineDescription:
     """The properties of a machine that its times depend on.
 
     Attributes:
-        processor: as the kernel names it.
-        architecture: such as "x86_64".
+        processor: name of the processor, from the kernel.
+        architecture: architecture, such as "x86_64".
         cpus: number of CPUs that the process may use.
-        gpu: name of the GPU that the times are of; empty for those of the CPU.
+        gpu: name of the GPU that was measured; empty for the CPU.
     """
 
     processor: str
@@ -50,12 +50,12 @@ class MachineDescription:
         """Returns the description of this machine.
 
         Args:
-            gpu: index of the GPU that it is about; -1: none.
+            gpu: index of the GPU to describe; -1: none.
         """
         return cls(**_native.machine_description(gpu))
 
     def __str__(self) -> str:
-        """One line: ``AMD EPYC 9R14, x86_64, 2 CPUs``."""
+        """Returns one line, e.g. ``AMD EPYC 9R14, x86_64, 2 CPUs``."""
         gpu = f"{self.gpu}, " if self.gpu else ""
         return f"{gpu}{self.processor}, {self.architecture}, {self.cpus} {'CPU' if self.cpus == 1 else 'CPUs'}"
 
@@ -65,12 +65,12 @@ class SizeLatency:
     """Percentiles of the milliseconds that a call takes on images of one size.
 
     Attributes:
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        height: height of the images, in pixels.
+        width: width of the images, in pixels.
         count: number of timed calls.
         p50: smallest time that at least half of the calls do not exceed.
-        p95: the same for 95 % of the calls.
-        p99: the same for 99 %; None if fewer than 100 calls were timed.
+        p95: smallest time that at least 95 % of the calls do not exceed.
+        p99: smallest time that at least 99 % of the calls do not exceed; None if fewer than 100 calls were timed.
     """
 
     height: int
@@ -93,7 +93,7 @@ class SizeLatency:
         return cls(*size, len(times), percentile(times, 50), percentile(times, 95), p99)
 
     def __str__(self) -> str:
-        """One line: ``480x640: p50 11.30 ms, p95 12.10 ms, p99 12.90 ms``."""
+        """Returns one line, e.g. ``480x640: p50 11.30 ms, p95 12.10 ms, p99 12.90 ms (100 calls)``."""
         p99 = "" if self.p99 is None else f", p99 {self.p99:.2f} ms"
         return f"{self.height}x{self.width}: p50 {self.p50:.2f} ms, p95 {self.p95:.2f} ms{p99} ({self.count} calls)"
 
@@ -103,11 +103,11 @@ class LatencyContract:
     """Times of a bundle on one machine.
 
     Attributes:
-        machine: on which they were measured.
+        machine: machine on which they were measured.
         device: "cpu" or "cuda".
         threads: number of threads of torch and of each engine.
         engines: variant that ran each engine, by the engine's name: "openvino:bf16".
-        input: "golden sample" or "own inputs": what was resized to each size.
+        input: source of the images that were resized: "golden sample" or "own inputs".
         measured: date and time in UTC (ISO 8601).
         sizes: the percentiles, by image size.
     """
@@ -128,7 +128,7 @@ class LatencyContract:
             values: the field, as JSON values.
 
         Raises:
-            BundleError: values that no measurement has; the text names the field.
+            BundleError: A value is impossible for a measurement; the text names the field.
         """
         try:
             text = json.dumps(values, allow_nan=False)
@@ -143,7 +143,7 @@ class LatencyContract:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the field as the manifest has it."""
+        """Returns the manifest's field ``latency_contract`` as JSON values."""
         values = asdict(self)
         values["engines"] = dict(self.engines)
         values["sizes"] = list(values["sizes"])
@@ -151,7 +151,7 @@ class LatencyContract:
 
     @property
     def lines(self) -> list[str]:
-        """For a terminal: the conditions, then one line per size."""
+        """Returns lines for a terminal: the conditions, then one line per size."""
         threads = f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"
         engines = ", ".join(f"{name} on {variant}" for name, variant in self.engines.items())
         heading = f"latency contract: {self.machine}; {self.device}, {threads}, {self.input}; {engines or 'no engine'}"
@@ -159,15 +159,15 @@ class LatencyContract:
 
 
 def _fields_of(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a dataclass that are given; newer files may have more."""
+    """Returns the values that are fields of a dataclass; newer files may have more."""
     return {name: values[name] for name in kind.__dataclass_fields__ if name in values}
 
 
 def check_sizes(sizes: Sequence[Size], scope: str) -> list[Size]:
-    """Returns the sizes, each once.
+    """Returns the sizes without duplicates.
 
     Raises:
-        OptionError: one that no image has, or too many.
+        OptionError: A size is impossible for an image, or there are too many.
     """
     found = list(dict.fromkeys((height, width) for height, width in sizes))
     wrong = [size for size in found if not all(1 <= side <= LONGEST_SIDE for side in size)]

@@ -1,10 +1,10 @@
 """The manifest of a bundle as typed values: the Python home of the file format (docs/format.md, manifest.schema.json).
 
-This is version 2. Files of version 1 are read too: the native part hands out their manifests in the form of version 2
-(cpp/src/bundle/manifest.cpp), so that nothing in Python knows the old one.
+This is version 2. Files of version 1 can be read too: the native part converts their manifests to version 2
+(cpp/src/bundle/manifest.cpp), so no Python code handles version 1.
 
-Fields that this version does not know are kept in a manifest and in its engines, so that a change of the file does not
-lose them; everywhere else they are ignored.
+Unknown fields of a manifest and of its engines are kept, so that editing a file does not lose them; unknown fields
+elsewhere are ignored.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Member:
 
     Attributes:
         name: its dotted path.
-        first: the index of its first output among the engine's.
-        count: how many outputs are its own.
+        first: index of its first output among the engine's.
+        count: number of its outputs.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Member:
 
 @dataclass(frozen=True)
 class TableEntry:
-    """Bytes that variants of an engine are put together from: their number and SHA-256."""
+    """An entry of an engine's blob table: number of bytes, and their SHA-256."""
 
     size: int
     sha256: str
@@ -60,28 +60,28 @@ class Blob:
 
 @dataclass(frozen=True)
 class Variant(ArtifactSpec):
-    """An artifact in the file: what is known of it, and where its bytes are."""
+    """An artifact in the file: its spec, and the blobs that hold its bytes."""
 
     blobs: tuple[Blob, ...] = ()
 
     @property
     def spec(self) -> ArtifactSpec:
-        """Without the bytes."""
+        """Returns the spec without the blobs."""
         return ArtifactSpec(**{each.name: getattr(self, each.name) for each in fields(ArtifactSpec)})
 
     @property
     def size(self) -> int:
-        """Bytes of all blobs."""
+        """Returns the number of bytes of all blobs."""
         return sum(blob.size for blob in self.blobs)
 
 
 @dataclass(frozen=True)
 class SizeConditions:
-    """Conditions on the sizes of an engine's tensors beyond their ranges, each for people and in postfix notation.
+    """Conditions on the sizes of an engine's tensors beyond their ranges, in readable form and in postfix notation.
 
     Attributes:
-        inputs: those of the inputs, e.g. ``("x.shape[2] % 32 == 0", "0.2: 32 % 0 ==")``.
-        outputs: those of the outputs that a later segment of the engine takes.
+        inputs: conditions on the inputs, e.g. ``("x.shape[2] % 32 == 0", "0.2: 32 % 0 ==")``.
+        outputs: conditions on the outputs that are inputs of a later segment of the engine.
     """
 
     inputs: tuple[tuple[str, str], ...] = ()
@@ -97,11 +97,11 @@ class ImageInput:
     """An input of the detector that is an image, or a mask with the height and width of the images.
 
     Attributes:
-        place: the way to it in forward's arguments: positions and keys; None: every entry of a list.
-        layout: letters out of N, C, T, D, H and W.
-        shape: the example's, one size per letter.
-        dtype: the example's.
-        is_mask: whether it is a mask.
+        place: path to it in forward's arguments: positions and keys; None: every entry of a list.
+        layout: letters from N, C, T, D, H and W.
+        shape: shape of the example, one size per letter.
+        dtype: dtype of the example.
+        is_mask: true for a mask.
     """
 
     place: tuple[str | int | None, ...]
@@ -117,7 +117,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Swapped:
-    """Says that a segment was replaced, and by what: the new module's class, in JSON "class"."""
+    """A segment that was replaced, with the new module's class ("class" in JSON)."""
 
     segment: str
     class_name: str
@@ -129,7 +129,7 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine: the segments in it, its variants, best first, and the table of their bytes."""
+    """One engine: its segments, its variants (best first), and the table of their bytes."""
 
     members: tuple[Member, ...]
     variants: tuple[Variant, ...]
@@ -140,12 +140,12 @@ class Engine:
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The dotted paths of its members."""
+        """Returns the dotted paths of its members."""
         return tuple(member.name for member in self.members)
 
     @property
     def name(self) -> str:
-        """For people: "backbone+rpn.head"."""
+        """Returns the name for messages, e.g. "backbone+rpn.head"."""
         return engine_name(self.segments)
 
     def is_named(self, name: str) -> bool:
@@ -154,7 +154,7 @@ class Engine:
 
     @property
     def added_sizes(self) -> list[int]:
-        """For each variant the bytes that it adds to those before it."""
+        """Returns the number of bytes that each variant adds to those before it."""
         seen: set[int] = set()
         sizes = []
         for variant in self.variants:
@@ -193,15 +193,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Golden:
-    """The golden sample: what a record holds, or why there is none.
+    """The golden sample, or the reason why there is none.
 
     Attributes:
         record: the record with the tensors' bytes.
-        precision: the bundle's.
-        thresholds: what counts as equal, by the names of ``hybrid_rt.Thresholds``.
-        compared: whether convert() compared the hybrid with the detector on it.
+        precision: precision of the bundle.
+        thresholds: limits for equality, by the names of ``hybrid_rt.Thresholds``.
+        compared: true if convert() compared the hybrid with the detector on it.
         inputs: forward's arguments, each as docs/format.md describes a value.
-        expected: what the detector returned, as such a value.
+        expected: the detector's result, as such a value.
         absent: why there is none; empty if there is one.
     """
 
@@ -215,10 +215,10 @@ class Golden:
 
     @classmethod
     def from_json(cls, values: Any) -> Golden:
-        """Reads what the manifest has.
+        """Reads the manifest's entry.
 
         Raises:
-            BundleError: a field that is missing or of another type.
+            BundleError: A field is missing or has another type.
         """
         return _golden(_Object(values, "golden"))
 
@@ -238,7 +238,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Detector:
-    """The detector's Python class in full, in JSON "class"."""
+    """The detector's Python class, with its module ("class" in JSON)."""
 
     class_name: str
 
@@ -263,17 +263,17 @@ class Manifest:
     """Content of a bundle that is known without opening an engine.
 
     Attributes:
-        engines: in the order in which they were captured.
-        format_version: of the form that this is in.
-        versions: of hybrid_rt and torch that made the file.
-        detector: what was converted; None if that is not known.
-        class_names: the detector's classes by label; None if they are not known.
+        engines: the engines, in the order in which they were captured.
+        format_version: version of the format of these fields.
+        versions: versions of hybrid_rt and torch that wrote the file.
+        detector: the detector that was converted; None if unknown.
+        class_names: the detector's class names by label; None if unknown.
         images: the inputs that are images or masks; None in files of a hybrid_rt that did not record them.
-        head: what stayed TorchScript; None if that is not known.
-        verification: what was compared before saving, as :class:`hybrid_rt.Verification` writes it; None: nothing.
-        golden: the golden sample; None in files of a hybrid_rt that had none.
-        latency_contract: the times that were measured on one machine; None: nothing was.
-        records: the records of the archive but those of the manifest itself, by name.
+        head: the TorchScript part; None if unknown.
+        verification: the comparison before saving, as written by :class:`hybrid_rt.Verification`; None: not compared.
+        golden: the golden sample; None in files of a hybrid_rt that did not store one.
+        latency_contract: the times that were measured on one machine; None: not measured.
+        records: the records of the archive by name, except those of the manifest itself.
         further: fields that this version does not know.
     """
 
@@ -292,10 +292,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, values: Any) -> Manifest:
-        """Reads what :func:`hybrid_rt.inspect` returns.
+        """Reads the result of :func:`hybrid_rt.inspect`.
 
         Raises:
-            BundleError: a field that is missing or of another type; the text names it.
+            BundleError: A field is missing or has another type; the text names it.
         """
         manifest = _Object(values, "")
         return cls(
@@ -317,7 +317,7 @@ class Manifest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; what is not known is left out."""
+        """Returns JSON values, without fields that are unknown."""
         values: dict[str, Any] = {
             "format_version": self.format_version,
             "versions": dict(self.versions),
@@ -338,11 +338,11 @@ class Manifest:
         }
 
     def engine(self, name: str) -> Engine | None:
-        """The engine of that name, or that a segment of that name is in."""
+        """Returns the engine of that name, or the engine that contains a segment of that name."""
         return next((engine for engine in self.engines if engine.is_named(name)), None)
 
     def with_engine(self, engine: Engine) -> Manifest:
-        """With the engine in the place of the one with the same segments."""
+        """Returns the manifest with the engine that has the same segments replaced."""
         return replace(self, engines=tuple(engine if old.segments == engine.segments else old for old in self.engines))
 
 
@@ -374,7 +374,7 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 
 class _Object:
-    """A JSON object, whose fields are read with their types checked."""
+    """A JSON object whose fields are type-checked when they are read."""
 
     def __init__(self, values: Any, where: str) -> None:
         self.values: Mapping[str, Any] = _typed(values, dict, where)
@@ -403,7 +403,7 @@ class _Object:
         return tuple(_typed(value, str, f"{self._at(name)}[{i}]") for i, value in enumerate(values))
 
     def pairs(self, name: str) -> tuple[tuple[str, str], ...]:
-        """Returns pairs of texts; none if the field is missing."""
+        """Returns pairs of strings; empty if the field is missing."""
         found = []
         for i, pair in enumerate(self.get(name, list, [])):
             where = f"{self._at(name)}[{i}]"
@@ -427,7 +427,7 @@ class _Object:
         return tuple(build(_Object(value, f"{self._at(name)}[{i}]")) for i, value in enumerate(values))
 
     def further(self, kind: type[Manifest] | type[Engine]) -> dict[str, Any]:
-        """The fields that are none of the dataclass's."""
+        """Returns the fields that the dataclass does not have."""
         known = {each.name for each in fields(kind)}
         return {name: value for name, value in self.values.items() if name not in known}
 

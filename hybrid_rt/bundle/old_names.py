@@ -1,4 +1,4 @@
-"""Keys of dicts that were renamed, for programs that still ask for the old ones."""
+"""Renamed keys of dicts, for programs that still use the old ones."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 
 class OldNames(dict[str, Any]):
-    """A dict that also answers to keys it once had, each with a DeprecationWarning; they are not among its keys."""
+    """A dict that also accepts former keys, with a DeprecationWarning; ``keys()`` does not list them."""
 
     def __init__(self, values: Mapping[str, Any], old: Mapping[str, tuple[str, Callable[[Any], Any]]]) -> None:
         """Wraps a dict.
 
         Args:
-            values: what it has now.
-            old: for each former key what to use now, for people, and how its value is found in the dict.
+            values: the current content.
+            old: by former key, the replacement (for the warning) and a function that gets the value from the dict.
         """
         super().__init__(values)
         self._old = old
 
     def __missing__(self, key: str) -> Any:
-        """Finds the value of a former key."""
+        """Returns the value of a former key."""
         if key not in self._old:
             raise KeyError(key)
         now, find = self._old[key]
@@ -30,12 +30,12 @@ class OldNames(dict[str, Any]):
 
 
 def manifest(values: Mapping[str, Any]) -> OldNames:
-    """Returns a manifest that still has ``segments``, each with its ``name``, as format version 1 had."""
+    """Returns a manifest that still accepts ``segments``, each with its ``name``, as in format version 1."""
     return OldNames(values, {"segments": ("'engines'", _segments)})
 
 
 def engine_choice(values: Mapping[str, Any]) -> OldNames:
-    """Returns what :func:`hybrid_rt.engines` says of one engine, with its former key ``segment``."""
+    """Returns an entry of :func:`hybrid_rt.engines` that still accepts its former key ``segment``."""
     return OldNames(values, {"segment": ("'engine'", lambda choice: choice["engine"])})
 
 

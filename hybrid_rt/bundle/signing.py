@@ -1,4 +1,4 @@
-"""Signatures of bundles: Ed25519 by OpenSSL, in the native part, over the manifest and so over every record."""
+"""Signs bundles with Ed25519 (OpenSSL, in the native part), over the manifest and thus over every record."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ class SignatureChange:
     """Signatures that a bundle gained and lost when it was written.
 
     Attributes:
-        signed: the keys that have signed what was written.
-        dropped: the keys whose signatures were in the file that it was made of, or that stood in its place, and do not
-            hold for it.
+        signed: the keys that have signed the new file.
+        dropped: the keys whose signatures in the original or replaced file do not apply to the new file.
     """
 
     signed: tuple[str, ...] = ()
@@ -52,7 +51,7 @@ class SignatureChange:
 
     @property
     def notes(self) -> list[str]:
-        """For people."""
+        """Returns lines for a terminal."""
         lines = [f"signed with the key {key}" for key in self.signed]
         if self.dropped:
             lines.append(
@@ -63,10 +62,10 @@ class SignatureChange:
 
 
 def signing_keys(sign: Keys) -> list[Path]:
-    """Returns the keys as paths, after a look into each: long work comes before they are used.
+    """Returns the keys as paths after reading each, so that a bad key is reported before long work.
 
     Raises:
-        OptionError: one that is no private key, or is there twice.
+        OptionError: A file is not a private key, or a key is passed twice.
     """
     paths = [Path(sign)] if isinstance(sign, (str, os.PathLike)) else [Path(path) for path in sign]
     names = [_native.key_of(os.fsencode(path)) for path in paths]
@@ -77,7 +76,7 @@ def signing_keys(sign: Keys) -> list[Path]:
 
 
 def signers_of(path: str | os.PathLike[str]) -> set[str]:
-    """Returns the keys that a bundle, or the file beside it, names as signers. Nothing is checked.
+    """Returns the keys that a bundle, or the file beside it, names as signers, without checking the signatures.
 
     A file that is not a bundle has none.
     """
@@ -88,7 +87,7 @@ def signers_of(path: str | os.PathLike[str]) -> set[str]:
 
 
 def sign_copy(temporary: Path, keys: Sequence[Path]) -> tuple[str, ...]:
-    """Signs a bundle that nobody reads yet, within itself; returns the signers.
+    """Signs a temporary bundle in place, and returns the signers' keys.
 
     Raises:
         BundleError, OptionError: see :func:`sign`.

@@ -1,4 +1,4 @@
-"""``hybrid-rt bench``: bundles, or backbones under one bundle's head, side by side."""
+"""``hybrid-rt bench``: times bundles, or backbones under one bundle's head, side by side."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> list[BundleBenchmark]:
-    """Times the bundles, and those that the backbones give, which are kept for as long as it takes."""
+    """Times the bundles, and temporary ones with the given backbones."""
     pictures = pictures_at(options.pictures)
     dataset = None
     if options.coco is not None:
@@ -102,7 +102,7 @@ def _measure(options: argparse.Namespace) -> list[BundleBenchmark]:
 
 
 def _names(models: Sequence[Path]) -> list[str]:
-    """The files' names; their paths where names are equal."""
+    """Returns the files' names, or their paths if names are equal."""
     names = [model.stem for model in models]
     names = [name if names.count(name) == 1 else str(model) for name, model in zip(names, models, strict=True)]
     for name in names:

@@ -36,7 +36,7 @@ _NOTHING_RUNS = 1
 
 
 def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
-    """The arguments of the verbs that compile: what for, and the compilers' own options."""
+    """Adds the arguments of the verbs that compile: target device, and options of the compilers."""
     verb.add_argument(
         "--device",
         default="cpu",
@@ -60,16 +60,16 @@ def add_compiler_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def calibration_images(directory: Path | None) -> list[tuple[Any, ...]]:
-    """Returns the images that ``--calibration-data`` names, each as the arguments of a detector.
+    """Returns the images in the directory of ``--calibration-data``, each as the arguments of a detector.
 
     Raises:
-        OptionError: there is none, or one that can't be read.
+        OptionError: There is no image, or one can't be read.
     """
     return [([image],) for image in pictures_at(directory, most=MOST_SAMPLES)] if directory else []
 
 
 def add_sign_argument(verb: argparse.ArgumentParser) -> None:
-    """The argument of the verbs that write a bundle: who signs it."""
+    """Adds the argument ``--sign`` of the verbs that write a bundle."""
     verb.add_argument(
         "--sign",
         type=Path,
@@ -84,7 +84,7 @@ def compiler_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Parses the values of ``--option``, JSON or plain text.
 
     Raises:
-        OptionError: one that is not of the form ENGINE.NAME=VALUE, or is given twice.
+        OptionError: A value is not of the form ENGINE.NAME=VALUE, or is given twice.
     """
     options: dict[str, dict[str, Any]] = {}
     for text in given:
@@ -229,7 +229,7 @@ def _variants(engine: Engine) -> Table:
 
 
 def _tensors(engine: Engine) -> Table:
-    """Inputs and outputs, which all variants share."""
+    """Returns a table of inputs and outputs, which all variants share."""
     table = Table()
     for heading in ("", "name", "sizes", "type", "stride"):
         table.add_column(heading)

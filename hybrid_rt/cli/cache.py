@@ -1,4 +1,4 @@
-"""``hybrid-rt cache``: what the cache holds, and how to empty it."""
+"""``hybrid-rt cache``: lists the content of the cache, or removes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hybrid-rt compare-engines``: detectors x engines x ways to run them."""
+"""``hybrid-rt compare-engines``: runs detectors in all combinations of engines and runtimes."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def add_verbs(verbs: Any) -> None:
 
 
 def add_arguments(verb: argparse.ArgumentParser, *, hidden: bool = False) -> None:
-    """Adds the arguments that say what is compared.
+    """Adds the arguments that choose the cases.
 
     Args:
-        verb: where to.
+        verb: the parser to add them to.
         hidden: leave them out of the help.
     """
 
@@ -66,7 +66,7 @@ def add_arguments(verb: argparse.ArgumentParser, *, hidden: bool = False) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the comparison; the exit code is 0 though cases may have failed: the result says which, and why."""
+    """Runs the comparison. The exit code is 0 even if cases failed; the results list them with the reasons."""
     engines = options.engine.split(",") if options.engine else registry.available_for(options.device)
     for variant in engines:
         choose_variants([variant], options.precision, fallback=False, scope="bench", device=options.device)
@@ -90,12 +90,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _name(detector: str) -> str:
-    """For tables and files."""
+    """Returns a detector's name for tables and files."""
     return re.sub(r"[^\w.-]", "_", detector.rpartition(":")[2] if detector.startswith("torchvision:") else detector)
 
 
 def show(results: Sequence[Result], title: str) -> None:
-    """Prints a table a detector, and under it what differs and what failed."""
+    """Prints one table per detector, followed by the differences and failures."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     for detector in dict.fromkeys(result.detector for result in results):
         own = [result for result in results if result.detector == detector]

@@ -1,4 +1,4 @@
-"""``hybrid-rt convert``: a detector becomes a bundle."""
+"""``hybrid-rt convert``: converts a detector to a bundle."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _add_compilation(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_verification(verb: argparse.ArgumentParser) -> None:
-    """Adds the gates that the hybrid passes before it is saved."""
+    """Adds the options of the checks that the hybrid has to pass before it is saved."""
     verb.add_argument("--no-verify", action="store_true", help="save without verifying the results")
     verb.add_argument(
         "--coco",
@@ -108,7 +108,7 @@ def _add_verification(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_output(verb: argparse.ArgumentParser) -> None:
-    """Adds the choice of what is written beside the engines."""
+    """Adds the options for everything that is written besides the engines."""
     verb.add_argument(
         "--class-names",
         type=Path,

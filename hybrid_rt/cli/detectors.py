@@ -1,4 +1,4 @@
-"""Modules that the command line names: PACKAGE.MODULE:CALLABLE."""
+"""Creates the modules that the command line names as PACKAGE.MODULE:CALLABLE."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def built(text: str, what: str) -> nn.Module:
         what: the argument's name, for errors.
 
     Raises:
-        OptionError: it can't be imported, or returns something else than an nn.Module.
+        OptionError: It can't be imported, or does not return an nn.Module.
     """
     module, separator, name = text.partition(":")
     if not separator:
@@ -45,13 +45,13 @@ def built(text: str, what: str) -> nn.Module:
 
 
 def detector_named(text: str) -> nn.Module:
-    """The detector that a command line names, in eval mode.
+    """Returns the detector that a command line names, in eval mode.
 
     Args:
         text: PACKAGE.MODULE:CALLABLE, see :func:`built`, or torchvision:NAME, with its pretrained weights.
 
     Raises:
-        OptionError: there is no such detector, or its weights can't be loaded.
+        OptionError: There is no such detector, or its weights can't be loaded.
     """
     module, separator, name = text.partition(":")
     if not separator:
@@ -79,14 +79,14 @@ def detector_named(text: str) -> nn.Module:
 
 
 def class_names_for(detector: str, file: Path | None) -> list[str] | dict[int, str] | None:
-    """Returns the names of the classes that a command line says, for ``convert(class_names=)``.
+    """Returns the class names that a command line gives, for ``convert(class_names=)``.
 
     Args:
-        detector: as of :func:`detector_named`, which was called before; torchvision's weights name their classes.
+        detector: the text passed to :func:`detector_named` before; torchvision's weights name their classes.
         file: one name per line, the first for label 0; or JSON: a list of names, or an object of labels and names.
 
     Raises:
-        OptionError: the file can't be read, or is JSON of another kind.
+        OptionError: The file can't be read, or is JSON of another form.
     """
     if file is not None:
         return _names_in(file)

@@ -1,4 +1,4 @@
-"""``hybrid-rt doctor``: what is installed, and which backends can run."""
+"""``hybrid-rt doctor``: lists the installation and the backends that can run."""
 
 from __future__ import annotations
 

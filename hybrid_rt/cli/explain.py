@@ -1,4 +1,4 @@
-"""``hybrid-rt explain``: the cause of a refusal and its solutions."""
+"""``hybrid-rt explain``: prints the cause of a refusal and its solutions."""
 
 from __future__ import annotations
 

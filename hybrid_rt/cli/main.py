@@ -48,11 +48,11 @@ _GROUPS = (
     triton,
     package,
 )
-"""In the order in which ``--help`` lists their verbs."""
+"""The groups of verbs, in the order in which ``--help`` lists them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0 done, 1 failed (the message is on stderr), 2 usage."""
+    """Runs one verb; returns the exit code: 0 success, 1 failure (the message is on stderr), 2 wrong usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in programs.PROGRAMS:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Run 'hybrid-rt explain {error.code}' for the cause and the solutions.", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OptionError) else EXIT_FAILED
     except OSError as error:
-        # A full disk or a closed pipe behind standard output, which Python would try to write to again at its end.
+        # If the disk is full or the pipe of stdout is closed, Python would try to write to it again when it exits.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""``hybrid-rt measure``: stores a bundle's latency on this machine in it."""
+"""``hybrid-rt measure``: measures a bundle's latency on this machine and stores it in the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hybrid-rt package``: bundles as a directory that runs where no Python is."""
+"""``hybrid-rt package``: writes a directory that runs bundles without Python."""
 
 from __future__ import annotations
 

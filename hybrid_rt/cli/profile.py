@@ -1,4 +1,4 @@
-"""``hybrid-rt profile``: where a bundle's time goes."""
+"""``hybrid-rt profile``: shows where a bundle spends its time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 12
 
 
 def add_verbs(verbs: Any) -> None:
-    """``verbs``: what ``add_subparsers`` returned."""
+    """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("profile", help="show where a .pt spends its time: engines, operators, layers")
     verb.add_argument("model", type=Path, help="path of the .pt")
     verb.add_argument("image", type=Path, nargs="?", help="image to run (default: the golden sample's inputs)")

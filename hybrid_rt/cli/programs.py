@@ -12,7 +12,7 @@ PROGRAMS = {
     "detect": "detect objects in an image (C++ program; see hybrid-rt detect --help)",
     "serve": "serve bundles over HTTP (C++ program; see hybrid-rt serve --help)",
 }
-"""The verbs, and what each does. Their arguments are the program's own, so argparse never sees them."""
+"""The verbs and their help texts. The programs parse their own arguments, so argparse never sees these."""
 
 
 def add_verbs(verbs: Any) -> None:

@@ -1,4 +1,4 @@
-"""``hybrid-rt sign`` and ``hybrid-rt verify-signature``."""
+"""``hybrid-rt sign`` and ``hybrid-rt verify-signature``: sign bundles, and check their signatures."""
 
 from __future__ import annotations
 

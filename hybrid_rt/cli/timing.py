@@ -1,4 +1,4 @@
-"""The arguments of the verbs that time."""
+"""Defines the arguments of the verbs that measure time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_PICTURES = 4
 
 
 def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
-    """Adds what is timed, how often, and on how many threads."""
+    """Adds the arguments for the images, the number of rounds and the number of threads."""
     verb.add_argument(
         "--images",
         "--pictures",
@@ -26,10 +26,10 @@ def add_timing_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def sizes_of(text: str | None) -> list[tuple[int, int]]:
-    """Returns the sizes (height, width) that ``--sizes`` names; none if it is not given.
+    """Returns the sizes (height, width) of ``--sizes``; empty if it is not given.
 
     Raises:
-        OptionError: a text of another form.
+        OptionError: The text has another form.
     """
     if text is None:
         return []

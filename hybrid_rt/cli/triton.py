@@ -1,4 +1,4 @@
-"""``hybrid-rt export-triton``: a bundle as a model of a Triton Inference Server."""
+"""``hybrid-rt export-triton``: exports a bundle as a model for Triton Inference Server."""
 
 from __future__ import annotations
 

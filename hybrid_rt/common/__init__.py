@@ -1,1 +1,1 @@
-"""Shared by all stages: errors, specs, nested tensors, files, images, progress, latency."""
+"""Code that all stages share: errors, specs, nested tensors, files, images, progress, latency."""

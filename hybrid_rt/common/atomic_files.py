@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed."""
+"""Writes files atomically: to a temporary file in the same directory, which is then renamed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from .errors import BundleError
 
-# Not the file's own name with an ending: that may have as many bytes as a name can have.
+# Not the file's own name with a suffix: that name may already have the maximum length.
 TEMPORARY_PREFIX = ".hybrid_rt-"
-"""Begins the names of files and directories that are there only while something is written."""
+"""Prefix of the names of temporary files and directories."""
 
 _LEFTOVER_SECONDS = 24 * 3600
-"""One that is older belongs to a process that was killed: it is there only while a file is written."""
+"""Age in seconds above which a temporary file must belong to a process that was killed."""
 
 
 def _not_writable(path: Path, reason: str, remedy: str = "") -> BundleError:
@@ -33,11 +33,11 @@ def _not_writable(path: Path, reason: str, remedy: str = "") -> BundleError:
 
 
 def _place_of(path: Path) -> Path:
-    """Returns the file that a path stands for, behind all symbolic links.
+    """Returns the file that a path refers to, after resolving all symbolic links.
 
     Raises:
-        BundleError: something that is not a file has the name: it would be replaced.
-        OSError: it can't be found out.
+        BundleError: The path is a directory or device, which must not be replaced.
+        OSError: The path can't be resolved.
     """
     try:
         place = path.resolve() if path.is_symlink() else path
@@ -46,7 +46,7 @@ def _place_of(path: Path) -> Path:
         return place
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            return path  # :func:`check_writable` says how long it may be
+            return path  # check_writable() reports the maximum length
         raise
     except RuntimeError as error:  # links in a circle, before Python 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
@@ -59,10 +59,10 @@ def _place_of(path: Path) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Finds out before long work whether ``path`` can be written.
+    """Checks before long work that ``path`` can be written.
 
     Raises:
-        BundleError: it can't.
+        BundleError: It can't be written.
     """
     try:
         place = _place_of(path)
@@ -79,13 +79,13 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a temporary path of the same name, beside ``path``; moves it to ``path`` if the block ends well.
+    """Yields a temporary path with the same name as ``path``, and moves it to ``path`` if the block succeeds.
 
-    A symbolic link stays one: the file behind it is written. An old file's permissions and, where this process may set
-    it, its owner are kept.
+    A symbolic link is kept, and its target is written. An old file's permissions are kept, and so is its owner where
+    this process may set it.
 
     Raises:
-        BundleError: the file can't be written.
+        BundleError: The file can't be written.
     """
     try:
         place = _place_of(path)
@@ -114,7 +114,7 @@ def _take_permissions(temporary: Path, old: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what processes that were killed have left beside a file."""
+    """Removes temporary files of processes that were killed."""
     oldest = time.time() - _LEFTOVER_SECONDS
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""The names of a detector's classes: checks, labels without a name, and the colour of each class."""
+"""Checks the names of a detector's classes, and looks up names and colours by label."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Weights(Protocol):
 
 
 GREATEST_LABEL = 65_535
-"""Names are stored as a list, one per label."""
+"""Largest label that can have a name, because names are stored as a list with one entry per label."""
 
 _GOLDEN_RATIO = 0.618033988749895
 _SHADES = ((0.9, 1.0), (0.95, 0.6), (0.45, 1.0), (0.7, 0.8))
 
 ClassNames = Sequence[str] | Mapping[int, str] | Weights
-"""What a user gives: names by label, a name for each of some labels, or weights that bring them."""
+"""Class names as a user passes them: a list by label, a mapping from labels, or torchvision's weights."""
 
 Colour = tuple[int, int, int]
 
@@ -35,11 +35,11 @@ def checked_names(given: Any, scope: str = "convert") -> list[str]:
 
     Args:
         given: a sequence of names, whose index is the label; a mapping of labels to names; or one of torchvision's
-            weights, whose ``meta["categories"]`` are taken. Names may repeat.
-        scope: of the error.
+            weights, whose ``meta["categories"]`` are used. Names may repeat.
+        scope: scope of the error.
 
     Raises:
-        OptionError: something else, no name at all, a label that is no integer in 0..65535, or a name that is no
+        OptionError: ``given`` has another type or no names, a label is not an integer in 0..65535, or a name is not one
             line of text.
     """
     meta = getattr(given, "meta", None)
@@ -94,7 +94,7 @@ def _wrong(expected: str, got: str, scope: str) -> OptionError:
 def names_of_categories(
     categories: Iterable[Mapping[str, Any]], labels: Mapping[int, int] | None = None
 ) -> dict[int, str]:
-    """Returns the name of each label that a COCO file has one for.
+    """Returns the name of each label that has one in a COCO file.
 
     Args:
         categories: the file's "categories", each with "id" and perhaps "name".
@@ -117,14 +117,14 @@ def text_of(label: int, names: Sequence[str]) -> str:
 
 
 def summary_of(names: Sequence[str], most: int = 12) -> str:
-    """Returns how many labels have a name, and the first names: ``3 (cat, dog, bird)``; empty if none has."""
+    """Returns the number of labels with a name, and the first names: ``3 (cat, dog, bird)``; empty if none has one."""
     known = [name for name in names if name]
     shown = ", ".join([*known[:most], *(["..."] if len(known) > most else [])])
     return f"{len(known)} ({shown})" if known else ""
 
 
 def class_colour(label: int) -> Colour:
-    """Returns red, green and blue of a class, each in 0..255; cpp/apps/picture/class_colours.cpp says why these."""
+    """Returns red, green and blue of a class, each in 0..255; cpp/apps/picture/class_colours.cpp gives the reasons."""
     turns = _GOLDEN_RATIO * label
     sextant = (turns - math.floor(turns)) * 6
     saturation, value = _SHADES[label % 4]
@@ -138,7 +138,7 @@ def class_colour(label: int) -> Colour:
 
 
 def text_colour(background: Colour) -> Colour:
-    """Returns black or white, whichever can be read better on ``background``: at least 4.5 to 1."""
+    """Returns black or white, whichever has more contrast with ``background`` (at least 4.5 to 1)."""
     light = luminance(background) + 0.05
     return (0, 0, 0) if light * light >= 0.05 * 1.05 else (255, 255, 255)
 

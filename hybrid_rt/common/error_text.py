@@ -15,10 +15,10 @@ from .errors import HybridRTError, split_code
 
 _LINES = 24
 _CHARACTERS = 300
-"""Of a line."""
+"""Maximum number of characters per line."""
 
 _VALUES = re.compile(r"[\s\d.,+\-eE()\[\]inf nan]*\d[\s\d.,+\-eE()\[\]inf nan]*")
-"""A line of a printed tensor."""
+"""Pattern of a line of a printed tensor."""
 
 # Found, not imported: that takes longer than all of torch, and a compiler's process has no need of it.
 _TORCHVISION = importlib.util.find_spec("torchvision")
@@ -29,11 +29,11 @@ LIBRARIES = (
     *(f"{place}/ops/" for place in (_TORCHVISION and _TORCHVISION.submodule_search_locations) or ()),
     "<hybrid_rt",
 )
-"""Beginnings of the names of files that are not the user's: whole paths, as a user's directory may have any name."""
+"""Prefixes of files that are not the user's; whole paths, because a user's directory may have any name."""
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and those that it was made of, the outermost first."""
+    """Yields an error and its causes, the outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # an error that is raised again may be its own context's cause
         seen.add(id(error))
@@ -44,7 +44,7 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
 def described(error: BaseException) -> str:
     """Returns an exception as ``TYPE: MESSAGE``, without printed tensors, and at most 24 lines of it.
 
-    One that has no message, such as StopIteration, has the line of the user's code in its place.
+    For an exception without a message, such as StopIteration, the line of the user's code is given instead.
     """
     text = str(error).strip()
     if isinstance(error, HybridRTError):
@@ -60,7 +60,7 @@ def described(error: BaseException) -> str:
 
 
 def line_of(frames: Iterable[traceback.FrameSummary]) -> str:
-    """Returns the last line of a traceback that is neither torch's nor ours: ``FILE:NUMBER: CODE``."""
+    """Returns the innermost line of a traceback in the user's code, as ``FILE:NUMBER: CODE``."""
     for frame in reversed(list(frames)):
         if not frame.filename.startswith(LIBRARIES):
             line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()

@@ -16,22 +16,22 @@ class HybridRTError(RuntimeError):
     """Base of all errors of hybrid_rt.
 
     The text is ``hybrid_rt[SCOPE]: SUBJECT: expected X, got Y. REMEDY``. A refusal of a detector ends with its code,
-    ``[keeps-state]``, which ``hybrid-rt explain`` takes.
+    such as ``[keeps-state]``, which ``hybrid-rt explain`` accepts.
     """
 
     @classmethod
     def make(
         cls: type[_Error], scope: str, subject: str, *, expected: str, got: str, remedy: str = "", code: str = ""
     ) -> _Error:
-        """Returns an error of this class, with the text put together as everywhere in hybrid_rt.
+        """Returns an error of this class, with the text in hybrid_rt's standard form.
 
         Args:
             scope: part of hybrid_rt, or name of the backend.
-            subject: the thing that is wrong.
-            expected: what was expected of it.
-            got: what it is.
-            remedy: an imperative that names the parameter; empty if ``expected`` already says what to do.
-            code: the entry of docs/refusals.md that explains the error; empty: none does.
+            subject: the object or option that is wrong.
+            expected: the expected value or property.
+            got: the actual value or property.
+            remedy: an imperative that names the parameter; empty if ``expected`` already implies what to do.
+            code: code of the entry in docs/refusals.md that explains the error; empty: there is none.
         """
         text = f"hybrid_rt[{scope}]: {subject}: expected {expected}, got {got}."
         return cls(_with_code(f"{text} {remedy}" if remedy else text, code))
@@ -57,13 +57,13 @@ class HybridRTError(RuntimeError):
 
 
 def split_code(text: str) -> tuple[str, str]:
-    """Returns the text of an error without the code at its end, and the code; empty: it has none."""
+    """Returns the text of an error without the code at its end, and the code, which is empty if there is none."""
     found = _CODE.search(text)
     return (text[: found.start()], found[1]) if found else (text, "")
 
 
 def common_code(texts: Iterable[str], otherwise: str) -> str:
-    """Returns the code that all of the texts end with; ``otherwise`` if there is none."""
+    """Returns the code that all texts end with, or ``otherwise`` if they have no code in common."""
     codes = {split_code(text)[1] for text in texts}
     return codes.pop() or otherwise if len(codes) == 1 else otherwise
 
@@ -93,7 +93,7 @@ class CaptureError(HybridRTError):
 
 
 class FusionError(CaptureError):
-    """Segments that can't be one engine, though each of them can.
+    """Several segments can't share one engine, though each alone may have one.
 
     Attributes:
         segments: their dotted paths.
@@ -103,14 +103,14 @@ class FusionError(CaptureError):
 
     @classmethod
     def of(cls, segments: Sequence[str], error: HybridRTError) -> FusionError:
-        """Returns an error with the text of another."""
+        """Returns an error with the text of ``error``."""
         made = cls(str(error))
         made.segments = tuple(segments)
         return made
 
 
 class SegmentError(CaptureError):
-    """One segment that can't be captured, though others may be.
+    """One segment can't be captured, though others may be.
 
     Attributes:
         segment: its dotted path.
@@ -127,12 +127,12 @@ class SegmentError(CaptureError):
 
 
 class VariantError(BackendError):
-    """A compiled variant that fails when it runs; the other variants of its engine may not.
+    """A compiled variant fails when it runs; other variants of its engine may not.
 
     Attributes:
-        engine: the engine's name.
-        backend: the variant's.
-        precision: the variant's.
+        engine: name of the engine.
+        backend: backend of the variant.
+        precision: precision of the variant.
     """
 
     engine: str = ""
@@ -141,13 +141,13 @@ class VariantError(BackendError):
 
     @classmethod
     def of(cls, engine: str, backend: str, precision: str, size: str, error: Exception) -> VariantError:
-        """Returns the error of one call; ``size``: the shapes of its inputs, ``error``: what the variant raised."""
+        """Returns the error of one call; ``size``: the shapes of its inputs, ``error``: the variant's exception."""
         made = cls.make(
             backend,
             f"engine '{engine}'",
             expected=f"it to run at {size}, as the segment does",
             got=str(error).strip().removesuffix("."),
-            remedy="Take another engine, or a narrower range in shapes=.",
+            remedy="Pass another engine=, or a narrower range in shapes=.",
             code="engine-not-run",
         )
         made.engine, made.backend, made.precision = engine, backend, precision

@@ -1,4 +1,4 @@
-"""The C++ programs that are installed with the package."""
+"""Finds the C++ programs that are installed with the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import BackendError
 
 
 def find_program(name: str) -> str | None:
-    """Returns its path: in the package, else beside this interpreter, else on PATH; None if it is not installed."""
+    """Returns a program's path: in the package, beside this interpreter, or on PATH; None if it is not installed."""
     # A wheel from tools/wheel has the programs in the package, and scripts that start them beside the interpreter.
     packaged = Path(__file__).parents[1] / "bin" / name
     for path in (packaged, Path(sys.executable).parent / name):
@@ -20,10 +20,10 @@ def find_program(name: str) -> str | None:
 
 
 def program(name: str, scope: str) -> str:
-    """Its path.
+    """Returns a program's path.
 
     Raises:
-        BackendError: it is not installed.
+        BackendError: The program is not installed.
     """
     found = find_program(name)
     if found is None:

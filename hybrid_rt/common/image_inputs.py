@@ -1,7 +1,7 @@
-"""Finds which of a detector's inputs are images, their layout, and the inputs that vary with them.
+"""Describes which of a detector's inputs are images, their layouts, and the inputs that vary with them.
 
-This is the one home of the rule: the sizes that are drawn, black images, thumbnails and measurements all go by it.
-Whatever changes images here sees them as [C, H, W] or [N, C, H, W]; their own layout is restored afterwards.
+Sizes for comparisons, black images, thumbnails and measurements all use this description. Functions that change images
+see them as [C, H, W] or [N, C, H, W]; the original layout is restored afterwards.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from .tensor_tree import build, map_places, node_of, places_of
 
 EACH = "*"
-"""In a place: every entry of a list."""
+"""Stands for every entry of a list in a place."""
 
 Place = tuple[Any, ...]
-"""The way to a tensor in the tuple of a detector's arguments: positions and keys, e.g. (0, "pixels")."""
+"""Path to a tensor in the tuple of a detector's arguments: positions and keys, e.g. (0, "pixels")."""
 
 Change = Callable[[Tensor], Tensor]
 
 AXES = "NCTDHW"
-"""The letters of a layout: batch, channels, time, depth, height, width; the last two are in each one."""
+"""Letters of a layout: batch, channels, time, depth, height, width; every layout has the last two."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ImageInputs:
     """The images among a detector's arguments.
 
     Attributes:
-        layouts: of each image: its place and its layout, e.g. ``{(0, EACH): "CHW"}`` for a list of images.
-        masks: of further tensors that have the height and width of the images.
+        layouts: layout of each image by place, e.g. ``{(0, EACH): "CHW"}`` for a list of images.
+        masks: layouts of further tensors that have the height and width of the images, by place.
         counted: places of further tensors and lists that have one row or entry per image.
     """
 
@@ -54,7 +54,7 @@ class ImageInputs:
         return [channels_first(tensor, layout) for _, tensor, layout in self._images(arguments)]
 
     def sizes(self, arguments: tuple[Any, ...]) -> list[tuple[int, int]]:
-        """Returns (height, width) of each image, of a batch one."""
+        """Returns (height, width) of each image, one per batch."""
         return [(image.shape[-2], image.shape[-1]) for image in self.of(arguments)]
 
     def map(self, arguments: tuple[Any, ...], change: Change) -> tuple[Any, ...]:
@@ -67,9 +67,9 @@ class ImageInputs:
         return tuple(map_places(arguments, changed))
 
     def resized(self, arguments: tuple[Any, ...], size: tuple[int, int]) -> tuple[Any, ...]:
-        """Returns the arguments with images of another (height, width), and their masks with them; 0 keeps a side.
+        """Returns the arguments with images and masks resized to (height, width); 0 keeps a side.
 
-        An image in another argument than the first one's keeps its proportion to that one.
+        Images in other arguments than the first image keep their proportion to it.
         """
         images = list(self._images(arguments))
         if not images:
@@ -101,14 +101,14 @@ class ImageInputs:
         return tuple(map_places(arguments, changed))
 
     def batch(self, arguments: tuple[Any, ...]) -> int:
-        """Returns how many images the first batch holds; 0: no image is a batch."""
+        """Returns the number of images in the first batch; 0 if there is no batch."""
         sizes = (tensor.shape[layout.index("N")] for _, tensor, layout in self._images(arguments) if "N" in layout)
         return next(sizes, 0)
 
     def batched(self, arguments: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-        """Returns the arguments with another number of images per batch, and of whatever is counted by image.
+        """Returns the arguments with another number of images per batch, and of rows or entries that belong to images.
 
-        Images and rows are repeated or left out. Without a batch the arguments stay.
+        Images and rows are repeated or left out. Arguments without a batch are returned unchanged.
         """
         before = self.batch(arguments)
         if before in (0, count):
@@ -123,7 +123,7 @@ class ImageInputs:
         return tuple(map_places(arguments, changed))
 
     def one_more(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Returns the arguments with the first image of each list repeated at its end, and what is counted by image."""
+        """Appends the first image of each list, and the first row or entry of tensors and lists with one per image."""
         lists = {place: len(value) for place, value in _lists_in(arguments) if self._is_list_of_images(place)}
         if not lists:
             return arguments
@@ -183,7 +183,7 @@ def _size_of(tensor: Tensor, layout: str) -> tuple[int, int]:
 
 
 def _order(layout: str) -> list[int]:
-    """The axes with the batch first, height and width last."""
+    """Returns the order of the axes with the batch first, and height and width last."""
     others = [axis for axis in layout if axis not in "NHW"]
     return [layout.index(axis) for axis in [*("N" if "N" in layout else ""), *others, "H", "W"]]
 
@@ -196,7 +196,7 @@ def channels_first(tensor: Tensor, layout: str) -> Tensor:
 
 
 def _empty(ordered: Tensor, layout: str) -> Tensor:
-    """As the reshape above, which can't infer a size of a tensor without elements."""
+    """Does the same as the reshape above, which can't infer a size of a tensor without elements."""
     first = 1 if "N" in layout else 0
     channels = 1
     for size in ordered.shape[first:-2]:
@@ -225,7 +225,7 @@ def resized_image(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _nearest(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask at another size, with no other values than it had."""
+    """Returns a mask at another size without interpolating, so that it has no new values."""
     rows, columns = (
         torch.arange(new, device=mask.device) * old // new
         for new, old in zip((height, width), mask.shape[-2:], strict=True)

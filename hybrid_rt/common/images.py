@@ -1,4 +1,4 @@
-"""Image files."""
+"""Reads image files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _TURNS = {
     7: (True, (0, 1)),
     8: (True, (0,)),
 }
-"""By orientation: whether rows and columns change places, and which axes of [rows, columns, 3] are flipped then."""
+"""By EXIF orientation: whether to swap rows and columns, and then which axes of [rows, columns, 3] to flip."""
 
 
 def _orientation(exif: bytes) -> int:
-    """Returns the orientation that Exif data says, 1 where it can't be read; as cpp/apps/picture/orientation.cpp."""
+    """Returns the orientation in EXIF data, or 1 if it can't be read; matches cpp/apps/picture/orientation.cpp."""
     tiff = exif
     while tiff.startswith(_EXIF_MARK):  # some writers of PNG put it there too
         tiff = tiff.removeprefix(_EXIF_MARK)
@@ -47,18 +47,18 @@ def _orientation(exif: bytes) -> int:
 
 
 def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch.Tensor:
-    """An image as [3, H, W] float32 in 0..1, RGB, of the pixels that the C++ programs decode.
+    """Returns an image as RGB float32 [3, H, W] in 0..1, with the same pixels as the C++ programs decode.
 
-    Gamma is not applied; of 16 bits the high byte is taken.
+    Gamma is not applied; 16-bit values are reduced to their high byte.
 
     Args:
         path: the file.
-        scope: who asks, for the error.
+        scope: scope of the error.
         exif: turn the pixels upright by the file's EXIF orientation, as ``hybrid-rt detect --exif`` does. Otherwise
-            they are as they are stored.
+            they stay as they are stored.
 
     Raises:
-        OptionError: it can't be read; ``scope`` is who asks.
+        OptionError: The file can't be read.
     """
     import numpy
     from PIL import Image
@@ -79,15 +79,15 @@ def read_picture(path: Path, scope: str = "cli", *, exif: bool = False) -> torch
 
 
 def pictures_at(path: Path, *, exif: bool = False, most: int | None = None) -> list[torch.Tensor]:
-    """The image, or all PNG and JPEG images of a directory in the order of their names; see :func:`read_picture`.
+    """Returns the image, or all PNG and JPEG images of a directory in the order of their names.
 
     Args:
         path: the file or directory.
-        exif: see there.
-        most: of more images than this every second, third, ... one is read; None: all are.
+        exif: see :func:`read_picture`.
+        most: maximum number of images; of a larger directory, every second, third, ... one is read. None: all.
 
     Raises:
-        OptionError: there is none, or one can't be read.
+        OptionError: There is no image, or one can't be read.
     """
     if not path.is_dir():
         return [read_picture(path, exif=exif)]

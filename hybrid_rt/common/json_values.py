@@ -1,4 +1,4 @@
-"""Types of JSON values."""
+"""Converts values to ones that JSON has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latencies, side by side: what is compared runs alternately, so that background load affects all alike."""
+"""Measures latencies side by side: cases run alternately, so that background load affects all of them equally."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Latency:
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest value that at least ``percent`` % of the values do not exceed."""
+    """Returns the nearest-rank percentile: the smallest value that ``percent`` % of the values do not exceed."""
     ordered = sorted(values)
     rank = max(1, -(-len(ordered) * percent // 100))
     return ordered[int(rank) - 1]
@@ -61,10 +61,10 @@ def benchmark(
 ) -> dict[str, Latency]:
     """Times callables on the same inputs, interleaved: one call of each, ``repeat`` times.
 
-    Python's collector is off meanwhile, as timeit has it: with torch imported it may take 200 ms, of one call's time.
+    Python's garbage collector is off meanwhile, as in timeit: with torch imported, it may add 200 ms to one call.
 
     Args:
-        cases: name to detector, loaded bundle, or any callable.
+        cases: detectors, loaded bundles or other callables, by name.
         inputs: positional arguments.
         repeat: timed rounds, at least 1.
         warm_up: further calls of each, before the timed ones and after the first.

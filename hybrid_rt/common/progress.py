@@ -1,4 +1,4 @@
-"""Progress while a conversion runs: a spinner or a bar on a terminal, one line per step elsewhere."""
+"""Shows the progress of a conversion: a spinner or a bar on a terminal, one line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ _BAR_WIDTH = 20
 
 
 class Advance:
-    """Moves a step's bar: called after each part of the work, or told how far a part is."""
+    """Moves a step's bar: call it after each part of the work, or call :meth:`part` within a part."""
 
     def __init__(self, progress: Progress | None = None, task: int = 0, name: str = "", done: int = 0) -> None:
-        """``progress``: None: nothing is shown. ``done``: parts that earlier steps did."""
+        """``progress``: None shows nothing. ``done``: number of parts that earlier steps did."""
         self._progress, self._task, self._name, self._done = progress, TaskID(task), name, done
 
     def __call__(self) -> None:
-        """A part is done."""
+        """Marks a part as done."""
         self._done += 1
         if self._progress is not None:
             self._progress.update(self._task, completed=self._done, description=self._name)
 
     def part(self, share: float, what: str) -> None:
-        """The part that runs is done to this share, 0 to 1, and does ``what``."""
+        """Shows that the running part is done to the fraction ``share``, 0..1, and currently does ``what``."""
         if self._progress is not None:
             self._progress.update(self._task, completed=self._done + share, description=f"{self._name}: {what}")
 
 
 class Steps:
-    """Shows which step runs, and keeps how long each took."""
+    """Shows which step runs, and records the duration of each."""
 
     def __init__(self, show: bool | None, console: Console | None = None) -> None:
-        """``show``: None means: if stderr is a terminal. ``console``: None means: on stderr."""
+        """``show``: None shows the steps if stderr is a terminal. ``console``: None writes to stderr."""
         self._show = sys.stderr.isatty() if show is None else show
         self._console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
 
     def show(self, what: RenderableType) -> None:
-        """Something to read between two steps."""
+        """Prints something between two steps."""
         if self._show:
             self._console.print(what)
 
     @contextmanager
     def step(self, name: str, *, total: int = 0, done: int = 0) -> Iterator[Advance]:
-        """One step.
+        """Shows and times the block as one step.
 
         Args:
-            name: what it does.
-            total: how many parts the work has, for a bar; 0: not known.
-            done: how many of them earlier steps did.
+            name: description of the step.
+            total: number of parts of the work, for a bar; 0: unknown.
+            done: number of parts that earlier steps did.
 
         Yields:
-            What moves the bar.
+            The object that moves the bar.
         """
         start = time.perf_counter()
         if self._show and self._console.is_terminal:

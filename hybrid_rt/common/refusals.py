@@ -1,4 +1,4 @@
-"""The kinds of refusals by their codes, as docs/refusals.md explains them: the page is the table, and is shipped."""
+"""Reads the kinds of refusals and their codes from docs/refusals.md, which is shipped with the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PAGE = Path(__file__).with_name("refusals.md")
-"""A link to docs/refusals.md; in a wheel a copy."""
+"""The page: a link to docs/refusals.md, or a copy in a wheel."""
 
 _ENTRY = re.compile(
     r"^### (?P<code>\S+)\n\n\*\*(?P<title>.+?)\*\*\n\n(?P<text>.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL
@@ -23,9 +23,9 @@ class Refusal:
     """One kind of refusal.
 
     Attributes:
-        code: its name, such as "keeps-state"; the texts of errors end with it.
-        title: what is wrong, in one sentence.
-        text: a message of this kind, the cause, the ways out, an example; Markdown.
+        code: its name, such as "keeps-state", at the end of the error's text.
+        title: the problem in one sentence.
+        text: a message of this kind, the cause, the solutions and an example, in Markdown.
     """
 
     code: str
@@ -34,7 +34,7 @@ class Refusal:
 
     @property
     def explanation(self) -> str:
-        """The whole entry for a terminal: code is indented, and a link is followed by its page."""
+        """Returns the entry as text for a terminal: code is indented, and links are followed by their pages."""
         text, at = "", 0
         for block in _FENCED.finditer(self.text):
             text += _prose(self.text[at : block.start()]) + _indented(block[0])

@@ -1,4 +1,4 @@
-"""Artifacts and what is known of them without opening them; the Python twin of cpp/include/hybrid_rt/specs.h."""
+"""Artifacts and their specs, which are known without opening them; the Python twin of cpp/include/hybrid_rt/specs.h."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Precision:
     """A number format that engines compute in.
 
     Attributes:
-        speedup: how many times faster than eager mode an engine runs a convolutional network in it, on a CPU that has
-            instructions for it: for predictions only. R50-FPN at 800x800 on two cores took 1335 ms eager, 841 in
-            OpenVINO in fp32, 425 in bf16, and about a third of fp32's time in int8.
-        needs_engine: whether asking for it is an error where only the fallback, which stays in fp32, would run.
-        needs_calibration: whether a compiler has to see inputs first, to learn how large values get.
+        speedup: speed-up of an engine over eager mode for a convolutional network, on a CPU with instructions for the
+            precision; used only for predictions. R50-FPN at 800x800 on two cores took 1335 ms eager, 841 in OpenVINO
+            in fp32, 425 in bf16, and about a third of fp32's time in int8.
+        needs_engine: true if requesting it is an error when only the fallback, which stays in fp32, would run.
+        needs_calibration: true if a compiler needs sample inputs to determine the ranges of values.
     """
 
     speedup: float
@@ -34,18 +34,18 @@ PRECISIONS: Mapping[str, Precision] = {
     "fp16": Precision(speedup=2.9, needs_engine=True),
     "int8": Precision(speedup=4.0, needs_engine=True, needs_calibration=True),
 }
-"""The precisions by their names; each backend says which of them it has."""
+"""The precisions by name; each backend lists those that it supports."""
 
 REFERENCE_PRECISION = "fp32"
-"""The precision of detectors in eager mode, with which every other one is compared."""
+"""The precision of detectors in eager mode, with which all others are compared."""
 
 UNBOUNDED = -1
-"""As a maximum: the dimension has no upper bound."""
+"""Value of a maximum that stands for no upper bound."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor at the edge of a segment; each dimension d holds min[d] <= size <= max[d] (``UNBOUNDED``: no maximum).
+    """An input or output of a segment; for each dimension d, min[d] <= size <= max[d] (``UNBOUNDED``: no maximum).
 
     ``opt`` is the size that the compiler is told to expect most. ``dtype`` is torch's name, e.g. ``"float32"``.
     """
@@ -63,7 +63,7 @@ class TensorSpec:
 
     @property
     def sizes(self) -> str:
-        """The ranges of its dimensions, for people: ``"1.. x 3 x 32..416 x 32..416"``."""
+        """Returns the ranges of its dimensions as text, e.g. ``"1.. x 3 x 32..416 x 32..416"``."""
         return " x ".join(map(_range, self.min, self.max)) or "a scalar"
 
     def holds(self, shape: Sequence[int]) -> bool:
@@ -75,11 +75,11 @@ class TensorSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TensorSpec:
-        """The inverse of ``dataclasses.asdict``, after a way through JSON."""
+        """Creates a spec from the result of ``dataclasses.asdict`` after a round trip through JSON."""
         return cls(**{**values, **{key: tuple(values[key]) for key in ("min", "opt", "max")}})
 
     def __str__(self) -> str:
-        """As one line: ``x: 1.. x 3 x 32..416 x 32..416 float32``."""
+        """Returns one line, e.g. ``x: 1.. x 3 x 32..416 x 32..416 float32``."""
         return f"{self.name}: {self.sizes} {self.dtype}"
 
 
@@ -97,8 +97,8 @@ class ArtifactSpec:
         device: kind of device that it was compiled for: "cpu", "cuda".
         inputs: the tensors that it takes, in order.
         outputs: the tensors that it returns, in order.
-        requirements: what the machine must have, see :meth:`Backend.spec`.
-        versions: versions of the packages that it was made with.
+        requirements: requirements for the machine, see :meth:`Backend.spec`.
+        versions: versions of the packages that compiled it.
     """
 
     backend: str
@@ -111,30 +111,30 @@ class ArtifactSpec:
 
     @property
     def label(self) -> str:
-        """As options name it: "openvino:bf16"."""
+        """Returns the name that options use, e.g. "openvino:bf16"."""
         return f"{self.backend}:{self.precision}"
 
     def is_named(self, name: str) -> bool:
-        """Returns true if a name stands for it: "tensorrt", "tensorrt:fp16", "tensorrt:fp16@8.6+8.9".
+        """Returns true if a name refers to it: "tensorrt", "tensorrt:fp16", "tensorrt:fp16@8.6+8.9".
 
         Args:
-            name: the name. The text behind "@" is one of its requirements: compute capabilities, or a requirement's
-                name and value, "tensorrt==10.14.1". A "+" stands for a comma, which separates names.
-                cpp/src/engine/variants.cpp does the same.
+            name: the name. The text after "@" is one of its requirements: compute capabilities, or a requirement's
+                name and value, e.g. "tensorrt==10.14.1". "+" replaces the comma, which separates names.
+                cpp/src/engine/variants.cpp uses the same rule.
         """
         name, at, required = name.partition("@")
         return name in (self.backend, self.label) and (not at or required in _requirement_names(self))
 
 
 def _requirement_names(spec: ArtifactSpec) -> list[str]:
-    """Returns the requirements as names have them, the one that tells GPUs apart first."""
+    """Returns the requirements in the form used in names, the compute capability first."""
     texts = {name: value.replace(",", "+") for name, value in spec.requirements.items()}
     capabilities = [texts[name] for name in ("compute_capability",) if name in texts]
     return capabilities + [f"{name}{text}" for name, text in sorted(texts.items())]
 
 
 def variant_names(specs: Sequence[ArtifactSpec]) -> list[str]:
-    """Returns a name for each variant of an engine, with what it requires if another one has the same without."""
+    """Returns a name for each variant of an engine; equal names get the variants' requirements as suffixes."""
     names = []
     for spec in specs:
         others = [other for other in specs if other is not spec and other.label == spec.label]
@@ -150,7 +150,7 @@ class Artifact:
 
     Attributes:
         spec: contract and requirements.
-        blobs: byte strings by name: uint8 CPU tensors of one dimension, see :func:`blob_from_bytes`.
+        blobs: byte strings by name: one-dimensional uint8 CPU tensors, see :func:`blob_from_bytes`.
         weights: (offset, size) in bytes of unchanged weights in each blob; a bundle stores weights that several
             variants share only once.
     """
@@ -171,17 +171,17 @@ class Artifact:
 
 
 def engine_name(segments: Sequence[str]) -> str:
-    """An engine's name, for people, by the dotted paths of its segments: ``"backbone+rpn.head"``."""
+    """Returns an engine's name for messages from the dotted paths of its segments, e.g. ``"backbone+rpn.head"``."""
     return "+".join(segments)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``"float32"``."""
+    """Returns torch's name of a dtype, e.g. ``"float32"`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
 
 
 def blob_from_bytes(data: bytes | bytearray) -> torch.Tensor:
-    """Returns a uint8 CPU tensor of one dimension that holds a copy of ``data``."""
+    """Returns a one-dimensional uint8 CPU tensor that holds a copy of ``data``."""
     if not data:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)

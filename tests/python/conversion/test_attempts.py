@@ -175,7 +175,7 @@ def test_an_engine_that_fails_when_it_runs_gives_way_to_the_next(
         "torchscript",
         "engine-not-run",
     )
-    assert "got the vendor's own text. Take another engine" in given_up.reason
+    assert "got the vendor's own text. Pass another engine=" in given_up.reason
     assert {engine["backend"] for engine in hybrid_rt.engines(hybrid_rt.load(path))} == {"openvino", "torchscript"}
 
 
