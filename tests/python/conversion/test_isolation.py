@@ -332,6 +332,7 @@ INTERRUPTED = """
 import signal, sys
 sys.path[:0] = sys.argv[1:3]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_picture
 options = {"scratch": {"do": "hang"}}
