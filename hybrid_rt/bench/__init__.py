@@ -1,1 +1,1 @@
-"""Detectors x engines x ways to run them, each in a process of its own: ``hybrid-rt compare-engines``."""
+"""Compares detectors, engines and runtimes, each case in its own process: ``hybrid-rt compare-engines``."""

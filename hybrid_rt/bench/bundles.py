@@ -1,4 +1,4 @@
-"""Several bundles on the same images: latency, measured alternately, against mean average precision."""
+"""Compares bundles on the same images: latency, measured alternately, and mean average precision."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ def _in_turn(module: Callable[..., Any], pictures: Sequence[Tensor]) -> Callable
 
 
 def plot(rows: Sequence[BundleBenchmark], path: str | os.PathLike[str]) -> None:
-    """Draws latency against mean average precision, a point a bundle; bars of latency if no accuracy is known.
+    """Draws latency against mean average precision, one point per bundle; bars of latency if no accuracy is known.
 
     Args:
-        rows: of :func:`compare`.
-        path: a .png, .svg or .pdf.
+        rows: the result of :func:`compare`.
+        path: path of a .png, .svg or .pdf.
 
     Raises:
-        OptionError: another suffix, or matplotlib is missing.
-        BundleError: the file can't be written.
+        OptionError: The path has another suffix, or matplotlib is missing.
+        BundleError: The file can't be written.
     """
     target = Path(path)
     check_plot(target)
@@ -152,11 +152,11 @@ def plot(rows: Sequence[BundleBenchmark], path: str | os.PathLike[str]) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Finds out before long work whether a plot can be drawn there.
+    """Checks before long work that a plot can be drawn to a path.
 
     Raises:
-        OptionError: another suffix, or matplotlib is missing.
-        BundleError: the file can't be written.
+        OptionError: The path has another suffix, or matplotlib is missing.
+        BundleError: The file can't be written.
     """
     if path.suffix.lower() not in PLOTS:
         raise OptionError.make("bench", f"plot {path}", expected=f"a {', '.join(PLOTS)}", got=f"'{path.suffix}'")

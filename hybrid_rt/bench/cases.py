@@ -1,4 +1,4 @@
-"""Cases of a comparison."""
+"""Defines the cases of a comparison."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ RUNTIMES = {
     "hybrid-cpp": "hybrid {engine}, C++",
     "whole": "whole detector in {engine}, Python",
 }
-"""Ways to run a detector, and how a case of each is called. TorchScript is frozen. ``whole`` gives all of the detector,
-post-processing included, to an engine, by the engine's own interface.
+"""Ways to run a detector, with the names of their cases. TorchScript is frozen. ``whole`` runs the whole detector,
+including post-processing, in an engine, through the engine's own interface.
 """
 
 
@@ -28,8 +28,8 @@ class Case:
 
     Attributes:
         runtime: one of :data:`RUNTIMES`.
-        engine: a backend, where the runtime has one.
-        precision: of the engine; of what runs in torch, fp32.
+        engine: name of the backend, if the runtime uses one.
+        precision: precision of the engine; fp32 for runtimes of torch.
     """
 
     runtime: str
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """In tables."""
+        """Returns the name for tables."""
         return RUNTIMES[self.runtime].format(engine=f"{self.engine} {self.precision}")
 
     @property
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """The runtime without its language: cases of one kind and engine run the same file."""
+        """Returns the runtime without its language; cases of the same kind and engine run the same file."""
         return self.runtime.removesuffix("-cpp")
 
     @property
@@ -63,16 +63,16 @@ def cases(
     runtimes: Sequence[str] = tuple(RUNTIMES),
     device: str = "cpu",
 ) -> list[Case]:
-    """All cases, in the order of :data:`RUNTIMES`; eager is always one of them: it says what is right.
+    """Returns all cases in the order of :data:`RUNTIMES`, always with eager, whose boxes are the reference.
 
     Args:
-        engines: backends; one may say its precision, "openvino:bf16".
-        precision: of the others.
-        runtimes: only these.
-        device: where they run; whole detectors are given to engines on the CPU only.
+        engines: names of backends, optionally with a precision: "openvino:bf16".
+        precision: precision of the names that set none.
+        runtimes: the runtimes to include.
+        device: device to run on; engines run whole detectors only on the CPU.
 
     Raises:
-        OptionError: a runtime that there is not.
+        OptionError: A runtime is unknown.
     """
     for runtime in runtimes:
         if runtime not in RUNTIMES:

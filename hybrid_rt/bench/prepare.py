@@ -1,6 +1,6 @@
-"""``python -m hybrid_rt.bench.prepare JOB.json``: makes the file that a case runs, in a process of its own.
+"""``python -m hybrid_rt.bench.prepare JOB.json``: writes the file that a case runs, in its own process.
 
-A compiler may take all memory, or crash; then this case has failed, and the others go on.
+If a compiler exhausts the memory or crashes, only this case fails, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .protocol import failure_text, replies
 
 
 def main(job_file: str) -> int:
-    """One line of JSON on stdout: {"seconds", "segments"}, or {"error"}."""
+    """Prepares the job, and prints one line of JSON: {"seconds", "segments"}, or {"error"}."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with replies() as say:
         try:
@@ -34,7 +34,7 @@ def main(job_file: str) -> int:
 
 
 def _end_with_parent() -> None:
-    """A compiler may run for minutes: not for a benchmark that was ended."""
+    """Ends this process with its parent, so that a compiler does not outlive a cancelled benchmark."""
     while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read(): its lock would be held when the interpreter ends
         pass
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Processes of the benchmark: started, asked, ended."""
+"""Starts the processes of the benchmark, sends them requests, and ends them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .protocol import shortened
 
 
 class ProcessFailed(Exception):
-    """A process said that it failed, ended, or did not answer in time; the text says which."""
+    """A process reported a failure, ended, or did not answer in time; the text gives the reason."""
 
 
 class Process:
     """A process that answers in lines of JSON."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] = {}) -> None:
-        """Starts it.
+        """Starts the process.
 
         Args:
             command: program and arguments.
-            log: what it prints on stderr; its last line explains a crash.
-            environment: on top of this process's own.
+            log: file for its stderr, whose last line explains a crash.
+            environment: variables to set in addition to this process's own.
         """
         self._log = log
         with log.open("wb") as stderr:
@@ -50,10 +50,10 @@ class Process:
         return self.read(timeout)
 
     def read(self, timeout: float) -> dict[str, Any]:
-        """The next answer.
+        """Returns the next answer.
 
         Raises:
-            ProcessFailed: {"error"} was it, or there is none within ``timeout`` seconds.
+            ProcessFailed: The answer is {"error"}, or the process ended or did not answer within ``timeout`` seconds.
         """
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout
@@ -74,7 +74,7 @@ class Process:
         return answer
 
     def close(self) -> None:
-        """Ends it; by force if it does not go by itself."""
+        """Ends the process, by force if it does not end by itself."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if not self._process.stdin.closed:

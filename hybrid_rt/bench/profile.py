@@ -209,7 +209,7 @@ _TRIALS = 5
 
 
 def _limits(threads: int, precisions: set[str]) -> Limits:
-    """Measures what this machine reaches, the best of some trials."""
+    """Measures the rates that this machine reaches, as the best of several trials."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -227,7 +227,7 @@ def _limits(threads: int, precisions: set[str]) -> Limits:
 
 
 def _best(call: Any, value: Tensor) -> float:
-    """The least seconds of a call."""
+    """Returns the shortest duration of a call, in seconds."""
     times = []
     for _ in range(_TRIALS):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The lines of JSON by which the benchmark's processes answer."""
+"""Defines the lines of JSON with which the benchmark's processes answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTERPRETER = "operation failed in the TorchScript interpreter."
 
 @contextmanager
 def replies() -> Iterator[Callable[[Any], None]]:
-    """Gives the function that answers. All other output goes to stderr meanwhile, also from C++."""
+    """Yields the function that answers. Within the block, all other output goes to stderr, also from C++."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -29,12 +29,12 @@ def replies() -> Iterator[Callable[[Any], None]]:
 
 
 def failure_text(error: BaseException) -> str:
-    """Returns an error in a line: its type, and what it says, without the stacks and graphs that torch adds."""
+    """Returns an error's type and message on one line, without the stacks and graphs that torch adds."""
     return shortened(f"{type(error).__name__}: {error}")
 
 
 def shortened(text: str) -> str:
-    """Returns what an error's text says first, on one line; TorchScript's interpreter says it last, after its stack."""
+    """Returns the message in an error's text on one line: the first line, or for TorchScript's interpreter the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     line = " ".join((lines[-1] if _INTERPRETER in lines[0] else lines[0]).split())
     return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."

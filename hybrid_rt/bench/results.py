@@ -1,4 +1,4 @@
-"""The whole benchmark: detectors one after the other, and the files that it leaves."""
+"""Runs the whole benchmark, one detector after the other, and writes its files."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def run_all(
     Args:
         subjects: the detectors.
         cases: the cases of each.
-        output: a directory, made if need be, for bench.json, bench.md and DETECTOR.png; they are written after each
-            detector, so that what was measured is there if a later one ends the process.
-        settings: how the cases are prepared and timed.
+        output: directory for bench.json, bench.md and DETECTOR.png, created if necessary. The files are written after
+            each detector, so that results are kept if a later detector ends the process.
+        settings: settings for preparing and timing cases.
         note: a sentence for the page.
         steps: shows progress.
-        files: a directory for the files that the cases run. They stay, and a later run with the same settings takes
-            them as they are. None: a temporary one.
+        files: directory for the files that the cases run. They are kept, and reused by later runs with the same
+            settings. None: a temporary directory.
 
     Returns:
         The machine, and one result per detector and case.
 
     Raises:
-        OptionError: two detectors of one name, no matplotlib for the plots, and what :func:`run.run` refuses.
+        OptionError: Two detectors have the same name, matplotlib is missing, or :func:`run.run` refuses an option.
         BundleError: ``output`` can't be written.
     """
     names = [subject.name for subject in subjects]
@@ -74,7 +74,7 @@ def run_all(
 
 
 def to_json(machine: Machine, results: Sequence[Result], rounds: int) -> str:
-    """All that is known, as JSON."""
+    """Returns the machine and all results as JSON."""
     values = {
         "schema_version": SCHEMA_VERSION,
         "machine": asdict(machine),

@@ -64,13 +64,13 @@ class Settings:
     """Settings for preparing and timing cases.
 
     Attributes:
-        rounds: timed calls of each case, alternately, the images one after the other.
-        warm_up: calls of each case on each image before, not counted; the first one is reported apart.
-        threads: threads per call; 0: as many as torch takes.
+        rounds: number of timed calls per case; cases run alternately, on one image after the other.
+        warm_up: number of untimed calls per case and image before; the first one is reported separately.
+        threads: threads per call; 0: torch's default.
         segments: segments of the hybrids. "auto" is decided once, by the first engine's conversion, and kept for the
             others.
-        fixed_sizes: compile the hybrids for the images' sizes alone; else for any that the detector takes.
-        device: where all run, "cpu" or "cuda"; the images are there before the clock starts.
+        fixed_sizes: compile the hybrids only for the images' sizes, instead of all that the detector supports.
+        device: device for all cases, "cpu" or "cuda"; the images are moved there before the timing starts.
         int8_seconds: time for the search of layers that stay in fp32, per engine in int8; None: the engines' default.
     """
 
@@ -89,16 +89,16 @@ class Result:
 
     Attributes:
         detector: the subject's name.
-        case: which case.
+        case: the case.
         failure: why there are no figures; empty if there are.
-        prepare_seconds: script, convert or compile; the caches of compilers are used.
-        file_bytes: what it loads.
-        load_ms: until the detector can be called, imports not included.
-        latency: of a call on one image, in milliseconds.
-        peak_bytes: of the process's resident memory, interpreter and libraries included.
-        engines: {engine: what runs it}, of a hybrid.
-        boxes: a comparison with eager's boxes per image.
-        differences: what of them differs by more than verification allows in this precision.
+        prepare_seconds: time to script, convert or compile, with the compilers' caches.
+        file_bytes: size of the file that it loads.
+        load_ms: time until the detector can be called, without imports.
+        latency: latency of a call on one image, in milliseconds.
+        peak_bytes: peak of the process's resident memory, including interpreter and libraries.
+        engines: {engine: description of the variant that runs it} of a hybrid.
+        boxes: comparison with eager's boxes, per image.
+        differences: differences of the boxes beyond the thresholds of this precision.
         not_compared: why the boxes could not be compared.
     """
 
@@ -116,7 +116,7 @@ class Result:
     not_compared: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Returns JSON values."""
         values = asdict(self)
         values["case"]["name"] = self.case.name
         found: dict[str, Any] = finite(values)
@@ -138,10 +138,10 @@ class Machine:
 
     @classmethod
     def here(cls, threads: int, device: str = "cpu") -> Machine:
-        """This machine, today; its GPU where the detectors run on one.
+        """Describes this machine, with its GPU if the detectors run on one.
 
         Raises:
-            OptionError: they shall, and there is none.
+            OptionError: ``device`` is "cuda", and there is no CUDA device.
         """
         found = {}
         for name in ("torch", "torchvision", *registry.distributions()):
@@ -192,17 +192,17 @@ def run(
     """Runs all cases of a detector.
 
     Args:
-        subject: the detector; it must be picklable, since each case gets it in a process of its own.
+        subject: the detector; it must be picklable, because each case runs in its own process.
         cases: cases of :func:`cases.cases`; the first is eager.
         folder: directory for the files that the cases run.
-        settings: how they are prepared and timed; None: as :class:`Settings` says.
+        settings: settings for preparing and timing cases; None: the defaults of :class:`Settings`.
         steps: shows progress.
 
     Returns:
-        One result per case, in their order; one that fails says why.
+        One result per case, in their order; ``failure`` is set for cases that failed.
 
     Raises:
-        OptionError: no image, no round, a detector that can't be pickled, or that eager can't run.
+        OptionError: There is no image or no round, the detector can't be pickled, or eager can't run it.
     """
     settings = settings or Settings()
     for name, value, least in (
@@ -219,7 +219,7 @@ def run(
 def prepare(
     subject: Subject, cases: Sequence[Case], folder: Path, settings: Settings, *, steps: Steps | None = None
 ) -> list[Result]:
-    """Makes the files that :func:`run` needs in this directory, and runs none of them.
+    """Writes the files that :func:`run` needs in this directory, without running them.
 
     Args:
         subject: the detector.
@@ -229,16 +229,16 @@ def prepare(
         steps: shows progress.
 
     Returns:
-        One result per case, without times; one that fails says why.
+        One result per case, without times; ``failure`` is set for cases that failed.
 
     Raises:
-        OptionError: a detector that can't be pickled.
+        OptionError: The detector can't be pickled.
     """
     return _Run(subject, folder, settings, steps or Steps(False)).prepare(cases)
 
 
 class _Pictures(nn.Module):
-    """Carries images to Python and C++ alike."""
+    """Stores images in a file that both Python and C++ can read."""
 
     def __init__(self, pictures: Sequence[Tensor]) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class _Run:
         jit.save(jit.script(_Pictures(subject.calibration or subject.pictures)), self._calibration)
 
     def prepare(self, cases: Sequence[Case]) -> list[Result]:
-        """Makes the files; cases that run the same one share it."""
+        """Writes the files; cases that run the same file share it."""
         made: dict[str, Result] = {}
         segments, shapes = self._settings.segments, None
         if self._settings.fixed_sizes:
@@ -310,14 +310,14 @@ class _Run:
         return replace(result, prepare_seconds=answer["seconds"], file_bytes=size), answer["segments"]
 
     def _made(self, case: Case, job: dict[str, Any]) -> dict[str, Any]:
-        """Makes a case's file in a process of its own, and returns what that says of it."""
+        """Writes a case's file in a separate process, and returns that process's answer."""
         command = [sys.executable, "-m", "hybrid_rt.bench.prepare", self._job_file(f"prepare_{case.file}", job)]
         log = self._folder / f"prepare_{case.file}.log"
         with closing(Process(command, log, {"PYTHONPATH": _import_path()})) as process:
             return process.read(PREPARE_SECONDS)
 
     def measure(self, results: Sequence[Result]) -> list[Result]:
-        """Loads what could be prepared, then calls all alternately."""
+        """Loads the cases that could be prepared, then calls them alternately."""
         rounds = self._settings.rounds
         with ExitStack() as stack:
             workers = [self._load(result, stack) if not result.failure else _Worker(result) for result in results]
@@ -331,7 +331,7 @@ class _Run:
                 )
             with self._steps.step(f"{self._subject.name}: {rounds} rounds", total=rounds) as advance:
                 for i in range(rounds):
-                    # Another order each round, so that no case always comes after the same one; every run has the same.
+                    # Shuffle the order in each round, so that no case always follows the same one; the seed is fixed.
                     for worker in random.Random(i).sample(workers, len(workers)):
                         time.sleep(PAUSE_SECONDS)
                         worker.run(i % len(self._subject.pictures))
@@ -379,7 +379,7 @@ class _Run:
 
 
 class _Worker:
-    """A result that fills, and the process that fills it."""
+    """A process that runs a case, and the result that it fills in."""
 
     def __init__(self, result: Result, process: Process | None = None) -> None:
         self.result = result
@@ -389,7 +389,7 @@ class _Worker:
         self._found: list[dict[str, Any]] = []
 
     def load(self, pictures: int, warm_up: int) -> None:
-        """First call, warm-up, boxes."""
+        """Loads the detector, makes the first and the warm-up calls, and reads the boxes."""
         loaded = self._answer(None)
         self.result = replace(self.result, load_ms=loaded.get("load_ms", 0.0), engines=loaded.get("engines", {}))
         self._first = self._answer("run 0").get("ms", 0.0)
@@ -399,13 +399,13 @@ class _Worker:
         self._found = [self._answer(f"boxes {picture}") for picture in range(pictures)]
 
     def run(self, picture: int) -> None:
-        """One timed call."""
+        """Makes one timed call."""
         answer = self._answer(f"run {picture}")
         if answer:
             self._times.append(answer["ms"])
 
     def finish(self, eager: _Worker) -> Result:
-        """The result, compared with eager's."""
+        """Returns the result, with its boxes compared with eager's."""
         peak = self._answer("memory").get("peak", 0)
         if self.result.failure:
             return self.result
@@ -422,7 +422,7 @@ class _Worker:
         return replace(result, boxes=matches, differences=unequal)
 
     def _answer(self, line: str | None) -> dict[str, Any]:
-        """Empty once something has failed."""
+        """Returns an answer of the process; empty once something has failed."""
         if self._process is None or self.result.failure:
             return {}
         try:
@@ -434,7 +434,7 @@ class _Worker:
 
 
 def _answer_of_before(made: Path, job: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns what an earlier run noted of the file that it made for the same job; None if there was none."""
+    """Returns the answer that an earlier run stored for the same job; None if there was none."""
     try:
         noted = json.loads(made.read_text())
     except (OSError, ValueError):
@@ -453,7 +453,7 @@ def _tensors(found: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _import_path() -> str:
-    """This process's, for the others: a pickled detector is found by the modules of its classes."""
+    """Returns this process's import path for the others, which need the modules of a pickled detector's classes."""
     return os.pathsep.join(path for path in sys.path if path)
 
 
@@ -467,7 +467,7 @@ def _torchvision_libraries() -> list[str]:
 
 
 def _libpython() -> list[str]:
-    """Python's own library, whose symbols libtorch_python needs; none where Python was built without one."""
+    """Returns Python's own library, whose symbols libtorch_python needs; empty if Python was built without one."""
     folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
     path = Path(folder or "", name or "")
     return [str(path)] if path.is_file() and ".so" in path.name else []

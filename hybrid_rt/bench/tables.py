@@ -1,4 +1,4 @@
-"""The results as Markdown and as figures."""
+"""Formats the results as Markdown and as plots."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
 
 
 def failures(results: Sequence[Result]) -> list[str]:
-    """A line for each case without figures."""
+    """Returns one line per case without figures."""
     return [f"{result.case.name}: {result.failure}" for result in results if result.failure]
 
 
 def unequal(results: Sequence[Result]) -> list[str]:
-    """A line for each case that finds something else than eager does, or that could not be compared."""
+    """Returns one line per case whose boxes differ from eager's, or that could not be compared."""
     return [
         f"{result.case.name}: {'; '.join(result.differences) or f'not compared: {result.not_compared}'}"
         for result in results
@@ -81,7 +81,7 @@ def _boxes(result: Result) -> str:
 
 
 def markdown(machine: Machine, results: Sequence[Result], *, rounds: int, note: str = "") -> str:
-    """A page: the machine, a table a detector, what differs, what failed and why."""
+    """Returns a page: the machine, one table per detector, and the differences and failures with their reasons."""
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     gpu = f"{machine.gpu}; " if machine.gpu else ""
     lines = [
@@ -116,20 +116,20 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Markdown takes < for HTML, and | for the next cell."""
+    """Escapes "<" and "|", which Markdown would treat as HTML and as the start of the next cell."""
     return text.replace("|", r"\|").replace("<", r"\<")
 
 
 def plot(results: Sequence[Result], path: Path, title: str) -> None:
-    """Draws latency and peak memory of one detector, a bar a case.
+    """Draws latency and peak memory of one detector, one bar per case.
 
     Args:
-        results: of one detector; those that failed are left out.
-        path: a .png, .svg or .pdf.
-        title: over it.
+        results: the results of one detector; those that failed are left out.
+        path: path of a .png, .svg or .pdf.
+        title: title of the plot.
 
     Raises:
-        OSError: it can't be written.
+        OSError: The file can't be written.
     """
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
-"""A whole detector, post-processing included, in one engine: what a user would take instead of a hybrid.
+"""Runs a whole detector, including post-processing, in one engine, as users would do without a hybrid.
 
-Each backend says how its engine's users do that, see :mod:`hybrid_rt.backends.whole_graph`.
+Each backend defines how its engine's users do that, see :mod:`hybrid_rt.backends.whole_graph`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..common.errors import OptionError
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
 _OUTPUTS = "outputs.json"
-"""What the detector finds of an image, in the order of the engine's outputs."""
+"""Name of the file with the names of the detector's fields, in the order of the engine's outputs."""
 
 
 class _OnePicture(nn.Module):
-    """One image [3, H, W] in; all that the detector finds out: without its masks, say, it would be less work."""
+    """Takes one image [3, H, W] and returns all fields of the result, because fewer (no masks) would be less work."""
 
     def __init__(self, detector: nn.Module, outputs: list[str]) -> None:
         super().__init__()
@@ -47,16 +47,16 @@ def build(
     """Converts the detector as the engine's users do.
 
     Args:
-        engine: a backend that takes whole detectors.
-        detector: one with torchvision's interface.
-        pictures: [3, H, W] each. Sizes that differ among them stay free, where the engine's users can have that.
-        precision: the precision of all of it: of boxes, scores and NMS too.
-        folder: for the engine's files.
-        calibration: images [3, H, W] that int8 is calibrated on; none: ``pictures``.
+        engine: a backend that supports whole detectors.
+        detector: a detector with torchvision's interface.
+        pictures: images [3, H, W]. Sizes that differ among them stay free if the engine's converter supports that.
+        precision: the precision of the whole detector, including boxes, scores and NMS.
+        folder: directory for the engine's files.
+        calibration: images [3, H, W] for int8 calibration; empty: ``pictures``.
 
     Raises:
-        OptionError: the backend takes no whole detectors.
-        Exception: whatever the vendor's converter raises for a detector that it does not take.
+        OptionError: The backend does not support whole detectors.
+        Exception: The vendor's converter refuses the detector.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), torch.no_grad():
@@ -68,7 +68,7 @@ def build(
 
 
 def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detect:
-    """Opens what :func:`build` made; the result takes a list of one image, as torchvision's detectors do."""
+    """Opens the files of :func:`build`; the result takes a list of one image, as torchvision's detectors do."""
     call = _whole_graph(engine).open(precision, folder, threads)
     outputs = json.loads((folder / _OUTPUTS).read_text())
 

@@ -1,4 +1,4 @@
-"""``python -m hybrid_rt.bench.worker JOB.json``: one case in a process of its own, called when the benchmark says so.
+"""``python -m hybrid_rt.bench.worker JOB.json``: runs one case in its own process, at the benchmark's requests.
 
 Answers in lines of JSON: {"load_ms", "engines"} when the detector is loaded; then for each line on stdin
 
@@ -30,7 +30,7 @@ from .protocol import failure_text, replies
 
 
 def main(job_file: str) -> int:
-    """Serves until stdin ends."""
+    """Answers requests until stdin ends."""
     job = json.loads(Path(job_file).read_text())
     with replies() as say:
         try:
@@ -72,7 +72,7 @@ def _work(job: dict[str, Any], say: Callable[[Any], None]) -> None:
 
 
 def _wait_for(device: torch.device) -> None:
-    """A GPU's work goes on after the call."""
+    """Waits for a device, because a GPU's work goes on after the call."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -100,7 +100,7 @@ def _boxes(result: Any) -> dict[str, Any]:
 
 
 def _peak_memory() -> int:
-    """Not getrusage's: that one begins with the parent's."""
+    """Returns the peak of resident memory in bytes; that of getrusage starts with the parent's peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

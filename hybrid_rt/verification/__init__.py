@@ -1,1 +1,1 @@
-"""Verification that the hybrid matches the detector: tensors, boxes, mAP, the golden sample."""
+"""Verifies that the hybrid matches the detector: tensors, boxes, mAP, the golden sample."""

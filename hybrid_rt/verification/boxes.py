@@ -1,7 +1,7 @@
-"""Detections of one image, the detector's against the hybrid's.
+"""Compares the detections of one image, the detector's with the hybrid's.
 
-The rule of which boxes are the same, and what is said of those that are not, stands in cpp/src/verify/boxes.cpp; here
-are its records and its calls.
+cpp/src/verify/boxes.cpp implements the rule by which boxes match and the texts about those that do not. This module has
+the Python records and calls.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from .thresholds import THRESHOLDS, Thresholds
 _FP32 = THRESHOLDS["fp32"]
 
 _ANY_SCORE = 1.0
-"""Scores are in 0..1: no two of them differ by more."""
+"""Largest possible difference of two scores, which are in 0..1."""
 
 
 @dataclass(frozen=True)
 class BoxMatch:
     """Boxes of one image, detector against hybrid, matched by label and IoU, best scores first.
 
-    A box is at the cut if it has no partner, its score is below one half, and level with the other side's lowest one:
-    there the detector's own threshold, or its limit of boxes, cuts, and rounding decides which side of it the box is
-    on. Such boxes are counted, but not as lost.
+    A box is at the cut if it has no partner, and its score is below one half and about equal to the other side's lowest
+    score. There the detector's own threshold, or its limit of boxes, removes boxes, and rounding decides which ones.
+    Such boxes are counted separately, not as lost.
 
     Attributes:
-        expected: how many boxes the detector found.
-        found: how many the hybrid found.
-        matched: how many pairs they make.
-        min_iou: the least IoU of a pair; of boxes thinner than a pixel how near their edges are, 1 if they are equal.
-        max_score_difference: the greatest difference of a pair's scores.
-        expected_at_cut: boxes of the detector at the cut.
-        found_at_cut: boxes of the hybrid at the cut.
-        max_box_drift: the greatest distance between the same corner of a pair's boxes, in pixels.
-        masks: pairs that have masks.
-        masks_differ: those whose masks do not agree.
-        min_mask_iou: the least IoU of a pair's masks; None without masks.
-        keypoints: keypoints of all pairs.
-        keypoints_differ: those that are further off than allowed.
-        max_keypoint_distance: the greatest distance of two keypoints, in pixels; None without keypoints.
-        max_keypoint_score_difference: of "keypoints_scores"; None without. Reported, not judged: its scale is the
-            heat map's.
-        where: which image.
-        lost: the best box that has no partner and is not at the cut; empty if there is none.
+        expected: number of the detector's boxes.
+        found: number of the hybrid's boxes.
+        matched: number of pairs.
+        min_iou: lowest IoU of a pair; for boxes thinner than a pixel, the closeness of their edges (1 if equal).
+        max_score_difference: largest difference of a pair's scores.
+        expected_at_cut: number of the detector's boxes at the cut.
+        found_at_cut: number of the hybrid's boxes at the cut.
+        max_box_drift: largest distance between the same corner of a pair's boxes, in pixels.
+        masks: number of pairs that have masks.
+        masks_differ: number of pairs whose masks do not agree.
+        min_mask_iou: lowest IoU of a pair's masks; None without masks.
+        keypoints: number of keypoints of all pairs.
+        keypoints_differ: number of keypoints beyond the allowed distance.
+        max_keypoint_distance: largest distance of two keypoints, in pixels; None without keypoints.
+        max_keypoint_score_difference: largest difference of "keypoints_scores"; None without them. Reported, not
+            judged, because its scale is the heat map's.
+        where: the image, for messages.
+        lost: description of the best box that has no partner and is not at the cut; empty if there is none.
     """
 
     expected: int
@@ -71,11 +71,11 @@ class BoxMatch:
 
     @classmethod
     def from_native(cls, match: _native.BoxMatch) -> BoxMatch:
-        """Returns the record of what the comparison in C++ gave."""
+        """Returns the record of a comparison in C++."""
         return cls(**{field.name: getattr(match, field.name) for field in fields(cls)})
 
     def to_native(self) -> _native.BoxMatch:
-        """Returns the match as C++ takes it."""
+        """Returns the match as the native object."""
         native = _native.BoxMatch()
         for name, value in asdict(self).items():
             setattr(native, name, value)
@@ -83,32 +83,32 @@ class BoxMatch:
 
     @property
     def at_cut(self) -> int:
-        """Boxes at the cut, of both sides."""
+        """Returns the number of boxes at the cut, on both sides."""
         return self.expected_at_cut + self.found_at_cut
 
     @property
     def recall_of_expected(self) -> float:
-        """Fraction of the detector's boxes that the hybrid finds again, or that are at the cut; 1 if there are none."""
+        """Returns the fraction of the detector's boxes that have a partner or are at the cut; 1 if there are none."""
         return self.to_native().recall_of_expected()
 
     @property
     def recall_of_found(self) -> float:
-        """Fraction of the hybrid's boxes that the detector finds too (or that are at the cut); 1 if there are none."""
+        """Returns the fraction of the hybrid's boxes that have a partner or are at the cut; 1 if there are none."""
         return self.to_native().recall_of_found()
 
     @property
     def recall(self) -> float:
-        """The lower one of both ways."""
+        """Returns the lower one of both recalls."""
         return self.to_native().recall()
 
     @property
     def masks_recall(self) -> float:
-        """Fraction of the pairs' masks that agree; 1 if there are none."""
+        """Returns the fraction of the pairs' masks that agree; 1 if there are none."""
         return self.to_native().masks_recall()
 
     @property
     def keypoint_recall(self) -> float:
-        """Fraction of the pairs' keypoints that are near enough; 1 if there are none."""
+        """Returns the fraction of the pairs' keypoints that are near enough; 1 if there are none."""
         return self.to_native().keypoint_recall()
 
 
@@ -123,19 +123,19 @@ def match_boxes(
 ) -> BoxMatch:
     """Matches two sets of detections one to one: equal label, IoU at least ``iou``, scores within ``score``.
 
-    Masks and keypoints are compared for the pairs, where both sides have them.
+    Masks and keypoints of the pairs are compared if both sides have them.
 
     Args:
-        expected: boxes [n, 4] as (x1, y1, x2, y2), labels [n], scores [n]; best first. If there are any: masks
-            [n, 1, H, W] in 0..1 (or 0 and 1), keypoints [n, K, 3] as (x, y, visible), keypoints_scores [n, K].
-        found: the same, [m, ...].
-        iou: least IoU of a pair; fp32's unless given.
-        score: greatest difference of their scores; any unless given.
-        mask_iou: see :class:`Thresholds`; fp32's unless given.
-        keypoint_distance: see :class:`Thresholds`; fp32's unless given.
+        expected: boxes [n, 4] as (x1, y1, x2, y2), labels [n], scores [n]; best first. Optionally masks [n, 1, H, W] in
+            0..1 (or 0 and 1), keypoints [n, K, 3] as (x, y, visible), keypoints_scores [n, K].
+        found: the same fields, [m, ...].
+        iou: lowest IoU of a pair; by default, that of fp32.
+        score: largest difference of their scores; by default, any.
+        mask_iou: see :class:`Thresholds`; by default, that of fp32.
+        keypoint_distance: see :class:`Thresholds`; by default, that of fp32.
 
     Raises:
-        InputError: not detections.
+        InputError: An argument is not detections.
     """
     limits = replace(_FP32, iou=iou, score=score, mask_iou=mask_iou, keypoint_distance=keypoint_distance)
     return compare_detections(expected, found, limits, "")
@@ -152,14 +152,14 @@ def compare_detections(
 def matching_boxes(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], thresholds: Thresholds
 ) -> list[tuple[int, int]]:
-    """Returns the indices of the (expected, found) boxes that make a pair by the same rule."""
+    """Returns the indices (expected, found) of the boxes that form pairs by the same rule."""
     return _native.matching_boxes(plain(expected), plain(found), thresholds.to_native())
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
     """Returns the intersection over union of boxes [n, 4] and [m, 4], (x1, y1, x2, y2), as [n, m].
 
-    Equal boxes have 1, empty or not.
+    The IoU of equal boxes is 1, even if they are empty.
     """
     return _native.box_iou(first, second)
 
@@ -170,5 +170,5 @@ def detections_of(value: Any) -> list[Mapping[str, Tensor]] | None:
 
 
 def differences(match: BoxMatch, thresholds: Thresholds) -> list[str]:
-    """Says what in an image differs by more than the thresholds allow; empty if it passes."""
+    """Returns the differences in an image that exceed the thresholds; empty if it passes."""
     return _native.differences(match.to_native(), thresholds.to_native())

@@ -1,4 +1,4 @@
-"""Annotated images as a gate: the mean average precision of detector and hybrid on a COCO dataset."""
+"""Compares the mean average precision of detector and hybrid on a COCO dataset."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Accuracy:
 
     Attributes:
         mAP: mean over the IoU thresholds 0.50 to 0.95, in 0..1.
-        mAP50: at the IoU threshold 0.50, in 0..1.
+        mAP50: average precision at the IoU threshold 0.50, in 0..1.
     """
 
     mAP: float
@@ -75,7 +75,7 @@ class DatasetComparison:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DatasetComparison:
-        """Returns the comparison that a manifest holds.
+        """Returns the comparison that is stored in a manifest.
 
         Args:
             values: the JSON values.
@@ -99,7 +99,7 @@ class DatasetComparison:
         return "" if self.drop <= self.max_map_drop else f"{self} (allowed drop {self.max_map_drop:g})"
 
     def __str__(self) -> str:
-        """One line."""
+        """Returns one line."""
         return (
             f"dataset {self.annotations}: mAP {self.hybrid.mAP:.4f} (detector {self.detector.mAP:.4f}), mAP@0.5 "
             f"{self.hybrid.mAP50:.4f} (detector {self.detector.mAP50:.4f}) on {self.pictures} images"
@@ -108,7 +108,7 @@ class DatasetComparison:
 
 @dataclass(frozen=True)
 class Truth:
-    """A dataset that was read: COCO's dictionary, and the file of each of its images by id."""
+    """A dataset in memory: COCO's dictionary, and the file of each image by the image's id."""
 
     name: str
     content: dict[str, Any]
@@ -117,15 +117,15 @@ class Truth:
 
     @property
     def categories(self) -> set[int]:
-        """Their ids."""
+        """Returns the ids of the categories."""
         return {category["id"] for category in self.content["categories"]}
 
 
 def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
-    """Reads the annotations, and sees whether they and the images can be used; no image is decoded.
+    """Reads the annotations, and checks that they and the images can be used; decodes no image.
 
     Raises:
-        OptionError: pycocotools is missing, or the dataset can't be used; the text says why.
+        OptionError: pycocotools is missing, or the dataset can't be used; the text gives the reason.
     """
     _require_pycocotools()
     if not (isinstance(max_map_drop, (int, float)) and math.isfinite(max_map_drop) and max_map_drop >= 0):
@@ -159,10 +159,10 @@ def read(dataset: CocoDataset, max_map_drop: float = 0.005) -> Truth:
 
 
 def _checked(name: str, content: Any, limit: int | None) -> dict[str, Any]:
-    """The part of a COCO dictionary that is evaluated, with the fields that many files leave out.
+    """Returns the part of a COCO dictionary that is evaluated, with the fields that many files leave out.
 
     Raises:
-        OptionError: it is none, or has nothing to evaluate.
+        OptionError: It is not such a dictionary, or has nothing to evaluate.
     """
     subject = f"annotations {name}"
     for key, fields in (
@@ -202,13 +202,13 @@ def _checked(name: str, content: Any, limit: int | None) -> dict[str, Any]:
 
 
 def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float) -> DatasetComparison:
-    """Runs both on every image.
+    """Runs detector and hybrid on every image.
 
     Args:
         detector: see :func:`accuracies`.
-        hybrid: the same.
-        truth: of :func:`read`.
-        max_map_drop: by how much the hybrid's mAP may be below the detector's.
+        hybrid: see :func:`accuracies`.
+        truth: the result of :func:`read`.
+        max_map_drop: largest allowed drop of the mAP, in 0..1.
 
     Raises:
         OptionError: see :func:`accuracies`.
@@ -218,16 +218,16 @@ def compare(detector: Detect, hybrid: Detect, truth: Truth, max_map_drop: float)
 
 
 def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
-    """The mean average precision of each detector; each image is read once.
+    """Returns the mean average precision of each detector; each image is read once.
 
     Args:
         detectors: each takes a list of one image [3, H, W] in 0..1, and returns a list of one dict with "boxes"
             [n, 4] in pixels, "scores" [n] and "labels" [n].
-        truth: of :func:`read`.
+        truth: the result of :func:`read`.
 
     Raises:
-        OptionError: an image can't be read or has another size than annotated, a detector does not return
-            detections, or labels that are no category.
+        OptionError: An image can't be read or its size differs from the annotations, or a detector does not return
+            detections or returns labels that are not categories.
     """
     results: list[list[dict[str, Any]]] = [[] for _ in detectors]
     for image in truth.content["images"]:
@@ -260,16 +260,16 @@ def coco_results(
     labels: Mapping[int, int] | None = None,
     categories: Collection[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The detections of one image in COCO's result format.
+    """Returns the detections of one image in COCO's result format.
 
     Args:
         image_id: the image's id.
         detections: "boxes" [n, 4] in pixels, "labels" [n], "scores" [n].
         labels: {label: category id}; others are left out. None: they are the same.
-        categories: what a label must be; None: anything.
+        categories: allowed category ids; None: any.
 
     Raises:
-        OptionError: a label is none of the categories.
+        OptionError: A label is not one of the categories.
     """
     results = []
     for (x1, y1, x2, y2), label, score in zip(
@@ -286,7 +286,7 @@ def coco_results(
                 "labels",
                 f"category ids of the annotations ({_some(categories)})",
                 f"the label {label} of a detection",
-                "Give CocoDataset(labels={label: category id}).",
+                "Pass CocoDataset(labels={label: category id}).",
             )
         results.append(
             {"image_id": image_id, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
@@ -295,7 +295,7 @@ def coco_results(
 
 
 def mean_average_precision(truth: Mapping[str, Any], results: Sequence[dict[str, Any]]) -> Accuracy:
-    """COCO's accuracy of boxes.
+    """Returns COCO's accuracy of boxes.
 
     Args:
         truth: the annotations, COCO's dictionary. It is not changed.

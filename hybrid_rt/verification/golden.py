@@ -1,7 +1,7 @@
-"""The golden sample of a bundle: an input and what the detector found on it, for a test on the machine that runs it.
+"""The golden sample of a bundle: an input with the detector's result, for a test on the target machine.
 
-Nothing is pickled: the manifest describes the values, one record holds the tensors' bytes (docs/format.md).
-cpp/src/torchscript/golden.cpp is the twin that reads it on the target.
+Nothing is pickled: the manifest describes the values, and one record holds the tensors' bytes (docs/format.md).
+cpp/src/torchscript/golden.cpp reads it in C++.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8"
 
 
 class _NotStorable(Exception):
-    """The sample holds something else than tensors, numbers and texts."""
+    """The sample contains a value other than tensors, numbers and strings."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class GoldenSample:
 
     Attributes:
         inputs: the detector's positional arguments.
-        expected: what the detector returned. Masks are cut at 0.5: uint8 of 0 and 1.
-        precision: the bundle's.
-        thresholds: what counts as equal.
-        compared: whether convert() compared the hybrid with the detector on it before it saved the bundle.
+        expected: the detector's result. Masks are cut at 0.5: uint8 of 0 and 1.
+        precision: precision of the bundle.
+        thresholds: limits for equality.
+        compared: true if convert() compared the hybrid with the detector on it before it saved the bundle.
     """
 
     inputs: tuple[Any, ...]
@@ -74,7 +74,7 @@ class GoldenVerification:
         return self.verification.passed
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields that ``hybrid-rt-detect --verify --json`` prints."""
+        """Returns JSON values with the fields that ``hybrid-rt-detect --verify --json`` prints."""
         return {
             "passed": self.passed,
             "precision": self.verification.precision,
@@ -92,18 +92,18 @@ class GoldenVerification:
 class SampleChoice:
     """Chooses the golden sample of a conversion; a ``watch`` for :func:`.verify.compare_modules`.
 
-    It is the first input on which the detector found boxes, or else the first one. An input whose result only the
-    detector itself can judge (see :mod:`.self_noise`) is passed over: on the target there is no detector.
+    It is the first input on which the detector found boxes, or else the first one. Inputs whose results depend on
+    rounding (see :mod:`.self_noise`) are skipped, because judging them requires the detector, which the target lacks.
     """
 
     def __init__(self, example_inputs: tuple[Any, ...], result: Any, thresholds: Thresholds) -> None:
-        """``result``: what the detector found on the example, which is taken if nothing was compared."""
+        """``result``: the detector's result on the example, which is used if nothing was compared."""
         self._inputs, self._expected = example_inputs, result
         self._thresholds = thresholds
         self._compared = self._is_judged = False
 
     def __call__(self, arguments: tuple[Any, ...], expected: Any, found: Any) -> None:
-        """Takes what was compared."""
+        """Considers the input of a comparison."""
         self._compared = True
         compared = _native.compare_results(plain(expected), plain(found), self._thresholds.to_native(), "golden sample")
         if compared.failures:
@@ -113,7 +113,7 @@ class SampleChoice:
         self._is_judged = True
 
     def sample(self, precision: str) -> GoldenSample | None:
-        """Returns what was chosen, with the precision and the thresholds of the conversion; None: see the class."""
+        """Returns the sample, with the precision and thresholds of the conversion; None if all inputs were skipped."""
         if self._compared and not self._is_judged:
             return None
         return GoldenSample(self._inputs, self._expected, precision, self._thresholds, self._compared)
@@ -124,7 +124,7 @@ def _boxes_in(result: Any) -> int:
 
 
 NOT_REPEATED = "rounding decides on its result: no target can judge it without the detector"
-"""Why a conversion has no golden sample though one was asked for."""
+"""Reason why a conversion has no golden sample although one was requested."""
 
 
 def pack(
@@ -133,8 +133,8 @@ def pack(
     """Returns the manifest's entry and the record's bytes, or the reason why a sample cannot be stored.
 
     Args:
-        golden: the sample; None: there is none.
-        absent: why there is none.
+        golden: the sample, or None.
+        absent: the reason, if ``golden`` is None.
     """
     if golden is None:
         return {"absent": absent}, None
@@ -157,7 +157,7 @@ def pack(
 
 
 def _compact(expected: Any) -> Any:
-    """Detections with their masks cut: a float mask of each box would be larger than the whole bundle."""
+    """Returns detections with binary masks, because float masks of all boxes would be larger than the bundle."""
     pictures = detections_of(expected)
     if pictures is None:
         return expected
@@ -209,7 +209,7 @@ def _pack_tensor(tensor: Tensor, data: bytearray) -> dict[str, Any]:
 
 
 def _eight_bit(tensor: Tensor) -> Tensor | None:
-    """An image in 0..1 that came from 8 bits, as these; None unless that is exact."""
+    """Returns an image in 0..1 as uint8; None if the conversion would not be exact."""
     if tensor.dtype != torch.float32 or not tensor.numel() or not bool(((tensor >= 0) & (tensor <= 1)).all()):
         return None
     as_bytes = (tensor * 255).round().to(torch.uint8)
@@ -217,7 +217,7 @@ def _eight_bit(tensor: Tensor) -> Tensor | None:
 
 
 def describe(description: Mapping[str, Any] | None) -> str:
-    """The manifest's ``golden`` in one line, for people; reads no record."""
+    """Describes the manifest's ``golden`` in one line, without reading a record."""
     if description is None:
         return "none (an older hybrid_rt made this file)"
     if "absent" in description:
@@ -236,17 +236,17 @@ def describe(description: Mapping[str, Any] | None) -> str:
 
 
 def _tensors_of(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The descriptions of the tensors."""
+    """Returns the descriptions of all tensors in a tree."""
     found: list[Mapping[str, Any]] = []
     _unpack(tree, lambda leaf: found.append(leaf) if leaf["kind"] == "tensor" else None)
     return found
 
 
 def read(path: str | os.PathLike[str]) -> GoldenSample:
-    """The golden sample of a bundle.
+    """Reads the golden sample of a bundle.
 
     Raises:
-        BundleError: no bundle, one without a golden sample, or an altered one.
+        BundleError: The file is not a bundle, was altered, or has no golden sample.
     """
     name = os.fspath(path)
     description = archive.inspect(path).get("golden")
@@ -282,7 +282,7 @@ def read(path: str | os.PathLike[str]) -> GoldenSample:
 
 
 def _unpack(tree: Mapping[str, Any], leaf: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """The value that is described; ``leaf`` is called with each description of a tensor or plain value."""
+    """Builds the described value; ``leaf`` is called with each description of a tensor or plain value."""
     kind = tree["kind"]
     if kind in ("tensor", "value"):
         return leaf(tree)

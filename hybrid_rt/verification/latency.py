@@ -1,6 +1,6 @@
-"""The latency of a saved bundle on this machine: measured for a contract, or compared with one.
+"""Measures the latency of a saved bundle on this machine, for a latency contract or to compare with one.
 
-cpp/src/verify/latency.cpp is the twin that compares on the target.
+cpp/src/verify/latency.cpp does the comparison in C++.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from ..common.tensor_tree import map_tensors
 from . import golden
 
 REPEAT = 100
-"""Timed calls per size: as many as a 99th percentile needs."""
+"""Number of timed calls per size; a 99th percentile needs that many."""
 
 TOLERANCE = 0.25
 """Fraction by which a percentile may exceed the contract's."""
 
 _WARM_UP = 2
-"""TorchScript watches the first call and optimises in the second."""
+"""Number of warm-up calls: TorchScript profiles the first call and optimises in the second."""
 
 GOLDEN, OWN = "golden sample", "own inputs"
 
@@ -57,8 +57,8 @@ class LatencyCheck:
     """Result of :func:`verify_latency`.
 
     Attributes:
-        machine: this one.
-        measured_on: the machine of the contract.
+        machine: this machine.
+        measured_on: the machine on which the contract was measured.
         tolerance: fraction by which a percentile may exceed the contract's.
         sizes: the times, by size.
         failures: percentiles that are too high.
@@ -78,14 +78,14 @@ class LatencyCheck:
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the field ``latency`` of what ``hybrid-rt-detect --verify --latency --json`` prints."""
+        """Returns the field ``latency`` of the JSON that ``hybrid-rt-detect --verify --latency --json`` prints."""
         values = asdict(self)
         lists = {name: list(values[name]) for name in ("sizes", "failures", "notes")}
         return {"holds": self.holds, **values, **lists}
 
     @property
     def lines(self) -> list[str]:
-        """For a terminal. hybrid-rt-detect prints the same (cpp/apps/detect/verdict.cpp)."""
+        """Returns lines for a terminal. hybrid-rt-detect prints the same (cpp/apps/detect/verdict.cpp)."""
         verdict = "holds" if self.holds else "DOES NOT HOLD"
         lines = [f"  latency contract {verdict} on {self.machine}"]
         for size in self.sizes:
@@ -112,12 +112,12 @@ def measured_contract(
     threads: int = 0,
     scope: str = "measure",
 ) -> LatencyContract:
-    """Measures a bundle on this machine. The file does not change.
+    """Measures a bundle on this machine, without changing the file.
 
     Args:
         path: path of the `.pt`.
         inputs: positional arguments of the detector; None: those of the golden sample.
-        sizes: image sizes; none: that of the inputs' first image.
+        sizes: image sizes (height, width) in pixels; empty: that of the inputs' first image.
         repeat: timed calls per size.
         device: device to run on.
         backend: use only this backend's variants.
@@ -125,10 +125,10 @@ def measured_contract(
         scope: the caller, for the text of errors.
 
     Raises:
-        OptionError: sizes or a number of calls that can't be used.
-        InputError: the detector does not take the inputs at one of the sizes.
-        BundleError: no bundle, or no golden sample where no inputs are given.
-        BackendError: no variant of an engine can run here.
+        OptionError: The sizes or the number of calls can't be used.
+        InputError: The detector does not accept the inputs at one of the sizes.
+        BundleError: The file is not a bundle, or has no golden sample and no inputs are given.
+        BackendError: No variant of an engine can run here.
     """
     if repeat < FEWEST_CALLS:
         raise OptionError.make(scope, "repeat", expected=f"at least {FEWEST_CALLS} timed calls", got=str(repeat))
@@ -153,8 +153,8 @@ def check_contract(inputs: tuple[Any, ...], sizes: Sequence[Size], device: str) 
     """Checks before a long conversion that its result can be measured.
 
     Raises:
-        OptionError: a size that no image has, or a device that is not here.
-        InputError: inputs without images.
+        OptionError: A size is impossible for an image, or this machine lacks the device.
+        InputError: The inputs contain no images.
     """
     check_sizes(sizes, "convert")
     _size_of(inputs, "convert")
@@ -180,15 +180,15 @@ def verify_latency(
     backend: str = "",
     threads: int = 0,
 ) -> LatencyCheck:
-    """Measures a bundle on this machine and compares with its latency contract.
+    """Measures a bundle on this machine and compares the times with its latency contract.
 
-    The contract holds if no percentile exceeds its value by more than the tolerance. The time of other programs counts
-    too, as it does in a service.
+    The contract holds if no percentile exceeds its value by more than the tolerance. Load by other programs affects the
+    times, as it does in a service.
 
     Args:
         path: path of the `.pt`.
-        inputs: positional arguments of the detector, if the contract was measured on others than the golden sample's.
-        sizes: sizes (height, width) to check; none: all of the contract.
+        inputs: positional arguments of the detector; needed if the contract was not measured on the golden sample's.
+        sizes: sizes (height, width) to check; empty: all of the contract.
         repeat: timed calls per size; 0: as many as for the contract.
         tolerance: fraction by which a percentile may exceed the contract's.
         device: device to run on, see :func:`hybrid_rt.load`.
@@ -196,13 +196,14 @@ def verify_latency(
         threads: threads of torch and of each engine; 0: as many as for the contract.
 
     Returns:
-        The comparison; ask ``holds``.
+        The comparison; its ``holds`` is true if no percentile is too high.
 
     Raises:
-        BundleError: no bundle, none with a contract, or one with values that no measurement has; no golden sample.
-        OptionError: a size that is not in the contract, too few calls, a negative tolerance.
-        InputError: the detector does not take the inputs.
-        BackendError: no variant of an engine can run here.
+        BundleError: The file is not a bundle, has no contract or one with impossible values, or lacks the golden sample
+            that is needed.
+        OptionError: A size is not in the contract, there are too few calls, or the tolerance is negative.
+        InputError: The detector does not accept the inputs.
+        BackendError: No variant of an engine can run here.
 
     Examples:
         >>> report = hybrid_rt.measure("detector.pt", repeat=20)
@@ -245,7 +246,7 @@ def read_contract(path: str | os.PathLike[str]) -> LatencyContract:
     """Returns the latency contract of a bundle.
 
     Raises:
-        BundleError: no bundle, none with a contract, or one with values that no measurement has.
+        BundleError: The file is not a bundle, or has no contract or one with impossible values.
     """
     contract = archive.read_manifest(path).latency_contract
     if contract is None:
@@ -262,7 +263,7 @@ def read_contract(path: str | os.PathLike[str]) -> LatencyContract:
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[int]:
-    """Sets the number of torch's threads; 0: leaves it. Yields the number."""
+    """Sets the number of torch's threads within the block (0: keeps it), and yields the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -329,7 +330,7 @@ def at_size(inputs: tuple[Any, ...], size: Size) -> tuple[Any, ...]:
 
 
 def _map_images(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Changes an argument's images by the rule of cpp/src/torchscript/images.cpp."""
+    """Changes an argument's images, which are recognised by the rule of cpp/src/torchscript/images.cpp."""
     if isinstance(value, Tensor):
         return change(value) if _is_image(value) else value
     if not isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Results that hold more than tensors: which can be compared, and their tensors by place."""
+"""Checks that results with more than tensors can be compared, and finds their tensors by place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def comparable(result: Any) -> Any:
-    """Returns what a detector returned as C++ gets it, dataclasses as dicts of their fields; the rule compares that.
+    """Returns a detector's result in the form that C++ compares, with dataclasses as dicts of their fields.
 
     Raises:
-        CaptureError: it holds an object that can't be compared.
+        CaptureError: It contains an object that can't be compared.
     """
     result = opened(result)
     for place, leaf in places_of(result):

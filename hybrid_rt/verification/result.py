@@ -1,4 +1,4 @@
-"""The result of a comparison: what differs, by how much, and what was not compared."""
+"""The result of a comparison: differences, failures, and comparisons that were not possible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TensorError:
 
 @dataclass(frozen=True)
 class Failure:
-    """A difference that is not allowed; of each ``kind`` the error shows the most severe one first."""
+    """A difference beyond the limits; an error shows the most severe one of each ``kind`` first."""
 
     text: str
     kind: str = ""
@@ -47,11 +47,11 @@ class Findings:
     """The outcome of one comparison, for :meth:`Verification.with_findings`.
 
     Attributes:
-        tensors: the outputs that are no boxes.
-        pictures: the boxes of each image.
-        failures: what differs more than is allowed.
-        not_run: what was not compared, with the reason.
-        compared: False if nothing could be compared, because the detector itself does not repeat any of its results.
+        tensors: differences of outputs other than boxes.
+        pictures: comparison of the boxes of each image.
+        failures: differences beyond the limits.
+        not_run: comparisons that were not possible, with the reason.
+        compared: false if nothing could be compared, because the detector itself does not repeat any of its results.
     """
 
     tensors: Sequence[TensorError] = ()
@@ -99,7 +99,7 @@ class Verification:
         return set(self.failures) == {failure.text for failure in self._noted if failure.kind == NOTHING}
 
     def worst(self) -> list[str]:
-        """Returns the texts of the worst output of an engine and of the worst image, of those that failed."""
+        """Returns the texts of the worst failed output of an engine and of the worst failed image."""
         found = []
         for kind in (ENGINE, PICTURE):
             failures = [failure for failure in self._noted if failure.kind == kind]
@@ -140,9 +140,9 @@ class Verification:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Verification:
-        """Returns the verification that a manifest holds; fields that an older file lacks have their defaults.
+        """Returns the verification that is stored in a manifest; fields that an older file lacks get their defaults.
 
-        The box drift has no default that would be true: it is NaN where it was not measured.
+        The box drift is NaN if it was not measured, because no default would be right.
 
         Args:
             values: the JSON values.
@@ -161,6 +161,6 @@ class Verification:
 
 
 def _known(record: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the record has fields for: a newer file may hold more."""
+    """Returns the values that are fields of the record; a newer file may have more."""
     names = {known.name for known in fields(record)}
     return {name: value for name, value in values.items() if name in names}

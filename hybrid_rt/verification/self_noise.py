@@ -1,8 +1,8 @@
 """Finds results that a detector does not repeat, using its own results under noise of a rounding error's size.
 
-Near-ties change places in a sorted result, a top-k over equal scores picks others, InstanceNorm blows the rounding of
-an even image up to full range. There the hybrid may differ as the detector differs from itself, and no further. The
-rule of what is equal stays the one in cpp/src/verify; here results are put in order before they come to it.
+Near-ties change places in a sorted result, a top-k over equal scores picks others, and InstanceNorm amplifies the
+rounding errors of a uniform image to full range. In such cases the hybrid may differ as much as the detector differs
+from itself, but no more. The rule for equality stays that of cpp/src/verify; this module reorders results before that.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..common.tensor_tree import map_tensors, plain
 from .thresholds import Thresholds
 
 NOISE = 1e-6
-"""Of an input's greatest value: some roundings of fp32, a thousandth of what its thresholds allow in a result."""
+"""Noise relative to an input's largest value: a few rounding errors of fp32, a thousandth of its threshold."""
 
 Rerun = Callable[[int], Any]
-"""Runs the detector once more on the same inputs with noise; the number is the seed."""
+"""Runs the detector again on the same inputs with noise; the argument is the seed."""
 
 _RUNS = 3
 _MOST_ROWS = 2000
 
 _THIN = 1.0
-"""Pixels. The overlap of boxes that are thinner says nothing: it is that of their rounding errors."""
+"""Width in pixels below which the overlap of boxes depends only on rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Reconciled:
     """A result of the hybrid in the detector's own order.
 
     Attributes:
-        found: the tensors, in the place of the hybrid's.
-        undetermined: the outputs of which the detector repeats nothing, so that nothing of them was compared.
+        found: the tensors that replace the hybrid's.
+        undetermined: the outputs that the detector does not repeat at all, so that they can't be compared.
     """
 
     found: list[Tensor]
@@ -45,7 +45,7 @@ class Reconciled:
 
 
 def with_noise(values: Any, seed: int) -> Any:
-    """Returns copies of inputs, with noise of :data:`NOISE` in those of floats; others are copied as they are."""
+    """Returns copies of inputs, with noise of size :data:`NOISE` added to floating-point tensors."""
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(tensor: Tensor) -> Tensor:
@@ -61,17 +61,18 @@ def with_noise(values: Any, seed: int) -> Any:
 def reconciled(
     expected: Sequence[Tensor], found: Sequence[Tensor], rerun: Callable[[int], Sequence[Tensor]], limit: float
 ) -> Reconciled:
-    """Puts the rows of a hybrid's outputs in the detector's order, where the detector itself does not keep it.
+    """Reorders the rows of a hybrid's outputs if the detector itself does not keep their order under noise.
 
     Args:
         expected: the detector's outputs.
-        found: the hybrid's.
-        rerun: the detector's outputs on inputs with noise.
-        limit: greatest relative error of outputs that are equal.
+        found: the hybrid's outputs.
+        rerun: returns the detector's outputs on inputs with noise.
+        limit: largest relative error of outputs that count as equal.
 
     Returns:
-        The hybrid's outputs as they are, unless the detector's own differ too. Then rows that are one of the detector's
-        stand where that does. Rows without a partner count as equal if the detector loses as many by the noise.
+        The hybrid's outputs unchanged, unless the detector's own differ under noise. In that case each row moves to the
+        position of the detector's row that it equals. Rows without a partner count as equal if the detector loses as
+        many rows by the noise.
     """
     as_it_is = Reconciled(list(found))
     if len(expected) != len(found) or any(a.shape != b.shape for a, b in zip(expected, found, strict=True)):
@@ -109,14 +110,14 @@ def reconciled(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Outputs as rows [batch, rows, values]; ``scales`` are the greatest finite values, of the output of each value."""
+    """Outputs as rows [batch, rows, values]; ``scales`` has the largest finite value of each value's output."""
 
     values: Tensor
     scales: Tensor
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], chosen: Sequence[int], axis: int) -> _Rows | None:
-        """Returns the chosen outputs side by side; None if they do not have as many rows each along the axis."""
+        """Returns the chosen outputs side by side; None if their numbers of rows along the axis differ."""
         outputs = [tensors[i] for i in chosen]
         if any(x.dim() <= axis for x in outputs) or len({x.shape[: axis + 1] for x in outputs}) != 1:
             return None
@@ -130,9 +131,9 @@ class _Rows:
         return cls(torch.cat(flat, dim=2), scales)
 
     def partners(self, other: _Rows, limit: float) -> Tensor:
-        """Returns for each row the other's row that it is equal to, one to one, -1 for none: [batch, rows]."""
+        """Returns the index of the equal row in ``other`` for each row, one to one, -1 for none: [batch, rows]."""
         found = torch.full(self.values.shape[:2], -1, dtype=torch.int64)
-        # What is not finite becomes numbers apart from all others, which lie in -1..1 or near it.
+        # Non-finite values become numbers far from all others, which are about -1..1.
         sides = [(each.values / self.scales).nan_to_num(7e9, 9e9, -9e9) for each in (self, other)]
         for b, (ours, theirs) in enumerate(zip(*sides, strict=True)):
             distances = torch.cdist(ours, theirs, p=float("inf"))
@@ -145,7 +146,7 @@ class _Rows:
 
 
 def _in_order(expected: Tensor, found: Tensor, partners: Tensor, axis: int) -> Tensor:
-    """The hybrid's rows in the places of their partners; the detector's own where there is none."""
+    """Moves the hybrid's rows to the positions of their partners, and fills the other positions with the detector's."""
     placed = expected.clone()
     if not axis:
         kept = partners[0] >= 0
@@ -163,10 +164,10 @@ def _error(expected: Tensor, found: Tensor) -> float:
 
 
 def equal_but_for_noise(expected: Any, found: Any, rerun: Rerun, thresholds: Thresholds, where: str) -> bool:
-    """Tells whether detections differ by no more than the detector's own do on inputs with noise.
+    """Returns true if detections differ by no more than the detector's own do on inputs with noise.
 
-    Boxes thinner than a pixel are widened to one, on both sides: what is left of their overlap is rounding. The
-    number of images, boxes, masks and keypoints that still differ may be that which the noise alone makes differ.
+    Boxes thinner than a pixel are widened to one pixel on both sides, because their overlap depends on rounding. At
+    most as many images, boxes, masks and keypoints may differ as the noise alone changes.
     """
     native = thresholds.to_native()
     wanted, had = _widened(expected), _widened(found)
@@ -205,7 +206,7 @@ def _widened(pictures: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]
     changed = []
     for picture in pictures:
         boxes = picture["boxes"].detach().double()
-        # Boxes in 0..1 have no pixels: a thousandth of the image stands for one.
+        # For boxes in 0..1, a thousandth of the image replaces the pixel.
         least = _THIN if boxes.numel() and float(boxes.abs().max()) > 2 else _THIN / 1000
         sides = (boxes[:, 2:] - boxes[:, :2]).clamp_min(least)
         changed.append({**picture, "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + sides], dim=1)})

@@ -1,4 +1,4 @@
-"""Text of a verification, the same for the report, the saved file and the golden sample."""
+"""Formats a verification as text, in the same way for the report, the saved file and the golden sample."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def summary(verification: Verification | None) -> list[str]:
-    """Says what was compared and how far off it is, all images together, one line per engine.
+    """Summarizes the comparisons and their errors: all images together, and one line per engine.
 
     Args:
-        verification: of a conversion, just done or read from a file; None: nothing was compared.
+        verification: the verification of a conversion, new or read from a file; None: nothing was compared.
     """
     if verification is None:
         return ["not verified"]
@@ -34,13 +34,13 @@ def summary(verification: Verification | None) -> list[str]:
 
 
 def verdict(name: str, check: GoldenVerification) -> list[str]:
-    """Says whether a bundle finds on its golden sample what its detector found, and how near each image is.
+    """Returns lines that state whether a bundle matches its detector on the golden sample, with details per image.
 
-    hybrid-rt-detect --verify says the same (cpp/apps/detect/verdict.cpp).
+    hybrid-rt-detect --verify prints the same (cpp/apps/detect/verdict.cpp).
 
     Args:
-        name: of the bundle.
-        check: what was compared.
+        name: name of the bundle.
+        check: the comparison.
     """
     lines = [f"{name}: " + ("matches its detector" if check.passed else "DIFFERS from its detector")]
     lines += [f"  {engine['engine']}: {engine['description']}" for engine in check.engines]
@@ -61,7 +61,7 @@ def _counts(matches: Sequence[BoxMatch]) -> str:
 
 
 def _drift(matches: Sequence[BoxMatch]) -> str:
-    """Empty for a file whose writer did not measure it yet."""
+    """Returns the drift as text; empty for a file whose writer did not measure it yet."""
     drift = max(match.max_box_drift for match in matches)
     if math.isnan(drift):
         return ""

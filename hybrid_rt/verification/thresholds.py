@@ -1,9 +1,9 @@
 """Thresholds for equality, by precision.
 
 To add a threshold, change four files: this one (the field, and its value for each precision),
-cpp/include/hybrid_rt/thresholds.h (the field and its line in the table), cpp/src/verify/boxes.cpp (the rule that goes
-by it) and the table in docs/precision-and-verification.md. The golden sample, the report, its schema and the bindings
-go through the fields, and tests hold the two languages and the page together.
+cpp/include/hybrid_rt/thresholds.h (the field and its line in the table), cpp/src/verify/boxes.cpp (the rule that uses
+it) and the table in docs/precision-and-verification.md. The golden sample, the report, its schema and the bindings
+iterate over the fields, and tests compare the two languages and the page.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ..common.errors import OptionError
 class Thresholds:
     """Thresholds for equality.
 
-    The first four have to be given. The others, if left out, are those of fp32, the strictest. To start from another
-    precision's, use :meth:`of`.
+    The first four are required. The others default to those of fp32, the strictest. To start from another precision's,
+    use :meth:`of`.
 
     Attributes:
-        iou: least intersection over union of two boxes that are the same.
-        score: greatest difference of their scores.
-        recall: least fraction of boxes that have a partner, both ways, and of the partners' masks that agree.
-        relative_error: greatest |difference| of an engine's output, relative to the output's greatest |value|.
-        mask_iou: least intersection over union of two partners' masks, each cut at 0.5. Masks of which no more than
-            two pixels differ agree in any case: at the edge of a small mask, rounding decides on them.
-        keypoint_distance: greatest distance of two partners' keypoints, relative to the square root of the box's
-            area. Two pixels are allowed in any case: a keypoint is the greatest cell of a heat map, which is flat
-            around its top.
-        keypoint_recall: least fraction of keypoints within that distance. It is not 1: where a heat map has two tops
-            of nearly the same height, rounding decides between them, and the keypoint jumps from one to the other.
+        iou: lowest intersection over union of two matching boxes.
+        score: largest difference of their scores.
+        recall: smallest fraction of boxes that have a partner, both ways, and of the partners' masks that agree.
+        relative_error: largest |difference| of an engine's output, relative to the output's largest |value|.
+        mask_iou: lowest intersection over union of two partners' masks, each cut at 0.5. Masks that differ in at most
+            two pixels always agree, because rounding decides on pixels at the edge of a small mask.
+        keypoint_distance: largest distance of two partners' keypoints, relative to the square root of the box's area.
+            Two pixels are always allowed, because a keypoint is the largest cell of a heat map that is flat around its
+            maximum.
+        keypoint_recall: smallest fraction of keypoints within that distance. It is below 1, because if a heat map has
+            two maxima of nearly the same height, rounding decides which one the keypoint is at.
     """
 
     iou: float
@@ -71,13 +71,13 @@ class Thresholds:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Thresholds:
-        """Returns the thresholds that a bundle holds.
+        """Returns the thresholds that are stored in a bundle.
 
         Args:
             values: the JSON values.
 
         Raises:
-            KeyError: one is missing.
+            KeyError: A field is missing.
         """
         return cls(**{field.name: float(values[field.name]) for field in fields(cls)})
 
@@ -86,7 +86,7 @@ class Thresholds:
         return asdict(self)
 
     def to_native(self) -> _native.Thresholds:
-        """Returns the thresholds as the comparison in C++ takes them."""
+        """Returns the thresholds as the native object."""
         native = _native.Thresholds()
         for name, value in asdict(self).items():
             setattr(native, name, value)
@@ -123,7 +123,7 @@ THRESHOLDS: Mapping[str, Thresholds] = {
         keypoint_recall=0.7,
     ),
 }
-"""The thresholds by precision. ``relative_error`` follows from the format; the others allow what that does to boxes.
+"""The thresholds by precision. ``relative_error`` follows from the format; the others allow its effect on boxes.
 
 - fp32 has 24 bits of mantissa: 2**-24 = 6e-8 per rounding. Engines that compute the same in another order were 1e-6 to
   1e-5 off; 1e-3 leaves room for deeper detectors, and still finds a wrong layer.
@@ -140,7 +140,7 @@ def thresholds_of(precision: str) -> Thresholds:
     """Returns the thresholds of a precision.
 
     Raises:
-        OptionError: there are none.
+        OptionError: The precision has no thresholds.
     """
     if precision not in THRESHOLDS:
         raise OptionError.make(

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _SHOWN = 20
-"""Failures that an error shows after the worst ones."""
+"""Maximum number of failures that an error lists after the worst ones."""
 
 
 def compare_tensors(
@@ -59,16 +59,16 @@ def compare_tensors(
 ) -> list[TensorError]:
     """Returns relative error and cosine of each output; a shape or dtype that differs counts as infinitely wrong.
 
-    Elements that are the same infinity on both sides, or NaN, are equal.
+    Elements that are NaN or the same infinity on both sides are equal.
 
     Args:
-        engine: its name.
-        names: of the outputs.
+        engine: name of the engine.
+        names: names of the outputs.
         expected: the segment's outputs.
-        got: the engine's.
-        backend: of the engine's variant.
+        got: the engine's outputs.
+        backend: backend of the engine's variant.
         rerun: runs the segment on its inputs with noise, see :mod:`.self_noise`. None: every output has to be equal.
-        limit: above this error ``rerun`` is asked. Outputs that the segment itself does not repeat are left out.
+        limit: error above which ``rerun`` is used. Outputs that the segment itself does not repeat are left out.
     """
     found = [_native.output_error(name, *pair) for name, *pair in zip(names, expected, got, strict=True)]
     undetermined: frozenset[int] = frozenset()
@@ -93,15 +93,15 @@ def compare_results(
     """Compares one call's results: boxes if they are detections, else every tensor.
 
     Args:
-        expected: what the detector returned.
-        got: what the hybrid returned.
-        thresholds: what counts as equal.
-        where: begins each text.
-        rerun: runs the detector on its inputs with noise, see :mod:`.self_noise`. None: by the rule of the target
-            alone, as the golden sample is compared.
+        expected: the detector's result.
+        got: the hybrid's result.
+        thresholds: limits for equality.
+        where: prefix of each text, e.g. the image's name.
+        rerun: runs the detector on its inputs with noise, see :mod:`.self_noise`. None: use only the rule that also
+            applies on the target, as for the golden sample.
 
     Returns:
-        What was found, also that nothing was compared, because the detector itself repeats nothing of its result.
+        The findings; ``compared`` is false if the detector itself does not repeat any part of its result.
     """
     expected, got = opened(expected), opened(got)
     are_detections = detections_of(expected) is not None and detections_of(got) is not None
@@ -132,7 +132,7 @@ def compare_results(
 
 
 def is_tighter(thresholds: Thresholds, usual: Thresholds) -> bool:
-    """Returns whether they ask for more than a precision's own: then the detector's own noise excuses nothing."""
+    """Returns true if thresholds are stricter than a precision's own, so that the detector's noise is no excuse."""
     return (
         thresholds.relative_error < usual.relative_error
         or thresholds.iou > usual.iou
@@ -144,11 +144,11 @@ def is_tighter(thresholds: Thresholds, usual: Thresholds) -> bool:
 _NOTHING_THERE = torch.empty(0)
 
 UNDETERMINED = "the detector itself returns something else on the same input with noise of 1e-6"
-"""Why an output was not compared."""
+"""Reason why an output was not compared."""
 
 
 def _in_the_detectors_order(expected: Any, got: Any, rerun: Rerun, limit: float) -> tuple[Any, list[str]]:
-    """Returns what the hybrid found with its rows reordered by :func:`reconciled`, and the undetermined outputs."""
+    """Returns the hybrid's result with its rows reordered by :func:`reconciled`, and the undetermined outputs."""
     wanted, had = tensors_by_place(expected), tensors_by_place(got)
     if set(wanted) != set(had):
         return got, []
@@ -164,7 +164,7 @@ def _in_the_detectors_order(expected: Any, got: Any, rerun: Rerun, limit: float)
 
 
 def tensor_failures(errors: Sequence[TensorError], thresholds: Thresholds) -> list[Failure]:
-    """Returns a failure for each output of an engine that is further off than allowed."""
+    """Returns a failure for each output of an engine whose error exceeds the limit."""
     failures = []
     for error in errors:
         if not error.relative_error <= thresholds.relative_error:
@@ -238,10 +238,10 @@ def compare_modules(
     known: Sequence[Any] = (),
     watch: Callable[[tuple[Any, ...], Any, Any], None] | None = None,
 ) -> Verification:
-    """:func:`verify` for a hybrid that is in memory.
+    """Does the same as :func:`verify` for a hybrid in memory.
 
-    ``known``: what the detector found on the first inputs, if it has run on them. ``watch`` is called after each
-    comparison: with the arguments, what the detector found, what the hybrid found.
+    ``known`` holds the detector's results on the first inputs, if it has already run on them. ``watch`` is called after
+    each comparison with the arguments, the detector's result and the hybrid's result.
     """
     findings: list[Findings] = []
     with torch.no_grad():
@@ -279,11 +279,11 @@ class _Rerun:
     """Runs a detector again on one input.
 
     Attributes:
-        ran: whether it was asked for.
+        ran: true if it has been called.
     """
 
     def __init__(self, detector: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
-        """``expected``: what the detector returned for ``arguments``."""
+        """``expected``: the detector's result for ``arguments``."""
         self.ran = False
         self._detector = detector
         self._arguments = arguments
@@ -295,9 +295,9 @@ class _Rerun:
         return opened(self._detector(*with_noise(self._arguments, seed)))
 
     def repeats(self) -> bool:
-        """Returns true if the detector finds the same without noise: one that draws random numbers does not."""
+        """Returns true if the detector repeats its result without noise, which one with random numbers does not."""
         again = self._plain()
-        # The first run may have been watched, which makes torch take other kernels: two that were not decide.
+        # Observing the first run may have made torch choose other kernels, so compare two unobserved runs as well.
         return same_results(self._expected, again) or same_results(again, self._plain())
 
     def _plain(self) -> Any:
@@ -310,7 +310,11 @@ def other_precision(precision: str) -> str:
 
 
 def require(verification: Verification | None) -> None:
-    """Raises VerificationError unless it passed: the worst segment and output, the worst image, then the rest."""
+    """Checks that a verification passed.
+
+    Raises:
+        VerificationError: It failed; the text lists the worst output, the worst image, and then the rest.
+    """
     if verification is None or verification.passed:
         return
     worst = verification.worst()

@@ -264,7 +264,7 @@ def test_labels_that_are_no_category(annotations: Callable[..., CocoDataset]) ->
     text = str(caught.value)
     assert "labels: expected category ids of the annotations (1, 2, 3, " in text
     assert "got the label 10" in text
-    assert "Give CocoDataset(labels={label: category id})." in text
+    assert "Pass CocoDataset(labels={label: category id})." in text
     mapped = CocoDataset(ANNOTATIONS, HELD_OUT, labels={label + 100: label for label in range(1, 11)})
     assert coco.compare(Shifted(), Shifted(), coco.read(mapped), 0.005).hybrid.mAP == pytest.approx(1.0)
     some = CocoDataset(ANNOTATIONS, HELD_OUT, labels={101: 1})
