@@ -1,6 +1,6 @@
 """The compile half of each backend, and the interface that a plug-in implements.
 
-A module or sub-package per backend, found by :mod:`hybrid_rt.backends.registry`.
+Each backend is a module or sub-package, which :mod:`hybrid_rt.backends.registry` finds.
 """
 
 from ..capture.program import Program

@@ -39,10 +39,10 @@ class RuntimeCheck:
     """Verdict on one of a vendor's libraries: would it run engines on one GPU of this machine?
 
     Attributes:
-        device: the GPU as torch names it; empty: there is none here.
-        library: its name and the versions that share an interface, "TensorRT 10".
-        version: what is installed of these, or an empty text.
-        refusal: why it would not run; empty: it would.
+        device: torch's name of the GPU; empty: there is none here.
+        library: name of the library, with the versions that share an interface: "TensorRT 10".
+        version: installed version of the library; empty if there is none.
+        refusal: why it would not run; empty if it would.
     """
 
     device: str
@@ -56,9 +56,9 @@ class RuntimeFiles:
     """Files that a plug-in opens at run time in addition to its linked libraries: patterns in site-packages.
 
     Attributes:
-        libraries: the vendor's; each must be there.
-        optional: libraries that the vendor's open if they are there.
-        data: other files; each must be there.
+        libraries: the vendor's libraries; all must exist.
+        optional: libraries that the vendor's libraries open if they exist.
+        data: other files; all must exist.
     """
 
     libraries: tuple[str, ...] = ()
@@ -68,10 +68,10 @@ class RuntimeFiles:
 
 @dataclass(frozen=True)
 class VendorPackages:
-    """The packages that a backend needs beside hybrid_rt's own requirements.
+    """The packages that a backend needs in addition to hybrid_rt's own requirements.
 
     Attributes:
-        requirements: as pip takes them; in this repository they are also the extra of the backend's name.
+        requirements: requirements for pip; in this repository, they are also the extra with the backend's name.
         modules: the top-level modules that the backend may import, inside functions only.
         libraries: the library behind each environment variable that the run half reads, as a pattern in site-packages.
     """
@@ -86,10 +86,10 @@ class LayerTime:
     """One layer of an engine in a profile.
 
     Attributes:
-        name: the vendor's name of it.
+        name: the vendor's name of the layer.
         kind: the vendor's name of its kernel or type.
-        milliseconds: in one call.
-        operations: multiplications and additions, counted apart; 0: not known, or none worth counting.
+        milliseconds: duration in one call.
+        operations: multiplications plus additions; 0: unknown, or not counted.
     """
 
     name: str
@@ -99,19 +99,20 @@ class LayerTime:
 
 
 Progress = Callable[[float, str], None]
-"""Told by a compiler how far it is: the share that is done, 0 to 1, and what it does."""
+"""Receives a compiler's progress: the fraction that is done, 0..1, and a description of the current work."""
 
 
 @dataclass(frozen=True)
 class CompileContext:
-    """Everything that a compiler is told before it sees a program.
+    """The target and options of a compiler.
 
-    It is fixed before the first program is captured, since availability, precisions and the cache's key depend on it.
+    They are fixed before the first program is captured, because availability, precisions and the cache's key depend on
+    them.
 
     Attributes:
         device: the kind of device to compile for; empty: the first of the backend's ``devices``.
         options: the user's options, checked.
-        progress: reports how far the compiler is, if anyone wants to know.
+        progress: receives the compiler's progress; None: not reported.
     """
 
     device: str = ""
@@ -132,26 +133,27 @@ class Backend(ABC):
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    """The kinds of device that it compiles for; the first one, unless another one of them is asked for."""
+    """The kinds of device that it compiles for; the first one is the default."""
 
     plugin_folder: ClassVar[str | None] = None
     is_candidate: ClassVar[bool] = True
     """True if engine="fastest" tries it. Other backends compile only if they are named."""
 
     files: ClassVar[Mapping[str, str]] = {}
-    """For each blob the ending of the file that the vendor's own tools open; ``.BLOB`` for one that is not named.
+    """Suffix of the file for the vendor's own tools, by blob; by default ``.BLOB``.
 
-    One that begins with a slash is a file's name in a folder of the artifact's own: for files that refer to each other.
+    A value that begins with a slash is a file name in a directory of the artifact's own, for files that refer to each
+    other.
     """
 
     runtime_files: ClassVar[RuntimeFiles] = RuntimeFiles()
-    """What ``hybrid-rt package`` takes along for CPUs."""
+    """The files that ``hybrid-rt package`` includes for CPUs."""
 
     vendor: ClassVar[VendorPackages] = VendorPackages()
     """The packages that it needs."""
 
     auto_for: ClassVar[Mapping[str, int]] = {}
-    """The kinds of device for which engine="auto" may take it, each with a rank: the highest one available wins."""
+    """Rank for engine="auto" by kind of device; the available backend with the highest rank is chosen."""
 
     is_fallback: ClassVar[bool] = False
     """True if its artifact in fp32 is the segment as it was captured, and runs wherever torch runs.
@@ -166,52 +168,52 @@ class Backend(ABC):
 
     @property
     def context(self) -> CompileContext:
-        """The target of this instance, see :meth:`configured`."""
+        """Returns the target of this instance, see :meth:`configured`."""
         return self._context
 
     @property
     def device(self) -> str:
-        """The kind of device of the context; empty: the first of ``devices``."""
+        """Returns the kind of device of the context; empty: the first of ``devices``."""
         return self.context.device
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """The user's options, as :meth:`checked` returned them."""
+        """Returns the user's options, as :meth:`checked` returned them."""
         return self.context.options
 
     @property
     def progress(self) -> Progress | None:
-        """Reports how far the compiler is; None if nobody wants to know."""
+        """Returns the receiver of the compiler's progress; None if there is none."""
         return self.context.progress
 
     @abstractmethod
     def availability(self) -> Availability:
-        """Returns whether the compiler can be used here. Imports the vendor's package only now; does not raise."""
+        """Returns whether the compiler can be used here. It imports the vendor's package, and does not raise."""
 
     def misfit(self) -> str:
-        """Returns why what it compiles would not run on the device that is here; empty where it would, or none is here.
+        """Returns why its artifacts would not run on this machine's device; empty if they would or there is no device.
 
-        engine="auto" passes such a backend over. Named, it compiles all the same: for other machines.
+        engine="auto" skips a backend with a reason. If it is named, it compiles for other machines all the same.
         """
         return ""
 
     def made_for(self) -> Mapping[str, str]:
-        """Returns the requirements of its artifacts that tell machines of one kind apart, as they are known by now.
+        """Returns the requirements of its artifacts that distinguish machines of one kind, as far as they are known.
 
-        A bundle holds several artifacts of one backend and precision if these differ. Most compilers have none.
+        A bundle may hold several artifacts of one backend and precision if these differ. Most compilers have none.
         """
         return {}
 
     def runtime_checks(self) -> Sequence[RuntimeCheck]:
         """Returns which of the vendor's libraries would run on which GPU of this machine, for ``hybrid-rt doctor``.
 
-        Nothing for a backend that has one library, whose run half says the same of every device.
+        Returns nothing for a backend with one library, because its run half gives the same answer for every device.
         """
         return ()
 
     @property
     def target(self) -> str:
-        """The kind of device that it compiles for: "cpu", "cuda"."""
+        """Returns the kind of device that it compiles for: "cpu", "cuda"."""
         return self.device or self.devices[0]
 
     @property
@@ -220,9 +222,9 @@ class Backend(ABC):
         return self.precisions
 
     def missing(self, precision: str) -> str:
-        """Returns why one of ``precisions`` can't be compiled here though the compiler is available; empty if it can.
+        """Returns why a precision can't be compiled here although the compiler is available; empty if it can.
 
-        For packages that only some precisions need.
+        Override it for packages that only some precisions need.
 
         Args:
             precision: one of ``precisions``.
@@ -230,9 +232,9 @@ class Backend(ABC):
         return ""
 
     def tightened(self, precision: str) -> Mapping[str, Any] | None:
-        """Returns options for a more accurate artifact, to use if one made with ``given`` fails the verification.
+        """Returns options for a more accurate artifact, for use if the one compiled with ``given`` fails verification.
 
-        None if there is no such choice.
+        Returns None if there are no such options.
 
         Args:
             precision: one of ``precisions``.
@@ -248,12 +250,12 @@ class Backend(ABC):
         """Returns a compiler of this kind for a device, with the user's options; this one stays as it is.
 
         Args:
-            device: the kind of device; one that the backend does not have stands for the first that it has.
+            device: the kind of device; if the backend does not support it, the first one that it supports is used.
             options: the user's options.
-            progress: reports how far a compilation is.
+            progress: receives the progress of a compilation.
 
         Raises:
-            OptionError: an option that it does not have, or a value that it does not take.
+            OptionError: An option is unknown, or has an invalid value.
         """
         known = device if device in self.devices else self.devices[0]
         return self._within(CompileContext(known, self.checked(options or {}), progress))
@@ -262,24 +264,24 @@ class Backend(ABC):
         """Returns the same compiler, with another receiver of its progress; this one stays as it is.
 
         Args:
-            progress: reports how far a compilation is; None: nobody wants to know.
+            progress: receives the progress of a compilation; None: not reported.
         """
         return self._within(replace(self.context, progress=progress))
 
     def _within(self: _Backend, context: CompileContext) -> _Backend:
-        # A copy rather than a call of the class: a backend may have a constructor and a state of its own.
+        # Copy instead of calling the class, because a backend may have its own constructor and state.
         made = copy.copy(self)
         made._context = context
         return made
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the user's options as the compiler takes them; most compilers have none.
+        """Checks the user's options, and returns them in the form that the compiler uses; most compilers have none.
 
         Args:
             options: the user's options.
 
         Raises:
-            OptionError: one that it does not have, or a value that it does not take.
+            OptionError: An option is unknown, or has an invalid value.
         """
         if options:
             raise OptionError.make(
@@ -290,17 +292,17 @@ class Backend(ABC):
     def options(self) -> Mapping[str, str]:
         """Returns further inputs of the compilation. The cache keeps one artifact per combination of their values.
 
-        The user's options, unless a backend says otherwise; some read environment variables.
+        By default, these are the user's options; some backends add environment variables.
 
         Raises:
-            OptionError: one of them is not a value.
+            OptionError: An environment variable has an invalid value.
         """
         return {name: repr(value) for name, value in self.given.items()}
 
     def settings(self) -> Mapping[str, Any]:
         """Returns settings of this process, other than options and environment variables, that change the artifact.
 
-        A compiler in a process of its own is told by :meth:`apply`; the values have to pickle. Most compilers have
+        :meth:`apply` sets them for a compiler in a separate process, so they have to be picklable. Most compilers have
         none.
         """
         return {}
@@ -320,10 +322,10 @@ class Backend(ABC):
         Args:
             program: the segment.
             precision: one of ``precisions``.
-            versions: versions of the packages that it is made with.
-            requirements: what the machine that runs it must have. "version": a range for the version that the run half
-                reports, e.g. ">=1.17,<2"; "cpu": flags as the kernel names them, e.g. "avx512f,avx512_bf16"; "memory":
-                free memory in bytes.
+            versions: versions of the packages that compile it.
+            requirements: requirements for the machine that runs it. "version": a range for the version that the run
+                half reports, e.g. ">=1.17,<2"; "cpu": flags as the kernel names them, e.g. "avx512f,avx512_bf16";
+                "memory": free memory in bytes.
         """
         return ArtifactSpec(
             backend=self.name,
@@ -336,9 +338,9 @@ class Backend(ABC):
         )
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Returns the places of unchanged weights in the blobs: (offset, size) in bytes, see :class:`Artifact`.
+        """Returns the positions of unchanged weights in the blobs: (offset, size) in bytes, see :class:`Artifact`.
 
-        An empty result is right too; a bundle then stores them once for each variant.
+        The result may be empty; a bundle then stores the weights once per variant.
 
         Args:
             blobs: the artifact's bytes by name.
@@ -348,14 +350,14 @@ class Backend(ABC):
     def without_values(self, artifact: Artifact, outputs: frozenset[int]) -> Artifact:
         """Returns an artifact that does not write outputs whose values nothing reads.
 
-        Its run half returns tensors on the device "meta" in their places, with the right sizes and dtype.
+        For these outputs, the run half returns tensors on the device "meta" with the right sizes and dtype.
 
         Args:
             artifact: compiled by this backend; it is not changed.
             outputs: the positions of the outputs that need no values.
 
         Returns:
-            The artifact; a backend whose engines gain nothing by it returns what it was given.
+            The new artifact, or the same one if the backend's engines gain nothing by it.
         """
         return artifact
 
@@ -363,7 +365,7 @@ class Backend(ABC):
         """Returns the positions of the outputs that an artifact does not write, see :meth:`without_values`.
 
         Args:
-            artifact: compiled by this backend.
+            artifact: an artifact that was compiled by this backend.
         """
         return frozenset()
 
@@ -374,17 +376,17 @@ class Backend(ABC):
 
         Args:
             files: the artifact's files by their blobs' names, as ``hybrid-rt extract`` writes them.
-            precision: the artifact's.
-            inputs: one call's inputs.
-            threads: for one call.
+            precision: precision of the artifact.
+            inputs: inputs of one call.
+            threads: number of threads per call.
 
         Returns:
-            The layers in the order in which they ran; None: the vendor has no profiler that Python reaches.
+            The layers in the order in which they ran; None if the vendor has no profiler for Python.
         """
         return None
 
     def whole_graph(self) -> WholeGraph | None:
-        """Returns what gives a whole detector to this engine, for comparisons; None if the engine takes none."""
+        """Returns the way to run a whole detector in this engine, for comparisons; None if it is not supported."""
         return None
 
     @abstractmethod
@@ -399,5 +401,5 @@ class Backend(ABC):
             The artifact.
 
         Raises:
-            BackendError: the vendor's compiler refuses; the text contains its message.
+            BackendError: The vendor's compiler refuses; the text contains its message.
         """

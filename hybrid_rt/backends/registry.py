@@ -24,7 +24,7 @@ from .whole_graph import WholeGraph
 ENTRY_POINT_GROUP = "hybrid_rt.backends"
 
 SHARED = {"base", "cache", "quantization", "registry", "selection", "whole_graph"}
-"""The modules beside the backends that are none."""
+"""The modules in this package that are not backends."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def _compilers() -> dict[str, Backend]:
 
 
 def backend(name: str) -> Backend:
-    """The compile half of that name.
+    """Returns the compile half of that name.
 
     Raises:
-        OptionError: there is none.
+        OptionError: There is none.
     """
     compilers = _compilers()
     if name not in compilers:
@@ -147,7 +147,7 @@ def backends() -> list[BackendInfo]:
     """Lists the installed backends, with their capabilities on this machine.
 
     Returns:
-        One entry per backend, also for those that can't be used here: ``reason`` says why. Does not raise.
+        One entry per backend, also for those that can't be used here, with the ``reason``. Does not raise.
 
     Examples:
         >>> available = [backend.name for backend in hybrid_rt.backends() if backend.available]
@@ -269,7 +269,7 @@ def load_plugins() -> None:
 
 
 def unavailable(name: str, reason: str) -> BackendError:
-    """The error for a backend that can't compile here."""
+    """Returns the error for a backend that can't compile here."""
     return BackendError.make(
         name,
         "engine",
@@ -281,6 +281,6 @@ def unavailable(name: str, reason: str) -> BackendError:
 
 
 def built_for_torch() -> str:
-    """The torch that the native library was compiled with."""
+    """Returns the version of torch that the native library was compiled with."""
     version: str = _native.torch_version
     return version

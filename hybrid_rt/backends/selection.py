@@ -54,10 +54,10 @@ def engines_for(device: str) -> list[str]:
 
 
 def check_device(device: str, scope: str) -> None:
-    """Finds out before long work whether variants can be compiled for a kind of device.
+    """Checks before long work that variants can be compiled for a kind of device.
 
     Raises:
-        OptionError: it is none that an engine has.
+        OptionError: No engine supports that kind of device.
     """
     if device not in DEVICES:
         raise OptionError.make(
@@ -78,7 +78,7 @@ def choose_variants(
     device: str = "cpu",
     options: Options | None = None,
 ) -> list[Wanted]:
-    """The variants that the user named, best first.
+    """Returns the variants that the user named, best first.
 
     Args:
         engine: a backend's name, a list of names, "auto", or "fastest": all that are installed and may win (not
@@ -90,8 +90,8 @@ def choose_variants(
         options: of the compilers.
 
     Raises:
-        OptionError: no name, one twice, an unknown one, a precision or an option that a backend does not have.
-        BackendError: one whose compiler is not installed.
+        OptionError: There is no name, a name is unknown or given twice, or a backend lacks a precision or an option.
+        BackendError: The compiler of a backend is not installed.
     """
     check_device(device, scope)
     names = _names(engine, precision, device)
@@ -131,7 +131,7 @@ def _check_together(
     """Checks that each variant is named once, and that precision and options are those of some variant.
 
     Raises:
-        OptionError: one of these does not hold.
+        OptionError: One of these conditions is violated.
     """
     must_be_computed_in = precision not in PRECISIONS or PRECISIONS[precision].needs_engine
     if must_be_computed_in and not any(variant.precision == precision for variant in wanted):
@@ -161,7 +161,7 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
     """Checks before long work that what needs calibration, such as int8, has data for it.
 
     Raises:
-        OptionError: no calibration data where it is needed, data that nothing is calibrated on, or data that is no
+        OptionError: Calibration data is needed but missing, no variant needs it, or it does not consist of tuples of
             arguments.
     """
     calibrated = [variant.name for variant in wanted if PRECISIONS[variant.precision].needs_calibration]
@@ -220,16 +220,16 @@ def _wanted(name: str, precision: str, scope: str, device: str, options: Options
 
 
 def report_refusals(name: str, count: int, refusals: Sequence[HybridRTError], scope: str) -> None:
-    """Warns of the candidates that could not compile a segment; that none could is an error.
+    """Warns about the candidates that could not compile a segment.
 
     Args:
-        name: the segment's.
-        count: how many could.
-        refusals: of those that could not.
-        scope: of the error's text.
+        name: name of the segment.
+        count: number of candidates that compiled it.
+        refusals: errors of the candidates that could not.
+        scope: scope in the error's text.
 
     Raises:
-        BackendError: none could; the text has each one's reason.
+        BackendError: No candidate compiled it; the text lists the reason for each.
     """
     if not count:
         raise BackendError.make(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# The kernel's names for what the compiler's options allow; those of the others are the option's own.
+# The kernel's names of the CPU flags that the compiler's options enable, where they differ from the option's name.
 _CPU_FLAGS = {
     "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16",
@@ -41,12 +41,12 @@ _CPU_FLAGS = {
     "amx-fp16": "amx_fp16",
 }
 
-# Inductor's cache folder is a setting of the process.
+# Inductor's cache directory is a setting of the whole process.
 _COMPILING = threading.Lock()
 
 
 class AOTInductorBackend(Backend):
-    """Machine code for the CPU or the GPU of the machine that converts, weights folded and packed for it."""
+    """Compiles to machine code for this machine's CPU or GPU, with weights folded and packed for it."""
 
     name = "aot_inductor"
     precisions = ("fp32", "bf16", "fp16")
@@ -56,11 +56,11 @@ class AOTInductorBackend(Backend):
 
     @property
     def target_precisions(self) -> tuple[str, ...]:
-        """No fp16 on CPUs: few have instructions for it."""
+        """Returns the precisions for the target; CPUs have no fp16, because few have instructions for it."""
         return self.precisions if self.target == "cuda" else ("fp32", "bf16")
 
     def options(self) -> Mapping[str, str]:
-        """The GPU too: its kernels are made and chosen for this one."""
+        """Returns the options, with the GPU's name for CUDA, because the kernels are tuned for that GPU."""
         options = dict(super().options())
         if self.target == "cuda" and not cuda.reason_against():
             options["gpu"] = f"{cuda.device_name()}, {cuda.capability()}"
@@ -79,7 +79,7 @@ class AOTInductorBackend(Backend):
         return found
 
     def apply(self, settings: Mapping[str, Any]) -> None:
-        """Sets them in torch._inductor.config."""
+        """Sets the settings in torch._inductor.config."""
         import torch._inductor.config as inductor
 
         for name, value in settings.items():
@@ -102,9 +102,9 @@ class AOTInductorBackend(Backend):
         """Exports the segment and compiles it to a shared object.
 
         Raises:
-            CaptureError: torch.export refuses the segment, or fixes a size that is free.
-            BackendError: inductor or the C++ compiler fails, or calls an operator that has no C function; for CUDA,
-                something is missing that it takes; a precision that it has for another device only.
+            CaptureError: torch.export refuses the segment, or fixes a free size.
+            BackendError: Inductor or the C++ compiler fails, an operator has no C function, this machine lacks a
+                requirement for compiling for CUDA, or the target does not support the precision.
         """
         self._check(precision)
         exported_program = program.exported(_DTYPES[precision])
@@ -122,7 +122,7 @@ class AOTInductorBackend(Backend):
                 remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
                 code="operator-not-in-engine",
             ) from error
-        # The C++ around the kernels is compiled for a CPU too.
+        # The C++ code around CUDA kernels is compiled for a CPU too.
         requirements = {
             "version": _same_minor(torch.__version__),
             "cpu": ",".join(_cpu_flags()),
@@ -133,11 +133,11 @@ class AOTInductorBackend(Backend):
         return Artifact(spec, {"library": blob_from_bytes(library), "conditions": blob_from_bytes(text.encode())})
 
     def made_for(self) -> Mapping[str, str]:
-        """Returns the capability of the GPU that is here, for which its kernels are compiled."""
+        """Returns the compute capability of this machine's GPU, for which the kernels are compiled."""
         return {"compute_capability": cuda.capability()} if self.target == "cuda" else {}
 
     def whole_graph(self) -> WholeGraph:
-        """Returns torch's package of a whole detector."""
+        """Returns the way to compile a whole detector to one of torch's packages."""
         from .whole_graph import AOTInductorWholeGraph
 
         return AOTInductorWholeGraph()
@@ -164,7 +164,7 @@ class AOTInductorBackend(Backend):
 
 
 def _compilers() -> list[str]:
-    """The commands that inductor would try."""
+    """Returns the commands that inductor would try."""
     import torch._inductor.config
 
     commands = torch._inductor.config.cpp.cxx
@@ -215,7 +215,7 @@ def _targets(operators: Path) -> list[str]:
 
 
 def _options() -> dict[str, Any]:
-    """Inductor's settings for one compilation; the user's other ones hold."""
+    """Returns inductor's settings for one compilation; the user's other settings stay in effect."""
     import torch._inductor.config as inductor
 
     options: dict[str, Any] = {
@@ -247,7 +247,7 @@ def _compiling_for(device: str, folder: Path) -> contextlib.AbstractContextManag
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A directory for all that inductor writes, which goes afterwards; the user's cache is left as it is."""
+    """Yields a temporary directory for inductor's files, so that the user's cache stays unchanged."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     with _COMPILING, tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         before = {name: os.environ.get(name) for name in names}
@@ -263,19 +263,19 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _same_minor(version: str) -> str:
-    """The C functions that the library calls are stable within a minor version: ``>=2.15,<2.16``."""
+    """Returns the range of a minor version, e.g. ``>=2.15,<2.16``, within which torch's C functions are stable."""
     major, minor = version.split(".")[:2]
     return f">={major}.{minor},<{major}.{int(minor) + 1}"
 
 
 def _cpu_flags() -> list[str]:
-    """Returns what the generated code needs of a CPU, as the kernel names it."""
+    """Returns the CPU flags that the generated code needs, as the kernel names them."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     if platform.machine() != "x86_64":
         return sorted(_native.cpu_flags() & {"asimd", "sve", "sve2", "bf16", "i8mm"})
     if "cpp.march" not in _options():
-        # Compiled for this very CPU, by an older torch or the user's wish: what a compiler would use of it.
+        # An older torch or the user's settings compile for exactly this CPU: return the flags that a compiler uses.
         wanted = ("avx", "bmi", "fma", "f16c", "movbe", "amx", "sse4", "gfni", "vaes", "vpclmul", "adx", "sha_ni")
         return sorted(flag for flag in _native.cpu_flags() if flag.startswith(wanted))
     options = [option.removeprefix("-m") for option in pick_vec_isa().build_arch_flags().split()]

@@ -16,16 +16,16 @@ from torch.export import ExportedProgram
 from ... import _native
 
 OPTIONS: Mapping[str, Any] = {
-    # Else the library holds the paths of files that lie beside it.
+    # Otherwise the library refers to kernel files by their paths.
     "aot_inductor.embed_kernel_binary": True,
 }
-"""Inductor's settings on top of those for a CPU."""
+"""Inductor's settings in addition to those for a CPU."""
 
 _HEADERS = ("cuda.h", "cuda_runtime.h", "crt/host_config.h")
 
 
 def reason_against() -> str:
-    """Why nothing can be compiled for CUDA here, and how to fix it; empty if it can."""
+    """Returns why nothing can be compiled for CUDA here, with the remedy; empty if it can."""
     devices, reason = _native.cuda_devices()
     if not devices:  # Triton and inductor choose kernels by running them
         return f"it compiles for CUDA where there is a CUDA device only, and there is none: {reason}"
@@ -63,7 +63,7 @@ def device_name() -> str:
 def move_to_cuda(
     exported_program: ExportedProgram, examples: Sequence[Tensor]
 ) -> tuple[ExportedProgram, tuple[Tensor, ...]]:
-    """A program that was exported on the CPU, and its inputs, on the current CUDA device."""
+    """Moves a program that was exported on the CPU, and its inputs, to the current CUDA device."""
     from torch.export.passes import move_to_device_pass
 
     device = f"cuda:{torch.cuda.current_device()}"
@@ -88,7 +88,7 @@ def compiling(folder: Path) -> Iterator[None]:
         (links / "libcuda.so").symlink_to(driver)
     toolkit, libraries = cpp_extension.CUDA_HOME, os.environ.get("LIBRARY_PATH")
     known = [str(links), cpp_extension.TORCH_LIB_PATH, *([libraries] if libraries else [])]
-    # They lead to files in the folders of the compilations that made them, which are gone.
+    # Cached kernels refer to files in the deleted directories of earlier compilations.
     clear_caches()
     cpp_extension.CUDA_HOME = _toolkit()
     os.environ["LIBRARY_PATH"] = os.pathsep.join(known)
@@ -110,9 +110,9 @@ def _can_embed() -> bool:
 
 
 def _toolkit() -> str | None:
-    """A directory with CUDA's headers: the toolkit that torch finds, what pip brought with torch, or the usual one.
+    """Returns a directory with CUDA's headers: torch's toolkit, the one that pip installed, or the usual one.
 
-    torch takes the directory above nvcc's, which is none where that is a link or a script.
+    torch uses the directory above nvcc's, which is wrong if nvcc is a link or a script.
     """
     from torch.utils import cpp_extension
 

@@ -30,6 +30,6 @@ class AOTInductorWholeGraph(WholeGraph):
         torch._inductor.aoti_compile_and_package(exported, package_path=str(directory / _FILE))
 
     def open(self, precision: str, directory: Path, threads: int) -> Call:
-        """Loads the package; the process's own number of threads holds."""
+        """Loads the package; it uses the process's own number of threads."""
         loaded: Call = torch._inductor.aoti_load_package(str(directory / _FILE))
         return loaded

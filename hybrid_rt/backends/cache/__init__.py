@@ -1,1 +1,1 @@
-"""Compiled artifacts on disk, found by their content."""
+"""Caches compiled artifacts on disk, by the content that they depend on."""

@@ -1,7 +1,7 @@
-"""An artifact as one file.
+"""Writes and reads an artifact as one file.
 
-A line with the format and the SHA-256 of the next line; that line: JSON with the key, the segment's name, the spec and
-the blobs' names, sizes and digests; then the blobs' bytes. Reading it executes nothing.
+The first line has the format and the SHA-256 of the second line. The second line is JSON with the key, the segment's
+name, the spec and the blobs' names, sizes and digests. The blobs' bytes follow. Reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def write(path: Path, artifact: Artifact, *, key: str, segment: str) -> None:
     Args:
         path: the file.
         artifact: the artifact.
-        key: what it is found by; :func:`read` compares it.
-        segment: the name of what was compiled, for people.
+        key: key of the cache entry, which :func:`read` compares.
+        segment: name of the compiled segment, for lists.
 
     Raises:
-        OSError: it can't be written.
+        OSError: The file can't be written.
     """
     header = {
         "key": key,
@@ -60,19 +60,19 @@ def read_header(path: Path) -> dict[str, Any]:
     """Reads the JSON before the blobs: "key", "segment", "made" (seconds since 1970), "spec", "blobs".
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it is not such a file, or altered.
+        OSError: The file can't be read.
+        ValueError: It is not an artifact's file, or was altered.
     """
     with path.open("rb") as stream:
         return _header(stream)
 
 
 def read(path: Path, *, key: str) -> Artifact:
-    """The artifact, every byte checked.
+    """Reads an artifact, and checks every byte.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it is not such a file, altered, truncated, or of another key.
+        OSError: The file can't be read.
+        ValueError: It is not an artifact's file, was altered or truncated, or has another key.
     """
     with path.open("rb") as stream:
         header = _header(stream)

@@ -1,4 +1,4 @@
-"""The cache's location, in a module of its own so that backends can store their own long-lived results there."""
+"""Locates the cache, in a separate module so that backends can store their own long-lived results there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def folder() -> Path:
     """Returns the directory of the entries: $HYBRID_RT_CACHE, or hybrid_rt in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        OptionError: neither is set, and this user has no home.
+        OptionError: Neither variable is set, and this user has no home directory.
     """
     if named := os.environ.get("HYBRID_RT_CACHE"):
         return Path(os.path.expanduser(named)).absolute()
@@ -26,6 +26,6 @@ def folder() -> Path:
             "HYBRID_RT_CACHE",
             expected="a directory, since this user has no home directory",
             got="none",
-            remedy="Name one, or set HYBRID_RT_CACHE_SIZE=0.",
+            remedy="Set HYBRID_RT_CACHE to a directory, or set HYBRID_RT_CACHE_SIZE=0.",
         )
     return home / ".cache" / "hybrid_rt"

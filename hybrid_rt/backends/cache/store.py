@@ -1,4 +1,4 @@
-"""Compiled artifacts on disk, found again by their content: the same segment is compiled once."""
+"""Stores compiled artifacts on disk, keyed by the content that they depend on, so that a segment is compiled once."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ SUFFIX = ".artifact"
 DEFAULT_BOUND = 5 * 1024**3
 
 COMPILE_SECONDS = 600.0
-"""How long to wait for another process that compiles the same; then it is compiled here too."""
+"""Longest wait for another process that compiles the same artifact; then this process compiles it too."""
 
 EVICT_SECONDS = 10.0
-"""How long to wait for another process that tidies the directory; then this one leaves it to that one."""
+"""Longest wait for another process that evicts entries; then this process leaves it to that one."""
 
 ABANDONED_SECONDS = 3600.0
-"""A half-written entry of that age belongs to a process that was killed."""
+"""Age at which a partly written entry must belong to a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def bound() -> int:
     """Returns the size limit of all entries in bytes: $HYBRID_RT_CACHE_SIZE; 0 turns the cache off.
 
     Raises:
-        OptionError: it is not a size.
+        OptionError: The variable is not a size.
     """
     text = os.environ.get("HYBRID_RT_CACHE_SIZE")
     if not text:
@@ -86,7 +86,7 @@ def bound() -> int:
 
 
 def size_from(text: str) -> int | None:
-    """Returns the bytes that a text such as "5G" or "512 MiB" says; None if it says no size."""
+    """Parses a size such as "5G" or "512 MiB" to bytes; returns None for any other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else None
 
@@ -99,19 +99,19 @@ def _compile_here(backend: Backend, program: Program, precision: str) -> Artifac
 
 
 compiler: ContextVar[Compile] = ContextVar("compiler", default=_compile_here)
-"""Who compiles what is not in the cache: this process, unless a conversion says otherwise."""
+"""The function that compiles a segment that the cache lacks; a conversion replaces it to compile in another process."""
 
 
 def get_or_compile(backend: Backend, program: Program, precision: str) -> tuple[Artifact, bool]:
     """Returns the result of ``backend.compile``, and whether it came from the cache.
 
-    Whatever is wrong with the directory or an entry, the artifact is compiled; a directory that can't be written is a
+    If the directory or an entry is unusable, the artifact is compiled. A directory that can't be written gives a
     warning.
 
     Raises:
         OptionError: $HYBRID_RT_CACHE_SIZE is not a size.
-        BackendError: the vendor's compiler refuses.
-        CaptureError: the segment can't be captured in the form that the compiler needs.
+        BackendError: The vendor's compiler refuses.
+        CaptureError: The segment can't be captured in the form that the compiler needs.
     """
     largest = bound()
     if largest == 0:
@@ -137,11 +137,11 @@ def get_or_compile(backend: Backend, program: Program, precision: str) -> tuple[
 
 
 def key_of(backend: Backend, program: Program, precision: str) -> str:
-    """The digest of all that the artifact depends on.
+    """Returns the digest of everything that the artifact depends on.
 
     Raises:
-        NoDigest: the segment holds something whose content can't be read.
-        CaptureError: the segment can't be traced.
+        NoDigest: The segment contains an object whose content can't be read.
+        CaptureError: The segment can't be traced.
     """
     ingredients = {
         "format": artifact_file.FORMAT,
@@ -153,7 +153,7 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
         "backend": [backend.name, type(backend).__qualname__, backend.target, backend.availability().version],
         "code": _code_digest(type(backend).__module__),
         "torch": torch.__version__,
-        # What a compiler may make for this machine alone, where a home is shared by several machines.
+        # A compiler may use properties of this machine, while several machines may share one home directory.
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "options": dict(backend.options()),
         "calibration": program.calibration_digest if PRECISIONS[precision].needs_calibration else "",
@@ -163,7 +163,7 @@ def key_of(backend: Backend, program: Program, precision: str) -> str:
 
 @functools.cache
 def _code_digest(module: str) -> str:
-    """Digests hybrid_rt's own code and the backend's, because a changed compile half makes other artifacts."""
+    """Digests hybrid_rt's own code and the backend's, because another compile half may produce other artifacts."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[2].rglob("*.py")):
         digest.update(file.read_bytes())
@@ -173,10 +173,10 @@ def _code_digest(module: str) -> str:
 
 
 def entries() -> list[Entry]:
-    """All entries, the last used first.
+    """Returns all entries, the most recently used first.
 
     Raises:
-        OptionError: there is no directory to look in.
+        OptionError: The cache has no directory, see :func:`folder`.
     """
     found = []
     for path in _files(folder()):
@@ -204,10 +204,10 @@ def entries() -> list[Entry]:
 
 
 def clear() -> list[Entry]:
-    """Removes all entries, and what backends keep beside them; returns the entries that it removed.
+    """Removes all entries and the backends' directories beside them; returns the removed entries.
 
     Raises:
-        OptionError: there is no directory to look in, or an entry can't be removed.
+        OptionError: The cache has no directory, or an entry can't be removed.
     """
     removed = []
     for entry in entries():
@@ -225,7 +225,7 @@ def clear() -> list[Entry]:
 
 
 def _files(place: Path) -> list[Path]:
-    """The entries' files: nothing else in the directory is ever touched."""
+    """Returns the entries' files; other files in the directory are never touched."""
     try:
         return [path for path in place.iterdir() if re.fullmatch(rf"[0-9a-f]{{64}}\{SUFFIX}", path.name)]
     except OSError:
@@ -234,7 +234,7 @@ def _files(place: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(place: Path, name: str, seconds: float) -> Iterator[bool]:
-    """Holds one of the directory's locks; gives false where it can't be had, or not in time."""
+    """Holds one of the directory's locks within the block; yields false if it is not available in time."""
     lock = FileLock(place / ".locks" / name)
     with contextlib.suppress(OSError, NotImplementedError):  # a Timeout is an OSError
         (place / ".locks").mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def _locked(place: Path, name: str, seconds: float) -> Iterator[bool]:
 
 
 def _read(path: Path) -> Artifact | None:
-    """The artifact of an entry; a damaged one is removed."""
+    """Returns the artifact of an entry; removes a damaged entry."""
     try:
         artifact = artifact_file.read(path, key=path.stem)
     except OSError:
@@ -261,7 +261,7 @@ def _read(path: Path) -> Artifact | None:
 
 
 def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
-    """Writes an entry and removes what has become too much; a directory that can't be written is a warning."""
+    """Writes an entry and evicts others beyond the bound; a directory that can't be written gives a warning."""
     if artifact.size > largest:
         return
     try:
@@ -275,7 +275,7 @@ def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
             f"directory {path.parent}",
             expected="to write an entry",
             got=getattr(cause, "strerror", None) or str(cause),
-            remedy="Nothing is kept for the next conversion. Name a directory in HYBRID_RT_CACHE, or set "
+            remedy="Nothing is kept for the next conversion. Set HYBRID_RT_CACHE to a directory, or set "
             "HYBRID_RT_CACHE_SIZE=0.",
         )
         warnings.warn(str(problem), RuntimeWarning, stacklevel=3)
@@ -284,7 +284,7 @@ def _store(path: Path, artifact: Artifact, segment: str, largest: int) -> None:
 
 
 def _evict(place: Path, largest: int) -> None:
-    """Removes the entries that were not used for longest, until the others keep to the bound."""
+    """Removes the least recently used entries until the others fit the bound."""
     with _locked(place, "evict", EVICT_SECONDS) as locked:
         if not locked:
             return

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ...capture.program import Program
 
 WEIGHTS = "weights"
-"""What the model calls the file of its weights; the run half gives it the blob under this name."""
+"""Name of the weights' file in the model, and of the blob that the run half passes for it."""
 
 ALIGNMENT = 64
-"""Of each weight in that file, in bytes: a cache line, and what vector instructions like best."""
+"""Alignment of each weight in that file in bytes: a cache line, which suits vector instructions too."""
 
 SMALLEST_WEIGHT = 1024
-"""In bytes; what is smaller stays in the model, where shape inference looks at it."""
+"""Smallest weight in bytes that is moved to the file; smaller ones stay in the model for shape inference."""
 
 OLDEST = "1.18"
-"""The first ONNX Runtime that takes weights from memory, apart from the model."""
+"""Oldest version of ONNX Runtime that accepts weights from memory, separate from the model."""
 
 
 class OnnxRuntimeBackend(Backend):
-    """Exports the traced segment; the onnxruntime package itself is needed only to run."""
+    """Exports the traced segment to ONNX; the package onnxruntime is needed only to run it and for int8."""
 
     name = "onnxruntime"
     precisions = ("fp32", "int8")
@@ -66,7 +66,7 @@ class OnnxRuntimeBackend(Backend):
         return tightened(self.given) if precision == "int8" else None
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options of int8, see :mod:`..quantization.options`."""
+        """Checks the options of int8, see :mod:`..quantization.options`."""
         return checked(self.name, options)
 
     def compile(self, program: Program, precision: str) -> Artifact:
@@ -93,7 +93,7 @@ class OnnxRuntimeBackend(Backend):
         return Artifact(spec, blobs, self.weights(blobs))
 
     def weights(self, blobs: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """The tensors in the file of weights; the model says where they stand."""
+        """Returns the positions of the tensors in the weights' file, which the model contains."""
         try:
             import onnx
         except ImportError:
@@ -114,14 +114,14 @@ class OnnxRuntimeBackend(Backend):
         return layer_times(files["model"], inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
-        """Returns torch's export of a whole detector, run by ONNX Runtime."""
+        """Returns the way to run a whole detector, exported by torch, in ONNX Runtime."""
         from .whole_graph import OnnxRuntimeWholeGraph
 
         return OnnxRuntimeWholeGraph()
 
 
 def _add_unused_inputs(model: Any, program: Program) -> None:
-    """The exporter leaves out what the segment does not look at; the run half passes all inputs, by their places."""
+    """Adds inputs that the exporter left out as unused, because the run half passes all inputs by position."""
     from onnx import TensorProto, helper
 
     names, _ = onnx_export.value_names(program.inputs, program.outputs)

@@ -1,7 +1,7 @@
-"""ONNX Runtime in int8: its own quantisation of the exported model, but for the layers that do not bear it.
+"""Quantises the exported model to int8 with ONNX Runtime's own tool, except for layers that would lose too much.
 
-Not NNCF: ONNX Runtime's quantisation belongs to the package that runs the model, fuses what it fuses itself, leaves the
-graph's free dimensions as they are, and needs nothing else to be installed.
+NNCF is not used, because ONNX Runtime's tool is part of the package that runs the model, fits that package's fusions,
+preserves the graph's free dimensions, and requires nothing else to be installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...capture.program import Program
 
 _QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool")
-"""Around what quantisation is put. Addition and pooling, so that what is between convolutions stays in int8."""
+"""Operators to quantise; addition and pooling are included so that values between convolutions stay in int8."""
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -44,17 +44,17 @@ def missing() -> str:
 def quantize_model(
     model: Any, names: Sequence[str], program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
-    """Returns the model in int8, with what is known of it.
+    """Returns the model in int8, with the record of its quantisation.
 
     Args:
-        model: of the onnx package, with its weights as initializers.
-        names: of its inputs, in the segment's order.
-        program: the segment; it holds the calibration samples.
+        model: a ModelProto with its weights as initializers.
+        names: names of its inputs, in the segment's order.
+        program: the segment, with the calibration samples.
         options: see :mod:`..quantization.options`.
-        tell: told how far the search is.
+        tell: receives the progress of the search.
 
     Raises:
-        BackendError: there is no layer that is quantised, the tool refuses one, or too much would have to stay in fp32.
+        BackendError: No layer can be quantised, the tool refuses one, or too much would have to stay in fp32.
     """
     return quantize(OnnxQuantizer(model, names, program), ("onnxruntime", program.name), options, "fp32", tell)
 
@@ -63,10 +63,10 @@ class OnnxQuantizer:
     """A segment that ONNX Runtime quantises, see :class:`hybrid_rt.backends.quantization.search.Quantizer`."""
 
     def __init__(self, model: Any, names: Sequence[str], program: Program) -> None:
-        """See :func:`quantized`.
+        """Quantises all layers; see :func:`quantize_model` for the arguments.
 
         Raises:
-            BackendError: there are no samples, or nothing in it is quantised.
+            BackendError: There are no samples, or no layer can be quantised.
         """
         self._model, self._names, self._segment = _named(model), names, program.name
         self.samples = [
@@ -98,15 +98,15 @@ class OnnxQuantizer:
         return self._with({"nodes_to_exclude": sorted(kept)}) if kept else self._everywhere
 
     def alone(self, layer: str) -> Any:
-        """Returns the model with one layer alone in int8, calibrated on the samples that are compared."""
+        """Returns the model with only one layer in int8, calibrated on the samples of the comparison."""
         return self._with({"nodes_to_quantize": [layer]}, self._comparison.samples)
 
     def errors(self, model: Any) -> dict[str, float]:
-        """Returns for each output the greatest relative error on the samples that are compared."""
+        """Returns the largest relative error of each output on the samples of the comparison."""
         return self._comparison.errors(model)
 
     def times(self, found: Found) -> dict[str, float]:
-        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
+        """Returns the median milliseconds of one call of the found model and of the original one."""
         return self._comparison.times(found)
 
     def _with(self, nodes: Mapping[str, Sequence[str]], samples: Sequence[Mapping[str, Any]] | None = None) -> Any:
@@ -130,8 +130,8 @@ class OnnxQuantizer:
                     Reader(),
                     quant_format=QuantFormat.QDQ,
                     per_channel=True,
-                    # Without VNNI two products of 8 bits overflow the 16 that they are added in. A bundle travels:
-                    # weights of 7 bits are right on every CPU.
+                    # Without VNNI, the sum of two 8-bit products overflows its 16 bits. A bundle may run on any CPU,
+                    # and 7-bit weights are right on all of them.
                     reduce_range=True,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
@@ -164,7 +164,7 @@ def _inputs(model: Any) -> set[str]:
 
 
 def _named(model: Any) -> Any:
-    """Returns a copy in which each node has a name of its own, by which the tool knows it."""
+    """Returns a copy in which each node has a unique name, by which the tool identifies it."""
     import onnx
 
     named = onnx.ModelProto.FromString(model.SerializeToString())
@@ -177,10 +177,10 @@ def _named(model: Any) -> Any:
 
 
 def layers_of(model: Any) -> tuple[list[str], frozenset[str], list[frozenset[str]]]:
-    """Returns what can be quantised, in the order in which it runs.
+    """Returns the layers that can be quantised, in the order in which they run.
 
     Returns:
-        The layers; the first and the last ones of them; by output those that lead to it and to no other one.
+        The layers; the first and last ones among them; and, per output, those that lead only to that output.
     """
     layers: list[str] = []
     before: dict[str, frozenset[str]] = {}
@@ -214,7 +214,7 @@ def _session(model: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """ONNX Runtime recommends steps that torch's exporter has done."""
+    """Silences ONNX Runtime, which recommends steps that torch's exporter has already done."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

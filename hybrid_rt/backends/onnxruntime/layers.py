@@ -1,4 +1,4 @@
-"""ONNX Runtime's own profile of one call, and the operations of its nodes."""
+"""Profiles one call with ONNX Runtime's own profiler, and counts the operations of its nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..base import LayerTime
 _WARM_UP = 3
 
 _WEIGHTS = {"Conv": 1, "FusedConv": 1, "QLinearConv": 3, "MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "QLinearMatMul": 3}
-"""Kinds of nodes whose operations are counted, and the place of the weights among their inputs."""
+"""Kinds of nodes whose operations are counted, with the index of the weights among their inputs."""
 
 _CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv")
 
@@ -26,8 +26,8 @@ def layer_times(model: Path, inputs: Sequence[Tensor], threads: int) -> list[Lay
 
     Args:
         model: the ONNX file; its weights are beside it.
-        inputs: one call's inputs.
-        threads: for one call.
+        inputs: inputs of one call.
+        threads: number of threads per call.
 
     Returns:
         The nodes that ran in the last call, in their order; None: the onnxruntime package is not installed.
@@ -54,7 +54,7 @@ def layer_times(model: Path, inputs: Sequence[Tensor], threads: int) -> list[Lay
 
 
 def _weights_of(model: Path) -> list[list[int]]:
-    """Returns the shapes of the convolutions' weights as the file has them."""
+    """Returns the shapes of the convolutions' weights in the file."""
     import onnx
 
     graph = onnx.load(str(model), load_external_data=False).graph
@@ -66,7 +66,7 @@ def _weights_of(model: Path) -> list[list[int]]:
 def _unpadded(padded: Sequence[int], known: Sequence[Sequence[int]]) -> Sequence[int]:
     """Returns the shape of weights without the channels that ONNX Runtime adds to fill its vectors.
 
-    It takes the nearest shape in the file with the same kernel and no more channels.
+    This is the nearest shape in the file with the same kernel and at most as many channels.
     """
     fitting = [
         shape
@@ -100,7 +100,7 @@ def _layers(events: Sequence[Mapping[str, Any]], weights: Sequence[Sequence[int]
 
 
 def _operations(arguments: Mapping[str, Any], known: Sequence[Sequence[int]]) -> int:
-    """Multiplications and additions of a node; 0 for other kinds. ``known``: see :func:`_weights_of`."""
+    """Returns a node's multiplications plus additions; 0 for other kinds. ``known``: see :func:`_weights_of`."""
     kind = arguments.get("op_name", "")
     given = [_shape(entry) for entry in arguments.get("input_type_shape", [])]
     made = [_shape(entry) for entry in arguments.get("output_type_shape", [])]
@@ -115,5 +115,5 @@ def _operations(arguments: Mapping[str, Any], known: Sequence[Sequence[int]]) ->
 
 
 def _shape(entry: Mapping[str, Sequence[int]]) -> list[int]:
-    """The profile gives {type: shape}."""
+    """Returns the shape in an entry {type: shape} of the profile."""
     return [int(side) for shape in entry.values() for side in shape]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class OpenVINOBackend(Backend):
-    """Converts the traced segment; bf16 is a hint for the runtime, its weights are stored in fp16. int8 is by NNCF."""
+    """Converts the traced segment. bf16 is a hint for the runtime, with weights in fp16; NNCF quantises to int8."""
 
     name = "openvino"
     precisions = ("fp32", "bf16", "int8")
@@ -57,7 +57,7 @@ class OpenVINOBackend(Backend):
     auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
 
     rewrites_graph = True
-    """False for a graph as OpenVINO converts it."""
+    """False keeps the graph as OpenVINO converts it."""
 
     def availability(self) -> Availability:
         """Checks that the openvino package can be imported."""
@@ -76,7 +76,7 @@ class OpenVINOBackend(Backend):
         return tightened(self.given) if precision == "int8" else None
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options of int8, see :mod:`..quantization.options`."""
+        """Checks the options of int8, see :mod:`..quantization.options`."""
         return checked(self.name, options)
 
     def compile(self, program: Program, precision: str) -> Artifact:
@@ -130,7 +130,7 @@ class OpenVINOBackend(Backend):
         return Artifact(self.spec(program, precision, versions=versions), {**blobs, **record}, self.weights(blobs))
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """The constants in the IR's binary; the xml says where they stand."""
+        """Returns the positions of the constants in the IR's binary, which the xml contains."""
         found = set()
         for attributes in re.findall(r"<data ([^>]*)>", blobs["xml"].numpy().tobytes().decode()):
             offset, size = (re.search(rf'\b{name}="(\d+)"', attributes) for name in ("offset", "size"))
@@ -139,7 +139,7 @@ class OpenVINOBackend(Backend):
         return {"weights": tuple(sorted(found))}
 
     def without_values(self, artifact: Artifact, outputs: frozenset[int]) -> Artifact:
-        """Has these outputs return their shapes only."""
+        """Makes these outputs return only their shapes."""
         xml = artifact.blobs["xml"].numpy().tobytes()
         changed, positions = sizes_only.return_sizes(xml, outputs, artifact.spec.outputs)
         if not positions:
@@ -164,18 +164,18 @@ class OpenVINOBackend(Backend):
         return layer_times(files["xml"], precision, inputs, threads)
 
     def whole_graph(self) -> WholeGraph:
-        """Returns OpenVINO's own conversion of a whole detector."""
+        """Returns the way to run a whole detector, converted by OpenVINO."""
         from .whole_graph import OpenVINOWholeGraph
 
         return OpenVINOWholeGraph(self)
 
 
 def _partial_shape(spec: TensorSpec) -> Any:
-    """The shape that OpenVINO is told of an input; the ranges stay in the spec and are checked at each call.
+    """Returns the shape of an input for OpenVINO; the ranges stay in the spec and are checked at each call.
 
-    A range with an upper end is never told: OpenVINO 2026.4 computes numbers that depend on a size at both ends of its
-    range, and takes a number for a constant if it is the same at both. For a remainder, that proves nothing: 16 % 7 and
-    128 % 7 are 2, so an image that is padded to a multiple of 7 was always padded as the smallest one is.
+    No upper bound is passed: OpenVINO 2026.4 evaluates numbers that depend on a size at both ends of its range, and
+    treats a number that is equal at both as a constant. This is wrong for a remainder: 16 % 7 and 128 % 7 are both 2,
+    so every image to be padded to a multiple of 7 was padded like the smallest one.
     """
     import openvino
 
@@ -196,6 +196,6 @@ def _element_type(spec: TensorSpec) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """The lines of OpenVINO's summary, which names the operations; the whole text if there is none."""
+    """Returns the lines of OpenVINO's summary, which names the operations; the whole text if there is no summary."""
     summary = [line.removeprefix("-- ").strip() for line in str(error).splitlines() if line.startswith("-- ")]
     return "; ".join(summary) or f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The graph of an OpenVINO model before and after NNCF: which layers are quantised, and how."""
+"""Analyses the graph of an OpenVINO model before and after NNCF: which layers are quantised, and how."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _WEIGHTED = {
 }
 
 _PASSED = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "ReduceMax", "Relu", "StridedSlice", "Pad"}
-"""Between a quantisation and the layer that it is for, where NNCF moves it up the graph: they keep the range."""
+"""Operators that keep the range, so that NNCF may move a quantisation up the graph past them."""
 
 _MOST_STEPS = 8
 
 
 def layers_of(quantized: Any, outputs: Sequence[str]) -> tuple[list[str], frozenset[str], dict[str, frozenset[str]]]:
-    """Returns what NNCF quantised, in the order in which it runs.
+    """Returns the layers that NNCF quantised, in the order in which they run.
 
     Args:
-        quantized: what NNCF returned; layers have the names that they had before.
+        quantized: NNCF's result; layers keep their names.
         outputs: the names of the model's outputs, in order.
 
     Returns:
-        The layers; the first and the last ones of them; by output those that lead to it and to no other one.
+        The layers; the first and last ones among them; and, per output, those that lead only to that output.
     """
     layers: list[str] = []
     before: dict[str, frozenset[str]] = {}
@@ -63,8 +63,8 @@ def weighted_layers(model: Any) -> list[str]:
 def in_order(model: Any) -> tuple[list[str], list[str]]:
     """Returns the names of convolutions and of matrix products in the order of torch's operations.
 
-    OpenVINO numbers the operations of one kind and name in that order: ".../Convolution", ".../Convolution_1". With
-    their scope in the name, or of several kinds, it is the order of the graph where that has no branches.
+    OpenVINO numbers operations of the same kind and name in that order: ".../Convolution", ".../Convolution_1". For
+    names with a scope, and across kinds, the order is that of the graph, if it has no branches.
     """
     convolutions: list[tuple[str, str]] = []
     products: list[tuple[str, str]] = []
@@ -83,7 +83,7 @@ def in_order(model: Any) -> tuple[list[str], list[str]]:
 
 
 def scoped_names(layers: Sequence[str], segment: str) -> dict[str, str]:
-    """Returns by a layer's name the submodule that its name says it comes from: that of a segment alone says it.
+    """Returns the submodule of each layer by the layer's name, which contains it if the segment is the only one.
 
     A layer without weights is named after the submodule that calls it, and its own kind.
     """
@@ -116,7 +116,7 @@ def _named(model: Any, name: str) -> Any:
 
 
 def _weights(layer: Any) -> Any:
-    """Returns the node that makes numbers of a layer's integers; None if its weights are no integers."""
+    """Returns the node that converts a layer's integer weights to floats; None if its weights are not integers."""
     if layer.get_input_size() < 2:
         return None
     node = layer.input_value(1).get_node()
@@ -124,7 +124,7 @@ def _weights(layer: Any) -> Any:
 
 
 def _value(node: Any) -> Any:
-    """Returns what a node that depends on constants alone computes; None if it is something else."""
+    """Returns the value of a node that depends only on constants; None for any other node."""
     kind = node.get_type_name()
     if kind == "Constant":
         return node.get_data().astype(numpy.float32)
@@ -141,13 +141,13 @@ def _value(node: Any) -> Any:
 
 
 def real_weights(quantized: Any, name: str) -> Any:
-    """Returns a layer's weights as its integers stand for them, as an array; None if they are no integers."""
+    """Returns the weights that a layer's integers represent, as an array; None if its weights are not integers."""
     found = _weights(_named(quantized, name))
     return None if found is None else _value(found)
 
 
 def ranges_before(quantized: Any, name: str) -> dict[int, Any]:
-    """Returns by the index of a layer's inputs the quantisation in front of it: the node."""
+    """Returns the quantisation node in front of each of a layer's inputs, by the input's index."""
     layer = _named(quantized, name)
     found = {}
     for i in range(layer.get_input_size()):
@@ -162,11 +162,11 @@ def ranges_before(quantized: Any, name: str) -> dict[int, Any]:
 
 
 def clone_with(model: Any, name: str, ranges: Mapping[int, Any], weights: Any) -> Any:
-    """Returns a copy of a model in which one layer is quantised as another model has it.
+    """Returns a copy of a model in which one layer is quantised as in another model.
 
     Args:
-        model: in fp32; it is not changed.
-        name: the layer's.
+        model: the model in fp32; it is not changed.
+        name: name of the layer.
         ranges: see :func:`ranges_before`.
         weights: see :func:`real_weights`.
     """

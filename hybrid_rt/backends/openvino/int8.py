@@ -1,4 +1,4 @@
-"""OpenVINO in int8: NNCF quantises the converted model, but for the layers that do not bear it."""
+"""Quantises the converted model to int8 with NNCF, except for layers that would lose too much accuracy."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def missing() -> str:
 def quantize_model(
     model: Any, program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
-    """Returns the model in int8, with what is known of it.
+    """Returns the model in int8, with the record of its quantisation.
 
     Args:
         model: the segment in fp32, as OpenVINO converted it.
-        program: the segment; it holds the calibration samples.
+        program: the segment, with the calibration samples.
         options: see :mod:`..quantization.options`.
-        tell: told how far the search is.
+        tell: receives the progress of the search.
 
     Raises:
-        BackendError: NNCF refuses a layer, there is none that it takes, or too much would have to stay in fp32.
+        BackendError: NNCF refuses a layer, quantises none, or too much would have to stay in fp32.
     """
     return quantize(NncfQuantizer(model, program), ("openvino", program.name), options, "bf16 or fp32", tell)
 
@@ -56,10 +56,10 @@ class NncfQuantizer:
     """A segment that NNCF quantises, see :class:`hybrid_rt.backends.quantization.search.Quantizer`."""
 
     def __init__(self, model: Any, program: Program) -> None:
-        """``model``: in fp32; ``program``: the segment, with calibration samples.
+        """Quantises all layers; ``model``: in fp32; ``program``: the segment, with calibration samples.
 
         Raises:
-            BackendError: NNCF refuses it, or there is nothing in it that it quantises.
+            BackendError: There are no samples, NNCF refuses the model, or it quantises nothing.
         """
         self._model, self._program, self._segment = model, program, program.name
         if not program.calibration:
@@ -85,17 +85,17 @@ class NncfQuantizer:
         return self._without(kept) if kept else self._everywhere
 
     def alone(self, layer: str) -> Any:
-        """Returns the model with the ranges and weights of one layer alone as NNCF quantised them."""
+        """Returns the model with only one layer quantised, with NNCF's ranges and weights."""
         return clone_with(
             self._model, layer, ranges_before(self._everywhere, layer), real_weights(self._everywhere, layer)
         )
 
     def errors(self, model: Any) -> dict[str, float]:
-        """Returns for each output the greatest relative error on the samples that are compared."""
+        """Returns the largest relative error of each output on the samples of the comparison."""
         return self._comparison.errors(model)
 
     def times(self, found: Found) -> dict[str, float]:
-        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
+        """Returns the median milliseconds of one call of the found model and of the original one."""
         return self._comparison.times(found)
 
     def _without(self, kept: Collection[str]) -> Any:
@@ -114,15 +114,15 @@ class NncfQuantizer:
                 subset_size=len(self.samples),
                 target_device=nncf.TargetDevice.CPU,
                 ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
-                # Without VNNI two products of 8 bits overflow the 16 that they are added in. A bundle travels: weights
-                # of 7 bits are right on every CPU.
+                # Without VNNI, the sum of two 8-bit products overflows its 16 bits. A bundle may run on any CPU, and
+                # 7-bit weights are right on all of them.
                 advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
             )
 
     def _named(self, error: Exception, kept: Collection[str]) -> str:
-        """Returns the text of NNCF's error with the layer without which it does not occur, if there is one.
+        """Returns the text of NNCF's error, with the layer that causes it if there is a single one.
 
-        NNCF's texts seldom name it.
+        NNCF's texts seldom name the layer.
         """
         text = f"{type(error).__name__}: {error}"
         layers = [name for name in weighted_layers(self._model) if name not in kept]
@@ -157,7 +157,7 @@ def _opened(model: Any) -> Callable[[Sample], list[torch.Tensor]]:
 
     def run(sample: Sample) -> list[torch.Tensor]:
         found = compiled(list(sample))
-        # A view of the request's memory, which the next call overwrites.
+        # Copy, because the next call overwrites the request's memory.
         return [torch.from_numpy(numpy.array(found[i])) for i in range(len(compiled.outputs))]
 
     return run
@@ -176,7 +176,7 @@ def _compiled(model: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """NNCF writes bars and notes to stdout, and warns of its own dependencies."""
+    """Silences NNCF, which writes progress bars and notes to stdout, and warns of its own dependencies."""
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""OpenVINO's performance counters of one call, and the operations of its layers."""
+"""Reads OpenVINO's performance counters of one call, and counts the operations of its layers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def layer_times(xml: Path, precision: str, inputs: Sequence[Tensor], threads: in
 
     Args:
         xml: the model; its weights are beside it.
-        precision: the artifact's.
-        inputs: one call's inputs.
-        threads: for one call.
+        precision: precision of the artifact.
+        inputs: inputs of one call.
+        threads: number of threads per call.
 
     Returns:
         The layers that ran, in their order.
@@ -56,7 +56,7 @@ def layer_times(xml: Path, precision: str, inputs: Sequence[Tensor], threads: in
 
 
 def _operations(node: Any) -> int:
-    """Multiplications and additions of a layer whose shapes are known; 0 for other kinds."""
+    """Returns the multiplications plus additions of a layer with known shapes; 0 for other kinds."""
     kind = node.get_type_name()
     if kind not in ("Convolution", "GroupConvolution", "MatMul"):
         return 0

@@ -1,1 +1,1 @@
-"""int8 for the engines of CPUs: which layers bear it, found by trying, and what is recorded of that."""
+"""Chooses by trials which layers the engines of CPUs compute in int8, and records the choice."""

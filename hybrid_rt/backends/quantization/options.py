@@ -20,12 +20,12 @@ def checked(backend: str, given: Mapping[str, Any]) -> dict[str, float]:
     """Returns the user's options as numbers.
 
     Args:
-        backend: whose options they are, for the text of errors.
-        given: by name: ``int8_max_error``, the greatest relative error of an output that layers in int8 may cause;
-            ``int8_seconds``, how long the layers that are too far off may be looked for.
+        backend: the backend's name, for the text of errors.
+        given: options by name: ``int8_max_error``, the largest relative error of an output that layers in int8 may
+            cause; ``int8_seconds``, the time budget of the search for layers to keep in fp32.
 
     Raises:
-        OptionError: a name that there is not, or a value that is not a positive number.
+        OptionError: A name is unknown, or a value is not a positive number.
     """
     unknown = sorted(set(given) - set(DEFAULTS))
     if unknown:

@@ -28,13 +28,13 @@ class Quantization:
     """Record of a segment's quantization.
 
     Attributes:
-        samples: inputs that it was calibrated on.
-        layers: how many layers int8 could compute.
-        kept: those that stay in fp32, since they cost too much accuracy.
-        error: greatest relative error of an output on the samples that were compared, with these layers kept.
-        error_everywhere: the same with no layer kept.
-        max_error: what was asked for.
-        milliseconds: of one call on a sample, measured alternately: "fp32", "int8 everywhere", "int8".
+        samples: number of inputs that it was calibrated on.
+        layers: number of layers that int8 could compute.
+        kept: the layers that stay in fp32, because in int8 they cost too much accuracy.
+        error: largest relative error of an output on the compared samples, with these layers kept.
+        error_everywhere: largest relative error of an output with no layer kept.
+        max_error: the requested limit of the error.
+        milliseconds: median of one call on a sample, measured alternately: "fp32", "int8 everywhere", "int8".
     """
 
     samples: int
@@ -47,7 +47,7 @@ class Quantization:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Returns one line for messages."""
         text = f"calibrated on {self.samples} samples, outputs {self.error:.1%} off"
         if not self.kept:
             return f"{text}, all {self.layers} layers in int8"

@@ -17,10 +17,10 @@ from .options import DEFAULTS, MAX_ERROR, SECONDS
 from .record import KeptLayer, Quantization
 
 RANKING_SHARE = 0.5
-"""The part of the budget in which layers are looked at one by one; the rest is for trying sets of them."""
+"""Fraction of the budget for trying layers one by one; the rest is for trying sets of them."""
 
 MOST_COMPARED = 8
-"""Calibration samples on which a trial is compared with fp32: drawn evenly from all."""
+"""Maximum number of calibration samples on which a trial is compared with fp32, spread evenly over all."""
 
 _ROUNDS = 5
 
@@ -120,7 +120,7 @@ class Comparison:
 
 
 class NotFound(Exception):
-    """No set of layers that was tried is good enough; the text says how near the best one came."""
+    """No set of layers that was tried is good enough; the text gives the error of the best one."""
 
 
 def search(
