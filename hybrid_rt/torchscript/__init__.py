@@ -1,1 +1,1 @@
-"""All that touches TorchScript: torch.jit itself, graphs, generated modules."""
+"""Contains all code that depends on TorchScript: torch.jit itself, graphs, generated modules."""

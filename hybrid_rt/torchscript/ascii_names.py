@@ -30,12 +30,12 @@ _IDENTIFIER_BEYOND_ASCII = re.compile(r"\w*[^\W\x00-\x7f]\w*")
 
 
 def ascii_name(name: str) -> str:
-    """Returns a name with its characters beyond ASCII as their numbers: ``x_θ`` becomes ``x__u03b8``."""
+    """Returns a name with its non-ASCII characters replaced by their code points: ``x_θ`` becomes ``x__u03b8``."""
     return name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
 
 
 def with_ascii_names(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Returns a module whose class and parameters have names of ASCII; itself, if it has."""
+    """Returns a module whose class and parameters have ASCII names: the same module if it has them already."""
     signature: Any = module.forward.schema  # type: ignore[attr-defined]
     arguments = list(signature.arguments)[1:]
     names = [module.original_name, *(argument.name for argument in arguments)]
@@ -62,7 +62,7 @@ def opened(archive: bytes) -> torch.jit.ScriptModule:
     """Opens an archive that was just made.
 
     Raises:
-        CaptureError: names that are left in it are beyond ASCII.
+        CaptureError: It contains further names that are not ASCII.
     """
     try:
         return jit.open_archive(io.BytesIO(archive))

@@ -12,15 +12,15 @@ from . import jit
 from .generated_module import generated_class
 
 _FLOAT32, _BFLOAT16 = 6, 15
-"""c10::ScalarType, as it stands in a graph."""
+"""Values of c10::ScalarType in a graph."""
 
 _FLOATS = frozenset(
     f"aten::{name}" for name in ("zeros", "ones", "empty", "eye", "linspace", "logspace", "rand", "randn")
 )
-"""Operations that make float32 of nothing if they are told no dtype."""
+"""Operations without tensor inputs that return float32 if no dtype is given."""
 
 _NUMBERS = frozenset({"aten::full", "aten::arange"})
-"""Likewise, if they are given a number that is not whole."""
+"""Operations that return float32 if no dtype is given and their number is not an integer."""
 
 _OF_ONE_DTYPE = frozenset(
     f"aten::{name}"
@@ -29,7 +29,7 @@ _OF_ONE_DTYPE = frozenset(
         *("baddbmm", "layer_norm", "group_norm", "instance_norm", "prelu"),
     )
 )
-"""Operations that refuse numbers of two kinds instead of computing in the wider one."""
+"""Operations that refuse operands of different dtypes instead of computing in the wider one."""
 
 
 _LOWERED = '''\

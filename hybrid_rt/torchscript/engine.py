@@ -18,13 +18,13 @@ class Engine(Protocol):
         """Chooses a variant and loads it."""
 
     def segments(self) -> list[str]:
-        """Returns the dotted paths of the submodules that it stands for."""
+        """Returns the dotted paths of the submodules that it replaces."""
 
     def fields(self) -> dict[str, str]:
-        """Returns the saved state but the blobs."""
+        """Returns the saved state without the blobs."""
 
     def blobs(self) -> list[Tensor]:
         """Returns the table of bytes that the variants' blobs point into."""
 
     def choice(self) -> str:
-        """Returns which variant runs, and why not the others."""
+        """Returns the variant that runs, and the reasons against the others, as JSON."""

@@ -1,4 +1,4 @@
-"""torchvision's transform, as TorchScript, to the same pixels as in eager mode."""
+"""Replaces torchvision's transform, so that TorchScript computes the same pixels as eager mode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ExactTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def exact_transform(detector: nn.Module) -> dict[str, nn.Module]:
-    """The replacement for the detector's transform, by its name; empty if it is not torchvision's, or fixed-size."""
+    """Returns a replacement for the detector's transform, by name; empty if it is not torchvision's, or fixed-size."""
     transform: Any = getattr(detector, "transform", None)
     if type(transform) is not GeneralizedRCNNTransform or transform.fixed_size is not None:
         return {}

@@ -17,7 +17,7 @@ from ..common.errors import CaptureError
 from ..common.value_tree import literal
 
 NAMESPACES = ("aten", "torchvision", "hybrid_rt")
-"""Operators that a program in C++ finds: torch's own, and those that hybrid_rt has or replaces."""
+"""Namespaces of operators that exist in a C++ program: torch's own, and those that hybrid_rt has or replaces."""
 
 _SUBJECT = "the detector's head"
 
@@ -92,7 +92,7 @@ class ExportedCode:
             numbers: returns another expression for a call on sizes, given its arguments as source; empty: the usual.
 
         Raises:
-            CaptureError: an operator that TorchScript in C++ has not, state that is kept, or control flow.
+            CaptureError: TorchScript in C++ lacks an operator, or the program keeps state or has control flow.
         """
         self.lines: list[str] = []
         self.constants: dict[str, Tensor] = {}
