@@ -275,7 +275,7 @@ class Backend(ABC):
         return made
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Checks the user's options, and returns them in the form that the compiler uses; most compilers have none.
+        """Returns the user's options, checked, in the form that the compiler uses; most compilers have none.
 
         Args:
             options: the user's options.

@@ -231,7 +231,7 @@ class Program:
         return chain
 
     def exported(self, inside: torch.dtype | None = None) -> torch.export.ExportedProgram:
-        """Exports the program, at each call, as a function of flat tensors whose free dimensions are symbols.
+        """Returns the program, exported at each call, as a function of flat tensors with symbolic free dimensions.
 
         Args:
             inside: the dtype that replaces float32 inside, including the weights; inputs and outputs keep theirs.
@@ -257,7 +257,7 @@ class Program:
         return digest.hexdigest()
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Runs the detector's own segments.
+        """Returns the outputs of the detector's own segments.
 
         Args:
             inputs: the first member's tensors, on the CPU.

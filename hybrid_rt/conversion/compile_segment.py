@@ -45,7 +45,7 @@ class CompiledSegment(EngineModule):
     """
 
     def running(self) -> dict[str, Any]:
-        """Describes the variant that runs: "backend", "precision", "description".
+        """Returns a description of the variant that runs: "backend", "precision", "description".
 
         "variants" lists all variants, with the reasons against those that can't run.
         """
