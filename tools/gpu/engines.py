@@ -127,7 +127,7 @@ def op_cost(writer: Writer, name: str) -> None:
     writer.data(goals=[{"what": title, "goal": "op", "value": op / bare}])
 
 
-def replay(writer: Writer, name: str, engine: str, precision: str = "fp16", mode: str = "") -> None:
+def replay(writer: Writer, name: str, engine: str, precision: str = measure.FASTEST, mode: str = "") -> None:
     """Measures the replay of a call that was recorded as a CUDA graph, next to the time of the call's own kernels.
 
     Args:
@@ -157,7 +157,7 @@ def replay(writer: Writer, name: str, engine: str, precision: str = "fp16", mode
     writer.data(goals=[{"what": title, "goal": "replay", "value": again / kernels}])
 
 
-def two_streams(writer: Writer, name: str, engine: str, precision: str = "fp16", calls: int = 20) -> None:
+def two_streams(writer: Writer, name: str, engine: str, precision: str = measure.FASTEST, calls: int = 20) -> None:
     """Calls one engine from two threads, each in its own stream: compares results, and the time with one stream."""
     title = f"two streams, {TITLES[name]}, {engine} {precision}"
     module, x = measure.backbone(name)
@@ -264,7 +264,7 @@ def _compare(
     return run_all([bench.subject(DETECTORS[name])], chosen, None, settings)[1]
 
 
-def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = "fp16") -> None:
+def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = measure.FASTEST) -> None:
     """Profiles a hybrid's call on the GPU: kernels, and the host that launches them."""
     from torch.profiler import ProfilerActivity
 
@@ -321,7 +321,7 @@ def accuracy(
     writer: Writer,
     device: str = measure.DEVICE,
     engines: Sequence[str] = ENGINES,
-    precision: str = "fp16",
+    precision: str = measure.FASTEST,
     pictures: int = MAP_PICTURES,
 ) -> None:
     """Measures the mAP of the demo detector on held-out images: eager on the GPU, and its hybrids in fp16."""
