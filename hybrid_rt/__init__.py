@@ -82,7 +82,7 @@ _RENAMED = {
 
 
 def __getattr__(name: str) -> _typing.Any:
-    """Returns convert() and its result, or the object that had this name in earlier versions.
+    """Returns convert() or the class of its result on first use, or the object that had this name in earlier versions.
 
     convert() needs torchvision and torch.export, whose import takes as long as torch's; load() does not.
     """

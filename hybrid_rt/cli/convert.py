@@ -128,7 +128,7 @@ def _add_output(verb: argparse.ArgumentParser) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from ..conversion.convert import convert  # whose import takes longer than all other verbs together
+    from ..conversion.convert import convert  # its import takes a second, which no other verb needs
 
     example, *others = pictures_at(options.example)
     result = convert(
