@@ -1,9 +1,8 @@
 """Thresholds for equality, by precision.
 
-To add a threshold, change four files: this one (the field, and its value for each precision),
-cpp/include/hybrid_rt/thresholds.h (the field and its line in the table), cpp/src/verify/boxes.cpp (the rule that uses
-it) and the table in docs/precision-and-verification.md. The golden sample, the report, its schema and the bindings
-iterate over the fields, and tests compare the two languages and the page.
+To add a threshold, change the files that docs/decisions/0019-thresholds-by-fields.md names. The golden sample, the
+report and the bindings iterate over the fields, and tests compare the two languages, the stub, the report's labels and
+the page.
 """
 
 from __future__ import annotations

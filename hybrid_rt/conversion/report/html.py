@@ -37,6 +37,17 @@ _LEAST_PART = 0.01
 _ERRORS_SHOWN = 10
 """Number of the largest errors that are shown; the others are collapsed."""
 
+THRESHOLD_LABELS = {
+    "iou": "IoU of two boxes, at least",
+    "score": "difference of scores, at most",
+    "recall": "fraction of boxes with a partner, at least",
+    "relative_error": "relative error, at most",
+    "mask_iou": "IoU of two masks, at least",
+    "keypoint_distance": "distance of keypoints relative to the box, at most",
+    "keypoint_recall": "fraction of keypoints within it, at least",
+}
+"""A label for each field of ``Thresholds``."""
+
 
 def report_html(report: ReportData) -> str:
     """Returns the page."""
@@ -67,6 +78,7 @@ def report_html(report: ReportData) -> str:
         new_size=new_size_text(report.measurement) if report.measurement else "",
         class_names=summary_of(report.class_names, most=100),
         quantizations=quantization_lines(report),
+        thresholds=_thresholds(report),
         total_seconds=sum(report.seconds.values()),
     )
 
@@ -96,6 +108,13 @@ def breakable(name: str) -> Markup:
     return Markup(
         "".join(f"{escape(part)}<wbr>" if part in ".+_" else escape(part) for part in re.split("([.+_])", name))
     )
+
+
+def _thresholds(report: ReportData) -> list[tuple[str, float]]:
+    """Returns label and value of each threshold, in the order of the fields; empty: the hybrid was not verified."""
+    if report.thresholds is None:
+        return []
+    return [(THRESHOLD_LABELS[name], value) for name, value in report.thresholds.to_json().items()]
 
 
 def _latencies(report: ReportData) -> list[dict[str, Any]]:

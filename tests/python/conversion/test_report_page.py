@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
-from hybrid_rt import ConversionReport
+from hybrid_rt import ConversionReport, Thresholds
+from hybrid_rt.conversion.report.html import THRESHOLD_LABELS
 from models import digits_detector
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -280,3 +281,7 @@ def test_what_comes_from_outside_is_text(browser: Browser, tmp_path: Path) -> No
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW
     text = page.locator("main").text_content()
     assert text.count(name) > 8
+
+
+def test_every_threshold_has_a_label() -> None:
+    assert list(THRESHOLD_LABELS) == [field.name for field in fields(Thresholds)]
