@@ -257,22 +257,17 @@ class Partition:
     def _extended(self, part: set[Node], taken: set[Node]) -> set[Node]:
         """Adds preceding and following units as long as the part stays convex."""
         part = set(part)
-        leads: set[Node] = set()
-        for unit in reversed(self._units):
-            inside = {each in part for each in self._users[unit]}
-            outside = any(each in leads for each in self._users[unit])
-            if unit not in part and unit in taken and True in inside and not outside:
-                part.add(unit)
-            elif unit not in part and (True in inside or outside):
-                leads.add(unit)
-        follows: set[Node] = set()
-        for unit in self._units:
-            inside = {each in part for each in self.needs[unit]}
-            outside = any(each in follows for each in self.needs[unit])
-            if unit not in part and unit in taken and True in inside and not outside:
-                part.add(unit)
-            elif unit not in part and (True in inside or outside):
-                follows.add(unit)
+        for units, neighbours in ((reversed(self._units), self._users), (self._units, self.needs)):
+            beyond: set[Node] = set()  # units outside of the part from which it is reached in this direction
+            for unit in units:
+                if unit in part:
+                    continue
+                is_next = any(each in part for each in neighbours[unit])
+                is_beyond = any(each in beyond for each in neighbours[unit])
+                if unit in taken and is_next and not is_beyond:
+                    part.add(unit)
+                elif is_next or is_beyond:
+                    beyond.add(unit)
         return part
 
     def _between_dense(self, part: set[Node]) -> set[Node]:

@@ -157,19 +157,19 @@ _KNOWN = (
         (*_THRESHOLDS, "topk_candidates"),
         (*_batched_nms(), lambda: detection_utils._topk_min),
     ),
-    _Known(
-        retinanet.RetinaNet,
-        "postprocess_detections",
-        known_methods.RetinaNetMethods.postprocess_detections,
-        (*_THRESHOLDS, "topk_candidates"),
-        (*_batched_nms(), lambda: detection_utils._topk_min),
-    ),
-    _Known(
-        fcos.FCOS,
-        "postprocess_detections",
-        known_methods.FCOSMethods.postprocess_detections,
-        (*_THRESHOLDS, "topk_candidates"),
-        (*_batched_nms(), lambda: detection_utils._topk_min),
+    *(
+        _Known(
+            owner,
+            "postprocess_detections",
+            known_methods.DenseMethods.postprocess_detections,
+            (*_THRESHOLDS, "topk_candidates"),
+            (*_batched_nms(), lambda: detection_utils._topk_min),
+            helpers={"candidates": methods.candidates, "decoded": methods.decoded},
+        )
+        for owner, methods in (
+            (retinanet.RetinaNet, known_methods.RetinaNetMethods),
+            (fcos.FCOS, known_methods.FCOSMethods),
+        )
     ),
     _Known(
         roi_heads.RoIHeads,

@@ -56,14 +56,16 @@ class SSDMethods:
         return found
 
 
-class RetinaNetMethods:
-    """Methods that replace those of ``RetinaNet``."""
+class DenseMethods:
+    """Methods that replace those of ``RetinaNet`` and ``FCOS``; the two differ in ``candidates`` and ``decoded``."""
 
     box_coder: Any
     score_thresh: float
     nms_thresh: float
     topk_candidates: int
     detections_per_img: int
+    candidates: Callable[[dict[str, list[Tensor]], int, int], tuple[Tensor, Tensor]]
+    decoded: Callable[[Tensor, Tensor], Tensor]
 
     def postprocess_detections(
         self,
@@ -80,11 +82,9 @@ class RetinaNetMethods:
             labels: list[Tensor] = []
             for level, level_anchors in enumerate(anchors[image]):
                 classes = logits[level].shape[-1]
-                best, indices = torch.ops.hybrid_rt.sigmoid_topk(
-                    logits[level][image], float(self.score_thresh), int(self.topk_candidates)
-                )
+                best, indices = self.candidates(head_outputs, level, image)
                 rows = torch.div(indices, classes, rounding_mode="floor")
-                decoded = self.box_coder.decode_single(codes[level][image][rows], level_anchors[rows])
+                decoded = self.decoded(codes[level][image][rows], level_anchors[rows])
                 boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
                 scores.append(best)
                 labels.append(indices % classes)
@@ -95,44 +95,37 @@ class RetinaNetMethods:
         return found
 
 
-class FCOSMethods:
-    """Methods that replace those of ``FCOS``."""
+class RetinaNetMethods(DenseMethods):
+    """What ``DenseMethods`` calls in a ``RetinaNet``."""
 
-    box_coder: Any
-    score_thresh: float
-    nms_thresh: float
-    topk_candidates: int
-    detections_per_img: int
-
-    def postprocess_detections(
-        self,
-        head_outputs: dict[str, list[Tensor]],
-        anchors: list[list[Tensor]],
-        image_shapes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """In the place of ``postprocess_detections``: candidates straight from the logits."""
-        logits, codes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        centerness = head_outputs["bbox_ctrness"]
-        found: list[dict[str, Tensor]] = []
-        for image, shape in enumerate(image_shapes):
-            boxes: list[Tensor] = []
-            scores: list[Tensor] = []
-            labels: list[Tensor] = []
-            for level, level_anchors in enumerate(anchors[image]):
-                classes = logits[level].shape[-1]
-                best, indices = torch.ops.hybrid_rt.centered_sigmoid_topk(
-                    logits[level][image], centerness[level][image], float(self.score_thresh), int(self.topk_candidates)
-                )
-                rows = torch.div(indices, classes, rounding_mode="floor")
-                decoded = self.box_coder.decode(codes[level][image][rows], level_anchors[rows])
-                boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
-                scores.append(best)
-                labels.append(indices % classes)
-            all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-            keep = torch.ops.hybrid_rt.batched_nms(all_boxes, all_scores, all_labels, float(self.nms_thresh))
-            keep = keep[: int(self.detections_per_img)]
-            found.append({"boxes": all_boxes[keep], "scores": all_scores[keep], "labels": all_labels[keep]})
+    def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
+        """Returns the best scores of an image on a level, and their indices among all logits there."""
+        found: tuple[Tensor, Tensor] = torch.ops.hybrid_rt.sigmoid_topk(
+            head_outputs["cls_logits"][level][image], float(self.score_thresh), int(self.topk_candidates)
+        )
         return found
+
+    def decoded(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Returns the boxes of anchors."""
+        boxes: Tensor = self.box_coder.decode_single(codes, anchors)
+        return boxes
+
+
+class FCOSMethods(DenseMethods):
+    """What ``DenseMethods`` calls in an ``FCOS``."""
+
+    def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
+        """Returns the best scores of an image on a level, weighted by centerness, and their indices."""
+        logits, centerness = head_outputs["cls_logits"][level][image], head_outputs["bbox_ctrness"][level][image]
+        found: tuple[Tensor, Tensor] = torch.ops.hybrid_rt.centered_sigmoid_topk(
+            logits, centerness, float(self.score_thresh), int(self.topk_candidates)
+        )
+        return found
+
+    def decoded(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Returns the boxes of anchors."""
+        boxes: Tensor = self.box_coder.decode(codes, anchors)
+        return boxes
 
 
 class RoIHeadsMethods:
