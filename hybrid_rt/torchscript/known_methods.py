@@ -242,18 +242,8 @@ class RPNMethods:
         return found
 
 
-class GridRPNMethods:
+class GridRPNMethods(RPNMethods):
     """Methods that replace those of ``RegionProposalNetwork`` whose anchors are those of an ``AnchorGenerator``."""
-
-    head: Any
-    anchor_generator: Any
-    box_coder: Any
-    pre_nms_top_n: Callable[[], int]
-    post_nms_top_n: Callable[[], int]
-    min_size: float
-    score_thresh: float
-    nms_thresh: float
-    composed_proposals: Callable[[ImageList, list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
 
     def forward(
         self,
