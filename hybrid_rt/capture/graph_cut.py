@@ -128,11 +128,6 @@ class NodeWork:
     work: Work
     values: int
 
-    @property
-    def is_dense(self) -> bool:
-        """Returns true for convolutions, matrix products and attention."""
-        return self.work.bytes > 0 and self.work.operations > _OPERATIONS_PER_VALUE * max(self.values, 1)
-
 
 _NOTHING = NodeWork(NO_WORK, 0)
 
@@ -240,7 +235,9 @@ class Partition:
         return Part(nodes, self._cost(best) / self._total, frozenset(map(schema_name, best)))
 
     def _is_dense(self, unit: Node) -> bool:
-        return self._work.get(unit, _NOTHING).is_dense
+        """Returns true for convolutions, matrix products and attention."""
+        counted = self._work.get(unit, _NOTHING)
+        return counted.work.bytes > 0 and counted.work.operations > _OPERATIONS_PER_VALUE * max(counted.values, 1)
 
     def _cost(self, units: set[Node]) -> int:
         return sum(self._work.get(unit, _NOTHING).work.cost for unit in units)

@@ -101,9 +101,6 @@ def _proposals() -> Sequence[Callable[[], Any]]:
     )
 
 
-_COMPOSED_PROPOSALS = {"composed_proposals": known_methods.RPNMethods.composed_proposals}
-
-
 def _renamed(function: Any, name: str) -> FunctionType:
     """Returns a method under another name, by which TorchScript compiles it."""
     renamed = FunctionType(function.__code__, function.__globals__, name, function.__defaults__, function.__closure__)
@@ -187,12 +184,12 @@ _KNOWN = (
         _proposals(),
         detection_utils.BoxCoder,
         ("filter_proposals", "_get_top_n_idx"),
-        helpers=_COMPOSED_PROPOSALS,
+        helpers={"proposals": _renamed(known_methods.RPNMethods.composed_proposals, "proposals")},
     ),
     _Known(
         rpn.RegionProposalNetwork,
         "forward",
-        known_methods.GridRPNMethods.forward,
+        known_methods.RPNMethods.forward,
         ("min_size", "score_thresh", "nms_thresh"),
         (
             *_proposals(),
@@ -203,7 +200,10 @@ _KNOWN = (
         detection_utils.BoxCoder,
         ("filter_proposals", "_get_top_n_idx"),
         suits=lambda module: _is_untouched(module.anchor_generator, anchor_utils.AnchorGenerator),
-        helpers=_COMPOSED_PROPOSALS,
+        helpers={
+            "proposals": known_methods.GridRPNMethods.proposals,
+            "composed_proposals": known_methods.RPNMethods.composed_proposals,
+        },
     ),
     _Known(
         poolers.MultiScaleRoIAlign,

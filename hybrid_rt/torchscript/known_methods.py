@@ -194,6 +194,7 @@ class RPNMethods:
     min_size: float
     score_thresh: float
     nms_thresh: float
+    proposals: Callable[[ImageList, list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
 
     def forward(
         self,
@@ -205,12 +206,12 @@ class RPNMethods:
         maps = list(features.values())
         objectness, deltas = self.head(maps)
         losses: dict[str, Tensor] = {}
-        return self.composed_proposals(images, maps, objectness, deltas), losses
+        return self.proposals(images, maps, objectness, deltas), losses
 
     def composed_proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the proposals of each image, by torch's operators."""
+        """Returns the proposals of each image, by torch's operators: ``proposals``, or called by it."""
         anchors = self.anchor_generator(images, maps)
         found: list[Tensor] = []
         for image, shape in enumerate(images.image_sizes):
@@ -243,24 +244,18 @@ class RPNMethods:
 
 
 class GridRPNMethods(RPNMethods):
-    """Methods that replace those of ``RegionProposalNetwork`` whose anchors are those of an ``AnchorGenerator``."""
+    """What ``RPNMethods`` calls if the anchors are those of an ``AnchorGenerator``."""
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """In the place of ``forward``, in eval mode: from the network's outputs to proposals in one operator."""
-        maps = list(features.values())
-        objectness, deltas = self.head(maps)
-        losses: dict[str, Tensor] = {}
+    def proposals(
+        self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
+    ) -> list[Tensor]:
+        """Returns the proposals of each image: from the network's outputs in one operator, if it takes them."""
         is_known = len(maps) == len(objectness)
         for level_map, logits, codes in zip(maps, objectness, deltas):
             is_known = is_known and _is_plain(level_map) and _is_plain(logits) and _is_plain(codes)
             is_known = is_known and level_map.shape[-2:] == logits.shape[-2:]
         if not is_known:
-            return self.composed_proposals(images, maps, objectness, deltas), losses
+            return self.composed_proposals(images, maps, objectness, deltas)
         cells = [cell.to(dtype=maps[0].dtype, device=maps[0].device) for cell in self.anchor_generator.cell_anchors]
         weights = self.box_coder.weights
         found: list[Tensor] = []
@@ -281,7 +276,7 @@ class GridRPNMethods(RPNMethods):
                 float(self.box_coder.bbox_xform_clip),
             )
             found.append(proposals)
-        return found, losses
+        return found
 
 
 class PoolerMethods:
