@@ -226,13 +226,13 @@ void ps_roi_align_into(const Memory<T>& in, const Pooling& pooling) {
 
 /// Returns the results, of `channels` channels, that `pool` writes into its Memory.
 template <typename Pool>
-std::tuple<at::Tensor, at::Tensor> pooled(const char* name, const at::Tensor& input, const at::Tensor& rois,
-                                          int64_t channels, int64_t height, int64_t width, const Pool& pool) {
+std::tuple<at::Tensor, at::Tensor> pooled(const at::Tensor& input, const at::Tensor& rois, int64_t channels,
+                                          int64_t height, int64_t width, const Pool& pool) {
   Pooled output = empty_result(input, rois.size(0), channels, height, width);
   if (output.values.numel() > 0) {
     const at::Tensor pixels = input.contiguous();
     const at::Tensor boxes = rois.contiguous();
-    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), name,
+    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "pooling",
                                         [&] { pool(Memory<scalar_t>(pixels, boxes, output)); });
   }
   return {output.values, output.sources};
@@ -243,7 +243,7 @@ std::tuple<at::Tensor, at::Tensor> pooled(const char* name, const at::Tensor& in
 std::tuple<at::Tensor, at::Tensor> roi_pool(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                                             int64_t pooled_height, int64_t pooled_width) {
   check_pooling("roi_pool", input, rois, pooled_height, pooled_width);
-  return pooled("roi_pool", input, rois, input.size(1), pooled_height, pooled_width,
+  return pooled(input, rois, input.size(1), pooled_height, pooled_width,
                 [&](const auto& memory) { roi_pool_into(memory, spatial_scale); });
 }
 
@@ -251,7 +251,7 @@ std::tuple<at::Tensor, at::Tensor> ps_roi_pool(const at::Tensor& input, const at
                                                int64_t pooled_height, int64_t pooled_width) {
   check_position_sensitive_pooling("ps_roi_pool", input, rois, pooled_height, pooled_width);
   const int64_t channels = input.size(1) / (pooled_height * pooled_width);
-  return pooled("ps_roi_pool", input, rois, channels, pooled_height, pooled_width,
+  return pooled(input, rois, channels, pooled_height, pooled_width,
                 [&](const auto& memory) { ps_roi_pool_into(memory, spatial_scale); });
 }
 
@@ -260,7 +260,7 @@ std::tuple<at::Tensor, at::Tensor> ps_roi_align(const at::Tensor& input, const a
   check_position_sensitive_pooling("ps_roi_align", input, rois, pooled_height, pooled_width);
   const int64_t channels = input.size(1) / (pooled_height * pooled_width);
   const Pooling pooling{spatial_scale, pooled_height, pooled_width, sampling_ratio, true};
-  return pooled("ps_roi_align", input, rois, channels, pooled_height, pooled_width,
+  return pooled(input, rois, channels, pooled_height, pooled_width,
                 [&](const auto& memory) { ps_roi_align_into(memory, pooling); });
 }
 
