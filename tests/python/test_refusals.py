@@ -66,10 +66,8 @@ def sites(path: Path) -> Iterator[Site]:
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             kind = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
             codes = passed_codes(path) if isinstance(given.get("code"), ast.Name) else texts(given.get("code"))
-            own = FACTORIES[node.func.attr]
-            yield Site(
-                path.relative_to(ROOT), node.lineno, kind, texts(given.get("expected")), (own,) if own else codes
-            )
+            codes += FACTORIES[node.func.attr]
+            yield Site(path.relative_to(ROOT), node.lineno, kind, texts(given.get("expected")), codes)
 
 
 def passed_codes(path: Path) -> tuple[str, ...]:
