@@ -305,5 +305,5 @@ def test_a_module_that_returns_no_tensor() -> None:
 
 def test_what_an_engine_can_t_repeat_is_refused() -> None:
     random = new(Changed(lambda tensor: tensor + torch.rand_like(tensor)))
-    with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Returns: expected the same .*random"):
+    with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Changed: expected the same .*random"):
         hybrid_rt.compile_segment(random, small_picture())
