@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,23 @@ Call = Callable[[Tensor], Sequence[Any]]
 """Takes an image [3, H, W] and returns the detector's outputs in their order."""
 
 
+@dataclass(frozen=True)
+class WholeDetector:
+    """A detector for a whole graph, with the images that it is converted for.
+
+    Attributes:
+        detector: takes one image, returns a tuple of tensors.
+        images: [3, H, W] each; sizes that differ among them stay free if the engine's converter supports that.
+        outputs: the names of the tensors.
+        calibration: images [3, H, W] that int8 is calibrated on; empty: ``images``.
+    """
+
+    detector: nn.Module
+    images: Sequence[Tensor]
+    outputs: Sequence[str]
+    calibration: Sequence[Tensor] = ()
+
+
 class WholeGraph(ABC):
     """Converts a whole detector as the engine's users do, and opens the result, on the CPU."""
 
@@ -23,24 +41,13 @@ class WholeGraph(ABC):
     """The precisions of the whole graph: of boxes, scores and NMS too."""
 
     @abstractmethod
-    def build(
-        self,
-        detector: nn.Module,
-        images: list[Tensor],
-        precision: str,
-        outputs: list[str],
-        directory: Path,
-        calibration: Sequence[Tensor] = (),
-    ) -> None:
+    def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
         """Converts the detector into files of the directory.
 
         Args:
-            detector: takes one image, returns a tuple of tensors.
-            images: [3, H, W] each; sizes that differ among them stay free where the engine's users can have that.
+            whole: the detector.
             precision: one of ``precisions``.
-            outputs: the names of the tensors.
             directory: an existing one.
-            calibration: images [3, H, W] that int8 is calibrated on.
 
         Raises:
             Exception: whatever the vendor's converter raises for a detector that it does not take.

@@ -5,24 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from ... import _native
-from ...common.errors import BackendError
-from ...common.latency import benchmark
-from .options import DEFAULTS, MAX_ERROR, SECONDS
-from .record import KeptLayer, Quantization
+from .record import KeptLayer
 
 RANKING_SHARE = 0.5
 """Fraction of the budget for trying layers one by one; the rest is for trying sets of them."""
-
-MOST_COMPARED = 8
-"""Maximum number of calibration samples on which a trial is compared with fp32, spread evenly over all."""
-
-_ROUNDS = 5
 
 
 class Quantizer(Protocol):
@@ -59,64 +48,6 @@ class Found:
     error: float
     everywhere: float
     model_everywhere: Any
-
-
-class EngineQuantizer(Quantizer, Protocol):
-    """A quantizer that also knows what the record of the result tells."""
-
-    @property
-    def samples(self) -> Sequence[Any]:
-        """Calibration samples."""
-
-    @property
-    def shown(self) -> Mapping[str, str]:
-        """Names of layers for people."""
-
-    def times(self, found: Found) -> dict[str, float]:
-        """Returns the milliseconds of one call, by median, of the result beside what it was made from."""
-
-
-class Comparison:
-    """Calibration samples, and the outputs of the segment in fp32 on them."""
-
-    def __init__(
-        self,
-        model: Any,
-        outputs: Sequence[str],
-        samples: Sequence[Any],
-        opened: Callable[[Any], Callable[[Any], Sequence[Tensor]]],
-    ) -> None:
-        """Runs the segment in fp32.
-
-        Args:
-            model: the segment in fp32.
-            outputs: names of its outputs, in order.
-            samples: at most ``MOST_COMPARED`` of them are used.
-            opened: makes a model a function of one sample.
-        """
-        self._model, self._names, self._opened = model, outputs, opened
-        self.samples = samples[:: -(-len(samples) // MOST_COMPARED)]
-        run = opened(model)
-        self._expected = [run(sample) for sample in self.samples]
-
-    def errors(self, model: Any) -> dict[str, float]:
-        """Returns for each output the greatest relative error of a model."""
-        run = self._opened(model)
-        found = dict.fromkeys(self._names, 0.0)
-        for sample, expected in zip(self.samples, self._expected, strict=True):
-            for name, right, got in zip(self._names, expected, run(sample), strict=True):
-                error = _native.output_error(name, right, got).relative_error
-                found[name] = error if error != error else max(found[name], error)
-        return found
-
-    def times(self, found: Found) -> dict[str, float]:
-        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
-        models = {"fp32": self._model, "int8": found.model}
-        if found.kept:
-            models["int8 everywhere"] = found.model_everywhere
-        cases = {name: self._opened(model) for name, model in models.items()}
-        times = benchmark(cases, (self.samples[0],), repeat=_ROUNDS, warm_up=1)
-        return {name: latency.median for name, latency in times.items()}
 
 
 class NotFound(Exception):
@@ -249,47 +180,3 @@ def _by_outputs(trials: _Trials, ranked: Sequence[str]) -> _Trial:
             if trial.is_good:
                 return trial
     raise trials.refusal()
-
-
-def quantize(
-    quantizer: EngineQuantizer,
-    subject: tuple[str, str],
-    options: Mapping[str, float],
-    instead: str,
-    tell: Callable[[float, str], None],
-) -> tuple[Any, Quantization]:
-    """Returns the segment in int8, with the record of what was kept and of what it costs.
-
-    Args:
-        quantizer: the segment.
-        subject: the backend and the segment, for the error.
-        options: see :mod:`.options`.
-        instead: the precisions to use where int8 is not possible.
-        tell: told how far the search is.
-
-    Raises:
-        BackendError: too much would have to stay in fp32.
-    """
-    backend, segment = subject
-    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
-    try:
-        found = search(quantizer, limit, seconds, tell)
-    except NotFound as error:
-        raise BackendError.make(
-            backend,
-            f"segment '{segment}' in int8",
-            expected=f"outputs at most {limit:g} off on its calibration samples",
-            got=str(error),
-            remedy=f"Use {instead}, pass typical images in calibration_data=, or options="
-            f"{{'{backend}': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
-            code="outputs-differ",
-        ) from error
-    return found.model, Quantization(
-        samples=len(quantizer.samples),
-        layers=len(quantizer.layers),
-        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
-        error=found.error,
-        error_everywhere=found.everywhere,
-        max_error=limit,
-        milliseconds=quantizer.times(found),
-    )

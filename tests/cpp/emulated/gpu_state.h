@@ -99,6 +99,17 @@ struct State {
   static State& instance();
 };
 
+/// The one object of a kind, whose mutex is held for as long as this lives.
+template <typename T>
+class Locked {
+ public:
+  T* operator->() const { return &object_; }
+
+ private:
+  T& object_ = T::instance();
+  std::lock_guard<std::mutex> lock_{object_.mutex};
+};
+
 /// Puts an operation into a stream that is not captured from. The state's mutex is held.
 void enqueue_locked(State& state, Stream& stream, const Operation& operation);
 /// The stream from which this thread captures, or null. The state's mutex is held.

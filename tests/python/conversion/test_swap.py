@@ -214,12 +214,9 @@ def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
     hybrid_rt.convert(demo_detector, ([demo_image],), paths[0], segments=segments, verify=False)
     backbone = deeper_demo_backbone(demo_detector)
     hybrid_rt.swap_backbone(paths[0], backbone, paths[1])
-    kept = demo_detector.backbone
-    demo_detector.backbone = backbone
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_detector, "backbone", backbone)
         expected = demo_detector([demo_image])[0]
-    finally:
-        demo_detector.backbone = kept
     with_the_old_one = demo_detector([demo_image])[0]
     assert expected["scores"].tolist() != with_the_old_one["scores"].tolist()
     got = hybrid_rt.load(paths[1])([demo_image])[0]

@@ -10,6 +10,7 @@
 
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/plugin/backend.h"
+#include "lasting.h"
 #include "torch_device.h"
 
 // The plug-in as it is shipped, opened as the core opens it, on the emulated GPU with the stand-in of TensorRT; or on a
@@ -67,11 +68,9 @@ at::Tensor picture(std::vector<int64_t> sizes);
 at::Tensor on_device(const at::Tensor& tensor, int device = 0);
 
 /// Counts the copies of inputs that a profiler would see in this thread, in its lifetime.
-class CopiedInputs {
+class CopiedInputs : Lasting {
  public:
   CopiedInputs();
-  CopiedInputs(const CopiedInputs&) = delete;
-  CopiedInputs& operator=(const CopiedInputs&) = delete;
   ~CopiedInputs();
   int count() const;
 
@@ -80,11 +79,9 @@ class CopiedInputs {
 };
 
 /// Holds for its lifetime, and at its end, that nobody broke a rule and nothing is left over.
-class Watch {
+class Watch : Lasting {
  public:
   Watch();
-  Watch(const Watch&) = delete;
-  Watch& operator=(const Watch&) = delete;
   ~Watch();
 
   /// Returns what was noticed so far, and forgets it.
