@@ -1,7 +1,7 @@
-"""Gives each call of a frozen head its own state, starting from the attributes' values at conversion.
+"""Gives each call of a frozen head its own state, which starts from the attributes' values at conversion.
 
-TorchScript has one object for all threads that call a module. A head that kept a grid, a counter or the features of
-the last image would answer one caller with what belongs to another.
+All threads that call a TorchScript module share one object. A head that kept a grid, a counter or the features of the
+last image would return one caller's data to another.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ _Way = tuple[str, ...]
 
 
 def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
-    """Replaces the attributes that a frozen module's code reads and writes by variables of the call.
+    """Replaces the attributes that a frozen module's code reads and writes by local variables of the call.
 
-    Each is a list of one entry: unlike a plain variable it needs no thought for branches and loops.
+    Each variable is a list with one entry. Unlike a plain variable, it needs no special handling in branches and loops.
+
+    Args:
+        module: The frozen module. Its graph is modified.
 
     Returns:
-        The attributes that were replaced, e.g. ``grid.rows``.
+        Dotted paths of the replaced attributes, such as ``grid.rows``.
 
     Raises:
-        CaptureError: the code writes into an object of another class that the module holds.
+        CaptureError: The code writes into an object of another class that the module holds.
     """
     graph = module.graph
     reads: dict[_Way, list[Any]] = {}
@@ -64,7 +67,7 @@ def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
 
 
 def _way_of(node: Any, module: torch.jit.ScriptModule) -> _Way:
-    """The names that lead from the module to the attribute of a node; none where objects of other classes have it."""
+    """Returns the names from the module to a node's attribute; empty if the path leads through other objects."""
     names, root = _names_from(node)
     if root.unique() != next(module.graph.inputs()).unique():
         return ()
@@ -73,7 +76,7 @@ def _way_of(node: Any, module: torch.jit.ScriptModule) -> _Way:
 
 
 def _names_from(node: Any) -> tuple[list[str], Any]:
-    """The names that lead to the attribute of a node, and the value that they begin at."""
+    """Returns the names that lead to the attribute of a node, and the value that they start from."""
     names = [node.s("name")]
     holder = next(node.inputs())
     while holder.node().kind() == "prim::GetAttr":
@@ -83,7 +86,11 @@ def _names_from(node: Any) -> tuple[list[str], Any]:
 
 
 def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
-    """Lets pass what is done with an object that belongs to the call."""
+    """Refuses writes into an object that outlives the call. Objects that the call creates are its own.
+
+    Raises:
+        CaptureError: The node writes into an object of another class that the module holds.
+    """
     names, root = _names_from(node)
     is_kept = root.unique() == next(module.graph.inputs()).unique() or root.node().kind() == "prim::Constant"
     if node.kind() == "prim::SetAttr" and is_kept:
@@ -105,7 +112,7 @@ def _value_at(module: torch.jit.ScriptModule, way: Sequence[str]) -> Any:
 
 
 class _Builder:
-    """Adds nodes at the begin of a graph."""
+    """Adds nodes at the beginning of a graph."""
 
     def __init__(self, graph: Any, first: Any) -> None:
         self._graph, self._first = graph, first
@@ -116,7 +123,7 @@ class _Builder:
         return self._graph.insertConstant(value)
 
     def before(self, place: Any, kind: str, inputs: list[Any], returned: Any, instead: Any = None) -> Any:
-        """Adds a node before another one, or in its place."""
+        """Adds a node before another one, or instead of it."""
         node = self._graph.create(kind, inputs, 1)
         node.insertBefore(place)
         node.output().setType(returned)
@@ -129,7 +136,7 @@ class _Builder:
         return self.before(self._first, kind, inputs, returned)
 
     def attribute(self, like: Any, way: _Way) -> Any:
-        """Reads an attribute as another node does."""
+        """Adds nodes that read an attribute in the same way as another node."""
         holder = next(iter(self._graph.inputs()))
         for name, returned in zip(way, [*_holders(like), like.output().type()], strict=True):
             node = self._graph.create("prim::GetAttr", [holder], 1)
@@ -140,7 +147,7 @@ class _Builder:
         return holder
 
     def fresh(self, value: Any, held: Any) -> Any:
-        """Copies what an attribute holds, as deep as there are tensors and containers in it."""
+        """Adds nodes that copy the value of an attribute, including all tensors and containers in it."""
         kind = value.type()
         if held is None or isinstance(held, (bool, int, float, str)):
             return value
@@ -149,7 +156,7 @@ class _Builder:
             kind = value.type()
         if isinstance(held, torch.Tensor):
             is_dense = held.layout is torch.strided
-            # Of two names for one tensor.
+            # Two attributes may refer to the same tensor; they must still do so.
             memory = (held.data_ptr(), held.shape, held.stride(), held.dtype) if is_dense else (id(held),)
             if not held.numel() or memory not in self._copies:
                 self._copies[memory] = self.node("aten::clone", [value, self.constant(None)], kind)
@@ -177,7 +184,7 @@ class _Builder:
 
 
 def _holders(node: Any) -> list[Any]:
-    """The types of the modules between the outermost one and the attribute of a node."""
+    """Returns the types of the modules between the outermost module and the attribute of a node."""
     types: list[Any] = []
     holder = next(node.inputs())
     while holder.node().kind() == "prim::GetAttr":

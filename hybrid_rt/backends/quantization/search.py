@@ -1,4 +1,4 @@
-"""Finds the layers that must not be in int8, within a time budget."""
+"""Finds the layers that must stay out of int8, within a time budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .options import DEFAULTS, MAX_ERROR, SECONDS
 from .record import KeptLayer, Quantization
 
 RANKING_SHARE = 0.5
-"""Fraction of the budget for trying layers one by one; the rest is for trying sets of them."""
+"""Fraction of the time budget for trying layers one by one. The rest is for trying sets of layers."""
 
 MOST_COMPARED = 8
 """Maximum number of calibration samples on which a trial is compared with fp32, spread evenly over all."""
@@ -26,33 +26,41 @@ _ROUNDS = 5
 
 
 class Quantizer(Protocol):
-    """A segment that an engine's tool can quantise, with some of its layers or others."""
+    """A segment whose layers an engine's tool can quantise selectively."""
 
     @property
     def layers(self) -> Sequence[str]:
-        """Names of what int8 could compute, in the order in which they run."""
+        """Names of the layers that int8 could compute, in the order in which they run."""
 
     @property
     def edges(self) -> Collection[str]:
-        """The first and the last layers: what comes before or after them can't make up for their error."""
+        """Names of the first and last layers. No layer before or after them can compensate for their error."""
 
     @property
     def branches(self) -> Mapping[str, Collection[str]]:
-        """For each output the layers that lead to it and to no other one."""
+        """Names of the layers that contribute to exactly one output, by output."""
 
     def quantize(self, kept: Collection[str]) -> Any:
-        """Returns the segment with all layers in int8 but ``kept``."""
+        """Returns the segment with all layers in int8 except ``kept``."""
 
     def alone(self, layer: str) -> Any:
-        """Returns the segment with this layer alone in int8."""
+        """Returns the segment with only this layer in int8."""
 
     def errors(self, model: Any) -> Mapping[str, float]:
-        """Returns the relative error of each output of what one of the methods above returned."""
+        """Returns the relative error of each output of a model that :meth:`quantize` or :meth:`alone` returned."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a search: ``error`` is the greatest one of an output, ``everywhere`` that with no layer kept."""
+    """Result of a search.
+
+    Attributes:
+        model: The segment in int8.
+        kept: Layers that stay in fp32.
+        error: Largest relative error of an output of ``model``.
+        everywhere: Largest relative error of an output of ``model_everywhere``.
+        model_everywhere: The segment with every layer in int8.
+    """
 
     model: Any
     kept: tuple[KeptLayer, ...]
@@ -62,7 +70,7 @@ class Found:
 
 
 class EngineQuantizer(Quantizer, Protocol):
-    """A quantizer that also knows what the record of the result tells."""
+    """A quantizer that also provides the facts for the record of the result."""
 
     @property
     def samples(self) -> Sequence[Any]:
@@ -70,14 +78,14 @@ class EngineQuantizer(Quantizer, Protocol):
 
     @property
     def shown(self) -> Mapping[str, str]:
-        """Names of layers for people."""
+        """Names of layers to show to users, by the engine's names."""
 
     def times(self, found: Found) -> dict[str, float]:
-        """Returns the milliseconds of one call, by median, of the result beside what it was made from."""
+        """Returns the median milliseconds of a call of the result and of the models that it is compared with."""
 
 
 class Comparison:
-    """Calibration samples, and the outputs of the segment in fp32 on them."""
+    """Compares models with the segment in fp32 on some of the calibration samples."""
 
     def __init__(
         self,
@@ -86,13 +94,13 @@ class Comparison:
         samples: Sequence[Any],
         opened: Callable[[Any], Callable[[Any], Sequence[Tensor]]],
     ) -> None:
-        """Runs the segment in fp32.
+        """Runs the segment in fp32 and keeps its outputs.
 
         Args:
-            model: the segment in fp32.
-            outputs: names of its outputs, in order.
-            samples: at most ``MOST_COMPARED`` of them are used.
-            opened: makes a model a function of one sample.
+            model: The segment in fp32.
+            outputs: Names of its outputs, in order.
+            samples: Calibration samples. At most ``MOST_COMPARED`` of them are used.
+            opened: Turns a model into a function of one sample.
         """
         self._model, self._names, self._opened = model, outputs, opened
         self.samples = samples[:: -(-len(samples) // MOST_COMPARED)]
@@ -100,7 +108,7 @@ class Comparison:
         self._expected = [run(sample) for sample in self.samples]
 
     def errors(self, model: Any) -> dict[str, float]:
-        """Returns for each output the greatest relative error of a model."""
+        """Returns the largest relative error of each output of a model."""
         run = self._opened(model)
         found = dict.fromkeys(self._names, 0.0)
         for sample, expected in zip(self.samples, self._expected, strict=True):
@@ -110,7 +118,7 @@ class Comparison:
         return found
 
     def times(self, found: Found) -> dict[str, float]:
-        """Returns the milliseconds of one call, by median, of what was found beside what it was made from."""
+        """Returns the median milliseconds of a call in fp32, in int8, and with every layer in int8 if some are kept."""
         models = {"fp32": self._model, "int8": found.model}
         if found.kept:
             models["int8 everywhere"] = found.model_everywhere
@@ -120,7 +128,7 @@ class Comparison:
 
 
 class NotFound(Exception):
-    """No set of layers that was tried is good enough; the text gives the error of the best one."""
+    """No tried set of layers is accurate enough. The text gives the error of the best one."""
 
 
 def search(
@@ -128,18 +136,21 @@ def search(
 ) -> Found:
     """Quantises as many layers as the limit on the outputs' errors allows.
 
-    Layers are ranked by the error that each of them alone causes. The first one, two, four, ... of the ranking are
-    kept in fp32; if half of all are not enough, the branches of the outputs that are too far off. Then the
-    smallest number of the ranking that is enough is looked for.
+    Layers are ranked by the error that each causes alone. The search keeps the first one, two, four, ... of the ranking
+    in fp32. If half of all layers are not enough, it keeps the branches of the outputs that are too inaccurate.
+    Otherwise it then finds the smallest sufficient number by bisection.
 
     Args:
-        quantizer: the segment.
-        limit: greatest relative error of an output.
-        seconds: how long the search may take; one trial that has begun is finished.
-        tell: told the share of the time that is over, and what is tried.
+        quantizer: The segment.
+        limit: Largest allowed relative error of an output.
+        seconds: Time budget of the search. A trial that has begun is finished.
+        tell: Called with the spent fraction of the budget and a description of the current trial.
+
+    Returns:
+        The quantised segment and the layers that stay in fp32.
 
     Raises:
-        NotFound: the limit can't be kept, or not in this time.
+        NotFound: The limit can't be met, or not in this time.
     """
     trials = _Trials(quantizer, limit, seconds, tell)
     whole = trials.quantize(())
@@ -183,11 +194,11 @@ class _Trial:
 
     @property
     def is_good(self) -> bool:
-        return self.error <= self.limit  # not so if it is NaN
+        return self.error <= self.limit  # false for NaN
 
 
 class _Trials:
-    """Trials so far, and the remaining time."""
+    """Runs trials and tracks the best error and the remaining time."""
 
     def __init__(self, quantizer: Quantizer, limit: float, seconds: float, tell: Callable[[float, str], None]) -> None:
         self.quantizer, self.limit, self.seconds, self._tell = quantizer, limit, seconds, tell
@@ -196,7 +207,7 @@ class _Trials:
 
     @property
     def share(self) -> float:
-        """The part of the budget that is spent."""
+        """Fraction of the time budget that is spent."""
         return min(1.0, (time.monotonic() - self._start) / self.seconds)
 
     @property
@@ -207,7 +218,11 @@ class _Trials:
         self._tell(self.share, what)
 
     def quantize(self, kept: Collection[str]) -> _Trial:
-        """Raises NotFound if the time is over."""
+        """Quantises all layers except ``kept`` and measures the errors.
+
+        Raises:
+            NotFound: The time is over.
+        """
         if kept and self.is_over:
             raise NotFound(
                 f"{self._best:.3g} at best when the {self.seconds:g} s of the search were over, with "
@@ -224,7 +239,7 @@ class _Trials:
 
 
 def _ranked(trials: _Trials) -> dict[str, float | None]:
-    """The layers with the error of each alone, the greatest first; edges first where the time does not suffice."""
+    """Returns the error that each layer causes alone, largest first; None for layers that were not tried in time."""
     layers, edges = trials.quantizer.layers, trials.quantizer.edges
     errors: dict[str, float | None] = {}
     for name in sorted(layers, key=lambda name: name not in edges):
@@ -239,7 +254,7 @@ def _ranked(trials: _Trials) -> dict[str, float | None]:
 
 
 def _by_outputs(trials: _Trials, ranked: Sequence[str]) -> _Trial:
-    """Keeps the branches of the outputs that are too far off, and then the first of the ranking too."""
+    """Keeps the branches of the outputs that are too inaccurate, then also the first layers of the ranking."""
     trial = trials.quantize(ranked)
     bad = [name for name, error in trial.errors.items() if not error <= trials.limit]
     branches = {layer for name in bad for layer in trials.quantizer.branches.get(name, ())}
@@ -258,17 +273,17 @@ def quantize(
     instead: str,
     tell: Callable[[float, str], None],
 ) -> tuple[Any, Quantization]:
-    """Returns the segment in int8, with the record of what was kept and of what it costs.
+    """Returns the segment in int8, and the record of the kept layers, the errors and the times.
 
     Args:
-        quantizer: the segment.
-        subject: the backend and the segment, for the error.
-        options: see :mod:`.options`.
-        instead: the precisions to use where int8 is not possible.
-        tell: told how far the search is.
+        quantizer: The segment.
+        subject: Names of the backend and the segment, for errors.
+        options: Options of :mod:`.options`.
+        instead: Precisions to suggest if int8 is not possible.
+        tell: Called with the spent fraction of the time budget and a description of the current trial.
 
     Raises:
-        BackendError: too much would have to stay in fp32.
+        BackendError: Too many layers would have to stay in fp32.
     """
     backend, segment = subject
     limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
