@@ -1,10 +1,10 @@
-# Targets for the libtorch of a torch wheel, the same for every wheel: torch's own config asks for a CUDA toolkit when
-# the wheel was built with CUDA, even where no CUDA code is compiled. Installed with the package config, so that a
-# user's project is built by the same flags.
+# Defines targets for the libtorch of any torch wheel. torch's own CMake config requires a CUDA toolkit for a wheel with
+# CUDA, even if no CUDA code is compiled. This file is installed with the package config, so that users' projects are
+# built with the same flags.
 
-# torch's libraries share one libstdc++. With a copy of its own in the program or library, the first stream or exception
-# that crosses between them ends the process. A compiler does that where it is told to (-static-libstdc++), or finds
-# libstdc++.a alone.
+# Checks that libstdc++ is linked dynamically, because torch's libraries share one. If the program or library has its
+# own copy, the first stream or exception that crosses the boundary crashes the process. Compilers link it statically
+# with -static-libstdc++, or if they find only libstdc++.a.
 function(hybrid_rt_check_libstdcxx)
   if(HYBRID_RT_SHARES_LIBSTDCXX OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR CMAKE_CROSSCOMPILING)
     return()

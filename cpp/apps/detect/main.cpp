@@ -1,4 +1,4 @@
-// hybrid-rt-detect: a bundle and a picture in, boxes out.
+// hybrid-rt-detect: runs a bundle on an image and prints the boxes.
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -96,7 +96,7 @@ struct Options {
   float min_score = 0;
 };
 
-/// A step that failed, with the exit code of that step.
+/// The failure of a step, with that step's exit code.
 class Failure : public std::runtime_error {
  public:
   Failure(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
@@ -143,7 +143,7 @@ void define(CLI::App& app, Options& options) {
         return text == "cpu" || text == "cuda" || is_index ? "" : "'" + text + "' is not cpu, cuda or cuda:INDEX";
       },
       "cpu|cuda[:INDEX]");
-  // CLI::Range lets NaN through.
+  // CLI::Range accepts NaN.
   const CLI::Validator is_score(
       [](const std::string& text) -> std::string {
         float value = 0;
@@ -322,7 +322,7 @@ void detect(const Options& options) {
     const Stopwatch tensor_stopwatch;
     const at::Tensor pixels = at::from_blob(picture.rgb.data(), {picture.height, picture.width, 3}, at::kByte);
     const at::Tensor image = hybrid_rt::to_image(pixels, device);
-    hybrid_rt::wait_for(device);  // else the first forward would be timed with it
+    hybrid_rt::wait_for(device);  // otherwise the copy would count as part of the first forward
     result.timing.decode += tensor_stopwatch.milliseconds();
     const torch::jit::IValue output = run(module, image, options.repeat, result.timing);
     result.detections = hybrid_rt::detections_from(output, /*pictures=*/1)[0].objects;

@@ -10,7 +10,7 @@ namespace hybrid_rt::serve {
 namespace {
 
 constexpr std::int64_t kMaxDeadline = 86'400'000;
-/// A side to the other one. Detectors scale a picture to some hundred pixels: of a thinner one nothing would be left.
+/// Maximum ratio of the sides. Detectors scale an image to some hundred pixels, which leaves nothing of a thinner one.
 constexpr std::int64_t kMaxAspect = 100;
 
 std::span<const std::uint8_t> bytes_of(const std::string& text) {
@@ -129,7 +129,8 @@ DetectQuery read_query(const HttpRequest& request) {
 }
 
 bool is_known_type(const std::string& content_type) {
-  // What an image is, is told by its bytes: "image/jpg", "image/*" and a store's "binary/octet-stream" are common.
+  // The format of an image is detected from its bytes, because "image/jpg", "image/*" and a store's
+  // "binary/octet-stream" are common.
   static const std::set<std::string> kKnown{"application/octet-stream", "binary/octet-stream", "multipart/form-data",
                                             "application/x-safetensors"};
   return content_type.starts_with("image/") || kKnown.contains(content_type);

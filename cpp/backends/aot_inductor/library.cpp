@@ -16,14 +16,14 @@ struct Files {
   std::map<std::string, std::shared_ptr<const LibraryFile>> by_digest;
 };
 
-/// Never destroyed: engines may outlive our static objects.
+/// Never destroyed, because engines may outlive static objects.
 Files& files() {
   static Files* const files = new Files();
   return *files;
 }
 
-/// Python loads torch's libraries for itself alone; a C++ program has libtorch_cpu for all. Not loaded again, only made
-/// visible, with what they need.
+/// Makes the symbols of a loaded library, and of its dependencies, globally visible. A C++ program has libtorch_cpu's
+/// already, but Python loads torch's libraries with local symbols.
 void make_visible(const char* library, const char* remedy) {
   if (dlopen(library, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD) != nullptr) return;
   const char* reason = dlerror();

@@ -14,7 +14,7 @@ Error malformed(const std::string& expected, const std::string& got) {
                "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
 }
 
-/// TensorRT-RTX's switches; a value that is not known would be left out in silence.
+/// Reads TensorRT-RTX's switches. An unknown value throws, because it would otherwise be ignored silently.
 RtxSwitches switches_from(const json& recorded) {
   RtxSwitches switches;
   const std::string value = recorded.value("kernel_specialization", std::string("lazy"));

@@ -19,7 +19,8 @@ std::string variable(const char* name) {
   return value != nullptr ? value : "";
 }
 
-/// As hybrid_rt/backends/cache/folder.py says; empty if there is none, or the cache is switched off.
+/// Returns the directory that hybrid_rt/backends/cache/folder.py defines; empty if there is none, or if the cache is
+/// off.
 fs::path cache_folder() {
   if (variable("HYBRID_RT_CACHE_SIZE") == "0") return {};
   if (const std::string named = variable("HYBRID_RT_CACHE"); !named.empty()) return fs::absolute(named);
@@ -46,7 +47,7 @@ void RuntimeCacheFile::write(const std::string& bytes) const {
   if (path_.empty() || bytes.empty()) return;
   std::error_code failed;
   fs::create_directories(fs::path(path_).parent_path(), failed);
-  // Another engine of this process may write at the same time.
+  // Another engine of this process may be writing at the same time.
   static std::atomic<unsigned> writes{0};
   const std::string beside = path_ + "." + std::to_string(getpid()) + "." + std::to_string(writes++);
   {

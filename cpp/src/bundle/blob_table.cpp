@@ -18,11 +18,11 @@ Error malformed(const std::string& subject, const std::string& expected, const s
                "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
 }
 
-/// Bytes that a variant's blobs may have beyond those of the table: a piece may stand several times, as tied weights
-/// do, but a small file must not ask for much memory.
+/// Limit of a variant's bytes beyond those of the table. A piece may be used several times, as for tied weights, but a
+/// small file must not claim a lot of memory.
 constexpr int64_t kMostRepeated = int64_t{256} << 20;
 
-/// The sum, or the largest number.
+/// Returns the sum, or the largest int64 if it overflows.
 int64_t saturated(int64_t a, int64_t b) {
   int64_t sum = 0;
   return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<int64_t>::max() : sum;

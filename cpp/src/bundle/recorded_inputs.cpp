@@ -12,7 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-/// More elements than any image has: an altered file must not ask for all of the memory.
+/// More elements than any image has, so that an altered file can't claim all of the memory.
 constexpr int64_t kMostElements = int64_t{1} << 30;
 
 Error malformed(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {

@@ -9,7 +9,7 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr Refuse kRefuse{"box_detections"};
-constexpr float kLeastSide = 1e-2F;  // of a box, in pixels: torchvision's
+constexpr float kLeastSide = 1e-2F;  // minimum side of a box in pixels, as in torchvision
 
 void check_box_detections(const at::Tensor& scores, const at::Tensor& codes, const at::Tensor& proposals) {
   for (const at::Tensor* const tensor : {&scores, &codes, &proposals}) require_floats(kRefuse, *tensor);

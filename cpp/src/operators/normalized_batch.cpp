@@ -13,7 +13,7 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr Refuse kRefuse{"normalized_batch"};
-constexpr int64_t kValuesPerThread = 1 << 19;  // less takes about as long as to wake a thread
+constexpr int64_t kValuesPerThread = 1 << 19;  // less work takes about as long as waking a thread
 
 void check_normalized_batch(at::TensorList images, at::ArrayRef<double> mean, at::ArrayRef<double> std,
                             at::IntArrayRef heights, at::IntArrayRef widths, int64_t size_divisible) {
@@ -44,7 +44,7 @@ int64_t rounded_up(at::IntArrayRef sizes, int64_t divisor) {
   return (largest + divisor - 1) / divisor * divisor;
 }
 
-/// Writes one image into its place in the batch, [C, H, W].
+/// Writes one image to its place in the batch, [C, H, W].
 void write_image(const at::Tensor& image, at::ArrayRef<double> mean, at::ArrayRef<double> std, int64_t height,
                  int64_t width, const at::Tensor& place) {
   const ResizeAxis rows(image.size(1), height);

@@ -45,7 +45,7 @@ at::Tensor field(const Fields& picture, const char* key) {
 
 at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(at::kCPU, type).contiguous(); }
 
-/// A field of n rows and of so many dimensions, as floats on the CPU.
+/// Returns a field with one row per object and this number of dimensions, as floats on the CPU.
 at::Tensor per_object(const Fields& picture, const char* key, std::int64_t objects, std::int64_t dimensions) {
   const at::Tensor tensor = optional_field(picture, key);
   if (!tensor.defined()) return tensor;
@@ -85,16 +85,16 @@ Detections detections_of(const Fields& picture) {
   return found;
 }
 
-/// Floats in 0..1, channels first.
+/// Returns floats in 0..1, channels first.
 at::Tensor to_floats(const at::Tensor& pixels) {
-  // A number would become a multiplication on a GPU, and other last digits than on a CPU.
+  // A plain number would become a multiplication on a GPU, whose last digits differ from the CPU's division.
   const at::Tensor largest = at::scalar_tensor(255.0F, pixels.options().dtype(at::kFloat));
   return pixels.permute({2, 0, 1})
       .to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous)
       .div_(largest);
 }
 
-/// From memory that the GPU reads by itself; torch keeps it until it is read.
+/// Copies from pinned memory, which the GPU reads directly. torch keeps it until then.
 at::Tensor moved(const at::Tensor& tensor, c10::Device device) {
   if (device.is_cpu()) return tensor;
   return at::empty(tensor.sizes(), tensor.options().pinned_memory(true))

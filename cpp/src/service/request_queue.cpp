@@ -22,7 +22,7 @@ BusyError::BusyError(const std::string& expected, const std::string& got, second
       retry_after_(retry_after) {}
 
 RequestQueue::Seconds RequestQueue::expected(Clock::time_point now) const {
-  // Else one slow picture could have everything refused that would show that the time of slowness is over.
+  // Without this, one slow image could cause all requests to be refused that would show that runs are fast again.
   const Seconds forgotten = std::max(Seconds(1), 4 * typical_);
   return now - last_done_ < forgotten ? typical_ : Seconds(0);
 }
@@ -57,7 +57,7 @@ void RequestQueue::push(std::vector<DetectRequest> requests) {
 void RequestQueue::take_late(Clock::time_point now, std::vector<Waiting>& late) {
   const Seconds each = expected(now);
   for (auto it = waiting_.begin(); it != waiting_.end();) {
-    // Whether it could be done in time is asked of the next one only: those behind it wait longer, and are asked later.
+    // Only the next image must be able to meet its deadline: the ones behind it wait longer, and are checked later.
     const Seconds needed = it == waiting_.begin() ? each : Seconds(0);
     const bool is_late = it->request.deadline && now + needed > *it->request.deadline;
     if (is_late) late.push_back(std::move(*it));
@@ -103,7 +103,7 @@ void RequestQueue::done(std::size_t pictures, Clock::duration took) {
   running_ -= pictures;
   last_done_ = Clock::now();
   const Seconds each = Seconds(took) / static_cast<double>(pictures);
-  // An average of the last handful; the first one counts whole.
+  // A moving average of the last few images. The first one counts fully.
   typical_ = typical_.count() > 0 ? typical_ * 0.8 + each * 0.2 : each;
 }
 

@@ -22,7 +22,7 @@ std::vector<std::string> split(const std::string& text, char separator) {
   return parts;
 }
 
-/// "2.15.0+cu132" -> {2, 15, 0}: what stands behind the numbers does not count.
+/// Returns {2, 15, 0} for "2.15.0+cu132". Text after the numbers is ignored.
 std::vector<int64_t> numbers_of(const std::string& version) {
   std::vector<int64_t> numbers;
   for (const std::string& part : split(version, '.')) {
@@ -35,7 +35,7 @@ std::vector<int64_t> numbers_of(const std::string& version) {
   return numbers;
 }
 
-/// Below zero if `a` is the older one; numbers that are left out count as 0.
+/// Returns a number below zero if `a` is older. Missing numbers count as 0.
 int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
   const size_t length = std::max(a.size(), b.size());
   a.resize(length);
@@ -43,7 +43,7 @@ int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
   return a < b ? -1 : a == b ? 0 : 1;
 }
 
-/// `wanted`: "8.6,8.9", or ">=8.0".
+/// Returns why no device has a required compute capability. `wanted` is "8.6,8.9", or ">=8.0".
 std::optional<std::string> unmet_capability(const std::string& wanted, const Machine& machine, size_t cuda_index) {
   if (cuda_index >= machine.cuda_devices.size()) return "there is no CUDA device " + std::to_string(cuda_index);
   const CudaDevice& device = machine.cuda_devices[cuda_index];
@@ -65,7 +65,7 @@ Machine Machine::here() {
   static const std::set<std::string> cpu_flags = platform::cpu_flags();
   Machine machine;
   machine.cpu_flags = cpu_flags;
-  const CudaDevices& cuda = hybrid_rt::cuda_devices();  // not the member
+  const CudaDevices& cuda = hybrid_rt::cuda_devices();  // the function, not the member
   machine.cuda_devices = cuda.devices;
   machine.no_cuda_reason = cuda.reason;
   machine.free_memory = platform::free_memory();
