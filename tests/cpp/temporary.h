@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-/// A folder that goes with its object.
+/// A directory that is removed with its object.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -29,7 +29,7 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-/// Sets an environment variable (or unsets it: nullptr) and restores it.
+/// Sets an environment variable (nullptr unsets it) and restores it at the end.
 class TemporaryVariable {
  public:
   TemporaryVariable(std::string name, const char* value) : name_(std::move(name)) {

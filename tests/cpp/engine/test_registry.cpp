@@ -11,7 +11,7 @@
 #include "hybrid_rt/backends.h"
 #include "temporary.h"
 
-// The registry lives as long as the process: each test takes names of its own.
+// The registry lives as long as the process, so each test uses its own names.
 
 namespace {
 

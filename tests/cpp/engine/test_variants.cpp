@@ -36,7 +36,7 @@ using hybrid_rt::Machine;
 using hybrid_rt::Preference;
 using hybrid_rt::preference_from;
 
-/// Variants of the backend "fixture", each with a blob of its own.
+/// Variants of the backend "fixture", each with its own blob.
 class Variants {
  public:
   Variants() { hybrid_rt::add_plugin_folder(HYBRID_RT_TEST_PLUGINS); }
@@ -69,7 +69,7 @@ class Variants {
   std::vector<at::Tensor>& blobs() { return blobs_; }
 
  private:
-  /// Blobs of no two tests are alike, so no engine is shared by chance.
+  /// Blobs of different tests differ, so that no engine is shared accidentally.
   static int64_t next_size() {
     static int64_t size = 0;
     return ++size;
@@ -112,7 +112,7 @@ TEST_CASE("checking says the same without loading an engine") {
   const auto checks = check_variants(variants.specs(), {}, {}, Machine::here());
   REQUIRE(checks.size() == 3);
   CHECK(checks[0].refusal == "no such device");
-  CHECK(checks[1].chosen);  // what fails only when it is loaded can't be known
+  CHECK(checks[1].chosen);  // a failure to load can't be known before
   CHECK_FALSE(checks[2].chosen);
   CHECK(checks[2].refusal.empty());
 }
@@ -231,7 +231,7 @@ TEST_CASE("requirements of the machine are compared before a backend is asked") 
     variants.add({{name, wanted}});
     return check_variants(variants.specs(), {}, {}, machine)[0].refusal;
   };
-  CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's is 1.0
+  CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's version is 1.0
   CHECK(refusal("version", "==1").empty());
   CHECK(refusal("version", ">=1.0.1") ==
         "it needs fixture >=1.0.1, here is 1.0; install a version in that range, or convert the detector again with "

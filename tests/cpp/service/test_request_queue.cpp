@@ -30,7 +30,7 @@ std::vector<DetectRequest> requests(std::size_t count, std::optional<Clock::dura
   return made;
 }
 
-/// The text of the refusal; empty if it was taken.
+/// Returns the text of the refusal; empty if the requests were accepted.
 std::string refusal(RequestQueue& queue, std::vector<DetectRequest> given) {
   try {
     queue.push(std::move(given));
@@ -42,7 +42,7 @@ std::string refusal(RequestQueue& queue, std::vector<DetectRequest> given) {
   }
 }
 
-/// Lets the queue see a picture that took so long.
+/// Runs an image that takes this long through the queue.
 void run_one(RequestQueue& queue, Clock::duration took) {
   queue.push(requests(1));
   REQUIRE(queue.take().batch.size() == 1);

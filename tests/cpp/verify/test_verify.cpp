@@ -12,7 +12,7 @@
 #include "demo_bundle.h"
 #include "failure_of.h"
 
-// More of the rule's cases, and a reference of it, are in tests/python/verification/.
+// tests/python/verification/ has more cases of the rule, and a reference implementation.
 
 namespace {
 

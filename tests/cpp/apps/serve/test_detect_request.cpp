@@ -103,7 +103,7 @@ TEST_CASE("pictures come with their sizes") {
 
   std::string turned = png(5, 3);
   const std::string exif("MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 22);
-  turned.insert(33, std::string("\0\0\0\x16", 4) + "eXIf" + exif + "....");  // the chunk's check sum is not read
+  turned.insert(33, std::string("\0\0\0\x16", 4) + "eXIf" + exif + "....");  // the chunk's checksum is not read
   CHECK(read_pictures(with_body("image/png", turned), {}).at(0).size.width == 5);
   const auto upright =
       read_pictures(with_body("image/png", turned), {.orientation = hybrid_rt::apps::Orientation::kExif});

@@ -1,4 +1,4 @@
-// What the TensorRT backend works out without the vendor's library or a GPU.
+// Tests the parts of the TensorRT backend that need neither the vendor's library nor a GPU.
 
 #include <ATen/ops/empty.h>
 #include <doctest/doctest.h>
@@ -97,7 +97,7 @@ TEST_CASE("what TensorRT-RTX compiled is kept whole between processes") {
   CHECK(file.read().empty());
   file.write("bytes\n\0"s);
   CHECK(file.read() == "bytes\n\0"s);
-  file.write("");  // nothing to keep: the old one stays
+  file.write("");  // empty contents do not replace the old file
   CHECK(file.read() == "bytes\n\0"s);
   const auto in_folder = std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx");
   CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);

@@ -1,4 +1,4 @@
-// Refusals of engines, and what else the plug-in says.
+// Tests refusals of engines, and other messages of the plug-in.
 
 #include <doctest/doctest.h>
 
@@ -192,7 +192,7 @@ TEST_CASE("scratch memory whose size the vendor can't tell is an error" * emulat
 TEST_CASE("shapes and addresses that the vendor refuses are errors, after which an engine can be used" *
           emulated_only()) {
   Watch watch;
-  Artifact wider;  // as if more had been recorded than was built
+  Artifact wider;  // as if the record had a wider range than the engine
   wider.bindings["profiles"][0][0]["max"] = {4, 3, 128, 128};
   const auto engine = wider.load();
   CHECK(std::string(failure_of([&] { engine->run({on_device(picture({1, 3, 16, 96}))}); }).what()) ==
