@@ -1,7 +1,7 @@
-"""The detectors of first_try.py, each with random weights: nothing is downloaded.
+"""Detectors for first_try.py, each with random weights: nothing is downloaded.
 
-Weights are treated so that activations stay of order one and scores differ by more than rounding. The boxes mean
-nothing; the arithmetic is the real one.
+Weights are scaled so that activations stay of order one and scores differ by more than rounding. The boxes are
+meaningless, but the arithmetic is realistic.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Stranger:
     """A detector that is converted with defaults.
 
     Attributes:
-        build: returns it, in eval mode, without gradients.
+        build: Returns the detector in eval mode, without gradients.
         example: (height, width) of the example's images.
-        others: sizes that the conversion does not see.
-        shapes: of the second conversion, where the detector has no transform that says what sizes it may get; None:
-            there is no second.
-        takes_list: it takes a list of images, not a batch.
-        channels: of an image.
-        package: that has to be installed; empty: none beside the project's own.
+        others: Sizes that the conversion does not see.
+        shapes: ``shapes=`` of the second conversion, for a detector without a transform that limits its sizes; None if
+            there is no second conversion.
+        takes_list: True if it takes a list of images, not a batch.
+        channels: Number of channels of an image.
+        package: Package that it needs; empty if it needs none besides the project's own.
     """
 
     build: Callable[[], nn.Module]
@@ -52,27 +52,27 @@ class Stranger:
     package: str = ""
 
     def arguments(self, size: Size, seed: int = 0) -> tuple[Any, ...]:
-        """The positional arguments for one image of a size, another image per seed."""
+        """Returns the positional arguments for one image of a size. Each seed gives another image."""
         photographs = torchvision_detectors.pictures([size] * (seed + 1))
         image = photographs[-1][: self.channels]
         return ([image],) if self.takes_list else (image[None],)
 
 
 ANY = {"height": (64, 256), "width": (64, 256)}
-"""Sizes of a detector without a transform."""
+"""Sizes for a detector without a transform."""
 
 ODD = ((97, 161), (160, 128), (211, 173))
-"""Sizes that no stride divides."""
+"""Sizes that are not multiples of any stride."""
 
 FIXED = ((128, 128),) * 3
-"""The detector itself takes one size only."""
+"""For detectors that take only one size."""
 
 
 def lively(detector: nn.Module, *arguments: Any) -> nn.Module:
     """Scales each layer so that its outputs have the standard deviation 1, and calibrates batch norms.
 
-    As in LSUV (arXiv:1511.06422): random weights make activations vanish or grow from layer to layer, and then nothing
-    but rounding decides which query is the best.
+    As in LSUV (arXiv:1511.06422): with random weights, activations vanish or grow from layer to layer, and then only
+    rounding decides which query is the best.
     """
     detector.requires_grad_(False).eval()
 
@@ -108,12 +108,12 @@ def _batch(height: int, width: int) -> Tensor:
 
 
 def _named(name: str) -> Callable[[], nn.Module]:
-    """One of torchvision's."""
+    """Returns a function that builds one of torchvision's detectors."""
     return lambda: torchvision_detectors.build(name, min_size=160, proposals=50)
 
 
 def _example(name: str) -> Callable[[], nn.Module]:
-    """The detector of a script in examples/convert."""
+    """Returns the detector of a script in examples/convert."""
 
     def build() -> nn.Module:
         module = _script(name)
@@ -129,7 +129,7 @@ def _script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # TorchScript looks names up in the module
+    sys.modules[spec.name] = module  # TorchScript looks up names in the module
     spec.loader.exec_module(module)
     return module
 
@@ -288,7 +288,7 @@ def _segmentation(name: str) -> Callable[[], nn.Module]:
 
 
 class TimmLevels(nn.Module):
-    """timm's feature levels, [N, C, H, W] each, in an OrderedDict: through a pyramid, or as they are."""
+    """timm's feature levels, [N, C, H, W] each, in an OrderedDict, either unchanged or through a feature pyramid."""
 
     def __init__(self, name: str, channels: int = 32, *, pyramid: bool = True, **options: Any) -> None:
         """Builds the layers."""
