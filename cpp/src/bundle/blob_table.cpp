@@ -141,7 +141,7 @@ std::vector<at::Tensor> BlobTable::all() const {
   return found;
 }
 
-void BlobTable::let_go(std::shared_ptr<const Archive> file) {
+void BlobTable::release(std::shared_ptr<const Archive> file) {
   std::vector<at::Tensor> released(entries_.size());
   const std::lock_guard lock(mutex_);
   file_ = std::move(file);

@@ -31,7 +31,7 @@ class BlobTable {
   std::vector<at::Tensor> all() const;
 
   /// Releases the bytes, which are in the file too. They are read from it from now on.
-  void let_go(std::shared_ptr<const Archive> file);
+  void release(std::shared_ptr<const Archive> file);
 
  private:
   at::Tensor entry(size_t index) const;

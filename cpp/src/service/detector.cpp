@@ -86,11 +86,11 @@ std::shared_ptr<Loaded> load_aside(const std::string& path, const DetectorOption
 
 /// An image that a worker is processing.
 struct Job {
-  RequestQueue::Waiting waiting;
+  RequestQueue::QueuedRequest queued;
   at::Tensor image{};
   DetectResult result{};
 
-  const DetectRequest& request() const { return waiting.request; }
+  const DetectRequest& request() const { return queued.request; }
   void fail(std::exception_ptr error) { request().done({{}, std::move(error)}); }
   bool is_late() const { return request().deadline && Clock::now() > *request().deadline; }
 };
@@ -151,22 +151,22 @@ class Detector::Workers {
     at::set_num_threads(options_.load.threads);
     const c10::InferenceMode inference;
     while (true) {
-      RequestQueue::Taken taken = queue_.take();
-      if (taken.batch.empty() && taken.late.empty()) return;
-      for (auto& late : taken.late) Job{std::move(late)}.fail(too_late("too little time left when its turn came"));
-      if (taken.batch.empty()) continue;
-      const std::size_t pictures = taken.batch.size();
+      RequestQueue::Batch batch = queue_.take();
+      if (batch.ready.empty() && batch.late.empty()) return;
+      for (auto& late : batch.late) Job{std::move(late)}.fail(too_late("too little time left when its turn came"));
+      if (batch.ready.empty()) continue;
+      const std::size_t pictures = batch.ready.size();
       const auto start = Clock::now();
-      answer(std::move(taken.batch));
+      answer(std::move(batch.ready));
       queue_.done(pictures, Clock::now() - start);
     }
   }
 
-  void answer(std::vector<RequestQueue::Waiting> batch) {
+  void answer(std::vector<RequestQueue::QueuedRequest> batch) {
     std::vector<Job> jobs;
-    for (auto& waiting : batch) {
-      Job job{std::move(waiting)};
-      job.result.timing.queue = seconds_since(job.waiting.since);
+    for (auto& queued : batch) {
+      Job job{std::move(queued)};
+      job.result.timing.queue = seconds_since(job.queued.since);
       if (decode(job)) jobs.push_back(std::move(job));
     }
     if (jobs.empty()) return;

@@ -54,7 +54,7 @@ void RequestQueue::push(std::vector<DetectRequest> requests) {
   changed_.notify_all();
 }
 
-void RequestQueue::take_late(Clock::time_point now, std::vector<Waiting>& late) {
+void RequestQueue::take_late(Clock::time_point now, std::vector<QueuedRequest>& late) {
   const Seconds each = expected(now);
   for (auto it = waiting_.begin(); it != waiting_.end();) {
     // Only the next image must be able to meet its deadline: the ones behind it wait longer, and are checked later.
@@ -72,7 +72,7 @@ bool RequestQueue::share_a_bucket(const DetectRequest& a, const DetectRequest& b
          rounded_up(a.size->second, step) == rounded_up(b.size->second, step);
 }
 
-void RequestQueue::fill(std::vector<Waiting>& batch) {
+void RequestQueue::fill(std::vector<QueuedRequest>& batch) {
   for (auto it = waiting_.begin(); it != waiting_.end() && batch.size() < options_.max_batch;) {
     const bool fits = share_a_bucket(batch.front().request, it->request);
     if (fits) batch.push_back(std::move(*it));
@@ -80,22 +80,22 @@ void RequestQueue::fill(std::vector<Waiting>& batch) {
   }
 }
 
-RequestQueue::Taken RequestQueue::take() {
+RequestQueue::Batch RequestQueue::take() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return stopped_ || !waiting_.empty(); });
-  Taken taken;
-  take_late(Clock::now(), taken.late);
-  if (waiting_.empty()) return taken;
-  taken.batch.push_back(std::move(waiting_.front()));
+  Batch batch;
+  take_late(Clock::now(), batch.late);
+  if (waiting_.empty()) return batch;
+  batch.ready.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
-  fill(taken.batch);
-  const auto until = taken.batch.front().since + options_.max_delay;
-  while (taken.batch.size() < options_.max_batch && taken.batch.front().request.size && !stopped_) {
+  fill(batch.ready);
+  const auto until = batch.ready.front().since + options_.max_delay;
+  while (batch.ready.size() < options_.max_batch && batch.ready.front().request.size && !stopped_) {
     if (changed_.wait_until(lock, until) == std::cv_status::timeout) break;
-    fill(taken.batch);
+    fill(batch.ready);
   }
-  running_ += taken.batch.size();
-  return taken;
+  running_ += batch.ready.size();
+  return batch;
 }
 
 void RequestQueue::done(std::size_t pictures, Clock::duration took) {

@@ -15,13 +15,13 @@ class RequestQueue {
  public:
   using Clock = std::chrono::steady_clock;
 
-  struct Waiting {
+  struct QueuedRequest {
     DetectRequest request;
     Clock::time_point since;
   };
-  struct Taken {
-    std::vector<Waiting> batch;  ///< images to run together; if `late` is empty too, the queue has stopped
-    std::vector<Waiting> late;   ///< images whose deadline has passed, or would pass before they are done
+  struct Batch {
+    std::vector<QueuedRequest> ready;  ///< images to run together; if `late` is empty too, the queue has stopped
+    std::vector<QueuedRequest> late;   ///< images whose deadline has passed, or would pass before they are done
   };
 
   explicit RequestQueue(const DetectorOptions& options) : options_(options) {}
@@ -30,7 +30,7 @@ class RequestQueue {
   void push(std::vector<DetectRequest> requests);
 
   /// Waits for the next batch. After stop(), returns what is left, then nothing.
-  Taken take();
+  Batch take();
 
   /// Records the end of a batch and the time that a worker needed for it.
   void done(std::size_t pictures, Clock::duration took);
@@ -45,15 +45,15 @@ class RequestQueue {
 
   /// Returns the recent processing time of an image; 0 if it is unknown, or too old to refuse anything.
   Seconds expected(Clock::time_point now) const;
-  void take_late(Clock::time_point now, std::vector<Waiting>& late);
+  void take_late(Clock::time_point now, std::vector<QueuedRequest>& late);
   /// Moves the images that fit to the first one from the queue into the batch.
-  void fill(std::vector<Waiting>& batch);
+  void fill(std::vector<QueuedRequest>& batch);
   bool share_a_bucket(const DetectRequest& a, const DetectRequest& b) const;
 
   const DetectorOptions options_;
   mutable std::mutex mutex_;  // guards the members below
   std::condition_variable changed_;
-  std::deque<Waiting> waiting_;
+  std::deque<QueuedRequest> waiting_;
   std::size_t running_ = 0;
   bool stopped_ = false;
   Seconds typical_{0};

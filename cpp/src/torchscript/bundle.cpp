@@ -123,7 +123,7 @@ torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions&
   torch::jit::Module module = load_module(*file);
   const auto engines = engines_of(module);
   prepare_all(engines, preference_from(options.backend, options.strict, options.allow), engine_options(options));
-  for (const auto& engine : engines) engine->let_go_of_bytes(file);
+  for (const auto& engine : engines) engine->release_bytes(file);
   if (!options.device.is_cpu()) {
     try {
       move_to(module, options.device);

@@ -45,7 +45,7 @@ class ScriptEngine : public torch::CustomClassHolder {
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
   /// Releases the bytes, which are in that file too. They are read from it from now on.
-  void let_go_of_bytes(std::shared_ptr<const Archive> file) { table_.let_go(std::move(file)); }
+  void release_bytes(std::shared_ptr<const Archive> file) { table_.release(std::move(file)); }
 
   /// Returns the name to show to users: "backbone+rpn.head".
   const std::string& name() const { return name_; }
