@@ -17,7 +17,7 @@ from .cache import store
 
 
 @dataclass(frozen=True)
-class Wanted:
+class VariantRequest:
     """A variant to compile."""
 
     backend: Backend
@@ -77,7 +77,7 @@ def choose_variants(
     *,
     device: str = "cpu",
     options: Options | None = None,
-) -> list[Wanted]:
+) -> list[VariantRequest]:
     """Returns the variants that the user named, best first.
 
     Args:
@@ -100,7 +100,7 @@ def choose_variants(
     last = registry.fallback().name
     if fallback and not {last, f"{last}:{REFERENCE_PRECISION}"}.intersection(names):
         names.append(last)
-    wanted = [_wanted(name, precision, scope, device, options or {}) for name in names]
+    wanted = [_request_of(name, precision, scope, device, options or {}) for name in names]
     _check_together(wanted, names, precision, options or {}, scope)
     for variant in wanted:
         availability = variant.backend.availability()
@@ -126,7 +126,7 @@ def _names(engine: str | Sequence[str], precision: str, device: str) -> list[str
 
 
 def _check_together(
-    wanted: Sequence[Wanted], names: Sequence[str], precision: str, options: Options, scope: str
+    wanted: Sequence[VariantRequest], names: Sequence[str], precision: str, options: Options, scope: str
 ) -> None:
     """Checks that each variant is named once, and that precision and options are those of some variant.
 
@@ -157,7 +157,9 @@ def _check_together(
         raise OptionError.make(scope, "engine", expected="each backend once in a precision", got=", ".join(names))
 
 
-def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any], scope: str = "convert") -> None:
+def check_calibration(
+    wanted: Sequence[VariantRequest], calibration_data: Sequence[Any], scope: str = "convert"
+) -> None:
     """Checks before long work that what needs calibration, such as int8, has data for it.
 
     Raises:
@@ -202,13 +204,13 @@ def _is_candidate(backend: Backend, precision: str, device: str) -> bool:
     )
 
 
-def _wanted(name: str, precision: str, scope: str, device: str, options: Options) -> Wanted:
+def _request_of(name: str, precision: str, scope: str, device: str, options: Options) -> VariantRequest:
     backend_name, _, own = name.partition(":")
     backend = registry.backend(backend_name).configured(device, options.get(backend_name))
     if not own and backend.is_fallback:
-        return Wanted(backend, REFERENCE_PRECISION)
+        return VariantRequest(backend, REFERENCE_PRECISION)
     if own in backend.target_precisions or (not own and precision in backend.target_precisions):
-        return Wanted(backend, own or precision)
+        return VariantRequest(backend, own or precision)
     raise OptionError.make(
         scope,
         f"precision for {backend.name}",

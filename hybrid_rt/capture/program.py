@@ -20,11 +20,11 @@ from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
 from . import onnx_export, torch_export
 from .calibration import record_calibration
+from .call_recording import Recorded, record_runs
+from .derived_shapes import second_shapes, tile_to_shape
 from .export_conditions import holds
 from .exported_segment import ExportedSegment, exported_segment
 from .observe import Observation, observe, structures_of
-from .recordings import Recorded, record_runs
-from .second_size import second_shapes, tile_to_shape
 from .wide_numbers import FLOAT_SIZES
 
 Ranges = Sequence[tuple[int, int]]
@@ -310,7 +310,7 @@ def capture(
     members = members_of(observation, names)
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
     if ranges is not None:
-        calls += _second_size(members, calls, ranges)
+        calls += _calls_at_second_size(members, calls, ranges)
     if not calls:
         raise CaptureError.make(
             "capture",
@@ -429,7 +429,9 @@ def _inside(call: FlatCall, ranges: Sequence[Ranges] | None) -> bool:
     )
 
 
-def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: Sequence[Ranges]) -> list[FlatCall]:
+def _calls_at_second_size(
+    members: Sequence[Member], calls: Sequence[FlatCall], ranges: Sequence[Ranges]
+) -> list[FlatCall]:
     """Runs the segments at another size within the ranges; returns nothing if the calls differ in size or no size may.
 
     Raises:

@@ -112,7 +112,7 @@ def _is_symbolic(key: Any) -> bool:
     return any(map(_is_symbolic, key)) if isinstance(key, tuple) else isinstance(key, (SymInt, SymFloat))
 
 
-def free_caches(module: nn.Module) -> None:
+def allow_symbolic_keys(module: nn.Module) -> None:
     """Replaces the dicts of a module and its submodules by ones that accept free sizes as keys."""
     for part in module.modules():
         for name, value in vars(part).items():

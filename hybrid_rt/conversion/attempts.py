@@ -13,7 +13,7 @@ from ..capture.profile import Profile, capture_programs, without_segment
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
 from ..capture.size_samples import Effort
-from ..capture.whole import whole_profile
+from ..capture.whole_detector import whole_profile
 from ..common.error_text import described
 from ..common.errors import FusionError, HybridRTError, SegmentError, VariantError
 from ..common.progress import Steps
@@ -203,10 +203,10 @@ def build_hybrid(
                 builds = order_by_speed(builds, engines.device, steps)
             return Attempt(finish(profile, builds), profile, given_up + _engines_given_up(profile, builds))
         except FusionError as error:
-            apart = _apart(profile, error.segments)
-            if apart is None:
+            split = _split(profile, error.segments)
+            if split is None:
                 raise
-            profile = apart
+            profile = split
             given_up.append(fused_given_up(error.segments, str(error)))
             steps.show(given_up[-1].summary)
         except VariantError as error:
@@ -229,7 +229,7 @@ def _without(build: EngineBuild, failures: Sequence[VariantError]) -> EngineBuil
     return build.without(own) if own else build
 
 
-def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
+def _split(profile: Profile, segments: Sequence[str]) -> Profile | None:
     """Returns the profile with one group split into its segments; None if it has no such group.
 
     Segments that were chosen only because they add no cost to a shared engine stay in the head.

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .. import _native
 from ..backends import registry
-from ..backends.selection import Options, Wanted, check_device, engines_for
+from ..backends.selection import Options, VariantRequest, check_device, engines_for
+from ..capture.derived_shapes import second_shapes, tile_to_shape
 from ..capture.detector_errors import NamingTheLine
 from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
-from ..capture.second_size import second_shapes, tile_to_shape
 from ..capture.shapes import Shapes, check_shapes, ranges_of
 from ..capture.size_checks import right_at_sizes
 from ..capture.size_samples import Effort, record_sizes, sized_inputs
@@ -224,7 +224,7 @@ def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
     return remaining
 
 
-def _check_place(wanted: Wanted) -> None:
+def _check_place(wanted: VariantRequest) -> None:
     """Checks before the engine is built that this machine has a device that it can run on.
 
     Raises:

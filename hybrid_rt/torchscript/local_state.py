@@ -15,7 +15,7 @@ import torch
 from ..common.errors import CaptureError
 from .jit import nodes_of, tidy
 
-_Way = tuple[str, ...]
+_Path = tuple[str, ...]
 
 
 def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
@@ -33,40 +33,40 @@ def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
         CaptureError: The code writes into an object of another class that the module holds.
     """
     graph = module.graph
-    reads: dict[_Way, list[Any]] = {}
-    writes: dict[_Way, list[Any]] = {}
+    reads: dict[_Path, list[Any]] = {}
+    writes: dict[_Path, list[Any]] = {}
     for node in nodes_of(graph):
         if node.kind() not in ("prim::GetAttr", "prim::SetAttr"):
             continue
-        way = _way_of(node, module)
-        if not way:
+        path = _path_of(node, module)
+        if not path:
             _require_own(node, module)
             continue
         if node.kind() == "prim::SetAttr":
-            writes.setdefault(way, []).append(node)
+            writes.setdefault(path, []).append(node)
         elif node.output().type().kind() != "ClassType":
-            reads.setdefault(way, []).append(node)
+            reads.setdefault(path, []).append(node)
     if not reads and not writes:
         return []
     first = next(graph.nodes())
     builder = _Builder(graph, first)
     zero = builder.constant(0)
-    for way, nodes in reads.items():
-        attribute = builder.attribute(nodes[0], way)
+    for path, nodes in reads.items():
+        attribute = builder.attribute(nodes[0], path)
         kind = attribute.type()
-        value = builder.fresh(attribute, _value_at(module, way))
+        value = builder.fresh(attribute, _value_at(module, path))
         cell = builder.node("prim::ListConstruct", [value], torch._C.ListType(kind))
         for node in nodes:
             builder.before(node, "aten::__getitem__", [cell, zero], kind, instead=node)
-        for node in writes.get(way, []):
+        for node in writes.get(path, []):
             builder.before(node, "aten::_set_item", [cell, zero, list(node.inputs())[1]], cell.type())
     for node in itertools.chain.from_iterable(writes.values()):
         node.destroy()
     tidy(graph)
-    return [".".join(way) for way in {**reads, **writes}]
+    return [".".join(path) for path in {**reads, **writes}]
 
 
-def _way_of(node: Any, module: torch.jit.ScriptModule) -> _Way:
+def _path_of(node: Any, module: torch.jit.ScriptModule) -> _Path:
     """Returns the names from the module to a node's attribute; empty if the path leads through other objects."""
     names, root = _names_from(node)
     if root.unique() != next(module.graph.inputs()).unique():
@@ -104,9 +104,9 @@ def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
         )
 
 
-def _value_at(module: torch.jit.ScriptModule, way: Sequence[str]) -> Any:
+def _value_at(module: torch.jit.ScriptModule, path: Sequence[str]) -> Any:
     held: Any = module._c
-    for name in way:
+    for name in path:
         held = held.getattr(name)
     return held
 
@@ -135,10 +135,10 @@ class _Builder:
     def node(self, kind: str, inputs: list[Any], returned: Any) -> Any:
         return self.before(self._first, kind, inputs, returned)
 
-    def attribute(self, like: Any, way: _Way) -> Any:
-        """Adds nodes that read an attribute in the same way as another node."""
+    def attribute(self, like: Any, path: _Path) -> Any:
+        """Adds nodes that read an attribute in the same path as another node."""
         holder = next(iter(self._graph.inputs()))
-        for name, returned in zip(way, [*_holders(like), like.output().type()], strict=True):
+        for name, returned in zip(path, [*_holders(like), like.output().type()], strict=True):
             node = self._graph.create("prim::GetAttr", [holder], 1)
             node.insertBefore(self._first)
             node.s_("name", name)

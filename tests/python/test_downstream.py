@@ -274,7 +274,7 @@ from torch import nn
 assert hybrid_rt.__file__.startswith(sys.argv[1]), hybrid_rt.__file__
 (info,) = [info for info in hybrid_rt.backends() if info.name == "interpreter"]
 assert info.available, info.reason
-notes = store.folder() / "interpreter_notes"
+notes = store.cache_directory() / "interpreter_notes"
 notes.mkdir(parents=True)
 x = torch.rand(1, 3, 8, 8)
 detector = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()

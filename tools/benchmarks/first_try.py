@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 import hybrid_rt
 from hybrid_rt.common.executables import find_program
-from tools.benchmarks.first_try_detectors import STRANGERS, Stranger
+from tools.benchmarks.first_try_detectors import DETECTORS, DetectorCase
 
 LIMIT_S = 300
 
@@ -74,13 +74,13 @@ def first_line(text: str, longest: int = 300) -> str:
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
-def convert_one(name: str, stranger: Stranger, folder: Path) -> Result:
+def convert_one(name: str, case: DetectorCase, folder: Path) -> Result:
     """Converts one detector in this process, and compares it."""
     result = Result(name)
     path = folder / "first.pt"
     start = time.perf_counter()
-    detector = stranger.build()
-    example = stranger.arguments(stranger.example)
+    detector = case.build()
+    example = case.arguments(case.example)
     start = time.perf_counter()
     try:
         report = hybrid_rt.convert(detector, example, path, progress=False).report
@@ -95,23 +95,23 @@ def convert_one(name: str, stranger: Stranger, folder: Path) -> Result:
     result.coverage = round(min(1.0, sum(engine.share for engine in report.engines)), 3)
     result.speed = round(report.measurement.gain, 2) if report.measurement else None
     result.in_cpp = in_cpp(path)
-    result.unseen_sizes = unseen_sizes(detector, stranger, path, folder, result)
+    result.unseen_sizes = unseen_sizes(detector, case, path, folder, result)
     return result
 
 
-def unseen_sizes(detector: torch.nn.Module, stranger: Stranger, path: Path, folder: Path, result: Result) -> str:
+def unseen_sizes(detector: torch.nn.Module, case: DetectorCase, path: Path, folder: Path, result: Result) -> str:
     """Compares the default bundle, or one with shapes= if the default accepts only the example's size."""
-    inputs = [stranger.arguments(size, seed) for seed, size in enumerate(stranger.others, 1)]
-    if stranger.shapes is None:
+    inputs = [case.arguments(size, seed) for seed, size in enumerate(case.others, 1)]
+    if case.shapes is None:
         return compared(detector, path, inputs)
-    same_size = [stranger.arguments(stranger.example, seed) for seed in (1, 2)]
+    same_size = [case.arguments(case.example, seed) for seed in (1, 2)]
     difference = compared(detector, path, same_size)
     if difference != "equal":
         return f"at the example's size: {difference}"
     path = folder / "second.pt"
     try:
         hybrid_rt.convert(
-            detector, stranger.arguments(stranger.example), path, shapes=stranger.shapes, progress=False, measure=False
+            detector, case.arguments(case.example), path, shapes=case.shapes, progress=False, measure=False
         )
     except Exception as error:
         result.error = first_line(f"with shapes=: {type(error).__name__}: {error}")
@@ -189,7 +189,7 @@ def record(result: Result, folder: Path, *, with_speed: bool) -> None:
     path = folder / "first_try.json"
     rows = {row["detector"]: Result(**row) for row in (json.loads(path.read_text()) if path.exists() else [])}
     rows[result.detector] = result
-    order = list(STRANGERS)
+    order = list(DETECTORS)
     results = sorted(rows.values(), key=lambda row: order.index(row.detector) if row.detector in order else len(order))
     (folder / "first_try.md").write_text(markdown(results, with_speed=with_speed))
     path.write_text(json.dumps([asdict(each) for each in results], indent=1))
@@ -197,8 +197,8 @@ def record(result: Result, folder: Path, *, with_speed: bool) -> None:
 
 def chosen(words: Sequence[str]) -> list[str]:
     """Returns the detectors whose names contain a word, or all. Skips those whose package is not installed."""
-    names = [name for name in STRANGERS if not words or any(word.lower() in name.lower() for word in words)]
-    return [name for name in names if not (package := STRANGERS[name].package) or importlib.util.find_spec(package)]
+    names = [name for name in DETECTORS if not words or any(word.lower() in name.lower() for word in words)]
+    return [name for name in names if not (package := DETECTORS[name].package) or importlib.util.find_spec(package)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _one(options.one[0], Path(options.one[1]))
     names = chosen(options.detectors)
     if not names:
-        parser.error(f"--detectors: expected a part of one of {', '.join(STRANGERS)}")
+        parser.error(f"--detectors: expected a part of one of {', '.join(DETECTORS)}")
     results = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
@@ -231,7 +231,7 @@ def _one(name: str, folder: Path) -> int:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     try:
-        result = convert_one(name, STRANGERS[name], folder)
+        result = convert_one(name, DETECTORS[name], folder)
     except Exception as error:
         traceback.print_exc()
         result = Result(name, error=first_line(f"outside of the conversion: {type(error).__name__}: {error}"))

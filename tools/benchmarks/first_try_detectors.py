@@ -21,7 +21,7 @@ from torchvision.models import detection, segmentation
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from models import strangers, torchvision_detectors
+from models import community_networks, torchvision_detectors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Stranger:
+class DetectorCase:
     """A detector that is converted with defaults.
 
     Attributes:
@@ -352,22 +352,22 @@ def _under(head: Callable[[nn.Module], nn.Module], name: str, **options: Any) ->
 # The list
 
 
-def _all() -> Iterator[tuple[str, Stranger]]:
+def _all() -> Iterator[tuple[str, DetectorCase]]:
     for name in torchvision_detectors.NAMES:
-        yield name, Stranger(_named(name), (160, 208), ((150, 200), (208, 160), (171, 231)), takes_list=True)
+        yield name, DetectorCase(_named(name), (160, 208), ((150, 200), (208, 160), (171, 231)), takes_list=True)
     transformer: dict[str, Any] = {"shapes": ANY, "package": "transformers"}
-    yield "DETR (transformers)", Stranger(_detr, others=ODD, **transformer)
-    yield "RT-DETR (transformers)", Stranger(_rt_detr, **transformer)
-    yield "D-FINE (transformers)", Stranger(_d_fine, **transformer)
-    yield "YOLOS (transformers)", Stranger(_yolos, **transformer)
-    yield "EfficientDet (effdet)", Stranger(_effdet, (128, 128), FIXED, package="effdet")
+    yield "DETR (transformers)", DetectorCase(_detr, others=ODD, **transformer)
+    yield "RT-DETR (transformers)", DetectorCase(_rt_detr, **transformer)
+    yield "D-FINE (transformers)", DetectorCase(_d_fine, **transformer)
+    yield "YOLOS (transformers)", DetectorCase(_yolos, **transformer)
+    yield "EfficientDet (effdet)", DetectorCase(_effdet, (128, 128), FIXED, package="effdet")
     yield (
         "RF-DETR nano (rfdetr)",
-        Stranger(_rf_detr, (192, 192), ((128, 192), (192, 128), (256, 256)), shapes=ANY, package="rfdetr"),
+        DetectorCase(_rf_detr, (192, 192), ((128, 192), (192, 128), (256, 256)), shapes=ANY, package="rfdetr"),
     )
     yield (
         "CRNN (own)",
-        Stranger(
+        DetectorCase(
             _example("crnn"),
             (32, 100),
             ((32, 217), (32, 64), (32, 331)),
@@ -375,34 +375,37 @@ def _all() -> Iterator[tuple[str, Stranger]]:
             channels=1,
         ),
     )
-    yield "CRAFT-like (own)", Stranger(lambda: strangers.seeded(strangers.Craft), others=ODD, shapes=ANY)
-    yield "YOLO with cached grids (own)", Stranger(_example("yolo"), shapes=ANY)
-    yield "DETR-like (own)", Stranger(_example("detr"), others=ODD, shapes=ANY)
+    yield (
+        "CRAFT-like (own)",
+        DetectorCase(lambda: community_networks.seeded(community_networks.Craft), others=ODD, shapes=ANY),
+    )
+    yield "YOLO with cached grids (own)", DetectorCase(_example("yolo"), shapes=ANY)
+    yield "DETR-like (own)", DetectorCase(_example("detr"), others=ODD, shapes=ANY)
     yield (
         "DeepLabV3 MobileNetV3 (torchvision)",
-        Stranger(_segmentation("deeplabv3_mobilenet_v3_large"), others=ODD, shapes=ANY),
+        DetectorCase(_segmentation("deeplabv3_mobilenet_v3_large"), others=ODD, shapes=ANY),
     )
-    yield "FCN R50 (torchvision)", Stranger(_segmentation("fcn_resnet50"), others=ODD, shapes=ANY)
+    yield "FCN R50 (torchvision)", DetectorCase(_segmentation("fcn_resnet50"), others=ODD, shapes=ANY)
     yield (
         "LR-ASPP MobileNetV3 (torchvision)",
-        Stranger(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY),
+        DetectorCase(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY),
     )
-    yield "U-Net (own)", Stranger(_example("segmentation"), others=ODD, shapes=ANY)
+    yield "U-Net (own)", DetectorCase(_example("segmentation"), others=ODD, shapes=ANY)
     smp: dict[str, Any] = {"shapes": ANY, "package": "segmentation_models_pytorch"}
-    yield "U-Net R18 (segmentation_models_pytorch)", Stranger(_smp("Unet"), **smp)
-    yield "FPN R18 (segmentation_models_pytorch)", Stranger(_smp("FPN"), **smp)
+    yield "U-Net R18 (segmentation_models_pytorch)", DetectorCase(_smp("Unet"), **smp)
+    yield "FPN R18 (segmentation_models_pytorch)", DetectorCase(_smp("FPN"), **smp)
     timm: dict[str, Any] = {
         "takes_list": True,
         "package": "timm",
         "others": ((150, 200), (208, 160), (171, 231)),
         "example": (160, 208),
     }
-    yield "ConvNeXt (timm) + RetinaNet", Stranger(_under(_retinanet, "convnext_atto"), **timm)
-    yield "EfficientNet (timm) + FCOS", Stranger(_under(_fcos, "efficientnet_lite0"), **timm)
-    yield "MobileNetV4 (timm) + Faster R-CNN", Stranger(_under(_faster_rcnn, "mobilenetv4_conv_small"), **timm)
+    yield "ConvNeXt (timm) + RetinaNet", DetectorCase(_under(_retinanet, "convnext_atto"), **timm)
+    yield "EfficientNet (timm) + FCOS", DetectorCase(_under(_fcos, "efficientnet_lite0"), **timm)
+    yield "MobileNetV4 (timm) + Faster R-CNN", DetectorCase(_under(_faster_rcnn, "mobilenetv4_conv_small"), **timm)
     swin = _under(_faster_rcnn, "swin_tiny_patch4_window7_224", img_size=None, strict_img_size=False)
-    yield "Swin-T (timm) + Faster R-CNN", Stranger(swin, **timm)
-    yield "RegNet (timm) + SSD", Stranger(_under(_ssd, "regnetx_002", pyramid=False), **timm)
+    yield "Swin-T (timm) + Faster R-CNN", DetectorCase(swin, **timm)
+    yield "RegNet (timm) + SSD", DetectorCase(_under(_ssd, "regnetx_002", pyramid=False), **timm)
 
 
-STRANGERS: dict[str, Stranger] = dict(_all())
+DETECTORS: dict[str, DetectorCase] = dict(_all())

@@ -114,7 +114,7 @@ def op_cost(writer: Writer, name: str) -> None:
         shape = "x".join(map(str, x.shape))
         turns = []
         for _ in range(2):
-            ours = measure.in_turns([candidate], rounds=200, warm_up=20)["op"]
+            ours = measure.interleaved([candidate], rounds=200, warm_up=20)["op"]
             torch.cuda.synchronize()
             done = subprocess.run([*command, "--shape", shape], capture_output=True, text=True, check=False)
             if done.returncode:
@@ -149,7 +149,7 @@ def replay(writer: Writer, name: str, engine: str, precision: str = measure.FAST
             return
         kernels = measure.kernel_milliseconds(candidate.call)
         recorded = candidate if mode else measure.Candidate("replay", measure.recorded(candidate.call).replay)
-        times = measure.in_turns([measure.Candidate("call", candidate.call), replace(recorded, name="replay")])
+        times = measure.interleaved([measure.Candidate("call", candidate.call), replace(recorded, name="replay")])
     call, again = times["call"]["median_ms"], times["replay"]["median_ms"]
     writer.data(kernels_ms=kernels, latency=times)
     figure = f"{again / kernels:.3f}: replay {again:.3f} ms, kernels {kernels:.3f} ms; a call {call:.3f} ms"

@@ -90,7 +90,9 @@ def milliseconds(candidate: Candidate) -> float:
     return found
 
 
-def in_turns(candidates: list[Candidate], rounds: int = ROUNDS, warm_up: int = WARM_UP) -> dict[str, dict[str, float]]:
+def interleaved(
+    candidates: list[Candidate], rounds: int = ROUNDS, warm_up: int = WARM_UP
+) -> dict[str, dict[str, float]]:
     """Returns median and p95 of each candidate. The order changes in each round."""
     times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for i in range(warm_up + rounds):
@@ -292,7 +294,7 @@ def measure_backbone(
             except Exception as error:  # from any compiler
                 writer.row(Row(f"{title} {precision}", *_failure(error), row_engine))
             seconds[precision] = round(time.monotonic() - start, 1)
-        latency = in_turns(made + references) if made else {}
+        latency = interleaved(made + references) if made else {}
     writer.data(latency=latency, errors=errors, build_seconds=seconds, input=list(x.shape))
     if made:
         texts = [f"{c.name} {latency[c.name]['median_ms']:.2f} ms ({errors[c.name]:.0e})" for c in made]

@@ -19,9 +19,9 @@ std::string variable(const char* name) {
   return value != nullptr ? value : "";
 }
 
-/// Returns the directory that hybrid_rt/backends/cache/folder.py defines; empty if there is none, or if the cache is
+/// Returns the directory that hybrid_rt/backends/cache/directory.py defines; empty if there is none, or if the cache is
 /// off.
-fs::path cache_folder() {
+fs::path cache_directory() {
   if (variable("HYBRID_RT_CACHE_SIZE") == "0") return {};
   if (const std::string named = variable("HYBRID_RT_CACHE"); !named.empty()) return fs::absolute(named);
   const fs::path xdg = variable("XDG_CACHE_HOME");
@@ -33,7 +33,7 @@ fs::path cache_folder() {
 }  // namespace
 
 RuntimeCacheFile::RuntimeCacheFile(const std::string& key) {
-  const fs::path folder = key.empty() ? fs::path() : cache_folder();
+  const fs::path folder = key.empty() ? fs::path() : cache_directory();
   if (!folder.empty()) path_ = (folder / "tensorrt_rtx" / (key + ".cache")).string();
 }
 

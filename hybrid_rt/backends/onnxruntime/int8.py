@@ -21,7 +21,7 @@ import torch
 from ...common.errors import BackendError
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
-from ..quantization.search import Comparison, Found, quantize
+from ..quantization.search import Comparison, SearchResult, quantize
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -42,7 +42,11 @@ def missing() -> str:
 
 
 def quantize_model(
-    model: Any, names: Sequence[str], program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
+    model: Any,
+    names: Sequence[str],
+    program: Program,
+    options: Mapping[str, float],
+    progress: Callable[[float, str], None],
 ) -> tuple[Any, Quantization]:
     """Returns the model in int8, with the record of its quantisation.
 
@@ -51,12 +55,12 @@ def quantize_model(
         names: names of its inputs, in the segment's order.
         program: the segment, with the calibration samples.
         options: see :mod:`..quantization.options`.
-        tell: receives the progress of the search.
+        progress: receives the progress of the search.
 
     Raises:
         BackendError: No layer can be quantised, the tool refuses one, or too much would have to stay in fp32.
     """
-    return quantize(OnnxQuantizer(model, names, program), ("onnxruntime", program.name), options, "fp32", tell)
+    return quantize(OnnxQuantizer(model, names, program), ("onnxruntime", program.name), options, "fp32", progress)
 
 
 class OnnxQuantizer:
@@ -105,7 +109,7 @@ class OnnxQuantizer:
         """Returns the largest relative error of each output on the samples of the comparison."""
         return self._comparison.errors(model)
 
-    def times(self, found: Found) -> dict[str, float]:
+    def times(self, found: SearchResult) -> dict[str, float]:
         """Returns the median milliseconds of one call of the found model and of the original one."""
         return self._comparison.times(found)
 

@@ -15,7 +15,7 @@ import torch
 from ...common.errors import BackendError
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
-from ..quantization.search import Comparison, Found, quantize
+from ..quantization.search import Comparison, SearchResult, quantize
 from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def missing() -> str:
 
 
 def quantize_model(
-    model: Any, program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
+    model: Any, program: Program, options: Mapping[str, float], progress: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
     """Returns the model in int8, with the record of its quantisation.
 
@@ -44,12 +44,12 @@ def quantize_model(
         model: the segment in fp32, as OpenVINO converted it.
         program: the segment, with the calibration samples.
         options: see :mod:`..quantization.options`.
-        tell: receives the progress of the search.
+        progress: receives the progress of the search.
 
     Raises:
         BackendError: NNCF refuses a layer, quantises none, or too much would have to stay in fp32.
     """
-    return quantize(NncfQuantizer(model, program), ("openvino", program.name), options, "bf16 or fp32", tell)
+    return quantize(NncfQuantizer(model, program), ("openvino", program.name), options, "bf16 or fp32", progress)
 
 
 class NncfQuantizer:
@@ -94,7 +94,7 @@ class NncfQuantizer:
         """Returns the largest relative error of each output on the samples of the comparison."""
         return self._comparison.errors(model)
 
-    def times(self, found: Found) -> dict[str, float]:
+    def times(self, found: SearchResult) -> dict[str, float]:
         """Returns the median milliseconds of one call of the found model and of the original one."""
         return self._comparison.times(found)
 

@@ -29,11 +29,11 @@ def module_names(program: Program, convolutions: Sequence[str], products: Sequen
     for layers, kinds in ((convolutions, _CONVOLUTIONS), (products, _PRODUCTS)):
         modules = [module for operation, module, _ in operations if operation in kinds]
         if len(modules) == len(layers):
-            found |= zip(layers, _told_apart(modules), strict=True)
+            found |= zip(layers, _unique_names(modules), strict=True)
     return found
 
 
-def _told_apart(modules: Sequence[str]) -> list[str]:
+def _unique_names(modules: Sequence[str]) -> list[str]:
     """Returns unique names: those of a module with several calls get the number of the call."""
     count, seen, names = Counter(modules), Counter[str](), []
     for module in modules:

@@ -51,7 +51,7 @@ class Quantizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Result of a search.
 
     Attributes:
@@ -80,7 +80,7 @@ class EngineQuantizer(Quantizer, Protocol):
     def shown(self) -> Mapping[str, str]:
         """Names of layers to show to users, by the engine's names."""
 
-    def times(self, found: Found) -> dict[str, float]:
+    def times(self, found: SearchResult) -> dict[str, float]:
         """Returns the median milliseconds of a call of the result and of the models that it is compared with."""
 
 
@@ -117,7 +117,7 @@ class Comparison:
                 found[name] = error if error != error else max(found[name], error)
         return found
 
-    def times(self, found: Found) -> dict[str, float]:
+    def times(self, found: SearchResult) -> dict[str, float]:
         """Returns the median milliseconds of a call in fp32, in int8, and with every layer in int8 if some are kept."""
         models = {"fp32": self._model, "int8": found.model}
         if found.kept:
@@ -127,13 +127,16 @@ class Comparison:
         return {name: latency.median for name, latency in times.items()}
 
 
-class NotFound(Exception):
+class SearchFailed(Exception):
     """No tried set of layers is accurate enough. The text gives the error of the best one."""
 
 
 def search(
-    quantizer: Quantizer, limit: float, seconds: float, tell: Callable[[float, str], None] = lambda share, what: None
-) -> Found:
+    quantizer: Quantizer,
+    limit: float,
+    seconds: float,
+    progress: Callable[[float, str], None] = lambda share, what: None,
+) -> SearchResult:
     """Quantises as many layers as the limit on the outputs' errors allows.
 
     Layers are ranked by the error that each causes alone. The search keeps the first one, two, four, ... of the ranking
@@ -144,18 +147,18 @@ def search(
         quantizer: The segment.
         limit: Largest allowed relative error of an output.
         seconds: Time budget of the search. A trial that has begun is finished.
-        tell: Called with the spent fraction of the budget and a description of the current trial.
+        progress: Called with the spent fraction of the budget and a description of the current trial.
 
     Returns:
         The quantised segment and the layers that stay in fp32.
 
     Raises:
-        NotFound: The limit can't be met, or not in this time.
+        SearchFailed: The limit can't be met, or not in this time.
     """
-    trials = _Trials(quantizer, limit, seconds, tell)
+    trials = _Trials(quantizer, limit, seconds, progress)
     whole = trials.quantize(())
     if whole.is_good:
-        return Found(whole.model, (), whole.error, whole.error, whole.model)
+        return SearchResult(whole.model, (), whole.error, whole.error, whole.model)
     ranking = _ranked(trials)
     names = list(ranking)
     most = len(quantizer.layers) // 2
@@ -178,7 +181,7 @@ def search(
             else:
                 too_few = middle
     kept = tuple(KeptLayer(name, ranking.get(name)) for name in quantizer.layers if name in found.kept)
-    return Found(found.model, kept, found.error, whole.error, whole.model)
+    return SearchResult(found.model, kept, found.error, whole.error, whole.model)
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,10 @@ class _Trial:
 class _Trials:
     """Runs trials and tracks the best error and the remaining time."""
 
-    def __init__(self, quantizer: Quantizer, limit: float, seconds: float, tell: Callable[[float, str], None]) -> None:
-        self.quantizer, self.limit, self.seconds, self._tell = quantizer, limit, seconds, tell
+    def __init__(
+        self, quantizer: Quantizer, limit: float, seconds: float, progress: Callable[[float, str], None]
+    ) -> None:
+        self.quantizer, self.limit, self.seconds, self._progress = quantizer, limit, seconds, progress
         self._start = time.monotonic()
         self._best = math.inf
 
@@ -214,28 +219,28 @@ class _Trials:
     def is_over(self) -> bool:
         return self.share >= 1
 
-    def tell(self, what: str) -> None:
-        self._tell(self.share, what)
+    def progress(self, what: str) -> None:
+        self._progress(self.share, what)
 
     def quantize(self, kept: Collection[str]) -> _Trial:
         """Quantises all layers except ``kept`` and measures the errors.
 
         Raises:
-            NotFound: The time is over.
+            SearchFailed: The time is over.
         """
         if kept and self.is_over:
-            raise NotFound(
+            raise SearchFailed(
                 f"{self._best:.3g} at best when the {self.seconds:g} s of the search were over, with "
                 f"{len(kept)} layers still to be kept in fp32"
             )
-        self.tell(f"int8 with {len(kept)} of {len(self.quantizer.layers)} layers in fp32")
+        self.progress(f"int8 with {len(kept)} of {len(self.quantizer.layers)} layers in fp32")
         model = self.quantizer.quantize(kept)
         trial = _Trial(model, frozenset(kept), self.quantizer.errors(model), self.limit)
         self._best = min(self._best, trial.error)
         return trial
 
-    def refusal(self) -> NotFound:
-        return NotFound(f"{self._best:.3g} at best, with half of the layers or whole branches in fp32")
+    def refusal(self) -> SearchFailed:
+        return SearchFailed(f"{self._best:.3g} at best, with half of the layers or whole branches in fp32")
 
 
 def _ranked(trials: _Trials) -> dict[str, float | None]:
@@ -245,7 +250,7 @@ def _ranked(trials: _Trials) -> dict[str, float | None]:
     for name in sorted(layers, key=lambda name: name not in edges):
         if trials.share >= RANKING_SHARE:
             break
-        trials.tell(f"int8 in {name} alone")
+        trials.progress(f"int8 in {name} alone")
         found = max(trials.quantizer.errors(trials.quantizer.alone(name)).values(), default=0.0)
         errors[name] = math.inf if math.isnan(found) else found
     ranked = sorted(errors, key=lambda name: -(errors[name] or 0.0))
@@ -271,7 +276,7 @@ def quantize(
     subject: tuple[str, str],
     options: Mapping[str, float],
     instead: str,
-    tell: Callable[[float, str], None],
+    progress: Callable[[float, str], None],
 ) -> tuple[Any, Quantization]:
     """Returns the segment in int8, and the record of the kept layers, the errors and the times.
 
@@ -280,7 +285,7 @@ def quantize(
         subject: Names of the backend and the segment, for errors.
         options: Options of :mod:`.options`.
         instead: Precisions to suggest if int8 is not possible.
-        tell: Called with the spent fraction of the time budget and a description of the current trial.
+        progress: Called with the spent fraction of the time budget and a description of the current trial.
 
     Raises:
         BackendError: Too many layers would have to stay in fp32.
@@ -288,8 +293,8 @@ def quantize(
     backend, segment = subject
     limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
     try:
-        found = search(quantizer, limit, seconds, tell)
-    except NotFound as error:
+        found = search(quantizer, limit, seconds, progress)
+    except SearchFailed as error:
         raise BackendError.make(
             backend,
             f"segment '{segment}' in int8",

@@ -14,7 +14,7 @@ from typing import Any
 from ...common.atomic_files import atomic_write
 from ...common.errors import BackendError, HybridRTError
 from ..base import Progress
-from ..cache.folder import folder
+from ..cache.directory import cache_directory
 from .options import CURRENT, Options, Range
 
 _NAME = "tensorrt"
@@ -258,5 +258,5 @@ def _timing_file(vendor: Vendor) -> Path | None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     key = hashlib.sha256(f"{vendor.library} {vendor.version} {device}".encode()).hexdigest()
     with contextlib.suppress(HybridRTError):
-        return folder() / TIMING_DIRECTORY / f"{key}.cache"
+        return cache_directory() / TIMING_DIRECTORY / f"{key}.cache"
     return None

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...common.atomic_files import atomic_write
 from ...common.errors import HybridRTError, OptionError
-from ..cache.folder import folder
+from ..cache.directory import cache_directory
 
 TUNING_SECONDS = "HYBRID_RT_TVM_TUNING_SECONDS"
 
@@ -251,7 +251,7 @@ class _Measured:
         machine = hashlib.sha256(f"{version} {target} {platform.processor()} {sorted(cpu_flags)}".encode())
         self.path: Path | None = None
         with contextlib.suppress(OSError, OptionError, ValueError):
-            self.path = folder() / TUNING_DIRECTORY / f"{machine.hexdigest()}.json"
+            self.path = cache_directory() / TUNING_DIRECTORY / f"{machine.hexdigest()}.json"
             times = json.loads(self.path.read_text())
             self.times = {key: dict(each) for key, each in times.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import _native
 from ...backends import registry
-from ...backends.selection import Options, Wanted
+from ...backends.selection import Options, VariantRequest
 from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
 from ...bundle.manifest import Golden
@@ -238,7 +238,7 @@ def remove_variant(
     return change.save(None)
 
 
-def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
+def _require_new(saved: SavedEngine, wanted: Sequence[VariantRequest]) -> None:
     """Checks before long work that the file has no variant of the same name for the same machines."""
     for variant in wanted:
         made_for = variant.backend.made_for()

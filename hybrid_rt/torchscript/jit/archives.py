@@ -41,7 +41,7 @@ def _is_text(path: Path) -> bool:
 
 def roundtrip_through_archive(
     module: torch.jit.ScriptModule,
-    hollow: Callable[[Sequence[str]], Any],
+    empty_engine: Callable[[Sequence[str]], Any],
     opened: Callable[[bytes], torch.jit.ScriptModule],
 ) -> torch.jit.ScriptModule:
     """Saves and loads a frozen hybrid in memory. The result has the same engine objects, whose bytes are not copied.
@@ -51,12 +51,12 @@ def roundtrip_through_archive(
 
     Args:
         module: The hybrid. It can't be used afterwards.
-        hollow: Makes an engine without bytes for a list of segments.
+        empty_engine: Makes an engine without bytes for a list of segments.
         opened: Opens an archive.
     """
     engines = engines_of(module)
     for engine in engines.values():
-        replace_engine(module, hollow(engine.segments()))
+        replace_engine(module, empty_engine(engine.segments()))
     again = opened(to_bytes(module))
     for engine in engines.values():
         replace_engine(again, engine)

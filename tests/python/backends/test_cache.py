@@ -378,13 +378,13 @@ def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("HYBRID_RT_CACHE", "~/own")
-    assert store.folder() == tmp_path / "own"
+    assert store.cache_directory() == tmp_path / "own"
     monkeypatch.setenv("HYBRID_RT_CACHE", "")
-    assert store.folder() == Path("/xdg/hybrid_rt")
+    assert store.cache_directory() == Path("/xdg/hybrid_rt")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert store.folder() == tmp_path / ".cache" / "hybrid_rt"
+    assert store.cache_directory() == tmp_path / ".cache" / "hybrid_rt"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.folder() == tmp_path / ".cache" / "hybrid_rt"
+    assert store.cache_directory() == tmp_path / ".cache" / "hybrid_rt"
 
 
 def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from hybrid_rt.backends.openvino.int8 import quiet
 from hybrid_rt.backends.quantization import options as int8_options
 from hybrid_rt.backends.quantization import search as search_module
 from hybrid_rt.backends.quantization.record import BLOB, KeptLayer, Quantization
-from hybrid_rt.backends.quantization.search import NotFound, search
+from hybrid_rt.backends.quantization.search import SearchFailed, search
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.engine_module import engine_module
@@ -274,7 +274,7 @@ def test_a_branch_is_kept_where_half_of_the_layers_are_not_enough() -> None:
 
 @pytest.mark.parametrize("cost", [1.0, float("nan"), float("inf")])
 def test_what_stays_too_far_off_is_not_found(cost: float) -> None:
-    with pytest.raises(NotFound, match="at best, with half of the layers"):
+    with pytest.raises(SearchFailed, match="at best, with half of the layers"):
         search(StandIn({f"layer {i}": cost for i in range(8)}), 0.1, 10)
 
 
@@ -289,7 +289,7 @@ def test_the_time_budget_ends_the_search_and_edges_are_looked_at_first(monkeypat
     monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=monotonic))
     stand_in = StandIn({f"layer {i}": 1.0 for i in range(50)})
     stand_in.edges = ["layer 49"]
-    with pytest.raises(NotFound, match=r"at best when the 20 s of the search were over"):
+    with pytest.raises(SearchFailed, match=r"at best when the 20 s of the search were over"):
         search(stand_in, 0.1, 20)
     assert stand_in.looked_at[0] == "layer 49"
     assert 0 < len(stand_in.looked_at) < 20

@@ -13,8 +13,8 @@ from torchvision.ops import nms
 
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import CaptureError
+from hybrid_rt.capture.call_recording import recording
 from hybrid_rt.capture.observe import arguments_of, observe
-from hybrid_rt.capture.recordings import recording
 from hybrid_rt.capture.side_effects import find_side_effects
 
 

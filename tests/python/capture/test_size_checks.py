@@ -16,9 +16,9 @@ from torch.nn import functional as F
 import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt import CaptureError, HybridRTError, OptionError
+from hybrid_rt.capture.call_recording import Recorded, recording
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import capture
-from hybrid_rt.capture.recordings import Recorded, recording
 from hybrid_rt.capture.size_samples import Effort, drawn_sizes, record_sizes, sized_inputs, sized_runs
 from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED

@@ -16,9 +16,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from helpers.small_detectors import Alone
 from hybrid_rt import CaptureError
 from hybrid_rt.capture import torch_export
+from hybrid_rt.capture.call_recording import recording
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import Program, capture, capture_alone
-from hybrid_rt.capture.recordings import recording
 from hybrid_rt.common.specs import UNBOUNDED
 
 

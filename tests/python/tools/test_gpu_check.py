@@ -355,7 +355,7 @@ def test_backbones_are_measured_and_a_refusal_is_a_row(
     monkeypatch.setattr(measure, "DEVICE", "cpu")
     monkeypatch.setattr(measure, "allow_tf32", lambda is_allowed: None)
     monkeypatch.setattr(measure, "milliseconds", lambda candidate: float(candidate.call() is not None))
-    monkeypatch.setattr(measure, "in_turns", lambda candidates: _called_once(measure, candidates))
+    monkeypatch.setattr(measure, "interleaved", lambda candidates: _called_once(measure, candidates))
     monkeypatch.setattr(measure, "backbone", lambda name: (torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 16, 16)))
     path = tmp_path / "case.json"
     measure.measure_backbone(tools.run.Writer(path), "a backbone", "torchscript", "r50", ("fp32", "fp16"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybrid_rt.capture.second_size import second_shapes, small_shapes
+from hybrid_rt.capture.derived_shapes import second_shapes, small_shapes
 from hybrid_rt.common.specs import UNBOUNDED
 
 FREE = [(1, UNBOUNDED), (3, 3), (32, 1344), (32, 1344)]
