@@ -63,7 +63,7 @@ def check_device(device: str, scope: str) -> None:
         raise OptionError.make(
             scope,
             "device",
-            expected=f"what the engines are compiled for, one of {', '.join(DEVICES)}",
+            expected=f"one of {', '.join(DEVICES)}, which the engines are compiled for",
             got=f"'{device}'",
             remedy="To choose a GPU, pass device='cuda:1' to hybrid_rt.load().",
         )
@@ -138,9 +138,9 @@ def _check_together(
         raise OptionError.make(
             scope,
             "precision",
-            expected="an engine that computes in it",
+            expected="an engine that supports it",
             got=f"'{precision}' for {', '.join(variant.name for variant in wanted)}",
-            remedy="Name one, e.g. engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
+            remedy="Name an engine, such as engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
             code="precision-not-in-engine",
         )
     compiled = dict.fromkeys(variant.backend.name for variant in wanted)
@@ -149,12 +149,14 @@ def _check_together(
         raise OptionError.make(
             scope,
             "options",
-            expected=f"those of the engines that are compiled ({', '.join(compiled)})",
-            got=f"some for {', '.join(sorted(unused))}",
-            remedy="Name that engine in engine=, or leave its options out.",
+            expected=f"options only for the compiled engines ({', '.join(compiled)})",
+            got=f"options for {', '.join(sorted(unused))}",
+            remedy="Name that engine in engine=, or omit its options.",
         )
     if len({variant.name for variant in wanted}) < len(wanted):
-        raise OptionError.make(scope, "engine", expected="each backend once in a precision", got=", ".join(names))
+        raise OptionError.make(
+            scope, "engine", expected="each backend at most once per precision", got=", ".join(names)
+        )
 
 
 def check_calibration(
@@ -171,7 +173,7 @@ def check_calibration(
         raise OptionError.make(
             scope,
             "calibration_data",
-            expected=f"some tens of tuples of arguments, on which {', '.join(calibrated)} is calibrated",
+            expected=f"some tens of tuples of arguments, with which {', '.join(calibrated)} is calibrated",
             got="none",
             remedy="Pass typical images, e.g. [([image],) for image in images].",
         )
@@ -179,7 +181,7 @@ def check_calibration(
         raise OptionError.make(
             scope,
             "calibration_data",
-            expected="an engine in int8 with it",
+            expected="an engine in int8 to calibrate",
             got=f"only {', '.join(variant.name for variant in wanted)}",
             remedy="Pass precision='int8', or name an engine in int8: 'tensorrt:int8'.",
         )
@@ -243,4 +245,4 @@ def report_refusals(name: str, count: int, refusals: Sequence[HybridRTError], sc
             code=common_code(map(str, refusals), "no-engine-compiles"),
         )
     for error in refusals:
-        warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{error} The engine is skipped.", RuntimeWarning, stacklevel=3)

@@ -59,8 +59,8 @@ class Member:
         error = SegmentError.make(
             "capture",
             f"segment '{self.name}'",
-            expected=f"the arguments of the first call ({', '.join(self.inputs)}), as many tensors in them",
-            got=f"another {', '.join(arguments)}",
+            expected=f"the arguments of the first call ({', '.join(self.inputs)}), with as many tensors",
+            got=f"a different {', '.join(arguments)}",
             remedy="Code that checks for tracing may cause this. Name other submodules in segments=.",
             code="calls-differ",
         )
@@ -315,7 +315,7 @@ def capture(
         raise CaptureError.make(
             "capture",
             f"segment '{'+'.join(names)}'",
-            expected="a call inside of the ranges that shapes= gives",
+            expected="a call within the ranges of shapes=",
             got="none",
             remedy="Widen the ranges, or use an example inside them.",
             code="sizes-not-taken",
@@ -487,7 +487,7 @@ def _specs(
             raise CaptureError.make(
                 "capture",
                 f"tensor '{name}'",
-                expected="one rank in every call",
+                expected="the same rank in every call",
                 got=f"shapes {[*map(tuple, seen)]}",
                 code="calls-differ",
             )

@@ -102,12 +102,11 @@ class StateWatch:
         raise CaptureError.make(
             "convert",
             f"detector {type(self._detector).__name__}",
-            expected="the same result for the same input, whatever came before",
-            got=f"another one after other images: it keeps state in {', '.join(names)}",
-            remedy="A bundle serves images of many sources at once, each as the first: convert with state='reset' if "
-            "that is intended. Otherwise, pass the state in and out as arguments and results, or convert the "
-            "part of the "
-            "detector that keeps none.",
+            expected="the same result for the same input, regardless of earlier calls",
+            got=f"a different result after other images, because of state in {', '.join(names)}",
+            remedy="Pass state='reset' to treat each image as the first one, as a bundle that serves images of many "
+            "sources must. Otherwise, pass the state in and out as arguments and results, or convert only the part of "
+            "the detector that keeps no state.",
             code="keeps-state",
         )
 

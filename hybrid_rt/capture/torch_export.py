@@ -227,7 +227,7 @@ def _check_ranges(
                 f"segment '{name}', input '{spec.name}', dimension {d}",
                 expected=f"a program for every size of {spec.sizes}",
                 got=f"one for {sizes}",
-                remedy="Its code decides by this size: narrow it with shapes=, or name a smaller submodule in "
+                remedy="Its code depends on this size: narrow it with shapes=, or name a smaller submodule in "
                 "segments=.",
                 code="sizes-in-python",
             )
@@ -261,7 +261,7 @@ def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[t
             raise CaptureError.make(
                 "capture",
                 "sizes",
-                expected="conditions that compare whole numbers",
+                expected="conditions that compare integers",
                 got=guard,
                 remedy="Fix the sizes with shapes=, or name a smaller submodule in segments=.",
                 code="sizes-in-python",

@@ -184,7 +184,7 @@ def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str
         raise CaptureError.make(
             "capture",
             where,
-            expected=f"a {structure.kind} of one type, as TorchScript has them",
+            expected=f"a {structure.kind} with entries of one type, as TorchScript requires",
             got=", ".join(sorted({child.annotation for child in structure.children})),
             remedy="Return a tuple instead.",
             code="segment-interface",

@@ -186,7 +186,8 @@ def tree_of(value: Any, where: str, remedy: str, *, is_result: bool = False) -> 
             raise CaptureError.make(
                 "capture",
                 where,
-                expected="tensors, numbers, texts and None in lists, tuples, dataclasses and dicts of one type of key",
+                expected="tensors, numbers, strings and None in lists, tuples, dataclasses and dicts with one type of "
+                "key",
                 got=f"{type(value).__name__} {value!r}"[:200],
                 remedy=remedy,
                 code="value-not-plain",

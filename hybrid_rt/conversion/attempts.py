@@ -214,7 +214,7 @@ def build_hybrid(
             if not (engines.fallback or engines.is_fastest) or not all(build.variants for build in left):
                 raise
             failures.append(error)
-            warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error} Falling back to the next engine.", RuntimeWarning, stacklevel=2)
         except SegmentError as error:
             without = without_segment(profile, error.segment, _why(error))
             if without is None:

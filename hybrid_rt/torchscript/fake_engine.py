@@ -76,7 +76,7 @@ def _new_size(engine: FakeEngine, spec: dict[str, Any], low: int, high: int, exa
             f"engine '{engine.name}', output '{spec['name']}'",
             expected="a fixed shape for meta tensors",
             got=f"sizes from {spec['min']} to {spec['max']}",
-            remedy="Use torch.export or FakeTensorMode, which have symbols for sizes.",
+            remedy="Use torch.export or FakeTensorMode, which support symbolic sizes.",
         )
     return torch.library.get_ctx().new_dynamic_size(min=low, max=None if high == UNBOUNDED else high)
 

@@ -98,7 +98,7 @@ def check_foreign(operators: Iterable[str], subject: str) -> None:
         raise CaptureError.make(
             "capture",
             subject,
-            expected=f"no operator of torchvision but {', '.join(HEAD_OPERATORS)}",
+            expected=f"no operators of torchvision other than {', '.join(HEAD_OPERATORS)}",
             got=", ".join(left),
             remedy="Put the module that calls it into a segment of another engine.",
             code="operator-not-in-cpp",
@@ -106,7 +106,7 @@ def check_foreign(operators: Iterable[str], subject: str) -> None:
     if foreign:
         warnings.warn(
             f"hybrid_rt[capture]: {subject}: expected operators of torch, torchvision or hybrid_rt, got "
-            f"{', '.join(foreign)}. It runs where they are registered: a program in C++ has to load the library that "
+            f"{', '.join(foreign)}. They must be registered at run time: a C++ program must load the library that "
             "registers them before it loads the file.",
             RuntimeWarning,
             stacklevel=2,

@@ -99,7 +99,7 @@ def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
             "the detector's head",
             expected="state in attributes and buffers of modules",
             got=f"a write into '{'.'.join(names)}', of an object of another class",
-            remedy="Keep it in attributes of the module, or make the object again in each call.",
+            remedy="Keep the state in attributes of the module, or create the object in each call.",
             code="keeps-state",
         )
 

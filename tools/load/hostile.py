@@ -365,7 +365,7 @@ async def measure(options: argparse.Namespace, model: Path, picture: bytes) -> d
         last = await _detections(target)
     if not before == after == last:
         raise OptionError.make(
-            "load_test", "detections", expected="those of before the attacks", got="others", remedy="See the logs."
+            "load_test", "detections", expected="the same as before the attacks", got="others", remedy="See the logs."
         )
     return {
         "schema_version": 1,

@@ -225,7 +225,7 @@ LatencyContract LatencyContract::from_manifest(const std::string& manifest, cons
   const auto found = parsed.is_object() ? parsed.find(kField) : parsed.end();
   if (!parsed.is_object() || found == parsed.end() || found->is_null()) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a latency contract", "none",
-                "Measure one on the machine that keeps it: hybrid-rt measure FILE, or convert with "
+                "Measure one on the target machine: hybrid-rt measure FILE, or convert with "
                 "latency_contract=True.");
   }
   const Reader entry(*found, path, "");

@@ -46,7 +46,7 @@ TensorSpec tensor_from_json(const json& object) {
   tensor.opt = field<std::vector<int64_t>>(object, "opt");
   tensor.max = field<std::vector<int64_t>>(object, "max");
   if (tensor.opt.size() != tensor.min.size() || tensor.max.size() != tensor.min.size()) {
-    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of one length", shown(object));
+    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of equal length", shown(object));
   }
   return tensor;
 }

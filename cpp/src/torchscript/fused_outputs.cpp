@@ -21,7 +21,7 @@ std::vector<at::Tensor> handed_on(const std::vector<at::Tensor>& outputs, const 
   for (size_t i = 0; i < inputs.size(); ++i) {
     const bool is_known = sources[i] >= 0 && sources[i] < size;
     if (!is_known || !inputs[i].is_same(outputs[static_cast<size_t>(sources[i])])) {
-      refuse("the outputs of one handed on to the next as they are",
+      refuse("the outputs of each to be passed on unchanged to the next",
              "another tensor as input " + std::to_string(i) + " of the later one");
     }
   }

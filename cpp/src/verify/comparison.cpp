@@ -47,7 +47,7 @@ Leaves leaves_of(const c10::IValue& value) {
     const bool is_plain = is_absent(leaf) || leaf.isBool() || leaf.isInt() || leaf.isDouble() || leaf.isString();
     if (!leaf.isTensor() && !is_plain && !is_empty_container(leaf)) {
       throw Error(ErrorKind::kInput, "verify", "the result, " + name,
-                  "tensors, numbers, texts and None in lists, tuples and dicts", leaf.tagKind(),
+                  "tensors, numbers, strings and None in lists, tuples and dicts", leaf.tagKind(),
                   "Wrap the detector in a module that returns such values.");
     }
     found.emplace_back(name, leaf);

@@ -79,7 +79,8 @@ class OnnxQuantizer:
         ]
         if not self.samples:
             raise self._refused(
-                "calibration samples inside of the segment's sizes", "none: it was not called on them, or with others"
+                "calibration samples within the segment's sizes",
+                "none: the samples did not call it, or with other sizes",
             )
         outputs = [spec.name for spec in program.outputs]
         self.layers, self.edges, branches = layers_of(self._model)

@@ -66,8 +66,8 @@ class NncfQuantizer:
             raise BackendError.make(
                 "openvino",
                 f"segment '{program.name}' in int8",
-                expected="calibration samples inside of the segment's sizes",
-                got="none: it was not called on them, or with other sizes",
+                expected="calibration samples within the segment's sizes",
+                got="none: the samples did not call it, or with other sizes",
                 remedy="Pass calibration_data= of the expected sizes, or widen shapes=.",
                 code="sizes-not-taken",
             )

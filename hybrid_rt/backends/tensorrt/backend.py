@@ -235,10 +235,10 @@ def _no_gpu(segment: str, vendor: Vendor) -> BackendError:
     return BackendError.make(
         TensorRTBackend.name,
         f"segment '{segment}'",
-        expected=f"a GPU, for which {vendor.library} {vendor.version} builds",
+        expected=f"a GPU, because {vendor.library} {vendor.version} builds only for an installed one",
         got=f"none: {reason}",
-        remedy="Convert on the machine that will run it; TensorRT-RTX builds without a GPU for those that the option "
-        "'compute_capabilities' lists.",
+        remedy="Convert on the machine that will run it, or use TensorRT-RTX, which builds without a GPU for those in "
+        "the option 'compute_capabilities'.",
         code="no-gpu-here",
     )
 
@@ -283,7 +283,7 @@ def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
         raise BackendError.make(
             TensorRTBackend.name,
             f"segment '{program.name}'",
-            expected="operations that TensorRT's ONNX parser takes",
+            expected="operations that TensorRT's ONNX parser supports",
             got="\n  " + "\n  ".join(_error_text(error, model, program) for error in errors) + "\n",
             remedy="Exclude that module from the segment (segments=), or use another engine.",
             code="operator-not-in-engine",

@@ -113,7 +113,7 @@ def build(
             if name:
                 made.set_shape(name, *([size[k] for size in ranges] for k in range(3)))
         if config.add_optimization_profile(made) < 0:
-            raise _failed(segment, "optimisation profiles that the builder takes", messages.take())
+            raise _failed(segment, "optimisation profiles that the builder accepts", messages.take())
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
     with _timing_cache(config, vendor):

@@ -100,7 +100,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, low, high in (("max_batch", 1, 1 << 20), ("optimization_level", 0, 5), ("workspace_mb", 0, 1 << 24)):
         value = found.get(name, low)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _wrong(name, f"a whole number of {low} to {high}", value)
+            raise _wrong(name, f"an integer from {low} to {high}", value)
     if "compute_capabilities" in found:
         found["compute_capabilities"] = _capabilities(found["compute_capabilities"])
     if found.get("profiles") is not None:
@@ -124,7 +124,7 @@ def check_library(options: Options, library: str) -> None:
             raise OptionError.make(
                 "tensorrt",
                 f"option '{name}'",
-                expected=f"the library '{other}', whose option it is",
+                expected=f"the library '{other}', which has this option",
                 got=f"{value!r} for '{library}'",
                 remedy=f"Leave it out, or pass the option library='{other}'.",
             )
@@ -187,8 +187,8 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
         raise OptionError.make(
             "tensorrt",
             f"option 'profiles', {where}",
-            expected="a first input [N, C, H, W], whose sizes they are",
-            got=f"one of {len(spec.min)} dimensions",
+            expected="a first input [N, C, H, W], to which the sizes apply",
+            got=f"one with {len(spec.min)} dimensions",
         )
     found = []
     for d, (low, opt, high) in enumerate(zip(spec.min, spec.opt, spec.max, strict=True)):
@@ -199,7 +199,7 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
                 raise OptionError.make(
                     "tensorrt",
                     f"option 'profiles', {where}, dimension {d}",
-                    expected=f"sizes that the segment takes, {spec.sizes}",
+                    expected=f"sizes that the segment accepts, {spec.sizes}",
                     got=str(given),
                     remedy="Narrow the profile, or widen shapes=.",
                 )
@@ -212,7 +212,7 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
                     "tensorrt",
                     f"{where}, dimension {d}",
                     expected="an upper bound, which TensorRT needs",
-                    got=f"sizes from {low} on",
+                    got=f"sizes of {low} or more",
                     remedy="Pass the largest sizes in shapes=, or the option 'profiles'.",
                     code="sizes-unbounded",
                 )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _IMPORTING = threading.Lock()
 """Held during the import and the conversion, which both patch torch for the whole process."""
 
-_INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or take frontend='onnx'"
+_INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or pass frontend='onnx'"
 
 
 class _Placeholder:

@@ -167,7 +167,7 @@ def _refuse_resizes(program: ExportedProgram, name: str) -> None:
             raise BackendError.make(
                 "tvm",
                 f"segment '{name}'",
-                expected="interpolate to be of mode 'nearest' and by whole factors, which TVM computes as torch does",
+                expected="interpolation in mode 'nearest' by whole factors, which TVM computes like torch",
                 got=operation,
                 remedy="Exclude it from the segment, fix the sizes with shapes=, or use another engine.",
                 code="operator-not-in-engine",

@@ -155,7 +155,7 @@ def compile_program(
             if options.is_fastest:
                 refusals.append(error)
             elif skip_refused and not is_last:
-                warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{error} Falling back to the next engine.", RuntimeWarning, stacklevel=3)
                 refused.append((variant.name, str(error)))
             else:
                 raise

@@ -116,7 +116,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device:
             "capture",
             "the detector's head",
             expected=f"it to run {', '.join(map(repr, left_out))}",
-            got="a head that calls the segment by another way than by its name, or does not use what it returns",
+            got="a head that does not call the segment by its name, or does not use its result",
             remedy="Call it as self.NAME(...) in forward, or leave it out by naming other submodules in segments=.",
             code="segment-bypassed",
         )

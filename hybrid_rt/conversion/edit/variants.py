@@ -170,7 +170,7 @@ def add_variant(
             "precision='auto'",
             expected="a variant that is faster than those in the file",
             got="; ".join(change.notes),
-            remedy="Nothing was saved. Name a precision to add it all the same.",
+            remedy="Nothing was saved. Name a precision to add it anyway.",
         )
     change.apply()
     verification = None
@@ -229,7 +229,7 @@ def remove_variant(
             raise OptionError.make(
                 "remove-variant",
                 f"engine of '{saved.name}'",
-                expected="another variant to be left",
+                expected="at least one other variant",
                 got=f"only {there}",
                 remedy="Add one first: hybrid-rt add-variant.",
             )

@@ -142,7 +142,7 @@ class IsolatedCompiler:
             self._cant_start = str(error)
             self.end()
             warnings.warn(
-                f"hybrid_rt[{backend.name}]: compiler: expected a process of its own to start, got {error}. The "
+                f"hybrid_rt[{backend.name}]: compiler: expected a separate process to start, got {error}. The "
                 f"compiler runs in this process, which a crash would end. Set {ISOLATION}=0 to silence this warning.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -199,7 +199,7 @@ class IsolatedCompiler:
                 process.send(_answer(program, *content))
                 deadline += time.monotonic() - before
             elif kind == "first run":
-                stage = "its compiler's artifact, whose first run in a process of its own"
+                stage = "its compiler's artifact, whose first run in a separate process"
                 sys.stderr.write(process.printed())
             else:
                 text = process.printed()  # on a first run: this process's own run prints the same

@@ -33,7 +33,7 @@ def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]
                     error = FusionError.make(
                         "capture",
                         f"segments '{segment}'",
-                        expected="the head to run them one after the other whenever it runs the last",
+                        expected="the head to run all of them in order whenever it runs the last one",
                         got="a branch or loop between them",
                         remedy="Convert with fuse=False.",
                         code="segments-not-one",

@@ -143,7 +143,7 @@ TEST_CASE("a result that holds an object is refused") {
   CHECK(error.kind() == ErrorKind::kInput);
   CHECK(contains(
       error.what(),
-      "the result, output: expected tensors, numbers, texts and None in lists, tuples and dicts, got Device."));
+      "the result, output: expected tensors, numbers, strings and None in lists, tuples and dicts, got Device."));
 }
 
 TEST_CASE("thresholds that are not given are fp32's") {

@@ -245,7 +245,7 @@ def test_what_tensorrt_rtx_is_told_when_it_runs_is_recorded() -> None:
     assert {"kernel_specialization", "cuda_graphs"}.isdisjoint(bindings_of(built(pyramid())))
     recorded = bindings_of(built(pyramid(), kernel_specialization="eager", cuda_graphs="whole_graph"))
     assert (recorded["kernel_specialization"], recorded["cuda_graphs"]) == ("eager", "whole_graph")
-    with refused("option 'hardware_compatibility': expected the library 'tensorrt', whose option it is"):
+    with refused("option 'hardware_compatibility': expected the library 'tensorrt', which has this option"):
         built(pyramid(), hardware_compatibility="ampere_plus")
 
 
@@ -291,14 +291,14 @@ def refused(text: str) -> Any:
         ({"profiles": []}, "option 'profiles': expected a list of {'batch': (min, max)"),
         ({"profiles": [{"depth": (1, 2)}]}, "option 'profiles': expected a list of {'batch': (min, max)"),
         ({"profiles": [{"height": (64, 32)}]}, "option 'profiles': expected a list of {'batch': (min, max)"),
-        ({"max_batch": 0}, "option 'max_batch': expected a whole number of 1 to"),
-        ({"optimization_level": 6}, "option 'optimization_level': expected a whole number of 0 to 5, got 6."),
+        ({"max_batch": 0}, "option 'max_batch': expected an integer from 1 to"),
+        ({"optimization_level": 6}, "option 'optimization_level': expected an integer from 0 to 5, got 6."),
         ({"hardware_compatibility": "all"}, "option 'hardware_compatibility': expected one of none, ampere_plus, "),
         ({"kernel_specialization": "later"}, "option 'kernel_specialization': expected one of lazy, eager, none, got"),
         ({"cuda_graphs": True}, "option 'cuda_graphs': expected one of off, whole_graph, got True."),
         (
             {"library": "tensorrt", "cuda_graphs": "whole_graph"},
-            "option 'cuda_graphs': expected the library 'tensorrt_rtx', whose option it is, got 'whole_graph' for "
+            "option 'cuda_graphs': expected the library 'tensorrt_rtx', which has this option, got 'whole_graph' for "
             "'tensorrt'. Leave it out, or pass the option library='tensorrt_rtx'.",
         ),
         (
@@ -307,7 +307,7 @@ def refused(text: str) -> Any:
         ),
         (
             {"library": "tensorrt_rtx", "version_compatible": True},
-            "option 'version_compatible': expected the library 'tensorrt', whose option it is, got True",
+            "option 'version_compatible': expected the library 'tensorrt', which has this option, got True",
         ),
     ],
     ids=str,
@@ -358,13 +358,13 @@ def test_auto_passes_over_a_library_that_does_not_build_for_the_gpu_that_is_here
 
 @needs_none
 def test_building_for_the_gpu_that_is_here_needs_one() -> None:
-    with refused("segment 'backbone': expected a GPU, for which tensorrt_rtx") as caught:
+    with refused("segment 'backbone': expected a GPU, because tensorrt_rtx") as caught:
         built(pyramid(), compute_capabilities="current")
     assert "got none: NVIDIA's driver" in str(caught.value)
 
 
 def test_a_profile_outside_the_segments_range_is_refused() -> None:
-    text = "segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment takes, 1..4 x 3"
+    text = "segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment accepts, 1..4 x 3"
     with refused(text):
         built(pyramid(), profiles=[{"height": (32, 256)}])
 
@@ -402,7 +402,7 @@ class HasDeterminant(nn.Module):
 
 
 def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
-    with refused("segment 'backbone': expected operations that TensorRT's ONNX parser takes, got") as caught:
+    with refused("segment 'backbone': expected operations that TensorRT's ONNX parser supports, got") as caught:
         built(program_of(HasDeterminant()))
     text = str(caught.value)
     assert re.search(r"Det in backbone\.layers\.2 \(.*test_tensorrt\.py\(\d+\): forward\): ", text)
@@ -410,9 +410,11 @@ def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
 
 
 def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Path) -> None:
-    with refused("calibration_data: expected some tens of tuples of arguments, on which tensorrt:int8 is calibrated"):
+    with refused("calibration_data: expected some tens of tuples of arguments, with which tensorrt:int8 is calibrated"):
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", engine="tensorrt", precision="int8")
-    with refused("calibration_data: expected an engine in int8 with it, got only openvino:fp32, torchscript:fp32."):
+    with refused(
+        "calibration_data: expected an engine in int8 to calibrate, got only openvino:fp32, torchscript:fp32."
+    ):
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", calibration_data=[(X,)])
     with refused(
         "calibration_data: expected the tuple of the detector's positional arguments, or a dict of its arguments"
@@ -429,7 +431,7 @@ def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Pat
 
 def test_options_of_an_engine_that_is_not_compiled_are_refused(tmp_path: Path) -> None:
     with refused(
-        "options: expected those of the engines that are compiled (openvino, torchscript), got some for tensorrt."
+        "options: expected options only for the compiled engines (openvino, torchscript), got options for tensorrt."
     ):
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"tensorrt": {"tf32": True}})
     with refused("hybrid_rt[openvino]: options: expected some of int8_max_error, int8_seconds, got 'tf32'."):
@@ -437,7 +439,7 @@ def test_options_of_an_engine_that_is_not_compiled_are_refused(tmp_path: Path) -
 
 
 def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
-    with refused("device: expected what the engines are compiled for, one of cpu, cuda, got 'cuda:0'."):
+    with refused("device: expected one of cpu, cuda, which the engines are compiled for, got 'cuda:0'."):
         hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", device="cuda:0")
 
 

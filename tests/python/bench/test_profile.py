@@ -143,7 +143,7 @@ def test_bad_arguments(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(hybrid_rt.HybridRTError, match="expected"):
         hybrid_rt.profile(bundle, trace=tmp_path / "missing" / "trace.json")
     with pytest.raises(
-        InputError, match=r"the inputs: expected what the bundle takes, got .*expected 1x3x160x192 float32"
+        InputError, match=r"the inputs: expected inputs that the bundle accepts, got .*expected 1x3x160x192 float32"
     ):
         hybrid_rt.profile(bundle, (small_picture(40, 56),))
     without = tmp_path / "y.pt"

@@ -310,7 +310,9 @@ def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
 
 def test_a_detector_that_eager_can_not_run_is_refused(tmp_path: Path) -> None:
     wrong = Subject("small", small, [torch.zeros(5, 8, 8)])
-    with pytest.raises(OptionError, match="small: expected a detector that eager can run, got run 0: RuntimeError"):
+    with pytest.raises(
+        OptionError, match="small: expected a detector that runs in eager mode, got run 0: RuntimeError"
+    ):
         run(wrong, [Case("eager")], tmp_path, Settings(rounds=1))
 
 
@@ -372,7 +374,10 @@ def test_bench_for_detectors_still_works_and_names_the_new_verb(
     [
         ([], "bench: expected MODELs, or --detector, got none"),
         (["a.pt", "--detector", "x:y"], "bench: expected MODELs, or --detector, got both"),
-        (["--detector", "x:y", "--coco", "a.json"], "bench --detector: expected no option for MODELs, got --coco"),
+        (
+            ["--detector", "x:y", "--coco", "a.json"],
+            "bench --detector: expected no options that apply to MODELs only, got --coco",
+        ),
         (["--detector", "x:y", "--engine", "onnx"], "onnx"),
         (["--detector", "x:y", "--runtimes", "rust"], "runtime: expected one of"),
         (["--detector", "x:y"], "detector: expected an importable PACKAGE.MODULE:CALLABLE"),

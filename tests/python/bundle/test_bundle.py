@@ -212,19 +212,19 @@ def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
     ],
 )
 def test_names_of_version_0_1_0_warn(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"hybrid_rt.{old} is called {new} now"):
+    with pytest.warns(DeprecationWarning, match=f"hybrid_rt.{old} is deprecated, use hybrid_rt.{new}"):
         assert getattr(hybrid_rt, old) is getattr(hybrid_rt, new)
 
 
 def test_the_manifests_old_name_of_its_engines_warns(demo_bundle: Path) -> None:
     manifest = hybrid_rt.inspect(demo_bundle)
-    with pytest.warns(DeprecationWarning, match="The key 'segments' is called 'engines' now"):
+    with pytest.warns(DeprecationWarning, match="The key 'segments' is deprecated, use 'engines'"):
         (segment,) = manifest["segments"]
     assert segment == manifest["engines"][0]
-    with pytest.warns(DeprecationWarning, match="The key 'name' is called the names of its 'members' now"):
+    with pytest.warns(DeprecationWarning, match="The key 'name' is deprecated, use the names of its 'members'"):
         assert segment["name"] == "backbone"
     (choice,) = hybrid_rt.engines(hybrid_rt.load(demo_bundle))
-    with pytest.warns(DeprecationWarning, match="The key 'segment' is called 'engine' now"):
+    with pytest.warns(DeprecationWarning, match="The key 'segment' is deprecated, use 'engine'"):
         assert choice["segment"] == "backbone"
     with pytest.raises(KeyError, match="nothing"):
         manifest["nothing"]
@@ -288,8 +288,8 @@ def test_a_place_that_cannot_be_written(small_bundle: Path, tmp_path: Path, plac
     assert reason in str(caught.value)
     assert str(caught.value).endswith(
         (
-            "Check that the disk has room and that this user may write there.",
-            "Give the path of a file, new or old.",
+            "Check the free space and the permissions.",
+            "Pass the path of a regular file.",
         )
     )
     assert sorted(tmp_path.rglob("*")) == before
@@ -348,7 +348,7 @@ def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> N
     for line in lines:
         assert line == (
             f"hybrid_rt[bundle]: {target}: expected to write the file, got File too large. "
-            "Check that the disk has room and that this user may write there."
+            "Check the free space and the permissions."
         )
     assert list(tmp_path.iterdir()) == [target]
 

@@ -198,7 +198,7 @@ VARIANT = ("engines", 0, "variants", 0)
         (drop(*VARIANT, "backend"), "manifest, engines[0].variants[0]: expected a field 'backend', got none."),
         (put(None, *VARIANT, "precision"), "variants[0].precision: expected a text, got None."),
         (put({"cpu": 1}, *VARIANT, "requirements"), "variants[0].requirements.cpu: expected a text, got 1."),
-        (put([1], *VARIANT, "inputs", 0, "min"), "inputs[0]: expected min, opt and max of one length, got {'min'"),
+        (put([1], *VARIANT, "inputs", 0, "min"), "inputs[0]: expected min, opt and max of equal length, got {'min'"),
         (put([[0, 0]], *VARIANT, "blobs", 0, "pieces"), "pieces[0]: expected [index, offset, size], got [0, 0]."),
         (put(5, "records", "x"), "manifest, record 'x': expected an object, got 5."),
         (put({}, "records", "x"), "manifest, record 'x': expected a field 'sha256', got none."),
@@ -206,11 +206,11 @@ VARIANT = ("engines", 0, "variants", 0)
         (put({"absent": 5}, "golden"), "manifest, golden.absent: expected a text, got 5."),
         (put({}, "golden"), "manifest, golden: expected a field 'record', got none."),
         (put({}, "detector"), "manifest, detector: expected a field 'class', got none."),
-        (put([0.5], "images", 0, "place"), "images[0].place[0]: expected a text, an integer or null, got 0.5."),
+        (put([0.5], "images", 0, "place"), "images[0].place[0]: expected a string, an integer or null, got 0.5."),
         (drop("images", 0, "layout"), "manifest, images[0]: expected a field 'layout', got none."),
         (
             put({"inputs": [["x"]]}, "engines", 0, "conditions"),
-            "conditions.inputs[0]: expected two texts, got 1 values.",
+            "conditions.inputs[0]: expected two strings, got 1 values.",
         ),
     ],
 )

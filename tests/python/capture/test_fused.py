@@ -117,8 +117,8 @@ def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_pat
     with pytest.raises(RuntimeError) as caught:
         hybrid(small_picture() * 0.3)
     assert (
-        "hybrid_rt[engine]: segments 'backbone+head': expected the outputs of one handed on to the next as they are, "
-        "got another tensor as input 0 of the later one. Convert again with fuse=False"
+        "hybrid_rt[engine]: segments 'backbone+head': expected the outputs of each to be passed on unchanged to the "
+        "next, got another tensor as input 0 of the later one. Convert again with fuse=False"
     ) in str(caught.value)
 
 

@@ -22,7 +22,9 @@ def test_names_keep_their_order_and_one_name_is_a_list_of_one() -> None:
 
 
 def test_an_unknown_name_shows_the_near_ones() -> None:
-    with pytest.raises(OptionError, match=r"expected a submodule of SmallDetector, got 'backbon'. Near it: backbone"):
+    with pytest.raises(
+        OptionError, match=r"expected a submodule of SmallDetector, got 'backbon'. Similar names: backbone"
+    ):
         resolve_names(small_detector(), ["backbon"])
     with pytest.raises(OptionError, match=r"got 'zzz'. See detector.named_modules\(\)."):
         resolve_names(small_detector(), ["zzz"])

@@ -165,12 +165,12 @@ def test_convert_without_a_detector(noise: Path, capsys: pytest.CaptureFixture[s
         (["--sizes", "axb"], 2, "hybrid_rt[cli]: --sizes: expected HEIGHTxWIDTH,..., got 'axb'."),
         (["--engine", "nosuch"], 2, "hybrid_rt[registry]: engine: expected one of "),
         (["--segments", "nosuch"], 2, "hybrid_rt[convert]: segments: expected a submodule of ListDetector"),
-        (["--precision", "int8"], 2, "precision: expected an engine that computes in it, got 'int8' for torch"),
+        (["--precision", "int8"], 2, "precision: expected an engine that supports it, got 'int8' for torch"),
         (["--option", "tensorrt"], 2, "--option: expected ENGINE.NAME=VALUE, each once, e.g. tensorrt.tf32=false"),
         (
             ["--option", "tensorrt.tf32=true"],
             2,
-            "options: expected those of the engines that are compiled (torchscript",
+            "options: expected options only for the compiled engines (torchscript",
         ),
     ],
 )
@@ -467,8 +467,8 @@ def test_explain_prints_an_entry(capsys: pytest.CaptureFixture[str], code: str) 
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        ("keep-state", "Near it: keeps-state."),
-        ("scriptable", "Near it: head-not-scriptable."),
+        ("keep-state", "Similar codes: keeps-state."),
+        ("scriptable", "Similar codes: head-not-scriptable."),
         ("zzz", "`hybrid-rt explain` lists them."),
         ("", "`hybrid-rt explain` lists them."),
     ],
@@ -478,7 +478,7 @@ def test_explain_of_an_unknown_code_names_those_near_it(
 ) -> None:
     assert main(["explain", code]) == 2
     text = error_of(capsys)
-    assert f"hybrid_rt[explain]: the code: expected one that ends a refusal's text, got '{code}'. " in text
+    assert f"hybrid_rt[explain]: the code: expected a code from the end of an error's text, got '{code}'. " in text
     assert text.rstrip().endswith(advice)
 
 

@@ -99,7 +99,7 @@ def test_a_module_alone_that_fails_is_named_too() -> None:
 def test_lazy_modules_that_no_call_has_made(tmp_path: Path) -> None:
     error = refusal(nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d()), tmp_path)
     assert error.code == "detector-not-ready"
-    assert "got lazy ones, whose sizes no call has decided yet: 0.weight, 0.bias, 1.weight" in str(error)
+    assert "got uninitialised lazy weights: 0.weight, 0.bias, 1.weight" in str(error)
     assert "Run detector(...) once" in str(error)
 
 

@@ -93,7 +93,7 @@ def test_too_few_names_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "hybrid_rt[convert]: class_names: expected a name for each label that the detector finds on the example, up to "
         "2, got 2 names, for the labels 0 to 1 ('two'). A list starts at label 0: torchvision's begins with "
-        '"__background__". {label: name} names some only.'
+        '"__background__". Pass {label: name} to name only some labels.'
     )
     assert not (tmp_path / "x.pt").exists()
     convert(tmp_path / "x.pt", class_names={1: "two"})

@@ -62,8 +62,8 @@ def test_a_detector_with_an_engine_in_it(refused: Refused) -> None:
     detector = small_detector()
     detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_picture(),), engine="torchscript")
     assert refused(OptionError, detector) == (
-        "hybrid_rt[convert]: detector: expected modules of torch's operators, got an engine in the place of backbone. "
-        "Put back the module that was passed to compile_segment; convert() compiles it. [detector-not-ready]"
+        "hybrid_rt[convert]: detector: expected modules of torch's operators, got a compiled engine as backbone. "
+        "Restore the module that was passed to compile_segment; convert() compiles it. [detector-not-ready]"
     )
 
 
@@ -140,14 +140,14 @@ def test_no_engine(refused: Refused) -> None:
 
 def test_an_engine_twice(refused: Refused) -> None:
     text = refused(OptionError, small_detector(), engine=["torchscript", "torchscript"])
-    assert "engine: expected each backend once in a precision, got torchscript, torchscript." in text
+    assert "engine: expected each backend at most once per precision, got torchscript, torchscript." in text
 
 
 @pytest.mark.parametrize(
     ("segments", "text"),
     [
         ([], "expected 'auto' or at least one name, got an empty list"),
-        (["bakbone"], "expected a submodule of SmallDetector, got 'bakbone'. Near it: backbone"),
+        (["bakbone"], "expected a submodule of SmallDetector, got 'bakbone'. Similar names: backbone"),
         (["backbone", "backbone.first"], "expected each submodule once, got 'backbone.first' inside 'backbone'."),
         (["backbone", "backbone"], "expected each submodule once, got 'backbone' twice."),
     ],
@@ -163,8 +163,8 @@ def test_segments(refused: Refused, segments: list[str], text: str) -> None:
         ([(32, 32, 3)], "expected image sizes [(height, width), ...]"),
         ({"depth": (16, 64)}, "expected ranges for batch, height, width, got 'depth'"),
         ({"height": (64, 16)}, "shapes, height: expected (min, max) with 1 <= min <= max, got (64, 16)"),
-        ({"height": (64, 128)}, "shapes, height: expected a range that holds the example's 32, got 64..128"),
-        ([(64, 64), (96, 96)], "shapes, height: expected a range that holds the example's 32, got 64..96"),
+        ({"height": (64, 128)}, "shapes, height: expected a range that includes the example's 32, got 64..128"),
+        ([(64, 64), (96, 96)], "shapes, height: expected a range that includes the example's 32, got 64..96"),
     ],
 )
 def test_shapes(refused: Refused, shapes: Any, text: str) -> None:
@@ -218,7 +218,10 @@ class Returns(Backbone):
         (lambda _: 7, "output['extra']: expected tensors in lists, tuples and dicts with string keys, got int 7."),
         (lambda _: None, "output['extra']: expected tensors in lists, tuples and dicts with string keys, got NoneType"),
         (lambda _: [], "output['extra']: expected tensors in lists, tuples and dicts with string keys, got list []."),
-        (lambda x: [x], "output: expected a dict of one type, as TorchScript has them, got List[Tensor], Tensor."),
+        (
+            lambda x: [x],
+            "output: expected a dict with entries of one type, as TorchScript requires, got List[Tensor], Tensor.",
+        ),
     ],
 )
 def test_a_segment_that_returns_other_things_than_tensors(
@@ -335,7 +338,7 @@ def test_a_head_that_can_not_be_recorded_says_why(refused: Refused) -> None:
             return super().forward(pictures)[0], object()
 
     text = refused(CaptureError, Opaque().eval(), head="trace")
-    assert "the detector's head, its result[1]: expected tensors, numbers, texts and None in lists" in text
+    assert "the detector's head, its result[1]: expected tensors, numbers, strings and None in lists" in text
 
 
 def test_an_unknown_way_to_take_the_head_is_refused(refused: Refused) -> None:

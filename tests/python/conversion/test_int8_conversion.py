@@ -179,9 +179,9 @@ def convert_int8(path: Path, data: Any, **options: Any) -> None:
         (7, r"calibration_data: expected tuples of arguments, .* got int"),
         ("images", r"calibration_data: expected tuples of arguments, .* got str"),
         ([image(0)], r"calibration_data: expected the tuple of the detector's positional arguments.* got Tensor"),
-        ([], r"calibration_data: expected some tens of tuples of arguments, on which onnxruntime:int8 is calibrated"),
+        ([], r"calibration_data: expected some tens of tuples of arguments, with which onnxruntime:int8 is calibrated"),
         ([([torch.full((3, 32, 48), torch.nan)],)] * 12, r"calibration_data\[0\]: expected finite numbers, got NaN"),
-        ([*samples(11), ([image(0) / 0],)], r"calibration_data\[11\]: expected finite numbers, got an infinite one"),
+        ([*samples(11), ([image(0) / 0],)], r"calibration_data\[11\]: expected finite numbers, got an infinite number"),
         ([([torch.rand(1, 32, 48)],)] * 12, r"calibration_data\[0\]: expected arguments that the detector takes"),
         ([("a path.png",)] * 12, r"calibration_data\[0\]: expected arguments that the detector takes"),
     ],
@@ -193,7 +193,7 @@ def test_calibration_data_of_another_kind_is_refused(tmp_path: Path, data: Any, 
 
 
 def test_calibration_data_without_int8_is_refused(tmp_path: Path) -> None:
-    with refused("calibration_data: expected an engine in int8 with it, got only"):
+    with refused("calibration_data: expected an engine in int8 to calibrate, got only"):
         convert_int8(tmp_path, samples(), precision="fp32")
 
 

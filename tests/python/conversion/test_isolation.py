@@ -199,7 +199,7 @@ def is_running(process: int) -> bool:
         pytest.param("no memory", "MemoryError: ", marks=pytest.mark.slow),
         pytest.param("odd error", "Odd: an odd error", marks=pytest.mark.slow),
         pytest.param("odd artifact", "Artifact that can't be sent from one process to another", marks=pytest.mark.slow),
-        ("crash later", "its compiler's artifact, whose first run in a process of its own ended by SIGSEGV"),
+        ("crash later", "its compiler's artifact, whose first run in a separate process ended by SIGSEGV"),
     ],
 )
 def test_what_ends_the_process_is_an_error_and_the_next_one_works(do: str, got: str, started: list[int]) -> None:
@@ -523,7 +523,7 @@ def test_a_compiler_that_needs_the_detector_itself_runs_here(started: list[int])
 @pytest.mark.parametrize("executable", ["", "/no/such/python", "/bin/false"])
 def test_without_a_process_it_compiles_here_and_says_so(executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    with compiling_in_isolation(), pytest.warns(RuntimeWarning, match="expected a process of its own to start, got"):
+    with compiling_in_isolation(), pytest.warns(RuntimeWarning, match="expected a separate process to start, got"):
         artifact = compiled("openvino")
     assert artifact.blobs
 

@@ -572,7 +572,7 @@ def test_a_folder_that_is_there_is_left_alone(out: Path, script_bundle: Path) ->
     (out / "mine.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(
-            OptionError, match=r"expected no such path, or an empty directory, got something else\. Pass an"
+            OptionError, match=r"expected a new path or an empty directory, got something else\. Pass an"
         ):
             package([script_bundle], out, torch="external", overwrite=overwrite)
         assert files_of(out) == {"mine.txt"}
@@ -593,7 +593,7 @@ def test_a_package_that_is_there_is_replaced_only_if_it_may_be(out: Path, script
 def test_an_archive_that_is_there_is_left_alone(out: Path, script_bundle: Path) -> None:
     tar = out.with_name("dist.tar")
     tar.write_text("mine")
-    with pytest.raises(OptionError, match=r"dist\.tar: expected no file there, got one. Pass --overwrite"):
+    with pytest.raises(OptionError, match=r"dist\.tar: expected a new file, got an existing one. Pass --overwrite"):
         package([script_bundle], out, torch="external", archive=True)
     assert tar.read_text() == "mine"
     assert not out.exists()

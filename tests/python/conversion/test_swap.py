@@ -278,8 +278,8 @@ def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
 def test_every_mismatch_is_named(fused: Path, tmp_path: Path, backbone: nn.Module, expected: str) -> None:
     text = refusal(fused, new(backbone), tmp_path)
     assert text.startswith(
-        f"hybrid_rt[swap]: segment 'backbone', the new {type(backbone).__name__}: expected what the saved head was "
-        "made for, got \n  "
+        f"hybrid_rt[swap]: segment 'backbone', the new {type(backbone).__name__}: expected the inputs and outputs "
+        "that the saved head requires, got \n  "
     )
     assert expected in text
 

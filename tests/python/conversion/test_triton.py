@@ -217,7 +217,9 @@ def test_nothing_found_is_no_error() -> None:
 def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_path: Path) -> None:
     folder = triton.export_triton(demo_bundle, tmp_path).folder
     (folder / "mine").touch()
-    with pytest.raises(OptionError, match=r"the model .*/digits: expected none yet, got a directory\. .*--force"):
+    with pytest.raises(
+        OptionError, match=r"the model .*/digits: expected a new directory, got an existing one\. .*--force"
+    ):
         triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2))
     assert (folder / "mine").exists()
     triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
@@ -262,7 +264,7 @@ def test_a_batch_that_the_bundle_does_not_take(
 def test_a_bundle_without_a_golden_sample_needs_a_picture(one_picture_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"the test image: .*--image FILE"):
         triton.export_triton(one_picture_bundle, tmp_path)
-    with pytest.raises(VerificationError, match="expected one on which the detector finds something, got no box"):
+    with pytest.raises(VerificationError, match="expected an image with detections, got no box"):
         triton.export_triton(one_picture_bundle, tmp_path, picture=torch.zeros(3, 255, 335))
 
 

@@ -199,7 +199,7 @@ def test_without_a_torchscript_variant_nothing_can_be_added(tmp_path: Path) -> N
 
 
 def test_the_last_variant_stays(single: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"expected another variant to be left, got only torchscript:fp32"):
+    with pytest.raises(OptionError, match=r"expected at least one other variant, got only torchscript:fp32"):
         hybrid_rt.remove_variant(single, "torchscript", tmp_path / "x.pt")
     with pytest.raises(OptionError, match=r"expected one of torchscript:fp32, got 'openvino'"):
         hybrid_rt.remove_variant(single, "openvino", tmp_path / "x.pt")
@@ -262,7 +262,7 @@ def test_the_fastest_is_taken_of_those_that_compile(
     (left,) = set(BOTH) - {broken}
     options = {"engine": "fastest", "fallback": False}
     path = tmp_path / "x.pt"
-    text = rf"hybrid_rt\[{broken}\]: segment: expected a segment, got none. Try it. It is left out."
+    text = rf"hybrid_rt\[{broken}\]: segment: expected a segment, got none. Try it. The engine is skipped."
     with pytest.warns(RuntimeWarning, match=text):
         hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False, **options)
     assert variants_of(path) == [f"{left}:fp32"]

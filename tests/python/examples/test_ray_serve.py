@@ -237,5 +237,5 @@ def test_the_client_does_not_repeat_what_the_application_refuses(server: HTTPSer
 
 
 def test_the_client_gives_up_after_its_tries(server: HTTPServer) -> None:
-    with pytest.raises(client.Failed, match="2 tries, the last: 503"):
+    with pytest.raises(client.Failed, match="2 tries failed, the last one with 503"):
         ask(server, [(503, "text/plain", b"full")] * 2, tries=2)

@@ -98,10 +98,10 @@ def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
+        (["--seconds", "0"], "--seconds: expected an integer above 0, got '0'."),
         (["--seconds"], "--seconds: expected a value, got none."),
-        (["--hours", "x"], "--seconds: expected a whole number above 0, got 'x hours'."),
-        (["--seed", "x"], "--seed: expected a whole number, got 'x'."),
+        (["--hours", "x"], "--seconds: expected an integer above 0, got 'x hours'."),
+        (["--seed", "x"], "--seed: expected an integer, got 'x'."),
         (["--other"], "--other: expected --seconds, --hours, --seed, --corpus or --no-setup, got another option."),
         (
             ["fuzz_nothing"],

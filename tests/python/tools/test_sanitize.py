@@ -14,7 +14,7 @@ from helpers.paths import ROOT
     ("arguments", "message"),
     [
         (["--seconds"], "--seconds: expected a value, got none."),
-        (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
+        (["--seconds", "0"], "--seconds: expected an integer above 0, got '0'."),
         (["msan"], "preset: expected asan, ubsan or tsan, got 'msan'."),
     ],
 )

@@ -326,8 +326,8 @@ def test_convert_with_a_gate(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--coco-images", "folder"], "--coco-images, --coco-limit: expected --coco with them, got none"),
-        (["--coco-limit", "5"], "--coco-images, --coco-limit: expected --coco with them, got none"),
+        (["--coco-images", "folder"], "--coco-images, --coco-limit: expected --coco as well, got none"),
+        (["--coco-limit", "5"], "--coco-images, --coco-limit: expected --coco as well, got none"),
         (["--coco", "no.json"], "annotations no.json: expected a JSON file, got No such file"),
         (["--coco", ANNOTATIONS, "--max-map-drop", "-1"], "max_map_drop: expected a number of 0 or more"),
     ],

@@ -155,7 +155,7 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
     [
         ((object(),), torch.zeros(1), "tensors, numbers and texts, not object"),
         ((float("nan"),), torch.zeros(1), "not the number nan"),
-        (({True: torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or integers"),
+        (({True: torch.zeros(1)},), torch.zeros(1), "not a dict with keys other than strings or integers"),
         (({1: torch.zeros(1), "1": torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or"),
         ((torch.zeros(1, dtype=torch.complex64),), torch.zeros(1), "not a tensor of complex64"),
         ((torch.zeros(1),), (torch.zeros(1), float("inf")), "not the number inf"),
