@@ -18,7 +18,7 @@ function(hybrid_rt_check_libstdcxx)
   endif()
   if(_compiles AND NOT _needed)
     message(FATAL_ERROR "hybrid_rt[build]: compiler: expected one that links libstdc++.so, as torch does, got "
-      "${CMAKE_CXX_COMPILER}, which puts libstdc++ into what it links: exceptions would crash. Take another one with "
+      "${CMAKE_CXX_COMPILER}, which links libstdc++ statically: exceptions would crash. Choose another one with "
       "-DCMAKE_CXX_COMPILER= or in the environment variable CXX, and leave out -static-libstdc++.")
   endif()
   set(HYBRID_RT_SHARES_LIBSTDCXX ON CACHE INTERNAL "The compiler links torch's libstdc++")
@@ -32,7 +32,7 @@ function(hybrid_rt_find_torch folder)
   find_file(_header version.h NO_CACHE NO_DEFAULT_PATH
     PATHS "${folder}/include/torch/headeronly" "${folder}/include/torch/csrc/api/include/torch")
   if(NOT _header)
-    message(FATAL_ERROR "hybrid_rt[build]: torch: expected a folder with its headers, got '${folder}'. "
+    message(FATAL_ERROR "hybrid_rt[build]: torch: expected a directory with its headers, got '${folder}'. "
       "Install torch first (pip install torch torchvision), or name it with -DHYBRID_RT_TORCH_FOLDER=.")
   endif()
   add_library(hybrid_rt::torch INTERFACE IMPORTED)

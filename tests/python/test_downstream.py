@@ -193,7 +193,7 @@ UNUSABLE = {
     "wrong_torch": "the plug-in was built with torch 1.13, this is torch {torch}; rebuild it",
     "misnamed": "libhybrid_rt_misnamed.so says that it is 'somebody_else'; rename the file or the backend",
     "no_entry": "libhybrid_rt_no_entry.so exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)",
-    "throwing_constructor": "the plug-in's backend can't be made: it is broken on purpose",
+    "throwing_constructor": "the plug-in's backend can't be created: it is broken on purpose",
 }
 
 

@@ -208,7 +208,7 @@ hybrid_rt::ClassNames read_class_names(const std::string& path) {
   }
   if (names.empty()) {
     throw Failure(kUsage, formatted("--class-names " + path, "a text file with one class name per line",
-                                    "none that can be read", "Check the path."));
+                                    "a file that can't be read", "Check the path."));
   }
   return names;
 }
@@ -244,7 +244,7 @@ void write_annotated(const Options& options, Picture& picture, const Result& res
 void print(const std::string& text) {
   std::cout << text << std::flush;
   if (!std::cout) {
-    throw Failure(kOutputUnwritable, formatted("stdout", "a stream that takes the result", "a failed write",
+    throw Failure(kOutputUnwritable, formatted("stdout", "a stream that accepts the result", "a failed write",
                                                "Check the free disk space."));
   }
 }
@@ -280,8 +280,8 @@ void verify(const Options& options) {
   print(options.json ? hybrid_rt::to_json(verification) + "\n" : to_text(verification, options.model));
   if (!verification.matches()) {
     throw Failure(kDiffers,
-                  formatted(options.model, "the detector's result", "on this machine " + verification.failures[0],
-                            "Another --backend may be right; hybrid-rt check shows what else could run."));
+                  formatted(options.model, "the detector's result", verification.failures[0] + " on this machine",
+                            "Try another --backend; hybrid-rt check shows which ones can run."));
   }
   if (verification.passed()) return;
   throw Failure(kTooSlow,

@@ -61,14 +61,14 @@ class Decoder {
     const int passes = png_set_interlace_handling(png_);
     png_read_update_info(png_, info_);
     const std::size_t stride = static_cast<std::size_t>(png_get_image_width(png_, info_)) * 3;
-    if (png_get_rowbytes(png_, info_) != stride) fail("rows of another size than three bytes per pixel");
+    if (png_get_rowbytes(png_, info_) != stride) fail("rows that do not have three bytes per pixel");
     const std::size_t end = end_of_pixels(), height = png_get_image_height(png_, info_);
     for (int pass = 0; pass < passes; ++pass) {
       for (std::size_t y = 0; y < height; ++y) {
         // Deflated rows are at most an eighth longer than raw ones, which have at most eight bytes per pixel in the
         // file.
         const std::size_t rows = (pass + 1 < passes ? height : height - y) * (stride / 3 * 8 + 1);
-        if (end > offset_ + rows + rows / 8 + kMostBehind) fail("more image data than its rows have");
+        if (end > offset_ + rows + rows / 8 + kMostBehind) fail("more image data than its rows need");
         png_read_row(png_, pixels + y * stride, nullptr);
       }
     }

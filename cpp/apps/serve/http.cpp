@@ -138,7 +138,7 @@ struct Address {
       is_v6 = true;
     } else {
       throw AddressError("hybrid_rt[serve]: --host: expected an address such as 127.0.0.1, 0.0.0.0 or ::1, got '" +
-                         host + "'. Names are not looked up.");
+                         host + "'. Names are not resolved.");
     }
   }
 };
@@ -178,7 +178,7 @@ class HttpServer::Loop {
       const std::string reason = std::strerror(errno);
       throw AddressError("hybrid_rt[serve]: " + options.host + ":" + std::to_string(options.port) +
                          ": expected an address that can be bound, got \"" + reason +
-                         "\". Choose another --port (0: any that is free) or --host.");
+                         "\". Choose another --port (0: any free port) or --host.");
     }
   }
   Loop(const Loop&) = delete;

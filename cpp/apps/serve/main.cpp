@@ -141,7 +141,7 @@ std::vector<std::string> lines_of(const std::string& option, const std::string& 
     if (!line.empty() && line.back() == '\r') line.pop_back();
     lines.push_back(line);
   }
-  if (lines.empty()) throw wrong(option + " " + path, "a text file", "none that can be read", "Check the path.");
+  if (lines.empty()) throw wrong(option + " " + path, "a text file", "a file that can't be read", "Check the path.");
   return lines;
 }
 

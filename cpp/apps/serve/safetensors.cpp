@@ -153,7 +153,7 @@ PictureTensor described(const std::string& name, const Json& info, const Picture
   const std::uint64_t max_side = static_cast<std::uint64_t>(limits.max_side);
   const std::string got = std::to_string(width) + "x" + std::to_string(height);
   if (height == 0 || width == 0) {
-    throw PayloadError(subject_of(name), "at least one pixel", got, "Leave empty images out.");
+    throw PayloadError(subject_of(name), "at least one pixel", got, "Omit empty images.");
   }
   if (height > max_side || width > max_side || height > static_cast<std::uint64_t>(limits.max_pixels) / width) {
     throw PayloadError(

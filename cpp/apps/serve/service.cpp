@@ -59,7 +59,7 @@ HttpAnswer refusal(int status, const std::string& subject, const std::string& ex
 }
 
 HttpAnswer not_found(const std::string& request_id) {
-  return refusal(404, "path", "one of GET /openapi.json", "another", "See there, or at /.", request_id);
+  return refusal(404, "path", "a path of GET /openapi.json", "an unknown one", "Open / for help.", request_id);
 }
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -203,7 +203,7 @@ std::optional<HttpAnswer> Service::foreign_page(const HttpRequest& request) cons
   const std::string& id = request.request_id;
   const std::string& site = request.fetch_site;
   if (site == "cross-site" || site == "same-site") {
-    return refusal(403, "Sec-Fetch-Site", "same-origin", site + ": a page of another site asks",
+    return refusal(403, "Sec-Fetch-Site", "same-origin", site + ": a request from a page of another site",
                    "Use the service's own page, or a program.", id);
   }
   if (site.empty() && request.origin.empty()) return std::nullopt;  // not a browser
@@ -231,7 +231,7 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
     // Checked before the answer reveals what exists.
     if (!options_.token.empty() && !has_token(request.authorization, options_.token)) {
       HttpAnswer answer = refusal(401, "Authorization", "Bearer and the service's token",
-                                  request.authorization.empty() ? "none" : "another", "Send the token.", id);
+                                  request.authorization.empty() ? "none" : "another token", "Send the token.", id);
       answer.headers.emplace_back("WWW-Authenticate", "Bearer");
       return answer;
     }
@@ -240,7 +240,7 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
   const bool is_get = std::string_view(route->method) == "GET";
   if (request.method != route->method && !(is_get && request.method == "HEAD")) {
     const std::string allowed = is_get ? "GET, HEAD" : route->method;
-    HttpAnswer answer = refusal(405, "method", allowed, "another", "GET /openapi.json describes it.", id);
+    HttpAnswer answer = refusal(405, "method", allowed, "another method", "GET /openapi.json describes it.", id);
     answer.headers.emplace_back("Allow", allowed);
     return answer;
   }
@@ -324,8 +324,8 @@ void Service::detect(HttpRequest request, HttpServer::Reply reply) {
     const auto detector = models_.find(work->query.model);
     if (detector == nullptr) {
       const bool is_named = !work->query.model.empty();
-      throw RequestError(is_named ? 404 : 400, "query model", "the name of a model", is_named ? "another" : "none",
-                         "GET /v1/models lists them.");
+      throw RequestError(is_named ? 404 : 400, "query model", "the name of a model",
+                         is_named ? "an unknown name" : "none", "GET /v1/models lists them.");
     }
     work->model = work->query.model;
     for (const auto& [name, each] : models_.all()) {
@@ -428,7 +428,7 @@ HttpAnswer Service::answer_of(Work& work) const {
 
 void Service::give_up(Work& work) const {
   HttpAnswer answer =
-      refusal(503, "detector", "an end within " + std::to_string(options_.stuck.count()) + " ms",
+      refusal(503, "detector", "a result within " + std::to_string(options_.stuck.count()) + " ms",
               "a worker that is stuck", "Retry; the log reports the state of the worker.", work.request.request_id);
   answer.headers.emplace_back("Retry-After", "1");
   reply(work, answer);
@@ -458,7 +458,8 @@ void Service::reply(Work& work, const HttpAnswer& answer) const {
 void Service::reload_aside(const HttpRequest& request, HttpServer::Reply reply) {
   const std::string id = request.request_id;
   if (is_reloading_.exchange(true)) {
-    return reply(refusal(409, "reload", "one at a time", "one that goes on", "Retry when it is done.", id));
+    return reply(
+        refusal(409, "reload", "one reload at a time", "another one in progress", "Retry when it is done.", id));
   }
   if (reloader_.joinable()) reloader_.join();                     // it has ended, or is about to end
   reloader_ = std::thread([this, id, reply = std::move(reply)] {  // seconds of work

@@ -50,7 +50,7 @@ SharedLibraryFile::~SharedLibraryFile() {
 void make_torch_visible(c10::DeviceType device) {
   make_visible("libtorch_cpu.so", "Link the program with torch's shared libraries.");
   if (device == c10::DeviceType::CUDA) {
-    make_visible("libtorch_cuda.so", "Load the bundle by hybrid_rt::load with this device, which opens it.");
+    make_visible("libtorch_cuda.so", "Load the bundle for this device with hybrid_rt::load, which opens it.");
   }
 }
 

@@ -63,7 +63,7 @@ void require_32_bits(const at::Tensor& tensor, size_t index) {
   const auto large = std::find_if(begin, end, [](int64_t value) { return value != static_cast<int32_t>(value); });
   if (large == end) return;
   throw Error(ErrorKind::kInput, "openvino", "input " + std::to_string(index),
-              "whole numbers that fit into 32 bits, in which OpenVINO computes", std::to_string(*large),
+              "integers that fit into 32 bits, in which OpenVINO computes", std::to_string(*large),
               "Pass smaller numbers, or run a variant with 64-bit arithmetic: backend='torchscript'.");
 }
 

@@ -46,8 +46,8 @@ class TensorRtBackend : public Backend {
       if (!library.is_open()) return library.reason();
       const std::string& wanted = spec.requirements.at(library.name());
       if (!is_in_range(library.version(), wanted).value_or(false)) {
-        return "the engine needs " + library.name() + " " + wanted + ", here is " + library.version() +
-               "; install a version in that range, or convert the detector again with this one";
+        return "the engine needs " + library.name() + " " + wanted + ", but " + library.version() +
+               " is installed; install a version in that range, or convert the detector again with this one";
       }
       GraphOptions::from_environment();
       return std::nullopt;

@@ -98,7 +98,7 @@ size_t Bindings::profile_for(const std::vector<Shape>& shapes) const {
     for (const ProfileInput& input : profiles[i]) known += " " + text_of(input);
   }
   for (const Shape& shape : shapes) got += (got.empty() ? "" : " ") + text_of(shape);
-  throw Error(ErrorKind::kInput, "tensorrt", "inputs", "shapes inside of one optimisation profile (" + known + ")", got,
+  throw Error(ErrorKind::kInput, "tensorrt", "inputs", "shapes within one optimisation profile (" + known + ")", got,
               "Resize the images, or convert again with profiles that cover this size.");
 }
 

@@ -32,7 +32,7 @@ void set_shapes(const Library& library, const Bindings& bindings, PooledContext&
       if (size >= 0) continue;
       throw Error(ErrorKind::kBackend, "tensorrt", "output '" + name + "'",
                   "a shape that follows from the inputs' shapes", "one that depends on their values",
-                  "Leave the operation that makes it out of the segment.");
+                  "Exclude the operation that computes it from the segment.");
     }
     context.output_shapes.push_back(std::move(shape));
   }

@@ -159,8 +159,8 @@ std::vector<at::Tensor> TensorRtEngine::run_empty(at::ArrayRef<at::Tensor> input
   const bool is_filled =
       std::all_of(one.begin(), one.end(), [](const at::Tensor& input) { return input.numel() != 0; });
   if (!is_filled) {
-    throw Error(ErrorKind::kInput, "tensorrt", "inputs", "sizes of at least 1, but for the first dimension", "0",
-                "Leave out images without pixels.");
+    throw Error(ErrorKind::kInput, "tensorrt", "inputs", "sizes of at least 1, except in the first dimension", "0",
+                "Omit images without pixels.");
   }
   std::vector<at::Tensor> outputs = run_full(one);
   for (size_t i = 0; i < outputs.size(); ++i) {

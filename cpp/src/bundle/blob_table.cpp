@@ -67,7 +67,7 @@ void BlobTable::check(const std::vector<ArtifactSpec>& specs) const {
         }
         const int64_t length = entries_[static_cast<size_t>(piece.index)].size;
         if (piece.offset < 0 || piece.size < 0 || piece.offset > length || piece.size > length - piece.offset) {
-          throw malformed(subject, "a piece inside of " + std::to_string(length) + " bytes",
+          throw malformed(subject, "a piece within " + std::to_string(length) + " bytes",
                           std::to_string(piece.size) + " from " + std::to_string(piece.offset) + " on");
         }
         size = saturated(size, piece.size);

@@ -109,7 +109,7 @@ Manifest Manifest::from_json(const std::string& text, const std::string& path) {
   try {
     manifest.class_names = parsed.value("class_names", std::vector<std::string>());
   } catch (const json::exception& error) {
-    throw malformed(path, "class_names", "a list of texts", error.what());
+    throw malformed(path, "class_names", "a list of strings", error.what());
   }
   const auto golden = parsed.find("golden");
   if (golden == parsed.end() || !golden->is_object()) {
@@ -138,7 +138,7 @@ std::string upgraded_from_version_1(const std::string& text, const std::string& 
       }
     }
   } catch (const Ordered::exception& error) {
-    throw malformed(path, "", "what version 1 of the format has", error.what());
+    throw malformed(path, "", "the fields of format version 1", error.what());
   }
   return manifest.dump(1);
 }

@@ -84,7 +84,7 @@ SizeConditions size_conditions(const std::string& manifest, size_t engine, const
     if (found == entry.end()) return {};
     return {lines_from(*found, "inputs"), lines_from(*found, "outputs")};
   } catch (const json::exception& error) {
-    throw malformed(path, "an engine's conditions", "pairs of texts, by inputs and outputs", error.what());
+    throw malformed(path, "an engine's conditions", "pairs of strings for inputs and outputs", error.what());
   }
 }
 

@@ -58,8 +58,8 @@ void prepare_for_fork() {
   if (const int threads = threads_lost.exchange(0); threads != 0) {
     at::set_num_threads(1);  // also sets MKL's number, which is separate from OpenMP's
     log(LogLevel::kWarning, "this process was forked after a module had run in " + std::to_string(threads) +
-                                " threads, which are not here: torch computes in one. Load in the children, or start "
-                                "them with 'spawn', for more");
+                                " threads, which the fork lacks: torch computes in one thread. To use more, load in "
+                                "the children, or start them with 'spawn'");
   }
 }
 

@@ -68,7 +68,7 @@ void open(const std::string& name, Plugin& plugin) {
   try {
     plugin.backend.reset(descriptor.create());
   } catch (const std::exception& error) {
-    plugin.failure = std::string("the plug-in's backend can't be made: ") + error.what();
+    plugin.failure = std::string("the plug-in's backend can't be created: ") + error.what();
   }
 }
 
@@ -93,7 +93,7 @@ class Registry {
     const auto found = plugins_.find(name);
     if (found == plugins_.end()) {
       throw plugin_error(name, "backend", "one of " + names(), "'" + name + "'",
-                         "Install the package or plug-in that brings it (" + prefix() + name + std::string(kSuffix) +
+                         "Install the package or plug-in that provides it (" + prefix() + name + std::string(kSuffix) +
                              "), or name its directory in HYBRID_RT_PLUGIN_PATH.");
     }
     Plugin& plugin = found->second;

@@ -20,7 +20,7 @@ void check_normalized_batch(at::TensorList images, at::ArrayRef<double> mean, at
   if (images.empty() || heights.size() != images.size() || widths.size() != images.size()) {
     kRefuse("one image or more, and a height and a width for each",
             c10::str(images.size(), " images, ", heights.size(), " heights and ", widths.size(), " widths"),
-            "Check what calls it.");
+            "Check the caller.");
   }
   if (mean.empty() || std.size() != mean.size() || size_divisible < 1) {
     kRefuse("a mean and a standard deviation per channel, and size_divisible of 1 or more",

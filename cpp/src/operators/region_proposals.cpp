@@ -27,7 +27,8 @@ void check_level(const at::Tensor& objectness, const at::Tensor& deltas, const a
   }
   const std::vector<int64_t> wanted{objectness.size(0), 4 * objectness.size(1), objectness.size(2), objectness.size(3)};
   if (deltas.sizes() != at::IntArrayRef(wanted)) {
-    kRefuse(c10::str("deltas of shape ", at::IntArrayRef(wanted)), describe(deltas), "Check what made them.");
+    kRefuse(c10::str("deltas of shape ", at::IntArrayRef(wanted)), describe(deltas),
+            "Check the code that computes them.");
   }
   if (cell_anchors.dim() != 2 || cell_anchors.size(0) != objectness.size(1) || cell_anchors.size(1) != 4) {
     kRefuse(c10::str("cell_anchors of shape [", objectness.size(1), ", 4]"), describe(cell_anchors),

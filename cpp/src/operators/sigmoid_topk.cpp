@@ -28,7 +28,7 @@ constexpr int64_t kPadding = 64;  // at least the number of floats in the longes
 void check(const char* name, const at::Tensor& logits, int64_t topk_candidates) {
   const Refuse refuse{name};
   if (!at::isFloatingType(logits.scalar_type())) {
-    refuse("logits of floats", describe(logits), "Convert them with .float().");
+    refuse("floating-point logits", describe(logits), "Convert them with .float().");
   }
   if (topk_candidates < 0) {
     refuse("topk_candidates of 0 or more", c10::str(topk_candidates), "Check the detector's options.");

@@ -11,8 +11,7 @@ namespace hybrid_rt {
 namespace {
 
 constexpr const char* kOthers =
-    "This is for detectors that take and return what torchvision's do; call "
-    "hybrid_rt::load() for others.";
+    "Use this only for detectors with torchvision's interface, and call hybrid_rt::load() for others.";
 
 Error wrong_output(std::string_view subject, std::string_view expected, std::string_view got) {
   return Error(ErrorKind::kInput, "detections", subject, expected, got, kOthers);

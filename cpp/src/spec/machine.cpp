@@ -55,7 +55,7 @@ std::optional<std::string> unmet_capability(const std::string& wanted, const Mac
     is_right = std::find(capabilities.begin(), capabilities.end(), device.capability) != capabilities.end();
   }
   if (is_right) return std::nullopt;
-  return "it was built for GPUs of compute capability " + wanted + ", here is " + device.name + " of capability " +
+  return "it was built for GPUs of compute capability " + wanted + ", but " + device.name + " has capability " +
          device.capability + "; convert the detector for that one, or run another variant";
 }
 
@@ -105,8 +105,8 @@ std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& ru
       if (!is_right)
         return "its requirement \"version\": \"" + wanted + "\" is not a range; convert the detector again";
       if (!*is_right) {
-        return "it needs " + spec.backend + " " + wanted + ", here is " + runtime_version +
-               "; install a version in that range, or convert the detector again with this one";
+        return "it needs " + spec.backend + " " + wanted + ", but " + runtime_version +
+               " is installed; install a version in that range, or convert the detector again with this one";
       }
     } else if (name == "cpu") {
       std::string missing;
@@ -115,8 +115,7 @@ std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& ru
       }
       if (!missing.empty()) {
         return "it was compiled for a CPU with " + missing +
-               ", which this one lacks; convert the detector on a CPU "
-               "such as this one, or run another variant";
+               ", which this one lacks; convert the detector on a CPU like this one, or run another variant";
       }
     } else if (name == "compute_capability") {
       if (auto reason = unmet_capability(wanted, machine, cuda_index)) return reason;

@@ -55,7 +55,7 @@ TreeNode<const json*> node_of(const json* tree) {
     for (const json& key : tree->at("keys")) {
       node.keys.push_back(key.is_string() ? key.get<std::string>() : std::to_string(integers_in(key).get<int64_t>()));
     }
-    if (node.keys.size() != items.size()) throw Malformed("a dict with other keys than values");
+    if (node.keys.size() != items.size()) throw Malformed("a dict with different numbers of keys and values");
   } else if (kind == "list" || kind == "tuple") {
     node.kind = kind == "list" ? TreeKind::kList : TreeKind::kTuple;
   } else {

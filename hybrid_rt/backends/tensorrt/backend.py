@@ -82,7 +82,7 @@ class TensorRTBackend(Backend):
             return ""
         if gpu["capability"] in options.compute_capabilities:
             return ""
-        return f"it builds for {', '.join(options.compute_capabilities)}, here is {gpu['name']} of {gpu['capability']}"
+        return f"it builds for {', '.join(options.compute_capabilities)}, but {gpu['name']} has {gpu['capability']}"
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Checks the user's options against :class:`hybrid_rt.backends.tensorrt.options.Options`.

@@ -234,10 +234,11 @@ TEST_CASE("requirements of the machine are compared before a backend is asked") 
   CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's version is 1.0
   CHECK(refusal("version", "==1").empty());
   CHECK(refusal("version", ">=1.0.1") ==
-        "it needs fixture >=1.0.1, here is 1.0; install a version in that range, or convert the detector again with "
+        "it needs fixture >=1.0.1, but 1.0 is installed; install a version in that range, or convert the detector "
+        "again with "
         "this one");
-  CHECK(contains(refusal("version", "<1"), "it needs fixture <1, here is 1.0"));
-  CHECK(contains(refusal("version", ">0.9,<=0.9.5"), "here is 1.0"));
+  CHECK(contains(refusal("version", "<1"), "it needs fixture <1, but 1.0 is installed"));
+  CHECK(contains(refusal("version", ">0.9,<=0.9.5"), "but 1.0 is installed"));
   CHECK(contains(refusal("version", "~1"), "is not a range"));
   CHECK(contains(refusal("version", "new"), "is not a range"));
   CHECK(refusal("cpu", "avx2, fma").empty());
@@ -263,10 +264,10 @@ TEST_CASE("an artifact for CUDA is compared with the GPU that would run it") {
   CHECK(refusal("8.6, 9.0", 1).empty());
   CHECK(refusal(">=8.0", 1).empty());
   CHECK(refusal("8.6", 1) ==
-        "it was built for GPUs of compute capability 8.6, here is second of capability 9.0; convert the detector for "
+        "it was built for GPUs of compute capability 8.6, but second has capability 9.0; convert the detector for "
         "that one, or run another variant");
-  CHECK(contains(refusal(">=9.0", 0), "here is first of capability 8.6"));
-  CHECK(contains(refusal("", 0), "here is first"));
+  CHECK(contains(refusal(">=9.0", 0), "but first has capability 8.6"));
+  CHECK(contains(refusal("", 0), "but first has"));
   CHECK(refusal("8.6", 2) == "there is no CUDA device 2");
 }
 
@@ -306,8 +307,8 @@ TEST_CASE("a blob is put together of pieces, some of which others have too") {
   };
   CHECK(contains(failure({2, 0, 1}, 1), "expected an index below 2, got 2"));
   CHECK(contains(failure({-1, 0, 1}, 1), "expected an index below 2, got -1"));
-  CHECK(contains(failure({0, 8, 3}, 3), "expected a piece inside of 10 bytes, got 3 from 8 on"));
-  CHECK(contains(failure({0, -1, 3}, 3), "expected a piece inside of 10 bytes, got 3 from -1 on"));
+  CHECK(contains(failure({0, 8, 3}, 3), "expected a piece within 10 bytes, got 3 from 8 on"));
+  CHECK(contains(failure({0, -1, 3}, 3), "expected a piece within 10 bytes, got 3 from -1 on"));
   CHECK(contains(failure({0, 0, 3}, 4), "expected 4 bytes, got 3"));
 }
 

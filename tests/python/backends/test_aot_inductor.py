@@ -466,7 +466,7 @@ def test_whether_another_machines_gpu_would_run_it_can_be_asked(tmp_path: Path) 
 
     assert refusal("cuda", "9.0") == ""
     assert refusal("cuda", "8.6").startswith(
-        "it was built for GPUs of compute capability 9.0, here is a GPU of capability 8.6; "
+        "it was built for GPUs of compute capability 9.0, but a GPU has capability 8.6; "
     )
     assert refusal("cuda:1", "9.0") == "there is no CUDA device 1"
     assert refusal("cpu", "9.0") == (

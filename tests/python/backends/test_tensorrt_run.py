@@ -81,7 +81,7 @@ def test_nothing_is_left_where_only_tensorrt_may_run(bank: Path) -> None:
     [
         (
             "9.0",
-            "it was built for GPUs of compute capability 8.6,8.9, here is a GPU of capability 9.0; convert",
+            "it was built for GPUs of compute capability 8.6,8.9, but a GPU has capability 9.0; convert",
         ),
         ("8.6", ""),
     ],
@@ -307,7 +307,7 @@ def checked_with(bank: Path, device: str = "cuda", **environment: str) -> list[s
 def test_the_gpu_that_is_here_is_compared_with_the_engines(bank: Path, tmp_path: Path) -> None:
     refusals = checked_with(bank, HYBRID_RT_CUDA_DRIVER=library(tmp_path, "libcuda.so", TWO_GPUS))
     assert refusals[0].startswith(
-        "it was built for GPUs of compute capability 8.6,8.9, here is NVIDIA Test of capability 9.0"
+        "it was built for GPUs of compute capability 8.6,8.9, but NVIDIA Test has capability 9.0"
     )
     assert refusals[2] == "runs on cpu, not on cuda"
     assert refusals[3] == "-"  # TorchScript runs there
@@ -349,4 +349,4 @@ def test_an_engine_of_another_version_is_refused(bank: Path, tmp_path: Path) -> 
         assert "tensorrt_rtx 1.5.0 is installed" in refusals[0]
     else:
         assert refusals[0].startswith("the engine needs tensorrt_rtx ==")
-        assert ", here is 1.5.0; install a version in that range" in refusals[0]
+        assert ", but 1.5.0 is installed; install a version in that range" in refusals[0]

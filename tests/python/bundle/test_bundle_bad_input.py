@@ -373,7 +373,7 @@ REPEATED = {**SPEC, "blobs": [{"name": "module", "pieces": [[0, 0, 1 << 20]] * 3
         (
             {**FIELDS, "variants": json.dumps([SPEC]).replace("[0, 0, 3]", "[0, 1, 3]"), "table": TABLE},
             [torch.zeros(3, dtype=torch.uint8)],
-            "blob 'module' of torchscript: expected a piece inside of 3 bytes, got 3 from 1 on.",
+            "blob 'module' of torchscript: expected a piece within 3 bytes, got 3 from 1 on.",
         ),
         (
             {**FIELDS, "variants": json.dumps([REPEATED]), "table": json.dumps([{"size": 1 << 20, "sha256": "00"}])},

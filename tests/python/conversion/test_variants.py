@@ -407,7 +407,7 @@ def test_a_cpu_without_the_instructions_runs_the_next_variant(tmp_path: Path) ->
 
 def test_a_newer_runtime_that_an_artifact_needs_is_named(tmp_path: Path) -> None:
     path = with_requirements(tmp_path / "x.pt", version=">=9999.1")
-    assert "it needs openvino >=9999.1, here is 20" in refusal(path)
+    assert "it needs openvino >=9999.1, but 20" in refusal(path)
 
 
 def test_memory_that_is_not_free_refuses_a_variant(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ BOXES, SCORES, CLASSES = torch.ones(3, 4), torch.ones(3), torch.ones(3, dtype=to
         ("ssd_detections", (BOXES.half(), BOXES.half(), 0.1, 9, 0.5, 9), "expected boxes of dtype Float or Double"),
         ("ssd_detections", (BOXES, BOXES.double(), 0.1, 9, 0.5, 9), "expected scores of the dtype and device"),
         ("ssd_detections", (BOXES, BOXES, 0.1, -1, 0.5, 9), "expected topk_candidates of 0 or more, got -1"),
-        ("sigmoid_topk", (CLASSES, 0.1, 9), "expected logits of floats, got Long [3]"),
+        ("sigmoid_topk", (CLASSES, 0.1, 9), "expected floating-point logits, got Long [3]"),
         ("sigmoid_topk", (BOXES, 0.1, -1), "expected topk_candidates of 0 or more, got -1"),
         ("centered_sigmoid_topk", (SCORES, BOXES[:, :1], 0.1, 9), "expected logits of shape [A, C]"),
         ("centered_sigmoid_topk", (BOXES, SCORES, 0.1, 9), "expected centerness of shape [3, 1]"),

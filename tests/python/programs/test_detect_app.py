@@ -148,7 +148,7 @@ def test_class_names_that_are_no_names_fail(program, demo_bundle, demo_picture, 
         demo_bundle, tmp_path / "x.pt", {MANIFEST: change_manifest(lambda manifest: manifest.update(class_names=[1]))}
     )
     message = error_of(run(program, bundle, demo_picture), BUNDLE_UNLOADABLE)
-    assert "x.pt, manifest, class_names: expected a list of texts, got " in message
+    assert "x.pt, manifest, class_names: expected a list of strings, got " in message
 
 
 def test_detections_are_those_of_python(program, demo_bundle, demo_picture):

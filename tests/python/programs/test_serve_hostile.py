@@ -175,7 +175,7 @@ def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Pat
     with serving(demo_bundle, exit_code=code, workers=workers, threads=1, stuck_seconds=0.001) as running:
         answer = running.detect(demo_picture)
         assert answer.status == 503
-        assert "expected an end within 1 ms, got a worker that is stuck" in answer.json()["detail"]
+        assert "expected a result within 1 ms, got a worker that is stuck" in answer.json()["detail"]
         assert answer.headers["retry-after"] == "1"
         if is_over:
             said = running.wait_for("stopped")
@@ -204,7 +204,7 @@ def test_image_data_behind_the_last_row_is_not_unpacked(server: Server) -> None:
     before = cpu_seconds(server)
     answer = server.detect(png_of(96, 96, zeros(256)))
     assert answer.status == 422
-    assert "more image data than its rows have" in answer.json()["detail"]
+    assert "more image data than its rows need" in answer.json()["detail"]
     assert cpu_seconds(server) - before < 2
 
 

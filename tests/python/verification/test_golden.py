@@ -309,8 +309,8 @@ def test_a_bundle_that_finds_something_else_fails_everywhere(
     assert done.returncode == 7
     assert f"  FAILED: {failure}\n" in done.stdout
     assert done.stderr == (
-        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected the detector's result, got on this machine "
-        f"{failure}. Another --backend may be right; hybrid-rt check shows what else could run.\n"
+        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected the detector's result, got "
+        f"{failure} on this machine. Try another --backend; hybrid-rt check shows which ones can run.\n"
     )
     done = run(program, path, "--json")
     assert done.returncode == 7

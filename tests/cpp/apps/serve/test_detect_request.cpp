@@ -70,7 +70,7 @@ TEST_CASE("a query's parameters are read") {
 
 TEST_CASE("a query's parameter that can't be is refused by name") {
   CHECK(refused_query("min_score", "1.5") ==
-        "hybrid_rt[serve]: query min_score: expected a number from 0 to 1, got '1.5'. Leave it out for the default.");
+        "hybrid_rt[serve]: query min_score: expected a number from 0 to 1, got '1.5'. Omit it for the default.");
   for (const char* value : {"", "nan", "-0.1", "0.5x", " 0.5", "1e9999"}) refused_query("min_score", value);
   for (const char* value : {"", "0", "-5", "1.5", "99999999999999999999"}) refused_query("deadline_ms", value);
   for (const char* value : {"", "yes", "TRUE", "1"}) refused_query("masks", value);

@@ -132,7 +132,7 @@ TEST_CASE("an engine of a bundle that the vendor refuses falls back while the ot
   CHECK(contains(refusal, "hybrid_rt[tensorrt]: artifact: expected success of "));
   CHECK(contains(refusal, "magic tag does not match"));
   CHECK(contains(classes.variants[place_of_tensorrt(1)].refusal,
-                 "it was built for GPUs of compute capability 9.0, here is Emulated GPU of capability 8.9"));
+                 "it was built for GPUs of compute capability 9.0, but Emulated GPU has capability 8.9"));
   CHECK(log.of(LogLevel::kWarning).size() == 1);
   CHECK(contains(log.of(LogLevel::kWarning).front(), "engine 'classes': tensorrt (fp32) failed to load: "));
   const auto failure = failure_of([] {

@@ -71,7 +71,7 @@ TEST_CASE("each size runs in the profile that holds it") {
   const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 16, 64}))}); });
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(contains(failure.what(),
-                 "expected shapes inside of one optimisation profile (profile 0: 1..2x3x8..32x8..32; profile 1: "
+                 "expected shapes within one optimisation profile (profile 0: 1..2x3x8..32x8..32; profile 1: "
                  "1..4x3x32..64x32..64), got 1x3x16x64."));
 }
 
@@ -170,8 +170,8 @@ TEST_CASE("a count of none runs on one, and gives none") {
   const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 0, 16}))}); });
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(std::string(failure.what()) ==
-        "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, but for the first dimension, got 0. Leave out "
-        "images without pixels.");
+        "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, except in the first dimension, got 0. Omit images "
+        "without pixels.");
 }
 
 TEST_CASE("an engine runs on the device that it was made for" * emulated_only()) {

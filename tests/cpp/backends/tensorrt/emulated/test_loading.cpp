@@ -50,7 +50,7 @@ TEST_CASE("an engine of another version or library is refused before it is read"
   CHECK(plugin().refusal(artifact.spec, {}) == std::nullopt);
   artifact.spec.requirements = {{StandIn::here().library, "==1.2.3"}};
   CHECK(plugin().refusal(artifact.spec, {}) ==
-        "the engine needs " + StandIn::here().library + " ==1.2.3, here is " + StandIn::here().version +
+        "the engine needs " + StandIn::here().library + " ==1.2.3, but " + StandIn::here().version + " is installed" +
             "; install a version in that range, or convert the detector again with this one");
   artifact.spec.requirements = {};
   CHECK(contains(plugin().refusal(artifact.spec, {}).value_or(""),
