@@ -355,7 +355,7 @@ class DeformableAttention(nn.Module):
 
 
 class RtDetr(nn.Module):
-    """RT-DETR: anchors infinite at the border, the best cells as queries, deformable attention. Returns a ModelOutput."""
+    """RT-DETR: anchors infinite at the border, best cells as queries, deformable attention. Returns a ModelOutput."""
 
     def __init__(self, classes: int = 5, channels: int = 16, queries: int = 12) -> None:
         """Builds the layers."""
