@@ -34,7 +34,7 @@ needs_none = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device
 
 
 class Pyramid(nn.Module):
-    """Convolutions, a batch norm, a resize to another tensor's size, two outputs."""
+    """Has convolutions, a batch norm, a resize to another tensor's size, and two outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Pyramid(nn.Module):
 
 
 class Detector(nn.Module):
-    """One that scripts."""
+    """A detector that TorchScript compiles."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_each_precision_is_built(precision: str) -> None:
 
 
 class Wide(nn.Sequential):
-    """Enough weights to see their size."""
+    """Has enough weights for their size to be measurable."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3))
@@ -138,7 +138,7 @@ def test_lower_precisions_have_smaller_weights() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_model_in_another_precision_computes_nearly_the_same(precision: str) -> None:
-    """By ONNX Runtime, which runs on the CPU what TensorRT is given for the GPU."""
+    """Runs on the CPU, with ONNX Runtime, the model that TensorRT gets for the GPU."""
     onnxruntime = pytest.importorskip("onnxruntime")
     calibration = [(X * i / 8,) for i in range(1, 9)]
     program = pyramid(calibration=calibration)
@@ -151,7 +151,7 @@ def test_the_model_in_another_precision_computes_nearly_the_same(precision: str)
     for expected, values in zip(program.run([X]), found, strict=True):
         assert torch.from_numpy(values).dtype == torch.float32
         error = (torch.from_numpy(values) - expected).abs().max() / expected.abs().max()
-        assert 0 < error < allowed  # not 0: it was computed otherwise
+        assert 0 < error < allowed  # not 0, which shows that the precision differs
 
 
 def test_bf16_is_the_models_own_type() -> None:
@@ -204,7 +204,7 @@ def test_a_dimension_without_an_upper_bound_gets_one() -> None:
     assert program.inputs[0].max[0] == UNBOUNDED
     artifact = built(program)
     assert artifact.spec.inputs[0].max == (24, 3, 8, 8)
-    assert artifact.spec.inputs[0].min == (0, 3, 8, 8)  # none of what is counted: the run half takes care of it
+    assert artifact.spec.inputs[0].min == (0, 3, 8, 8)  # the minimum count is 0, which the C++ part handles
     assert bindings_of(artifact)["profiles"] == [[{"min": [1, 3, 8, 8], "max": [24, 3, 8, 8]}]]
     assert built(program, max_batch=100).spec.inputs[0].max == (100, 3, 8, 8)
 
@@ -319,7 +319,7 @@ def test_options_that_there_are_not_are_refused(options: dict[str, Any], text: s
 
 
 def test_a_gpu_that_this_library_does_not_build_for_is_refused() -> None:
-    """9.0, the H100's, is not among those of TensorRT-RTX."""
+    """TensorRT-RTX does not support 9.0, the compute capability of an H100."""
     with refused("option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: ") as caught:
         built(pyramid(), compute_capabilities=["9.0"])
     assert "got 9.0. For other GPUs, use TensorRT on a machine that has one" in str(caught.value)
@@ -331,7 +331,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: str) -> None:
 
 
 def test_the_gpu_that_is_here_may_be_one_that_this_library_does_not_build_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an H100 TensorRT-RTX 1.7.1 built an engine for "current", and then refused to run it."""
+    """On an H100, TensorRT-RTX 1.7.1 built an engine for "current" and then refused to run it."""
     a_gpu(monkeypatch, "NVIDIA H100 80GB HBM3", "9.0")
     with refused(
         "option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: 7.5, 8.0, "

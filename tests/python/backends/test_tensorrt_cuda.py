@@ -1,4 +1,4 @@
-"""TensorRT on a GPU: results, threads and streams, CUDA graphs, memory."""
+"""Tests of TensorRT on a GPU: results, threads and streams, CUDA graphs, memory."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_on_a_gpu_cuda_graphs_give_the_same(mode: str, monkeypatch: pytest.Monke
         options=FOR_THIS_GPU,
     )
     x = X.cuda()
-    for i in range(40):  # more shapes than graphs are kept
+    for i in range(40):  # more shapes than the number of cached graphs
         close(compiled(x), module(X), 1e-4)
         other = torch.rand(1, 3, 32 + i, 64)
         close(compiled(other.cuda()), module(other), 1e-4)

@@ -1,4 +1,4 @@
-"""The manifest's types, its schema, and what the writers make of both."""
+"""Tests of the manifest's types and schema, and of what writers produce from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def errors_of(values: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small bundle. Do not write to it."""
+    """Returns a small bundle. Do not modify it."""
     path = tmp_path_factory.mktemp("manifest") / "small.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
     return path
@@ -41,11 +41,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def values(path: Path) -> dict[str, Any]:
-    """Its manifest, which may be changed."""
+    """Returns a copy of its manifest."""
     return copy.deepcopy(hybrid_rt.inspect(path))
 
 
-# What is written
+# Writing
 
 
 def test_what_convert_writes_fits_the_schema(values: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def test_the_schema_refuses_a_manifest_that_lacks_a_field(values: dict[str, Any]
     assert errors_of(values)
 
 
-# Types and schema name the same
+# Types and schema agree
 
 
 JSON_NAMES = {"class_name": "class"}

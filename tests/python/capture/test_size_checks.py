@@ -1,4 +1,4 @@
-"""At which sizes segments are compared, and what is found there: Python that computes from sizes."""
+"""Tests of the sizes at which segments are compared, and of Python code that computes from sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RANGES = {"height": (16, 64), "width": (16, 64)}
 
 
 class Convolution(nn.Module):
-    """A convolution after what ``prepare`` makes of the image."""
+    """Applies a convolution to the result of ``prepare``."""
 
     def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_a_module_alone_is_compared_at_further_sizes_too() -> None:
 
 
 class Grid(nn.Module):
-    """Adds a grid that it keeps for the size of the last call."""
+    """Adds a grid that it caches for the size of the last call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Grid(nn.Module):
 def test_a_grid_that_is_kept_by_size_is_computed_at_each_size(shapes: Any, tmp_path: Path) -> None:
     detector = Alone(Grid()).eval()
     hybrid = convert(detector, tmp_path / "a.pt", shapes=shapes)
-    assert detector.get_submodule("backbone").shape is None  # as it was
+    assert detector.get_submodule("backbone").shape is None  # unchanged
     for size in ((32, 48), (48, 32)):
         image = torch.rand(1, 3, *size)
         with torch.no_grad():
@@ -224,7 +224,7 @@ def recording_of(detector: nn.Module, image: Tensor) -> Recorded:
 
 
 class Backbone(nn.Module):
-    """A detector that is its backbone."""
+    """Is a detector that only calls its backbone."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The command line: its verbs, its exit codes, its messages."""
+"""Tests of the command line: commands, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hybrid_rt.common.refusals import refusals
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    """A small picture."""
+    """Returns the path of a small image."""
     path = tmp_path / "noise.png"
     pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(path)
@@ -35,12 +35,12 @@ SMALL = "helpers.small_detectors:small_list_detector"
 
 
 def convert_small(noise: Path, *options: str, detector: str = SMALL) -> int:
-    """Converts a small detector to noise.pt beside the picture."""
+    """Converts a small detector to noise.pt in the image's directory."""
     return main(["convert", detector, str(noise), str(noise.with_suffix(".pt")), "--engine", "torchscript", *options])
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """Returns the message on stderr, in our format; stdout must be empty."""
+    """Returns the message on stderr, which has the standard format; stdout must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     last = err.splitlines()[-1]
@@ -220,7 +220,7 @@ def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str
     assert "verified in fp32: " in out
     for word in ("backbone", "openvino", "torchscript", "fp32", "cpu"):
         assert word in out
-    # as a file or a pipe gets it: the outputs with their strides, the versions
+    # the output to a file or a pipe: the outputs with their strides, the versions
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert ["input", "x", "1.. x 3 x 32..416 x 32..416", "float32", ""] in rows
     assert ["output", "2", "0.. x 64 x 1.. x 1..", "float32", "16"] in rows
@@ -249,7 +249,7 @@ def test_inspect_of_a_fused_engine_with_requirements(tmp_path: Path, capsys: pyt
     assert "head operators: none\nnot verified\n" in out
     assert "  one engine for backbone and rpn.head\n" in out
     assert "compute capability 9.0" in out
-    assert "[bold] 1" in out  # what a file says is no markup
+    assert "[bold] 1" in out  # text from a file is not markup
 
 
 def test_inspect_opens_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +342,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class HandedOver(Exception):
-    """Instead of os.execv, which does not return."""
+    """Is raised instead of os.execv, which does not return."""
 
 
 def hand_over(program: str, arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Nested values and their flat form."""
+"""Tests of nested values and their flat form."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class _Optional(nn.Module):
 
 
 def test_flattened_module_passes_by_position_what_comes_first() -> None:
-    """A hook on the module sees only what is passed by position."""
+    """A hook on the module sees only positional arguments."""
     one, two, three, _ = numbers(4)
     module = _Optional()
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Class names on their way: from convert() into the bundle, the report, and through every edit."""
+"""Tests that class names get from convert() into the bundle and the report, and survive every edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ["__background__", "café", "猫"]
 
 
 def detector_of_three_classes() -> ListDetector:
-    """On the small picture it finds the labels 1 and 2."""
+    """Returns a detector that finds the labels 1 and 2 on the small image."""
     detector = small_list_detector()
     detector.detector.classes.bias.zero_()
     return detector

@@ -1,4 +1,4 @@
-"""Networks as their authors wrote them: convert() with defaults, then equal to eager at sizes that it did not see."""
+"""Tests that networks written by others convert with defaults and equal eager mode at unseen sizes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ANY_SIZE = ((33, 97), (96, 48), (128, 61))
 
 @dataclass(frozen=True)
 class Expected:
-    """The outcome of a conversion with defaults.
+    """The expected outcome of a conversion with defaults.
 
     Attributes:
-        sizes: sizes of images that the conversion did not see.
-        head: the way in which the head is taken.
-        coverage: the least part of the counted work that is in engines.
+        sizes: Sizes of images that the conversion did not see.
+        head: The method with which the head is captured.
+        coverage: The minimum share of the counted work that is in engines.
     """
 
     sizes: tuple[tuple[int, int], ...] = SIZES
@@ -49,7 +49,7 @@ DETECTORS: dict[type[nn.Module], Expected] = {
     community_networks.Keypoints: Expected(ANY_SIZE, coverage=0.7),
     community_networks.VitDet: Expected(),
 }
-"""Each becomes one engine."""
+"""These become one engine each."""
 
 
 def leaves(value: Any) -> list[Tensor]:
@@ -78,7 +78,7 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
 
 
 def assert_equal_in_cpp(path: Path) -> None:
-    """Runs the golden sample in a C++ program."""
+    """Checks the golden sample with a C++ program."""
     program = find_program("hybrid-rt-detect")
     assert program is not None
     done = subprocess.run([program, path, "--verify", "--json"], capture_output=True, text=True, check=False)

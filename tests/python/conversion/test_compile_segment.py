@@ -1,4 +1,4 @@
-"""A module as an engine in eager Python: in the module's place, with the module's inputs and outputs."""
+"""Tests of compiling a module to an engine for eager Python, with the module's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}
 
 
 class Returns(nn.Module):
-    """A convolution whose result is put into some structure."""
+    """Returns the result of a convolution in a given structure."""
 
     def __init__(self, structure: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def with_backbone(backbone: nn.Module) -> nn.Module:
     return detector
 
 
-# in the module's place
+# In place of the module
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torchscript"])
@@ -218,7 +218,7 @@ def test_strict_packs_the_first_engine_alone() -> None:
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO's compiler refuses everything."""
+    """Makes OpenVINO's compiler refuse every model."""
 
     def compile_nothing(self: object, program: object, precision: str) -> None:
         raise BackendError.make("openvino", "segment", expected="an operation that it knows", got="another")

@@ -1,4 +1,4 @@
-"""Tests of convert()'s refusals: one of our errors, and no file."""
+"""Tests of convert()'s refusals: each is an error of this package and leaves no file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refused:
-    """Converts, expects the error, checks that the old file stays and nothing is left beside it; returns the text."""
+    """Returns a function that expects convert() to fail, checks that only the old file exists, and returns its text."""
 
     def convert(
         error: type[HybridRTError], detector: Any, inputs: Any = None, output: Path | None = None, **options: Any
@@ -42,7 +42,7 @@ def refused(tmp_path: Path) -> Refused:
             )
         assert path.read_bytes() == b"an old file"
         assert list(tmp_path.iterdir()) == [path]
-        assert error in type(caught.value).__mro__[:2]  # or of a kind of it
+        assert error in type(caught.value).__mro__[:2]  # or a subclass of it
         return str(caught.value)
 
     return convert
@@ -308,13 +308,13 @@ def test_a_head_that_does_not_script_names_the_line(refused: Refused) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_head_whose_recording_keeps_the_example_s_order_is_refused(refused: Refused, seed: int) -> None:
-    """Its number of boxes is recorded too, and rounding decides on some of them, which must not excuse the others."""
+    """Its number of boxes is recorded too. That rounding affects some of them must not excuse the others."""
     torch.manual_seed(seed)
     assert "\n  trace: it finds something else: " in refused(CaptureError, UnscriptableHead().eval())
 
 
 class LambdaHead(SmallDetector):
-    """A head that TorchScript cannot script, without anything that a recording would miss."""
+    """Has a head that TorchScript cannot script, but which tracing captures completely."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(pictures)["coarse"]
@@ -350,7 +350,7 @@ def test_an_unknown_way_to_take_the_head_is_refused(refused: Refused) -> None:
 
 
 class Branches(Backbone):
-    """Eager runs what the picture asks for; traced it is one of the branches for ever. NumPy hides it from torch."""
+    """Branches on values, of which tracing keeps one branch. NumPy hides the branch from torch."""
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         levels = super().forward(pictures)
@@ -388,12 +388,12 @@ def test_a_hybrid_with_other_outputs_is_not_saved(refused: Refused) -> None:
 
 class DependsOnTheSize(Backbone):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        scale = float(pictures.shape[3])  # a constant once it is traced
+        scale = float(pictures.shape[3])  # a constant in a trace
         return {name: level * scale for name, level in super().forward(pictures).items()}
 
 
 def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused) -> None:
-    """Without verify_inputs: within the shapes further sizes are always tried."""
+    """There is no verify_inputs, because further sizes within the shapes are always tried."""
     detector = small_detector(DependsOnTheSize())
     text = refused(CaptureError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
     assert "segment 'backbone': expected a recording on " in text
@@ -405,7 +405,7 @@ def test_a_refusal_names_the_worst_segment_output_and_picture(
 ) -> None:
     detector = ListDetector(small_detector(DependsOnTheSize())).eval()
     shapes = {"height": (16, 64), "width": (16, 64)}
-    # Without the look at further sizes, which would find the segment wrong before there is an engine.
+    # Skip the check at further sizes, which would find the segment wrong before there is an engine.
     monkeypatch.setattr("hybrid_rt.capture.profile.right_at_sizes", lambda program, effort: program)
     text = refused(
         VerificationError,

@@ -1,4 +1,4 @@
-"""Compilers in a process of their own: what ends that process ends no other one."""
+"""Tests of compilers in a separate process: a crash there ends no other process."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ScratchBackend(Backend):
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other tests compile in their own process, and find in the cache what was compiled before."""
+    """Enables isolation, which other tests disable, and disables the cache."""
     monkeypatch.delenv("HYBRID_RT_COMPILE_ISOLATION")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     yield
@@ -147,7 +147,7 @@ def scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The processes that were started."""
+    """Returns a list to which the ids of started processes are added."""
     found: list[int] = []
 
     class Noted(CompilerProcess):
@@ -184,7 +184,7 @@ def is_running(process: int) -> bool:
         return False
 
 
-# What ends the process
+# Causes of the end of the process
 
 
 @pytest.mark.usefixtures("scratch_folder")
@@ -355,7 +355,7 @@ def test_ctrl_c_ends_the_compiler_too_and_leaves_no_file(scratch_folder: Path, t
         user.send_signal(signal.SIGINT)
         printed, _ = user.communicate()
     assert printed.endswith("KeyboardInterrupt\n")
-    assert user.returncode in (1, -signal.SIGINT)  # Python's own, which differ between -c and a file
+    assert user.returncode in (1, -signal.SIGINT)  # Python's exit codes, which differ between -c and a file
     assert not is_there(int(hangs.read_text()))
     assert list(output.iterdir()) == []
 
@@ -389,7 +389,7 @@ def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tm
     assert not is_running(process)
 
 
-# What is as if it were compiled here
+# Equal results with and without isolation
 
 
 @pytest.mark.slow
@@ -407,7 +407,7 @@ def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[i
     assert {key: len(found) for key, found in artifact.weights.items()} == {
         key: len(found) for key, found in here.weights.items()
     }
-    for blob in {"weights", "model", "conditions"} & set(here.blobs):  # others differ from one time to the next
+    for blob in {"weights", "model", "conditions"} & set(here.blobs):  # the others differ between runs
         assert torch.equal(artifact.blobs[blob], here.blobs[blob]), blob
     engine = EngineBuild(segment, (BuiltVariant(artifact),)).engine
     prepare(engine)
@@ -461,7 +461,7 @@ def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
     assert texts[0] == texts[1]
 
 
-# When no process is started
+# Cases without a process
 
 
 @pytest.mark.slow
@@ -530,7 +530,7 @@ def test_without_a_process_it_compiles_here_and_says_so(executable: str, monkeyp
 
 @pytest.mark.slow
 def test_the_user_s_program_is_not_run_again(tmp_path: Path) -> None:
-    """As multiprocessing would, where it has no ``if __name__ == "__main__"``."""
+    """The multiprocessing module would run it again without ``if __name__ == "__main__"``."""
     script = tmp_path / "users.py"
     script.write_text(
         textwrap.dedent(

@@ -1,4 +1,4 @@
-"""Detectors of many shapes that convert in a fraction of a second, for tests that need no trained one."""
+"""Detectors of many kinds that convert in a fraction of a second, for tests that need no trained detector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 32
 
 
 class Backbone(nn.Module):
-    """[N, 3, H, W] -> two levels, [N, 8, H/2, W/2] and [N, 8, H/4, W/4]."""
+    """Maps [N, 3, H, W] to two levels, [N, 8, H/2, W/2] and [N, 8, H/4, W/4]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
 
 
 class Alone(nn.Module):
-    """A detector that is nothing but one segment, for any arguments; not for TorchScript."""
+    """A detector that consists of one segment, for any arguments; TorchScript cannot compile it."""
 
     def __init__(self, segment: nn.Module, name: str = "backbone") -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Alone(nn.Module):
 
 
 class OneConvolution(nn.Module):
-    """A batch [N, 3, H, W] in, [N, 4, H - 2, W - 2] out."""
+    """Maps a batch [N, 3, H, W] to [N, 4, H - 2, W - 2]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class OneConvolution(nn.Module):
 
 
 class SmallDetector(nn.Module):
-    """A batch of pictures [N, 3, H, W] in; boxes [n, 4], scores [n] and labels [n] of the first picture out."""
+    """Maps a batch of images [N, 3, H, W] to the first image's boxes [n, 4], scores [n] and labels [n]."""
 
     def __init__(self, backbone: nn.Module | None = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SmallDetector(nn.Module):
         return self.detect(self.backbone(pictures)["coarse"])
 
     def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """features: [N, 8, H/4, W/4]."""
+        """Returns boxes, scores and labels from features [N, 8, H/4, W/4]."""
         scores, labels = self.classes(features)[0].flatten(1).sigmoid().max(dim=0)
         cells = torch.arange(scores.numel(), device=scores.device)
         left = (cells % features.shape[3]).to(scores.dtype) * 4
@@ -72,7 +72,7 @@ class SmallDetector(nn.Module):
 
 
 class ListDetector(nn.Module):
-    """The same with torchvision's interface: a list of pictures in, a list of dicts out."""
+    """The same with torchvision's interface: takes a list of images and returns a list of dicts."""
 
     def __init__(self, detector: SmallDetector, least_score: float = 0.0) -> None:
         super().__init__()
@@ -89,11 +89,11 @@ class ListDetector(nn.Module):
         return found
 
 
-# Backbones of other shapes, each with the head that takes what it returns: TorchScript types are static.
+# Backbones with other result types, each with a matching head, because TorchScript types are static.
 
 
 class Reshaped(Backbone):
-    """Returns what ``wrap`` makes of the two levels."""
+    """Returns the result of ``wrap`` for the two levels."""
 
     def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class TakesTensor(SmallDetector):
 
 
 class TakesIndexed(SmallDetector):
-    """A list or a tuple of levels."""
+    """Takes a list or a tuple of levels."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         levels = self.backbone(pictures)
@@ -136,7 +136,7 @@ class TakesDictOfLists(SmallDetector):
 
 
 def mean(level: Tensor) -> Tensor:
-    """Mean per channel: [N, C, 1, 1]."""
+    """Returns the mean of each channel: [N, C, 1, 1]."""
     return level.mean(dim=(2, 3), keepdim=True)
 
 
@@ -160,7 +160,7 @@ RESHAPED: dict[str, tuple[type[SmallDetector], Callable[[Tensor, Tensor], Any]]]
 
 
 def reshaped_detector(kind: str) -> SmallDetector:
-    """In eval mode; ``kind``: one of :data:`RESHAPED`."""
+    """Returns a detector in eval mode. ``kind`` is one of :data:`RESHAPED`."""
     detector, wrap = RESHAPED[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -168,7 +168,7 @@ def reshaped_detector(kind: str) -> SmallDetector:
 
 
 class FusingBackbone(nn.Module):
-    """A picture [N, 3, H, W] and its depth [N, 1, H, W] -> [N, 8, H/4, W/4]."""
+    """Maps an image [N, 3, H, W] and its depth [N, 1, H, W] to [N, 8, H/4, W/4]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class FusingBackbone(nn.Module):
 
 
 class FusingDetector(SmallDetector):
-    """A user's own detector of two inputs."""
+    """A custom detector with two inputs."""
 
     def __init__(self) -> None:
         super().__init__(FusingBackbone())
@@ -197,10 +197,10 @@ def fusing_detector() -> FusingDetector:
 
 
 class CentreDetector(nn.Module):
-    """Anchor-free, as a user might write one: each cell of two levels says how far away the sides of its box are.
+    """An anchor-free detector: each cell of two levels predicts the distances to the sides of its box.
 
-    A list of pictures [3, H, W] of any sizes in, which are padded to one; a tuple of boxes [n, 4], scores [n], labels
-    [n] and the picture that each is of [n] out.
+    Takes a list of images [3, H, W] of any sizes, which are padded to one size. Returns a tuple of boxes [n, 4], scores
+    [n], labels [n] and the index of each box's image [n].
     """
 
     def __init__(self) -> None:
@@ -242,11 +242,11 @@ def centre_detector() -> CentreDetector:
 
 
 class TimmBackbone(nn.Module):
-    """timm's feature levels through torchvision's pyramid: [N, 3, H, W] -> an OrderedDict of three levels."""
+    """timm's feature levels with torchvision's pyramid: maps [N, 3, H, W] to an OrderedDict of three levels."""
 
     def __init__(self, name: str, channels: int = 32) -> None:
         super().__init__()
-        import timm  # takes a second, which not every test shall pay
+        import timm  # takes a second, which most tests need not spend
 
         self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
         self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
@@ -258,14 +258,14 @@ class TimmBackbone(nn.Module):
 
 
 def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
-    """In eval mode, with the same weights each time."""
+    """Returns a detector in eval mode, with the same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return SmallDetector(backbone).requires_grad_(False).eval()
 
 
 def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
-    """Noise, [1, 3, H, W] in 0..1."""
+    """Returns noise, [1, 3, H, W] in 0..1."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -275,7 +275,7 @@ def small_list_detector() -> ListDetector:
 
 
 class CountingListDetector(nn.Module):
-    """Scores fall with the number of calls, which it keeps."""
+    """Counts its calls, and lowers the scores with each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ def counting_list_detector() -> CountingListDetector:
 
 
 def demo_backbone() -> nn.Module:
-    """The demo detector's, for command lines that name a callable."""
+    """Returns the demo detector's backbone, for command lines that name a callable."""
     from models import digits_detector
 
     backbone: nn.Module = digits_detector.load().backbone

@@ -1,4 +1,4 @@
-"""tools/benchmarks/first_try.py: its table, and what it says of a detector that does not convert."""
+"""Tests of tools/benchmarks/first_try.py: its table, and its output for a detector that does not convert."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.benchmarks.first_try_detectors import DETECTORS, DetectorCase, lively
 
 
 class Refused(SmallDetector):
-    """Reads values by a way that is neither scripted, exported nor recorded."""
+    """Reads values in code that can be neither scripted, exported nor traced."""
 
     def forward(self, pictures: Tensor) -> Any:
         return super().forward(pictures), object()

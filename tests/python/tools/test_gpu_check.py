@@ -1,4 +1,4 @@
-"""tools/gpu_check and tools/benchmarks/bare_engine.py as far as they go without a GPU."""
+"""Tests of tools/gpu_check and tools/benchmarks/bare_engine.py as far as possible without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA devi
 
 @pytest.fixture
 def tools() -> SimpleNamespace:
-    """The modules of the check."""
+    """Returns the modules of the check."""
     from tools.benchmarks import bare_engine as bench_bare_engine
     from tools.gpu import main as gpu_check
     from tools.gpu import report as gpu_check_report
@@ -95,7 +95,7 @@ def test_a_page_without_markers_is_refused_before_the_long_work(
     assert page.read_text() == "# Engine by device\n"
 
 
-# A case in a process of its own
+# A case in a separate process
 
 
 def fake(tools: SimpleNamespace, folder: Path, program: str, seconds: float = 60.0, left: float = 60.0) -> Any:
@@ -173,7 +173,7 @@ def test_every_case_has_an_engine_that_the_page_knows(tools: SimpleNamespace) ->
     assert {case.engine for case in cases} - {""} == set(tools.report.ENGINES)
 
 
-# Parts for a machine without a network
+# Archives for a machine without a network
 
 
 def packed(folder: Path, limit: int) -> list[Path]:
@@ -437,7 +437,7 @@ def test_the_segment_picks_among_extracted_engines(tools: SimpleNamespace, tmp_p
 
 
 class FakeCuda:
-    """Counts; an event is the number of calls at which it was recorded."""
+    """Counts calls. An event is the number of calls before it was recorded."""
 
     name = "fake"
 
@@ -467,7 +467,7 @@ class FakeCuda:
 
 
 class FakeVendor:
-    """TensorRT with one engine: a picture in, features out."""
+    """Replaces TensorRT with one engine from images to features."""
 
     __name__ = "tensorrt"
     __version__ = "10.0"

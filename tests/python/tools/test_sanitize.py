@@ -1,4 +1,4 @@
-"""tools/sanitize tells wrong usage before it builds for minutes; what it builds, CI has no time for."""
+"""Checks that tools/sanitize reports wrong usage before its long build, for which CI has no time."""
 
 from __future__ import annotations
 

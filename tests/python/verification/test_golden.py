@@ -1,4 +1,4 @@
-"""The golden sample: what travels in the bundle, its check here and in C++, and the rule that both share."""
+"""Tests of the golden sample: its content in the bundle, its check in Python and C++, and the rule that both share."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def converted(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **option
 
 @pytest.fixture(scope="module")
 def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of other sizes in, a list of dicts out. Do not write to it."""
+    """Returns a bundle that maps two images of different sizes to a list of dicts. Do not modify it."""
     pictures = [small_picture()[0], small_picture(48, 40)[0]]
     return converted(tmp_path_factory.mktemp("golden") / "list.pt", small_list_detector(), (pictures,))
 
 
 @pytest.fixture(scope="module")
 def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A batch in, a tuple of tensors out. Do not write to it."""
+    """Returns a bundle that maps a batch to a tuple of tensors. Do not modify it."""
     return converted(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
 
 
@@ -66,7 +66,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-# What travels
+# Content
 
 
 def roundtrip(tmp_path: Path, inputs: tuple[Any, ...], expected: Any) -> GoldenSample:
@@ -97,7 +97,7 @@ def test_a_sample_survives_the_file(tmp_path: Path) -> None:
 
 
 class Levels(nn.Module):
-    """Takes and returns dicts by stride."""
+    """Takes and returns dicts keyed by stride."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
     assert sample.expected[0]["masks"].dtype == torch.uint8
     assert int(sample.expected[0]["masks"].sum()) == 2 * 50 * 50
     assert torch.equal(sample.expected[0]["keypoints"], two_people()["keypoints"])
-    assert (tmp_path / "x.pt").stat().st_size < 20_000  # 80 kB of zeros and ones, packed
+    assert (tmp_path / "x.pt").stat().st_size < 20_000  # 80 kB of zeros and ones, compressed
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Pa
 
 
 def with_another_expectation(path: Path, output: Path, change: Callable[[Any], Any]) -> Path:
-    """The bundle with another result of the detector in its golden sample, signed again."""
+    """Returns the bundle with another expected result in its golden sample, signed again."""
     sample = read(path)
     description, data = pack(replace(sample, expected=change(sample.expected)))
     changes = {
@@ -290,7 +290,7 @@ def test_a_bundle_that_finds_something_else_fails_everywhere(
     list_bundle: Path, tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = with_another_expectation(list_bundle, tmp_path / "x.pt", without_the_last_box)
-    hybrid_rt.check(path)  # it is whole: only the expectation is another
+    hybrid_rt.check(path)  # it is intact; only the expected result differs
     check = verify_golden(path)
     (failure,) = check.verification.failures
     assert failure.startswith("golden sample, image 1: ")

@@ -1,4 +1,4 @@
-"""The latency contract: what is measured and stored, its check in Python and C++, and files that lie about it."""
+"""Tests of the latency contract: measurement, storage, its check in Python and C++, and invalid contracts."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def convert(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **options:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle without a contract. Do not write to it."""
+    """Returns a bundle without a contract. Do not modify it."""
     pictures = [small_picture()[0], small_picture(48, 40)[0]]
     return convert(tmp_path_factory.mktemp("latency") / "list.pt", small_list_detector(), (pictures,))
 
 
 @pytest.fixture(scope="module")
 def measured(bundle: Path) -> Path:
-    """The same with a contract of two sizes. Do not write to it."""
+    """Returns the bundle with a contract for two sizes. Do not modify it."""
     path = bundle.with_name("measured.pt")
     hybrid_rt.measure(bundle, output=path, sizes=[(32, 32), (64, 48)], **QUICK)
     return path
@@ -259,7 +259,7 @@ def test_a_file_without_a_contract_is_refused(bundle: Path, capsys: pytest.Captu
     assert (done.returncode, done.stderr) == (4, f"hybrid-rt-detect: error: {expected}\n")
 
 
-# Options that can't be used
+# Invalid options
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_values_that_no_measurement_has_are_refused(
     assert f"manifest, latency_contract.{text}" in str(refused.value)
     done = detect(path, "--verify", "--latency")
     assert (done.returncode, f"{path}, manifest, latency_contract.{text}" in done.stderr) == (4, True), done.stderr
-    assert detect(path, "--verify").returncode == 0  # who does not check the contract ignores it
+    assert detect(path, "--verify").returncode == 0  # without a check, the contract is ignored
     hybrid_rt.load(path)
 
 

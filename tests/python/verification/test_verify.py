@@ -338,7 +338,7 @@ def test_many_failures_are_not_all_shown() -> None:
 
 
 class Doubles(nn.Module):
-    """Changes its input in place."""
+    """Modifies its input in place."""
 
     def forward(self, picture: Tensor) -> Tensor:
         return picture.mul_(2)
