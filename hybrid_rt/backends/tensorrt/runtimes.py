@@ -56,7 +56,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class RunHalf:
-    """What the run half found on this machine.
+    """Driver and libraries that the run half found on this machine.
 
     Attributes:
         driver: Newest CUDA version that NVIDIA's driver supports, such as "13.0"; empty if there is no driver, or if it
