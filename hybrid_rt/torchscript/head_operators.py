@@ -87,7 +87,7 @@ def check_foreign(operators: Iterable[str], subject: str) -> None:
 
     Args:
         operators: Names of operators.
-        subject: What calls them, for messages.
+        subject: Name of the caller in messages.
 
     Raises:
         CaptureError: An operator belongs to torchvision, whose library hybrid_rt's programs do not load.

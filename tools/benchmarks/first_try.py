@@ -46,7 +46,7 @@ class Result:
     Attributes:
         detector: Name of the detector.
         first_try: True if convert() with defaults returned a bundle.
-        head: How the head was captured.
+        head: Method with which the head was captured.
         segments: Names of the engines.
         coverage: Fraction of the work in engines, 0..1.
         unseen_sizes: "equal", or a description of the difference.

@@ -135,7 +135,8 @@ def replay(writer: Writer, name: str, engine: str, precision: str = measure.FAST
         name: Name of a backbone, see :func:`measure.backbone`.
         engine: "torch" (frozen TorchScript), "aot_inductor" or "tensorrt".
         precision: Precision of the engine.
-        mode: How TensorRT's plug-in records its calls, a variable of this process; empty if torch records them.
+        mode: Setting of CUDA graphs in TensorRT's plug-in, from this process's environment. Empty if torch records the
+            calls.
     """
     title = f"replay over kernels, {TITLES[name]}, {engine} {precision}{' ' + mode if mode else ''}"
     module, x = measure.backbone(name)
