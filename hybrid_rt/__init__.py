@@ -93,7 +93,7 @@ def __getattr__(name: str) -> _typing.Any:
         return value
     if name not in _RENAMED:
         raise AttributeError(f"module 'hybrid_rt' has no attribute '{name}'")
-    _warnings.warn(f"hybrid_rt.{name} is called {_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
+    _warnings.warn(f"hybrid_rt.{name} is deprecated, use hybrid_rt.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
     return globals()[_RENAMED[name]]
 
 

@@ -1,7 +1,7 @@
-"""Images of one line of handwritten digits, with the string that is written on each.
+"""Generates images of lines of handwritten digits, with the string on each.
 
-The digits are scikit-learn's 8x8 scans. Every fifth one is held out: a line of the held-out split
-has digits that no line for training has, though by writers that may be seen there.
+The digits are scikit-learn's 8x8 scans. Every fifth one is held out: a line of the held-out split contains digits that
+no training line has, although their writers may be seen in training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.digits_data import Split, render, scans
 LINE_HEIGHT = 32
 DIGITS_PER_LINE = (3, 8)
 
-_DIGIT_HEIGHT_RANGE = (16, 24)  # turned and sheared they still fit into a line
+_DIGIT_HEIGHT_RANGE = (16, 24)  # they fit into a line even if rotated and sheared
 _HELD_OUT_STEP = 5
 _SPLIT_KEY: dict[Split, int] = {"train": 1, "held_out": 2}
 _MARGIN_RANGE = (2, 14)  # px, left and right of the digits
@@ -31,7 +31,7 @@ class Line:
 
     Attributes:
         image: uint8 array of shape [32, width, 3], RGB.
-        text: the 3 to 8 digits on it, from left to right.
+        text: The 3 to 8 digits on it, from left to right.
     """
 
     image: np.ndarray
@@ -46,12 +46,12 @@ def scan_indices(split: Split) -> np.ndarray:
 
 
 def make_line(split: Split, index: int, seed: int = 0) -> Line:
-    """Makes one image; the same arguments always give the same image.
+    """Generates one image. The same arguments always give the same image.
 
     Args:
-        split: which digits to draw from.
-        index: number of the image in the split, from 0.
-        seed: another seed gives an independent series of images.
+        split: Split to draw digits from.
+        index: Number of the image in the split, starting at 0.
+        seed: Another seed gives an independent series of images.
 
     Returns:
         The image, 32 px high and about 45 to 200 px wide, and its string.
@@ -73,12 +73,12 @@ def make_line(split: Split, index: int, seed: int = 0) -> Line:
 
 
 def make_lines(split: Split, count: int, seed: int = 0) -> list[Line]:
-    """Makes the first ``count`` images of a split; a larger count only appends."""
+    """Generates the first ``count`` images of a split. A larger count only appends."""
     return [make_line(split, index, seed) for index in range(count)]
 
 
 def _paint(coverage: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Ink on paper with uneven light and noise: uint8 [height, width, 3] of coverage [height, width] in 0..1."""
+    """Returns ink on unevenly lit, noisy paper, uint8 [height, width, 3], for a coverage [height, width] in 0..1."""
     height, width = coverage.shape
     luminance = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     while True:

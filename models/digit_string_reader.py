@@ -1,8 +1,8 @@
-"""A small reader of handwritten digit strings, with trained weights: convolutions, then a recurrent head.
+"""A small reader of handwritten digit strings with trained weights: convolutions, then a recurrent head.
 
-A convolutional backbone turns a line of digits into a row of features, a bidirectional LSTM and a
-linear layer turn these into classes, and greedy CTC decoding into a string. The backbone takes and
-returns one tensor and is what a converter makes an engine of; the rest stays TorchScript.
+A convolutional backbone turns a line of digits into a row of features. A bidirectional LSTM and a linear layer turn
+these into classes, and greedy CTC decoding turns them into a string. The backbone takes and returns one tensor, and a
+converter makes it an engine; the rest stays TorchScript.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["BLANK", "WEIGHTS", "DigitStringReader", "build", "evaluate", "load",
 WEIGHTS = Path(__file__).parent / "weights" / "digit_string_reader.pt"
 
 BLANK = 10  # CTC's class for "no digit here"; the classes 0 to 9 are the digits
-STRIDE = 4  # px of a line's width for each step of the recurrent layer
+STRIDE = 4  # px of a line's width per step of the recurrent layer
 
 _CHANNELS = (16, 32, 64, 96)
 _POOLS = ((2, 2), (2, 2), (2, 1), (2, 1))  # a line's height shrinks to 2, its width to a quarter
@@ -33,7 +33,7 @@ Read = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 
 
 def _backbone() -> nn.Sequential:
-    """[N, 3, 32, W] -> [N, 96, 2, W / 4]."""
+    """Returns a network that maps [N, 3, 32, W] to [N, 96, 2, W / 4]."""
     layers: list[nn.Module] = []
     before = 3
     for channels, pool in zip(_CHANNELS, _POOLS, strict=True):
@@ -44,12 +44,12 @@ def _backbone() -> nn.Sequential:
 
 
 class DigitStringReader(nn.Module):
-    """Images of lines in, for each the digits from left to right out; it scripts."""
+    """Reads the digits of each line, from left to right. It can be scripted."""
 
     def __init__(self) -> None:
-        """With untrained weights."""
+        """Creates the layers with untrained weights."""
         super().__init__()
-        # TorchScript sees no globals.
+        # TorchScript can't access globals.
         self.line_height = LINE_HEIGHT
         self.stride = STRIDE
         self.blank = BLANK
@@ -61,7 +61,8 @@ class DigitStringReader(nn.Module):
         """Reads lines.
 
         Args:
-            pictures: float32 [3, H, W] in 0..1 each, at least one, of any sizes; they are resized to 32 px of height.
+            pictures: At least one image, each float32 [3, H, W] in 0..1, of any size. They are resized to a height of
+                32 px.
 
         Returns:
             For each image "digits", int64 [n] in 0..9, and "scores", float32 [n] in 0..1, the probability of each.
@@ -71,7 +72,7 @@ class DigitStringReader(nn.Module):
         found: list[dict[str, Tensor]] = []
         for i in range(len(pictures)):
             steps = classes[i, : int(lengths[i])]
-            # A class that goes on for several steps is one digit; two equal digits have a blank between them.
+            # A class over several steps is one digit. Two equal digits have a blank between them.
             begins = torch.ones_like(steps, dtype=torch.bool)
             begins[1:] = steps[1:] != steps[:-1]
             kept = torch.where(begins & (steps != self.blank))[0]
@@ -79,10 +80,10 @@ class DigitStringReader(nn.Module):
         return found
 
     def logits(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The classes' logits at each step, as CTC's loss takes them.
+        """Returns the classes' logits at each step, in the form of CTC's loss.
 
         Args:
-            pictures: as for :meth:`forward`.
+            pictures: See :meth:`forward`.
 
         Returns:
             float32 [N, steps, 11], padded to the longest, and the number of steps of each image, int64 [N].
@@ -95,7 +96,7 @@ class DigitStringReader(nn.Module):
         return self.classes(hidden), lengths
 
     def batch(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Images of one height, padded at the right to one width, and the number of steps of each."""
+        """Resizes images to one height and pads them at the right to one width. Returns them and the steps of each."""
         lines: list[Tensor] = []
         widest = 1
         for picture in pictures:
@@ -125,13 +126,13 @@ def load(weights: str | Path = WEIGHTS) -> DigitStringReader:
     """Loads the trained reader.
 
     Args:
-        weights: a state dict written by ``tools/train/digit_string_reader.py``.
+        weights: A state dict that ``tools/train/digit_string_reader.py`` wrote.
 
     Returns:
         The reader in eval mode on the CPU, float32, without gradients.
 
     Raises:
-        FileNotFoundError: there are no weights at that place.
+        FileNotFoundError: The file of weights does not exist.
     """
     reader = build()
     reader.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -144,12 +145,12 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 
 def read(reader: Read, images: Sequence[np.ndarray], batch_size: int = 1) -> list[str]:
-    """Reads images with a reader, or with what it was converted to.
+    """Reads images with a reader, or with a converted one.
 
     Args:
-        reader: called with a list of float32 images [3, H, W]; returns a dictionary with "digits" for each.
+        reader: Takes a list of float32 images [3, H, W] and returns a dictionary with "digits" for each.
         images: uint8 arrays [H, W, 3].
-        batch_size: how many images are given to the reader at a time.
+        batch_size: Number of images per call.
 
     Returns:
         The string on each image.
@@ -163,6 +164,6 @@ def read(reader: Read, images: Sequence[np.ndarray], batch_size: int = 1) -> lis
 
 
 def evaluate(reader: Read, lines: Sequence[Line], batch_size: int = 16) -> float:
-    """The share of lines, in 0..1, whose whole string is read without a fault."""
+    """Returns the fraction of lines, in 0..1, whose whole string is read correctly."""
     texts = read(reader, [line.image for line in lines], batch_size)
     return sum(text == line.text for text, line in zip(texts, lines, strict=True)) / len(lines)

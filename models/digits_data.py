@@ -1,8 +1,7 @@
-"""Images of handwritten digits on real photographs, with exact boxes.
+"""Generates images of handwritten digits on real photographs, with exact boxes.
 
-The digits are scikit-learn's 8x8 scans of handwriting, the photographs come with scikit-image and
-scikit-learn, so nothing is downloaded. The split holds out both: other digits and other
-photographs.
+The digits are scikit-learn's 8x8 scans of handwriting, and the photographs come with scikit-image and scikit-learn, so
+nothing is downloaded. The held-out split has other digits and other photographs.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Split = Literal["train", "held_out"]
 
 CLASS_NAMES = ("background", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
-# Only photographs whose licence lets a derived picture be passed on (README.md lists the sources).
+# Only photographs whose licence permits the distribution of derived images (README.md lists the sources).
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "train": (
         "astronaut",
@@ -41,8 +40,8 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "held_out": ("camera", "coffee", "flower", "gravel", "rocket"),
 }
 
-# The scans lie in the dataset writer after writer: a cut by index, rather than at random, also
-# keeps most of the held-out handwriting unseen.
+# The dataset is ordered by writer: splitting by index, rather than at random, also keeps most of the held-out
+# handwriting unseen.
 FIRST_HELD_OUT_DIGIT = 1437
 
 HEIGHT_RANGE = (240, 320)
@@ -52,7 +51,7 @@ DIGITS_PER_PICTURE = (2, 8)
 
 _SPLIT_KEY: dict[Split, int] = {"train": 1, "held_out": 2}
 _MARGIN = 3  # empty cells around the 8x8 scan, so that a rotated digit is not cut off
-_INK = 0.35  # coverage from which a pixel counts as ink when the box is drawn
+_INK = 0.35  # minimum coverage for a pixel to count as ink in the box
 _MIN_CONTRAST = 70.0  # between the digit's luminance and the background's mean, of 255
 
 
@@ -75,13 +74,13 @@ class Sample:
 
 @cache
 def photograph(name: str) -> np.ndarray:
-    """Loads one of the photographs that scikit-image and scikit-learn carry.
+    """Loads one of the photographs that come with scikit-image and scikit-learn.
 
     Args:
-        name: one of the names in ``PHOTOGRAPHS``.
+        name: One of the names in ``PHOTOGRAPHS``.
 
     Returns:
-        Read-only uint8 array of shape [height, width, 3]; grey ones are repeated to three channels.
+        Read-only uint8 array of shape [height, width, 3]. Grey photographs are repeated to three channels.
     """
     if name in ("china", "flower"):
         image = np.array(load_sample_image(f"{name}.jpg"))
@@ -95,7 +94,7 @@ def photograph(name: str) -> np.ndarray:
 
 @cache
 def scans() -> tuple[np.ndarray, np.ndarray]:
-    """All scans, float64 [1797, 8, 8] in 0..1, and the digit of each, int64 [1797]."""
+    """Returns all scans, float64 [1797, 8, 8] in 0..1, and the digit of each, int64 [1797]."""
     data = load_digits()
     return data.images / 16.0, data.target.astype(np.int64)
 
@@ -116,14 +115,14 @@ def make_sample(
     height_range: tuple[int, int] = HEIGHT_RANGE,
     width_range: tuple[int, int] = WIDTH_RANGE,
 ) -> Sample:
-    """Makes one image; the same arguments always give the same image.
+    """Generates one image. The same arguments always give the same image.
 
     Args:
-        split: which digits and photographs to draw from.
-        index: number of the image in the split, from 0.
-        seed: another seed gives an independent series of images.
-        height_range: smallest and largest height of the image, px, both included.
-        width_range: smallest and largest width, px. The digits keep their size in px.
+        split: Split to draw digits and photographs from.
+        index: Number of the image in the split, starting at 0.
+        seed: Another seed gives an independent series of images.
+        height_range: Smallest and largest height of the image in px, inclusive.
+        width_range: Smallest and largest width in px, inclusive. The digits keep their size in px.
 
     Returns:
         The image, with 1 to 8 digits that don't overlap.
@@ -154,15 +153,15 @@ def make_sample(
 
 
 def make_split(split: Split, count: int, seed: int = 0) -> list[Sample]:
-    """Makes the first ``count`` images of a split.
+    """Generates the first ``count`` images of a split.
 
     Args:
-        split: "train" or "held_out"; they share neither a digit nor a photograph.
-        count: how many images.
-        seed: another seed gives an independent series of images.
+        split: "train" or "held_out". They have no digit or photograph in common.
+        count: Number of images.
+        seed: Another seed gives an independent series of images.
 
     Returns:
-        ``count`` samples, 240..320 px high and 320..416 px wide; a larger count only appends.
+        ``count`` samples, 240..320 px high and 320..416 px wide. A larger count only appends.
     """
     return [make_sample(split, index, seed) for index in range(count)]
 
@@ -227,7 +226,7 @@ def write_split(folder: str | Path, split: Split, count: int, seed: int = 0) -> 
 
 
 def _background(split: Split, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """A random crop of a photograph with changed light, float32 [height, width, 3] in 0..255."""
+    """Returns a random crop of a photograph with modified light, float32 [height, width, 3] in 0..255."""
     canvas = _crop(split, height, width, generator)
     if split == "train":
         canvas = _vary(canvas, generator)
@@ -239,9 +238,9 @@ def _background(split: Split, height: int, width: int, generator: np.random.Gene
 
 
 def _crop(split: Split, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """A random crop of a random photograph, resized to float32 [height, width, 3] in 0..255.
+    """Returns a random crop of a random photograph, resized to float32 [height, width, 3] in 0..255.
 
-    Half of them are mirrored; those for training are also turned by quarters.
+    Half of them are mirrored; those for training are also rotated by multiples of 90 degrees.
     """
     names = PHOTOGRAPHS[split]
     image = photograph(names[int(generator.integers(len(names)))])
@@ -262,13 +261,12 @@ def _crop(split: Split, height: int, width: int, generator: np.random.Generator)
 
 
 def _vary(canvas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Makes many backgrounds of the few training photographs.
+    """Creates many backgrounds from the few training photographs.
 
-    Without it the detector learns these photographs by heart: it then missed 1 % of the digits on
-    them and 9 % on others.
+    Without this, the detector memorises these photographs: it missed 1 % of the digits on them and 9 % on others.
     """
     height, width = canvas.shape[:2]
-    if generator.random() < 0.6:  # a second photograph, beside the first or shining through
+    if generator.random() < 0.6:  # a second photograph, next to the first or blended into it
         other = _crop("train", height, width, generator)
         if generator.random() < 0.5:
             normal = generator.normal(size=2)
@@ -290,8 +288,8 @@ def render(
 ) -> np.ndarray:
     """Turns a scan [8, 8] into ink coverage 0..1, float32, cropped tightly to the ink.
 
-    The scan is scaled to a height in ``height_range``, px, widened or narrowed, rotated and sheared a
-    little, with cubic interpolation.
+    The scan is scaled to a height in ``height_range``, in px, slightly widened or narrowed, rotated and sheared, with
+    cubic interpolation.
     """
     padded = np.pad(scan, _MARGIN)
     cells = padded.shape[0]
@@ -306,7 +304,7 @@ def render(
     centre_out = (side - 1) / 2.0
     offset = centre_in - matrix @ np.full(2, centre_out)
     smooth = ndimage.affine_transform(padded, matrix, offset, output_shape=(side, side), order=3)
-    # A steep ramp around half coverage gives pen strokes with soft edges rather than blurred blobs.
+    # A steep ramp around half coverage gives pen strokes with soft edges instead of blurred blobs.
     threshold = generator.uniform(0.3, 0.45)
     coverage = np.clip((smooth - threshold) / 0.25 + 0.5, 0.0, 1.0).astype(np.float32)
     rows = np.flatnonzero((coverage > _INK).any(axis=1))
@@ -320,7 +318,7 @@ def _place(
     taken: list[tuple[float, float, float, float]],
     generator: np.random.Generator,
 ) -> tuple[float, float, float, float] | None:
-    """Finds a box for a digit that keeps 4 px from the others, or None after 30 attempts."""
+    """Returns a box for a digit at least 4 px from the others, or None after 30 attempts."""
     height, width = digit_shape
     for _ in range(30):
         x1 = float(generator.integers(canvas_shape[1] - width + 1))
@@ -337,7 +335,7 @@ def _blend(
     box: tuple[float, float, float, float],
     generator: np.random.Generator,
 ) -> None:
-    """Paints a digit into the canvas in a colour that stands out from what lies below it."""
+    """Paints a digit onto the canvas in a colour that contrasts with the background."""
     x1, y1, x2, y2 = (int(value) for value in box)
     region = canvas[y1:y2, x1:x2]
     weights = np.array([0.299, 0.587, 0.114])  # luminance, ITU-R BT.601

@@ -1,7 +1,7 @@
-"""A small Faster R-CNN that finds handwritten digits, with trained weights.
+"""A small Faster R-CNN that detects handwritten digits, with trained weights.
 
-It has every part that torchvision's Faster R-CNN has (ResNet, FPN, RPN, RoIAlign, NMS), only
-narrow: real detections and a real mAP, in tens of milliseconds on two cores.
+It has every part of torchvision's Faster R-CNN (ResNet, FPN, RPN, RoIAlign, NMS), but fewer channels: real detections
+and a real mAP, in tens of milliseconds on two cores.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def build() -> FasterRCNN:
     """Builds the detector with untrained weights.
 
     Returns:
-        A Faster R-CNN with 11 classes (0 is background), in training mode. It resizes
-        images to a shorter side of 256 px, or to 416 px on the longer one if that is less.
+        A Faster R-CNN with 11 classes (0 is background), in training mode. It resizes images to a shorter side of 256
+        px, or to a longer side of 416 px if that is smaller.
     """
     backbone = BackboneWithFPN(
         _NarrowResNet(),
@@ -63,7 +63,7 @@ def build() -> FasterRCNN:
         out_channels=_FPN_CHANNELS,
         norm_layer=nn.BatchNorm2d,
     )
-    # One size per FPN level (stride 4, 8, 16, 32, 64); digits are as wide as high, or narrower.
+    # One size per FPN level (stride 4, 8, 16, 32, 64). Digits are at most as wide as high.
     anchors = AnchorGenerator(sizes=((16,), (28,), (48,), (72,), (100,)), aspect_ratios=((1.0, 1.7),) * 5)
     # torchvision's default puts a box of 224 px on stride 16; a digit of 64 px belongs on stride 8.
     roi_align = MultiScaleRoIAlign(
@@ -97,14 +97,14 @@ def load(weights: str | Path = WEIGHTS) -> FasterRCNN:
     """Loads the trained detector.
 
     Args:
-        weights: a state dict written by ``tools/train/demo_detector.py``.
+        weights: A state dict that ``tools/train/demo_detector.py`` wrote.
 
     Returns:
         The detector in eval mode on the CPU, float32, without gradients. Its attribute ``class_names`` has a name for
-        each label, which hybrid_rt.convert() takes.
+        each label, which hybrid_rt.convert() reads.
 
     Raises:
-        FileNotFoundError: there are no weights at that place.
+        FileNotFoundError: The file of weights does not exist.
     """
     detector = build()
     detector.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -128,7 +128,7 @@ def evaluate(detect: Detect, samples: Sequence[Sample]) -> dict[str, float]:
     Returns:
         "mAP" (mean over IoU 0.50:0.95) and "mAP50" (IoU 0.50), each in 0..1.
     """
-    from hybrid_rt.verification import coco  # here, so that the detector itself can be had without hybrid_rt
+    from hybrid_rt.verification import coco  # here, so that the detector can be used without hybrid_rt
 
     results = []
     for image_id, sample in enumerate(samples, start=1):

@@ -1,9 +1,9 @@
-"""torchvision's detectors with random weights that behave like trained ones in numbers.
+"""torchvision's detectors with random weights that behave numerically like trained ones.
 
-Plain random weights are no test: activations grow or vanish from block to block, rounding is
-amplified a thousandfold, and the score threshold leaves nothing or everything. Here each layer is
-scaled on photographs so that activations stay of order one, and the classes' bias is set so that
-some ten detections per image come out. The boxes mean nothing; the arithmetic is the real one.
+Plain random weights are not a useful test: activations grow or vanish from block to block, rounding is amplified a
+thousandfold, and the score threshold keeps nothing or everything. Here each layer is scaled on photographs so that
+activations stay of order one, and the classes' bias is set so that each image gives about ten detections. The boxes are
+meaningless, but the arithmetic is realistic.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ NAMES = (
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "flower")
 
-# Residual branches add up; with a gain of 0.2 sixteen blocks don't amplify rounding.
+# Residual branches add up. With a gain of 0.2, sixteen blocks don't amplify rounding.
 _RESIDUAL_GAIN = 0.2
 
-_CONTRAST = 0.25  # standard deviation of a picture's values, of a range of 1
+_CONTRAST = 0.25  # standard deviation of an image's values, in a range of 1
 
 _CALIBRATION_SIZES = ((224, 288), (224, 224), (256, 224), (224, 320), (224, 256))
-_DETECTIONS = 20  # at least, in every tuning picture
+_DETECTIONS = 20  # minimum in every tuning image
 
 _LIVELY_STEP = 9  # classes 1, 10, 19, ... are detected often, the others rarely
 _SIGMOID_DETECTORS = (detection.RetinaNet, detection.FCOS)  # without a background class
 
-# Mean and standard deviation of the outputs of the last layers, by the end of their names. Box
-# deltas are small, logits spread widely enough that scores differ by far more than rounding.
+# Mean and standard deviation of the last layers' outputs, by the end of their names. Box deltas are small, and logits
+# are spread widely enough that scores differ by far more than rounding.
 _OUTPUTS: dict[str, tuple[float, float]] = {
     "rpn.head.cls_logits": (0.0, 2.0),
     "rpn.head.bbox_pred": (0.0, 0.1),
@@ -65,21 +65,21 @@ _OUTPUTS: dict[str, tuple[float, float]] = {
 _FCOS_OUTPUTS = _OUTPUTS | {"regression_head.bbox_reg": (4.0, 0.5)}
 _SSD_CLASSES = (0.0, 3.0)
 _SSD_BOXES = (0.0, 0.5)
-# A squeeze-and-excitation gate sees the whole picture: a wide one would let pictures differ by far
-# more in the size of their activations than they do in a trained detector.
+# A squeeze-and-excitation gate sees the whole image. A wide one would let activations differ between images by far more
+# than in a trained detector.
 _GATE = (0.0, 0.2)
 
 
 def pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Cuts images of given sizes from real photographs.
+    """Crops images of given sizes from real photographs.
 
     Args:
         sizes: (height, width) in px of each image.
 
     Returns:
-        One float32 tensor [3, height, width] in 0..1 per size; the photographs take turns. Each is
-        the largest central crop of the right aspect, resized, with its contrast evened out: random
-        weights can't make up for a dim image as trained ones do.
+        One float32 tensor [3, height, width] in 0..1 per size, from alternating photographs. Each is the largest
+        central crop of that aspect ratio, resized, with normalised contrast: random weights can't compensate for a dim
+        image, unlike trained ones.
     """
     result = []
     for index, (height, width) in enumerate(sizes):
@@ -103,22 +103,20 @@ def build(name: str, seed: int = 0, min_size: int | None = None, proposals: int 
     """Builds one of torchvision's detectors with well-behaved random weights.
 
     Args:
-        name: one of ``NAMES``.
-        seed: of the weights; the global random state is left as it was.
-        min_size: shorter side in px to which the detector resizes its images; None keeps
-            torchvision's 800 (320 for the one with 320 in its name). The longer side is limited to
-            5/3 of it, as in torchvision. The SSDs always work at one size, 300 x 300 or 320 x 320,
-            and take no notice.
-        proposals: regions per image that an R-CNN's heads look at; None keeps torchvision's 1,000
-            (150 for the one with 320 in its name). Others take no notice. The heads of the v2 ones
-            cost 0.1 GMAC a region, more than the backbone does at small sizes.
+        name: One of ``NAMES``.
+        seed: Seed of the weights. The global random state is not changed.
+        min_size: Shorter side in px to which the detector resizes its images; None keeps torchvision's 800 (320 for the
+            one with 320 in its name). The longer side is limited to 5/3 of it, as in torchvision. The SSDs always use
+            300 x 300 or 320 x 320 and ignore it.
+        proposals: Number of regions per image for an R-CNN's heads; None keeps torchvision's 1,000 (150 for the one
+            with 320 in its name). Other detectors ignore it. The heads of the v2 versions cost 0.1 GMAC per region,
+            more than the backbone at small sizes.
 
     Returns:
-        The detector in eval mode on the CPU, float32, without gradients: about 10 to 100 detections
-        per photograph.
+        The detector in eval mode on the CPU, float32, without gradients: about 10 to 100 detections per photograph.
 
     Raises:
-        ValueError: the name is not one of ``NAMES``.
+        ValueError: The name is not one of ``NAMES``.
     """
     if name not in NAMES:
         raise ValueError(f"detector: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -133,14 +131,14 @@ def build(name: str, seed: int = 0, min_size: int | None = None, proposals: int 
 
 
 def steady(detector: nn.Module) -> nn.Module:
-    """Makes a detector with random weights behave like a trained one in numbers.
+    """Makes a detector with random weights behave numerically like a trained one.
 
     Args:
-        detector: a Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD of torchvision, with any
-            backbone whose convolutions have a batch norm or a bias. It is changed.
+        detector: A Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS or SSD of torchvision, with any backbone whose
+            convolutions have a batch norm or a bias. It is modified.
 
     Returns:
-        The same detector, as :func:`build` returns them.
+        The same detector, as :func:`build` returns it.
     """
     detector.requires_grad_(False).eval()
     _damp_residual_branches(detector)
@@ -153,14 +151,14 @@ def steady(detector: nn.Module) -> nn.Module:
 
 
 def _tuning_pictures(detector: nn.Module) -> list[Tensor]:
-    """The images on which the number of detections is set.
+    """Returns the images on which the number of detections is tuned.
 
-    Small ones, which the detectors enlarge, have less detail and so give fewer detections.
+    Small images, which the detectors enlarge, have less detail and so give fewer detections.
     """
     if isinstance(detector, detection.ssd.SSD):
         return pictures([(240, 320), (320, 240), (300, 400), (200, 300), (300, 200)])
-    # At 800 px a picture takes seconds: only the three that give the fewest. Of one size, since
-    # FCOS and RetinaNet also detect in the padding of a batch.
+    # At 800 px an image takes seconds, so only the three with the fewest detections are used. They have one size,
+    # because FCOS and RetinaNet also detect in the padding of a batch.
     astronaut, coffee, _, rocket, _ = pictures([(320, 240)] * len(_PHOTOGRAPHS))
     return [astronaut, coffee, rocket]
 
@@ -182,9 +180,9 @@ def _damp_residual_branches(detector: nn.Module) -> None:
 def _calibrate(detector: nn.Module) -> None:
     """Runs a few small images through the detector and scales each layer to order one.
 
-    Batch norms take over the statistics of this batch; every other convolution or linear layer is
-    shifted and scaled so that its output has the wanted mean and standard deviation. A head that
-    runs on several levels of a pyramid is scaled on the first, which has the most pixels.
+    Batch norms adopt the statistics of this batch. Every other convolution or linear layer is shifted and scaled so
+    that its output has the desired mean and standard deviation. A head that runs on several levels of a pyramid is
+    scaled on the first one, which has the most pixels.
     """
     norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -193,15 +191,15 @@ def _calibrate(detector: nn.Module) -> None:
         norm.train()
     for name, module in detector.named_modules():
         scalable = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
-        if scalable and module.bias is not None:  # without a bias a batch norm follows
+        if scalable and module.bias is not None:  # layers without a bias are followed by a batch norm
             _scale_at_first_call(module, *_wanted_output(detector, name))
     transform = detector.transform
     full_size = transform.min_size, transform.fixed_size
     transform.min_size = (min(224, *transform.min_size),)
     hooks = []
-    if hasattr(detector, "rpn"):  # a tenth of the proposals is plenty for the heads' statistics
+    if hasattr(detector, "rpn"):  # a tenth of the proposals is enough for the heads' statistics
         hooks.append(detector.rpn.register_forward_hook(_keep_few_proposals))
-    with _CountTuner(detector):  # else the mask head would work on hundreds of boxes
+    with _CountTuner(detector):  # otherwise the mask head would process hundreds of boxes
         detector(pictures(_CALIBRATION_SIZES))
     for hook in hooks:
         hook.remove()
@@ -214,13 +212,13 @@ def _calibrate(detector: nn.Module) -> None:
 def _keep_few_proposals(
     module: nn.Module, inputs: tuple[Any, ...], output: tuple[list[Tensor], dict[str, Tensor]]
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Forward hook for an RPN: leaves the best 100 proposals of each image."""
+    """Keeps the best 100 proposals of each image. A forward hook for an RPN."""
     proposals, losses = output
     return [boxes[:100] for boxes in proposals], losses
 
 
 def _wanted_output(detector: nn.Module, name: str) -> tuple[float, float]:
-    """Mean and standard deviation that the output of a layer shall have."""
+    """Returns the desired mean and standard deviation of a layer's output."""
     if name.endswith(".fc2"):
         return _GATE
     if isinstance(detector, detection.ssd.SSD):
@@ -233,7 +231,7 @@ def _wanted_output(detector: nn.Module, name: str) -> tuple[float, float]:
 
 
 def _scale_at_first_call(module: nn.Module, mean: float, deviation: float) -> None:
-    """Rescales a layer's weights when it first runs, as in LSUV (arXiv:1511.06422)."""
+    """Rescales a layer's weights in its first run, as in LSUV (arXiv:1511.06422)."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         handle.remove()
@@ -249,10 +247,10 @@ def _scale_at_first_call(module: nn.Module, mean: float, deviation: float) -> No
 
 
 class _CountTuner:
-    """Within this context a forward call sets the bias of the classes by the number of detections.
+    """Context in which a forward call sets the bias of the classes by the number of detections.
 
-    It steps in where the detector turns logits into detections, when all expensive work is done,
-    and lowers or raises the logits until about ``_DETECTIONS`` per image remain.
+    It intervenes where the detector turns logits into detections, when all expensive work is done, and lowers or raises
+    the logits until about ``_DETECTIONS`` per image remain.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -264,10 +262,10 @@ class _CountTuner:
         self._owner.postprocess_detections = self._tune
 
     def __exit__(self, *exception: object) -> None:
-        del self._owner.postprocess_detections  # the class's method is visible again
+        del self._owner.postprocess_detections  # makes the class's method visible again
 
     def _tune(self, logits: Any, *others: Any) -> Any:
-        """Stands in for the detector's ``postprocess_detections``."""
+        """Replaces the detector's ``postprocess_detections``."""
         shift = -30.0
         for step in (3.0, 0.75, 0.15):
             while self._fewest(self._shifted(logits, shift + step), others) < _DETECTIONS:
@@ -285,7 +283,7 @@ class _CountTuner:
         return min(len(detections["boxes"]) for detections in result)
 
     def _shifted(self, logits: Any, shift: float) -> Any:
-        """Adds to all classes, or takes from the background where a softmax follows."""
+        """Adds a shift to all classes, or subtracts it from the background if a softmax follows."""
         if isinstance(logits, Tensor):
             return _less_background(logits, shift)
         classes = logits["cls_logits"]
@@ -294,7 +292,7 @@ class _CountTuner:
         return logits | {"cls_logits": [level + shift for level in classes]}
 
     def _shift_bias(self, shift: float) -> None:
-        """Makes the shift part of the weights."""
+        """Adds the shift to the weights."""
         for layer in _class_layers(self._detector):
             biases = layer.bias.view(-1, _class_count(self._detector))
             if isinstance(self._detector, _SIGMOID_DETECTORS):
@@ -304,12 +302,12 @@ class _CountTuner:
 
 
 def _class_layers(detector: nn.Module) -> list[nn.Module]:
-    """The layers whose outputs are the classes' logits, [anchors * classes, ...]."""
+    """Returns the layers whose outputs are the classes' logits, [anchors * classes, ...]."""
     if hasattr(detector, "roi_heads"):
         return [detector.roi_heads.box_predictor.cls_score]
     head = detector.head.classification_head
     if isinstance(detector, detection.ssd.SSD):
-        # SSDLite's predictors have a depthwise convolution before the one that counts.
+        # SSDLite's predictors have a depthwise convolution before the relevant one.
         return [layer if isinstance(layer, nn.Conv2d) else layer[-1] for layer in head.module_list]
     return [head.cls_logits]
 
@@ -325,18 +323,18 @@ def _class_count(detector: nn.Module) -> int:
 def _quieten_most_classes(detector: nn.Module) -> None:
     """Makes most classes rare, so that the number of detections depends less on the image.
 
-    With 90 equal classes what passes the threshold is the far tail of many candidates, whose size
-    changes tenfold between images; with some ten classes NMS bounds it.
+    With 90 equal classes, the far tail of many candidates passes the threshold, and its size varies tenfold between
+    images. With about ten classes, NMS bounds it.
     """
     count = _class_count(detector)
     rare = torch.arange(count) % _LIVELY_STEP != 1
-    rare[0] = False  # the background, where there is one
+    rare[0] = False  # the background, if there is one
     for layer in _class_layers(detector):
         layer.weight.view(-1, count, *layer.weight.shape[1:])[:, rare] *= 0.3
 
 
 def _less_background(logits: Tensor, shift: float) -> Tensor:
-    """Takes ``shift`` from the logit of class 0 in a tensor [..., classes]."""
+    """Subtracts ``shift`` from the logit of class 0 in a tensor [..., classes]."""
     result = logits.clone()
     result[..., 0] -= shift
     return result

@@ -1,4 +1,4 @@
-"""The main job on real images: the demo detector becomes one .pt that runs in Python and in C++."""
+"""Runs the main workflow on real images: the demo detector becomes one .pt that runs in Python and in C++."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHOWN_SCORE = 0.5
 
 
 def main() -> int:
-    """Converts, runs, compares, draws; returns 1 if any way of running found other boxes."""
+    """Converts, runs, compares and draws. Returns the exit code: 1 if the boxes of any way of running differ."""
     output = ROOT / "out"
     output.mkdir(exist_ok=True)
     bundle, page, drawn = output / "detector.pt", output / "report.html", output / "demo.png"
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _convert(detector: nn.Module, images: list[Tensor], bundle: Path, page: Path) -> hybrid_rt.ConversionResult:
-    """Compares the hybrid with the detector on all images; the first one is the example."""
+    """Converts the detector, comparing it with the hybrid on all images. The first image is the example."""
     return hybrid_rt.convert(
         detector,
         ([images[0]],),
@@ -77,10 +77,10 @@ def _convert(detector: nn.Module, images: list[Tensor], bundle: Path, page: Path
 
 
 def _cases(detector: nn.Module, bundle: Path) -> dict[str, Callable[[Tensor], Detections]]:
-    """The ways of running in this process."""
+    """Returns the ways of running in this process."""
     hybrid = hybrid_rt.load(bundle)
     frozen = jit.freeze(jit.script(detector))
-    # torchvision says so at the first call; TorchScript's case takes the detections out of the pair.
+    # torchvision warns about this in the first call; TorchScript's case takes the detections out of the pair.
     warnings.filterwarnings("ignore", message="RCNN always returns a")
     return {
         "eager": lambda image: detector([image])[0],
@@ -92,7 +92,7 @@ def _cases(detector: nn.Module, bundle: Path) -> dict[str, Callable[[Tensor], De
 def _compare(
     found: Mapping[str, list[Detections]], times: Mapping[str, list[tuple[float, float]]]
 ) -> tuple[Table, bool]:
-    """One row per way of running; and whether the hybrid's boxes are eager's."""
+    """Returns a table with one row per way of running, and True if the hybrid's boxes match eager's."""
     table = Table()
     for heading in ("", "median ms", "p95 ms", "times faster", "boxes", "same boxes as eager"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -102,7 +102,7 @@ def _compare(
     for name, detections in found.items():
         same = sum(match_boxes(e, f, iou=0.99, score=1e-3).matched for e, f in zip(expected, detections, strict=True))
         boxes = sum(len(entry["boxes"]) for entry in detections)
-        # TorchScript's row may differ: torchvision's scripted transform resizes some pictures to one pixel less.
+        # TorchScript's row may differ, because torchvision's scripted transform resizes some images to one pixel less.
         agree = agree and (name == "TorchScript" or same == total == boxes)
         median, p95 = (percentile([entry[i] for entry in times[name]], 50) for i in (0, 1))
         figures = (f"{median:.1f}", f"{p95:.1f}", f"{baseline / median:.2f}")
@@ -111,7 +111,7 @@ def _compare(
 
 
 def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[Detections, tuple[float, float]]:
-    """Boxes, and (median, p95) of the latency in milliseconds, by the C++ program."""
+    """Runs the C++ program. Returns the boxes, and (median, p95) of the latency in milliseconds."""
     program = Path(sys.executable).parent / "hybrid-rt-detect"
     command = [program, bundle, picture, "--json", "--repeat", repeat, "--threads", torch.get_num_threads()]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
@@ -127,7 +127,7 @@ def _detect(bundle: Path, picture: Path, repeat: int = 1) -> tuple[Detections, t
 def _latencies(
     cases: Mapping[str, Callable[[Tensor], Detections]], image: Tensor, bundle: Path, picture: Path
 ) -> dict[str, list[tuple[float, float]]]:
-    """(median, p95) in milliseconds of each round; within a round the ways of running take turns."""
+    """Returns (median, p95) in milliseconds of each round, in which the ways of running alternate."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in [*cases, "hybrid in C++"]}
     for _ in range(ROUNDS):
         for name, latency in hybrid_rt.benchmark(cases, (image,), repeat=CALLS_PER_ROUND).items():
@@ -148,7 +148,7 @@ def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], pat
         for image, found in zip(images, detections, strict=True):
             sheet.paste(image, (left, top))
             rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
-            for box, label, score in reversed(list(rows)):  # the best come first, and are to be on top
+            for box, label, score in reversed(list(rows)):  # drawn in reverse, so that the best are on top
                 if score >= SHOWN_SCORE:
                     _draw_box(pen, box, label, score, (left, top, left + image.width))
             top += image.height + 8
@@ -158,9 +158,9 @@ def _draw(pictures: list[Path], columns: list[tuple[str, list[Detections]]], pat
 def _draw_box(
     pen: ImageDraw.ImageDraw, box: list[float], label: int, score: float, place: tuple[int, int, int]
 ) -> None:
-    """Draws a box in its class's colour, with a caption above it, or in it at the image's upper edge.
+    """Draws a box in its class's colour, with a caption above it, or inside it at the image's upper edge.
 
-    ``place``: left, top and right of the image on the sheet.
+    ``place`` is left, top and right of the image on the sheet.
     """
     left, top, right = place
     colour = class_colour(label)

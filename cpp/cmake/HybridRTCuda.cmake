@@ -1,7 +1,7 @@
-# CUDA's headers for types in vendors' headers: no compiler and no library of it is needed.
+# Finds CUDA's headers, for types in vendors' headers. No compiler and no library of CUDA is needed.
 
-# The folders with cuda_runtime_api.h and what it includes: a toolkit's, or those of pip's packages (nvidia-cuda-runtime,
-# nvidia-cuda-crt; torch's CUDA wheels bring the first). Empty if there are none.
+# Returns the directories of cuda_runtime_api.h and its includes, from a toolkit or from pip's packages
+# (nvidia-cuda-runtime, nvidia-cuda-crt; torch's CUDA wheels bring the first one). Empty if there are none.
 function(hybrid_rt_find_cuda_headers result)
   hybrid_rt_python_package(nvidia _nvidia)
   file(GLOB _pip ${_nvidia}/cu*/include ${_nvidia}/cuda_runtime/include)

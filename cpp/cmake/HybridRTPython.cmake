@@ -1,9 +1,10 @@
-# The packages of the Python environment that the build takes headers and libraries from.
+# Finds the packages of the Python environment that the build takes headers and libraries from.
 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 
-# The folder of an importable package. Under build isolation pip hides the environment's packages from import, but
-# they are still where the interpreter's site-packages is; torch must be that one, since the binary is made for it.
+# Returns the directory of an importable package. Under build isolation pip hides the environment's packages from
+# import, but they are still in the interpreter's site-packages. torch must be that one, because the binary is built for
+# it.
 function(hybrid_rt_python_package name result)
   execute_process(
     COMMAND ${Python_EXECUTABLE} -c

@@ -1,10 +1,10 @@
-# Targets for the libtorch of a torch wheel, the same for every wheel: torch's own config asks for a CUDA toolkit when
-# the wheel was built with CUDA, even where no CUDA code is compiled. Installed with the package config, so that a
-# user's project is built by the same flags.
+# Defines targets for the libtorch of any torch wheel. torch's own CMake config requires a CUDA toolkit for a wheel with
+# CUDA, even if no CUDA code is compiled. This file is installed with the package config, so that users' projects are
+# built with the same flags.
 
-# torch's libraries share one libstdc++. With a copy of its own in the program or library, the first stream or exception
-# that crosses between them ends the process. A compiler does that where it is told to (-static-libstdc++), or finds
-# libstdc++.a alone.
+# Checks that libstdc++ is linked dynamically, because torch's libraries share one. If the program or library has its
+# own copy, the first stream or exception that crosses the boundary crashes the process. Compilers link it statically
+# with -static-libstdc++, or if they find only libstdc++.a.
 function(hybrid_rt_check_libstdcxx)
   if(HYBRID_RT_SHARES_LIBSTDCXX OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR CMAKE_CROSSCOMPILING)
     return()
@@ -18,7 +18,7 @@ function(hybrid_rt_check_libstdcxx)
   endif()
   if(_compiles AND NOT _needed)
     message(FATAL_ERROR "hybrid_rt[build]: compiler: expected one that links libstdc++.so, as torch does, got "
-      "${CMAKE_CXX_COMPILER}, which puts libstdc++ into what it links: exceptions would crash. Take another one with "
+      "${CMAKE_CXX_COMPILER}, which links libstdc++ statically: exceptions would crash. Choose another one with "
       "-DCMAKE_CXX_COMPILER= or in the environment variable CXX, and leave out -static-libstdc++.")
   endif()
   set(HYBRID_RT_SHARES_LIBSTDCXX ON CACHE INTERNAL "The compiler links torch's libstdc++")
@@ -32,7 +32,7 @@ function(hybrid_rt_find_torch folder)
   find_file(_header version.h NO_CACHE NO_DEFAULT_PATH
     PATHS "${folder}/include/torch/headeronly" "${folder}/include/torch/csrc/api/include/torch")
   if(NOT _header)
-    message(FATAL_ERROR "hybrid_rt[build]: torch: expected a folder with its headers, got '${folder}'. "
+    message(FATAL_ERROR "hybrid_rt[build]: torch: expected a directory with its headers, got '${folder}'. "
       "Install torch first (pip install torch torchvision), or name it with -DHYBRID_RT_TORCH_FOLDER=.")
   endif()
   add_library(hybrid_rt::torch INTERFACE IMPORTED)

@@ -6,8 +6,8 @@
 #include "hybrid_rt/plugin/script_check.h"
 #include "verification.h"
 
-// What TorchBind can't give: typed exceptions, the manifest without unpickling, the backends, and load() itself, so
-// that Python and C++ load a bundle by the same code.
+// Bindings that TorchBind can't provide: typed exceptions, the manifest without unpickling, the backends, and load()
+// itself, so that Python and C++ load a bundle with the same code.
 
 namespace py = pybind11;
 
@@ -51,7 +51,7 @@ const char* exception_name(hybrid_rt::ErrorKind kind) {
     case hybrid_rt::ErrorKind::kOption:
       return "OptionError";
     case hybrid_rt::ErrorKind::kBusy:
-    case hybrid_rt::ErrorKind::kDeadline:  // of a Detector, which Python has none of
+    case hybrid_rt::ErrorKind::kDeadline:  // thrown by a Detector, which Python does not have
       return "HybridRTError";
   }
   return "HybridRTError";
@@ -62,7 +62,7 @@ void translate(std::exception_ptr pointer) {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const hybrid_rt::Error& error) {
     const py::object type = py::module_::import("hybrid_rt.common.errors").attr(exception_name(error.kind()));
-    // A path in the text may be any bytes.
+    // A path in the text may contain any bytes.
     const std::string_view said = error.what();
     const auto text = py::reinterpret_steal<py::object>(
         PyUnicode_DecodeUTF8(said.data(), static_cast<Py_ssize_t>(said.size()), "surrogateescape"));
@@ -115,7 +115,7 @@ py::list list_checks(const std::string& path, const LoadOptions& options, const 
   return list;
 }
 
-/// (devices, reason why there are none).
+/// Returns (devices, reason why there are none).
 py::tuple list_cuda_devices() {
   const hybrid_rt::Machine machine = hybrid_rt::Machine::here();
   py::list devices;

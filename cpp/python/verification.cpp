@@ -46,8 +46,8 @@ c10::IValue leaf_of(const py::handle& leaf) {
   return {};
 }
 
-/// Tensors, numbers and texts in lists, tuples and dicts with string keys; anything else is None. torch's own
-/// conversion is not exported by every torch.
+/// Converts tensors, numbers and strings in lists, tuples and dicts with string keys; anything else becomes None. Not
+/// every torch exports its own conversion.
 c10::IValue value_of(const py::handle& object) {
   return hybrid_rt::build_value(object, nullptr, node_of,
                                 [](const py::handle& leaf, const c10::TypePtr&) { return leaf_of(leaf); });
@@ -93,7 +93,7 @@ void bind_records(py::module_& m) {
       .def_readonly("failures", &hybrid_rt::Comparison::failures);
 }
 
-/// A contract, or what was measured here in its form, as JSON of a manifest's field.
+/// Reads a contract, or measurements in the same form, from the JSON of the manifest's field.
 hybrid_rt::LatencyContract contract_from(const std::string& json, const std::string& path) {
   return hybrid_rt::LatencyContract::from_manifest("{\"latency_contract\": " + json + "}", path);
 }

@@ -57,7 +57,7 @@ def detect(
             last = str(error)
         if tried < tries:
             time.sleep(pause)
-    raise Failed(f"{tries} tries, the last: {last}")
+    raise Failed(f"{tries} tries failed, the last one with {last}")
 
 
 def main() -> int:

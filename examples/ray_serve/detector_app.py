@@ -241,7 +241,7 @@ class Detector:
         if options.max_batch > 1:
             if not sizes:
                 raise OptionError.make(
-                    "ray", "warm_up", expected="the sizes that batches are made of, with max_batch > 1", got="none"
+                    "ray", "warm_up", expected="the image sizes to batch, because max_batch > 1", got="none"
                 )
             height, width = sizes[0]
             batch = [torch.rand(3, height, width, device=options.device)] * options.max_batch
@@ -254,9 +254,9 @@ class Detector:
                 raise OptionError.make(
                     "ray",
                     f"max_batch={options.max_batch}",
-                    expected="so many pictures that the detector takes them at once",
+                    expected="a batch size that the detector accepts",
                     got=str(error).splitlines()[-1],
-                    remedy="Lower max_batch, or convert with a batch of so many as the example.",
+                    remedy="Lower max_batch, or convert with a batch of that size as the example.",
                 ) from error
         return detector
 

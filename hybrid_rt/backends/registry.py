@@ -76,7 +76,7 @@ def _compilers() -> dict[str, Backend]:
                 "backend",
                 expected="one class of that name",
                 got=f"{type(found[candidate.name]).__qualname__} and {candidate.__qualname__}",
-                remedy="Uninstall one of the packages that bring them.",
+                remedy="Uninstall one of the packages that provide them.",
             )
         found[candidate.name] = candidate()
         if candidate.plugin_folder is not None:
@@ -97,7 +97,7 @@ def backend(name: str) -> Backend:
             "engine",
             expected=f"one of {', '.join(sorted(compilers))}, or 'auto'",
             got=f"'{name}'",
-            remedy="Install the package that brings it; `hybrid-rt doctor` lists what is installed.",
+            remedy="Install the package that provides it; `hybrid-rt doctor` lists what is installed.",
         )
     return compilers[name]
 
@@ -195,8 +195,8 @@ def best_for(device: str) -> str:
         raise OptionError.make(
             "registry",
             "engine",
-            expected=f"a backend that is chosen by itself for device '{device}'",
-            got="'auto', and none is",
+            expected=f"a backend that 'auto' can choose for device '{device}'",
+            got="none",
             remedy="Name one; `hybrid-rt doctor` lists what is installed.",
         )
     able = [compiler for compiler in ranked if compiler.configured(device).availability().available]
@@ -217,7 +217,7 @@ def fallback() -> Backend:
             "fallback",
             expected="one backend that stores the segment as it was captured",
             got=", ".join(compiler.name for compiler in found) or "none",
-            remedy="Uninstall the packages that bring the others.",
+            remedy="Uninstall the packages that provide the others.",
         )
     return found[0]
 

@@ -17,7 +17,7 @@ from .cache import store
 
 
 @dataclass(frozen=True)
-class Wanted:
+class VariantRequest:
     """A variant to compile."""
 
     backend: Backend
@@ -63,7 +63,7 @@ def check_device(device: str, scope: str) -> None:
         raise OptionError.make(
             scope,
             "device",
-            expected=f"what the engines are compiled for, one of {', '.join(DEVICES)}",
+            expected=f"one of {', '.join(DEVICES)}, which the engines are compiled for",
             got=f"'{device}'",
             remedy="To choose a GPU, pass device='cuda:1' to hybrid_rt.load().",
         )
@@ -77,7 +77,7 @@ def choose_variants(
     *,
     device: str = "cpu",
     options: Options | None = None,
-) -> list[Wanted]:
+) -> list[VariantRequest]:
     """Returns the variants that the user named, best first.
 
     Args:
@@ -100,7 +100,7 @@ def choose_variants(
     last = registry.fallback().name
     if fallback and not {last, f"{last}:{REFERENCE_PRECISION}"}.intersection(names):
         names.append(last)
-    wanted = [_wanted(name, precision, scope, device, options or {}) for name in names]
+    wanted = [_request_of(name, precision, scope, device, options or {}) for name in names]
     _check_together(wanted, names, precision, options or {}, scope)
     for variant in wanted:
         availability = variant.backend.availability()
@@ -126,7 +126,7 @@ def _names(engine: str | Sequence[str], precision: str, device: str) -> list[str
 
 
 def _check_together(
-    wanted: Sequence[Wanted], names: Sequence[str], precision: str, options: Options, scope: str
+    wanted: Sequence[VariantRequest], names: Sequence[str], precision: str, options: Options, scope: str
 ) -> None:
     """Checks that each variant is named once, and that precision and options are those of some variant.
 
@@ -138,9 +138,9 @@ def _check_together(
         raise OptionError.make(
             scope,
             "precision",
-            expected="an engine that computes in it",
+            expected="an engine that supports it",
             got=f"'{precision}' for {', '.join(variant.name for variant in wanted)}",
-            remedy="Name one, e.g. engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
+            remedy="Name an engine, such as engine='tensorrt'; `hybrid-rt doctor` lists the precisions of each.",
             code="precision-not-in-engine",
         )
     compiled = dict.fromkeys(variant.backend.name for variant in wanted)
@@ -149,15 +149,19 @@ def _check_together(
         raise OptionError.make(
             scope,
             "options",
-            expected=f"those of the engines that are compiled ({', '.join(compiled)})",
-            got=f"some for {', '.join(sorted(unused))}",
-            remedy="Name that engine in engine=, or leave its options out.",
+            expected=f"options only for the compiled engines ({', '.join(compiled)})",
+            got=f"options for {', '.join(sorted(unused))}",
+            remedy="Name that engine in engine=, or omit its options.",
         )
     if len({variant.name for variant in wanted}) < len(wanted):
-        raise OptionError.make(scope, "engine", expected="each backend once in a precision", got=", ".join(names))
+        raise OptionError.make(
+            scope, "engine", expected="each backend at most once per precision", got=", ".join(names)
+        )
 
 
-def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any], scope: str = "convert") -> None:
+def check_calibration(
+    wanted: Sequence[VariantRequest], calibration_data: Sequence[Any], scope: str = "convert"
+) -> None:
     """Checks before long work that what needs calibration, such as int8, has data for it.
 
     Raises:
@@ -169,7 +173,7 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
         raise OptionError.make(
             scope,
             "calibration_data",
-            expected=f"some tens of tuples of arguments, on which {', '.join(calibrated)} is calibrated",
+            expected=f"some tens of tuples of arguments, with which {', '.join(calibrated)} is calibrated",
             got="none",
             remedy="Pass typical images, e.g. [([image],) for image in images].",
         )
@@ -177,7 +181,7 @@ def check_calibration(wanted: Sequence[Wanted], calibration_data: Sequence[Any],
         raise OptionError.make(
             scope,
             "calibration_data",
-            expected="an engine in int8 with it",
+            expected="an engine in int8 to calibrate",
             got=f"only {', '.join(variant.name for variant in wanted)}",
             remedy="Pass precision='int8', or name an engine in int8: 'tensorrt:int8'.",
         )
@@ -202,13 +206,13 @@ def _is_candidate(backend: Backend, precision: str, device: str) -> bool:
     )
 
 
-def _wanted(name: str, precision: str, scope: str, device: str, options: Options) -> Wanted:
+def _request_of(name: str, precision: str, scope: str, device: str, options: Options) -> VariantRequest:
     backend_name, _, own = name.partition(":")
     backend = registry.backend(backend_name).configured(device, options.get(backend_name))
     if not own and backend.is_fallback:
-        return Wanted(backend, REFERENCE_PRECISION)
+        return VariantRequest(backend, REFERENCE_PRECISION)
     if own in backend.target_precisions or (not own and precision in backend.target_precisions):
-        return Wanted(backend, own or precision)
+        return VariantRequest(backend, own or precision)
     raise OptionError.make(
         scope,
         f"precision for {backend.name}",
@@ -241,4 +245,4 @@ def report_refusals(name: str, count: int, refusals: Sequence[HybridRTError], sc
             code=common_code(map(str, refusals), "no-engine-compiles"),
         )
     for error in refusals:
-        warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{error} The engine is skipped.", RuntimeWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""TorchScript: the reference, and the fallback that runs wherever torch does."""
+"""TorchScript: the reference, and the fallback that runs wherever torch runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TorchScriptBackend(Backend):
-    """Stores the traced segment; the run half lays out its weights for the machine that loads it."""
+    """Stores the traced segment. The run half arranges its weights for the machine that loads it."""
 
     name = "torchscript"
     precisions = ("fp32", "bf16")
@@ -28,15 +28,23 @@ class TorchScriptBackend(Backend):
     is_fallback = True
 
     def availability(self) -> Availability:
-        """Always available: it is torch."""
+        """Reports torch's version: TorchScript is part of torch and always available."""
         return Availability(True, version=torch.__version__)
 
     def compile(self, program: Program, precision: str) -> Artifact:
-        """Traces the segment; bf16: casts it, weights and all, and runs it once.
+        """Traces the segment. For bf16, also casts it with its weights and runs it once.
+
+        Args:
+            program: The captured segment.
+            precision: "fp32" or "bf16".
+
+        Returns:
+            The artifact, with a TorchScript archive as its blob.
 
         Raises:
-            CaptureError: the tracer fails, or an operator of torchvision that hybrid_rt has not.
-            BackendError: an operation that torch does not have in bf16.
+            CaptureError: The tracer fails, or the segment calls an operator of torchvision that hybrid_rt does not
+                have.
+            BackendError: torch has no bf16 kernel for an operation.
         """
         spec = self.spec(program, precision, versions={"torch": torch.__version__})
         module = head_operators.rewritten(program.traced(), f"segment '{program.name}' on {self.name}")
@@ -50,7 +58,7 @@ class TorchScriptBackend(Backend):
         return Artifact(spec, blobs, self.weights(blobs))
 
     def weights(self, blobs: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """The records of the archive, of which each tensor is one."""
+        """Returns offset and length in bytes of each record of the archive, such as its tensors."""
         archive = blobs["module"].numpy().tobytes()
         found = []
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
@@ -62,7 +70,7 @@ class TorchScriptBackend(Backend):
 
 
 def _try(archive: bytes, program: Program) -> None:
-    """Not every operation has a kernel in bf16: known only when it runs."""
+    """Runs the module once, because only a run shows whether every operation has a bf16 kernel."""
     module = jit.open_archive(io.BytesIO(archive))
     try:
         with torch.no_grad():

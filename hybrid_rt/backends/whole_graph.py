@@ -1,6 +1,6 @@
-"""A backend's interface for comparisons: a whole detector, including post-processing, in its engine.
+"""Interface for benchmarks that compile a whole detector, including post-processing, with one engine.
 
-A user would take it instead of a hybrid, by the vendor's own Python interface, one image per call.
+This is what a user would do without hybrid_rt, through the vendor's own Python interface, with one image per call.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 Call = Callable[[Tensor], Sequence[Any]]
-"""Takes an image [3, H, W] and returns the detector's outputs in their order."""
+"""Takes an image [3, H, W] and returns the detector's outputs in order."""
 
 
 @dataclass(frozen=True)
 class WholeDetector:
-    """A detector for a whole graph, with the images that it is converted for.
+    """A detector to convert as a whole graph, with its example images.
 
     Attributes:
-        detector: takes one image, returns a tuple of tensors.
-        images: [3, H, W] each; sizes that differ among them stay free if the engine's converter supports that.
-        outputs: the names of the tensors.
-        calibration: images [3, H, W] that int8 is calibrated on; empty: ``images``.
+        detector: Takes one image and returns a tuple of tensors.
+        images: Example images, each [3, H, W]. Sizes that differ between them stay free if the engine supports that.
+        outputs: Names of the detector's outputs.
+        calibration: Images [3, H, W] to calibrate int8 on; empty: ``images``.
     """
 
     detector: nn.Module
@@ -35,30 +35,33 @@ class WholeDetector:
 
 
 class WholeGraph(ABC):
-    """Converts a whole detector as the engine's users do, and opens the result, on the CPU."""
+    """Converts a whole detector as users of the engine do, and opens the result on the CPU."""
 
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
-    """The precisions of the whole graph: of boxes, scores and NMS too."""
+    """Supported precisions. They apply to the whole graph, including boxes, scores and NMS."""
 
     @abstractmethod
     def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
-        """Converts the detector into files of the directory.
+        """Converts the detector and writes the result into a directory.
 
         Args:
-            whole: the detector.
-            precision: one of ``precisions``.
-            directory: an existing one.
+            whole: The detector and its images.
+            precision: One of ``precisions``.
+            directory: An existing directory.
 
         Raises:
-            Exception: whatever the vendor's converter raises for a detector that it does not take.
+            Exception: The vendor's converter refuses the detector. It may raise any type.
         """
 
     @abstractmethod
     def open(self, precision: str, directory: Path, threads: int) -> Call:
-        """Returns a function that runs what :meth:`build` wrote.
+        """Opens the result of :meth:`build`.
 
         Args:
-            precision: the precision that was built.
-            directory: the directory that was written.
-            threads: threads per call.
+            precision: The precision that was built.
+            directory: The directory that was written.
+            threads: Number of threads per call.
+
+        Returns:
+            A function that runs the detector on one image.
         """

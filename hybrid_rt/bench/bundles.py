@@ -159,7 +159,9 @@ def check_plot(path: Path) -> None:
         BundleError: The file can't be written.
     """
     if path.suffix.lower() not in PLOTS:
-        raise OptionError.make("bench", f"plot {path}", expected=f"a {', '.join(PLOTS)}", got=f"'{path.suffix}'")
+        raise OptionError.make(
+            "bench", f"plot {path}", expected=f"a name that ends in {' or '.join(PLOTS)}", got=f"'{path.suffix}'"
+        )
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -133,7 +133,7 @@ def profile(
         latency = benchmark({"": module}, given, repeat=repeat)[""]
     except RuntimeError as error:  # from TorchScript, whose traceback names no line of the user's
         raise InputError.make(
-            "profile", "the inputs", expected="what the bundle takes", got=str(error).strip().splitlines()[-1]
+            "profile", "the inputs", expected="inputs that the bundle accepts", got=str(error).strip().splitlines()[-1]
         ) from error
     calls = profiled_calls(module, given, repeat, trace)
     return Profile(

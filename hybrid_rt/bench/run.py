@@ -266,7 +266,7 @@ class _Run:
             raise OptionError.make(
                 "bench",
                 subject.name,
-                expected="a detector that can be pickled: each case gets it in a process of its own",
+                expected="a detector that can be pickled for the process of each case",
                 got=str(error),
                 remedy="Define its classes and functions at the top of a module.",
             ) from error
@@ -326,7 +326,7 @@ class _Run:
                 raise OptionError.make(
                     "bench",
                     self._subject.name,
-                    expected="a detector that eager can run",
+                    expected="a detector that runs in eager mode",
                     got=eager.result.failure,
                 )
             with self._steps.step(f"{self._subject.name}: {rounds} rounds", total=rounds) as advance:

@@ -82,5 +82,5 @@ def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detec
 def _whole_graph(engine: str) -> WholeGraph:
     found = registry.whole_graph(engine)
     if found is None:
-        raise OptionError.make("bench", "engine", expected="one that may be given a whole detector", got=f"'{engine}'")
+        raise OptionError.make("bench", "engine", expected="an engine that supports whole detectors", got=f"'{engine}'")
     return found

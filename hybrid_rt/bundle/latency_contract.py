@@ -134,7 +134,7 @@ class LatencyContract:
             text = json.dumps(values, allow_nan=False)
         except ValueError as error:
             raise BundleError.make(
-                "bundle", "manifest, latency_contract", expected="numbers that are finite", got=str(error)
+                "bundle", "manifest, latency_contract", expected="finite numbers", got=str(error)
             ) from error
         _native.latency_sizes(text, "", 0.0, 0, [])
         known: dict[str, Any] = {name: values[name] for name in cls.__dataclass_fields__}

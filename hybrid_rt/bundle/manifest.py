@@ -408,7 +408,7 @@ class _Object:
         for i, pair in enumerate(self.get(name, list, [])):
             where = f"{self._at(name)}[{i}]"
             if len(_typed(pair, list, where)) != 2:
-                raise _refusal(where, "two texts", f"{len(pair)} values")
+                raise _refusal(where, "two strings", f"{len(pair)} values")
             found.append((_typed(pair[0], str, where), _typed(pair[1], str, where)))
         return tuple(found)
 
@@ -451,7 +451,7 @@ def _image(values: _Object) -> ImageInput:
     place = []
     for i, step in enumerate(values.get("place", list)):
         if step is not None and type(step) not in (str, int):
-            raise _refusal(f"{values.where}.place[{i}]", "a text, an integer or null", repr(step)[:80])
+            raise _refusal(f"{values.where}.place[{i}]", "a string, an integer or null", repr(step)[:80])
         place.append(step)
     return ImageInput(
         tuple(place),
@@ -486,7 +486,7 @@ def _variant(values: _Object) -> Variant:
 def _tensor(values: _Object) -> TensorSpec:
     limits = {name: values.integers(name) for name in ("min", "opt", "max")}
     if len({len(sizes) for sizes in limits.values()}) != 1:
-        raise _refusal(values.where, "min, opt and max of one length", repr(limits)[:80])
+        raise _refusal(values.where, "min, opt and max of equal length", repr(limits)[:80])
     return TensorSpec(values.get("name", str), values.get("dtype", str), **limits)
 
 

@@ -25,7 +25,7 @@ class OldNames(dict[str, Any]):
         if key not in self._old:
             raise KeyError(key)
         now, find = self._old[key]
-        warnings.warn(f"The key '{key}' is called {now} now.", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"The key '{key}' is deprecated, use {now}.", DeprecationWarning, stacklevel=2)
         return find(self)
 
 

@@ -181,8 +181,8 @@ def _write_into(path: Path, signature: Signature) -> None:
             raise BundleError.make(
                 "sign",
                 str(path),
-                expected=f"no signature of the key {signature.key}, or this one",
-                got="another one of that key",
+                expected=f"no other signature of the key {signature.key}",
+                got="one",
                 remedy="Sign with detached=True, or convert the detector again.",
             )
     with atomic_write(path) as temporary:
@@ -208,5 +208,5 @@ def _read_beside(beside: Path) -> list[dict[str, Any]]:
     if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
         return found
     raise BundleError.make(
-        "sign", str(beside), expected="a file of signatures", got="something else", remedy="Move it out of the way."
+        "sign", str(beside), expected="a file of signatures", got="something else", remedy="Move or delete it."
     )

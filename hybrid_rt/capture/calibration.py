@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..common.error_text import described
 from ..common.errors import OptionError
 from ..common.tensor_tree import map_tensors, tensors_in
-from .recordings import HeadOperators, Recorded, recording
+from .call_recording import HeadOperators, Recorded, recording
 
 MOST_BYTES = 2 << 30
 """Memory limit of all recorded inputs. Beyond it, every second sample is dropped, so that the rest stay spread out."""

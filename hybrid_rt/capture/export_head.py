@@ -26,7 +26,7 @@ from .export_conditions import holds
 from .export_stand_in import stand_ins
 from .flat_detector import SUBJECT, FlatDetector, flat_arguments
 from .program import Member
-from .symbolic_numbers import free_caches, symbolic_numbers
+from .symbolic_numbers import allow_symbolic_keys, symbolic_numbers
 from .torch_export import conditions, free_sizes, input_specs
 
 _NEAR = 1e-3
@@ -194,7 +194,7 @@ def _exported(
             torch.no_grad(),
             free_sizes(),
         ):
-            free_caches(copied)
+            allow_symbolic_keys(copied)
             flat = _Exported(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)

@@ -54,7 +54,7 @@ def find_images(detector: nn.Module, example: tuple[Any, ...], told: Images | No
         return ImageInputs(usual)
     before = StateWatch(detector)
     try:
-        layouts = _found_layouts(detector, example) if told is None else told_layouts(detector, example, told)
+        layouts = _found_layouts(detector, example) if told is None else given_layouts(detector, example, told)
         if told is None:
             layouts = _with_batches(detector, example, layouts)
         return _with_companions(detector, example, ImageInputs(layouts))
@@ -69,10 +69,10 @@ def check_images(detector: nn.Module, example: tuple[Any, ...], told: Images | N
         OptionError: It does not fit the example.
     """
     if told is not None:
-        told_layouts(detector, example, told, run=False)
+        given_layouts(detector, example, told, run=False)
 
 
-def told_layouts(detector: nn.Module, example: tuple[Any, ...], told: Images, *, run: bool = True) -> dict[Place, str]:
+def given_layouts(detector: nn.Module, example: tuple[Any, ...], told: Images, *, run: bool = True) -> dict[Place, str]:
     """Returns the places and layouts that the user named; ``run``: find missing layouts by running the detector."""
     if isinstance(told, (str, bytes)) or not isinstance(told, (Sequence, Mapping)):
         raise _refused("images", "a list of inputs, or a dict of inputs and their layouts", repr(told))

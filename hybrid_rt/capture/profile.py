@@ -13,13 +13,13 @@ from ..common.errors import CaptureError, FusionError, OptionError, SegmentError
 from ..common.image_inputs import ImageInputs
 from ..common.progress import Steps
 from .calibration import record_calibration
+from .call_recording import Recorded, record_first, record_samples, varying_constants
 from .detector_errors import NamingTheLine
 from .export_head import ExportedHead
 from .find_images import Images, find_images
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
 from .program import Program, capture, is_fed_directly
-from .recordings import Recorded, record_first, record_samples, varying_constants
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
 from .side_effects import ITSELF
@@ -68,7 +68,7 @@ class Profile:
         fuse: see :class:`SegmentOptions`.
         nothing: the error that explains why no submodule was chosen; None if one was.
         drawn: the operator of the detector that draws random numbers, with its line; empty: none does.
-        whole: true if the only segment is the detector itself, see :mod:`hybrid_rt.capture.whole`.
+        whole: true if the only segment is the detector itself, see :mod:`hybrid_rt.capture.whole_detector`.
         cut: the exported graph that the only segment was cut out of, see :mod:`hybrid_rt.capture.cut_detector`.
         original: the user's detector, if ``detector`` is a graph that was exported from it.
         head_refused: reasons against the modes of the head that precede the one of ``cut``, by mode.

@@ -20,11 +20,11 @@ from ..torchscript import jit
 from ..torchscript.graph_digest import graph_digest
 from . import onnx_export, torch_export
 from .calibration import record_calibration
+from .call_recording import Recorded, record_runs
+from .derived_shapes import second_shapes, tile_to_shape
 from .export_conditions import holds
 from .exported_segment import ExportedSegment, exported_segment
 from .observe import Observation, observe, structures_of
-from .recordings import Recorded, record_runs
-from .second_size import second_shapes, tile_to_shape
 from .wide_numbers import FLOAT_SIZES
 
 Ranges = Sequence[tuple[int, int]]
@@ -59,8 +59,8 @@ class Member:
         error = SegmentError.make(
             "capture",
             f"segment '{self.name}'",
-            expected=f"the arguments of the first call ({', '.join(self.inputs)}), as many tensors in them",
-            got=f"another {', '.join(arguments)}",
+            expected=f"the arguments of the first call ({', '.join(self.inputs)}), with as many tensors",
+            got=f"a different {', '.join(arguments)}",
             remedy="Code that checks for tracing may cause this. Name other submodules in segments=.",
             code="calls-differ",
         )
@@ -310,12 +310,12 @@ def capture(
     members = members_of(observation, names)
     calls = [call for run in runs for call in _flat_calls(members, run) if _inside(call, ranges)]
     if ranges is not None:
-        calls += _second_size(members, calls, ranges)
+        calls += _calls_at_second_size(members, calls, ranges)
     if not calls:
         raise CaptureError.make(
             "capture",
             f"segment '{'+'.join(names)}'",
-            expected="a call inside of the ranges that shapes= gives",
+            expected="a call within the ranges of shapes=",
             got="none",
             remedy="Widen the ranges, or use an example inside them.",
             code="sizes-not-taken",
@@ -429,7 +429,9 @@ def _inside(call: FlatCall, ranges: Sequence[Ranges] | None) -> bool:
     )
 
 
-def _second_size(members: Sequence[Member], calls: Sequence[FlatCall], ranges: Sequence[Ranges]) -> list[FlatCall]:
+def _calls_at_second_size(
+    members: Sequence[Member], calls: Sequence[FlatCall], ranges: Sequence[Ranges]
+) -> list[FlatCall]:
     """Runs the segments at another size within the ranges; returns nothing if the calls differ in size or no size may.
 
     Raises:
@@ -485,7 +487,7 @@ def _specs(
             raise CaptureError.make(
                 "capture",
                 f"tensor '{name}'",
-                expected="one rank in every call",
+                expected="the same rank in every call",
                 got=f"shapes {[*map(tuple, seen)]}",
                 code="calls-differ",
             )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..common.specs import TensorSpec, dtype_name
 from ..common.structure import Structure, structure_of
+from .derived_shapes import second_shapes, tile_to_shape
 from .observe import arguments_of
-from .second_size import second_shapes, tile_to_shape
 
 
 @dataclass(frozen=True)

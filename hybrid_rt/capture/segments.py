@@ -67,7 +67,7 @@ def resolve_names(detector: nn.Module, segments: str | Sequence[str]) -> list[st
                 "segments",
                 expected=f"a submodule of {type(detector).__name__}",
                 got=f"'{name}'",
-                remedy=f"Near it: {', '.join(near)}." if near else "See detector.named_modules().",
+                remedy=f"Similar names: {', '.join(near)}." if near else "See detector.named_modules().",
                 code="segment-misnamed",
             )
     for outer in names:

@@ -58,7 +58,7 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
             raise OptionError.make(
                 "convert",
                 f"shapes, {name}",
-                expected=f"a range that holds the example's {size}",
+                expected=f"a range that includes the example's {size}",
                 got=f"{low}..{high}",
                 remedy="Widen the range, or use an example inside it.",
                 code="sizes-not-taken",

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..common.image_inputs import ImageInputs
 from ..common.specs import UNBOUNDED
 from ..common.tensor_tree import map_tensors
+from .call_recording import HeadOperators, Recorded, recording
 from .counted_work import WorkCounter
+from .derived_shapes import in_proportion, tile_to_shape
 from .probe_inputs import resizing_to_smaller
-from .recordings import HeadOperators, Recorded, recording
-from .second_size import in_proportion, tile_to_shape
 from .shapes import Range, Shapes
 
 _PRIMES = (13, 29, 37, 53, 61, 83, 97, 113, 149, 199, 241, 307, 401, 509)

@@ -1,4 +1,4 @@
-"""Detection of state that a detector keeps between calls. A bundle treats each image as the first."""
+"""Detects state that a detector keeps between calls. A bundle treats each image as the first one."""
 
 from __future__ import annotations
 
@@ -14,30 +14,36 @@ from ..common.errors import CaptureError
 from ..common.tensor_tree import leaves, map_tensors
 
 _OWN = frozenset(vars(nn.Module()))
-"""What every module has: no state of the user's."""
+"""Attributes that every module has. They are not state of the user's code."""
 
 RESET = "reset"
 STATES = ("refuse", RESET)
-"""What is done with a detector that keeps state."""
+"""Values of ``state=``: how to treat a detector that keeps state."""
 
 _SAME = 1e-4
-"""Relative: a detector repeats its own result to the bit, unless its sums are made in another order."""
+"""Relative and absolute tolerance. A detector repeats its result exactly, unless its sums are computed in another
+order."""
 
 
 class StateWatch:
-    """The buffers and attributes of a detector as they were: says what changed, and puts it back.
+    """Remembers the buffers and attributes of a detector, reports which ones changed, and restores them.
 
-    ``kept``: what :meth:`require_none` saw to change, whether it matters or not.
+    Attributes:
+        kept: Changes that :meth:`require_none` found, whether they affect the result or not.
     """
 
     def __init__(self, detector: nn.Module) -> None:
-        """``detector``: before its first run."""
+        """Remembers the current values.
+
+        Args:
+            detector: The detector, before its first run.
+        """
         self._detector = detector
         self.kept: list[str] = []
         self._before = {place: (value, _kept(value)) for place, value in _places(detector)}
 
     def changed(self) -> list[str]:
-        """Returns which buffers and attributes have other values now, for people: ``buffer 'previous'``."""
+        """Returns the buffers and attributes whose values have changed, in words: ``buffer 'previous'``."""
         now = dict(_places(self._detector))
         names = []
         for place in {**self._before, **now}:
@@ -48,7 +54,7 @@ class StateWatch:
         return names
 
     def restore(self) -> None:
-        """Puts every value back; a tensor or container that was written into is the same object as before."""
+        """Restores every value. Tensors and containers that were written into remain the same objects."""
         modules = dict(self._detector.named_modules())
 
         def holder(module: str, kind: str) -> dict[str, Any]:
@@ -66,25 +72,25 @@ class StateWatch:
                     with torch.no_grad():
                         original.copy_(kept)
                 else:
-                    original = _put_back(original, _kept(kept))  # a copy, as the next call may write into it
+                    original = _put_back(original, _kept(kept))  # a copy, because the next call may write into it
             if value is not original:
                 held[key] = original
         for (module, kind, key), (original, _) in self._before.items():
             held = holder(module, kind)
-            if key not in held:  # not setdefault(), which a ScriptModule's buffers have not
+            if key not in held:  # not setdefault(): a ScriptModule's buffers have no such method
                 held[key] = original
 
     def require_none(self, example: tuple[Any, ...], result: Any) -> None:
-        """Finds out whether what changed makes another result of the same input.
+        """Checks that the changes do not affect the result.
 
-        A grid that is kept for the last size does not; the features of the last image do.
+        A grid that is kept for the last size does not affect it. The features of the last image do.
 
         Args:
-            example: of the detector.
-            result: what it found on it, before other inputs.
+            example: Arguments of the detector.
+            result: The detector's result for the example, before it saw other inputs.
 
         Raises:
-            CaptureError: it does; the text names the buffers and attributes.
+            CaptureError: The result differs. The text names the buffers and attributes.
         """
         self.kept = names = self.changed()
         if not names:
@@ -96,26 +102,25 @@ class StateWatch:
         raise CaptureError.make(
             "convert",
             f"detector {type(self._detector).__name__}",
-            expected="the same result for the same input, whatever came before",
-            got=f"another one after other images: it keeps state in {', '.join(names)}",
-            remedy="A bundle serves images of many sources at once, each as the first: convert with state='reset' if "
-            "that is intended. Otherwise, pass the state in and out as arguments and results, or convert the "
-            "part of the "
-            "detector that keeps none.",
+            expected="the same result for the same input, regardless of earlier calls",
+            got=f"a different result after other images, because of state in {', '.join(names)}",
+            remedy="Pass state='reset' to treat each image as the first one, as a bundle that serves images of many "
+            "sources must. Otherwise, pass the state in and out as arguments and results, or convert only the part of "
+            "the detector that keeps no state.",
             code="keeps-state",
         )
 
 
 def reset_before_each_call(detector: nn.Module) -> StateWatch:
-    """Makes each call of a detector its first: buffers and attributes are before each as they are now.
+    """Resets a detector before each call: its buffers and attributes get the values that they have now.
 
     Copies of the detector are not reset.
 
     Args:
-        detector: it gets a class of its own.
+        detector: The detector. Its class is replaced by a subclass.
 
     Returns:
-        What the detector keeps, as it is now.
+        The watch that restores the values.
     """
     watch = StateWatch(detector)
     owner = type(detector)
@@ -131,7 +136,7 @@ def reset_before_each_call(detector: nn.Module) -> StateWatch:
 
 
 def _places(detector: nn.Module) -> Iterator[tuple[tuple[str, str, str], Any]]:
-    """Yields (module, kind, name) and value of everything that a forward could keep something in; no weights."""
+    """Yields (module, kind, name) and value of everything that a forward could keep state in, except weights."""
     for module_name, module in detector.named_modules():
         for key, buffer in module._buffers.items():
             yield (module_name, "buffer", key), buffer
@@ -145,7 +150,7 @@ def _is_value(leaf: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The entries of a deque, in which trackers keep the last frames, as a list; other values as they are."""
+    """Returns a deque as a list, because trackers keep the last frames in one; other values unchanged."""
     return list(value) if isinstance(value, deque) else value
 
 
@@ -156,7 +161,7 @@ def _kept(value: Any) -> Any:
 
 
 def _put_back(held: Any, values: Any) -> Any:
-    """Returns the container with the values that it had, since a hook may know it; what is no container is replaced."""
+    """Restores a container in place, because a hook may refer to it; anything else is replaced."""
     if type(held) is not type(values) or not isinstance(held, (dict, list, deque)):
         return values
     held.clear()
@@ -183,7 +188,7 @@ def _equal_leaves(one: Any, other: Any) -> bool:
 
 
 def same_results(one: Any, other: Any) -> bool:
-    """Returns true if two results of a detector have the same values in the same order, but for rounding."""
+    """Returns true if two results of a detector have the same values in the same order, apart from rounding."""
     first, second = list(leaves(one)), list(leaves(other))
     if len(first) != len(second):
         return False

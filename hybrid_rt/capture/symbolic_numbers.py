@@ -1,7 +1,7 @@
-"""Python's own types for numbers, and dicts by size, as a detector's code meets them while torch.export records it.
+"""Replaces Python's number types, and dicts with sizes as keys, in a detector's code while torch.export records it.
 
-``int(x.shape[2])`` would make a free size a whole number for good, ``isinstance(size, int)`` would be false where it is
-true otherwise, and a size as the key of a dict would be refused.
+Otherwise ``int(x.shape[2])`` would fix a free size permanently, ``isinstance(size, int)`` would be false although it is
+true in a normal run, and torch would refuse a size as the key of a dict.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NOT_THE_USERS = ("torch", "hybrid_rt", "builtins")
 
 
 class _KeepsSymbols(type):
-    """Metaclass of a class that stands for int or float."""
+    """Metaclass of a class that replaces int or float."""
 
     stands_for: type
     symbol: type
@@ -57,7 +57,7 @@ class _Float(float, metaclass=_KeepsSymbols):
 
 @contextmanager
 def symbolic_numbers(module: nn.Module) -> Iterator[None]:
-    """Within it ``int`` and ``float`` leave free sizes free, in all Python modules of the packages of a detector."""
+    """Makes ``int`` and ``float`` keep free sizes free, in all Python modules of a detector's packages."""
     classes = {kind for part in module.modules() for kind in type(part).__mro__}
     packages = {kind.__module__.partition(".")[0] for kind in classes} - {*_NOT_THE_USERS, *sys.stdlib_module_names}
     names = {"int": _Int, "float": _Float}
@@ -77,30 +77,34 @@ def symbolic_numbers(module: nn.Module) -> Iterator[None]:
 
 
 class SizeCache(dict[Any, Any]):
-    """A dict in which a detector keeps what it made for a size; free sizes are keys of their own."""
+    """A dict in which a detector caches values by size. Each free size is a separate key."""
 
     def __init__(self, known: dict[Any, Any]) -> None:
-        """``known``: what it holds already."""
+        """Copies the entries of a dict.
+
+        Args:
+            known: The dict.
+        """
         super().__init__(known)
         self._symbolic: dict[str, Any] = {}
 
     def __contains__(self, key: Any) -> bool:
-        """Tells whether there is an entry."""
+        """Returns true if there is an entry for the key."""
         return str(key) in self._symbolic if _is_symbolic(key) else super().__contains__(key)
 
     def __getitem__(self, key: Any) -> Any:
-        """Returns an entry."""
+        """Returns the entry of a key."""
         return self._symbolic[str(key)] if _is_symbolic(key) else super().__getitem__(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Keeps an entry."""
+        """Stores an entry."""
         if _is_symbolic(key):
             self._symbolic[str(key)] = value
         else:
             super().__setitem__(key, value)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """As a dict's."""
+        """Returns the entry of a key, or a default."""
         return self[key] if key in self else default  # noqa: SIM401
 
 
@@ -108,8 +112,8 @@ def _is_symbolic(key: Any) -> bool:
     return any(map(_is_symbolic, key)) if isinstance(key, tuple) else isinstance(key, (SymInt, SymFloat))
 
 
-def free_caches(module: nn.Module) -> None:
-    """Lets the dicts by size of a module, and of its submodules, take free sizes as keys."""
+def allow_symbolic_keys(module: nn.Module) -> None:
+    """Replaces the dicts of a module and its submodules by ones that accept free sizes as keys."""
     for part in module.modules():
         for name, value in vars(part).items():
             if type(value) is dict and not name.startswith("_forward") and name not in vars(nn.Module()):

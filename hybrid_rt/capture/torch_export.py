@@ -1,4 +1,4 @@
-"""Segments as torch.export sees them, with sizes that stay free, and what they take for granted of these sizes."""
+"""Exports segments with torch.export, with free sizes, and extracts their conditions on these sizes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _OPERATORS = {
 }
 
 _LOGGER = "torch._export.non_strict_utils"
-"""It logs the sizes that became fixed, which our error tells."""
+"""Logs the sizes that became fixed, which our error reports."""
 
 _LARGEST = 2**62
-"""A bound above it is torch's way to write none."""
+"""Torch expresses "no upper bound" by a bound above this."""
 
 
 class Chain(nn.Module):
-    """Segments between which data flows straight, as one function of flat tensors; see ``capture.Member``."""
+    """Segments that feed each other directly, as one function of tensors; see ``capture.Member``."""
 
     def __init__(
         self,
@@ -53,7 +53,15 @@ class Chain(nn.Module):
         dtypes: Sequence[torch.dtype],
         inside: torch.dtype | None = None,
     ) -> None:
-        """``dtypes``: of the outputs; ``inside``: the dtype that takes the place of float32 within, None for none."""
+        """Joins the segments.
+
+        Args:
+            segments: The segments, in order.
+            sources: For each segment, the indices of its inputs among all outputs so far; empty for the chain's own
+                inputs.
+            dtypes: Dtypes of the outputs.
+            inside: Dtype that replaces float32 inside the chain; None keeps float32.
+        """
         super().__init__()
         self.segments = nn.ModuleList(_cast(segment, inside) if inside else segment for segment in segments)
         self.sources = [tuple(each) for each in sources]
@@ -61,7 +69,7 @@ class Chain(nn.Module):
         self.inside = inside
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Runs the segments."""
+        """Runs the segments and returns the outputs of all."""
         if self.inside is not None:
             tensors = tuple(x.to(self.inside) if x.dtype == torch.float32 else x for x in tensors)
         outputs: tuple[Tensor, ...] = ()
@@ -71,7 +79,7 @@ class Chain(nn.Module):
 
 
 def _cast(segment: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy with ``dtype`` in the place of float32."""
+    """Returns a copy of a segment with ``dtype`` instead of float32."""
     copied = copy.deepcopy(segment)
     for module in copied.modules():
         for name, parameter in module._parameters.items():
@@ -90,24 +98,24 @@ def export(
     specs: Sequence[TensorSpec],
     least: Sequence[Sequence[int]],
 ) -> ExportedProgram:
-    """The exported program of a segment: its free sizes are symbols, its fixed ones numbers.
+    """Exports a segment. Its free sizes become symbols, its fixed ones numbers.
 
     Args:
-        name: the segment's, for messages.
-        chain: a function of flat tensors that returns a tuple.
-        examples: its inputs; a free size may be anything, also 0 or 1.
-        specs: the ranges of the inputs' dimensions.
-        least: for each dimension of each input the smallest size that must work. Sizes between the range's minimum
-            and it may be ones that the segment itself refuses, see :func:`conditions`.
+        name: Name of the segment, for messages.
+        chain: A function of tensors that returns a tuple of tensors.
+        examples: Its inputs. A free size may have any value, including 0 and 1.
+        specs: Ranges of the inputs' dimensions.
+        least: Smallest size that must work, per input and dimension. The segment itself may refuse sizes between the
+            range's minimum and this one, see :func:`conditions`.
 
     Raises:
-        CaptureError: the segment can't be exported, or only for fewer sizes than the ranges hold.
+        CaptureError: The segment can't be exported, or only for a part of the ranges.
     """
     shapes = tuple({d: Dim.AUTO(min=low, max=high) for d, (low, high) in _free(spec)} for spec in specs)
     try:
         with torch.no_grad(), free_sizes(), silenced(_LOGGER), forwards_alone():
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)
-    except Exception as error:  # whatever the user's code and torch's raise
+    except Exception as error:  # the user's code and torch may raise anything
         raise CaptureError.make(
             "capture",
             f"segment '{name}'",
@@ -123,12 +131,12 @@ def export(
 
 @contextmanager
 def free_sizes() -> Iterator[None]:
-    """Makes torch take free sizes as such: 0 and 1 are not special, and pooling does not ask for remainders.
+    """Makes torch treat free sizes as free: 0 and 1 are not special, and pooling does not test remainders.
 
-    torch 2.11 rounds the division in pooling's output size by hand and so fixes whether the example's remainder is
-    zero, though Python's ``//`` rounds down already. torch 2.14 does what this does.
+    torch 2.11 implements the rounding in pooling's output size itself, and thereby fixes whether the example's
+    remainder is zero, although Python's ``//`` rounds down already. torch 2.14 does the same as this function.
 
-    Python's ``max`` and ``min`` of sizes stay free too: they would be the branch that the example takes.
+    Python's ``max`` and ``min`` keep sizes free too. Otherwise they would record the branch that the example takes.
     """
     import torch._meta_registrations as meta
 
@@ -163,7 +171,7 @@ def _floor_division(x: int, y: int) -> int:
 
 
 def _free(spec: TensorSpec) -> Iterator[tuple[int, tuple[int, int | None]]]:
-    """Each free dimension with its range."""
+    """Yields each free dimension with its range."""
     for d, (low, high) in enumerate(zip(spec.min, spec.max, strict=True)):
         if low != high:
             yield d, (low, None if high == UNBOUNDED else high)
@@ -177,18 +185,18 @@ def _shapes(exported: ExportedProgram) -> list[torch.Size]:
 
 
 def size_range(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int | None, int | None]:
-    """Returns the least and the largest value of a size, or of a number computed from sizes; None: no bound."""
+    """Returns the smallest and largest value of a size, or of a number computed from sizes; None for no bound."""
     from torch.utils._sympy.value_ranges import bound_sympy
 
     if isinstance(size, int):
         return size, size
     bounds = bound_sympy(size.node.expr, exported.range_constraints)
-    lower, upper = (int(bound) if bound.is_Integer else None for bound in (bounds.lower, bounds.upper))  # no infinity
+    lower, upper = (int(bound) if bound.is_Integer else None for bound in (bounds.lower, bounds.upper))  # else inf
     return lower, upper
 
 
 def _range(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int, int | None]:
-    """The sizes that a free dimension may have; None for no upper bound."""
+    """Returns the smallest and largest size of a free dimension; None for no upper bound."""
     lower, upper = size_range(exported, size)
     return lower or 0, upper
 
@@ -207,7 +215,7 @@ def _check_ranges(
                 f"segment '{name}', input '{spec.name}', dimension {d}",
                 expected=f"a program for every size of {spec.sizes}",
                 got=f"one for {sizes}",
-                remedy="Its code decides by this size: narrow it with shapes=, or name a smaller submodule in "
+                remedy="Its code depends on this size: narrow it with shapes=, or name a smaller submodule in "
                 "segments=.",
                 code="sizes-in-python",
             )
@@ -216,12 +224,16 @@ def _check_ranges(
 def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[tuple[str, str]]:
     """Returns the program's conditions on its input sizes beyond the specs' ranges.
 
+    Args:
+        exported: The program.
+        specs: Specs of its inputs.
+
     Returns:
-        Pairs: for people (``input 0's size 2 == 2 * input 1's size 2``, as torch words it), and in postfix notation
-        with ``INPUT.DIMENSION:`` for a size: ``0.2: 2 1.2: * ==``.
+        Pairs of a text to show to users (``input 0's size 2 == 2 * input 1's size 2``, in torch's wording) and the same
+        condition in postfix notation, where ``INPUT.DIMENSION:`` stands for a size (``0.2: 2 1.2: * ==``).
 
     Raises:
-        CaptureError: one of them is of another kind than comparisons of whole numbers.
+        CaptureError: A condition is not a comparison of integers.
     """
     found = []
     for i, (spec, shape) in enumerate(zip(specs, _shapes(exported), strict=True)):
@@ -229,7 +241,7 @@ def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[t
             lower, _ = _range(exported, shape[d])
             if lower > spec.min[d]:
                 found.append((f"{spec.name}.shape[{d}] >= {lower}", f"{i}.{d}: {lower} >="))
-    for guard in exported._guards_code:  # no public name for them, nor for the C++ side's check in AOTInductor
+    for guard in exported._guards_code:  # torch has no public API for these, nor for AOTInductor's check
         tree = ast.parse(guard, mode="eval").body
         try:
             words = " ".join(_postfix(tree))
@@ -237,7 +249,7 @@ def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[t
             raise CaptureError.make(
                 "capture",
                 "sizes",
-                expected="conditions that compare whole numbers",
+                expected="conditions that compare integers",
                 got=guard,
                 remedy="Fix the sizes with shapes=, or name a smaller submodule in segments=.",
                 code="sizes-in-python",
@@ -247,7 +259,7 @@ def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[t
 
 
 def _size(node: ast.AST) -> tuple[int, int] | None:
-    """(input, dimension) of ``L['tensors'][input].size()[dimension]``."""
+    """Returns (input, dimension) for ``L['tensors'][input].size()[dimension]``; None for anything else."""
     match node:
         case ast.Subscript(
             value=ast.Call(
@@ -265,10 +277,10 @@ def _size(node: ast.AST) -> tuple[int, int] | None:
 
 
 def _postfix(node: ast.AST) -> Iterator[str]:
-    """The words of an expression.
+    """Yields the words of an expression in postfix notation.
 
     Raises:
-        ValueError: it has something else in it.
+        ValueError: The expression contains something else.
     """
     size = _size(node)
     if size is not None:
@@ -310,7 +322,7 @@ def _joined(values: Sequence[ast.AST], word: str) -> Iterator[str]:
 
 
 class _Readable(ast.NodeTransformer):
-    """``L['tensors'][0].size()[2]`` -> ``pictures.shape[2]``."""
+    """Writes sizes readably: ``images.shape[2]`` for ``L['tensors'][0].size()[2]``."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -323,9 +335,13 @@ class _Readable(ast.NodeTransformer):
 
 
 def input_specs(exported: ExportedProgram, names: Sequence[str]) -> list[TensorSpec]:
-    """Returns the inputs with the sizes that the program takes of each dimension, apart from :func:`conditions`.
+    """Returns the specs of the inputs, with the range of each dimension that the program accepts.
 
-    ``names``: of the inputs, in their order.
+    :func:`conditions` may restrict these sizes further.
+
+    Args:
+        exported: The program.
+        names: Names of the inputs, in order.
     """
     values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
     tensors = [values[name] for name in exported.graph_signature.user_inputs]

@@ -1,4 +1,4 @@
-"""Finds numbers of 64 bits in a segment, for engines that compute with 32: they wrap without an error."""
+"""Finds 64-bit numbers in a segment, for engines that compute with 32 bits and overflow without an error."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 FLOAT_SIZES = "sizes computed from fractions, as floats of 64 bits"
 
 _SMALL = 2**24
-"""Whole numbers that a segment makes of floats, as indices, are taken for small if no recorded one is above it."""
+"""Integers that a segment computes from floats, such as indices, count as small if no recorded one exceeds this."""
 
 _FIT = torch.iinfo(torch.int32)
-"""What is computed from sizes and constants alone is as large in each call, up to the sizes: it has to fit."""
+"""Integers that depend only on sizes and constants are the same in each call, for given sizes. They must fit."""
 
 _BY_INDEX = {
     "aten::embedding",
@@ -35,13 +35,13 @@ _BY_INDEX = {
     "aten::scatter_add",
     "aten::take",
 }
-"""Operators whose index is as small as what it is an index of."""
+"""Operators whose index is bounded by the size of the tensor that it indexes."""
 
 _DIVISIONS = {"aten::div", "aten::divide", "aten::floor_divide"}
-"""OpenVINO rounds a whole quotient towards zero, where torch's floor division rounds down."""
+"""OpenVINO rounds integer quotients towards zero, whereas torch's floor division rounds down."""
 
 _POWERS = {"aten::pow", "aten::float_power"}
-"""OpenVINO raises whole numbers to a power as float32."""
+"""OpenVINO computes powers of integers in float32."""
 
 _IN_FLOAT = _POWERS | {
     "aten::remainder",
@@ -53,12 +53,12 @@ _IN_FLOAT = _POWERS | {
     "aten::max",
     "aten::min",
 }
-"""OpenVINO computes these of whole numbers as float32."""
+"""OpenVINO computes these operators on integers in float32."""
 
 _SUMS = {"aten::sum", "aten::cumsum", "aten::prod"}
 
 _BYTES = {torch.uint8, torch.int8}
-"""OpenVINO clips at the ends of their ranges, where torch goes on at the other end, and divides with rounding."""
+"""OpenVINO saturates these types, whereas torch wraps around, and rounds their quotients."""
 
 _EXACT_OF_BYTES = {
     f"aten::{name}"
@@ -96,21 +96,21 @@ _EXACT_OF_BYTES = {
         "zeros_like",
     ]
 }
-"""Operators on bytes whose results OpenVINO does not change, beside copies, views and casts."""
+"""Operators on bytes that OpenVINO computes exactly, in addition to copies, views and casts."""
 
 _MOVES = {"aten::clone", "aten::cat", "aten::stack", "aten::repeat", "aten::copy_", "aten::_reshape_copy"}
 
 _UNSET = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
-"""Make memory whose values mean nothing until something is written into it."""
+"""Operators whose results are uninitialised memory."""
 
 _ZERO_TESTS = {"aten::eq", "aten::ne"}
 
 
 def wide_numbers(program: Program) -> str:
-    """Returns what a segment computes with numbers of 64 bits, with the line; empty if nothing.
+    """Returns the first 64-bit computation of a segment, with its source line; empty if there is none.
 
-    An index of any origin is small. Whole numbers that come in, such as timestamps, may be of any size, whatever the
-    example's are; those that are made of floats are judged by the recorded calls.
+    Indices of any origin count as small. Integers that the segment receives, such as timestamps, may have any value,
+    whatever the example's are. Integers computed from floats are judged by the recorded calls.
     """
     for spec in (*program.inputs, *program.outputs):
         if spec.dtype == "float64":
@@ -128,21 +128,21 @@ def wide_numbers(program: Program) -> str:
 
 
 class _Watch(TorchDispatchMode):
-    """Follows whole numbers of 64 bits from where they come in, or are made of floats, to what they are used for."""
+    """Tracks 64-bit integers from an input, or from a cast of floats, to the operators that use them."""
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.finding = ""
         self._given = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int64}
         self._made: dict[int, Tensor] = {}
-        self._signed: dict[int, Tensor] = {}  # cast from floats: an index, as of argmax, is not negative
-        self._free = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int32}  # of any value
-        self._fitting: dict[int, Tensor] = {}  # those that were looked at: they stay, so that no other one has their id
+        self._signed: dict[int, Tensor] = {}  # cast from floats, so possibly negative, unlike an index from argmax
+        self._free = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int32}  # may have any value
+        self._fitting: dict[int, Tensor] = {}  # checked tensors, kept alive so that their ids stay unique
         self._unset: dict[int, Tensor] = {}
 
     @property
     def depends_on_values(self) -> bool:
-        """Returns true if another call may show more, because there are integers whose values matter."""
+        """Returns true if another call may reveal more, because there are integers whose values matter."""
         return bool(self._made)
 
     def see_results(self, outputs: tuple[Tensor, ...], names: list[str]) -> None:
@@ -153,7 +153,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch for each operator."""
+        """Runs an operator and inspects it. torch calls this for each operator."""
         result = operator(*args, **(kwargs or {}))
         if not self.finding:
             self._see(operator._schema, args, list(tensors_in((args, kwargs or {}))), list(tensors_in(result)))
@@ -204,7 +204,7 @@ class _Watch(TorchDispatchMode):
     def _see_inexact(
         self, name: str, args: tuple[Any, ...], given: list[Tensor], made: list[Tensor], is_view: bool
     ) -> None:
-        """Notes what is computed otherwise with whole numbers, of any number of bits."""
+        """Notes operators that OpenVINO computes differently on integers of any width."""
         is_free = any(id(tensor) in self._free for tensor in given)
         if any(tensor.dtype in _BYTES for tensor in given) and not (is_view or _is_exact_of_bytes(name)):
             self._note(f"{name} of whole numbers in 8 bits, which are clipped there")
@@ -225,7 +225,7 @@ class _Watch(TorchDispatchMode):
                 self._note(f"{name} with large whole numbers, which it computes in float32")
 
     def _is_too_wide(self, tensor: Tensor) -> bool:
-        """Tells so of each tensor that does not come in: those are compared with 32 bits in each call."""
+        """Returns true for a tensor that does not fit into 32 bits. Inputs are exempt, as each call checks them."""
         if (
             tensor.dtype != torch.int64
             or not tensor.numel()
@@ -247,7 +247,7 @@ def _is_exact_of_bytes(name: str) -> bool:
 
 
 def _is_positive(name: str, args: tuple[Any, ...]) -> bool:
-    """Tells so of operators whose result is not negative."""
+    """Returns true for operators whose result is never negative."""
     is_clamped = name in ("aten::clamp", "aten::clamp_min") and len(args) > 1 and isinstance(args[1], (int, float))
     return name in ("aten::abs", "aten::relu") or (is_clamped and args[1] >= 0)
 
@@ -265,7 +265,7 @@ def _most(tensor: Tensor) -> int:
 
 
 def _is_zero_test(name: str, args: tuple[Any, ...], made: list[Tensor]) -> bool:
-    """A mask of 0 and 1 that is cast to bool, or compared with one of them."""
+    """Returns true for a cast to bool or a comparison with a number, which work on masks of 0 and 1."""
     is_compared = name in _ZERO_TESTS and not isinstance(args[1], Tensor)
     return is_compared or (name == "aten::_to_copy" and all(tensor.dtype == torch.bool for tensor in made))
 

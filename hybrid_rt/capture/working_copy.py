@@ -1,9 +1,9 @@
-"""A copy of a detector to work on: its weights are shared, all else is the copy's own, and wrappers are taken off.
+"""Makes a working copy of a detector: it shares the weights, owns everything else, and has no wrappers.
 
-Training leaves modules behind that are more than their source says: wrapped ones (DataParallel, AveragedModel,
-torch.compile), weights that are computed by hooks or parametrizations, forwards that were replaced on the instance.
-The copy is what such a detector computes in eval mode, as plain modules; and whatever is done to it, or whatever it
-does to itself when it runs, the user's detector stays as it was.
+After training, modules often differ from their source: they may be wrapped (DataParallel, AveragedModel,
+torch.compile), have weights that hooks or parametrizations compute, or have a forward that was replaced on the
+instance. The copy consists of plain modules that compute the same in eval mode. Changes to the copy, or state that it
+keeps when it runs, do not affect the user's detector.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ _WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": "_checkpoint_wrapped_module",
 }
-"""Classes that pass every call in eval mode on to one submodule, and its name. To import some would take seconds."""
+"""Name of the submodule that wrapper classes forward every call to in eval mode. Importing some of them takes seconds,
+so they are identified by name."""
 
 _HOLDERS = (nn.Module, MethodType, functools.partial, dict, list, set, deque)
-"""What a function may know of the detector: modules, and containers in which a hook keeps tensors for the head."""
+"""Types through which a function can refer to the detector: modules, and containers in which a hook keeps tensors."""
 
 _DECORATORS = ("torch.utils._contextlib", "torch._dynamo")
-"""Modules whose decorators (no_grad, inference_mode, torch.compile) change nothing of what a forward computes."""
+"""Modules whose decorators (no_grad, inference_mode, torch.compile) do not change what a forward computes."""
 
 
 def working_copy(detector: nn.Module, replacements: Mapping[str, nn.Module] | None = None) -> nn.Module:
-    """Returns a detector that computes the same in eval mode, shares the weights, and may be changed freely.
+    """Returns a detector that computes the same in eval mode, shares the weights, and may be modified freely.
 
     Args:
-        detector: in eval mode; it is not changed.
-        replacements: modules to put into the places of submodules, by name: into every place where the detector
-            knows one of these, be it another name or a function that it holds.
+        detector: The detector, in eval mode. It is not modified.
+        replacements: Replacements of submodules, by name. They take effect wherever the detector refers to the
+            submodule, including under another name or in a function that it holds.
     """
     copier = _Copier()
     for name, replacement in (replacements or {}).items():
@@ -56,12 +57,12 @@ def working_copy(detector: nn.Module, replacements: Mapping[str, nn.Module] | No
 
 
 def own_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns a detector's arguments with tensors that may be written into outside of inference mode."""
+    """Returns a detector's arguments with inference tensors cloned, because those can't be written into later."""
     return tuple(map_tensors(arguments, lambda tensor: tensor.clone() if tensor.is_inference() else tensor))
 
 
 def without_wrappers(module: nn.Module) -> nn.Module:
-    """Returns the module inside of DataParallel, AveragedModel, torch.compile and the like; else the module itself."""
+    """Returns the module inside DataParallel, AveragedModel, torch.compile and the like, or the module itself."""
     while True:
         names = (f"{owner.__module__}.{owner.__qualname__}" for owner in type(module).__mro__)
         inner = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
@@ -71,11 +72,11 @@ def without_wrappers(module: nn.Module) -> nn.Module:
 
 
 class _Copier:
-    """Copies an object graph of modules, and what their attributes hold of modules and tensors."""
+    """Copies an object graph of modules, including the modules and tensors that their attributes hold."""
 
     def __init__(self) -> None:
         self._copies: dict[int, Any] = {}
-        self._originals: list[Any] = []  # an id is an object's for as long as the object lives
+        self._originals: list[Any] = []  # keeps the objects alive, so that their ids stay unique
 
     def _keep(self, original: Any, copied: Any) -> Any:
         self._originals.append(original)
@@ -83,7 +84,7 @@ class _Copier:
         return copied
 
     def replace(self, original: nn.Module, replacement: nn.Module) -> None:
-        """Makes another module the copy of one; its own attributes are not looked at."""
+        """Registers a module as the copy of another one. Its own attributes are not copied."""
         self._keep(original, replacement)
         self._keep(replacement, replacement)
 
@@ -105,7 +106,7 @@ class _Copier:
         return copied
 
     def value(self, original: Any) -> Any:
-        """The copy of an attribute's value; what can hold neither modules nor tensors stays the same object."""
+        """Returns the copy of an attribute's value, or the same object if it can hold neither modules nor tensors."""
         if isinstance(original, nn.Module):
             return self.module(original)
         if id(original) in self._copies:
@@ -128,7 +129,7 @@ class _Copier:
         return self._callable(original)
 
     def _callable(self, original: Any) -> Any:
-        """A function that knows modules of the detector has to know the copies."""
+        """Copies a callable that refers to modules of the detector, so that it refers to the copies."""
         if isinstance(original, MethodType) and isinstance(original.__self__, nn.Module):
             return MethodType(original.__func__, self.module(original.__self__))
         if isinstance(original, functools.partial):
@@ -156,19 +157,19 @@ class _Copier:
 def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # a name that is not bound yet
+    except ValueError:  # the name is not bound yet
         return None
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A parameter stays the detector's own; whatever else may be written into is copied."""
+    """Returns a parameter itself, and a copy of any other tensor, which may be written into."""
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor.clone(), requires_grad=False) if tensor.is_inference() else tensor
     return tensor.detach().clone()
 
 
 def _store_computed_weights(original: nn.Module, copied: nn.Module) -> None:
-    """Puts the values of weights that parametrizations or hooks compute into the places where they are read."""
+    """Stores weights that parametrizations or hooks compute as plain parameters of the copy."""
     with torch.no_grad():
         if parametrize.is_parametrized(original):
             names = list(original.parametrizations)  # type: ignore[arg-type]
@@ -189,7 +190,7 @@ def _store_computed_weights(original: nn.Module, copied: nn.Module) -> None:
 
 
 def _computed(hook: Any, module: nn.Module) -> tuple[str, Tensor] | None:
-    """The weight that one of torch's own hooks computes before each forward."""
+    """Returns name and value of the weight that one of torch's own hooks computes in each forward; None for others."""
     if isinstance(hook, WeightNorm):
         return hook.name, hook.compute_weight(module)
     if isinstance(hook, SpectralNorm):
@@ -200,7 +201,7 @@ def _computed(hook: Any, module: nn.Module) -> tuple[str, Tensor] | None:
 
 
 def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function without torch's decorators that change nothing of its results."""
+    """Returns a function without those of torch's decorators that do not change its results."""
     while True:
         inner = getattr(function, "_torchdynamo_orig_callable", None) or getattr(function, "__wrapped__", None)
         code = getattr(function, "__code__", None)
@@ -211,9 +212,9 @@ def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _take_forward(module: nn.Module) -> None:
-    """Makes a forward that was replaced on the instance, or that is decorated, the one of a class of its own.
+    """Moves a forward that was replaced on the instance, or decorated, into a class of its own.
 
-    TorchScript takes two modules of one class and the same attributes for the same code.
+    TorchScript assumes that modules of one class with the same attributes have the same code.
     """
     vars(module)["_compiled_call_impl"] = None
     vars(module).pop("_compiled_call_impl")

@@ -58,7 +58,9 @@ def _run(options: argparse.Namespace) -> int:
 def _compare_engines(options: argparse.Namespace) -> int:
     for_models = {"--backbone": options.backbone, "--coco": options.coco, "--plot": options.plot}
     if given := [name for name, value in for_models.items() if value]:
-        raise OptionError.make("cli", "bench --detector", expected="no option for MODELs", got=", ".join(given))
+        raise OptionError.make(
+            "cli", "bench --detector", expected="no options that apply to MODELs only", got=", ".join(given)
+        )
     print("hybrid-rt: notice: bench --detector is now: hybrid-rt compare-engines DETECTOR ...", file=sys.stderr)
     return compare_engines.run(options)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..backends.cache import store
-from ..backends.cache.folder import folder
+from ..backends.cache.directory import cache_directory
 
 
 def add_verbs(verbs: Any) -> None:
@@ -34,10 +34,12 @@ def _list(options: argparse.Namespace) -> int:
             {**asdict(entry), "path": str(entry.path), "made": _iso(entry.made), "used": _iso(entry.used)}
             for entry in entries
         ]
-        print(json.dumps({"folder": str(folder()), "bound": bound, "size": total, "entries": listed}, indent=1))
+        print(
+            json.dumps({"folder": str(cache_directory()), "bound": bound, "size": total, "entries": listed}, indent=1)
+        )
         return 0
     limit = f"of at most {bound / 1e6:.1f} MB" if bound else "and switched off (HYBRID_RT_CACHE_SIZE=0)"
-    print(f"{folder()}: {_count(len(entries))}, {total / 1e6:.1f} MB {limit}")
+    print(f"{cache_directory()}: {_count(len(entries))}, {total / 1e6:.1f} MB {limit}")
     if entries:
         table = Table()
         for heading in ("segment", "engine", "precision", "MB", "made", "last used"):
@@ -54,9 +56,9 @@ def _clear(options: argparse.Namespace) -> int:
     removed = store.clear()
     size = sum(entry.size for entry in removed)
     if options.json:
-        print(json.dumps({"folder": str(folder()), "removed": len(removed), "size": size}, indent=1))
+        print(json.dumps({"folder": str(cache_directory()), "removed": len(removed), "size": size}, indent=1))
     else:
-        print(f"{folder()}: removed {_count(len(removed))}, {size / 1e6:.1f} MB")
+        print(f"{cache_directory()}: removed {_count(len(removed))}, {size / 1e6:.1f} MB")
     return 0
 
 

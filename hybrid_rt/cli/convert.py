@@ -165,6 +165,6 @@ def _convert(options: argparse.Namespace) -> int:
 def _dataset(options: argparse.Namespace) -> CocoDataset | None:
     if options.coco is None:
         if options.pictures is not None or options.coco_limit is not None:
-            raise OptionError.make("cli", "--coco-images, --coco-limit", expected="--coco with them", got="none")
+            raise OptionError.make("cli", "--coco-images, --coco-limit", expected="--coco as well", got="none")
         return None
     return CocoDataset(options.coco, options.pictures or options.coco.parent, options.coco_limit)

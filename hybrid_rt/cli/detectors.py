@@ -72,7 +72,7 @@ def detector_named(text: str) -> nn.Module:
                 f"detector {name}",
                 expected="to load torchvision's pretrained weights",
                 got=str(error),
-                remedy="Download them where there is a network, or name a PACKAGE.MODULE:CALLABLE of your own.",
+                remedy="Download them on a machine with a network, or name your own PACKAGE.MODULE:CALLABLE.",
             ) from error
         return detector.eval()
     return built(text, "detector")

@@ -30,9 +30,9 @@ def _explain(options: argparse.Namespace) -> int:
         raise OptionError.make(
             "explain",
             "the code",
-            expected="one that ends a refusal's text",
+            expected="a code from the end of an error's text",
             got=f"'{code}'",
-            remedy=f"Near it: {', '.join(near)}." if near else "`hybrid-rt explain` lists them.",
+            remedy=f"Similar codes: {', '.join(near)}." if near else "`hybrid-rt explain` lists them.",
         )
     print(known[code].explanation, end="")
     return 0

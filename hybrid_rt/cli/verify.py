@@ -38,7 +38,7 @@ def _verify(options: argparse.Namespace) -> int:
         read_contract(options.model)  # before the detector runs
     elif options.image is not None or options.sizes is not None or options.repeat or options.threads:
         raise OptionError.make(
-            "cli", "an image, --sizes, --repeat, --threads", expected="--latency with them", got="none"
+            "cli", "an image, --sizes, --repeat, --threads", expected="--latency as well", got="none"
         )
     check = verify_golden(options.model, backend=options.backend, device=options.device)
     latency = _latency(options) if options.latency else None

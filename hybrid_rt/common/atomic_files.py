@@ -50,7 +50,7 @@ def _not_writable(path: Path, reason: str, remedy: str = "") -> BundleError:
         str(path),
         expected="to write the file",
         got=reason,
-        remedy=remedy or "Check that the disk has room and that this user may write there.",
+        remedy=remedy or "Check the free space and the permissions.",
     )
 
 
@@ -76,7 +76,7 @@ def _place_of(path: Path) -> Path:
         return place
     kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     raise _not_writable(
-        path, f"{kinds.get(stat.S_IFMT(mode), 'a device')} of that name", "Give the path of a file, new or old."
+        path, f"{kinds.get(stat.S_IFMT(mode), 'a device')} of that name", "Pass the path of a regular file."
     )
 
 

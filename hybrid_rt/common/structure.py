@@ -1,4 +1,4 @@
-"""Nested inputs and outputs of a segment (tensors in lists, tuples and dicts) and their flat form."""
+"""Describes nested inputs and outputs of a segment (tensors in lists, tuples and dicts) and flattens them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from .tensor_tree import Node, build, node_of, tensors_in
 T = TypeVar("T")
 
 Path = tuple[str | int, ...]
-"""Keys and indices, from the outside in."""
+"""Keys and indices, outermost first."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One node: ``kind`` is "tensor", "list", "tuple", "dict" or "constant"; ``keys`` are the dict's.
+    """Node of a nested value.
 
-    A constant is a number, a text or None, ``value``, which an input has in every call.
+    Attributes:
+        kind: "tensor", "list", "tuple", "dict" or "constant".
+        children: Entries of a list, tuple or dict.
+        keys: Keys of a dict.
+        value: Value of a constant: a number, a string or None that an input has in every call.
     """
 
     kind: str
@@ -34,18 +38,18 @@ class Structure:
     value: bool | int | float | str | None = None
 
     def _nodes(self, path: Path = ()) -> Iterator[tuple[Path, Structure]]:
-        """Yields this node and all below it, outer ones first, each with the keys and indices that lead to it."""
+        """Yields this node and all nodes below it, outer ones first, each with the keys and indices that lead to it."""
         yield path, self
         keys: Sequence[str | int] = self.keys or range(len(self.children))
         for key, child in zip(keys, self.children, strict=True):
             yield from child._nodes((*path, key))
 
     def _paths(self) -> Iterator[Path]:
-        """Yields the way to each tensor."""
+        """Yields the path to each tensor."""
         return (path for path, node in self._nodes() if node.kind == "tensor")
 
     def _fold(self, tensor: Callable[[], T], other: Callable[[Structure, list[T]], T]) -> T:
-        """Computes something from the tensors up; ``other`` is called with what a node's children gave."""
+        """Computes a value bottom-up. ``other`` receives each container or constant and its children's results."""
         if self.kind == "tensor":
             return tensor()
         return other(self, [child._fold(tensor, other) for child in self.children])
@@ -57,7 +61,7 @@ class Structure:
 
     @property
     def annotation(self) -> str:
-        """The TorchScript type."""
+        """TorchScript type of the value."""
 
         def annotated(node: Structure, children: list[str]) -> str:
             if node.kind == "constant":
@@ -69,7 +73,7 @@ class Structure:
         return self._fold(lambda: "Tensor", annotated)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Yields one name per tensor: the keys and indices that lead to it."""
+        """Yields one name per tensor: the prefix, keys and indices that lead to it, joined by dots."""
         return (".".join(map(str, (prefix, *path) if prefix else path)) for path in self._paths())
 
     def flatten(self, value: Any) -> Iterator[Tensor]:
@@ -77,7 +81,7 @@ class Structure:
         return (functools.reduce(operator.getitem, path, value) for path in self._paths())
 
     def unflatten(self, tensors: Iterator[Tensor]) -> Any:
-        """Returns the inverse of :meth:`flatten`."""
+        """Builds a value of this structure from its tensors. This is the inverse of :meth:`flatten`."""
 
         def built(node: Structure, children: list[Any]) -> Any:
             return node.value if node.kind == "constant" else build(Node(node.kind, node.keys), children)
@@ -89,7 +93,7 @@ class Structure:
         return (_indexed(expression, path) for path in self._paths())
 
     def put_together(self, tensors: Iterator[str]) -> str:
-        """Returns a TorchScript expression that builds a value of this structure from those of its tensors."""
+        """Returns a TorchScript expression that builds a value of this structure from expressions for its tensors."""
 
         def written(node: Structure, children: list[str]) -> str:
             if node.kind == "constant":
@@ -103,7 +107,7 @@ class Structure:
         return self._fold(lambda: next(tensors), written)
 
     def lengths(self, expression: str) -> Iterator[tuple[str, int]]:
-        """Yields (expression, length) of each list and dict in it, whose length TorchScript's types do not fix."""
+        """Yields (expression, length) for each list and dict, whose length TorchScript's types do not fix."""
         return (
             (_indexed(expression, path), len(node.children))
             for path, node in self._nodes()
@@ -111,7 +115,7 @@ class Structure:
         )
 
     def constants(self, expression: str) -> Iterator[tuple[str, bool | int | float | str | None]]:
-        """Yields (expression, value) of each constant in it."""
+        """Yields (expression, value) for each constant."""
         return ((_indexed(expression, path), node.value) for path, node in self._nodes() if node.kind == "constant")
 
 
@@ -124,13 +128,13 @@ TENSOR = Structure("tensor")
 _PLAIN = (bool, int, float, str, type(None))
 
 _SHOWN = 80
-"""Characters of a value in an error."""
+"""Maximum number of characters of a value in an error."""
 
 _FEW = 4
 
 
 def shown(value: Any) -> str:
-    """Returns a value's type, and the value if it is short: modules and caches print pages."""
+    """Returns a value's type, and the value if it is short. Modules and caches would print pages."""
     kind = type(value).__name__
     if isinstance(value, str):
         return f"{kind} {value!r}" if len(value) <= _SHOWN else f"{kind} {value[:_SHOWN]!r}..."
@@ -147,17 +151,17 @@ _REMEDY = "Choose a segment that takes and returns such values, or wrap this one
 
 
 def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str = _REMEDY) -> Structure:
-    """The structure of a value.
+    """Returns the structure of a value.
 
     Args:
-        value: any value.
-        where: what it is, for the text of errors.
-        constants: whether numbers, texts and None are taken too; not in lists, as they tend to be sizes there.
-        remedy: the end of an error's text.
+        value: Any value.
+        where: Description of the value, for errors.
+        constants: Accept numbers, strings and None too, except in lists, where they tend to be sizes.
+        remedy: Last sentence of the error.
 
     Raises:
-        CaptureError: it holds anything but tensors, lists, tuples and dicts with string keys, or a list or dict mixes
-            types, which TorchScript can't hold.
+        CaptureError: The value contains anything but tensors, lists, tuples and dicts with string keys, or a list or
+            dict mixes types, which TorchScript can't hold.
     """
     if isinstance(value, Tensor):
         return TENSOR
@@ -180,7 +184,7 @@ def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str
         raise CaptureError.make(
             "capture",
             where,
-            expected=f"a {structure.kind} of one type, as TorchScript has them",
+            expected=f"a {structure.kind} with entries of one type, as TorchScript requires",
             got=", ".join(sorted({child.annotation for child in structure.children})),
             remedy="Return a tuple instead.",
             code="segment-interface",
@@ -189,22 +193,28 @@ def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str
 
 
 class Flattened(torch.nn.Module):
-    """A module as a function of flat tensors, which returns a flat tuple of tensors."""
+    """Wraps a module as a function that takes tensors and returns a tuple of tensors."""
 
     def __init__(
         self, module: torch.nn.Module, inputs: Mapping[str, Structure], outputs: Structure | None = None
     ) -> None:
-        """``inputs``: each parameter that is passed, with its structure; ``outputs``: checked by the caller."""
+        """Wraps a module.
+
+        Args:
+            module: The module.
+            inputs: Structure of each parameter that is passed, by name.
+            outputs: Structure of the result, if the caller has checked it; None determines it in each call.
+        """
         super().__init__()
         self.module = module
         self.inputs = dict(inputs)
         self.outputs = outputs
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Runs the module."""
+        """Runs the module with tensors in the order of ``inputs`` and returns the tensors of its result."""
         remaining = iter(tensors)
         keyword = {name: structure.unflatten(remaining) for name, structure in self.inputs.items()}
-        # By position as far as possible, as most callers do: a hook sees what is passed by position only.
+        # Arguments are passed by position where possible, as most callers do: a hook sees only those.
         positional = []
         for name, parameter in inspect.signature(self.module.forward).parameters.items():
             if name not in keyword or parameter.kind is inspect.Parameter.KEYWORD_ONLY:

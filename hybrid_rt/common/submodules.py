@@ -1,4 +1,4 @@
-"""Modules with other submodules, sharing all the rest."""
+"""Replaces submodules in a copy of a detector that shares everything else."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch import nn
 
 
 def with_submodules(detector: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """Returns a detector with other submodules at the named places; the given one stays as it is, weights are shared.
+    """Returns a copy of a detector with some submodules replaced. The copy shares all weights with the original.
 
-    A submodule that has several names is replaced under each: the detector may call it by any.
+    A submodule that has several names is replaced under each, because the detector may call it by any of them.
+
+    Args:
+        detector: The detector. It is not modified.
+        replacements: New submodules by dotted path.
     """
     root = _shallow(detector)
     for name, replacement in replacements.items():
@@ -24,7 +28,7 @@ def with_submodules(detector: nn.Module, replacements: Mapping[str, nn.Module]) 
 
 
 def _put(root: nn.Module, name: str, replacement: nn.Module) -> None:
-    """Puts a module at a place in the tree; the modules on the way there become copies."""
+    """Replaces one submodule. The modules on the path to it become copies."""
     *path, last = name.split(".")
     parent = root
     for part in path:
@@ -41,7 +45,7 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def modules_with_hooks(detector: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields each module once with the first of its names, but those that are TorchScript: they take no hooks."""
+    """Yields each module once with its first name, except TorchScript modules, which take no hooks."""
     for name, module in detector.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             yield name, module

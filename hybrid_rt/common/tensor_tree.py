@@ -1,8 +1,7 @@
-"""Values that hold tensors in lists, tuples and dicts.
+"""Traverses, changes and builds values that contain tensors in lists, tuples and dicts.
 
-This is the one place that knows how to go through such a value, change it and build it; a further container, such as
-a class of one's own, is added in :func:`node_of` and :func:`build`. The twin for TorchScript's values in C++ is
-cpp/src/torchscript/value_tree.h.
+No other module knows how to do this. To support another container, extend :func:`node_of` and :func:`build`. The
+counterpart for TorchScript's values in C++ is cpp/src/torchscript/value_tree.h.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Node:
-    """A list, tuple or dict, without its children.
+    """A list, tuple or dict without its children.
 
     Attributes:
         kind: "list", "tuple" or "dict".
-        keys: the dict's keys, or the indices.
+        keys: Keys of the dict, or the indices.
     """
 
     kind: str
@@ -32,7 +31,7 @@ class Node:
 
 
 def node_of(value: Any) -> Node | None:
-    """Returns what kind of container a value is; None for a leaf, which is anything else."""
+    """Returns the kind and keys of a container; None for anything else, which is a leaf."""
     if isinstance(value, Mapping):
         return Node("dict", tuple(value))
     if isinstance(value, (list, tuple)):
@@ -44,10 +43,10 @@ def build(node: Node, children: Sequence[Any], like: Any = None) -> Any:
     """Builds a container from its children.
 
     Args:
-        node: its kind and keys.
-        children: one per key.
-        like: a container of the same kind whose class is kept: a named tuple, such as torch.return_types' too, or a
-            subclass of dict.
+        node: Kind and keys of the container.
+        children: One per key.
+        like: A container of the same kind whose class the result gets: a named tuple, including those of
+            torch.return_types, or a subclass of dict.
     """
     if node.kind == "list":
         return list(children)
@@ -79,15 +78,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def fold(value: Any, leaf: Callable[[Any], T], container: Callable[[Node, list[T]], T]) -> T:
-    """Computes something from the leaves up.
+    """Computes a value bottom-up.
 
     Args:
-        value: any value.
-        leaf: called with each leaf.
-        container: called with each container's node and with what its children gave.
+        value: Any value.
+        leaf: Called with each leaf.
+        container: Called with each container's node and its children's results.
 
     Returns:
-        What the outermost call gave.
+        The result of the outermost call.
     """
     node = node_of(value)
     if node is None:
@@ -96,7 +95,7 @@ def fold(value: Any, leaf: Callable[[Any], T], container: Callable[[Node, list[T
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Returns the value with each tensor changed; containers keep their class, other leaves stay."""
+    """Applies a function to each tensor of a value. Containers keep their class, other leaves are unchanged."""
     return map_places(value, lambda _, tensor: change(tensor))
 
 
@@ -111,18 +110,18 @@ def places_of(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[A
 
 
 def map_places(value: Any, change: Callable[[tuple[Any, ...], Tensor], Tensor], place: tuple[Any, ...] = ()) -> Any:
-    """Returns the value with each tensor changed, as :func:`map_tensors`; ``change`` is told where the tensor is."""
+    """Applies a function to each tensor of a value, like :func:`map_tensors`, but also passes the tensor's place."""
     node = node_of(value)
     if node is None:
         return change(place, value) if isinstance(value, Tensor) else value
     children = [map_places(value[key], change, (*place, key)) for key in node.keys]
     if node.kind == "tuple" and all(map(operator.is_, children, value)):
-        return value  # nothing in it changed: a torch.Size stays one
+        return value  # nothing changed: a torch.Size stays a torch.Size
     return build(node, children, like=value)
 
 
 def plain(value: Any) -> Any:
-    """Returns the value as the native part takes it: lists, tuples and dicts with string keys; objects become None."""
+    """Returns a value as native code takes it: lists, tuples and dicts with string keys, None for objects."""
     return fold(
         value,
         lambda leaf: leaf if isinstance(leaf, (Tensor, bool, int, float, str)) else None,

@@ -1,4 +1,4 @@
-"""Arguments and results of a detector as TorchScript's types have them: tensors, plain values, and nests of both."""
+"""Describes arguments and results of a detector by TorchScript types: tensors, plain values, and nests of both."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PLAIN = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class ValueTree:
-    """One node of a value.
+    """Node of a nested value.
 
     Attributes:
-        kind: "tensor", "list", "tuple", "dict", "constant", or "int", "float", "bool" for a number that is computed.
-        children: of a list, tuple or dict.
-        keys: the dict's, or the fields of a named tuple.
-        constant: a number, a text or None.
-        named: of a named tuple, its class's name in TorchScript.
-        like: the container itself, for its class.
+        kind: "tensor", "list", "tuple", "dict", "constant", or "int", "float", "bool" for a computed number.
+        children: Entries of a list, tuple or dict.
+        keys: Keys of a dict, or fields of a named tuple.
+        constant: A number, a string or None.
+        named: Name of a named tuple's class in TorchScript; empty for other nodes.
+        like: The container itself, for its class.
     """
 
     kind: str
@@ -43,12 +43,12 @@ class ValueTree:
 
     @property
     def is_computed(self) -> bool:
-        """Returns true for a tensor, and for a number that differs from call to call."""
+        """True for a tensor, and for a number that differs from call to call."""
         return self.kind in ("tensor", "int", "float", "bool")
 
     @property
     def annotation(self) -> str:
-        """The TorchScript type; ``Any`` for the entries of a list or dict that have several."""
+        """TorchScript type of the value. Entries of a list or dict of several types have the type ``Any``."""
         if self.kind == "tensor":
             return "Tensor"
         if self.kind == "constant":
@@ -74,7 +74,7 @@ class ValueTree:
 
     @property
     def is_mixed(self) -> bool:
-        """Returns true for a list or dict whose entries are of several types, so that TorchScript calls them Any."""
+        """True for a list or dict with entries of several types, which TorchScript calls ``Any``."""
         return self.kind in ("list", "dict") and self._entry == "Any"
 
     def paths(self, expression: str) -> Iterator[tuple[str, ValueTree]]:
@@ -85,7 +85,7 @@ class ValueTree:
             yield from child.paths(f"{expression}[{key!r}]")
 
     def build(self, computed: Iterator[Any]) -> Any:
-        """Returns the value; ``computed`` gives its tensors and numbers in order."""
+        """Builds the value. ``computed`` yields its tensors and computed numbers in order."""
         if self.is_computed:
             return next(computed)
         if self.kind == "constant":
@@ -93,7 +93,7 @@ class ValueTree:
         return build(Node(self.kind, self.keys), [child.build(computed) for child in self.children], like=self.like)
 
     def definitions(self) -> dict[str, str]:
-        """Returns the source of each class that the annotation names, inner ones first."""
+        """Returns the source of each class that the annotation refers to, inner ones first."""
         found: dict[str, str] = {}
         for child in self.children:
             found |= child.definitions()
@@ -104,7 +104,7 @@ class ValueTree:
         return found
 
     def put_together(self, computed: Iterator[str]) -> str:
-        """Returns the TorchScript expression of the value; ``computed`` gives those of its tensors and numbers."""
+        """Returns a TorchScript expression that builds the value from ``computed``, expressions for computed parts."""
         if self.is_computed:
             return next(computed)
         if self.kind == "constant":
@@ -122,16 +122,16 @@ class ValueTree:
 
 
 def literal(value: Any) -> str:
-    """Returns a plain value as TorchScript's source has it."""
+    """Returns a plain value as a literal of TorchScript's source."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"
     return repr(value)
 
 
 def opened(value: Any) -> Any:
-    """Returns a value with classes of the user's own as dicts of their fields or as tuples, at every depth.
+    """Converts instances of the user's own classes into dicts of their fields, or into tuples, at every depth.
 
-    Such classes are dataclasses, and those that are registered with torch.utils._pytree. Other leaves stay.
+    This applies to dataclasses and to classes that are registered with torch.utils._pytree. Other leaves are unchanged.
     """
     if node_of(value) is None and not isinstance(value, type):
         if dataclasses.is_dataclass(value):
@@ -148,7 +148,7 @@ def opened(value: Any) -> Any:
 
 
 def _registered(value: Any, registration: Any) -> Any:
-    """A value of a class that is registered with pytree: a dict if its children have names, else a tuple."""
+    """Converts an instance of a pytree class into a dict if its children have names, otherwise into a tuple."""
     if registration.flatten_with_keys_fn is None:
         return tuple(registration.flatten_fn(value)[0])
     pairs = registration.flatten_with_keys_fn(value)[0]
@@ -159,17 +159,17 @@ def _registered(value: Any, registration: Any) -> Any:
 
 
 def tree_of(value: Any, where: str, remedy: str, *, is_result: bool = False) -> tuple[ValueTree, list[Any]]:
-    """Returns what a value is made of, and its tensors and computed numbers in order.
+    """Returns the structure of a value, and its tensors and computed numbers in order.
 
     Args:
-        value: an argument or a result.
-        where: the subject of the error.
-        remedy: how to go on after the error.
-        is_result: see :func:`opened`; and named tuples keep their names. An argument is taken as a nest of lists,
-            tuples and dicts only, as its caller has to pass it.
+        value: An argument or a result.
+        where: Subject of the error.
+        remedy: Last sentence of the error.
+        is_result: Converts the user's own classes, see :func:`opened`, and keeps the names of named tuples. An argument
+            must consist of lists, tuples and dicts only, because its caller has to pass them.
 
     Raises:
-        CaptureError: it holds something that TorchScript has no type for.
+        CaptureError: The value contains something that TorchScript has no type for.
     """
     computed: list[Any] = []
     classes: dict[str, list[str]] = {}
@@ -186,7 +186,8 @@ def tree_of(value: Any, where: str, remedy: str, *, is_result: bool = False) -> 
             raise CaptureError.make(
                 "capture",
                 where,
-                expected="tensors, numbers, texts and None in lists, tuples, dataclasses and dicts of one type of key",
+                expected="tensors, numbers, strings and None in lists, tuples, dataclasses and dicts with one type of "
+                "key",
                 got=f"{type(value).__name__} {value!r}"[:200],
                 remedy=remedy,
                 code="value-not-plain",

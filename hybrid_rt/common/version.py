@@ -1,4 +1,4 @@
-"""The version, whose one place this is (pyproject.toml and CMake read it), and the torch that a build is for."""
+"""Defines the version (pyproject.toml and CMake read it here), and checks which torch a build is for."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +12,10 @@ def built_for_torch(package: str) -> str:
     """Returns "MAJOR.MINOR" of the torch that the native library was built for, without loading it.
 
     Args:
-        package: the name of the package that has it.
+        package: Name of the package that contains the library.
 
     Returns:
-        The version; empty if there is no library, or an older one that does not say.
+        The version; empty if there is no library, or if an older one does not record it.
     """
     spec = find_spec(f"{package}._native")
     if spec is None or spec.origin is None:
@@ -25,14 +25,14 @@ def built_for_torch(package: str) -> str:
 
 
 def another_torch(here: str, built_for: str) -> BackendError | None:
-    """Compares two versions of torch up to the minor one: one binary belongs to each.
+    """Compares two versions of torch up to the minor version, because each minor version needs its own binary.
 
     Args:
-        here: the installed version.
-        built_for: the version of the native library; empty if it is not known.
+        here: The installed version.
+        built_for: The version that the native library was built for; empty if it is unknown.
 
     Returns:
-        The error that says how they differ, or None.
+        An error that describes the difference, or None.
     """
     installed, wanted = (".".join(version.split(".")[:2]) for version in (here, built_for))
     if not built_for or installed == wanted:

@@ -14,7 +14,7 @@ from ..capture.program import Program
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
 from ..capture.size_samples import Effort
-from ..capture.whole import whole_profile
+from ..capture.whole_detector import whole_profile
 from ..common.error_text import described
 from ..common.errors import FusionError, HybridRTError, SegmentError, VariantError
 from ..common.progress import Steps
@@ -206,10 +206,10 @@ def build_hybrid(profile: Profile, work: Work[Finished]) -> Attempt[Finished]:
             builds = work.ordered([_without(build, failures) for build in compiled])
             return Attempt(work.finish(profile, builds), profile, given_up + _engines_given_up(profile, builds))
         except FusionError as error:
-            apart = _apart(profile, error.segments)
-            if apart is None:
+            split = _split(profile, error.segments)
+            if split is None:
                 raise
-            profile = apart
+            profile = split
             given_up.append(fused_given_up(error.segments, str(error)))
             work.steps.show(given_up[-1].summary)
         except VariantError as error:
@@ -217,7 +217,7 @@ def build_hybrid(profile: Profile, work: Work[Finished]) -> Attempt[Finished]:
             if not (engines.fallback or engines.is_fastest) or not all(build.variants for build in left):
                 raise
             failures.append(error)
-            warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error} Falling back to the next engine.", RuntimeWarning, stacklevel=2)
         except SegmentError as error:
             without = without_segment(profile, error.segment, _why(error))
             if without is None:
@@ -232,7 +232,7 @@ def _without(build: EngineBuild, failures: Sequence[VariantError]) -> EngineBuil
     return build.without(own) if own else build
 
 
-def _apart(profile: Profile, segments: Sequence[str]) -> Profile | None:
+def _split(profile: Profile, segments: Sequence[str]) -> Profile | None:
     """Returns the profile with one group split into its segments; None if it has no such group.
 
     Segments that were chosen only because they add no cost to a shared engine stay in the head.

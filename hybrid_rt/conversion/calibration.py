@@ -67,7 +67,7 @@ def calibration_samples(module: nn.Module | None, data: Iterable[Any], scope: st
                     scope,
                     f"{_NAME}[{i}]",
                     expected="finite numbers",
-                    got="NaN" if bool(torch.isnan(tensor).any()) else "an infinite one",
+                    got="NaN" if bool(torch.isnan(tensor).any()) else "an infinite number",
                     remedy="Remove that sample: one such number makes a range infinite and everything else zero.",
                 )
         found.append(arguments)
@@ -78,8 +78,8 @@ def warn_of_few(samples: Sequence[Any], scope: str) -> None:
     """Warns if there are too few samples for reliable ranges; ``scope``: the caller."""
     if 0 < len(samples) < FEW_SAMPLES:
         warnings.warn(
-            f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(samples)}. Values that are larger "
-            "than those in these samples are cut off: pass more typical samples.",
+            f"hybrid_rt[{scope}]: {_NAME}: expected some tens of samples, got {len(samples)}. "
+            "Larger values than those in these samples are clipped: pass more typical samples.",
             RuntimeWarning,
             stacklevel=3,
         )

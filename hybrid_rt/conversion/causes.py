@@ -38,7 +38,7 @@ def explained(error: HybridRTError, detector: nn.Module, example: tuple[Any, ...
             f"detector {type(detector).__name__}",
             expected="the same result for the same input",
             got=f"random numbers, drawn by {drawn}",
-            remedy="Draw them in training mode alone, as nn.Dropout does, or pass them in as an argument.",
+            remedy="Draw them only in training mode, as nn.Dropout does, or pass them in as an argument.",
             code="draws-random-numbers",
         )
     for dtype, line in noise.narrow.items():
@@ -71,8 +71,8 @@ def warn_of_random_numbers(detector: nn.Module, drawn: str) -> None:
     if drawn:
         warnings.warn(
             f"hybrid_rt[convert]: detector {type(detector).__name__}: expected one that draws no random numbers, got "
-            f"{drawn}. The hybrid draws at each call too, so its results differ from the detector's wherever the "
-            "numbers matter; on the inputs that were compared, if any, they did not.",
+            f"{drawn}. The hybrid also draws new numbers in each call, so its results may differ from the detector's. "
+            "They did not differ on the inputs that were compared, if any.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -56,5 +56,6 @@ def check_labels(given: Any, names: list[str], result: Any) -> None:
         "class_names",
         expected=f"a name for each label that the detector finds on the example, up to {max(labels)}",
         got=f"{len(names)} names, for the labels 0 to {len(names) - 1} ('{name_of(len(names) - 1, names)}')",
-        remedy='A list starts at label 0: torchvision\'s begins with "__background__". {label: name} names some only.',
+        remedy='A list starts at label 0: torchvision\'s begins with "__background__". Pass {label: name} to name only '
+        "some labels.",
     )

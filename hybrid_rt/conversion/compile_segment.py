@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .. import _native
 from ..backends import registry
-from ..backends.selection import Options, Wanted, check_device, engines_for
+from ..backends.selection import Options, VariantRequest, check_device, engines_for
+from ..capture.derived_shapes import second_shapes, tile_to_shape
 from ..capture.detector_errors import NamingTheLine
 from ..capture.observe import arguments_of
 from ..capture.program import Program, Ranges, capture_alone
-from ..capture.second_size import second_shapes, tile_to_shape
 from ..capture.shapes import Shapes, check_shapes, ranges_of
 from ..capture.size_checks import right_at_sizes
 from ..capture.size_samples import Effort, record_sizes, sized_inputs
@@ -67,7 +67,7 @@ class CompiledSegment(EngineModule):
             raise OptionError.make(
                 _SCOPE,
                 f"engine '{self.running()['engine']}'",
-                expected="to keep its types: what it computes in was chosen when it was compiled",
+                expected="no change of its dtype, which was fixed when it was compiled",
                 got=f"a conversion to {after.dtype}",
                 remedy="Convert the other modules one by one, or compile with precision=.",
             )
@@ -210,7 +210,7 @@ def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
     except BackendError as error:
         if not options.fallback:
             raise
-        warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{error} Falling back to the next engine.", RuntimeWarning, stacklevel=3)
     backends = {name: name.partition(":")[0] for name in names}
     installed = [
         name
@@ -224,7 +224,7 @@ def _installed(options: EngineOptions, *, strict: bool) -> EngineOptions:
     return remaining
 
 
-def _check_place(wanted: Wanted) -> None:
+def _check_place(wanted: VariantRequest) -> None:
     """Checks before the engine is built that this machine has a device that it can run on.
 
     Raises:
@@ -258,7 +258,7 @@ def _program(
             _SCOPE,
             "example",
             expected=f"the positional arguments of {name}.forward",
-            got=f"others ({error})",
+            got=f"different ones ({error})",
             code="example-not-arguments",
         ) from error
     structures = {key: structure_of(value, f"segment '{name}', input '{key}'") for key, value in named.items()}
@@ -273,7 +273,7 @@ def _program(
             raise OptionError.make(
                 _SCOPE,
                 "shapes",
-                expected="a first input [N, C, H, W], whose sizes they are",
+                expected="a first input [N, C, H, W], to which the sizes apply",
                 got=f"one of {tensors[0].dim()} dimensions",
                 remedy="Omit shapes= to use the example's sizes.",
                 code="sizes-not-taken",

@@ -41,7 +41,7 @@ from .calibration import calibration_samples, warn_of_few
 from .causes import explained, warn_of_random_numbers
 from .checks import Checks, check_hybrid
 from .class_names import check_labels, names_for
-from .isolation.apart import compiling_apart, expect
+from .isolation.isolated_compiler import compiling_in_isolation, expect
 from .options import AUTO_HEAD, HEADS, CheckOptions, EngineOptions, OutputOptions, check_precision
 from .report.data import EngineReport, PrecisionTrial
 from .report.report import ConversionReport, report_path
@@ -256,7 +256,7 @@ def convert(
     )
     wanted.check(detector, example)
     warn_of_few(calibration, "convert")
-    with torch.inference_mode(mode=False), torch.no_grad(), compiling_apart():
+    with torch.inference_mode(mode=False), torch.no_grad(), compiling_in_isolation():
         copied = working_copy(detector)
         if state == RESET:
             reset_before_each_call(copied)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..backends.selection import Wanted
+from ..backends.selection import VariantRequest
+from ..capture.derived_shapes import tile_to_shape
 from ..capture.program import Program
-from ..capture.second_size import tile_to_shape
 from ..common.errors import VerificationError
 from ..common.progress import Steps
 from .assemble.builds import EngineBuild
@@ -84,7 +84,7 @@ def build_in_precision(
     return taken, chosen, trials
 
 
-def tried_variants(engines: EngineOptions) -> list[Wanted]:
+def tried_variants(engines: EngineOptions) -> list[VariantRequest]:
     """Returns every variant that may be compiled; with precision="auto", those of each precision.
 
     Raises:

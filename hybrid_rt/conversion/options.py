@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backends.selection import FASTEST, Options, Wanted, check_calibration, choose_variants
+from ..backends.selection import FASTEST, Options, VariantRequest, check_calibration, choose_variants
 from ..bundle.signing import Keys
 from ..capture.size_samples import THOROUGH, Effort
 from ..common.errors import OptionError
@@ -52,7 +52,7 @@ class EngineOptions:
         return self.engine == FASTEST
 
     @functools.cached_property
-    def variants(self) -> list[Wanted]:
+    def variants(self) -> list[VariantRequest]:
         """Returns the variants to compile, best first.
 
         Raises:

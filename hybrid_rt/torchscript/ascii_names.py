@@ -73,7 +73,7 @@ def opened(archive: bytes) -> torch.jit.ScriptModule:
         raise CaptureError.make(
             "capture",
             "the detector's head",
-            expected="names of ASCII in what TorchScript writes into a file: classes and fields of named tuples",
+            expected="ASCII names of classes and of fields of named tuples, which TorchScript writes into the file",
             got=", ".join(names),
             remedy="Rename them, or return a tuple.",
             code="head-not-scriptable",

@@ -212,7 +212,7 @@ class ExportedCode:
             kept = self._kept.get(_base(value))
             if kept is not None:
                 raise _refused(
-                    "a head that keeps nothing from call to call",
+                    "a head without state between calls",
                     f"a write into its buffer '{kept}'",
                     node,
                     "keeps-state",
@@ -290,7 +290,7 @@ def _refuse_state(exported: ExportedProgram) -> None:
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
             kept = str(spec.target).removeprefix("detector.")
             raise _refused(
-                "a head that keeps nothing from call to call",
+                "a head without state between calls",
                 f"a write into its buffer '{kept}'",
                 None,
                 "keeps-state",

@@ -1,4 +1,4 @@
-"""Fake implementation of the op for torch.export and torch.compile: shapes and dtypes without running an engine."""
+"""Fake implementations of hybrid_rt's operators, which compute shapes and dtypes for torch.export and torch.compile."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ..common.specs import UNBOUNDED, engine_name
 
 @torch._library.register_fake_class("hybrid_rt::Engine")
 class FakeEngine:
-    """Stands for an Engine while a graph is recorded: its segments and the contract of its outputs."""
+    """Replaces an Engine while a graph is recorded. It has the segments and the contract of the outputs."""
 
     def __init__(self, members: str, specs: str) -> None:
-        """Takes JSON arrays: of the segments' dotted paths and of artifact specs.
+        """Creates the fake from the engine's fields. torch requires parameters with the names of ``__obj_flatten__``.
 
-        Torch wants both under the names of ``__obj_flatten__``.
+        Args:
+            members: JSON array of the segments' dotted paths.
+            specs: JSON array of artifact specs.
         """
         self.members = members
         self.specs = specs
@@ -29,15 +31,15 @@ class FakeEngine:
 
     @classmethod
     def __obj_unflatten__(cls, flat: Any) -> FakeEngine:
-        """Made from what ``Engine.__obj_flatten__`` returns."""
+        """Creates the fake from the result of ``Engine.__obj_flatten__``."""
         return cls(**dict(flat))
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
-        """As the op."""
+        """Returns empty tensors with the dtypes and shapes of the engine's outputs."""
         return _outputs(self, inputs)
 
     def segments(self) -> list[str]:
-        """The segments' dotted paths."""
+        """Returns the segments' dotted paths."""
         segments: list[str] = json.loads(self.members)
         return segments
 
@@ -54,7 +56,7 @@ class FakeEngine:
 
 
 def _outputs(engine: FakeEngine, inputs: list[Tensor]) -> list[Tensor]:
-    """Tensors of the specs' dtypes; a dimension that the spec leaves free becomes a new symbol."""
+    """Returns empty tensors of the specs' dtypes. Each dimension that the spec leaves free becomes a new symbol."""
     return [
         inputs[0].new_empty(
             [
@@ -74,7 +76,7 @@ def _new_size(engine: FakeEngine, spec: dict[str, Any], low: int, high: int, exa
             f"engine '{engine.name}', output '{spec['name']}'",
             expected="a fixed shape for meta tensors",
             got=f"sizes from {spec['min']} to {spec['max']}",
-            remedy="Use torch.export or FakeTensorMode, which have symbols for sizes.",
+            remedy="Use torch.export or FakeTensorMode, which support symbolic sizes.",
         )
     return torch.library.get_ctx().new_dynamic_size(min=low, max=None if high == UNBOUNDED else high)
 
@@ -88,7 +90,7 @@ def _run_engine(engine: Any, inputs: list[Tensor]) -> list[Tensor]:
 
 @torch.library.register_fake("hybrid_rt::nms")
 def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes: as many as the data says."""
+    """Returns indices of the kept boxes [K]; K depends on the values."""
     return dets.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)
 
 
@@ -102,7 +104,7 @@ def _roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """[number of rois, C, pooled_height, pooled_width]."""
+    """Returns the pooled values [number of rois, C, pooled_height, pooled_width]."""
     return input.new_empty([rois.shape[0], input.shape[1], pooled_height, pooled_width])
 
 
@@ -115,7 +117,7 @@ def _pooled(input: Tensor, rois: Tensor, channels: Any, height: int, width: int)
 def _roi_pool(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
-    """Values and the pixels that they are from, [number of rois, C, pooled_height, pooled_width]."""
+    """Returns the largest values and the indices of their pixels, [number of rois, C, pooled_height, pooled_width]."""
     return _pooled(input, rois, input.shape[1], pooled_height, pooled_width)
 
 
@@ -123,7 +125,7 @@ def _roi_pool(
 def _ps_roi_pool(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Tensor, Tensor]:
-    """Values and the channels that they are from; each bin has channels of its own."""
+    """Returns the values and the channels that they come from; each bin has its own channels."""
     return _pooled(input, rois, input.shape[1] // (pooled_height * pooled_width), pooled_height, pooled_width)
 
 
@@ -131,44 +133,44 @@ def _ps_roi_pool(
 def _ps_roi_align(
     input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """As ps_roi_pool."""
+    """Returns the values and the channels that they come from, with the shapes of ps_roi_pool."""
     return _pooled(input, rois, input.shape[1] // (pooled_height * pooled_width), pooled_height, pooled_width)
 
 
 @torch.library.register_fake("hybrid_rt::deform_conv2d")
 def _deform_conv2d(input: Tensor, weight: Tensor, offset: Tensor, *_: Any) -> Tensor:
-    """[N, O, height, width]: the offsets have one row per output pixel."""
+    """Returns [N, O, height, width], where the offsets have one entry per output pixel."""
     return input.new_empty([input.shape[0], weight.shape[0], offset.shape[2], offset.shape[3]])
 
 
 def _chosen(example: Tensor, *trailing: int) -> Tensor:
-    """As many as the data says."""
+    """Returns a tensor whose first size depends on the values."""
     return example.new_empty([torch.library.get_ctx().new_dynamic_size(), *trailing])
 
 
 @torch.library.register_fake("hybrid_rt::batched_nms")
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the kept boxes."""
+    """Returns indices of the kept boxes [K]."""
     return _chosen(idxs)
 
 
 @torch.library.register_fake("hybrid_rt::ssd_detections")
 def _ssd_detections(boxes: Tensor, scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [K, 4], scores [K] and labels [K]."""
+    """Returns boxes [K, 4], scores [K] and labels [K]."""
     found = _chosen(scores)
     return boxes.new_empty([found.shape[0], 4]), found, found.new_empty(found.shape, dtype=torch.int64)
 
 
 @torch.library.register_fake("hybrid_rt::sigmoid_topk")
 def _sigmoid_topk(logits: Tensor, score_thresh: float, topk_candidates: int) -> tuple[Tensor, Tensor]:
-    """Scores [K] and their indices [K]."""
+    """Returns scores [K] and their indices [K]."""
     scores = _chosen(logits)
     return scores, scores.new_empty(scores.shape, dtype=torch.int64)
 
 
 @torch.library.register_fake("hybrid_rt::centered_sigmoid_topk")
 def _centered_sigmoid_topk(logits: Tensor, centerness: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """As sigmoid_topk."""
+    """Returns scores [K] and their indices [K]."""
     return _sigmoid_topk(logits, 0.0, 0)
 
 
@@ -182,19 +184,19 @@ def _multiscale_roi_align(
     pooled_width: int,
     sampling_ratio: int,
 ) -> Tensor:
-    """[number of rois, C, pooled_height, pooled_width]."""
+    """Returns the pooled values [number of rois, C, pooled_height, pooled_width]."""
     return rois.new_empty([rois.shape[0], features[0].shape[1], pooled_height, pooled_width])
 
 
 @torch.library.register_fake("hybrid_rt::region_proposals")
 def _region_proposals(objectness: list[Tensor], *_: Any) -> Tensor:
-    """Boxes [K, 4]."""
+    """Returns boxes [K, 4]."""
     return _chosen(objectness[0], 4)
 
 
 @torch.library.register_fake("hybrid_rt::box_detections")
 def _box_detections(scores: Tensor, codes: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [K, 4], scores [K] and labels [K]."""
+    """Returns boxes [K, 4], scores [K] and labels [K]."""
     found = _chosen(scores)
     return codes.new_empty([found.shape[0], 4]), found, found.new_empty(found.shape, dtype=torch.int64)
 
@@ -208,6 +210,6 @@ def _normalized_batch(
     widths: list[int],
     size_divisible: int,
 ) -> Tensor:
-    """[N, C, height, width], as large as the largest image."""
+    """Returns the batch [N, C, height, width], large enough for the largest image."""
     height, width = (-(-max(sizes) // size_divisible) * size_divisible for sizes in (heights, widths))
     return images[0].new_empty([len(images), len(mean), height, width])

@@ -1,4 +1,4 @@
-"""A digest of what a TorchScript module computes, the same in every process."""
+"""Computes a digest of a TorchScript module's computation that is the same in every process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from torch import Tensor, nn
 
 
 class NoDigest(Exception):
-    """The module holds something whose content can't be read; the text names it."""
+    """The module contains something that this code can't read. The text names it."""
 
 
 def graph_digest(module: torch.jit.ScriptModule) -> str:
-    """SHA-256 over the operations, constants and weights that a module's forward uses, in hexadecimal.
+    """Returns the SHA-256, in hexadecimal, of the operations, constants and weights that a module's forward uses.
 
-    Two modules with one digest compute the same. Left out is what changes between runs and has no effect: names of
-    values, scopes, places in source files, classes of modules, shapes that the tracer noted down.
+    Two modules with the same digest compute the same. The digest ignores everything that varies between runs without
+    any effect: names of values, scopes, source locations, classes of modules, and shapes that the tracer recorded.
+
+    Args:
+        module: The module.
 
     Raises:
-        NoDigest: a node or a constant that this code does not know.
+        NoDigest: The graph has a node or a constant that this code does not know.
     """
     return _Writer(module).digest()
 
@@ -29,16 +32,16 @@ def graph_digest(module: torch.jit.ScriptModule) -> str:
 class _Writer:
     """Writes a graph as lines of Python literals.
 
-    Constants and weights are named by their content, as the tracer's order of them is no promise; other values by the
-    order of their definition.
+    Constants and weights are identified by their content, because the tracer does not guarantee their order. Other
+    values are identified by the order of their definition.
     """
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self._hash = hashlib.sha256()
         self._module = module
-        self._names: dict[int, Any] = {}  # of values, by torch's number
+        self._names: dict[int, Any] = {}  # names of values, by torch's number
         self._modules: dict[int, nn.Module] = {}  # values that are modules, by torch's number
-        self._tensors: dict[Any, str] = {}  # digests, so that a weight that is used often is read once
+        self._tensors: dict[Any, str] = {}  # digests; a weight that is used often is read once
         self._defined = 0
 
     def digest(self) -> str:
@@ -51,7 +54,7 @@ class _Writer:
         self._hash.update(repr(parts).encode() + b"\n")
 
     def _define(self, values: Any) -> list[str]:
-        """Numbers the values; returns their types."""
+        """Numbers the values and returns their types."""
         types = []
         for value in values:
             if value.unique() not in self._modules:
@@ -90,7 +93,7 @@ class _Writer:
     def _node(self, node: Any) -> None:
         kind = node.kind()
         if kind in ("prim::PythonOp", "prim::CallFunction", "prim::CallMethod"):
-            raise NoDigest(kind)  # their code is not in the graph
+            raise NoDigest(kind)  # the graph does not contain their code
         inputs = self._use(node.inputs(), kind)
         self._write(kind, inputs, self._attributes(node), self._define(node.outputs()))
         for inner in node.blocks():
@@ -129,5 +132,5 @@ class _Writer:
 
 
 def _type(value: Any) -> str:
-    """Without what tells classes of one name apart: it depends on what the process saw before."""
+    """Returns a value's type without torch's suffix for classes of the same name, which differs between processes."""
     return re.sub(r"___torch_mangle_\d+\.", "", str(value.type()))

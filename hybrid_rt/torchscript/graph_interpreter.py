@@ -1,7 +1,7 @@
-"""A stored TorchScript segment as a module whose forward runs the graph operator by operator in Python.
+"""Runs the graph of a stored TorchScript segment operator by operator in Python, for torch.export.
 
-So torch.export sees the operators and keeps sizes symbolic, which the TorchScript interpreter does not. Elsewhere, also
-in a trace, the segment runs as it was stored.
+This way torch.export sees the operators and keeps sizes symbolic, which it can't with the TorchScript interpreter.
+Outside of torch.export, including in a trace, the segment runs as it was stored.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ _ARITHMETIC = {
     "aten::remainder": operator.mod,
     "aten::neg": operator.neg,
 }
-"""Of sizes, which a trace computes with tensors and TorchScript with numbers."""
+"""Arithmetic on sizes: a trace records it with tensors, TorchScript computes it with numbers."""
 
 _AS_IT_IS = ("prim::NumToTensor", "aten::Int", "aten::ScalarImplicit", "aten::IntImplicit")
 
 
 class ScriptGraph(nn.Module):
-    """Flat tensors in, a tuple of tensors out."""
+    """Module that takes tensors and returns a tuple of tensors."""
 
     def __init__(self, script: torch.jit.ScriptModule) -> None:
-        """``script``: a traced segment without branches and loops.
+        """Freezes a segment and checks its graph.
+
+        Args:
+            script: A traced segment without branches and loops.
 
         Raises:
-            CaptureError: it has some.
+            CaptureError: The segment has a branch or a loop.
         """
         super().__init__()
         self.script = script
@@ -55,7 +58,14 @@ class ScriptGraph(nn.Module):
                 self.register_buffer(f"constant_{i}", value.detach())
 
     def forward(self, **tensors: Tensor) -> tuple[Tensor, ...]:
-        """Runs the graph."""
+        """Runs the segment.
+
+        Args:
+            **tensors: Inputs of the segment, in order.
+
+        Returns:
+            Its outputs.
+        """
         if not torch.compiler.is_exporting():
             return tuple(self.script(*tensors.values()))
         _, *inputs = self._graph.inputs()

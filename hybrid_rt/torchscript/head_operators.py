@@ -1,4 +1,4 @@
-"""Operators of torchvision that hybrid_rt has too, so that a program in C++ needs no torchvision; and what it lacks."""
+"""Replaces operators of torchvision by hybrid_rt's, so that a C++ program needs no torchvision; checks the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD_OPERATORS = {
         1,
     ),
 }
-"""The names of their inputs, and how many results they have."""
+"""Names of each operator's inputs, and the number of its results."""
 
 _IN_LIBTORCH = frozenset(
     ("aten", "prim", "prepacked", "quantized", "_quantized", "mkldnn", "mkldnn_prepacked", "onednn", "sparse")
@@ -36,10 +36,14 @@ def ours(name: str) -> str:
 
 
 def rewrite(module: torch.jit.ScriptModule) -> list[str]:
-    """Puts hybrid_rt's operators in the place of torchvision's, in a module and all its parts.
+    """Replaces torchvision's operators by hybrid_rt's in a module and all its submodules.
+
+    Args:
+        module: The module. It is modified.
 
     Returns:
-        The operators beside libtorch's that it calls now, sorted: hybrid_rt's, and those of other libraries.
+        Sorted names of the operators that the module now calls and that libtorch does not register: hybrid_rt's, and
+            those of other libraries.
     """
     called: set[str] = set()
     for graph in jit.graphs_of(module):
@@ -52,7 +56,7 @@ def rewrite(module: torch.jit.ScriptModule) -> list[str]:
 
 
 def restore(module: torch.jit.ScriptModule) -> None:
-    """Undoes :func:`rewrite`, for compilers that know torchvision's operators."""
+    """Undoes :func:`rewrite`, for compilers that know torchvision's operators but not hybrid_rt's."""
     for graph in jit.graphs_of(module):
         kinds = {node.kind() for node in jit.nodes_of(graph)}
         for name, (inputs, results) in HEAD_OPERATORS.items():
@@ -61,14 +65,14 @@ def restore(module: torch.jit.ScriptModule) -> None:
 
 
 def rewritten(module: torch.jit.ScriptModule, subject: str) -> torch.jit.ScriptModule:
-    """Returns a module with hybrid_rt's operators: a copy, unless it has none of torchvision's.
+    """Returns a module that calls hybrid_rt's operators: a copy, or the same module if it calls none of torchvision's.
 
     Args:
-        module: a segment's; it is not changed.
-        subject: names it in a warning of operators that C++ lacks.
+        module: The module of a segment. It is not modified.
+        subject: Name of the module in messages.
 
     Raises:
-        CaptureError: see :func:`check_foreign`.
+        CaptureError: The module calls an operator of torchvision that hybrid_rt does not have.
     """
     kinds = {node.kind() for graph in jit.graphs_of(module) for node in jit.nodes_of(graph)}
     if kinds & HEAD_OPERATORS.keys():
@@ -79,10 +83,14 @@ def rewritten(module: torch.jit.ScriptModule, subject: str) -> torch.jit.ScriptM
 
 
 def check_foreign(operators: Iterable[str], subject: str) -> None:
-    """Warns of operators that neither libtorch nor hybrid_rt's library has.
+    """Warns of operators that neither libtorch nor hybrid_rt registers.
+
+    Args:
+        operators: Names of operators.
+        subject: Name of the caller in messages.
 
     Raises:
-        CaptureError: one of torchvision, whose library the programs of hybrid_rt do not load.
+        CaptureError: An operator belongs to torchvision, whose library hybrid_rt's programs do not load.
     """
     foreign = sorted(name for name in operators if not name.startswith("hybrid_rt::"))
     left = [name for name in foreign if name.startswith("torchvision::")]
@@ -90,7 +98,7 @@ def check_foreign(operators: Iterable[str], subject: str) -> None:
         raise CaptureError.make(
             "capture",
             subject,
-            expected=f"no operator of torchvision but {', '.join(HEAD_OPERATORS)}",
+            expected=f"no operators of torchvision other than {', '.join(HEAD_OPERATORS)}",
             got=", ".join(left),
             remedy="Put the module that calls it into a segment of another engine.",
             code="operator-not-in-cpp",
@@ -98,7 +106,7 @@ def check_foreign(operators: Iterable[str], subject: str) -> None:
     if foreign:
         warnings.warn(
             f"hybrid_rt[capture]: {subject}: expected operators of torch, torchvision or hybrid_rt, got "
-            f"{', '.join(foreign)}. It runs where they are registered: a program in C++ has to load the library that "
+            f"{', '.join(foreign)}. They must be registered at run time: a C++ program must load the library that "
             "registers them before it loads the file.",
             RuntimeWarning,
             stacklevel=2,

@@ -1,7 +1,7 @@
-"""Parts of torchvision's detectors whose code is known: they are given methods that do the same in fewer operators.
+"""Replaces methods of torchvision's detectors by equivalent ones that call fewer, faster operators.
 
-A method is replaced only if its source, and that of the functions which the replacement stands for, is the one that the
-replacement was written for. A method that a subclass, an instance or a patch has put in its place stays.
+A method is replaced only if its source, and the source of each function that the replacement makes redundant, is the
+one that the replacement was written for. A method that a subclass, an instance or a patch has overridden stays.
 """
 
 from __future__ import annotations
@@ -63,23 +63,24 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class _Known:
-    """A method of torchvision's with its replacement."""
+    """A method of torchvision and its replacement."""
 
     owner: type[nn.Module]
     name: str
     replacement: Callable[..., Any]
     numbers: Sequence[str]
-    """Attributes that have to be numbers: the operators take no others."""
+    """Attributes that must be numbers, because the operators take nothing else."""
     relies_on: Sequence[Callable[[], Any]]
-    """Functions that the replacement does not call, but stands for; looked up each time: they may be patched."""
+    """Functions whose work the replacement does itself. They are looked up for each module, because they may be
+    patched."""
     coder: type | None = None
-    """What ``box_coder`` has to be, if the replacement calls it otherwise than the method did."""
+    """Required class of ``box_coder``, if the replacement uses it in another way than the method."""
     methods: Sequence[str] = ()
-    """Further methods of the owner that the replacement stands for."""
+    """Further methods of the owner that the replacement makes redundant."""
     suits: Callable[[Any], bool] = lambda _: True
-    """What else has to hold of a module."""
+    """Further condition on the module."""
     helpers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """Further methods that the replacement calls, by their names."""
+    """Further methods that the replacement calls, by name."""
 
 
 def _batched_nms() -> Sequence[Callable[[], Any]]:
@@ -102,19 +103,19 @@ def _proposals() -> Sequence[Callable[[], Any]]:
 
 
 def _renamed(function: Any, name: str) -> FunctionType:
-    """Returns a method under another name, by which TorchScript compiles it."""
+    """Returns a copy of a method with another name, which TorchScript compiles it under."""
     renamed = FunctionType(function.__code__, function.__globals__, name, function.__defaults__, function.__closure__)
     renamed.__annotations__ = dict(function.__annotations__)
     return renamed
 
 
 def _is_untouched(module: Any, owner: type[nn.Module]) -> bool:
-    """Returns true if a module is of a class itself, and no instance has methods of its own."""
+    """Returns true if a module is an instance of exactly this class and has no overridden methods."""
     return type(module) is owner and not any(callable(value) for value in vars(module).values())
 
 
 def _has_known_options(module: Any) -> bool:
-    """Returns true for a transform whose options the operator takes."""
+    """Returns true for a transform whose options the operator supports."""
     return (
         all(type(number) is float for number in (*module.image_mean, *module.image_std))
         and type(module.image_mean) is type(module.image_std) is list
@@ -245,19 +246,19 @@ _KNOWN = (
 
 
 def use_operators(hybrid: nn.Module) -> None:
-    """Gives the known heads in a detector the methods that call operators of hybrid_rt.
+    """Replaces the known methods in a detector by methods that call operators of hybrid_rt.
 
     Args:
-        hybrid: the detector, a working copy; the classes of its modules are changed.
+        hybrid: A working copy of the detector. The classes of its modules are replaced.
     """
     for module in hybrid.modules():
         methods: dict[str, Any] = {}
-        for known in _KNOWN:  # of two that are known, the later one stands for more
+        for known in _KNOWN:  # if two match, the later one replaces more
             if _is_known(module, known):
                 methods |= {known.name: known.replacement, **known.helpers}
         if methods:
             owner = type(module)
-            annotations = dict(getattr(module, "__annotations__", {}))  # TorchScript reads them of this class alone
+            annotations = dict(getattr(module, "__annotations__", {}))  # TorchScript does not look at the base class
             namespace = {**methods, "__module__": owner.__module__, "__annotations__": annotations}
             module.__class__ = type(owner.__name__, (owner,), namespace)
 
@@ -277,7 +278,7 @@ def _is_known(module: nn.Module, known: _Known) -> bool:
 
 
 def _is_known_source(function: Any) -> bool:
-    """Returns true if a function's source is in the table. Only torch's own wrappers count."""
+    """Returns true if a function's source is in the table. Wrappers other than torch's own do not qualify."""
     if not isinstance(function, FunctionType):
         return False
     if hasattr(function, "__wrapped__") and not str(function.__globals__.get("__name__")).startswith("torch.jit"):

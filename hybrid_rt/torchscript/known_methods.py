@@ -1,7 +1,7 @@
-"""Methods that do what torchvision's of the same classes do, by operators of hybrid_rt. TorchScript compiles them.
+"""Equivalents of torchvision's methods that call operators of hybrid_rt. TorchScript compiles them.
 
-Each finds what torchvision's method finds, in the same order. The rest is left to torchvision's own functions, so that
-they round as they always do.
+Each returns the same results in the same order as torchvision's method. Other steps call torchvision's own functions,
+so that they round in the same way.
 """
 
 # ruff: noqa: B905  (TorchScript's zip has no strict=)
@@ -21,7 +21,7 @@ from torchvision.ops import poolers
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Returns true for what the operators of whole steps take; TorchScript compiles it too."""
+    """Returns true for tensors that the operators of whole steps support. TorchScript compiles this function too."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
@@ -37,7 +37,7 @@ class SSDMethods:
     def postprocess_detections(
         self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """In the place of ``postprocess_detections``: all classes of an image in one pass."""
+        """Replaces ``postprocess_detections``: processes all classes of an image in one pass."""
         all_scores = F.softmax(head_outputs["cls_logits"], dim=-1)
         found: list[dict[str, Tensor]] = []
         for codes, scores, anchors, shape in zip(
@@ -73,7 +73,7 @@ class DenseMethods:
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """In the place of ``postprocess_detections``: candidates straight from the logits."""
+        """Replaces ``postprocess_detections``: selects candidates directly from the logits."""
         logits, codes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         found: list[dict[str, Tensor]] = []
         for image, shape in enumerate(image_shapes):
@@ -96,7 +96,7 @@ class DenseMethods:
 
 
 class RetinaNetMethods(DenseMethods):
-    """What ``DenseMethods`` calls in a ``RetinaNet``."""
+    """Methods of a ``RetinaNet`` that ``DenseMethods`` calls."""
 
     def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
         """Returns the best scores of an image on a level, and their indices among all logits there."""
@@ -112,7 +112,7 @@ class RetinaNetMethods(DenseMethods):
 
 
 class FCOSMethods(DenseMethods):
-    """What ``DenseMethods`` calls in an ``FCOS``."""
+    """Methods of an ``FCOS`` that ``DenseMethods`` calls."""
 
     def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
         """Returns the best scores of an image on a level, weighted by centerness, and their indices."""
@@ -143,7 +143,7 @@ class RoIHeadsMethods:
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """In the place of ``postprocess_detections``: only boxes whose score passes are decoded."""
+        """Replaces ``postprocess_detections``: decodes only boxes whose score passes the threshold."""
         rows, classes = class_logits.shape[0], class_logits.shape[1]
         counts = [boxes.shape[0] for boxes in proposals]
         all_scores = torch.split(F.softmax(class_logits, -1), counts)
@@ -202,7 +202,7 @@ class RPNMethods:
         features: dict[str, Tensor],
         targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """In the place of ``forward``, in eval mode: only the proposals that are best on their level are decoded."""
+        """Replaces ``forward`` in eval mode: decodes only the best proposals of each level."""
         maps = list(features.values())
         objectness, deltas = self.head(maps)
         losses: dict[str, Tensor] = {}
@@ -211,7 +211,7 @@ class RPNMethods:
     def composed_proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the proposals of each image, by torch's operators: ``proposals``, or called by it."""
+        """Returns the proposals of each image, computed with torch's operators."""
         anchors = self.anchor_generator(images, maps)
         found: list[Tensor] = []
         for image, shape in enumerate(images.image_sizes):
@@ -221,7 +221,7 @@ class RPNMethods:
             first = 0
             for level_objectness, level_deltas in zip(objectness, deltas):
                 count, height, width = level_objectness[image].shape
-                # Anchors are counted per pixel, as in torchvision's order: what is equally good comes first by it.
+                # Anchors are numbered pixel by pixel, as in torchvision, because ties are broken by this order.
                 flat = level_objectness[image].permute(1, 2, 0).reshape(-1)
                 best, indices = flat.topk(min(int(self.pre_nms_top_n()), flat.shape[0]))
                 pixel = torch.div(indices, count, rounding_mode="floor")
@@ -244,12 +244,12 @@ class RPNMethods:
 
 
 class GridRPNMethods(RPNMethods):
-    """What ``RPNMethods`` calls if the anchors are those of an ``AnchorGenerator``."""
+    """Methods that ``RPNMethods`` calls if the anchors are those of an ``AnchorGenerator``."""
 
     def proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the proposals of each image: from the network's outputs in one operator, if it takes them."""
+        """Returns the proposals of each image, computed in one operator if it supports the network's outputs."""
         is_known = len(maps) == len(objectness)
         for level_map, logits, codes in zip(maps, objectness, deltas):
             is_known = is_known and _is_plain(level_map) and _is_plain(logits) and _is_plain(codes)
@@ -291,7 +291,7 @@ class PoolerMethods:
     canonical_level: int
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """In the place of ``forward``: each box is pooled from its level straight into the result."""
+        """Replaces ``forward``: pools each box from its level directly into the result."""
         maps = poolers._filter_input(x, self.featmap_names)
         if self.scales is None or self.map_levels is None:
             self.scales, self.map_levels = poolers._setup_scales(
@@ -318,7 +318,7 @@ class TransformMethods:
     image_std: list[float]
 
     def normalize(self, image: Tensor) -> Tensor:
-        """In the place of ``normalize``: with one new image, not two."""
+        """Replaces ``normalize``: allocates one new image, not two."""
         if not image.is_floating_point():
             raise TypeError(
                 f"Expected input images to be of floating type (in range [0, 1]), but found type {image.dtype} instead"
@@ -328,7 +328,7 @@ class TransformMethods:
         return (image - mean[:, None, None]).div_(std[:, None, None])
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """In the place of ``batch_images``: only the margins are filled, and one image without any is the batch."""
+        """Replaces ``batch_images``: fills only the margins, and returns a single image without margins uncopied."""
         channels, height, width = 0, 0, 0
         for image in images:
             channels = max(channels, image.shape[0])
@@ -362,7 +362,7 @@ class BatchMethods:
         images: list[Tensor],
         targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
     ) -> tuple[ImageList, Optional[list[dict[str, Tensor]]]]:  # noqa: UP045
-        """In the place of ``forward``: normalises, resizes and pads in one operator."""
+        """Replaces ``forward``: normalises, resizes and pads in one operator."""
         is_known = targets is None and len(images) > 0
         heights: list[int] = []
         widths: list[int] = []
@@ -385,26 +385,26 @@ class BatchMethods:
 
 
 class ExactSize:
-    """The size that ``ExactTransform`` gives an image."""
+    """Computes the size to which ``ExactTransform`` resizes an image."""
 
     min_size: tuple[int, ...]
     max_size: int
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width."""
+        """Returns the new height and width in pixels."""
         size = float(self.min_size[-1])
         scale = min(size / float(min(height, width)), float(self.max_size) / float(max(height, width)))
         return math.floor(float(height) * scale), math.floor(float(width) * scale)
 
 
 class FixedSize:
-    """The size that ``GeneralizedRCNNTransform`` gives an image if it is fixed."""
+    """Returns the size to which ``GeneralizedRCNNTransform`` resizes each image if ``fixed_size`` is set."""
 
     fixed_size: tuple[int, int] | None
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width."""
+        """Returns the new height and width in pixels."""
         size = self.fixed_size
         if size is None:
-            return height, width  # never: the class is only used with one
+            return height, width  # never happens: the class is used only with a fixed size
         return size[1], size[0]

@@ -1,7 +1,7 @@
-"""Gives each call of a frozen head its own state, starting from the attributes' values at conversion.
+"""Gives each call of a frozen head its own state, which starts from the attributes' values at conversion.
 
-TorchScript has one object for all threads that call a module. A head that kept a grid, a counter or the features of
-the last image would answer one caller with what belongs to another.
+All threads that call a TorchScript module share one object. A head that kept a grid, a counter or the features of the
+last image would return one caller's data to another.
 """
 
 from __future__ import annotations
@@ -15,56 +15,59 @@ import torch
 from ..common.errors import CaptureError
 from .jit import nodes_of, tidy
 
-_Way = tuple[str, ...]
+_Path = tuple[str, ...]
 
 
 def make_state_local(module: torch.jit.ScriptModule) -> list[str]:
-    """Replaces the attributes that a frozen module's code reads and writes by variables of the call.
+    """Replaces the attributes that a frozen module's code reads and writes by local variables of the call.
 
-    Each is a list of one entry: unlike a plain variable it needs no thought for branches and loops.
+    Each variable is a list with one entry. Unlike a plain variable, it needs no special handling in branches and loops.
+
+    Args:
+        module: The frozen module. Its graph is modified.
 
     Returns:
-        The attributes that were replaced, e.g. ``grid.rows``.
+        Dotted paths of the replaced attributes, such as ``grid.rows``.
 
     Raises:
-        CaptureError: the code writes into an object of another class that the module holds.
+        CaptureError: The code writes into an object of another class that the module holds.
     """
     graph = module.graph
-    reads: dict[_Way, list[Any]] = {}
-    writes: dict[_Way, list[Any]] = {}
+    reads: dict[_Path, list[Any]] = {}
+    writes: dict[_Path, list[Any]] = {}
     for node in nodes_of(graph):
         if node.kind() not in ("prim::GetAttr", "prim::SetAttr"):
             continue
-        way = _way_of(node, module)
-        if not way:
+        path = _path_of(node, module)
+        if not path:
             _require_own(node, module)
             continue
         if node.kind() == "prim::SetAttr":
-            writes.setdefault(way, []).append(node)
+            writes.setdefault(path, []).append(node)
         elif node.output().type().kind() != "ClassType":
-            reads.setdefault(way, []).append(node)
+            reads.setdefault(path, []).append(node)
     if not reads and not writes:
         return []
     first = next(graph.nodes())
     builder = _Builder(graph, first)
     zero = builder.constant(0)
-    for way, nodes in reads.items():
-        attribute = builder.attribute(nodes[0], way)
+    for path, nodes in reads.items():
+        attribute = builder.attribute(nodes[0], path)
         kind = attribute.type()
-        value = builder.fresh(attribute, _value_at(module, way))
+        value = builder.fresh(attribute, _value_at(module, path))
         cell = builder.node("prim::ListConstruct", [value], torch._C.ListType(kind))
         for node in nodes:
             builder.before(node, "aten::__getitem__", [cell, zero], kind, instead=node)
-        for node in writes.get(way, []):
+        for node in writes.get(path, []):
             builder.before(node, "aten::_set_item", [cell, zero, list(node.inputs())[1]], cell.type())
     for node in itertools.chain.from_iterable(writes.values()):
         node.destroy()
     tidy(graph)
-    return [".".join(way) for way in {**reads, **writes}]
+    return [".".join(path) for path in {**reads, **writes}]
 
 
-def _way_of(node: Any, module: torch.jit.ScriptModule) -> _Way:
-    """The names that lead from the module to the attribute of a node; none where objects of other classes have it."""
+def _path_of(node: Any, module: torch.jit.ScriptModule) -> _Path:
+    """Returns the names from the module to a node's attribute; empty if the path leads through other objects."""
     names, root = _names_from(node)
     if root.unique() != next(module.graph.inputs()).unique():
         return ()
@@ -73,7 +76,7 @@ def _way_of(node: Any, module: torch.jit.ScriptModule) -> _Way:
 
 
 def _names_from(node: Any) -> tuple[list[str], Any]:
-    """The names that lead to the attribute of a node, and the value that they begin at."""
+    """Returns the names that lead to the attribute of a node, and the value that they start from."""
     names = [node.s("name")]
     holder = next(node.inputs())
     while holder.node().kind() == "prim::GetAttr":
@@ -83,7 +86,11 @@ def _names_from(node: Any) -> tuple[list[str], Any]:
 
 
 def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
-    """Lets pass what is done with an object that belongs to the call."""
+    """Refuses writes into an object that outlives the call. Objects that the call creates are its own.
+
+    Raises:
+        CaptureError: The node writes into an object of another class that the module holds.
+    """
     names, root = _names_from(node)
     is_kept = root.unique() == next(module.graph.inputs()).unique() or root.node().kind() == "prim::Constant"
     if node.kind() == "prim::SetAttr" and is_kept:
@@ -92,20 +99,20 @@ def _require_own(node: Any, module: torch.jit.ScriptModule) -> None:
             "the detector's head",
             expected="state in attributes and buffers of modules",
             got=f"a write into '{'.'.join(names)}', of an object of another class",
-            remedy="Keep it in attributes of the module, or make the object again in each call.",
+            remedy="Keep the state in attributes of the module, or create the object in each call.",
             code="keeps-state",
         )
 
 
-def _value_at(module: torch.jit.ScriptModule, way: Sequence[str]) -> Any:
+def _value_at(module: torch.jit.ScriptModule, path: Sequence[str]) -> Any:
     held: Any = module._c
-    for name in way:
+    for name in path:
         held = held.getattr(name)
     return held
 
 
 class _Builder:
-    """Adds nodes at the begin of a graph."""
+    """Adds nodes at the beginning of a graph."""
 
     def __init__(self, graph: Any, first: Any) -> None:
         self._graph, self._first = graph, first
@@ -116,7 +123,7 @@ class _Builder:
         return self._graph.insertConstant(value)
 
     def before(self, place: Any, kind: str, inputs: list[Any], returned: Any, instead: Any = None) -> Any:
-        """Adds a node before another one, or in its place."""
+        """Adds a node before another one, or instead of it."""
         node = self._graph.create(kind, inputs, 1)
         node.insertBefore(place)
         node.output().setType(returned)
@@ -128,10 +135,10 @@ class _Builder:
     def node(self, kind: str, inputs: list[Any], returned: Any) -> Any:
         return self.before(self._first, kind, inputs, returned)
 
-    def attribute(self, like: Any, way: _Way) -> Any:
-        """Reads an attribute as another node does."""
+    def attribute(self, like: Any, path: _Path) -> Any:
+        """Adds nodes that read an attribute in the same path as another node."""
         holder = next(iter(self._graph.inputs()))
-        for name, returned in zip(way, [*_holders(like), like.output().type()], strict=True):
+        for name, returned in zip(path, [*_holders(like), like.output().type()], strict=True):
             node = self._graph.create("prim::GetAttr", [holder], 1)
             node.insertBefore(self._first)
             node.s_("name", name)
@@ -140,7 +147,7 @@ class _Builder:
         return holder
 
     def fresh(self, value: Any, held: Any) -> Any:
-        """Copies what an attribute holds, as deep as there are tensors and containers in it."""
+        """Adds nodes that copy the value of an attribute, including all tensors and containers in it."""
         kind = value.type()
         if held is None or isinstance(held, (bool, int, float, str)):
             return value
@@ -149,7 +156,7 @@ class _Builder:
             kind = value.type()
         if isinstance(held, torch.Tensor):
             is_dense = held.layout is torch.strided
-            # Of two names for one tensor.
+            # Two attributes may refer to the same tensor; they must still do so.
             memory = (held.data_ptr(), held.shape, held.stride(), held.dtype) if is_dense else (id(held),)
             if not held.numel() or memory not in self._copies:
                 self._copies[memory] = self.node("aten::clone", [value, self.constant(None)], kind)
@@ -177,7 +184,7 @@ class _Builder:
 
 
 def _holders(node: Any) -> list[Any]:
-    """The types of the modules between the outermost one and the attribute of a node."""
+    """Returns the types of the modules between the outermost module and the attribute of a node."""
     types: list[Any] = []
     holder = next(node.inputs())
     while holder.node().kind() == "prim::GetAttr":

@@ -1,4 +1,4 @@
-"""Parts of a detector that are TorchScript already, as modules in Python code: they take hooks and have a signature."""
+"""Wraps parts of a detector that are TorchScript already in Python modules, which take hooks and have a signature."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from .generated_module import generated_class
 
 
 class ScriptedPart(nn.Module):
-    """Base of the generated modules: calls the part that it holds."""
+    """Base class of the generated modules. Holds the wrapped part."""
 
     def __init__(self, scripted: torch.jit.ScriptModule) -> None:
-        """``scripted``: in eval mode."""
+        """Wraps a part.
+
+        Args:
+            scripted: The part, in eval mode.
+        """
         super().__init__()
         self.scripted = scripted
 
@@ -29,7 +33,7 @@ class Generated(ScriptedPart):
 
 
 def scripted_part(scripted: torch.jit.ScriptModule) -> ScriptedPart:
-    """Returns a module that calls a scripted or traced one, with the parameters that its forward has."""
+    """Returns a module that calls a scripted or traced one and has the same parameters."""
     forward: Any = scripted.forward
     arguments = forward.schema.arguments[1:]
     source = _TEMPLATE.format(

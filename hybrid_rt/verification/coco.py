@@ -248,7 +248,7 @@ def accuracies(detectors: Sequence[Detect], truth: Truth) -> list[Accuracy]:
                     "the detector",
                     "one that takes a list of images and returns a list of dicts with boxes, labels and scores",
                     "another result",
-                    "Only such detectors can be judged by a COCO dataset.",
+                    "Only such detectors can be evaluated on a COCO dataset.",
                 )
             found += coco_results(image["id"], detections[0], truth.labels, truth.categories)
     return [mean_average_precision(truth.content, found) for found in results]

@@ -172,7 +172,7 @@ def _pack(value: Any, data: bytearray) -> dict[str, Any]:
         if node.kind != "dict":
             return {"kind": node.kind, "items": children}
         if not all(type(key) in (str, int) for key in node.keys) or len(set(map(str, node.keys))) < len(node.keys):
-            raise _NotStorable("a dict with other keys than texts or integers")
+            raise _NotStorable("a dict with keys other than strings or integers")
         return {"kind": "dict", "keys": list(node.keys), "items": children}
 
     return fold(value, lambda leaf: _pack_leaf(leaf, data), container)

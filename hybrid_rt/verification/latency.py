@@ -162,7 +162,7 @@ def check_contract(inputs: tuple[Any, ...], sizes: Sequence[Size], device: str) 
         raise OptionError.make(
             "convert",
             "latency_contract",
-            expected="the device that is compiled for, to measure on",
+            expected="the target device to measure on",
             got="'cuda', and no GPU here",
             remedy="Measure on the target: hybrid-rt measure FILE --device cuda.",
             code="no-gpu-here",
@@ -255,8 +255,7 @@ def read_contract(path: str | os.PathLike[str]) -> LatencyContract:
             os.fspath(path),
             expected="a latency contract",
             got="none",
-            remedy="Measure one on the machine that keeps it: hybrid-rt measure FILE, or convert with "
-            "latency_contract=True.",
+            remedy="Measure one on the target machine: hybrid-rt measure FILE, or convert with latency_contract=True.",
         )
     return contract
 
@@ -294,7 +293,7 @@ def _measured(
         raise InputError.make(
             scope,
             f"images of {size[0]}x{size[1]}",
-            expected="what the bundle takes",
+            expected="a size that the bundle accepts",
             got=str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ").removesuffix("."),
         ) from error
 

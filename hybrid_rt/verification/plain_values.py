@@ -25,7 +25,7 @@ def comparable(result: Any) -> Any:
             raise CaptureError.make(
                 "capture",
                 f"the detector's result, {'.'.join(map(str, place))}",
-                expected="tensors, numbers, texts and None in lists, tuples, dicts and dataclasses",
+                expected="tensors, numbers, strings and None in lists, tuples, dicts and dataclasses",
                 got=f"{type(leaf).__name__} {leaf!r}"[:200],
                 remedy="Wrap the detector in a module that returns such values.",
                 code="value-not-plain",

@@ -133,7 +133,7 @@ def thresholds_of(precision: str) -> Thresholds:
         raise OptionError.make(
             "verify",
             "thresholds",
-            expected=f"a precision that has some ({', '.join(THRESHOLDS)})",
+            expected=f"a precision with default thresholds ({', '.join(THRESHOLDS)})",
             got=f"'{precision}'",
             remedy="Pass thresholds=Thresholds(...).",
         )

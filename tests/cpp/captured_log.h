@@ -8,7 +8,7 @@
 #include "hybrid_rt/log.h"
 #include "lasting.h"
 
-/// Keeps the messages of its lifetime instead of writing them.
+/// Captures messages during its lifetime instead of writing them.
 class CapturedLog : Lasting {
  public:
   CapturedLog() {
@@ -19,7 +19,7 @@ class CapturedLog : Lasting {
   }
   ~CapturedLog() { hybrid_rt::set_logger({}); }
 
-  /// The messages of one level, in order.
+  /// Returns the messages of one level, in order.
   std::vector<std::string> of(hybrid_rt::LogLevel level) const {
     const std::lock_guard lock(mutex_);
     std::vector<std::string> found;

@@ -6,7 +6,7 @@
 
 #include "hybrid_rt/error.h"
 
-/// The Error that a call throws; the test fails if it throws none. Anything else is for doctest to report.
+/// Returns the Error that a call throws. The test fails if it throws none; doctest reports any other exception.
 template <typename Call>
 hybrid_rt::Error failure_of(Call&& call) {
   std::optional<hybrid_rt::Error> caught;

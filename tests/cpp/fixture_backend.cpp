@@ -4,10 +4,9 @@
 
 #include "hybrid_rt/plugin/backend.h"
 
-// A backend that does what the artifact's requirements say: {"refuse": reason}, {"fail": message}, {"throw": message},
-// {"fail_to_run": message}.
-// $HYBRID_RT_FIXTURE_SETTINGS is its settings.
-// Its engine returns its inputs; the description counts the engines that were made.
+// A backend that follows the artifact's requirements: {"refuse": reason}, {"fail": message}, {"throw": message},
+// {"fail_to_run": message}. Its settings are $HYBRID_RT_FIXTURE_SETTINGS. Its engine returns its inputs, and its
+// description contains the number of engines so far.
 
 namespace {
 

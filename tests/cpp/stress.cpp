@@ -1,6 +1,8 @@
-// Loads, runs and reloads bundles from many threads, for the sanitizers: tools/sanitize runs it.
+// Loads, runs and reloads bundles in many threads, for the sanitizers: tools/sanitize runs it.
+//
 //   hybrid_rt_stress SECONDS THREADS BUNDLE
-// Every result is compared with that of one thread on the first variant that runs. Prints what it did; the exit code is
+//
+// Every result is compared with that of one thread on the first variant that runs. Prints what it did. The exit code is
 // 1 if a result differed or something threw.
 
 #include <ATen/Parallel.h>
@@ -137,7 +139,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: hybrid_rt_stress SECONDS THREADS BUNDLE\n");
     return 2;
   }
-  // torch's thread pool is OpenMP's, whose barriers ThreadSanitizer does not see.
+  // torch's thread pool uses OpenMP, whose barriers ThreadSanitizer does not see.
   at::set_num_threads(1);
   const int seconds = std::atoi(argv[1]);
   Stress stress(argv[3]);

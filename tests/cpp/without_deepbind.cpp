@@ -1,6 +1,6 @@
-// A dlopen that leaves RTLD_DEEPBIND out: OpenVINO opens TBB with it, and the sanitizers, which take the place of
-// malloc and of pthread's functions, end the process then (https://github.com/google/sanitizers/issues/611). A
-// program's own functions come before those of libraries, so that linking this file is enough.
+// Replaces dlopen by a version without RTLD_DEEPBIND. OpenVINO opens TBB with this flag, and sanitizers, which replace
+// malloc and pthread's functions, then abort the process (https://github.com/google/sanitizers/issues/611). A program's
+// own functions take precedence over those of libraries, so linking this file is enough.
 
 #include <dlfcn.h>
 

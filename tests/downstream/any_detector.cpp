@@ -7,7 +7,7 @@
 
 namespace {
 
-/// Prints one line per tensor in a value of any nest: its place (keys and indices, joined by dots), then its values.
+/// Prints one line per tensor in a nested value: its path (keys and indices, joined by dots), then its values.
 void print_all(const std::string& place, const c10::IValue& value) {
   const std::string prefix = place.empty() ? "" : place + ".";
   if (value.isTensor()) {
@@ -29,7 +29,7 @@ void print_all(const std::string& place, const c10::IValue& value) {
 
 }  // namespace
 
-/// Runs a detector that takes a list of pictures, or batches of one picture each as separate arguments.
+/// Runs a detector that takes a list of images, or batches of one image each as separate arguments.
 int main(int argc, char** argv) {
   if (argc < 7 || (argc - 3) % 4 != 0) {
     std::cerr << "usage: any_detector BUNDLE list|batches RAW CHANNELS HEIGHT WIDTH [RAW CHANNELS HEIGHT WIDTH ...]\n";

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-/// A picture [channels, height, width] from a file of as many float32.
+/// Reads an image [channels, height, width] from a file of as many float32 values.
 inline at::Tensor read_raw(const std::string& path, int64_t height, int64_t width, int64_t channels = 3) {
   at::Tensor picture = torch::empty({channels, height, width});
   std::ifstream stream(path, std::ios::binary);
@@ -17,14 +17,14 @@ inline at::Tensor read_raw(const std::string& path, int64_t height, int64_t widt
   return picture;
 }
 
-/// The values of a tensor, each with a space before it.
+/// Prints the values of a tensor, each after a space.
 inline void print_values(const at::Tensor& tensor) {
   const at::Tensor flat = tensor.to(at::kFloat).contiguous();
   for (int64_t i = 0; i < flat.numel(); ++i) std::printf(" %.9g", flat.data_ptr<float>()[i]);
 }
 
-/// Runs the detector on the pictures and prints one line per detection: label, score, x1, y1, x2, y2, then the area of
-/// its mask, or x, y and score of each of its keypoints, if the detector finds these; an empty line between pictures.
+/// Runs the detector on the images and prints one line per detection: label, score, x1, y1, x2, y2, then the area of
+/// its mask, or x, y and score of each keypoint, if the detector returns these; an empty line between images.
 inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::Tensor>& pictures) {
   const auto results = detector.forward({pictures}).toList();
   for (size_t p = 0; p < results.size(); ++p) {
@@ -48,7 +48,7 @@ inline void detect_and_print(torch::jit::Module& detector, const c10::List<at::T
   }
 }
 
-/// The pictures named by RAW HEIGHT WIDTH three by three.
+/// Reads the images that the arguments name in groups of three: RAW HEIGHT WIDTH.
 inline c10::List<at::Tensor> read_all(int count, char** arguments) {
   c10::List<at::Tensor> pictures;
   for (int i = 0; i + 2 < count; i += 3) {

@@ -11,7 +11,7 @@ constexpr std::size_t kLocalBytes = 30;
 constexpr std::size_t kMostUnpacked = std::size_t{8} << 20;
 constexpr char kDirectory[] = "archive/";
 
-/// Reads little-endian fields; what reaches beyond the end makes it invalid.
+/// Reads little-endian fields. A field beyond the end makes it invalid.
 class Fields {
  public:
   explicit Fields(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
@@ -113,7 +113,7 @@ std::string archive_of(const std::vector<Record>& records) {
     const auto checksum = static_cast<U32>(crc32(0, bytes, static_cast<uInt>(record.content.size())));
     const auto size = static_cast<U32>(record.content.size());
     const auto length = static_cast<U16>(name.size());
-    // Version 2.0, no flags, stored, no time.
+    // Version 2.0, no flags, stored, no timestamp.
     const std::string shared = packed(U16{20}, U16{0}, U16{0}, U32{0}, checksum, size, size, length, U16{0});
     directory += "PK\1\2" + packed(U16{20}) + shared + packed(U16{0}, U16{0}, U16{0}, U32{0}) +
                  packed(static_cast<U32>(archive.size())) + name;

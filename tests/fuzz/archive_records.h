@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-/// A record of a bundle: its name below the archive's directory, and its content, unpacked.
+/// A record of a bundle: its name within the archive's directory, and its unpacked content.
 struct Record {
   std::string name;
   std::string content;
@@ -14,9 +14,9 @@ struct Record {
   bool operator==(const Record&) const = default;
 };
 
-/// Returns the records that an archive's central directory names, read without any of the library's code; nothing if
-/// the fields do not fit together.
+/// Returns the records in an archive's central directory, without using the library's code; nothing if the fields are
+/// inconsistent.
 std::optional<std::vector<Record>> records_of(std::span<const std::uint8_t> archive);
 
-/// Returns an archive of these records, stored, in a directory named "archive".
+/// Returns an uncompressed archive of these records, in a directory named "archive".
 std::string archive_of(const std::vector<Record>& records);

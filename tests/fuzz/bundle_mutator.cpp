@@ -1,5 +1,5 @@
-// Mutates bundles as an attacker would: a record changes, and the digests that name it are computed again, so that what
-// is behind them is reached. libFuzzer calls this instead of its own mutator.
+// Mutates bundles like an attacker: changes a record and recomputes the digests that cover it, so that the code behind
+// the checks is reached. libFuzzer calls this instead of its own mutator.
 
 #include <algorithm>
 #include <cstddef>
@@ -22,9 +22,9 @@ using Random = std::minstd_rand;
 
 constexpr char kManifest[] = "extra/hybrid_rt/manifest.json";
 constexpr char kManifestDigest[] = "extra/hybrid_rt/manifest.sha256";
-/// By how much a record may grow each time.
+/// Maximum growth of a record per mutation, in bytes.
 constexpr std::size_t kGrowth = 256;
-/// nlohmann's dump() calls itself for each level.
+/// nlohmann's dump() recurses for each level.
 constexpr std::ptrdiff_t kMostBrackets = 20'000;
 
 std::string digest_of(const std::string& content) { return hybrid_rt::sha256(content.data(), content.size()); }
@@ -49,7 +49,7 @@ json odd_value(Random& chance) {
   return values[chance() % values.size()];
 }
 
-/// All values inside of one, itself left out.
+/// Returns all values within a value, without itself.
 std::vector<json*> values_in(json& document) {
   std::vector<json*> found;
   std::vector<json*> open{&document};
@@ -94,7 +94,7 @@ void change(json& value, const json& other, Random& chance) {
   }
 }
 
-/// One value of a JSON text is another one; false if it is no JSON.
+/// Changes one value of a JSON text. Returns false if it is not JSON.
 bool change_json(std::string& text, Random& chance) {
   if (std::count(text.begin(), text.end(), '[') + std::count(text.begin(), text.end(), '{') > kMostBrackets)
     return false;
@@ -146,7 +146,7 @@ void replace_all(std::string& text, const std::string& old, const std::string& n
   }
 }
 
-/// Makes the digests in the manifest, also those of an engine's blobs, and the manifest's own fit the records.
+/// Updates the digests in the manifest, including those of an engine's blobs, and the manifest's own.
 void compute_digests(std::vector<Record>& records) {
   Record* manifest = nullptr;
   Record* digest = nullptr;

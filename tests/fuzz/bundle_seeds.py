@@ -1,4 +1,4 @@
-"""Makes the bundles that fuzz_bundle starts from."""
+"""Creates the seed bundles of fuzz_bundle."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FORMAT_1 = Path(__file__).resolve().parents[1] / "data" / "format_1"
 
 
 class TinyDetector(nn.Module):
-    """A convolution and one score per image: its bundle is small, so that a mutation costs little."""
+    """A convolution and one score per image. Its bundle is small, so that a mutation is cheap."""
 
     def __init__(self) -> None:
-        """Makes the layer."""
+        """Creates the layer."""
         super().__init__()
         self.backbone = nn.Conv2d(3, 2, 3)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images [N, 3, H, W]; one score per image."""
+        """Returns one score per image of [N, 3, H, W]."""
         return {"scores": self.backbone(images).mean((1, 2, 3))}
 
 
 def written_bundles(trusted: Path) -> dict[str, bytes]:
-    """Returns bundles by name; ``trusted`` gets trusted.pub and signed.pt."""
+    """Returns bundles by name. Writes trusted.pub and signed.pt to the directory ``trusted``."""
     trusted.mkdir(parents=True, exist_ok=True)
     (trusted / "trusted.pub").write_bytes(public_pem(TRUSTED))
     key = trusted / "key.pem"

@@ -1,6 +1,6 @@
-// Feeds bundles to everything that reads one before torch does: each is refused with an Error, or read; and one that a
-// trusted key's signature lets in has the records that were signed. HYBRID_RT_FUZZ_SIGNED names the directory with the
-// key (trusted.pub) and what it signed (signed.pt); tests/fuzz/seeds.py writes both.
+// Feeds bundles to all code that reads one before torch does. Each is read, or refused with an Error. A bundle that is
+// accepted by a trusted key's signature has the signed records. HYBRID_RT_FUZZ_SIGNED names the directory with the key
+// (trusted.pub) and the signed file (signed.pt); tests/fuzz/seeds.py writes both.
 
 #include <ATen/ops/from_blob.h>
 #include <sys/mman.h>
@@ -32,10 +32,10 @@
 namespace {
 
 constexpr char kSignatures[] = "extra/hybrid_rt/signatures/";
-/// Names of records, which may be as long as a ZIP allows, are in some texts.
+/// Some texts contain names of records, which may be as long as ZIP allows.
 constexpr std::size_t kLongestMessage = 70'000;
 
-/// Returns whether `read` came to its end; an Error is the only other way out.
+/// Returns true if `read` succeeds. Only an Error is allowed otherwise.
 template <typename Read>
 bool is_read(Read read) {
   try {
@@ -59,7 +59,7 @@ std::vector<Record> without_signatures(std::span<const std::uint8_t> archive) {
   return records;
 }
 
-/// What is trusted.
+/// The trusted key and the signed records.
 struct Signed {
   Signed() {
     const char* const folder = std::getenv("HYBRID_RT_FUZZ_SIGNED");
@@ -75,7 +75,7 @@ struct Signed {
   std::vector<Record> records;
 };
 
-/// A file without a name, for readers that want a path.
+/// A file without a name, for readers that need a path.
 class File {
  public:
   File() : descriptor_(memfd_create("fuzzed", 0)) { require(descriptor_ >= 0, "a file in memory can be made"); }

@@ -1,4 +1,4 @@
-// Feeds bytes to the decoder of pictures: each is a picture of the stated size, or a PictureError.
+// Feeds bytes to the image decoder. Each result is an image of the stated size, or a PictureError.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace {
 
 using namespace hybrid_rt::apps;
 
-/// What `read` returns; none if it throws a PictureError, whose text is looked at.
+/// Returns the result of `read`; nothing if it throws a PictureError, whose text is checked.
 template <typename Read>
 auto result_of(Read read) -> std::optional<decltype(read())> {
   try {

@@ -1,4 +1,4 @@
-// Feeds bytes to the reader of picture tensors: each body is pictures that cover its end, or a PayloadError.
+// Feeds bytes to the reader of image tensors. Each body contains images that cover its data, or causes a PayloadError.
 
 #include <algorithm>
 #include <cstddef>

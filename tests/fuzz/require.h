@@ -5,14 +5,14 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-/// Ends the process, which libFuzzer takes for a crash, if a property of the result does not hold.
+/// Aborts the process, which libFuzzer treats as a crash, if a property of the result does not hold.
 inline void require(bool holds, const char* property) {
   if (holds) return;
   std::fprintf(stderr, "does not hold: %s\n", property);
   std::abort();
 }
 
-/// What the server does with the text of an error: it must not fail in it.
+/// Does the same as the server with the text of an error. This must not fail.
 inline void require_message(const std::string& message, const char* prefix) {
   require(message.starts_with(prefix) && message.find(": expected ") != std::string::npos &&
               message.find(", got ") != std::string::npos,

@@ -1,7 +1,7 @@
-"""Writes what the fuzzers start from: `tests/fuzz/seeds.py DIRECTORY FUZZER...` makes DIRECTORY/FUZZER.
+"""Writes the fuzzers' seeds: `tests/fuzz/seeds.py DIRECTORY FUZZER...` creates DIRECTORY/FUZZER.
 
-Small images of each kind that the decoder tells apart, bodies of the type application/x-safetensors, and bundles, for
-which DIRECTORY/signed gets a trusted key and the bundle that it signed.
+The seeds are small images of each kind that the decoder distinguishes, bodies of the type application/x-safetensors,
+and bundles, for which DIRECTORY/signed gets a trusted key and the bundle that it signed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 
 def pictures(_: Path) -> dict[str, bytes]:
-    """Files by name, of some ten pixels each."""
+    """Returns files by name, of some ten pixels each."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     colours = Image.fromarray(pixels)
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -39,7 +39,7 @@ def pictures(_: Path) -> dict[str, bytes]:
 
 
 def bodies(_: Path) -> dict[str, bytes]:
-    """Bodies by name, good ones and bad ones."""
+    """Returns valid and invalid bodies by name."""
     of_bytes = ("U8", [1, 2, 3], 6)
     of_floats = ("F32", [3, 2, 1], 24)
     return {
@@ -59,7 +59,7 @@ def bodies(_: Path) -> dict[str, bytes]:
             '"\\u00e9":{"dtype":"U8","shape":[1,1,3],"data_offsets":[1,4]}}',
             4,
         ),
-        # As many bytes as the tensors have in all.
+        # The same total number of bytes as the tensors.
         "gap-and-overlap": _raw(
             '{"a":{"dtype":"U8","shape":[1,1,3],"data_offsets":[1,4]},'
             '"b":{"dtype":"U8","shape":[1,1,3],"data_offsets":[3,6]}}',
@@ -75,7 +75,7 @@ def _saved(picture: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _body(tensors: dict[str, tuple[str, list[int], int]], metadata: dict[str, str] | None = None) -> bytes:
-    """Tensors by name, each with dtype, shape and number of bytes."""
+    """Returns a body of tensors by name, each with dtype, shape and number of bytes."""
     header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     for name, (dtype, shape, size) in tensors.items():
@@ -90,7 +90,7 @@ def _raw(header: str, size: int) -> bytes:
 
 
 def main() -> None:
-    """Writes the files of each fuzzer that is named."""
+    """Writes the files of the named fuzzers."""
     directory, *fuzzers = sys.argv[1:]
     for fuzzer in fuzzers:
         files = {"fuzz_picture": pictures, "fuzz_safetensors": bodies, "fuzz_bundle": bundles}[fuzzer]
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def bundles(directory: Path) -> dict[str, bytes]:
-    """Returns bundles by name, and writes what is trusted."""
+    """Returns bundles by name, and writes the trusted key."""
     from bundle_seeds import written_bundles  # torch takes seconds to import
 
     return written_bundles(directory / "signed")

@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-// Plug-ins that are wrong in one way, which a preprocessor definition chooses; FAULT is the file's name.
+// Plug-ins with one fault each, which a preprocessor definition selects. FAULT is the file's name.
 
 namespace {
 

@@ -4,7 +4,8 @@
 
 #include <sstream>
 
-// The run half: the traced segment in torch's interpreter. Nothing is optimised; it shows what a backend needs.
+// The run half: the traced segment in torch's interpreter. Nothing is optimised; this example shows what a backend
+// needs.
 
 namespace {
 
@@ -17,7 +18,7 @@ class InterpreterEngine : public hybrid_rt::Engine {
     try {
       const c10::IValue result = module_.forward(std::vector<c10::IValue>(inputs.begin(), inputs.end()));
       std::vector<at::Tensor> outputs;
-      // Copies: an output may be one of the inputs or of the weights, and the caller may write into it.
+      // Copies the outputs: one may be an input or a weight, and the caller may write into it.
       for (const c10::IValue& output : result.toTupleRef().elements()) {
         outputs.push_back(output.toTensor().clone(at::MemoryFormat::Contiguous));
       }

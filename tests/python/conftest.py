@@ -1,4 +1,4 @@
-"""Fixtures: the trained demo detector, pictures, and bundles converted from it once a run."""
+"""Fixtures: the trained demo detector, images, and bundles converted from it once per run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# After site-packages: the installed hybrid_rt is what is tested, `models` is found in the checkout.
+# Append it after site-packages, so that tests use the installed hybrid_rt and find `models` in the checkout.
 from helpers.paths import ROOT
 
 sys.path.append(str(ROOT))
@@ -28,14 +28,14 @@ from hybrid_rt.conversion.report.measurement import eager_budget
 from models import digits_detector
 
 SLOW_COMPILERS = {"aot_inductor", "tvm"}
-"""Backends that take two to ten seconds for the smallest segment, twenty times as long as the others."""
+"""Backends that take two to ten seconds for the smallest segment, twenty times as long as the others do."""
 
 
 LONG_SECONDS = 60.0
 
 
 class _ToldAtOnce:
-    """Shows failures and long tests as they end: a run that is stopped has no summary."""
+    """Prints failures and long tests as they end, because a run that is stopped prints no summary."""
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         self._terminal = terminal
@@ -48,14 +48,14 @@ class _ToldAtOnce:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Only the process that prints has a reporter."""
+    """Only the main process has a terminal reporter."""
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and not hasattr(session.config, "workerinput"):
         session.config.pluginmanager.register(_ToldAtOnce(terminal))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the cases of slow compilers in parametrized tests as slow."""
+    """Marks the parameters of slow compilers as slow."""
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             values = item.callspec.params.values()
@@ -65,13 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Random weights of a test, and of the fixtures that it is the first to need, do not depend on earlier tests."""
+    """Makes random weights of a test, and of the fixtures that it creates, independent of earlier tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's cache is neither filled nor believed."""
+    """Uses a separate cache, so that the user's is neither written nor read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYBRID_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -79,7 +79,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_here() -> Iterator[None]:
-    """A compiler's process per conversion would take longer than most of them; test_isolation.py starts some."""
+    """Compiles in this process, because starting one would take longer than most conversions.
+
+    test_isolation.py starts some.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYBRID_RT_COMPILE_ISOLATION", "0")
         yield
@@ -87,7 +90,7 @@ def _compile_here() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_measurements() -> Iterator[None]:
-    """One round: nobody reads the figures of a test."""
+    """Measures only one round, because tests do not use the figures."""
     before = eager_budget.set(0.0)
     yield
     eager_budget.reset(before)
@@ -100,25 +103,25 @@ def demo_detector() -> FasterRCNN:
 
 @pytest.fixture(scope="session")
 def demo_picture() -> Path:
-    """A PNG that the demo detector was not trained on."""
+    """Returns the path of a PNG that the demo detector was not trained on."""
     return sorted((ROOT / "models" / "held_out").glob("*.png"))[0]
 
 
 @pytest.fixture(scope="session")
 def demo_image(demo_picture: Path) -> Tensor:
-    """The demo picture as [3, H, W] in 0..1."""
+    """Returns the demo image as [3, H, W] in 0..1."""
     return read_picture(demo_picture)
 
 
 @pytest.fixture(scope="session")
 def demo_images() -> list[Tensor]:
-    """All held-out pictures: several sizes."""
+    """Returns all held-out images, of several sizes."""
     return [read_picture(path) for path in sorted((ROOT / "models" / "held_out").glob("*.png"))]
 
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: FasterRCNN, demo_image: Tensor) -> Path:
-    """The demo detector in fp32: an OpenVINO and a TorchScript variant of the backbone. Do not write to it."""
+    """Returns the demo detector in fp32 with OpenVINO and TorchScript variants of the backbone. Do not modify it."""
     path = tmp_path_factory.mktemp("bundles") / "digits.pt"
     hybrid_rt.convert(demo_detector, ([demo_image],), path, segments="backbone", measure=False)
     return path
@@ -126,8 +129,8 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: FasterR
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
-    from playwright.sync_api import sync_playwright  # not where gpu_check runs its tests
+    """Yields Debian's Chromium."""
+    from playwright.sync_api import sync_playwright  # not installed where gpu_check runs its tests
 
     program = shutil.which("chromium") or shutil.which("google-chrome")
     assert program is not None, "install the packages of tools/debian/tests.txt"
@@ -137,7 +140,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def downstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the programs of tests/downstream, built against the installed package."""
+    """Returns the directory of the programs of tests/downstream, built against the installed package."""
     return build_project(DOWNSTREAM, tmp_path_factory.mktemp("downstream"))
 
 

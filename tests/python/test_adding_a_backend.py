@@ -1,4 +1,4 @@
-"""Adding a backend touches its two directories, a page and an extra: nothing else in the repository names one.
+"""Tests that adding a backend changes only its two directories, a page and an extra.
 
 test_downstream.py adds one to a copy of the repository and runs it.
 """
@@ -62,7 +62,7 @@ ALLOWED = {
     "tools/load/main.py": "the load test's bundle has one engine",
     "pyproject.toml": "mypy does not read TVM's sources",
 }
-"""Files that name a backend, and why another backend would not have to be added to them."""
+"""Files that name a backend, and why they would not change for another backend."""
 
 
 @pytest.mark.slow

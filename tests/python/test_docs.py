@@ -1,4 +1,4 @@
-"""Runs the README and the pages of docs/: their code runs, and their commands print the shown output."""
+"""Runs the README and the pages of docs/: their code has to run, and their commands to print the output shown."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ NOT_RUN = [
     "docs/engine-tensorrt.md",  # a build
     "docs/first-steps.md",  # pip install
     "docs/index.md",  # ./tools/demo and ./tools/test
-    "docs/latency.md",  # minutes of measuring
+    "docs/latency.md",  # minutes of measurements
     "docs/many-machines.md",  # Docker
     "docs/many-machines.md",  # Kubernetes
     "docs/many-machines.md",  # Ray on other machines
-    "docs/many-machines.md",  # Ray: a test runs the application
+    "docs/many-machines.md",  # Ray: test_ray_serve.py runs the application
     "docs/mixed-deployment.md",  # on a GPU
     "docs/mixed-deployment.md",  # engines for several GPUs
     "docs/package.md",  # Docker
@@ -58,14 +58,14 @@ NOT_RUN = [
 def checkout(
     tmp_path: Path, demo_picture: Path, demo_detector: nn.Module, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A folder with the checkout's models/, a street.jpg, a detector.pt; torchvision's is the demo detector."""
+    """Returns a directory with models/, street.jpg and detector.pt; torchvision's model is the demo detector."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # files that a page writes
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "out").mkdir()
-    shutil.copyfile(demo_bundle, tmp_path / "detector.pt")  # a page may write it
+    shutil.copyfile(demo_bundle, tmp_path / "detector.pt")  # a page may overwrite it
     Image.open(demo_picture).convert("RGB").save("street.jpg", quality=95)
-    detector = copy.deepcopy(demo_detector)  # a page may put another backbone into it
+    detector = copy.deepcopy(demo_detector)  # a page may replace its backbone
     # Their weights need a network.
     monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn", lambda weights: detector)
     get_model = torchvision.models.get_model
@@ -92,7 +92,7 @@ def test_every_block_is_of_a_known_kind() -> None:
 
 
 def test_few_blocks_are_not_run() -> None:
-    """Each says why. A new one is counted here, so that nobody marks a block by habit."""
+    """Each block states why. New ones are counted here, so that blocks are not marked by habit."""
     assert sorted(block.where.split(":")[0] for block in BLOCKS if block.is_shown_only) == NOT_RUN
 
 
@@ -105,7 +105,7 @@ def test_excerpts_stand_in_their_file(block: pages.Block) -> None:
 
 @pytest.mark.slow
 def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path: Path) -> None:
-    """One source file, as torch's headers cost half a minute a file: the service, and a function for each page."""
+    """Compiles all pages as one source file, because torch's headers take half a minute each time."""
     project = tmp_path / "service"
     project.mkdir()
     for block in pages.blocks(ROOT / "docs" / "cpp.md"):
@@ -121,7 +121,7 @@ def test_the_cpp_blocks_compile_and_the_service_runs(demo_bundle: Path, tmp_path
         with service.open("a") as file:
             file.write(f"\n{includes}\nvoid page_{i}(const c10::List<at::Tensor>& pictures) {{\n{body}\n}}\n")
     build = tmp_path / "build"
-    configured = configure(project, build, "-DCMAKE_BUILD_TYPE=")  # unoptimised: quicker to compile
+    configured = configure(project, build, "-DCMAKE_BUILD_TYPE=")  # unoptimised, because that compiles faster
     assert configured.returncode == 0, configured.stderr
     succeed("cmake", "--build", build)
     printed = succeed(build / "service", demo_bundle)
@@ -139,12 +139,12 @@ def test_every_environment_variable_is_a_stable_name() -> None:
 
 
 def options_of(program: str) -> set[str]:
-    """Returns the options in the source of a C++ program, which its help lists."""
+    """Returns the options in the help text in the source of a C++ program."""
     return {"--help", *re.findall(r"--[a-z][\w-]*", (ROOT / "cpp" / "apps" / program / "main.cpp").read_text())}
 
 
 def unknown_options(text: str, known: dict[str, set[str]]) -> list[str]:
-    """Returns the options that a page passes to a program or a verb which does not have them."""
+    """Returns the options on a page that the program or command does not have."""
     found = []
     for program, words in re.findall(r"(hybrid-rt(?:-serve|-detect)?) ((?:[^`\n|]|\\\|)*)", text.replace("\\\n", " ")):
         verb, _, rest = words.split(" #")[0].partition(" ")

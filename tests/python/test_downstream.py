@@ -1,4 +1,4 @@
-"""Projects of strangers, built against the installed package: a service in C++, and a backend of their own."""
+"""Tests of third-party projects built against the installed package: a service in C++, and a backend."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_another_torch_is_a_clear_error(version: tuple[int, int], message: str, 
 
 
 def test_a_compiler_that_links_a_libstdcxx_of_its_own_is_refused(tmp_path: Path) -> None:
-    """Exceptions and streams that cross into torch's libraries would crash."""
+    """Exceptions and streams that are passed to torch's libraries would crash."""
     result = configure(DOWNSTREAM, tmp_path / "build", "-DCMAKE_EXE_LINKER_FLAGS=-static-libstdc++")
     assert result.returncode != 0
     text = " ".join(result.stderr.split())
@@ -119,7 +119,7 @@ def test_the_installed_headers_compile_without_the_checkout() -> None:
     assert found >= {"hybrid_rt.h", "bundle.h", "engine.h", "engine_choice.h", "plugin/backend.h", "plugin/blob_map.h"}
 
 
-# The backend out of the tree
+# The out-of-tree backend
 
 
 LIST_BACKENDS = """
@@ -131,7 +131,7 @@ print(json.dumps({info.name: {**dataclasses.asdict(info), "available": info.avai
 
 @pytest.fixture(scope="module")
 def listed(out_of_tree: Path) -> dict[str, dict[str, Any]]:
-    """hybrid_rt.backends() where the stranger's package is installed, faulty plug-ins beside it."""
+    """Returns hybrid_rt.backends() with the third-party package installed, and faulty plug-ins next to it."""
     return json.loads(
         succeed(
             sys.executable, "-W", "error", "-c", LIST_BACKENDS, PYTHONPATH=str(out_of_tree),
@@ -142,7 +142,7 @@ def listed(out_of_tree: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def converted(out_of_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A bundle with an engine of the stranger's backend, and the log of converting and loading it three times."""
+    """Returns a bundle with an engine of the third-party backend, and the log of converting it and three loads."""
     path = tmp_path_factory.mktemp("converted") / "detector.pt"
     result = run(
         sys.executable, PROGRAMS / "convert_and_load.py", path, PYTHONPATH=str(out_of_tree), HYBRID_RT_LOG="debug"
@@ -173,7 +173,7 @@ def test_three_loads_of_a_bundle_share_an_engine(converted: tuple[Path, str]) ->
     _, log = converted
     loads = log.count("engine 'Detector' runs on interpreter")
     assert loads >= 3
-    # One for the verification, in whose options the precision is emulated, and one for all that came after.
+    # One is for the verification, which emulates the precision, and one for everything after it.
     assert log.count("interpreter: an engine was made") == 2
 
 
@@ -193,7 +193,7 @@ UNUSABLE = {
     "wrong_torch": "the plug-in was built with torch 1.13, this is torch {torch}; rebuild it",
     "misnamed": "libhybrid_rt_misnamed.so says that it is 'somebody_else'; rename the file or the backend",
     "no_entry": "libhybrid_rt_no_entry.so exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)",
-    "throwing_constructor": "the plug-in's backend can't be made: it is broken on purpose",
+    "throwing_constructor": "the plug-in's backend can't be created: it is broken on purpose",
 }
 
 
@@ -234,7 +234,7 @@ def test_without_another_variant_the_error_tells_the_reason(fault: str, reason: 
     assert reason in result.stderr
 
 
-# A backend that is added to the repository itself
+# A backend added to the repository itself
 
 ADDED_CLASS = '''"""Keeps the traced segment for torch's interpreter."""
 
@@ -274,7 +274,7 @@ from torch import nn
 assert hybrid_rt.__file__.startswith(sys.argv[1]), hybrid_rt.__file__
 (info,) = [info for info in hybrid_rt.backends() if info.name == "interpreter"]
 assert info.available, info.reason
-notes = store.folder() / "interpreter_notes"
+notes = store.cache_directory() / "interpreter_notes"
 notes.mkdir(parents=True)
 x = torch.rand(1, 3, 8, 8)
 detector = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
@@ -296,7 +296,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "ScikitBuild" not in type
 
 @pytest.fixture(scope="module")
 def repository_with_another_backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository to which a backend was added: two directories, a page, an extra."""
+    """Returns a copy of the repository with an additional backend: two directories, a page, an extra."""
     copy = tmp_path_factory.mktemp("repository")
     for name in ("hybrid_rt", "cpp", "tests", "tools", "docs", "examples", "models"):
         shutil.copytree(

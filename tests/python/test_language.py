@@ -15,7 +15,8 @@ from helpers.paths import ROOT
 from hybrid_rt.cli.main import _parser
 
 FRAGMENT = re.compile(r"^(?:Of|What|Whether|That|Which|Where|How|Who) .*[.:]$", re.DOTALL)
-"""A sentence that opens like this has no verb of its own, unless it is a question. Headings have no full stop."""
+"""Matches a sentence that opens like this and has no main verb; questions are excluded by their mark, headings by the
+missing full stop."""
 
 WORDS = re.compile(
     r"\b(?:anew|mend(?:s|ed|ing)?|data sets?|in turns|at one time|by turns|lets? go of|moods?|in vain|else empty)\b"
@@ -26,10 +27,10 @@ WORDS = re.compile(
 )
 
 OLD_WORDS = re.compile(r"(?<![\w./*=<-])(?:[Pp]ictures?|[Ff]olders?)(?![\w(=/>-]|\.[a-z]|:)|\bnot (?:more|less) than\b")
-"""Words with a newer name, unless they are a part of a path or name a parameter."""
+"""Matches words that have been replaced, except in paths and names of parameters."""
 
 SCOPE = re.compile(r"hybrid_rt\[\w+\]")
-"""Opens an error; "picture" is one of the scopes."""
+"""Matches the start of an error; "picture" is one of the scopes."""
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "COMPATIBILITY.md")),

@@ -1,4 +1,4 @@
-"""Rules of dependencies that no compiler checks."""
+"""Checks the rules on dependencies that no compiler checks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py") if path.name !=
 
 
 def nodes(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING:``."""
+    """Yields all nodes except those under ``if TYPE_CHECKING:``."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
@@ -46,7 +46,7 @@ def nodes(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
 
 
 def imports(path: Path, *, inside_functions: bool) -> Iterator[str]:
-    """Absolute names of what is imported; relative ones begin with ``hybrid_rt.``."""
+    """Yields the absolute names of imports; relative ones begin with ``hybrid_rt.``."""
     package = ["hybrid_rt", *path.relative_to(PACKAGE).parts[:-1]]
     for node in nodes(ast.parse(path.read_text()), inside_functions=inside_functions):
         if isinstance(node, ast.Import):
@@ -92,7 +92,7 @@ def test_the_vendor_rule_sees_imports_in_functions() -> None:
 
 
 def jit_uses(path: Path) -> set[str]:
-    """Names used of torch.jit, and of torch._C's part of it, annotations left out: ``torch.jit.freeze``."""
+    """Returns the names used from torch.jit and its part of torch._C, outside of annotations: ``torch.jit.freeze``."""
     tree = ast.parse(path.read_text())
     used = set()
     for node in ast.walk(tree):
@@ -113,7 +113,7 @@ def imports_of(node: ast.Import | ast.ImportFrom) -> set[str]:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_torch_jit_is_called_in_one_package(module: str) -> None:
     if not module.startswith("torchscript.jit"):
-        assert jit_uses(MODULES[module]) <= {"torch.jit.ScriptModule"}  # a type, for annotations and isinstance
+        assert jit_uses(MODULES[module]) <= {"torch.jit.ScriptModule"}  # a type for annotations and isinstance
 
 
 def test_the_package_for_torch_jit_calls_it() -> None:
@@ -134,7 +134,7 @@ def sources(folder: Path) -> list[Path]:
 CUDA = CPP / "src" / "operators" / "cuda"
 LIBRARY = [path for path in sources(CPP / "src") if CUDA not in path.parents]
 
-# A folder of cpp/src includes only those before it.
+# The directories of cpp/src. Each includes only earlier ones.
 FOLDERS = ["common", "spec", "bundle", "engine", "operators", "torchscript", "verify", "service"]
 
 

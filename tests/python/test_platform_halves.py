@@ -1,4 +1,4 @@
-"""Other systems, as far as cross compilers go: Windows halves are linked, sources without torch run on 64-bit Arm."""
+"""Checks other systems with cross compilers: Windows code is linked, and sources without torch run on 64-bit Arm."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ WITHOUT_TORCH = (
         "operators/suppression.cpp",
     ),
 )
-"""The sources of the library that include no header of torch's and need no other library."""
+"""Sources of the library that include no torch header and need no other library."""
 
-# What the sources of one half may include and the other may not.
+# Headers that the sources of one platform may include and those of the other may not.
 SYSTEM_HEADERS = {
     "posix": {"dlfcn.h", "fcntl.h", "pthread.h", "sched.h", "sys/mman.h", "sys/stat.h", "sys/utsname.h", "unistd.h"},
     "windows": {"fcntl.h", "intrin.h", "io.h", "windows.h"},
@@ -55,13 +55,13 @@ def succeed(*command: str | Path) -> str:
 
 
 def doctest_include(folder: Path) -> Path:
-    """Returns a directory with doctest's header alone: /usr/include has this machine's headers of glibc too."""
+    """Returns a directory with only doctest's header, because /usr/include also has this machine's glibc headers."""
     (folder / "doctest").symlink_to("/usr/include/doctest")
     return folder
 
 
 def functions(compiler: str, half: str, folder: Path) -> tuple[set[str], list[Path]]:
-    """Returns the functions of our namespace that a half defines, and its object files."""
+    """Returns the functions in the package's namespace that a platform's sources define, and their object files."""
     objects = []
     for part in PARTS:
         objects.append(folder / f"{part}_{half}.o")

@@ -1,4 +1,4 @@
-"""Checks the reference: every public name has an entry and is documented in full, and the examples run."""
+"""Checks that every public name has a complete entry in the reference, and that the examples run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLASSES = [
 
 
 def entries() -> list[str]:
-    """Returns the objects that the pages show, by the paths in their directives."""
+    """Returns the objects that the pages document, from the paths in their directives."""
     return [name for page in PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
 
 
@@ -79,7 +79,7 @@ def sections(documented: Any) -> dict[str, list[Any]]:
 
 
 def missing_of_function(function: Callable[..., Any], *, is_method: bool) -> list[str]:
-    """Returns what the docstring of a function lacks."""
+    """Returns the elements missing from the docstring of a function."""
     signature, found = inspect.signature(function), sections(function)
     taken = [name for name in signature.parameters if name not in ("self", "cls")]
     missing = [name for name in taken if name not in found.get("parameters", [])]
@@ -174,7 +174,7 @@ def test_an_example_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The names are those that docs/api.md promises."""
+    """Checks the names that docs/api.md promises."""
     monkeypatch.chdir(tmp_path)
     for file in stocked.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -246,7 +246,7 @@ def declared(stub: str) -> dict[str, str]:
 
 
 def outer_type(annotation: ast.expr | None) -> str:
-    """Returns a type without its module and its elements: pybind11 knows no elements of dicts and lists of its own."""
+    """Returns a type without its module and elements, because pybind11's dicts and lists have no element types."""
     assert annotation is not None
     return re.sub(r"\[.*\]", "", ast.unparse(annotation)).removeprefix("torch.")
 
@@ -264,14 +264,14 @@ def parameters(arguments: ast.arguments) -> str:
 
 
 def test_the_stubs_are_those_of_the_native_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pybind11-stubgen writes them from the module; the file in the repository adds the types that it cannot know."""
+    """pybind11-stubgen generates them from the module; the file in the repository adds types that it cannot know."""
     import pybind11_stubgen  # in the group "lint"
 
     monkeypatch.setattr(sys, "argv", ["pybind11-stubgen", "hybrid_rt._native", "--output-dir", str(tmp_path)])
     pybind11_stubgen.main()
     generated = declared((tmp_path / "hybrid_rt" / "_native.pyi").read_text())
     written = declared((ROOT / "hybrid_rt" / "_native.pyi").read_text())
-    # A constructor without arguments need not be declared.
+    # A constructor without arguments may be left undeclared.
     generated = {name: kind for name, kind in generated.items() if kind != "() -> None" or "__init__" not in name}
     assert written == generated
 

@@ -1,4 +1,4 @@
-"""Each refusal of a detector has a code, each code an entry of docs/refusals.md, and nothing else is there."""
+"""Checks that each refusal of a detector has a code, and that docs/refusals.md has exactly these codes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ PAGE = (ROOT / "docs" / "refusals.md").read_text()
 PACKAGES = ("common", "torchscript", "capture", "backends", "verification", "conversion")
 
 REFUSALS = {"CaptureError", "FusionError", "BackendError", "VerificationError"}
-"""Errors of these classes are about a detector; others are about a file, or the value of an option."""
+"""Errors of these classes concern a detector; others concern a file or the value of an option."""
 
 NOT_OF_A_DETECTOR = {
-    "common/executables.py",  # our programs are not installed
+    "common/executables.py",  # the programs are not installed
     "common/version.py",  # the package is for another torch
     "conversion/export",  # packages, Triton, vendors' files: of a finished bundle
     "torchscript/graph_interpreter.py",  # a bundle's own segment
 }
 
 FACTORIES = {"make": (), "not_compiled": ("operator-not-in-engine",)}
-"""The functions that make errors, with the codes that they set by themselves."""
+"""Functions that make errors, with the codes that they set themselves."""
 
 INSTALLATION = {"one class of that name", "one backend that stores the segment as it was captured"}
-"""What is expected of the packages that are installed, whatever the detector."""
+"""Expectations on the installed packages, which do not depend on the detector."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One call of ``make`` or of another function of ``FACTORIES``."""
+    """A call of ``make`` or of another function in ``FACTORIES``."""
 
     path: Path
     line: int
@@ -55,7 +55,7 @@ class Site:
 
 
 def texts(node: ast.expr | None) -> tuple[str, ...]:
-    """The texts in an expression."""
+    """Returns the string constants in an expression."""
     found = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)] if node else []
     return tuple(text for text in found if isinstance(text, str))
 
@@ -71,7 +71,7 @@ def sites(path: Path) -> Iterator[Site]:
 
 
 def passed_codes(path: Path) -> tuple[str, ...]:
-    """The codes that the functions of a file are given: defaults of a parameter ``code``, and what is passed for it."""
+    """Returns the codes passed to the functions of a file, and the defaults of parameters named ``code``."""
     codes = []
     for function in ast.walk(ast.parse(path.read_text())):
         if isinstance(function, ast.FunctionDef):
@@ -140,7 +140,7 @@ def test_an_entry_shows_a_message_its_cause_and_a_way_out(refusal: Refusal) -> N
     message = " ".join(quoted[0].replace("> ", "").replace("\\", "").split())
     assert message.endswith(f"[{refusal.code}]")
     expected = [text for site in SITES if refusal.code in site.codes for text in site.expected if len(text) > 6]
-    assert not expected or any(text in message for text in expected), expected  # the words of the source
+    assert not expected or any(text in message for text in expected), expected  # the text in the source
     assert len(refusal.text.removeprefix(quoted[0]).split()) >= 20
 
 

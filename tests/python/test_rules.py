@@ -1,4 +1,4 @@
-"""Rules of size: a function fits on a screen and takes few parameters."""
+"""Checks rules on size: a function fits on a screen and takes few parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PUBLIC = {
     for name in hybrid_rt.__all__
     if inspect.isfunction(function := getattr(hybrid_rt, name))
 }
-"""Functions whose signature is a promise to callers: they may take more parameters, and document each of them."""
+"""Public functions with a stable signature: they may take more parameters, and document each of them."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -37,7 +37,7 @@ def parameters(function: Function) -> int:
 
 
 def lines(function: Function, *, body_only: bool = False) -> int:
-    """From ``def`` to the end; or of the body, without the docstring."""
+    """Returns the number of lines from ``def`` to the end, or of the body without the docstring."""
     first = function.lineno
     if body_only:
         has_docstring = ast.get_docstring(function) is not None

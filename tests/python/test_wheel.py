@@ -1,4 +1,4 @@
-"""The release is a wheel: built, installed into an environment of its own, and tested from another folder."""
+"""Builds the wheel, installs it into a separate environment, and tests it from another directory."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tools.release import wheel_files
 
 TORCH = ".".join(torch.__version__.split(".")[:2])
 
-# Leaves the current folder out of sys.path.
+# Keeps the current directory out of sys.path.
 SAFE = ("-P",) if sys.version_info >= (3, 11) else ()
 
-# Fails the run if it tested another hybrid_rt than the wheel's.
+# Fails the run if it tested another hybrid_rt than the one in the wheel.
 PLUGIN = """
 import sys
 from pathlib import Path
@@ -63,16 +63,16 @@ def succeed(*command: str | Path, folder: Path, **environment: str) -> str:
 
 
 def make_environment(folder: Path) -> Path:
-    """Creates an environment without packages; returns its interpreter."""
+    """Creates an environment without packages, and returns its interpreter."""
     succeed(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
     return folder / "bin" / "python"
 
 
 def share_packages(python: Path) -> None:
-    """Lets an environment import this one's packages, after its own.
+    """Lets an environment import this environment's packages, after its own.
 
-    A plain path in a .pth file, not site.addsitedir(): that would run this environment's .pth files, and with them the
-    finder of the editable installation, which stands before every path.
+    Uses plain paths in a .pth file instead of site.addsitedir(), which would run this environment's .pth files and so
+    install the finder of the editable installation, which takes precedence over every path.
     """
     asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = Path(succeed(python, "-c", asked, folder=python.parent).strip())
@@ -81,7 +81,7 @@ def share_packages(python: Path) -> None:
 
 @pytest.fixture(scope="module")
 def without_hybrid_rt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with torch."""
+    """Returns the interpreter of an environment with torch."""
     python = make_environment(tmp_path_factory.mktemp("plain") / "environment")
     share_packages(python)
     return python
@@ -89,23 +89,23 @@ def without_hybrid_rt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of tools/wheel. The build reuses what tools/setup has compiled."""
+    """Returns the wheel of tools/wheel, whose build reuses the object files of tools/setup."""
     return release.build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def with_wheel(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """The interpreter of an environment with torch and the wheel."""
+    """Returns the interpreter of an environment with torch and the wheel."""
     folder = tmp_path_factory.mktemp("environment")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     python = make_environment(folder / "environment")
-    # Before the packages of this environment are seen: pip would find hybrid_rt among them.
+    # Install it before sharing this environment's packages, among which pip would find hybrid_rt.
     succeed(*pip, "--python", python, "install", "--no-index", "--no-deps", wheel, folder=folder)
     share_packages(python)
     return python
 
 
-# Of the slow compilers one structure: the checkout's run has them all.
+# Run the slow compilers for one structure only, because the checkout's tests run them for all.
 CONTRACT = "OneTensor or not (aot_inductor or tvm)"
 
 
@@ -177,7 +177,7 @@ def test_a_native_library_for_another_torch_says_what_to_do_and_is_not_loaded(tm
 
 @dataclass(frozen=True, kw_only=True)
 class RootWithWheel(BareRoot):
-    """A bare root with Python, an environment in which the wheel is installed, and what the wheel requires."""
+    """A bare root with Python, an environment with the wheel, and the wheel's dependencies."""
 
     packages: Path
     """The environment's site-packages."""
@@ -190,7 +190,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Root
     add_python(root)
     shared = root / "packages"
     shared.mkdir()
-    # torch reads random numbers when it is imported; every container has this device.
+    # torch reads random numbers on import, and every container has this device.
     (root / "dev").mkdir()
     (root / "dev" / "urandom").touch()
     random = Path("/dev/urandom")
@@ -202,7 +202,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Root
         if not path.name.startswith(("hybrid_rt", "_editable_")) and path.suffix != ".pth":
             (packages / path.name).symlink_to(Path("/packages", path.name))
     shutil.copy(wheel, root / "tmp")
-    # With the dependencies, which are found installed or not at all.
+    # Check the dependencies, which are already installed or missing.
     pip = ("/environment/bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--no-index")
     installed = plain.run(*pip, f"/tmp/{wheel.name}", HOME="/tmp", TMPDIR="/tmp")
     assert installed.returncode == 0, installed.stderr
@@ -215,7 +215,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Root
 def test_the_bare_root_has_no_compiler_and_none_of_debians_libraries(bare: RootWithWheel) -> None:
     found = {path.name for path in bare.root.rglob("*") if ".so" in path.name and "environment" not in path.parts}
     vendored = {path.name.partition("-")[0] for path in (bare.packages / wheel_files.VENDORED).iterdir()}
-    interpreters = {"libffi", "libz.so.1"}  # what Python itself is linked to
+    interpreters = {"libffi", "libz.so.1"}  # libraries that Python itself is linked to
     assert {"libcrypto", "libjpeg", "libpng16", "libmicrohttpd", "libgnutls", "libz.so.1"} <= vendored
     assert not {name for name in found if name.partition(".")[0] in vendored - interpreters}
     assert bare.run("sh", "-c", "cc || c++ || gcc || clang").returncode == 127
@@ -262,7 +262,7 @@ def test_a_program_for_another_torch_says_what_to_do(bare: RootWithWheel) -> Non
     )
 
 
-# What is in it
+# Contents
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_licences_and_digests_of_the_copied_libraries_travel_in_the_wheel(wheel:
     for package in debian:
         assert any(f"/vendored/{package}-" in name for name in listed), package
     recorded = {entry["name"]: entry["hashes"][0]["content"] for entry in bill["components"] if entry["type"] == "file"}
-    # The bill can't have its own digest, and RECORD has the bill's.
+    # The bill cannot contain its own digest, and RECORD has the bill's.
     assert recorded == {
         name: digests[name] for name in {*names} - {f"{info}/RECORD", f"{info}/sboms/hybrid_rt.cdx.json"}
     }

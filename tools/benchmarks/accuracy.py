@@ -1,4 +1,4 @@
-"""mAP of the demo detector on held-out images: eager, hybrids, and the whole detector in one graph.
+"""Measures the demo detector's mAP on held-out images: eager, hybrids, and the whole detector in one graph.
 
 A hybrid computes boxes, scores and NMS in fp32; a whole graph computes them in its own precision. On a CPU without bf16
 instructions OpenVINO emulates the rounding, which is slow but right. The ratios of times are of alternating calls.
@@ -28,7 +28,7 @@ from models import digits_data, digits_detector
 
 
 def main() -> None:
-    """Converts, evaluates, prints a table."""
+    """Converts, evaluates and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=200, help="held-out pictures")
     parser.add_argument("--calibration", type=int, default=20, help="training images that int8 is calibrated on")
@@ -86,7 +86,7 @@ def _whole(
     folder: Path,
     calibration: Sequence[torch.Tensor] = (),
 ) -> digits_detector.Detect:
-    """The whole detector in one OpenVINO graph; in int8, NNCF quantises all of it as it likes."""
+    """Returns the whole detector in one OpenVINO graph. In int8, NNCF quantises whatever it chooses."""
     whole_graph.build("openvino", detector, pictures, precision, folder / precision, calibration)
     return whole_graph.open_whole("openvino", precision, folder / precision, torch.get_num_threads())
 

@@ -1,7 +1,7 @@
-"""Times the TensorRT engine of a bundle alone: the vendor's Python module and CUDA, no torch and no hybrid_rt.
+"""Times a bundle's TensorRT engine with only the vendor's Python module and CUDA, without torch and hybrid_rt.
 
-The time that our op takes above this is its own cost. The engine is extracted in a process of its own; a directory of
-extracted files (hybrid-rt extract) does as well. Each call lies between two CUDA events on a stream of its own.
+The additional time of our op is its own cost. The engine is extracted in a separate process, or read from a directory
+of extracted files (hybrid-rt extract). Each call is timed by two CUDA events on a separate stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 VENDORS = {"tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt",)}
-"""Of each library the Python modules that may bring it."""
+"""Python modules that may provide each library."""
 
 WARM_UP = 20
 
@@ -35,53 +35,53 @@ print(json.dumps({"files": [str(file) for file in files], "libraries": libraries
 
 
 class BareEngineError(RuntimeError):
-    """Why nothing was timed; ``got`` is the part of the text that says what there was instead."""
+    """Nothing could be timed. ``got`` is the part of the text that describes the actual state."""
 
     got = ""
 
     @classmethod
     def make(cls, subject: str, expected: str, got: str, remedy: str) -> BareEngineError:
-        """The text is put together as everywhere in hybrid_rt."""
+        """Creates the error, with a text in the form that all of hybrid_rt uses."""
         error = cls(f"hybrid_rt[bare_engine]: {subject}: expected {expected}, got {got}. {remedy}")
         error.got = got
         return error
 
 
 class Cuda(Protocol):
-    """Provides the CUDA functions in use; addresses, streams and events are the binding's own."""
+    """The CUDA functions in use. Addresses, streams and events are the binding's own objects."""
 
     name: str
 
     def device_count(self) -> int:
-        """0 without a device; an error without a driver."""
+        """Returns the number of devices. Raises if there is no driver."""
 
     def upload(self, values: bytes | bytearray | memoryview) -> int:
-        """The address of a copy on the device."""
+        """Returns the address of a copy on the device."""
 
     def stream(self) -> Any:
-        """A new one, that waits for no other."""
+        """Returns a new stream that does not wait for others."""
 
     def handle(self, stream: Any) -> int:
-        """As TensorRT takes it."""
+        """Returns the stream as TensorRT takes it."""
 
     def event(self) -> Any:
-        """A new one that keeps the time."""
+        """Returns a new event that records the time."""
 
     def record(self, event: Any, stream: Any) -> None:
-        """Puts the event into the stream."""
+        """Records the event in the stream."""
 
     def elapsed(self, start: Any, end: Any) -> float:
-        """Milliseconds between two events, once the second is there."""
+        """Waits for the second event and returns the milliseconds between both."""
 
 
 class _CudaPython:
-    """By NVIDIA's cuda-python."""
+    """CUDA through NVIDIA's cuda-python."""
 
     def __init__(self) -> None:
         try:
             self._runtime = importlib.import_module("cuda.bindings.runtime")
         except ImportError:
-            self._runtime = importlib.import_module("cuda.cudart")  # its name before 12.8
+            self._runtime = importlib.import_module("cuda.cudart")  # the module's name before 12.8
         self.name = f"cuda-python ({self._runtime.__name__})"
 
     def _call(self, function: str, *arguments: Any) -> Any:
@@ -124,12 +124,12 @@ class _CudaPython:
 
 
 class _PyCuda:
-    """By pycuda, where only that is installed."""
+    """CUDA through pycuda, if only that is installed."""
 
     def __init__(self) -> None:
         self._driver = importlib.import_module("pycuda.driver")
         self.name = "pycuda"
-        self._buffers: list[Any] = []  # pycuda frees what nobody holds
+        self._buffers: list[Any] = []  # keeps buffers alive that pycuda would free
 
     def device_count(self) -> int:
         self._driver.init()
@@ -161,21 +161,21 @@ class _PyCuda:
 
 
 def find_cuda(bindings: Sequence[Callable[[], Cuda]] = (_CudaPython, _PyCuda)) -> Cuda:
-    """The first binding that can be imported, where it finds a device.
+    """Returns the first binding that can be imported and finds a device.
 
     Raises:
-        BareEngineError: none can be, there is no driver, or no device.
+        BareEngineError: No binding can be imported, or there is no driver or no device.
     """
     reasons = []
     for binding in bindings:
         try:
             cuda = binding()
-        except Exception as error:  # pycuda does not import without a driver, and not by an ImportError
+        except Exception as error:  # without a driver, importing pycuda fails, but not with an ImportError
             reasons.append(f"{binding.__name__.lstrip('_')}: {error}")
             continue
         try:
             count, reason = cuda.device_count(), "none"
-        except Exception as error:  # each binding has errors of its own
+        except Exception as error:  # each binding has its own types of errors
             count, reason = 0, f"none: {getattr(error, 'got', error)}"
         if count:
             return cuda
@@ -188,13 +188,13 @@ def find_cuda(bindings: Sequence[Callable[[], Cuda]] = (_CudaPython, _PyCuda)) -
 
 
 def find_vendor(libraries: Sequence[str]) -> Any:
-    """The vendor's module that made the engine.
+    """Returns the vendor's module that built the engine.
 
     Args:
-        libraries: of :data:`VENDORS`, those that it may be.
+        libraries: The keys of :data:`VENDORS` that it may be.
 
     Raises:
-        BareEngineError: none of them can be imported.
+        BareEngineError: None of them can be imported.
     """
     reasons = []
     for library in libraries:
@@ -202,7 +202,7 @@ def find_vendor(libraries: Sequence[str]) -> Any:
             try:
                 module = importlib.import_module(name)
                 assert hasattr(module, "Runtime"), "it has no Runtime"
-            except Exception as error:  # pip's stub of TensorRT raises anything
+            except Exception as error:  # pip's stub of TensorRT may raise anything
                 reasons.append(f"{name}: {error}")
                 continue
             return module
@@ -215,15 +215,15 @@ def find_vendor(libraries: Sequence[str]) -> Any:
 
 
 def extracted(source: Path, segment: str, folder: Path) -> tuple[Path, list[str]]:
-    """The engine's file, and the libraries that it may be of.
+    """Returns the engine's file, and the libraries that may have built it.
 
     Args:
-        source: a bundle, or a directory of extracted files.
-        segment: whose engine; empty where there is one only.
-        folder: where a bundle's files are put.
+        source: A bundle, or a directory of extracted files.
+        segment: The segment of the engine; empty if there is only one engine.
+        folder: Directory for a bundle's extracted files.
 
     Raises:
-        BareEngineError: no engine, or several.
+        BareEngineError: There is no engine, or there are several.
     """
     libraries = list(VENDORS)
     if not source.exists():
@@ -246,10 +246,10 @@ def extracted(source: Path, segment: str, folder: Path) -> tuple[Path, list[str]
 
 
 def shapes_of(texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Reads "1x3x800x1088".
+    """Reads shapes such as "1x3x800x1088".
 
     Raises:
-        BareEngineError: another text.
+        BareEngineError: A text is not a shape.
     """
     shapes = []
     for text in texts:
@@ -261,27 +261,27 @@ def shapes_of(texts: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 class Engine:
-    """An engine with its memory, ready to be called."""
+    """An engine and its memory, ready to be called."""
 
     def __init__(
         self, vendor: Any, cuda: Cuda, path: Path, profile: int, shapes: Sequence[tuple[int, ...]] = ()
     ) -> None:
-        """Loads it.
+        """Loads the engine.
 
         Args:
-            vendor: of :func:`find_vendor`.
-            cuda: of :func:`find_cuda`.
-            path: the engine; its bindings lie beside it, ending in .json.
-            profile: the optimisation profile.
-            shapes: of the inputs; empty: those that the profile is best for.
+            vendor: Result of :func:`find_vendor`.
+            cuda: Result of :func:`find_cuda`.
+            path: File of the engine. Its bindings are next to it, in a file that ends in .json.
+            profile: Index of the optimisation profile.
+            shapes: Shapes of the inputs; empty for the profile's optimal shapes.
 
         Raises:
-            BareEngineError: the vendor refuses the engine, no such profile, sizes outside of it.
+            BareEngineError: The vendor refuses the engine, there is no such profile, or a size is outside of it.
         """
         self.cuda = cuda
         bindings = json.loads(path.with_suffix(".json").read_text())
         self._logger = vendor.Logger(vendor.Logger.WARNING)
-        self._runtime = vendor.Runtime(self._logger)  # only after the count of devices: without a driver it crashes
+        self._runtime = vendor.Runtime(self._logger)  # only after counting devices, because it crashes without a driver
         if bindings["version_compatible"]:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -321,7 +321,7 @@ class Engine:
             self._context.set_tensor_address(name, self.cuda.upload(_values(vendor, dtype, shape, name in inputs)))
 
     def call(self) -> None:
-        """Puts one call into the stream."""
+        """Launches one call in the stream."""
         if not self._context.execute_async_v3(self.cuda.handle(self.stream)):
             raise BareEngineError.make(
                 "call", "success", "a failure; its own message stands above", "The message is TensorRT's own."
@@ -340,7 +340,7 @@ def _values(vendor: Any, dtype: Any, shape: Sequence[int], is_input: bool) -> by
 
 
 def time_engine(engine: Engine, rounds: int, warm_up: int = WARM_UP) -> list[float]:
-    """Milliseconds of each call, one after the other."""
+    """Returns the milliseconds of each call. The calls run one after another."""
     cuda = engine.cuda
     start, end = cuda.event(), cuda.event()
     times = []
@@ -355,13 +355,13 @@ def time_engine(engine: Engine, rounds: int, warm_up: int = WARM_UP) -> list[flo
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Nearest rank, as hybrid_rt.common.latency has it."""
+    """Returns the nearest-rank percentile, like hybrid_rt.common.latency."""
     ordered = sorted(values)
     return ordered[max(1, -(-len(ordered) * percent // 100)) - 1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the figures; 1 if there are none."""
+    """Prints the figures. Returns the exit code: 1 if there are none."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="or a folder of extracted files")
     parser.add_argument("--segment", default="", help="whose engine, where there are several")
@@ -373,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rounds < 1:
         parser.error("--rounds: expected at least 1")
     try:
-        # The quick refusals before anything that takes long.
+        # Quick checks come before anything that takes long.
         shapes = shapes_of(options.shape)
         if not options.bundle.exists():
             extracted(options.bundle, options.segment, Path())

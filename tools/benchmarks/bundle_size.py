@@ -1,7 +1,7 @@
-"""Measures the cost of several engines in one file: bytes by variant, and resident memory after loading.
+"""Measures the cost of several engines in one file: bytes per variant, and resident memory after loading.
 
 A bundle with all engines is compared with one that has only the first of them, which runs in both. Each is loaded in
-processes of their own, alternately.
+separate processes, alternately.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ print(json.dumps({"before": before, "after": resident(), "seconds": seconds, "en
 
 
 def loaded(path: Path) -> dict[str, dict[str, float]]:
-    """Loads a bundle in a process of its own; MiB that are resident before and after."""
+    """Loads a bundle in a separate process. Returns the resident MiB before and after."""
     process = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True)
     found: dict[str, dict[str, float]] = json.loads(process.stdout.splitlines()[-1])
     return found
 
 
 def main() -> None:
-    """Converts twice, prints tables."""
+    """Converts twice and prints tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", default="fasterrcnn_resnet50_fpn", choices=torchvision_detectors.NAMES)
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torchscript"])

@@ -1,8 +1,8 @@
-"""One and two callers of one bundle, with a thread for each core per call and with one thread per call.
+"""Measures one and two callers of a bundle, with one thread per core and with one thread per call.
 
-"latency" is threads=2 and concurrency=1, "throughput" is threads=1 and concurrency=2. Each mode runs in a process of
-its own, and in both the callers are threads of that process; TorchScript releases Python's lock while it runs. A call's
-time includes the wait for the other caller's.
+"latency" is threads=2 and concurrency=1, "throughput" is threads=1 and concurrency=2. Each mode runs in a separate
+process, in which the callers are threads; TorchScript releases Python's lock while it runs. A call's time includes
+waiting for the other caller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 MODES = {"latency": (2, 1), "throughput": (1, 2)}
-"""Threads per call and concurrent calls, for two cores."""
+"""Threads per call, and concurrent calls, for two cores."""
 
 _PROCESS = """
 import json, sys, threading, time
@@ -59,7 +59,7 @@ print(json.dumps(found))
 
 
 def main() -> None:
-    """Measures the bundles, prints a table."""
+    """Measures the bundles and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, default=4.0, help="per mode and number of callers (default: 4)")

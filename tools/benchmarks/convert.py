@@ -1,7 +1,7 @@
-"""Measures convert() with an empty and with a filled cache, by step.
+"""Measures the steps of convert() with an empty and with a filled cache.
 
-Faster R-CNN R50-FPN with torchvision's own transform by default: what is not verification or measuring should take
-under ten seconds the second time.
+The default is Faster R-CNN R50-FPN with torchvision's own transform. On the second run, everything except verification
+and measuring should take less than ten seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BESIDES = ("verify", "measure")
 
 
 def main() -> None:
-    """Converts twice, prints a table."""
+    """Converts twice and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", default="fasterrcnn_resnet50_fpn", choices=torchvision_detectors.NAMES)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,8 +1,8 @@
-"""Every way to run detectors, side by side: eager, TorchScript, hybrids and whole graphs of each engine, Python, C++.
+"""Compares every way to run detectors: eager, TorchScript, hybrids and whole graphs of each engine, Python and C++.
 
-The demo detector is trained. torchvision's have random weights, treated as models/torchvision_detectors.py says: the
-arithmetic is the real one, the boxes mean nothing but can be compared. `hybrid-rt compare-engines` does the same with
-a detector of yours.
+The demo detector is trained. torchvision's have random weights, treated as described in
+models/torchvision_detectors.py: the arithmetic is realistic, and the boxes are meaningless but can be compared.
+`hybrid-rt compare-engines` does the same with your own detector.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from models import digits_data, digits_detector, torchvision_detectors
 
 DEMO = "demo"
 CALIBRATION = 20
-"""Training images that int8 is calibrated on."""
+"""Number of training images that int8 is calibrated on."""
 
 PHOTOGRAPHS = 4
-"""Photographs that int8 of torchvision's detectors is calibrated on: there are five, and one is timed."""
+"""Number of photographs that int8 of torchvision's detectors is calibrated on. There are five, and one is timed."""
 
 NOTE = (
     "demo: the repository's digit detector, trained, on pictures of its own kind. The others: torchvision's, random "
@@ -36,7 +36,7 @@ NOTE = (
 
 
 def main() -> None:
-    """Runs them, prints tables, writes JSON, Markdown and plots."""
+    """Runs the detectors, prints tables, and writes JSON, Markdown and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = (DEMO, *torchvision_detectors.NAMES)
     parser.add_argument("--detectors", nargs="+", default=[DEMO, "fasterrcnn_resnet50_fpn"], choices=known)
@@ -90,13 +90,13 @@ def main() -> None:
 def subject(
     name: str, *, size: tuple[int, int] = (480, 640), min_size: int | None = None, pictures: int = 1
 ) -> Subject:
-    """A detector of the benchmark and what it looks at.
+    """Returns a detector of the benchmark and its images.
 
     Args:
-        name: DEMO, or one of torchvision's.
-        size: (height, width) of the images of torchvision's.
-        min_size: to which these resize; None: their own.
-        pictures: how many.
+        name: DEMO, or the name of one of torchvision's detectors.
+        size: (height, width) of the images for torchvision's detectors.
+        min_size: Size to which these detectors resize; None for their own.
+        pictures: Number of images.
     """
     if name == DEMO:
         samples = digits_data.make_split("held_out", pictures, seed=0)

@@ -1,8 +1,8 @@
-"""Measures which detectors convert at the first try, with defaults: a table over those of first_try_detectors.py.
+"""Measures which detectors of first_try_detectors.py convert at the first try, with defaults, and writes a table.
 
-Each is converted in a process of its own with a time limit, loaded, and compared with the detector at sizes that the
-conversion did not see, and in C++ on the golden sample. A detector without a transform of its own says nothing of the
-sizes that it may get; the default bundle takes the example's alone then, and a second conversion names shapes=.
+Each is converted in a separate process with a time limit, loaded, and compared with the detector at sizes that the
+conversion did not see, and in C++ on the golden sample. If a detector has no transform that limits its sizes, the
+default bundle accepts only the example's size, and a second conversion passes shapes=.
 
     python -m tools.benchmarks.first_try --output out/first_try
     python -m tools.benchmarks.first_try --detectors "RT-DETR (transformers)" CRNN
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 import hybrid_rt
 from hybrid_rt.common.executables import find_program
-from tools.benchmarks.first_try_detectors import STRANGERS, Stranger
+from tools.benchmarks.first_try_detectors import DETECTORS, DetectorCase
 
 LIMIT_S = 300
 
@@ -44,16 +44,16 @@ class Result:
     """Result for one detector.
 
     Attributes:
-        detector: its name.
-        first_try: whether convert() with defaults gave a bundle.
-        head: how the head was taken.
-        segments: the engines' names.
-        coverage: the share of the work in engines, 0..1.
-        unseen_sizes: "equal", or in which way it is not.
-        in_cpp: the same of the golden sample in C++.
-        speed: of the hybrid over eager; None: not measured.
-        error: the first line of what went wrong.
-        seconds: of the first conversion.
+        detector: Name of the detector.
+        first_try: True if convert() with defaults returned a bundle.
+        head: Method with which the head was captured.
+        segments: Names of the engines.
+        coverage: Fraction of the work in engines, 0..1.
+        unseen_sizes: "equal", or a description of the difference.
+        in_cpp: The same for the golden sample in C++.
+        speed: Speed-up of the hybrid over eager; None if it was not measured.
+        error: First line of the error.
+        seconds: Duration of the first conversion.
     """
 
     detector: str
@@ -69,22 +69,22 @@ class Result:
 
 
 def first_line(text: str, longest: int = 300) -> str:
-    """The first line that says something, cut to a length."""
+    """Returns the first line that is not blank, shortened to a maximum length."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
-def convert_one(name: str, stranger: Stranger, folder: Path) -> Result:
+def convert_one(name: str, case: DetectorCase, folder: Path) -> Result:
     """Converts one detector in this process, and compares it."""
     result = Result(name)
     path = folder / "first.pt"
     start = time.perf_counter()
-    detector = stranger.build()
-    example = stranger.arguments(stranger.example)
+    detector = case.build()
+    example = case.arguments(case.example)
     start = time.perf_counter()
     try:
         report = hybrid_rt.convert(detector, example, path, progress=False).report
-    except Exception as error:  # a raw error is what is looked for
+    except Exception as error:  # a raw error is what this test looks for
         result.error = first_line(f"{type(error).__name__}: {error}")
         result.seconds = round(time.perf_counter() - start, 1)
         return result
@@ -95,23 +95,23 @@ def convert_one(name: str, stranger: Stranger, folder: Path) -> Result:
     result.coverage = round(min(1.0, sum(engine.share for engine in report.engines)), 3)
     result.speed = round(report.measurement.gain, 2) if report.measurement else None
     result.in_cpp = in_cpp(path)
-    result.unseen_sizes = unseen_sizes(detector, stranger, path, folder, result)
+    result.unseen_sizes = unseen_sizes(detector, case, path, folder, result)
     return result
 
 
-def unseen_sizes(detector: torch.nn.Module, stranger: Stranger, path: Path, folder: Path, result: Result) -> str:
-    """Compares the default bundle, or one with shapes= where that takes the example's size alone."""
-    inputs = [stranger.arguments(size, seed) for seed, size in enumerate(stranger.others, 1)]
-    if stranger.shapes is None:
+def unseen_sizes(detector: torch.nn.Module, case: DetectorCase, path: Path, folder: Path, result: Result) -> str:
+    """Compares the default bundle, or one with shapes= if the default accepts only the example's size."""
+    inputs = [case.arguments(size, seed) for seed, size in enumerate(case.others, 1)]
+    if case.shapes is None:
         return compared(detector, path, inputs)
-    same_size = [stranger.arguments(stranger.example, seed) for seed in (1, 2)]
+    same_size = [case.arguments(case.example, seed) for seed in (1, 2)]
     difference = compared(detector, path, same_size)
     if difference != "equal":
         return f"at the example's size: {difference}"
     path = folder / "second.pt"
     try:
         hybrid_rt.convert(
-            detector, stranger.arguments(stranger.example), path, shapes=stranger.shapes, progress=False, measure=False
+            detector, case.arguments(case.example), path, shapes=case.shapes, progress=False, measure=False
         )
     except Exception as error:
         result.error = first_line(f"with shapes=: {type(error).__name__}: {error}")
@@ -146,7 +146,7 @@ def in_cpp(path: Path) -> str:
 
 
 def run_child(name: str, limit: float, folder: Path) -> Result:
-    """Converts one detector in a process of its own."""
+    """Converts one detector in a separate process."""
     target = folder / "result.json"
     command = [sys.executable, "-W", "ignore", "-m", "tools.benchmarks.first_try", "--one", name, str(folder)]
     with (folder / "log").open("w") as log:
@@ -164,7 +164,7 @@ def run_child(name: str, limit: float, folder: Path) -> Result:
 
 
 def markdown(results: Sequence[Result], *, with_speed: bool) -> str:
-    """The table; without the speed where other work went on beside it."""
+    """Returns the table, without speeds if other work was running at the same time."""
     headings = [heading for heading in HEADINGS if with_speed or heading != "speed"]
     rows = [headings, ["---"] * len(headings)]
     for result in results:
@@ -184,25 +184,25 @@ def markdown(results: Sequence[Result], *, with_speed: bool) -> str:
 
 
 def record(result: Result, folder: Path, *, with_speed: bool) -> None:
-    """Writes a row into the table and the JSON of a directory; other detectors' rows stay as they were."""
+    """Writes a row into the table and the JSON of a directory. The rows of other detectors are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "first_try.json"
     rows = {row["detector"]: Result(**row) for row in (json.loads(path.read_text()) if path.exists() else [])}
     rows[result.detector] = result
-    order = list(STRANGERS)
+    order = list(DETECTORS)
     results = sorted(rows.values(), key=lambda row: order.index(row.detector) if row.detector in order else len(order))
     (folder / "first_try.md").write_text(markdown(results, with_speed=with_speed))
     path.write_text(json.dumps([asdict(each) for each in results], indent=1))
 
 
 def chosen(words: Sequence[str]) -> list[str]:
-    """The names that hold one of the words; all without words; without those whose package is not installed."""
-    names = [name for name in STRANGERS if not words or any(word.lower() in name.lower() for word in words)]
-    return [name for name in names if not (package := STRANGERS[name].package) or importlib.util.find_spec(package)]
+    """Returns the detectors whose names contain a word, or all. Skips those whose package is not installed."""
+    names = [name for name in DETECTORS if not words or any(word.lower() in name.lower() for word in words)]
+    return [name for name in names if not (package := DETECTORS[name].package) or importlib.util.find_spec(package)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Converts them one after the other; writes table and JSON after each, so that a run may be cut short."""
+    """Converts the detectors one after another. Writes table and JSON after each, so that a run may be interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detectors", nargs="+", default=[], metavar="WORD", help="whose names hold one of these")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds for each (default: {LIMIT_S})")
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _one(options.one[0], Path(options.one[1]))
     names = chosen(options.detectors)
     if not names:
-        parser.error(f"--detectors: expected a part of one of {', '.join(STRANGERS)}")
+        parser.error(f"--detectors: expected a part of one of {', '.join(DETECTORS)}")
     results = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
@@ -231,7 +231,7 @@ def _one(name: str, folder: Path) -> int:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     try:
-        result = convert_one(name, STRANGERS[name], folder)
+        result = convert_one(name, DETECTORS[name], folder)
     except Exception as error:
         traceback.print_exc()
         result = Result(name, error=first_line(f"outside of the conversion: {type(error).__name__}: {error}"))

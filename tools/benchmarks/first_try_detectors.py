@@ -1,7 +1,7 @@
-"""The detectors of first_try.py, each with random weights: nothing is downloaded.
+"""Detectors for first_try.py, each with random weights: nothing is downloaded.
 
-Weights are treated so that activations stay of order one and scores differ by more than rounding. The boxes mean
-nothing; the arithmetic is the real one.
+Weights are scaled so that activations stay of order one and scores differ by more than rounding. The boxes are
+meaningless, but the arithmetic is realistic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision.models import detection, segmentation
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from models import strangers, torchvision_detectors
+from models import community_networks, torchvision_detectors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,18 +29,18 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Stranger:
+class DetectorCase:
     """A detector that is converted with defaults.
 
     Attributes:
-        build: returns it, in eval mode, without gradients.
+        build: Returns the detector in eval mode, without gradients.
         example: (height, width) of the example's images.
-        others: sizes that the conversion does not see.
-        shapes: of the second conversion, where the detector has no transform that says what sizes it may get; None:
-            there is no second.
-        takes_list: it takes a list of images, not a batch.
-        channels: of an image.
-        package: that has to be installed; empty: none beside the project's own.
+        others: Sizes that the conversion does not see.
+        shapes: ``shapes=`` of the second conversion, for a detector without a transform that limits its sizes; None if
+            there is no second conversion.
+        takes_list: True if it takes a list of images, not a batch.
+        channels: Number of channels of an image.
+        package: Package that it needs; empty if it needs none besides the project's own.
     """
 
     build: Callable[[], nn.Module]
@@ -52,27 +52,27 @@ class Stranger:
     package: str = ""
 
     def arguments(self, size: Size, seed: int = 0) -> tuple[Any, ...]:
-        """The positional arguments for one image of a size, another image per seed."""
+        """Returns the positional arguments for one image of a size. Each seed gives another image."""
         photographs = torchvision_detectors.pictures([size] * (seed + 1))
         image = photographs[-1][: self.channels]
         return ([image],) if self.takes_list else (image[None],)
 
 
 ANY = {"height": (64, 256), "width": (64, 256)}
-"""Sizes of a detector without a transform."""
+"""Sizes for a detector without a transform."""
 
 ODD = ((97, 161), (160, 128), (211, 173))
-"""Sizes that no stride divides."""
+"""Sizes that are not multiples of any stride."""
 
 FIXED = ((128, 128),) * 3
-"""The detector itself takes one size only."""
+"""For detectors that take only one size."""
 
 
 def lively(detector: nn.Module, *arguments: Any) -> nn.Module:
     """Scales each layer so that its outputs have the standard deviation 1, and calibrates batch norms.
 
-    As in LSUV (arXiv:1511.06422): random weights make activations vanish or grow from layer to layer, and then nothing
-    but rounding decides which query is the best.
+    As in LSUV (arXiv:1511.06422): with random weights, activations vanish or grow from layer to layer, and then only
+    rounding decides which query is the best.
     """
     detector.requires_grad_(False).eval()
 
@@ -108,12 +108,12 @@ def _batch(height: int, width: int) -> Tensor:
 
 
 def _named(name: str) -> Callable[[], nn.Module]:
-    """One of torchvision's."""
+    """Returns a function that builds one of torchvision's detectors."""
     return lambda: torchvision_detectors.build(name, min_size=160, proposals=50)
 
 
 def _example(name: str) -> Callable[[], nn.Module]:
-    """The detector of a script in examples/convert."""
+    """Returns the detector of a script in examples/convert."""
 
     def build() -> nn.Module:
         module = _script(name)
@@ -129,7 +129,7 @@ def _script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # TorchScript looks names up in the module
+    sys.modules[spec.name] = module  # TorchScript looks up names in the module
     spec.loader.exec_module(module)
     return module
 
@@ -273,7 +273,7 @@ def _segmentation(name: str) -> Callable[[], nn.Module]:
 
 
 class TimmLevels(nn.Module):
-    """timm's feature levels, [N, C, H, W] each, in an OrderedDict: through a pyramid, or as they are."""
+    """timm's feature levels, [N, C, H, W] each, in an OrderedDict, either unchanged or through a feature pyramid."""
 
     def __init__(self, name: str, channels: int = 32, *, pyramid: bool = True, **options: Any) -> None:
         """Builds the layers."""
@@ -337,22 +337,22 @@ def _under(head: Callable[[nn.Module], nn.Module], name: str, **options: Any) ->
 # The list
 
 
-def _all() -> Iterator[tuple[str, Stranger]]:
+def _all() -> Iterator[tuple[str, DetectorCase]]:
     for name in torchvision_detectors.NAMES:
-        yield name, Stranger(_named(name), (160, 208), ((150, 200), (208, 160), (171, 231)), takes_list=True)
+        yield name, DetectorCase(_named(name), (160, 208), ((150, 200), (208, 160), (171, 231)), takes_list=True)
     transformer: dict[str, Any] = {"shapes": ANY, "package": "transformers"}
-    yield "DETR (transformers)", Stranger(_detr, others=ODD, **transformer)
-    yield "RT-DETR (transformers)", Stranger(_rt_detr, **transformer)
-    yield "D-FINE (transformers)", Stranger(_d_fine, **transformer)
-    yield "YOLOS (transformers)", Stranger(_yolos, **transformer)
-    yield "EfficientDet (effdet)", Stranger(_effdet, (128, 128), FIXED, package="effdet")
+    yield "DETR (transformers)", DetectorCase(_detr, others=ODD, **transformer)
+    yield "RT-DETR (transformers)", DetectorCase(_rt_detr, **transformer)
+    yield "D-FINE (transformers)", DetectorCase(_d_fine, **transformer)
+    yield "YOLOS (transformers)", DetectorCase(_yolos, **transformer)
+    yield "EfficientDet (effdet)", DetectorCase(_effdet, (128, 128), FIXED, package="effdet")
     yield (
         "RF-DETR nano (rfdetr)",
-        Stranger(_rf_detr, (192, 192), ((128, 192), (192, 128), (256, 256)), shapes=ANY, package="rfdetr"),
+        DetectorCase(_rf_detr, (192, 192), ((128, 192), (192, 128), (256, 256)), shapes=ANY, package="rfdetr"),
     )
     yield (
         "CRNN (own)",
-        Stranger(
+        DetectorCase(
             _example("crnn"),
             (32, 100),
             ((32, 217), (32, 64), (32, 331)),
@@ -360,34 +360,37 @@ def _all() -> Iterator[tuple[str, Stranger]]:
             channels=1,
         ),
     )
-    yield "CRAFT-like (own)", Stranger(lambda: strangers.seeded(strangers.Craft), others=ODD, shapes=ANY)
-    yield "YOLO with cached grids (own)", Stranger(_example("yolo"), shapes=ANY)
-    yield "DETR-like (own)", Stranger(_example("detr"), others=ODD, shapes=ANY)
+    yield (
+        "CRAFT-like (own)",
+        DetectorCase(lambda: community_networks.seeded(community_networks.Craft), others=ODD, shapes=ANY),
+    )
+    yield "YOLO with cached grids (own)", DetectorCase(_example("yolo"), shapes=ANY)
+    yield "DETR-like (own)", DetectorCase(_example("detr"), others=ODD, shapes=ANY)
     yield (
         "DeepLabV3 MobileNetV3 (torchvision)",
-        Stranger(_segmentation("deeplabv3_mobilenet_v3_large"), others=ODD, shapes=ANY),
+        DetectorCase(_segmentation("deeplabv3_mobilenet_v3_large"), others=ODD, shapes=ANY),
     )
-    yield "FCN R50 (torchvision)", Stranger(_segmentation("fcn_resnet50"), others=ODD, shapes=ANY)
+    yield "FCN R50 (torchvision)", DetectorCase(_segmentation("fcn_resnet50"), others=ODD, shapes=ANY)
     yield (
         "LR-ASPP MobileNetV3 (torchvision)",
-        Stranger(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY),
+        DetectorCase(_segmentation("lraspp_mobilenet_v3_large"), others=ODD, shapes=ANY),
     )
-    yield "U-Net (own)", Stranger(_example("segmentation"), others=ODD, shapes=ANY)
+    yield "U-Net (own)", DetectorCase(_example("segmentation"), others=ODD, shapes=ANY)
     smp: dict[str, Any] = {"shapes": ANY, "package": "segmentation_models_pytorch"}
-    yield "U-Net R18 (segmentation_models_pytorch)", Stranger(_smp("Unet"), **smp)
-    yield "FPN R18 (segmentation_models_pytorch)", Stranger(_smp("FPN"), **smp)
+    yield "U-Net R18 (segmentation_models_pytorch)", DetectorCase(_smp("Unet"), **smp)
+    yield "FPN R18 (segmentation_models_pytorch)", DetectorCase(_smp("FPN"), **smp)
     timm: dict[str, Any] = {
         "takes_list": True,
         "package": "timm",
         "others": ((150, 200), (208, 160), (171, 231)),
         "example": (160, 208),
     }
-    yield "ConvNeXt (timm) + RetinaNet", Stranger(_under(_retinanet, "convnext_atto"), **timm)
-    yield "EfficientNet (timm) + FCOS", Stranger(_under(_fcos, "efficientnet_lite0"), **timm)
-    yield "MobileNetV4 (timm) + Faster R-CNN", Stranger(_under(_faster_rcnn, "mobilenetv4_conv_small"), **timm)
+    yield "ConvNeXt (timm) + RetinaNet", DetectorCase(_under(_retinanet, "convnext_atto"), **timm)
+    yield "EfficientNet (timm) + FCOS", DetectorCase(_under(_fcos, "efficientnet_lite0"), **timm)
+    yield "MobileNetV4 (timm) + Faster R-CNN", DetectorCase(_under(_faster_rcnn, "mobilenetv4_conv_small"), **timm)
     swin = _under(_faster_rcnn, "swin_tiny_patch4_window7_224", img_size=None, strict_img_size=False)
-    yield "Swin-T (timm) + Faster R-CNN", Stranger(swin, **timm)
-    yield "RegNet (timm) + SSD", Stranger(_under(_ssd, "regnetx_002", pyramid=False), **timm)
+    yield "Swin-T (timm) + Faster R-CNN", DetectorCase(swin, **timm)
+    yield "RegNet (timm) + SSD", DetectorCase(_under(_ssd, "regnetx_002", pyramid=False), **timm)
 
 
-STRANGERS: dict[str, Stranger] = dict(_all())
+DETECTORS: dict[str, DetectorCase] = dict(_all())

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times nms and roi_align of hybrid_rt beside torchvision's, on the CPU or a CUDA device.
+"""Times hybrid_rt's nms and roi_align next to torchvision's, on the CPU or a CUDA device.
 
-Both run alternately, so that other load on the machine meets them alike; each row gives the medians in
-milliseconds and their ratio. On CUDA the times are those between two events around a call: the waits
-of the host within it count. Ours is compared with torchvision's on the CPU first, all values of it: a
-wrong answer has no speed.
+Both run alternately, so that other load on the machine affects both. Each row gives the medians in milliseconds and
+their ratio. On CUDA, times are between two events around a call, and include the host's waits within it. First, all
+values of hybrid_rt's results are compared with torchvision's on the CPU, because the speed of a wrong answer is
+worthless.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     options: tuple[float, ...]
 
     def to(self, device: torch.device) -> Case:
-        """The same with its tensors there."""
+        """Returns the case with its tensors on a device."""
         return self._replace(tensors=tuple(tensor.to(device) for tensor in self.tensors))
 
     def run(self, library: str) -> Tensor:
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 
 def milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """The time of one call."""
+    """Returns the milliseconds of one call."""
     if device.type == "cpu":
         begin = time.perf_counter()
         call()
@@ -74,7 +74,7 @@ def milliseconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def medians(case: Case, device: torch.device, repeat: int) -> tuple[float, float]:
-    """The median times of torchvision and of hybrid_rt, in milliseconds, called alternately."""
+    """Returns the median milliseconds of torchvision and of hybrid_rt, called alternately."""
     placed = case.to(device)
     if not torch.equal(placed.run("hybrid_rt").cpu(), case.run("torchvision")):
         raise SystemExit(f"the results differ: {case.name}")
@@ -87,14 +87,14 @@ def medians(case: Case, device: torch.device, repeat: int) -> tuple[float, float
 
 
 def make_boxes(count: int, width: float, height: float, size: float) -> Tensor:
-    """Boxes around random centres, with sides of ``size`` / 2 to 1.5 * ``size``."""
+    """Returns boxes around random centres, with sides from ``size`` / 2 to 1.5 * ``size``."""
     centres = torch.rand(count, 2) * torch.tensor([width, height])
     sides = (torch.rand(count, 2) + 0.5) * size
     return torch.cat([centres - sides / 2, centres + sides / 2], 1)
 
 
 def nms_case(count: int, size: float, iou_threshold: float) -> Case:
-    """Boxes as in an image of 1088 x 800 pixels."""
+    """Returns a case of nms with boxes in an image of 1088 x 800 pixels."""
     boxes, scores = make_boxes(count, 1088, 800, size), torch.rand(count)
     kept = len(torch.ops.torchvision.nms(boxes, scores, iou_threshold))
     name = f"nms: {count} boxes of {size:.0f} px, IoU {iou_threshold}, {kept} stay"
@@ -104,7 +104,10 @@ def nms_case(count: int, size: float, iou_threshold: float) -> Case:
 def roi_align_case(
     count: int, shape: tuple[int, int, int], size: float, output: int = 7, ratio: int = 2, channels_last: bool = False
 ) -> Case:
-    """``count`` boxes with sides of about ``size`` pixels of a feature map of ``shape`` (channels, height, width)."""
+    """Returns a case of roi_align.
+
+    ``count`` boxes have sides of about ``size`` pixels on a feature map of ``shape`` (channels, height, width).
+    """
     features = torch.randn(1, *shape)
     if channels_last:
         features = features.contiguous(memory_format=torch.channels_last)
@@ -120,7 +123,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    p2, p4 = (256, 200, 272), (256, 50, 68)  # of an FPN at 800 x 1088
+    p2, p4 = (256, 200, 272), (256, 50, 68)  # shapes of an FPN at 800 x 1088
     cases: list[Callable[[], Case]] = [
         lambda: nms_case(100, 60, 0.5),
         lambda: nms_case(1000, 60, 0.7),

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Times parts of torchvision's heads as torchvision has them and by operators of hybrid_rt, on the CPU.
+"""Times parts of torchvision's heads in torchvision's version and with hybrid_rt's operators, on the CPU.
 
-Both are scripted, with nms and roi_align of hybrid_rt in both, and run alternately, so that other load on the machine
-meets them alike; each row gives the medians in milliseconds and the median of the ratios. The tensors are noise of the
-sizes of an image of 800x1088 (SSDLite: 320x320), with logits of which few pass. The results are compared first.
+Both are scripted, use nms and roi_align of hybrid_rt, and run alternately, so that other load on the machine affects
+both. Each row gives the medians in milliseconds and the median of the ratios. The tensors are noise of the sizes for an
+image of 800x1088 (SSDLite: 320x320), with few logits above the threshold. The results are compared first.
 """
 
 from __future__ import annotations
@@ -39,37 +39,42 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Pyramid(nn.Module):
-    """Stands for a backbone: what is timed never calls it."""
+    """Placeholder for a backbone, which is never called."""
 
     out_channels = 256
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Returns something of the right type."""
+        """Returns a value of the right type."""
         return {"0": pictures}
 
 
 class Given(nn.Module):
-    """Stands for ``rpn.head``: returns what it holds."""
+    """Replaces ``rpn.head``: returns stored tensors."""
 
     def __init__(self, objectness: list[Tensor], deltas: list[Tensor]) -> None:
-        """One tensor per level each."""
+        """Stores the tensors.
+
+        Args:
+            objectness: One tensor per level.
+            deltas: One tensor per level.
+        """
         super().__init__()
         self.objectness = objectness
         self.deltas = deltas
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Whatever ``maps`` are."""
+        """Returns the stored tensors, whatever ``maps`` are."""
         return self.objectness, self.deltas
 
 
 def levels(first: int, count: int = 5) -> list[tuple[int, int]]:
-    """Rows and columns of feature maps, from a stride on."""
+    """Returns rows and columns of feature maps, starting at a stride."""
     strides = [first * 2**i for i in range(count)]
     return [(-(-_SIZE[0] // stride), -(-_SIZE[1] // stride)) for stride in strides]
 
 
 def boxes_of(count: int) -> Tensor:
-    """Boxes in the image, of 8 to 300 pixels."""
+    """Returns boxes in the image with sides of 8 to 300 pixels."""
     corners = torch.rand(count, 2) * torch.tensor([_SIZE[1] - 8.0, _SIZE[0] - 8.0])
     return torch.cat([corners, corners + 8 + torch.rand(count, 2) ** 2 * 292], 1)
 
@@ -86,7 +91,7 @@ def dense(anchors_per_pixel: int, first_stride: int, mean: float) -> tuple[dict[
 
 
 def both_scripted(detector: nn.Module) -> list[torch.jit.ScriptModule]:
-    """As torchvision has it, and with operators of ours."""
+    """Returns the scripted detector as in torchvision, and with hybrid_rt's operators."""
     ours = working_copy(detector)
     known_heads.use_operators(ours)
     scripted = [jit.script(module) for module in (detector, ours)]
@@ -96,23 +101,23 @@ def both_scripted(detector: nn.Module) -> list[torch.jit.ScriptModule]:
 
 
 Case = tuple[nn.Module, Callable[[Any], Any]]
-"""A detector, and what to call of it once it is scripted."""
+"""A detector, and a function that calls a part of it once it is scripted."""
 
 
 def retinanet() -> Case:
-    """RetinaNet's post-processing."""
+    """Returns RetinaNet's post-processing."""
     outputs, anchors = dense(9, 8, -7.0)
     return RetinaNet(Pyramid(), _CLASSES).eval(), lambda d: d.postprocess_detections(outputs, anchors, [_SIZE])
 
 
 def fcos() -> Case:
-    """FCOS's post-processing."""
+    """Returns FCOS's post-processing."""
     outputs, anchors = dense(1, 8, -6.0)
     return FCOS(Pyramid(), _CLASSES).eval(), lambda d: d.postprocess_detections(outputs, anchors, [_SIZE])
 
 
 def ssdlite() -> Case:
-    """SSDLite320's post-processing."""
+    """Returns SSDLite320's post-processing."""
     detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
     logits = torch.randn(1, 3234, _CLASSES) + 4 * torch.eye(_CLASSES)[0]
     outputs = {"cls_logits": logits, "bbox_regression": torch.randn(1, 3234, 4)}
@@ -121,7 +126,7 @@ def ssdlite() -> Case:
 
 
 def proposals() -> Case:
-    """Faster R-CNN's RPN behind its head."""
+    """Returns Faster R-CNN's RPN after its head."""
     anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     detector = FasterRCNN(Pyramid(), _CLASSES, rpn_anchor_generator=anchors)
     sizes = levels(4)
@@ -134,7 +139,7 @@ def proposals() -> Case:
 
 
 def pooling() -> Case:
-    """1,000 boxes over four levels."""
+    """Returns the pooling of 1,000 boxes on four levels."""
     detector = FasterRCNN(Pyramid(), _CLASSES)
     maps = {str(i): torch.randn(1, 256, *size) for i, size in enumerate(levels(4, 4))}
     boxes = [boxes_of(1000)]
@@ -142,25 +147,25 @@ def pooling() -> Case:
 
 
 def box_results() -> Case:
-    """Faster R-CNN's post-processing of 1,000 boxes."""
+    """Returns Faster R-CNN's post-processing of 1,000 boxes."""
     detector = FasterRCNN(Pyramid(), _CLASSES)
     logits, codes, boxes = torch.randn(1000, _CLASSES) * 2, torch.randn(1000, _CLASSES * 4) * 0.1, [boxes_of(1000)]
     return detector.roi_heads.eval(), lambda heads: heads.postprocess_detections(logits, codes, boxes, [_SIZE])
 
 
 def transform_of(detector: nn.Module) -> Case:
-    """The transform of an image of 480x640."""
+    """Returns a detector's transform of an image of 480x640."""
     images = [torch.rand(3, 480, 640)]
     return detector.transform.eval(), lambda transform: {"tensors": transform(images)[0].tensors}
 
 
 def small_transform() -> Case:
-    """SSDLite320's transform of 480x640."""
+    """Returns SSDLite320's transform of 480x640."""
     return transform_of(ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None))
 
 
 def large_transform() -> Case:
-    """Faster R-CNN's transform of 480x640."""
+    """Returns Faster R-CNN's transform of 480x640."""
     return transform_of(FasterRCNN(Pyramid(), _CLASSES))
 
 

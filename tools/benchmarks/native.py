@@ -1,4 +1,4 @@
-"""The C++ programs of the build directory, for the benchmarks."""
+"""Runs C++ programs from the build directory for the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def program(name: str) -> Path:
-    """The program; ends the process with advice if it was not built."""
+    """Returns the path of a program. Exits with advice if it was not built."""
     found = sorted((ROOT / "build").glob(f"cp*/bin/{name}"))
     if not found:
         sys.exit(f"tools: expected build/cp*/bin/{name}, got none. Run tools/setup --tests first.")
@@ -23,9 +23,9 @@ def program(name: str) -> Path:
 
 
 def run(name: str, *arguments: object) -> dict[str, Any]:
-    """Runs the program and reads the JSON that it prints; ends the process with its message if it fails."""
+    """Runs a program and returns the JSON that it prints. Exits with its message if it fails."""
     command = [str(part) for part in (program(name), *arguments)]
-    # The build folder's library does not lie beside the vendors' packages as the installed one does.
+    # The library in the build directory is not next to the vendors' packages, unlike the installed one.
     libraries = {variable: str(path) for variable, path in registry.vendor_libraries().items()}
     environment = {**libraries, **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

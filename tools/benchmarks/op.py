@@ -39,7 +39,7 @@ def _segment(module: nn.Module, example: Tensor) -> Program:
 
 
 def main() -> None:
-    """Makes the models, runs the C++ program, prints the figures."""
+    """Builds the models, runs the C++ program and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")

@@ -1,7 +1,7 @@
-"""Measures what README.md shows, keeps the results, and writes them into the page.
+"""Measures the figures in README.md, stores the results, and writes them into the page.
 
-Each measurement is a tool of its own. Its results are kept in the repository, in docs/measured/NAME.json. The table of
-the README is made from these files alone. Run it on a quiet machine.
+Each measurement is a separate tool. Its results are stored in the repository, in docs/measured/NAME.json, and the
+README's table is generated from these files alone. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Measurement:
     """A tool that measures.
 
     Attributes:
-        module: the tool.
-        arguments: its arguments; ``--output`` is added.
-        written: the file that it writes into the directory ``--output``; empty if ``--output`` is a file.
+        module: Module of the tool.
+        arguments: Its arguments; ``--output`` is added.
+        written: File that it writes into the directory ``--output``; empty if ``--output`` is a file.
     """
 
     module: str
@@ -61,7 +61,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, unless told only to write the page; then writes it."""
+    """Measures, unless told only to write the page, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), choices=list(MEASUREMENTS))
     parser.add_argument("--render", action="store_true", help="write README.md from the kept results, measure nothing")
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str) -> None:
-    """Runs a tool and keeps the file that it writes."""
+    """Runs a tool and stores the file that it writes."""
     measurement = MEASUREMENTS[name]
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
         output = Path(folder) if measurement.written else Path(folder) / f"{name}.json"
@@ -84,13 +84,13 @@ def measure(name: str) -> None:
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """Returns the results that are kept, by the names of their measurements."""
+    """Returns the stored results by the names of their measurements."""
     paths = [KEPT / f"{name}.json" for name in MEASUREMENTS]
     return {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
 
 
 def table(results: Mapping[str, dict[str, Any]]) -> str:
-    """Returns the table of the README; a measurement without results has no row."""
+    """Returns the README's table. A measurement without results has no row."""
     makers = {"detectors": _detectors, "accuracy": _accuracy, "service": _service, "overhead": _overhead}
     rows = [
         [case, result, f"[{machine}]({(KEPT / name).relative_to(ROOT)}.json)"]
@@ -103,10 +103,10 @@ def table(results: Mapping[str, dict[str, Any]]) -> str:
 
 
 def with_block(page: str, text: str) -> str:
-    """Returns the page with the text between the two marks.
+    """Returns the page with the text inserted between the two marks.
 
     Raises:
-        ValueError: the page does not have each mark once.
+        ValueError: The page does not contain each mark exactly once.
     """
     parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", page)
     if parts[1::2] != [BEGIN, END]:
@@ -121,12 +121,12 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 
 def _ratio(slow: float, fast: float) -> str:
-    """Returns how many times faster, rounded down."""
+    """Returns the ratio, rounded down."""
     return f"{math.floor(100 * slow / fast) / 100:.2f}"
 
 
 def _detectors(results: Mapping[str, Any]) -> list[list[str]]:
-    """Hybrids in C++ and frozen TorchScript in C++, all in fp32 unless a row says otherwise."""
+    """Returns rows that compare hybrids and frozen TorchScript in C++, in fp32 unless a row says otherwise."""
     medians: dict[tuple[str, str, str], float] = {}
     for result in results["results"]:
         case, latency = result["case"], result["latency"]

@@ -1,8 +1,8 @@
-"""Memory and time of loading a bundle, by parts, and the first calls with and without warm-up.
+"""Measures memory and time of loading a bundle, by parts, and the first calls with and without warm-up.
 
-Each figure comes from a process of its own. Resident memory is VmRSS; the peak is VmHWM, which is reset before load().
-"vendor's library" is what remains after a bundle with a single small convolution on the same engine was loaded and run.
-The limit of memory is relative to the bytes of the variant that runs.
+Each figure comes from a separate process. Resident memory is VmRSS; the peak is VmHWM, which is reset before load().
+"vendor's library" is what remains after a bundle with a single small convolution was loaded and run on the same engine.
+The memory limit is relative to the bytes of the variant that runs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ print(json.dumps(found))
 
 
 def main() -> None:
-    """Measures the bundles, prints a table."""
+    """Measures the bundles and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", help="bundles; one without a golden sample gets noise")
     parser.add_argument("--threads", type=int, default=2, help="threads per call (default: 2)")
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _small(directory: Path, like: Path) -> Path:
-    """A bundle of one convolution, for the engine that runs a bundle here."""
+    """Returns a bundle of one convolution for the engine that runs a given bundle here."""
     [variant] = {
         (chosen.backend, chosen.precision) for engine in hybrid_rt.check(like) if (chosen := engine.chosen) is not None
     }

@@ -1,7 +1,8 @@
-"""Measures TorchScript's own options on a detector, each case in its own process, called alternately.
+"""Measures TorchScript's own options on a detector, each case in a separate process, called alternately.
 
-Some switches are the whole process's (the profiling executor, the number of threads), and a graph keeps the executor of
-its first call: hence the processes. They stay, so that all cases see the same weather.
+Some switches apply to the whole process (the profiling executor, the number of threads), and a graph keeps the executor
+of its first call, so each case needs its own process. All of them keep running, so that fluctuations of the machine
+affect all cases.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ CASES = (
 
 
 def detector_of(name: str) -> tuple[nn.Module, Tensor]:
-    """A detector and an image for it."""
+    """Returns a detector and an image for it."""
     if name == "demo":
         return digits_detector.load(), read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     (picture,) = torchvision_detectors.pictures([(480, 640)])
@@ -66,21 +67,25 @@ def detector_of(name: str) -> tuple[nn.Module, Tensor]:
 
 
 class InBfloat16(nn.Module):
-    """A backbone that computes in bf16 and gives its features in float32, as the torchscript backend's bf16 does."""
+    """Backbone that computes in bf16 and returns float32, like the torchscript backend in bf16."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """``backbone``: it is cast itself."""
+        """Casts a backbone in place.
+
+        Args:
+            backbone: The backbone.
+        """
         super().__init__()
         self.backbone = backbone.to(torch.bfloat16)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """As the backbone."""
+        """Returns the backbone's features in float32."""
         features: dict[str, Tensor] = self.backbone(pictures.to(torch.bfloat16))
         return {name: level.to(torch.float32) for name, level in features.items()}
 
 
 def prepared(detector: nn.Module, case: Case) -> nn.Module:
-    """The detector in the form that the case asks for."""
+    """Returns the detector in the form that the case describes."""
     if case.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     if case.bf16:
@@ -95,7 +100,7 @@ def prepared(detector: nn.Module, case: Case) -> nn.Module:
 
 
 def worker(connection: Any, path: str, case: Case, threads: int) -> None:
-    """Prepares a case, then answers each number of calls with their milliseconds and what was found."""
+    """Prepares a case, then answers each requested number of calls with their milliseconds and the result."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(case.threads or threads)
     torch._C._jit_set_profiling_executor(case.profiling)
@@ -129,7 +134,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, d
         process = context.Process(target=worker, args=(theirs, str(path), case, options.threads), daemon=True)
         process.start()
         processes.append(process)
-        # One after the other: preparing costs more cores than a call.
+        # One after another, because preparing uses more cores than a call.
         results[case.name] = {**asdict(case), **connections[case.name].recv()}
 
     def call(case: str, count: int) -> list[float]:
@@ -157,7 +162,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, d
 
 
 def main() -> None:
-    """Measures, prints a table, writes JSON."""
+    """Measures, prints a table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--detectors", nargs="+", default=["demo", "ssdlite320_mobilenet_v3_large"],

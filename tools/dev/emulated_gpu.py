@@ -1,11 +1,12 @@
-"""Runs the tests of the TensorRT plug-in on the emulated GPU in other builds than the usual one.
+"""Runs the tests of the TensorRT plug-in on the emulated GPU in instrumented builds.
 
-    python -m tools.dev.emulated_gpu coverage            # which lines of the plug-in they run
-    python -m tools.dev.emulated_gpu address|thread      # under AddressSanitizer and UBSan, or ThreadSanitizer
-    python -m tools.dev.emulated_gpu faults [NAME ...]   # with faults planted into the plug-in: each has to be noticed
+    python -m tools.dev.emulated_gpu coverage          # measures which lines of the plug-in they run
+    python -m tools.dev.emulated_gpu address|thread    # under AddressSanitizer and UBSan, or ThreadSanitizer
+    python -m tools.dev.emulated_gpu faults [NAME ...] # with faults planted into the plug-in: the tests must notice
+    each
 
-Only the plug-in and what it is tested with are compiled otherwise; the library comes from ccache. The builds stand in
-build/emulated_NAME; faults are planted into that of coverage. The exit status is 0 if all is as it has to be.
+Only the plug-in and its tests are compiled differently; the library comes from ccache. The builds are in
+build/emulated_NAME; faults are planted into the coverage build. The exit status is 0 if everything is as expected.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ LEAST_COVERAGE = 90.0  # percent of all lines of the plug-in
 
 
 def run(command: list[str], *, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end; what it wrote is in the result."""
-    # As tools/setup sets it: its entries in ccache are found.
+    """Runs a command to its end. The result contains its output."""
+    # As in tools/setup, so that its entries in ccache are found.
     environment = {"CCACHE_BASEDIR": str(ROOT), **os.environ, **(env or {})}
     return subprocess.run(command, text=True, capture_output=True, cwd=cwd, env=environment)
 
 
 def build(name: str) -> Path:
     """Configures and builds the tests with the flags of one kind of run, and returns the directory."""
-    folder = ROOT / "build" / f"emulated_{name}"  # as deep as the usual build, for ccache
+    folder = ROOT / "build" / f"emulated_{name}"  # of the same depth as the usual build, for ccache
     options = {
         "CMAKE_BUILD_TYPE": "Release", "HYBRID_RT_BUILD_TESTS": "ON", "HYBRID_RT_BUILD_PYTHON": "OFF",
         "HYBRID_RT_BUILD_APPS": "OFF", "HYBRID_RT_BUILD_CUDA": "OFF", "HYBRID_RT_WERROR": "ON",
         "HYBRID_RT_INSTRUMENT": ";".join(FLAGS[name]), "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
-        # By the name that scikit-build-core gives it, which is a part of what ccache goes by.
+        # The name that scikit-build-core uses, which is part of ccache's key.
         "CMAKE_CXX_COMPILER": shutil.which("g++") or "c++", "Python_EXECUTABLE": sys.executable,
     }  # fmt: skip
     defines = [f"-D{key}={value}" for key, value in options.items()]
@@ -65,16 +66,16 @@ def build(name: str) -> Path:
 
 
 def ctest(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the tests of the emulated GPU that a directory has."""
+    """Runs the tests of the emulated GPU in a build directory."""
     options = ["--output-on-failure", "--no-tests=error", "--timeout", "300"]
     variables = {"HYBRID_RT_TEST_EMULATED_BUNDLE": str(bundle(folder))}
     return run(["ctest", "--test-dir", str(folder), "-R", "^emulated_", *options], env=variables)
 
 
 def tests_of_the_plugin(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Returns the command and the environment of the plug-in's tests with the first of the stand-ins.
+    """Returns command and environment of the plug-in's tests with the first stand-in.
 
-    Without those of whole bundles, which take as long as all others and run the same plug-in.
+    The tests of whole bundles are excluded: they take as long as all others and run the same plug-in.
     """
     shown = json.loads(run(["ctest", "--test-dir", str(folder), "--show-only=json-v1"]).stdout)["tests"]
     test = min((test for test in shown if test["name"].startswith("emulated_tensorrt_")), key=lambda test: test["name"])
@@ -94,17 +95,17 @@ def bundle(folder: Path) -> Path:
 
 
 def sanitize(name: str) -> bool:
-    """Runs the tests under a sanitizer, and tells whether it found nothing."""
+    """Runs the tests under a sanitizer. Returns true if it found nothing."""
     done = ctest(build(name))
     print(done.stdout[-30000:])
     return done.returncode == 0
 
 
 def lines_of(folder: Path) -> dict[str, dict[int, int]]:
-    """Returns how often each line of the plug-in's sources ran: the most of a file's several builds."""
+    """Returns how often each line of the plug-in's sources ran: the maximum over a file's builds."""
     counts: dict[str, dict[int, int]] = collections.defaultdict(dict)
     for data in sorted(folder.rglob("backends/tensorrt/**/*.gcda")):
-        # One report for the file itself and for each header that has lines of code.
+        # One report for the file itself, and one for each header that has lines of code.
         for report in json.loads(run(["gcov", "--json-format", "--stdout", str(data)]).stdout)["files"]:
             path = Path(report["file"])
             if path.parent != PLUGIN:
@@ -116,7 +117,7 @@ def lines_of(folder: Path) -> dict[str, dict[int, int]]:
 
 
 def measure() -> bool:
-    """Prints a table of the plug-in's lines that ran, and tells whether they are enough."""
+    """Prints the coverage of the plug-in. Returns true if it is sufficient."""
     folder = build("coverage")
     for data in folder.rglob("*.gcda"):
         data.unlink()
@@ -176,7 +177,7 @@ def plant(fault: Fault, folder: Path) -> Path:
 
 
 def plant_all(names: list[str]) -> bool:
-    """Runs the tests with each fault, prints what noticed it, and tells whether all were noticed."""
+    """Runs the tests with each fault and prints what noticed it. Returns true if every fault was noticed."""
     folder = build("coverage")
     command, variables = tests_of_the_plugin(folder)
     if run(command, env=variables).returncode != 0:
@@ -193,7 +194,7 @@ def plant_all(names: list[str]) -> bool:
 
 
 def main() -> None:
-    """Runs what the command line names."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*FLAGS, "faults"])
     parser.add_argument("names", nargs="*", help="of planted faults (default: all)")

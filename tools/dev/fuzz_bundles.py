@@ -1,9 +1,11 @@
-"""Mutates bundles, with digests that fit, and has each inspected, checked and loaded: tools/fuzz fuzz_bundles.
+"""Mutates bundles, with matching digests, and inspects, checks and loads each: tools/fuzz fuzz_bundles.
 
-The promises: an error of ours or a module, in ten seconds, with no more memory than one and a half times the file
-and 300 MB; and where a signature is asked for, no module of other records than those that were signed. The bundle is
-signed with a key that is trusted; mutants carry its signature, or that of another key. Whatever breaks a promise is
-kept with its number. A mutant is made of its number and of the bundle alone.
+Each mutant must cause one of our errors or give a module, within ten seconds and with at most one and a half times the
+file's size plus 300 MB of memory. If a signature is required, no module may come from records other than the signed
+ones.
+
+The bundle is signed with a trusted key; mutants carry its signature, or one of another key. A mutant that breaks a
+promise is kept with its number. A mutant depends only on its number and the bundle.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ from .process_work import work_of
 ROOT = Path(__file__).resolve().parents[2]
 
 SECONDS = 10.0
-"""CPU time, or time asleep: the load of the machine does not count."""
+"""Limit of CPU time, or of time asleep, so that the load of the machine does not count."""
 MEMORY = 300 << 20
 SIGNATURES = "extra/hybrid_rt/signatures/"
 TRUSTED, STRANGER = b"\1" * 32, b"\2" * 32
-"""Ed25519 private keys that are no secret, so that mutants are the same each time."""
+"""Ed25519 private keys that are not secret, so that mutants are reproducible."""
 MANIFEST = "extra/hybrid_rt/manifest.json"
 DIGEST = "extra/hybrid_rt/manifest.sha256"
 VERSION = "extra/hybrid_rt/format_version"
@@ -71,7 +73,7 @@ TEXTS = [
 
 
 def a_value(chance: random.Random) -> Any:
-    """A JSON value that nobody expects."""
+    """Returns an unexpected JSON value."""
     kinds = [
         lambda: chance.choice(NUMBERS),
         lambda: chance.choice(TEXTS),
@@ -93,7 +95,7 @@ def _nested(depth: int) -> Any:
 
 
 def mutated_json(text: str, chance: random.Random) -> str:
-    """One to three places of a JSON document hold something else, are gone, or are there twice."""
+    """Replaces, removes or duplicates values at one to three places of a JSON document."""
     document = json.loads(text)
     for _ in range(chance.randint(1, 3)):
         places = list(_places(document))
@@ -129,7 +131,7 @@ def _places(value: Any) -> Any:
 
 
 def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
-    """Bytes that are other ones, gone, or there twice."""
+    """Changes, removes or duplicates bytes."""
     data = bytearray(content)
     for _ in range(chance.choice([1, 1, 2, 8])):
         at = chance.randrange(len(data) + 1)
@@ -149,7 +151,7 @@ def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_pickle(content: bytes, chance: random.Random) -> bytes:
-    """Instructions that have other arguments, are gone, or come again; JSON among the texts is changed as JSON."""
+    """Changes arguments of instructions, removes or repeats instructions, and mutates JSON in strings as JSON."""
     try:
         stops = [(code, argument, at) for code, argument, at in pickletools.genops(content)]
     except Exception:
@@ -186,7 +188,7 @@ def mutated_pickle(content: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_code(content: bytes, chance: random.Random) -> bytes:
-    """Lines that are gone, come again or elsewhere, and other numbers and names in them."""
+    """Removes, repeats or moves lines, and changes numbers and names in them."""
     lines = content.decode("utf-8", "replace").split("\n")
     for _ in range(chance.choice([1, 1, 2, 6])):
         i = chance.randrange(len(lines))
@@ -218,7 +220,7 @@ def mutated_code(content: bytes, chance: random.Random) -> bytes:
 
 @dataclass
 class Mutant:
-    """A bundle's records, changed; what is written of them."""
+    """A bundle's modified records, and how they are written."""
 
     records: Records
     what: str = ""
@@ -226,10 +228,10 @@ class Mutant:
     compressed: set[str] = field(default_factory=set)
     has_digests: bool = True
     signature: str = "old"
-    """Which one it carries: the "old" one, the "stranger"'s own, or that one in the "trusted" key's name."""
+    """The signature: the "old" one, the "stranger"'s own, or the stranger's in the name of the "trusted" key."""
 
     def file(self, chance: random.Random) -> bytes:
-        """As an archive, with digests that fit if it has them."""
+        """Returns the mutant as an archive, with matching digests if it has any."""
         records = dict(self.records)
         if self.has_digests and MANIFEST in records and DIGEST in records:
             records[MANIFEST] = self._manifest(records)
@@ -239,7 +241,7 @@ class Mutant:
         written = io.BytesIO()
         with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
             for name, content in [*records.items(), *self.extra.items()]:
-                entry = zipfile.ZipInfo(f"archive/{name}")  # without the time
+                entry = zipfile.ZipInfo(f"archive/{name}")  # without a timestamp
                 entry.compress_type = zipfile.ZIP_DEFLATED if name in self.compressed else zipfile.ZIP_STORED
                 archive.writestr(entry, content)
         data = written.getvalue()
@@ -258,7 +260,7 @@ class Mutant:
 
 
 def mutant(records: Records, number: int) -> bytes:
-    """The file of that number."""
+    """Returns the mutant with that number as a file."""
     chance = random.Random(number)
     made = Mutant(dict(records))
     code = [name for name in records if name.startswith("code/") and name.endswith(".py")]
@@ -280,7 +282,7 @@ def mutant(records: Records, number: int) -> bytes:
 
 
 def pem(key: bytes) -> str:
-    """A private Ed25519 key as PKCS 8 (RFC 8410)."""
+    """Returns a private Ed25519 key as PKCS 8 (RFC 8410)."""
     text = base64.b64encode(bytes.fromhex("302e020100300506032b657004220420") + key).decode()
     return f"-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"
 
@@ -302,7 +304,7 @@ def _key_id(key: bytes) -> str:
 
 
 def _signature(records: Records, key: bytes, *, as_trusted: bool) -> Records:
-    """The record of a right signature of this key; with ``as_trusted`` it claims to be the trusted key's."""
+    """Returns the record of a valid signature with this key. With ``as_trusted`` it claims to be the trusted key's."""
     digest = hashlib.sha256(records.get(MANIFEST, b"")).hexdigest()
     text = f"hybrid_rt bundle\nformat {records.get(VERSION, b'').decode('latin-1').strip()}\nmanifest {digest}\n"
     with tempfile.TemporaryDirectory() as folder:
@@ -324,7 +326,7 @@ def _change(made: Mutant, name: str, change: Callable[[bytes], bytes]) -> str:
             TypeError,
             LookupError,
             RecursionError,
-        ):  # an earlier change made it what it can't be changed as
+        ):  # an earlier change made it impossible to change this
             made.records[name] = made.records[name][:-1]
     return name
 
@@ -347,7 +349,7 @@ def _change_names(made: Mutant, chance: random.Random) -> str:
 
 
 def records_of(bundle: Path) -> Records:
-    """The records of a bundle by their names, signed with the trusted key."""
+    """Returns the records of a bundle by name, signed with the trusted key."""
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_fuzz_") as folder:
         copy, key = Path(folder) / "signed.pt", Path(folder) / "key.pem"
         shutil.copyfile(bundle, copy)
@@ -358,10 +360,10 @@ def records_of(bundle: Path) -> Records:
 
 
 def contents(data: bytes) -> list[tuple[str, bytes]]:
-    """Returns the records of an archive as its central directory names them, with no look at any other field.
+    """Returns the records of an archive according to its central directory alone.
 
     Raises:
-        ValueError, struct.error, zlib.error: the fields do not fit.
+        ValueError, struct.error, zlib.error: The fields are inconsistent.
     """
     end = data.rindex(b"PK\5\6")
     count, at = struct.unpack_from("<H4xI", data, end + 10)
@@ -377,7 +379,7 @@ def contents(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def is_as_signed(data: bytes, records: Records) -> bool:
-    """Returns true if an archive has the records that were signed, and none besides but signatures."""
+    """Returns true if an archive has exactly the signed records, apart from signatures."""
     try:
         found = [(name, content) for name, content in contents(data) if not name.startswith(SIGNATURES)]
     except (ValueError, struct.error, zlib.error):
@@ -426,10 +428,14 @@ for line in sys.stdin:
 
 
 class Worker:
-    """A process that opens files, one after the other."""
+    """A process that opens files, one after another."""
 
     def __init__(self, trusted: Path) -> None:
-        """Starts the process, which trusts the public key in that file, and waits until it has imported everything."""
+        """Starts the process and waits until it has imported everything.
+
+        Args:
+            trusted: File of the public key that it trusts.
+        """
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, trusted],
             stdin=subprocess.PIPE,
@@ -442,7 +448,7 @@ class Worker:
         self.answer(120.0)
 
     def answer(self, seconds: float) -> str:
-        """A line; empty if the process ended; "hang" if it works, or sleeps, for so long."""
+        """Returns a line; empty if the process ended; "hang" if it worked or slept for that long."""
         assert self.process.stdout is not None
         stat = Path(f"/proc/{self.process.pid}/stat")
         begin, _, _ = work_of(stat)
@@ -456,12 +462,12 @@ class Worker:
         return self.process.stdout.readline().strip()
 
     def open(self, path: Path, backend: str, records: Records) -> str:
-        """Opens a file with each verb; returns "taken" or "refused" for each, or the broken promise.
+        """Opens a file with each verb. Returns "taken" or "refused" for each, or the broken promise.
 
         Args:
-            path: the file.
-            backend: of its engines; empty: whichever would be chosen.
-            records: those that were signed.
+            path: The file.
+            backend: Backend of its engines; empty for the default choice.
+            records: The signed records.
         """
         assert self.process.stdin is not None
         try:
@@ -482,18 +488,18 @@ class Worker:
         return " ".join(outcomes)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self.process.kill()
         self.process.communicate()
 
 
 def is_fine(outcome: str) -> bool:
-    """Returns true if the outcome is as promised."""
+    """Returns true if the outcome keeps the promises."""
     return all(word in ("taken", "refused") for word in outcome.split())
 
 
 def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) -> tuple[Counter[str], dict[int, str]]:
-    """Opens the mutants of these numbers; returns how often each outcome was, and the numbers that broke a promise."""
+    """Opens the mutants with these numbers. Returns the count of each outcome, and the numbers that broke a promise."""
     records = records_of(bundle)
     outcomes: Counter[str] = Counter()
     broken: dict[int, str] = {}
@@ -501,7 +507,7 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
         trusted = Path(folder) / "trusted.pub"
         trusted.write_bytes(public_pem(TRUSTED))
         worker: Worker | None = Worker(trusted)
-        until = time.monotonic() + seconds  # it took its time to start
+        until = time.monotonic() + seconds  # starting took a while
         for number in numbers:
             if time.monotonic() > until:
                 break
@@ -524,7 +530,7 @@ def fuzz(bundle: Path, numbers: Any, kept: Path, seconds: float = float("inf")) 
 
 
 def main() -> int:
-    """Prints what was found."""
+    """Fuzzes and prints the findings."""
     parser = argparse.ArgumentParser(prog="tools/fuzz fuzz_bundles", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--first", type=int, default=0, help="the number of the first mutant (default: 0)")

@@ -1,8 +1,8 @@
-"""SIGKILL at random moments of each verb that writes, and a full disk: the old file or the new one, never neither.
+"""Kills each verb that writes at random moments, and fills the disk: the old file or the new one must remain.
 
-Each job runs in a process of its own, of a server that has imported everything: what is killed is the work, on a small
-detector, so that the moments lie close together. A job runs whole once, which says how long it takes and what the new
-file is. Exit code 1 if anything was lost.
+Each job runs in a separate process, forked from a server that has imported everything, so that only the work on a small
+detector is killed, and the moments are close together. First, a job runs to its end, which gives its duration and the
+new file. Exit code 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from hybrid_rt.common.atomic_files import TEMPORARY_PREFIX
 
 DAY = 24 * 3600
 FAILED = 3
-"""The exit code of a job that refused, with an error of ours."""
+"""Exit code of a job that failed with one of our errors."""
 
 
 class SmallDetector(nn.Module):
-    """A backbone with a megabyte of weights, so that a write takes some time, and one box per image."""
+    """A detector with a megabyte of weights, so that a write takes some time, and one box per image."""
 
     def __init__(self) -> None:
-        """Draws the weights, the same each time."""
+        """Creates the weights with a fixed seed."""
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.backbone = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 256, 3))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images [N, 3, H, W]; boxes, labels and scores."""
+        """Returns boxes, labels and scores of images [N, 3, H, W]."""
         scores = self.backbone(images).mean((2, 3)).sigmoid()
         labels = scores.argmax(1)
         return {"boxes": torch.ones(len(labels), 4), "labels": labels, "scores": scores.amax(1)}
@@ -57,29 +57,29 @@ def _image() -> torch.Tensor:
 
 
 def convert(path: str) -> None:
-    """Another bundle in the place of the old one: without a TorchScript variant."""
+    """Replaces the bundle by one without a TorchScript variant."""
     hybrid_rt.convert(
         SmallDetector().eval(), (_image(),), path, segments="backbone", fallback=False, measure=False, golden=False
     )
 
 
 def add_variant(path: str) -> None:
-    """A variant that needs no compiler of a vendor."""
+    """Adds a variant that needs no vendor's compiler."""
     hybrid_rt.add_variant(path, "torchscript:bf16", verify=False)
 
 
 def remove_variant(path: str) -> None:
-    """The one of OpenVINO."""
+    """Removes OpenVINO's variant."""
     hybrid_rt.remove_variant(path, "openvino")
 
 
 def swap(path: str) -> None:
-    """The backbone by itself."""
+    """Replaces the backbone by itself."""
     hybrid_rt.swap_backbone(path, SmallDetector().eval().backbone, path, engine="torchscript", verify=False)
 
 
 def made_bundle(path: Path) -> None:
-    """Writes the file that the jobs change."""
+    """Writes the bundle that the jobs change."""
     hybrid_rt.convert(SmallDetector().eval(), (_image(),), path, segments="backbone", measure=False)
 
 
@@ -92,7 +92,7 @@ JOBS: dict[str, Callable[[str], None]] = {
 
 
 def _run(job: str, path: str, cache: str, most_bytes: int | None) -> None:
-    """In the job's process, whose environment is that of the server."""
+    """Runs a job in its process, which has the server's environment."""
     os.environ["HYBRID_RT_CACHE"] = cache
     os.environ["HYBRID_RT_COMPILE_ISOLATION"] = "0"
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
@@ -116,10 +116,16 @@ class Outcome:
 
 
 class Trial:
-    """Runs jobs on copies of a bundle in a directory of its own."""
+    """Runs jobs on copies of a bundle in a separate directory."""
 
     def __init__(self, bundle: Path, directory: Path, cache: Path) -> None:
-        """Reads the bundle; the jobs use ``cache``."""
+        """Reads the bundle.
+
+        Args:
+            bundle: The bundle.
+            directory: Directory for the copies.
+            cache: Directory of the jobs' cache.
+        """
         self.cache = cache
         self.bundle = bundle.read_bytes()
         self.directory = directory
@@ -128,13 +134,13 @@ class Trial:
         self._context.set_forkserver_preload(["tools.dev.kill_test"])
 
     def start(self, job: str, path: Path | None = None, most_bytes: int | None = None):
-        """Starts a job; ``most_bytes``: that it may write into one file."""
+        """Starts a job. ``most_bytes`` limits the bytes that it may write to one file."""
         process = self._context.Process(target=_run, args=(job, str(path or self.path), str(self.cache), most_bytes))
         process.start()
         return process
 
     def run(self, job: str, *, kill_after: float | None = None, most_bytes: int | None = None) -> Outcome:
-        """Runs a job on the old bundle, to its end or to its death."""
+        """Runs a job on the old bundle until it ends or is killed."""
         for entry in self.directory.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.path.write_bytes(self.bundle)
@@ -161,7 +167,7 @@ class Trial:
         return [entry for entry in self.directory.iterdir() if entry.name.startswith(TEMPORARY_PREFIX)]
 
     def a_day_later(self) -> int:
-        """Returns how many leftovers a write finds worth keeping once they are a day old."""
+        """Returns the number of leftovers that a write keeps once they are a day old."""
         for entry in self.leftovers():
             os.utime(entry, (time.time() - 2 * DAY,) * 2)
         hybrid_rt.remove_variant(self.path, "torchscript", self.directory / "other.pt")
@@ -169,8 +175,8 @@ class Trial:
 
 
 def kills(trial: Trial, job: str, number: int, chance: random.Random) -> Counter[str]:
-    """Kills a job at that many moments of the time that it takes; counts what was found."""
-    trial.run(job)  # starts the server, and fills the cache
+    """Kills a job at that many moments of its duration, and counts the outcomes."""
+    trial.run(job)  # starts the server and fills the cache
     begin = time.monotonic()
     whole = trial.run(job)
     seconds = time.monotonic() - begin
@@ -180,7 +186,7 @@ def kills(trial: Trial, job: str, number: int, chance: random.Random) -> Counter
     for _ in range(number):
         begin = time.monotonic()
         outcome = trial.run(job, kill_after=chance.uniform(0, seconds))
-        if outcome.code == 0:  # it was quicker than the one that was timed
+        if outcome.code == 0:  # it was faster than the timed run
             seconds = min(seconds, time.monotonic() - begin)
         found[outcome.file] += 1
         found["leftovers"] += outcome.leftovers
@@ -193,7 +199,7 @@ def kills(trial: Trial, job: str, number: int, chance: random.Random) -> Counter
 
 
 def full_disk(trial: Trial, job: str, number: int) -> Counter[str]:
-    """Runs a job that may write less and less, down to nothing."""
+    """Runs a job with a decreasing limit on the bytes that it may write, down to none."""
     trial.run(job)
     size = trial.path.stat().st_size
     found: Counter[str] = Counter()
@@ -207,7 +213,7 @@ def full_disk(trial: Trial, job: str, number: int) -> Counter[str]:
 
 
 def caches(trial: Trial, number: int, chance: random.Random) -> Counter[str]:
-    """Two conversions on one empty cache, one of them killed: the other, and a third, must be right."""
+    """Runs two conversions on one empty cache and kills one: the other one, and a third, must be right."""
     found: Counter[str] = Counter()
     seconds = 0.0
     for i in range(number + 1):
@@ -236,13 +242,13 @@ def caches(trial: Trial, number: int, chance: random.Random) -> Counter[str]:
 
 
 def is_fine(found: Counter[str]) -> bool:
-    """Returns true if every outcome was as promised."""
+    """Returns true if every outcome keeps the promise."""
     promised = {"old", "new", "whole", "leftovers", "ended by itself"}
     return all(name in promised for name, count in found.items() if count)
 
 
 def table(rows: dict[str, Counter[str]]) -> str:
-    """As Markdown."""
+    """Returns a table in Markdown."""
     lines = ["| what | found | leftovers beside the file |", "|---|---|---|"]
     for name, found in rows.items():
         rest = ", ".join(f"{count} {what}" for what, count in found.items() if count and what != "leftovers")
@@ -251,7 +257,7 @@ def table(rows: dict[str, Counter[str]]) -> str:
 
 
 def main() -> int:
-    """Prints the table."""
+    """Runs all jobs and prints the table."""
     parser = argparse.ArgumentParser(prog="tools/kill_test", description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="of each verb (default: 100)")
     parser.add_argument("--sizes", type=int, default=20, help="of the disk, for each verb (default: 20)")
@@ -268,7 +274,7 @@ def main() -> int:
         for job in JOBS:
             rows[f"{job}, {options.kills} kills"] = kills(trial, job, options.kills, random.Random(options.seed))
             rows[f"{job}, {options.sizes} full disks"] = full_disk(trial, job, options.sizes)
-            print(table(rows), flush=True)  # so far: it takes long
+            print(table(rows), flush=True)  # intermediate results, because it takes long
         rows[f"two on one cache, {options.caches} kills"] = caches(trial, options.caches, random.Random(options.seed))
     print(table(rows))
     return 0 if all(map(is_fine, rows.values())) else 1

@@ -1,8 +1,7 @@
 """Writes a bundle for the emulated GPUs of tests/cpp/emulated: python -m tools.dev.make_emulated_bundle OUTPUT.
 
-Its TensorRT engines are plans of the stand-in, which computes what the modules below do: for two GPUs (compute
-capability 8.9 and 9.0), and for TensorRT and TensorRT-RTX of any version. The engine of `classes` for the first GPU is
-broken.
+Its TensorRT engines are plans for the stand-in, which computes the modules below: for two GPUs (compute capability 8.9
+and 9.0), and for any version of TensorRT and TensorRT-RTX. The engine of `classes` for the first GPU is broken.
 """
 
 from __future__ import annotations
@@ -30,41 +29,41 @@ from hybrid_rt.conversion.assemble.engine_module import engine_module
 from hybrid_rt.torchscript import head_operators, jit
 
 LIBRARIES = {"tensorrt": ">=10", "tensorrt_rtx": ">=1.5"}
-GPUS = ("9.0", "8.9")  # the second one and the first one of the stand-in of the driver
+GPUS = ("9.0", "8.9")  # the second and the first GPU of the stand-in for the driver
 BROKEN = ("classes", "8.9")
 BATCH, SIDE = (1, 4), (8, 64)
 
 
 class Backbone(nn.Module):
-    """[N, 3, H, W] -> features [N, 4, H, W] and their means [N, 4]; H and W are even."""
+    """Computes features [N, 4, H, W] of images [N, 3, H, W] with even H and W, and their means [N, 4]."""
 
     def __init__(self) -> None:
-        """Makes the convolution."""
+        """Creates the convolution."""
         super().__init__()
         self.convolution = nn.Conv2d(3, 4, 3, stride=2, padding=1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes both."""
+        """Returns features and means."""
         half = self.convolution(pictures) * 0.5 + 1.0
         return functional.interpolate(half, scale_factor=2.0), half.mean((2, 3))
 
 
 class Detector(nn.Module):
-    """Boxes [n, 4], scores [n], labels [n] of the first image, and the means of all, [N, 4]."""
+    """Returns boxes [n, 4], scores [n] and labels [n] of the first image, and the means of all, [N, 4]."""
 
     def __init__(self) -> None:
-        """Makes the segments."""
+        """Creates the segments."""
         super().__init__()
         self.backbone = Backbone()
         self.classes = nn.Conv2d(4, 2, 3, stride=2, padding=1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Runs the segments, and the head."""
+        """Runs the segments and the head."""
         features, means = self.backbone(pictures)
         scores, labels = self.classes(features)[0].sigmoid().max(0)
         rows, columns = torch.where(scores > scores.mean())
         corners = torch.stack([columns, rows], 1) * 2.0
-        # A constant of the graph, and what is made on a named device: both move with the module.
+        # A constant of the graph, and a tensor that is created on a named device: both move with the module.
         sides = torch.tensor([3.0, 5.0]) + torch.zeros([corners.size(0), 2], device=torch.device("cpu"))
         boxes = torch.cat([corners, corners + sides], 1)
         kept = nms(boxes, scores[rows, columns], 0.3)
@@ -72,7 +71,7 @@ class Detector(nn.Module):
 
 
 def convolution(module: nn.Conv2d, source: str, output: str) -> dict[str, Any]:
-    """Returns a layer of the stand-in's."""
+    """Returns a layer for the stand-in."""
     assert module.bias is not None
     weights, bias = module.weight.flatten().tolist(), module.bias.tolist()
     return {
@@ -82,7 +81,7 @@ def convolution(module: nn.Conv2d, source: str, output: str) -> dict[str, Any]:
 
 
 def layers_of(detector: Detector) -> dict[str, list[dict[str, Any]]]:
-    """Returns what each segment computes as the stand-in's layers: x in, y and z out."""
+    """Returns each segment's computation as the stand-in's layers: x is the input, y and z are the outputs."""
     return {
         "backbone": [
             convolution(detector.backbone.convolution, "x", "a"),

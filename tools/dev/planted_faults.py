@@ -1,4 +1,4 @@
-"""The faults that tools/dev/emulated_gpu.py plants into the TensorRT plug-in: each breaks one rule."""
+"""Defines the faults that tools/dev/emulated_gpu.py plants into the TensorRT plug-in. Each breaks one rule."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One altered place of the plug-in, and what a test says of it."""
+    """One modified place of the plug-in, and the expected message of a test."""
 
     name: str
-    file: str  # of cpp/backends/tensorrt
+    file: str  # file in cpp/backends/tensorrt
     old: str
     new: str
-    noticed_as: str  # a part of what the failing tests write
+    noticed_as: str  # part of the failing tests' output
 
 
 FAULTS = [

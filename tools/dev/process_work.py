@@ -1,4 +1,4 @@
-"""Reads how much processes work, to tell one that hangs from one that waits for a busy machine."""
+"""Measures the work of processes, to distinguish a hang from waiting on a busy machine."""
 
 from __future__ import annotations
 

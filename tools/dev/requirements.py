@@ -1,7 +1,9 @@
-"""Prints what pyproject.toml asks for, one requirement per line, for `pip install -r`; pip would build the project.
+"""Prints the requirements of pyproject.toml, one per line, for `pip install -r`; pip would build the project.
 
-requirements.py [EXTRA ...]    the requirements of the build and of the package, with those of the extras
-requirements.py --built-with   the installed versions of torch and of the build's requirements
+Usage:
+
+    requirements.py [EXTRA ...]     the requirements of the build, of the package, and of those extras
+    requirements.py --built-with    the installed versions of torch and of the build's requirements
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # pip brings it
+else:  # installed with pip
     from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +27,7 @@ def wanted(pyproject: dict[str, Any], extras: Sequence[str]) -> list[str]:
     """Returns the requirements of the build, of the package and of its extras.
 
     Raises:
-        KeyError: there is no extra of that name.
+        KeyError: There is no extra of that name.
     """
     project = pyproject["project"]
     texts = [*pyproject["build-system"]["requires"], *project["dependencies"]]
@@ -34,7 +36,7 @@ def wanted(pyproject: dict[str, Any], extras: Sequence[str]) -> list[str]:
 
 
 def _of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
-    """The requirements of an extra; one that names extras of the project itself stands for these."""
+    """Yields the requirements of an extra, resolving references to other extras of the project."""
     for text in project["optional-dependencies"][extra]:
         own = re.fullmatch(rf"{project['name']}\[(.*)\]", text)
         if own is None:

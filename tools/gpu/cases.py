@@ -1,6 +1,6 @@
-"""Cases that tools/gpu_check runs on the GPU: one function per case, each in its own process.
+"""Defines the cases that tools/gpu_check runs on the GPU: one function per case, each in its own process.
 
-A function writes rows as it gets them, so that those before a crash are kept. An exception is the case's failure.
+A function writes rows as it gets them, so that those before a crash are kept. An exception is the failure of the case.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PACKAGES = (
 
 
 def facts(writer: Writer) -> None:
-    """The device, and what is installed; the run ends here where there is no device."""
+    """Reports the device and the installed packages. The run ends here if there is no device."""
     import torch
 
     if not torch.cuda.is_available():
@@ -66,7 +66,7 @@ def facts(writer: Writer) -> None:
 
 
 def _why_no_device() -> str:
-    """In the driver's words, by hybrid_rt where it is installed, else by torch."""
+    """Returns why there is no device, in the driver's words, from hybrid_rt if it is installed, or from torch."""
     try:
         from hybrid_rt import _native
 
@@ -76,7 +76,7 @@ def _why_no_device() -> str:
 
         try:
             torch.cuda.init()
-        except Exception as reason:  # its own classes of errors differ by version
+        except Exception as reason:  # its classes of errors differ between versions
             return str(reason)
         return f"hybrid_rt can't be imported: {error}"
 
@@ -91,7 +91,7 @@ def _driver() -> str:
 
 
 def doctor(writer: Writer) -> None:
-    """``hybrid-rt doctor``, and of the GPU's backends what it says."""
+    """Runs ``hybrid-rt doctor`` and reports its findings for backends that use GPUs."""
     command = [sys.executable, "-c", "from hybrid_rt.cli.main import main; raise SystemExit(main(['doctor']))"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     writer.data(doctor=done.stdout + done.stderr)
@@ -103,12 +103,12 @@ def doctor(writer: Writer) -> None:
         writer.row(Row(f"doctor: {name}", PASSED if ": available" in text else NOT_RUN, text))
     for line in done.stdout.splitlines():
         library, _, verdict = line.strip().partition(": would ")
-        if verdict:  # of each of the vendor's libraries, on each GPU
+        if verdict:  # per library of the vendor and GPU
             writer.row(Row(f"doctor: {library}", PASSED if verdict == "run" else NOT_RUN, f"would {verdict}"))
 
 
 def python_tests(writer: Writer, name: str, engine: str) -> None:
-    """The tests of a file that need a GPU; counted from pytest's own lines, so that a hang keeps those before."""
+    """Runs the tests of a file that need a GPU. Counts pytest's own lines, so that a hang keeps those before it."""
     command = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"tests/python/{name}.py", "-m", "gpu"]
     count = {"PASSED": 0, "FAILED": 0, "ERROR": 0, "SKIPPED": 0}
@@ -145,7 +145,7 @@ def _built(program: str) -> Path | None:
 
 
 def emulator_tests(writer: Writer) -> None:
-    """The tests of the emulated GPU, those that need no fault of it, on this GPU with TensorRT's own library."""
+    """Runs those tests of the emulated GPU that need no injected fault on this GPU with TensorRT's own library."""
     title, engine = "tests of the emulated GPU", "tensorrt"
     program = _built("hybrid_rt_tensorrt_tests")
     if program is None:
@@ -185,7 +185,7 @@ def emulator_tests(writer: Writer) -> None:
 
 
 def cpp_tests(writer: Writer) -> None:
-    """The C++ tests, where they were built."""
+    """Runs the C++ tests, if they were built."""
     program = _built("hybrid_rt_tests")
     if program is None:
         writer.row(Row("C++ tests", NOT_RUN, "not built: the drill's build leaves them out, since they need minutes"))
@@ -194,7 +194,7 @@ def cpp_tests(writer: Writer) -> None:
         bundle = Path(folder) / "digits.pt"
         make = [sys.executable, "-m", "tools.dev.make_test_bundle", str(bundle)]
         made = subprocess.run(make, capture_output=True, text=True, check=False)
-        # The tests of the others need no bundle.
+        # The other tests need no bundle.
         left_out = [] if made.returncode == 0 else ["--source-file-exclude=*test_bundle*,*test_detector*,*test_verify*"]
         environment = {**os.environ, "HYBRID_RT_TEST_BUNDLE": str(bundle)}
         command = [str(program), *left_out]
@@ -205,7 +205,7 @@ def cpp_tests(writer: Writer) -> None:
 
 
 def _on_gpu(function: str, **arguments: Any) -> Callable[[Writer], None]:
-    """Runs a function of engines.py, which imports torch and hybrid_rt: the parent process must have neither."""
+    """Returns a case that runs a function of engines.py, whose imports (torch, hybrid_rt) the parent must avoid."""
 
     def run(writer: Writer) -> None:
         getattr(importlib.import_module("tools.gpu.engines"), function)(writer, **arguments)
@@ -214,7 +214,8 @@ def _on_gpu(function: str, **arguments: Any) -> Callable[[Writer], None]:
 
 
 CASES: dict[str, tuple[Case, Callable[[Writer], None]]] = {}
-"""In the order in which they run, those that measure after all others: what tells most comes first of each."""
+"""Cases in the order in which they run. Those that measure come last; within each group, the most informative come
+first."""
 
 
 def _add(name: str, run: Callable[[Writer], None], seconds: float, engine: str = "", **more: Any) -> None:
@@ -251,7 +252,7 @@ _add_tests("programs/test_detect_app", 120)
 _add_tests("bench/test_suite", 120)
 _add("C++ tests", cpp_tests, 120)
 
-# What measures, by worth. The conversions above filled the cache.
+# Measurements, most valuable first. The conversions above filled the cache.
 for _name, _title in DETECTOR_TITLES.items():
     _run = _on_gpu("end_to_end", name=_name, engines=["aot_inductor", "torchscript"])
     _add(f"end to end, {_title}", _run, 200, "aot_inductor", is_timed=True)
@@ -296,7 +297,7 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         writer.data(failure=f"{type(error).__name__}: {' '.join(str(error).split())}")
-        names = {parent.__name__ for parent in type(error).__mro__}  # hybrid_rt may not be there to be imported
+        names = {parent.__name__ for parent in type(error).__mro__}  # hybrid_rt may not be importable
         return REFUSAL if "HybridRTError" in names else 1
     return 0
 

@@ -1,6 +1,6 @@
-"""Engines that tools/gpu_check builds and measures on the GPU; cases.py says when.
+"""Builds and measures engines on the GPU for tools/gpu_check; cases.py defines the order.
 
-A function writes rows as it gets them, so that those before a crash are kept. An exception is the case's failure.
+A function writes rows as it gets them, so that those before a crash are kept. An exception is the failure of the case.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ MAP_PICTURES = 100
 
 
 def build_engine(writer: Writer, library: str, target: str) -> None:
-    """Builds the demo detector's backbone by one of TensorRT's libraries for a target, then runs it here.
+    """Builds the demo detector's backbone with one of TensorRT's libraries for a target, then runs it here.
 
     Args:
-        writer: takes rows and data.
+        writer: Receives rows and data.
         library: "tensorrt" or "tensorrt_rtx".
         target: "current", "capability" (this device's own, as a list) or "default".
     """
@@ -68,26 +68,26 @@ def build_engine(writer: Writer, library: str, target: str) -> None:
             run = engine_module(program, [artifact])
             found = run(x.cuda())
             error = measure.relative_error(found, measure.tensors_of(copy.deepcopy(module).cuda()(x.cuda())))
-        except Exception as failure:  # of the vendor, and of torch
+        except Exception as failure:  # from the vendor or torch
             writer.row(Row(title, BUILT, f"{size / 1e6:.1f} MB for {wanted}; does not run: {failure}", engine))
             raise
     writer.row(Row(title, PASSED, f"{size / 1e6:.1f} MB for {dict(wanted)}; runs, error {error:.0e}", engine))
 
 
 def backbone(writer: Writer, name: str, engine: str) -> None:
-    """A backbone in one engine, or in torch, in each precision."""
+    """Measures a backbone in one engine, or in torch, in each precision."""
     title = f"{TITLES[name]}, {engine}"
     measure.measure_backbone(writer, title, engine, name, row_engine="torch" if engine == "compile" else engine)
 
 
 def graphs(writer: Writer, name: str, mode: str) -> None:
-    """TensorRT with its calls recorded as CUDA graphs; the variable is set for this process."""
+    """Measures TensorRT with its calls recorded as CUDA graphs. The variable is set for this process."""
     title = f"{TITLES[name]}, tensorrt, CUDA graphs: {mode}"
     measure.measure_backbone(writer, title, "tensorrt", name, ("fp16", "fp32"))
 
 
 def op_cost(writer: Writer, name: str) -> None:
-    """Our op against the bare engine: alternately, each in its own process, since the bare one shall have no torch."""
+    """Compares our op with the bare engine, alternately, in separate processes: the bare one must not use torch."""
     title = f"op over bare engine, {TITLES[name]}, fp16"
     module, x = measure.backbone(name)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.no_grad():
@@ -109,7 +109,7 @@ def op_cost(writer: Writer, name: str) -> None:
         shape = "x".join(map(str, x.shape))
         turns = []
         for _ in range(2):
-            ours = measure.in_turns([candidate], rounds=200, warm_up=20)["op"]
+            ours = measure.interleaved([candidate], rounds=200, warm_up=20)["op"]
             torch.cuda.synchronize()
             done = subprocess.run([*command, "--shape", shape], capture_output=True, text=True, check=False)
             if done.returncode:
@@ -126,11 +126,12 @@ def replay(writer: Writer, name: str, engine: str, precision: str = measure.FAST
     """Measures the replay of a call that was recorded as a CUDA graph, next to the time of the call's own kernels.
 
     Args:
-        writer: takes rows and data.
-        name: of :func:`measure.backbone`.
+        writer: Receives rows and data.
+        name: Name of a backbone, see :func:`measure.backbone`.
         engine: "torch" (frozen TorchScript), "aot_inductor" or "tensorrt".
-        precision: of the engine.
-        mode: how TensorRT's plug-in records its calls; the variable is set for this process. Empty: torch records them.
+        precision: Precision of the engine.
+        mode: Setting of CUDA graphs in TensorRT's plug-in, from this process's environment. Empty if torch records the
+            calls.
     """
     title = f"replay over kernels, {TITLES[name]}, {engine} {precision}{' ' + mode if mode else ''}"
     module, x = measure.backbone(name)
@@ -144,7 +145,7 @@ def replay(writer: Writer, name: str, engine: str, precision: str = measure.FAST
             return
         kernels = measure.kernel_milliseconds(candidate.call)
         recorded = candidate if mode else measure.Candidate("replay", measure.recorded(candidate.call).replay)
-        times = measure.in_turns([measure.Candidate("call", candidate.call), replace(recorded, name="replay")])
+        times = measure.interleaved([measure.Candidate("call", candidate.call), replace(recorded, name="replay")])
     call, again = times["call"]["median_ms"], times["replay"]["median_ms"]
     writer.data(kernels_ms=kernels, latency=times)
     figure = f"{again / kernels:.3f}: replay {again:.3f} ms, kernels {kernels:.3f} ms; a call {call:.3f} ms"
@@ -153,7 +154,7 @@ def replay(writer: Writer, name: str, engine: str, precision: str = measure.FAST
 
 
 def two_streams(writer: Writer, name: str, engine: str, precision: str = measure.FASTEST, calls: int = 20) -> None:
-    """Calls one engine from two threads, each in its own stream: compares results, and the time with one stream."""
+    """Calls one engine from two threads, each in its own stream. Compares results, and the time with one stream."""
     title = f"two streams, {TITLES[name]}, {engine} {precision}"
     module, x = measure.backbone(name)
     with torch.no_grad():
@@ -173,9 +174,9 @@ def two_streams(writer: Writer, name: str, engine: str, precision: str = measure
 
 
 def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: str = measure.DEVICE) -> None:
-    """Converts a detector, and compares its boxes with eager's in Python and C++; nothing is timed.
+    """Converts a detector and compares its boxes with eager's in Python and C++. Nothing is timed.
 
-    The artifacts stay in the cache, so that later measurements begin at once.
+    The artifacts stay in the cache, so that later measurements start at once.
     """
     for result in _compare(writer, name, [engine], [precision], ["hybrid"], Settings(1, 0, device=device)):
         if result.case.kind == "eager":
@@ -190,7 +191,7 @@ def same_boxes(writer: Writer, name: str, engine: str, precision: str, device: s
         if result.not_compared or result.differences:
             figure += f"; {result.not_compared or result.differences[0]}"
         is_same = not result.not_compared and not result.differences
-        # Random weights magnify rounding: they can judge fp32 only.
+        # Random weights amplify rounding, so they can only judge fp32.
         can_judge = precision == "fp32" or name == "demo"
         writer.row(Row(what, PASSED if is_same else FAILED if can_judge else MEASURED, figure, engine))
 
@@ -203,7 +204,7 @@ def end_to_end(
     precisions: Sequence[str] = ("fp16", "fp32", "bf16"),
     rounds: int = 30,
 ) -> None:
-    """Runs compare-engines on the GPU: eager, TorchScript, hybrids; each one's boxes beside eager's."""
+    """Runs compare-engines on the GPU (eager, TorchScript, hybrids) and compares each one's boxes with eager's."""
     settings = Settings(rounds if device == "cuda" else 1, 3, threads=2, device=device)
     results = _compare(writer, name, engines, precisions, ["torchscript", "hybrid"], settings)
     writer.data(results=[result.to_json() for result in results])
@@ -238,7 +239,7 @@ def _compare(
     runtimes: Sequence[str],
     settings: Settings,
 ) -> list[Result]:
-    from tools.benchmarks import detectors as bench  # needs scikit-image and scikit-learn, the other cases do not
+    from tools.benchmarks import detectors as bench  # needs scikit-image and scikit-learn, unlike the other cases
 
     wanted = []
     for engine in engines:
@@ -255,12 +256,12 @@ def _compare(
     else:
         writer.row(Row(f"{DETECTORS[name]} in C++", NOT_RUN, "hybrid-rt-bench-worker was not built"))
     chosen = cases(wanted, runtimes=runtimes, device=settings.device)
-    # The plots and pages are tools/bench's.
+    # Plots and pages are written by tools/bench only.
     return run_all([bench.subject(DETECTORS[name])], chosen, None, settings)[1]
 
 
 def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: str = measure.FASTEST) -> None:
-    """Profiles a hybrid's call on the GPU: kernels, and the host that launches them."""
+    """Profiles a hybrid's call on the GPU: its kernels, and the host that launches them."""
     from torch.profiler import ProfilerActivity
 
     from tools.benchmarks import detectors as bench
@@ -309,7 +310,7 @@ def accuracy(
     precision: str = measure.FASTEST,
     pictures: int = MAP_PICTURES,
 ) -> None:
-    """Measures the mAP of the demo detector on held-out images: eager on the GPU, and its hybrids in fp16."""
+    """Measures the demo detector's mAP on held-out images, for eager on the GPU and for its hybrids in fp16."""
     from models import digits_data, digits_detector
 
     detector = digits_detector.load()
@@ -339,7 +340,7 @@ def accuracy(
                     detector, ([picture],), path, engine=f"{engine}:{precision}", device=device, options=options
                 )
                 found = digits_detector.evaluate(placed(hybrid_rt.load(path, device=device)), samples)["mAP"]
-        except Exception as error:  # of any compiler
+        except Exception as error:  # from any compiler
             writer.row(Row(title, FAILED, f"{type(error).__name__}: {error}", engine))
             continue
         writer.row(Row(title, MEASURED, f"{found:.4f}, eager {eager:.4f}, {len(samples)} pictures", engine))

@@ -1,9 +1,9 @@
-"""Says what works on this machine's GPU, and how fast: tests, engines built here, measurements; nothing is asserted.
+"""Reports what works on this machine's GPU, and how fast: tests, engines built here, measurements. Nothing is asserted.
 
-Each case runs in a process of its own with a time limit: a crash or a hang costs its row. Cases that measure run alone,
-the others side by side before them. Written after each case: everything in out/gpu_check.json, the device's section in
-docs/hardware.md; at the end the table on stdout. Exit code 0 if there is a CUDA device, whatever failed on it; 1 if
-there is none: then the page is left as it is. tools/gpu_check builds first.
+Each case runs in a separate process with a time limit, so a crash or a hang costs only its row. Cases that measure run
+alone, after the others, which run concurrently. Written after each case: all results in out/gpu_check.json, and the
+device's section in docs/hardware.md. At the end, the table is printed to stdout. Exit code 0 if there is a CUDA device,
+whatever failed on it; 1 if there is none, and then the page is left unchanged. tools/gpu_check builds first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu_check"
 
 REHEARSAL_SLOWDOWN = 4.0
-"""How much longer a case may take on a CPU: two cores convert a large detector in minutes."""
+"""Factor of the time limits on a CPU: two cores convert a large detector in minutes."""
 
 _LIBRARIES = (
     ("HYBRID_RT_TENSORRT_LIBRARY", "tensorrt_libs", "libnvinfer.so*"),
@@ -38,7 +38,7 @@ _LIBRARIES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the cases, writes what they found, prints the table."""
+    """Runs the cases, writes their results and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.5, help="for all, the build included (default: 9.5)")
     parser.add_argument("--spent", type=float, default=0.0, metavar="SECONDS", help="of these, by what came before")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.side_by_side < 1:
         parser.error("--side-by-side: expected at least 1")
     if not options.no_page:
-        # Before the long work: without its markers the page could not be written after it.
+        # Checked before the long work, because without its markers the page could not be written afterwards.
         try:
             report.page_with(options.page.read_text(encoding="utf-8"), _NOTHING, str(options.page))
         except (OSError, ValueError) as error:
@@ -102,9 +102,9 @@ class _Results:
         self._rows += [row for row in map(Row.of, results["rows"]) if not row.what.startswith(report.GOAL)]
 
     def add(self, rows: Sequence[Row], case: str = "", data: dict[str, Any] | None = None) -> None:
-        """A case's rows, in place of an earlier call's of the same names."""
+        """Adds a case's rows, replacing those of the same names from an earlier call."""
         names = {row.what for row in rows}
-        # A case that failed has a row of the case's own name, which a later success has not.
+        # A failed case has a row with the case's own name, which a later success does not have.
         self._rows = [row for row in self._rows if row.what not in names and row.what != case] + list(rows)
         if case and data is not None:
             self._data[case] = data
@@ -128,7 +128,7 @@ _NOTHING: Mapping[str, Any] = {"date": "", "device": {"name": ""}, "rows": []}
 
 
 def _set_environment() -> None:
-    """For the cases: a cache of this tool's, and vendors' libraries that do not lie beside hybrid_rt."""
+    """Sets the cases' environment: this tool's own cache, and vendors' libraries that are not next to hybrid_rt."""
     os.environ.setdefault("HYBRID_RT_CACHE", str(FOLDER / "cache"))
     for variable, package, pattern in _LIBRARIES:
         spec = importlib.util.find_spec(package)
@@ -139,7 +139,7 @@ def _set_environment() -> None:
 
 
 def _run(options: argparse.Namespace, results: _Results) -> None:
-    """All cases, until the time is spent. Without a device only the first one, which says why."""
+    """Runs all cases until the time is spent. Without a device, runs only the first one, which gives the reason."""
     deadline = time.monotonic() + options.minutes * 60 - options.spent
     lock = threading.Lock()
 

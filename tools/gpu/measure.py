@@ -1,4 +1,4 @@
-"""Backbones on a GPU, timed alternately: what the cases of tools/gpu_check have in common."""
+"""Times backbones on a GPU alternately, for the cases of tools/gpu_check."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEVICE = os.environ.get(DEVICE_VARIABLE, "cuda")
 IS_REHEARSAL = DEVICE == "cpu"
 ROUNDS, WARM_UP = (2, 1) if IS_REHEARSAL else (50, 5)
 FASTEST = "fp32" if IS_REHEARSAL else "fp16"
-"""The precision of single measurements. CPUs have no engines in fp16, and torch's own convolutions take minutes."""
+"""Precision of single measurements. CPUs have no engines in fp16, and torch's own convolutions take minutes."""
 REFERENCE = "TorchScript fp32"
 _SHARE_FOR_BUILDING = 0.6
 _PICTURE = (256, 352) if IS_REHEARSAL else (800, 1088)
@@ -38,11 +38,11 @@ ENGINE_PRECISIONS = {
     "aot_inductor": (FASTEST, "fp32", "tf32", "bf16"),
     "tensorrt": (FASTEST, "fp32", "tf32", "bf16"),
 }
-"""The most wanted first: those that the time does not reach are not run. "tf32": fp32 with TF32's products allowed."""
+"""Most important first: those beyond the time limit are not run. "tf32" is fp32 with TF32 products allowed."""
 
 
 class Alone(nn.Module):
-    """A detector that is its backbone: what is left of a call is the op's own cost."""
+    """A detector that consists of its backbone, so that a call has no other cost than the op's."""
 
     def __init__(self, backbone: nn.Module) -> None:
         """Wraps a backbone that returns a dict of tensors."""
@@ -50,7 +50,7 @@ class Alone(nn.Module):
         self.backbone = backbone
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """[N, 3, H, W] in."""
+        """Returns the features of images [N, 3, H, W]."""
         return self.backbone(pictures)
 
 
@@ -63,12 +63,12 @@ def convert_unchecked(detector: nn.Module, inputs: tuple[Any, ...], path: Path, 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to time.
+    """A candidate to time.
 
     Attributes:
-        name: as in the results.
-        call: without arguments; the work goes into the current stream.
-        tf32: what torch is allowed in its own products and convolutions while it runs.
+        name: Name in the results.
+        call: Called without arguments. Its work runs in the current stream.
+        tf32: True if torch may use TF32 in its own products and convolutions while it runs.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Candidate:
 
 
 def allow_tf32(is_allowed: bool) -> None:
-    """In torch's convolutions, where it is the default, and products, where it is not."""
+    """Allows or forbids TF32 in torch's convolutions (allowed by default) and products (forbidden by default)."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_allowed
 
 
 def milliseconds(candidate: Candidate) -> float:
-    """Measures one call between two CUDA events: the host's share counts if the GPU waits for it."""
+    """Measures one call between two CUDA events. The host's share counts if the GPU waits for it."""
     allow_tf32(candidate.tf32)
     if DEVICE == "cpu":
         begin = time.perf_counter()
@@ -98,8 +98,10 @@ def milliseconds(candidate: Candidate) -> float:
     return found
 
 
-def in_turns(candidates: list[Candidate], rounds: int = ROUNDS, warm_up: int = WARM_UP) -> dict[str, dict[str, float]]:
-    """Median and p95 of each; each round has another order, so that none always comes after the same one."""
+def interleaved(
+    candidates: list[Candidate], rounds: int = ROUNDS, warm_up: int = WARM_UP
+) -> dict[str, dict[str, float]]:
+    """Returns median and p95 of each candidate. The order changes in each round."""
     times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for i in range(warm_up + rounds):
         for candidate in random.Random(i).sample(candidates, len(candidates)):
@@ -112,10 +114,10 @@ def in_turns(candidates: list[Candidate], rounds: int = ROUNDS, warm_up: int = W
 
 
 def backbone(name: str) -> tuple[nn.Module, Tensor]:
-    """A backbone on the CPU and what it looks at, of "demo" or "r50"."""
+    """Returns the backbone "demo" or "r50" on the CPU, and its input."""
     torch.manual_seed(0)
     if name == "demo":
-        from models import digits_detector  # needs scikit-image and scikit-learn, the other one does not
+        from models import digits_detector  # needs scikit-image and scikit-learn, unlike the other one
 
         return digits_detector.load().backbone, torch.rand(1, 3, 256, 352)
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -123,31 +125,31 @@ def backbone(name: str) -> tuple[nn.Module, Tensor]:
 
     found = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
     for module in found.modules():
-        if isinstance(module, Bottleneck):  # else random weights grow from block to block, beyond fp16
+        if isinstance(module, Bottleneck):  # otherwise activations grow from block to block, beyond fp16
             module.bn3.weight.data.fill_(0.2)
     return found.requires_grad_(False).eval(), torch.rand(1, 3, *_PICTURE)
 
 
 def tensors_of(result: Any) -> list[Tensor]:
-    """The tensors of a backbone's result, in fp32."""
+    """Returns the tensors of a backbone's result in fp32."""
     values = list(result.values()) if isinstance(result, Mapping) else [result]
     return [value.float() for value in values]
 
 
 def relative_error(found: Any, expected: list[Tensor]) -> float:
-    """The largest difference as a share of the largest value, of the worst output."""
+    """Returns the worst output's largest difference relative to its largest value."""
     pairs = zip(tensors_of(found), expected, strict=True)
     return max(((value - right).abs().max() / right.abs().max()).item() for value, right in pairs)
 
 
 def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Iterator[Candidate]:
-    """Returns the engines per precision; each is built on request.
+    """Yields the engines per precision. Each is built when it is requested.
 
     Args:
-        engine: of :data:`ENGINE_PRECISIONS`.
-        precision: "tf32" beside the engine's.
-        module: on the CPU; it is not changed.
-        x: on the CPU.
+        engine: A key of :data:`ENGINE_PRECISIONS`.
+        precision: A precision of the engine, or "tf32".
+        module: The module on the CPU. It is not modified.
+        x: Its input on the CPU.
     """
     is_tf32 = precision == "tf32"
     if engine in ("torch", "compile"):
@@ -167,7 +169,7 @@ def candidates(engine: str, precision: str, module: nn.Module, x: Tensor) -> Ite
 
 
 def segment(engine: str, precision: str, module: nn.Module, x: Tensor) -> Any:
-    """Returns a module on the device that one of our engines computes; see :func:`candidates`."""
+    """Returns a module on the device whose computation one of our engines runs; see :func:`candidates`."""
     options: dict[str, Any] = {}
     if engine == "tensorrt":
         options = {"tensorrt": {"tf32": precision == "tf32", "compute_capabilities": "current"}}
@@ -178,14 +180,14 @@ def segment(engine: str, precision: str, module: nn.Module, x: Tensor) -> Any:
         precision="fp32" if precision == "tf32" else precision,
         device=DEVICE,
         strict=True,
-        verify=False,  # the errors are measured by the caller, and shown whatever they are
+        verify=False,  # the caller measures the errors, and shows them whatever they are
         options=options,
         progress=False,
     )
 
 
 def kernel_milliseconds(call: Callable[[], Any], calls: int = 10) -> float:
-    """Returns the time of a call's kernels and copies on the GPU, by torch's profiler."""
+    """Returns the milliseconds of a call's kernels and copies on the GPU, measured by torch's profiler."""
     from torch.profiler import ProfilerActivity
 
     torch.cuda.synchronize()
@@ -212,11 +214,11 @@ def recorded(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 @dataclass(frozen=True)
 class Timed:
-    """Calls of several threads.
+    """Result of calls from several threads.
 
     Attributes:
-        seconds: from the first call to the end of all work.
-        results: the last one of each input.
+        seconds: Time from the first call to the end of all work.
+        results: Last result for each input.
     """
 
     seconds: float
@@ -224,13 +226,13 @@ class Timed:
 
 
 def seconds_in_streams(call: Callable[[Tensor], Any], inputs: Sequence[Tensor], calls: int, streams: int) -> Timed:
-    """Calls a module ``calls`` times with each input, each input in a thread of its own.
+    """Calls a module ``calls`` times with each input, each input in its own thread.
 
     Args:
-        call: what is called.
-        inputs: on the device.
-        calls: per input.
-        streams: 1: all threads share one; else one per thread. On a CPU there are none.
+        call: The function to call.
+        inputs: Inputs on the device.
+        calls: Number of calls per input.
+        streams: 1 if all threads share a stream, otherwise one stream per thread. A CPU has no streams.
     """
     is_cuda = DEVICE == "cuda"
     own = [torch.cuda.Stream() for _ in inputs] if is_cuda else []
@@ -242,9 +244,9 @@ def seconds_in_streams(call: Callable[[Tensor], Any], inputs: Sequence[Tensor], 
             return result
 
     if is_cuda:
-        torch.cuda.synchronize()  # what made the inputs
+        torch.cuda.synchronize()  # wait for the inputs
     with ThreadPoolExecutor(len(inputs)) as pool:
-        list(pool.map(work, range(len(inputs))))  # warm, with the threads
+        list(pool.map(work, range(len(inputs))))  # warm-up, which also starts the threads
         if is_cuda:
             torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -255,22 +257,22 @@ def seconds_in_streams(call: Callable[[Tensor], Any], inputs: Sequence[Tensor], 
 
 
 def _failure(error: Exception) -> tuple[str, str]:
-    """The result and the figure of a row."""
+    """Returns result and figure of a failure's row."""
     return (REFUSED if isinstance(error, HybridRTError) else FAILED), f"{type(error).__name__}: {error}"
 
 
 def measure_backbone(
     writer: Writer, title: str, engine: str, name: str, precisions: tuple[str, ...] = (), row_engine: str = ""
 ) -> None:
-    """Builds an engine's candidates and times them beside TorchScript's; a row for each that fails, one for the rest.
+    """Builds an engine's candidates and times them beside TorchScript's. Writes a row per failure and one for the rest.
 
     Args:
-        writer: takes rows and data.
-        title: of the row.
-        engine: of :data:`ENGINE_PRECISIONS`.
-        name: of :func:`backbone`.
-        precisions: only these.
-        row_engine: of the row; empty: the same.
+        writer: Receives rows and data.
+        title: Title of the row.
+        engine: A key of :data:`ENGINE_PRECISIONS`.
+        name: Name of a backbone, see :func:`backbone`.
+        precisions: The precisions to build; empty for all.
+        row_engine: Engine of the row; empty for ``engine``.
     """
     begin, limit = time.monotonic(), float(os.environ.get(LIMIT_VARIABLE, "inf"))
     module, x = backbone(name)
@@ -285,7 +287,7 @@ def measure_backbone(
         for precision in () if engine == "torch" else dict.fromkeys(("fp32", "tf32", FASTEST)):
             try:
                 references += list(candidates("torch", precision, module, x))[1:]  # without eager
-            except Exception as error:  # the engine's figures are worth having without it
+            except Exception as error:  # the engine's figures are useful without it
                 writer.row(Row(f"{title}, TorchScript {precision}", *_failure(error), "torch"))
         for precision in dict.fromkeys(precisions or ENGINE_PRECISIONS[engine]):
             if time.monotonic() - begin > _SHARE_FOR_BUILDING * limit:
@@ -297,10 +299,10 @@ def measure_backbone(
                 for candidate in candidates(engine, precision, module, x):
                     errors[candidate.name] = relative_error(candidate.call(), expected)
                     made.append(candidate)
-            except Exception as error:  # of any compiler
+            except Exception as error:  # from any compiler
                 writer.row(Row(f"{title} {precision}", *_failure(error), row_engine))
             seconds[precision] = round(time.monotonic() - start, 1)
-        latency = in_turns(made + references) if made else {}
+        latency = interleaved(made + references) if made else {}
     writer.data(latency=latency, errors=errors, build_seconds=seconds, input=list(x.shape))
     if made:
         texts = [f"{c.name} {latency[c.name]['median_ms']:.2f} ms ({errors[c.name]:.0e})" for c in made]

@@ -1,9 +1,11 @@
-"""Packs what tools/gpu_check needs on a machine with a GPU and no network.
+"""Packs everything that tools/gpu_check needs on a machine with a GPU and no network.
 
-Wheels for that machine's Python, headers and libraries of Debian packages, TensorRT's headers, and TensorRT-RTX's
-library, which is compressed and cut so that each part stays below a size. Every file is listed with its SHA-256.
-tools/gpu_check --pack copies a part to a directory that outlives the call; the library is put together once all of its
-pieces are there. Needs the network, `xz`, and for Debian's packages `apt-get` and `dpkg-deb`.
+This includes wheels for that machine's Python, headers and libraries of Debian packages, TensorRT's headers, and
+TensorRT-RTX's library, which is compressed and split so that each part stays below a size limit. Every file is listed
+with its SHA-256. tools/gpu_check --pack copies a part to a directory that outlives the call, and joins the library once
+all of its pieces are there.
+
+Needs the network, `xz`, and for Debian's packages `apt-get` and `dpkg-deb`.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ DEBIAN = (
     "doctest-dev",
     "libhiredis0.14",
 )
-"""What the build needs beside a C++ compiler, for the library, two of the programs and the tests."""
+"""Build dependencies, apart from a C++ compiler, of the library, two of the programs and the tests."""
 
 
 MINUTES_OF_THE_LAST_CALL = 8
-"""Of twelve: the machine's start and the first call, which builds, take the others."""
+"""Minutes, of twelve; starting the machine and the first call, which builds, take the rest."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the parts; prints what to call."""
+    """Writes the parts and prints the calls to make."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=Path, default=ROOT / "build" / "gpu_pack", help="for the parts, one folder each"
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _calls(parts: Sequence[Path]) -> list[str]:
-    """Returns what to run with each part: the first call builds, the last one has all it needs and measures."""
+    """Returns the command for each part. The first call builds; the last one has everything and measures."""
     if len(parts) == 1:
         return [f"tools/gpu_check --pack {parts[0]}"]
     calls = [f"tools/gpu_check --pack {part} --no-build --only nothing" for part in parts]
@@ -85,7 +87,7 @@ def _calls(parts: Sequence[Path]) -> list[str]:
 
 
 def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None) -> list[Path]:
-    """The files to carry: a tree of small things in one archive, then the library's."""
+    """Returns the files to carry: small files in one archive, and the library's pieces."""
     tree = folder / "tree"
     wheels = tree / "wheels"
     wheels.mkdir(parents=True)
@@ -123,7 +125,7 @@ def _collect(folder: Path, python: str, headers: Path | None, cache: Path | None
 
 
 def _write_parts(files: Sequence[Path], output: Path, limit: int) -> list[Path]:
-    """The files one after the other, cut where a part is full; each part lists its own pieces and all there are."""
+    """Writes the files consecutively into parts of limited size. Each part lists its own pieces and all parts."""
     pieces: list[list[tuple[str, bytes]]] = [[]]
     room = limit
     for file in files:

@@ -1,6 +1,6 @@
-"""Output of tools/gpu_check: the table, the JSON, and the GPU part of docs/hardware.md.
+"""Formats the output of tools/gpu_check: the table, the JSON, and the GPU part of docs/hardware.md.
 
-Pure: it knows neither torch nor hybrid_rt, so that it says what failed where neither can be imported.
+This module imports neither torch nor hybrid_rt, so that it can report a failure to import them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 BEGIN, END = "<!-- gpu_check: begin -->", "<!-- gpu_check: end -->"
 NOBODY = "No CUDA machine has run it yet."
-"""Stands in the page until one has."""
+"""Text of the page until a machine has run it."""
 
 MEASURED, PASSED, BUILT, NOT_RUN = "measured", "passed", "built", "not run"
 REFUSED, FAILED, TIMED_OUT = "refused", "failed", "timed out"
-"""Refused: hybrid_rt or an engine said in its own words that it does not do this here."""
+""""refused" means that hybrid_rt or an engine reported in its own words that it does not support this here."""
 
 BAD = (REFUSED, FAILED, TIMED_OUT)
 
@@ -31,10 +31,10 @@ ENGINES = {
     "tensorrt_full": "tensorrt, TensorRT",
     "operators": "`hybrid_rt::nms`, `hybrid_rt::roi_align`: CUDA kernels",
 }
-"""The rows of a device's section, by the engine that a result names."""
+"""Titles of the rows in a device's section, by the engine of a result."""
 
 GOAL = "goal: "
-"""Before a row's ``what``: a ratio beside what the project wants."""
+"""Prefix of a row's ``what`` for a ratio that is compared with the project's goal."""
 
 MAX_LINES = 40
 _WIDTHS = (46, 9, 100)
@@ -42,13 +42,13 @@ _WIDTHS = (46, 9, 100)
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was tried.
+    """One attempt.
 
     Attributes:
-        what: what it was.
-        result: one of the words above.
-        figure: figures, or why there are none, word for word.
-        engine: one of :data:`ENGINES`, of what belongs to one.
+        what: What was tried.
+        result: One of the words above.
+        figure: Figures, or the reason why there are none, verbatim.
+        engine: One of :data:`ENGINES`, if the attempt belongs to one.
     """
 
     what: str
@@ -58,18 +58,18 @@ class Row:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Row:
-        """From JSON."""
+        """Creates a row from JSON."""
         return cls(**{name: str(values.get(name, "")) for name in ("what", "result", "figure", "engine")})
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Goal of the project for a ratio; printed next to the measured value, never asserted.
+    """Goal of the project for a ratio. It is printed next to the measured value and never asserted.
 
     Attributes:
-        text: for people.
-        least: the ratio shall be at least this, or
-        most: at most this.
+        text: Description to show to users.
+        least: Minimum of the ratio, if there is one.
+        most: Maximum of the ratio, if there is one.
     """
 
     text: str
@@ -77,7 +77,7 @@ class Goal:
     most: float | None = None
 
     def beside(self, value: float) -> str:
-        """The measured ratio, the goal, and whether it was reached."""
+        """Returns the measured ratio, the goal, and whether it was reached."""
         is_reached = (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
         digits = 3 if self.most is not None else 2
         return f"{value:.{digits}f} (goal {self.text}: {'reached' if is_reached else 'missed'})"
@@ -93,7 +93,7 @@ GOALS = {
 
 
 def table(rows: Sequence[Row], limit: int = MAX_LINES) -> str:
-    """The table for a terminal, at most ``limit`` lines: what does not fit is counted, the failures stay."""
+    """Returns the table for a terminal, in at most ``limit`` lines. Other rows are counted; failures are kept."""
     shown = list(rows)
     room = limit - 3
     if len(shown) > room:
@@ -116,7 +116,7 @@ def _line(*cells: str) -> str:
 
 
 def to_json(date: str, device: Mapping[str, Any], rows: Sequence[Row], data: Mapping[str, Any]) -> str:
-    """Everything: ``data`` is what each case left, by its name."""
+    """Returns all results as JSON. ``data`` contains the data of each case by name."""
     values = {
         "schema_version": 1,
         "date": date,
@@ -128,7 +128,7 @@ def to_json(date: str, device: Mapping[str, Any], rows: Sequence[Row], data: Map
 
 
 def section(results: Mapping[str, Any]) -> str:
-    """A device's part of the page, of what :func:`to_json` made."""
+    """Returns a device's section of the page from the result of :func:`to_json`."""
     device = results["device"]
     rows = [Row.of(values) for values in results["rows"]]
     facts = ", ".join(f"{name} {device[name]}" for name in device if name not in ("name", "goals") and device[name])
@@ -167,15 +167,15 @@ def _state(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def _cell(text: str) -> str:
-    """As one cell of a Markdown table: neither lines, nor columns, nor tags of its own."""
+    """Returns a text as one cell of a Markdown table, without line breaks, column separators and tags."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 
 
 def page_with(page: str, results: Mapping[str, Any], name: str = "docs/hardware.md") -> str:
-    """The page with the device's section in place of its former one; the other devices' stay as they are.
+    """Returns the page with the device's section inserted or replaced. Sections of other devices are kept.
 
     Raises:
-        ValueError: the page has not one pair of markers.
+        ValueError: The page does not contain exactly one pair of markers.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise ValueError(
@@ -198,7 +198,7 @@ def page_with(page: str, results: Mapping[str, Any], name: str = "docs/hardware.
 
 
 def rewrite(path: Path, results: Mapping[str, Any]) -> None:
-    """:func:`page_with` in the file, whole or not at all."""
+    """Applies :func:`page_with` to a file, atomically."""
     changed = page_with(path.read_text(encoding="utf-8"), results, str(path))
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(changed, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs a case of tools/gpu_check in a process of its own: a crash or a hang costs that case, not the others."""
+"""Runs a case of tools/gpu_check in a separate process, so that a crash or a hang only affects that case."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tools.gpu.report import FAILED, NOT_RUN, PASSED, REFUSED, TIMED_OUT, Row
 ROOT = Path(__file__).resolve().parents[2]
 
 LIMIT_VARIABLE = "HYBRID_RT_GPU_CHECK_SECONDS"
-"""Tells a case how long it may take."""
+"""Variable with a case's time limit in seconds."""
 
 DEVICE_VARIABLE = "HYBRID_RT_GPU_CHECK_DEVICE"
-"""Where the cases run; "cpu" in a rehearsal."""
+"""Variable with the device on which the cases run; "cpu" in a rehearsal."""
 
 REFUSAL = 3
-"""A case's exit code when hybrid_rt refuses."""
+"""Exit code of a case if hybrid_rt refuses."""
 
 SHORTEST_SECONDS = 10.0
-"""With less of the budget left, a case is not begun."""
+"""Minimum remaining budget to start a case."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Case:
     """One case to run.
 
     Attributes:
-        name: of the case.
-        engine: see :class:`report.Row`.
-        seconds: at most.
-        environment: set for its process.
-        is_timed: it measures, so nothing else runs beside it.
+        name: Name of the case.
+        engine: See :class:`report.Row`.
+        seconds: Time limit.
+        environment: Variables to set for its process.
+        is_timed: True if it measures, so that nothing else may run at the same time.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Outcome:
     """Outcome of a case.
 
     Attributes:
-        rows: for the table; where the process ended early, those until then and one that says how it ended.
-        data: everything else, JSON values.
+        rows: Rows for the table. If the process ended early, the rows until then and one that describes its end.
+        data: All other results, as JSON values.
     """
 
     rows: list[Row]
@@ -64,21 +64,21 @@ class Outcome:
 
 
 class Writer:
-    """The case's side: each row is on the disk before what may crash comes next."""
+    """Writes a case's results. Each row is on disk before the next step, which may crash."""
 
     def __init__(self, path: Path) -> None:
-        """Writes to ``path``."""
+        """Creates the file ``path``."""
         self._path = path
         self._rows: list[dict[str, str]] = []
         self._data: dict[str, Any] = {}
 
     def row(self, row: Row) -> None:
-        """One more for the table."""
+        """Adds a row to the table."""
         self._rows.append({"what": row.what, "result": row.result, "figure": row.figure, "engine": row.engine})
         self._write()
 
     def data(self, **values: Any) -> None:
-        """More for the JSON."""
+        """Adds values to the JSON."""
         self._data.update(values)
         self._write()
 
@@ -92,10 +92,10 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
     """Runs a case.
 
     Args:
-        case: which.
-        command: its process; the path that :class:`Writer` writes is put behind it.
-        folder: for that file, and the log of what it prints.
-        left: of the budget, in seconds.
+        case: The case.
+        command: Command of its process. The path that :class:`Writer` writes to is appended.
+        folder: Directory of that file, and of the log of its output.
+        left: Remaining budget in seconds.
     """
     limit = min(case.seconds, left)
     if limit < SHORTEST_SECONDS and limit < case.seconds:
@@ -112,7 +112,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(case.environment or {}), LIMIT_VARIABLE: f"{limit:.0f}"},
-            start_new_session=True,  # so that its own children end with it
+            start_new_session=True,  # so that its children can be ended with it
         )
         try:
             ended = process.wait(limit)
@@ -125,7 +125,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
     outcome.data["seconds"] = round(seconds, 1)
     if ended == 0:
         return outcome
-    said = outcome.data.get("failure") or last_line(log)  # a vendor's library may print after it
+    said = outcome.data.get("failure") or last_line(log)  # a vendor's library may print something after it
     if ended is None:
         failure = Row(case.name, TIMED_OUT, f"ended after {seconds:.0f} s: {last_line(log)}", case.engine)
     elif ended == REFUSAL:
@@ -138,7 +138,7 @@ def run(case: Case, command: Sequence[str], folder: Path, left: float) -> Outcom
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The process and what it started, compilers among them, which outlive one that crashed."""
+    """Ends a process and its children, such as compilers, which outlive a crashed process."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -153,7 +153,7 @@ def _read(path: Path) -> Outcome:
 
 
 def tail(path: Path, count: int) -> str:
-    """The last lines of a log that say something."""
+    """Returns the last lines of a log that are not blank."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
@@ -167,7 +167,7 @@ def last_line(path: Path) -> str:
 
 
 def first_error(path: Path, count: int = 4) -> str:
-    """The first lines of a log from an error on: what follows from it comes last. The last ones if none says so."""
+    """Returns the first lines of a log from an error on, since consequences follow it, or else the last lines."""
     lines = tail(path, 1 << 30).splitlines()
     for i, line in enumerate(lines):
         if re.search(r"CMake Error|\berror: |^ERROR: |hybrid_rt\[build\]", line):
@@ -176,7 +176,7 @@ def first_error(path: Path, count: int = 4) -> str:
 
 
 def build_rows(path: Path) -> list[Row]:
-    """Reads the results of the bash part: lines of "title, exit code, seconds, log", separated by tabs."""
+    """Reads the results of the bash part: tab-separated lines of "title, exit code, seconds, log"."""
     if not path.exists():
         return []
     rows = []

@@ -1,8 +1,8 @@
-"""Builds what the tests of tests/cpp/backends/tensorrt/emulated need on a GPU: python -m tools.gpu.test_engines OUTPUT.
+"""Builds engines for the tests of tests/cpp/backends/tensorrt/emulated: python -m tools.gpu.test_engines OUTPUT.
 
-There they run with TensorRT's own library, so that its engines take the place of the stand-in's plans: of the network
-that Artifact (plugin.h) describes, one per set of profiles, and of the detector of tools/dev/make_emulated_bundle.py, a
-bundle. --stand-in writes plans all the same, for a rehearsal on the emulated GPU.
+On a GPU, these tests run with TensorRT's own library, so they need its engines instead of the stand-in's plans: engines
+of the network that Artifact (plugin.h) describes, one per set of profiles, and a bundle of the detector in
+tools/dev/make_emulated_bundle.py. --stand-in writes plans anyway, for a rehearsal on the emulated GPU.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tools.dev import make_emulated_bundle
 from tools.dev.make_emulated_bundle import Backbone, Detector, convolution
 
 Sizes = tuple[Sequence[int], Sequence[int]]
-"""The smallest and the largest [N, C, H, W]."""
+"""Smallest and largest [N, C, H, W]."""
 
 PROFILES: tuple[tuple[Sizes, ...], ...] = (
     (((1, 3, 8, 8), (4, 3, 64, 64)),),
     (((1, 3, 8, 8), (2, 3, 32, 32)), ((1, 3, 32, 32), (4, 3, 64, 64))),
 )
-"""As one_profile() and two_profiles() of plugin.h."""
+"""Same as one_profile() and two_profiles() in plugin.h."""
 
 BUNDLE = "bundle.pt"
 LIBRARY = "library.txt"
@@ -47,12 +47,12 @@ def backbone() -> Backbone:
 
 
 def name_of(profiles: Sequence[Sizes]) -> str:
-    """Returns the name of the files of an engine: that of the same function in plugin.cpp."""
+    """Returns the name of an engine's files, like the function of the same name in plugin.cpp."""
     return "+".join("-".join("x".join(map(str, limit)) for limit in sizes) for sizes in profiles)
 
 
 def built(profiles: Sequence[Sizes]) -> Artifact:
-    """Returns the backbone's engine for the GPU that is here."""
+    """Returns the backbone's engine for this machine's GPU."""
     names = ("batch", None, "height", "width")
     ranges = [
         {name: (low, high) for name, low, high in zip(names, *sizes, strict=True) if name is not None}
@@ -123,7 +123,7 @@ def write(output: Path, *, stand_in: bool = False) -> str:
 
 
 def main() -> None:
-    """Runs what the command line names."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="directory for the files")
     parser.add_argument("--stand-in", action="store_true", help="plans of the stand-in of TensorRT")

@@ -1,4 +1,4 @@
-"""Puts parts of tools/gpu_pack together in a directory that outlives the call; nothing beyond Python's own library."""
+"""Joins parts of tools/gpu_pack in a directory that outlives the call, using only Python's own library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANIFEST = "parts.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Copies a part's pieces; unpacks each archive that is whole by now. 1 where a piece is not what was packed."""
+    """Copies a part's pieces and unpacks each complete archive. Returns the exit code: 1 if a piece is corrupt."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", type=Path)
     parser.add_argument("folder", type=Path)

@@ -1,8 +1,8 @@
-"""The loads of the load test, and what they measure.
+"""Generates the loads of the load test and measures them.
 
-An open loop sends at a constant rate whatever the answers do, as independent users would, and takes each latency from
-the moment when the request was due. A loop that waits for answers sends less just when the server is slow, and would
-leave those moments out of its percentiles ("coordinated omission"; see docs.k6.io on its constant-arrival-rate).
+An open loop sends at a constant rate regardless of the answers, as independent users would, and measures each latency
+from the moment when the request was due. A loop that waits for answers sends less exactly when the server is slow, and
+would omit those moments from its percentiles ("coordinated omission"; see docs.k6.io on its constant-arrival-rate).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import aiohttp
 from hybrid_rt.common.latency import percentile
 
 Send = Callable[[], Awaitable[str]]
-"""Makes a request, returns its outcome: "200", another status, or what failed in words."""
+"""Sends a request and returns its outcome: "200", another status, or a description of the failure."""
 
 ACCEPTED = "200"
 PERCENTS = (50, 95, 99)
 REQUEST_SECONDS = 60.0
-"""After which a request is given up."""
+"""Time limit of a request."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Sample:
 
     outcome: str
     latency: float
-    """From when it was due to the end of its answer."""
+    """From the moment when it was due to the end of its answer."""
     delay: float
-    """From when it was due until it was sent: the client's own lateness."""
+    """From the moment when it was due until it was sent: the client's own delay."""
 
 
 @dataclass
 class Load:
-    """A load that was put on a server."""
+    """Result of a load on a server."""
 
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
-    """From the first request until the last answer."""
+    """Time from the first request to the last answer."""
     client_cores: float = 0.0
-    """Processor time of the client to `seconds`: what it took from the server on the same machine."""
+    """CPU time of the client relative to `seconds`, which it took from the server on the same machine."""
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, rates a second, and latencies in milliseconds of the accepted requests (null: none)."""
+        """Returns counts, rates per second, and the accepted requests' latencies in milliseconds (null if none)."""
         outcomes = Counter(sample.outcome for sample in self.samples)
         accepted = [sample.latency * 1e3 for sample in self.samples if sample.outcome == ACCEPTED]
         delays = [sample.delay * 1e3 for sample in self.samples]
@@ -76,7 +76,7 @@ def _percentiles(values: list[float]) -> dict[str, float] | None:
 
 
 async def open_loop(send: Send, rate: float, seconds: float) -> Load:
-    """Sends `rate` requests a second for so many seconds, evenly, and waits for all answers."""
+    """Sends `rate` requests per second for `seconds`, evenly spaced, and waits for all answers."""
     load = Load()
     start, cpu = time.monotonic(), time.process_time()
 
@@ -88,7 +88,7 @@ async def open_loop(send: Send, rate: float, seconds: float) -> Load:
     tasks = []
     for number in range(max(1, round(rate * seconds))):
         due = start + number / rate
-        # Also where it is late, so that answers are read meanwhile.
+        # Sleeps even if it is late, so that answers are read meanwhile.
         await asyncio.sleep(max(due - time.monotonic(), 0.0))
         tasks.append(asyncio.create_task(one(due)))
     await asyncio.gather(*tasks)
@@ -97,7 +97,7 @@ async def open_loop(send: Send, rate: float, seconds: float) -> Load:
 
 
 async def closed_loop(send: Send, concurrency: int, seconds: float) -> Load:
-    """Keeps so many requests under way for so many seconds."""
+    """Keeps `concurrency` requests in flight for `seconds`."""
     load = Load()
     start, cpu = time.monotonic(), time.process_time()
 
@@ -118,14 +118,14 @@ def _since(start: float, cpu: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Client:
-    """Kept connections to one server."""
+    """Persistent connections to one server."""
 
     session: aiohttp.ClientSession
     url: str
     picture: bytes
 
     def detect(self, deadline_ms: int | None = None) -> Send:
-        """Requests for detections on the image, with this deadline."""
+        """Returns a function that requests detections for the image with this deadline."""
         query = {} if deadline_ms is None else {"deadline_ms": str(deadline_ms)}
         headers = {"Content-Type": "application/octet-stream"}
 
@@ -144,8 +144,8 @@ class Client:
 
 @asynccontextmanager
 async def connected(url: str, picture: bytes) -> AsyncIterator[Client]:
-    """A client that sends this image to the server at this address."""
-    # No limit of its own: a request that waits for a connection is not sent when it is due.
+    """Yields a client that sends this image to the server at this address."""
+    # No limit: a request that waits for a connection would not be sent when it is due.
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:

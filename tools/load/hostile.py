@@ -1,8 +1,8 @@
-"""hybrid-rt-serve and clients that want to stop it: `tools/load_test --hostile`.
+"""Attacks hybrid-rt-serve with clients that try to stop it: `tools/load_test --hostile`.
 
-Each attack runs while a probe asks for /healthz on a new connection four times per second. The table shows what became
-of the attack, how long the slowest probe waited, and the server's CPU time and memory. Afterwards the service must
-answer an image as it did before. Writes hostile.json and hostile.md.
+During each attack, a probe requests /healthz on a new connection four times per second. The table shows the outcome of
+the attack, the slowest probe, and the server's CPU time and memory. Afterwards the service must answer an image as
+before. Writes hostile.json and hostile.md.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from tools.load.server import Server, started
 PROBE_SECONDS = 0.25
 GIVE_UP_SECONDS = 60.0
 SPARE_DESCRIPTORS = 256
-"""Beside the connections: the client's own files, the probe, the event loop."""
+"""Descriptors in addition to the connections: the client's own files, the probe, the event loop."""
 AT_ONE_TIME = 256
-"""Connections that are being opened."""
+"""Maximum number of connections that are being opened."""
 
 
 @dataclass
 class Row:
-    """Holds the outcome of one attack. Times in seconds, memory in MiB."""
+    """Outcome of one attack. Times are in seconds, memory in MiB."""
 
     attack: str
     sent: int
@@ -83,7 +83,7 @@ class Target:
         return await asyncio.open_connection(self.host, self.port)
 
     async def answers(self, request: bytes, seconds: float = GIVE_UP_SECONDS) -> bytes:
-        """Returns all that comes back on one connection, until the service closes it or says nothing for so long."""
+        """Returns everything that one connection receives until the service closes it or is silent for `seconds`."""
         reader, writer = await self.connect()
         received = b""
         try:
@@ -97,7 +97,7 @@ class Target:
         return received
 
     async def health(self) -> bool:
-        """Asks for /healthz on a connection of its own, which the service is asked to close."""
+        """Requests /healthz on a separate connection, which the service is asked to close."""
         request = hostile.HEALTH + b"Host: x\r\nConnection: close\r\n\r\n"
         with suppress(OSError):
             return (await self.answers(request)).startswith(b"HTTP/1.1 200")
@@ -112,7 +112,7 @@ Attack = Callable[[Target, Row], Awaitable[None]]
 
 
 async def under_probes(target: Target, row: Row, attack: Attack) -> Row:
-    """Runs an attack while a probe asks for /healthz; fills in its row."""
+    """Runs an attack while a probe requests /healthz, and fills in the row."""
     over = asyncio.Event()
 
     async def probe() -> None:
@@ -141,7 +141,7 @@ async def under_probes(target: Target, row: Row, attack: Attack) -> Row:
 
 
 async def _held(target: Target, row: Row, begin: bytes, seconds: float, drip: bytes) -> None:
-    """Opens connections that each send ``begin`` and then ``drip`` once per second; counts what became of them."""
+    """Opens connections that each send ``begin``, then ``drip`` once per second, and counts their outcomes."""
     gate = asyncio.Semaphore(AT_ONE_TIME)
 
     async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
@@ -180,7 +180,7 @@ async def _state(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def slow_heads(seconds: float) -> Attack:
-    """Half a head, and a byte of it per second."""
+    """Returns an attack that sends half of a head, then one byte of it per second."""
 
     async def attack(target: Target, row: Row) -> None:
         await _held(target, row, hostile.HEALTH + b"Host: x\r\nX-Slow: ", seconds, b"x")
@@ -189,7 +189,7 @@ def slow_heads(seconds: float) -> Attack:
 
 
 def slow_bodies(seconds: float) -> Attack:
-    """A head that announces 900 kB, and a byte of them per second."""
+    """Returns an attack that announces a body of 900 kB, then sends one byte of it per second."""
 
     async def attack(target: Target, row: Row) -> None:
         await _held(target, row, hostile.DETECT + b"Content-Length: 900000\r\n\r\n", seconds, b"x")
@@ -198,7 +198,7 @@ def slow_bodies(seconds: float) -> Attack:
 
 
 def silent_connections(seconds: float) -> Attack:
-    """Connections that send nothing."""
+    """Returns an attack with connections that send nothing."""
 
     async def attack(target: Target, row: Row) -> None:
         await _held(target, row, b"", seconds, b"")
@@ -207,7 +207,7 @@ def silent_connections(seconds: float) -> Attack:
 
 
 async def leaving_clients(target: Target, row: Row) -> None:
-    """Announces 900 kB, sends 200, and closes."""
+    """Announces 900 kB, sends 200 bytes, and closes the connection."""
     gate = asyncio.Semaphore(AT_ONE_TIME)
 
     async def one() -> None:
@@ -225,7 +225,7 @@ async def leaving_clients(target: Target, row: Row) -> None:
 
 
 def posted(body: bytes, content_type: str = "image/png") -> Attack:
-    """Posts one body as often as the row says, one after the other."""
+    """Returns an attack that posts a body as often as the row says, one after another."""
 
     async def attack(target: Target, row: Row) -> None:
         head = (
@@ -240,7 +240,7 @@ def posted(body: bytes, content_type: str = "image/png") -> Attack:
 
 
 async def odd_framing(target: Target, row: Row) -> None:
-    """Heads whose end, or whose headers, two readers take differently; behind each, a request that must not be read."""
+    """Sends heads whose end or headers are ambiguous, each followed by a request that must not be read."""
     for request in hostile.TWO_LENGTHS + hostile.ODD_HEADS:
         received = await target.answers(request, 2.0)
         statuses = sorted(set(re.findall(rb"HTTP/1\.1 (\d+)", received)))
@@ -277,7 +277,7 @@ def mixed_bodies(picture: bytes, number: int) -> Iterator[tuple[bytes, str]]:
 
 
 async def mixed_images(target: Target, row: Row) -> None:
-    """Good and broken images of several kinds and sizes, four at a time, on kept connections."""
+    """Sends valid and broken images of several kinds and sizes, four at a time, on persistent connections."""
     bodies = list(mixed_bodies(target.picture, row.sent))
     async with connected(target.server.url, target.picture) as client:
 
@@ -295,7 +295,7 @@ async def mixed_images(target: Target, row: Row) -> None:
 
 
 def descriptors(connections: int) -> int:
-    """Raises the limit of descriptors as far as it may go; returns how many connections that leaves.
+    """Raises the limit of descriptors as far as possible, and returns the number of connections that it allows.
 
     The server inherits the limit.
     """
@@ -348,10 +348,10 @@ async def measure(options: argparse.Namespace, model: Path, picture: bytes) -> d
     """Runs all attacks.
 
     Returns:
-        What hostile.json holds: a row per attack.
+        Contents of hostile.json: one row per attack.
 
     Raises:
-        OptionError: the service answers otherwise than before, or does not let as many in as it says.
+        OptionError: The service answers differently than before, or accepts fewer connections than it promises.
     """
     steps = Steps(True)
     connections = options.connections = descriptors(options.connections)
@@ -365,7 +365,7 @@ async def measure(options: argparse.Namespace, model: Path, picture: bytes) -> d
         last = await _detections(target)
     if not before == after == last:
         raise OptionError.make(
-            "load_test", "detections", expected="those of before the attacks", got="others", remedy="See the logs."
+            "load_test", "detections", expected="the same as before the attacks", got="others", remedy="See the logs."
         )
     return {
         "schema_version": 1,

@@ -1,4 +1,4 @@
-"""Requests of clients that want to stop the service: bombs, and heads that readers understand differently."""
+"""Creates requests of clients that try to stop the service: bombs, and heads that implementations parse differently."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 HEALTH = b"GET /healthz HTTP/1.1\r\n"
 DETECT = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
-"""A request in the place where another reader sees a body."""
+"""A request in a place where another implementation sees a body."""
 
 TWO_LENGTHS = [
     DETECT + framing + b"\r\nabc" + HIDDEN
@@ -52,34 +52,34 @@ def png_of(width: int, height: int, pixels: bytes, *before: bytes) -> bytes:
 
 
 def png_with_texts(texts: int) -> bytes:
-    """Returns a small PNG with that many compressed texts of 7 MiB."""
+    """Returns a small PNG with that many compressed texts of 7 MiB each."""
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(7 << 20), 9))
     return png_of(96, 96, zlib.compress(bytes(97 * 96)), *[text] * texts)
 
 
 def zeros(blocks: int) -> bytes:
-    """Returns 16 MiB of zeros, so many times, as deflated data; made without deflating them all."""
+    """Returns `blocks` times 16 MiB of zeros as deflated data, without deflating them all."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = deflate.compress(bytes(16 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
     return b"\x78\xda" + block * blocks + deflate.flush() + b"\0\0\0\0"
 
 
 def progressive_jpeg(side: int, scans: int) -> bytes:
-    """Returns a grey JPEG of that many scans in a few bytes each, whose coefficients are all zero."""
+    """Returns a grey JPEG with that many scans of a few bytes each, whose coefficients are all zero."""
 
     def segment(marker: int, data: bytes) -> bytes:
         return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
-    # One code, '0', for "the next 16384 blocks and so many more are empty", and one for a difference of zero.
+    # One code, '0', for "the next 16384 blocks and this many more are empty", and one for a difference of zero.
     tables = segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + segment(0xC4, b"\x10\x01" + bytes(15) + b"\xe0")
     blocks = ((side + 7) // 8) ** 2
     assert 1 << 14 <= blocks < 1 << 15
-    empty = (blocks - (1 << 14)) << 1 | 1  # the code, 14 bits, and a one to fill up
+    empty = (blocks - (1 << 14)) << 1 | 1  # the code, 14 bits, and a one as padding
     parts = [segment(0xC0 + 2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00"),
              segment(0xDB, bytes([0]) + bytes([1]) * 64), tables,
              segment(0xDA, b"\x01\x01\x00\x00\x00\x0d"), bytes(-(-blocks // 8))]  # fmt: skip
     bands = [(k, high, low) for k in range(1, 64) for high, low in [(0, 13), *((i + 1, i) for i in range(12, -1, -1))]]
-    # More scans than there are bands and bits repeat the last refinement, which libjpeg only warns about.
+    # Further scans repeat the last refinement, which libjpeg only warns about.
     bands += bands[-1:] * max(0, scans - 1 - len(bands))
     for k, high, low in bands[: scans - 1]:
         parts += [segment(0xDA, bytes([1, 1, 0, k, k, high << 4 | low])), struct.pack(">H", empty)]

@@ -1,11 +1,11 @@
-"""hybrid-rt-serve under load: its limit, latencies at shares of it, and what more than that does to it.
+"""Measures hybrid-rt-serve under load: its limit, latencies at fractions of it, and its behaviour beyond it.
 
 Starts the server itself, on loopback, and loads nothing else. By default the model is torchvision's
 ssdlite320_mobilenet_v3_large with random weights (models/torchvision_detectors.py), converted for OpenVINO.
 
-  limit     closed loops, with each number of workers alternately
-  ladder    an open loop at shares of the limit of the last number of workers
-  overload  an open loop at a multiple of it, with deadlines, while the server's memory is watched
+    limit     closed loops, with each number of workers alternately
+    ladder    an open loop at fractions of the limit of the last number of workers
+    overload  an open loop at a multiple of it, with deadlines, while the server's memory is monitored
 
 Writes load.json, load.md and load.png. With --hostile, attacks the server instead (tools/load/hostile.py), and writes
 hostile.json and hostile.md.
@@ -44,14 +44,14 @@ SCHEMA_VERSION = 1
 DETECTOR = "ssdlite320_mobilenet_v3_large"
 MEMORY_SECONDS = 5.0
 UNDER_WAY = (1, 2, 4)
-"""Requests that are kept under way for each worker, when the limit is looked for."""
+"""Requests in flight per worker in the search for the limit."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked.
+    """Parses and checks the options.
 
     Raises:
-        OptionError: a number that can't be.
+        OptionError: A number is out of range.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help=f"a bundle (default: {DETECTOR}, made when it is not there)")
@@ -87,7 +87,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs it all, prints the tables, writes the files."""
+    """Runs everything, prints the tables and writes the files."""
     try:
         options = parse()
         options.output.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def made_model(path: Path) -> Path:
-    """The bundle of the default detector; converted, unless it is there."""
+    """Returns the bundle of the default detector, and converts it unless it exists."""
     if not path.exists():
         with Steps(True).step(f"convert {DETECTOR}"):
             detector = torchvision_detectors.build(DETECTOR)
@@ -116,7 +116,7 @@ def made_model(path: Path) -> Path:
 
 
 def encoded_picture(height: int, width: int) -> bytes:
-    """A photograph of this size as JPEG."""
+    """Returns a photograph of this size as JPEG."""
     (picture,) = torchvision_detectors.pictures([(height, width)])
     target = io.BytesIO()
     Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy()).save(target, "JPEG", quality=90)
@@ -124,10 +124,10 @@ def encoded_picture(height: int, width: int) -> bytes:
 
 
 async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
-    """All of the load test.
+    """Runs the whole load test.
 
     Returns:
-        What load.json holds. Rates are images a second, latencies milliseconds, memory MiB.
+        Contents of load.json. Rates are images per second, latencies milliseconds, memory MiB.
     """
     height, width = options.size
     picture = encoded_picture(height, width)
@@ -139,7 +139,7 @@ async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         "options": {name: value for name, value in vars(options).items() if name not in ("output", "model")},
     }
     steps = Steps(True)
-    # Python's collector stops the client, and with torch imported it has much to look through: 200 ms were seen.
+    # Python's garbage collector pauses the client, for 200 ms with torch imported.
     gc.collect()
     gc.freeze()
     async with AsyncExitStack() as stack:
@@ -158,7 +158,7 @@ async def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Side:
-    """A server with one number of workers, and what sends to it."""
+    """A server with a number of workers, and its client."""
 
     workers: int
     server: Server
@@ -168,7 +168,7 @@ class Side:
 async def started_side(
     stack: AsyncExitStack, workers: int, picture: bytes, model: Path, options: argparse.Namespace
 ) -> Side:
-    """A warm server, which ends with `stack`."""
+    """Starts and warms up a server, which ends with `stack`."""
     height, width = options.size
     server_options = {"workers": workers, "threads": options.threads, "queue": options.queue,
                       "warm_up": f"{height}x{width}"}  # fmt: skip
@@ -179,10 +179,10 @@ async def started_side(
 
 
 async def warm_up(client: Client, workers: int) -> None:
-    """The first calls of each worker, in which engines and connections are made.
+    """Makes the first calls of each worker, which create engines and connections.
 
     Raises:
-        OptionError: a request fails, and so would all.
+        OptionError: A request fails, so that all would.
     """
     load = await closed_loop(client.detect(), 2 * workers, 1.0)
     wrong = {sample.outcome for sample in load.samples} - {ACCEPTED}
@@ -193,9 +193,10 @@ async def warm_up(client: Client, workers: int) -> None:
 
 
 async def find_limits(sides: list[Side], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The best throughput of closed loops of several sizes, for each number of workers.
+    """Returns the best throughput of closed loops of several sizes, for each number of workers.
 
-    They take turns, while the other servers have nothing to do: a machine that is slower for a while is so for all.
+    The servers alternate, and the others are idle meanwhile: if the machine is slower for a while, this affects all of
+    them.
     """
     steps: list[list[dict[str, Any]]] = [[] for _ in sides]
     for under_way in UNDER_WAY:
@@ -213,18 +214,18 @@ async def find_limits(sides: list[Side], options: argparse.Namespace) -> list[di
 async def at_share(
     client: Client, share: float, limit: float, seconds: float, deadline_ms: int | None = None
 ) -> dict[str, Any]:
-    """An open loop at a share of the limit."""
+    """Runs an open loop at a fraction of the limit."""
     load = await open_loop(client.detect(deadline_ms), share * limit, seconds)
     return described(load, share, limit)
 
 
 def described(load: Load, share: float, limit: float) -> dict[str, Any]:
-    """A load of an open loop, with what was offered."""
+    """Returns the result of an open loop, with the offered rate."""
     return {"share": share, "offered": round(share * limit, 3), **load.to_json()}
 
 
 async def overload(client: Client, server: Server, limit: float, options: argparse.Namespace) -> dict[str, Any]:
-    """More than the limit, with deadlines; then the lightest load again."""
+    """Offers more than the limit, with deadlines, then the lightest load again."""
     start = time.monotonic()
     memory = [{"second": 0.0, "mib": server.memory_mib()}]
 

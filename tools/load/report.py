@@ -1,4 +1,4 @@
-"""The load test's results as Markdown and as a plot."""
+"""Writes the load test's results as Markdown and as a plot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ OPEN_COLUMNS = (
     *("of the limit", "offered a second", "accepted", "refused", "failed", "a second"),
     *("p50", "p95", "p99", "client", "sent late"),
 )
-"""Of what was sent at a constant rate; see _open_row."""
+"""Columns for constant rates; see _open_row."""
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Writes the tables of what :func:`main.measure` returns."""
+    """Returns the tables for the result of :func:`main.measure`."""
     sections = (_setting(results), _limits(results), _ladder(results), _overload(results))
     return "\n".join(line for section in sections for line in section) + "\n"
 
@@ -38,7 +38,7 @@ def _setting(results: dict[str, Any]) -> list[str]:
 
 
 def _limits(results: dict[str, Any]) -> list[str]:
-    """The closed loops."""
+    """Returns the table of closed loops."""
     rows = [
         (limit["workers"], limit["threads"], step["concurrency"], step["throughput"], *_latencies(step))
         for limit in results["limits"]
@@ -64,7 +64,7 @@ def _limits(results: dict[str, Any]) -> list[str]:
 
 
 def _ladder(results: dict[str, Any]) -> list[str]:
-    """The open loops without a deadline."""
+    """Returns the table of open loops without a deadline."""
     return [
         f"## From a light load to more than the limit, {_count(results['limits'][-1]['workers'], 'worker')}",
         "",
@@ -76,7 +76,7 @@ def _ladder(results: dict[str, Any]) -> list[str]:
 
 
 def _overload(results: dict[str, Any]) -> list[str]:
-    """The open loop with a deadline, and the server's memory."""
+    """Returns the table of the open loop with a deadline, and the server's memory."""
     options, overload = results["options"], results["overload"]
     memory = overload["memory_mib"]
     return [
@@ -133,10 +133,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Throughput and latencies against the offered load, one above the other.
+    """Plots throughput and latencies against the offered load, one above the other.
 
     Raises:
-        BundleError: the file can't be written.
+        BundleError: The file can't be written.
     """
     from matplotlib.figure import Figure
 
@@ -173,7 +173,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def _percentile(name: str) -> Callable[[dict[str, Any]], float | None]:
-    """A function that reads a percentile of a load; there is none where nothing was accepted."""
+    """Returns a function that reads a percentile of a load, or None if no request was accepted."""
     return lambda step: (step["latency_ms"] or {}).get(name)
 
 
@@ -185,7 +185,7 @@ def _draw(
     color: str,
     label: str,
 ) -> None:
-    """A line over the ladder, and the overload beside it; where nothing was accepted there is no point."""
+    """Plots a line for the ladder, and a point for the overload. Loads without accepted requests have no point."""
     points = [(step["offered"], y) for step in ladder if (y := value(step)) is not None]
     axes.plot([x for x, _ in points], [y for _, y in points], color=color, marker="o", label=label)
     if value(overload) is not None:

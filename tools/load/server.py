@@ -1,4 +1,4 @@
-"""The server that the load test starts on loopback, and its memory."""
+"""Starts a server on loopback for the load test, and reads its memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STOP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     process: subprocess.Popen[bytes]
 
     def memory_mib(self, entry: str = "VmRSS") -> float:
-        """Resident memory now (VmRSS) or at its peak (VmHWM)."""
+        """Returns the current (VmRSS) or peak (VmHWM) resident memory."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith(f"{entry}:"):
                 return round(int(line.split()[1]) / 1024, 1)
@@ -35,15 +35,15 @@ class Server:
 
 @contextmanager
 def started(model: Path, log: Path, **options: object) -> Iterator[Server]:
-    """Starts hybrid-rt-serve on a free port of 127.0.0.1, and stops it.
+    """Starts hybrid-rt-serve on a free port of 127.0.0.1, and stops it at the end.
 
     Args:
-        model: the bundle.
-        log: where its log goes.
-        options: of the program, `threads=1` for `--threads 1`; None leaves one out.
+        model: The bundle.
+        log: File for its log.
+        options: Options of the program: `threads=1` stands for `--threads 1`; None omits an option.
 
     Raises:
-        BackendError: it does not start, or does not end as it should.
+        BackendError: It does not start, or does not end properly.
     """
     command = [program("hybrid-rt-serve", "load_test"), str(model), "--host", "127.0.0.1", "--port", "0"]
     for name, value in options.items():

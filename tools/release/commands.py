@@ -1,4 +1,4 @@
-"""Runs the programs that a wheel is made with."""
+"""Runs the programs that build a wheel."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def succeed(program: str, *arguments: str | Path) -> str:
     """Runs a program of this environment or of the system.
 
     Returns:
-        What it printed.
+        Its output.
 
     Raises:
-        BackendError: it failed; its last lines are in the message.
+        BackendError: The program failed. The message contains the last lines of its output.
     """
     beside = Path(sys.executable).parent / program
     command = [str(beside) if beside.exists() else program, *map(str, arguments)]

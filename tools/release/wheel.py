@@ -1,7 +1,7 @@
-"""Builds a wheel for release, for the torch and the Python of this environment.
+"""Builds a wheel for release, for this environment's torch and Python.
 
-The wheel has the programs and plug-ins, and the Debian libraries that they are linked to (auditwheel copies them). Its
-version ends in the torch that it is for, e.g. 0.1.0+torch2.14, and it requires that torch. docs/release.md says more.
+The wheel has the programs and plug-ins, and the Debian libraries that they are linked to (copied by auditwheel). Its
+version ends in its torch, for example 0.1.0+torch2.14, and it requires that torch. See docs/release.md.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from tools.release.commands import succeed
 ROOT = Path(__file__).resolve().parents[2]
 
 FROM_TORCH = ("libtorch*", "libc10*", "libshm*", "libgomp.so*")
-"""Libraries that torch brings. There must be one of each in a process, libgomp with its threads among them."""
+"""Libraries that torch brings. A process must have only one copy of each, including libgomp with its threads."""
 
 
 def build(output: Path, source: Path | None = None) -> Path:
     """Builds the wheel.
 
     Args:
-        output: the directory that it is written to; created if it is missing.
-        source: a wheel of this environment from `pip wheel`, which is not built again then.
+        output: Directory to write to. It is created if it is missing.
+        source: A wheel of this environment from `pip wheel`; None builds it.
 
     Returns:
-        Its path.
+        Path of the wheel.
 
     Raises:
-        BackendError: a step failed.
+        BackendError: A step failed.
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_wheel_") as temporary:
@@ -45,7 +45,7 @@ def build(output: Path, source: Path | None = None) -> Path:
 
 
 def _pip_wheel(folder: Path) -> Path:
-    # Without isolation: the wheel is for this environment's torch, and reuses what tools/setup has compiled.
+    # Without isolation, because the wheel is for this environment's torch, and to reuse what tools/setup compiled.
     options = ("--disable-pip-version-check", "--no-build-isolation", "--no-deps")
     succeed("python", "-m", "pip", "wheel", *options, "--wheel-dir", folder, ROOT)
     [wheel] = folder.glob("*.whl")

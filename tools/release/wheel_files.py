@@ -20,13 +20,13 @@ from tools.release.commands import succeed
 
 SCOPE = "wheel"
 VENDORED = "hybrid_rt.libs"
-"""The directory that auditwheel copies Debian's libraries to."""
+"""Directory to which auditwheel copies Debian's libraries."""
 
 ZLIB = ("zlib1g", "libz.so.1")
-"""A package and its library that auditwheel leaves to the system, where an interpreter may have its own copy inside."""
+"""Package and library that auditwheel leaves to the system, but that an interpreter may contain in another version."""
 
 COMPILED_IN = {"deb": ("libcli11-dev", "libstb-dev"), "pypi": ("nlohmann-json",)}
-"""Packages of headers whose code becomes part of our binaries: their licences ask for a notice in copies."""
+"""Packages of headers that are compiled into our binaries. Their licences require a notice in copies."""
 
 _PROGRAM = Path(__file__).with_name("program.py.in")
 _PROGRAM_RPATH = "$ORIGIN/../lib:$ORIGIN/../../torch/lib"
@@ -34,7 +34,7 @@ _DEBIAN_DOCS = Path("/usr/share/doc")
 
 
 def info_directory(folder: Path) -> Path:
-    """Returns the directory of an unpacked wheel that holds its metadata."""
+    """Returns the metadata directory of an unpacked wheel."""
     [found] = folder.glob("*.dist-info")
     return found
 
@@ -54,11 +54,11 @@ def pin_requirements(folder: Path, pins: Mapping[str, str]) -> None:
     """Narrows unconditional requirements to the versions that the binaries were built for.
 
     Args:
-        folder: the unpacked wheel.
-        pins: for each distribution the range, e.g. ``{"torch": "==2.14.*"}``.
+        folder: The unpacked wheel.
+        pins: Version range per distribution, such as ``{"torch": "==2.14.*"}``.
 
     Raises:
-        OptionError: the wheel does not require one of them.
+        OptionError: The wheel does not require one of them.
     """
     path, message = _read(folder)
     requirements = message.get_all("Requires-Dist", [])
@@ -75,11 +75,11 @@ def pin_requirements(folder: Path, pins: Mapping[str, str]) -> None:
 def move_programs(folder: Path, torch: str) -> None:
     """Moves the programs into the package and leaves scripts that start them.
 
-    Installers put scripts into a directory whose position relative to site-packages they choose, so a program there has
-    no relative path to its libraries.
+    Installers choose the position of the scripts' directory relative to site-packages, so a program there would have no
+    relative path to its libraries.
 
     Args:
-        folder: the unpacked wheel.
+        folder: The unpacked wheel.
         torch: "MAJOR.MINOR" of the torch that the programs were built for.
     """
     [scripts] = folder.glob("*.data/scripts")
@@ -94,7 +94,7 @@ def move_programs(folder: Path, torch: str) -> None:
 
 
 def add_zlib(folder: Path) -> None:
-    """Copies zlib next to the libraries that auditwheel copied, and lets those that need it find it there."""
+    """Copies zlib next to the libraries that auditwheel copied, and sets the search path of those that need it."""
     package, name = ZLIB
     [source] = [line for line in succeed("dpkg-query", "-L", package).splitlines() if line.endswith(f"/{name}")]
     for library in sorted((folder / VENDORED).iterdir()):
@@ -108,7 +108,7 @@ def check_library_paths(folder: Path) -> None:
     """Checks that no binary searches a directory of the machine that it was built on.
 
     Raises:
-        BackendError: one does.
+        BackendError: A binary does.
     """
     for path in sorted(filter(is_elf, (path for path in folder.rglob("*") if path.is_file()))):
         paths = succeed("patchelf", "--print-rpath", path).strip()
@@ -129,7 +129,7 @@ def add_licences(folder: Path) -> list[Part]:
         The packages, hybrid_rt first.
 
     Raises:
-        BackendError: a library belongs to no package, or a package has no licence on this machine.
+        BackendError: A library belongs to no package, or a package has no licence on this machine.
     """
     info = info_directory(folder)
     own = Part("hybrid_rt", info.name.partition("-")[2].removesuffix(".dist-info"), "pypi", "BSD-3-Clause")
@@ -183,7 +183,8 @@ def _installed(name: str) -> Part:
 def write_bill(folder: Path, parts: Sequence[Part]) -> None:
     """Writes the wheel's bill of materials (CycloneDX), with the digest of each file."""
     info = info_directory(folder)
-    # RECORD follows from the others. auditwheel's own list names its copies without digests; ours has all that it says.
+    # RECORD is derived from the other files. auditwheel's own list has no digests for its copies; ours includes all of
+    # its facts.
     (info / "sboms" / "auditwheel.cdx.json").unlink()
     files = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains the digit detector of models/digits_detector.py from scratch and writes its weights.
 
-About 35 minutes on two CPU cores. The weights are those of the last step: the held-out images are
-only looked at to report the score, never to choose.
+This takes about 35 minutes on two CPU cores. The weights are those of the last step: the held-out images are used only
+to report the score, never to choose.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# On shared cores threads that wait by spinning triple the time of a step; OpenMP reads this once,
-# when torch is loaded.
+# On shared cores, spinning threads triple the time of a step. OpenMP reads this once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 from models import digits_data, digits_detector
 from tools.train import runs
 
-# Training on windows with as many digits as a whole picture halves the time per step. The
-# detector's own resizing shrinks the held-out pictures (240..320 px high) to 256 px, by 0.9 on average; a
-# shorter side of 170 px does the same to the windows.
+# Training on windows with as many digits as a whole image halves the time per step. The detector's own resizing shrinks
+# the held-out images (240..320 px high) to 256 px, by 0.9 on average; a shorter side of 170 px has the same effect on
+# the windows.
 _WINDOW_HEIGHT = (168, 208)
 _WINDOW_WIDTH = (224, 288)
 _WINDOW_MIN_SIZE = 170
@@ -49,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_batch(step: int, batch_size: int, seed: int) -> tuple[list[Tensor], list[dict]]:
-    """Makes the images of one step; no image is ever seen twice.
+    """Creates the images of one step. No image is ever used twice.
 
     Returns:
         The images, each float32 [3, height, width], and torchvision's targets.
@@ -85,7 +84,7 @@ def score(detector: nn.Module, pictures: int) -> dict[str, float]:
 def make_optimizer(
     detector: nn.Module, arguments: argparse.Namespace
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with weight decay on weights alone, and one cycle of the learning rate."""
+    """Returns AdamW with weight decay only on weights, and one cycle of the learning rate."""
     decayed = [p for p in detector.parameters() if p.ndim > 1]
     others = [p for p in detector.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}])
@@ -99,7 +98,7 @@ def run_steps(detector: nn.Module, arguments: argparse.Namespace, console: Conso
     """Updates the weights and writes checkpoints.
 
     Raises:
-        RuntimeError: a loss is not finite.
+        RuntimeError: A loss is not finite.
     """
     optimizer, schedule = make_optimizer(detector, arguments)
     curve = runs.LossCurve()
@@ -119,7 +118,7 @@ def run_steps(detector: nn.Module, arguments: argparse.Namespace, console: Conso
 
 
 def train(arguments: argparse.Namespace, console: Console) -> dict:
-    """Trains, writes the weights, and returns what goes into training.json."""
+    """Trains, writes the weights, and returns the contents of training.json."""
     torch.manual_seed(arguments.seed)
     # channels_last is about a quarter faster here; the saved weights are contiguous again.
     detector = digits_detector.build().to(memory_format=torch.channels_last).train()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains the reader of models/digit_string_reader.py from scratch and writes its weights.
 
-About twelve minutes on one free CPU core. The weights are those of the last step: the held-out lines are
-only looked at to report the score, never to choose.
+This takes about twelve minutes on one free CPU core. The weights are those of the last step: the held-out lines are
+used only to report the score, never to choose.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import argparse
 import os
 import time
 
-# On shared cores threads that wait by spinning triple the time of a step; OpenMP reads this once,
-# when torch is loaded.
+# On shared cores, spinning threads triple the time of a step. OpenMP reads this once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -34,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace, console: Console) -> dict:
-    """Trains, writes the weights, and returns what goes into the report."""
+    """Trains, writes the weights, and returns the contents of the report."""
     torch.manual_seed(arguments.seed)
     reader = digit_string_reader.build().train()
     optimizer = torch.optim.AdamW(reader.parameters(), weight_decay=0.02)
@@ -43,7 +42,7 @@ def train(arguments: argparse.Namespace, console: Console) -> dict:
     curve = runs.LossCurve()
     started = time.monotonic()
     for step in track(range(arguments.steps), "training", console=console):
-        first = step * arguments.batch_size  # no picture is seen twice
+        first = step * arguments.batch_size  # no image is used twice
         lines = [digit_lines.make_line("train", first + i, arguments.seed) for i in range(arguments.batch_size)]
         logits, lengths = reader.logits([digit_string_reader.to_tensor(line.image) for line in lines])
         targets = torch.tensor([int(digit) for line in lines for digit in line.text])

@@ -1,6 +1,5 @@
-// hybrid-rt-bench-worker JOB.json: one detector in a process of its own, called when the benchmark says so.
-//
-// The C++ twin of hybrid_rt/bench/worker.py, with the same job and the same lines; see there.
+// hybrid-rt-bench-worker JOB.json: runs one detector in its own process, on request of the benchmark. This is the C++
+// counterpart of hybrid_rt/bench/worker.py, with the same job and the same protocol.
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -29,7 +28,7 @@ double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-/// stdout as it was; what libraries print there goes to stderr from now on.
+/// Returns the original stdout. Whatever libraries print to stdout from now on goes to stderr.
 std::FILE* take_stdout() {
   std::FILE* replies = fdopen(dup(STDOUT_FILENO), "w");
   if (replies == nullptr || dup2(STDERR_FILENO, STDOUT_FILENO) < 0) throw std::runtime_error("stdout can't be used");
@@ -55,7 +54,8 @@ torch::jit::Module open(const json& job, c10::Device device) {
   return hybrid_rt::load(path, {.device = device, .threads = job.at("threads")});
 }
 
-/// Of torchvision's scripted detectors (losses, detections), of others the detections alone.
+/// Returns the detections: the second element of (losses, detections) for torchvision's scripted detectors, otherwise
+/// the result.
 c10::List<c10::IValue> detections_of(const c10::IValue& result) {
   return (result.isTuple() ? result.toTupleRef().elements().at(1) : result).toList();
 }
@@ -74,7 +74,7 @@ json boxes_of(const c10::IValue& result) {
           {"scores", numbers<double>(found.at("scores"), at::kDouble)}};
 }
 
-/// Peak of the resident memory in bytes. Not getrusage's: that one begins with the parent's.
+/// Returns the peak resident memory in bytes. getrusage would start at the parent's peak.
 int64_t peak_memory() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {

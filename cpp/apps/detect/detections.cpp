@@ -12,7 +12,7 @@
 namespace hybrid_rt::detect_app {
 namespace {
 
-// Keys in the order of insertion; float, so that 0.91f is printed as 0.91 and still read back as the same float.
+// Keeps the order of insertion. Numbers are floats, so that 0.91f is printed as 0.91 and read back as the same float.
 using Json =
     nlohmann::basic_json<nlohmann::ordered_map, std::vector, std::string, bool, std::int64_t, std::uint64_t, float>;
 
@@ -21,7 +21,7 @@ std::size_t characters(const std::string& text) {
 }
 
 double percentile(std::vector<double> values, double fraction) {
-  // Linear between the neighbours, as numpy.percentile.
+  // Interpolates linearly between neighbours, as numpy.percentile does.
   std::sort(values.begin(), values.end());
   const double position = fraction * static_cast<double>(values.size() - 1);
   const auto below = static_cast<std::size_t>(position);
@@ -29,8 +29,7 @@ double percentile(std::vector<double> values, double fraction) {
   return values[below] + (values[above] - values[below]) * (position - static_cast<double>(below));
 }
 
-/// Returns `text` with spaces behind it, up to `width` characters: setw() counts bytes, of which UTF-8 has up to four
-/// in a character.
+/// Pads `text` with spaces to `width` characters. setw() would count bytes, and a character has up to four in UTF-8.
 std::string padded(const std::string& text, std::size_t width) {
   const std::size_t length = characters(text);
   return length < width ? text + std::string(width - length, ' ') : text;

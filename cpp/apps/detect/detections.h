@@ -10,15 +10,15 @@
 
 namespace hybrid_rt::detect_app {
 
-/// Milliseconds of each step, by a monotonic clock.
+/// Milliseconds of each step, measured with a monotonic clock.
 struct Timing {
   double load = 0;
   double decode = 0;         ///< from the file to the input tensor on its device
   double first = 0;          ///< the first forward
-  std::vector<double> runs;  ///< the forwards after it; at least one
+  std::vector<double> runs;  ///< later forwards, at least one
 };
 
-/// All that is printed.
+/// Everything that is printed.
 struct Result {
   std::vector<Detection> detections;
   ClassNames class_names;
@@ -26,10 +26,10 @@ struct Result {
   Timing timing;
 };
 
-/// One line. Numbers that JSON can't express (NaN, infinities) become null.
+/// Formats the result as one line of JSON. Numbers that JSON can't express (NaN, infinities) become null.
 std::string to_json(const Result& result);
 
-/// For people. Labels without a name are shown as numbers.
+/// Formats the result as a table for users. Labels without a name are shown as numbers.
 std::string to_table(const Result& result);
 
 }  // namespace hybrid_rt::detect_app

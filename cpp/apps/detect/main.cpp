@@ -1,4 +1,4 @@
-// hybrid-rt-detect: a bundle and a picture in, boxes out.
+// hybrid-rt-detect: runs a bundle on an image and prints the boxes.
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -96,7 +96,7 @@ struct Options {
   float min_score = 0;
 };
 
-/// A step that failed, with the exit code of that step.
+/// The failure of a step, with that step's exit code.
 class Failure : public std::runtime_error {
  public:
   Failure(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
@@ -205,7 +205,7 @@ hybrid_rt::ClassNames read_class_names(const std::string& path) {
   }
   if (names.empty()) {
     throw Failure(kUsage, formatted("--class-names " + path, "a text file with one class name per line",
-                                    "none that can be read", "Check the path."));
+                                    "a file that can't be read", "Check the path."));
   }
   return names;
 }
@@ -241,7 +241,7 @@ void write_annotated(const Options& options, Picture& picture, const Result& res
 void print(const std::string& text) {
   std::cout << text << std::flush;
   if (!std::cout) {
-    throw Failure(kOutputUnwritable, formatted("stdout", "a stream that takes the result", "a failed write",
+    throw Failure(kOutputUnwritable, formatted("stdout", "a stream that accepts the result", "a failed write",
                                                "Check the free disk space."));
   }
 }
@@ -277,8 +277,8 @@ void verify(const Options& options) {
   print(options.json ? hybrid_rt::to_json(verification) + "\n" : to_text(verification, options.model));
   if (!verification.matches()) {
     throw Failure(kDiffers,
-                  formatted(options.model, "the detector's result", "on this machine " + verification.failures[0],
-                            "Another --backend may be right; hybrid-rt check shows what else could run."));
+                  formatted(options.model, "the detector's result", verification.failures[0] + " on this machine",
+                            "Try another --backend; hybrid-rt check shows which ones can run."));
   }
   if (verification.passed()) return;
   throw Failure(kTooSlow,
@@ -319,7 +319,7 @@ void detect(const Options& options) {
     const Stopwatch tensor_stopwatch;
     const at::Tensor pixels = at::from_blob(picture.rgb.data(), {picture.height, picture.width, 3}, at::kByte);
     const at::Tensor image = hybrid_rt::to_image(pixels, device);
-    hybrid_rt::wait_for(device);  // else the first forward would be timed with it
+    hybrid_rt::wait_for(device);  // otherwise the copy would count as part of the first forward
     result.timing.decode += tensor_stopwatch.milliseconds();
     const torch::jit::IValue output = run(module, image, options.repeat, result.timing);
     result.detections = hybrid_rt::detections_from(output, /*pictures=*/1)[0].objects;

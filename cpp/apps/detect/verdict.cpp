@@ -7,7 +7,7 @@
 namespace hybrid_rt::detect_app {
 namespace {
 
-/// Percentiles of one size, here and in the contract.
+/// Formats the percentiles measured here and those of the contract, one line per size.
 std::string to_text(const LatencyCheck& check) {
   std::ostringstream text;
   text << std::fixed << std::setprecision(2);

@@ -6,7 +6,7 @@
 
 namespace hybrid_rt::detect_app {
 
-/// What was compared, for people: a line for the whole, one an engine, one a picture, one a failure.
+/// Describes a verification for users: one summary line, then one line per engine, image and failure.
 std::string to_text(const Verification& verification, const std::string& model);
 
 }  // namespace hybrid_rt::detect_app

@@ -18,14 +18,14 @@ namespace hybrid_rt::apps {
 namespace {
 
 constexpr int kMaxScale = 6;
-constexpr int kOutside = kMaxScale + 2;  // pixels, more than any line's width
-constexpr int kTextHeight = 13;          // of stb_easy_font's glyphs with two pixels above and below
+constexpr int kOutside = kMaxScale + 2;  // pixels; more than the width of any line
+constexpr int kTextHeight = 13;          // stb_easy_font's glyphs with two pixels above and below
 constexpr int kPaddingAbove = 2;
 constexpr int kPaddingBeside = 3;
 constexpr std::size_t kMaxName = 40;  // characters
 constexpr const char* kCut = "...";
 
-/// Half open: x2 and y2 are outside.
+/// Half-open: x2 and y2 are outside.
 struct Rectangle {
   int x1, y1, x2, y2;
 };
@@ -50,7 +50,7 @@ void outline(Picture& picture, const Rectangle& box, const Colour& colour, int l
   fill(picture, {box.x2 - line, box.y1, box.x2, box.y2}, colour);
 }
 
-/// The pixel, at most a little outside the image: casting what an int can't hold is undefined.
+/// Returns the pixel, clamped to just outside the image, because casting a float that an int can't hold is undefined.
 int to_pixel(float coordinate, int size) {
   return static_cast<int>(
       std::lround(std::clamp(coordinate, static_cast<float>(-kOutside), static_cast<float>(size + kOutside))));
@@ -58,8 +58,8 @@ int to_pixel(float coordinate, int size) {
 
 int width_of(std::string text) { return stb_easy_font_width(text.data()); }
 
-/// Returns what the font can write: the name, cut with "..." so that it is at most `width` wide with the score behind
-/// it, which is never cut. A name of which nothing can be read becomes the label's number.
+/// Returns a caption that the font can write: the name, shortened with "..." so that name and score fit into `width`.
+/// The score is never shortened. A name without any readable character is replaced by the label's number.
 std::string caption(const Annotation& annotation, int width) {
   if (annotation.name.empty() && annotation.score.empty()) return "";
   std::string name = to_ascii(annotation.name);
@@ -99,7 +99,7 @@ void draw_caption(Picture& picture, const Rectangle& box, const Annotation& anno
   if (text.empty()) return;
   const int width = (stb_easy_font_width(text.data()) + 2 * kPaddingBeside) * scale;
   const int height = kTextHeight * scale;
-  // Above the box, or inside where there is no room above, and within the image if it fits at all.
+  // Above the box, or inside it if there is no room above; within the image if it fits at all.
   const int x = std::max(0, std::min(box.x1, picture.width - width));
   const int y = std::max(0, std::min(box.y1 >= height ? box.y1 - height : box.y1, picture.height - height));
   fill(picture, {x, y, x + width, y + height}, background);
@@ -130,7 +130,7 @@ void annotate(Picture& picture, std::span<const Annotation> annotations) {
   }
   std::reverse(drawn.begin(), drawn.end());
   const int scale = std::clamp(std::min(picture.width, picture.height) / 360, 1, kMaxScale);
-  // All outlines first: none is to cross a caption.
+  // All outlines come first, so that none crosses a caption.
   for (const auto& [box, annotation] : drawn) outline(picture, box, label_colour(annotation->label), scale + 1);
   for (const auto& [box, annotation] : drawn)
     draw_caption(picture, box, *annotation, label_colour(annotation->label), scale);

@@ -8,7 +8,7 @@ namespace {
 
 constexpr char32_t kInvalid = 0xFFFD;
 
-// Each character's letter without its accent; '?' for those that have none, or more than one (see letters_of).
+// Letter of each character without its accent; '?' for characters that have none or several (see letters_of).
 constexpr char32_t kLatinStart = 0xA0;  // Latin-1 Supplement and Latin Extended-A
 constexpr std::string_view kLatin =
     " ??????? ?a???? ??23 ??? 1o?????AAAAAA?CEEEEIIIIDNOOOOOxOUUUUY??aaaaaa?ceeeeiiiidnooooo/ouuuuy?y"
@@ -22,7 +22,7 @@ constexpr std::string_view kAdditional =
 static_assert(kLatinStart + kLatin.size() == 0x180);
 static_assert(kAdditionalStart + kAdditional.size() == 0x1F00);
 
-/// Takes the first character off `text`; kInvalid for a byte that begins none.
+/// Removes the first character from `text` and returns it; kInvalid for a byte that starts none.
 char32_t take_character(std::string_view& text) {
   const auto first = static_cast<std::uint8_t>(text[0]);
   const std::size_t length = first < 0x80 ? 1 : first >= 0xC2 && first < 0xE0 ? 2 : (first >> 4) == 0xE ? 3 : 4;
@@ -37,7 +37,7 @@ char32_t take_character(std::string_view& text) {
   return is_valid ? character : kInvalid;
 }
 
-/// Characters that are written with several others, or with a plain mark.
+/// Replacements for characters that need several ASCII characters, or a plain mark.
 std::string_view letters_of(char32_t character) {
   switch (character) {
     case 0xC6:
@@ -102,7 +102,7 @@ std::string to_ascii(std::string_view text) {
     } else if (is_in(character, kAdditionalStart, kAdditional)) {
       letter = kAdditional[character - kAdditionalStart];
     } else if (character >= 0x300 && character < 0x370) {
-      continue;  // an accent that follows its letter
+      continue;  // a combining accent after its letter
     }
     if (character == '?' || letter != '?') {
       result += letter;

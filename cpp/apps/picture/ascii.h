@@ -5,8 +5,8 @@
 
 namespace hybrid_rt::apps {
 
-/// Writes UTF-8 in printable ASCII: Latin letters lose their accents ("Zürich" becomes "Zurich"), typographic marks
-/// become plain ones, and every other character, or byte that is no UTF-8, becomes '?'.
+/// Transliterates UTF-8 into printable ASCII: Latin letters lose their accents ("Zürich" becomes "Zurich"), typographic
+/// marks become plain ones, and every other character or invalid byte becomes '?'.
 std::string to_ascii(std::string_view text);
 
 }  // namespace hybrid_rt::apps

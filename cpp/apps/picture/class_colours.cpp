@@ -11,8 +11,8 @@ struct Shade {
   double saturation, value;
 };
 
-// Hues in steps of the golden ratio come close again after a Fibonacci number of labels (13, 21, 34, ...). None below
-// 144 is a multiple of four, so that labels of nearly the same hue are of different shades.
+// Hues in steps of the golden ratio become similar again after a Fibonacci number of labels (13, 21, 34, ...). No
+// Fibonacci number below 144 is a multiple of four, so labels with similar hues have different shades.
 constexpr std::array<Shade, 4> kShades = {{{0.9, 1.0}, {0.95, 0.6}, {0.45, 1.0}, {0.7, 0.8}}};
 
 /// Relative luminance in 0..1: https://www.w3.org/TR/WCAG21/#dfn-relative-luminance
@@ -27,7 +27,7 @@ double luminance(const Colour& colour) {
 }  // namespace
 
 Colour label_colour(std::int64_t label) {
-  // Steps of the golden ratio spread any number of hues evenly round the circle.
+  // Steps of the golden ratio distribute any number of hues evenly around the circle.
   constexpr double kGoldenRatio = 0.618033988749895;
   const double turns = kGoldenRatio * static_cast<double>(label);
   const double sextant = (turns - std::floor(turns)) * 6;

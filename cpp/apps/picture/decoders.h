@@ -6,7 +6,7 @@
 
 #include "picture.h"
 
-// The decoders of the two formats. The same pixels as Pillow's convert("RGB") gives, so that a picture has the same
+// Decoders of the two formats. They return the same pixels as Pillow's convert("RGB"), so that an image has the same
 // boxes in Python and in C++: accurate DCT, no gamma, the high byte of 16-bit samples, alpha dropped.
 
 namespace hybrid_rt::apps {
@@ -17,10 +17,10 @@ PictureSize jpeg_size(std::span<const std::uint8_t> bytes, const std::string& na
 Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits);
 PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits);
 
-/// Throws PictureError for a picture beyond the limits.
+/// Throws PictureError for an image beyond the limits.
 void check_size(std::int64_t width, std::int64_t height, const std::string& name, const PictureLimits& limits);
 
-/// What is thrown where a decoder fails; `message` is its own.
+/// Creates the error of a decoder that fails with `message`.
 PictureError damaged(const std::string& name, const std::string& format, const std::string& message);
 
 }  // namespace hybrid_rt::apps

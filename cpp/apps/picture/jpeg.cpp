@@ -12,13 +12,15 @@
 namespace hybrid_rt::apps {
 namespace {
 
-/// A picture of few scans has about ten. Each scan visits every coefficient, so a small file of many scans takes long:
+/// Bounds the number of scans times coefficients. A typical progressive image has about ten scans. Each scan visits
+/// every coefficient, so a small file with many scans takes long:
 /// https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf
 constexpr std::int64_t kMaxVisits = 1'000'000'000;
 constexpr std::int64_t kMinScans = 20;
 constexpr std::int64_t kMaxScans = 500;
 
-/// libjpeg's decoder. Its errors leave by longjmp, so that the functions that call it hold nothing to be destroyed.
+/// Wraps libjpeg's decoder. Its errors leave by longjmp, so the functions that call it own nothing that needs a
+/// destructor.
 class Decoder {
  public:
   explicit Decoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {
@@ -32,7 +34,7 @@ class Decoder {
   Decoder& operator=(const Decoder&) = delete;
   ~Decoder() { jpeg_destroy_decompress(&info_); }
 
-  /// False: message() says why.
+  /// Returns false on failure; message() gives the reason.
   bool read_header() {
     if (setjmp(place_) != 0) return false;
     jpeg_create_decompress(&info_);
@@ -42,7 +44,7 @@ class Decoder {
     return true;
   }
 
-  /// Rows of `channels()` bytes per pixel. False: message() says why.
+  /// Reads rows with `channels()` bytes per pixel. Returns false on failure; message() gives the reason.
   bool read_rows(std::uint8_t* pixels) {
     if (setjmp(place_) != 0) return false;
     info_.out_color_space = channels() == 4 ? JCS_CMYK : JCS_RGB;
@@ -61,7 +63,7 @@ class Decoder {
   int height() const { return static_cast<int>(info_.image_height); }
   int channels() const { return info_.jpeg_color_space == JCS_CMYK || info_.jpeg_color_space == JCS_YCCK ? 4 : 3; }
   const char* message() const { return message_; }
-  /// What was odd in a file whose pixels are whole; empty if nothing was.
+  /// A defect of the file that did not affect the pixels; empty if there was none.
   const char* warning() const { return warning_; }
 
  private:
@@ -72,7 +74,7 @@ class Decoder {
     std::longjmp(place_, 1);
   }
 
-  /// A file that ends too early is a warning to libjpeg, which makes up the rest.
+  /// libjpeg only warns about a file that ends too early, and invents the rest.
   void take_message(int level) {
     if (level >= 0) return;
     if (errors_.msg_code != JWRN_EXTRANEOUS_DATA) fail();
@@ -101,7 +103,7 @@ PictureSize read_header(Decoder& decoder, const std::string& name, const Picture
   return {decoder.width(), decoder.height()};
 }
 
-/// As Pillow does it: a JPEG's inks are inverted, black takes from each colour.
+/// As in Pillow: a JPEG's inks are inverted, and black reduces each colour.
 std::vector<std::uint8_t> rgb_of_cmyk(const std::vector<std::uint8_t>& inks) {
   std::vector<std::uint8_t> rgb;
   rgb.reserve(inks.size() / 4 * 3);

@@ -24,11 +24,11 @@ bool starts_with(Bytes bytes, Bytes mark) {
   return bytes.size() >= mark.size() && std::equal(mark.begin(), mark.end(), bytes.begin());
 }
 
-/// Of a TIFF header and its first directory.
+/// Returns the orientation in the first directory of TIFF data.
 int orientation_of(Bytes tiff) {
   constexpr std::size_t kHeader = 8, kEntry = 12;
   constexpr std::uint32_t kOrientation = 0x0112, kShort = 3, kLong = 4;
-  while (starts_with(tiff, kExifMark)) tiff = tiff.subspan(kExifMark.size());  // some writers of PNG put it there too
+  while (starts_with(tiff, kExifMark)) tiff = tiff.subspan(kExifMark.size());  // some PNG writers add it too
   if (tiff.size() < kHeader) return 1;
   const bool is_little = tiff[0] == 'I' && tiff[1] == 'I';
   if (!is_little && !(tiff[0] == 'M' && tiff[1] == 'M')) return 1;
@@ -44,17 +44,17 @@ int orientation_of(Bytes tiff) {
     const std::uint32_t count = number(tiff, entry + 4, 4, is_little);
     if (number(tiff, entry, 2, is_little) != kOrientation || (type != kShort && type != kLong)) continue;
     const std::uint32_t size = type == kShort ? 2 : 4;
-    if (count >= 1 && count <= 4 / size) found = number(tiff, entry + 8, size, is_little);  // else it stands elsewhere
+    if (count >= 1 && count <= 4 / size) found = number(tiff, entry + 8, size, is_little);  // else elsewhere
   }
   return found >= 1 && found <= 8 ? static_cast<int>(found) : 1;
 }
 
-/// The TIFF data of the first Exif segment before the pixels; empty if there is none.
+/// Returns the TIFF data of the first Exif segment before the pixels; empty if there is none.
 Bytes exif_of_jpeg(Bytes file) {
   constexpr std::uint8_t kStartOfScan = 0xDA, kEnd = 0xD9, kApp1 = 0xE1;
   std::size_t at = 2;
   while (at + 1 < file.size()) {
-    // Stray bytes before a marker, and fill bytes of 0xFF, are passed over as the decoder does.
+    // Stray bytes before a marker, and fill bytes of 0xFF, are skipped, as the decoder does.
     if (file[at] != 0xFF || file[at + 1] == 0xFF || file[at + 1] == 0) {
       ++at;
       continue;
@@ -62,7 +62,7 @@ Bytes exif_of_jpeg(Bytes file) {
     const std::uint8_t marker = file[at + 1];
     at += 2;
     if (marker == kStartOfScan || marker == kEnd) break;
-    if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) continue;  // these have no length
+    if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) continue;  // these markers have no length
     if (at + 2 > file.size()) break;
     const std::size_t length = number(file, at, 2, false);
     if (length < 2 || length > file.size() - at) break;
@@ -73,7 +73,7 @@ Bytes exif_of_jpeg(Bytes file) {
   return {};
 }
 
-/// The content of the eXIf chunk, before or after the pixels; empty if there is none.
+/// Returns the content of the eXIf chunk, before or after the pixels; empty if there is none.
 Bytes exif_of_png(Bytes file) {
   constexpr std::size_t kSignature = 8, kFrame = 12;
   std::size_t at = kSignature;

@@ -70,17 +70,17 @@ std::vector<std::uint8_t> read_bytes(const std::string& path) {
   return bytes;
 }
 
-/// The new file under its temporary name; gone with this object unless it has been renamed.
+/// A new file under a temporary name. The destructor deletes it unless it has been renamed.
 class TemporaryFile {
  public:
   explicit TemporaryFile(const std::string& final_path)
       : final_path_(final_path),
-        // Not the final name with an ending: that may have as many bytes as a name can have.
+        // Not the final name with a suffix: the final name may already have the maximum length.
         path_(std::filesystem::path(final_path)
                   .replace_filename(".hybrid_rt-" + std::to_string(::getpid()) + "-" +
                                     std::to_string(std::random_device{}()) + ".tmp")
                   .string()) {
-    // open() and not mkstemp(), whose files only their owner can read.
+    // open() instead of mkstemp(), whose files only their owner can read.
     const int descriptor = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor < 0) throw failure(errno);
     file_.reset(::fdopen(descriptor, "wb"));
@@ -103,7 +103,7 @@ class TemporaryFile {
   }
 
   void rename() {
-    // fsync: a full disk or a crash must not leave an empty file under the final name.
+    // fsync, so that a full disk or a crash can't leave an empty file under the final name.
     if (std::fflush(file_.get()) != 0 || ::fsync(::fileno(file_.get())) != 0) throw failure(errno);
     if (std::fclose(file_.release()) != 0) throw failure(errno);
     if (std::rename(path_.c_str(), final_path_.c_str()) != 0) throw failure(errno);
@@ -182,7 +182,7 @@ std::vector<std::uint8_t> encode_png(const Picture& picture) {
 }
 
 void write_png(const Picture& picture, const std::string& path) {
-  // A rename would put a regular file in the place of /dev/null or a pipe.
+  // Renaming would replace /dev/null or a pipe by a regular file.
   std::error_code ignored;
   const std::filesystem::file_status status = std::filesystem::status(path, ignored);
   if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {

@@ -11,15 +11,16 @@
 namespace hybrid_rt::apps {
 namespace {
 
-/// Bytes of image data that may stand behind the last row: libpng inflates them all when it has read that row, to a
-/// thousand times as many, in a time that no size in the header bounds.
+/// Limit of the image data after the last row. Once libpng has read that row it inflates all of this data, up to a
+/// thousandfold, in a time that no size in the header bounds.
 constexpr std::size_t kMostBehind = std::size_t{64} << 10;
 
 std::uint32_t big_endian(std::span<const std::uint8_t> bytes) {
   return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
 }
 
-/// libpng's decoder. Its errors leave by longjmp, so that the functions that call it hold nothing to be destroyed.
+/// Wraps libpng's decoder. Its errors leave by longjmp, so the functions that call it own nothing that needs a
+/// destructor.
 class Decoder {
  public:
   explicit Decoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
@@ -27,7 +28,7 @@ class Decoder {
   Decoder& operator=(const Decoder&) = delete;
   ~Decoder() { png_destroy_read_struct(&png_, &info_, nullptr); }
 
-  /// False: message() says why.
+  /// Returns false on failure; message() gives the reason.
   bool read_header(const PictureLimits& limits) {
     if (setjmp(place_) != 0) return false;
     png_ = png_create_read_struct(
@@ -40,14 +41,14 @@ class Decoder {
     png_set_read_fn(png_, this, [](png_structp png, png_bytep target, std::size_t count) {
       static_cast<Decoder*>(png_get_io_ptr(png))->give(target, count);
     });
-    // Texts and profiles may be small in the file and take seconds to inflate; none of them changes a pixel.
+    // Texts and profiles may be small in the file but take seconds to inflate, and never change a pixel.
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
     png_set_user_limits(png_, static_cast<png_uint_32>(limits.max_side), static_cast<png_uint_32>(limits.max_side));
     png_read_info(png_, info_);
     return true;
   }
 
-  /// Rows of three bytes per pixel. False: message() says why.
+  /// Reads rows with three bytes per pixel. Returns false on failure; message() gives the reason.
   bool read_rows(std::uint8_t* pixels) {
     if (setjmp(place_) != 0) return false;
     const int colours = png_get_color_type(png_, info_);
@@ -60,17 +61,18 @@ class Decoder {
     const int passes = png_set_interlace_handling(png_);
     png_read_update_info(png_, info_);
     const std::size_t stride = static_cast<std::size_t>(png_get_image_width(png_, info_)) * 3;
-    if (png_get_rowbytes(png_, info_) != stride) fail("rows of another size than three bytes per pixel");
+    if (png_get_rowbytes(png_, info_) != stride) fail("rows that do not have three bytes per pixel");
     const std::size_t end = end_of_pixels(), height = png_get_image_height(png_, info_);
     for (int pass = 0; pass < passes; ++pass) {
       for (std::size_t y = 0; y < height; ++y) {
-        // Deflated, rows are at most an eighth longer; in the file they have at most eight bytes per pixel.
+        // Deflated rows are at most an eighth longer than raw ones, which have at most eight bytes per pixel in the
+        // file.
         const std::size_t rows = (pass + 1 < passes ? height : height - y) * (stride / 3 * 8 + 1);
-        if (end > offset_ + rows + rows / 8 + kMostBehind) fail("more image data than its rows have");
+        if (end > offset_ + rows + rows / 8 + kMostBehind) fail("more image data than its rows need");
         png_read_row(png_, pixels + y * stride, nullptr);
       }
     }
-    png_read_end(png_, nullptr);  // a file that was cut after its last row is cut, too
+    png_read_end(png_, nullptr);  // a file that ends right after its last row is truncated too
     return true;
   }
 
@@ -82,7 +84,7 @@ class Decoder {
     std::longjmp(place_, 1);
   }
 
-  /// Where the last of the chunks with pixels ends, as far as the file goes.
+  /// Returns the end of the last chunk with pixels, within the file.
   std::size_t end_of_pixels() const {
     constexpr std::size_t kSignature = 8, kOfChunk = 12;  // length, type and checksum
     std::size_t end = 0;
@@ -111,7 +113,7 @@ class Decoder {
 
 }  // namespace
 
-/// The header is the first chunk: nothing else is read, whatever there is before the pixels.
+/// Only the header is read, which is the first chunk, whatever else precedes the pixels.
 PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
   constexpr std::size_t kType = 12, kWidth = 16, kHeight = 20, kEnd = 33;
   if (bytes.size() < kEnd) throw damaged(name, "PNG", "file ends before its IHDR chunk does");

@@ -11,7 +11,7 @@
 namespace hybrid_rt::serve {
 namespace {
 
-// Keys in the order of insertion; float, so that 0.91f is printed as 0.91 and still read back as the same float.
+// Keeps the order of insertion. Numbers are floats, so that 0.91f is printed as 0.91 and read back as the same float.
 using Json =
     nlohmann::basic_json<nlohmann::ordered_map, std::vector, std::string, bool, std::int64_t, std::uint64_t, float>;
 
@@ -21,7 +21,7 @@ const ClassNames& names_for(const DetectResult& result, const AnswerOptions& opt
   return options.class_names.empty() ? *result.class_names : options.class_names;
 }
 
-/// A tensor's row as nested lists.
+/// Returns a row of a tensor as nested lists.
 Json list_of(const at::Tensor& row) {
   if (row.dim() == 0) return row.item<float>();
   Json list = Json::array();
@@ -38,7 +38,7 @@ Json object_of(const DetectResult& result, std::size_t i, const AnswerOptions& o
   object["label"] = detection.label;
   if (const std::string name = class_name(detection.label, names_for(result, options)); !name.empty()) {
     object["class_name"] = name;
-    object["name"] = name;  // as it was called before the other programs had it
+    object["name"] = name;  // the older name of this field, before the other programs had it
   }
   object["score"] = detection.score;
   if (options.masks && found.masks.defined()) {
@@ -55,7 +55,7 @@ Json object_of(const DetectResult& result, std::size_t i, const AnswerOptions& o
 float milliseconds(double seconds) { return static_cast<float>(std::round(seconds * 1e6) / 1e3); }
 
 bool is_shown(const Detection& detection, const AnswerOptions& options) {
-  // Not "<": a score that is not a number is shown unless scores are asked for.
+  // Not "<", so that a score of NaN is shown unless a minimum score was requested.
   return options.min_score <= 0 || detection.score >= options.min_score;
 }
 

@@ -9,14 +9,14 @@
 
 namespace hybrid_rt::serve {
 
-/// What an answer is asked to hold.
+/// Options of the contents of an answer.
 struct AnswerOptions {
   float min_score = 0;
   bool masks = true;
-  ClassNames class_names{};  ///< in place of the bundle's, unless empty
+  ClassNames class_names{};  ///< replace the bundle's names unless empty
 };
 
-/// All that is answered to one request.
+/// The answer to one request.
 struct Answer {
   std::string request_id;
   std::string model;
@@ -25,10 +25,10 @@ struct Answer {
   double total_seconds = 0;
 };
 
-/// One line; see openapi.json. Numbers that JSON can't express become null.
+/// Returns one line of JSON, see openapi.json. Numbers that JSON can't express become null.
 std::string to_json(const Answer& answer, const AnswerOptions& options);
 
-/// Draws what was found, as hybrid-rt-detect does.
+/// Draws the detections as hybrid-rt-detect does.
 void draw(apps::Picture& picture, const DetectResult& result, const AnswerOptions& options);
 
 }  // namespace hybrid_rt::serve

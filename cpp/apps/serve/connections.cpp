@@ -12,7 +12,7 @@ bool has_left(int descriptor) {
   return ::recv(descriptor, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
-/// The event loop then finds the connection at its end, and closes it.
+/// After this, the event loop sees the end of the connection and closes it.
 void end(int descriptor) { ::shutdown(descriptor, SHUT_RDWR); }
 
 }  // namespace
@@ -77,7 +77,7 @@ void Connections::close_one_before(const void* newest) {
   }
   if (oldest == nullptr) return;
   end(oldest->descriptor);
-  oldest->reads = Reads::kNothing;  // it is not chosen twice
+  oldest->reads = Reads::kNothing;  // so that it is not chosen again
 }
 
 }  // namespace hybrid_rt::serve

@@ -9,15 +9,14 @@
 
 namespace hybrid_rt::serve {
 
-/// Closes connections that hold a place and ask nothing: heads that do not come to their end, peers that have left.
-///
-/// libmicrohttpd knows a time limit for silence alone, which a byte now and then keeps from running out.
+/// Closes connections that occupy a slot without making requests: incomplete request heads, and peers that have gone
+/// away. libmicrohttpd only limits the time without any data, which an occasional byte restarts.
 class Connections {
  public:
   struct Limits {
-    std::size_t most = 512;                  ///< beyond it, the one that has waited longest with half a head goes
-    std::chrono::milliseconds head{10'000};  ///< for the first head of a connection to be whole
-    std::chrono::milliseconds idle{30'000};  ///< for each later one, from the answer before it on
+    std::size_t most = 512;                  ///< beyond it, the connection with the oldest incomplete head is closed
+    std::chrono::milliseconds head{10'000};  ///< time to complete the first request head
+    std::chrono::milliseconds idle{30'000};  ///< time to complete each later head, counted from the previous answer
   };
 
   explicit Connections(const Limits& limits);
@@ -25,14 +24,15 @@ class Connections {
   Connections& operator=(const Connections&) = delete;
   ~Connections();
 
-  /// A connection was opened. It may be closed before its descriptor is, so that no other one is hit.
+  /// Called when a connection was opened. It may be closed by this object only before its descriptor is, because the
+  /// number may be reused.
   void opened(const void* connection, int descriptor);
   void closed(const void* connection);
-  /// Its request's head is whole.
+  /// Called when the head of its request is complete.
   void has_head(const void* connection);
-  /// Its request is whole: whoever waits for an answer may have closed its own half.
+  /// Called when its request is complete. A client that waits for the answer may already have closed its sending half.
   void has_request(const void* connection);
-  /// Its request was answered, or given up.
+  /// Called when its request was answered or abandoned.
   void is_done(const void* connection);
 
  private:
@@ -49,7 +49,7 @@ class Connections {
   void close_one_before(const void* newest);
 
   const Limits limits_;
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable stopping_;
   bool is_stopping_ = false;
   std::map<const void*, Place> places_;

@@ -10,7 +10,7 @@ namespace hybrid_rt::serve {
 namespace {
 
 constexpr std::int64_t kMaxDeadline = 86'400'000;
-/// A side to the other one. Detectors scale a picture to some hundred pixels: of a thinner one nothing would be left.
+/// Maximum ratio of the sides. Detectors scale an image to some hundred pixels, which leaves nothing of a thinner one.
 constexpr std::int64_t kMaxAspect = 100;
 
 std::span<const std::uint8_t> bytes_of(const std::string& text) {
@@ -19,7 +19,7 @@ std::span<const std::uint8_t> bytes_of(const std::string& text) {
 
 bool boolean(const std::string& name, const std::string& value) {
   if (value == "true" || value == "false") return value == "true";
-  throw RequestError(400, "query " + name, "true or false", shown(value), "Leave it out for the default.");
+  throw RequestError(400, "query " + name, "true or false", shown(value), "Omit it for the default.");
 }
 
 template <class Number>
@@ -33,7 +33,7 @@ Number number(const std::string& name, const std::string& value, Number least, N
     return digits.find('.') == std::string::npos ? digits : digits.substr(0, digits.find('.'));
   };
   throw RequestError(400, "query " + name, "a number from " + text(least) + " to " + text(most), shown(value),
-                     "Leave it out for the default.");
+                     "Omit it for the default.");
 }
 
 void check_aspect(const std::string& name, const apps::PictureSize& size) {
@@ -105,7 +105,7 @@ DetectQuery read_query(const HttpRequest& request) {
   std::set<std::string> seen;
   for (const auto& [name, value] : request.query) {
     if (!seen.insert(name).second) {
-      throw RequestError(400, "query " + shown(name), "it once", "it twice", "Leave one out.");
+      throw RequestError(400, "query " + shown(name), "one value", "two", "Remove one.");
     }
     if (name == "model") {
       if (value.empty()) throw RequestError(400, "query model", "a model's name", "''", "GET /v1/models lists them.");
@@ -129,7 +129,8 @@ DetectQuery read_query(const HttpRequest& request) {
 }
 
 bool is_known_type(const std::string& content_type) {
-  // What an image is, is told by its bytes: "image/jpg", "image/*" and a store's "binary/octet-stream" are common.
+  // The format of an image is detected from its bytes, because "image/jpg", "image/*" and a store's
+  // "binary/octet-stream" are common.
   static const std::set<std::string> kKnown{"application/octet-stream", "binary/octet-stream", "multipart/form-data",
                                             "application/x-safetensors"};
   return content_type.starts_with("image/") || kKnown.contains(content_type);

@@ -10,11 +10,11 @@
 #include "picture.h"
 #include "safetensors.h"
 
-// POST /v1/detect as it is understood; needs no torch.
+// Parses POST /v1/detect. Needs no torch.
 
 namespace hybrid_rt::serve {
 
-/// A request that can't be understood, with the status that says so.
+/// A request that can't be parsed, with the HTTP status of the answer.
 class RequestError : public std::runtime_error {
  public:
   RequestError(int status, const std::string& subject, const std::string& expected, const std::string& got,
@@ -27,7 +27,7 @@ class RequestError : public std::runtime_error {
   int status_;
 };
 
-/// A value as it may stand in a message: short, and nothing that a terminal would obey.
+/// Returns a value for a message: shortened, and without control characters that a terminal would obey.
 std::string shown(const std::string& value);
 
 struct DetectQuery {
@@ -39,17 +39,17 @@ struct DetectQuery {
   std::optional<bool> exif;
 };
 
-/// Throws RequestError for a parameter that is unknown, stands twice or has another value.
+/// Reads the query. Throws RequestError for a parameter that is unknown, repeated or has a value that is not allowed.
 DetectQuery read_query(const HttpRequest& request);
 
-/// What a request may hold.
+/// Limits of a request's images.
 struct PictureRules {
   std::size_t max_pictures = 16;
   apps::PictureLimits picture{};
-  apps::Orientation orientation = apps::Orientation::kAsStored;  ///< of JPEGs and PNGs
+  apps::Orientation orientation = apps::Orientation::kAsStored;  ///< applies to JPEG and PNG
 };
 
-/// A picture of a request: a JPEG or PNG that is still to be decoded, or pixels. Points into the request.
+/// An image of a request: a JPEG or PNG that is not decoded yet, or pixels. Points into the request.
 struct SentPicture {
   std::string name;                       ///< for messages
   std::span<const std::uint8_t> encoded;  ///< empty if there is a tensor
@@ -57,13 +57,13 @@ struct SentPicture {
   apps::PictureSize size{};
 };
 
-/// Whether /v1/detect reads this Content-Type.
+/// Returns true if /v1/detect accepts this Content-Type.
 bool is_known_type(const std::string& content_type);
 
-/// Throws RequestError if the values of a picture that was sent as a tensor are not those of pixels.
+/// Throws RequestError if the values of an image that was sent as a tensor are not pixel values.
 void check_pixels(const SentPicture& picture);
 
-/// The pictures of a body, their sizes read and checked. Throws RequestError.
+/// Returns the images of a body, after reading and checking their sizes. Throws RequestError.
 std::vector<SentPicture> read_pictures(const HttpRequest& request, const PictureRules& rules);
 
 }  // namespace hybrid_rt::serve

@@ -26,12 +26,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kFormBuffer = std::size_t{64} << 10;
-/// Beyond those that are promised: who comes last is taken, and then one goes that has sent half a head.
+/// Connections beyond the promised number: a new one is accepted, and then one with an incomplete request head is
+/// closed.
 constexpr unsigned kSparePlaces = 16;
 constexpr std::size_t kMaxRequestId = 128;
 constexpr std::size_t kMostArguments = 64;
-/// A body that is refused is read all the same up to here: a client that sends would not see an answer that comes
-/// first.
+/// A refused body is still read up to this size, because a client that is sending would not see an earlier answer.
 constexpr std::size_t kMaxDrained = std::size_t{64} << 20;
 
 std::string lower(std::string text) {
@@ -39,7 +39,7 @@ std::string lower(std::string text) {
   return text;
 }
 
-/// "multipart/form-data" of "multipart/form-data; boundary=x".
+/// Returns "multipart/form-data" for "multipart/form-data; boundary=x".
 std::string media_type(const std::string& header) {
   std::string type = lower(header.substr(0, header.find(';')));
   type.erase(type.find_last_not_of(" \t") + 1);
@@ -54,7 +54,7 @@ std::string made_up_id() {
   return id;
 }
 
-/// The client's, if it can stand in a header and in a log.
+/// Returns the client's id if it is safe in a header and in a log, otherwise a new one.
 std::string request_id_of(const char* given) {
   const std::string id = given == nullptr ? "" : given;
   const bool is_fine = !id.empty() && id.size() <= kMaxRequestId &&
@@ -67,7 +67,7 @@ const char* title_of(int status) {
   return phrase == nullptr ? "Unknown" : phrase;
 }
 
-/// One request from its head to its answer. The loop's thread and a worker's share it.
+/// One request from its head to its answer, shared by the loop's thread and a worker's thread.
 class Exchange {
  public:
   explicit Exchange(MHD_Connection* connection) : connection_(connection) {}
@@ -77,7 +77,7 @@ class Exchange {
     if (form != nullptr) MHD_destroy_post_processor(form);
   }
 
-  /// An answer, from any thread; later ones are dropped.
+  /// Sets the answer, from any thread. Later answers are dropped.
   void answer(HttpAnswer answer) {
     const std::lock_guard lock(mutex_);
     if (answered_ || connection_ == nullptr) return;
@@ -89,7 +89,7 @@ class Exchange {
     }
   }
 
-  /// In the loop: the answer, or the connection sleeps until there is one.
+  /// Called by the loop. Returns the answer, or suspends the connection until there is one.
   std::optional<HttpAnswer> take_answer_or_suspend() {
     const std::lock_guard lock(mutex_);
     if (answered_) return std::move(answer_);
@@ -103,13 +103,13 @@ class Exchange {
     connection_ = nullptr;
   }
 
-  // Of the loop alone:
+  // Used by the loop only:
   HttpRequest request;
   MHD_PostProcessor* form = nullptr;
   std::size_t max_parts = 0;
-  std::optional<HttpAnswer> refusal;  ///< what it will be answered once its body has gone by
-  std::size_t received = 0;           ///< bytes of the body
-  std::size_t buffered = 0;           ///< of these in memory
+  std::optional<HttpAnswer> refusal;  ///< answer once the body has been skipped
+  std::size_t received = 0;           ///< bytes of the body so far
+  std::size_t buffered = 0;           ///< bytes of these in memory
   bool dispatched = false;
 
  private:
@@ -120,7 +120,7 @@ class Exchange {
   bool suspended_ = false;
 };
 
-/// The address to bind. Names are not looked up: what is bound must not depend on a name server.
+/// Parses the address to bind. Names are not resolved, because the result must not depend on a name server.
 struct Address {
   sockaddr_storage storage{};
   bool is_v6 = false;
@@ -138,7 +138,7 @@ struct Address {
       is_v6 = true;
     } else {
       throw AddressError("hybrid_rt[serve]: --host: expected an address such as 127.0.0.1, 0.0.0.0 or ::1, got '" +
-                         host + "'. Names are not looked up.");
+                         host + "'. Names are not resolved.");
     }
   }
 };
@@ -178,7 +178,7 @@ class HttpServer::Loop {
       const std::string reason = std::strerror(errno);
       throw AddressError("hybrid_rt[serve]: " + options.host + ":" + std::to_string(options.port) +
                          ": expected an address that can be bound, got \"" + reason +
-                         "\". Choose another --port (0: any that is free) or --host.");
+                         "\". Choose another --port (0: any free port) or --host.");
     }
   }
   Loop(const Loop&) = delete;
@@ -213,7 +213,7 @@ class HttpServer::Loop {
       exchange->answer(std::move(answer));
     }
     lock.lock();
-    // The loop must have taken the answers: it may not be stopped while a connection sleeps.
+    // Waits until the loop has taken the answers, because it must not be stopped while a connection is suspended.
     changed_.wait_for(lock, std::chrono::seconds(5), [this] { return open_.empty(); });
     MHD_Daemon* const daemon = std::exchange(daemon_, nullptr);
     lock.unlock();
@@ -244,7 +244,7 @@ class HttpServer::Loop {
         return result;
       }
       return loop.end(connection, exchange);
-    } catch (const std::exception&) {  // no memory: the connection is closed
+    } catch (const std::exception&) {  // out of memory: the connection is closed
       return MHD_NO;
     }
   }
@@ -265,14 +265,15 @@ class HttpServer::Loop {
     *state = nullptr;
   }
 
-  /// A NUL would end the text for all that comes after: it becomes another character, which nothing is named with.
+  /// A NUL would end the text for later code, so it is replaced by another character, which no name contains.
   static std::size_t on_escaped(void* /*self*/, MHD_Connection* /*connection*/, char* text) {
     for (char* found = std::strstr(text, "%00"); found != nullptr; found = std::strstr(found, "%00")) found[2] = '1';
     return MHD_http_unescape(text);
   }
 
-  /// libmicrohttpd keeps each argument in the memory of its connection, and says nothing at all once that is used up.
-  /// So the text, which is its own and still to be read, ends behind the first one too many: that is refused.
+  /// libmicrohttpd stores each argument in the connection's memory, and reports nothing when that is exhausted. So the
+  /// text, which libmicrohttpd owns and has not parsed yet, is cut after the first argument in excess, which is then
+  /// refused.
   static void* on_uri(void* /*self*/, const char* uri, MHD_Connection* /*connection*/) {
     std::size_t arguments = 1;
     for (const char* at = std::strchr(uri, '?'); at != nullptr; at = std::strchr(at + 1, '&')) {
@@ -335,7 +336,7 @@ class HttpServer::Loop {
     const std::uint64_t announced = announced_size(connection);
     if (!exchange->refusal && announced > options_.max_body) refuse(*exchange, too_large(request));
     if (!exchange->refusal && buffered_ + announced > options_.max_buffered) refuse(*exchange, no_memory(request));
-    // One that asks first has sent nothing yet.
+    // A client that asks first has sent no body yet.
     const bool asks_first = header(connection, MHD_HTTP_HEADER_EXPECT) != nullptr;
     if (exchange->refusal && (asks_first || announced > kMaxDrained))
       return queue(connection, *exchange->refusal, request);
@@ -411,7 +412,8 @@ class HttpServer::Loop {
     add("X-Content-Type-Options", "nosniff");
     add(MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     for (const auto& [name, value] : answer.headers) add(name, value);
-    // Readers differ in what they take for a chunk's end: what follows may be meant as a part of the body.
+    // Implementations differ in how they detect the end of a chunk: the following bytes may be meant as a part of the
+    // body.
     if (header(connection, MHD_HTTP_HEADER_TRANSFER_ENCODING) != nullptr) add(MHD_HTTP_HEADER_CONNECTION, "close");
     const MHD_Result result = MHD_queue_response(connection, static_cast<unsigned>(answer.status), response);
     MHD_destroy_response(response);
@@ -440,7 +442,7 @@ class HttpServer::Loop {
     if (key == "content-length") ++framing.lengths;
     if (key == "host") ++framing.hosts;
     if (key == "transfer-encoding") ++framing.encodings;
-    // With a blank before its colon, a header is another one for some readers and none for others.
+    // A header with a blank before its colon is valid for some implementations and ignored by others.
     if (key.find_first_of(" \t") != std::string::npos) framing.is_text = false;
     const std::string_view text(value == nullptr ? "" : value, value == nullptr ? 0 : value_size);
     if ((key + std::string(text)).find_first_of(std::string_view("\0\r\n", 3)) != std::string::npos) {
@@ -449,8 +451,7 @@ class HttpServer::Loop {
     return MHD_YES;
   }
 
-  /// Two readers that take a request's end to be at other places, a proxy and this service, would see other requests
-  /// (RFC 9112, 6.3).
+  /// A proxy and this service that disagree about the end of a request would see different requests (RFC 9112, 6.3).
   static bool has_one_length(MHD_Connection* connection) {
     Framing framing;
     MHD_get_connection_values_n(connection, MHD_HEADER_KIND, &Loop::on_header, &framing);
@@ -505,11 +506,11 @@ class HttpServer::Loop {
   const Admit admit_;
   const Handle handle_;
   const Refused refused_;
-  Connections connections_;  // outlives the daemon, which calls it to its end
+  Connections connections_;  // outlives the daemon, which calls it until its own end
   MHD_Daemon* daemon_ = nullptr;
   std::atomic<std::size_t> buffered_{0};
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable changed_;
   std::set<std::shared_ptr<Exchange>> open_;
   bool listening_ = true;

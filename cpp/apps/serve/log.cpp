@@ -27,7 +27,7 @@ void log_event(const std::string& level, const std::string& event, const nlohman
   nlohmann::ordered_json line = {{"time", now()}, {"level", level}, {"event", event}};
   line.update(fields);
   const std::string text = line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  std::fwrite(text.data(), 1, text.size(), stderr);  // unbuffered: one write a call, locked by the C library
+  std::fwrite(text.data(), 1, text.size(), stderr);  // unbuffered: one write per call, locked by the C library
 }
 
 }  // namespace hybrid_rt::serve

@@ -1,4 +1,4 @@
-// hybrid-rt-serve: bundles behind HTTP.
+// hybrid-rt-serve: serves bundles over HTTP.
 
 #include <hybrid_rt/log.h>
 #include <hybrid_rt/message.h>
@@ -123,7 +123,7 @@ std::vector<std::string> lines_of(const std::string& option, const std::string& 
     if (!line.empty() && line.back() == '\r') line.pop_back();
     lines.push_back(line);
   }
-  if (lines.empty()) throw wrong(option + " " + path, "a text file", "none that can be read", "Check the path.");
+  if (lines.empty()) throw wrong(option + " " + path, "a text file", "a file that can't be read", "Check the path.");
   return lines;
 }
 
@@ -143,14 +143,14 @@ std::vector<std::pair<std::int64_t, std::int64_t>> sizes_of(const std::string& t
   return sizes;
 }
 
-/// A thread in a vendor's call can't be ended by itself: the supervisor starts another process.
+/// A thread that is stuck in a vendor's call can't be ended, so this ends the process for the supervisor to restart it.
 void end_stuck(const std::string& model) {
   log_event("error", "stopped", {{"reason", "every worker is stuck"}, {"model", model}});
-  std::this_thread::sleep_for(std::chrono::seconds(1));  // for the answers to go out
+  std::this_thread::sleep_for(std::chrono::seconds(1));  // time to send the answers
   std::_Exit(kStuck);
 }
 
-/// What the options say, checked before anything is loaded.
+/// Completes and checks the options before anything is loaded.
 void complete(Options& options) {
   auto& service = options.service;
   try {
@@ -189,12 +189,12 @@ sigset_t blocked_signals() {
   sigset_t signals;
   sigemptyset(&signals);
   for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
-  // In every thread that comes later too: they are waited for.
+  // Blocked in this thread and in all later ones: the signals are received by waiting for them.
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   return signals;
 }
 
-/// Loads the models; a signal to stop ends the process meanwhile.
+/// Loads the models. A signal to stop ends the process during this time.
 void load(Service& service, const sigset_t& signals) {
   std::future<void> loading = std::async(std::launch::async, [&service] { service.load(); });
   const timespec moment{0, 50'000'000};
@@ -202,7 +202,7 @@ void load(Service& service, const sigset_t& signals) {
     const int signal = sigtimedwait(&signals, nullptr, &moment);
     if (signal == SIGTERM || signal == SIGINT) {
       log_event("info", "stopped", {{"reason", "a signal while loading"}});
-      std::_Exit(kOk);  // engines that are being compiled can't be interrupted
+      std::_Exit(kOk);  // compiling an engine can't be interrupted
     }
   }
   loading.get();
@@ -217,10 +217,11 @@ void run_until_stopped(Service& service, const sigset_t& signals) {
   }
 }
 
-/// A picture's tensors are given back and asked for again with the next one. glibc would hand them to the kernel each
-/// time, which takes them away from all threads at once: 8 % of the throughput of two workers on SSDLite.
+/// Keeps freed memory in the process. Each image's tensors are freed and allocated again for the next image. glibc
+/// would return them to the kernel each time, which stalls all threads: 8 % of the throughput of two workers on
+/// SSDLite.
 void keep_memory() {
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that it takes
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the largest value that glibc accepts
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
 }
 
@@ -248,7 +249,7 @@ ExitCode serve(const Options& options) {
   server.finish(is_done ? std::chrono::seconds(5) : std::chrono::seconds(0));
   log_event(is_done ? "info" : "error", "stopped",
             {{"reason", is_done ? "all requests are answered" : "requests took longer than --drain-seconds"}});
-  if (!is_done) std::_Exit(kUnexpected);  // workers are still at it
+  if (!is_done) std::_Exit(kUnexpected);  // workers are still running
   return kOk;
 }
 

@@ -17,7 +17,7 @@ const prometheus::Histogram::BucketBoundaries kSeconds{0.001, 0.0025, 0.005, 0.0
                                                        0.25,  0.5,    1,     2.5,  5,     10,   30};
 const prometheus::Histogram::BucketBoundaries kPictures{1, 2, 4, 8, 16, 32, 64};
 
-/// A gauge that is known when it is asked for.
+/// Creates a gauge whose value is read at the time of a request.
 MetricFamily gauge(const std::string& name, const std::string& help) { return {name, help, MetricType::Gauge, {}}; }
 
 void add(MetricFamily& family, const std::vector<std::pair<std::string, std::string>>& labels, double value) {

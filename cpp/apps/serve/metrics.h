@@ -13,10 +13,10 @@
 
 namespace hybrid_rt::serve {
 
-/// What /metrics tells, by prometheus-cpp. All methods may be called from several threads.
+/// Contents of /metrics, through prometheus-cpp. All methods may be called from several threads.
 class Metrics {
  public:
-  /// What a model looks like at this moment.
+  /// Current state of a model.
   struct Model {
     std::string name;
     std::size_t queued = 0;
@@ -27,14 +27,14 @@ class Metrics {
 
   Metrics();
 
-  /// A request was answered. `model` is empty if it named none that is here.
+  /// Counts an answered request. `model` is empty if the request named no known model.
   void request(const std::string& model, int status);
-  /// A picture's time in a stage: queue, decode, run; or a request's in "total".
+  /// Adds the time of an image in a stage ("queue", "decode", "run"), or of a request ("total").
   void stage(const std::string& model, const std::string& stage, double seconds);
   void batch(const std::string& model, std::size_t pictures);
   void reload(bool succeeded);
 
-  /// Prometheus's text format.
+  /// Returns the metrics in Prometheus's text format.
   std::string text(const std::vector<Model>& models, bool is_ready);
 
  private:

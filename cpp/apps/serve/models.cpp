@@ -79,7 +79,7 @@ Models::Reloaded Models::reload() {
       result.failures.emplace_back(error.what());
     }
   }
-  std::vector<std::shared_ptr<Detector>> gone;  // destroyed after the lock: that waits for their requests
+  std::vector<std::shared_ptr<Detector>> gone;  // destroyed without the lock, as that waits for their requests
   const std::lock_guard lock(mutex_);
   for (auto it = detectors_.begin(); it != detectors_.end();) {
     if (wanted.contains(it->first)) {

@@ -10,40 +10,39 @@
 
 namespace hybrid_rt::serve {
 
-/// The detectors that are served, by name: a bundle's is its file name without ".pt".
+/// The served detectors by name: a bundle's file name without ".pt".
 class Models {
  public:
-  /// `sources`: bundles, or folders of bundles. Nothing is loaded yet. Throws Error(kOption).
+  /// `sources` are bundles or directories of bundles. Loads nothing yet. Throws Error(kOption).
   Models(std::vector<std::string> sources, DetectorOptions options);
 
   struct Reloaded {
     std::vector<std::string> names;
-    std::vector<std::string> failures;  ///< of those, what was loaded before goes on
+    std::vector<std::string> failures;  ///< their previously loaded bundles stay in service
   };
 
-  /// Loads every bundle. Throws Error that names the one which can't be.
+  /// Loads every bundle. Throws Error that names the bundle that can't be loaded.
   void load();
 
-  /// Looks into the folders again, loads new bundles and those that are loaded anew, and lets go of those that are
-  /// gone.
+  /// Scans the directories again, loads new bundles, reloads known ones, and drops those whose files are gone.
   Reloaded reload();
 
-  /// The one of that name; with an empty name the only one. Null if there is none.
+  /// Returns the detector of that name, or the only one if the name is empty; null if there is none.
   std::shared_ptr<Detector> find(const std::string& name) const;
 
   std::map<std::string, std::shared_ptr<Detector>> all() const;
 
-  /// Returns when all that was taken is done.
+  /// Stops the detectors. Returns when every accepted request is done.
   void stop();
 
  private:
-  /// (name, path). Throws Error(kOption) for two of one name, and for none at all.
+  /// Returns paths by name. Throws Error(kOption) if two bundles have the same name, or if there is none.
   std::map<std::string, std::string> bundles() const;
 
   const std::vector<std::string> sources_;
   const DetectorOptions options_;
   std::mutex reloading_;
-  mutable std::mutex mutex_;  // guards what follows
+  mutable std::mutex mutex_;  // guards the members below
   std::map<std::string, std::shared_ptr<Detector>> detectors_;
 };
 

@@ -6,7 +6,7 @@
 namespace hybrid_rt::serve {
 namespace {
 
-/// Lengths of runs of 0, 1, 0, ... in turn; the first may be 0.
+/// Returns the lengths of alternating runs of 0, 1, 0, ...; the first may be 0.
 std::vector<std::int64_t> runs_of(const float* mask, std::int64_t height, std::int64_t width, float threshold) {
   std::vector<std::int64_t> runs;
   bool current = false;
@@ -32,8 +32,8 @@ std::string run_lengths(const float* mask, std::int64_t height, std::int64_t wid
   const std::vector<std::int64_t> runs = runs_of(mask, height, width, threshold);
   std::string text;
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    // From the fourth on, the difference to the run before the last; five bits a character, the sixth says: more
-    // follows.
+    // From the fourth run on, the difference to the run before the last is stored. A character has five bits of the
+    // value; its sixth bit means that more follow.
     std::int64_t value = i > 2 ? runs[i] - runs[i - 2] : runs[i];
     bool more = true;
     while (more) {

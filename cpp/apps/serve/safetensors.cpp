@@ -16,7 +16,7 @@ using Type = PictureTensor::Type;
 
 constexpr std::size_t kLengthBytes = 8;
 constexpr std::int64_t kChannels = 3;
-/// Resizing in floats ends this close to 0 and 1.
+/// Tolerance at 0 and 1 for the rounding of a client's resizing in floats.
 constexpr float kRounding = 0.5F / 255;
 constexpr const char* kSubject = "safetensors body";
 constexpr const char* kRemedy = "Write it with the safetensors library.";
@@ -24,7 +24,7 @@ constexpr const char* kMetadata = "__metadata__";
 constexpr const char* kInfo = "\"dtype\", \"shape\" and \"data_offsets\" and nothing else";
 constexpr const char* kShapes = "U8 [height, width, 3] or F32 [3, height, width]";
 
-/// A text of the client's for a message: of limited length, cut between two characters, without control characters.
+/// Returns a client's text for a message: shortened between two characters, without control characters.
 std::string shown(std::string_view text) {
   constexpr std::size_t kMaxBytes = 60;
   constexpr unsigned char kContinuation = 0x80;
@@ -47,8 +47,8 @@ PayloadError pictures_expected(std::size_t max_pictures, const std::string& got)
   return PayloadError(kSubject, "1 to " + std::to_string(max_pictures) + " images", got, "Send several requests.");
 }
 
-/// Refuses what the parser would take: a key that stands twice (of which it keeps the last value), nesting, which no
-/// header has, and more keys than there can be: an ordered_json is searched from its begin for each of them.
+/// Refuses what the parser would accept: a repeated key (the parser keeps its last value), nesting, which no valid
+/// header has, and more keys than a valid header can have, because each lookup in an ordered_json is a linear search.
 class HeaderRules {
  public:
   explicit HeaderRules(std::size_t max_pictures) : max_pictures_(max_pictures) {}
@@ -82,7 +82,7 @@ class HeaderRules {
   }
 
   void check_key(const std::string& key) {
-    constexpr std::size_t kMaxEntries = 100;  // of a tensor there are three; of __metadata__ any number
+    constexpr std::size_t kMaxEntries = 100;  // a tensor has three; __metadata__ may have any number
     if (!keys_.back().insert(key).second) {
       throw PayloadError(kSubject, "a header in which a name stands once", "\"" + shown(key) + "\" twice", kRemedy);
     }
@@ -97,11 +97,11 @@ class HeaderRules {
   }
 
   std::size_t max_pictures_;
-  std::vector<std::set<std::string>> keys_;  ///< of the objects that are open
+  std::vector<std::set<std::string>> keys_;  ///< keys of the open objects
 };
 
 Json parse_header(std::span<const std::uint8_t> text, std::size_t max_pictures) {
-  // The format asks for it; it also keeps a byte order mark out, which the parser would skip.
+  // The format requires this. It also excludes a byte order mark, which the parser would skip.
   if (text.empty() || text.front() != '{') {
     throw PayloadError(kSubject, "a JSON object as header", "something else", kRemedy);
   }
@@ -109,7 +109,7 @@ Json parse_header(std::span<const std::uint8_t> text, std::size_t max_pictures) 
   try {
     return Json::parse(text.begin(), text.end(), std::ref(rules));
   } catch (const Json::parse_error& error) {
-    // Its text would bring bytes of the body, which need not be UTF-8.
+    // The parser's text may contain bytes of the body, which need not be UTF-8.
     throw PayloadError(kSubject, "JSON as header", "a mistake at its byte " + std::to_string(error.byte), kRemedy);
   } catch (const Json::out_of_range&) {
     throw PayloadError(kSubject, "JSON as header", "a number that is too large", kRemedy);
@@ -124,7 +124,7 @@ void check_metadata(const Json& metadata) {
   }
 }
 
-/// The numbers of an array of `count` non-negative integers; none if it is something else.
+/// Returns the numbers of an array of `count` non-negative integers; nothing for any other value.
 std::optional<std::vector<std::uint64_t>> integers(const Json& value, std::size_t count) {
   if (!value.is_array() || value.size() != count) return std::nullopt;
   std::vector<std::uint64_t> result;
@@ -135,7 +135,7 @@ std::optional<std::vector<std::uint64_t>> integers(const Json& value, std::size_
   return result;
 }
 
-/// All of a picture but its data.
+/// Returns an image's description without its data.
 PictureTensor described(const std::string& name, const Json& info, const PictureTensorLimits& limits) {
   const Json& dtype = info.at("dtype");
   const Json& shape = info.at("shape");
@@ -153,7 +153,7 @@ PictureTensor described(const std::string& name, const Json& info, const Picture
   const std::uint64_t max_side = static_cast<std::uint64_t>(limits.max_side);
   const std::string got = std::to_string(width) + "x" + std::to_string(height);
   if (height == 0 || width == 0) {
-    throw PayloadError(subject_of(name), "at least one pixel", got, "Leave empty images out.");
+    throw PayloadError(subject_of(name), "at least one pixel", got, "Omit empty images.");
   }
   if (height > max_side || width > max_side || height > static_cast<std::uint64_t>(limits.max_pixels) / width) {
     throw PayloadError(
@@ -187,7 +187,7 @@ std::span<const std::uint8_t> data_of(const PictureTensor& picture, const Json& 
   return data.subspan((*offsets)[0], size);
 }
 
-/// The format allows neither holes nor overlaps.
+/// Checks that the data has neither holes nor overlaps, as the format requires.
 void check_cover(const std::vector<PictureTensor>& pictures, std::span<const std::uint8_t> data) {
   std::vector<const PictureTensor*> by_place;
   for (const PictureTensor& picture : pictures) by_place.push_back(&picture);

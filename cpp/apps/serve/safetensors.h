@@ -10,49 +10,49 @@
 
 namespace hybrid_rt::serve {
 
-/// A request's body that can't be understood. what() has the form of hybrid_rt::Error
-/// (`hybrid_rt[serve]: SUBJECT: expected X, got Y. REMEDY`), which is not used here so that this file and its tests
-/// need no torch. It is valid UTF-8 of at most a few hundred bytes, whatever was sent.
+/// Reports a request body that can't be parsed. what() has the form of hybrid_rt::Error (`hybrid_rt[serve]: SUBJECT:
+/// expected X, got Y. REMEDY`), which is not used here so that this file and its tests need no torch. It is valid UTF-8
+/// of at most a few hundred bytes, whatever was sent.
 class PayloadError : public std::runtime_error {
  public:
   PayloadError(std::string_view subject, std::string_view expected, std::string_view got, std::string_view remedy);
 };
 
-/// What is larger is refused from the header alone.
+/// Larger images are refused by the header alone.
 struct PictureTensorLimits {
   std::size_t max_pictures = 16;
-  std::int64_t max_side = 16'384;         ///< of a picture, in pixels
-  std::int64_t max_pixels = 100'000'000;  ///< of a picture
+  std::int64_t max_side = 16'384;         ///< pixels per side
+  std::int64_t max_pixels = 100'000'000;  ///< pixels per image
   std::size_t max_header_bytes = std::size_t{64} << 10;
 };
 
-/// A picture as it stands in a request's body.
+/// An image in a request's body.
 struct PictureTensor {
   enum class Type {
     kBytes,   ///< U8 [height, width, 3], RGB, 0..255
     kFloats,  ///< F32 [3, height, width], RGB, little-endian, in 0..1
   };
 
-  std::string name;  ///< valid UTF-8, else as it was sent
+  std::string name;  ///< valid UTF-8, otherwise unchanged
   Type type = Type::kBytes;
   std::int64_t height = 0;  ///< in pixels, 1..max_side
   std::int64_t width = 0;   ///< in pixels, 1..max_side
-  /// A part of the body, so valid as long as that is: height * width * 3 values, row-major. Unaligned, as the header
-  /// has any length: copy floats out by std::memcpy. Their values are check_values()'s.
+  /// Part of the body, and valid only as long as the body: height * width * 3 values, row-major. It is unaligned,
+  /// because the header may have any length: copy floats with std::memcpy. check_values() checks the values.
   std::span<const std::uint8_t> data;
 };
 
-/// Reads a body of the type application/x-safetensors whose tensors are all pictures, in the order in which their names
-/// stand in the header's text ("__metadata__" is checked and left out). Copies no data. The format:
-/// https://github.com/huggingface/safetensors#format. As there, the tensors' bytes follow one another without holes
-/// and overlaps from the data's begin to its end, in any order, and no name stands twice. Throws PayloadError for
-/// anything else, and for no picture at all. Thread-safe.
+/// Reads a body of the type application/x-safetensors whose tensors are all images, in the order of their names in the
+/// header ("__metadata__" is checked and ignored). Copies no data. The format:
+/// https://github.com/huggingface/safetensors#format. As the format requires, the tensors' bytes cover the data without
+/// holes and overlaps, in any order, and names are unique. Throws PayloadError for anything else, and if there is no
+/// image. Thread-safe.
 std::vector<PictureTensor> read_picture_tensors(std::span<const std::uint8_t> body,
                                                 const PictureTensorLimits& limits = {});
 
-/// Throws PayloadError if a float is outside of 0..1 by more than half a grey level of 255, or is no number: with such
-/// values, which a forgotten division or a normalization of the client's own makes, the detector would return wrong
-/// boxes. Goes through all values, so it is the worker's to call. Thread-safe.
+/// Throws PayloadError if a float is NaN, or outside of 0..1 by more than half a grey level of 255. Such values come
+/// from a forgotten division or a client's own normalization, and the detector would return wrong boxes for them. Reads
+/// all values, so call it in a worker. Thread-safe.
 void check_values(const PictureTensor& picture);
 
 }  // namespace hybrid_rt::serve

@@ -23,13 +23,13 @@ using nlohmann::ordered_json;
 
 constexpr const char* kJson = "application/json";
 constexpr const char* kText = "text/plain; charset=utf-8";
-/// The page's own style and script, pictures that it was given, and this service; nothing from elsewhere.
+/// Allows the page's own style and script, images that the user gives it, and this service; nothing from elsewhere.
 constexpr const char* kPagePolicy =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src "
     "'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'";
 
-/// "::1" of "[::1]:8080", in lower case.
+/// Returns the host in lower case without port and brackets: "::1" for "[::1]:8080".
 std::string host_name(const std::string& host) {
   const bool is_v6 = !host.empty() && host.front() == '[';
   std::string name = is_v6 ? host.substr(1, host.find(']') - 1) : host.substr(0, host.find(':'));
@@ -42,7 +42,8 @@ bool is_address(const std::string& name) {
   return inet_pton(AF_INET, name.c_str(), &address) == 1 || inet_pton(AF_INET6, name.c_str(), &address) == 1;
 }
 
-/// The scheme in any case, as RFC 9110 says; the token in a time that does not tell how much of it was right.
+/// The scheme is case-insensitive (RFC 9110). The token is compared in constant time, so that the time does not reveal
+/// how much of it is right.
 bool has_token(const std::string& authorization, const std::string& token) {
   constexpr std::string_view kScheme = "bearer ";
   if (authorization.size() != kScheme.size() + token.size()) return false;
@@ -58,13 +59,13 @@ HttpAnswer refusal(int status, const std::string& subject, const std::string& ex
 }
 
 HttpAnswer not_found(const std::string& request_id) {
-  return refusal(404, "path", "one of GET /openapi.json", "another", "See there, or at /.", request_id);
+  return refusal(404, "path", "a path of GET /openapi.json", "an unknown one", "Open / for help.", request_id);
 }
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 at::Tensor tensor_of(const PictureTensor& sent) {
-  // Copied: the bytes in a body have any alignment, and the detector may write into its input.
+  // Copied, because bytes in a body have any alignment and the detector may write into its input.
   const bool is_bytes = sent.type == PictureTensor::Type::kBytes;
   at::Tensor tensor = is_bytes ? at::empty({sent.height, sent.width, 3}, at::kByte)
                                : at::empty({3, sent.height, sent.width}, at::kFloat);
@@ -95,7 +96,7 @@ HttpAnswer answer_of_error(const std::exception_ptr& error, const std::string& r
 
 }  // namespace
 
-/// A request for detections, shared by the pictures of it that are on their way.
+/// A request for detections, shared by those of its images that are in progress.
 struct Service::Work {
   HttpRequest request;
   HttpServer::Reply send;
@@ -104,23 +105,23 @@ struct Service::Work {
   std::vector<SentPicture> pictures;
   PictureRules rules;
   std::vector<EngineChoice> engines;
-  apps::Picture decoded;  ///< of an annotated one
+  apps::Picture decoded;  ///< the image of an annotated answer
   std::atomic<bool> is_answered{false};
 
-  std::mutex mutex;  // guards what follows
+  std::mutex mutex;  // guards the members below
   std::vector<DetectResult> results;
-  std::exception_ptr error;  ///< the first one
+  std::exception_ptr error;  ///< the first error
   std::size_t left = 0;
-  std::vector<std::uint64_t> tickets;  ///< of the watchdog, by picture
+  std::vector<std::uint64_t> tickets;  ///< the watchdog's tickets, by image
 };
 
-/// All that is known of a path, in one place.
+/// Everything about a route, in one place.
 struct Service::Route {
   const char* path;
   const char* method;
   bool is_public = false;     ///< needs no token
-  bool takes_images = false;  ///< requests are counted and logged, and their type of content is checked
-  /// Answers at once, or from another thread later.
+  bool takes_images = false;  ///< requests are counted and logged, and their content type is checked
+  /// Answers immediately, or later from another thread.
   void (*handle)(Service& service, HttpRequest request, HttpServer::Reply reply);
 };
 
@@ -202,10 +203,10 @@ std::optional<HttpAnswer> Service::foreign_page(const HttpRequest& request) cons
   const std::string& id = request.request_id;
   const std::string& site = request.fetch_site;
   if (site == "cross-site" || site == "same-site") {
-    return refusal(403, "Sec-Fetch-Site", "same-origin", site + ": a page of another site asks",
+    return refusal(403, "Sec-Fetch-Site", "same-origin", site + ": a request from a page of another site",
                    "Use the service's own page, or a program.", id);
   }
-  if (site.empty() && request.origin.empty()) return std::nullopt;  // no browser
+  if (site.empty() && request.origin.empty()) return std::nullopt;  // not a browser
   const std::string::size_type scheme = request.origin.find("://");
   const bool is_own =
       request.origin.empty() || (scheme != std::string::npos && request.origin.substr(scheme + 3) == request.host);
@@ -213,7 +214,7 @@ std::optional<HttpAnswer> Service::foreign_page(const HttpRequest& request) cons
     return refusal(403, "Origin", "the service's own page at " + shown(request.host), shown(request.origin),
                    "Use the service's own page, or a program.", id);
   }
-  // A name that someone else's name server points here is of the same origin as that one's page.
+  // If a foreign name server resolves a name to this machine, pages of that name have the same origin.
   const std::string name = host_name(request.host);
   const auto& allowed = options_.allowed_hosts;
   if (is_address(name) || name == "localhost" || std::find(allowed.begin(), allowed.end(), name) != allowed.end()) {
@@ -227,10 +228,10 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
   const std::string& id = request.request_id;
   const Route* const route = route_of(request.path);
   if (route == nullptr || (!route->is_public && !options_.token.empty())) {
-    // Before it is said what is there and what is not.
+    // Checked before the answer reveals what exists.
     if (!options_.token.empty() && !has_token(request.authorization, options_.token)) {
       HttpAnswer answer = refusal(401, "Authorization", "Bearer and the service's token",
-                                  request.authorization.empty() ? "none" : "another", "Send the token.", id);
+                                  request.authorization.empty() ? "none" : "another token", "Send the token.", id);
       answer.headers.emplace_back("WWW-Authenticate", "Bearer");
       return answer;
     }
@@ -239,11 +240,12 @@ std::optional<HttpAnswer> Service::admit(const HttpRequest& request) const {
   const bool is_get = std::string_view(route->method) == "GET";
   if (request.method != route->method && !(is_get && request.method == "HEAD")) {
     const std::string allowed = is_get ? "GET, HEAD" : route->method;
-    HttpAnswer answer = refusal(405, "method", allowed, "another", "GET /openapi.json describes it.", id);
+    HttpAnswer answer = refusal(405, "method", allowed, "another method", "GET /openapi.json describes it.", id);
     answer.headers.emplace_back("Allow", allowed);
     return answer;
   }
-  // A page of another site can make a browser send what needs no leave; this service's own is "same-origin".
+  // A page of another site can make a browser send requests that need no permission. This service's own page is
+  // "same-origin".
   if (!is_get) {
     if (std::optional<HttpAnswer> foreign = foreign_page(request)) return foreign;
   }
@@ -299,7 +301,7 @@ HttpAnswer Service::models_list() const {
                       {"workers", options_.detector.workers},
                       {"queue_capacity", options_.detector.queue_capacity}});
   }
-  // A file of --class-names may hold bytes that are no UTF-8.
+  // A file of --class-names may contain invalid UTF-8.
   return {200, kJson, ordered_json{{"models", models}}.dump(-1, ' ', false, ordered_json::error_handler_t::replace)};
 }
 
@@ -322,8 +324,8 @@ void Service::detect(HttpRequest request, HttpServer::Reply reply) {
     const auto detector = models_.find(work->query.model);
     if (detector == nullptr) {
       const bool is_named = !work->query.model.empty();
-      throw RequestError(is_named ? 404 : 400, "query model", "the name of a model", is_named ? "another" : "none",
-                         "GET /v1/models lists them.");
+      throw RequestError(is_named ? 404 : 400, "query model", "the name of a model",
+                         is_named ? "an unknown name" : "none", "GET /v1/models lists them.");
     }
     work->model = work->query.model;
     for (const auto& [name, each] : models_.all()) {
@@ -355,7 +357,7 @@ void Service::submit(const std::shared_ptr<Work>& work, Detector& detector) {
 }
 
 DetectRequest Service::request_for(const std::shared_ptr<Work>& work, std::size_t picture) const {
-  // None of these holds the detector: the last one that lets go of it would wait in a worker for that worker.
+  // None of these owns the detector: if a worker released the last reference, it would wait for itself.
   DetectRequest request;
   const SentPicture& sent = work->pictures[picture];
   request.size = {sent.size.height, sent.size.width};
@@ -426,14 +428,14 @@ HttpAnswer Service::answer_of(Work& work) const {
 
 void Service::give_up(Work& work) const {
   HttpAnswer answer =
-      refusal(503, "detector", "an end within " + std::to_string(options_.stuck.count()) + " ms",
+      refusal(503, "detector", "a result within " + std::to_string(options_.stuck.count()) + " ms",
               "a worker that is stuck", "Retry; the log reports the state of the worker.", work.request.request_id);
   answer.headers.emplace_back("Retry-After", "1");
   reply(work, answer);
 }
 
 void Service::reply(Work& work, const HttpAnswer& answer) const {
-  if (work.is_answered.exchange(true)) return;  // it was given up
+  if (work.is_answered.exchange(true)) return;  // it was abandoned
   const double total = seconds_since(work.request.received);
   metrics_.request(work.model, answer.status);
   if (answer.status == 200) metrics_.stage(work.model, "total", total);
@@ -456,9 +458,10 @@ void Service::reply(Work& work, const HttpAnswer& answer) const {
 void Service::reload_aside(const HttpRequest& request, HttpServer::Reply reply) {
   const std::string id = request.request_id;
   if (is_reloading_.exchange(true)) {
-    return reply(refusal(409, "reload", "one at a time", "one that goes on", "Retry when it is done.", id));
+    return reply(
+        refusal(409, "reload", "one reload at a time", "another one in progress", "Retry when it is done.", id));
   }
-  if (reloader_.joinable()) reloader_.join();                     // it has ended, or is about to
+  if (reloader_.joinable()) reloader_.join();                     // it has ended, or is about to end
   reloader_ = std::thread([this, id, reply = std::move(reply)] {  // seconds of work
     const Models::Reloaded reloaded = reload();
     std::string text;

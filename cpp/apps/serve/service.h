@@ -18,42 +18,42 @@
 namespace hybrid_rt::serve {
 
 struct ServiceOptions {
-  std::vector<std::string> models;  ///< bundles or folders
+  std::vector<std::string> models;  ///< bundles or directories
   DetectorOptions detector{};
   PictureRules rules{};
-  std::int64_t deadline_ms = 0;  ///< of requests that name none; 0: none
-  std::string token;             ///< empty: none is asked for
-  ClassNames class_names;        ///< in place of the bundles', unless empty
-  /// For which a worker may be at one picture; 0: any time.
+  std::int64_t deadline_ms = 0;  ///< for requests that name none; 0: no deadline
+  std::string token;             ///< empty: no token is required
+  ClassNames class_names;        ///< replace the bundles' names unless empty
+  /// Time that a worker may spend on one image; 0: unlimited.
   std::chrono::milliseconds stuck{0};
-  /// All workers of a model are beyond it: no picture of it will be answered any more. From another thread.
+  /// Called from another thread when all workers of a model exceed it: the model will answer no more images.
   std::function<void(const std::string& model)> on_stuck{};
-  std::vector<std::string> allowed_hosts;  ///< by which browsers reach the page, besides localhost and addresses
+  std::vector<std::string> allowed_hosts;  ///< host names of the page for browsers, besides localhost and addresses
 };
 
-/// What the HTTP server does with requests: the routes, and from a request to its answer.
+/// Handles the HTTP server's requests: the routes, and the way from a request to its answer.
 class Service {
  public:
   explicit Service(const ServiceOptions& options);
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
-  /// finish().
+  /// Calls finish().
   ~Service();
 
-  /// Loads the models; the service is ready then. Throws Error.
+  /// Loads the models. Afterwards the service is ready. Throws Error.
   void load();
-  /// Takes no more requests for detections. What was taken goes on.
+  /// Accepts no more requests for detections. Accepted ones continue.
   void stop_taking();
-  /// Returns when all that was taken is answered. To be called once the HTTP loop has stopped, or takes nothing more.
+  /// Returns when every accepted request is answered. Call it once the HTTP loop has stopped or accepts nothing more.
   void finish();
-  /// Reads the bundles anew; logs what came of it.
+  /// Reloads the bundles and logs the result.
   Models::Reloaded reload();
 
-  /// By the head alone: who may not, what is not there.
+  /// Refuses a request by its head alone: missing permission, or an unknown path.
   std::optional<HttpAnswer> admit(const HttpRequest& request) const;
   /// Counts and logs a request whose body the server refused.
   void refused(const HttpRequest& request, int status) const;
-  /// Does not wait: detections and reloads are answered from other threads.
+  /// Does not block: detections and reloads are answered from other threads.
   void handle(HttpRequest request, HttpServer::Reply reply);
 
  private:
@@ -61,7 +61,7 @@ class Service {
   struct Work;
 
   static const Route* route_of(const std::string& path);
-  /// A refusal, if a browser asks on behalf of a page that is not the service's own.
+  /// Returns a refusal if a browser sends the request for a page that is not the service's own.
   std::optional<HttpAnswer> foreign_page(const HttpRequest& request) const;
   HttpAnswer readiness() const;
   HttpAnswer models_list() const;
@@ -82,7 +82,7 @@ class Service {
   std::atomic<bool> is_reloading_{false};
   std::atomic<bool> is_stuck_{false};
   mutable Watchdog watchdog_;
-  std::thread reloader_;  ///< of the HTTP loop, and of finish() after it
+  std::thread reloader_;  ///< used by the HTTP loop, and afterwards by finish()
 };
 
 }  // namespace hybrid_rt::serve

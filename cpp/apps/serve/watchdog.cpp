@@ -29,7 +29,7 @@ std::uint64_t Watchdog::begin(const std::string& model, std::function<void()> gi
 }
 
 void Watchdog::end(std::uint64_t ticket) {
-  std::function<void()> dropped;  // outside of the lock: it may own the request
+  std::function<void()> dropped;  // destroyed outside the lock, because it may own the request
   const std::lock_guard lock(mutex_);
   const auto found = pictures_.find(ticket);
   if (found == pictures_.end()) return;
@@ -38,7 +38,7 @@ void Watchdog::end(std::uint64_t ticket) {
 }
 
 bool Watchdog::are_all_stuck(const std::string& model) const {
-  std::set<std::thread::id> stuck;  // a worker may be at a batch
+  std::set<std::thread::id> stuck;  // a worker may hold several tickets of one batch
   for (const auto& [ticket, picture] : pictures_) {
     if (picture.is_stuck && picture.model == model) stuck.insert(picture.worker);
   }

@@ -11,16 +11,15 @@
 
 namespace hybrid_rt::serve {
 
-/// Knows which pictures workers are at, and notices those that do not come to an end.
-///
-/// A thread that is stuck in a vendor's call can't be ended without what it holds: locks, memory, a GPU's queue. So its
-/// request is given up while the thread stays where it is, and once every worker of a model is stuck the process is
-/// told to end, for its supervisor to start another one.
+/// Tracks the images that workers are processing and detects those that never finish. A thread that is stuck in a
+/// vendor's call can't be ended, because it holds locks, memory, or a GPU's queue. So its request is abandoned while
+/// the thread stays where it is. Once every worker of a model is stuck, the process is told to end, so that its
+/// supervisor starts another one.
 class Watchdog {
  public:
   struct Options {
-    std::chrono::milliseconds limit{0};  ///< for one picture from its decoding on; 0: any
-    int workers = 1;                     ///< of each model
+    std::chrono::milliseconds limit{0};  ///< time limit per image, including its decoding; 0: unlimited
+    int workers = 1;                     ///< workers per model
     std::function<void(const std::string& model)> all_stuck{};
   };
 
@@ -29,10 +28,10 @@ class Watchdog {
   Watchdog& operator=(const Watchdog&) = delete;
   ~Watchdog();
 
-  /// A worker, the calling thread, has begun with a picture. `give_up` is called from another thread if end() has not
-  /// been called within the limit.
+  /// Records that a worker, the calling thread, has started an image. `give_up` is called from another thread if end()
+  /// is not called within the limit.
   std::uint64_t begin(const std::string& model, std::function<void()> give_up);
-  /// It has ended; also after it was given up.
+  /// Records the end of an image, also after it was abandoned.
   void end(std::uint64_t ticket);
 
  private:
@@ -49,7 +48,7 @@ class Watchdog {
   bool are_all_stuck(const std::string& model) const;
 
   const Options options_;
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable changed_;
   bool is_stopping_ = false;
   std::uint64_t last_ = 0;

@@ -2,9 +2,9 @@
 
 #include "engine.h"
 
-// AOTInductor. The artifact is the shared object that torch's inductor made, weights, and kernels for CUDA, and all; it
-// is opened from memory. (The package, a .pt2, would be unpacked to a folder that some ways out of the process leave
-// behind.)
+// AOTInductor. The artifact is the shared object that torch's inductor built, including weights and CUDA kernels. It is
+// opened from memory. (Inductor's package, a .pt2, would be unpacked to a directory that some ways of ending the
+// process leave behind.)
 
 namespace hybrid_rt::aot_inductor {
 namespace {

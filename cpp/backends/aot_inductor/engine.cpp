@@ -16,19 +16,19 @@
 namespace hybrid_rt::aot_inductor {
 namespace {
 
-/// True in the thread that a forked process begins with. OpenMP still counts on the threads that this one had in the
-/// parent, and would wait for them for ever.
+/// True in the first thread of a forked process. OpenMP still expects the threads that this thread had in the parent,
+/// and would wait for them forever.
 thread_local bool was_forked = false;
 
 void watch_forks() {
   [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { was_forked = true; });
 }
 
-/// The compiled loops ask OpenMP how many threads the calling thread may use; so do ATen's and oneDNN's functions that
-/// they call. at::set_num_threads would also change what threads that come later start with.
+/// Sets the calling thread's number of OpenMP threads, which the compiled loops read, as do the functions of ATen and
+/// oneDNN that they call. at::set_num_threads would also change the number for threads that start later.
 class ThreadsGuard {
  public:
-  explicit ThreadsGuard(int threads) : before_(at::get_num_threads()) {  // asked first: torch sets up the thread then
+  explicit ThreadsGuard(int threads) : before_(at::get_num_threads()) {  // read first: this sets up torch's thread
     const int wanted = was_forked ? 1 : threads;
     if (wanted != before_) omp_set_num_threads(wanted);
   }
@@ -40,13 +40,14 @@ class ThreadsGuard {
   int before_;
 };
 
-/// The caller may write into an output, which can be an input, a weight or another output as it is, or a view of one.
+/// Returns an output that the caller may write into: a copy if it may be an input, a weight, another output, or a view
+/// of one.
 at::Tensor owned(const at::Tensor& output) {
   const bool is_shared = output.use_count() > 1 || output.storage().use_count() > 1;
   return is_shared ? output.clone(at::MemoryFormat::Contiguous) : output.contiguous();
 }
 
-/// Calls `work`; what torch throws becomes an error of ours.
+/// Calls `work` and converts torch's exceptions into Error.
 template <typename Work>
 auto guarded(const char* subject, const char* expected, const char* remedy, const Work& work) {
   try {
@@ -60,25 +61,26 @@ auto guarded(const char* subject, const char* expected, const char* remedy, cons
   }
 }
 
-/// The calling thread's device while it is in scope; nothing is switched for a CPU.
+/// Makes a device the calling thread's current one while the guard is in scope. Does nothing for the CPU.
 c10::OptionalDeviceGuard on(c10::Device device) {
   return c10::OptionalDeviceGuard(device.is_cpu() ? std::nullopt : std::make_optional(device));
 }
 
-/// How many calls can make progress at the same time: a runner each. They share the weights.
+/// Returns the number of runners: one per call that can run concurrently. They share the weights.
 size_t runners_for(c10::Device device) {
   if (device.is_cpu()) return std::max(2U, std::thread::hardware_concurrency());
-  // Calls take them in turns, and each loads the kernels in its first one. Two keep the GPU busy: one runs while the
-  // next is put on a stream.
+  // Calls alternate between the runners, each of which loads the kernels in its first call. Two keep the GPU busy: one
+  // runs while the next is being launched.
   return 2;
 }
 
-/// torch's runner for a kind of device. Of CUDA's nothing is linked: libtorch_cuda names it in torch's list.
+/// Creates torch's runner for a kind of device. Nothing of the CUDA one is linked: libtorch_cuda registers it with
+/// torch.
 std::unique_ptr<torch::inductor::AOTIModelContainerRunner> make_runner(const std::string& path, c10::Device device) {
   const auto& known = torch::inductor::getAOTIModelRunnerRegistry();
   const auto found = known.find(c10::DeviceTypeName(device.type(), /*lower_case=*/true));
   TORCH_CHECK(found != known.end(), "torch has no runner for ", device);
-  const std::string where = device.is_cpu() ? "cpu" : device.str();  // it knows no "cpu:0"
+  const std::string where = device.is_cpu() ? "cpu" : device.str();  // it does not accept "cpu:0
   return found->second(path, runners_for(device), where, /*bin_dir=*/"", /*run_single_threaded=*/false);
 }
 
@@ -96,9 +98,9 @@ AotInductorEngine::AotInductorEngine(const ArtifactSpec& spec, const at::Tensor&
   make_torch_visible(device_.type());
   runner_ = guarded("artifact", "a library that torch " TORCH_VERSION " opens",
                     "Convert the detector again with the torch that is installed here.", [&] {
-                      // The library itself asks nobody whether torch has set up the device.
+                      // The library itself does not make torch set up the device.
                       at::globalContext().lazyInitDevice(device_.type());
-                      const auto guard = on(device_);  // the library changes it
+                      const auto guard = on(device_);  // because the library changes the device
                       return make_runner(file_.path(), device_);
                     });
 }
@@ -107,7 +109,7 @@ std::vector<at::Tensor> AotInductorEngine::run(at::ArrayRef<at::Tensor> inputs) 
   conditions_.check(inputs);
   std::optional<ThreadsGuard> threads;
   if (device_.is_cpu()) threads.emplace(threads_);
-  const auto guard = on(device_);  // the runner takes the current stream of the current device
+  const auto guard = on(device_);  // because the runner uses the current stream of the current device
   return guarded("run", "the segment to run", "Pass inputs like those that the segment gets in the detector.", [&] {
     std::vector<at::Tensor> results = runner_->run(inputs.vec());
     TORCH_CHECK(results.size() == outputs_, results.size(), " outputs, but the artifact's spec has ", outputs_);

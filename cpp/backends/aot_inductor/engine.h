@@ -14,8 +14,8 @@
 
 namespace hybrid_rt::aot_inductor {
 
-/// A segment as machine code, in torch's own runner, which keeps a pool: calls beyond its size wait for a free one. On
-/// CUDA a call puts its work on the calling thread's current stream and does not wait for it.
+/// A segment as machine code, run by torch's own runner with a pool: further calls wait for a free entry. On CUDA a
+/// call launches its work on the calling thread's current stream and does not wait for it.
 class AotInductorEngine : public Engine {
  public:
   /// Throws Error(kBackend).

@@ -16,14 +16,14 @@ struct Files {
   std::map<std::string, std::shared_ptr<const LibraryFile>> by_digest;
 };
 
-/// Never destroyed: engines may outlive our static objects.
+/// Never destroyed, because engines may outlive static objects.
 Files& files() {
   static Files* const files = new Files();
   return *files;
 }
 
-/// Python loads torch's libraries for itself alone; a C++ program has libtorch_cpu for all. Not loaded again, only made
-/// visible, with what they need.
+/// Makes the symbols of a loaded library, and of its dependencies, globally visible. A C++ program has libtorch_cpu's
+/// already, but Python loads torch's libraries with local symbols.
 void make_visible(const char* library, const char* remedy) {
   if (dlopen(library, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD) != nullptr) return;
   const char* reason = dlerror();
@@ -50,7 +50,7 @@ SharedLibraryFile::~SharedLibraryFile() {
 void make_torch_visible(c10::DeviceType device) {
   make_visible("libtorch_cpu.so", "Link the program with torch's shared libraries.");
   if (device == c10::DeviceType::CUDA) {
-    make_visible("libtorch_cuda.so", "Load the bundle by hybrid_rt::load with this device, which opens it.");
+    make_visible("libtorch_cuda.so", "Load the bundle for this device with hybrid_rt::load, which opens it.");
   }
 }
 

@@ -10,15 +10,16 @@
 
 namespace hybrid_rt::aot_inductor {
 
-/// The file in memory of the library with that digest, one for all engines that are made of it: what inductor compiles
-/// has unique symbols (GCC's for inline variables), so the linker never unloads it, and each other copy would stay too.
+/// The in-memory file of the library with this digest, shared by all engines of that library. Inductor's libraries have
+/// unique symbols (GCC's for inline variables), so the linker never unloads them, and every further copy would stay
+/// too.
 class SharedLibraryFile {
  public:
-  /// Throws Error(kBackend) where the system gives no such file.
+  /// Throws Error(kBackend) if the system can't create such a file.
   SharedLibraryFile(std::string digest, const at::Tensor& bytes);
   SharedLibraryFile(const SharedLibraryFile&) = delete;
   SharedLibraryFile& operator=(const SharedLibraryFile&) = delete;
-  /// The last one gives the memory back, unless the library is still loaded.
+  /// The last owner frees the memory, unless the library is still loaded.
   ~SharedLibraryFile();
 
   const std::string& path() const { return file_->path(); }
@@ -28,8 +29,8 @@ class SharedLibraryFile {
   std::shared_ptr<const LibraryFile> file_;
 };
 
-/// Lets a library that names none of its dependencies find torch's functions for a kind of device, and for CUDA those
-/// of NVIDIA's runtime that torch uses. Throws Error(kBackend).
+/// Lets a library that declares no dependencies find torch's functions for a kind of device, and for CUDA also those of
+/// NVIDIA's runtime that torch uses. Throws Error(kBackend).
 void make_torch_visible(c10::DeviceType device);
 
 }  // namespace hybrid_rt::aot_inductor

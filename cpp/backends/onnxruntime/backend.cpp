@@ -6,7 +6,7 @@
 #include "library.h"
 #include "providers.h"
 
-// ONNX Runtime. The artifact is an ONNX model and its weights, optimised for this machine when it is loaded.
+// ONNX Runtime. The artifact is an ONNX model and its weights, which is optimised for this machine when it is loaded.
 
 namespace hybrid_rt::onnxruntime {
 namespace {

@@ -13,7 +13,7 @@
 namespace hybrid_rt::onnxruntime {
 namespace {
 
-/// What the model calls the file of its weights.
+/// The model's name for the file of its weights.
 constexpr char kWeights[] = "weights";
 
 ElementType element_type(c10::ScalarType dtype) {
@@ -38,7 +38,7 @@ Handle<SessionOptions> make_options(const EngineOptions& options, const std::vec
   Handle<SessionOptions> own(made);
   library.require(functions.SetIntraOpNumThreads(made, options.threads), "threads");
   library.require(functions.SetInterOpNumThreads(made, 1), "threads");
-  // Threads that wait by spinning take the cores from torch's, which runs the head in between.
+  // Threads that spin while they wait take cores from torch, which runs the head in between.
   library.require(functions.AddSessionConfigEntry(made, "session.intra_op.allow_spinning", "0"), "threads");
   append(made, providers, options.device);
   return own;
@@ -49,7 +49,7 @@ Handle<Session> make_session(const at::Tensor& model, const at::Tensor& weights,
   const Functions& functions = library.functions();
   if (weights.numel() != 0) {
     const char* names[] = {kWeights};
-    // Only read, whatever the C interface says.
+    // The C interface's type is not const, but the weights are only read.
     char* files[] = {const_cast<char*>(static_cast<const char*>(weights.const_data_ptr()))};
     const size_t sizes[] = {weights.nbytes()};
     library.require(functions.AddExternalInitializersFromFilesInMemory(options, names, files, sizes, 1), "weights");
@@ -64,7 +64,7 @@ Handle<Session> make_session(const at::Tensor& model, const at::Tensor& weights,
 using CountFunction = Status* (*)(const Session*, size_t*);
 using NameFunction = Status* (*)(const Session*, size_t, Allocator*, char**);
 
-/// Throws Error(kBackend) unless there are as many as the spec has.
+/// Returns the names of the inputs or outputs. Throws Error(kBackend) if their number differs from the spec's.
 std::vector<std::string> names_of(const Session* session, CountFunction count_of, NameFunction name_of, size_t expected,
                                   const std::string& what) {
   const Library& library = Library::instance();
@@ -92,7 +92,7 @@ std::vector<const char*> pointers(const std::vector<std::string>& names) {
   return found;
 }
 
-/// Throws Error(kBackend) unless its elements are of that dtype.
+/// Returns the shape of a value. Throws Error(kBackend) if its elements have another dtype.
 std::vector<int64_t> shape_of(const Value* value, c10::ScalarType dtype) {
   const Library& library = Library::instance();
   const Functions& functions = library.functions();
@@ -163,7 +163,7 @@ ShapeCachingEngine::CopiedOutputs OnnxRuntimeEngine::run_and_copy(at::ArrayRef<a
     void* data = nullptr;
     library.require(functions.GetTensorMutableData(values[i].get(), &data), "output " + std::to_string(i));
     if (output.nbytes() != 0) std::memcpy(output.data_ptr(), data, output.nbytes());
-    // An output that is an input or another output itself would not be written elsewhere.
+    // An output that is itself an input or another output would not be written elsewhere.
     if (shared.overlaps(data, output.nbytes())) copied.must_copy = true;
     copied.outputs.push_back(output.to(device_));
   }
@@ -175,7 +175,7 @@ void OnnxRuntimeEngine::run_session(at::ArrayRef<at::Tensor> inputs, std::vector
   const Library& library = Library::instance();
   if (device_.is_cpu()) {
   } else {
-    // ONNX Runtime works in a stream of its own, and waits for it before it returns.
+    // ONNX Runtime uses its own stream, and waits for it before it returns.
     const c10::impl::VirtualGuardImpl guard(device_.type());
     guard.getStream(device_).synchronize();
   }
@@ -197,10 +197,10 @@ void OnnxRuntimeEngine::run_session(at::ArrayRef<at::Tensor> inputs, std::vector
   library.require(status, "run");
 }
 
-/// A view of torch's memory as ONNX Runtime's tensor.
+/// Wraps a torch tensor's memory as ONNX Runtime's tensor.
 Handle<Value> OnnxRuntimeEngine::wrap(const at::Tensor& tensor) const {
   const Library& library = Library::instance();
-  static char nothing = 0;  // a tensor without elements has no memory, but ONNX Runtime takes no null
+  static char nothing = 0;  // an empty tensor has no memory, but ONNX Runtime does not accept null
   void* data = tensor.numel() == 0 ? &nothing : tensor.data_ptr();
   Value* value = nullptr;
   library.require(library.functions().CreateTensorWithDataAsOrtValue(

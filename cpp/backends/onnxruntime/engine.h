@@ -10,11 +10,11 @@
 
 namespace hybrid_rt::onnxruntime {
 
-/// A session. Calls of several threads run in it at once. Inputs and outputs are not copied: ONNX Runtime reads and
+/// A session. Several threads may call it concurrently. Inputs and outputs are not copied: ONNX Runtime reads and
 /// writes the tensors' own memory.
 class OnnxRuntimeEngine : public ShapeCachingEngine {
  public:
-  /// Neither blob is needed any more afterwards: the session has copies, laid out for this machine.
+  /// Neither blob is needed afterwards, because the session has copies, arranged for this machine.
   OnnxRuntimeEngine(const ArtifactSpec& spec, const at::Tensor& model, const at::Tensor& weights,
                     const EngineOptions& options);
 
@@ -23,12 +23,12 @@ class OnnxRuntimeEngine : public ShapeCachingEngine {
  private:
   CopiedOutputs run_and_copy(at::ArrayRef<at::Tensor> inputs) override;
   std::vector<at::Tensor> run_into(const std::vector<Shape>& shapes, at::ArrayRef<at::Tensor> inputs) override;
-  /// `outputs` that are null are made by ONNX Runtime, in the CPU's memory.
+  /// ONNX Runtime creates the `outputs` that are null, in CPU memory.
   void run_session(at::ArrayRef<at::Tensor> inputs, std::vector<Handle<Value>>& outputs) const;
   Handle<Value> wrap(const at::Tensor& tensor) const;
 
   c10::Device device_;
-  bool loses_nan_;  // in the inputs: the outputs are made NaN
+  bool loses_nan_;  // NaN in the inputs gets lost, so the outputs are set to NaN
   std::vector<c10::ScalarType> output_dtypes_;
   Handle<MemoryInfo> memory_;
   Handle<Session> session_;

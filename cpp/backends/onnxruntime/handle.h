@@ -6,7 +6,7 @@
 
 namespace hybrid_rt::onnxruntime {
 
-/// Frees what a C handle stands for.
+/// Frees the object of a C handle.
 struct Release {
   static const Functions& functions() { return Library::instance().functions(); }
   void operator()(MemoryInfo* handle) const { functions().ReleaseMemoryInfo(handle); }

@@ -3,15 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 
-// What is used of ONNX Runtime's C interface. It is one table of function pointers that only grows: a function keeps
-// its place and its arguments in every later release, and GetApi(version) refuses a version that the library does not
-// have. So a library of any release from 1.18 on can be opened at run time, and none of its headers is needed to build,
-// which neither its wheel nor Debian 12 brings. interface_check.cpp compares this file with a header where there is
-// one.
+// The part of ONNX Runtime's C interface that this backend uses. The interface is a table of function pointers that
+// only grows: a function keeps its position and arguments in every later release, and GetApi(version) refuses a version
+// that the library does not have. So any release from 1.18 on can be opened at run time, and building needs no headers,
+// which neither the wheel nor Debian 12 includes. interface_check.cpp compares this file with a header if one is found.
 
 namespace hybrid_rt::onnxruntime {
 
-/// The version of the table that is asked for: ONNX Runtime 1.18, the first with weights from memory.
+/// The requested version of the table: that of ONNX Runtime 1.18, the first that reads weights from memory.
 inline constexpr uint32_t kApiVersion = 18;
 
 struct Env;
@@ -51,7 +50,7 @@ inline constexpr int kDefaultMemory = 0;
 using LogFunction = void (*)(void* parameter, LogSeverity severity, const char* category, const char* log_id,
                              const char* location, const char* message);
 
-// X(name, place in the table, result, arguments...)
+// X(name, position in the table, result, arguments...)
 // clang-format off
 #define HYBRID_RT_ONNXRUNTIME_FUNCTIONS(X)                                                                             \
   X(GetErrorMessage, 2, const char*, const Status*)                                                                    \

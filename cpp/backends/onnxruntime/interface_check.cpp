@@ -4,7 +4,7 @@
 
 #include "interface.h"
 
-// Compiled only where ONNX Runtime's header is found, and only to be compiled: does interface.h agree with it?
+// Checks at compile time that interface.h agrees with ONNX Runtime's header, if the header is found.
 
 namespace hybrid_rt::onnxruntime {
 

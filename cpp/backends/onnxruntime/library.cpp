@@ -21,7 +21,7 @@ LogLevel level_of(LogSeverity severity) {
   }
 }
 
-/// Called by threads of the library's own.
+/// Called by the library's own threads.
 void forward(void* /*parameter*/, LogSeverity severity, const char* /*category*/, const char* /*log_id*/,
              const char* /*location*/, const char* message) {
   std::string text = std::string("onnxruntime: ") + message;
@@ -54,7 +54,7 @@ std::string Library::resolve_all() {
   const auto base = reinterpret_cast<const ApiBase* (*)()>(dlsym(handle_, "OrtGetApiBase"));
   if (base == nullptr) return path_ + " is not ONNX Runtime's library: it has no OrtGetApiBase. " + install();
   version_ = base()->version();
-  // Asked before the table is: an older library tells on stderr that it has none of that version.
+  // Checked before the table is requested, because an older library would complain on stderr.
   const bool is_old = version_.rfind("0.", 0) == 0 ||
                       (version_.rfind("1.", 0) == 0 && std::atoi(version_.c_str() + 2) < static_cast<int>(kApiVersion));
   void* const* table = is_old ? nullptr : base()->get_api(kApiVersion);
@@ -69,7 +69,8 @@ std::string Library::resolve_all() {
 }
 
 std::string Library::make_env() {
-  // Before it starts: it would write an identity into the user's home first. A value of the user's stays.
+  // Set before it starts, because it would write an id into the user's home directory first. A value that the user has
+  // set is kept.
   ::setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
   const std::string failure =
       taken(functions_.CreateEnvWithCustomLogger(&forward, nullptr, LogSeverity::kWarning, "hybrid_rt", &env_));

@@ -8,20 +8,20 @@
 
 namespace hybrid_rt::onnxruntime {
 
-/// The library of this process, opened by the first call: the file that HYBRID_RT_ONNXRUNTIME_LIBRARY names, else the
-/// onnxruntime package beside hybrid_rt in site-packages, else what the dynamic linker finds.
+/// The process-wide library, opened by the first call: the file that HYBRID_RT_ONNXRUNTIME_LIBRARY names, else the one
+/// of the onnxruntime package next to hybrid_rt in site-packages, else the one that the dynamic linker finds.
 class Library : public VendorLibrary {
  public:
   static const Library& instance();
 
-  /// The execution providers that it was built with, without "ExecutionProvider": "CPU", "CUDA", ...
+  /// Returns the execution providers that it was built with, without "ExecutionProvider": "CPU", "CUDA", ...
   const std::vector<std::string>& providers() const { return providers_; }
 
   const Functions& functions() const { return functions_; }
-  /// Never destroyed: its sessions may outlive our static objects.
+  /// Never destroyed, because sessions may outlive static objects.
   const Env* env() const { return env_; }
 
-  /// Throws Error(kBackend) with the library's own message unless `status` is null, which stands for success.
+  /// Throws Error(kBackend) with the library's message unless `status` is null, which means success.
   void require(Status* status, const std::string& subject) const;
 
  private:
@@ -29,7 +29,7 @@ class Library : public VendorLibrary {
   std::string resolve_all();
   std::string make_env();
   std::string list_providers();
-  /// The message of a failure, which is released; empty for success.
+  /// Returns the message of a failure and releases it; empty for success.
   std::string taken(Status* status) const;
 
   Functions functions_;

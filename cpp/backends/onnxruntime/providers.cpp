@@ -12,7 +12,7 @@ namespace {
 
 constexpr char kVariable[] = "HYBRID_RT_ONNXRUNTIME_PROVIDERS";
 
-/// ONNX Runtime spells its own names in several ways: "TensorrtExecutionProvider", "TensorRT".
+/// Compares names of providers. ONNX Runtime spells its own in several ways: "TensorrtExecutionProvider", "TensorRT".
 bool is_same(const std::string& a, const std::string& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(),
                     [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
@@ -37,7 +37,7 @@ std::vector<std::string> wanted_providers() {
   for (std::string name; std::getline(list, name, ',');) {
     std::erase(name, ' ');
     name = name.substr(0, name.find("ExecutionProvider"));
-    // The CPU's is always there, and always last.
+    // The CPU provider is always present, and always last.
     if (!name.empty() && !is_same(name, "CPU") && !holds(wanted, name)) wanted.push_back(name);
   }
   return wanted;
@@ -53,7 +53,7 @@ std::string refusal_of(const std::vector<std::string>& providers, c10::Device de
              "variable";
     }
   }
-  // What no provider changes, the core says.
+  // The core reports every other reason why the device can't be used.
   if (!device.is_cuda() || holds(providers, "CUDA") || holds(providers, "TensorRT")) return "";
   return "runs on cpu, not on " + device.str() + "; with " + kVariable + "=CUDA it would, where ONNX Runtime has it";
 }

@@ -9,14 +9,15 @@
 
 namespace hybrid_rt::onnxruntime {
 
-/// The execution providers that HYBRID_RT_ONNXRUNTIME_PROVIDERS names, comma separated, best first, with or without
-/// "ExecutionProvider"; ONNX Runtime gives each what it takes and the rest to the CPU's. Empty: the CPU's alone.
+/// Returns the execution providers of HYBRID_RT_ONNXRUNTIME_PROVIDERS (separated by commas, best first, with or without
+/// "ExecutionProvider"). ONNX Runtime gives each provider the operations that it supports, and the rest to the CPU.
+/// Empty: the CPU only.
 std::vector<std::string> wanted_providers();
 
-/// Why the library that is open lacks one of them, or why they can't use `device` if it is a GPU; empty if they can.
+/// Returns why the open library lacks a provider, or why the providers can't use a GPU `device`; empty if they can.
 std::string refusal_of(const std::vector<std::string>& providers, c10::Device device);
 
-/// Adds them to a session's options. Throws Error(kBackend) with the library's message.
+/// Adds providers to a session's options. Throws Error(kBackend) with the library's message.
 void append(SessionOptions* options, const std::vector<std::string>& providers, c10::Device device);
 
 }  // namespace hybrid_rt::onnxruntime

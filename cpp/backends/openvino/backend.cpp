@@ -7,14 +7,14 @@
 #include "hybrid_rt/error.h"
 #include "library.h"
 
-// OpenVINO on the CPU. The artifact is the IR (xml and weights), compiled for this machine when it is loaded: an
-// exported blob would be tied to one version and one instruction set.
+// OpenVINO on the CPU. The artifact is the IR (xml and weights), which is compiled for this machine when it is loaded.
+// An exported blob would be tied to one version and one instruction set.
 
 namespace hybrid_rt::openvino {
 namespace {
 
-// What the bundle's own head needs where it reads only the sizes of some outputs: a model that returns their shapes,
-// and the positions of these outputs. hybrid_rt/backends/openvino/sizes_only.py writes both.
+// Blobs for the bundle's own head if it reads only the sizes of some outputs: a model that returns their shapes, and
+// the positions of these outputs. hybrid_rt/backends/openvino/sizes_only.py writes both.
 constexpr const char* kModelForHead = "head_xml";
 constexpr const char* kSizesOnly = "head_sizes_only";
 

@@ -30,12 +30,12 @@ ov_element_type_e element_type(c10::ScalarType dtype) {
   return types.at(dtype);
 }
 
-/// A view of torch's memory as OpenVINO's tensor.
+/// Wraps a torch tensor's memory as OpenVINO's tensor.
 Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
   const Library& library = Library::instance();
   std::vector<int64_t> dims(tensor.sizes().begin(), tensor.sizes().end());
   const ov_shape_t shape{static_cast<int64_t>(dims.size()), dims.data()};
-  static char nothing = 0;  // a tensor without elements has no memory, but OpenVINO takes no null
+  static char nothing = 0;  // an empty tensor has no memory, but OpenVINO does not accept null
   void* data = tensor.numel() == 0 ? &nothing : tensor.data_ptr();
   ov_tensor_t* handle = nullptr;
   library.require(
@@ -44,7 +44,7 @@ Handle<ov_tensor_t> wrap(const at::Tensor& tensor) {
   return Handle<ov_tensor_t>(handle);
 }
 
-/// OpenVINO's CPU plug-in keeps whole numbers in 32 bits, and wraps larger ones without a word.
+/// Refuses integers beyond 32 bits, which OpenVINO's CPU plug-in would wrap silently.
 void require_32_bits(const at::Tensor& tensor, size_t index) {
   if (tensor.scalar_type() != c10::ScalarType::Long) return;
   const int64_t* const begin = tensor.const_data_ptr<int64_t>();
@@ -52,20 +52,20 @@ void require_32_bits(const at::Tensor& tensor, size_t index) {
   const auto large = std::find_if(begin, end, [](int64_t value) { return value != static_cast<int32_t>(value); });
   if (large == end) return;
   throw Error(ErrorKind::kInput, "openvino", "input " + std::to_string(index),
-              "whole numbers that fit into 32 bits, in which OpenVINO computes", std::to_string(*large),
+              "integers that fit into 32 bits, in which OpenVINO computes", std::to_string(*large),
               "Pass smaller numbers, or run a variant with 64-bit arithmetic: backend='torchscript'.");
 }
 
-/// Weights of more than this are held once for all calls, see models_for.
+/// Weights larger than this are stored once for all calls, see models_for.
 constexpr size_t kMaxCopied = size_t{64} << 20;
 
-/// Sizes of which a model keeps its kernels at least. OpenVINO's own limit is 5000 kernels of any model: of one with
-/// three convolutions more than a thousand sizes, of which each holds a third of a megabyte. A size that comes back
-/// after more others is prepared anew.
+/// Minimum number of sizes whose kernels a model keeps. OpenVINO's own limit is 5000 kernels per model: for a model
+/// with three convolutions, that is more than a thousand sizes of a third of a megabyte each. A size that has been
+/// dropped is prepared again when it returns.
 constexpr size_t kKeptSizes = 20;
 
-/// The kernels that a model keeps: of each layer as many as sizes. Constants are counted too, which have none: they
-/// make up for layers of several kernels, and let small models keep more sizes.
+/// Returns the number of kernels that a model keeps: one per layer and size. Constants are counted as layers although
+/// they have no kernels: this compensates for layers with several kernels, and lets small models keep more sizes.
 std::string kept_kernels(const at::Tensor& xml) {
   const std::string_view text(static_cast<const char*>(xml.const_data_ptr()), static_cast<size_t>(xml.numel()));
   size_t layers = 0;
@@ -73,16 +73,16 @@ std::string kept_kernels(const at::Tensor& xml) {
   return std::to_string(std::clamp<size_t>(kKeptSizes * layers, 64, 5000));
 }
 
-/// How many compiled models run the calls that are made side by side. A model of one stream of one thread runs a call
-/// in the thread that makes it. Any other hands each call to a thread of its own and back, during which a core may have
-/// nothing to do: of a detector that takes 25 ms, two threads on two cores then did 9 % less. But streams share the
-/// weights that OpenVINO lays out for the CPU, and models do not; beside a large one's work, a hand-over is nothing.
+/// Returns the number of compiled models that run concurrent calls. A model with one single-threaded stream runs a call
+/// in the calling thread. Any other model passes each call to another thread and back, and a core may be idle
+/// meanwhile: for a detector that takes 25 ms, two threads on two cores were 9 % slower. But streams share the weights
+/// that OpenVINO arranges for the CPU, and separate models do not. For a large model the hand-over is negligible.
 int models_for(const EngineOptions& options, const at::Tensor& weights) {
   return options.threads == 1 && weights.nbytes() <= kMaxCopied ? options.concurrency : 1;
 }
 
-/// OpenVINO's threads are not there in a process that was forked after it had compiled: it would wait for them for
-/// ever.
+/// Refuses a process that was forked after OpenVINO had compiled a model: it does not have OpenVINO's threads, and
+/// would wait for them forever.
 void check_process() {
   static std::atomic<pid_t> first{0};
   const pid_t here = getpid();
@@ -106,7 +106,7 @@ std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at
                   "artifact");
   const Handle<ov_model_t> owned(model);
   std::vector<Handle<ov_compiled_model_t>> models(models_for(options, weights));
-  // A stream runs one call at a time: calls that share one would wait for each other.
+  // A stream runs one call at a time. Calls that share a stream would wait for each other.
   const int streams = options.concurrency / static_cast<int>(models.size());
   const std::string streams_text = std::to_string(streams);
   const std::string threads = std::to_string(options.threads * streams);
@@ -123,7 +123,7 @@ std::vector<Handle<ov_compiled_model_t>> compile(const at::Tensor& xml, const at
   return models;
 }
 
-/// The model's own dtype decides how many bytes there are, and the file's is what they are read as.
+/// Checks an output's dtype, because OpenVINO writes the model's dtype and torch reads the spec's.
 void require_dtype(const ov_tensor_t* tensor, const at::Tensor& output, size_t index) {
   const Library& library = Library::instance();
   ov_element_type_e type{};
@@ -137,12 +137,12 @@ void require_dtype(const ov_tensor_t* tensor, const at::Tensor& output, size_t i
               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
-/// A tensor of which only sizes and dtype can be read: reading its values throws.
+/// Returns a tensor with sizes and dtype only. Reading its values throws.
 at::Tensor without_values(at::IntArrayRef sizes, c10::ScalarType dtype) {
   return at::empty(sizes, at::TensorOptions(dtype).device(at::kMeta));
 }
 
-/// The sizes that a model returns in the place of an output.
+/// Returns the sizes that a model returns instead of an output.
 std::vector<int64_t> sizes_in(const ov_tensor_t* tensor, size_t rank, size_t index) {
   const at::Tensor sizes = at::empty({static_cast<int64_t>(rank)}, at::kInt);
   require_dtype(tensor, sizes, index);
@@ -155,12 +155,12 @@ std::vector<int64_t> sizes_in(const ov_tensor_t* tensor, size_t rank, size_t ind
 
 }  // namespace
 
-/// A place in the pool for one call; it goes back however the call ends.
+/// Borrows a place in the pool for one call, and returns it however the call ends.
 class OpenVinoEngine::Lease {
  public:
   explicit Lease(OpenVinoEngine& engine) : engine_(engine) {
     const std::lock_guard lock(engine_.mutex_);
-    if (engine_.idle_.empty()) {  // more calls than were to run side by side
+    if (engine_.idle_.empty()) {  // more concurrent calls than announced
       place_.number = engine_.places_++;
     } else {
       place_ = std::move(engine_.idle_.back());
@@ -171,21 +171,22 @@ class OpenVinoEngine::Lease {
   Lease& operator=(const Lease&) = delete;
   ~Lease() {
     const std::lock_guard lock(engine_.mutex_);
-    // Further ones go to the other end: taken before a first one, a call would wait while a model has nothing to do.
+    // Places that share a model go to the other end. If they were used first, calls would wait for a model while
+    // another one is idle.
     const bool is_first = place_.number < engine_.compiled_.size();
     engine_.idle_.insert(is_first ? engine_.idle_.end() : engine_.idle_.begin(), std::move(place_));
   }
 
-  /// The place's request.
+  /// Returns the place's request.
   ov_infer_request_t* request() {
     if (!place_.request) place_.request = make_request();
     return place_.request.get();
   }
 
-  /// One beside it, which is not kept.
+  /// Creates another request that is not kept.
   Handle<ov_infer_request_t> make_request() const { return engine_.make_request(place_.number); }
 
-  /// After a failure: the request's state is unknown.
+  /// Drops the request after a failure, because its state is unknown.
   void discard() { place_.request.reset(); }
 
  private:
@@ -205,7 +206,7 @@ OpenVinoEngine::OpenVinoEngine(const ArtifactSpec& spec, const at::Tensor& xml, 
   const bool in_bf16 = spec.precision == "bf16" && (library.has_native_bf16() || options.emulate_precision);
   compiled_ = compile(xml, weights_, in_bf16 ? "bf16" : "f32", options);
   for (; places_ < compiled_.size(); ++places_) idle_.push_back({places_, make_request(places_)});
-  // What is not quantised in an int8 model is computed in f32.
+  // The unquantised part of an int8 model is computed in f32.
   const char* const computed = in_bf16 ? "bf16" : spec.precision == "int8" ? "int8" : "f32";
   description_ = "openvino " + library.version() + ", " + computed;
   if (spec.precision == "bf16" && !library.has_native_bf16()) {
@@ -255,7 +256,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
   const Functions& functions = library.functions();
   const bool is_nan = loses_nan_ && any_holds_nan(inputs);
   const Lease lease(*this);
-  // Not the pool's: it owns its output tensors.
+  // Not from the pool, because this request owns its output tensors.
   const Handle<ov_infer_request_t> request = lease.make_request();
   set_inputs(request.get(), inputs);
   library.require(functions.ov_infer_request_infer(request.get()), "run");
@@ -270,7 +271,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
       continue;
     }
     if (output_is_scalar_[i]) {
-      // The C interface has no shape without dimensions, so it can't be told where to write one either.
+      // The C interface has no shape without dimensions, so it can't be told where to write a scalar.
       copied.outputs.push_back(at::empty({}, output_dtypes_[i]));
       copied.must_copy = true;
     } else {

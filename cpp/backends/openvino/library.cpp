@@ -39,8 +39,8 @@ std::string Library::check_version() {
   }
   version_ = version.buildNumber;
   functions_.ov_version_free(&version);
-  version_ = version_.substr(0, version_.find('-'));  // "2026.4.1-21234-..." -> "2026.4.1"
-  // The C interface's enumeration of element types is renumbered between major versions.
+  version_ = version_.substr(0, version_.find('-'));  // shortens "2026.4.1-21234-..." to "2026.4.1"
+  // The C interface renumbers its enumeration of element types between major versions.
   const std::string built_for = std::to_string(OPENVINO_VERSION_MAJOR);
   if (version_.rfind(built_for + ".", 0) != 0) {
     return "OpenVINO " + version_ + " is installed, but this plug-in was built for " + built_for +

@@ -9,8 +9,8 @@
 
 namespace hybrid_rt::openvino {
 
-// The functions of OpenVINO's C interface that are used, resolved at run time: no version of the library is needed to
-// link, and a process that has none still loads the plug-in and can say so.
+// The functions of OpenVINO's C interface that this backend uses, resolved at run time: linking needs no version of the
+// library, and a process without it can still load the plug-in and report the reason.
 // clang-format off
 #define HYBRID_RT_OPENVINO_FUNCTIONS(X)          \
   X(ov_get_openvino_version)                     \
@@ -46,18 +46,18 @@ struct Functions {
 #undef HYBRID_RT_DECLARE
 };
 
-/// The library of this process, opened by the first call: the file that HYBRID_RT_OPENVINO_LIBRARY names, else the
-/// openvino package beside hybrid_rt in site-packages, else what the dynamic linker finds.
+/// The process-wide library, opened by the first call: the file that HYBRID_RT_OPENVINO_LIBRARY names, else the one of
+/// the openvino package next to hybrid_rt in site-packages, else the one that the dynamic linker finds.
 class Library : public VendorLibrary {
  public:
   static const Library& instance();
   bool has_native_bf16() const { return has_native_bf16_; }
 
   const Functions& functions() const { return functions_; }
-  /// Never destroyed: OpenVINO's plug-ins may outlive our static objects.
+  /// Never destroyed, because OpenVINO's plug-ins may outlive static objects.
   ov_core_t* core() const { return core_; }
 
-  /// Throws Error(kBackend) with the library's own message unless `status` is OK.
+  /// Throws Error(kBackend) with the library's message unless `status` is OK.
   void require(ov_status_e status, const std::string& subject) const;
 
  private:

@@ -8,16 +8,16 @@
 #include "hybrid_rt/machine.h"
 #include "library.h"
 
-// NVIDIA TensorRT and TensorRT-RTX. The artifact is a built engine, which fits one version of the library that made it
-// and some GPUs; and what was recorded of it then.
+// NVIDIA TensorRT and TensorRT-RTX. The artifact is a built engine, which fits one version of its library and some
+// GPUs, and the facts that were recorded when it was built.
 
 namespace hybrid_rt::tensorrt {
 namespace {
 
-/// In a spec's requirements: {"tensorrt": "==10.14.1"} or {"tensorrt_rtx": "==1.7.1"}.
+/// Names of the libraries in a spec's requirements: {"tensorrt": "==10.14.1"} or {"tensorrt_rtx": "==1.7.1"}.
 constexpr std::array<const char*, 2> kLibraries{"tensorrt", "tensorrt_rtx"};
 
-/// The library that made an artifact. Throws Error(kBackend).
+/// Returns the library that built an artifact. Throws Error(kBackend).
 const Library& library_of(const ArtifactSpec& spec) {
   for (const char* name : kLibraries) {
     if (spec.requirements.contains(name)) return Library::named(name);
@@ -46,8 +46,8 @@ class TensorRtBackend : public Backend {
       if (!library.is_open()) return library.reason();
       const std::string& wanted = spec.requirements.at(library.name());
       if (!is_in_range(library.version(), wanted).value_or(false)) {
-        return "the engine needs " + library.name() + " " + wanted + ", here is " + library.version() +
-               "; install a version in that range, or convert the detector again with this one";
+        return "the engine needs " + library.name() + " " + wanted + ", but " + library.version() +
+               " is installed; install a version in that range, or convert the detector again with this one";
       }
       GraphOptions::from_environment();
       return std::nullopt;
@@ -77,9 +77,9 @@ HYBRID_RT_PLUGIN("tensorrt", TensorRtBackend)
 
 }  // namespace hybrid_rt::tensorrt
 
-/// Tells `hybrid-rt doctor` (JSON) the newest CUDA version that the "driver" supports, empty where there is none, and
-/// about each of the vendor's "libraries": its "name", its "path" and "version" if it can be opened, and the "reason"
-/// why it can't be called; empty if it can.
+/// Returns JSON for `hybrid-rt doctor`: "driver", the newest CUDA version that the driver supports (empty if there is
+/// no driver), and "libraries", with the "name" of each of the vendor's libraries, its "path" and "version" if it can
+/// be opened, and the "reason" why it can't be used (empty if it can).
 extern "C" __attribute__((visibility("default"))) const char* hybrid_rt_tensorrt_libraries() {
   static const std::string text = [] {
     nlohmann::json libraries = nlohmann::json::array();

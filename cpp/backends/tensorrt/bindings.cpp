@@ -14,7 +14,7 @@ Error malformed(const std::string& expected, const std::string& got) {
                "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
 }
 
-/// TensorRT-RTX's switches; a value that is not known would be left out in silence.
+/// Reads TensorRT-RTX's switches. An unknown value throws, because it would otherwise be ignored silently.
 RtxSwitches switches_from(const json& recorded) {
   RtxSwitches switches;
   const std::string value = recorded.value("kernel_specialization", std::string("lazy"));
@@ -98,7 +98,7 @@ size_t Bindings::profile_for(const std::vector<Shape>& shapes) const {
     for (const ProfileInput& input : profiles[i]) known += " " + text_of(input);
   }
   for (const Shape& shape : shapes) got += (got.empty() ? "" : " ") + text_of(shape);
-  throw Error(ErrorKind::kInput, "tensorrt", "inputs", "shapes inside of one optimisation profile (" + known + ")", got,
+  throw Error(ErrorKind::kInput, "tensorrt", "inputs", "shapes within one optimisation profile (" + known + ")", got,
               "Resize the images, or convert again with profiles that cover this size.");
 }
 

@@ -11,7 +11,7 @@ namespace {
 constexpr uintptr_t kAlignment = 256;
 constexpr char kCopied[] = "hybrid_rt copied input";  // hybrid_rt/bundle/call_parts.py counts these
 
-/// A tensor without elements has no memory, but TensorRT takes no null.
+/// An empty tensor has no memory, but TensorRT does not accept null.
 void* address_of(const at::Tensor& tensor, const at::Tensor& scratch) {
   return tensor.numel() != 0 ? tensor.mutable_data_ptr() : scratch.mutable_data_ptr();
 }
@@ -19,7 +19,7 @@ void* address_of(const at::Tensor& tensor, const at::Tensor& scratch) {
 void set_shapes(const Library& library, const Bindings& bindings, PooledContext& context,
                 const std::vector<Shape>& shapes) {
   if (context.input_shapes == shapes) return;
-  context.input_shapes.clear();  // until all are set
+  context.input_shapes.clear();  // invalid until all are set
   for (size_t i = 0; i < shapes.size(); ++i) {
     const std::string& name = bindings.inputs[i];
     if (!name.empty())
@@ -32,12 +32,12 @@ void set_shapes(const Library& library, const Bindings& bindings, PooledContext&
       if (size >= 0) continue;
       throw Error(ErrorKind::kBackend, "tensorrt", "output '" + name + "'",
                   "a shape that follows from the inputs' shapes", "one that depends on their values",
-                  "Leave the operation that makes it out of the segment.");
+                  "Exclude the operation that computes it from the segment.");
     }
     context.output_shapes.push_back(std::move(shape));
   }
   context.scratch_size = context.context->scratch_size();
-  if (context.scratch_size == 0) {  // it needs none, or it failed and said so
+  if (context.scratch_size == 0) {  // it needs none, or it failed with an error
     const std::string said = Library::take_last_error();
     if (!said.empty()) {
       throw Error(ErrorKind::kBackend, "tensorrt", "run, scratch memory", "its size from " + library.name(), said, "");

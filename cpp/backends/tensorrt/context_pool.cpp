@@ -19,7 +19,7 @@ ContextPool::Lease::~Lease() {
   try {
     context_->stream = stream_.id();
     context_->done.record(stream_);
-  } catch (...) {  // the device is lost, or its memory is: what is in the stream is not known
+  } catch (...) {  // the device or its memory is lost: the contents of the stream are unknown
     discard();
     return;
   }
@@ -28,7 +28,7 @@ ContextPool::Lease::~Lease() {
 
 void ContextPool::Lease::discard() {
   try {
-    context_->done.record(stream_);  // the vendor may have put a part of the call into the stream
+    context_->done.record(stream_);  // the vendor may have launched a part of the call
   } catch (...) {                    // as above
   }
   pool_.forget(context_->profile);
@@ -67,7 +67,7 @@ std::unique_ptr<PooledContext> ContextPool::make(size_t profile, c10::Stream str
 }
 
 void ContextPool::clear() {
-  std::list<std::unique_ptr<PooledContext>> dropped;  // destroyed without the lock: they may have to wait
+  std::list<std::unique_ptr<PooledContext>> dropped;  // destroyed without the lock, as they may have to wait
   const std::lock_guard lock(mutex_);
   for (const auto& context : idle_) --made_[context->profile];
   dropped.swap(idle_);
@@ -98,7 +98,7 @@ void ContextPool::give_back(std::unique_ptr<PooledContext> context) {
     const std::lock_guard lock(mutex_);
     idle_.push_back(std::move(context));
   }
-  returned_.notify_all();  // one alone might wait for a context of another profile, and sleep on
+  returned_.notify_all();  // a single one might wait for a context of another profile and keep sleeping
 }
 
 void ContextPool::forget(size_t profile) {

@@ -15,12 +15,12 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// A context with the shapes that were set last: those of the next call are most often the same.
+/// A context and the shapes that were last set in it, which are usually those of the next call.
 struct PooledContext {
   explicit PooledContext(c10::Device device) : done(device.type()) {}
   PooledContext(const PooledContext&) = delete;
   PooledContext& operator=(const PooledContext&) = delete;
-  /// Waits for its last call.
+  /// Waits for its last call to finish.
   ~PooledContext();
 
   std::unique_ptr<VendorContext> context;
@@ -28,18 +28,19 @@ struct PooledContext {
   std::vector<Shape> input_shapes;
   std::vector<Shape> output_shapes;
   size_t scratch_size = 0;
-  c10::StreamId stream = 0;  ///< of its last call
-  c10::Event done;           ///< of its last call, or of what set it up
+  c10::StreamId stream = 0;  ///< stream of its last call
+  c10::Event done;           ///< the end of its last call, or of its set-up
 };
 
-/// Execution contexts, as many as there were calls at one time, up to a bound: those of several streams and threads run
-/// at once. A context takes the next call when its last one is over, or was put into the same stream.
+/// Execution contexts, one per concurrent call, up to a limit. Contexts of different streams and threads run
+/// concurrently. A context is reused when its last call is over, or for a call in the same stream.
 class ContextPool {
  public:
   ContextPool(const Library& library, VendorEngine& engine, c10::Device device)
       : library_(library), engine_(engine), device_(device) {}
 
-  /// A context for one call; it goes back, marked with the work that is in the stream by then, however the call ends.
+  /// Borrows a context for one call, and returns it however the call ends, with the stream's work up to then as its
+  /// last call.
   class Lease {
    public:
     Lease(ContextPool& pool, std::unique_ptr<PooledContext> context, c10::Stream stream)
@@ -50,7 +51,7 @@ class ContextPool {
 
     PooledContext& operator*() const { return *context_; }
     PooledContext* operator->() const { return context_.get(); }
-    /// After a failure: its state is unknown. Waits for the calls before.
+    /// Destroys the context after a failure, because its state is unknown. Waits for earlier calls.
     void discard();
 
    private:
@@ -59,18 +60,18 @@ class ContextPool {
     c10::Stream stream_;
   };
 
-  /// Waits for no GPU work; for another thread's call to be put into its stream where all contexts are taken. Throws
-  /// Error(kBackend).
+  /// Lends a context. Does not wait for GPU work, but if all contexts are lent, waits until another thread has launched
+  /// its call. Throws Error(kBackend).
   Lease lease(size_t profile, c10::Stream stream);
 
-  /// One that is not of the pool, for a CUDA graph. Throws Error(kBackend).
+  /// Creates a context outside of the pool, for a CUDA graph. Throws Error(kBackend).
   std::unique_ptr<PooledContext> make(size_t profile, c10::Stream stream) const;
 
-  /// Destroys those that no call has, when their last calls are over.
+  /// Destroys the contexts that no call uses, once their last calls are over.
   void clear();
 
  private:
-  static constexpr size_t kMaxContexts = 16;  // of one profile; each has scratch memory of its own while it runs
+  static constexpr size_t kMaxContexts = 16;  // per profile; each has its own scratch memory while it runs
 
   std::unique_ptr<PooledContext> take_idle(size_t profile, const c10::Stream& stream, bool may_wait_on_device);
   void give_back(std::unique_ptr<PooledContext> context);
@@ -79,9 +80,9 @@ class ContextPool {
   const Library& library_;
   VendorEngine& engine_;
   c10::Device device_;
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable returned_;
-  std::list<std::unique_ptr<PooledContext>> idle_;  // those that were used first in front
+  std::list<std::unique_ptr<PooledContext>> idle_;  // least recently used first
   std::vector<size_t> made_;                        // by profile
 };
 

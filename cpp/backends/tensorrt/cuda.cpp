@@ -10,16 +10,16 @@
 namespace hybrid_rt::tensorrt {
 namespace {
 
-// Of the driver's interface, which is stable: https://docs.nvidia.com/cuda/cuda-driver-api/.
+// Declarations of the driver's interface, which is stable: https://docs.nvidia.com/cuda/cuda-driver-api/.
 using Result = int;
 using Handle = void*;
 constexpr Result kSuccess = 0;
 constexpr int kNotCapturing = 0;        // CU_STREAM_CAPTURE_STATUS_NONE
-constexpr int kThreadLocalCapture = 1;  // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on
+constexpr int kThreadLocalCapture = 1;  // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads are not affected
 constexpr Result kImplicit = 906;       // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
 constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: work in the default stream does not wait for it
 
-/// The functions that are used; null where the driver does not have them.
+/// The functions that are used; null if the driver does not have them.
 struct Driver {
   Result (*get_error_string)(Result, const char**) = nullptr;
   Result (*get_version)(int*) = nullptr;
@@ -90,8 +90,8 @@ bool is_capturing(const c10::Stream& stream) {
   if (driver.is_capturing == nullptr) return false;
   int status = kNotCapturing;
   const Result result = driver.is_capturing(handle_of(stream), &status);
-  // The default stream can't be asked while another one is recorded from: that is a "yes" too. Other failures are the
-  // device's, and those who use it say so.
+  // While another stream is being recorded from, the default stream can't be queried: that counts as "yes" too. Other
+  // failures are the device's, and whoever uses the stream will report them.
   return result == kImplicit || (result == kSuccess && status != kNotCapturing);
 }
 

@@ -6,38 +6,39 @@
 #include <memory>
 #include <string>
 
-// What is needed of CUDA beside torch's own streams, events and memory: through NVIDIA's driver, opened at run time. So
-// the plug-in needs no CUDA toolkit to be built, and loads where there is no driver.
+// CUDA functions beyond torch's streams, events and memory, through NVIDIA's driver, which is opened at run time. So
+// the plug-in needs no CUDA toolkit to build, and can be loaded without a driver.
 
 namespace hybrid_rt::tensorrt {
 
-/// The stream that torch puts this thread's work on the device into.
+/// Returns torch's current stream of this thread on the device.
 c10::Stream current_stream(c10::Device device);
 
-/// As the vendor takes it, a cudaStream_t.
+/// Returns the stream as a cudaStream_t.
 void* handle_of(const c10::Stream& stream);
 
-/// Returns the newest CUDA version that the driver supports, "13.0"; empty where there is no driver, or it does not
-/// tell.
+/// Returns the newest CUDA version that the driver supports, such as "13.0"; empty if there is no driver, or if it does
+/// not report one.
 std::string driver_cuda_version();
 
-/// Whether what is put into the stream is being recorded into a CUDA graph, by whoever.
+/// Returns true if the stream's work is being recorded into a CUDA graph, by anyone.
 bool is_capturing(const c10::Stream& stream);
 
-/// Work that was recorded, to be run with one launch.
+/// Recorded work that one launch runs.
 class CudaGraph {
  public:
-  /// Records what `work` puts into the stream that it is given (a cudaStream_t): one that exists for this only, since
-  /// the streams of torch's pool are lent to others too, whose work would be recorded. `work` gives false where it
-  /// failed, and does not throw. Gives null, and the reason unless `work` failed, where that can't be recorded.
+  /// Records the work that `work` launches into the stream that it receives (a cudaStream_t). The stream exists only
+  /// for this call: a stream from torch's pool may be lent to others, whose work would be recorded too. `work` returns
+  /// false if it fails, and must not throw. Returns null if recording is not possible, with the reason unless `work`
+  /// failed.
   static std::unique_ptr<CudaGraph> record(const std::function<bool(void* stream)>& work, std::string& reason);
 
   CudaGraph(const CudaGraph&) = delete;
   CudaGraph& operator=(const CudaGraph&) = delete;
-  /// Its last launch must be over.
+  /// Requires that its last launch is over.
   ~CudaGraph();
 
-  /// Throws Error(kBackend).
+  /// Launches the graph. Throws Error(kBackend).
   void launch(const c10::Stream& stream) const;
 
  private:

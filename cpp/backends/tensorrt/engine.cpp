@@ -20,7 +20,8 @@ const CudaDevice* device_of(const Machine& machine, c10::Device device) {
   return index < machine.cuda_devices.size() ? &machine.cuda_devices[index] : nullptr;
 }
 
-/// What TensorRT-RTX compiles depends on the GPU and on its own version; TensorRT compiles nothing here.
+/// Returns the cache key of kernels: they depend on the GPU and on TensorRT-RTX's version. Empty for TensorRT, which
+/// compiles nothing here.
 std::string cache_key(const ArtifactSpec& spec, const Library& library, c10::Device device) {
   const Machine machine = Machine::here();
   const CudaDevice* const gpu = device_of(machine, device);
@@ -68,9 +69,9 @@ TensorRtEngine::TensorRtEngine(const ArtifactSpec& spec, const Library& library,
 TensorRtEngine::~TensorRtEngine() {
   try {
     cache_file_.write(engine_->runtime_cache());
-  } catch (...) {  // nothing is kept, then
+  } catch (...) {  // the cache is not written then
   }
-  try {  // on their device, which need not be the one of the thread that ends them
+  try {  // on their device, which may not be the one of the thread that destroys them
     const c10::DeviceGuard guard(device_);
     graphs_.reset();
     contexts_.clear();
@@ -139,7 +140,7 @@ std::vector<at::Tensor> TensorRtEngine::run_full(at::ArrayRef<at::Tensor> inputs
     if (auto outputs = graphs_->run(profile, inputs, stream)) return std::move(*outputs);
   }
   ContextPool::Lease context = contexts_.lease(profile, stream);
-  // Held until the work is in the stream: torch gives memory to later work of the same stream only.
+  // Kept alive until the work is launched: afterwards torch reuses the memory only in the same stream.
   CallMemory memory = prepare_call(library_, bindings_, *context, inputs, output_dtypes_);
   if (!context->context->enqueue(handle_of(stream))) {
     context.discard();
@@ -158,8 +159,8 @@ std::vector<at::Tensor> TensorRtEngine::run_empty(at::ArrayRef<at::Tensor> input
   const bool is_filled =
       std::all_of(one.begin(), one.end(), [](const at::Tensor& input) { return input.numel() != 0; });
   if (!is_filled) {
-    throw Error(ErrorKind::kInput, "tensorrt", "inputs", "sizes of at least 1, but for the first dimension", "0",
-                "Leave out images without pixels.");
+    throw Error(ErrorKind::kInput, "tensorrt", "inputs", "sizes of at least 1, except in the first dimension", "0",
+                "Omit images without pixels.");
   }
   std::vector<at::Tensor> outputs = run_full(one);
   for (size_t i = 0; i < outputs.size(); ++i) {

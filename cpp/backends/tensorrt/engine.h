@@ -14,12 +14,12 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// A TensorRT engine on one device. Calls of several threads and streams run in it at once, each in the stream that is
-/// the current one of its thread; a call returns when its work is in the stream. Inputs and outputs are torch's memory,
-/// with no copy, but for CUDA graphs (see graph_cache.h). Scratch memory comes from torch's allocator for each call.
+/// A TensorRT engine on one device. Calls from several threads run concurrently, each in its thread's current stream. A
+/// call returns once its work is launched. Inputs and outputs use torch's memory without copies, except with CUDA
+/// graphs (see graph_cache.h). Scratch memory comes from torch's allocator in each call.
 class TensorRtEngine : public Engine {
  public:
-  /// Throws Error(kBackend) with the vendor's message, Error(kBundle) if the engine is not what its spec says.
+  /// Throws Error(kBackend) with the vendor's message, or Error(kBundle) if the engine does not match its spec.
   TensorRtEngine(const ArtifactSpec& spec, const Library& library, const at::Tensor& engine, Bindings bindings,
                  c10::Device device, const GraphOptions& graphs);
   ~TensorRtEngine() override;
@@ -30,19 +30,19 @@ class TensorRtEngine : public Engine {
  private:
   void check_against(const ArtifactSpec& spec) const;
   std::vector<at::Tensor> run_full(at::ArrayRef<at::Tensor> inputs);
-  /// Of what is counted there is none: TensorRT runs on one, and nothing of its result is given on.
+  /// Runs a batch of size 0: TensorRT runs on a batch of one, and the outputs keep none of it.
   std::vector<at::Tensor> run_empty(at::ArrayRef<at::Tensor> inputs);
 
   const Library& library_;
   Bindings bindings_;
   c10::Device device_;
   std::vector<c10::ScalarType> output_dtypes_;
-  std::vector<bool> is_counted_;  // outputs whose first dimension counts
+  std::vector<bool> is_counted_;  // outputs whose first dimension is the batch size
   std::string description_;
   RuntimeCacheFile cache_file_;
   std::unique_ptr<VendorEngine> engine_;
   ContextPool contexts_;
-  std::unique_ptr<GraphCache> graphs_;  // null: none are used
+  std::unique_ptr<GraphCache> graphs_;  // null: CUDA graphs are off
 };
 
 }  // namespace hybrid_rt::tensorrt

@@ -17,7 +17,7 @@ namespace {
 constexpr char kVariable[] = "HYBRID_RT_TENSORRT_CUDA_GRAPHS";
 constexpr char kMemoryVariable[] = "HYBRID_RT_TENSORRT_GRAPH_MEMORY";
 
-/// "512M", or a number of bytes.
+/// Reads a size such as "512M", or a number of bytes.
 size_t memory_from_environment() {
   const char* const given = std::getenv(kMemoryVariable);
   const std::string_view text = given != nullptr && *given != '\0' ? given : "1G";
@@ -39,7 +39,7 @@ size_t size_of(const std::vector<at::Tensor>& tensors) {
 
 std::string mebibytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-/// Marks what is in the stream by then, also where a call fails in its midst.
+/// Records an event at the end of the scope, also if a call fails in between.
 class RecordAtEnd {
  public:
   RecordAtEnd(c10::Event& event, const c10::Stream& stream) : event_(event), stream_(stream) {}
@@ -100,7 +100,7 @@ void GraphCache::Entry::clear() {
 GraphCache::~GraphCache() = default;
 
 std::shared_ptr<GraphCache::Entry> GraphCache::entry_of(const Key& key) {
-  Entries dropped;  // destroyed without the lock: they may have to wait
+  Entries dropped;  // destroyed without the lock, as they may have to wait
   const std::lock_guard lock(mutex_);
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const auto& entry) { return entry->key == key; });
@@ -120,7 +120,7 @@ void GraphCache::count(const std::shared_ptr<Entry>& entry) {
   const size_t bytes = entry->size();
   Entries dropped;  // as above
   const std::lock_guard lock(mutex_);
-  if (std::find(entries_.begin(), entries_.end(), entry) == entries_.end()) return;  // dropped meanwhile
+  if (std::find(entries_.begin(), entries_.end(), entry) == entries_.end()) return;  // it was dropped meanwhile
   bytes_ += bytes - entry->bytes;
   entry->bytes = bytes;
   dropped = take_surplus();
@@ -150,17 +150,17 @@ void GraphCache::set_up(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> i
     read.push_back(is_copied ? entry.inputs.back() : inputs[i]);
   }
   entry.memory = prepare_call(library_, bindings_, *entry.context, read, output_dtypes_);
-  // TensorRT sets itself up in the first run of a shape, which must not be recorded.
+  // TensorRT initialises itself in the first run of a shape, which must not be recorded.
   library_.require(entry.context->context->enqueue(handle_of(stream)), "run");
 }
 
 void GraphCache::record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream) {
   try {
     set_up(entry, profile, inputs, stream);
-    // A context is in one stream at a time, and it is recorded from another one.
+    // A context is used in one stream at a time, and recording uses another one.
     entry.done.synchronize();
   } catch (...) {
-    entry.clear();  // the next call tries again
+    entry.clear();  // so that the next call tries again
     throw;
   }
   std::string reason;

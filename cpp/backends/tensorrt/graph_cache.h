@@ -19,34 +19,34 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// Whether calls are recorded as CUDA graphs: HYBRID_RT_TENSORRT_CUDA_GRAPHS.
+/// Recording of calls as CUDA graphs, from HYBRID_RT_TENSORRT_CUDA_GRAPHS.
 enum class GraphMode {
   kOff,     ///< "off", or not set
-  kCopy,    ///< "copy": a graph a shape; inputs are copied to where it reads them
-  kStatic,  ///< "static": a graph for each shape and each set of the inputs' addresses, for callers that reuse their
+  kCopy,    ///< "copy": one graph per shape, which reads copies of the inputs
+  kStatic,  ///< "static": one graph per shape and set of input addresses, for callers that reuse their
             ///< memory
 };
 
-/// As the variable says. Throws Error(kOption) for another text.
+/// Reads the variable. Throws Error(kOption) for any other text.
 GraphMode graph_mode();
 
 std::string to_string(GraphMode mode);
 
-/// How calls are recorded, by the environment.
+/// Options of recording, from the environment.
 struct GraphOptions {
   GraphMode mode = GraphMode::kOff;
-  /// Bytes on the device that the graphs of one engine may take: HYBRID_RT_TENSORRT_GRAPH_MEMORY.
+  /// Limit of the device memory of one engine's graphs, in bytes: HYBRID_RT_TENSORRT_GRAPH_MEMORY.
   size_t memory = 0;
 
-  /// Throws Error(kOption) for a value that a variable does not take.
+  /// Reads the environment. Throws Error(kOption) for a value that is not allowed.
   static GraphOptions from_environment();
 };
 
-/// "off", or the mode and the memory: "copy, 1024 MiB".
+/// Returns "off", or the mode and the memory: "copy, 1024 MiB".
 std::string to_string(const GraphOptions& options);
 
-/// Calls that were recorded, as many as fit into the memory; the ones that were used least recently go. Outputs are
-/// copied out, since they are the caller's. Thread-safe; calls of one graph run one after the other.
+/// Recorded calls, as many as fit into the memory limit; the least recently used ones are dropped. Outputs are copied,
+/// because they belong to the caller. Thread-safe; calls of the same graph run one after another.
 class GraphCache {
  public:
   GraphCache(const Library& library, const Bindings& bindings, ContextPool& contexts, c10::Device device,
@@ -59,20 +59,22 @@ class GraphCache {
         output_dtypes_(output_dtypes) {}
   GraphCache(const GraphCache&) = delete;
   GraphCache& operator=(const GraphCache&) = delete;
-  /// Waits for what runs.
+  /// Waits for running graphs.
   ~GraphCache();
 
-  /// Nothing where the call can't be recorded, which is warned of once a shape. Throws Error(kBackend).
+  /// Runs a call through its graph. Returns nothing if the call can't be recorded, and warns once per shape. Throws
+  /// Error(kBackend).
   std::optional<std::vector<at::Tensor>> run(size_t profile, at::ArrayRef<at::Tensor> inputs,
                                              const c10::Stream& stream);
 
  private:
-  /// What a context and a graph are taken to need besides their tensors; nobody tells. It bounds their number too.
+  /// Assumed memory of a context and a graph in addition to their tensors, which CUDA does not report. It also bounds
+  /// their number.
   static constexpr size_t kBytesOfGraph = size_t{4} << 20;
 
   struct Key {
     std::vector<Shape> shapes;
-    std::vector<const void*> addresses;  // of the inputs that are read in place, null for the others
+    std::vector<const void*> addresses;  // addresses of the inputs that are read in place, null for the others
     bool operator==(const Key&) const = default;
   };
   struct Entry {
@@ -80,32 +82,33 @@ class GraphCache {
     Entry(const Entry&) = delete;
     Entry& operator=(const Entry&) = delete;
     ~Entry() { clear(); }
-    /// As it was made, when its last call is over.
+    /// Resets the entry once its last call is over.
     void clear();
     size_t size() const;
 
     Key key;
-    size_t bytes = kBytesOfGraph;  // as the cache counts them; guarded by its mutex
-    std::mutex mutex;              // guards what follows
+    size_t bytes = kBytesOfGraph;  // as counted by the cache; guarded by its mutex
+    std::mutex mutex;              // guards the members below
     bool is_tried = false;
-    std::vector<at::Tensor> inputs;  // where it reads them; undefined: at the caller's address, or not at all
+    std::vector<at::Tensor> inputs;  // where the graph reads them; undefined if it does not read them here
     CallMemory memory;
     std::unique_ptr<PooledContext> context;
-    std::unique_ptr<CudaGraph> graph;  // destroyed before what it reads and writes
+    std::unique_ptr<CudaGraph> graph;  // destroyed before the memory that it reads and writes
     c10::Event done;                   // of its last call
   };
 
   using Entries = std::list<std::shared_ptr<Entry>>;
 
   std::shared_ptr<Entry> entry_of(const Key& key);
-  /// Counts what an entry has become, and drops others that do not fit beside it.
+  /// Updates the counted size of an entry, and drops others that no longer fit.
   void count(const std::shared_ptr<Entry>& entry);
-  /// Takes entries out until the others fit. The mutex is held; what is returned is destroyed without it.
+  /// Removes entries until the others fit, and returns them. Call it with the mutex held, and destroy the result
+  /// without it.
   Entries take_surplus();
-  /// Tells whether a graph reads this input where the caller has it.
+  /// Returns true if a graph reads this input in the caller's memory.
   bool is_read_in_place(size_t input, const at::Tensor& tensor) const;
   void record(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
-  /// Runs once in the stream, and waits for it. Throws.
+  /// Runs once in the stream and waits for it. Throws on failure.
   void set_up(Entry& entry, size_t profile, at::ArrayRef<at::Tensor> inputs, const c10::Stream& stream);
 
   const Library& library_;
@@ -114,8 +117,8 @@ class GraphCache {
   c10::Device device_;
   GraphOptions options_;
   const std::vector<c10::ScalarType>& output_dtypes_;
-  std::mutex mutex_;  // guards what follows
-  Entries entries_;   // the last used in front
+  std::mutex mutex_;  // guards the members below
+  Entries entries_;   // most recently used first
   size_t bytes_ = 0;  // of all entries
 };
 

@@ -31,13 +31,13 @@ struct Version {
   int patch;
 };
 
-/// 101401 is 10.14.1; before 10.0 it was 8601 for 8.6.1.
+/// Converts a version number: 101401 is 10.14.1. Before 10.0, 8601 was 8.6.1.
 Version version_of(int number) {
   if (number >= 5000 && number < 10000) return {number / 1000, number / 100 % 10, number % 100};
   return {number / 10000, number / 100 % 100, number % 100};
 }
 
-/// TensorRT-RTX 1.5 and newer have TensorRT 11's tables, with entries of their own behind them.
+/// TensorRT-RTX 1.5 and newer have the tables of TensorRT 11, followed by further entries.
 bool fits(const VendorHeaders& headers, const std::string& library, const Version& version) {
   if (headers.library == library) {
     return headers.major == version.major && headers.minor <= version.minor;
@@ -105,7 +105,7 @@ std::string Library::check_version() {
   const Version version = version_of(number_);
   version_ = std::to_string(version.major) + "." + std::to_string(version.minor) + "." + std::to_string(version.patch);
   for (const VendorHeaders& headers : vendor_headers()) {
-    // Their own headers know more of it than those of its sibling.
+    // A library's own headers cover more of it than those of its sibling.
     if (fits(headers, name_, version) && (headers_ == nullptr || headers.library == name_)) headers_ = &headers;
   }
   if (headers_ != nullptr) return "";

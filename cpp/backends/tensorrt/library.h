@@ -7,23 +7,24 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// One of the vendor's two libraries in this process, opened when it is first asked for: TensorRT, or TensorRT-RTX.
+/// One of the vendor's two libraries, TensorRT or TensorRT-RTX, opened on first use in this process.
 class Library : public VendorLibrary {
  public:
   static const Library& tensorrt();
   static const Library& tensorrt_rtx();
-  /// By the name that specs and options use: "tensorrt", "tensorrt_rtx". Throws Error(kBackend) for others.
+  /// Returns the library by its name in specs and options: "tensorrt" or "tensorrt_rtx". Throws Error(kBackend) for any
+  /// other name.
   static const Library& named(const std::string& name);
 
   const std::string& name() const { return name_; }
-  const std::string& path() const { return path_; }  ///< That was opened, as the dynamic linker was asked for it.
+  const std::string& path() const { return path_; }  ///< path or name that was passed to the dynamic linker
 
-  /// An engine on the current device. Throws Error(kBackend) with the vendor's message.
+  /// Creates an engine on the current device. Throws Error(kBackend) with the vendor's message.
   std::unique_ptr<VendorEngine> deserialize(const DeserializeOptions& options) const;
 
-  /// What the vendor said last in this thread, of errors; asked for once.
+  /// Returns and clears the vendor's last error message of this thread.
   static std::string take_last_error();
-  /// Throws Error(kBackend) with the vendor's message unless it succeeded.
+  /// Throws Error(kBackend) with the vendor's message unless `succeeded` is true.
   void require(bool succeeded, const std::string& subject) const;
 
  private:
@@ -31,7 +32,7 @@ class Library : public VendorLibrary {
   std::string check_version();
 
   std::string name_;
-  int number_ = 0;  // as getInferLibVersion gives it
+  int number_ = 0;  // result of getInferLibVersion
   void* create_ = nullptr;
   const VendorHeaders* headers_ = nullptr;
 };

@@ -19,8 +19,9 @@ std::string variable(const char* name) {
   return value != nullptr ? value : "";
 }
 
-/// As hybrid_rt/backends/cache/folder.py says; empty if there is none, or the cache is switched off.
-fs::path cache_folder() {
+/// Returns the directory that hybrid_rt/backends/cache/directory.py defines; empty if there is none, or if the cache is
+/// off.
+fs::path cache_directory() {
   if (variable("HYBRID_RT_CACHE_SIZE") == "0") return {};
   if (const std::string named = variable("HYBRID_RT_CACHE"); !named.empty()) return fs::absolute(named);
   const fs::path xdg = variable("XDG_CACHE_HOME");
@@ -32,7 +33,7 @@ fs::path cache_folder() {
 }  // namespace
 
 RuntimeCacheFile::RuntimeCacheFile(const std::string& key) {
-  const fs::path folder = key.empty() ? fs::path() : cache_folder();
+  const fs::path folder = key.empty() ? fs::path() : cache_directory();
   if (!folder.empty()) path_ = (folder / "tensorrt_rtx" / (key + ".cache")).string();
 }
 
@@ -46,7 +47,7 @@ void RuntimeCacheFile::write(const std::string& bytes) const {
   if (path_.empty() || bytes.empty()) return;
   std::error_code failed;
   fs::create_directories(fs::path(path_).parent_path(), failed);
-  // Another engine of this process may write at the same time.
+  // Another engine of this process may be writing at the same time.
   static std::atomic<unsigned> writes{0};
   const std::string beside = path_ + "." + std::to_string(getpid()) + "." + std::to_string(writes++);
   {

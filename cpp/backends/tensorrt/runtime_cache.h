@@ -4,16 +4,16 @@
 
 namespace hybrid_rt::tensorrt {
 
-/// What TensorRT-RTX compiled on this machine for an engine, kept between processes: in the folder of hybrid_rt's cache
-/// (HYBRID_RT_CACHE, XDG_CACHE_HOME, ~/.cache). Whatever is wrong with the folder, nothing is kept.
+/// Keeps the kernels that TensorRT-RTX compiled for an engine on this machine, for later processes, in the directory of
+/// hybrid_rt's cache (HYBRID_RT_CACHE, XDG_CACHE_HOME, ~/.cache). If the directory can't be used, nothing is kept.
 class RuntimeCacheFile {
  public:
-  /// `key`: of the engine and of all that its kernels depend on. Empty: nothing is kept.
+  /// `key` identifies the engine and everything that its kernels depend on. Empty: nothing is kept.
   explicit RuntimeCacheFile(const std::string& key);
 
-  /// Empty if there is none.
+  /// Returns the contents of the file; empty if there is none.
   std::string read() const;
-  /// Beside its place, then renamed: another process reads the old one or the new one.
+  /// Writes a temporary file and renames it, so that other processes read either the old or the new contents.
   void write(const std::string& bytes) const;
 
  private:

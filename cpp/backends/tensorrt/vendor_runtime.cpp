@@ -1,5 +1,5 @@
-// Compiled once for each set of the vendor's headers; the build renames their namespace (-Dnvinfer1=...), so that their
-// inline functions of several versions do not become one.
+// Compiled once per set of the vendor's headers. The build renames their namespace (-Dnvinfer1=...), so that inline
+// functions of different versions stay separate.
 
 #include "vendor_runtime.h"
 
@@ -25,7 +25,7 @@ class Logger : public nvinfer1::ILogger {
   void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override {
     try {
       log_(static_cast<int>(severity), text);
-    } catch (...) {  // a logger of the program's own may throw, the vendor must not see it
+    } catch (...) {  // the program's own logger may throw, but the vendor must not see it
     }
   }
 
@@ -83,7 +83,7 @@ class Engine : public VendorEngine {
          std::unique_ptr<nvinfer1::ICudaEngine> engine)
       : logger_(std::move(logger)), runtime_(std::move(runtime)), engine_(std::move(engine)) {}
 
-  /// Gives false where the vendor refuses. Only TensorRT-RTX has what is told here.
+  /// Applies the options. Returns false if the vendor refuses. Only TensorRT-RTX has these options.
   bool configure([[maybe_unused]] const DeserializeOptions& options) {
 #if HYBRID_RT_IS_RTX
     config_.reset(engine_->createRuntimeConfig());
@@ -100,7 +100,7 @@ class Engine : public VendorEngine {
     }
     cache_.reset(config_->createRuntimeCache());
     if (!cache_) return true;
-    // One of another driver or device is refused, and made anew.
+    // The runtime refuses a cache of another driver or device, and it is then rebuilt.
     if (!options.runtime_cache.empty()) {
       cache_->deserialize(options.runtime_cache.data(), options.runtime_cache.size());
     }
@@ -160,7 +160,7 @@ class Engine : public VendorEngine {
     return found;
   }
 
-  // Destroyed from the last to the first.
+  // Members are destroyed in reverse order.
   std::unique_ptr<Logger> logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
@@ -175,7 +175,7 @@ std::unique_ptr<VendorEngine> deserialize(void* create, int version, const Vendo
                                           const DeserializeOptions& options) {
   auto logger = std::make_unique<Logger>(log);
   const auto make_runtime = reinterpret_cast<void* (*)(void*, int32_t) noexcept>(create);
-  // The version is the library's own: whether it fits these headers was compared before.
+  // The version is the library's own; the caller has checked that it fits these headers.
   nvinfer1::ILogger* const base = logger.get();
   std::unique_ptr<nvinfer1::IRuntime> runtime(static_cast<nvinfer1::IRuntime*>(make_runtime(base, version)));
   if (!runtime) return nullptr;

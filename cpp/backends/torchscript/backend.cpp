@@ -11,7 +11,7 @@
 #include <set>
 
 // The reference and the fallback: the segment as frozen TorchScript. The layout of its weights is chosen when it is
-// loaded: in the file they are the same bytes as other engines' weights.
+// loaded, so that the file can share the same bytes with other engines.
 
 namespace hybrid_rt {
 namespace {
@@ -41,7 +41,8 @@ class BlobReader : public caffe2::serialize::ReadAdapterInterface {
   at::Tensor bytes_;
 };
 
-/// The caller may write into an output, which can be an input, a weight or another output as it is, or a view of one.
+/// Returns an output that the caller may write into: a copy if it may be an input, a weight, another output, or a view
+/// of one.
 at::Tensor owned(const at::Tensor& output) {
   const bool is_shared = output.use_count() > 1 || output.storage().use_count() > 1;
   return is_shared ? output.clone(at::MemoryFormat::Contiguous) : output.contiguous();
@@ -49,8 +50,8 @@ at::Tensor owned(const at::Tensor& output) {
 
 bool has_channels(const at::Tensor& tensor) { return tensor.dim() == 4 && tensor.is_floating_point(); }
 
-/// Weights with the channels of a pixel side by side, as oneDNN's kernels like them. Measured against
-/// optimize_for_inference, which packs them for oneDNN but keeps the layout between operations: docs/torchscript.md.
+/// Converts weights to channels_last, which oneDNN's kernels prefer. docs/torchscript.md compares this with
+/// optimize_for_inference, which packs the weights for oneDNN but keeps the layout between operations.
 void to_channels_last(torch::jit::Block* block) {
   for (torch::jit::Node* node : block->nodes()) {
     if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
@@ -88,8 +89,8 @@ bool is_dtype(const torch::jit::Node* node, size_t i, c10::ScalarType dtype) {
   return value && value->isInt() && value->toInt() == static_cast<int64_t>(dtype);
 }
 
-/// A bf16 segment in f32, for a CPU that could only emulate it: the inverse of hybrid_rt/bfloat16.py, but for the
-/// weights, which stay rounded.
+/// Converts a bf16 segment to f32 for a CPU that could only emulate bf16. This is the inverse of
+/// hybrid_rt/torchscript/bfloat16.py, except that the weights stay rounded.
 void to_float(torch::jit::Graph& graph, torch::jit::Block* block) {
   for (torch::jit::Node* node : block->nodes()) {
     for (torch::jit::Block* inner : node->blocks()) to_float(graph, inner);
@@ -112,7 +113,7 @@ void to_float(torch::jit::Graph& graph, torch::jit::Block* block) {
 
 class TorchScriptEngine : public Engine {
  public:
-  /// `is_widened`: it computes in f32 what the spec says in bf16.
+  /// `is_widened`: the engine computes in f32 although the spec says bf16.
   TorchScriptEngine(torch::jit::Module module, std::vector<TensorSpec> outputs, bool is_channels_last, bool is_widened,
                     std::string description)
       : module_(std::move(module)),
@@ -139,7 +140,7 @@ class TorchScriptEngine : public Engine {
       return outputs;
     } catch (const c10::Error& error) {
       throw failed("run", "the segment to run", error);
-    } catch (const std::exception& error) {  // the interpreter's own
+    } catch (const std::exception& error) {  // errors of the interpreter
       throw Error(ErrorKind::kBackend, kName, "run", "the segment to run", error.what(),
                   "Pass inputs like those that the segment gets in the detector.");
     }

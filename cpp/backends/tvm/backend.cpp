@@ -3,7 +3,8 @@
 #include "engine.h"
 #include "library.h"
 
-// Apache TVM on the CPU. The artifact is a shared library of machine code and weights, run by TVM's virtual machine.
+// Apache TVM on the CPU. The artifact is a shared library of machine code and weights, which TVM's virtual machine
+// runs.
 
 namespace hybrid_rt::tvm {
 namespace {

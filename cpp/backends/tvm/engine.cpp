@@ -13,11 +13,11 @@
 namespace hybrid_rt::tvm {
 namespace {
 
-/// Generated code loads whole vectors from where a tensor begins.
+/// Generated code loads whole vectors from the start of a tensor.
 constexpr int kAlignment = 64;
-/// Memory is given back when the call ends: TVM's other allocator keeps, for ever, a block for each size that it saw.
+/// Frees memory when the call ends. TVM's other allocator keeps a block for every size that it has seen, forever.
 constexpr int64_t kNaiveAllocator = 1;
-/// The threads of a pool may run on each of the cores that are named.
+/// Lets the threads of a pool run on any of the given cores.
 constexpr int64_t kShareCores = -3;
 
 DLDataType data_type(c10::ScalarType dtype) {
@@ -36,7 +36,7 @@ DLDataType data_type(c10::ScalarType dtype) {
 
 bool equal(DLDataType a, DLDataType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
 
-/// A view of torch's memory as TVM's tensor, which keeps it alive.
+/// Wraps a torch tensor's memory as TVM's tensor, which keeps it alive.
 Value wrap(at::Tensor tensor) {
   struct Held {
     DLManagedTensor managed;
@@ -50,7 +50,7 @@ Value wrap(at::Tensor tensor) {
   held->shape = tensor.sizes().vec();
   held->strides.resize(held->shape.size());
   int64_t stride = 1;
-  for (size_t d = held->shape.size(); d-- > 0;) {  // torch's own strides of a dimension of size 1 may be any
+  for (size_t d = held->shape.size(); d-- > 0;) {  // torch may have any stride for a dimension of size 1
     held->strides[d] = stride;
     stride *= held->shape[d];
   }
@@ -67,21 +67,21 @@ Value wrap(at::Tensor tensor) {
   const Library& library = Library::instance();
   TVMFFIObjectHandle handle = nullptr;
   library.require(library.functions().TVMFFITensorFromDLPack(&held->managed, kAlignment, 1, &handle), "input");
-  held.release();  // NOLINT(bugprone-unused-return-value): the tensor's own now
+  held.release();  // NOLINT(bugprone-unused-return-value): the tensor owns it now
   TVMFFIAny any{};
   any.type_index = kTVMFFITensor;
   any.v_obj = static_cast<TVMFFIObject*>(handle);
   return Value(any);
 }
 
-/// A function of a module's.
+/// Returns a function of a module.
 Value function_of(const Value& module, const char* name) {
   return Library::instance()
       .global("ffi.ModuleGetFunction")
       .call(name, {module.get(), argument(name), argument(false)});
 }
 
-/// The cores that the calling thread may run on.
+/// Returns the cores that the calling thread may run on.
 std::vector<std::string> cores() {
   std::vector<std::string> found;
   cpu_set_t set;
@@ -95,13 +95,13 @@ std::vector<std::string> cores() {
   return found;
 }
 
-/// Sets up the calling thread's pool.
+/// Creates the calling thread's pool of threads.
 void make_thread_pool(int threads) {
   const Library& library = Library::instance();
   const Value array = library.global("ffi.Array");
   const Value configure = library.global("runtime.config_threadpool");
   const std::vector<std::string> all = cores();
-  // The first call makes as many threads as it names cores, the second lets them run on all cores.
+  // The first call creates one thread per core that it names, the second lets them run on all cores.
   std::vector<TVMFFIAny> some;
   for (int i = 0; i < threads; ++i) some.push_back(argument(all[static_cast<size_t>(i) % all.size()].c_str()));
   std::vector<TVMFFIAny> every;
@@ -132,7 +132,7 @@ bool holds(const TensorSpec& spec, const DLTensor& tensor) {
 
 }  // namespace
 
-/// A virtual machine of the pool's for one call; it goes back however the call ends.
+/// Borrows a virtual machine from the pool for one call, and returns it however the call ends.
 class TvmEngine::Lease {
  public:
   explicit Lease(TvmEngine& engine) : engine_(engine) {
@@ -141,7 +141,7 @@ class TvmEngine::Lease {
       while (!machine_ && !engine_.idle_.empty()) {
         machine_ = std::move(engine_.idle_.back());
         engine_.idle_.pop_back();
-        if (!machine_->thread.is_here()) machine_.reset();  // this process was forked: its thread is the parent's
+        if (!machine_->thread.is_here()) machine_.reset();  // after a fork, its thread exists only in the parent
       }
     }
     if (!machine_) machine_ = engine_.make_machine();
@@ -156,7 +156,7 @@ class TvmEngine::Lease {
 
   Machine* operator->() const { return machine_.get(); }
 
-  /// After a failure: its call stack is unknown.
+  /// Drops the machine after a failure, because the state of its call stack is unknown.
   void discard() { machine_.reset(); }
 
  private:
@@ -170,7 +170,7 @@ TvmEngine::TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Condit
       outputs_(spec.outputs),
       threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
       file_("tvm", library),
-      // TVM's general function takes the format from the path's ending, which this one lacks.
+      // TVM's generic function derives the format from the path's extension, which this path lacks.
       library_(Library::instance()
                    .global("ffi.Module.load_from_file.so")
                    .call("artifact", {argument(file_.path().c_str()), argument("so")})) {
@@ -207,7 +207,7 @@ std::vector<at::Tensor> TvmEngine::run(at::ArrayRef<at::Tensor> inputs) {
         throw Error(ErrorKind::kBackend, "tvm", "run", "an array of outputs",
                     "a value of type " + std::to_string(result.get().type_index), "Convert the detector again.");
       }
-      // Objects have their header first, then what their kind has.
+      // An object's header comes first, then the data of its kind.
       const auto* cell = reinterpret_cast<const TVMFFISeqCell*>(result.get().v_obj + 1);
       const auto* values = static_cast<const TVMFFIAny*>(cell->data);
       if (cell->size != static_cast<int64_t>(outputs_.size())) {

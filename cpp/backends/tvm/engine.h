@@ -14,9 +14,9 @@
 
 namespace hybrid_rt::tvm {
 
-/// A compiled library and a pool of virtual machines that run it, one for each of the calls that there were at one
-/// time: a virtual machine has one call stack. Inputs are read where they are, outputs are copied: TVM may return an
-/// input, a weight or one result twice.
+/// A compiled library and a pool of virtual machines that run it, one per concurrent call, because a virtual machine
+/// has one call stack. Inputs are read in place. Outputs are copied, because TVM may return an input, a weight, or the
+/// same result twice.
 class TvmEngine : public Engine {
  public:
   TvmEngine(const ArtifactSpec& spec, const at::Tensor& library, Conditions conditions, const EngineOptions& options);
@@ -25,9 +25,9 @@ class TvmEngine : public Engine {
   std::string description() const override { return description_; }
 
  private:
-  /// A virtual machine and its thread. TVM keeps a pool of threads for each thread that calls it, of a size that can't
-  /// be changed later, and binds the caller to some cores: with a thread of our own, neither touches the caller's, and
-  /// one call takes options.threads threads, that of the virtual machine among them. TVM_NUM_THREADS has no effect.
+  /// A virtual machine and its thread. TVM keeps a pool of threads for each calling thread, whose size can't be changed
+  /// later, and pins the caller to some cores. With a thread of our own, the caller is unaffected, and a call uses
+  /// options.threads threads, including the virtual machine's. TVM_NUM_THREADS has no effect.
   struct Machine {
     Worker thread;
     Value module;
@@ -45,7 +45,7 @@ class TvmEngine : public Engine {
   Value library_;  // unloaded before its file is closed
   std::string description_;
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::vector<std::unique_ptr<Machine>> idle_;
 };
 

@@ -76,8 +76,8 @@ Library::Library()
   if (reason_.empty()) reason_ = check_version();
 }
 
-/// The library that the runtime is linked to: that of the tvm_ffi package beside the tvm package, or the linker's. The
-/// runtime and the compiled segments look its functions up by name, hence RTLD_GLOBAL.
+/// Opens the library that the runtime is linked to: the one of the tvm_ffi package next to the tvm package, or the
+/// linker's. RTLD_GLOBAL, because the runtime and compiled segments look up its functions by name.
 std::string Library::open_interface(const std::string& runtime) {
   const fs::path packages = fs::path(runtime).parent_path() / ".." / "..";
   std::error_code failed;
@@ -87,7 +87,7 @@ std::string Library::open_interface(const std::string& runtime) {
 }
 
 std::string Library::resolve_all() {
-  // As the linker found it, where it was asked by a bare name.
+  // If the linker was given a bare name, the path that it found.
   if (const void* symbol = dlsym(handle_, "TVMBackendParallelLaunch")) path_ = path_of(symbol);
 #define HYBRID_RT_RESOLVE(name) \
   if (std::string reason = resolve(interface_, #name, functions_.name); !reason.empty()) return reason;
@@ -99,14 +99,14 @@ std::string Library::resolve_all() {
 std::string Library::check_version() {
   TVMFFIVersion interface{};
   functions_.TVMFFIGetVersion(&interface);
-  // Before its 1.0 the interface's structures may change with each minor version.
+  // Before version 1.0, the interface's structures may change with each minor version.
   if (interface.major != TVM_FFI_VERSION_MAJOR || interface.minor != TVM_FFI_VERSION_MINOR) {
     return "apache-tvm-ffi " + std::to_string(interface.major) + "." + std::to_string(interface.minor) +
            " is installed, but this plug-in was built for " + std::to_string(TVM_FFI_VERSION_MAJOR) + "." +
            std::to_string(TVM_FFI_VERSION_MINOR) +
            ". Install that one, or install hybrid_rt again to build it for this one.";
   }
-  // The runtime can't be asked for its version: only the package that it lies in tells it.
+  // The runtime does not report its version; only its package does.
   std::error_code failed;
   const fs::path file = fs::weakly_canonical(fs::path(path_).parent_path() / ".." / "_version.py", failed);
   std::ifstream stream(file);

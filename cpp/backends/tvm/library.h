@@ -11,8 +11,8 @@
 
 namespace hybrid_rt::tvm {
 
-// The functions of TVM's C interface that are used, resolved at run time: no version of the library is needed to link,
-// and a process that has none still loads the plug-in and can say so.
+// The functions of TVM's C interface that this backend uses, resolved at run time: linking needs no version of the
+// library, and a process without it can still load the plug-in and report the reason.
 // clang-format off
 #define HYBRID_RT_TVM_FUNCTIONS(X) \
   X(TVMFFIGetVersion)              \
@@ -29,7 +29,7 @@ struct Functions {
 #undef HYBRID_RT_DECLARE
 };
 
-/// A value of TVM's, which may be a reference to an object: this one's own.
+/// A value of TVM. If it is a reference to an object, this class owns the reference.
 class Value {
  public:
   Value() = default;
@@ -41,7 +41,7 @@ class Value {
   ~Value();
 
   const TVMFFIAny& get() const { return any_; }
-  /// Calls it, a function. Throws Error(kBackend) with TVM's own message, which begins with `subject`.
+  /// Calls the function that this value refers to. Throws Error(kBackend) with TVM's message after `subject`.
   Value call(const std::string& subject, std::vector<TVMFFIAny> arguments) const;
 
  private:
@@ -53,16 +53,16 @@ TVMFFIAny argument(bool value);
 /// `text` must outlive the call.
 TVMFFIAny argument(const char* text);
 
-/// The library of this process, opened by the first call: the file that HYBRID_RT_TVM_LIBRARY names, else that of the
-/// tvm package beside hybrid_rt in site-packages, else what the dynamic linker finds.
+/// The process-wide library, opened by the first call: the file that HYBRID_RT_TVM_LIBRARY names, else the one of the
+/// tvm package next to hybrid_rt in site-packages, else the one that the dynamic linker finds.
 class Library : public VendorLibrary {
  public:
   static const Library& instance();
   const Functions& functions() const { return functions_; }
 
-  /// A function that TVM registers. Throws Error(kBackend) if there is none of that name.
+  /// Returns a function that TVM registers. Throws Error(kBackend) if there is none of that name.
   Value global(std::string_view name) const;
-  /// Throws Error(kBackend) with the library's own message unless `status` is 0.
+  /// Throws Error(kBackend) with the library's message unless `status` is 0.
   void require(int status, const std::string& subject) const;
 
  private:

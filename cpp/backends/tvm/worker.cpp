@@ -5,7 +5,7 @@
 namespace hybrid_rt::tvm {
 
 struct Worker::State {
-  std::mutex mutex{};  // guards what follows
+  std::mutex mutex{};  // guards the members below
   std::condition_variable changed{};
   const std::function<void()>* task = nullptr;
   std::exception_ptr failure{};
@@ -19,7 +19,7 @@ Worker::Worker() : process_(getpid()), state_(std::make_unique<State>()) {
 
 Worker::~Worker() {
   if (!is_here()) {
-    // Nobody ends, and the condition waits for ever for the thread that waits for it.
+    // Leaked on purpose: the condition's destructor would wait forever for the thread that no longer exists.
     [[maybe_unused]] const State* const left = state_.release();
     return;
   }

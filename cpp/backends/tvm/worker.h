@@ -19,10 +19,10 @@ class Worker {
   Worker& operator=(const Worker&) = delete;
   ~Worker();
 
-  /// Runs `task` on the thread, waits for it, and throws what it throws. Only if is_here().
+  /// Runs `task` on the thread, waits for it, and rethrows its exception. Requires is_here().
   void run(const std::function<void()>& task);
 
-  /// Returns true if the thread is in this process; a fork has none of its parent's.
+  /// Returns true if the thread exists in this process. A forked process has none of its parent's threads.
   bool is_here() const;
 
  private:

@@ -6,14 +6,15 @@
 
 namespace hybrid_rt {
 
-using Segment [[deprecated("call it OpenedEngine")]] = OpenedEngine;
+using Segment [[deprecated("use OpenedEngine")]] = OpenedEngine;
 
-[[deprecated("call open_engine()")]] inline std::shared_ptr<OpenedEngine> open_segment(
-    const std::string& path, const std::string& name, const LoadOptions& options = {}) {
+[[deprecated("use open_engine()")]] inline std::shared_ptr<OpenedEngine> open_segment(const std::string& path,
+                                                                                      const std::string& name,
+                                                                                      const LoadOptions& options = {}) {
   return open_engine(path, name, options);
 }
 
-[[deprecated("call engine_names()")]] inline std::vector<std::string> segments(const std::string& path) {
+[[deprecated("use engine_names()")]] inline std::vector<std::string> segments(const std::string& path) {
   return engine_names(path);
 }
 

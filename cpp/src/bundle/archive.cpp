@@ -16,17 +16,18 @@ namespace {
 constexpr char kVersionRecord[] = "extra/hybrid_rt/format_version";
 constexpr char kManifestRecord[] = "extra/hybrid_rt/manifest.json";
 constexpr char kManifestDigestRecord[] = "extra/hybrid_rt/manifest.sha256";
-/// Records that need no digest in the manifest: its own, and two that torch's writer adds when it closes a file. Python
-/// writes the manifest after those, and lists them.
+/// Records without a digest in the manifest: the manifest's own, and two that torch's writer adds when it closes a
+/// file. Python writes the manifest after those two, and lists them.
 const std::set<std::string> kUnlisted{kVersionRecord, kManifestRecord, kManifestDigestRecord, "version",
                                       ".data/serialization_id"};
-/// Begins the names of signatures, one per signer: they are made of the manifest, which so can't name them.
+/// Prefix of the names of signatures, one per signer. Signatures are made from the manifest, so the manifest can't list
+/// them.
 constexpr std::string_view kSignatures = "extra/hybrid_rt/signatures/";
 constexpr size_t kLongestSignature = 4096;
 constexpr size_t kLongestVersion = 16;
 constexpr size_t kLongestDigest = 64;
 constexpr size_t kLongestManifest = size_t{64} << 20;
-/// By how much a record may be longer than the whole file: a compressed one can unpack to a thousand times its length.
+/// Bytes by which a record may exceed the whole file: a compressed record can unpack to a thousand times its size.
 /// Masks in a golden sample are mostly zeros.
 constexpr size_t kMostUnpacked = size_t{64} << 20;
 constexpr size_t kMostUnpackedGolden = size_t{1} << 30;
@@ -36,7 +37,7 @@ Error damaged(const std::string& path, const std::string& what, const std::strin
   return Error(ErrorKind::kBundle, "bundle", path + (what.empty() ? "" : ", " + what), expected, got, kDamaged);
 }
 
-/// A record's bytes, compared with their digest.
+/// Returns a record's bytes after comparing them with their digest.
 std::pair<at::DataPtr, size_t> checked(caffe2::serialize::PyTorchStreamReader& reader, const std::string& path,
                                        const std::string& record, const std::string& digest, size_t longest) {
   const std::string subject = "record '" + record + "'";

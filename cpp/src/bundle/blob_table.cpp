@@ -18,11 +18,11 @@ Error malformed(const std::string& subject, const std::string& expected, const s
                "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
 }
 
-/// Bytes that a variant's blobs may have beyond those of the table: a piece may stand several times, as tied weights
-/// do, but a small file must not ask for much memory.
+/// Limit of a variant's bytes beyond those of the table. A piece may be used several times, as for tied weights, but a
+/// small file must not claim a lot of memory.
 constexpr int64_t kMostRepeated = int64_t{256} << 20;
 
-/// The sum, or the largest number.
+/// Returns the sum, or the largest int64 if it overflows.
 int64_t saturated(int64_t a, int64_t b) {
   int64_t sum = 0;
   return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<int64_t>::max() : sum;
@@ -67,7 +67,7 @@ void BlobTable::check(const std::vector<ArtifactSpec>& specs) const {
         }
         const int64_t length = entries_[static_cast<size_t>(piece.index)].size;
         if (piece.offset < 0 || piece.size < 0 || piece.offset > length || piece.size > length - piece.offset) {
-          throw malformed(subject, "a piece inside of " + std::to_string(length) + " bytes",
+          throw malformed(subject, "a piece within " + std::to_string(length) + " bytes",
                           std::to_string(piece.size) + " from " + std::to_string(piece.offset) + " on");
         }
         size = saturated(size, piece.size);
@@ -141,7 +141,7 @@ std::vector<at::Tensor> BlobTable::all() const {
   return found;
 }
 
-void BlobTable::let_go(std::shared_ptr<const Archive> file) {
+void BlobTable::release(std::shared_ptr<const Archive> file) {
   std::vector<at::Tensor> released(entries_.size());
   const std::lock_guard lock(mutex_);
   file_ = std::move(file);

@@ -12,25 +12,26 @@
 
 namespace hybrid_rt {
 
-/// The bytes of an engine's variants: in memory, or in the file that they came from. Thread-safe.
+/// The bytes of an engine's variants, in memory or in the file that they came from. Thread-safe.
 class BlobTable {
  public:
-  /// In memory. `bytes`: contiguous one-dimensional uint8 CPU tensors. Throws Error(kBundle).
+  /// Creates a table in memory. `bytes` are contiguous one-dimensional uint8 CPU tensors. Throws Error(kBundle).
   BlobTable(std::string engine, std::vector<TableEntry> entries, std::vector<at::Tensor> bytes);
-  /// In a file.
+  /// Creates a table that reads from a file.
   BlobTable(std::string engine, std::vector<TableEntry> entries, std::shared_ptr<const Archive> file);
 
-  /// Throws Error(kBundle) unless every blob's pieces are inside of the table and add up to its size.
+  /// Throws Error(kBundle) unless the pieces of each blob are within the table and add up to its size.
   void check(const std::vector<ArtifactSpec>& specs) const;
 
-  /// An artifact's bytes in the order of spec.blobs, each compared with its digest. Throws Error(kBundle).
+  /// Returns an artifact's bytes in the order of spec.blobs, after comparing each with its digest. Throws
+  /// Error(kBundle).
   std::vector<at::Tensor> blobs_of(const ArtifactSpec& spec) const;
 
-  /// All entries; reads those that were let go. Throws Error(kBundle).
+  /// Returns all entries, and reads those that are not in memory. Throws Error(kBundle).
   std::vector<at::Tensor> all() const;
 
-  /// From here on the bytes are read from the file when they are needed: it holds them too, and memory only once.
-  void let_go(std::shared_ptr<const Archive> file);
+  /// Releases the bytes, which are in the file too. They are read from it from now on.
+  void release(std::shared_ptr<const Archive> file);
 
  private:
   at::Tensor entry(size_t index) const;
@@ -39,7 +40,7 @@ class BlobTable {
   std::string engine_;
   std::vector<TableEntry> entries_;
   mutable std::mutex mutex_;       // guards bytes_, file_
-  std::vector<at::Tensor> bytes_;  // undefined: in the file
+  std::vector<at::Tensor> bytes_;  // undefined if the bytes are in the file
   std::shared_ptr<const Archive> file_;
 };
 

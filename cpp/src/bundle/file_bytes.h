@@ -6,8 +6,8 @@
 
 namespace hybrid_rt {
 
-/// A file's bytes, opened once: whatever takes its name later, all that is read is of this file. Calls may run side by
-/// side.
+/// The bytes of a file that is opened once. If another file takes its name later, all reads still refer to the first
+/// one. Calls may be concurrent.
 class FileBytes final : public caffe2::serialize::ReadAdapterInterface {
  public:
   /// Opens a regular file. Throws Error(kBundle).

@@ -17,7 +17,7 @@ Error malformed(const std::string& path, const std::string& what, const std::str
                "The file was altered or damaged: copy or convert it again.");
 }
 
-/// The parsed text, an object. Throws Error(kBundle).
+/// Parses a text that must be a JSON object. Throws Error(kBundle).
 template <typename Json>
 Json object_from(const std::string& text, const std::string& path) {
   Json parsed = parse_json<Json>(text);
@@ -63,7 +63,7 @@ StoredEngine engine_from(const json& entry, const std::string& path) {
   return engine;
 }
 
-/// What version 1 called a segment, as an engine.
+/// Converts what version 1 called a segment into an engine.
 Ordered upgraded_engine(Ordered segment) {
   if (!segment.contains("members")) {
     segment["members"] = Ordered::array(
@@ -76,11 +76,11 @@ Ordered upgraded_engine(Ordered segment) {
   return engine;
 }
 
-/// In what was verified, each output says which engine's it is.
+/// Adds the name of the engine to each verified output.
 void upgrade_verification(Ordered& verification) {
   if (!verification.is_object() || !verification.contains("tensors")) return;
   Ordered& tensors = verification.at("tensors");
-  if (!tensors.is_array()) return;  // as its only element, another value would be replaced while it is gone through
+  if (!tensors.is_array()) return;  // iterating over a non-array visits the value itself, which is replaced
   for (Ordered& error : tensors) {
     if (!error.is_object()) continue;
     Ordered renamed = Ordered::object();
@@ -109,7 +109,7 @@ Manifest Manifest::from_json(const std::string& text, const std::string& path) {
   try {
     manifest.class_names = parsed.value("class_names", std::vector<std::string>());
   } catch (const json::exception& error) {
-    throw malformed(path, "class_names", "a list of texts", error.what());
+    throw malformed(path, "class_names", "a list of strings", error.what());
   }
   const auto golden = parsed.find("golden");
   if (golden == parsed.end() || !golden->is_object()) {
@@ -138,7 +138,7 @@ std::string upgraded_from_version_1(const std::string& text, const std::string& 
       }
     }
   } catch (const Ordered::exception& error) {
-    throw malformed(path, "", "what version 1 of the format has", error.what());
+    throw malformed(path, "", "the fields of format version 1", error.what());
   }
   return manifest.dump(1);
 }

@@ -14,12 +14,12 @@ namespace hybrid_rt {
 namespace {
 
 constexpr size_t kMostNodes = size_t{1} << 20;
-/// Of the stack, and of what is numbered: here and in torch, values take more memory than their bytes in the file.
+/// Limit of the stack and of the memo: here and in torch, values take more memory than their bytes in the file.
 constexpr size_t kMostStacked = size_t{4} << 20;
 constexpr uint32_t kDeepest = 200;
-/// Values that a pickle may stand for when what is shared is counted each time: whoever walks it goes there each time.
+/// Limit of a pickle's values if shared ones are counted each time, because whoever walks it visits them each time.
 constexpr uint64_t kMostValues = uint64_t{1} << 32;
-/// Of a tuple, the values that are kept: a tensor's arguments, its sizes.
+/// Number of values of a tuple that are kept: enough for a tensor's arguments and sizes.
 constexpr size_t kMostKept = 64;
 constexpr uint64_t kTooMuch = std::numeric_limits<uint64_t>::max();
 
@@ -39,7 +39,7 @@ uint64_t sum(uint64_t a, uint64_t b) {
   return __builtin_add_overflow(a, b, &result) ? kTooMuch : result;
 }
 
-/// Reads a pickle without making anything: what lies on the stack are kinds and places.
+/// Reads a pickle without creating objects: the stack holds kinds and positions of values.
 class Pickle {
  public:
   Pickle(std::string_view text, const StorageSize& storage_size) : text_(text), storage_size_(storage_size) {
@@ -58,13 +58,13 @@ class Pickle {
   struct Value {
     Kind kind = Kind::kOther;
     uint32_t node = 0;
-    int64_t number = 0;  ///< of a text: where it begins, and its length
+    int64_t number = 0;  ///< position of a string; also its length
   };
   struct Node {
     bool is_tuple = false;
     bool is_storage = false;
-    uint64_t values = 1;         ///< in it, but for those in its nodes; of a storage: its elements
-    std::vector<Value> items{};  ///< nodes; of short tuples all
+    uint64_t values = 1;         ///< number of values in it, without those in its nodes; elements of a storage
+    std::vector<Value> items{};  ///< nodes; all values of a short tuple
   };
 
   uint8_t byte() { return static_cast<uint8_t>(take(1)[0]); }
@@ -119,7 +119,7 @@ class Pickle {
     return value;
   }
 
-  /// The values since the last mark, which goes too.
+  /// Removes and returns the values since the last mark, and the mark.
   std::vector<Value> pop_marked() {
     size_t begin = stack_.size();
     while (begin > 0 && stack_[begin - 1].kind != Kind::kMark) --begin;
@@ -150,7 +150,7 @@ class Pickle {
     }
   }
 
-  /// Puts values into what is on top: a list, a dict, an object.
+  /// Adds values to the list, dict or object on top of the stack.
   void add(const std::vector<Value>& values) {
     if (stack_.empty() || stack_.back().kind != Kind::kNode)
       throw Refused{"a pickle that adds to a value that is not a container"};
@@ -165,7 +165,7 @@ class Pickle {
   }
 
   void put(uint64_t at) {
-    // torch makes room for twice as many as the number says.
+    // torch allocates twice as many entries as the number says.
     if (at > memo_.size() || at >= kMostStacked || stack_.empty())
       throw Refused{"a pickle that numbers its objects otherwise than torch"};
     if (at == memo_.size()) memo_.emplace_back();
@@ -192,7 +192,7 @@ class Pickle {
     push({Kind::kText, 0, static_cast<int64_t>(static_cast<size_t>(name.data() - text_.data()) << 32 | name.size())});
   }
 
-  /// ("storage", type, key, device, elements).
+  /// Handles a storage: ("storage", type, key, device, elements).
   void persistent() {
     const Value argument = pop();
     const std::vector<Value> items = argument.kind == Kind::kNode ? nodes_[argument.node].items : std::vector<Value>();
@@ -220,7 +220,7 @@ class Pickle {
     throw Refused{"a tensor of an unknown type"};
   }
 
-  /// A call: of the functions that make tensors, the first argument is a storage, then offset, sizes and strides.
+  /// Handles a call. Functions that create tensors take a storage, then offset, sizes and strides.
   void reduce() {
     const Value arguments = pop();
     pop();
@@ -253,7 +253,7 @@ class Pickle {
     if (last >= nodes_[arguments[0].node].values) throw Refused{"a tensor that reaches beyond its storage"};
   }
 
-  /// Whether the pickle goes on.
+  /// Handles one opcode. Returns true if the pickle continues.
   bool step(uint8_t code) {
     switch (code) {
       case 0x80:  // PROTO
@@ -382,7 +382,7 @@ class Pickle {
     push_number(static_cast<int64_t>(value));
   }
 
-  /// Each object is walked once, children first, without a call per level.
+  /// Visits each object once, children first, without recursion.
   void require_shallow() const {
     enum : uint8_t { kNew, kOpen, kDone };
     std::vector<uint8_t> states(nodes_.size(), kNew);
@@ -414,8 +414,8 @@ class Pickle {
     }
   }
 
-  /// What torch reads once it has an error to show: ("FORMAT_WITH_STRING_TABLE", texts, ranges), where a source is
-  /// (numbers of texts, number of its file's name, line). It takes these numbers as they are.
+  /// Checks what torch reads to show an error: ("FORMAT_WITH_STRING_TABLE", texts, ranges), where a source is (numbers
+  /// of texts, number of its file's name, line). torch does not check these numbers.
   void require_texts() const {
     if (stack_.empty() || stack_.back().kind != Kind::kNode) return;
     const std::vector<Value>& root = nodes_[stack_.back().node].items;
@@ -432,7 +432,7 @@ class Pickle {
 
   std::string_view text_;
   const StorageSize& storage_size_;
-  int64_t least_added_ = 0;  ///< of the numbers in lists
+  int64_t least_added_ = 0;  ///< smallest number in a list
   int64_t most_added_ = -1;
   size_t at_ = 0;
   std::vector<Value> stack_;

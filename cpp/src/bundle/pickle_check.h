@@ -8,13 +8,12 @@
 
 namespace hybrid_rt {
 
-/// The length in bytes of the record of a storage, by its key; nothing if there is none.
+/// Returns the length in bytes of a storage's record by its key; nothing if there is none.
 using StorageSize = std::function<std::optional<uint64_t>(std::string_view key)>;
 
-/// Returns what is wrong with a pickle of a TorchScript archive, as the "got" of an error; nothing if it makes only
-/// what torch's writer writes: values, tensors that lie within their records, objects of the archive's own classes.
-///
-/// \param has_texts  it is a record of source ranges, whose numbers of texts must be those of its table
+/// Returns the defect of a pickle in a TorchScript archive, as the "got" of an error; nothing if the pickle creates
+/// only what torch's writer writes: values, tensors within their records, and objects of the archive's own classes.
+/// \param has_texts the pickle is a record of source ranges, whose numbers of texts must be within its table
 std::optional<std::string> refused_in_pickle(std::string_view pickle, const StorageSize& storage_size, bool has_texts);
 
 }  // namespace hybrid_rt

@@ -12,7 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-/// More elements than any image has: an altered file must not ask for all of the memory.
+/// More elements than any image has, so that an altered file can't claim all of the memory.
 constexpr int64_t kMostElements = int64_t{1} << 30;
 
 Error malformed(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {
@@ -84,7 +84,7 @@ SizeConditions size_conditions(const std::string& manifest, size_t engine, const
     if (found == entry.end()) return {};
     return {lines_from(*found, "inputs"), lines_from(*found, "outputs")};
   } catch (const json::exception& error) {
-    throw malformed(path, "an engine's conditions", "pairs of texts, by inputs and outputs", error.what());
+    throw malformed(path, "an engine's conditions", "pairs of strings for inputs and outputs", error.what());
   }
 }
 

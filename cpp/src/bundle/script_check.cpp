@@ -15,7 +15,7 @@ namespace {
 
 using caffe2::serialize::PyTorchStreamReader;
 
-/// Of one record of code or one pickle. Those of heads are some hundred kilobytes.
+/// Limit of one record of code or one pickle. Those of real heads have some hundred kilobytes.
 constexpr size_t kLongest = size_t{64} << 20;
 
 Error refused(const std::string& subject, const std::string& record, const std::string& got) {
@@ -44,14 +44,14 @@ std::optional<uint64_t> size_of(PyTorchStreamReader& reader, const std::string& 
   return reader.getRecordSize(record);
 }
 
-/// "constants/3" of "constants.pkl" and "3".
+/// Returns the sizes of storages: "constants/3" is the record of "constants.pkl" and key "3".
 StorageSize storages_of(PyTorchStreamReader& reader, const std::string& pickle) {
   const std::string folder = pickle.substr(0, pickle.rfind('.')) + "/";
   return [&reader, folder](std::string_view key) { return size_of(reader, folder + std::string(key)); };
 }
 
 std::optional<std::string> refused_in(PyTorchStreamReader& reader, const std::string& record, size_t& tokens) {
-  // Of torch's first format, whose reader checks nothing.
+  // torch's first format, whose reader checks nothing.
   if (record == "model.json") return "a record of torch's first format";
   const bool is_code = record.starts_with("code/") && record.ends_with(".py");
   const bool is_pickle = record.ends_with("pkl");

@@ -7,25 +7,27 @@
 namespace hybrid_rt {
 namespace {
 
-/// torch's parser and compiler call themselves for each level. What torch prints of real heads nests some tens deep.
+/// Limit of nesting, because torch's parser and compiler recurse for each level. Code that torch prints for real heads
+/// nests some tens of levels.
 constexpr size_t kDeepestBrackets = 200;
 constexpr size_t kDeepestIndent = 500;  ///< two blanks per level
 constexpr size_t kMostElifs = 100;
-/// Of all records of an archive. torch's parser took 175 bytes for each name, number and operator of a file that came
-/// out of tools/fuzz: 2.7 MB of code used 476 MB. The head of a Faster R-CNN has 12,000 of them.
+/// Limit for all records of an archive. torch's parser needed 175 bytes per name, number and operator for a file from
+/// tools/fuzz: 2.7 MB of code took 476 MB. The head of a Faster R-CNN has 12,000 tokens.
 constexpr size_t kMostTokens = 500'000;
-/// Operators without a comma or a bracket between them: each is a level of the tree of an expression.
+/// Limit of consecutive operators without a comma or bracket between them, each of which is a level in the tree of an
+/// expression.
 constexpr size_t kLongestChain = 1000;
 
-/// Operators that read or write files, ask another process, run Python, or take memory for a tensor as it lies. Every
-/// operator of torch and torchvision with a file's name among its arguments is here: tests/python/bundle/
-/// test_script_check.py compares.
+/// Operators that read or write files, contact another process, run Python, or interpret raw memory as a tensor.
+/// tests/python/bundle/test_script_check.py checks that every operator of torch and torchvision with a file name among
+/// its arguments is here.
 const std::set<std::string_view> kOperators{"save",        "from_file",       "read_file",          "write_file",
                                             "load_tensor", "rpc_async",       "rpc_sync",           "rpc_remote",
                                             "PythonOp",    "IgnoredPythonOp", "CallFunctionPython", "_alloc_from_pool",
                                             "data_ptr",    "from_blob",       "_reinterpret_tensor"};
 
-/// Of operators (`ops.NAME.`) and of classes (`classes.NAME.`).
+/// Refused namespaces of operators (`ops.NAME.`) and of classes (`classes.NAME.`).
 const std::set<std::string_view> kNamespaces{"_c10d_functional",
                                              "_c10d_functional_autograd",
                                              "_dtensor",
@@ -43,13 +45,13 @@ const std::set<std::string_view> kNamespaces{"_c10d_functional",
                                              "static_runtime",
                                              "symm_mem"};
 
-/// Methods that torch runs while it reads the archive.
+/// Methods that torch runs while it reads an archive.
 const std::set<std::string_view> kMethods{"__setstate__"};
 
 bool begins_name(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_'; }
 bool is_of_name(char c) { return begins_name(c) || std::isdigit(static_cast<unsigned char>(c)) != 0; }
 
-/// Goes through the text token by token, as torch's lexer does.
+/// Reads the text token by token, as torch's lexer does.
 class CodeText {
  public:
   CodeText(std::string_view text, size_t& tokens) : text_(text), tokens_(tokens), chains_(1) {}
@@ -80,7 +82,7 @@ class CodeText {
       if (chains_.size() > kDeepestBrackets) refuse("brackets that are nested too deeply");
     } else if (c == ')' || c == ']' || c == '}') {
       if (chains_.size() > 1) chains_.pop_back();
-      link();  // what is called or indexed again and again is a chain too
+      link();  // repeated calls or indexing form a chain too
     } else if (c == ',' || c == ';') {
       chains_.back() = 0;
     } else if (std::ispunct(static_cast<unsigned char>(c)) != 0 && c != '_') {
@@ -112,7 +114,7 @@ class CodeText {
     if (last_ != '.') last_ = '\n';
   }
 
-  /// torch reads types out of comments: their names count.
+  /// torch reads types from comments, so names in them count.
   void comment() {
     end_literal();
     for (; at_ < text_.size() && text_[at_] != '\n';) {
@@ -158,7 +160,7 @@ class CodeText {
     last_ = quote;
   }
 
-  /// The character that an escape stands for: a name that getattr is given may be written in them.
+  /// Returns the character of an escape sequence: a name that getattr receives may contain them.
   char escaped() {
     ++at_;
     if (at_ >= text_.size()) return '\\';
@@ -180,7 +182,7 @@ class CodeText {
     return static_cast<char>(value);
   }
 
-  /// Strings side by side are one. As getattr's they are names.
+  /// Adjacent strings are one string, and a name if getattr receives it.
   void end_literal() {
     if (literal_.empty()) return;
     const std::string word = std::move(literal_);
@@ -192,11 +194,11 @@ class CodeText {
   std::string_view text_;
   size_t& tokens_;
   size_t at_ = 0;
-  char last_ = '\n';            ///< the last token's kind: its character, 'a' for a name
-  std::vector<size_t> chains_;  ///< of each open bracket, the operators since its last comma
+  char last_ = '\n';            ///< kind of the last token: its character, 'a' for a name
+  std::vector<size_t> chains_;  ///< per open bracket, the operators since its last comma
   size_t elifs_ = 0;
   bool has_getattr_ = false;
-  std::string literal_;  ///< of the strings that were just read
+  std::string literal_;  ///< the strings that were just read
   std::optional<std::string> refusal_;
 };
 

@@ -7,15 +7,13 @@
 
 namespace hybrid_rt {
 
-/// Returns what is wrong with the text of a TorchScript archive's code, as the "got" of an error; nothing if it only
+/// Returns the defect of the code in a TorchScript archive, as the "got" of an error; nothing if the code only
 /// computes, and nests no deeper than torch's parser can follow.
-///
-/// \param tokens  names, numbers and operators of the archive's records so far, which are bounded; those of this one
-/// are
-///                added
+/// \param tokens number of names, numbers and operators of the archive's records so far, which is limited; those of
+/// this record are added
 std::optional<std::string> refused_in_code(std::string_view text, size_t& tokens);
 
-/// Returns whether operators or classes of that namespace touch more than their tensors.
+/// Returns true if operators or classes of that namespace access more than their tensors.
 bool is_refused_namespace(std::string_view name);
 
 }  // namespace hybrid_rt

@@ -28,7 +28,7 @@ using Bytes = std::vector<unsigned char>;
 
 constexpr size_t kSignatureBytes = 64;
 constexpr size_t kKeyBytes = 32;
-/// Of a file of signatures: hundreds of signers.
+/// Limit of a file of signatures, enough for hundreds of signers.
 constexpr std::streamsize kLongestFile = std::streamsize{1} << 16;
 
 Error bad_key(const std::string& path, const std::string& kind, const std::string& got) {
@@ -36,7 +36,7 @@ Error bad_key(const std::string& path, const std::string& kind, const std::strin
                "`openssl genpkey -algorithm ed25519` makes a private key, `openssl pkey -pubout` its public one.");
 }
 
-/// Nobody is asked for a pass phrase: a service has no terminal.
+/// Refuses to ask for a pass phrase, because a service has no terminal.
 int no_phrase(char* /*buffer*/, int /*size*/, int /*writes*/, void* /*data*/) { return -1; }
 
 KeyPointer read_key(const std::string& path, bool is_private) {
@@ -58,7 +58,7 @@ std::string id_of(const EVP_PKEY* key) {
   return sha256(raw.data(), raw.size());
 }
 
-/// The text that is signed. It names the format, so that no signature of another file or format fits it.
+/// Returns the text that is signed. It names the format, so that no signature of another file or format fits it.
 std::string signed_text(const Archive& file) {
   const std::string& manifest = file.stored_manifest();
   return "hybrid_rt bundle\nformat " + file.format_version() + "\nmanifest " +
@@ -99,7 +99,7 @@ bool fits(EVP_PKEY* key, const std::string& text, const std::string& signature) 
          EVP_DigestVerify(context.get(), bytes->data(), bytes->size(), data_of(text), text.size()) == 1;
 }
 
-/// Of a list of objects with "key" and "signature"; whatever else there is, is passed over.
+/// Adds the signatures of a list of objects with "key" and "signature", and ignores everything else.
 void add_from(const std::string& text, std::vector<Signature>& found) {
   const nlohmann::json parsed = parse_json(text);
   if (!parsed.is_array()) return;
@@ -112,7 +112,7 @@ void add_from(const std::string& text, std::vector<Signature>& found) {
   }
 }
 
-/// The file beside the bundle; nothing if there is none.
+/// Returns the contents of the file next to the bundle; empty if there is none.
 std::string detached(const std::string& path) {
   std::ifstream stream(path + ".sig", std::ios::binary);
   std::string text(static_cast<size_t>(kLongestFile), '\0');

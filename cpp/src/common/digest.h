@@ -5,7 +5,7 @@
 
 namespace hybrid_rt {
 
-/// SHA-256 (FIPS 180-4) in lower-case hexadecimal.
+/// Returns the SHA-256 (FIPS 180-4) in lower-case hexadecimal.
 std::string sha256(const void* data, size_t size);
 
 }  // namespace hybrid_rt

@@ -10,7 +10,7 @@
 
 namespace hybrid_rt {
 
-/// The dtypes that may cross a segment's edge, by the names that specs and messages use.
+/// The dtypes of a segment's inputs and outputs, by the names that specs and messages use.
 inline constexpr std::array<std::pair<std::string_view, c10::ScalarType>, 9> kDtypes{{
     {"float32", c10::ScalarType::Float},
     {"float64", c10::ScalarType::Double},

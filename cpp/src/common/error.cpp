@@ -3,12 +3,12 @@
 namespace hybrid_rt {
 namespace {
 
-/// What a file holds may be in a text: a name of a megabyte is not to be read whole.
+/// Shortens a text, because it may quote a file, and nobody should have to read a name of a megabyte.
 std::string_view beginning(std::string_view text) {
   constexpr size_t kLongest = 8000;
   if (text.size() <= kLongest) return text;
   size_t end = kLongest;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not inside of a character
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not within a character
   return text.substr(0, end);
 }
 

@@ -15,14 +15,13 @@
 namespace hybrid_rt {
 namespace {
 
-/// Threads that the process had before it was forked; 0 once that was said.
+/// Number of threads before the fork; 0 once that was reported.
 std::atomic<int> threads_lost{0};
 
-/// Held shared by calls. glibc prefers readers: a fork that waits holds the door, so that no new call gets in.
+/// Calls hold it as readers. glibc prefers readers, so a waiting fork also holds the door, which keeps new calls out.
 std::shared_mutex calls;
 std::mutex door;
-/// Calls of this thread, one within the other: an engine that runs another one, or that forks, must not wait for
-/// itself.
+/// Depth of this thread's nested calls. An engine that runs another one, or that forks, must not wait for itself.
 thread_local int depth = 0;
 
 void wait_for_calls() {
@@ -37,9 +36,10 @@ void let_calls_go() {
   door.unlock();
 }
 
-/// In the child, whose only thread is this one. No more than this is safe here; the rest waits for the next call.
+/// Runs in the child's only thread. Nothing else is safe here; the rest happens in the next call.
 void leave_threads_behind() {
-  // Made again instead of unlocked: glibc compares the writer with the thread, which has another number in the child.
+  // Created again instead of unlocked, because glibc compares the writer's thread number, which is another one in the
+  // child.
   new (&calls) std::shared_mutex;
   new (&door) std::mutex;
   if (depth > 0) calls.lock_shared();
@@ -56,10 +56,10 @@ void prepare_for_fork() {
   }();
   if (threads_lost.load(std::memory_order_relaxed) == 0) return;
   if (const int threads = threads_lost.exchange(0); threads != 0) {
-    at::set_num_threads(1);  // MKL's number too, which it keeps apart from OpenMP's
+    at::set_num_threads(1);  // also sets MKL's number, which is separate from OpenMP's
     log(LogLevel::kWarning, "this process was forked after a module had run in " + std::to_string(threads) +
-                                " threads, which are not here: torch computes in one. Load in the children, or start "
-                                "them with 'spawn', for more");
+                                " threads, which the fork lacks: torch computes in one thread. To use more, load in "
+                                "the children, or start them with 'spawn'");
   }
 }
 

@@ -2,10 +2,10 @@
 
 namespace hybrid_rt {
 
-/// Stands for a call into an engine: its making or a run. A fork waits until those of other threads have ended, and new
-/// ones wait for the fork: a lock that an engine holds would stay locked in the child for ever. A process that is
-/// forked afterwards has one of the threads that OpenMP, and so torch, would wait for: there they compute in one
-/// thread, which is said in the log.
+/// Marks a call into an engine: its creation or a run. A fork waits until the calls of other threads have ended, and
+/// new calls wait for the fork, because a lock that an engine holds would stay locked in the child forever. A forked
+/// process lacks the threads that OpenMP, and so torch, would wait for. There, engines compute in one thread, and the
+/// log says so.
 class EngineCall {
  public:
   EngineCall();

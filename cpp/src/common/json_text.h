@@ -8,10 +8,11 @@
 
 namespace hybrid_rt {
 
-/// What a file of ours nests is far below; what goes through a parsed value, or writes it, calls itself for each level.
+/// Limit of nesting, far above that of our own files. Code that visits or writes a parsed value recurses for each
+/// level.
 constexpr int kDeepestJson = 64;
 
-/// Returns whether a text of JSON opens more brackets at one time than that.
+/// Returns true if JSON text nests more brackets than that.
 inline bool is_too_deep(std::string_view text) {
   int depth = 0;
   bool is_in_string = false;
@@ -34,15 +35,14 @@ inline bool is_too_deep(std::string_view text) {
   return false;
 }
 
-/// Parses text that a stranger may have written. The value is discarded (Json::is_discarded) where it is no JSON, or is
-/// nested too deeply.
+/// Parses untrusted text. The value is discarded (Json::is_discarded) if the text is not JSON, or is nested too deeply.
 template <class Json = nlohmann::json>
 Json parse_json(std::string_view text) {
   if (is_too_deep(text)) return Json(nlohmann::detail::value_t::discarded);
   return Json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 
-/// The beginning of a stranger's value, for an error's text.
+/// Returns the beginning of an untrusted value, for the text of an error.
 template <class Json>
 std::string shown(const Json& value) {
   constexpr size_t kLongest = 80;
@@ -50,8 +50,8 @@ std::string shown(const Json& value) {
   return text.size() <= kLongest ? text : text.substr(0, kLongest) + "...";
 }
 
-/// Returns the value, an integer or arrays of integers. Throws json::type_error for any other: nlohmann's own
-/// conversion takes every number, and is undefined for 1e308.
+/// Returns the value if it is an integer, or arrays of integers. Otherwise throws json::type_error. nlohmann's own
+/// conversion accepts every number, and is undefined for 1e308.
 inline const nlohmann::json& integers_in(const nlohmann::json& value) {
   if (value.is_array()) {
     for (const nlohmann::json& element : value) integers_in(element);

@@ -5,11 +5,11 @@
 namespace hybrid_rt {
 
 enum class Links {
-  kFollowed,  ///< where the file really lies, with what was built or installed beside it
-  kAsLoaded,  ///< the path that the dynamic linker opened
+  kFollowed,  ///< the directory of the real file, with whatever was built or installed next to it
+  kAsLoaded,  ///< the directory of the path that the dynamic linker opened
 };
 
-/// The directory of this library; empty if that can't be told.
+/// Returns the directory of this library; empty if it is unknown.
 std::filesystem::path library_directory(Links links);
 
 }  // namespace hybrid_rt

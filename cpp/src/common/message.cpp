@@ -9,14 +9,14 @@
 namespace hybrid_rt {
 namespace {
 
-/// torch's own errors carry a stack of C++ addresses, also inside of what TorchScript makes of them.
+/// Removes the stack of C++ addresses of torch's errors, also from TorchScript's errors that contain them.
 std::string without_backtrace(const std::exception& error) {
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
   const std::string text = torch_error ? torch_error->what_without_backtrace() : error.what();
   return text.substr(0, text.find("\nException raised from "));
 }
 
-/// What follows TorchScript's traceback: the rest of the source, indented, then "RuntimeError: cause" or
+/// Returns the text after TorchScript's traceback, which ends with indented source, then "RuntimeError: cause" or
 /// "builtins.ValueError: cause".
 std::string without_traceback(const std::string& text) {
   const std::size_t last_frame = text.rfind("<--- HERE");
@@ -29,7 +29,7 @@ std::string without_traceback(const std::string& text) {
   return line == std::string::npos ? text : text.substr(line + 1);
 }
 
-/// Whether an engine refuses what its head gave it (input_check.cpp): with a detector, the picture's size.
+/// Returns true if an engine refused its input (input_check.cpp), which depends on the size of the detector's image.
 bool is_of_an_input(const std::string& message) {
   const std::size_t engine = message.find("]: engine '");
   return engine != std::string::npos && message.find("', input", engine) < message.find(": expected ");

@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 std::vector<std::string> VendorLibrary::candidates() const {
   if (const char* named = std::getenv(search_.variable.c_str())) return {named};
   std::vector<std::string> found;
-  // Links are not followed: an installer that links each file into site-packages keeps the packages' files apart.
+  // Symbolic links are not followed, because an installer that links each file into site-packages keeps the packages'
+  // real files apart.
   if (const fs::path own = library_directory(Links::kAsLoaded); !own.empty()) {
     std::error_code failed;
     for (const auto& entry : fs::directory_iterator(own / ".." / ".." / search_.folder, failed)) {

@@ -12,7 +12,7 @@ namespace hybrid_rt {
 
 c10::Device with_index(c10::Device device) {
   if (!device.is_cuda() || device.has_index()) return device;
-  // Without a device torch's own answer is an exception.
+  // Without a device, torch throws instead of answering.
   const bool can_ask = !cuda_devices().devices.empty() && c10::impl::hasDeviceGuardImpl(device.type());
   if (!can_ask) return c10::Device(device.type(), 0);
   try {
@@ -43,7 +43,7 @@ void require_device(c10::Device device) {
 }
 
 void wait_for(c10::Device device) {
-  // By torch's list of devices, since libtorch_cuda is opened late and not linked.
+  // Through torch's registry of devices, because libtorch_cuda is opened late and not linked.
   if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
 }
 

@@ -5,7 +5,7 @@
 
 namespace hybrid_rt {
 
-/// What of the options of a load concerns an engine.
+/// Returns the part of the load options that concerns an engine.
 inline EngineOptions engine_options(const LoadOptions& options) {
   return {.device = options.device,
           .threads = options.threads,

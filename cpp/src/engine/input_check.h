@@ -11,8 +11,8 @@
 
 namespace hybrid_rt {
 
-/// Runs an engine on inputs that were compared with its spec before the runtime sees them: count, dtype, device,
-/// dimensions, bounds. Throws Error(kInput) if they differ.
+/// Compares the inputs with the engine's spec (count, dtype, device, dimensions, bounds) and then runs the engine.
+/// Throws Error(kInput) if they differ.
 std::vector<at::Tensor> run_checked(Engine& engine, const std::string& name, const ArtifactSpec& spec,
                                     c10::Device device, const std::vector<at::Tensor>& inputs);
 

@@ -26,7 +26,7 @@ at::Tensor as_bytes(const std::string& text) {
   return bytes;
 }
 
-/// Returns whether there is a size for each that conditions may ask for.
+/// Returns true if the tensors have every size that conditions may refer to.
 bool have_dimensions(at::ArrayRef<at::Tensor> tensors, const std::vector<TensorSpec>& specs) {
   return std::equal(tensors.begin(), tensors.end(), specs.begin(), specs.end(),
                     [](const auto& tensor, const auto& spec) {
@@ -46,7 +46,7 @@ class EngineOfFile : public OpenedEngine {
         device_(device) {}
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs) override {
-    if (have_dimensions(inputs, spec_.inputs)) of_inputs_.check(inputs);  // others are refused below
+    if (have_dimensions(inputs, spec_.inputs)) of_inputs_.check(inputs);  // other inputs are refused below
     std::vector<at::Tensor> outputs = run_checked(*chosen_.engine, name_, spec_, device_, inputs.vec());
     if (have_dimensions(outputs, spec_.outputs)) of_outputs_.check(outputs);
     return outputs;
@@ -68,8 +68,8 @@ class EngineOfFile : public OpenedEngine {
   c10::Device device_;
 };
 
-/// The variants without the blobs that are for the bundle's own head: they leave out the values of outputs that this
-/// head does not read, and another one may.
+/// Returns the variants without the blobs for the bundle's own head: those omit the values of outputs that this head
+/// does not read, but another head may.
 std::vector<ArtifactSpec> with_all_values(std::vector<ArtifactSpec> variants) {
   for (ArtifactSpec& variant : variants) {
     auto& blobs = variant.blobs;
@@ -80,7 +80,7 @@ std::vector<ArtifactSpec> with_all_values(std::vector<ArtifactSpec> variants) {
   return variants;
 }
 
-/// The engine of that name, or that a segment of that name is in. Throws Error(kOption).
+/// Returns the engine of that name, or the engine with a segment of that name. Throws Error(kOption).
 const StoredEngine& named(const Archive& file, const std::string& name) {
   std::string known;
   for (const StoredEngine& engine : file.manifest().engines) {

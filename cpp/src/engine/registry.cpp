@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kSuffix = platform::kLibrarySuffix;
 
-/// How the names of plug-ins' files begin.
+/// Returns the prefix of plug-ins' file names.
 std::string prefix() { return std::string(platform::kLibraryPrefix) + "hybrid_rt_"; }
 
 Error plugin_error(const std::string& name, const std::string& subject, const std::string& expected,
@@ -28,7 +28,7 @@ Error plugin_error(const std::string& name, const std::string& subject, const st
   return Error(ErrorKind::kBackend, name, subject, expected, got, remedy);
 }
 
-/// A plug-in's place and, once it was asked for, its backend or the reason why there is none.
+/// A plug-in's path and, once it was requested, its backend or the reason why there is none.
 struct Plugin {
   std::string path;
   bool opened = false;
@@ -38,7 +38,7 @@ struct Plugin {
 
 void open(const std::string& name, Plugin& plugin) {
   plugin.opened = true;
-  // Never closed: engines made by it may live until the process ends.
+  // Never closed, because its engines may live until the process ends.
   void* handle = platform::open_library(plugin.path, platform::Symbols::kForCaller);
   if (handle == nullptr) {
     plugin.failure = "the plug-in can't be opened: " + platform::library_failure();
@@ -68,14 +68,14 @@ void open(const std::string& name, Plugin& plugin) {
   try {
     plugin.backend.reset(descriptor.create());
   } catch (const std::exception& error) {
-    plugin.failure = std::string("the plug-in's backend can't be made: ") + error.what();
+    plugin.failure = std::string("the plug-in's backend can't be created: ") + error.what();
   }
 }
 
 class Registry {
  public:
   static Registry& instance() {
-    static Registry* registry = new Registry();  // lives until the process ends, as the engines may
+    static Registry* registry = new Registry();  // never destroyed, as engines may live until the process ends
     return *registry;
   }
 
@@ -88,12 +88,12 @@ class Registry {
 
   Backend& get(const std::string& name) {
     const std::lock_guard lock(mutex_);
-    // A name that is missing may have been installed since; the others cost no look at the disk.
+    // A missing plug-in may have been installed since. Known ones need no access to the disk.
     if (!is_scanned_ || !plugins_.contains(name)) scan();
     const auto found = plugins_.find(name);
     if (found == plugins_.end()) {
       throw plugin_error(name, "backend", "one of " + names(), "'" + name + "'",
-                         "Install the package or plug-in that brings it (" + prefix() + name + std::string(kSuffix) +
+                         "Install the package or plug-in that provides it (" + prefix() + name + std::string(kSuffix) +
                              "), or name its directory in HYBRID_RT_PLUGIN_PATH.");
     }
     Plugin& plugin = found->second;

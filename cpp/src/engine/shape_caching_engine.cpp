@@ -5,7 +5,7 @@
 namespace hybrid_rt {
 namespace {
 
-/// Input shapes that are remembered at most; a service with free image sizes sees many.
+/// Maximum number of input shapes to remember. A service with free image sizes sees many.
 constexpr std::size_t kMaxShapes = 1024;
 
 std::vector<std::vector<std::int64_t>> shapes_of(at::ArrayRef<at::Tensor> tensors) {

@@ -21,8 +21,8 @@ namespace {
 
 std::string describe(const ArtifactSpec& spec) { return spec.backend + " (" + spec.precision + ")"; }
 
-/// Compares what follows an "@" in a name with a variant's requirements: "8.6+8.9" or ">=8.0" with its compute
-/// capabilities, "tensorrt==10.14.1" with one requirement's name and value. A "+" stands for a comma, which separates
+/// Compares the text after "@" in a name with a variant's requirements: "8.6+8.9" or ">=8.0" with its compute
+/// capabilities, "tensorrt==10.14.1" with one requirement's name and value. "+" stands for a comma, which separates
 /// names.
 bool is_required(const std::string& wanted, const ArtifactSpec& spec) {
   return std::any_of(spec.requirements.begin(), spec.requirements.end(), [&](const auto& requirement) {
@@ -51,7 +51,7 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-/// Of names that are separated by commas.
+/// Splits names that are separated by commas.
 std::vector<std::string> names_in(const std::string& text) {
   std::istringstream names(text);
   std::vector<std::string> found;
@@ -69,25 +69,25 @@ std::optional<std::string> device_refusal(const std::vector<std::string>& device
   return "runs on " + (devices.empty() ? "no device" : joined(devices, " and ")) + ", not on " + device.str();
 }
 
-/// A variant and, unless it is refused before that, its backend.
+/// A variant and, unless it is refused earlier, its backend.
 struct Candidate {
   VariantCheck check;
   Backend* backend = nullptr;
 };
 
-/// Why a variant can't run, or nothing. Sets the candidate's backend once it is known.
+/// Returns why a variant can't run, or nothing. Sets the candidate's backend once it is known.
 std::optional<std::string> find_refusal(Candidate& candidate, const ArtifactSpec& spec, const EngineOptions& options,
                                         const Machine& machine) {
   const c10::Device device = options.device;
   const auto cuda_index = static_cast<size_t>(!device.is_cpu() && device.has_index() ? device.index() : 0);
   try {
-    // What the machine lacks comes before what can be installed.
+    // A limit of the machine is reported before anything that can be installed.
     if (auto reason = unmet(spec, "", machine, cuda_index)) return reason;
     candidate.backend = &backend(spec.backend);
     const Availability availability = candidate.backend->availability();
     if (!availability.available) return availability.reason;
     if (auto reason = unmet(spec, availability.version, machine, cuda_index)) return reason;
-    // The backend first: it may know what would make it run there.
+    // The backend is asked first, because it may know how to make the variant run there.
     if (auto reason = candidate.backend->refusal(spec, options)) return reason;
     if (auto reason = device_refusal(availability.devices, device)) return reason;
     if (device.is_cuda() && cuda_index >= machine.cuda_devices.size()) {
@@ -100,7 +100,7 @@ std::optional<std::string> find_refusal(Candidate& candidate, const ArtifactSpec
   }
 }
 
-/// One per variant, in the file's order; none is chosen yet.
+/// Checks each variant, in the file's order. None is chosen yet.
 std::vector<Candidate> check_all(const std::vector<ArtifactSpec>& specs, const Preference& preference,
                                  const EngineOptions& options, const Machine& machine) {
   const std::vector<size_t> order = preference.order(specs);
@@ -122,8 +122,8 @@ std::vector<Candidate> check_all(const std::vector<ArtifactSpec>& specs, const P
   return candidates;
 }
 
-/// Goes through the variants that are allowed, best first, up to the first one that `can_run` accepts, and marks it as
-/// chosen. A strict preference ends with the first one.
+/// Tries the allowed variants, best first, until `can_run` accepts one, and marks it as chosen. A strict preference
+/// tries only the first one.
 std::optional<size_t> select_variant(std::vector<Candidate>& candidates, const std::vector<size_t>& order, bool strict,
                                      const std::function<bool(size_t)>& can_run) {
   for (const size_t i : order) {
@@ -148,11 +148,11 @@ void warm_up(Engine& engine, const ArtifactSpec& spec, const EngineOptions& opti
   }
   const at::NoGradGuard no_grad;
   engine.run(inputs);
-  // What fails on a GPU is told by whoever waits for it.
+  // A failure on a GPU is reported when someone waits for it.
   wait_for(options.device);
 }
 
-/// Engines that are in use, so that two loads of one file share them.
+/// Cache of the engines in use, so that two loads of one file share them.
 class EngineCache {
  public:
   static EngineCache& instance() {
@@ -163,7 +163,7 @@ class EngineCache {
   std::shared_ptr<Engine> get_or_load(Backend& backend, const ArtifactSpec& spec, const BlobMap& blobs,
                                       const EngineOptions& options) {
     const auto entry = entry_of(key_of(spec, options) + "|" + backend.settings());
-    // Held while the engine loads: a second caller of the same artifact waits for it, others go on.
+    // Held while the engine loads: a second caller for the same artifact waits, others continue.
     const std::lock_guard lock(entry->mutex);
     if (auto engine = entry->engine.lock()) return engine;
     auto engine = backend.load(spec, blobs, options);
@@ -182,7 +182,8 @@ class EngineCache {
                       std::to_string(options.threads) + "x" + std::to_string(options.concurrency) + "|" +
                       (options.emulate_precision ? "emulate" : "native");
     for (const BlobSpec& blob : spec.blobs) key += "|" + blob.sha256;
-    // An engine keeps the dtypes and ranges of whoever made it: another file may claim others for the same bytes.
+    // An engine keeps the dtypes and ranges of the file that created it. Another file may declare others for the same
+    // bytes.
     for (const auto* tensors : {&spec.inputs, &spec.outputs}) {
       for (const TensorSpec& tensor : *tensors) key += "|" + tensor.name + " " + to_string(tensor);
       key += "|";
@@ -258,7 +259,7 @@ Preference preference_from(const std::string& backends, bool strict, const std::
   if (!allow.empty()) return preference;
   const std::string policy = environment("HYBRID_RT_ALLOW");
   preference.allowed = names_in(policy);
-  // A policy that names nothing is a mistake, and no leave for everything.
+  // A policy without any name is a mistake, and must not allow everything.
   if (!policy.empty() && preference.allowed.empty()) preference.allowed = {policy};
   return preference;
 }
@@ -284,12 +285,12 @@ ChosenEngine choose_engine(const std::string& name, const std::vector<ArtifactSp
       log(LogLevel::kInfo, subject + " can't run: " + check.refusal);
       return false;
     }
-    const BlobMap blobs(specs[i], table.blobs_of(specs[i]));  // outside: altered bytes end the load
+    const BlobMap blobs(specs[i], table.blobs_of(specs[i]));  // outside of the try block: altered bytes abort the load
     try {
       engine = EngineCache::instance().get_or_load(*backend, specs[i], blobs, options);
       if (options.warm_up) warm_up(*engine, specs[i], options);
       return true;
-    } catch (const std::exception& error) {  // a plug-in's mistake may throw anything
+    } catch (const std::exception& error) {  // a faulty plug-in may throw anything
       check.refusal = error.what();
       engine = nullptr;
       log(LogLevel::kWarning, subject + " failed to load: " + error.what());

@@ -11,42 +11,42 @@
 
 namespace hybrid_rt {
 
-/// What decides which variant runs, beside what the machine can do.
+/// Preferences that decide which variant runs, within what the machine can run.
 struct Preference {
-  /// Only these backends' variants, best first: "openvino", or of one precision: "openvino:bf16". Empty: any, in the
-  /// file's order.
+  /// Allows only variants of these backends, best first: "openvino", or with a precision: "openvino:bf16". Empty: all,
+  /// in the file's order.
   std::vector<std::string> backends;
-  bool strict = false;  ///< the first of them must run
-  /// The policy: only these may run, in the same words. Empty: any.
+  bool strict = false;  ///< only the first of them may run
+  /// The policy: only these may run, in the same notation. Empty: all.
   std::vector<std::string> allowed{};
 
-  /// Of `specs`, the indices of those that it asks for, best first.
+  /// Returns the indices of the `specs` that the preference selects, best first.
   std::vector<size_t> order(const std::vector<ArtifactSpec>& specs) const;
-  /// Whether the policy lets a variant run.
+  /// Returns true if the policy allows a variant.
   bool allows(const ArtifactSpec& spec) const;
 };
 
-/// Of `backends` (names, separated by commas) if it is not empty, else of HYBRID_RT_BACKEND, else no preference. The
-/// policy is `allow` if it is not empty, else HYBRID_RT_ALLOW (names, separated by commas), else none.
+/// Returns the preference from `backends` (names, separated by commas) if it is not empty, else from HYBRID_RT_BACKEND,
+/// else none. The policy comes from `allow` if it is not empty, else from HYBRID_RT_ALLOW, else there is none.
 Preference preference_from(const std::string& backends, bool strict = false,
                            const std::vector<std::string>& allow = {});
 
-/// One entry per variant, in the file's order; `chosen` is set for the one that comes first and can run. Loads no
+/// Checks each variant, in the file's order. `chosen` is set for the first preferred one that can run. Loads no
 /// artifact.
 std::vector<VariantCheck> check_variants(const std::vector<ArtifactSpec>& specs, const Preference& preference,
                                          const EngineOptions& options, const Machine& machine);
 
-/// The engine of the variant that runs, and what was found about all of them.
+/// The engine of the chosen variant, and the checks of all variants.
 struct ChosenEngine {
   std::shared_ptr<Engine> engine;
-  size_t index = 0;  ///< of the variant
+  size_t index = 0;  ///< index of the variant
   std::vector<VariantCheck> variants;
 };
 
-/// Checks the variants, then loads the first that can run and whose load and warm-up succeed; one that passes its check
-/// but fails then is warned of and falls to the next. Throws Error(kBackend) that lists every variant with its reason
-/// if none is left or a strict preference would fall back, Error(kBundle) if the chosen artifact's bytes do not match
-/// their digest: an altered file is never papered over by the next variant.
+/// Checks the variants, then loads the first one that can run and whose load and warm-up succeed. If that fails after
+/// the check passed, warns and tries the next one. Throws Error(kBackend) that lists every variant with its reason if
+/// none is left, or if a strict preference would fall back. Throws Error(kBundle) if the chosen artifact's bytes do not
+/// match their digest: an altered file is never hidden by a fallback.
 ChosenEngine choose_engine(const std::string& name, const std::vector<ArtifactSpec>& specs, const BlobTable& table,
                            const Preference& preference, const EngineOptions& options, const Machine& machine);
 

@@ -23,13 +23,13 @@
 namespace hybrid_rt::operators {
 namespace {
 
-/// Above so many coordinates torchvision goes class by class, and below it moves the classes apart; the two may round
-/// otherwise, so that the same choice is made here.
+/// Number of coordinates above which torchvision processes each class separately, and below which it moves the classes
+/// apart. The two may round differently, so the same choice is made here.
 int64_t most_moved_apart(const at::Device& device) { return device.is_cpu() ? 4000 : 100'000; }
 
 constexpr int64_t kBoxesPerThread = 512;
 
-/// A box's place in the order of the work: by class, then by score, best first.
+/// A box's position in the processing order: by class, then by score, best first.
 struct Place {
   uint64_t key;
   int64_t box;
@@ -38,7 +38,7 @@ struct Place {
   uint32_t group() const { return static_cast<uint32_t>(key >> 32); }
 };
 
-/// Orders as floats do in descending order, NaN first; 0 and -0 are equal.
+/// Returns a key whose ascending order is the descending order of floats, NaN first; 0 and -0 are equal.
 uint32_t descending_key(float score) {
   if (score != score) return 0;
   const float value = score + 0.0F;
@@ -58,7 +58,7 @@ at::Tensor moved_apart(const at::Tensor& boxes, const at::Tensor& scores, const 
   return nms_on_device(boxes + offsets.unsqueeze(1), scores, iou_threshold);
 }
 
-/// By torch's operators.
+/// Processes the classes one by one with torch's operators.
 at::Tensor class_by_class(const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& idxs,
                           double iou_threshold) {
   at::Tensor stays = at::zeros_like(scores, scores.options().dtype(at::kBool));
@@ -86,7 +86,7 @@ std::vector<Place> ordered(const at::Tensor& scores, const at::Tensor& idxs) {
   return places;
 }
 
-/// Where the classes begin, and the end.
+/// Returns the positions at which the classes begin, and the end.
 std::vector<int64_t> class_bounds(const std::vector<Place>& places) {
   const auto count = static_cast<int64_t>(places.size());
   std::vector<int64_t> bounds;
@@ -103,7 +103,7 @@ bool fit_into_32_bits(const at::Tensor& idxs) {
                      [](int64_t value) { return value >= 0 && value <= std::numeric_limits<int32_t>::max(); });
 }
 
-/// As class_by_class; contiguous tensors, float32, classes that fit into 32 bits.
+/// Does the same as class_by_class in one pass, for contiguous float32 tensors and classes that fit into 32 bits.
 at::Tensor class_by_class_at_once(const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& idxs,
                                   double iou_threshold) {
   const std::vector<Place> places = ordered(scores, idxs);
@@ -135,7 +135,7 @@ at::Tensor class_by_class_at_once(const at::Tensor& boxes, const at::Tensor& sco
   for (int64_t i = 0; i < count; ++i) {
     if (stays[i] != 0) *target++ = i;
   }
-  // torch's own sort, which says how equal scores are ordered.
+  // torch's own sort, because it defines the order of equal scores.
   const at::Tensor order = std::get<1>(at::sort(scores.index_select(0, kept), 0, /*descending=*/true));
   return kept.index_select(0, order);
 }

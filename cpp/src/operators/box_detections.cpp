@@ -9,7 +9,7 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr Refuse kRefuse{"box_detections"};
-constexpr float kLeastSide = 1e-2F;  // of a box, in pixels: torchvision's
+constexpr float kLeastSide = 1e-2F;  // minimum side of a box in pixels, as in torchvision
 
 void check_box_detections(const at::Tensor& scores, const at::Tensor& codes, const at::Tensor& proposals) {
   for (const at::Tensor* const tensor : {&scores, &codes, &proposals}) require_floats(kRefuse, *tensor);
@@ -18,10 +18,11 @@ void check_box_detections(const at::Tensor& scores, const at::Tensor& codes, con
   }
   if (codes.dim() != 2 || codes.size(0) != scores.size(0) || codes.size(1) != 4 * scores.size(1)) {
     kRefuse(c10::str("codes of shape [", scores.size(0), ", ", 4 * scores.size(1), "]"), describe(codes),
-            "Check what made them.");
+            "Check the code that computes them.");
   }
   if (proposals.dim() != 2 || proposals.size(0) != scores.size(0) || proposals.size(1) != 4) {
-    kRefuse(c10::str("proposals of shape [", scores.size(0), ", 4]"), describe(proposals), "Check what made them.");
+    kRefuse(c10::str("proposals of shape [", scores.size(0), ", 4]"), describe(proposals),
+            "Check the code that computes them.");
   }
 }
 

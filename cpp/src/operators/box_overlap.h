@@ -2,7 +2,7 @@
 
 #include "operators/host_device.h"
 
-// When nms drops a box, for processors and GPUs alike: one source, so that they round alike.
+// The criterion of nms, in one source for CPUs and GPUs, so that both round in the same way.
 
 namespace hybrid_rt::operators {
 
@@ -19,9 +19,8 @@ template <typename T>
   return (box.x2 - box.x1) * (box.y2 - box.y1);
 }
 
-/// The intersection over union of a box that stays and one of a lower score.
-///
-/// The comparisons are written out rather than with fmin or fmax: their results for NaN are part of the contract.
+/// Returns the intersection over union of a kept box and one with a lower score. The comparisons are written out
+/// instead of using fmin and fmax, because their results for NaN are part of the contract.
 template <typename T>
 [[gnu::always_inline]] HYBRID_RT_HOST_DEVICE inline T overlap_of(Corners<T> kept, T kept_area, Corners<T> box, T area) {
   const T left = kept.x1 < box.x1 ? box.x1 : kept.x1;

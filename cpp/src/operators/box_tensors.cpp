@@ -25,7 +25,7 @@ at::Tensor tensor_of(const std::vector<BoxCorners>& boxes) {
   return tensor;
 }
 
-/// torch's own, as it rounds otherwise than std::exp.
+/// torch's own function, which rounds differently from std::exp.
 at::Tensor exponentials(const std::vector<float>& values) { return at::exp(tensor_of(values, at::kFloat)); }
 
 }  // namespace

@@ -10,27 +10,27 @@
 #include "operators/box_decoding.h"
 #include "operators/refusal.h"
 
-// What the operators of known_parts.h share.
+// Code that the operators of known_parts.h share.
 
 namespace hybrid_rt::operators {
 
-/// Refuses what is not float32 on the CPU.
+/// Refuses any tensor that is not float32 on the CPU.
 void require_floats(const Refuse& refuse, const at::Tensor& tensor);
 
-/// Refuses what is not (height, width). `name`: of the argument.
+/// Refuses a size that is not (height, width). `name` is the argument's name.
 void require_size(const Refuse& refuse, const char* name, at::IntArrayRef size);
 
-/// Refuses other than four weights.
+/// Returns an empty decoding. Refuses any number of weights other than four.
 BoxDecoding decoding_of(const Refuse& refuse, at::ArrayRef<double> weights, double bbox_xform_clip);
 
-/// The decoded boxes within an image (height, width).
+/// Returns the decoded boxes, clipped to an image of (height, width).
 std::vector<BoxCorners> decoded(const BoxDecoding& decoding, at::IntArrayRef image_size);
 
-/// Boxes with scores and classes, or levels.
+/// Boxes with scores and with labels, which are classes or levels.
 class LabelledBoxes {
  public:
   void add(const BoxCorners& box, float score, int64_t label);
-  /// The `most` best of those that non-maximum suppression within the labels leaves: boxes [K, 4], scores and labels.
+  /// Returns the `most` best boxes after non-maximum suppression within each label: boxes [K, 4], scores and labels.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> best(double nms_thresh, int64_t most) const;
 
  private:

@@ -13,7 +13,7 @@
 namespace hybrid_rt::operators {
 namespace {
 
-/// The table, or why there is none.
+/// The table, or the reason why there is none.
 struct Opened {
   const CudaOperators* operators = nullptr;
   std::string failure;
@@ -24,7 +24,7 @@ Opened open(const std::string& path) {
   if (!std::filesystem::exists(path, failed)) {
     return {nullptr, "there is no " + path};
   }
-  // Never closed: kernels may run until the process ends.
+  // Never closed, because kernels may run until the process ends.
   void* handle = platform::open_library(path, platform::Symbols::kForCaller);
   if (handle == nullptr) {
     return {nullptr, platform::library_failure()};
@@ -40,7 +40,7 @@ Opened open(const std::string& path) {
   return {entry(), ""};
 }
 
-/// Says once that the poolings without a CUDA kernel are copied.
+/// Warns once that poolings without a CUDA kernel copy their tensors.
 void warn_of_copies() {
   static const bool is_said = [] {
     log(LogLevel::kWarning,
@@ -54,7 +54,7 @@ std::tuple<at::Tensor, at::Tensor> moved(const std::tuple<at::Tensor, at::Tensor
   return {std::get<0>(results).to(device), std::get<1>(results).to(device)};
 }
 
-/// Null if there are none that can be used.
+/// Returns the usable CUDA operators; null if there are none.
 const CudaOperators* cuda_operators() {
   static const CudaOperators* const operators = open_cuda_operators(cuda_operators_path());
   return operators;

@@ -22,7 +22,7 @@
 namespace hybrid_rt::operators {
 namespace {
 
-/// One channel of an image at a fractional pixel; 0 outside, where neighbours that do not exist count as 0.
+/// Returns one channel of an image at a fractional position; 0 outside, where missing neighbours count as 0.
 template <typename T>
 T value_at(const T* channel, int64_t height, int64_t width, T y, T x) {
   if (!(y > T(-1) && x > T(-1) && y < static_cast<T>(height) && x < static_cast<T>(width))) return T(0);
@@ -42,7 +42,7 @@ T value_at(const T* channel, int64_t height, int64_t width, T y, T x) {
   return w1 * pixel(top, left) + w2 * pixel(top, left + 1) + w3 * pixel(top + 1, left) + w4 * pixel(top + 1, left + 1);
 }
 
-/// One image's operands.
+/// Operands of one image.
 template <typename T>
 struct Image {
   const T* pixels;  // [C, H, W]
@@ -53,7 +53,7 @@ struct Image {
   int64_t width;
 };
 
-/// Writes what each tap of each output pixel sees: [C * taps, output height * output width].
+/// Writes the sample of each tap of each output pixel: [C * taps, output height * output width].
 template <typename T>
 void fill_columns(const Image<T>& image, const DeformableConvolution& options, int64_t kernel_height,
                   int64_t kernel_width, int64_t output_height, int64_t output_width, T* columns) {
@@ -85,7 +85,7 @@ void fill_columns(const Image<T>& image, const DeformableConvolution& options, i
   });
 }
 
-/// The sampled columns [C * taps, places] times the weights, plus the bias: [O, places].
+/// Returns the weights times the sampled columns [C * taps, places], plus the bias: [O, places].
 at::Tensor product(const at::Tensor& weight, const at::Tensor& columns, const at::Tensor& bias, int64_t groups) {
   const int64_t outputs = weight.size(0) / groups;
   return at::baddbmm(bias.view({groups, outputs, 1}), weight.reshape({groups, outputs, -1}),
@@ -93,7 +93,8 @@ at::Tensor product(const at::Tensor& weight, const at::Tensor& columns, const at
       .view({weight.size(0), columns.size(1)});
 }
 
-/// The pixels [N, offset groups, C / groups, points] at whole rows and columns [N, offset groups, points], 0 outside.
+/// Returns the pixels [N, offset groups, C / groups, points] at integer rows and columns [N, offset groups, points]; 0
+/// outside.
 at::Tensor gathered(const at::Tensor& pixels, const at::Tensor& row, const at::Tensor& column, int64_t height,
                     int64_t width) {
   const at::Tensor inside =
@@ -152,7 +153,7 @@ at::Tensor composed_deform_conv2d(const at::Tensor& input, const at::Tensor& wei
   const int64_t taps = kernel_height * kernel_width;
   const int64_t points = taps * height * width;
   const auto count = [&](int64_t end) { return at::arange(end, offset.options()); };
-  // Of each tap and output pixel [taps, height, width]: where it lies without its offset.
+  // Position of each tap of each output pixel without its offset, [taps, height, width].
   const at::Tensor top = (count(kernel_height) * dilation_h).repeat_interleave(kernel_width).view({taps, 1, 1}) +
                          (count(height) * stride_h - pad_h).view({1, height, 1});
   const at::Tensor left = (count(kernel_width) * dilation_w).repeat({kernel_height}).view({taps, 1, 1}) +

@@ -8,24 +8,24 @@
 
 #include "operators/roi_geometry.h"
 
-// What the operators refuse, the same on every device. All throw Error(ErrorKind::kInput).
+// The operators' checks of their inputs, the same on every device. All throw Error(ErrorKind::kInput).
 
 namespace hybrid_rt::operators {
 
-/// `name`: of the operator.
+/// Checks the inputs of nms. `name` is the operator's name.
 void check_nms(const at::Tensor& dets, const at::Tensor& scores, const char* name = "nms");
 
 void check_roi_align(const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height, int64_t pooled_width);
 
-/// What every pooling of boxes refuses. `name`: of the operator.
+/// Checks the inputs of any pooling of boxes. `name` is the operator's name.
 void check_pooling(const char* name, const at::Tensor& input, const at::Tensor& rois, int64_t pooled_height,
                    int64_t pooled_width);
 
-/// The same for the position-sensitive ones, whose channels are those of the output times the bins.
+/// Does the same for position-sensitive poolings, whose input has one channel per output channel and bin.
 void check_position_sensitive_pooling(const char* name, const at::Tensor& input, const at::Tensor& rois,
                                       int64_t pooled_height, int64_t pooled_width);
 
-/// `row`: of the box among the rois; `pictures`: in the batch.
+/// Throws if a box was refused. `row` is the box's row in the rois, `pictures` the number of images in the batch.
 void check_box(const BoxVerdict& verdict, int64_t pictures, int64_t row, const char* name = "roi_align");
 
 struct DeformableConvolution;
@@ -33,7 +33,8 @@ struct DeformableConvolution;
 void check_deform_conv2d(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& offset,
                          const at::Tensor& mask, const at::Tensor& bias, const DeformableConvolution& options);
 
-/// The largest T that is not above `threshold`: for every value of T, `value > threshold` has the same answer.
+/// Returns the largest T that is not above `threshold`: `value > threshold` then has the same result for every value of
+/// type T.
 template <typename T>
 T round_down(double threshold) {
   const T nearest = static_cast<T>(threshold);

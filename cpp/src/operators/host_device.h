@@ -1,8 +1,8 @@
 #pragma once
 
-// For code that processors and GPUs share. Free of torch and of CUDA. Its arithmetic must not be contracted to fused
-// multiply-add, which rounds otherwise: include it after the pragmas that forbid that, or compile with the option
-// (CUDA: -fmad=false).
+// Annotations for code that CPUs and GPUs share; free of torch and CUDA. Its arithmetic must not be contracted to fused
+// multiply-add, which rounds differently: include it after the pragmas that forbid that, or compile with the
+// corresponding option (CUDA: -fmad=false).
 
 #if defined(__CUDACC__)
 #define HYBRID_RT_HOST_DEVICE __host__ __device__

@@ -29,7 +29,7 @@ HYBRID_RT_CLONES void blend_rows(const float* __restrict low, const float* __res
   for (int64_t x = 0; x < width; ++x) target[x] = low[x] * low_weight + high[x] * high_weight;
 }
 
-/// The last two rows of an image that were normalised and resized along x.
+/// The last two rows of an image that were normalised and resized horizontally.
 class ResizedRows {
  public:
   ResizedRows(const ImageChannel& channel, const ResizeAxis& columns)
@@ -37,7 +37,7 @@ class ResizedRows {
     for (Row& row : rows_) row.values.resize(columns.size());
   }
 
-  /// Stays valid until the next but one row is asked for.
+  /// Returns a row, which stays valid until the second-next row is requested.
   const float* operator[](int32_t number) {
     for (Row& row : rows_) {
       if (row.number == number) return row.values.data();
@@ -69,7 +69,7 @@ class ResizedRows {
 ResizeAxis::ResizeAxis(int64_t input_size, int64_t output_size) {
   const float scale = static_cast<float>(input_size) / static_cast<float>(output_size);
   for (int64_t i = 0; i < output_size; ++i) {
-    // One rounding, as in torch's kernels for processors that have this instruction.
+    // A single rounding, as in torch's kernels for CPUs that have this instruction.
     const float position = std::max(std::fma(scale, static_cast<float>(i) + 0.5F, -0.5F), 0.0F);
     const auto pixel = std::min(static_cast<int64_t>(position), input_size - 1);
     low.push_back(static_cast<int32_t>(pixel));

@@ -3,13 +3,13 @@
 #include <cstdint>
 #include <vector>
 
-// Bilinear resizing of one channel of an image, normalised on the way; free of torch.
+// Resizes one channel of an image bilinearly and normalises it in the same pass; free of torch.
 
 namespace hybrid_rt::operators {
 
-/// Which two pixels along an axis an output pixel lies between, and their weights.
+/// The two input pixels next to each output pixel along an axis, and their weights.
 struct ResizeAxis {
-  /// As torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
+  /// Computes them like torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
   ResizeAxis(int64_t input_size, int64_t output_size);
 
   int64_t size() const { return static_cast<int64_t>(low.size()); }
@@ -30,7 +30,8 @@ struct ImageChannel {
   float deviation;
 };
 
-/// Resizes rows [first_row .. last_row) of the output, whose rows are `target_stride` apart; `target` is row 0.
+/// Resizes rows [first_row .. last_row) of the output, whose rows are `target_stride` elements apart. `target` points
+/// to row 0.
 void resize_rows(const ImageChannel& channel, const ResizeAxis& rows, const ResizeAxis& columns, int64_t first_row,
                  int64_t last_row, float* target, int64_t target_stride);
 

@@ -37,7 +37,7 @@ void check_multiscale_roi_align(at::TensorList features, const at::Tensor& rois,
   }
 }
 
-/// The boxes of each level, in their order.
+/// Returns the boxes of each level, in order.
 std::vector<std::vector<int64_t>> rows_of_levels(const at::Tensor& levels, int64_t count) {
   const at::Tensor contiguous = levels.contiguous();
   const int64_t* const level = contiguous.const_data_ptr<int64_t>();

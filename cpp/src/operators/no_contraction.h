@@ -1,17 +1,17 @@
 #pragma once
 
-// How the operators' arithmetic is compiled. To be included after all headers of others and before the first header
-// with arithmetic of ours: the pragmas hold for what follows them in the file.
+// Compilation of the operators' arithmetic. Include it after all foreign headers and before the first own header with
+// arithmetic, because the pragmas apply to the rest of the file.
 
-// One binary serves old and new processors: the loader picks the clone. Not "arch=x86-64-v3" nor AVX-512: both bring
-// fused multiply-add, which rounds otherwise than torchvision does.
+// One binary serves old and new CPUs: the loader selects the clone. Neither "arch=x86-64-v3" nor AVX-512, because both
+// include fused multiply-add, which rounds differently from torchvision.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__)
 #define HYBRID_RT_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define HYBRID_RT_CLONES
 #endif
 
-// The same for processors whose baseline has it.
+// Disables contraction for CPUs whose baseline includes it.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)

@@ -13,14 +13,14 @@ namespace hybrid_rt::operators {
 namespace {
 
 constexpr Refuse kRefuse{"normalized_batch"};
-constexpr int64_t kValuesPerThread = 1 << 19;  // less takes about as long as to wake a thread
+constexpr int64_t kValuesPerThread = 1 << 19;  // less work takes about as long as waking a thread
 
 void check_normalized_batch(at::TensorList images, at::ArrayRef<double> mean, at::ArrayRef<double> std,
                             at::IntArrayRef heights, at::IntArrayRef widths, int64_t size_divisible) {
   if (images.empty() || heights.size() != images.size() || widths.size() != images.size()) {
     kRefuse("one image or more, and a height and a width for each",
             c10::str(images.size(), " images, ", heights.size(), " heights and ", widths.size(), " widths"),
-            "Check what calls it.");
+            "Check the caller.");
   }
   if (mean.empty() || std.size() != mean.size() || size_divisible < 1) {
     kRefuse("a mean and a standard deviation per channel, and size_divisible of 1 or more",
@@ -44,7 +44,7 @@ int64_t rounded_up(at::IntArrayRef sizes, int64_t divisor) {
   return (largest + divisor - 1) / divisor * divisor;
 }
 
-/// Writes one image into its place in the batch, [C, H, W].
+/// Writes one image to its place in the batch, [C, H, W].
 void write_image(const at::Tensor& image, at::ArrayRef<double> mean, at::ArrayRef<double> std, int64_t height,
                  int64_t width, const at::Tensor& place) {
   const ResizeAxis rows(image.size(1), height);

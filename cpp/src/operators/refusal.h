@@ -7,11 +7,11 @@
 
 #include "hybrid_rt/error.h"
 
-// How the operators refuse what they are given.
+// Errors of operators that refuse their inputs.
 
 namespace hybrid_rt::operators {
 
-/// Throws Error(ErrorKind::kInput) for one operator.
+/// Throws Error(ErrorKind::kInput) in the name of one operator.
 struct Refuse {
   [[noreturn]] void operator()(const std::string& expected, const std::string& got, const char* remedy) const {
     throw Error(ErrorKind::kInput, "operators", name, expected, got, remedy);
@@ -20,7 +20,7 @@ struct Refuse {
   const char* name;
 };
 
-/// dtype and shape, for messages.
+/// Returns a tensor's dtype and shape for messages.
 inline std::string describe(const at::Tensor& tensor) {
   return c10::str(c10::toString(tensor.scalar_type()), " ", tensor.sizes());
 }

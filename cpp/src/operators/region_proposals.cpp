@@ -27,7 +27,8 @@ void check_level(const at::Tensor& objectness, const at::Tensor& deltas, const a
   }
   const std::vector<int64_t> wanted{objectness.size(0), 4 * objectness.size(1), objectness.size(2), objectness.size(3)};
   if (deltas.sizes() != at::IntArrayRef(wanted)) {
-    kRefuse(c10::str("deltas of shape ", at::IntArrayRef(wanted)), describe(deltas), "Check what made them.");
+    kRefuse(c10::str("deltas of shape ", at::IntArrayRef(wanted)), describe(deltas),
+            "Check the code that computes them.");
   }
   if (cell_anchors.dim() != 2 || cell_anchors.size(0) != objectness.size(1) || cell_anchors.size(1) != 4) {
     kRefuse(c10::str("cell_anchors of shape [", objectness.size(1), ", 4]"), describe(cell_anchors),
@@ -38,21 +39,21 @@ void check_level(const at::Tensor& objectness, const at::Tensor& deltas, const a
   }
 }
 
-/// The candidates of all levels.
+/// Candidates of all levels.
 struct Candidates {
   BoxDecoding decoding;
   std::vector<at::Tensor> logits;
   std::vector<int64_t> levels;
 };
 
-/// Adds the best of one level, in torch's order of them.
+/// Adds the best candidates of one level, in torch's order.
 void add_level(const at::Tensor& objectness, const at::Tensor& deltas, const at::Tensor& cell_anchors, int64_t level,
                int64_t most, at::IntArrayRef padded_size, Candidates& candidates) {
   const int64_t count = objectness.size(0);
   const int64_t width = objectness.size(2);
   const int64_t stride_y = padded_size[0] / objectness.size(1);
   const int64_t stride_x = padded_size[1] / width;
-  // Anchors are counted per pixel, as in torchvision's order: what is equally good comes first by it.
+  // Anchors are numbered pixel by pixel, as in torchvision, because ties are broken by this order.
   const at::Tensor flat = objectness.permute({1, 2, 0}).reshape({-1});
   const auto [best, indices] = flat.topk(std::min(most, flat.size(0)));
   candidates.logits.push_back(best);

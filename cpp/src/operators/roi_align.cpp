@@ -14,18 +14,18 @@
 
 #include "operators/no_contraction.h"
 
-#include "operators/roi_sampling.h"  // after the pragmas: its arithmetic must not be contracted either
+#include "operators/roi_sampling.h"  // after the pragmas, which apply to its arithmetic
 
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr int64_t kBlock = 16;  // channels that are worked on together: a cache line of floats
-// Less work than this, about two milliseconds, is not worth a thread: threads that have worked spin afterwards, on the
-// cores that an engine needs next.
+constexpr int64_t kBlock = 16;  // channels that are processed together: a cache line of floats
+// Less work than this, about two milliseconds, is not worth a thread: threads spin after their work, on the cores that
+// an engine needs next.
 constexpr int64_t kPixelsPerThread = 65536;  // of kBlock channels
-constexpr int64_t kBoxesPerThread = 2048;    // to place the points of
+constexpr int64_t kBoxesPerThread = 2048;    // boxes whose points one thread places
 
-/// Where the pixels of a box lie in a copy, kBlock channels side by side.
+/// Positions of a box's pixels in a copy with kBlock adjacent channels.
 template <typename T>
 struct Pixels {
   const T* data;
@@ -33,7 +33,7 @@ struct Pixels {
   const int64_t* column_offsets;
 };
 
-/// One box, kBlock channels: writes [bins, kBlock].
+/// Pools kBlock channels of one box and writes [bins, kBlock].
 template <typename T>
 [[gnu::always_inline]] inline void pool(const Box<T>& box, Pixels<T> pixels, T* __restrict output) {
   const int64_t bin_rows = static_cast<int64_t>(box.rows.starts.size()) - 1;
@@ -85,7 +85,7 @@ HYBRID_RT_CLONES void pool_box(const Box<at::Half>& box, Pixels<at::Half> pixels
   pool<at::Half>(box, pixels, output);
 }
 
-/// The smallest region of a picture that holds the pixels of some boxes.
+/// The smallest region of an image that contains the pixels of some boxes.
 struct Region {
   int64_t row_begin = std::numeric_limits<int64_t>::max();
   int64_t row_end = 0;
@@ -105,15 +105,15 @@ struct Region {
   int64_t pixels() const { return std::max<int64_t>(row_end - row_begin, 0) * width(); }
 };
 
-/// Boxes of one picture, which one worker pools from [begin, end) of the sorted list.
+/// Boxes [begin, end) of the sorted list, all of one image, which one worker pools.
 struct Run {
   int64_t begin;
   int64_t end;
   Region region;
-  bool copies_region;  // once for all boxes, else the pixels of each box by themselves
+  bool copies_region;  // copies one region for all boxes; otherwise the pixels of each box
 };
 
-/// Memory that one worker reuses; not initialised.
+/// Uninitialised memory that one worker reuses.
 template <typename T>
 class Buffer {
  public:
@@ -131,7 +131,7 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-/// kBlock channels of one picture, or as many as are left.
+/// kBlock channels of one image, or the remaining ones.
 template <typename T>
 struct Source {
   const T* data;
@@ -141,7 +141,7 @@ struct Source {
   int64_t column_stride;
 };
 
-/// Copies `count` pixels of a row, from `first_column` on, to [count, kBlock].
+/// Copies `count` pixels of a row, starting at `first_column`, to [count, kBlock].
 template <typename T>
 void copy_row(const Source<T>& source, int64_t row, int64_t first_column, int64_t count, T* __restrict target) {
   const T* const row_data = source.data + row * source.row_stride + first_column * source.column_stride;
@@ -154,7 +154,7 @@ void copy_row(const Source<T>& source, int64_t row, int64_t first_column, int64_
   if (source.channels < kBlock) {
     std::fill_n(target, count * kBlock, T(0));  // the missing channels
   }
-  constexpr int64_t kColumns = 128;  // what is written stays in the first-level cache
+  constexpr int64_t kColumns = 128;  // the written data stays in the first-level cache
   for (int64_t begin = 0; begin < count; begin += kColumns) {
     const int64_t end = std::min(begin + kColumns, count);
     for (int64_t c = 0; c < source.channels; ++c) {
@@ -166,8 +166,8 @@ void copy_row(const Source<T>& source, int64_t row, int64_t first_column, int64_
   }
 }
 
-/// Copies the pixels where some rows and columns cross to [rows, columns, kBlock]; channel by channel where these lie
-/// apart, because so few pixels of a large picture share pages and cache lines with nothing else.
+/// Copies the pixels at the intersections of some rows and columns to [rows, columns, kBlock]. If channels are far
+/// apart in memory, copies channel by channel, because so few pixels of a large image share no pages and cache lines.
 template <typename T>
 void copy_crossings(const Source<T>& source, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns,
                     T* __restrict target) {
@@ -201,12 +201,12 @@ class Worker {
  public:
   Worker(int64_t bins, int64_t output_channels) : bins_(bins), output_channels_(output_channels) {}
 
-  /// Pools the boxes order[run.begin .. run.end). `output` is that of row 0 and the first channel of `source`; `rows`:
-  /// of the boxes in the output.
+  /// Pools the boxes order[run.begin .. run.end). `output` points to row 0 and the first channel of `source`; `rows`
+  /// are the boxes' rows in the output.
   void pool_run(const std::vector<Box<T>>& boxes, const std::vector<int64_t>& order, const std::vector<int64_t>& rows,
                 const Run& run, const Source<T>& source, T* output) {
     const Region& region = run.region;
-    const int64_t row_stride = (region.width() | 1) * kBlock;  // odd: rows fall into different cache sets
+    const int64_t row_stride = (region.width() | 1) * kBlock;  // odd, so that rows use different cache sets
     if (run.copies_region) {
       T* const copy = pixels_.of_size((region.row_end - region.row_begin) * row_stride);
       for (int64_t row = region.row_begin; row < region.row_end; ++row) {
@@ -289,7 +289,7 @@ std::vector<Box<T>> sample_boxes(const at::Tensor& rois, const std::vector<int64
   return boxes;
 }
 
-/// Cuts the sorted boxes where the picture changes and after `longest` boxes.
+/// Splits the sorted boxes where the image changes and after `longest` boxes.
 template <typename T>
 std::vector<Run> cut_into_runs(const std::vector<Box<T>>& boxes, const std::vector<int64_t>& order, int64_t longest) {
   std::vector<Run> runs;
@@ -315,7 +315,7 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const std::
   const std::vector<Box<T>> boxes = sample_boxes<T>(rois, rows, pooling, input.sizes());
   std::vector<int64_t> order(boxes.size());
   std::iota(order.begin(), order.end(), 0);
-  // Neighbours share pixels, which are then still in the cache.
+  // Adjacent boxes share pixels, which are then still in the cache.
   std::stable_sort(order.begin(), order.end(), [&boxes](int64_t left, int64_t right) {
     return std::pair(boxes[left].picture, boxes[left].first_row()) <
            std::pair(boxes[right].picture, boxes[right].first_row());
@@ -325,8 +325,9 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const std::
   const int64_t bins = pooling.height * pooling.width;
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
   const bool channels_last = input.stride(1) == 1;
-  // Long runs copy fewer pixels twice; short ones still find their pixels in the cache, and share out few channels.
-  // The channels_last numbers were measured (256 channels, 100 and 1,000 boxes on 200 x 272).
+  // Long runs copy fewer pixels twice. Short runs still find their pixels in the cache, and balance the load if there
+  // are few channels. The numbers for channels_last were measured with 256 channels and 100 and 1,000 boxes on 200 x
+  // 272.
   const int64_t runs_wanted = (2 * at::get_num_threads() + blocks - 1) / blocks;
   const auto count = static_cast<int64_t>(boxes.size());
   const int64_t longest = channels_last ? std::max<int64_t>(count / 8, 8) : (count + runs_wanted - 1) / runs_wanted;
@@ -339,7 +340,8 @@ void roi_align_into(const at::Tensor& input, const at::Tensor& rois, const std::
     pixels += box.pixels();
   }
   const int64_t grain = std::max<int64_t>(kPixelsPerThread * runs_count / pixels, 1);
-  // Tasks that share cache lines follow each other: the blocks of a pixel in channels_last, else the rows of a block.
+  // Tasks that share cache lines are consecutive: the blocks of a pixel in channels_last, otherwise the rows of a
+  // block.
   at::parallel_for(0, blocks * runs_count, grain, [&](int64_t begin, int64_t end) {
     Worker<T> worker(bins, channels);
     for (int64_t task = begin; task < end; ++task) {

@@ -8,8 +8,8 @@
 
 namespace hybrid_rt::operators {
 
-/// roi_align of some of the boxes: pools rois[row] into output[row] for each of `rows`; the others are left alone.
-/// What check_roi_align refuses has been refused; CPU tensors, output contiguous.
+/// Applies roi_align to some of the boxes: pools rois[row] into output[row] for each of `rows`, and leaves the other
+/// rows unchanged. The inputs have passed check_roi_align. CPU tensors, output contiguous.
 void roi_align_rows(const at::Tensor& input, const at::Tensor& rois, const std::vector<int64_t>& rows,
                     const Pooling& pooling, at::Tensor& output);
 

@@ -6,22 +6,21 @@
 
 #include "operators/host_device.h"
 
-// Where roi_align samples, for processors and GPUs alike: one source, so that they round alike.
-//
-// torchvision's arithmetic, rounding each step to T (float16 too): a change of the order changes the last bits. T's
-// operators take T only; constants are of a type that keeps double arithmetic, slow on most GPUs, out of the loops.
+// Sampling points of roi_align, in one source for CPUs and GPUs, so that both round in the same way. The arithmetic is
+// torchvision's and rounds each step to T (float16 too); another order would change the last bits. Operands are of type
+// T only, and constants have a type that avoids double arithmetic, which is slow on most GPUs, in the loops.
 
 namespace hybrid_rt::operators {
 
 struct Pooling {
   double spatial_scale;
-  int64_t height;  // of the output
+  int64_t height;  // size of the output
   int64_t width;
   int64_t sampling_ratio;
   bool aligned;
 };
 
-/// One coordinate of a sampling point: between pixels `low` and `high`.
+/// One coordinate of a sampling point, between pixels `low` and `high`.
 template <typename T>
 struct Tap {
   int32_t low;
@@ -30,7 +29,7 @@ struct Tap {
   T high_weight;
 };
 
-/// A box in pixels, and its points: `rows` x `columns` a bin.
+/// A box in pixels, and its points: `rows` x `columns` per bin.
 template <typename T>
 struct Placement {
   int64_t picture;
@@ -40,12 +39,12 @@ struct Placement {
   T left;
   T bin_height;
   T bin_width;
-  T points_per_bin;  // what a bin's sum is divided by: at least 1
+  T points_per_bin;  // divisor of a bin's sum, at least 1
 };
 
 enum class Fault { kNone, kPicture, kPoints };
 
-/// Why a box is refused, and the number that it is refused for.
+/// Reason to refuse a box, and the number that caused it.
 struct BoxVerdict {
   Fault fault;
   double got;
@@ -54,17 +53,18 @@ struct BoxVerdict {
 inline constexpr int32_t kMaxPoints = std::numeric_limits<int32_t>::max();
 inline constexpr double kMaxDouble = std::numeric_limits<double>::max();
 
-/// The points per bin along one axis; as a double, because a box can be of any size.
+/// Returns the points per bin along one axis, as a double, because a box can have any size.
 template <typename T>
 HYBRID_RT_HOST_DEVICE inline double points_along(T extent, int64_t bins, int64_t sampling_ratio) {
   if (sampling_ratio > 0) {
     return static_cast<double>(sampling_ratio);
   }
   const double points = std::ceil(static_cast<double>(extent / static_cast<T>(static_cast<int>(bins))));
-  return points > 0.0 && points <= kMaxDouble ? points : 0.0;  // not finite: none of the points would be inside
+  return points > 0.0 && points <= kMaxDouble ? points : 0.0;  // not finite: no point would be inside
 }
 
-/// Places the box of a row (picture, x1, y1, x2, y2), whose numbers are `stride` apart. A refused one has no points.
+/// Places the box of a row (image, x1, y1, x2, y2), whose numbers are `stride` elements apart. A refused box has no
+/// points.
 template <typename T>
 HYBRID_RT_HOST_DEVICE inline BoxVerdict place_box(const T* roi, int64_t stride, const Pooling& pooling,
                                                   int64_t pictures, Placement<T>& placement) {
@@ -103,7 +103,7 @@ HYBRID_RT_HOST_DEVICE inline BoxVerdict place_box(const T* roi, int64_t stride, 
   return {Fault::kNone, 0.0};
 }
 
-/// position <= extent. A float holds the extents of all but monstrous pictures.
+/// Returns position <= extent. Floats represent all realistic extents exactly.
 template <typename T>
 HYBRID_RT_HOST_DEVICE inline bool is_up_to(T position, int64_t extent) {
   constexpr int64_t kExactInFloat = int64_t{1} << 24;
@@ -111,7 +111,8 @@ HYBRID_RT_HOST_DEVICE inline bool is_up_to(T position, int64_t extent) {
                                  : static_cast<double>(position) <= static_cast<double>(extent);
 }
 
-/// The tap of point `point` of `points` in bin `bin`, along an axis of `extent` pixels; false if it lies outside.
+/// Computes the tap of point `point` of `points` in bin `bin`, along an axis of `extent` pixels. Returns false if it
+/// lies outside.
 template <typename T>
 HYBRID_RT_HOST_DEVICE inline bool place_point(T start, T bin_size, int32_t bin, int32_t point, int32_t points,
                                               int64_t extent, Tap<T>& tap) {
@@ -130,7 +131,7 @@ HYBRID_RT_HOST_DEVICE inline bool place_point(T start, T bin_size, int32_t bin, 
     position = static_cast<T>(tap.low);
   }
   tap.high_weight = position - static_cast<T>(tap.low);
-  tap.low_weight = T(1) - tap.high_weight;  // torchvision: in double; for weights of [0, 1) it rounds to the same T
+  tap.low_weight = T(1) - tap.high_weight;  // torchvision uses double, which rounds to the same T in [0, 1)
   return true;
 }
 

@@ -15,16 +15,16 @@
 
 #include "operators/no_contraction.h"
 
-#include "operators/roi_geometry.h"  // after the pragmas: its arithmetic must not be contracted either
+#include "operators/roi_geometry.h"  // after the pragmas, which apply to its arithmetic
 
 // roi_pool, ps_roi_pool and ps_roi_align: torchvision's arithmetic in torchvision's order, see head_operators.h.
 
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr int64_t kValuesPerThread = 16384;  // of the output: less is not worth waking a thread
+constexpr int64_t kValuesPerThread = 16384;  // output values; fewer are not worth waking a thread
 
-/// Results of a pooling: values, and for each value where it comes from.
+/// Results of a pooling: values, and the source of each value.
 struct Pooled {
   at::Tensor values;
   at::Tensor sources;  // int32
@@ -36,7 +36,7 @@ Pooled empty_result(const at::Tensor& input, int64_t boxes, int64_t channels, in
           at::empty({boxes, channels, height, width}, options.dtype(at::kInt))};
 }
 
-/// A number as torchvision takes it for a pixel; `valid` becomes false where that is not defined.
+/// Converts a coordinate to a pixel like torchvision; clears `valid` if the conversion is undefined.
 template <typename T>
 int64_t rounded(T value, bool& valid) {
   const double nearest = std::round(static_cast<double>(value));
@@ -45,7 +45,7 @@ int64_t rounded(T value, bool& valid) {
   return valid ? static_cast<int64_t>(nearest) : 0;
 }
 
-/// A box in whole pixels.
+/// A box in integer pixels.
 struct PixelBox {
   int64_t picture = 0;
   int64_t left = 0;
@@ -104,7 +104,7 @@ struct Span {
   int64_t end;
 };
 
-/// The pixels of bin `bin`, of `size` pixels, of a box that begins at `start`; within [0, limit].
+/// Returns the pixels of bin `bin` (of `size` pixels) of a box that begins at `start`, within [0, limit].
 template <typename T>
 Span span_of(int64_t bin, T size, int64_t start, int64_t limit) {
   const auto begin = static_cast<int64_t>(std::floor(static_cast<double>(static_cast<T>(bin) * size)));
@@ -159,7 +159,7 @@ void ps_roi_pool_into(const Memory<T>& in, double spatial_scale) {
       const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.pictures, n, "ps_roi_pool");
       const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top, 1)) / static_cast<T>(in.rows);
       const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left, 1)) / static_cast<T>(in.columns);
-      for (int64_t c = 0; c < in.channels; ++c) {  // output channel, row and column of bins, one after the other
+      for (int64_t c = 0; c < in.channels; ++c) {  // output channel, bin row and bin column, consecutively
         const Span high = span_of(c / in.columns % in.rows, bin_height, box.top, in.height - 1);
         const Span wide = span_of(c % in.columns, bin_width, box.left, in.width - 1);
         const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
@@ -176,13 +176,13 @@ void ps_roi_pool_into(const Memory<T>& in, double spatial_scale) {
   });
 }
 
-/// ceil(size) == 0: no point along that axis.
+/// Returns true if ceil(size) == 0, which means no points along that axis.
 template <typename T>
 bool has_no_point(T size) {
   return size > T(-1) && size <= T(0);
 }
 
-/// The mean of one bin's points. Of none it is torchvision's: 0 divided by ceil(height) * ceil(width).
+/// Returns the mean of one bin's points. Without points it is torchvision's: 0 divided by ceil(height) * ceil(width).
 template <typename T>
 T mean_of_points(const T* channel, const Placement<T>& box, int64_t row, int64_t column, int64_t height,
                  int64_t width) {

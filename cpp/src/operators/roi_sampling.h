@@ -9,17 +9,17 @@
 #include "operators/head_operator_checks.h"
 #include "operators/roi_geometry.h"
 
-// The points of a box as the CPU kernel of roi_align takes them. Included after the pragmas of roi_align.cpp that
-// forbid fused multiply-add.
+// The points of a box for the CPU kernel of roi_align. Include it after the pragmas in roi_align.cpp that forbid fused
+// multiply-add.
 
 namespace hybrid_rt::operators {
 
-/// The rows or the columns of a box: bilinear interpolation is the product of the two.
+/// The rows or columns of a box. Bilinear interpolation is the product of the two.
 template <typename T>
 struct Axis {
-  std::vector<Tap<T>> taps;     // without the points that lie outside the picture; low and high index `pixels`
+  std::vector<Tap<T>> taps;     // without points outside the image; low and high index `pixels`
   std::vector<int64_t> starts;  // taps [starts[i], starts[i + 1]) are those of bin i
-  std::vector<int64_t> pixels;  // those that the taps need, ascending
+  std::vector<int64_t> pixels;  // pixels that the taps need, ascending
 };
 
 template <typename T>
@@ -43,7 +43,7 @@ void sample_axis(T start, T bin_size, int64_t bins, int32_t points, int64_t exte
       if (!place_point(start, bin_size, static_cast<int32_t>(bin), point, points, extent, tap)) {
         continue;
       }
-      const auto [low, high, low_weight, high_weight] = tap;  // copies, whose address nobody has, stay in registers
+      const auto [low, high, low_weight, high_weight] = tap;  // local copies stay in registers
       axis.taps.push_back({low, high, low_weight, high_weight});
       axis.pixels.push_back(low);
       axis.pixels.push_back(high);

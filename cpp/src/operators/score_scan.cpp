@@ -9,9 +9,9 @@
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr int64_t kBlock = 256;  // values between two looks at the result
+constexpr int64_t kBlock = 256;  // values between two checks of the result
 
-/// Whether any of `count` values is not below the bound.
+/// Returns true if any of `count` values is not below the bound.
 HYBRID_RT_CLONES bool any_candidate(const float* values, int64_t count, float bound) {
   int any = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -33,7 +33,7 @@ void find_candidates(const float* values, int64_t begin, int64_t end, float boun
 }
 
 float logit_bound(double score) {
-  // float32's sigmoid is off by some units of 6e-8 of itself; this leaves room for a hundred and more.
+  // The relative error of float32's sigmoid is a few times 6e-8; this leaves room for more than a hundred times that.
   const double lowest = score * (1 - 1e-5);
   if (lowest >= 1) return std::numeric_limits<float>::infinity();
   const auto bound = static_cast<float>(std::log(lowest / (1 - lowest)));

@@ -23,19 +23,19 @@ namespace {
 using Scores = std::tuple<at::Tensor, at::Tensor>;
 
 constexpr int64_t kValuesPerThread = 1 << 20;
-constexpr int64_t kPadding = 64;  // at least the longest vector register's worth of floats
+constexpr int64_t kPadding = 64;  // at least the number of floats in the longest vector register
 
 void check(const char* name, const at::Tensor& logits, int64_t topk_candidates) {
   const Refuse refuse{name};
   if (!at::isFloatingType(logits.scalar_type())) {
-    refuse("logits of floats", describe(logits), "Convert them with .float().");
+    refuse("floating-point logits", describe(logits), "Convert them with .float().");
   }
   if (topk_candidates < 0) {
     refuse("topk_candidates of 0 or more", c10::str(topk_candidates), "Check the detector's options.");
   }
 }
 
-/// The best of the scores above the threshold, and which of `indices` they are at.
+/// Returns the best scores above the threshold, and the entries of `indices` that they belong to.
 Scores best_above(const at::Tensor& scores, const at::Tensor& indices, double score_thresh, int64_t topk_candidates) {
   const at::Tensor passing = at::nonzero(scores > score_thresh).squeeze(1);
   const auto [best, order] = scores.index_select(0, passing).topk(std::min(topk_candidates, passing.size(0)));
@@ -43,7 +43,7 @@ Scores best_above(const at::Tensor& scores, const at::Tensor& indices, double sc
   return {best, indices.defined() ? indices.index_select(0, positions) : positions};
 }
 
-/// Calls find(begin, end, found) for stretches of [0, count) in several threads; what they find, in order.
+/// Calls find(begin, end, found) for ranges of [0, count) in several threads, and returns the results in order.
 template <typename Find>
 at::Tensor found_in_parallel(int64_t count, int64_t grain, const Find& find) {
   const int64_t stretches = std::max<int64_t>(std::min<int64_t>(at::get_num_threads(), count / grain), 1);
@@ -61,7 +61,8 @@ at::Tensor found_in_parallel(int64_t count, int64_t grain, const Find& find) {
   return result;
 }
 
-/// values[indices] and zeros behind, so that torch computes all of them in its vectors, as most of a large tensor.
+/// Returns values[indices], padded with zeros, so that torch computes all of them with vector instructions, as it does
+/// most of a large tensor.
 at::Tensor padded(const float* values, const at::Tensor& indices, int64_t divisor) {
   const int64_t count = indices.size(0);
   at::Tensor result = at::zeros({(count + kPadding - 1) / kPadding * kPadding}, at::kFloat);
@@ -118,7 +119,7 @@ Scores centered_sigmoid_topk(const at::Tensor& logits, const at::Tensor& centern
   const float* const values = rows.const_data_ptr<float>();
   const float* const center = centers.const_data_ptr<float>();
   const int64_t classes = rows.size(1);
-  const double lowest = score_thresh * score_thresh * (1 - 1e-5);  // of the product, with room for its rounding
+  const double lowest = score_thresh * score_thresh * (1 - 1e-5);  // of the product, with room for rounding
   const at::Tensor indices =
       found_in_parallel(rows.size(0), std::max<int64_t>(kValuesPerThread / classes, 1),
                         [&](int64_t begin, int64_t end, std::vector<int64_t>& found) {

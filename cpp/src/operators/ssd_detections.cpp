@@ -46,14 +46,14 @@ void check_ssd_detections(const at::Tensor& boxes, const at::Tensor& scores, int
   }
 }
 
-/// The candidates of all classes, class after class: their anchors, scores and labels.
+/// Candidates of all classes, class by class: their anchors, scores and labels.
 struct Chosen {
   at::Tensor anchors;
   at::Tensor scores;
   at::Tensor labels;
 };
 
-/// By torch's operators.
+/// Selects the candidates with torch's operators.
 Chosen chosen_class_by_class(const at::Tensor& scores, double score_thresh, int64_t topk_candidates) {
   std::vector<at::Tensor> anchors;
   std::vector<at::Tensor> best;
@@ -69,7 +69,7 @@ Chosen chosen_class_by_class(const at::Tensor& scores, double score_thresh, int6
   return {at::cat(anchors), at::cat(best), at::cat(labels)};
 }
 
-/// Scores [A, C], contiguous, that are above the threshold, by class and then by anchor.
+/// Returns those of the contiguous scores [A, C] that are above the threshold, by class and then by anchor.
 ClassCandidates candidates_of(const at::Tensor& scores, float threshold) {
   const int64_t rows = scores.size(0);
   const int64_t classes = scores.size(1);
@@ -105,7 +105,7 @@ ClassCandidates candidates_of(const at::Tensor& scores, float threshold) {
   return found;
 }
 
-/// Orders `sorted`'s first `wanted` as torch's topk does, which alone knows its order of equal scores.
+/// Orders the first `wanted` of `sorted` like torch's topk, which alone determines the order of equal scores.
 void order_as_topk(const Candidate* candidates, int64_t count, int64_t wanted, Candidate* sorted) {
   at::Tensor scores = at::empty({count}, at::kFloat);
   std::transform(candidates, candidates + count, scores.mutable_data_ptr<float>(),
@@ -115,7 +115,7 @@ void order_as_topk(const Candidate* candidates, int64_t count, int64_t wanted, C
   std::transform(positions, positions + wanted, sorted, [candidates](int64_t i) { return candidates[i]; });
 }
 
-/// As chosen_class_by_class; scores: contiguous, float32.
+/// Does the same as chosen_class_by_class in one pass, for contiguous float32 scores.
 Chosen chosen_at_once(const at::Tensor& scores, double score_thresh, int64_t topk_candidates) {
   const int64_t classes = scores.size(1);
   const ClassCandidates found = candidates_of(scores, static_cast<float>(score_thresh));

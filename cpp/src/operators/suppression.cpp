@@ -5,14 +5,14 @@
 
 #include "operators/no_contraction.h"
 
-#include "operators/box_overlap.h"  // after the pragmas: its arithmetic must not be contracted either
+#include "operators/box_overlap.h"  // after the pragmas, which apply to its arithmetic
 
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr int64_t kChunk = 64;  // boxes compared between two looks at the result
+constexpr int64_t kChunk = 64;  // boxes compared between two checks of the result
 
-/// Views of boxes; passed by value into the clones, which the compiler knows not to alias.
+/// Views of boxes, passed to the clones by value, so that the compiler knows that they do not alias.
 template <typename T>
 struct BoxPointers {
   T* __restrict x1;
@@ -22,8 +22,8 @@ struct BoxPointers {
   T* __restrict area;
 };
 
-/// Tries the boxes in their order and compares each with those kept so far, until one suppresses it. `kept` has room
-/// for a multiple of kChunk boxes, whose areas are NaN: such a box suppresses nothing. Returns how many stay.
+/// Compares each box in order with those kept so far, until one drops it. `kept` has room for a multiple of kChunk
+/// boxes, whose areas are initially NaN: such a box drops nothing. Returns the number of kept boxes.
 template <typename T>
 [[gnu::always_inline]] inline int64_t suppress(const T* boxes, int64_t boxes_count, T threshold, BoxPointers<T> kept,
                                                int64_t* kept_positions) {

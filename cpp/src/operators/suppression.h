@@ -3,21 +3,21 @@
 #include <cstdint>
 #include <vector>
 
-// The greedy suppression of non-maximum suppression; free of torch.
+// The greedy step of non-maximum suppression; free of torch.
 
 namespace hybrid_rt::operators {
 
-/// Suppresses boxes, group after group: its memory is kept between the calls.
+/// Suppresses boxes, one group per call, and keeps its memory between calls.
 template <typename T>
 class Suppression {
  public:
-  /// Tells which boxes stay. `boxes`: (x1, y1, x2, y2) each, best score first; a box goes when its intersection over
-  /// union with one that stays is above `threshold`. Writes the positions of those that stay, ascending, to `kept`,
-  /// which has room for `count`, and returns how many they are.
+  /// Selects the boxes to keep. `boxes` are (x1, y1, x2, y2), best score first; a box is dropped if its intersection
+  /// over union with a kept one is above `threshold`. Writes the ascending positions of the kept boxes to `kept`, which
+  /// has room for `count`, and returns their number.
   int64_t run(const T* boxes, int64_t count, T threshold, int64_t* kept);
 
  private:
-  std::vector<T> storage_;  // x1, y1, x2, y2 and area of the boxes that stay, each in an array of its own
+  std::vector<T> storage_;  // x1, y1, x2, y2 and area of the kept boxes, each in its own array
 };
 
 }  // namespace hybrid_rt::operators

@@ -11,8 +11,7 @@ namespace hybrid_rt {
 namespace {
 
 constexpr const char* kOthers =
-    "This is for detectors that take and return what torchvision's do; call "
-    "hybrid_rt::load() for others.";
+    "Use this only for detectors with torchvision's interface, and call hybrid_rt::load() for others.";
 
 Error wrong_output(std::string_view subject, std::string_view expected, std::string_view got) {
   return Error(ErrorKind::kInput, "detections", subject, expected, got, kOthers);
@@ -45,7 +44,7 @@ at::Tensor field(const Fields& picture, const char* key) {
 
 at::Tensor on_cpu(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(at::kCPU, type).contiguous(); }
 
-/// A field of n rows and of so many dimensions, as floats on the CPU.
+/// Returns a field with one row per object and this number of dimensions, as floats on the CPU.
 at::Tensor per_object(const Fields& picture, const char* key, std::int64_t objects, std::int64_t dimensions) {
   const at::Tensor tensor = optional_field(picture, key);
   if (!tensor.defined()) return tensor;
@@ -85,16 +84,16 @@ Detections detections_of(const Fields& picture) {
   return found;
 }
 
-/// Floats in 0..1, channels first.
+/// Returns floats in 0..1, channels first.
 at::Tensor to_floats(const at::Tensor& pixels) {
-  // A number would become a multiplication on a GPU, and other last digits than on a CPU.
+  // A plain number would become a multiplication on a GPU, whose last digits differ from the CPU's division.
   const at::Tensor largest = at::scalar_tensor(255.0F, pixels.options().dtype(at::kFloat));
   return pixels.permute({2, 0, 1})
       .to(at::kFloat, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous)
       .div_(largest);
 }
 
-/// From memory that the GPU reads by itself; torch keeps it until it is read.
+/// Copies from pinned memory, which the GPU reads directly. torch keeps it until then.
 at::Tensor moved(const at::Tensor& tensor, c10::Device device) {
   if (device.is_cpu()) return tensor;
   return at::empty(tensor.sizes(), tensor.options().pinned_memory(true))

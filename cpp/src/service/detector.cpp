@@ -38,7 +38,7 @@ DetectorOptions checked(DetectorOptions options) {
   return options;
 }
 
-/// A bundle as it was loaded once; a reload makes another one.
+/// One load of a bundle. A reload creates another one.
 struct Loaded {
   torch::jit::Module module;
   std::vector<EngineChoice> engines;
@@ -51,7 +51,7 @@ c10::IValue run(torch::jit::Module& module, const std::vector<at::Tensor>& image
   return output;
 }
 
-/// Whether a batch can be run is known when it was: segments may be compiled for one picture.
+/// Runs the largest batch, because only a run shows whether batches work: segments may be compiled for one image.
 void run_largest_batch(torch::jit::Module& module, const DetectorOptions& options) {
   if (options.max_batch == 1) return;
   const c10::InferenceMode inference;
@@ -68,7 +68,7 @@ void run_largest_batch(torch::jit::Module& module, const DetectorOptions& option
 }
 
 std::shared_ptr<Loaded> load_warm(const std::string& path, const DetectorOptions& options) {
-  at::set_num_threads(options.load.threads);  // the warm-up runs as the workers will
+  at::set_num_threads(options.load.threads);  // so that the warm-up runs like the workers
   auto loaded = std::make_shared<Loaded>();
   loaded->module = load(path, options.load);
   require_picture_input(loaded->module);
@@ -78,18 +78,19 @@ std::shared_ptr<Loaded> load_warm(const std::string& path, const DetectorOptions
   return loaded;
 }
 
-/// In a thread of its own: torch's number of threads is the thread's, and the caller's is not ours to change.
+/// Loads in a separate thread, because torch's number of threads is a property of the thread, and the caller's must not
+/// change.
 std::shared_ptr<Loaded> load_aside(const std::string& path, const DetectorOptions& options) {
   return std::async(std::launch::async, load_warm, path, options).get();
 }
 
-/// A picture on its way through a worker.
+/// An image that a worker is processing.
 struct Job {
-  RequestQueue::Waiting waiting;
+  RequestQueue::QueuedRequest queued;
   at::Tensor image{};
   DetectResult result{};
 
-  const DetectRequest& request() const { return waiting.request; }
+  const DetectRequest& request() const { return queued.request; }
   void fail(std::exception_ptr error) { request().done({{}, std::move(error)}); }
   bool is_late() const { return request().deadline && Clock::now() > *request().deadline; }
 };
@@ -150,28 +151,28 @@ class Detector::Workers {
     at::set_num_threads(options_.load.threads);
     const c10::InferenceMode inference;
     while (true) {
-      RequestQueue::Taken taken = queue_.take();
-      if (taken.batch.empty() && taken.late.empty()) return;
-      for (auto& late : taken.late) Job{std::move(late)}.fail(too_late("too little time left when its turn came"));
-      if (taken.batch.empty()) continue;
-      const std::size_t pictures = taken.batch.size();
+      RequestQueue::Batch batch = queue_.take();
+      if (batch.ready.empty() && batch.late.empty()) return;
+      for (auto& late : batch.late) Job{std::move(late)}.fail(too_late("too little time left when its turn came"));
+      if (batch.ready.empty()) continue;
+      const std::size_t pictures = batch.ready.size();
       const auto start = Clock::now();
-      answer(std::move(taken.batch));
+      answer(std::move(batch.ready));
       queue_.done(pictures, Clock::now() - start);
     }
   }
 
-  void answer(std::vector<RequestQueue::Waiting> batch) {
+  void answer(std::vector<RequestQueue::QueuedRequest> batch) {
     std::vector<Job> jobs;
-    for (auto& waiting : batch) {
-      Job job{std::move(waiting)};
-      job.result.timing.queue = seconds_since(job.waiting.since);
+    for (auto& queued : batch) {
+      Job job{std::move(queued)};
+      job.result.timing.queue = seconds_since(job.queued.since);
       if (decode(job)) jobs.push_back(std::move(job));
     }
     if (jobs.empty()) return;
     const auto current = loaded();
     if (jobs.size() > 1 && run_jobs(*current, jobs, /*report=*/false)) return;
-    // One by one, also after a batch that failed: by the fault of one, the others are not to fail.
+    // Runs them one by one, also after a failed batch, so that one bad image does not make the others fail.
     for (Job& job : jobs) run_jobs(*current, {&job, 1}, /*report=*/true);
   }
 
@@ -189,7 +190,8 @@ class Detector::Workers {
     return true;
   }
 
-  /// Runs them in one call and answers them. If that fails, they are answered with the error if `report`.
+  /// Runs the jobs in one call and answers them. If the call fails, answers them with the error if `report`. Returns
+  /// true on success.
   bool run_jobs(Loaded& current, std::span<Job> jobs, bool report) const {
     std::vector<Detections> found;
     const auto start = Clock::now();
@@ -227,7 +229,7 @@ class Detector::Workers {
   RequestQueue queue_;
   std::mutex reloading_;
   std::mutex stopping_;
-  mutable std::mutex mutex_;  // guards what is loaded
+  mutable std::mutex mutex_;  // guards the loaded bundle
   std::shared_ptr<Loaded> loaded_;
   std::uint64_t loads_ = 1;
   std::vector<std::thread> threads_;

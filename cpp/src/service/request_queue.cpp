@@ -22,7 +22,7 @@ BusyError::BusyError(const std::string& expected, const std::string& got, second
       retry_after_(retry_after) {}
 
 RequestQueue::Seconds RequestQueue::expected(Clock::time_point now) const {
-  // Else one slow picture could have everything refused that would show that the time of slowness is over.
+  // Without this, one slow image could cause all requests to be refused that would show that runs are fast again.
   const Seconds forgotten = std::max(Seconds(1), 4 * typical_);
   return now - last_done_ < forgotten ? typical_ : Seconds(0);
 }
@@ -54,10 +54,10 @@ void RequestQueue::push(std::vector<DetectRequest> requests) {
   changed_.notify_all();
 }
 
-void RequestQueue::take_late(Clock::time_point now, std::vector<Waiting>& late) {
+void RequestQueue::take_late(Clock::time_point now, std::vector<QueuedRequest>& late) {
   const Seconds each = expected(now);
   for (auto it = waiting_.begin(); it != waiting_.end();) {
-    // Whether it could be done in time is asked of the next one only: those behind it wait longer, and are asked later.
+    // Only the next image must be able to meet its deadline: the ones behind it wait longer, and are checked later.
     const Seconds needed = it == waiting_.begin() ? each : Seconds(0);
     const bool is_late = it->request.deadline && now + needed > *it->request.deadline;
     if (is_late) late.push_back(std::move(*it));
@@ -72,7 +72,7 @@ bool RequestQueue::share_a_bucket(const DetectRequest& a, const DetectRequest& b
          rounded_up(a.size->second, step) == rounded_up(b.size->second, step);
 }
 
-void RequestQueue::fill(std::vector<Waiting>& batch) {
+void RequestQueue::fill(std::vector<QueuedRequest>& batch) {
   for (auto it = waiting_.begin(); it != waiting_.end() && batch.size() < options_.max_batch;) {
     const bool fits = share_a_bucket(batch.front().request, it->request);
     if (fits) batch.push_back(std::move(*it));
@@ -80,22 +80,22 @@ void RequestQueue::fill(std::vector<Waiting>& batch) {
   }
 }
 
-RequestQueue::Taken RequestQueue::take() {
+RequestQueue::Batch RequestQueue::take() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return stopped_ || !waiting_.empty(); });
-  Taken taken;
-  take_late(Clock::now(), taken.late);
-  if (waiting_.empty()) return taken;
-  taken.batch.push_back(std::move(waiting_.front()));
+  Batch batch;
+  take_late(Clock::now(), batch.late);
+  if (waiting_.empty()) return batch;
+  batch.ready.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
-  fill(taken.batch);
-  const auto until = taken.batch.front().since + options_.max_delay;
-  while (taken.batch.size() < options_.max_batch && taken.batch.front().request.size && !stopped_) {
+  fill(batch.ready);
+  const auto until = batch.ready.front().since + options_.max_delay;
+  while (batch.ready.size() < options_.max_batch && batch.ready.front().request.size && !stopped_) {
     if (changed_.wait_until(lock, until) == std::cv_status::timeout) break;
-    fill(taken.batch);
+    fill(batch.ready);
   }
-  running_ += taken.batch.size();
-  return taken;
+  running_ += batch.ready.size();
+  return batch;
 }
 
 void RequestQueue::done(std::size_t pictures, Clock::duration took) {
@@ -103,7 +103,7 @@ void RequestQueue::done(std::size_t pictures, Clock::duration took) {
   running_ -= pictures;
   last_done_ = Clock::now();
   const Seconds each = Seconds(took) / static_cast<double>(pictures);
-  // An average of the last handful; the first one counts whole.
+  // A moving average of the last few images. The first one counts fully.
   typical_ = typical_.count() > 0 ? typical_ * 0.8 + each * 0.2 : each;
 }
 

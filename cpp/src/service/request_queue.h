@@ -10,29 +10,29 @@
 
 namespace hybrid_rt {
 
-/// The pictures that wait for a Detector's workers: bounded, in the order of their coming, taken in batches.
+/// The images that wait for a Detector's workers: bounded, first come first served, taken in batches.
 class RequestQueue {
  public:
   using Clock = std::chrono::steady_clock;
 
-  struct Waiting {
+  struct QueuedRequest {
     DetectRequest request;
     Clock::time_point since;
   };
-  struct Taken {
-    std::vector<Waiting> batch;  ///< to be run together; empty with `late` empty: the queue has stopped
-    std::vector<Waiting> late;   ///< their deadline has passed, or would before they were done
+  struct Batch {
+    std::vector<QueuedRequest> ready;  ///< images to run together; if `late` is empty too, the queue has stopped
+    std::vector<QueuedRequest> late;   ///< images whose deadline has passed, or would pass before they are done
   };
 
   explicit RequestQueue(const DetectorOptions& options) : options_(options) {}
 
-  /// All or none. Throws BusyError.
+  /// Adds all requests or none. Throws BusyError.
   void push(std::vector<DetectRequest> requests);
 
-  /// Waits for the next batch. After stop() what is left, then nothing.
-  Taken take();
+  /// Waits for the next batch. After stop(), returns what is left, then nothing.
+  Batch take();
 
-  /// Says that a batch is done, and how long a worker had it.
+  /// Records the end of a batch and the time that a worker needed for it.
   void done(std::size_t pictures, Clock::duration took);
 
   void stop();
@@ -43,17 +43,17 @@ class RequestQueue {
  private:
   using Seconds = std::chrono::duration<double>;
 
-  /// What a picture took lately; 0 if that is not known, or too long ago to refuse anything by it.
+  /// Returns the recent processing time of an image; 0 if it is unknown, or too old to refuse anything.
   Seconds expected(Clock::time_point now) const;
-  void take_late(Clock::time_point now, std::vector<Waiting>& late);
-  /// Moves those that fit to the first one out of the queue.
-  void fill(std::vector<Waiting>& batch);
+  void take_late(Clock::time_point now, std::vector<QueuedRequest>& late);
+  /// Moves the images that fit to the first one from the queue into the batch.
+  void fill(std::vector<QueuedRequest>& batch);
   bool share_a_bucket(const DetectRequest& a, const DetectRequest& b) const;
 
   const DetectorOptions options_;
-  mutable std::mutex mutex_;  // guards what follows
+  mutable std::mutex mutex_;  // guards the members below
   std::condition_variable changed_;
-  std::deque<Waiting> waiting_;
+  std::deque<QueuedRequest> waiting_;
   std::size_t running_ = 0;
   bool stopped_ = false;
   Seconds typical_{0};

@@ -15,7 +15,7 @@ using Operator = int64_t (*)(int64_t, int64_t);
 constexpr int64_t kLeast = std::numeric_limits<int64_t>::min();
 constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
 
-// What would leave the range stays at its end: no size comes near it, a text that someone altered may.
+// Arithmetic saturates at the ends of the range. No size comes near them, but an altered text may.
 
 int64_t add(int64_t a, int64_t b) {
   int64_t result = 0;
@@ -32,7 +32,7 @@ int64_t multiply(int64_t a, int64_t b) {
   return __builtin_mul_overflow(a, b, &result) ? ((a < 0) != (b < 0) ? kLeast : kMost) : result;
 }
 
-/// Rounds down, as Python's.
+/// Divides and rounds down, as in Python.
 int64_t divide(int64_t a, int64_t b) {
   if (b == 0) return 0;
   if (b == -1) return subtract(0, a);

@@ -9,8 +9,8 @@
 namespace hybrid_rt {
 namespace {
 
-// Of the driver's interface, which is stable: https://docs.nvidia.com/cuda/cuda-driver-api/. Declared here, so that the
-// library needs no CUDA toolkit to be built and no driver to run.
+// Declarations of the driver's interface, which is stable: https://docs.nvidia.com/cuda/cuda-driver-api/. They are
+// declared here so that the library needs no CUDA toolkit to build and no driver to run.
 using Result = int;
 using Device = int;
 constexpr Result kSuccess = 0;
@@ -26,7 +26,7 @@ constexpr char kRemedy[] = "Install NVIDIA's driver on a machine with a GPU, or 
 
 class Driver {
  public:
-  /// `path`: what the dynamic linker is asked for.
+  /// `path` is passed to the dynamic linker.
   explicit Driver(const char* path) : handle_(platform::open_library(path, platform::Symbols::kForCaller)) {}
 
   bool is_open() const { return handle_ != nullptr; }
@@ -48,7 +48,7 @@ class Driver {
   }
 
  private:
-  void* handle_;  // never closed: other libraries of the process use the driver too
+  void* handle_;  // never closed, because other libraries of the process use the driver too
 };
 
 CudaDevices ask_driver() {
@@ -77,7 +77,7 @@ CudaDevices ask_driver() {
                           driver.succeeds(driver.call("cuDeviceGetAttribute", &major, kCapabilityMajor, device)) &&
                           driver.succeeds(driver.call("cuDeviceGetAttribute", &minor, kCapabilityMinor, device)) &&
                           driver.succeeds(driver.call("cuDeviceTotalMem_v2", &memory, device));
-    // Indices are torch's: none may be left out.
+    // Indices must match torch's, so no device may be skipped.
     if (!is_known) return {{}, "NVIDIA's driver does not describe device " + std::to_string(i) + ". " + kRemedy};
     found.devices.push_back(
         {name.data(), std::to_string(major) + "." + std::to_string(minor), static_cast<int64_t>(memory)});

@@ -7,13 +7,13 @@
 
 namespace hybrid_rt {
 
-/// The CUDA devices of this process, or why there are none.
+/// The CUDA devices of this process, or the reason why there are none.
 struct CudaDevices {
   std::vector<CudaDevice> devices;
   std::string reason;
 };
 
-/// As NVIDIA's driver tells; asked once a process, without a CUDA context and without torch.
+/// Returns what NVIDIA's driver reports. It is queried once per process, without a CUDA context and without torch.
 const CudaDevices& cuda_devices();
 
 }  // namespace hybrid_rt

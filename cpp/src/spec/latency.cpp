@@ -16,7 +16,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t kFewest = 20;         ///< calls: with fewer, the 95th percentile is the slowest one
+constexpr size_t kFewest = 20;         ///< calls; with fewer, the 95th percentile is the slowest one
 constexpr size_t kFewestForP99 = 100;  ///< the same for the 99th
 constexpr int64_t kMostCalls = 1'000'000;
 constexpr int64_t kLongestSide = 16384;
@@ -74,7 +74,7 @@ class Reader {
     return value.get<int64_t>();
   }
 
-  /// At least `least`, finite.
+  /// Reads finite milliseconds of at least `least`.
   double milliseconds(const std::string& name, double least) const {
     const auto& value = at(name);
     if (!value.is_number()) throw refusal(name, "a number of milliseconds", value);
@@ -225,7 +225,7 @@ LatencyContract LatencyContract::from_manifest(const std::string& manifest, cons
   const auto found = parsed.is_object() ? parsed.find(kField) : parsed.end();
   if (!parsed.is_object() || found == parsed.end() || found->is_null()) {
     throw Error(ErrorKind::kBundle, "bundle", path, "a latency contract", "none",
-                "Measure one on the machine that keeps it: hybrid-rt measure FILE, or convert with "
+                "Measure one on the target machine: hybrid-rt measure FILE, or convert with "
                 "latency_contract=True.");
   }
   const Reader entry(*found, path, "");

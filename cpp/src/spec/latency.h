@@ -10,8 +10,8 @@ void check_latency_options(const LatencyOptions& options);
 /// Returns the entries of a contract that the options name. Throws Error(kOption) for a size that is not in it.
 std::vector<SizeLatency> chosen_sizes(const LatencyContract& contract, const LatencyOptions& options);
 
-/// Compares what was measured here, in the form of a contract, with a contract. Throws Error(kOption) for a size that
-/// the contract does not have.
+/// Compares measurements from this machine, in the form of a contract, with a contract. Throws Error(kOption) for a
+/// size that the contract does not have.
 LatencyCheck compare_latency(const LatencyContract& contract, const LatencyContract& here, double tolerance);
 
 }  // namespace hybrid_rt

@@ -22,7 +22,7 @@ std::vector<std::string> split(const std::string& text, char separator) {
   return parts;
 }
 
-/// "2.15.0+cu132" -> {2, 15, 0}: what stands behind the numbers does not count.
+/// Returns {2, 15, 0} for "2.15.0+cu132". Text after the numbers is ignored.
 std::vector<int64_t> numbers_of(const std::string& version) {
   std::vector<int64_t> numbers;
   for (const std::string& part : split(version, '.')) {
@@ -35,7 +35,7 @@ std::vector<int64_t> numbers_of(const std::string& version) {
   return numbers;
 }
 
-/// Below zero if `a` is the older one; numbers that are left out count as 0.
+/// Returns a number below zero if `a` is older. Missing numbers count as 0.
 int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
   const size_t length = std::max(a.size(), b.size());
   a.resize(length);
@@ -43,7 +43,7 @@ int compare(std::vector<int64_t> a, std::vector<int64_t> b) {
   return a < b ? -1 : a == b ? 0 : 1;
 }
 
-/// `wanted`: "8.6,8.9", or ">=8.0".
+/// Returns why no device has a required compute capability. `wanted` is "8.6,8.9", or ">=8.0".
 std::optional<std::string> unmet_capability(const std::string& wanted, const Machine& machine, size_t cuda_index) {
   if (cuda_index >= machine.cuda_devices.size()) return "there is no CUDA device " + std::to_string(cuda_index);
   const CudaDevice& device = machine.cuda_devices[cuda_index];
@@ -55,7 +55,7 @@ std::optional<std::string> unmet_capability(const std::string& wanted, const Mac
     is_right = std::find(capabilities.begin(), capabilities.end(), device.capability) != capabilities.end();
   }
   if (is_right) return std::nullopt;
-  return "it was built for GPUs of compute capability " + wanted + ", here is " + device.name + " of capability " +
+  return "it was built for GPUs of compute capability " + wanted + ", but " + device.name + " has capability " +
          device.capability + "; convert the detector for that one, or run another variant";
 }
 
@@ -65,7 +65,7 @@ Machine Machine::here() {
   static const std::set<std::string> cpu_flags = platform::cpu_flags();
   Machine machine;
   machine.cpu_flags = cpu_flags;
-  const CudaDevices& cuda = hybrid_rt::cuda_devices();  // not the member
+  const CudaDevices& cuda = hybrid_rt::cuda_devices();  // the function, not the member
   machine.cuda_devices = cuda.devices;
   machine.no_cuda_reason = cuda.reason;
   machine.free_memory = platform::free_memory();
@@ -105,8 +105,8 @@ std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& ru
       if (!is_right)
         return "its requirement \"version\": \"" + wanted + "\" is not a range; convert the detector again";
       if (!*is_right) {
-        return "it needs " + spec.backend + " " + wanted + ", here is " + runtime_version +
-               "; install a version in that range, or convert the detector again with this one";
+        return "it needs " + spec.backend + " " + wanted + ", but " + runtime_version +
+               " is installed; install a version in that range, or convert the detector again with this one";
       }
     } else if (name == "cpu") {
       std::string missing;
@@ -115,8 +115,7 @@ std::optional<std::string> unmet(const ArtifactSpec& spec, const std::string& ru
       }
       if (!missing.empty()) {
         return "it was compiled for a CPU with " + missing +
-               ", which this one lacks; convert the detector on a CPU "
-               "such as this one, or run another variant";
+               ", which this one lacks; convert the detector on a CPU like this one, or run another variant";
       }
     } else if (name == "compute_capability") {
       if (auto reason = unmet_capability(wanted, machine, cuda_index)) return reason;

@@ -18,7 +18,7 @@ Error malformed(const std::string& what, const std::string& expected, const std:
                "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
 }
 
-/// True for an integer, and for lists of integers.
+/// True for integers and for lists of integers.
 template <typename T>
 constexpr bool kIsOfIntegers = std::is_same_v<T, int64_t> || std::is_same_v<T, std::vector<int64_t>> ||
                                std::is_same_v<T, std::vector<std::vector<int64_t>>>;
@@ -46,7 +46,7 @@ TensorSpec tensor_from_json(const json& object) {
   tensor.opt = field<std::vector<int64_t>>(object, "opt");
   tensor.max = field<std::vector<int64_t>>(object, "max");
   if (tensor.opt.size() != tensor.min.size() || tensor.max.size() != tensor.min.size()) {
-    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of one length", shown(object));
+    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of equal length", shown(object));
   }
   return tensor;
 }

@@ -23,7 +23,7 @@
 namespace hybrid_rt {
 namespace {
 
-/// The attribute in which a loaded module carries the names of its classes.
+/// Attribute of a loaded module that contains the names of its classes.
 constexpr char kClassNames[] = "hybrid_rt_class_names";
 
 void check_counts(const LoadOptions& options) {
@@ -32,10 +32,10 @@ void check_counts(const LoadOptions& options) {
               std::to_string(options.threads) + " and " + std::to_string(options.concurrency), "");
 }
 
-/// Prepares engines at once: vendors compile for this machine now, which takes seconds.
+/// Prepares the engines concurrently, because vendors compile for this machine now, which takes seconds.
 void prepare_all(const std::vector<c10::intrusive_ptr<ScriptEngine>>& engines, const Preference& preference,
                  EngineOptions options) {
-  if (options.threads == 0) options.threads = at::get_num_threads();  // of this thread, not of those below
+  if (options.threads == 0) options.threads = at::get_num_threads();  // that of this thread, not of those below
   const Machine machine = Machine::here();                            // once per load
   std::vector<std::future<void>> jobs;
   for (size_t i = 1; i < engines.size(); ++i) {
@@ -70,7 +70,8 @@ void collect_engines(const torch::jit::Block* block, std::vector<c10::intrusive_
   }
 }
 
-/// The engines of a bundle's module, in the order in which it runs them: freezing makes them constants of the graph.
+/// Returns the engines of a bundle's module in the order in which it runs them. Freezing made them constants of the
+/// graph.
 std::vector<c10::intrusive_ptr<ScriptEngine>> engines_of(const torch::jit::Module& module) {
   std::vector<c10::intrusive_ptr<ScriptEngine>> found;
   const auto method = module.find_method("forward");
@@ -91,7 +92,7 @@ void carry_class_names(torch::jit::Module& module, const ClassNames& names) {
 torch::jit::Module load_module(const Archive& file) {
   const std::string& path = file.path();
   try {
-    // On the CPU always: with a device, torch would move the engines' bytes before __setstate__ sees them.
+    // Always on the CPU: with another device, torch would move the engines' bytes before __setstate__ receives them.
     return torch::jit::load(file.bytes(), c10::kCPU);
   } catch (const Error&) {
     throw;
@@ -122,7 +123,7 @@ torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions&
   torch::jit::Module module = load_module(*file);
   const auto engines = engines_of(module);
   prepare_all(engines, preference_from(options.backend, options.strict, options.allow), engine_options(options));
-  for (const auto& engine : engines) engine->let_go_of_bytes(file);
+  for (const auto& engine : engines) engine->release_bytes(file);
   if (!options.device.is_cpu()) {
     try {
       move_to(module, options.device);

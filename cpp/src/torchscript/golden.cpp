@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-/// A description that is not what docs/format.md says.
+/// Thrown for a description that does not follow docs/format.md.
 class Malformed : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -55,7 +55,7 @@ TreeNode<const json*> node_of(const json* tree) {
     for (const json& key : tree->at("keys")) {
       node.keys.push_back(key.is_string() ? key.get<std::string>() : std::to_string(integers_in(key).get<int64_t>()));
     }
-    if (node.keys.size() != items.size()) throw Malformed("a dict with other keys than values");
+    if (node.keys.size() != items.size()) throw Malformed("a dict with different numbers of keys and values");
   } else if (kind == "list" || kind == "tuple") {
     node.kind = kind == "list" ? TreeKind::kList : TreeKind::kTuple;
   } else {
@@ -75,7 +75,7 @@ c10::IValue plain_value(const json& value, const c10::TypePtr& type) {
   return value.get<std::string>();
 }
 
-/// `type`: what forward takes there; null: nothing is known.
+/// `type` is the type of forward's argument; null if it is unknown.
 c10::IValue value_from(const json& tree, const std::string& data, const c10::TypePtr& type, c10::Device device) {
   return build_value(&tree, type, node_of, [&](const json* leaf, const c10::TypePtr& leaf_type) {
     const bool is_tensor = leaf->at("kind") == "tensor";
@@ -108,7 +108,7 @@ GoldenSample read_golden(const Archive& archive, const std::vector<c10::Argument
     return golden;
   } catch (const Error&) {
     throw;
-  } catch (const std::exception& error) {  // of json, of torch, or ours
+  } catch (const std::exception& error) {  // from json, torch or this file
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
     throw Error(ErrorKind::kBundle, "bundle", path + ", golden sample",
                 "inputs and results as docs/format.md describes them",

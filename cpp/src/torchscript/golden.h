@@ -19,8 +19,8 @@ struct GoldenSample {
   bool compared = false;
 };
 
-/// Reads it, with the inputs of the types that forward's `arguments` have, on `device`. Throws Error(kBundle) if the
-/// bundle has none, or an altered one.
+/// Reads the golden sample onto `device`, with inputs of the types of forward's `arguments`. Throws Error(kBundle) if
+/// the bundle has none, or if it was altered.
 GoldenSample read_golden(const Archive& archive, const std::vector<c10::Argument>& arguments, c10::Device device);
 
 }  // namespace hybrid_rt

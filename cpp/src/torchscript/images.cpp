@@ -18,12 +18,12 @@
 namespace hybrid_rt {
 namespace {
 
-/// Recorded images whose way leads through a value.
+/// Recorded images whose path leads through a value.
 using Leading = std::vector<const ImageInput*>;
 
 using ImageChange = std::function<at::Tensor(const at::Tensor& tensor, const ImageInput& input)>;
 
-/// Returns those whose way goes on with a step.
+/// Returns those whose path continues with a step.
 Leading through(const Leading& images, size_t depth, const std::string& step, bool is_list) {
   Leading found;
   for (const ImageInput* image : images) {
@@ -34,7 +34,8 @@ Leading through(const Leading& images, size_t depth, const std::string& step, bo
   return found;
 }
 
-/// Returns a value with its images changed; `images` lead to it, and `depth` steps of their ways have been taken.
+/// Returns a value with its images changed. `images` are in it, and `depth` is the number of steps of their paths so
+/// far.
 c10::IValue changed(const c10::IValue& value, const Leading& images, size_t depth, const ImageChange& change) {
   if (images.empty()) return value;
   const auto inner = [&](const c10::IValue& child, const std::string& step) {
@@ -85,7 +86,7 @@ ImageSize size_of(const at::Tensor& tensor, const ImageInput& input) {
   return {tensor.size(static_cast<int64_t>(input.axis('H'))), tensor.size(static_cast<int64_t>(input.axis('W')))};
 }
 
-/// The rows or columns that a mask of another size takes, so that it gets no other values than it had.
+/// Returns the rows or columns of a resized mask, so that it gets no new values.
 at::Tensor nearest(int64_t size, int64_t old, c10::Device device) {
   return at::arange(size, at::TensorOptions(at::kLong).device(device)).mul(old).floor_divide(size);
 }
@@ -100,7 +101,7 @@ at::Tensor resized(const at::Tensor& tensor, const ImageInput& input, const Imag
   }
   const at::Tensor last = tensor.movedim({rows, columns}, {-2, -1});
   const at::Tensor batch = last.reshape({1, -1, last.size(-2), last.size(-1)});
-  const at::Tensor pixels = batch.is_floating_point() ? batch : batch.to(at::kFloat);  // a GPU resizes floats alone
+  const at::Tensor pixels = batch.is_floating_point() ? batch : batch.to(at::kFloat);  // a GPU resizes only floats
   std::vector<int64_t> shape = last.sizes().vec();
   shape[shape.size() - 2] = height;
   shape[shape.size() - 1] = width;

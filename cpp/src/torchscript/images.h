@@ -14,20 +14,18 @@ namespace hybrid_rt {
 /// (height, width)
 using ImageSize = std::pair<int64_t, int64_t>;
 
-/// Returns forward's arguments with their images at another size, and the masks that have the images' size with them.
-/// An image in another argument than the first one's keeps its proportion to that one, as in
-/// hybrid_rt/common/image_inputs.py.
+/// Returns forward's arguments with their images, and the masks of the images' size, resized. An image in another
+/// argument than the first image's keeps its proportion to that one, as in hybrid_rt/common/image_inputs.py.
 std::vector<c10::IValue> resize_images(const std::vector<c10::IValue>& arguments, const std::vector<ImageInput>& images,
                                        const ImageSize& size);
 
 /// Returns black images of the recorded shapes as arguments of forward; nullopt if it needs anything else.
-/// \param schema  forward's arguments, of which the first one is self
+/// \param schema forward's arguments, starting with self
 std::optional<std::vector<c10::IValue>> black_images(const std::vector<c10::Argument>& schema,
                                                      const std::vector<ImageInput>& images, c10::Device device);
 
-/// Returns which arguments are images by their shapes alone, for a file whose manifest does not record it: floats or
-/// uint8 [C, H, W] or [N, C, H, W] that are an argument themselves, or make up a list or tuple of nothing but [C, H,
-/// W].
+/// Identifies image arguments by their shapes alone, for a file whose manifest does not record them: floats or uint8
+/// [C, H, W] or [N, C, H, W] that are an argument themselves, or a list or tuple that consists of [C, H, W].
 std::vector<ImageInput> guessed_images(const std::vector<c10::IValue>& arguments);
 
 }  // namespace hybrid_rt

@@ -9,7 +9,7 @@
 
 namespace hybrid_rt {
 
-/// hybrid_rt::load of a file that is open.
+/// Does the same as hybrid_rt::load for an open file.
 torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions& options);
 
 }  // namespace hybrid_rt

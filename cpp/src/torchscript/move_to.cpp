@@ -20,7 +20,7 @@ bool takes_tensors(const torch::jit::Node* node) {
 }
 
 void move_constants(torch::jit::Graph& graph, torch::jit::Block* block, c10::Device device) {
-  const std::vector<torch::jit::Node*> nodes(block->nodes().begin(), block->nodes().end());  // as they are now
+  const std::vector<torch::jit::Node*> nodes(block->nodes().begin(), block->nodes().end());  // a copy
   for (torch::jit::Node* node : nodes) {
     for (torch::jit::Block* inner : node->blocks()) move_constants(graph, inner, device);
     if (node->kind() == c10::prim::Constant) {

@@ -7,15 +7,15 @@
 #include "torchscript/fused_outputs.h"
 #include "torchscript/script_engine.h"
 
-// The only registrations: the class, the op that runs it, and the operators of detection heads.
+// Registers the class, the op that runs it, and the operators of detection heads. There are no other registrations.
 
 namespace hybrid_rt {
 namespace {
 
 using Flat = std::tuple<std::tuple<std::string, std::string>, std::tuple<std::string, std::string>>;
 
-/// What torch.export and torch.compile need of an Engine to see through it (hybrid_rt/torchscript/fake_engine.py).
-/// Torch looks the names up as attributes of the stand-in, so none may be a method's.
+/// Returns the facts about an Engine that torch.export and torch.compile need (hybrid_rt/torchscript/fake_engine.py).
+/// Torch sets the names as attributes of the stand-in, so none may be the name of a method.
 Flat flatten(const c10::intrusive_ptr<ScriptEngine>& self) {
   const auto fields = std::get<1>(self->state());
   return {{"members", fields.at("segments")}, {"specs", fields.at("variants")}};

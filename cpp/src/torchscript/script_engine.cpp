@@ -32,12 +32,12 @@ std::vector<std::string> segments_from(const std::string& text) {
   try {
     auto segments = names.get<std::vector<std::string>>();
     if (!segments.empty()) return segments;
-  } catch (const nlohmann::json::exception&) {  // said below
+  } catch (const nlohmann::json::exception&) {  // reported below
   }
   throw malformed("state, field 'segments'", "a JSON array of at least one name", text.substr(0, 80));
 }
 
-/// The fields of version 1 as those of version 2.
+/// Converts the fields of version 1 to version 2.
 ScriptEngine::Fields upgraded_from_version_1(const ScriptEngine::Fields& fields) {
   ScriptEngine::Fields upgraded;
   upgraded.insert("segments", nlohmann::json(segments_of_version_1(named(fields, "segment")))
@@ -48,8 +48,9 @@ ScriptEngine::Fields upgraded_from_version_1(const ScriptEngine::Fields& fields)
   return upgraded;
 }
 
-/// For an output whose values the engine does not write, because no operator of the head reads them: a tensor on the
-/// engine's device, whose elements all are one number in memory. Not a number, so that it would be noticed.
+/// Returns a stand-in for an output whose values the engine does not write because no operator of the head reads them:
+/// a tensor on the engine's device whose elements are all the same number in memory, NaN, so that any use would be
+/// noticed.
 at::Tensor stand_in(const at::Tensor& output, c10::Device device) {
   const auto options = at::TensorOptions(output.scalar_type()).device(device);
   const double value = c10::isFloatingType(output.scalar_type()) ? std::numeric_limits<double>::quiet_NaN() : 0.0;
@@ -117,8 +118,8 @@ ScriptEngine::PreparedPointer ScriptEngine::prepared_for(c10::Device device) {
   const std::lock_guard preparing(preparing_);
   if (PreparedPointer ready = prepared(device)) return ready;
   const PreparedPointer last = prepared();
-  // On devices that no engine has, the refusal names the one that it was prepared for. Engines name their devices, and
-  // a device of torch's kind PrivateUse1 may have CUDA's name.
+  // For devices that no engine supports, the refusal names the device that the engine was prepared for. Engines name
+  // their devices themselves, and a device of torch's kind PrivateUse1 may have CUDA's name.
   const bool is_known = device.is_cpu() || c10::DeviceTypeName(device.type(), /*lower_case=*/true) == "cuda";
   if (last && !is_known) return last;
   EngineOptions options = last ? last->options : EngineOptions{};
@@ -135,7 +136,7 @@ std::vector<at::Tensor> ScriptEngine::run(const std::vector<at::Tensor>& inputs)
   const c10::Device device = has_device ? inputs.front().device() : last ? last->options.device : c10::kCPU;
   PreparedPointer ready = prepared(device);
   if (!ready) ready = prepared_for(device);
-  // A profiler shows which engine a call of the op ran; the name and the inputs are looked at only where there is one.
+  // Shows a profiler which engine a call of the op ran. Name and inputs are read only if there is a profiler.
   RECORD_FUNCTION("hybrid_rt engine " + name_, std::vector<c10::IValue>(inputs.begin(), inputs.end()));
   std::vector<at::Tensor> outputs =
       run_checked(*ready->chosen.engine, name_, specs_[ready->chosen.index], ready->options.device, inputs);

@@ -15,45 +15,44 @@
 
 namespace hybrid_rt {
 
-/// The TorchScript class `hybrid_rt.Engine`: what stands in the graph in the place of a segment, or of several. It
-/// carries all variants as bytes, chooses one when it is prepared (at the latest by its first run), and runs it.
-/// Thread-safe.
+/// The TorchScript class `hybrid_rt.Engine`, which replaces one or several segments in the graph. It holds the bytes of
+/// all variants, chooses one when it is prepared (at the latest in its first run), and runs it. Thread-safe.
 class ScriptEngine : public torch::CustomClassHolder {
  public:
-  /// Named fields, each JSON: "segments" (array of the dotted paths of what it stands for), "variants" (array of
-  /// artifact specs), "table" (array: size and SHA-256 of each entry of the blob table).
+  /// Named fields, each JSON: "segments" (array of the dotted paths of the replaced segments), "variants" (array of
+  /// artifact specs), "table" (array with size and SHA-256 of each entry of the blob table).
   using Fields = c10::Dict<std::string, std::string>;
-  /// Version, fields, blob table. A blob is a uint8 CPU tensor, so the archive holds its bytes once, as they are.
+  /// Version, fields, blob table. A blob is a uint8 CPU tensor, so the archive contains its bytes once and unchanged.
   using State = std::tuple<int64_t, Fields, std::vector<at::Tensor>>;
 
   static constexpr int64_t kStateVersion = 2;
 
-  /// Validates names, counts, sizes and types; opens no runtime and reads no blob. Throws Error(kBundle).
+  /// Validates names, counts, sizes and types. Opens no runtime and reads no blob. Throws Error(kBundle).
   ScriptEngine(Fields fields, std::vector<at::Tensor> blobs);
 
   State state() const;
-  /// Reads version 1 too, whose field "segment" joins the paths with "+".
+  /// Also reads version 1, whose field "segment" has the paths joined by "+".
   static c10::intrusive_ptr<ScriptEngine> from_state(State state);
 
-  /// Chooses a variant that `machine` can run, which is the one that this process runs on; checks its digest, loads its
-  /// engine. Prepared again with other options, it changes over, on all devices; runs in progress end on the engine
-  /// that they began with.
+  /// Chooses a variant that `machine`, the one that this process runs on, can run, checks its digest and loads its
+  /// engine. If it is prepared again with other options, it switches to the new engine on all devices; current runs
+  /// finish on the engine that they started with.
   void prepare(const Preference& preference, const EngineOptions& options, const Machine& machine);
 
-  /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime sees them. Inputs on another device than
-  /// the one that it was prepared for choose and load a variant for that device, with the same preference: a module
-  /// that was moved by .to() goes on there. Throws Error(kInput), or as prepare().
+  /// Checks the inputs (count, dtype, rank, bounds, device) before the runtime receives them. If they are on another
+  /// device than the engine was prepared for, chooses and loads a variant for that device, with the same preference, so
+  /// that a module that was moved by .to() continues there. Throws Error(kInput), or the errors of prepare().
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
-  /// The bytes are in that file too: from here on they are read from it when they are needed.
-  void let_go_of_bytes(std::shared_ptr<const Archive> file) { table_.let_go(std::move(file)); }
+  /// Releases the bytes, which are in that file too. They are read from it from now on.
+  void release_bytes(std::shared_ptr<const Archive> file) { table_.release(std::move(file)); }
 
-  /// For people: "backbone+rpn.head".
+  /// Returns the name to show to users: "backbone+rpn.head".
   const std::string& name() const { return name_; }
   const std::vector<std::string>& segments() const { return segments_; }
   const std::vector<ArtifactSpec>& specs() const { return specs_; }
 
-  /// How it is run; on several devices, how on the one that it was prepared for last.
+  /// Returns the running variant; on several devices, the one of the device that was prepared last.
   EngineChoice choice() const;
 
  private:
@@ -65,9 +64,9 @@ class ScriptEngine : public torch::CustomClassHolder {
   using PreparedPointer = std::shared_ptr<const Prepared>;
 
   PreparedPointer make(const Preference& preference, const EngineOptions& options, const Machine& machine) const;
-  /// The last one; null before the first.
+  /// Returns the last one; null before the first.
   PreparedPointer prepared() const;
-  /// Null if it was not prepared for this device.
+  /// Returns the one for this device; null if it was not prepared for it.
   PreparedPointer prepared(c10::Device device) const;
   PreparedPointer prepared_for(c10::Device device);
 
@@ -79,11 +78,11 @@ class ScriptEngine : public torch::CustomClassHolder {
 
   mutable std::mutex mutex_;               // guards prepared_
   std::mutex preparing_;                   // one preparation at a time
-  std::vector<PreparedPointer> prepared_;  // one a device, the last one made in front
+  std::vector<PreparedPointer> prepared_;  // one per device, most recent first
 };
 
-/// As JSON: {"engine", "segments", "backend", "precision", "description", "variants": [{"backend", "precision",
-/// "chosen", "refusal"}]}, for TorchScript, which has no type for it.
+/// Returns JSON, because TorchScript has no type for a choice: {"engine", "segments", "backend", "precision",
+/// "description", "variants": [{"backend", "precision", "chosen", "refusal"}]}.
 std::string to_json(const EngineChoice& choice);
 
 }  // namespace hybrid_rt

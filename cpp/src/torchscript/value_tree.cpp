@@ -14,7 +14,7 @@ std::vector<c10::IValue> elements_of(const c10::IValue& value) {
 
 namespace {
 
-/// A dict's key as part of a path.
+/// Returns a dict's key as a part of a path.
 std::string key_text(const c10::IValue& key) {
   return key.isString() ? key.toStringRef() : key.isInt() ? std::to_string(key.toInt()) : "?";
 }
@@ -46,8 +46,8 @@ bool holds_tensor(const c10::IValue& value) {
 
 namespace {
 
-/// The type of a named tuple, null for another one. torch throws for a tuple without a type of its own that holds an
-/// undefined tensor, which has no type.
+/// Returns the type of a named tuple; null for any other tuple. torch throws for a tuple without its own type that
+/// contains an undefined tensor, which has no type.
 c10::TupleTypePtr named_type(const c10::IValue& tuple) {
   try {
     c10::TupleTypePtr type = tuple.toTupleRef().type();

@@ -8,12 +8,12 @@
 #include <utility>
 #include <vector>
 
-// Values of TorchScript that hold tensors in lists, tuples and dicts: the one place that knows how to go through them,
-// change them and build them. Its twin for Python's values is hybrid_rt/common/tensor_tree.py.
+// Traverses, changes and builds TorchScript values that contain tensors in lists, tuples and dicts. No other code knows
+// how to do this. Its counterpart for Python's values is hybrid_rt/common/tensor_tree.py.
 
 namespace hybrid_rt {
 
-/// The elements of a list or tuple.
+/// Returns the elements of a list or tuple.
 std::vector<c10::IValue> elements_of(const c10::IValue& value);
 
 /// Receives a leaf (neither a list, tuple nor dict, or an empty one), and the keys and indices to it, joined by dots.
@@ -22,17 +22,18 @@ using LeafVisitor = std::function<void(const c10::IValue& leaf, const std::strin
 /// Calls `visit` for each leaf, in order. `path` is the name of the whole value.
 void visit_leaves(const c10::IValue& value, const std::string& path, const LeafVisitor& visit);
 
-/// Returns whether a leaf is a tensor that is defined.
+/// Returns true for a leaf that is a defined tensor.
 bool holds_tensor(const c10::IValue& value);
 
 using TensorChange = std::function<at::Tensor(const at::Tensor&)>;
 
-/// Returns the value with each defined tensor changed. Lists, tuples and dicts keep their types; other leaves stay.
+/// Applies a function to each defined tensor of a value. Lists, tuples and dicts keep their types; other leaves are
+/// unchanged.
 c10::IValue map_tensors(const c10::IValue& value, const TensorChange& change);
 
 enum class TreeKind { kLeaf, kList, kTuple, kDict };
 
-/// A node of a tree in another form, such as JSON or Python's objects. `keys` are the dict's.
+/// A node of a tree in another form, such as JSON or Python's objects. `keys` are the keys of a dict.
 template <class Source>
 struct TreeNode {
   TreeKind kind = TreeKind::kLeaf;
@@ -40,20 +41,20 @@ struct TreeNode {
   std::vector<Source> children;
 };
 
-/// Returns the type inside of an optional type; any other type as it is.
+/// Returns the element type of an optional type; any other type unchanged.
 c10::TypePtr without_optional(const c10::TypePtr& type);
 
-/// Returns the type of child `i` of a list, tuple or dict type; null if `type` does not tell.
+/// Returns the type of child `i` of a list, tuple or dict type; null if `type` does not say.
 c10::TypePtr child_type(const c10::TypePtr& type, size_t i);
 
-/// Builds a list, tuple or dict. A tuple where `type` is a list becomes a list, as Python's callers pass either.
+/// Builds a list, tuple or dict. A tuple becomes a list if `type` is a list, because Python's callers pass either.
 c10::IValue assemble(TreeKind kind, const std::vector<std::string>& keys, std::vector<c10::IValue> children,
                      const c10::TypePtr& type);
 
 /// Builds the value that a tree in another form describes.
-/// \param type  of the value, as far as it is known; null: nothing is.
-/// \param read  (source) -> TreeNode<Source>
-/// \param leaf  (source, type) -> c10::IValue
+/// \param type type of the value as far as it is known; null if it is unknown
+/// \param read (source) -> TreeNode<Source>
+/// \param leaf (source, type) -> c10::IValue
 template <class Source, class Read, class Leaf>
 c10::IValue build_value(const Source& source, const c10::TypePtr& type, const Read& read, const Leaf& leaf) {
   const c10::TypePtr plain_type = without_optional(type);

@@ -15,16 +15,16 @@
 namespace hybrid_rt {
 namespace {
 
-/// The profiling executor watches the first call and optimises in the second.
+/// The profiling executor observes the first call and optimises in the second.
 constexpr int kCalls = 2;
 
-/// Arguments of forward, and which of them are images.
+/// Arguments of forward, and the images among them.
 struct Sample {
   std::vector<c10::IValue> arguments;
   std::vector<ImageInput> images;
 };
 
-/// The golden sample; without one black images, for a detector that takes nothing else.
+/// Returns the golden sample, or black images if there is none and the detector takes nothing else.
 Sample sample_of(const Archive& file, const std::vector<c10::Argument>& schema, c10::Device device) {
   const std::string& path = file.path();
   const auto images = image_inputs(file.manifest_text(), path);
@@ -44,7 +44,7 @@ Sample sample_of(const Archive& file, const std::vector<c10::Argument>& schema, 
   }
 }
 
-/// Throws Error(kOption) that names the size.
+/// Runs the module on images of one size. Throws Error(kOption) that names the size.
 void run(torch::jit::Module& module, const Sample& sample, const ImageSize& size) {
   try {
     module.forward(resize_images(sample.arguments, sample.images, size));
@@ -57,9 +57,10 @@ void run(torch::jit::Module& module, const Sample& sample, const ImageSize& size
   }
 }
 
-/// What an engine keeps for each of these calls (memory, kernels for the size) is made by the first of them.
+/// Runs concurrent calls, because an engine creates what it keeps per concurrent call (memory, kernels for the size) in
+/// the first of them.
 void run_side_by_side(torch::jit::Module& module, const Sample& sample, const ImageSize& size, int calls) {
-  const int threads = at::get_num_threads();  // of this thread, not of those below
+  const int threads = at::get_num_threads();  // the number of this thread, not of the threads below
   std::vector<std::future<void>> running;
   for (int i = 0; i < calls; ++i) {
     running.push_back(std::async(std::launch::async, [&] {
@@ -68,7 +69,7 @@ void run_side_by_side(torch::jit::Module& module, const Sample& sample, const Im
       run(module, sample, size);
     }));
   }
-  for (auto& call : running) call.get();  // one that throws leaves those behind it to their destructors, which wait
+  for (auto& call : running) call.get();  // if one throws, the destructors of the later ones wait for them
 }
 
 }  // namespace

@@ -7,9 +7,9 @@
 
 namespace hybrid_rt {
 
-/// Runs a loaded bundle on images of the sizes that the options name, as often as TorchScript needs to optimise itself,
-/// and then as often concurrently as it will be called. Which inputs are images, the manifest records; the others are
-/// the golden sample's. Without a golden sample, forward must take images alone. Throws Error.
+/// Runs a loaded bundle on images of the sizes in the options, as often as TorchScript needs to optimise itself, and
+/// then with the number of concurrent calls that it is loaded for. The manifest records which inputs are images; the
+/// others are the golden sample's. Without a golden sample, forward must take only images. Throws Error.
 void warm_up(torch::jit::Module& module, const Archive& file, const LoadOptions& options);
 
 }  // namespace hybrid_rt

@@ -14,19 +14,18 @@
 namespace hybrid_rt {
 namespace {
 
-/// Scores that differ by no more are level.
+/// Scores that differ by at most this are about equal.
 constexpr double kCut = 1e-3;
-/// No detector's threshold is above it.
+/// Upper limit of detectors' thresholds.
 constexpr double kMaxCut = 0.5;
-/// torchvision's masks are probabilities; the object is where they are at least this.
+/// torchvision's masks are probabilities. A pixel belongs to the object if its probability is at least this.
 constexpr double kMaskCut = 0.5;
-/// So many pixels of a mask may differ whatever its size.
+/// Number of pixels of a mask that may differ, whatever its size.
 constexpr int64_t kMaskPixels = 2;
-/// A keypoint may be this many pixels off whatever the size of its box.
+/// Number of pixels by which a keypoint may be off, whatever the size of its box.
 constexpr double kKeypointPixels = 2;
 
-/// Boxes whose greatest coordinate is no more are in 0..1: they have no pixels, a thousandth of the image stands for
-/// one.
+/// Boxes with no coordinate above this are in 0..1. They have no pixels, so a thousandth of the image counts as one.
 constexpr double kRelativeCoordinates = 2;
 constexpr double kRelativePixel = 1e-3;
 
@@ -61,7 +60,7 @@ std::vector<double> values_of(const at::Tensor& tensor) {
 
 at::Tensor areas_of(const at::Tensor& boxes) { return (boxes.slice(1, 2) - boxes.slice(1, 0, 2)).clamp_min(0).prod(1); }
 
-/// |a - b|, and 0 where both are the same infinity or NaN.
+/// Returns |a - b|, or 0 if both are the same infinity or NaN.
 double distance_of(double a, double b) {
   if (a == b || (std::isnan(a) && std::isnan(b))) return 0;
   return std::abs(a - b);
@@ -77,9 +76,9 @@ double pixel_of(const at::Tensor& boxes) {
   return boxes.abs().max().item<double>() <= kRelativeCoordinates ? kRelativePixel : 1;
 }
 
-/// The overlap [n, m] by which boxes are matched: their IoU. Where a side of either box is shorter than a pixel, the
-/// IoU is that of their rounding errors; there the distances of their edges count, relative to what both boxes span
-/// along that axis, a pixel at least. So a line is judged as a box of one pixel is.
+/// Returns the overlap [n, m] that boxes are matched by: their IoU. If a side of either box is shorter than a pixel,
+/// the IoU only reflects rounding errors; then the distances of their edges count, relative to the span of both boxes
+/// along that axis, at least one pixel. So a line is judged like a box of one pixel.
 at::Tensor overlap_of(const at::Tensor& expected, const at::Tensor& found) {
   const at::Tensor iou = box_iou(expected, found);
   const double pixel = pixel_of(expected);
@@ -137,12 +136,13 @@ std::vector<int64_t> others_than(const std::vector<int64_t>& matched, int64_t co
   return others;
 }
 
-/// Those of the unmatched that are not low, and level with the lowest of `others`.
+/// Returns the unmatched boxes that are not at the cut: their score is high, or not about equal to the lowest of
+/// `others`.
 std::vector<int64_t> beyond_the_cut(const std::vector<double>& scores, const std::vector<int64_t>& unmatched,
                                     const std::vector<double>& others, double tolerance) {
   double lowest = others.empty() ? 1 : others[0];
   for (const double other : others) {
-    if (!(lowest <= other)) lowest = std::isnan(lowest) ? lowest : other;  // a NaN stays, and excuses no box
+    if (!(lowest <= other)) lowest = std::isnan(lowest) ? lowest : other;  // a NaN is kept, and excuses no box
   }
   if (lowest >= kMaxCut) return unmatched;
   std::vector<int64_t> beyond;

@@ -18,7 +18,7 @@ namespace {
 
 using Leaves = std::vector<std::pair<std::string, c10::IValue>>;
 
-/// Bytes of a text that a failure shows.
+/// Maximum number of bytes of a text in a failure.
 constexpr size_t kLongestText = 100;
 
 std::string joined(const std::vector<std::string>& parts, const char* separator) {
@@ -34,20 +34,20 @@ std::string fields_of(const DetectionFields& picture) {
 }
 
 bool is_empty_container(const c10::IValue& value) {
-  return value.isList() || value.isTuple() || value.isGenericDict();  // visit_leaves() shows those without content only
+  return value.isList() || value.isTuple() || value.isGenericDict();  // visit_leaves() visits only empty ones
 }
 
 bool is_absent(const c10::IValue& value) { return value.isNone() || (value.isTensor() && !value.toTensor().defined()); }
 
-/// The leaves of a result: tensors and plain values, each named by the keys and indices that lead to it.
-/// Throws Error(kInput) for others.
+/// Returns the leaves of a result: tensors and plain values, each named by the keys and indices that lead to it. Throws
+/// Error(kInput) for any other leaf.
 Leaves leaves_of(const c10::IValue& value) {
   Leaves found;
   visit_leaves(value, "output", [&found](const c10::IValue& leaf, const std::string& name) {
     const bool is_plain = is_absent(leaf) || leaf.isBool() || leaf.isInt() || leaf.isDouble() || leaf.isString();
     if (!leaf.isTensor() && !is_plain && !is_empty_container(leaf)) {
       throw Error(ErrorKind::kInput, "verify", "the result, " + name,
-                  "tensors, numbers, texts and None in lists, tuples and dicts", leaf.tagKind(),
+                  "tensors, numbers, strings and None in lists, tuples and dicts", leaf.tagKind(),
                   "Wrap the detector in a module that returns such values.");
     }
     found.emplace_back(name, leaf);
@@ -72,7 +72,8 @@ std::string told(const c10::IValue& value) {
   return value.isTuple() ? "()" : value.isList() ? "[]" : "{}";
 }
 
-/// Numbers with a fraction may be rounded; all else has to be equal, in kind too.
+/// Returns true if two plain values are equal. Floats may differ by rounding, other values must be identical, including
+/// their types.
 bool are_equal(const c10::IValue& expected, const c10::IValue& found, const Thresholds& thresholds) {
   if (is_absent(expected) || is_absent(found)) return is_absent(expected) && is_absent(found);
   if (is_empty_container(expected)) return is_empty_container(found);
@@ -86,7 +87,7 @@ bool are_equal(const c10::IValue& expected, const c10::IValue& found, const Thre
   return std::abs(a - b) <= thresholds.relative_error * std::max(std::abs(a), std::abs(b)) && std::isfinite(a - b);
 }
 
-/// 0 if all is equal, 3 if nothing is.
+/// Returns 0 if everything matches, 3 if nothing does.
 double severity_of(const BoxMatch& match) {
   return (1 - match.recall()) + (1 - match.masks_recall()) + (1 - match.keypoint_recall());
 }
@@ -149,8 +150,8 @@ void compare_detections(Comparison& comparison, const std::vector<DetectionField
   }
 }
 
-/// Whole numbers above this are no rounded result of float32, which does not hold all of them: time stamps, hashes,
-/// keys. A difference that is small relative to them is one nevertheless.
+/// float32 does not represent all integers above this, so such integers are not rounded results but timestamps, hashes
+/// or keys. For them, even a relatively small difference counts.
 constexpr int64_t kLargestRounded = int64_t{1} << 24;
 
 bool differ_beyond_rounding(const at::Tensor& expected, const at::Tensor& found) {

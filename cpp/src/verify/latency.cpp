@@ -14,7 +14,7 @@
 namespace hybrid_rt {
 namespace {
 
-/// The profiling executor watches the first call and optimises in the second.
+/// The profiling executor observes the first call and optimises in the second.
 constexpr int kWarmUp = 2;
 
 double milliseconds_of(torch::jit::Module& module, const std::vector<c10::IValue>& inputs, c10::Device device) {
@@ -32,7 +32,7 @@ SizeLatency measured(torch::jit::Module& module, const std::vector<c10::IValue>&
   return SizeLatency::of(promised.height, promised.width, std::move(times));
 }
 
-/// The conditions of a check, in the form of a contract's.
+/// Returns the conditions of this check in the form of a contract.
 LatencyContract conditions_here(const torch::jit::Module& module, c10::Device device) {
   LatencyContract here;
   here.machine = MachineDescription::here(device.is_cuda() ? std::max<int64_t>(0, device.index()) : -1);

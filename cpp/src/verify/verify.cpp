@@ -43,7 +43,7 @@ Verification compare(const c10::IValue& expected, const c10::IValue& found, cons
 
 namespace {
 
-/// Sets the number of torch's threads in this thread for as long as it lives; 0: leaves it.
+/// Sets torch's number of threads in this thread during its lifetime; 0 leaves it unchanged.
 class Threads {
  public:
   explicit Threads(int count) : before_(at::get_num_threads()), is_set_(count > 0) {
@@ -86,7 +86,7 @@ Verification verify(const std::string& path, const LoadOptions& given, const std
   const auto file = std::make_shared<Archive>(path);
   LoadOptions options = given;
   if (latency) {
-    check_latency_options(*latency);  // before long work
+    check_latency_options(*latency);  // before the long work
     const LatencyContract contract = LatencyContract::from_manifest(file->manifest_text(), path);
     chosen_sizes(contract, *latency);
     if (options.threads == 0) options.threads = static_cast<int>(contract.threads);

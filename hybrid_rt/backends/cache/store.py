@@ -29,7 +29,7 @@ from ...common.specs import PRECISIONS, Artifact
 from ...torchscript.graph_digest import NoDigest
 from .. import registry
 from . import artifact_file
-from .folder import folder
+from .directory import cache_directory
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -118,7 +118,7 @@ def get_or_compile(backend: Backend, program: Program, precision: str) -> tuple[
         return compiler.get()(backend, program, precision), False
     try:
         key = key_of(backend, program, precision)
-        path = folder() / f"{key}{SUFFIX}"
+        path = cache_directory() / f"{key}{SUFFIX}"
     except (NoDigest, CaptureError):  # not every compiler needs the traced graph
         return compiler.get()(backend, program, precision), False
     except OptionError as error:
@@ -179,7 +179,7 @@ def entries() -> list[Entry]:
         OptionError: The cache has no directory, see :func:`folder`.
     """
     found = []
-    for path in _files(folder()):
+    for path in _files(cache_directory()):
         try:
             status = path.stat()
         except FileNotFoundError:  # another process removed it
@@ -218,9 +218,9 @@ def clear() -> list[Entry]:
                 "cache", str(entry.path), expected="to remove the file", got=error.strerror or str(error)
             ) from error
         removed.append(entry)
-    _remove_half_written(folder(), older_than=ABANDONED_SECONDS)
+    _remove_half_written(cache_directory(), older_than=ABANDONED_SECONDS)
     for name in registry.cache_directories():
-        shutil.rmtree(folder() / name, ignore_errors=True)
+        shutil.rmtree(cache_directory() / name, ignore_errors=True)
     return removed
 
 

@@ -74,8 +74,8 @@ class OnnxRuntimeBackend(QuantizingBackend):
         if precision == "int8":
             onnx_export.hoist_constants(model)
             names, _ = onnx_export.value_names(program.inputs, program.outputs)
-            tell = self.progress or (lambda share, what: None)
-            model, quantization = int8.quantize_model(model, names, program, self.given, tell)
+            progress = self.progress or (lambda share, what: None)
+            model, quantization = int8.quantize_model(model, names, program, self.given, progress)
             record = {BLOB: quantization.to_blob()}
             versions |= {"onnxruntime": importlib.metadata.version("onnxruntime"), "int8": quantization.summary}
         _add_unused_inputs(model, program)

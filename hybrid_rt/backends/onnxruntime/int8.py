@@ -40,7 +40,11 @@ def missing() -> str:
 
 
 def quantize_model(
-    model: Any, names: Sequence[str], program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
+    model: Any,
+    names: Sequence[str],
+    program: Program,
+    options: Mapping[str, float],
+    progress: Callable[[float, str], None],
 ) -> tuple[Any, Quantization]:
     """Returns the model in int8, with the record of its quantisation.
 
@@ -49,12 +53,12 @@ def quantize_model(
         names: names of its inputs, in the segment's order.
         program: the segment, with the calibration samples.
         options: see :mod:`..quantization.options`.
-        tell: receives the progress of the search.
+        progress: receives the progress of the search.
 
     Raises:
         BackendError: No layer can be quantised, the tool refuses one, or too much would have to stay in fp32.
     """
-    return quantize(OnnxQuantizer(model, names, program), options, tell)
+    return quantize(OnnxQuantizer(model, names, program), options, progress)
 
 
 class OnnxQuantizer(EngineQuantizer):
@@ -94,7 +98,7 @@ class OnnxQuantizer(EngineQuantizer):
         return self._with({"nodes_to_exclude": sorted(kept)} if kept else {})
 
     def alone(self, layer: str) -> Any:
-        """Returns the model with only one layer in int8, calibrated on the compared samples."""
+        """Returns the model with only one layer in int8, calibrated on the samples of the comparison."""
         return self._with({"nodes_to_quantize": [layer]}, self.compared)
 
     def _with(self, nodes: Mapping[str, Sequence[str]], samples: Sequence[Mapping[str, Any]] | None = None) -> Any:

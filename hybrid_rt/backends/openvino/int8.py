@@ -34,7 +34,7 @@ def missing() -> str:
 
 
 def quantize_model(
-    model: Any, program: Program, options: Mapping[str, float], tell: Callable[[float, str], None]
+    model: Any, program: Program, options: Mapping[str, float], progress: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
     """Returns the model in int8, with the record of its quantisation.
 
@@ -42,12 +42,12 @@ def quantize_model(
         model: the segment in fp32, as OpenVINO converted it.
         program: the segment, with the calibration samples.
         options: see :mod:`..quantization.options`.
-        tell: receives the progress of the search.
+        progress: receives the progress of the search.
 
     Raises:
         BackendError: NNCF refuses a layer, quantises none, or too much would have to stay in fp32.
     """
-    return quantize(NncfQuantizer(model, program), options, tell)
+    return quantize(NncfQuantizer(model, program), options, progress)
 
 
 class NncfQuantizer(EngineQuantizer):

@@ -1,8 +1,9 @@
-"""A dense head's outputs without a change of layout: the channels of a pixel lie together in OpenVINO's kernels.
+"""Removes layout changes of a dense head's outputs: OpenVINO's kernels keep the channels of a pixel together.
 
-torchvision's RetinaNet, FCOS and SSD turn a convolution's result, [N, A * K, H, W], into [N, H * W * A, K] by a view
-[N, A, K, H, W], a permutation to [N, H, W, A, K] and a reshape. OpenVINO writes the convolution's result, whose pixels
-lie together, channel by channel first, and pixel by pixel again. A permutation to [N, H, W, A * K] is the same memory.
+torchvision's RetinaNet, FCOS and SSD turn a convolution's result, [N, A * K, H, W], into [N, H * W * A, K] by a view as
+[N, A, K, H, W], a permutation to [N, H, W, A, K] and a reshape. OpenVINO computes the convolution pixel by pixel,
+writes it channel by channel for the view, and then pixel by pixel again. A permutation to [N, H, W, A * K] describes
+the same memory without these copies.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from typing import Any
 
 _ORDER = [0, 3, 4, 1, 2]
 _PASSED = {"Convert", "Unsqueeze", "Squeeze"}
-"""Between a size and the list of sizes that it is put into: they keep it."""
+"""Operations between a size and the list of sizes that contains it. They do not change its value."""
 
 
 def keep_pixels_together(model: Any) -> int:
-    """Rewrites view, permute and reshape to permute and reshape, where that is proven to be the same.
+    """Rewrites view, permute and reshape as permute and reshape, where the two are provably equal.
 
     Args:
-        model: OpenVINO's; it is changed.
+        model: An OpenVINO model. It is modified.
 
     Returns:
-        How many places were rewritten.
+        The number of rewritten places.
     """
     from openvino import opset13 as opset
 
@@ -62,9 +63,9 @@ def _splits_channels(view: Any) -> bool:
 
 
 def _is_flattening(reader: Any) -> bool:
-    """Returns true for a reshape that copies at most the first size of what it is given.
+    """Returns true for a reshape that copies at most the first size of its input.
 
-    Any reshape sees the same numbers in the same order; only sizes that it copies by their place could differ.
+    Any reshape keeps the order of the numbers. Only a size that it copies by position could differ after the rewrite.
     """
     node = reader.get_node()
     if node.get_type_name() != "Reshape" or reader.get_index() != 0:
@@ -76,7 +77,7 @@ def _is_flattening(reader: Any) -> bool:
 
 
 def _target(reshape: Any) -> list[Any] | None:
-    """Returns the sizes that a reshape makes: numbers, or a pair of a shape's source and an axis; None: not known."""
+    """Returns the target sizes of a reshape: numbers, or pairs of a value and its axis; None if they are unknown."""
     target = reshape.input_value(1)
     numbers = _numbers(target)
     if numbers is not None:
@@ -96,7 +97,7 @@ def _target(reshape: Any) -> list[Any] | None:
 
 
 def _sizes(value: Any) -> list[Any]:
-    """Returns the numbers of a list, or the axes that it was read from; empty: not known."""
+    """Returns the numbers of a list, or pairs of a value and the axis whose size each one is; empty if unknown."""
     numbers = _numbers(value)
     if numbers is not None:
         return list(numbers)

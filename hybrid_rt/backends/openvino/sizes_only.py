@@ -1,7 +1,8 @@
-"""Outputs of which only the sizes are wanted: OpenVINO returns the shape instead of writing the values.
+"""Replaces outputs whose sizes alone are needed: OpenVINO returns the shape instead of writing the values.
 
-A dense head in the engine reads the feature maps as they lie in OpenVINO's memory. As outputs they are also converted
-to torch's layout and to float32, each time, although a head outside uses them only to place its anchors.
+A dense head inside the engine reads the feature maps in OpenVINO's own layout. As outputs they must also be converted
+to torch's layout and to float32 in every call, although a head outside the engine uses only their sizes, to place its
+anchors.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from xml.etree import ElementTree
 from ...common.specs import TensorSpec
 
 MODEL_FOR_HEAD = "head_xml"
-"""The blob with the changed representation. A program with its own head gets the unchanged one."""
+"""Name of the blob with the modified model. A program that brings its own head gets the unmodified model."""
 
 POSITIONS = "head_sizes_only"
-"""The blob with the positions of these outputs, separated by spaces."""
+"""Name of the blob with the positions of these outputs, separated by spaces."""
 
 
 def return_sizes(xml: bytes, outputs: Collection[int], specs: Sequence[TensorSpec]) -> tuple[bytes, list[int]]:
-    """Makes outputs of an intermediate representation return their shapes: int32, one number per dimension.
+    """Makes outputs of an intermediate representation return their shapes as int32, one number per dimension.
 
     Args:
-        xml: the representation without its weights.
-        outputs: the positions of the outputs.
-        specs: of all outputs.
+        xml: The representation without its weights.
+        outputs: Positions of the outputs to change.
+        specs: Specs of all outputs.
 
     Returns:
-        The changed representation, and the positions that were changed: scalars, and what is not a tensor of the
-        spec's rank, stay.
+        The modified representation, and the positions that were changed. Scalars, and outputs whose rank differs from
+        the spec's, are left as they are.
     """
     root = ElementTree.fromstring(xml)
     layers, edges = root.find("layers"), root.find("edges")
@@ -69,7 +70,7 @@ def return_sizes(xml: bytes, outputs: Collection[int], specs: Sequence[TensorSpe
 
 
 def _shape_of(number: int, taken: ElementTree.Element, rank: int) -> ElementTree.Element:
-    """Returns a layer that takes what the port of a result takes."""
+    """Returns a ShapeOf layer for the value that the port of a result takes."""
     layer = ElementTree.Element(
         "layer", {"id": str(number), "name": f"sizes_only_{number}", "type": "ShapeOf", "version": "opset3"}
     )

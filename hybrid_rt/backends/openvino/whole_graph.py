@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .backend import OpenVINOBackend
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""In int8, what NNCF does not quantise is computed in f32."""
+"""Inference precision of each precision. In int8, operations that NNCF does not quantise are computed in f32."""
 
 
 class _Holder(nn.Module):
-    """Gives the detector a name, under which it is captured."""
+    """Holds the detector under a name, so that it can be captured as a segment."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
@@ -34,17 +34,21 @@ class _Holder(nn.Module):
 
 
 class OpenVINOWholeGraph(WholeGraph):
-    """Compiles the detector as if it were a segment; sizes that differ among the images stay free."""
+    """Compiles the detector like a segment. Sizes that differ between the images stay free."""
 
     precisions: ClassVar[tuple[str, ...]] = tuple(_HINTS)
 
     def __init__(self, backend: OpenVINOBackend) -> None:
-        """``backend``: compiles it, without rewrites of ours: OpenVINO's users have none."""
+        """Copies the backend and switches off our rewrites of the graph, which OpenVINO's users do not have.
+
+        Args:
+            backend: The backend that compiles the detector.
+        """
         self._backend = copy.copy(backend)
         self._backend.rewrites_graph = False
 
     def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
-        """Writes the blobs of the artifact, each as a file."""
+        """Compiles the detector and writes each blob of the artifact as a file."""
         images = whole.images
         if len({image.shape for image in images}) == 1:
             images = [images[0], images[0].transpose(1, 2).contiguous()]
@@ -75,7 +79,7 @@ def _read(core: Any, directory: Path) -> Any:
 
 
 def _quantize(directory: Path, images: Sequence[Tensor]) -> None:
-    """Quantises a stored model with NNCF's defaults, as OpenVINO's users do, boxes and scores included."""
+    """Quantises a stored model with NNCF's defaults, as OpenVINO's users do, including boxes and scores."""
     import nncf
     import openvino
 
@@ -84,7 +88,7 @@ def _quantize(directory: Path, images: Sequence[Tensor]) -> None:
     with quiet():
         samples = nncf.Dataset([image.numpy() for image in images])
         quantized = nncf.quantize(_read(openvino.Core(), directory), samples, subset_size=len(images))
-    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:  # the model still reads the files
+    with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:  # the model still reads the original files
         xml = Path(folder) / "model.xml"
         openvino.save_model(quantized, str(xml), compress_to_fp16=False)
         for name, path in (("xml", xml), ("weights", xml.with_suffix(".bin"))):

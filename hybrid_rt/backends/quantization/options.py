@@ -12,8 +12,8 @@ MAX_ERROR = "int8_max_error"
 SECONDS = "int8_seconds"
 
 DEFAULTS: Mapping[str, float] = {MAX_ERROR: 0.15, SECONDS: 300.0}
-"""By option. The error is half of what the gate of int8 allows (thresholds.py), since the compiler looks at some
-calibration samples and the gate at other inputs and sizes."""
+"""Default of each option. The error is half of what the gate for int8 allows (thresholds.py), because the compiler sees
+only some calibration samples, while the gate uses other inputs and sizes."""
 
 
 def checked(backend: str, given: Mapping[str, Any]) -> dict[str, float]:
@@ -42,5 +42,5 @@ def checked(backend: str, given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tightened(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options with half of the error."""
+    """Returns the options with half the allowed error."""
     return {**given, MAX_ERROR: given.get(MAX_ERROR, DEFAULTS[MAX_ERROR]) / 2}

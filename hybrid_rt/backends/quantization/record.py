@@ -17,7 +17,12 @@ BLOB = "quantization"
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """A layer that stays in fp32; ``error``: of the outputs when it alone is in int8, None where time ran out."""
+    """A layer that stays in fp32.
+
+    Attributes:
+        name: Name of the layer.
+        error: Largest relative error of an output with only this layer in int8; None if time ran out.
+    """
 
     name: str
     error: float | None = None
@@ -59,12 +64,12 @@ class Quantization:
         return f"{text}: {', '.join(map(_layer_text, self.kept))}"
 
     def to_blob(self) -> Tensor:
-        """Returns the record as a blob of an artifact."""
+        """Returns the record as a blob of an artifact: a uint8 tensor of JSON."""
         return blob_from_bytes(json.dumps(finite(asdict(self)), sort_keys=True).encode())
 
     @classmethod
     def of(cls, blobs: Mapping[str, Tensor]) -> Quantization | None:
-        """Returns the record among the blobs of an artifact; None if there is none, or none that can be read."""
+        """Returns the record among the blobs of an artifact; None if there is none, or if it can't be read."""
         blob = blobs.get(BLOB)
         if blob is None:
             return None

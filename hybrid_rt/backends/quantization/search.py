@@ -1,4 +1,4 @@
-"""Finds the layers that must not be in int8, within a time budget."""
+"""Finds the layers that must stay out of int8, within a time budget."""
 
 from __future__ import annotations
 
@@ -11,37 +11,45 @@ from typing import Any, Protocol
 from .record import KeptLayer
 
 RANKING_SHARE = 0.5
-"""Fraction of the budget for trying layers one by one; the rest is for trying sets of them."""
+"""Fraction of the time budget for trying layers one by one. The rest is for trying sets of layers."""
 
 
 class Quantizer(Protocol):
-    """A segment that an engine's tool can quantise, with some of its layers or others."""
+    """A segment whose layers an engine's tool can quantise selectively."""
 
     @property
     def layers(self) -> Sequence[str]:
-        """Names of what int8 could compute, in the order in which they run."""
+        """Names of the layers that int8 could compute, in the order in which they run."""
 
     @property
     def edges(self) -> Collection[str]:
-        """The first and the last layers: what comes before or after them can't make up for their error."""
+        """Names of the first and last layers. No layer before or after them can compensate for their error."""
 
     @property
     def branches(self) -> Mapping[str, Collection[str]]:
-        """For each output the layers that lead to it and to no other one."""
+        """Names of the layers that contribute to exactly one output, by output."""
 
     def quantize(self, kept: Collection[str]) -> Any:
-        """Returns the segment with all layers in int8 but ``kept``."""
+        """Returns the segment with all layers in int8 except ``kept``."""
 
     def alone(self, layer: str) -> Any:
-        """Returns the segment with this layer alone in int8."""
+        """Returns the segment with only this layer in int8."""
 
     def errors(self, model: Any) -> Mapping[str, float]:
-        """Returns the relative error of each output of what one of the methods above returned."""
+        """Returns the relative error of each output of a model that :meth:`quantize` or :meth:`alone` returned."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """The result of a search: ``error`` is the greatest one of an output, ``everywhere`` that with no layer kept."""
+class SearchResult:
+    """Result of a search.
+
+    Attributes:
+        model: The segment in int8.
+        kept: Layers that stay in fp32.
+        error: Largest relative error of an output of ``model``.
+        everywhere: Largest relative error of an output of ``model_everywhere``.
+        model_everywhere: The segment with every layer in int8.
+    """
 
     model: Any
     kept: tuple[KeptLayer, ...]
@@ -50,32 +58,38 @@ class Found:
     model_everywhere: Any
 
 
-class NotFound(Exception):
-    """No set of layers that was tried is good enough; the text gives the error of the best one."""
+class SearchFailed(Exception):
+    """No tried set of layers is accurate enough. The text gives the error of the best one."""
 
 
 def search(
-    quantizer: Quantizer, limit: float, seconds: float, tell: Callable[[float, str], None] = lambda share, what: None
-) -> Found:
+    quantizer: Quantizer,
+    limit: float,
+    seconds: float,
+    progress: Callable[[float, str], None] = lambda share, what: None,
+) -> SearchResult:
     """Quantises as many layers as the limit on the outputs' errors allows.
 
-    Layers are ranked by the error that each of them alone causes. The first one, two, four, ... of the ranking are
-    kept in fp32; if half of all are not enough, the branches of the outputs that are too far off. Then the
-    smallest number of the ranking that is enough is looked for.
+    Layers are ranked by the error that each causes alone. The search keeps the first one, two, four, ... of the ranking
+    in fp32. If half of all layers are not enough, it keeps the branches of the outputs that are too inaccurate.
+    Otherwise it then finds the smallest sufficient number by bisection.
 
     Args:
-        quantizer: the segment.
-        limit: greatest relative error of an output.
-        seconds: how long the search may take; one trial that has begun is finished.
-        tell: told the share of the time that is over, and what is tried.
+        quantizer: The segment.
+        limit: Largest allowed relative error of an output.
+        seconds: Time budget of the search. A trial that has begun is finished.
+        progress: Called with the spent fraction of the budget and a description of the current trial.
+
+    Returns:
+        The quantised segment and the layers that stay in fp32.
 
     Raises:
-        NotFound: the limit can't be kept, or not in this time.
+        SearchFailed: The limit can't be met, or not in this time.
     """
-    trials = _Trials(quantizer, limit, seconds, tell)
+    trials = _Trials(quantizer, limit, seconds, progress)
     whole = trials.quantize(())
     if whole.is_good:
-        return Found(whole.model, (), whole.error, whole.error, whole.model)
+        return SearchResult(whole.model, (), whole.error, whole.error, whole.model)
     ranking = _ranked(trials)
     names = list(ranking)
     most = len(quantizer.layers) // 2
@@ -98,7 +112,7 @@ def search(
             else:
                 too_few = middle
     kept = tuple(KeptLayer(name, ranking.get(name)) for name in quantizer.layers if name in found.kept)
-    return Found(found.model, kept, found.error, whole.error, whole.model)
+    return SearchResult(found.model, kept, found.error, whole.error, whole.model)
 
 
 @dataclass(frozen=True)
@@ -114,54 +128,60 @@ class _Trial:
 
     @property
     def is_good(self) -> bool:
-        return self.error <= self.limit  # not so if it is NaN
+        return self.error <= self.limit  # false for NaN
 
 
 class _Trials:
-    """Trials so far, and the remaining time."""
+    """Runs trials and tracks the best error and the remaining time."""
 
-    def __init__(self, quantizer: Quantizer, limit: float, seconds: float, tell: Callable[[float, str], None]) -> None:
-        self.quantizer, self.limit, self.seconds, self._tell = quantizer, limit, seconds, tell
+    def __init__(
+        self, quantizer: Quantizer, limit: float, seconds: float, progress: Callable[[float, str], None]
+    ) -> None:
+        self.quantizer, self.limit, self.seconds, self._progress = quantizer, limit, seconds, progress
         self._start = time.monotonic()
         self._best = math.inf
 
     @property
     def share(self) -> float:
-        """The part of the budget that is spent."""
+        """Fraction of the time budget that is spent."""
         return min(1.0, (time.monotonic() - self._start) / self.seconds)
 
     @property
     def is_over(self) -> bool:
         return self.share >= 1
 
-    def tell(self, what: str) -> None:
-        self._tell(self.share, what)
+    def progress(self, what: str) -> None:
+        self._progress(self.share, what)
 
     def quantize(self, kept: Collection[str]) -> _Trial:
-        """Raises NotFound if the time is over."""
+        """Quantises all layers except ``kept`` and measures the errors.
+
+        Raises:
+            SearchFailed: The time is over.
+        """
         if kept and self.is_over:
-            raise NotFound(
+            raise SearchFailed(
                 f"{self._best:.3g} at best when the {self.seconds:g} s of the search were over, with "
                 f"{len(kept)} layers still to be kept in fp32"
             )
-        self.tell(f"int8 with {len(kept)} of {len(self.quantizer.layers)} layers in fp32")
+        self.progress(f"int8 with {len(kept)} of {len(self.quantizer.layers)} layers in fp32")
         model = self.quantizer.quantize(kept)
         trial = _Trial(model, frozenset(kept), self.quantizer.errors(model), self.limit)
         self._best = min(self._best, trial.error)
         return trial
 
-    def refusal(self) -> NotFound:
-        return NotFound(f"{self._best:.3g} at best, with half of the layers or whole branches in fp32")
+    def refusal(self) -> SearchFailed:
+        return SearchFailed(f"{self._best:.3g} at best, with half of the layers or whole branches in fp32")
 
 
 def _ranked(trials: _Trials) -> dict[str, float | None]:
-    """The layers with the error of each alone, the greatest first; edges first where the time does not suffice."""
+    """Returns the error that each layer causes alone, largest first; None for layers that were not tried in time."""
     layers, edges = trials.quantizer.layers, trials.quantizer.edges
     errors: dict[str, float | None] = {}
     for name in sorted(layers, key=lambda name: name not in edges):
         if trials.share >= RANKING_SHARE:
             break
-        trials.tell(f"int8 in {name} alone")
+        trials.progress(f"int8 in {name} alone")
         found = max(trials.quantizer.errors(trials.quantizer.alone(name)).values(), default=0.0)
         errors[name] = math.inf if math.isnan(found) else found
     ranked = sorted(errors, key=lambda name: -(errors[name] or 0.0))
@@ -170,7 +190,7 @@ def _ranked(trials: _Trials) -> dict[str, float | None]:
 
 
 def _by_outputs(trials: _Trials, ranked: Sequence[str]) -> _Trial:
-    """Keeps the branches of the outputs that are too far off, and then the first of the ranking too."""
+    """Keeps the branches of the outputs that are too inaccurate, then also the first layers of the ranking."""
     trial = trials.quantize(ranked)
     bad = [name for name, error in trial.errors.items() if not error <= trials.limit]
     branches = {layer for name in bad for layer in trials.quantizer.branches.get(name, ())}

@@ -1,4 +1,4 @@
-"""NVIDIA TensorRT and TensorRT-RTX: the artifact is a built engine, and what is to be known of it where no GPU is."""
+"""NVIDIA TensorRT and TensorRT-RTX: the artifact is a built engine and the facts that only a GPU could read from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...capture.program import Program
 
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-"""Of each library the Python modules that may bring it; pip's package for TensorRT-RTX has the second name."""
+"""Python modules that may provide each library. The second name is that of pip's package for TensorRT-RTX."""
 
 _INSTALL = (
     "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings onnx builds engines for GeForce and RTX GPUs on any "
@@ -32,16 +32,16 @@ _INSTALL = (
 )
 
 _VERSIONS = {"tensorrt": ((10,), (12,)), "tensorrt_rtx": ((1, 5), (2,))}
-"""The first version that the run half knows how to call, and the first whose interface it does not know."""
+"""First supported version of each library, and the first version whose interface the run half can't call."""
 
 _RUNTIME_CACHE_DIRECTORY = "tensorrt_rtx"
-"""The run half keeps the kernels there that TensorRT-RTX compiled (cpp/backends/tensorrt/runtime_cache.cpp)."""
+"""Directory of the cache in which the run half stores compiled kernels (cpp/backends/tensorrt/runtime_cache.cpp)."""
 
 _SUPPORTED = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 
 
 class TensorRTBackend(Backend):
-    """Exports the traced segment to ONNX, or runs torch2trt on it, and builds an engine of that."""
+    """Exports the traced segment to ONNX, or converts it with torch2trt, and builds an engine from the result."""
 
     name = "tensorrt"
     precisions = ("fp32", "fp16", "bf16", "int8")
@@ -64,7 +64,7 @@ class TensorRTBackend(Backend):
     cache_directories = (TIMING_DIRECTORY, _RUNTIME_CACHE_DIRECTORY)
 
     def availability(self) -> Availability:
-        """Checks that one of the vendor's two builders and the onnx package can be imported."""
+        """Checks that the onnx package and at least one of the vendor's two builders can be imported."""
         vendors, reasons = _vendors()
         if not vendors:
             return Availability(False, f"{'; '.join(reasons)}; {_INSTALL}")
@@ -75,21 +75,25 @@ class TensorRTBackend(Backend):
         return Availability(True, version=", ".join(f"{vendor.library} {vendor.version}" for vendor in vendors))
 
     def misfit(self) -> str:
-        """Returns what TensorRT-RTX builds for, where the GPU that is here is another one."""
+        """Returns why an engine built here would not run on this machine's GPU; empty if it would, or without a GPU."""
         options, gpu = Options(**self.given), _current_gpu()
         vendor = _chosen(options)
         if not gpu or not vendor.is_rtx or options.compute_capabilities == CURRENT:
             return ""
         if gpu["capability"] in options.compute_capabilities:
             return ""
-        return f"it builds for {', '.join(options.compute_capabilities)}, here is {gpu['name']} of {gpu['capability']}"
+        return f"it builds for {', '.join(options.compute_capabilities)}, but {gpu['name']} has {gpu['capability']}"
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :class:`hybrid_rt.backends.tensorrt.options.Options`."""
+        """Checks the user's options against :class:`hybrid_rt.backends.tensorrt.options.Options`.
+
+        Raises:
+            OptionError: An option is unknown, or its value is not allowed.
+        """
         return checked(options)
 
     def options(self) -> Mapping[str, str]:
-        """The user's, and which library they lead to here: with a GPU at hand it may be another one."""
+        """Returns the options, the library that they select on this machine, and the GPU if the build is for it."""
         options = Options(**self.given)
         vendor = _chosen(options)
         texts = {name: repr(value) for name, value in asdict(options).items()}
@@ -97,7 +101,7 @@ class TensorRTBackend(Backend):
         return {**texts, "library": f"{vendor.library} {vendor.version}", "gpu": str(gpu.get("name", ""))}
 
     def made_for(self) -> Mapping[str, str]:
-        """Returns the GPUs and the library; nothing where it needs a GPU and there is none, which compile() says."""
+        """Returns the required GPUs and library version; empty if the build needs a GPU and there is none."""
         options, gpu = Options(**self.given), _current_gpu()
         vendor = _chosen(options)
         if _builds_for_current(vendor, options) and not gpu:
@@ -115,12 +119,19 @@ class TensorRTBackend(Backend):
     def compile(self, program: Program, precision: str) -> Artifact:
         """Builds the engine.
 
+        Args:
+            program: The captured segment.
+            precision: "fp32", "fp16", "bf16" or "int8".
+
+        Returns:
+            The artifact, with the engine and the names and profiles of its bindings as blobs.
+
         Raises:
-            CaptureError: an operation that torch's exporter does not put into ONNX.
-            BackendError: a GPU is needed and there is none, the vendor's parser or builder refuses; the text holds its
-                message.
-            OptionError: a profile that does not fit the segment, a size without an upper bound, an option of the other
-                library.
+            CaptureError: torch's exporter can't express an operation in ONNX.
+            BackendError: The build needs a GPU and there is none, or the vendor's parser or builder refuses the
+                segment. The text includes the vendor's message.
+            OptionError: A profile does not fit the segment, a size has no upper bound, or an option belongs to the
+                other library.
         """
         options = Options(**self.given)
         vendor = _chosen(options)
@@ -162,7 +173,7 @@ class TensorRTBackend(Backend):
 
 
 def _vendors() -> tuple[list[Vendor], list[str]]:
-    """Those that can be imported, and why the others can't."""
+    """Returns the libraries that can be imported, and the reasons why the others can't."""
     found, reasons = [], []
     for library, modules in _MODULES.items():
         failures = []
@@ -187,16 +198,16 @@ def _vendors() -> tuple[list[Vendor], list[str]]:
 
 
 def _chosen(options: Options) -> Vendor:
-    """The library that builds.
+    """Returns the library to build with.
 
     Raises:
-        BackendError: the one that the user named is not installed.
+        BackendError: The requested library, or with "auto" every library, is not installed.
     """
     vendors, reasons = _vendors()
     if options.library != "auto":
         vendors = [vendor for vendor in vendors if vendor.library == options.library]
     elif not _current_gpu():
-        vendors.sort(key=lambda vendor: not vendor.is_rtx)  # the other one builds only where a GPU is
+        vendors.sort(key=lambda vendor: not vendor.is_rtx)  # TensorRT itself builds only on a machine with a GPU
     if vendors:
         return vendors[0]
     raise BackendError.make(
@@ -214,7 +225,7 @@ def _builds_for_current(vendor: Vendor, options: Options) -> bool:
 
 
 def _current_gpu() -> dict[str, Any]:
-    """The first GPU, if there is one."""
+    """Returns the name and capability of the first GPU; empty if there is none."""
     devices, _ = _native.cuda_devices()
     return devices[0] if devices else {}
 
@@ -224,10 +235,10 @@ def _no_gpu(segment: str, vendor: Vendor) -> BackendError:
     return BackendError.make(
         TensorRTBackend.name,
         f"segment '{segment}'",
-        expected=f"a GPU, for which {vendor.library} {vendor.version} builds",
+        expected=f"a GPU, because {vendor.library} {vendor.version} builds only for an installed one",
         got=f"none: {reason}",
-        remedy="Convert on the machine that will run it; TensorRT-RTX builds without a GPU for those that the option "
-        "'compute_capabilities' lists.",
+        remedy="Convert on the machine that will run it, or use TensorRT-RTX, which builds without a GPU for those in "
+        "the option 'compute_capabilities'.",
         code="no-gpu-here",
     )
 
@@ -246,7 +257,7 @@ def _check_dtypes(program: Program) -> None:
 
 
 def _model(program: Program, precision: str, names: Sequence[str]) -> Any:
-    """The ONNX model in the precision. Its nodes keep where they come from, for the parser's messages."""
+    """Returns the ONNX model in a precision. Its nodes keep their source locations for the parser's messages."""
     import onnx
 
     try:
@@ -262,7 +273,7 @@ def _model(program: Program, precision: str, names: Sequence[str]) -> Any:
 
 
 def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
-    """Adds the model to a network with the vendor's parser."""
+    """Returns a function that adds the model to a network with the vendor's parser."""
 
     def populate(network: Any, messages: Messages) -> None:
         parser = vendor.module.OnnxParser(network, messages.logger)
@@ -272,7 +283,7 @@ def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
         raise BackendError.make(
             TensorRTBackend.name,
             f"segment '{program.name}'",
-            expected="operations that TensorRT's ONNX parser takes",
+            expected="operations that TensorRT's ONNX parser supports",
             got="\n  " + "\n  ".join(_error_text(error, model, program) for error in errors) + "\n",
             remedy="Exclude that module from the segment (segments=), or use another engine.",
             code="operator-not-in-engine",
@@ -282,7 +293,7 @@ def _parse(vendor: Vendor, model: Any, program: Program) -> Any:
 
 
 def _error_text(error: Any, model: Any, program: Program) -> str:
-    """The parser's message, after the operation and where in the user's code it comes from."""
+    """Returns the parser's message, preceded by the operation and its place in the user's code."""
     text = str(error.desc()).strip()
     operator, name = error.node_operator(), error.node_name()
     if not operator:
@@ -294,10 +305,11 @@ _CONVOLUTIONS = {"Conv", "ConvTranspose", "_convolution", "convolution", "conv2d
 
 
 def _place(operator: str, name: str, model: Any, program: Program) -> str:
-    """Returns the submodule and the line of an ONNX node, or an empty string if they are unknown.
+    """Returns the submodule and the source line of an ONNX node, or an empty string if they are unknown.
 
-    torch's exporter keeps neither for a frozen module. Convolutions become one node each, in the same order: between
-    the same two of them is the operation of torch that has the node's name.
+    torch's exporter records neither for a frozen module. Each convolution becomes exactly one node, and their order
+    does not change. So the node is located between two convolutions, and torch's operation of that name between the
+    same two is its origin.
     """
     before = 0
     for node in model.graph.node:
@@ -330,13 +342,13 @@ def _capabilities(vendor: Vendor, options: Options, gpu: Mapping[str, Any]) -> s
 
 
 def _version_range(vendor: Vendor, options: Options) -> str:
-    """An engine runs on the version that built it; version-compatible ones of TensorRT on newer ones too."""
+    """Returns the required versions: the one that built the engine, and with ``version_compatible`` newer ones."""
     number = ".".join(vendor.version.split(".")[:3])
     return f">={number}" if options.version_compatible else f"=={number}"
 
 
 def _built_with(options: Options, gpu: Mapping[str, Any]) -> dict[str, str]:
-    """For people: how an engine was built, beyond its precision."""
+    """Returns facts about the build, beyond its precision, to show to users."""
     facts = {"tf32": "on"} if options.tf32 else {}
     if options.frontend != "onnx":
         facts["frontend"] = options.frontend
@@ -346,7 +358,7 @@ def _built_with(options: Options, gpu: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _switches(options: Options) -> dict[str, str]:
-    """Returns what the run half tells TensorRT-RTX, except for its defaults."""
+    """Returns the settings that the run half passes to TensorRT-RTX, without those at their defaults."""
     names = ("kernel_specialization", "cuda_graphs")
     return {name: getattr(options, name) for name in names if getattr(options, name) != getattr(Options, name)}
 
@@ -356,9 +368,9 @@ def _limits(ranges: Sequence[Range]) -> dict[str, list[int]]:
 
 
 def _bounded(spec: TensorSpec, *profiles: Sequence[Range]) -> TensorSpec:
-    """The input's spec with the sizes that the profiles hold: those between two profiles are refused by the run half.
+    """Returns the input's spec, limited to the sizes of all profiles. The run half refuses sizes between two profiles.
 
-    A dimension that the segment counts may be 0.
+    A first dimension whose minimum is 0 in the segment keeps that minimum.
     """
     low = [min(sizes) for sizes in zip(*([size[0] for size in ranges] for ranges in profiles), strict=True)]
     high = [max(sizes) for sizes in zip(*([size[2] for size in ranges] for ranges in profiles), strict=True)]

@@ -1,4 +1,4 @@
-"""Building a TensorRT engine: the vendor's builder, told of profiles, precision, GPUs, and asked how far it is."""
+"""Builds a TensorRT engine: configures the vendor's builder, runs it and reports its progress."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from ...common.atomic_files import atomic_write
 from ...common.errors import BackendError, HybridRTError
 from ..base import Progress
-from ..cache.folder import folder
+from ..cache.directory import cache_directory
 from .options import CURRENT, Options, Range
 
 _NAME = "tensorrt"
 
 TIMING_DIRECTORY = "tensorrt_timing"
-"""The directory of the cache that holds what the builder measured of kernels."""
+"""Directory of the cache that stores the builder's kernel timings."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Vendor:
 
     @property
     def version(self) -> str:
-        """E.g. "1.7.1.116"."""
+        """Version of the Python module, for example "1.7.1.116"."""
         return str(self.module.__version__)
 
     @property
     def is_rtx(self) -> bool:
-        """TensorRT-RTX builds for GPUs that are not here."""
+        """True for TensorRT-RTX, which can build for GPUs that this machine doesn't have."""
         return self.library == "tensorrt_rtx"
 
 
@@ -45,7 +45,11 @@ class Messages:
     """Collects warnings and errors of the vendor's logger for an error's text."""
 
     def __init__(self, vendor: Any) -> None:
-        """``vendor``: the vendor's module."""
+        """Creates the logger.
+
+        Args:
+            vendor: The vendor's Python module.
+        """
         errors: list[str] = []
 
         class Logger(vendor.ILogger):  # type: ignore[misc]
@@ -60,14 +64,14 @@ class Messages:
         self._errors = errors
 
     def take(self) -> str:
-        """The errors since the last call, one a line."""
+        """Returns the errors since the last call, one per line."""
         text = "\n  ".join(dict.fromkeys(self._errors))
         self._errors.clear()
         return text
 
 
 Populate = Callable[[Any, Messages], None]
-"""Puts the segment into the vendor's network. Raises BackendError."""
+"""Adds the segment to the vendor's network. Raises BackendError if the vendor refuses it."""
 
 
 def build(
@@ -79,19 +83,22 @@ def build(
     segment: str,
     progress: Progress | None,
 ) -> bytes:
-    """The engine.
+    """Builds and serializes an engine.
 
     Args:
-        vendor: which library builds it.
-        options: the user's.
-        populate: puts the segment into the network.
-        inputs: names of the network's inputs; empty for those that the segment does not look at.
-        profiles: see :func:`hybrid_rt.backends.tensorrt.options.profiles_of`.
-        segment: its name, for messages.
-        progress: told how far the builder is.
+        vendor: The library that builds it.
+        options: The user's options.
+        populate: Adds the segment to the network.
+        inputs: Names of the network's inputs; empty for an input that the segment does not use.
+        profiles: The result of :func:`hybrid_rt.backends.tensorrt.options.profiles_of`.
+        segment: Name of the segment, for messages.
+        progress: Called with the builder's progress, unless it is None.
+
+    Returns:
+        The serialized engine.
 
     Raises:
-        BackendError: the builder refuses, with its messages.
+        BackendError: The builder refuses the segment. The text includes its messages.
     """
     trt = vendor.module
     messages = Messages(trt)
@@ -106,7 +113,7 @@ def build(
             if name:
                 made.set_shape(name, *([size[k] for size in ranges] for k in range(3)))
         if config.add_optimization_profile(made) < 0:
-            raise _failed(segment, "optimisation profiles that the builder takes", messages.take())
+            raise _failed(segment, "optimisation profiles that the builder accepts", messages.take())
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
     with _timing_cache(config, vendor):
@@ -127,7 +134,7 @@ def _failed(segment: str, expected: str, got: str) -> BackendError:
 
 
 def _flags(trt: Any) -> int:
-    """Strongly typed: the types are those of the model. It is the only kind that newer versions have."""
+    """Returns the flags of a strongly typed network, which has the model's types. Newer versions support no other."""
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
@@ -148,12 +155,12 @@ def _configure(config: Any, vendor: Vendor, options: Options, segment: str) -> N
 
 
 def check_capabilities(vendor: Vendor, capabilities: Sequence[str], segment: str) -> None:
-    """Checks GPUs by their compute capabilities: "9.0".
+    """Checks that TensorRT-RTX builds for GPUs of the given compute capabilities, such as "9.0".
 
-    TensorRT-RTX builds "for the current GPU" also where it then refuses to run the engine: on an H100, by 1.7.1.
+    TensorRT-RTX 1.7.1 builds "for the current GPU" on an H100 too, but then refuses to run the engine.
 
     Raises:
-        BackendError: this TensorRT-RTX does not build for one of them.
+        BackendError: This version of TensorRT-RTX does not build for one of them.
     """
     known = [name for name in dir(vendor.module.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
     for capability in capabilities:
@@ -180,18 +187,18 @@ def _set_capabilities(config: Any, vendor: Vendor, options: Options, segment: st
 
 
 def _name(capability: str) -> str:
-    """``12.0`` -> ``SM120``."""
+    """Returns the vendor's name of a compute capability: ``SM120`` for ``12.0``."""
     return f"SM{capability.replace('.', '')}"
 
 
 def _capability(name: str) -> str:
-    """``SM120`` -> ``12.0``."""
+    """Returns the compute capability that a vendor's name stands for: ``12.0`` for ``SM120``."""
     digits = name.removeprefix("SM")
     return f"{digits[:-1]}.{digits[-1]}"
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """Tells of the phases that are parts of no other one."""
+    """Returns a monitor that reports the progress of top-level phases."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -215,7 +222,7 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 @contextlib.contextmanager
 def _timing_cache(config: Any, vendor: Vendor) -> Iterator[None]:
-    """Loads and saves TensorRT's kernel timings for later builds on the same GPU. TensorRT-RTX has none."""
+    """Loads and saves TensorRT's kernel timings for later builds on the same GPU. TensorRT-RTX has no such timings."""
     if vendor.is_rtx:
         yield
         return
@@ -226,7 +233,7 @@ def _timing_cache(config: Any, vendor: Vendor) -> Iterator[None]:
             known = path.read_bytes()
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        cache = config.create_timing_cache(b"")  # damaged, or of another GPU
+        cache = config.create_timing_cache(b"")  # damaged, or measured on another GPU
         config.set_timing_cache(cache, ignore_mismatch=False)
     yield
     if path is not None:
@@ -244,5 +251,5 @@ def _timing_file(vendor: Vendor) -> Path | None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     key = hashlib.sha256(f"{vendor.library} {vendor.version} {device}".encode()).hexdigest()
     with contextlib.suppress(HybridRTError):
-        return folder() / TIMING_DIRECTORY / f"{key}.cache"
+        return cache_directory() / TIMING_DIRECTORY / f"{key}.cache"
     return None

@@ -18,33 +18,36 @@ CURRENT = "current"
 DIMENSIONS = {"batch": 0, "height": 2, "width": 3}
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
-"""What TensorRT-RTX builds for at no cost in size; 7.5 (Turing) makes engines many times larger."""
+"""Compute capabilities that TensorRT-RTX combines without a larger engine; 7.5 (Turing) makes it many times larger."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the backend, checked.
+    """Checked options of the TensorRT backend.
 
     Attributes:
-        library: which of the vendor's two; "auto": TensorRT where it is installed and a GPU is there, as it builds on
-            one, else TensorRT-RTX, which builds anywhere.
-        frontend: how the segment gets to TensorRT: "onnx", or "torch2trt" where that package is installed.
-        tf32: round the factors of fp32 convolutions and products to 10 bits of mantissa. Off, as "fp32" says.
-        compute_capabilities: of the GPUs that a TensorRT-RTX engine is for, e.g. ["8.6"]; "current": of the one here.
-        hardware_compatibility: of a TensorRT engine: "none": GPUs of the model that built it; "ampere_plus": Ampere and
-            newer ones, slower; "same_compute_capability".
-        version_compatible: of a TensorRT engine: newer versions run it too, slower.
-        profiles: sizes for which kernels are chosen, a mapping each of "batch", "height" and "width" to (min, max) or
-            (min, opt, max); what is not named has the segment's whole range. None: one profile of the whole range.
-        kernel_specialization: of a TensorRT-RTX engine that takes several sizes: when kernels for the very sizes of a
-            call are compiled: "lazy": beside the calls, which meanwhile run kernels for any size; "eager": within the
-            first call; "none": never.
-        cuda_graphs: of a TensorRT-RTX engine: "whole_graph": it records its calls as CUDA graphs by itself, in streams
-            other than the default one. For both libraries there is HYBRID_RT_TENSORRT_CUDA_GRAPHS.
-        max_batch: of a first dimension that the segment leaves without an upper bound: at least this many, and eight
-            times the example's.
-        optimization_level: 0 to 5, how long TensorRT looks for fast kernels.
-        workspace_mb: memory that a kernel may use at most; 0: all that the GPU has.
+        library: "tensorrt", "tensorrt_rtx" or "auto". "auto" selects TensorRT if it is installed and the machine has a
+            GPU, which TensorRT needs to build; otherwise TensorRT-RTX, which builds on any machine.
+        frontend: Converter of the segment: "onnx", or "torch2trt" if that package is installed.
+        tf32: Rounds the factors of fp32 convolutions and matrix products to 10 bits of mantissa. Off by default, so
+            that "fp32" means fp32.
+        compute_capabilities: GPUs that a TensorRT-RTX engine is built for, such as ["8.6"], or "current" for the GPU of
+            this machine.
+        hardware_compatibility: GPUs that a TensorRT engine runs on: "none" for the model of GPU that built it,
+            "ampere_plus" for Ampere and newer (slower), or "same_compute_capability".
+        version_compatible: Lets newer versions of TensorRT run the engine too (slower). TensorRT only.
+        profiles: Ranges of sizes that kernels are chosen for. Each profile maps "batch", "height" and "width" to (min,
+            max) or (min, opt, max); a dimension that it does not name has the segment's whole range. None stands for
+            one profile with the whole range.
+        kernel_specialization: When TensorRT-RTX compiles kernels for the exact sizes of a call: "lazy" compiles in the
+            background, and meanwhile calls run kernels for any size; "eager" compiles within the first call; "none"
+            never compiles them. For engines that take several sizes.
+        cuda_graphs: "off", or "whole_graph" to let TensorRT-RTX record its calls as CUDA graphs in streams other than
+            the default one. The environment variable HYBRID_RT_TENSORRT_CUDA_GRAPHS works with both libraries.
+        max_batch: Smallest upper bound of a first dimension that the segment leaves unbounded. The bound is at least
+            eight times the example's size.
+        optimization_level: Effort that TensorRT spends on fast kernels, 0 to 5.
+        workspace_mb: Memory limit of one kernel in MiB; 0 for all of the GPU's memory.
     """
 
     library: str = "auto"
@@ -76,10 +79,10 @@ _OF_ONE_LIBRARY = {
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's options, each in the type of :class:`Options`.
+    """Returns the user's options in the types of :class:`Options`.
 
     Raises:
-        OptionError: one that there is not, or a value that it does not take.
+        OptionError: An option is unknown, or its value is not allowed.
     """
     known = [field.name for field in fields(Options)]
     unknown = sorted(set(given) - set(known))
@@ -97,7 +100,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, low, high in (("max_batch", 1, 1 << 20), ("optimization_level", 0, 5), ("workspace_mb", 0, 1 << 24)):
         value = found.get(name, low)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _wrong(name, f"a whole number of {low} to {high}", value)
+            raise _wrong(name, f"an integer from {low} to {high}", value)
     if "compute_capabilities" in found:
         found["compute_capabilities"] = _capabilities(found["compute_capabilities"])
     if found.get("profiles") is not None:
@@ -109,10 +112,10 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_library(options: Options, library: str) -> None:
-    """Checks that the library that builds has what is asked for.
+    """Checks that the library supports every option that was set.
 
     Raises:
-        OptionError: an option of the other library.
+        OptionError: An option belongs to the other library.
     """
     other = "tensorrt" if library == "tensorrt_rtx" else "tensorrt_rtx"
     for name in _OF_ONE_LIBRARY[other]:
@@ -121,7 +124,7 @@ def check_library(options: Options, library: str) -> None:
             raise OptionError.make(
                 "tensorrt",
                 f"option '{name}'",
-                expected=f"the library '{other}', whose option it is",
+                expected=f"the library '{other}', which has this option",
                 got=f"{value!r} for '{library}'",
                 remedy=f"Leave it out, or pass the option library='{other}'.",
             )
@@ -160,14 +163,14 @@ def _profiles(value: Any) -> tuple[Mapping[str, tuple[int, ...]], ...]:
 
 
 Range = tuple[int, int, int]
-"""(min, opt, max) of a dimension."""
+"""Smallest, typical and largest size of a dimension: (min, opt, max)."""
 
 
 def profiles_of(options: Options, inputs: Sequence[TensorSpec], segment: str) -> list[list[list[Range]]]:
-    """The optimisation profiles: for each profile and input the range of each dimension, all of them bounded.
+    """Returns the optimisation profiles: bounded ranges per profile, input and dimension.
 
     Raises:
-        OptionError: a profile outside the segment's range, or a dimension without an upper bound that none gives.
+        OptionError: A profile exceeds the segment's range, or nothing gives an upper bound for a dimension.
     """
     return [
         [
@@ -184,8 +187,8 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
         raise OptionError.make(
             "tensorrt",
             f"option 'profiles', {where}",
-            expected="a first input [N, C, H, W], whose sizes they are",
-            got=f"one of {len(spec.min)} dimensions",
+            expected="a first input [N, C, H, W], to which the sizes apply",
+            got=f"one with {len(spec.min)} dimensions",
         )
     found = []
     for d, (low, opt, high) in enumerate(zip(spec.min, spec.opt, spec.max, strict=True)):
@@ -196,7 +199,7 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
                 raise OptionError.make(
                     "tensorrt",
                     f"option 'profiles', {where}, dimension {d}",
-                    expected=f"sizes that the segment takes, {spec.sizes}",
+                    expected=f"sizes that the segment accepts, {spec.sizes}",
                     got=str(given),
                     remedy="Narrow the profile, or widen shapes=.",
                 )
@@ -209,12 +212,12 @@ def _ranges(options: Options, spec: TensorSpec, profile: Mapping[str, tuple[int,
                     "tensorrt",
                     f"{where}, dimension {d}",
                     expected="an upper bound, which TensorRT needs",
-                    got=f"sizes from {low} on",
+                    got=f"sizes of {low} or more",
                     remedy="Pass the largest sizes in shapes=, or the option 'profiles'.",
                     code="sizes-unbounded",
                 )
             high = max(options.max_batch, 8 * opt)
-        # TensorRT counts from 1; of none of what is counted the run half takes care.
+        # TensorRT's sizes start at 1. The run half handles a batch of 0 without the engine.
         low = max(low, 1)
         found.append((low, min(max(opt, low), high), high))
     return found

@@ -1,4 +1,4 @@
-"""ONNX models in another precision: TensorRT computes in the types that the model has."""
+"""Lowers the precision of ONNX models: TensorRT computes in the types of the model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 _KEPT = {"Resize": (1, 2)}
-"""Inputs that stay in float32: sizes and factors, not values."""
+"""Inputs that stay in float32, by operator: they hold sizes and factors, not values."""
 
 _QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
 
 def lower_precision(model: Any, precision: str) -> Any:
-    """A model that computes in float16 or bfloat16 where this one does in float32, but for inputs and outputs.
+    """Returns a model that computes in float16 or bfloat16 instead of float32, with unchanged inputs and outputs.
 
     Args:
-        model: of the onnx package, with its weights in it; it is not changed.
+        model: A model of the onnx package that includes its weights. It is not modified.
         precision: "fp16" or "bf16".
     """
     from onnx import ModelProto, TensorProto, helper
@@ -75,15 +75,16 @@ def _cast(tensor: Any, target: int, dtype: torch.dtype) -> None:
 
 
 def quantize(model: Any, names: Sequence[str], calibration: Sequence[Sequence[Tensor]]) -> Any:
-    """A model with 8 bit integers in its convolutions and products: what TensorRT calls explicit quantisation.
+    """Returns a model that computes its convolutions and matrix products in int8.
 
-    ONNX Runtime runs the model on the calibration's inputs, notes how large values get, and puts pairs of quantisation
-    and its inverse around the operations: symmetric, weights by channel, biases as they are.
+    ONNX Runtime runs the model on the calibration inputs, records the range of each value, and inserts pairs of
+    quantise and dequantise operations, which TensorRT calls explicit quantisation. Scales are symmetric, weights have
+    one scale per channel, and biases stay in float32.
 
     Args:
-        model: of the onnx package, with its weights as initializers; it is not changed.
-        names: of its inputs.
-        calibration: inputs, in this order.
+        model: A model of the onnx package with its weights as initializers. It is not modified.
+        names: Names of the calibrated inputs, in order.
+        calibration: Calibration samples, each a sequence of input tensors in the order of ``names``.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -123,7 +124,7 @@ def quantize(model: Any, names: Sequence[str], calibration: Sequence[Sequence[Te
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime recommends steps that torch's exporter has done."""
+    """Suppresses ONNX Runtime's advice to run a pre-processing that torch's exporter has done already."""
 
     def is_news(record: logging.LogRecord) -> bool:
         return "pre-processing" not in record.getMessage()

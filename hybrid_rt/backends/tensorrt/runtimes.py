@@ -1,4 +1,4 @@
-"""The vendor's libraries that the run half may find, and the GPUs and drivers that each of them runs on."""
+"""Checks which of the vendor's libraries run on this machine's GPUs and driver."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ TURING = "7.5"
 
 @dataclass(frozen=True)
 class Family:
-    """The versions of one library that share an interface.
+    """Versions of one library that share an interface.
 
     Attributes:
-        name: for people.
-        library: as specs name it.
-        major: the first number of its versions.
-        oldest: the lowest compute capability of its GPUs.
-        cuda: the lowest major version of CUDA that NVIDIA builds it for.
-        capabilities: all of them; empty: all from ``oldest`` on.
+        name: Name to show to users.
+        library: Name of the library in specs.
+        major: Major version.
+        oldest: Lowest supported compute capability.
+        cuda: Lowest major version of CUDA that NVIDIA builds it for.
+        capabilities: All supported compute capabilities; empty if every one from ``oldest`` on is supported.
     """
 
     name: str
@@ -37,16 +37,16 @@ class Family:
     capabilities: tuple[str, ...] = ()
 
     def refusal_of_gpu(self, capability: str) -> str:
-        """Returns why it does not run on GPUs of a compute capability; empty if it does."""
+        """Returns why the library does not run on GPUs of a compute capability; empty if it does."""
         if capability in self.capabilities or (not self.capabilities and _pair(capability) >= _pair(self.oldest)):
             return ""
         known = ", ".join(self.capabilities) if self.capabilities else f"{self.oldest} and newer"
         return f"it runs on GPUs of compute capability {known}"
 
 
-# NVIDIA's support matrices: of TensorRT 10.1 ("SM 7.0 or higher"), the prerequisites of TensorRT 11.2 ("Turing
-# architecture or later"), and what TensorRT-RTX 1.7.1 builds for. CUDA: by the names of NVIDIA's packages, such as
-# tensorrt-cu11-libs.
+# Sources: NVIDIA's support matrix of TensorRT 10.1 ("SM 7.0 or higher"), the prerequisites of TensorRT 11.2 ("Turing
+# architecture or later"), and the capabilities that TensorRT-RTX 1.7.1 builds for. The CUDA versions come from the
+# names of NVIDIA's packages, such as tensorrt-cu11-libs.
 FAMILIES = (
     Family("TensorRT 10", "tensorrt", 10, "7.0", 11),
     Family("TensorRT 11", "tensorrt", 11, TURING, 12),
@@ -56,12 +56,12 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class RunHalf:
-    """Findings of the run half on this machine.
+    """Driver and libraries that the run half found on this machine.
 
     Attributes:
-        driver: the newest CUDA version that NVIDIA's driver supports, "13.0"; empty: there is no driver, or it does not
-            tell.
-        libraries: "name", "path", "version" and "reason" of each library that it looks for, by name.
+        driver: Newest CUDA version that NVIDIA's driver supports, such as "13.0"; empty if there is no driver, or if it
+            does not report a version.
+        libraries: "name", "path", "version" and "reason" of each library that the run half looks for, by name.
     """
 
     driver: str
@@ -69,7 +69,11 @@ class RunHalf:
 
 
 def run_half(plugin: str) -> RunHalf:
-    """Asks the run half, the shared library ``plugin``."""
+    """Asks the run half for its driver and libraries.
+
+    Args:
+        plugin: Path of the run half's shared library.
+    """
     ask = ctypes.CDLL(plugin).hybrid_rt_tensorrt_libraries
     ask.restype = ctypes.c_char_p
     told = json.loads(ask())
@@ -77,12 +81,12 @@ def run_half(plugin: str) -> RunHalf:
 
 
 def cuda_of(library: str, path: str) -> int | None:
-    """Returns the major version of CUDA that a library was built for; None: its package does not tell.
+    """Returns the major version of CUDA that a library was built for, or None if its package does not say.
 
     Args:
         library: "tensorrt" or "tensorrt_rtx".
-        path: path of the file. The name of NVIDIA's package says it, and its records lie beside the package's
-            directory: ``tensorrt_rtx_cu13_libs-1.7.1.116.dist-info``.
+        path: Path of the library. The version is part of the name of NVIDIA's package, whose metadata directory
+            (``tensorrt_rtx_cu13_libs-1.7.1.116.dist-info``) is next to the package's directory.
     """
     beside = Path(path).parent.parent
     names = sorted(found.name for found in beside.glob(f"{library}_cu*_libs-*.dist-info")) if path else []
@@ -92,12 +96,12 @@ def cuda_of(library: str, path: str) -> int | None:
 
 
 def checks(devices: Sequence[Mapping[str, Any]], no_device: str, found: RunHalf) -> list[RuntimeCheck]:
-    """Returns a check of each family on each GPU.
+    """Returns one check per GPU and family of libraries.
 
     Args:
         devices: "name" and "capability" of each GPU, in torch's order.
-        no_device: why there is none.
-        found: what :func:`run_half` returned.
+        no_device: Reason why there is no GPU.
+        found: Result of :func:`run_half`.
     """
     if not devices:
         return [RuntimeCheck("", family.name, "", no_device) for family in FAMILIES]
@@ -122,9 +126,10 @@ def _check(place: str, device: Mapping[str, Any], family: Family, found: RunHalf
 
 
 def _refusal_of_driver(driver: str, family: Family, built_for: int | None) -> str:
-    """Returns why the driver is too old for a library; empty if it is not, or does not tell its version.
+    """Returns why the driver is too old for a library; empty if it is not, or if its version is unknown.
 
-    A driver runs what was built for any minor version of its own major version of CUDA, and for older ones.
+    A driver runs programs that were built for any minor version of its own major version of CUDA, and for older
+    versions.
     """
     needed = family.cuda if built_for is None else built_for
     if not driver or _pair(driver)[0] >= needed:

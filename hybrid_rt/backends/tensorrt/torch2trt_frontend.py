@@ -1,8 +1,8 @@
-"""torch2trt as a way into TensorRT: it runs the segment, and puts a layer into the network for each call of torch.
+"""Converts a segment with torch2trt, which runs it and adds a layer to the network for each call of torch.
 
-torch2trt (https://github.com/NVIDIA-AI-IOT/torch2trt) was written for TensorRT up to 10. It is imported here with what
-it asks the vendor's module for at that time and newer versions do not have. Only its converters are used; the
-engine is built like every other one.
+torch2trt (https://github.com/NVIDIA-AI-IOT/torch2trt) was written for TensorRT up to 10. While it is imported, this
+module supplies the names that it expects in the vendor's module and that newer versions lack. Only its converters are
+used; the engine is built like any other.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from .builder import Messages, Vendor
 
 _IMPORTING = threading.Lock()
-"""The import, and the run, change torch for the whole process."""
+"""Held during the import and the conversion, which both patch torch for the whole process."""
 
-_INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or take frontend='onnx'"
+_INSTALL = "pip install it from a checkout of NVIDIA-AI-IOT/torch2trt, or pass frontend='onnx'"
 
 
 class _Placeholder:
-    """Stands for names that newer versions lack. torch2trt uses them on import, but not to convert."""
+    """Replaces names that newer versions lack. torch2trt uses them on import, but not to convert."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -41,12 +41,12 @@ class _Placeholder:
 
 
 class _VendorModule(ModuleType):
-    """The vendor's module under the name and with the names that torch2trt knows."""
+    """The vendor's module, with the name and the attributes that torch2trt expects."""
 
     def __init__(self, vendor: Vendor) -> None:
         super().__init__("tensorrt")
         self._module = vendor.module
-        # It compares this with TensorRT's versions; TensorRT-RTX has TensorRT 11's interface.
+        # torch2trt compares this with TensorRT's versions, and TensorRT-RTX has the interface of TensorRT 11.
         self.__version__ = "11.0" if vendor.is_rtx else vendor.version
 
     def __getattr__(self, name: str) -> Any:
@@ -65,10 +65,10 @@ def populate(
     outputs: Sequence[str],
     profiles: Sequence[Sequence[Sequence[Range]]],
 ) -> Callable[[Any, Messages], None]:
-    """Adds the segment to a network.
+    """Returns a function that adds the segment to a network.
 
     Raises:
-        BackendError: torch2trt is not installed, or another precision than fp32.
+        BackendError: torch2trt is not installed, or the precision is not fp32.
     """
     if precision != "fp32":
         raise BackendError.make(
@@ -91,14 +91,14 @@ def populate(
 
 @contextmanager
 def _imported(vendor: Vendor, segment: str) -> Iterator[Any]:
-    """torch2trt's module; ``tensorrt`` is the vendor's for the time of the import only."""
+    """Yields torch2trt's module. The name ``tensorrt`` refers to the vendor's module only during the import."""
     with _IMPORTING:
         before = sys.modules.get("tensorrt")
         sys.modules["tensorrt"] = _VendorModule(vendor)
         try:
             importlib.import_module("torch2trt.converters")
             yield importlib.import_module("torch2trt.torch2trt")
-        except Exception as error:  # what it imports may raise anything
+        except Exception as error:  # torch2trt's imports may raise anything
             raise BackendError.make(
                 "tensorrt",
                 f"segment '{segment}', frontend 'torch2trt'",
@@ -126,22 +126,22 @@ def _convert(
     module = program.chain()
     arguments = {"module": module, "device_types": {}, "default_device_type": None, "gpu_fallback": False}
     context = torch2trt.ConversionContext(network, torch2trt_kwargs=arguments)
-    # It would name layers by the device types of older versions.
+    # Without this, torch2trt would name layers by the device types of older versions.
     context.network._configure_layer = lambda layer: None
     tensors = tuple(tensor.clone() for tensor in program.examples)
     for i, (name, tensor) in enumerate(zip(inputs, tensors, strict=True)):
         free = [len({size for profile in profiles for size in profile[i][d]}) > 1 for d in range(tensor.dim())]
         shape = [-1 if is_free else size for is_free, size in zip(free, tensor.shape, strict=True)]
         made = network.add_input(name, torch2trt.torch_dtype_to_trt(tensor.dtype), tuple(shape))
-        setattr(tensor, "_trt", made)  # noqa: B010 (where its converters look)
+        setattr(tensor, "_trt", made)  # noqa: B010 (torch2trt's converters look here)
     try:
         with torch.no_grad(), context:
             results = module(*tensors)
         for name, result in zip(outputs, results, strict=True):
-            made = network.add_identity(result._trt).get_output(0)  # an output of its own, whatever it is
+            made = network.add_identity(result._trt).get_output(0)  # even if two results are the same
             made.name = name
             network.mark_output(made)
-    except Exception as error:  # converters raise anything; AttributeError: an operation without one
+    except Exception as error:  # converters raise anything; AttributeError stands for an operation without a converter
         raise BackendError.make(
             "tensorrt",
             f"segment '{program.name}', frontend 'torch2trt'",

@@ -1,4 +1,4 @@
-"""Apache TVM on CPUs: the artifact is a shared library of machine code and weights, made for a level of CPUs."""
+"""Apache TVM on CPUs: the artifact is a shared library of machine code and weights for one level of CPUs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from ...capture.program import Program
 
-# The levels of the x86-64 ABI (its section 3.1.1): LLVM's name, and what each adds, in the kernel's words.
+# Levels of the x86-64 ABI (its section 3.1.1): LLVM's name, and the CPU flags that each adds, as the Linux kernel names
+# them.
 _LEVELS = (
     ("x86-64-v2", "cx16,lahf_lm,pni,popcnt,sse4_1,sse4_2,ssse3"),
     ("x86-64-v3", "abm,avx,avx2,bmi1,bmi2,f16c,fma,movbe,xsave"),
@@ -38,12 +39,12 @@ _LEVELS = (
 class TVMBackend(Backend):
     """Compiles the exported segment for this machine's level of CPUs, with one schedule for all convolutions.
 
-    With $HYBRID_RT_TVM_TUNING_SECONDS the schedules of convolutions of fixed sizes are chosen by measuring.
+    If $HYBRID_RT_TVM_TUNING_SECONDS is set, the schedules of convolutions with fixed sizes are chosen by measurement.
     """
 
     name = "tvm"
     precisions = ("fp32",)
-    is_candidate = False  # slower than TorchScript on each CPU that it was measured on
+    is_candidate = False  # slower than TorchScript on every CPU that was measured
     files: ClassVar[Mapping[str, str]] = {"library": ".so", "conditions": ".txt"}
     vendor = VendorPackages(
         requirements=("apache-tvm>=0.27,<0.28",),
@@ -53,13 +54,13 @@ class TVMBackend(Backend):
     cache_directories = (TUNING_DIRECTORY,)
     runtime_files = RuntimeFiles(
         libraries=("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so"),
-        data=("tvm/_version.py",),  # the runtime itself can't be asked for its version
+        data=("tvm/_version.py",),  # the runtime itself does not report its version
     )
 
     def availability(self) -> Availability:
-        """Checks for the package and for a C++ compiler, which links the library.
+        """Checks for the package and for the C++ compiler that links the library.
 
-        The package is not imported: that takes seconds, and this is asked by whoever lists the backends.
+        The package is not imported, because that takes seconds and every listing of the backends calls this method.
         """
         install = "pip install apache-tvm"
         try:
@@ -82,15 +83,23 @@ class TVMBackend(Backend):
         return Availability(True, version=version)
 
     def options(self) -> Mapping[str, str]:
-        """The tuning's time budget."""
+        """Returns the time budget of the tuning, in seconds."""
         return {TUNING_SECONDS: f"{tuning_seconds():g}"}
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Imports the exported segment, schedules or tunes it, and links the library.
 
+        Args:
+            program: The captured segment.
+            precision: "fp32", the only one.
+
+        Returns:
+            The artifact, with the library and the conditions on its sizes as blobs.
+
         Raises:
             OptionError: $HYBRID_RT_TVM_TUNING_SECONDS is not a number of seconds.
             CaptureError: torch.export refuses the segment.
+            BackendError: TVM does not compile the segment, or computes one of its operations differently from torch.
         """
         seconds = tuning_seconds()
         target, flags = _target()
@@ -106,7 +115,7 @@ class TVMBackend(Backend):
         versions = {"tvm": importlib.metadata.version("apache-tvm"), "torch": torch.__version__}
         if seconds:
             versions["tvm_tuning_seconds"] = f"{seconds:g}"
-        # The bytecode in the library is of one minor version.
+        # The bytecode in the library is specific to a minor version.
         requirements = {"version": ">=0.27,<0.28", **({"cpu": flags} if flags else {})}
         spec = self.spec(program, precision, versions=versions, requirements=requirements)
         text = "".join(f"{text}\t{words}\n" for text, words in conditions)
@@ -114,7 +123,7 @@ class TVMBackend(Backend):
 
 
 def _linker() -> str | None:
-    """As TVM looks for it."""
+    """Returns the C++ compiler that TVM would find; None if there is none."""
     named = os.environ.get("CXX") or os.environ.get("CC")
     names = [named] if named else ["g++", "gcc", "clang++", "clang", "c++", "cc"]
     return next((found for name in names if (found := shutil.which(name))), None)
@@ -136,10 +145,10 @@ def _target() -> tuple[dict[str, Any], str]:
 
 
 def _refuse_resizes(program: ExportedProgram, name: str) -> None:
-    """TVM 0.27 imports interpolate with another rule of rounding: it is right for whole factors of "nearest" only.
+    """Refuses interpolations that TVM 0.27 rounds differently from torch: all but "nearest" by whole factors.
 
     Raises:
-        BackendError: there is another one.
+        BackendError: The segment contains such an interpolation.
     """
     for node in program.graph.nodes:
         operation = str(node.target)
@@ -153,7 +162,7 @@ def _refuse_resizes(program: ExportedProgram, name: str) -> None:
             raise BackendError.make(
                 "tvm",
                 f"segment '{name}'",
-                expected="interpolate to be of mode 'nearest' and by whole factors, which TVM computes as torch does",
+                expected="interpolation in mode 'nearest' by whole factors, which TVM computes like torch",
                 got=operation,
                 remedy="Exclude it from the segment, fix the sizes with shapes=, or use another engine.",
                 code="operator-not-in-engine",
@@ -161,7 +170,7 @@ def _refuse_resizes(program: ExportedProgram, name: str) -> None:
 
 
 def _compile(program: ExportedProgram, target: Mapping[str, Any], seconds: float) -> bytes:
-    """The bytes of the shared library."""
+    """Returns the contents of the shared library."""
     import tvm
     from tvm.relax.frontend.torch import from_exported_program
 
@@ -174,7 +183,7 @@ def _compile(program: ExportedProgram, target: Mapping[str, Any], seconds: float
         try:
             choices = tune(module, goal, _native.cpu_flags(), seconds) if seconds else {}
         finally:
-            os.sched_setaffinity(0, cores)  # TVM binds whoever runs its functions
+            os.sched_setaffinity(0, cores)  # TVM pins the thread that runs its functions to cores
         module = apply_schedules(module, choices)
         path = Path(place) / "segment.so"
         tvm.compile(module, target=goal).export_library(str(path), cc=_linker(), workspace_dir=place)
@@ -182,7 +191,7 @@ def _compile(program: ExportedProgram, target: Mapping[str, Any], seconds: float
 
 
 def _fused(module: Any) -> Any:
-    """With operators as loops, those of one result in one function."""
+    """Returns the module with operators lowered to loops and adjacent operators fused into one function."""
     import tvm
     from tvm.relax import transform
 

@@ -1,4 +1,4 @@
-"""The order of loops in what TVM compiles: one for all convolutions, or for each the fastest that was measured."""
+"""Schedules of loops for TVM: one for all convolutions, or the fastest measured one for each."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 
 from ...common.atomic_files import atomic_write
 from ...common.errors import HybridRTError, OptionError
-from ..cache.folder import folder
+from ..cache.directory import cache_directory
 
 TUNING_SECONDS = "HYBRID_RT_TVM_TUNING_SECONDS"
 
 TUNING_DIRECTORY = "tvm_tuning"
-"""The directory of the cache that holds what was measured."""
+"""Directory of the cache that stores measurements."""
 
 
 def tuning_seconds() -> float:
-    """The time budget of the tuning, for one segment; 0: the default schedule.
+    """Returns the time budget for tuning one segment, in seconds; 0 selects the default schedule.
 
     Raises:
         OptionError: $HYBRID_RT_TVM_TUNING_SECONDS is not a number of seconds.
@@ -48,8 +48,8 @@ class Choice:
     """Arrangement of a convolution's loops.
 
     Attributes:
-        channels: how many output channels are computed together, unrolled.
-        kernel: how many of the innermost loops of the sum are unrolled.
+        channels: Number of output channels that are computed together, unrolled.
+        kernel: Number of innermost loops of the sum that are unrolled.
     """
 
     channels: int = 4
@@ -67,15 +67,15 @@ CHOICES = (
     Choice(8, 2),
     Choice(16),
 )
-"""What the tuning tries, the first being the default."""
+"""Arrangements that the tuning tries. The first is the default."""
 
 
 STRIPS = (128, 64, 32, 16)
-"""How many columns of a product of matrices are computed together: the first that divides their number."""
+"""Number of columns of a matrix product that are computed together: the first entry that divides the total."""
 
 
 def apply_schedules(module: Any, choices: Mapping[str, Choice]) -> Any:
-    """Each function's loops in the order of :func:`_schedule`, or as they were where that can't be."""
+    """Returns the module with :func:`_schedule` applied to each function, where that is possible."""
     import tvm
     from tvm.tirx import PrimFunc
 
@@ -97,16 +97,16 @@ def _arranged(function: Any, choice: Choice) -> Any:
     try:
         _schedule(schedule, choice)
     except ScheduleError:
-        return function  # slower, and as right
+        return function  # slower, but just as correct
     return schedule.mod["main"]
 
 
 def _schedule(schedule: Any, choice: Choice) -> None:
-    """Orders the loops of a function such that a compiler's vectoriser finds something to do.
+    """Orders the loops of a function so that a compiler can vectorise them.
 
-    TVM's own order of a convolution has the sum innermost, which is neither vectorised nor kept in registers. With a
-    row of the output innermost, and some channels and a row of the kernel unrolled in it, a pixel that was loaded
-    serves several products. No loop is split unevenly, so sizes may be free.
+    TVM's own order of a convolution has the sum innermost, which is neither vectorised nor kept in registers. Here a
+    row of the output is innermost, and some channels and a row of the kernel are unrolled in it, so that each loaded
+    pixel serves several products. Loops are split only if the factor divides their extent, so sizes may be free.
     """
     from tvm.tirx import IntImm, IterVar
 
@@ -157,10 +157,10 @@ def _schedule(schedule: Any, choice: Choice) -> None:
 
 
 def _schedule_product(schedule: Any, block: Any, row: Any, column: Any, summed: Any) -> None:
-    """Orders the loops of a product of matrices [rows, sum] x [sum, columns], such as a linear layer's.
+    """Orders the loops of a matrix product [rows, sum] x [sum, columns], such as a linear layer's.
 
-    TVM's own order steps down a column of the weights, a cache line for each number. Here a strip of columns is held in
-    registers while the sum runs, and all rows are done with it before the next strip of the weights is fetched.
+    TVM's own order steps down a column of the weights and touches a cache line per number. Here a strip of columns
+    stays in registers while the sum runs, and all rows are finished before the next strip of weights is fetched.
     """
     from tvm.tirx import IntImm
 
@@ -178,7 +178,7 @@ def _schedule_product(schedule: Any, block: Any, row: Any, column: Any, summed: 
 
 
 def _is_a_row(block: Any, variable: Any) -> bool:
-    """Returns true if a step of the variable is a step in the last dimension of everything read and written."""
+    """Returns true if a step of the variable is a step in the last dimension of every value that is read or written."""
     from tvm.tirx.analysis import undefined_vars
 
     return not any(
@@ -190,10 +190,19 @@ def _is_a_row(block: Any, variable: Any) -> bool:
 
 
 def tune(module: Any, target: Any, cpu_flags: Collection[str], seconds: float) -> dict[str, Choice]:
-    """For each function of fixed sizes the choice that was measured as the fastest, within a time budget.
+    """Returns the fastest measured choice for each function of fixed sizes, within a time budget.
 
-    The functions that matter most come first. Measurements are kept in the cache's directory for later conversions,
-    by ``target`` and ``cpu_flags``.
+    The slowest functions are measured first. Measurements are kept in the cache's directory for later conversions, by
+    ``target`` and ``cpu_flags``.
+
+    Args:
+        module: TVM's module.
+        target: TVM's target.
+        cpu_flags: Flags of this machine's CPU.
+        seconds: Time budget.
+
+    Returns:
+        Choices by the name of the function.
     """
     from tvm.tirx import PrimFunc
 
@@ -205,7 +214,7 @@ def tune(module: Any, target: Any, cpu_flags: Collection[str], seconds: float) -
     }
     end = time.monotonic() + seconds
     for choice in CHOICES:
-        # What the choices so far say of the time that a function takes.
+        # Slowest first, by the best time so far.
         names = sorted(functions, key=lambda name: -min(known.seconds(functions[name]).values(), default=math.inf))
         for name in names:
             if choice not in known.seconds(functions[name]) and time.monotonic() < end:
@@ -220,7 +229,7 @@ def tune(module: Any, target: Any, cpu_flags: Collection[str], seconds: float) -
 
 
 def _shapes(function: Any) -> list[tuple[list[int], str]] | None:
-    """Shapes and dtypes of its arguments; None if a size is free."""
+    """Returns the shapes and dtypes of a function's arguments; None if a size is free."""
     from tvm.tirx import IntImm
 
     found = []
@@ -233,7 +242,7 @@ def _shapes(function: Any) -> list[tuple[list[int], str]] | None:
 
 
 class _Measured:
-    """The seconds that functions took, by choice, on disk. A directory that can't be read or written keeps none."""
+    """Measured seconds per function and choice, stored on disk. If the directory can't be used, nothing is kept."""
 
     def __init__(self, target: Any, cpu_flags: Collection[str]) -> None:
         self.target = target
@@ -242,17 +251,17 @@ class _Measured:
         machine = hashlib.sha256(f"{version} {target} {platform.processor()} {sorted(cpu_flags)}".encode())
         self.path: Path | None = None
         with contextlib.suppress(OSError, OptionError, ValueError):
-            self.path = folder() / TUNING_DIRECTORY / f"{machine.hexdigest()}.json"
+            self.path = cache_directory() / TUNING_DIRECTORY / f"{machine.hexdigest()}.json"
             times = json.loads(self.path.read_text())
             self.times = {key: dict(each) for key, each in times.items()}
 
     @staticmethod
     def key(function: Any) -> str:
-        """Key of the computed function."""
+        """Returns the key of a function: the digest of its code."""
         return hashlib.sha256(function.script().encode()).hexdigest()
 
     def seconds(self, function: Any) -> dict[Choice, float]:
-        """Those of the choices that were measured."""
+        """Returns the measured seconds of a function by choice."""
         times = self.times.get(self.key(function), {})
         return {choice: times[repr(choice)] for choice in CHOICES if repr(choice) in times}
 

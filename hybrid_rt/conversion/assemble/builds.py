@@ -15,7 +15,7 @@ from ...common.errors import BackendError, CaptureError, FusionError, HybridRTEr
 from ...common.progress import Steps
 from ...common.specs import Artifact
 from ...torchscript.engine import Engine
-from ..isolation.apart import compiling_apart
+from ..isolation.isolated_compiler import compiling_in_isolation
 from ..options import EngineOptions
 from .engine_module import make_engine
 
@@ -91,7 +91,7 @@ class EngineBuild:
         return replace(self, variants=tuple(kept), refusals=(*self.refusals, *refused))
 
 
-@compiling_apart()
+@compiling_in_isolation()
 def compile_programs(
     programs: Sequence[Program], options: EngineOptions, steps: Steps, *, require_all: bool = False
 ) -> list[EngineBuild]:
@@ -126,7 +126,7 @@ def compile_programs(
     return builds
 
 
-@compiling_apart()
+@compiling_in_isolation()
 def compile_program(
     program: Program,
     options: EngineOptions,
@@ -155,7 +155,7 @@ def compile_program(
             if options.is_fastest:
                 refusals.append(error)
             elif skip_refused and not is_last:
-                warnings.warn(f"{error} The next engine is taken.", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"{error} Falling back to the next engine.", RuntimeWarning, stacklevel=3)
                 refused.append((variant.name, str(error)))
             else:
                 raise

@@ -61,7 +61,7 @@ def script_refusal(profile: Profile) -> str:
     modules: dict[str, nn.Module] = {}
     for group in profile.groups:
         program = Program("+".join(group), members_of(profile.observation, group), (), (), ())
-        modules |= engine_modules(program, _hollow_engine(group))
+        modules |= engine_modules(program, _empty_engine(group))
     try:
         hybrid = _hybrid(profile.detector, modules)
         use_operators(hybrid)
@@ -116,7 +116,7 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device:
             "capture",
             "the detector's head",
             expected=f"it to run {', '.join(map(repr, left_out))}",
-            got="a head that calls the segment by another way than by its name, or does not use what it returns",
+            got="a head that does not call the segment by its name, or does not use its result",
             remedy="Call it as self.NAME(...) in forward, or leave it out by naming other submodules in segments=.",
             code="segment-bypassed",
         )
@@ -126,12 +126,12 @@ def _frozen(head: torch.jit.ScriptModule, builds: Sequence[EngineBuild], device:
     make_state_local(frozen)
     unread = jit.unread_outputs(frozen, {build.name: len(build.program.outputs) for build in builds})
     sparing = [build.without_values(unread[build.name]) for build in builds]
-    module = jit.roundtrip_through_archive(frozen, _hollow_engine, opened)
+    module = jit.roundtrip_through_archive(frozen, _empty_engine, opened)
     for build, before in zip(sparing, builds, strict=True):
         if build is not before:
             jit.replace_engine(module, build.engine)
     return Hybrid(module, sparing, operators, device)
 
 
-def _hollow_engine(segments: Sequence[str]) -> Engine:
+def _empty_engine(segments: Sequence[str]) -> Engine:
     return make_engine(segments, pack([Artifact(ArtifactSpec("none", "fp32", "cpu", (), ()), {})]))

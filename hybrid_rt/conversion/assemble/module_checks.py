@@ -51,8 +51,8 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             scope,
             subject,
             expected="modules of torch's operators",
-            got=f"an engine in the place of {', '.join(compiled)}",
-            remedy="Put back the module that was passed to compile_segment; convert() compiles it.",
+            got=f"a compiled engine as {', '.join(compiled)}",
+            remedy="Restore the module that was passed to compile_segment; convert() compiles it.",
             code="detector-not-ready",
         )
 
@@ -69,7 +69,7 @@ def _check_weights(module: nn.Module, scope: str, subject: str) -> None:
             scope,
             subject,
             expected="weights with values",
-            got=f"lazy ones, whose sizes no call has decided yet: {', '.join(empty[:3])}",
+            got=f"uninitialised lazy weights: {', '.join(empty[:3])}",
             remedy=f"Run {subject}(...) once, then load its weights.",
             code="detector-not-ready",
         )

@@ -69,7 +69,7 @@ class _StandIn:
                 error = FusionError.make(
                     "capture",
                     f"segments '{self._program.name}'",
-                    expected="the outputs of one handed on to the next as they are",
+                    expected="the outputs of each to be passed on unchanged to the next",
                     got=f"another tensor as input {i} of '{self._member.name}'",
                     remedy="Convert with fuse=False to build one engine per segment.",
                     code="segments-not-one",

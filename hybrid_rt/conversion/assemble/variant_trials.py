@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...backends import registry
+from ...capture.derived_shapes import tile_to_shape
 from ...capture.program import FlatCall, Program
-from ...capture.second_size import tile_to_shape
 from ...common.errors import BackendError, VariantError, VerificationError
 from ...common.latency import benchmark
 from ...common.progress import Steps

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ...backends import registry
-from ...backends.selection import Wanted
+from ...backends.selection import VariantRequest
 from ...capture.calibration import record_engine_inputs
+from ...capture.derived_shapes import second_shapes, tile_to_shape
 from ...capture.program import FlatCall, Program
-from ...capture.second_size import second_shapes, tile_to_shape
 from ...common.specs import PRECISIONS, UNBOUNDED
 from ..assemble.engine_module import prepare
 from .saved_engines import SavedEngine
@@ -27,7 +27,7 @@ def calibrated(
     head: torch.jit.ScriptModule,
     engines: Sequence[SavedEngine],
     samples: Sequence[tuple[Any, ...]],
-    wanted: Sequence[Wanted],
+    wanted: Sequence[VariantRequest],
 ) -> Program:
     """Adds to a program the inputs of its engine on calibration samples, if a variant needs them.
 

@@ -18,8 +18,8 @@ from ...bundle.blob_table import unpack
 from ...bundle.manifest import Engine as StoredEngine
 from ...bundle.manifest import Manifest, Variant
 from ...bundle.manifest import Member as StoredMember
+from ...capture.derived_shapes import second_shapes, small_shapes, tile_to_shape
 from ...capture.program import FlatCall, Member, Program
-from ...capture.second_size import second_shapes, small_shapes, tile_to_shape
 from ...capture.segment_contract import Contract, examples_for
 from ...common.errors import BundleError, OptionError
 from ...common.specs import REFERENCE_PRECISION, TensorSpec

@@ -206,7 +206,7 @@ def _find(head: torch.jit.ScriptModule, manifest: Manifest, segment: str | None)
             "segment",
             expected=f"'{saved.members[0].name}', which is the first of the engine '{saved.name}'",
             got=f"'{wanted}'",
-            remedy="Convert the detector with fuse=False to swap this one alone.",
+            remedy="Convert the detector with fuse=False to swap only this one.",
             code="segment-misnamed",
         )
     return saved
@@ -227,7 +227,7 @@ def _engines(
             raise OptionError.make(
                 "swap",
                 "engine",
-                expected="names of engines, as the file has several of one name",
+                expected="unambiguous names of engines, because the file has several of one name",
                 got=f"none: {', '.join(variant_names(saved.variants))}",
                 remedy="Name them in engine=, with options= for one kind of GPU, and add the others with add_variant.",
             )
@@ -260,10 +260,10 @@ def _program(
         raise OptionError.make(
             "swap",
             f"segment '{name}', the new {type(module).__name__}",
-            expected="what the saved head was made for",
+            expected="the inputs and outputs that the saved head requires",
             got="".join(f"\n  {text}" for text in mismatches) + "\n",
-            remedy="`hybrid-rt inspect FILE` shows the inputs and outputs. A module around the backbone can give it "
-            "those, e.g. by a 1x1 convolution for the channels.",
+            remedy="`hybrid-rt inspect FILE` shows the inputs and outputs. Wrap the backbone in a module that "
+            "adapts them, for example with a 1x1 convolution for the channels.",
             code="backbone-misfits",
         )
     check_repeatable(module, given, "swap")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import _native
 from ...backends import registry
-from ...backends.selection import Options, Wanted
+from ...backends.selection import Options, VariantRequest
 from ...bundle import archive
 from ...bundle.blob_table import Packed, pack, unpack
 from ...bundle.manifest import Golden
@@ -170,7 +170,7 @@ def add_variant(
             "precision='auto'",
             expected="a variant that is faster than those in the file",
             got="; ".join(change.notes),
-            remedy="Nothing was saved. Name a precision to add it all the same.",
+            remedy="Nothing was saved. Name a precision to add it anyway.",
         )
     change.apply()
     verification = None
@@ -229,7 +229,7 @@ def remove_variant(
             raise OptionError.make(
                 "remove-variant",
                 f"engine of '{saved.name}'",
-                expected="another variant to be left",
+                expected="at least one other variant",
                 got=f"only {there}",
                 remedy="Add one first: hybrid-rt add-variant.",
             )
@@ -238,7 +238,7 @@ def remove_variant(
     return change.save(None)
 
 
-def _require_new(saved: SavedEngine, wanted: Sequence[Wanted]) -> None:
+def _require_new(saved: SavedEngine, wanted: Sequence[VariantRequest]) -> None:
     """Checks before long work that the file has no variant of the same name for the same machines."""
     for variant in wanted:
         made_for = variant.backend.made_for()

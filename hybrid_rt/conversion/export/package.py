@@ -114,13 +114,13 @@ def _check_output(folder: Path, tar: Path | None, overwrite: bool) -> None:
         raise OptionError.make(
             _SCOPE,
             str(folder),
-            expected="no such path, or an empty directory",
+            expected="a new path or an empty directory",
             got="a package" if _is_package(folder) else "something else",
             remedy="Pass --overwrite to replace it." if _is_package(folder) else "Pass another directory.",
         )
     if tar is not None and tar.exists() and not (overwrite and tar.is_file()):
         raise OptionError.make(
-            _SCOPE, str(tar), expected="no file there", got="one", remedy="Pass --overwrite to replace it."
+            _SCOPE, str(tar), expected="a new file", got="an existing one", remedy="Pass --overwrite to replace it."
         )
 
 
@@ -202,7 +202,7 @@ def _add_licences(items: dict[str, Item]) -> list[Part]:
     parts, unknown = parts_of_files(copied.values())
     for place, source in copied.items():
         if source.resolve() in unknown and not place.startswith(_OWN):
-            warnings.warn(f"{source} belongs to no package: its licence does not come along", stacklevel=3)
+            warnings.warn(f"{source} belongs to no package: its licence is not included", stacklevel=3)
     if all(part.name != "hybrid_rt" for part in parts):
         parts.insert(0, Part.of_distribution(importlib.metadata.distribution("hybrid_rt")))
     for part in parts:

@@ -103,7 +103,7 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
             raise OptionError.make(
                 _SCOPE,
                 "backend",
-                expected=f"one of {', '.join(reasons)}, which the bundles have variants of",
+                expected=f"one of {', '.join(reasons)}, for which the bundles have variants",
                 got=f"'{name}'",
                 remedy="`hybrid-rt add-variant` adds one to a bundle.",
             )
@@ -111,9 +111,9 @@ def chosen_backends(models: Sequence[Model], named: Sequence[str] | None) -> tup
             raise BackendError.make(
                 name,
                 "package",
-                expected="a backend that can run here, whose libraries are taken along",
+                expected="a backend that can run here, so that its libraries can be included",
                 got=reasons[name],
-                remedy="Leave it out, or fix that; `hybrid-rt doctor` lists what is installed.",
+                remedy="Omit it, or fix that; `hybrid-rt doctor` lists what is installed.",
             )
     chosen = list(dict.fromkeys(named)) if named is not None else [name for name in present if not reasons[name]]
     for model in models:

@@ -68,7 +68,7 @@ def read_elf(path: Path) -> Elf:
         raise OptionError.make(
             _SCOPE,
             "pyelftools",
-            expected="the package that reads what programs are linked to",
+            expected="the package that reads the libraries of programs",
             got=str(error),
             remedy="Install it: pip install 'hybrid_rt[package]'.",
         ) from error
@@ -92,7 +92,7 @@ def read_elf(path: Path) -> Elf:
             str(path),
             expected="a program or library (ELF)",
             got=str(error),
-            remedy="Install the package that brings it again.",
+            remedy="Reinstall the package that contains it.",
         ) from error
 
 
@@ -153,8 +153,8 @@ def _not_found(name: str, asking: Path) -> BackendError:
         _SCOPE,
         name,
         expected=f"the library that {asking} is linked to",
-        got="none where the dynamic linker looks",
-        remedy="Install the package that brings it, or leave out the backend that needs it (--backend).",
+        got="none on the search path of the dynamic linker",
+        remedy="Install the package that contains it, or omit the backend that needs it (--backend).",
     )
 
 

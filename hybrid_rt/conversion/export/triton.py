@@ -152,8 +152,8 @@ def export_triton(
         raise OptionError.make(
             "triton",
             f"the model {folder}",
-            expected="none yet",
-            got="a directory",
+            expected="a new directory",
+            got="an existing one",
             remedy="Pass another name, or --force.",
         )
     _native.verify_records(os.fsencode(path))
@@ -196,9 +196,7 @@ def _expected(path: Path, picture: Tensor) -> dict[str, Tensor]:
     with torch.inference_mode():
         found: dict[str, Tensor] = archive.load(path)([picture])[0]
     if not len(found["boxes"]):
-        raise VerificationError.make(
-            "triton", "the image", expected="one on which the detector finds something", got="no box"
-        )
+        raise VerificationError.make("triton", "the image", expected="an image with detections", got="no box")
     return found
 
 
@@ -209,7 +207,7 @@ def _golden_picture(path: Path) -> Tensor:
         raise OptionError.make(
             "triton",
             "the test image",
-            expected="the bundle's golden sample, or one that is named",
+            expected="the bundle's golden sample, or a named one",
             got=str(error),
             remedy="Pass --image FILE.",
         ) from error
@@ -272,7 +270,7 @@ def _check(
         raise OptionError.make(
             "triton",
             f"max_batch={max_batch}",
-            expected="a batch that the detector takes",
+            expected="a batch that the detector accepts",
             got=str(error).splitlines()[-1],
             remedy="Lower it, or convert with shapes= that cover it.",
         ) from error

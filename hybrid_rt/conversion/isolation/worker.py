@@ -1,6 +1,6 @@
 """Main loop of a compiler's process: compiles each program that it receives, runs the artifact once, and returns it.
 
-Messages are pickled. A request is a dict (see ``apart.py``). The process answers with any number of
+Messages are pickled. A request is a dict (see ``isolated_compiler.py``). The process answers with any number of
 ("progress", share, what), ("ask", form, arguments), to which the parent replies ("form", value) or
 ("error", exception), and ("first run",), then with one of
 

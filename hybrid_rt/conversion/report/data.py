@@ -172,7 +172,7 @@ class ReportData:
     @property
     def segments(self) -> list[EngineReport]:
         """Returns ``engines``, by its old name."""
-        warnings.warn("a report's engines are called .engines now", DeprecationWarning, stacklevel=2)
+        warnings.warn("ReportData.segments is deprecated, use ReportData.engines", DeprecationWarning, stacklevel=2)
         return self.engines
 
     @property

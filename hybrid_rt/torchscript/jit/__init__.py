@@ -1,4 +1,4 @@
-"""Every call of torch.jit. TorchScript is deprecated in torch and works up to 2.15: it is kept in this package."""
+"""Contains every call of torch.jit. TorchScript is deprecated, but works in torch up to 2.15."""
 
 from .archives import (
     freeze,

@@ -1,4 +1,4 @@
-"""Freezes TorchScript modules, saves and opens them."""
+"""Freezes, saves and opens TorchScript modules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from .notices import quiet
 
 
 def open_archive(source: Path | io.BytesIO) -> torch.jit.ScriptModule:
-    """Opens an archive on the CPU as it was saved; no engine in it is prepared.
+    """Opens an archive on the CPU as it was saved, without preparing its engines.
+
+    Args:
+        source: Path of a file, or the archive in memory.
 
     Raises:
-        RuntimeError: torch can't read it.
+        RuntimeError: torch can't read the archive.
     """
     with quiet():
         if isinstance(source, Path) and not _is_text(source):
-            source = io.BytesIO(source.read_bytes())  # torch takes only names that are UTF-8
+            source = io.BytesIO(source.read_bytes())  # torch accepts only names in UTF-8
         return torch.jit.load(source, map_location="cpu")
 
 
@@ -38,21 +41,22 @@ def _is_text(path: Path) -> bool:
 
 def roundtrip_through_archive(
     module: torch.jit.ScriptModule,
-    hollow: Callable[[Sequence[str]], Any],
+    empty_engine: Callable[[Sequence[str]], Any],
     opened: Callable[[bytes], torch.jit.ScriptModule],
 ) -> torch.jit.ScriptModule:
-    """A frozen hybrid as it is after saving and loading, with the very engines that it has: none of their bytes move.
+    """Saves and loads a frozen hybrid in memory. The result has the same engine objects, whose bytes are not copied.
 
-    Its graph was rewritten after :func:`freeze`; what is compared with the detector is then what a program loads.
+    The graph was rewritten after :func:`freeze`. The round trip makes sure that verification compares what a program
+    will load.
 
     Args:
-        module: the hybrid; it is used up.
-        hollow: makes an engine without bytes for segments.
-        opened: opens an archive.
+        module: The hybrid. It can't be used afterwards.
+        empty_engine: Makes an engine without bytes for a list of segments.
+        opened: Opens an archive.
     """
     engines = engines_of(module)
     for engine in engines.values():
-        replace_engine(module, hollow(engine.segments()))
+        replace_engine(module, empty_engine(engine.segments()))
     again = opened(to_bytes(module))
     for engine in engines.values():
         replace_engine(again, engine)
@@ -60,7 +64,7 @@ def roundtrip_through_archive(
 
 
 def move_to_device(module: torch.jit.ScriptModule, device: str) -> torch.jit.ScriptModule:
-    """A copy of a frozen hybrid whose constants are on a device, with the very engines that it has."""
+    """Returns a copy of a frozen hybrid with its constants on a device and the same engine objects."""
     copied = open_archive(io.BytesIO(to_bytes(module)))
     for engine in engines_of(module).values():
         replace_engine(copied, engine)
@@ -69,7 +73,7 @@ def move_to_device(module: torch.jit.ScriptModule, device: str) -> torch.jit.Scr
 
 
 def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
-    """Puts an engine in the place of the one of the same segment, in a frozen hybrid that has not run yet."""
+    """Replaces the engine of the same segments in a frozen hybrid that has not run yet."""
     graph = module.graph
     graph.setInsertPoint(next(graph.nodes()))
     constant = graph.insertConstant(engine)
@@ -80,9 +84,10 @@ def replace_engine(module: torch.jit.ScriptModule, engine: Engine) -> None:
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Inlines the module's code, folds its parameters into constants; drops what eval mode does not run.
+    """Inlines a module's code, folds its parameters into constants and drops everything that eval mode does not run.
 
-    The module that torch returns ends the process if an operator fails: its graph points to functions that are gone.
+    The module that torch's own function returns crashes the process if an operator fails, because its graph points to
+    deleted functions. Here these references are removed.
     """
     with quiet():
         frozen = torch.jit.freeze(module.eval())
@@ -96,9 +101,10 @@ def submodule(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
 
 def to_bytes(module: torch.jit.ScriptModule) -> bytes:
-    """The module as an archive.
+    """Returns the module as an archive.
 
-    In memory, also for files: torch's writer of files ends the process when the disk is full, as its destructor throws.
+    The archive is written to memory, even if it goes to a file: torch's own file writer crashes the process if the disk
+    is full, because its destructor throws.
     """
     with quiet():
         archive: bytes = module.save_to_buffer()
@@ -106,15 +112,15 @@ def to_bytes(module: torch.jit.ScriptModule) -> bytes:
 
 
 def from_bytes(archive: bytes) -> torch.jit.ScriptModule:
-    """Opens an archive as :func:`open_archive`."""
+    """Opens an archive in memory, see :func:`open_archive`."""
     return open_archive(io.BytesIO(archive))
 
 
 def save(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Writes the module as an archive.
+    """Writes a module to a file.
 
     Raises:
-        OSError: it can't be written.
+        OSError: The file can't be written.
     """
     path.write_bytes(to_bytes(module))
 

@@ -1,4 +1,4 @@
-"""Reads and changes the graphs of TorchScript modules."""
+"""Reads and modifies the graphs of TorchScript modules."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ...common.specs import engine_name
 
 
 def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]]) -> None:
-    """Gives the stand-ins of a fused engine's later segments the outputs of the engine, in a frozen module.
+    """Connects the stand-ins of a fused engine's later segments to the engine's outputs, in a frozen module.
 
     Args:
-        module: the head with its stand-ins.
-        segments: of each engine, by its name.
+        module: The head with its stand-ins. It is modified.
+        segments: Segments of each engine, by the engine's name.
 
     Raises:
-        FusionError: the head does not run the first segment before a later one on every path.
+        FusionError: On some path, the head runs a later segment without the first one.
     """
 
     def visit(block: Any, engines: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]
                     error = FusionError.make(
                         "capture",
                         f"segments '{segment}'",
-                        expected="the head to run them one after the other whenever it runs the last",
+                        expected="the head to run all of them in order whenever it runs the last one",
                         got="a branch or loop between them",
                         remedy="Convert with fuse=False.",
                         code="segments-not-one",
@@ -49,7 +49,7 @@ def connect(module: torch.jit.ScriptModule, segments: Mapping[str, Sequence[str]
 
 
 def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
-    """The engines of a frozen hybrid, by their names."""
+    """Returns the engines of a frozen hybrid by name."""
     engines: dict[str, Any] = {}
     for node in engine_runs(module.graph):
         engine = next(node.inputs()).toIValue()
@@ -58,11 +58,12 @@ def engines_of(module: torch.jit.ScriptModule) -> dict[str, Any]:
 
 
 def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, str, str]]:
-    """Returns a traced module's operations in order: operator, calling submodule, line.
+    """Returns a traced module's operations in order: operator, calling submodule, source line.
 
     Args:
-        module: traced from a :class:`hybrid_rt.common.structure.Flattened`, whose submodule is ``module``.
-        name: that submodule's own dotted path, which replaces the recorded one.
+        module: Module that was traced from a :class:`hybrid_rt.common.structure.Flattened`, whose submodule is
+            ``module``.
+        name: Dotted path of that submodule, which replaces the recorded one.
     """
     found = []
     for node in nodes_of(module.graph):
@@ -76,13 +77,13 @@ def operations_of(module: torch.jit.ScriptModule, name: str) -> list[tuple[str, 
 
 
 def tidy(graph: Any) -> None:
-    """Drops what a changed graph does not use, and has torch check the rest."""
+    """Removes unused nodes from a modified graph and lets torch check the rest."""
     torch._C._jit_pass_dce(graph)
     torch._C._jit_pass_lint(graph)
 
 
 def nodes_of(block: Any) -> Iterator[Any]:
-    """All nodes, those of inner blocks too."""
+    """Yields all nodes, including those of inner blocks."""
     for node in block.nodes():
         yield node
         for inner in node.blocks():
@@ -90,16 +91,16 @@ def nodes_of(block: Any) -> Iterator[Any]:
 
 
 def engine_runs(block: Any) -> Iterator[Any]:
-    """The nodes that run engines."""
+    """Returns the nodes that run engines."""
     return (node for node in nodes_of(block) if node.kind() == "hybrid_rt::run_engine")
 
 
 def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptModule, tuple[int, ...]]]:
-    """Returns the modules that :func:`chain` joined, with their sources, also after saving and loading.
+    """Returns the modules that :func:`chain` joined, with the sources of their inputs, also after saving and loading.
 
-    A module that was not made by it has no members.
+    The result is empty for a module that :func:`chain` did not make.
     """
-    outputs: dict[int, int] = {}  # of a call's result: the index of its first tensor among all outputs
+    outputs: dict[int, int] = {}  # by call result: index of its first tensor among all outputs
     first = 0
     members: list[tuple[torch.jit.ScriptModule, tuple[int, ...]]] = []
     for node in chained.graph.nodes():
@@ -122,7 +123,7 @@ def members_of(chained: torch.jit.ScriptModule) -> list[tuple[torch.jit.ScriptMo
 
 
 def replace_operator(graph: Any, name: str, other: str, inputs: Sequence[str], results: int) -> None:
-    """Calls another operator of the same inputs and results in the place of each call of one in a graph."""
+    """Replaces each call of an operator in a graph by a call of another one with the same inputs and results."""
     pattern = "graph({inputs}):\n    {results} = {op}({inputs})\n    return ({results})"
     names = {"inputs": ", ".join(f"%{each}" for each in inputs), "results": ", ".join(f"%r{i}" for i in range(results))}
     torch._C._jit_pass_custom_pattern_based_rewrite_graph(
@@ -131,9 +132,9 @@ def replace_operator(graph: Any, name: str, other: str, inputs: Sequence[str], r
 
 
 def graphs_of(module: torch.jit.ScriptModule) -> Iterator[Any]:
-    """The graphs of all methods of a module and its submodules, with the functions that they call inlined."""
+    """Yields the graphs of all methods of a module and its submodules, with called functions inlined."""
     for part in module.modules():
-        native: Any = getattr(part, "_c", None)  # a stand-in of freeze's constants has none
+        native: Any = getattr(part, "_c", None)  # placeholders for frozen constants have none
         for name in native._method_names() if native is not None else ():
             graph = native._get_method(name).graph
             if any(node.kind() == "prim::CallFunction" for node in nodes_of(graph)):
@@ -148,7 +149,7 @@ def returns_losses_and_detections(module: torch.jit.ScriptModule) -> bool:
 
 
 def signature_of(module: torch.jit.ScriptModule) -> tuple[list[str], list[str]]:
-    """The types that forward takes and returns, in TorchScript's words: ``List[Tensor]``."""
+    """Returns the types of forward's required parameters and of its results as in TorchScript: ``List[Tensor]``."""
     schema = module.forward.schema
     taken = [str(argument.type) for argument in schema.arguments[1:] if argument.default_value is None]
     return taken, [str(returned.type) for returned in schema.returns]

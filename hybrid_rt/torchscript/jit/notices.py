@@ -1,4 +1,4 @@
-"""Silences what torch says of TorchScript."""
+"""Silences torch's warnings about TorchScript."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's notices that TorchScript is deprecated, and the tracer's about shapes that it generalises."""
+    """Suppresses torch's deprecation notices of TorchScript, and the tracer's warnings about shapes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*")
         warnings.filterwarnings("ignore", message=r".*TorchScript.*")

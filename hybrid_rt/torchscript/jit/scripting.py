@@ -1,4 +1,4 @@
-"""Makes TorchScript of modules and functions: by scripting, by recording, of generated classes."""
+"""Turns modules and functions into TorchScript: by scripting, by tracing, and from generated classes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .notices import quiet
 
 @contextmanager
 def _attempt() -> Iterator[None]:
-    """Within it, TorchScript knows no type of a module from before, and afterwards none from within.
+    """Isolates an attempt: TorchScript forgets its known types of modules before it, and those that it makes after it.
 
-    It takes modules of one class and the same attributes for the same code, though a forward may have been replaced;
-    and a type whose compilation failed halfway would be taken up again by the next attempt.
+    TorchScript assumes that modules of one class with the same attributes have the same code, although a forward may
+    have been replaced. It would also reuse a type whose compilation failed halfway.
     """
     recursive: Any = torch.jit._recursive
     store, classes = recursive.concrete_type_store, torch.jit._state._script_classes
@@ -43,7 +43,7 @@ def _attempt() -> Iterator[None]:
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Within it, modules are recorded by their operations alone: no property or hook is compiled for it."""
+    """Prepares for tracing: only the operations of modules are recorded, and no property or hook is compiled."""
     recursive: Any = torch.jit._recursive
     properties, hooks = recursive.get_property_stubs, recursive.get_hook_stubs
     recursive.get_property_stubs = lambda _: []
@@ -56,10 +56,15 @@ def _recording() -> Iterator[None]:
 
 
 def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.jit.ScriptModule:
-    """Traces a module of tensors in, tensors out.
+    """Traces a module that takes and returns tensors.
+
+    Args:
+        module: The module.
+        examples: Its inputs.
+        name: Name of the segment, for messages.
 
     Raises:
-        CaptureError: the tracer fails, with its message.
+        CaptureError: The tracer fails. The text includes its message.
     """
     try:
         with _recording():
@@ -78,9 +83,10 @@ def trace(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> torch.j
 
 @contextmanager
 def _optional_where_none() -> Iterator[None]:
-    """Within it, a parameter without annotation whose default is None is an Optional[Tensor], no Tensor.
+    """Makes TorchScript read an unannotated parameter with the default None as an Optional[Tensor] instead of a Tensor.
 
-    As a Tensor its default would be an undefined one, which no file can hold, and ``is not None`` always true.
+    As a Tensor its default would be an undefined tensor, which no file can store, and ``is not None`` would always be
+    true.
     """
     frontend: Any = torch.jit.frontend
     original = frontend.build_param_list
@@ -110,7 +116,7 @@ def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
             with _attempt(), _optional_where_none():
                 return torch.jit.script(module)
         except Exception:
-            with _attempt():  # code that no tensor is optional for: what is left out there has to be left out here
+            with _attempt():  # some code compiles only if no tensor is optional: then each one must be passed
                 scripted = torch.jit.script(module)
     for argument in scripted.forward.schema.arguments:
         if str(argument.type) == "Tensor" and argument.has_default_value():
@@ -123,8 +129,11 @@ def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
 def script(module: nn.Module) -> torch.jit.ScriptModule:
     """Scripts a module.
 
+    Args:
+        module: The module.
+
     Raises:
-        CaptureError: with the compiler's message, which names the line.
+        CaptureError: The compiler fails. The text includes its message, which names the line.
     """
     try:
         return _scripted(module)
@@ -133,7 +142,7 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
             "capture",
             "the detector's head",
             expected="code that torch.jit.script compiles",
-            got=described(error).replace(": ", ":\n", 1) + "\n",  # the compiler's frames stand on lines of their own
+            got=described(error).replace(": ", ":\n", 1) + "\n",  # puts the compiler's frames on their own lines
             remedy="Change the line that it names (see 'TorchScript language reference' in torch's documentation), or "
             "put it into a segment.",
             code="head-not-scriptable",
@@ -141,16 +150,16 @@ def script(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def script_function(function: FunctionType) -> Any:
-    """Scripts a function whose source is generated: what is recorded around its calls keeps its branches."""
+    """Scripts a function from generated source. A trace that calls it keeps its branches."""
     with quiet():
         return torch.jit.script(function)
 
 
 def is_type(annotation: Any) -> bool:
-    """Returns whether TorchScript takes an annotation, a Python object, as a type that None is of."""
+    """Returns true if TorchScript reads an annotation, a Python object, as an optional type."""
     try:
         found = torch.jit.annotations.try_ann_to_type(annotation, None)
-    except Exception:  # whatever a type of the user's own raises there
+    except Exception:  # a user's own type may raise anything here
         return False
     return isinstance(found, torch._C.OptionalType)
 
@@ -163,15 +172,18 @@ class _DetectionsOnly(nn.Module):
         self.detector = detector
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """images: [3, H, W] each, in 0..1; returns a dict of boxes, labels, scores, ... for each."""
+        """Returns a dict of boxes, labels, scores, ... for each image [3, H, W] with values in 0..1."""
         return self.detector(images)[1]
 
 
 def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
-    """Scripts a detector with engines in it; it then returns what the detector does in eager eval mode.
+    """Scripts a detector with engines in it. The result returns what the detector returns in eager eval mode.
+
+    Args:
+        detector: The detector, in eval mode.
 
     Raises:
-        CaptureError: with the compiler's message, which names the line.
+        CaptureError: The compiler fails. The text includes its message, which names the line.
     """
     if hasattr(detector, "_has_warned"):
         # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
@@ -183,10 +195,14 @@ def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
 
 
 def trace_head(module: nn.Module, example: tuple[Any, ...]) -> torch.jit.ScriptModule:
-    """Records a detector with engines in it on its example: no branch or loop of the head stays in it.
+    """Traces a detector with engines in it on its example. The result has no branches or loops of the head.
+
+    Args:
+        module: The detector.
+        example: Its positional arguments.
 
     Raises:
-        CaptureError: the tracer fails, with its message.
+        CaptureError: The tracer fails. The text includes its message.
     """
     try:
         with _recording():
@@ -217,13 +233,13 @@ class Chain(nn.Module):
 def chain(
     members: Sequence[torch.jit.ScriptModule], inputs: int, sources: Sequence[Sequence[int]], counts: Sequence[int]
 ) -> torch.jit.ScriptModule:
-    """Modules of flat tensors as one, which returns the outputs of all; each is frozen and stays a submodule.
+    """Joins modules that take and return tensors into one, which returns the outputs of all.
 
     Args:
-        members: they become ``member_0``, ``member_1``, ...
-        inputs: how many tensors the first one takes.
-        sources: for each member the indices, among all outputs so far, of its inputs; empty for the first.
-        counts: how many tensors each returns.
+        members: The modules. Each is frozen and becomes the submodule ``member_0``, ``member_1``, ...
+        inputs: Number of inputs of the first module.
+        sources: For each module, the indices of its inputs among all outputs so far; empty for the first.
+        counts: Number of outputs of each module.
     """
     parameters = [f"input_{i}" for i in range(inputs)]
     calls: list[str] = []
@@ -245,7 +261,7 @@ def chain(
 
 
 def unused(method: FunctionType) -> Any:
-    """A copy of a method that TorchScript does not compile: calling it there raises."""
+    """Returns a copy of a method that TorchScript does not compile. Calling it in TorchScript raises."""
     return torch.jit.unused(_copied(method))
 
 
@@ -257,9 +273,13 @@ def _copied(method: FunctionType) -> FunctionType:
 
 
 def compiled_methods(module: nn.Module, methods: Mapping[str, FunctionType]) -> set[str]:
-    """Tells which methods TorchScript compiles in a module, with what else it has, and returns their names.
+    """Returns the names of the methods that TorchScript can compile in a module.
 
-    One that calls another of them is compiled if that one is.
+    A method that calls another one of them can be compiled only if that one can.
+
+    Args:
+        module: The module.
+        methods: The methods to try, by name.
     """
     owner = type(module)
     compiled: set[str] = set()
@@ -270,14 +290,14 @@ def compiled_methods(module: nn.Module, methods: Mapping[str, FunctionType]) -> 
         try:
             with quiet(), _attempt():
                 torch.jit.script(trial)
-        except Exception:  # whatever the compiler says of it
+        except Exception:  # the compiler may raise anything
             continue
         compiled.add(name)
     return compiled
 
 
 def _nothing(self: nn.Module) -> None:
-    """Stands for a forward."""
+    """Placeholder for a forward."""
 
 
 def _exported(method: FunctionType) -> Any:
@@ -285,10 +305,13 @@ def _exported(method: FunctionType) -> Any:
 
 
 def _annotations(method: FunctionType) -> dict[str, Any]:
-    """Returns them as objects: of methods that it does not compile, TorchScript does not look up names in texts."""
+    """Returns a method's annotations as objects.
+
+    TorchScript does not resolve annotations that are strings in methods that it does not compile.
+    """
     try:
         return get_type_hints(method)
-    except Exception:  # names in annotations may be known to type checkers only
+    except Exception:  # some names may exist only for type checkers
         return dict(method.__annotations__)
 
 
@@ -319,14 +342,15 @@ most = 0
 def tensors_only(
     detector: torch.jit.ScriptModule, fields: Mapping[str, int], *, batched: bool, from_bytes: bool
 ) -> torch.jit.ScriptModule:
-    """A detector of torchvision's interface as a module of one tensor in, a tuple of tensors out.
+    """Wraps a detector with torchvision's interface in a module that takes one tensor and returns a tuple of tensors.
 
     Args:
-        detector: [3, H, W] each in a list; a dict for each. As it was opened; it is used up.
-        fields: of the dicts, in the order of the tuple, each with its number of dimensions.
-        batched: images have a first dimension more; results are padded with zeros to those of the image that has
-            most, and one more tensor [N, 1], int64, says how many each has.
-        from_bytes: an image is uint8 [H, W, 3], RGB; else float32 [3, H, W] in 0..1.
+        detector: Takes a list of [3, H, W] and returns a dict for each. It must be freshly opened, and can't be used
+            afterwards.
+        fields: Number of dimensions of each entry of the dicts, in the order of the tuple.
+        batched: Images have a leading dimension N. Results are padded with zeros to the largest number of detections,
+            and one more tensor [N, 1], int64, contains the number of detections of each image.
+        from_bytes: An image is uint8 [H, W, 3], RGB. Otherwise it is float32 [3, H, W] in 0..1.
     """
     names = [f"field_{i}" for i in range(len(fields))]
     if batched:

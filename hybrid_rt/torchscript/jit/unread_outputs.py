@@ -1,4 +1,4 @@
-"""Finds the outputs of engines of which a head reads only sizes, dtype or device, and no values."""
+"""Finds outputs of engines whose sizes, dtype or device the head reads, but not their values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Output = tuple[str, int]
 
 _RUN = "hybrid_rt::run_engine"
 _HANDED_ON = "hybrid_rt::handed_on"
-"""Compares the tensors that it is given with the engine's own, and reads none."""
+"""Compares its tensors with the engine's own and reads no values."""
 
 _READ_NO_VALUE = frozenset(
     {
@@ -33,7 +33,7 @@ _READ_NO_VALUE = frozenset(
         "prim::layout",
     }
 )
-"""Operators whose results do not hold a tensor that they are given."""
+"""Operators whose results do not contain an input tensor or depend on its values."""
 
 _TAKE_APART = frozenset({"prim::ListUnpack", "prim::TupleUnpack"})
 
@@ -49,19 +49,19 @@ _HOLD = _TAKE_APART | {
     "prim::unchecked_cast",
     "prim::unchecked_unwrap_optional",
 }
-"""Operators whose results may hold the tensors that they are given, and read none of them. None changes a container."""
+"""Operators whose results may contain their input tensors. They read no values and modify no container."""
 
 
 def unread_outputs(module: torch.jit.ScriptModule, counts: Mapping[str, int]) -> dict[str, frozenset[int]]:
-    """Returns for each engine of a frozen hybrid the positions of the outputs that its head reads only sizes of.
+    """Returns the positions of the outputs whose sizes are all that a frozen hybrid's head reads, by engine.
 
-    An output counts as read as soon as any operator takes it, or a container that may hold it, unless that operator is
-    known to read no values. So a list that is changed after it was made counts as read with all that it holds.
-    An output that the head does not use at all is left out: it may be there for programs with their own heads.
+    An output counts as read as soon as any operator takes it, or takes a container that may hold it, unless that
+    operator is known to read no values. So a list that is modified after its creation counts as read, with everything
+    in it. An output that the head does not use at all is omitted: programs with their own heads may need it.
 
     Args:
-        module: the hybrid, with its stand-ins connected.
-        counts: the number of outputs of each engine, by its name. Other engines in the head are not looked at.
+        module: The hybrid, with its stand-ins connected.
+        counts: Number of outputs of each engine, by name. Other engines in the head are ignored.
     """
     flow = _Flow(module.graph, counts)
     return {
@@ -71,10 +71,15 @@ def unread_outputs(module: torch.jit.ScriptModule, counts: Mapping[str, int]) ->
 
 
 class _Flow:
-    """Follows the outputs through a graph: which are read, and which are asked for their sizes."""
+    """Follows the outputs through a graph and records which are read, and which are asked for their sizes."""
 
     def __init__(self, graph: Any, counts: Mapping[str, int]) -> None:
-        """``graph``: all of it is visited until nothing new is found, because loops hand values back."""
+        """Visits the graph repeatedly until nothing new is found, because loops pass values back.
+
+        Args:
+            graph: The graph.
+            counts: Number of outputs of each engine, by name.
+        """
         self.read: set[Output] = set()
         self.measured: set[Output] = set()
         self._counts = counts
@@ -142,9 +147,9 @@ class _Flow:
             self._add(output, self._all([value]))
 
     def _entry(self, container: Any, place: Any) -> frozenset[Output]:
-        """Returns the outputs that may stand at a place of a list, tuple or dict; ``place``: None if it is not known.
+        """Returns the outputs that may be at a place of a list, tuple or dict; ``place`` is None if it is unknown.
 
-        Containers that are changed later need no care here: all that they hold counts as read then.
+        Containers that are modified later need no care here: everything in them counts as read.
         """
         node = container.node()
         kind, made = node.kind(), list(node.inputs())
@@ -181,7 +186,7 @@ class _Flow:
 
 
 def _entries(node: Any) -> dict[Any, Any]:
-    """Returns the entries of a dict as it is made, in order; none unless all keys are known and differ."""
+    """Returns the entries of a dict's construction, in order; empty unless all keys are known and distinct."""
     values = list(node.inputs())
     keys = [key.toIValue() for key in values[::2]]
     return dict(zip(keys, values[1::2], strict=True)) if None not in keys and len(set(keys)) == len(keys) else {}

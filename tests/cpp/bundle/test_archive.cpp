@@ -34,13 +34,13 @@ void set_manifest(Records& records, const std::string& text) {
   records[kDigest] = digest(text);
 }
 
-/// A head of one record, an engine's bytes, and the manifest of both.
+/// Returns a head of one record, an engine's bytes, and the manifest of both.
 Records valid() {
   Records records{{"code/head.py", "def forward"}, {"constants/0", std::string(1000, 'w')}, {kVersion, "2"}};
   json manifest{{"format_version", 2}, {"engines", json::array()}};
   manifest["records"]["code/head.py"] = {{"sha256", digest(records["code/head.py"])}, {"size", 11}};
   manifest["records"]["constants/0"] = {{"sha256", digest(records["constants/0"])}, {"size", 1000}, {"is_blob", true}};
-  manifest["records"]["byteorder"] = {{"sha256", digest("little")}, {"size", 6}};  // torch's writer adds it
+  manifest["records"]["byteorder"] = {{"sha256", digest("little")}, {"size", 6}};  // torch's writer adds this record
   set_manifest(records, manifest.dump());
   return records;
 }
@@ -69,7 +69,7 @@ class ArchiveFile {
   std::string path_;
 };
 
-/// The failure to open the archive, or to verify all of it.
+/// Returns the error of opening and verifying the whole archive.
 Error failure_of_archive(const std::string& path) {
   return failure_of([&] { Archive(path).verify(Archive::Records::kAll); });
 }

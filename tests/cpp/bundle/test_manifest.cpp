@@ -156,7 +156,7 @@ TEST_CASE("what is missing or of another type is named") {
       {[](json& manifest) { manifest["engines"][0]["members"][0]["first"] = 1e308; }, "an engine: expected 'members'"},
       {[](json& manifest) { manifest["engines"][0]["variants"] = json::array(); }, "artifact specs: expected a JSON"},
       {[](json& manifest) { manifest["engines"][0]["table"] = 5; }, "table of blobs: expected a JSON array, got 5."},
-      {[](json& manifest) { manifest["class_names"] = {1}; }, "manifest, class_names: expected a list of texts, got"},
+      {[](json& manifest) { manifest["class_names"] = {1}; }, "manifest, class_names: expected a list of strings, got"},
       {[](json& manifest) { manifest.erase("records"); }, "manifest: expected 'records', got none."},
       {[](json& manifest) { manifest["records"]["constants/0"] = 5; }, "record 'constants/0': expected its SHA-256"},
   };

@@ -64,5 +64,5 @@ TEST_CASE("conditions are read as lines") {
   CHECK(size_conditions(manifest, 1, "x.pt").inputs == "x is even\t0.2: 2 % 0 ==\ny\t0.3:\n");
   CHECK(size_conditions(manifest, 1, "x.pt").outputs.empty());
   const Error error = failure_of([] { size_conditions(R"({"engines": [{"conditions": {"inputs": [3]}}]})", 0, "x"); });
-  CHECK(contains(error.what(), "an engine's conditions: expected pairs of texts, by inputs and outputs"));
+  CHECK(contains(error.what(), "an engine's conditions: expected pairs of strings for inputs and outputs"));
 }

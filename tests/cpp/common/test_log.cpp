@@ -17,7 +17,7 @@ namespace {
 using hybrid_rt::log;
 using hybrid_rt::LogLevel;
 
-/// What the default logger writes of one message a level.
+/// Returns the output of the default logger for one message per level.
 std::string written_of_all_levels() {
   std::ostringstream stream;
   std::streambuf* before = std::cerr.rdbuf(stream.rdbuf());

@@ -15,7 +15,7 @@
 #include "common/platform/shared_library.h"
 #include "temporary.h"
 
-// Compiled for 64-bit Arm as well (tests/python/test_platform_halves.py), so this file includes no torch.
+// Also compiled for 64-bit Arm (tests/python/test_platform_halves.py), so this file includes no torch.
 namespace platform = hybrid_rt::platform;
 namespace fs = std::filesystem;
 
@@ -79,7 +79,7 @@ TEST_CASE("libraries are opened, asked for symbols and found by an address") {
   CHECK(platform::library_of(nullptr).empty());
   CHECK(platform::open_library("/no/such/library.so", platform::Symbols::kForProcess) == nullptr);
   CHECK(platform::library_failure().find("/no/such/library.so") != std::string::npos);
-  CHECK(platform::library_failure() == "no reason is known");  // it was said once
+  CHECK(platform::library_failure() == "no reason is known");  // the failure was already reported
 }
 
 TEST_CASE("the machine has instructions and memory") {

@@ -4,8 +4,8 @@
 
 #include "gpu.h"
 
-// The functions of NVIDIA's driver that hybrid_rt calls, on the emulated device. Compiled once more without graphs
-// (EMULATED_OLD_DRIVER): a driver that is too old for them.
+// The functions of NVIDIA's driver that hybrid_rt calls, on the emulated device. Compiled a second time without graphs
+// (EMULATED_OLD_DRIVER), like a driver that is too old for them.
 
 namespace {
 
@@ -16,7 +16,7 @@ constexpr int kCapabilityMinor = 76;
 
 int result_of(int device) { return emulated::is_lost(device) ? emulated::kLaunchFailed : emulated::kSuccess; }
 
-/// What a function that works on a context gives before it does anything.
+/// Returns the initial result of a function that needs a context.
 [[maybe_unused]] int begin(const char* function) {
   if (const int result = emulated::driver_failure(function); result != emulated::kSuccess) return result;
   if (emulated::has_current_context()) return emulated::kSuccess;
@@ -42,7 +42,7 @@ EXPORT cuDriverGetVersion(int* version) {
 }
 
 EXPORT cuDeviceGetCount(int* count) {
-  *count = 2;  // whether or not a test uses the second one: hybrid_rt asks once
+  *count = 2;  // whether or not a test uses the second one, because hybrid_rt asks only once
   return emulated::kSuccess;
 }
 
@@ -91,7 +91,7 @@ EXPORT cuGetErrorString(int result, const char** text) {
 }
 
 EXPORT cuStreamIsCapturing(Handle stream, int* status) {
-  if (!emulated::has_current_context()) return emulated::kInvalidContext;  // it may be asked all the same
+  if (!emulated::has_current_context()) return emulated::kInvalidContext;  // this function may be called anyway
   emulated::Stream* const asked = emulated::stream_of(stream);
   *status = emulated::is_capturing(asked) ? 1 : 0;
   return result_of(emulated::device_of(asked));

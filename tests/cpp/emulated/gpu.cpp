@@ -37,7 +37,7 @@ void merge(Clock& clock, const Clock& other) {
 uint64_t at(const Clock& clock, size_t stream) { return stream < clock.size() ? clock[stream] : 0; }
 
 State& State::instance() {
-  static State* const state = new State();  // never destroyed: streams' threads may outlive main
+  static State* const state = new State();  // never destroyed, because streams' threads may outlive main
   return *state;
 }
 
@@ -121,7 +121,8 @@ void require_idle(const ResourcePointer& resource, const std::string& what) {
   const std::lock_guard lock(state.mutex);
   for (const Resource::Past& past : resource->past) {
     if (at(state.host, past.stream) >= past.tick) continue;
-    if (state.lost[state.streams[past.stream]->device]) continue;  // nothing runs there any more, and nobody can wait
+    if (state.lost[state.streams[past.stream]->device])
+      continue;  // nothing runs there any more, and nobody can wait for it
     state.breaches.push_back(what + " while " + past.operation + " in stream " + std::to_string(past.stream) +
                              " may still use " + resource->name);
     return;
@@ -159,7 +160,7 @@ Stream* make_stream(int device) {
 
 void destroy(Stream* stream) {
   if (is_capturing(stream)) report_breach("a stream is destroyed while it is captured from");
-  // Its number stays taken, since clocks go by it.
+  // Its number is not reused, because clocks refer to it.
 }
 
 int device_of(const Stream* stream) { return stream->device; }

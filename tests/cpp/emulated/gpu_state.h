@@ -14,7 +14,7 @@
 
 namespace emulated {
 
-/// For each stream, by its number, up to which of its operations something is known to be over.
+/// By stream number, the last operation that is known to be over.
 using Clock = std::vector<uint64_t>;
 
 void merge(Clock& clock, const Clock& other);
@@ -61,8 +61,8 @@ class Stream {
   const int device;
   const size_t number;
   const bool is_default;
-  Clock clock;                     // guarded by the state's mutex, as what follows
-  std::unique_ptr<Graph> capture;  // while there is one
+  Clock clock;                     // guarded by the state's mutex, like the members below
+  std::unique_ptr<Graph> capture;  // null if there is none
   std::thread::id capturing_thread;
   bool is_capture_valid = false;
 
@@ -73,7 +73,7 @@ class Stream {
  private:
   void run();
 
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable changed_;
   std::deque<std::function<void()>> queue_;
   bool is_busy_ = false;
@@ -90,7 +90,7 @@ struct State {
   std::map<int, bool> lost;
   std::vector<std::unique_ptr<Stream>> streams;
   std::map<int, Stream*> default_streams;
-  Clock host;  // what the host knows to be over
+  Clock host;  // operations that the host knows to be over
   bool is_next_capture_invalid = false;
   std::map<std::string, int> driver_failures;
   size_t launches = 0;
@@ -99,7 +99,7 @@ struct State {
   static State& instance();
 };
 
-/// The one object of a kind, whose mutex is held for as long as this lives.
+/// Locks the only object of a type during its lifetime.
 template <typename T>
 class Locked {
  public:
@@ -110,11 +110,11 @@ class Locked {
   std::lock_guard<std::mutex> lock_{object_.mutex};
 };
 
-/// Puts an operation into a stream that is not captured from. The state's mutex is held.
+/// Adds an operation to a stream that is not being captured. The state's mutex is held.
 void enqueue_locked(State& state, Stream& stream, const Operation& operation);
-/// The stream from which this thread captures, or null. The state's mutex is held.
+/// Returns the stream that this thread captures, or null. The state's mutex is held.
 Stream* captured_by_this_thread(State& state);
-/// Invalidates a capture, as CUDA does on a call that is not allowed. The state's mutex is held.
+/// Invalidates a capture, like CUDA does for a forbidden call. The state's mutex is held.
 void break_capture(State& state, Stream& stream, const std::string& what);
 
 }  // namespace emulated

@@ -77,8 +77,8 @@ Result launch(Graph* graph, Stream* stream) {
     return kInvalidValue;
   }
   ++state.launches;
-  // The driver itself keeps launches of one graph apart, and what they read and write is watched below: this use says
-  // only until when the graph must live.
+  // The driver itself serialises launches of one graph, and their reads and writes are checked below. This use only
+  // determines how long the graph must live.
   enqueue_locked(state, *stream, {"the launch of a graph", {{graph->itself, false}}, {}});
   for (const Operation& operation : graph->operations) enqueue_locked(state, *stream, operation);
   enqueue_locked(state, *stream, {"the launch of a graph", {{graph->itself, false}}, {}});

@@ -1,9 +1,9 @@
 """Writes a C++ header with a class per interface of TensorRT that refuses each call.
 
-TensorRT's classes have dozens of methods that change with its version; the stand-in implements those that the plug-in
-calls, and whatever else is called must be noticed. So the rest is made from the vendor's own header.
+TensorRT's classes have dozens of methods that change with its version. The stand-in implements those that the plug-in
+calls, and any other call must be noticed. So the remaining methods are generated from the vendor's own header.
 
-    python make_refusals.py FOLDER_OF_THE_HEADERS OUTPUT.h VRuntime VCudaEngine ...
+    python make_refusals.py DIRECTORY_OF_THE_HEADERS OUTPUT.h VRuntime VCudaEngine ...
 """
 
 import pathlib
@@ -20,7 +20,7 @@ def methods_of(text: str, interface: str) -> list[re.Match[str]]:
     found = re.search(rf"^class {interface} : public VRoot\n{{(.*?)^}};", text, re.DOTALL | re.MULTILINE)
     if found is None:
         raise SystemExit(f"{interface}: expected a class of NvInferImpl.h, got none")
-    # Parts that a feature has to be switched on for are not in the tables of those who don't.
+    # Parts that require a feature switch are not in the tables of programs that do not set it.
     body = re.sub(r"^#if ENABLE_FEATURE.*?^#endif[^\n]*\n", "", found[1], flags=re.DOTALL | re.MULTILINE)
     body = re.sub(r"//[^\n]*", "", body)
     methods = list(METHOD.finditer(body))

@@ -1,9 +1,9 @@
-"""Writes headers that declare what TensorRT-RTX has beyond TensorRT, for the stand-in and the plug-in that it tests.
+"""Writes headers that declare TensorRT-RTX's additions to TensorRT, for the stand-in and the plug-in under test.
 
-NVIDIA's own headers of TensorRT-RTX come with its archive alone. These are TensorRT's with the names that NVIDIA's
-documentation gives; the places in the tables are made up, so that no library of NVIDIA's can be called by them.
+NVIDIA's own headers of TensorRT-RTX are only in its archive. These are TensorRT's headers with the names from NVIDIA's
+documentation. The positions in the tables are made up, so they can't be used to call NVIDIA's library.
 
-    python make_rtx_headers.py FOLDER_OF_TENSORRT'S_HEADERS OUTPUT_FOLDER
+    python make_rtx_headers.py DIRECTORY_OF_TENSORRT'S_HEADERS OUTPUT_DIRECTORY
 """
 
 import pathlib
@@ -42,7 +42,7 @@ METHODS = """
 
 
 def put_in(text: str, before: str, what: str) -> str:
-    """Returns the text with something before the one place that a pattern finds."""
+    """Returns the text with an insertion before the only match of a pattern."""
     found = list(re.finditer(before, text))
     if len(found) != 1:
         raise SystemExit(f"{before}: expected one place in the headers, got {len(found)}")

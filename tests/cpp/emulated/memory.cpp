@@ -9,14 +9,14 @@
 namespace emulated {
 namespace {
 
-constexpr size_t kGuard = 512;  // bytes before and at least behind a block
+constexpr size_t kGuard = 512;  // bytes before a block; at least as many after it
 constexpr unsigned char kGuardByte = 0xA5;
-constexpr unsigned char kFreshByte = 0xFF;     // floats of it are not a number
-constexpr unsigned char kReleasedByte = 0xDB;  // floats of it are about -1e17
+constexpr unsigned char kFreshByte = 0xFF;     // floats of this pattern are NaN
+constexpr unsigned char kReleasedByte = 0xDB;  // floats of this pattern are about -1e17
 constexpr size_t kQuarantine = size_t{64} << 20;
 
 struct Block {
-  unsigned char* whole;  // what is freed
+  unsigned char* whole;  // pointer to free
   unsigned char* data;
   size_t size;
   Stream* stream;
@@ -25,7 +25,7 @@ struct Block {
 
 struct Heap {
   std::mutex mutex;
-  std::map<const unsigned char*, Block> live;  // by where they begin
+  std::map<const unsigned char*, Block> live;  // by start address
   std::deque<std::pair<unsigned char*, size_t>> released;
   size_t released_bytes = 0;
   size_t live_bytes = 0;
@@ -37,7 +37,7 @@ struct Heap {
     return *heap;
   }
 
-  /// Memory that was released stays readable for a while, so that whoever reads it reads the pattern.
+  /// Keeps freed memory readable for a while, so that a use after free reads the pattern.
   void keep_released(unsigned char* whole, size_t size) {
     const std::lock_guard lock(mutex);
     released.emplace_back(whole, size);
@@ -69,7 +69,7 @@ void* allocate(size_t size, Stream* stream) {
   const std::lock_guard lock(heap.mutex);
   ++heap.allocations;
   if (heap.until_failure > 0 && --heap.until_failure == 0) return nullptr;
-  // At an odd multiple of what torch promises, so that nobody relies on more.
+  // At an odd multiple of torch's alignment, so that nothing relies on a larger one.
   const size_t step = 2 * kAllocationAlignment;
   const size_t in_all = whole_size(size);
   auto* const whole = static_cast<unsigned char*>(std::aligned_alloc(step, in_all));
@@ -127,7 +127,7 @@ Use use_of(const void* data, size_t size, bool is_write, int device, const std::
   auto found = heap.live.upper_bound(begin);
   if (found != heap.live.begin()) {
     const Block& block = (--found)->second;
-    // Where there are no bytes, one past the end is an address too.
+    // For zero bytes, one past the end is a valid address too.
     if (begin >= block.data && begin + size <= block.data + block.size) {
       if (device_of(block.stream) != device) report_breach(what + " lies on another device");
       return {block.resource, is_write};

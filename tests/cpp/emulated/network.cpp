@@ -8,7 +8,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kAlignment = 256;  // of what lies in the scratch memory
+constexpr size_t kAlignment = 256;  // of tensors in the scratch memory
 
 size_t size_in_scratch(const Shape& shape) {
   const size_t bytes = static_cast<size_t>(elements_of(shape)) * sizeof(float);

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-// The small network that the stand-in of TensorRT runs, written in JSON, in place of the vendor's plan.
+// The small network that the stand-in for TensorRT runs. It is written in JSON and replaces the vendor's plan.
 
 namespace emulated {
 
@@ -17,7 +17,7 @@ int64_t elements_of(const Shape& shape);
 
 struct Tensor {
   std::string name;
-  std::string dtype;  ///< as torch has it; only float32 can be computed with
+  std::string dtype;  ///< by torch's name; only float32 is computed
   Shape shape;        ///< -1: known at run time
   bool is_on_host = false;
 };
@@ -33,26 +33,26 @@ struct Layer {
   std::string output;
   std::vector<float> weights;
   std::vector<float> bias;
-  int64_t channels = 0;  ///< of the result of "conv"
+  int64_t channels = 0;  ///< channels of the result of "conv"
   int64_t stride = 1;
 };
 
 class Network {
  public:
-  /// Throws std::exception that says what is wrong.
+  /// Parses a network. Throws std::exception with the defect.
   static Network parse(std::string_view text);
 
   std::vector<Tensor> inputs;
   std::vector<Tensor> outputs;
   std::vector<std::map<std::string, Range>> profiles;
   std::vector<Layer> layers;
-  std::string version;         ///< of the library that it is for
-  bool has_host_code = false;  ///< as version-compatible plans have
+  std::string version;         ///< version of the library that it is for
+  bool has_host_code = false;  ///< like version-compatible plans
 
   const Tensor* find(std::string_view name) const;
-  /// Returns the shapes of all tensors, those between the layers too, from those of the inputs.
+  /// Returns the shapes of all tensors, including those between the layers, from those of the inputs.
   std::map<std::string, Shape> infer(const std::map<std::string, Shape>& given) const;
-  /// For what stands between the layers.
+  /// Returns the bytes for tensors between the layers.
   size_t scratch_size(const std::map<std::string, Shape>& shapes) const;
   void run(const std::map<std::string, Shape>& shapes, std::map<std::string, float*> places, float* scratch) const;
 

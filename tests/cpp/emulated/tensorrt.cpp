@@ -1,6 +1,6 @@
-// A stand-in of TensorRT's library of run time, made of the vendor's own class tables: it is opened, and called, as the
-// vendor's is. It runs networks of its own (network.h) on the emulated GPU, and reports whatever its caller does
-// against the contract in NvInferRuntime.h.
+// A stand-in for TensorRT's runtime library, built from the vendor's own class tables: it is opened and called like the
+// vendor's. It runs its own networks (network.h) on the emulated GPU, and reports every violation of the contract in
+// NvInferRuntime.h by its caller.
 
 #include <NvInferRuntime.h>
 
@@ -19,7 +19,7 @@
 
 namespace emulated {
 
-/// For the methods that the stand-in does not have.
+/// Used by methods that the stand-in does not implement.
 template <typename Result>
 Result refused(const char* method) {
   report_breach(std::string(method) + " is called, which the stand-in does not have");
@@ -84,7 +84,7 @@ void be_slow() {
   if (microseconds > 0) std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
 }
 
-/// Two threads in an object that is one thread's at a time.
+/// Detects two threads in an object that only one thread at a time may use.
 class OneThread {
  public:
   OneThread(std::atomic<int>& inside, const char* what) : inside_(inside) {
@@ -115,7 +115,8 @@ class Log {
   }
 
  private:
-  /// The first word of an object with virtual functions, in which an allocator keeps its lists once it is freed.
+  /// Returns the first word of an object with virtual functions, which an allocator overwrites with its lists once the
+  /// object is freed.
   static const void* table_of(const ILogger& logger) {
     const void* table = nullptr;
     std::memcpy(&table, static_cast<const void*>(&logger), sizeof table);
@@ -130,7 +131,7 @@ struct EngineState {
   EngineState(Network network, Log log, int device)
       : shared(std::make_shared<const Network>(std::move(network))), network(*shared), log(log), device(device) {}
 
-  const std::shared_ptr<const Network> shared;  // with what is in a stream
+  const std::shared_ptr<const Network> shared;  // shared with the work in a stream
   const Network& network;
   const Log log;
   const int device;
@@ -153,7 +154,7 @@ class HostMemory final : public IHostMemory, public apiv::VHostMemory {
 
 constexpr char kCacheMark[] = "kernels:";
 
-/// A byte for each kernel.
+/// One byte per kernel.
 class RuntimeCache final : public IRuntimeCache {
  public:
   IHostMemory* serialize() const noexcept override { return new HostMemory(kCacheMark + std::string(*kernels, 'k')); }

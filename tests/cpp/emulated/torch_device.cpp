@@ -45,7 +45,7 @@ c10::Stream current_torch_stream(int device) { return torch_stream(device, curre
 
 int index_of(c10::Device device) { return device.has_index() ? device.index() : current_device(); }
 
-/// As torch says it when a call of CUDA fails.
+/// Throws torch's error for a failed call of CUDA.
 void require_device(int device) {
   make_context_current();
   TORCH_CHECK(!is_lost(device), "CUDA error: unspecified launch failure");
@@ -154,13 +154,13 @@ at::Tensor empty_strided(c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
                                                   dtype.value_or(at::kFloat));
 }
 
-/// The same memory as a tensor of the host's, for a stream's thread to work on.
+/// Returns a host tensor of the same memory, for a stream's thread to work on.
 at::Tensor on_host(const at::Tensor& tensor) {
   if (!tensor.device().is_privateuseone()) return tensor;
   return at::from_blob(tensor.mutable_data_ptr(), tensor.sizes(), tensor.strides(), tensor.options().device(at::kCPU));
 }
 
-/// From its first element to its last one.
+/// Returns the bytes from its first to its last element.
 size_t extent_of(const at::Tensor& tensor) {
   size_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); ++d) last += static_cast<size_t>((tensor.size(d) - 1) * tensor.stride(d));
@@ -183,12 +183,12 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   Operation operation{"a copy", {}, {}, true};
   add_use(operation, from, false);
   add_use(operation, to, true);
-  // A tensor on the device is not held, only its memory named: the host's hold on it may end before the copy runs.
+  // A tensor on the device is not kept alive, only its memory is used: the host may release it before the copy runs.
   operation.work = [from = on_host(from), to = on_host(to)]() mutable {
     const c10::InferenceMode as_its_caller_may_be;
     to.copy_(from);
   };
-  // As torch's CUDA has it: between two devices, each one's stream waits for the other's.
+  // Like torch's CUDA: for a copy between two devices, each one's stream waits for the other's.
   Stream* const other = is_from_here ? stream_of(current_torch_stream(from.device().index())) : stream;
   const auto wait = [](Stream* waiting, Stream* first) {
     if (waiting == first) return;
@@ -204,7 +204,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   return to;
 }
 
-/// Into a result that the caller gave, of whatever size it is.
+/// Copies into a result of any size that the caller provides.
 at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
   if (to.sizes() != from.sizes()) {
     TORCH_CHECK(to.numel() == 0, "only an empty result is made larger");
@@ -229,7 +229,7 @@ at::Tensor& fill(at::Tensor& self, const at::Scalar& value) {
 
 at::Tensor& zero(at::Tensor& self) { return fill(self, 0); }
 
-/// torch asks a device for this one by name, and the CPU has it by another one.
+/// torch calls a device's operator by this name, and the CPU's by another one.
 at::Tensor convolve(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                     bool is_transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups) {
@@ -239,7 +239,7 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& weight, const std
       .to(input.device());
 }
 
-/// cpu_fallback leaves lists of optional tensors where they are.
+/// cpu_fallback does not move lists of optional tensors.
 at::Tensor index(const at::Tensor& self, const c10::List<std::optional<at::Tensor>>& indices) {
   c10::List<std::optional<at::Tensor>> there;
   for (size_t i = 0; i < indices.size(); ++i) {
@@ -263,13 +263,13 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
 }
 
-/// All other operators, those of a detector's head: on copies on the CPU.
+/// Runs all other operators, such as those of a detector's head, on copies on the CPU.
 void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) { at::native::cpu_fallback(op, stack); }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) { library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_cpu>()); }
 
-/// The name by which engines, and all that is written in TorchScript, know the device. torch compares it with the
-/// names of its own devices, and writes it in lower case.
+/// The name of the device for engines and for TorchScript code. torch compares it with the names of its own devices,
+/// and writes it in lower case.
 const int device_is_named = [] {
   if (!is_cuda()) c10::register_privateuse1_backend("Cuda");
   return 0;

@@ -11,7 +11,7 @@
 #include "hybrid_rt/backends.h"
 #include "temporary.h"
 
-// The registry lives as long as the process: each test takes names of its own.
+// The registry lives as long as the process, so each test uses its own names.
 
 namespace {
 
@@ -64,7 +64,7 @@ TEST_CASE("a backend that is not installed is named with those that are") {
   CHECK(contains(error.what(), "hybrid_rt[nonesuch]: backend: expected one of "));
   CHECK(contains(error.what(), "torchscript"));
   CHECK(contains(error.what(),
-                 ", got 'nonesuch'. Install the package or plug-in that brings it "
+                 ", got 'nonesuch'. Install the package or plug-in that provides it "
                  "(libhybrid_rt_nonesuch.so), or name its directory in HYBRID_RT_PLUGIN_PATH."));
 }
 

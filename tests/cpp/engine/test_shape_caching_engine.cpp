@@ -8,7 +8,7 @@
 
 namespace {
 
-/// Returns its inputs, copied; counts in which way.
+/// Returns copies of its inputs, and counts both ways of running.
 class CountingEngine : public hybrid_rt::ShapeCachingEngine {
  public:
   explicit CountingEngine(bool must_copy) : must_copy_(must_copy) {}

@@ -36,7 +36,7 @@ using hybrid_rt::Machine;
 using hybrid_rt::Preference;
 using hybrid_rt::preference_from;
 
-/// Variants of the backend "fixture", each with a blob of its own.
+/// Variants of the backend "fixture", each with its own blob.
 class Variants {
  public:
   Variants() { hybrid_rt::add_plugin_folder(HYBRID_RT_TEST_PLUGINS); }
@@ -69,7 +69,7 @@ class Variants {
   std::vector<at::Tensor>& blobs() { return blobs_; }
 
  private:
-  /// Blobs of no two tests are alike, so no engine is shared by chance.
+  /// Blobs of different tests differ, so that no engine is shared accidentally.
   static int64_t next_size() {
     static int64_t size = 0;
     return ++size;
@@ -112,7 +112,7 @@ TEST_CASE("checking says the same without loading an engine") {
   const auto checks = check_variants(variants.specs(), {}, {}, Machine::here());
   REQUIRE(checks.size() == 3);
   CHECK(checks[0].refusal == "no such device");
-  CHECK(checks[1].chosen);  // what fails only when it is loaded can't be known
+  CHECK(checks[1].chosen);  // a failure to load can't be known before
   CHECK_FALSE(checks[2].chosen);
   CHECK(checks[2].refusal.empty());
 }
@@ -231,13 +231,14 @@ TEST_CASE("requirements of the machine are compared before a backend is asked") 
     variants.add({{name, wanted}});
     return check_variants(variants.specs(), {}, {}, machine)[0].refusal;
   };
-  CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's is 1.0
+  CHECK(refusal("version", ">=1.0,<2").empty());  // the fixture's version is 1.0
   CHECK(refusal("version", "==1").empty());
   CHECK(refusal("version", ">=1.0.1") ==
-        "it needs fixture >=1.0.1, here is 1.0; install a version in that range, or convert the detector again with "
+        "it needs fixture >=1.0.1, but 1.0 is installed; install a version in that range, or convert the detector "
+        "again with "
         "this one");
-  CHECK(contains(refusal("version", "<1"), "it needs fixture <1, here is 1.0"));
-  CHECK(contains(refusal("version", ">0.9,<=0.9.5"), "here is 1.0"));
+  CHECK(contains(refusal("version", "<1"), "it needs fixture <1, but 1.0 is installed"));
+  CHECK(contains(refusal("version", ">0.9,<=0.9.5"), "but 1.0 is installed"));
   CHECK(contains(refusal("version", "~1"), "is not a range"));
   CHECK(contains(refusal("version", "new"), "is not a range"));
   CHECK(refusal("cpu", "avx2, fma").empty());
@@ -263,10 +264,10 @@ TEST_CASE("an artifact for CUDA is compared with the GPU that would run it") {
   CHECK(refusal("8.6, 9.0", 1).empty());
   CHECK(refusal(">=8.0", 1).empty());
   CHECK(refusal("8.6", 1) ==
-        "it was built for GPUs of compute capability 8.6, here is second of capability 9.0; convert the detector for "
+        "it was built for GPUs of compute capability 8.6, but second has capability 9.0; convert the detector for "
         "that one, or run another variant");
-  CHECK(contains(refusal(">=9.0", 0), "here is first of capability 8.6"));
-  CHECK(contains(refusal("", 0), "here is first"));
+  CHECK(contains(refusal(">=9.0", 0), "but first has capability 8.6"));
+  CHECK(contains(refusal("", 0), "but first has"));
   CHECK(refusal("8.6", 2) == "there is no CUDA device 2");
 }
 
@@ -306,8 +307,8 @@ TEST_CASE("a blob is put together of pieces, some of which others have too") {
   };
   CHECK(contains(failure({2, 0, 1}, 1), "expected an index below 2, got 2"));
   CHECK(contains(failure({-1, 0, 1}, 1), "expected an index below 2, got -1"));
-  CHECK(contains(failure({0, 8, 3}, 3), "expected a piece inside of 10 bytes, got 3 from 8 on"));
-  CHECK(contains(failure({0, -1, 3}, 3), "expected a piece inside of 10 bytes, got 3 from -1 on"));
+  CHECK(contains(failure({0, 8, 3}, 3), "expected a piece within 10 bytes, got 3 from 8 on"));
+  CHECK(contains(failure({0, -1, 3}, 3), "expected a piece within 10 bytes, got 3 from -1 on"));
   CHECK(contains(failure({0, 0, 3}, 4), "expected 4 bytes, got 3"));
 }
 

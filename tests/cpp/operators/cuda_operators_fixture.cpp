@@ -1,6 +1,6 @@
 #include "operators/cuda_operators.h"
 
-// A library of CUDA operators as another version of hybrid_rt would bring it.
+// A library of CUDA operators like that of another version of hybrid_rt.
 
 extern "C" __attribute__((visibility("default"))) const hybrid_rt::operators::CudaOperators*
 hybrid_rt_cuda_operators() {

@@ -18,8 +18,8 @@
 #include "operators/cuda_operators.h"
 #include "operators/head_operators.h"
 
-// What CUDA tensors are given, on the CPU. The CPU's own kernels are compared with torchvision's in
-// tests/python/operators/test_torchvision_operators.py.
+// Tests the composed operators, which CUDA tensors use, on the CPU.
+// tests/python/operators/test_torchvision_operators.py compares the CPU's own kernels with torchvision's.
 
 namespace {
 
@@ -27,7 +27,7 @@ using hybrid_rt::operators::composed_deform_conv2d;
 using hybrid_rt::operators::deform_conv2d;
 using hybrid_rt::operators::DeformableConvolution;
 
-/// The arguments of a deformable convolution of noise, in both ways.
+/// Returns the results of a deformable convolution of noise, computed in both ways.
 std::tuple<at::Tensor, at::Tensor> both_ways(const DeformableConvolution& o, int64_t height, int64_t width,
                                              double reach) {
   const at::Tensor input = at::randn({2, 8, height, width});

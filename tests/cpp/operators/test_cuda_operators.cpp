@@ -17,7 +17,8 @@
 #include "operators/cuda_operators.h"
 #include "temporary.h"
 
-// What of the CUDA operators needs no GPU. Their results are compared in tests/python/operators/test_head_operators.py.
+// Tests the parts of the CUDA operators that need no GPU. tests/python/operators/test_head_operators.py compares their
+// results.
 
 namespace {
 
@@ -31,7 +32,7 @@ CudaOperators operators_of(int abi_version, const char* torch_version) {
           &hybrid_rt::operators::roi_align_through_cpu};
 }
 
-/// The one warning that opening the library at `path` gives.
+/// Returns the only warning of opening the library at `path`.
 std::string warning_of(const std::string& path) {
   const CapturedLog captured;
   CHECK(hybrid_rt::operators::open_cuda_operators(path) == nullptr);

@@ -14,7 +14,7 @@
 
 #include "hybrid_rt/error.h"
 
-// The operators as a TorchScript graph reaches them, in a program without torchvision.
+// Tests the operators as a TorchScript graph calls them, in a program without torchvision.
 
 namespace {
 
@@ -67,7 +67,7 @@ void check_starts_with(const std::string& text, const std::string& start) {
   CHECK_MESSAGE(text.rfind(start, 0) == 0, text);
 }
 
-/// One picture, one channel, 4 x 4 pixels: 0 to 15, row by row. Interpolated at (x, y) that is 4 y + x.
+/// One image with one channel of 4 x 4 pixels: 0 to 15, row by row. Its interpolation at (x, y) is 4 y + x.
 at::Tensor ramp() { return at::arange(16, at::kFloat).reshape({1, 1, 4, 4}); }
 
 const Options kOnePoint{};
@@ -84,7 +84,7 @@ TEST_CASE("nms keeps the best of overlapping boxes, best first") {
 }
 
 TEST_CASE("nms suppresses above the threshold only, and only by boxes that stay") {
-  // Neighbours share 1 of 3; the first and the last nothing.
+  // Adjacent boxes share 1 of 3; the first and the last share nothing.
   const at::Tensor boxes = rows({0, 0, 2, 1, 1, 0, 3, 1, 2, 0, 4, 1}, 4);
   const at::Tensor scores = at::tensor({3.0f, 2.0f, 1.0f});
   CHECK(values<int64_t>(nms(boxes, scores, 0.3)) == std::vector<int64_t>{0, 2});
@@ -105,7 +105,7 @@ TEST_CASE("nms of no boxes is empty") {
 }
 
 TEST_CASE("nms looks beyond its first chunk of kept boxes") {
-  // 200 boxes far from each other, then a copy of each, of a lower score.
+  // 200 boxes far from each other, then a copy of each with a lower score.
   std::vector<float> boxes;
   for (int copy = 0; copy < 2; ++copy) {
     for (int i = 0; i < 200; ++i) {

@@ -16,7 +16,7 @@
 #include "hybrid_rt/message.h"
 #include "temporary.h"
 
-// On the bundle that HYBRID_RT_TEST_BUNDLE names: the demo detector.
+// Uses the demo detector's bundle, which HYBRID_RT_TEST_BUNDLE names.
 
 namespace {
 
@@ -135,7 +135,7 @@ TEST_CASE("pictures that a detector does not take are refused") {
   CHECK(kind_of(detector, at::zeros({8, 8, 4}, at::kByte)) == ErrorKind::kInput);
   CHECK(kind_of(detector, at::zeros({3, 0, 8})) == ErrorKind::kInput);
   CHECK(kind_of(detector, at::Tensor()) == ErrorKind::kInput);
-  CHECK_FALSE(detector.detect(at::zeros({3, 32, 32})).height == 0);  // and it goes on
+  CHECK_FALSE(detector.detect(at::zeros({3, 32, 32})).height == 0);  // it still works
 }
 
 TEST_CASE("a deadline that has passed is an error of its own") {

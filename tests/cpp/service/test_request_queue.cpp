@@ -30,7 +30,7 @@ std::vector<DetectRequest> requests(std::size_t count, std::optional<Clock::dura
   return made;
 }
 
-/// The text of the refusal; empty if it was taken.
+/// Returns the text of the refusal; empty if the requests were accepted.
 std::string refusal(RequestQueue& queue, std::vector<DetectRequest> given) {
   try {
     queue.push(std::move(given));
@@ -42,10 +42,10 @@ std::string refusal(RequestQueue& queue, std::vector<DetectRequest> given) {
   }
 }
 
-/// Lets the queue see a picture that took so long.
+/// Runs an image that takes this long through the queue.
 void run_one(RequestQueue& queue, Clock::duration took) {
   queue.push(requests(1));
-  REQUIRE(queue.take().batch.size() == 1);
+  REQUIRE(queue.take().ready.size() == 1);
   queue.done(1, took);
 }
 
@@ -69,8 +69,8 @@ TEST_CASE("without batches pictures are taken one by one, in their order") {
     one.push_back(request({7, 8}));
     return one;
   }());
-  CHECK(queue.take().batch.at(0).request.size->first == 100);
-  CHECK(queue.take().batch.at(0).request.size->first == 7);
+  CHECK(queue.take().ready.at(0).request.size->first == 100);
+  CHECK(queue.take().ready.at(0).request.size->first == 7);
   CHECK(queue.running() == 2);
 }
 
@@ -80,10 +80,10 @@ TEST_CASE("a batch holds pictures of one bucket, and those of others wait") {
   for (const std::int64_t height : {100, 250, 128, 65, 193}) given.push_back(request({height, 100}));
   queue.push(std::move(given));
   std::vector<std::int64_t> heights;
-  for (const auto& waiting : queue.take().batch) heights.push_back(waiting.request.size->first);
+  for (const auto& waiting : queue.take().ready) heights.push_back(waiting.request.size->first);
   CHECK(heights == std::vector<std::int64_t>{100, 128, 65});
   heights.clear();
-  for (const auto& waiting : queue.take().batch) heights.push_back(waiting.request.size->first);
+  for (const auto& waiting : queue.take().ready) heights.push_back(waiting.request.size->first);
   CHECK(heights == std::vector<std::int64_t>{250, 193});
 }
 
@@ -94,19 +94,19 @@ TEST_CASE("the first of a batch waits for others for its delay, not longer than 
     std::this_thread::sleep_for(20ms);
     queue.push(requests(1));
   });
-  CHECK(queue.take().batch.size() == 2);
+  CHECK(queue.take().ready.size() == 2);
   other.join();
 
   RequestQueue impatient({.max_batch = 2, .max_delay = 1ms});
   impatient.push(requests(1));
-  CHECK(impatient.take().batch.size() == 1);
+  CHECK(impatient.take().ready.size() == 1);
 }
 
 TEST_CASE("what can't be done before its deadline is refused when it comes") {
   RequestQueue queue(DetectorOptions{});
   run_one(queue, 200ms);
   queue.push(requests(1));
-  REQUIRE(queue.take().batch.size() == 1);  // a worker has it
+  REQUIRE(queue.take().ready.size() == 1);  // a worker has it
   const std::string text = refusal(queue, requests(1, 100ms));
   CHECK(text.find("expected a deadline that can be met, got ") != std::string::npos);
   CHECK(refusal(queue, requests(1, 10s)).empty());
@@ -124,9 +124,9 @@ TEST_CASE("what has waited past its deadline is not run") {
   queue.push(requests(1, 1ms));
   queue.push(requests(1));
   std::this_thread::sleep_for(5ms);
-  const auto taken = queue.take();
-  CHECK(taken.late.size() == 1);
-  CHECK(taken.batch.size() == 1);
+  const auto batch = queue.take();
+  CHECK(batch.late.size() == 1);
+  CHECK(batch.ready.size() == 1);
 }
 
 TEST_CASE("a queue that stopped refuses, hands out what is left, then nothing") {
@@ -134,7 +134,7 @@ TEST_CASE("a queue that stopped refuses, hands out what is left, then nothing") 
   queue.push(requests(2));
   queue.stop();
   CHECK(refusal(queue, requests(1)).find("got one that is stopping") != std::string::npos);
-  CHECK(queue.take().batch.size() == 1);
-  CHECK(queue.take().batch.size() == 1);
-  CHECK(queue.take().batch.empty());
+  CHECK(queue.take().ready.size() == 1);
+  CHECK(queue.take().ready.size() == 1);
+  CHECK(queue.take().ready.empty());
 }

@@ -77,7 +77,7 @@ TEST_CASE("a contract is read from a manifest") {
 
 TEST_CASE("a manifest without a contract says how to measure one") {
   CHECK(refusal_of(json::object()) ==
-        "hybrid_rt[bundle]: a.pt: expected a latency contract, got none. Measure one on the machine that keeps it: "
+        "hybrid_rt[bundle]: a.pt: expected a latency contract, got none. Measure one on the target machine: "
         "hybrid-rt measure FILE, or convert with latency_contract=True.");
   CHECK(message_of([] { LatencyContract::from_manifest("[1]", "a.pt"); }).find("a latency contract") !=
         std::string::npos);

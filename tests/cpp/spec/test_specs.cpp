@@ -141,7 +141,7 @@ TEST_CASE("shapes of different lengths are refused") {
     CAPTURE(name);
     json value = valid();
     value[0]["inputs"][0][name] = {1, 3};
-    CHECK(contains(failure_of_json(value).what(), "tensor 'x': expected min, opt and max of one length"));
+    CHECK(contains(failure_of_json(value).what(), "tensor 'x': expected min, opt and max of equal length"));
   }
 }
 

@@ -17,14 +17,14 @@
 #include "failure_of.h"
 #include "temporary.h"
 
-// On the bundle that HYBRID_RT_TEST_BUNDLE names: the demo detector, whose first label is the digit 0.
+// Uses the demo detector's bundle, which HYBRID_RT_TEST_BUNDLE names. The detector's first label is the digit 0.
 
 namespace {
 
 using hybrid_rt::Error;
 using hybrid_rt::ErrorKind;
 
-/// Light rings on a dark ground: the demo detector finds a 0 in each.
+/// Returns light rings on a dark background. The demo detector finds a 0 in each.
 at::Tensor picture_of_rings(int64_t height, int64_t width, int64_t rings) {
   const at::Tensor y = torch::arange(height).unsqueeze(1) - 60;
   at::Tensor picture = torch::full({height, width}, 0.2F);

@@ -13,7 +13,7 @@ using hybrid_rt::guessed_images;
 using hybrid_rt::ImageInput;
 using hybrid_rt::resize_images;
 
-/// How many tensors of an argument are taken for images by their shapes.
+/// Returns how many tensors of an argument are identified as images by their shapes.
 size_t count(const c10::IValue& argument) { return guessed_images({argument}).size(); }
 
 at::Tensor image(at::ScalarType type = at::kFloat) { return torch::zeros({3, 4, 5}, type); }

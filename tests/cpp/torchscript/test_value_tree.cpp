@@ -69,7 +69,7 @@ TEST_CASE("a tuple becomes a list where a list is wanted, with its element type"
   const c10::IValue value = hybrid_rt::assemble(TreeKind::kTuple, {}, {torch::ones({1})}, list);
   CHECK(value.isTensorList());
   CHECK(hybrid_rt::assemble(TreeKind::kTuple, {}, {torch::ones({1})}, nullptr).isTuple());
-  // Types can't be printed by doctest, so that each comparison is made before it is checked.
+  // doctest can't print types, so each comparison is made before it is checked.
   const bool is_tensor = *hybrid_rt::child_type(list, 5) == *c10::TensorType::get();
   CHECK(is_tensor);
   const bool has_no_child = hybrid_rt::child_type(c10::TensorType::get(), 0) == nullptr;

@@ -12,7 +12,7 @@
 #include "demo_bundle.h"
 #include "failure_of.h"
 
-// More of the rule's cases, and a reference of it, are in tests/python/verification/.
+// tests/python/verification/ has more cases of the rule, and a reference implementation.
 
 namespace {
 
@@ -143,7 +143,7 @@ TEST_CASE("a result that holds an object is refused") {
   CHECK(error.kind() == ErrorKind::kInput);
   CHECK(contains(
       error.what(),
-      "the result, output: expected tensors, numbers, texts and None in lists, tuples and dicts, got Device."));
+      "the result, output: expected tensors, numbers, strings and None in lists, tuples and dicts, got Device."));
 }
 
 TEST_CASE("thresholds that are not given are fp32's") {

@@ -1,4 +1,4 @@
-"""The compile half: the artifact is the traced segment as it is."""
+"""The compile half: the artifact is the unmodified traced segment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hybrid_rt.torchscript import jit
 
 
 class InterpreterBackend(Backend):
-    """Keeps the traced segment, weights as parameters, for torch's interpreter."""
+    """Stores the traced segment, with weights as parameters, for torch's interpreter."""
 
     name = "interpreter"
     precisions = ("fp32",)
     plugin_folder: ClassVar[str | None] = str(Path(__file__).parent)
 
     def availability(self) -> Availability:
-        """Always available: it is torch."""
+        """Always available, because it is part of torch."""
         return Availability(True, version=torch.__version__)
 
     def compile(self, program: Program, precision: str) -> Artifact:

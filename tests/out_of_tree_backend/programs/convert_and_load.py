@@ -20,7 +20,8 @@ class Detector(nn.Module):
 x = torch.rand(1, 3, 16, 16)
 detector = Detector().eval()
 with torch.no_grad():
-    result = hybrid_rt.convert(detector, (x,), sys.argv[1], engine="interpreter")  # kept: the loads share its engine
+    # Keep the result alive, because the loads share its engine.
+    result = hybrid_rt.convert(detector, (x,), sys.argv[1], engine="interpreter")
     modules = [hybrid_rt.load(sys.argv[1]) for _ in range(3)]
     for module in modules:
         (engine,) = hybrid_rt.engines(module)

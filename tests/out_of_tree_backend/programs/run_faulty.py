@@ -1,4 +1,4 @@
-"""Runs a segment whose first variant is of a faulty plug-in: run_faulty.py NAME [FALLBACK]."""
+"""Runs a segment whose first variant belongs to a faulty plug-in: run_faulty.py NAME [FALLBACK]."""
 
 import sys
 

@@ -47,7 +47,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 
 
 class Segment(nn.Module):
-    """Takes pictures of even sizes, and another tensor of the same size."""
+    """Takes images of even sizes, and another tensor of the same size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def descriptors() -> int:
 
 
 def folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Sets the test's own directories for temporary files, and for the compiler's cache if it used the user's."""
+    """Redirects temporary files, and the compiler's cache if it used the user's, to directories of the test."""
     temporary, users = folder / "temporary", folder / "users"
     temporary.mkdir()
     users.mkdir()
@@ -147,11 +147,11 @@ def test_libraries_that_follow_one_another_are_not_mixed_up() -> None:
     assert not torch.allclose(*right)
     for run in runs:
         run(*x)  # loads it
-    gc.collect()  # what other tests left
+    gc.collect()  # collect what other tests left
     before = descriptors()
     for i in (0, 1, 0, 1, 1, 0):
         torch.testing.assert_close(runs[i](*x), right[i])
-        runs[i] = engine(seed=i)  # the one before goes
+        runs[i] = engine(seed=i)  # destroys the previous one
         gc.collect()
     assert descriptors() <= before
 
@@ -164,13 +164,13 @@ def test_a_loaded_library_is_on_no_disk() -> None:
     in_memory = [path for path in mapped if "memfd:hybrid_rt" in path]
     assert in_memory
     assert all(path.endswith("(deleted)") for path in in_memory)
-    # By the name of the file alone: any folder on the way to it may be called hybrid_rt too.
+    # Compare only the file's name, because a directory on its path may be called hybrid_rt too.
     on_disk = {Path(path) for path in mapped if "hybrid_rt" in Path(path).name and path not in in_memory}
     assert {path.parent for path in on_disk} <= {Path(hybrid_rt._native.__file__).parent / "lib"}
 
 
 def names_of_loaded_libraries() -> list[str]:
-    """As the linker tells them to those who read the debug information of what is loaded."""
+    """Returns the names that the dynamic linker reports to readers of the debug information of loaded libraries."""
     names: list[str] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_LinkerInfo), ctypes.c_size_t, ctypes.c_void_p)
@@ -183,7 +183,7 @@ def names_of_loaded_libraries() -> list[str]:
 
 
 class _LinkerInfo(ctypes.Structure):
-    """The beginning of ``struct dl_phdr_info``."""
+    """The first fields of ``struct dl_phdr_info``."""
 
     _fields_ = (("address", ctypes.c_void_p), ("name", ctypes.c_char_p))
 
@@ -193,7 +193,7 @@ def test_a_loaded_librarys_path_leads_to_it_and_to_no_other_file(tmp_path: Path)
     run = engine()
     run(*inputs())
     with contextlib.ExitStack() as files:
-        for i in range(20):  # they take the numbers of descriptors that were closed
+        for i in range(20):  # they reuse the numbers of closed descriptors
             files.enter_context((tmp_path / f"{i}").open("w"))
         for _ in range(2):
             paths = [name for name in names_of_loaded_libraries() if name.startswith("/proc/self/fd/")]
@@ -220,7 +220,7 @@ print("imported")
 @needs_compiler
 @pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the tvm package is not installed")
 def test_tvm_can_be_imported_afterwards(tmp_path: Path) -> None:
-    """It reads the debug information of every loaded library by its path."""
+    """TVM reads the debug information of every loaded library by its path when it is imported."""
     path = tmp_path / "segment.artifact"
     artifact_file.write(path, artifact(), key="key", segment="segment")
     done = run_python(IMPORT_TVM, path)
@@ -250,7 +250,7 @@ def test_the_callers_threads_stay_as_they_are() -> None:
 
 @needs_compiler
 def test_what_is_no_library_is_refused() -> None:
-    # Cut short it would not come this far: the digest is checked first.
+    # A truncated library would fail earlier, because the digest is checked first.
     altered = replace(artifact(), blobs={**artifact().blobs, "library": blob_from_bytes(b"no library")})
     with pytest.raises(
         RuntimeError,
@@ -348,7 +348,7 @@ def test_another_device_is_refused() -> None:
         engine().engine.prepare("", torch.device("cuda"), 1, False)
 
 
-# CUDA, as far as it goes without a device
+# CUDA, as far as it can be tested without a device
 
 
 def test_it_compiles_for_cpus_and_for_cuda() -> None:
@@ -402,7 +402,7 @@ def test_without_a_device_compiling_for_it_is_refused_before_any_work(monkeypatc
 def test_what_else_cuda_takes_is_named(
     owner: Any, lacking: str, value: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    importlib.import_module("torch.utils.cpp_extension")  # it looks for modules itself
+    importlib.import_module("torch.utils.cpp_extension")  # it searches for modules itself
     monkeypatch.setattr(_native, "cuda_devices", lambda: ([{"name": "a GPU"}], ""))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
@@ -439,7 +439,7 @@ def test_the_linker_finds_the_driver_and_the_settings_come_back(
 
 
 def cuda_bundle(path: Path) -> Path:
-    """Its first variant says that it was made for GPUs of compute capability 9.0; its bytes are never read."""
+    """Makes a bundle whose first variant claims to be for GPUs of compute capability 9.0; its bytes are never read."""
     artifact = small_artifact()
     spec = replace(
         artifact.spec, backend="aot_inductor", device="cuda", requirements={"compute_capability": "9.0", "cpu": ""}
@@ -466,7 +466,7 @@ def test_whether_another_machines_gpu_would_run_it_can_be_asked(tmp_path: Path) 
 
     assert refusal("cuda", "9.0") == ""
     assert refusal("cuda", "8.6").startswith(
-        "it was built for GPUs of compute capability 9.0, here is a GPU of capability 8.6; "
+        "it was built for GPUs of compute capability 9.0, but a GPU has capability 8.6; "
     )
     assert refusal("cuda:1", "9.0") == "there is no CUDA device 1"
     assert refusal("cpu", "9.0") == (

@@ -18,13 +18,13 @@ from backends.test_aot_inductor import CUDA, folders, inputs, program
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_module
 
-# Not by CUDA.availability(): a machine with a GPU and without headers should not pass in silence.
+# Do not use CUDA.availability(): on a machine with a GPU but no headers the tests have to fail, not to be skipped.
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.fixture
 def exact() -> Iterator[None]:
-    """float32 without TF32, in eager mode and in the engines: both go by torch's settings."""
+    """Disables TF32 in eager mode and in the engines, which both follow torch's settings."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
@@ -45,7 +45,7 @@ def on_cuda(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def expected(x: tuple[Tensor, ...], seed: int = 0) -> Tensor:
-    """By the module itself, on the CPU."""
+    """Returns the results of the module itself on the CPU."""
     return program(seed).members[0].module(*(tensor.cpu() for tensor in x))
 
 
@@ -62,7 +62,7 @@ def test_cuda_what_the_machine_must_have_is_recorded() -> None:
 def test_cuda_computes_what_the_module_does(size: tuple[int, int, int]) -> None:
     x = on_cuda(inputs(*size))
     run = cuda_engine()
-    for _ in range(5):  # each of the runners more than once
+    for _ in range(5):  # use each runner more than once
         got = run(*x)
         assert got.device == x[0].device
         torch.testing.assert_close(got.cpu(), expected(x), rtol=1e-4, atol=1e-5)
@@ -71,7 +71,7 @@ def test_cuda_computes_what_the_module_does(size: tuple[int, int, int]) -> None:
 
 @pytest.mark.usefixtures("exact")
 def test_cuda_takes_inputs_at_any_address() -> None:
-    """Kernels are made for addresses that are multiples of 16, as torch's own allocations are."""
+    """Kernels are compiled for addresses that are multiples of 16, as those of torch's own allocations are."""
     x = on_cuda(inputs(2))
     odd = tuple(torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor) for tensor in x)
     assert all(tensor.data_ptr() % 16 for tensor in odd)
@@ -95,7 +95,7 @@ def test_cuda_sizes_that_do_not_belong_together_are_refused() -> None:
 
 @pytest.mark.usefixtures("exact")
 def test_cuda_equal_kernels_with_other_weights_are_not_mixed_up() -> None:
-    """They are compiled in one process, each in a folder that is gone when the next begins."""
+    """They are compiled in one process, each in a directory that is deleted before the next one is compiled."""
     x = on_cuda(inputs())
     runs = [cuda_engine(seed=seed) for seed in (0, 1)]
     for i in (0, 1, 1, 0):
@@ -121,7 +121,7 @@ def test_cuda_runs_on_the_current_stream() -> None:
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)  # on another stream the engine would be done before the inputs change
+        torch.cuda._sleep(200_000_000)  # on another stream the engine would finish before the inputs change
         for old, new in zip(x, later, strict=True):
             old.copy_(new, non_blocking=True)
         got = run(*x)

@@ -1,4 +1,4 @@
-"""Compiled artifacts on disk: what makes a hit, what a miss, and that nothing about the disk fails a conversion."""
+"""Tests of the cache of compiled artifacts: hits, misses, and disk errors, none of which may fail a conversion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hybrid_rt.common.specs import Artifact, blob_from_bytes
 
 
 class CountingBackend(Backend):
-    """Its artifact: 1000 bytes and an empty blob. It counts its calls."""
+    """Compiles to an artifact of 1000 bytes and an empty blob, and counts its calls."""
 
     name = "counting"
     precisions = ("fp32", "bf16")
@@ -62,7 +62,7 @@ class GpuBackend(CountingBackend):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
+    """Returns the directory of an empty cache."""
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HYBRID_RT_CACHE_SIZE", raising=False)
     return tmp_path / "cache"
@@ -216,11 +216,11 @@ def test_convert_says_what_was_cached_and_makes_the_same_bundle(folder: Path, tm
     assert hybrid_rt.inspect(tmp_path / "warm.pt")["engines"] == hybrid_rt.inspect(tmp_path / "cold.pt")["engines"]
 
 
-# Several at once
+# Several processes at once
 
 
 class SlowBackend(CountingBackend):
-    """Leaves the others time to come."""
+    """Compiles slowly enough for the other processes to arrive."""
 
     def compile(self, program: Program, precision: str) -> Artifact:
         artifact = super().compile(program, precision)
@@ -245,7 +245,7 @@ def test_threads_that_want_the_same_compile_once(folder: Path) -> None:
 
 
 class WaitingBackend(CountingBackend):
-    """Compiles when a line comes on stdin."""
+    """Compiles when it reads a line from stdin."""
 
     def compile(self, program: Program, precision: str) -> Artifact:
         print("compiling", flush=True)
@@ -302,7 +302,7 @@ def test_who_waits_too_long_compiles_itself(folder: Path, monkeypatch: pytest.Mo
     assert backend.calls == 1
 
 
-# The bound
+# The size limit
 
 
 def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +313,7 @@ def test_what_was_not_used_for_longest_goes_first(folder: Path, monkeypatch: pyt
         store.get_or_compile(backend, named, "fp32")
         for path in files(folder):
             age(path, 10)
-        if name == "second":  # used again: now the first is the younger one
+        if name == "second":  # used again, so that the first is now the more recent one
             first = dataclasses.replace(program, inputs=(dataclasses.replace(program.inputs[0], name="first"),))
             assert store.get_or_compile(backend, first, "fp32")[1] is True
     assert segments() == ["third", "first", "second"]
@@ -371,20 +371,20 @@ def test_a_size_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, text: 
     )
 
 
-# The folder
+# The directory
 
 
 def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("HYBRID_RT_CACHE", "~/own")
-    assert store.folder() == tmp_path / "own"
+    assert store.cache_directory() == tmp_path / "own"
     monkeypatch.setenv("HYBRID_RT_CACHE", "")
-    assert store.folder() == Path("/xdg/hybrid_rt")
+    assert store.cache_directory() == Path("/xdg/hybrid_rt")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert store.folder() == tmp_path / ".cache" / "hybrid_rt"
+    assert store.cache_directory() == tmp_path / ".cache" / "hybrid_rt"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.folder() == tmp_path / ".cache" / "hybrid_rt"
+    assert store.cache_directory() == tmp_path / ".cache" / "hybrid_rt"
 
 
 def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +398,7 @@ def test_a_user_without_a_home_gets_a_warning(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(folder: Path) -> None:
-    folder.write_text("a file")  # where root too can make no folder
+    folder.write_text("a file")  # where even root cannot create a directory
     backend = CountingBackend()
     with pytest.warns(RuntimeWarning) as told:
         assert store.get_or_compile(backend, program_of(), "fp32")[1] is False

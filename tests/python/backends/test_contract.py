@@ -110,7 +110,7 @@ class NestedInput(OneTensor):
 
 
 class ItsInputAndItsWeight(OneTensor):
-    """Returns what is not its own: an input as it is and as a view, a weight, one result twice and as a view."""
+    """Returns tensors that it does not own: an input and a view of it, a weight, and one result twice and as a view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def pictures(batch: int = 1, height: int = 16, width: int = 24) -> Tensor:
 
 
 def program_of(segment: nn.Module, *calls: tuple[Any, ...], ranges: Any = None) -> Program:
-    """The segment captured in a detector that was called with each of ``calls``."""
+    """Captures the segment in a detector that is called with each of ``calls``."""
     detector = Alone(segment).eval()
     return capture_alone(detector, "backbone", calls, ranges)
 
@@ -140,19 +140,19 @@ def dynamic_program() -> Program:
     return program_of(OneTensor(), (pictures(),), ranges=RANGES)
 
 
-# Seconds for each program: of the static structures they compile one.
+# Backends that take seconds for each program, and compile only one of the static structures.
 SLOW_COMPILERS = {"aot_inductor"}
 
 
 def compiled(program: Program, backend: str) -> EngineModule:
-    """Programs of equal graph and weights are compiled once a run, see conftest's cache."""
+    """Compiles a program. Those with equal graphs and weights are compiled once per run, see the cache in conftest."""
     artifact, _ = store.get_or_compile(registry.backend(backend), program, "fp32")
     return engine_module(program, [artifact])
 
 
 @functools.cache
 def dynamic_engine(backend: str) -> EngineModule:
-    """Shared by the tests that don't change it: pictures of RANGES in, their features out."""
+    """Returns an engine from images of RANGES to features, shared by the tests that do not change it."""
     return compiled(dynamic_program(), backend)
 
 
@@ -161,7 +161,7 @@ def eager(x: Tensor) -> Tensor:
 
 
 def assert_equal_structure(got: Any, expected: Any) -> None:
-    """Same containers, keys, dtypes, shapes; values within the tolerance, relative to the largest."""
+    """Checks for equal containers, keys, dtypes and shapes, and values within the relative tolerance."""
     if isinstance(expected, Tensor):
         assert isinstance(got, Tensor)
         assert got.dtype == expected.dtype
@@ -214,7 +214,7 @@ def test_results_equal_eager_in_value_and_structure(
 
 
 def test_none_of_what_is_counted_gives_none(backend: str) -> None:
-    """The mask head of a picture without objects."""
+    """This is what a mask head gets for an image without objects."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2)).eval()
     program = program_of(head, (pictures(3),), (pictures(2),), (pictures(0),))
@@ -314,7 +314,7 @@ def test_many_threads_at_once_get_their_own_results(backend: str, is_dynamic: bo
     together = threading.Barrier(len(inputs), timeout=60)
 
     def call(i: int) -> list[Tensor]:
-        together.wait()  # the first calls too, which prepare the engine
+        together.wait()  # the first calls, which prepare the engine, run concurrently too
         return [engine(inputs[i]) for _ in range(20)]
 
     with ThreadPoolExecutor(len(inputs)) as pool:
@@ -344,7 +344,7 @@ def test_other_threads_go_on_while_an_engine_runs(backend: str) -> None:
     while not done.wait(0.001):
         turns += 1
     thread.join()
-    assert turns >= 5  # with the interpreter's lock held during the run: 2 at most, before and after it
+    assert turns >= 5  # if the run held the interpreter's lock, there would be at most 2, one before and one after it
 
 
 def test_outputs_outlive_the_engine_and_the_inputs(backend: str) -> None:
@@ -379,7 +379,7 @@ def test_outputs_are_the_callers_own(backend: str) -> None:
         assert torch.equal(x, pictures() + i)
         for k, expected in enumerate(module(pictures() + i)):
             assert_equal_structure(outputs[k], expected)
-            outputs[k].fill_(-7)  # must not show in the outputs after it, nor in the next run
+            outputs[k].fill_(-7)  # must affect neither the later outputs nor the next run
         assert torch.equal(x, pictures() + i)
 
 
@@ -423,7 +423,7 @@ def test_runs_in_inference_mode(backend: str) -> None:
 
 
 class WritesInPlace(Alone):
-    """Into the segment's input before, into its output after."""
+    """Writes into the segment's input before it runs, and into its output afterwards."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + 1

@@ -20,7 +20,7 @@ from hybrid_rt.common.specs import PRECISIONS, REFERENCE_PRECISION
 from tools.dev import requirements
 
 OWN = [name for name in registry.names() if type(registry.backend(name)).__module__.startswith("hybrid_rt.backends.")]
-"""The backends of this repository."""
+"""Names of the backends in this repository."""
 
 PROJECT = read_pyproject(ROOT)
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -48,7 +48,7 @@ def test_every_extra_belongs_to_a_backend_or_is_listed() -> None:
 
 
 def test_the_build_takes_the_versions_that_run() -> None:
-    """A plug-in compares the version of the headers that it was compiled with."""
+    """A plug-in checks for the version of the headers that it was compiled with."""
     built_with = [text for text in PROJECT["build-system"]["requires"] if text.startswith("openvino")]
     assert built_with == [text for text in PROJECT["project"]["dependencies"] if text.startswith("openvino")]
 
@@ -65,7 +65,7 @@ def test_the_requirements_of_one_package_are_the_same_everywhere() -> None:
 
 
 def test_groups_repeat_no_extra() -> None:
-    """tools/setup installs the extras too: a second list would fall behind."""
+    """tools/setup installs the extras too, and a second list would become outdated."""
     listed = {package(text) for texts in EXTRAS.values() for text in texts} - {"pycocotools"}
     for group, entries in PROJECT["dependency-groups"].items():
         assert not {package(entry) for entry in entries if isinstance(entry, str)} & listed, group
@@ -76,7 +76,7 @@ def package(requirement: str) -> str:
 
 
 def test_setup_keeps_no_list_of_packages() -> None:
-    """Everything but pip and torch, which is named for its progress line, comes from pyproject.toml."""
+    """Everything comes from pyproject.toml except pip and torch, which is named for its progress line."""
     text = (ROOT / "tools" / "setup").read_text()
     installed = re.findall(r'bin/pip" install (.*)', text)
     assert len(installed) >= 5
@@ -135,11 +135,11 @@ def test_auto_takes_the_highest_rank_that_is_available_and_else_the_lowest(monke
     monkeypatch.setattr(High, "availability", lambda self: Availability(self.target == "cpu", "no GPU"))
     assert engines_for("cuda") == ["low"]
     monkeypatch.setattr(Low, "availability", lambda self: Availability(False, "no GPU"))
-    assert engines_for("cuda") == ["low"]  # whose error says why
+    assert engines_for("cuda") == ["low"]  # whose error states the reason
 
 
 def test_auto_on_a_device_that_no_backend_claims_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"chosen by itself for device 'tpu', got 'auto', and none is"):
+    with pytest.raises(OptionError, match=r"chosen by itself for device 'tpu', got none"):
         registry.best_for("tpu")
 
 
@@ -187,7 +187,7 @@ def test_the_flags_of_the_cpu_are_the_kernels() -> None:
 
 
 class Telling(Backend):
-    """Has an option, a constructor, and says what it was told."""
+    """Has an option and a constructor, and records what it was called with."""
 
     name = "telling"
     precisions = ("fp32",)

@@ -1,4 +1,4 @@
-"""Operators on whole numbers in OpenVINO: each value is torch's, or the operator is kept out of its segments."""
+"""Tests of integer operators in OpenVINO: each value equals torch's, or no segment contains the operator."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ EXTREMES: dict[torch.dtype, tuple[Any, Any]] = {
     torch.int32: ([[2**31 - 9, -7, 2**24 + 1, -3], [-17, 5, 9, 123456789]], [[3, 2, 3, -5], [3, -7, -4, 1]]),
     torch.bool: ([[1, 0, 1, 1], [0, 0, 0, 1]], [[1, 1, 0, 1], [0, 0, 1, 0]]),
 }
-"""Values that no example has: both ends, both signs, more than float32 holds."""
+"""Values that no example contains: both limits, both signs, and more digits than float32 holds."""
 
 
 REFUSED_OF_BOOL = {"sign", "square", "clamp", "amax", "min", "maximum", "relu"}
-"""By OpenVINO's converter, with the operator's name."""
+"""Operators that OpenVINO's converter refuses for bool, in an error that names the operator."""
 
 
 class All(nn.Module):
-    """Several operators on the same two tensors."""
+    """Applies several operators to the same two tensors."""
 
     def __init__(self, operators: list[Operator]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def is_kept_out(operator: Operator, arguments: tuple[Tensor, Tensor]) -> bool:
 
 
 def is_known(operator: Operator, arguments: tuple[Tensor, Tensor]) -> bool:
-    """Tells whether torch has it for the dtype."""
+    """Returns true if torch implements the operator for the dtype."""
     try:
         operator(*arguments)
     except RuntimeError:

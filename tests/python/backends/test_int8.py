@@ -1,4 +1,4 @@
-"""int8 on CPUs: layers that do not bear it stay in fp32, and nothing is silently wrong."""
+"""Tests of int8 on CPUs: layers that lose too much accuracy stay in fp32, and no result is silently wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hybrid_rt.backends.openvino.int8 import quiet
 from hybrid_rt.backends.quantization import options as int8_options
 from hybrid_rt.backends.quantization import search as search_module
 from hybrid_rt.backends.quantization.record import BLOB, KeptLayer, Quantization
-from hybrid_rt.backends.quantization.search import NotFound, search
+from hybrid_rt.backends.quantization.search import SearchFailed, search
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.engine_module import engine_module
@@ -38,7 +38,7 @@ BACKENDS = [
 
 
 class Outlier(nn.Module):
-    """Two branches; one channel of the second one is a thousand times larger in one convolution."""
+    """Has two branches; in one convolution, one channel of the second branch is a thousand times larger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def images(count: int, height: int = 24, width: int = 32) -> list[tuple[Tensor]]
 def outlier() -> nn.Module:
     torch.manual_seed(0)
     made = Outlier().eval()
-    made.boxes[0].weight.data[0] *= 1000  # its range leaves the other channels a step or two
+    made.boxes[0].weight.data[0] *= 1000  # its range leaves only a step or two for the other channels
     made.boxes[1].weight.data[:, 0] /= 1000
     return made
 
@@ -144,11 +144,11 @@ model = core.read_model(sys.argv[1])
 run = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 numpy.save(sys.argv[3], run([numpy.load(sys.argv[2])])[0])
 """
-"""Runs in a process of its own: oneDNN reads the environment once."""
+"""Runs in a separate process, because oneDNN reads the environment only once."""
 
 
 class Saturating(nn.Module):
-    """Large weights of one sign on large inputs: each pair of products of 8 bits is larger than 16 bits hold."""
+    """Multiplies large inputs by large weights of one sign, so that pairs of 8 bit products overflow 16 bits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def run_by(model: Any, isa: str, x: Tensor, folder: Path) -> Tensor:
 @needs_nncf
 @pytest.mark.slow
 def test_int8_is_right_on_a_cpu_without_vnni(tmp_path: Path) -> None:
-    """NNCF's own choice, weights of 8 bits but for the first layer, is silently wrong there."""
+    """NNCF's default, 8 bit weights except in the first layer, is silently wrong there."""
     nncf, openvino = pytest.importorskip("nncf"), pytest.importorskip("openvino")
     segment = Saturating().eval()
     data = [(0.9 + call[0] / 10,) for call in images(12)]
@@ -196,7 +196,7 @@ def off(found: Tensor, right: Tensor) -> float:
 
 
 class Pyramid(nn.Module):
-    """Levels that are resized to each other's sizes, of which one is returned and used too."""
+    """Resizes levels to each other's sizes, and both returns and reads one of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Pyramid(nn.Module):
 
 @pytest.mark.slow
 def test_one_engine_is_right_at_sizes_that_follow_each_other(backend: str) -> None:
-    """Large, small, odd, batched, large again, in one engine: an earlier trial with free sizes had a wrong output."""
+    """Runs one engine at large, small, odd, batched and large sizes: an earlier version was wrong at free sizes."""
     torch.manual_seed(0)
     program = program_of(Pyramid().eval())
     engine = engine_module(program, [compiled(backend, program)])
@@ -228,11 +228,11 @@ def test_one_engine_is_right_at_sizes_that_follow_each_other(backend: str) -> No
             assert off(got, right) < 0.1, shape
 
 
-# The search, on a stand-in of a quantiser
+# The search, on a fake quantiser
 
 
 class StandIn:
-    """Layers whose errors add up; a model is the set of layers that are in int8."""
+    """Has layers whose errors add up. A model is the set of layers that are in int8."""
 
     def __init__(self, errors: Mapping[str, float], branches: Mapping[str, Collection[str]] | None = None) -> None:
         self.costs, self.layers, self.edges = dict(errors), list(errors), [next(iter(errors))]
@@ -274,7 +274,7 @@ def test_a_branch_is_kept_where_half_of_the_layers_are_not_enough() -> None:
 
 @pytest.mark.parametrize("cost", [1.0, float("nan"), float("inf")])
 def test_what_stays_too_far_off_is_not_found(cost: float) -> None:
-    with pytest.raises(NotFound, match="at best, with half of the layers"):
+    with pytest.raises(SearchFailed, match="at best, with half of the layers"):
         search(StandIn({f"layer {i}": cost for i in range(8)}), 0.1, 10)
 
 
@@ -289,7 +289,7 @@ def test_the_time_budget_ends_the_search_and_edges_are_looked_at_first(monkeypat
     monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=monotonic))
     stand_in = StandIn({f"layer {i}": 1.0 for i in range(50)})
     stand_in.edges = ["layer 49"]
-    with pytest.raises(NotFound, match=r"at best when the 20 s of the search were over"):
+    with pytest.raises(SearchFailed, match=r"at best when the 20 s of the search were over"):
         search(stand_in, 0.1, 20)
     assert stand_in.looked_at[0] == "layer 49"
     assert 0 < len(stand_in.looked_at) < 20
@@ -335,7 +335,7 @@ def test_a_segment_without_layers_is_refused(backend: str) -> None:
 def test_a_segment_that_was_not_called_on_the_samples_is_refused(backend: str) -> None:
     program = capture_alone(Alone(outlier()).eval(), "backbone", images(1))
     with pytest.raises(
-        hybrid_rt.BackendError, match="expected calibration samples inside of the segment's sizes, got none"
+        hybrid_rt.BackendError, match="expected calibration samples within the segment's sizes, got none"
     ):
         compiled(backend, program)
 

@@ -1,4 +1,4 @@
-"""NaN in an engine's inputs comes out of it, as with torch: no plausible values from a damaged image."""
+"""Tests that engines propagate NaN as torch does: a damaged image must not give plausible values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAN = float("nan")
 
 
 class Features(nn.Module):
-    """A convolution and what hides NaN: ReLU, pooling; and labels, which are no floats."""
+    """Has a convolution, ReLU and pooling, which may hide NaN, and integer labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Features(nn.Module):
 
 
 class Holes(nn.Module):
-    """Fills the holes of a depth image."""
+    """Fills holes in a depth image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Holes(nn.Module):
 
 
 def engines() -> list[str]:
-    """Those that are installed and compile in a moment."""
+    """Returns the installed engines that compile quickly."""
     return [name for name in registry.available_for("cpu") if name not in ("tvm", "aot_inductor")]
 
 
@@ -55,7 +55,7 @@ def test_nan_comes_out_where_eager_has_it_and_the_next_call_is_as_before(engine:
     module, compiled = with_engine(Features(), image, engine)
     damaged = image.clone()
     damaged[0, 1, 3, 4] = NAN
-    for _ in range(2):  # the first run at a size copies what the later ones write in place
+    for _ in range(2):  # the first run at a size copies outputs that later runs write in place
         for expected, found in zip(module(damaged)[:2], compiled(damaged)[:2], strict=True):
             assert expected.isnan().any()
             assert found.isnan()[expected.isnan()].all()

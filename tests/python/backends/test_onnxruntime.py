@@ -1,4 +1,4 @@
-"""ONNX Runtime: what the contract of backends does not say."""
+"""Tests of ONNX Runtime beyond the contract of all backends."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_vendors_own_session_opens_what_is_extracted(tmp_path: Path) -> None
 
 
 class Wide(nn.Module):
-    """The small detector's levels, from weights that are large enough to lie apart."""
+    """Computes the small detector's levels, from weights large enough to be stored separately."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ PARTS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Any]]] = {
 
 
 COUNTED = {"box", "mask", "keypoint"}
-"""Their first dimension counts objects: there may be none."""
+"""Heads whose first dimension counts objects and may be 0."""
 
 
 @pytest.mark.slow
@@ -339,7 +339,7 @@ def test_a_library_that_is_too_old_is_refused_before_anything_in_it_is_called(tm
 
 @pytest.mark.slow
 def test_it_writes_no_identity_into_the_users_home(tmp_path: Path) -> None:
-    """ONNX Runtime does when its environment is made, before it can be told not to send anything."""
+    """ONNX Runtime writes one when it creates its environment, before telemetry can be disabled."""
     done = run_python(
         "import hybrid_rt; print([info.available for info in hybrid_rt.backends() if info.name == 'onnxruntime'])",
         HOME=str(tmp_path),

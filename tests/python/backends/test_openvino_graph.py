@@ -1,4 +1,4 @@
-"""Rewrites of OpenVINO's graphs compute what the unrewritten graphs do."""
+"""Tests that rewritten OpenVINO graphs compute the same as the original ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = [(1, 6, 8, 9), (2, 6, 5, 4), (1, 6, 1, 7)]
 
 
 class Levels(nn.Module):
-    """A dense head on two maps."""
+    """Is a dense head on two feature maps."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -53,7 +53,8 @@ def results(model: Any, shape: tuple[int, ...]) -> list[Tensor]:
     return [torch.from_numpy(value.copy()) for value in compiled([given.numpy()]).values()]
 
 
-# FCOS's boxes and centerness are reshaped by sizes that are read elsewhere: known to be equal only if they are fixed.
+# FCOS reshapes boxes and centerness by sizes that it reads elsewhere. They are known to be equal only if they are
+# fixed.
 HEADS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "RetinaNet": (lambda: RetinaNetHead(32, 3, 5), 4, 4),
     "FCOS": (lambda: FCOSHead(32, 1, 5, num_convs=1), 6, 2),
@@ -76,7 +77,7 @@ def test_a_dense_head_computes_the_same_with_pixels_kept_together(name: str, is_
 
 
 def regrouped(x: Tensor) -> Tensor:
-    """A view whose axes are no longer rows and columns of the same map."""
+    """Returns a view whose axes are no longer rows and columns of the same map."""
     return x.view(x.shape[0], -1, 3, x.shape[3], x.shape[2]).permute(0, 3, 4, 1, 2).reshape(x.shape[0], -1, 3)
 
 

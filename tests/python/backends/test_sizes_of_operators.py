@@ -1,4 +1,4 @@
-"""Resizing, pooling and padding on every CPU engine: at each size of a small range as in torch, or refused."""
+"""Tests of resizing, pooling and padding on each CPU engine: equal to torch at each size of a range, or refused."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def engines() -> list[str]:
-    """Those that are installed and compile in a moment."""
+    """Returns the installed engines that compile quickly."""
     return [name for name in registry.available_for("cpu") if name not in ("tvm", "aot_inductor")]
 
 
 class After(nn.Module):
-    """The operator on a convolution's features."""
+    """Applies the operator to a convolution's features."""
 
     def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_each_size_is_as_in_torch_or_refused(operator: str) -> None:
 
 
 def windows_of_five(x: Tensor) -> Tensor:
-    """Pads to whole windows, as Swin does; the remainders of 9 and 24, the ends of the range, are equal."""
+    """Pads to whole windows, as Swin does. 9 and 24, the ends of the range, have equal remainders."""
     x = F.pad(x, (0, -x.shape[3] % 5, 0, -x.shape[2] % 5))
     batch, channels, height, width = x.shape
     return x.view(batch, channels, height // 5, 5, width // 5, 5).sum((3, 5))
@@ -93,7 +93,7 @@ def windows_of_five(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("engine", engines())
 def test_a_number_that_is_equal_at_both_ends_of_a_range_is_no_constant(engine: str) -> None:
-    """OpenVINO 2026.4 takes it for one if it is told the range."""
+    """OpenVINO 2026.4 treats it as a constant if it is given the range."""
     module = After(windows_of_five)
     compiled = hybrid_rt.compile_segment(
         module, torch.rand(1, 3, 16, 20), engine=engine, fallback=False, shapes={"height": RANGE, "width": RANGE}

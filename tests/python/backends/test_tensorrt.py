@@ -34,7 +34,7 @@ needs_none = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device
 
 
 class Pyramid(nn.Module):
-    """Convolutions, a batch norm, a resize to another tensor's size, two outputs."""
+    """Has convolutions, a batch norm, a resize to another tensor's size, and two outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_each_precision_is_built(precision: str) -> None:
 
 
 class Wide(nn.Sequential):
-    """Enough weights to see their size."""
+    """Has enough weights for their size to be measurable."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3))
@@ -127,7 +127,7 @@ def test_lower_precisions_have_smaller_weights() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_model_in_another_precision_computes_nearly_the_same(precision: str) -> None:
-    """By ONNX Runtime, which runs on the CPU what TensorRT is given for the GPU."""
+    """Runs on the CPU, with ONNX Runtime, the model that TensorRT gets for the GPU."""
     onnxruntime = pytest.importorskip("onnxruntime")
     calibration = [(X * i / 8,) for i in range(1, 9)]
     program = pyramid(calibration=calibration)
@@ -140,7 +140,7 @@ def test_the_model_in_another_precision_computes_nearly_the_same(precision: str)
     for expected, values in zip(program.run([X]), found, strict=True):
         assert torch.from_numpy(values).dtype == torch.float32
         error = (torch.from_numpy(values) - expected).abs().max() / expected.abs().max()
-        assert 0 < error < allowed  # not 0: it was computed otherwise
+        assert 0 < error < allowed  # not 0, which shows that the precision differs
 
 
 def test_bf16_is_the_models_own_type() -> None:
@@ -193,7 +193,7 @@ def test_a_dimension_without_an_upper_bound_gets_one() -> None:
     assert program.inputs[0].max[0] == UNBOUNDED
     artifact = built(program)
     assert artifact.spec.inputs[0].max == (24, 3, 8, 8)
-    assert artifact.spec.inputs[0].min == (0, 3, 8, 8)  # none of what is counted: the run half takes care of it
+    assert artifact.spec.inputs[0].min == (0, 3, 8, 8)  # the minimum count is 0, which the C++ part handles
     assert bindings_of(artifact)["profiles"] == [[{"min": [1, 3, 8, 8], "max": [24, 3, 8, 8]}]]
     assert built(program, max_batch=100).spec.inputs[0].max == (100, 3, 8, 8)
 
@@ -234,7 +234,7 @@ def test_what_tensorrt_rtx_is_told_when_it_runs_is_recorded() -> None:
     assert {"kernel_specialization", "cuda_graphs"}.isdisjoint(bindings_of(built(pyramid())))
     recorded = bindings_of(built(pyramid(), kernel_specialization="eager", cuda_graphs="whole_graph"))
     assert (recorded["kernel_specialization"], recorded["cuda_graphs"]) == ("eager", "whole_graph")
-    with refused("option 'hardware_compatibility': expected the library 'tensorrt', whose option it is"):
+    with refused("option 'hardware_compatibility': expected the library 'tensorrt', which has this option"):
         built(pyramid(), hardware_compatibility="ampere_plus")
 
 
@@ -280,14 +280,14 @@ def refused(text: str) -> Any:
         ({"profiles": []}, "option 'profiles': expected a list of {'batch': (min, max)"),
         ({"profiles": [{"depth": (1, 2)}]}, "option 'profiles': expected a list of {'batch': (min, max)"),
         ({"profiles": [{"height": (64, 32)}]}, "option 'profiles': expected a list of {'batch': (min, max)"),
-        ({"max_batch": 0}, "option 'max_batch': expected a whole number of 1 to"),
-        ({"optimization_level": 6}, "option 'optimization_level': expected a whole number of 0 to 5, got 6."),
+        ({"max_batch": 0}, "option 'max_batch': expected an integer from 1 to"),
+        ({"optimization_level": 6}, "option 'optimization_level': expected an integer from 0 to 5, got 6."),
         ({"hardware_compatibility": "all"}, "option 'hardware_compatibility': expected one of none, ampere_plus, "),
         ({"kernel_specialization": "later"}, "option 'kernel_specialization': expected one of lazy, eager, none, got"),
         ({"cuda_graphs": True}, "option 'cuda_graphs': expected one of off, whole_graph, got True."),
         (
             {"library": "tensorrt", "cuda_graphs": "whole_graph"},
-            "option 'cuda_graphs': expected the library 'tensorrt_rtx', whose option it is, got 'whole_graph' for "
+            "option 'cuda_graphs': expected the library 'tensorrt_rtx', which has this option, got 'whole_graph' for "
             "'tensorrt'. Leave it out, or pass the option library='tensorrt_rtx'.",
         ),
         (
@@ -296,7 +296,7 @@ def refused(text: str) -> Any:
         ),
         (
             {"library": "tensorrt_rtx", "version_compatible": True},
-            "option 'version_compatible': expected the library 'tensorrt', whose option it is, got True",
+            "option 'version_compatible': expected the library 'tensorrt', which has this option, got True",
         ),
     ],
     ids=str,
@@ -308,7 +308,7 @@ def test_options_that_there_are_not_are_refused(options: dict[str, Any], text: s
 
 
 def test_a_gpu_that_this_library_does_not_build_for_is_refused() -> None:
-    """9.0, the H100's, is not among those of TensorRT-RTX."""
+    """TensorRT-RTX does not support 9.0, the compute capability of an H100."""
     with refused("option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: ") as caught:
         built(pyramid(), compute_capabilities=["9.0"])
     assert "got 9.0. For other GPUs, use TensorRT on a machine that has one" in str(caught.value)
@@ -320,7 +320,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: str) -> None:
 
 
 def test_the_gpu_that_is_here_may_be_one_that_this_library_does_not_build_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an H100 TensorRT-RTX 1.7.1 built an engine for "current", and then refused to run it."""
+    """On an H100, TensorRT-RTX 1.7.1 built an engine for "current" and then refused to run it."""
     a_gpu(monkeypatch, "NVIDIA H100 80GB HBM3", "9.0")
     with refused(
         "option 'compute_capabilities': expected GPUs that this TensorRT-RTX builds for: 7.5, 8.0, "
@@ -347,13 +347,13 @@ def test_auto_passes_over_a_library_that_does_not_build_for_the_gpu_that_is_here
 
 @needs_none
 def test_building_for_the_gpu_that_is_here_needs_one() -> None:
-    with refused("segment 'backbone': expected a GPU, for which tensorrt_rtx") as caught:
+    with refused("segment 'backbone': expected a GPU, because tensorrt_rtx") as caught:
         built(pyramid(), compute_capabilities="current")
     assert "got none: NVIDIA's driver" in str(caught.value)
 
 
 def test_a_profile_outside_the_segments_range_is_refused() -> None:
-    text = "segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment takes, 1..4 x 3"
+    text = "segment 'backbone', input 'pictures', dimension 2: expected sizes that the segment accepts, 1..4 x 3"
     with refused(text):
         built(pyramid(), profiles=[{"height": (32, 256)}])
 
@@ -391,7 +391,7 @@ class HasDeterminant(nn.Module):
 
 
 def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
-    with refused("segment 'backbone': expected operations that TensorRT's ONNX parser takes, got") as caught:
+    with refused("segment 'backbone': expected operations that TensorRT's ONNX parser supports, got") as caught:
         built(program_of(HasDeterminant()))
     text = str(caught.value)
     assert re.search(r"Det in backbone\.layers\.2 \(.*test_tensorrt\.py\(\d+\): forward\): ", text)
@@ -399,9 +399,11 @@ def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
 
 
 def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Path) -> None:
-    with refused("calibration_data: expected some tens of tuples of arguments, on which tensorrt:int8 is calibrated"):
+    with refused("calibration_data: expected some tens of tuples of arguments, with which tensorrt:int8 is calibrated"):
         hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", engine="tensorrt", precision="int8")
-    with refused("calibration_data: expected an engine in int8 with it, got only openvino:fp32, torchscript:fp32."):
+    with refused(
+        "calibration_data: expected an engine in int8 to calibrate, got only openvino:fp32, torchscript:fp32."
+    ):
         hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", calibration_data=[(X,)])
     with refused(
         "calibration_data: expected the tuple of the detector's positional arguments, or a dict of its arguments"
@@ -418,7 +420,7 @@ def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Pat
 
 def test_options_of_an_engine_that_is_not_compiled_are_refused(tmp_path: Path) -> None:
     with refused(
-        "options: expected those of the engines that are compiled (openvino, torchscript), got some for tensorrt."
+        "options: expected options only for the compiled engines (openvino, torchscript), got options for tensorrt."
     ):
         hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"tensorrt": {"tf32": True}})
     with refused("hybrid_rt[openvino]: options: expected some of int8_max_error, int8_seconds, got 'tf32'."):
@@ -426,7 +428,7 @@ def test_options_of_an_engine_that_is_not_compiled_are_refused(tmp_path: Path) -
 
 
 def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
-    with refused("device: expected what the engines are compiled for, one of cpu, cuda, got 'cuda:0'."):
+    with refused("device: expected one of cpu, cuda, which the engines are compiled for, got 'cuda:0'."):
         hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", device="cuda:0")
 
 

@@ -1,4 +1,4 @@
-"""TensorRT on a GPU: results, threads and streams, CUDA graphs, memory."""
+"""Tests of TensorRT on a GPU: results, threads and streams, CUDA graphs, memory."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_on_a_gpu_cuda_graphs_give_the_same(mode: str, monkeypatch: pytest.Monke
     module = seeded(Pyramid)
     compiled = compiled_here(module, shapes={"height": (32, 128), "width": (32, 128)})
     x = X.cuda()
-    for i in range(40):  # more shapes than graphs are kept
+    for i in range(40):  # more shapes than the number of cached graphs
         close(compiled(x), module(X), 1e-4)
         other = torch.rand(1, 3, 32 + i, 64)
         close(compiled(other.cuda()), module(other), 1e-4)

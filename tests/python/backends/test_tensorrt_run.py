@@ -1,4 +1,4 @@
-"""Tests of running TensorRT engines: bundles that contain them, and the library, as far as that needs no device."""
+"""Tests of running TensorRT engines: their bundles and the library, as far as possible without a device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, builds]
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """TensorRT for GPUs, OpenVINO for the CPU, TorchScript for both."""
+    """Returns a bundle with TensorRT for GPUs, OpenVINO for the CPU and TorchScript for both."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tensorrt") / "bank.pt"
     result = hybrid_rt.convert(
@@ -82,7 +82,7 @@ def test_nothing_is_left_where_only_tensorrt_may_run(bank: Path) -> None:
     [
         (
             "9.0",
-            "it was built for GPUs of compute capability 8.6,8.9, here is a GPU of capability 9.0; convert",
+            "it was built for GPUs of compute capability 8.6,8.9, but a GPU has capability 9.0; convert",
         ),
         ("8.6", ""),
     ],
@@ -93,7 +93,7 @@ def test_the_check_tells_of_another_machines_gpu(bank: Path, capability: str, te
     if text:
         assert refusal.startswith(text)
     else:
-        assert "capability" not in refusal  # what the library says is another matter
+        assert "capability" not in refusal  # the library may refuse for another reason
 
 
 def test_the_bundle_is_inspected_and_extracted_anywhere(bank: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_auto_for_cuda_is_tensorrt(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demo_bank(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module, demo_image: Tensor) -> Path:
-    """The demo detector with an engine for GPUs before that for the CPU."""
+    """Returns the demo detector with an engine for GPUs, followed by one for the CPU."""
     path = tmp_path_factory.mktemp("tensorrt_demo") / "digits.pt"
     hybrid_rt.convert(
         demo_detector, ([demo_image],), path, segments="backbone", engine=["tensorrt:fp16", "openvino"], measure=False
@@ -294,7 +294,7 @@ def test_a_library_that_fits_is_available_where_a_gpu_is(tmp_path: Path) -> None
 
 
 def checked_with(bank: Path, device: str = "cuda", **environment: str) -> list[str]:
-    """The refusals of the bank's variants in a process of its own."""
+    """Returns the refusals of the bank's variants in a separate process."""
     program = (
         f"import hybrid_rt; [print(v.refusal or '-') for v in hybrid_rt.check({str(bank)!r}, {device!r})[0].variants]"
     )
@@ -308,10 +308,10 @@ def checked_with(bank: Path, device: str = "cuda", **environment: str) -> list[s
 def test_the_gpu_that_is_here_is_compared_with_the_engines(bank: Path, tmp_path: Path) -> None:
     refusals = checked_with(bank, HYBRID_RT_CUDA_DRIVER=library(tmp_path, "libcuda.so", TWO_GPUS))
     assert refusals[0].startswith(
-        "it was built for GPUs of compute capability 8.6,8.9, here is NVIDIA Test of capability 9.0"
+        "it was built for GPUs of compute capability 8.6,8.9, but NVIDIA Test has capability 9.0"
     )
     assert refusals[2] == "runs on cpu, not on cuda"
-    assert refusals[3] == "-"  # TorchScript runs there
+    assert refusals[3] == "-"  # TorchScript runs on it
 
 
 def test_an_index_that_there_is_not_is_refused(bank: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_an_index_that_there_is_not_is_refused(bank: Path, tmp_path: Path) -> No
 
 @needs_none
 def test_a_driver_that_torch_cannot_use_is_told(bank: Path, tmp_path: Path) -> None:
-    """The driver counts devices, CUDA's runtime in torch does not start: as with a driver that is too old."""
+    """The driver reports devices but CUDA's runtime in torch does not start, as with a driver that is too old."""
     gpus = library(tmp_path, "libcuda.so", TWO_GPUS)
     program = f"import hybrid_rt; hybrid_rt.load({str(bank)!r}, device='cuda')"
     environment = {**os.environ, "HYBRID_RT_CUDA_DRIVER": gpus}
@@ -342,7 +342,7 @@ def test_a_driver_that_torch_cannot_use_is_told(bank: Path, tmp_path: Path) -> N
 
 
 def test_an_engine_of_another_version_is_refused(bank: Path, tmp_path: Path) -> None:
-    """The version is the library's own; it is not asked for anything else."""
+    """The library's version is the only function called."""
     gpus = library(tmp_path, "libcuda.so", TWO_GPUS.replace("? 9 : 0", "? 8 : 6"))
     rtx = library(tmp_path, "libtensorrt_rtx.so", tensorrt_of(10500))
     refusals = checked_with(bank, HYBRID_RT_CUDA_DRIVER=gpus, HYBRID_RT_TENSORRT_RTX_LIBRARY=rtx)
@@ -350,4 +350,4 @@ def test_an_engine_of_another_version_is_refused(bank: Path, tmp_path: Path) -> 
         assert "tensorrt_rtx 1.5.0 is installed" in refusals[0]
     else:
         assert refusals[0].startswith("the engine needs tensorrt_rtx ==")
-        assert ", here is 1.5.0; install a version in that range" in refusals[0]
+        assert ", but 1.5.0 is installed; install a version in that range" in refusals[0]

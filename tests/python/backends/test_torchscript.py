@@ -24,7 +24,7 @@ from hybrid_rt.conversion.assemble.engine_module import EngineModule, engine_mod
 
 TORCHSCRIPT = registry.backend("torchscript")
 BF16 = 2**-8
-"""The distance of neighbours in bf16, relative."""
+"""The relative distance between neighbouring numbers in bf16."""
 
 FLAGS = set(" ".join(re.findall(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)).split())
 IS_EMULATED = not FLAGS & {"avx512_bf16", "amx_bf16"}
@@ -46,7 +46,7 @@ def description(module: EngineModule) -> str:
 
 
 def assert_near(got: Any, expected: Any) -> None:
-    """Same containers, dtypes and shapes; floats within some roundings."""
+    """Checks for equal containers, dtypes and shapes, and floats within a few roundings."""
     if isinstance(expected, Tensor):
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
         if expected.is_floating_point():
@@ -88,11 +88,11 @@ def test_bf16_has_half_the_bytes() -> None:
     assert artifact_of(program).size < 0.6 * TORCHSCRIPT.compile(program, "fp32").size
     constants = [node for node in program.traced().member_0.graph.nodes() if node.kind() == "prim::Constant"]
     weights = [node.output().toIValue() for node in constants if isinstance(node.output().toIValue(), Tensor)]
-    assert torch.float32 in {weight.dtype for weight in weights}  # what other engines are made of is as it was
+    assert torch.float32 in {weight.dtype for weight in weights}  # the weights for other engines are unchanged
 
 
 class Counts(nn.Module):
-    """Whole numbers beside pictures."""
+    """Takes integers and images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def test_a_batch_norm_behind_a_convolution_is_folded_in_fp32() -> None:
 
 
 class MakesTensors(nn.Module):
-    """Constants and tensors of nothing, with a dtype and without."""
+    """Creates constants and empty tensors, with and without a dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_an_operation_without_bf16_is_an_error_when_converting() -> None:
         artifact_of(program)
 
 
-# The choice, and the bank
+# The choice, and the variant bank
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_the_fastest_in_bf16_takes_torchscript_in_bf16_into_account() -> None:
 
 
 class Wide(nn.Module):
-    """With weights that are worth sharing."""
+    """Has weights large enough to be shared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ def wide() -> Wide:
 
 
 def converted(path: Path, engine: str | list[str], **options: Any) -> list[str]:
-    """Returns its variants."""
+    """Converts a detector and returns the bundle's variants."""
     hybrid_rt.convert(wide(), (small_picture(),), path, segments="backbone", engine=engine, measure=False, **options)
     return variants_of(path)
 
@@ -234,7 +234,7 @@ def variants_of(path: Path) -> list[str]:
 
 
 def stored_and_needed(path: Path) -> tuple[int, int]:
-    """Bytes of the engine in the file, and of its variants."""
+    """Returns the number of bytes that the engine occupies in the file, and the total of its variants."""
     (segment,) = hybrid_rt.inspect(path)["engines"]
     needed = sum(blob["size"] for variant in segment["variants"] for blob in variant["blobs"])
     return sum(entry["size"] for entry in segment["table"]), needed
@@ -251,7 +251,7 @@ def test_in_one_file_with_openvino_in_fp32_nothing_is_shared(tmp_path: Path) -> 
         (choice,) = hybrid_rt.engines(module)
         assert (choice["backend"], choice["precision"]) == (backend, precision)
         assert_near(module(small_picture()), expected)
-    # What is in the file is rounded: nothing is made from it.
+    # The weights in the file are rounded, so that no other variant is made from them.
     with pytest.raises(
         OptionError,
         match=r"expected a TorchScript variant in fp32 in the file, .* got only openvino:fp32, torchscript:bf16\. .*",

@@ -75,7 +75,7 @@ def test_linear_layers_are_right_for_any_number_of_rows_and_columns(features: in
 
 
 def test_engines_come_and_go_without_a_trace_and_are_not_mixed_up() -> None:
-    """Each library's path is that of a descriptor, whose number the next one may get."""
+    """Each library's path is that of a descriptor, whose number may be reused."""
     gc.collect()
     before = descriptors_in_memory()
     programs = [program_of(convolution(seed), X) for seed in range(2)]
@@ -105,7 +105,7 @@ def test_the_artifact_is_a_library_for_this_machines_level_of_cpus() -> None:
 
 
 def test_memory_that_is_not_aligned_is_read_right() -> None:
-    """Generated code loads whole vectors from where a tensor begins."""
+    """Generated code loads whole vectors from the start of a tensor."""
     module = convolution(0)
     engine = engine_of(module, X)
     x = torch.rand(X.numel() + 1)[1:].view(X.shape)
@@ -116,7 +116,7 @@ def test_memory_that_is_not_aligned_is_read_right() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no threads to cores")
 def test_the_callers_thread_is_not_bound_to_cores() -> None:
-    """TVM binds whoever calls it."""
+    """TVM pins the thread that calls it."""
     engine = engine_of(convolution(0), X)
     before = os.sched_getaffinity(0)
     engine(X)
@@ -132,7 +132,7 @@ def test_an_engine_has_the_threads_that_it_was_told() -> None:
     module = convolution(0)
     program = program_of(module, X)
     artifact = TVM.compile(program, "fp32")
-    engine_module(program, [artifact])(X)  # what torch starts, it has started
+    engine_module(program, [artifact])(X)  # starts the threads that torch starts on first use
     for count in (1, 3):
         engine = engine_module(program, [artifact])
         gc.collect()
@@ -253,7 +253,7 @@ def test_the_cache_keeps_one_artifact_for_each_budget(monkeypatch: pytest.Monkey
 
 def test_what_was_tuned_is_right_and_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_RT_CACHE", str(tmp_path))
-    monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", "20")  # it takes two
+    monkeypatch.setenv("HYBRID_RT_TVM_TUNING_SECONDS", "20")  # it takes two seconds
     module = convolution(0)
     program = program_of(module, X)
     artifact = TVM.compile(program, "fp32")
@@ -262,7 +262,7 @@ def test_what_was_tuned_is_right_and_what_was_measured_is_kept(tmp_path: Path, m
     (path,) = (tmp_path / "tvm_tuning").iterdir()
     (times,) = json.loads(path.read_text()).values()
     assert all(seconds > 0 for seconds in times.values())
-    # The choice that is on record as the fastest is taken, without measuring again.
+    # The choice recorded as the fastest is used without measuring again.
     fastest = list(times)[-1]
     assert fastest != repr(tuning.CHOICES[0])
     path.write_text(path.read_text().replace(str(times[fastest]), "1e-9"))

@@ -1,4 +1,4 @@
-"""Several bundles side by side: rows, plot, command line."""
+"""Tests of comparing several bundles: rows, plot, command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hybrid_rt.profile and ``hybrid-rt profile``: the parts of a call, and the layers of its engines."""
+"""Tests of hybrid_rt.profile and ``hybrid-rt profile``: the parts of a call and the layers of its engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hybrid_rt.cli.main import main
 
 
 def picture(seed: int = 0) -> Tensor:
-    """Large enough that no convolution takes less than the microsecond that the profilers count in."""
+    """Returns an image so large that each convolution takes at least a microsecond, the profilers' resolution."""
     return small_picture(160, 192, seed=seed)
 
 
@@ -46,7 +46,7 @@ def test_the_parts_add_up_to_the_call(bundle: Path) -> None:
 
 
 def test_inputs_that_an_engine_copied_are_counted() -> None:
-    """As cpp/backends/tensorrt/call.cpp records them, within its engine's event."""
+    """cpp/backends/tensorrt/call.cpp records them like this, within its engine's event."""
     record = torch.profiler.record_function
 
     def call(x: Tensor) -> None:
@@ -81,14 +81,14 @@ def test_the_nodes_of_onnxruntime_and_their_operations(tmp_path: Path) -> None:
     convolutions = [module for module in small_detector().backbone.modules() if isinstance(module, torch.nn.Conv2d)]
     counted = [layer.operations for layer in engine.layers if layer.operations]
     assert len(counted) == len(convolutions)
-    assert convolutions[0].out_channels % 16  # ONNX Runtime computes more, to fill its vectors
+    assert convolutions[0].out_channels % 16  # ONNX Runtime adds channels to fill its vectors
     assert sum(counted) == sum(layer.operations for layer in openvino_layers(path))
     assert all(layer.milliseconds > 0 and layer.kind for layer in engine.layers)
     assert engine.tflops is not None
 
 
 def openvino_layers(path: Path) -> list[LayerTime]:
-    """The same segment's layers, as OpenVINO counts them."""
+    """Returns the layers of the same segment, measured by OpenVINO."""
     hybrid_rt.add_variant(path, "openvino", first=True, verify=False)
     [engine] = hybrid_rt.profile(path, backend="openvino", repeat=1, threads=1).engines
     return engine.layers
@@ -143,7 +143,7 @@ def test_bad_arguments(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(hybrid_rt.HybridRTError, match="expected"):
         hybrid_rt.profile(bundle, trace=tmp_path / "missing" / "trace.json")
     with pytest.raises(
-        InputError, match=r"the inputs: expected what the bundle takes, got .*expected 1x3x160x192 float32"
+        InputError, match=r"the inputs: expected inputs that the bundle accepts, got .*expected 1x3x160x192 float32"
     ):
         hybrid_rt.profile(bundle, (small_picture(40, 56),))
     without = tmp_path / "y.pt"

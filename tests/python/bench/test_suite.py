@@ -1,4 +1,4 @@
-"""Every way to run a detector, each in a process of its own: cases, processes, results, what a person sees."""
+"""Tests of the benchmark of all ways to run a detector: cases, processes, results, tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 
 class Wavering(ListDetector):
-    """Its scores differ from call to call."""
+    """Returns other scores in each call."""
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         found: list[dict[str, Tensor]] = []
@@ -126,7 +126,7 @@ def test_int8_is_calibrated_on_images_of_its_own(tmp_path: Path, monkeypatch: py
 
 
 class FindsMasks(nn.Module):
-    """Torchvision's interface, with masks beside the boxes."""
+    """Has torchvision's interface, with masks as well as boxes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class FindsMasks(nn.Module):
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_whole_graph_finds_all_that_its_detector_does(engine: str, tmp_path: Path) -> None:
-    """Asked for boxes alone, an engine would leave out the work for masks."""
+    """If asked only for boxes, an engine would skip the computation of masks."""
     torch.manual_seed(0)
     detector = FindsMasks().eval()
     picture = torch.rand(3, 16, 24)
@@ -188,7 +188,7 @@ def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "detector.pickle")  # reading it waits for ever, without Python's lock
+    os.mkfifo(tmp_path / "detector.pickle")  # reading it blocks for ever without holding Python's lock
     paths = {name: str(tmp_path / f"{name}") for name in ("detector.pickle", "pictures.pt")}
     job = {"runtime": "hybrid", "detector": paths["detector.pickle"], "pictures": paths["pictures.pt"], "path": "x.pt"}
     (tmp_path / "job.json").write_text(json.dumps(job))
@@ -196,7 +196,7 @@ def test_a_compiler_ends_with_the_benchmark(tmp_path: Path) -> None:
     process = Process(command, tmp_path / "log.txt", {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     try:
         assert process._process.stdin is not None
-        process._process.stdin.close()  # as when this process ends
+        process._process.stdin.close()  # as at the end of this process
         with pytest.raises(ProcessFailed, match=r"^ended with exit code 1$"):
             process.read(60)
     finally:
@@ -222,7 +222,7 @@ def test_the_cpp_worker_says_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Machine, list[Result]]:
-    """Cases of a small detector that work, one that does not, and the files that are left."""
+    """Measures working cases and a failing one of a small detector, and returns the files too."""
     output = tmp_path_factory.mktemp("suite") / "out"
     chosen = cases(["torchscript"], runtimes=["torchscript-cpp", "hybrid", "hybrid-cpp"])
     chosen += [Case("whole", "openvino"), Case("whole", "onnxruntime"), Case("hybrid", "no_such_engine")]
@@ -310,11 +310,13 @@ def test_what_can_not_be_run_is_refused_before_work(tmp_path: Path) -> None:
 
 def test_a_detector_that_eager_can_not_run_is_refused(tmp_path: Path) -> None:
     wrong = Subject("small", small, [torch.zeros(5, 8, 8)])
-    with pytest.raises(OptionError, match="small: expected a detector that eager can run, got run 0: RuntimeError"):
+    with pytest.raises(
+        OptionError, match="small: expected a detector that runs in eager mode, got run 0: RuntimeError"
+    ):
         run(wrong, [Case("eager")], tmp_path, Settings(rounds=1))
 
 
-# What a person sees
+# Output for people
 
 DETECTOR = "helpers.small_detectors:small_list_detector"
 NAME = "helpers.small_detectors_small_list_detector"
@@ -372,7 +374,10 @@ def test_bench_for_detectors_still_works_and_names_the_new_verb(
     [
         ([], "bench: expected MODELs, or --detector, got none"),
         (["a.pt", "--detector", "x:y"], "bench: expected MODELs, or --detector, got both"),
-        (["--detector", "x:y", "--coco", "a.json"], "bench --detector: expected no option for MODELs, got --coco"),
+        (
+            ["--detector", "x:y", "--coco", "a.json"],
+            "bench --detector: expected no options that apply to MODELs only, got --coco",
+        ),
         (["--detector", "x:y", "--engine", "onnx"], "onnx"),
         (["--detector", "x:y", "--runtimes", "rust"], "runtime: expected one of"),
         (["--detector", "x:y"], "detector: expected an importable PACKAGE.MODULE:CALLABLE"),

@@ -1,4 +1,4 @@
-"""A small bundle for the tests of the file itself."""
+"""Provides a small bundle for the tests of the file format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.small_detectors import small_detector, small_picture
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector: an OpenVINO and a TorchScript variant of its backbone, unsigned. Do not write to it."""
+    """Returns the small detector with OpenVINO and TorchScript variants of its backbone, unsigned. Do not modify it."""
     path = tmp_path_factory.mktemp("small") / "small.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
     return path

@@ -1,4 +1,4 @@
-"""Which backends may run what a file holds."""
+"""Tests of restricting the backends that may run code from a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __attribute__((constructor)) static void run(void) { fclose(fopen(MARK, "w")); }
 
 
 def test_a_native_library_runs_at_a_load_that_lets_it_and_never_before(tmp_path: Path) -> None:
-    """The constructors of a library run when it is opened, whatever is wrong with it."""
+    """The constructors of a library run when it is opened, even if it is invalid."""
     mark, source, library = tmp_path / "it ran", tmp_path / "library.c", tmp_path / "library.so"
     source.write_text(LIBRARY)
     subprocess.run(["cc", f'-DMARK="{mark}"', "-shared", "-fPIC", "-o", library, source], check=True)
@@ -43,7 +43,7 @@ def test_a_native_library_runs_at_a_load_that_lets_it_and_never_before(tmp_path:
     hybrid_rt.load(path, backend="torchscript")
     hybrid_rt.load(path, allow=["torchscript", "openvino"])
     assert not mark.exists()
-    assert backend_of(hybrid_rt.load(path)) == "torchscript"  # it is no library of AOTInductor's
+    assert backend_of(hybrid_rt.load(path)) == "torchscript"  # it was not made by AOTInductor
     assert mark.exists()
 
 
@@ -92,8 +92,8 @@ def test_the_environment_is_the_policy_of_everything_in_the_process(
     (engine,) = hybrid_rt.check(small_bundle)
     assert engine.chosen is not None
     assert engine.chosen.backend == "torchscript"
-    assert backend_of(hybrid_rt.load(small_bundle, allow=["openvino"])) == "openvino"  # the caller's own is taken
-    plain = torch.jit.load(str(small_bundle))  # without a word of ours
+    assert backend_of(hybrid_rt.load(small_bundle, allow=["openvino"])) == "openvino"  # the argument takes precedence
+    plain = torch.jit.load(str(small_bundle))  # without our library's check
     plain(small_picture())
     assert backend_of(plain) == "torchscript"
     monkeypatch.setenv("HYBRID_RT_ALLOW", " , ")

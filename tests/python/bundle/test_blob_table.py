@@ -1,4 +1,4 @@
-"""The table of an engine's bytes: weights that several variants have stand in it once."""
+"""Tests of the table of an engine's bytes, which stores shared weights once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS = [random_bytes(LEAST_SHARED + 100 * i, i) for i in range(4)]
 
 
 def artifact(*parts: bytes | int, blob: str = "library") -> Artifact:
-    """Own bytes, and weights by their number, one after the other."""
+    """Makes a blob of the given bytes and of weights given by their number, in this order."""
     data = b""
     extents = []
     for part in parts:
@@ -38,7 +38,7 @@ def artifact(*parts: bytes | int, blob: str = "library") -> Artifact:
 
 
 def assert_whole(artifacts: list[Artifact]) -> list[Tensor]:
-    """Every blob can be put together again; returns the table."""
+    """Checks that every blob can be restored, and returns the table."""
     packed = pack(artifacts)
     for made, variant in zip(artifacts, packed.variants, strict=True):
         for blob in variant.blobs:
@@ -64,7 +64,7 @@ def test_weights_of_a_second_variant_are_not_stored_again() -> None:
     assert [tensor.numel() for tensor in table] == [first.size, len(b"other") + len(WEIGHTS[3]) + len(b"end")]
     engine = pack([first, second]).engine([Member("backbone", 0, 0)])
     assert engine.added_sizes == [tensor.numel() for tensor in table]
-    # 0 and 1 follow one another in the first one too: one piece
+    # 0 and 1 are adjacent in the first one too, and form one piece
     assert len(engine.variants[1].blobs[0].pieces) == 4
 
 

@@ -1,4 +1,4 @@
-"""Saving, looking into and loading bundles."""
+"""Tests of saving, inspecting and loading bundles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 
 @pytest.fixture(scope="module")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector with two variants, both TorchScript's. Do not write to it."""
+    """Returns the small detector with two TorchScript variants. Do not modify it."""
     return save_with_backends(tmp_path_factory.mktemp("small") / "small.pt", ["torchscript", "torchscript"])
 
 
@@ -36,7 +36,7 @@ def save_again(path: Path, output: Path) -> None:
 
 
 def test_moving_a_bundle_takes_the_constants_of_its_graph_along(demo_bundle: Path) -> None:
-    """Module.to leaves what freezing made constants. "meta" stands for a GPU here: nothing is run on it."""
+    """Module.to ignores constants made by freezing. "meta" stands for a GPU here, on which nothing runs."""
     module = hybrid_rt.load(demo_bundle)
 
     def devices() -> set[str]:
@@ -48,7 +48,7 @@ def test_moving_a_bundle_takes_the_constants_of_its_graph_along(demo_bundle: Pat
     assert devices() == {"cpu"}
     _native.move_to(module._c, torch.device("meta"))
     assert devices() == {"meta"}
-    assert {segment["backend"] for segment in hybrid_rt.engines(module)} == {"openvino"}  # engines stay
+    assert {segment["backend"] for segment in hybrid_rt.engines(module)} == {"openvino"}  # engines are unchanged
 
 
 def is_constant(node: Any) -> bool:
@@ -57,7 +57,7 @@ def is_constant(node: Any) -> bool:
 
 class MakesItsOwn(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Creates tensors without an input to follow, some of them on a named device."""
+        """Creates tensors without reference to an input, some of them on a named device."""
         return [torch.zeros(x.size(0), device=torch.device("cpu")) + x, x.to(torch.device("cpu"))]
 
 
@@ -74,7 +74,7 @@ def two_of(module: torch.jit.ScriptModule) -> list[Any]:
     return [next(node for node in nodes if node.kind() == kind) for kind in ("aten::zeros", "aten::to")]
 
 
-# What is in the file
+# Contents of the file
 
 
 def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
@@ -212,19 +212,19 @@ def test_check_says_which_variant_would_run(demo_bundle: Path) -> None:
     ],
 )
 def test_names_of_version_0_1_0_warn(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"hybrid_rt.{old} is called {new} now"):
+    with pytest.warns(DeprecationWarning, match=f"hybrid_rt.{old} is deprecated, use hybrid_rt.{new}"):
         assert getattr(hybrid_rt, old) is getattr(hybrid_rt, new)
 
 
 def test_the_manifests_old_name_of_its_engines_warns(demo_bundle: Path) -> None:
     manifest = hybrid_rt.inspect(demo_bundle)
-    with pytest.warns(DeprecationWarning, match="The key 'segments' is called 'engines' now"):
+    with pytest.warns(DeprecationWarning, match="The key 'segments' is deprecated, use 'engines'"):
         (segment,) = manifest["segments"]
     assert segment == manifest["engines"][0]
-    with pytest.warns(DeprecationWarning, match="The key 'name' is called the names of its 'members' now"):
+    with pytest.warns(DeprecationWarning, match="The key 'name' is deprecated, use the names of its 'members'"):
         assert segment["name"] == "backbone"
     (choice,) = hybrid_rt.engines(hybrid_rt.load(demo_bundle))
-    with pytest.warns(DeprecationWarning, match="The key 'segment' is called 'engine' now"):
+    with pytest.warns(DeprecationWarning, match="The key 'segment' is deprecated, use 'engine'"):
         assert choice["segment"] == "backbone"
     with pytest.raises(KeyError, match="nothing"):
         manifest["nothing"]
@@ -288,8 +288,8 @@ def test_a_place_that_cannot_be_written(small_bundle: Path, tmp_path: Path, plac
     assert reason in str(caught.value)
     assert str(caught.value).endswith(
         (
-            "Check that the disk has room and that this user may write there.",
-            "Give the path of a file, new or old.",
+            "Check the free space and the permissions.",
+            "Pass the path of a regular file.",
         )
     )
     assert sorted(tmp_path.rglob("*")) == before
@@ -339,7 +339,7 @@ for limit in (0, 1000, size // 2, size - 5000, size - 1):
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> None:
-    """The writer of torch would end the process."""
+    """The writer of torch would terminate the process."""
     target = tmp_path / "detector.pt"
     done = run_python(PREPARE + FULL_DISK, demo_bundle, target)
     assert done.returncode == 0, done.stderr
@@ -348,7 +348,7 @@ def test_a_full_disk_leaves_the_old_file(demo_bundle: Path, tmp_path: Path) -> N
     for line in lines:
         assert line == (
             f"hybrid_rt[bundle]: {target}: expected to write the file, got File too large. "
-            "Check that the disk has room and that this user may write there."
+            "Check the free space and the permissions."
         )
     assert list(tmp_path.iterdir()) == [target]
 
@@ -373,9 +373,9 @@ def test_a_process_killed_before_the_rename_leaves_the_old_file_or_none(demo_bun
     target.write_bytes(b"an old file")
     done = run_python(PREPARE + KILLED_BEFORE_THE_RENAME, demo_bundle, target)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["9", "9"]  # it was the signal
+    assert done.stdout.split() == ["9", "9"]  # they were killed by the signal
     assert target.read_bytes() == b"an old file"
-    # What is left has hidden names of its own, as bundle.save says.
+    # Leftover files have hidden names, as bundle.save documents.
     left = [path.name for path in tmp_path.iterdir() if path != target]
     assert len(left) == 2
     assert all(name.startswith(".hybrid_rt-") for name in left)

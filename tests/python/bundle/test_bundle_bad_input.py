@@ -1,4 +1,4 @@
-"""Files and inputs that are wrong: each gives an error of ours that says what, never a crash or a half file."""
+"""Tests of invalid files and inputs: each gives a clear error of this package, never a crash or a partial file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 
 @pytest.fixture(scope="module")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector: an OpenVINO and a TorchScript variant of its backbone. Do not write to it."""
+    """Returns the small detector with an OpenVINO and a TorchScript variant of its backbone. Do not modify it."""
     path = tmp_path_factory.mktemp("small") / "small.pt"
     shapes = {"height": (16, 64), "batch": (1, 2)}
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", shapes=shapes)
@@ -48,7 +48,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blob_records(path: Path, backend: str) -> list[str]:
-    """The records that hold a backend's blobs."""
+    """Returns the records that contain a backend's blobs."""
     manifest = hybrid_rt.inspect(path)
     variants = manifest["engines"][0]["variants"]
     digests = {blob["sha256"] for variant in variants if variant["backend"] == backend for blob in variant["blobs"]}
@@ -56,7 +56,7 @@ def blob_records(path: Path, backend: str) -> list[str]:
 
 
 def assert_refused(path: Path, *texts: str) -> None:
-    """By everything that opens a bundle."""
+    """Checks that every function that opens a bundle refuses the file."""
     for opened in (hybrid_rt.load, hybrid_rt.inspect, hybrid_rt.check):
         with pytest.raises(BundleError) as caught:
             opened(path)
@@ -65,7 +65,7 @@ def assert_refused(path: Path, *texts: str) -> None:
             assert text in str(caught.value)
 
 
-# What is no bundle
+# Other files than bundles
 
 
 @pytest.mark.parametrize("content", [b"", b"not a bundle\n" * 100, b"PK\x03\x04", bytes(100_000)])
@@ -145,7 +145,7 @@ def test_a_flipped_byte_beside_the_manifest_fails(small_bundle: Path, tmp_path: 
 
 def head_records(path: Path) -> list[str]:
     records = hybrid_rt.inspect(path)["records"]
-    left_out = ("is_blob", "is_golden")  # of these, what runs is checked when it is needed
+    left_out = ("is_blob", "is_golden")  # these are checked only when they are used
     return [name for name, entry in records.items() if entry["size"] and not any(map(entry.get, left_out))]
 
 
@@ -223,7 +223,7 @@ def test_plain_torch_load_finds_an_altered_engine_at_the_first_run(small_bundle:
 
 @pytest.mark.slow
 def test_bytes_flipped_anywhere_never_crash(small_bundle: Path, tmp_path: Path) -> None:
-    """Checks that a file that still loads is right: the byte was padding or in a variant that does not run."""
+    """Checks that a file that still loads gives the right result: the byte was padding or in an unused variant."""
     picture = small_picture()
     expected = hybrid_rt.load(small_bundle)(picture)
     size = small_bundle.stat().st_size
@@ -265,7 +265,7 @@ def test_a_format_version_that_is_none_is_damage(small_bundle: Path, tmp_path: P
 def test_another_state_version_of_an_engine_is_refused(
     small_bundle: Path, tmp_path: Path, version: int, remedy: str
 ) -> None:
-    # The pickle of the state: NEWOBJ of the class, then BININT1 and the version.
+    # The pickle of the state is NEWOBJ of the class, then BININT1 and the version.
     state = b"hybrid_rt\nEngine\nq\x00)\x81K"
 
     def other(data: bytes) -> bytes:
@@ -280,7 +280,7 @@ def test_another_state_version_of_an_engine_is_refused(
         torch.jit.load(str(path))
 
 
-# Manifests and states that were written by something else: valid digests, wrong content
+# Manifests and states written by other software: valid digests, wrong content
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ SPEC = {
     "versions": {},
     "blobs": [{"name": "module", "pieces": [[0, 0, 3]], "size": 3, "sha256": "00"}],
 }
-# A megabyte that asks for 300.
+# Pieces that repeat one megabyte 300 times.
 REPEATED = {**SPEC, "blobs": [{"name": "module", "pieces": [[0, 0, 1 << 20]] * 300, "size": 300 << 20, "sha256": "00"}]}
 
 
@@ -373,7 +373,7 @@ REPEATED = {**SPEC, "blobs": [{"name": "module", "pieces": [[0, 0, 1 << 20]] * 3
         (
             {**FIELDS, "variants": json.dumps([SPEC]).replace("[0, 0, 3]", "[0, 1, 3]"), "table": TABLE},
             [torch.zeros(3, dtype=torch.uint8)],
-            "blob 'module' of torchscript: expected a piece inside of 3 bytes, got 3 from 1 on.",
+            "blob 'module' of torchscript: expected a piece within 3 bytes, got 3 from 1 on.",
         ),
         (
             {**FIELDS, "variants": json.dumps([REPEATED]), "table": json.dumps([{"size": 1 << 20, "sha256": "00"}])},
@@ -401,7 +401,7 @@ def test_an_engine_with_a_malformed_state_is_refused(
     assert "convert the detector again" in str(caught.value).lower()
 
 
-# Backends that are not there
+# Missing backends
 
 
 def test_no_variant_that_can_run_lists_each_with_reason_and_remedy(tmp_path: Path) -> None:
@@ -467,7 +467,7 @@ def test_the_environment_names_the_backend(small_bundle: Path, monkeypatch: pyte
     assert engine["backend"] == "torchscript"
     assert engine["variants"][0]["refusal"] == "only 'torchscript' was asked for"
     assert hybrid_rt.check(small_bundle)[0].chosen.backend == "torchscript"
-    # The option of the call comes before the environment.
+    # The argument takes precedence over the environment.
     assert hybrid_rt.engines(hybrid_rt.load(small_bundle, backend="openvino"))[0]["backend"] == "openvino"
 
 
@@ -533,7 +533,7 @@ def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: 
     (tmp_path / "libhybrid_rt_folder.so").mkdir()
     (tmp_path / "unrelated.txt").touch()
     installed = Path(hybrid_rt._native.__file__).parent / "lib"
-    # A shared library that is no plug-in, and a plug-in under another name.
+    # One shared library that is not a plug-in, and a plug-in under a wrong name.
     shutil.copy(_ctypes.__file__, tmp_path / "libhybrid_rt_foreign.so")
     shutil.copy(installed / "libhybrid_rt_torchscript.so", tmp_path / "libhybrid_rt_renamed.so")
     folders = f"{tmp_path}:{tmp_path / 'missing'}:"
@@ -556,7 +556,7 @@ def test_plugins_that_cannot_be_opened_are_listed_with_the_reason(small_bundle: 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> torch.ScriptObject:
-    """The small detector's backbone, for batches of 1 to 4 and heights of 16 to 64, as an object of its own."""
+    """Returns an engine of the small detector's backbone for batches of 1 to 4 and heights of 16 to 64."""
     from hybrid_rt.backends import registry
     from hybrid_rt.bundle.blob_table import pack
     from hybrid_rt.capture.program import capture_alone
@@ -612,7 +612,7 @@ def test_an_input_that_breaks_the_contract_is_refused(
     with pytest.raises(RuntimeError) as caught:
         engine.run(inputs)
     assert f"hybrid_rt[torchscript]: engine 'backbone', {text}" in str(caught.value)
-    if not inputs or inputs[0].device.type == "cpu":  # the dispatcher looks at the device before the op does
+    if not inputs or inputs[0].device.type == "cpu":  # the dispatcher checks the device before the operator does
         with pytest.raises((RuntimeError, InputError)) as caught:
             torch.ops.hybrid_rt.run_engine(engine, inputs)
         assert f"hybrid_rt[torchscript]: engine 'backbone', {text}" in str(caught.value)
@@ -641,7 +641,7 @@ def test_a_picture_beyond_the_bounds_says_so_through_the_detector(small_bundle: 
     assert "hybrid_rt[openvino]: engine 'backbone', input 'pictures', dimension 2: expected 1..2x3x16..64x32" in str(
         caught.value
     )
-    module(small_picture(48, 32))  # it still runs
+    module(small_picture(48, 32))  # the module still works
 
 
 def test_an_engine_holds_its_records(small_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""A process that forks after a module has run: a server that loads first and forks its workers then."""
+"""Tests of processes that fork after running a module, as a server that loads before it forks its workers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ assert torch.equal(boxes(module), expected)
 
 
 def forked(bundle: Path, where: str, backend: str) -> tuple[str, str]:
-    """Returns what the child says, and both processes' log."""
+    """Returns the child's output and the log of both processes."""
     done = run_while_it_works([sys.executable, "-c", PROGRAM, bundle, where, backend])
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
@@ -79,7 +79,7 @@ def test_a_child_is_told_that_openvino_cannot_compile_in_it(demo_bundle: Path) -
     assert "Load in the children only, or start them with 'spawn'." in said
 
 
-# A server that loads first (gunicorn --preload), whose workers fork again (multiprocessing), and that runs meanwhile.
+# A server that loads first (gunicorn --preload) and runs engines while its workers fork again (multiprocessing).
 SERVER = """
 import multiprocessing, os, sys, threading, time
 import torch
@@ -136,7 +136,7 @@ BACKENDS = [info.name for info in hybrid_rt.backends() if info.available]
 
 @pytest.fixture(scope="module")
 def every_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small detector with a variant of each backend that runs on this CPU."""
+    """Returns a small detector with a variant of each backend that runs on this CPU."""
     program = capture_alone(small_detector(), "backbone", [(torch.rand(1, 3, 256, 256),)])
     artifacts = [registry.backend(name).compile(program, "fp32") for name in BACKENDS]
     return save_with_backends(tmp_path_factory.mktemp("fork") / "every.pt", artifacts)
@@ -151,7 +151,7 @@ def test_children_run_what_a_server_loaded_and_ran(every_engine: Path, backend: 
     assert done.stdout.splitlines() == ["same"] * 15, done.stdout
 
 
-# With --preload, gunicorn imports it before it forks its workers; --max-requests has it fork more of them meanwhile.
+# With --preload, gunicorn imports this before it forks its workers; --max-requests makes it fork replacements later.
 APPLICATION = """
 import os
 import torch
@@ -175,7 +175,7 @@ def application(environ, start_response):
 
 
 def asked(address: Path) -> str:
-    """Returns the answer of a server behind a socket of the file system, which closes the connection."""
+    """Returns the response of a server on a Unix domain socket, which closes the connection."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(300)
         connection.connect(str(address))
@@ -188,9 +188,9 @@ def asked(address: Path) -> str:
 
 @pytest.mark.slow
 def test_workers_of_gunicorn_run_what_it_preloaded(every_engine: Path, tmp_path: Path) -> None:
-    """Checks every engine in workers that were forked at the start, and in those that took the place of others."""
+    """Checks every engine in workers forked at the start and in their replacements."""
     (tmp_path / "served.py").write_text(APPLICATION.format(path=str(every_engine), backends=BACKENDS))
-    with tempfile.TemporaryDirectory(prefix="g") as directory:  # a socket's path has at most 107 bytes
+    with tempfile.TemporaryDirectory(prefix="g") as directory:  # the path of a socket is limited to 107 bytes
         address = Path(directory) / "socket"
         command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--max-requests", "3", "--timeout",
                    "600", "--bind", f"unix:{address}", "served:application"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files of format version 1, tests/data/format_1: everything that reads a bundle reads them."""
+"""Tests that all readers of bundles read files of format version 1, tests/data/format_1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCHEMA = json.loads(Path(bundle_package.__file__).with_name("manifest.schema.jso
 
 
 def labels(path: Path) -> list[list[str]]:
-    """Backend and precision of each variant of each engine."""
+    """Returns the backend and precision of each variant of each engine."""
     return [
         [f"{variant['backend']}:{variant['precision']}" for variant in engine["variants"]]
         for engine in hybrid_rt.inspect(path)["engines"]
@@ -185,7 +185,7 @@ def test_a_damaged_manifest_of_version_1_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tensors", [7, "x", None, True, {"a": 1}, [7, None]])
 def test_a_verification_of_version_1_that_is_no_list_is_read(tensors: object, tmp_path: Path) -> None:
-    """A value that was gone through as its own only element was replaced meanwhile: found by tools/fuzz."""
+    """A value is not treated as its own only element: tools/fuzz found that it was replaced meanwhile."""
     path = rewrite_manifest(
         SINGLE, tmp_path / "changed.pt", lambda manifest: manifest.update(verification={"tensors": tensors})
     )

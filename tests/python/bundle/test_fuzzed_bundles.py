@@ -1,6 +1,6 @@
-"""Mutated bundles with digests that fit: an error of ours or a module, in bounded time and memory.
+"""Tests that mutated bundles with matching digests load or give an error of this package, in bounded time and memory.
 
-`tools/fuzz --hours N fuzz_bundles` goes on where this ends.
+`tools/fuzz --hours N fuzz_bundles` runs the same mutations for longer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_mutated_bundles_end_no_process(small_bundle: Path, tmp_path: Path) -> N
     assert not broken, {number: (outcome, tmp_path / f"{number}.pt") for number, outcome in broken.items()}
     assert sum(count for outcome, count in outcomes.items() if "refused" in outcome) > 20
     assert any("taken" in outcome for outcome in outcomes)
-    # Where the records are as they were signed.
+    # The records are as they were signed.
     assert outcomes["taken taken taken taken"], outcomes
 
 
@@ -44,14 +44,14 @@ def test_a_mutant_is_made_of_its_number_alone(small_bundle: Path) -> None:
         ("raise KeyError('x')", "raw:KeyError"),
         ("time.sleep(60)", "hang"),
         ("held.append(b'x' * (400 << 20))", "memory"),
-        # A reader that asks for no signature.
+        # A reader that does not ask for a signature.
         ("pass\nload = hybrid_rt.load\nhybrid_rt.load = lambda path, **options: 1", "taken: not as it was signed"),
     ],
 )
 def test_what_breaks_a_promise_is_kept(
     code: str, outcome: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that does that."""
+    """This is a reader that does so."""
     broken = f"\nimport time\nheld = []\ndef inspect(path): {code}\nhybrid_rt.inspect = inspect\n"
     monkeypatch.setattr(fuzz_bundles, "SECONDS", 2.0)
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Bundles that someone made to do harm, with digests that fit: refused with an error of ours, in bounded memory."""
+"""Tests that malicious bundles with matching digests are refused with an error of this package, in bounded memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def signed(text: bytes) -> dict[str, Callable[[bytes], bytes]]:
-    """A manifest of that text, with the digest that belongs to it."""
+    """Returns changes that replace the manifest by a text and adjust its digest."""
     return {MANIFEST: lambda _: text, DIGEST: lambda _: hashlib.sha256(text).hexdigest().encode()}
 
 
@@ -50,7 +50,7 @@ def with_text(path: Path, output: Path, change: Callable[[str], str]) -> Path:
 def append(path: Path, output: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> Path:
     output.write_bytes(path.read_bytes())
     with warnings.catch_warnings(), zipfile.ZipFile(output, "a") as archive:
-        warnings.simplefilter("ignore")  # zipfile's own, that the name is there already
+        warnings.simplefilter("ignore")  # zipfile warns about the duplicate name
         archive.writestr(f"{archive.namelist()[0].split('/', 1)[0]}/{name}", content, method)
     return output
 
@@ -102,7 +102,7 @@ def test_records_that_change_how_others_are_read(name: str, small_bundle: Path, 
 
 
 def test_a_record_outside_of_the_archives_directory(small_bundle: Path, tmp_path: Path) -> None:
-    """Found by the mutator of bundles: it was an error of torch's."""
+    """Found by the fuzzer of bundles: this was an error of torch."""
     root = zipfile.ZipFile(small_bundle).namelist()[0].split("/", 1)[0].encode()
     data = small_bundle.read_bytes()
     path = tmp_path / "outside.pt"
@@ -150,7 +150,7 @@ def test_a_record_that_unpacks_to_gigabytes(name: str, small_bundle: Path, tmp_p
 
 
 def with_dtype(path: Path, dtype: str) -> Path:
-    """The small detector on OpenVINO, in a file that claims that dtype for the engine's outputs."""
+    """Saves the small detector on OpenVINO in a file that declares the given dtype for the engine's outputs."""
     program = capture_alone(small_detector(), "backbone", [(small_picture(),)])
     artifact = registry.backend("openvino").compile(program, "fp32")
     outputs = tuple(replace(output, dtype=dtype) for output in artifact.spec.outputs)
@@ -160,7 +160,7 @@ def with_dtype(path: Path, dtype: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "bool"])
 def test_outputs_are_no_other_dtype_than_the_engines_own(dtype: str, tmp_path: Path) -> None:
-    """As a wider one, more bytes would be copied than there are."""
+    """With a wider dtype, more bytes would be copied than exist."""
     module = hybrid_rt.load(with_dtype(tmp_path / "dtype.pt", dtype))
     with pytest.raises(Exception, match=r"expected .* bytes, got another dtype in"):
         module(small_picture())
@@ -168,7 +168,7 @@ def test_outputs_are_no_other_dtype_than_the_engines_own(dtype: str, tmp_path: P
 
 @pytest.mark.slow
 def test_one_file_changes_nothing_for_another(tmp_path: Path) -> None:
-    """They have the same bytes, so that one of them could get the other's engine."""
+    """Their bytes are equal, so that one of them could get the other's engine."""
     first = hybrid_rt.load(with_dtype(tmp_path / "bad.pt", "float64"))
     second = hybrid_rt.load(with_dtype(tmp_path / "good.pt", "float32"))
     assert second(small_picture())
@@ -177,7 +177,7 @@ def test_one_file_changes_nothing_for_another(tmp_path: Path) -> None:
 
 
 def test_the_file_that_was_checked_is_the_one_that_is_loaded(small_bundle: Path, tmp_path: Path) -> None:
-    """Two files take one name in random order, one with altered code: what is loaded is good, or is refused."""
+    """Two files, one of them altered, alternate under one name: the file loaded is the good one, or it is refused."""
     (code,) = [name for name in record_names(small_bundle) if name.endswith(".py")][:1]
     bad = rewrite(small_bundle, tmp_path / "bad.pt", {code: lambda text: text + b"\n# altered\n"}, sign=False)
     with pytest.raises(BundleError, match="SHA-256"):
@@ -186,7 +186,7 @@ def test_the_file_that_was_checked_is_the_one_that_is_loaded(small_bundle: Path,
     path.write_bytes(contents[0])
 
     def swap() -> None:
-        chance = random.Random(0)  # strict turns may keep step with the loads
+        chance = random.Random(0)  # strictly alternating files might stay in step with the loads
         while not stop.is_set():
             (tmp_path / "next").write_bytes(chance.choice(contents))
             (tmp_path / "next").replace(path)

@@ -1,4 +1,4 @@
-"""Whoever only loads, checks or verifies a bundle does not wait for what convert() needs."""
+"""Tests that loading, checking and verifying a bundle do not import what only convert() needs."""
 
 from __future__ import annotations
 

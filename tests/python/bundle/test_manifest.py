@@ -1,4 +1,4 @@
-"""The manifest's types, its schema, and what the writers make of both."""
+"""Tests of the manifest's types and schema, and of what writers produce from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def errors_of(values: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small bundle. Do not write to it."""
+    """Returns a small bundle. Do not modify it."""
     path = tmp_path_factory.mktemp("manifest") / "small.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False)
     return path
@@ -41,11 +41,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def values(path: Path) -> dict[str, Any]:
-    """Its manifest, which may be changed."""
+    """Returns a copy of its manifest."""
     return copy.deepcopy(hybrid_rt.inspect(path))
 
 
-# What is written
+# Writing
 
 
 def test_what_convert_writes_fits_the_schema(values: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def test_the_schema_refuses_a_manifest_that_lacks_a_field(values: dict[str, Any]
     assert errors_of(values)
 
 
-# Types and schema name the same
+# Types and schema agree
 
 
 JSON_NAMES = {"class_name": "class"}
@@ -198,7 +198,7 @@ VARIANT = ("engines", 0, "variants", 0)
         (drop(*VARIANT, "backend"), "manifest, engines[0].variants[0]: expected a field 'backend', got none."),
         (put(None, *VARIANT, "precision"), "variants[0].precision: expected a text, got None."),
         (put({"cpu": 1}, *VARIANT, "requirements"), "variants[0].requirements.cpu: expected a text, got 1."),
-        (put([1], *VARIANT, "inputs", 0, "min"), "inputs[0]: expected min, opt and max of one length, got {'min'"),
+        (put([1], *VARIANT, "inputs", 0, "min"), "inputs[0]: expected min, opt and max of equal length, got {'min'"),
         (put([[0, 0]], *VARIANT, "blobs", 0, "pieces"), "pieces[0]: expected [index, offset, size], got [0, 0]."),
         (put(5, "records", "x"), "manifest, record 'x': expected an object, got 5."),
         (put({}, "records", "x"), "manifest, record 'x': expected a field 'sha256', got none."),
@@ -206,11 +206,11 @@ VARIANT = ("engines", 0, "variants", 0)
         (put({"absent": 5}, "golden"), "manifest, golden.absent: expected a text, got 5."),
         (put({}, "golden"), "manifest, golden: expected a field 'record', got none."),
         (put({}, "detector"), "manifest, detector: expected a field 'class', got none."),
-        (put([0.5], "images", 0, "place"), "images[0].place[0]: expected a text, an integer or null, got 0.5."),
+        (put([0.5], "images", 0, "place"), "images[0].place[0]: expected a string, an integer or null, got 0.5."),
         (drop("images", 0, "layout"), "manifest, images[0]: expected a field 'layout', got none."),
         (
             put({"inputs": [["x"]]}, "engines", 0, "conditions"),
-            "conditions.inputs[0]: expected two texts, got 1 values.",
+            "conditions.inputs[0]: expected two strings, got 1 values.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Memory over many sizes of images and many loads: what is kept per size is bounded, what is loaded is given back."""
+"""Tests of memory over many image sizes and many loads: caches per size are bounded, and unloading frees memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def output_of(code: str, *arguments: object) -> list[float]:
-    """The numbers that a Python process of its own prints."""
+    """Returns the numbers that a separate Python process prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def output_of(code: str, *arguments: object) -> list[float]:
 @pytest.mark.parametrize("backend", _BACKENDS)
 def test_memory_is_flat_over_hundreds_of_sizes(backend: str, any_size: Path) -> None:
     (grown,) = output_of(_SIZES, any_size, backend)
-    assert grown < 50, f"{grown:.0f} MB for 300 sizes"  # unbounded: about 80 with OpenVINO
+    assert grown < 50, f"{grown:.0f} MB for 300 sizes"  # about 80 with OpenVINO if unbounded
 
 
 @pytest.mark.parametrize("backend", _BACKENDS)

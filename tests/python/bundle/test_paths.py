@@ -1,4 +1,4 @@
-"""Files as they come: names of any bytes and of any length that the file system takes."""
+"""Tests of file names of any bytes and of any length that the file system allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_bundle_is_read_under_any_name(
     assert len(hybrid_rt.load(path)([demo_image])[0]["boxes"])
     assert golden.read(path).inputs
     command = [os.fsencode(program("hybrid-rt-detect", "detect")), os.fsencode(path), os.fsencode(demo_picture)]
-    annotated = os.fsencode(path)[:-3] + b".pn"  # as long a name as the bundle's
+    annotated = os.fsencode(path)[:-3] + b".pn"  # as long as the bundle's name
     done = subprocess.run([*command, b"--output", annotated], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert os.path.exists(annotated)
@@ -41,7 +41,7 @@ def test_a_bundle_is_written_under_any_name(name: bytes, tmp_path: Path, small_b
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
     hybrid_rt.remove_variant(small_bundle, "openvino", path)
     assert [len(engine["variants"]) for engine in hybrid_rt.inspect(path)["engines"]] == [1]
-    hybrid_rt.add_variant(path, "torchscript:bf16")  # which reads what stands there
+    hybrid_rt.add_variant(path, "torchscript:bf16")  # which reads the existing file
     assert [len(engine["variants"]) for engine in hybrid_rt.inspect(path)["engines"]] == [2]
 
 

@@ -1,4 +1,4 @@
-"""TorchScript archives that would do more than compute: refused before torch sees any of them."""
+"""Tests that TorchScript archives that do more than compute are refused before torch reads them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def archive_of(records: dict[str, bytes]) -> bytes:
 
 
 def got_of(records: dict[str, bytes]) -> str:
-    """What is refused in an archive; empty if it is taken."""
+    """Returns what is refused in an archive, or "" if it is accepted."""
     try:
         _native.check_script(archive_of(records), "x.pt")
     except BundleError as error:
@@ -50,7 +50,7 @@ def got_of_pickle(content: bytes, **storages: bytes) -> str:
 
 
 def file_operators() -> list[str]:
-    """The operators of torch and torchvision with a file's name among their arguments, as a program calls them."""
+    """Returns calls of torch's and torchvision's operators that take a file name."""
     found = set()
     for schema in torch._C._jit_get_all_schemas():
         names = {argument.name for argument in schema.arguments if str(argument.type) == "str"}
@@ -126,7 +126,7 @@ def test_code_that_only_computes(line: str) -> None:
 
 
 class Opened(nn.Module):
-    """A module whose state is set by code of the file, which makes a file of its own."""
+    """Sets its state with code from the archive, which creates a file."""
 
     def __init__(self, target: str) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_an_archive_that_writes_a_file_when_it_is_loaded(tmp_path: Path) -> None
     with pytest.raises(BundleError, match=r"only computes, got (a method __setstate__|the operator from_file)"):
         bundle.save(module, path, bundle.Manifest(()))
     assert not path.exists()
-    path.write_bytes(archive)  # as someone else's tool would
+    path.write_bytes(archive)  # as a third-party tool would
     bundle._append_manifest(path, bundle.Manifest(()), *bundle._records(archive, bundle.Manifest(())), None)
     assert hybrid_rt.inspect(path)
     for opened in (hybrid_rt.load, hybrid_rt.check, lambda p: hybrid_rt.remove_variant(p, "openvino")):
@@ -169,7 +169,7 @@ def test_an_archive_that_writes_a_file_when_it_is_loaded(tmp_path: Path) -> None
 
 
 def test_the_torchscript_variant_is_looked_at_too(tmp_path: Path) -> None:
-    """It is an archive in the archive."""
+    """The variant is an archive within the archive."""
     artifact = small_artifact()
     written = io.BytesIO()
     with (
@@ -197,7 +197,7 @@ def text(value: str) -> bytes:
 
 
 def tensor(elements: int, offset: int, sizes: tuple[int, ...], strides: tuple[int, ...], kind: str = "Float") -> bytes:
-    """A tensor as torch writes it: a storage of that many elements, of record "0"."""
+    """Returns the pickle of a tensor as torch writes it, with a storage of that many elements in record "0"."""
 
     def numbers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(b"J" + value.to_bytes(4, "little", signed=True) for value in values) + b"t"
@@ -233,12 +233,12 @@ def tensor(elements: int, offset: int, sizes: tuple[int, ...], strides: tuple[in
     ],
 )
 def test_tensors_lie_within_their_records(content: bytes, got: str) -> None:
-    """The reader of torch takes sizes and strides as they are written."""
+    """The reader of torch does not check sizes and strides."""
     assert got_of_pickle(content, **{"0": bytes(24)}) == got
 
 
 def doubled(times: int) -> bytes:
-    """A tuple of twice the one before, again and again."""
+    """Returns nested tuples, each containing the previous one twice."""
     content = PROTO + b")"
     for i in range(times):
         content += b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86"
@@ -275,7 +275,7 @@ def test_pickles_are_such_as_torch_writes(content: bytes, got: str) -> None:
 
 
 def test_the_code_of_an_archive_is_bounded_in_all() -> None:
-    """Parsed, 2.7 MB of it took 476."""
+    """Parsing 2.7 MB of it took 476 MB."""
     code = (
         "class A(Module):\n  def forward(self, x: Tensor) -> Tensor:\n"
         + "    x = torch.add(x, 1)\n" * 35_000
@@ -297,7 +297,7 @@ def test_the_code_of_an_archive_is_bounded_in_all() -> None:
     ],
 )
 def test_texts_of_source_ranges_are_in_their_table(number: bytes, name: bytes, got: str) -> None:
-    """Torch reads texts by these numbers if the code beside them is wrong: two mutants ended the process."""
+    """The reader of torch looks up texts by these numbers; two mutants crashed the process."""
     table = b"(" + text("a") + text("b") + b"t"
     source = b"(ctorch.jit._pickle\nbuild_intlist\n(](K\x00" + number + b"etR" + name + b"K\x00t"
     content = PROTO + b"(" + text("FORMAT_WITH_STRING_TABLE") + table + b"(" + source + b"tt."
@@ -309,7 +309,7 @@ def test_a_file_of_torchs_first_format_is_refused() -> None:
 
 
 def test_what_torch_can_read_of_a_bundle_that_was_altered(small_bundle: Path, tmp_path: Path) -> None:
-    """Digests fit: a stranger made the file."""
+    """The digests match, because an attacker can compute them."""
     (code,) = [name for name in record_names(small_bundle) if name.endswith(".py")][:1]
     changes: list[tuple[str, Callable[[bytes], bytes], str]] = [
         (code, lambda content: content.replace(b"torch.conv2d(", b"torch.save(", 1), "got the operator save"),

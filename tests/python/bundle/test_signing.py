@@ -1,4 +1,4 @@
-"""Signed bundles: who signed is asked before anything of the file is run."""
+"""Tests of signed bundles: the signature is checked before any code of the file runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Keys = dict[str, tuple[Path, Path]]
 
 
 def made_key(folder: Path, name: str, *kind: str) -> tuple[Path, Path]:
-    """A private key and its public one, as a user makes them."""
+    """Makes a private and a public key as a user does."""
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     kind = kind or ("-algorithm", "ed25519")
     subprocess.run(["openssl", "genpkey", *kind, "-out", private], check=True, capture_output=True)
@@ -82,7 +82,7 @@ def test_a_signed_bundle_computes_what_it_did(signed: Path, small_bundle: Path) 
 def test_several_sign_and_each_is_enough(signed: Path, keys: Keys) -> None:
     hybrid_rt.sign(signed, keys["theirs"][0])
     before = signed.read_bytes()
-    hybrid_rt.sign(signed, keys["theirs"][0])  # again: there is nothing to add
+    hybrid_rt.sign(signed, keys["theirs"][0])  # signing again adds nothing
     assert signed.read_bytes() == before
     public = [keys["theirs"][1], keys["ours"][1]]
     assert hybrid_rt.verify_signature(signed, public) == list(map(str, public))
@@ -137,7 +137,7 @@ def test_an_altered_signature_does_not_fit(unsigned: Path, keys: Keys) -> None:
 def test_a_record_that_was_altered_after_signing_is_found_in_every_record(
     signed: Path, tmp_path: Path, keys: Keys
 ) -> None:
-    """Engines and the golden sample too, which a load without keys does not read at once."""
+    """This includes engines and the golden sample, which a load without keys reads only later."""
     for i, name in enumerate(record_names(signed)):
         if name.endswith(".debug_pkl") or name.startswith("extra/hybrid_rt/"):
             continue
@@ -160,7 +160,7 @@ def test_a_change_drops_signatures_and_signing_again_mends_it(signed: Path, tmp_
 
 
 def key_of(private: Path) -> str:
-    """The SHA-256 of the public key's 32 bytes, by openssl."""
+    """Returns the SHA-256 of the public key's 32 bytes, computed by openssl."""
     der = subprocess.run(
         ["openssl", "pkey", "-in", private, "-pubout", "-outform", "DER"], check=True, capture_output=True
     ).stdout
@@ -236,7 +236,7 @@ def test_a_change_without_a_key_says_whose_signatures_went(signed: Path, keys: K
     assert note.startswith(f"signatures that do not hold any more were left out: {key_of(keys['ours'][0])}. Sign it")
     with pytest.raises(BundleError, match="got none"):
         hybrid_rt.load(signed, trusted_keys=[keys["ours"][1]])
-    assert not hybrid_rt.add_variant(signed, "torchscript:bf16").notes  # there was none to lose
+    assert not hybrid_rt.add_variant(signed, "torchscript:bf16").notes  # there was no signature to lose
 
 
 def test_a_conversion_over_a_signed_bundle_says_whose_signatures_went(signed: Path, keys: Keys) -> None:
@@ -285,11 +285,11 @@ def test_the_environment_asks_everything_that_runs_a_bundle(
     for opened in runs:
         with pytest.raises(BundleError, match="trusted keys, got none"):
             opened(small_bundle)
-    assert hybrid_rt.inspect(small_bundle)  # it runs nothing
+    assert hybrid_rt.inspect(small_bundle)  # inspecting runs no code
 
 
 def test_nothing_is_unpickled_before_the_signature_is_right(small_bundle: Path, tmp_path: Path, keys: Keys) -> None:
-    """A head whose pickle is no pickle, with digests that fit."""
+    """The head's pickle is invalid, with matching digests."""
     broken = rewrite(small_bundle, tmp_path / "broken.pt", {"data.pkl": lambda _: b"no pickle"})
     with pytest.raises(BundleError, match=r"data\.pkl': expected a program that only computes"):
         hybrid_rt.load(broken)

@@ -1,4 +1,4 @@
-"""Arguments of a detector by name: they become the positional ones."""
+"""Tests that keyword arguments of a detector become positional ones."""
 
 from __future__ import annotations
 

@@ -57,11 +57,11 @@ def test_the_parts_of_a_detector_are_parts_of_its_work() -> None:
     parts = (seen.uses[f"backbone.{name}"].work for name in ("first", "second"))
     assert sum(parts, Work()) == seen.uses["backbone"].work
     alone = counted(small_detector(), small_picture())
-    assert seen.work == alone  # nothing of what watches it
+    assert seen.work == alone  # without the work of the observers
 
 
 class WithNms(nn.Module):
-    """Parts whose shares of the time are near to each other, and one near to the least share."""
+    """Has parts with similar shares of the time, and one near the minimum share."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whole detectors by torch.export: which sizes stay free, what is refused and where, what is left behind."""
+"""Tests of exporting whole detectors: the sizes that stay free, refusals and their location, and clean-up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_batch_and_sides_stay_free(kind: type[nn.Module], batch: int) -> None:
 
 
 class ForOnePicture(SmallDetector):
-    """Decides on the batch: what is right for two pictures is wrong for one."""
+    """Branches on the batch size: the result for two images is wrong for one."""
 
     def forward(self, pictures: Tensor) -> Any:
         features = self.backbone(pictures)["coarse"]
@@ -99,7 +99,7 @@ def test_what_values_decide_is_refused_with_its_line(
 
 
 class Caches(SmallDetector):
-    """Keeps a grid for the size that it saw last."""
+    """Keeps a grid for the size of the last call."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Segments that a recording does not hold, by torch.export: right at every size, or refused with what they take."""
+"""Tests of segments that cannot be traced and are exported: right at every size, or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RANGES = {"height": (16, 64), "width": (16, 64)}
 
 
 class Detector(nn.Module):
-    """Its segment, under a head that TorchScript compiles."""
+    """Has a segment, under a head that TorchScript compiles."""
 
     def __init__(self, change: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_the_head_checks_what_the_segment_takes_for_granted(head: str, tmp_path:
 
 
 class TwoSegments(nn.Module):
-    """Two segments, of which the second one asks something of sizes; they share an engine."""
+    """Has two segments that share an engine. The second one computes from sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_a_branch_that_no_example_is_right_for_is_refused_with_both_reasons() ->
 
 def test_what_can_not_be_recorded_is_exported() -> None:
     class Refusing(OneConvolution):
-        """Code that the tracer alone does not take."""
+        """Contains code that only the tracer refuses."""
 
         def forward(self, batch: Tensor) -> Tensor:
             if torch._C._get_tracing_state() is not None:

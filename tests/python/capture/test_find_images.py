@@ -32,7 +32,7 @@ class Prepared(nn.Module):
 
 
 class Texts(nn.Module):
-    """Text embeddings weigh the features of a second convolution."""
+    """Weights the features of a second convolution by text embeddings."""
 
     def __init__(self) -> None:
         super().__init__()

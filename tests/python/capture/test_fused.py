@@ -1,4 +1,4 @@
-"""Segments between which data flows straight: one engine for all, and no other result than of one each."""
+"""Tests of adjacent segments: one engine for all gives the same result as one engine each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.small_detectors import Backbone, small_picture
 
 
 class Levels(nn.Module):
-    """Takes the backbone's levels as a list, returns one tensor a level."""
+    """Takes the backbone's levels as a list, and returns one tensor per level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Levels(nn.Module):
 
 
 class Detector(nn.Module):
-    """Changes the features between backbone and head if the mean of the pictures is in an interval."""
+    """Changes the features between backbone and head if the mean of the images is in an interval."""
 
     def __init__(self, low: float = 2, high: float = 2) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def made(detector: nn.Module) -> nn.Module:
 
 
 def names(path: Path) -> list[list[str]]:
-    """The members of each engine."""
+    """Returns the members of each engine."""
     return [[member["name"] for member in engine["members"]] for engine in hybrid_rt.inspect(path)["engines"]]
 
 
@@ -109,7 +109,7 @@ def test_features_that_change_on_a_black_picture_are_not_fused(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "torchscript"])
 def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_path: Path, backend: str) -> None:
-    detector = made(Detector(low=0.1, high=0.25))  # neither the example nor a black picture
+    detector = made(Detector(low=0.1, high=0.25))  # contains neither the example nor a black image
     path = tmp_path / "detector.pt"
     hybrid_rt.convert(detector, (small_picture(),), path, segments=["backbone", "head"])
     hybrid = hybrid_rt.load(path, backend=backend)
@@ -117,8 +117,8 @@ def test_features_that_change_on_other_pictures_are_an_error_not_ignored(tmp_pat
     with pytest.raises(RuntimeError) as caught:
         hybrid(small_picture() * 0.3)
     assert (
-        "hybrid_rt[engine]: segments 'backbone+head': expected the outputs of one handed on to the next as they are, "
-        "got another tensor as input 0 of the later one. Convert again with fuse=False"
+        "hybrid_rt[engine]: segments 'backbone+head': expected the outputs of each to be passed on unchanged to the "
+        "next, got another tensor as input 0 of the later one. Convert again with fuse=False"
     ) in str(caught.value)
 
 
@@ -148,7 +148,7 @@ def test_the_demo_detector_runs_on_two_engines(
         "roi_heads.box_head+roi_heads.box_predictor",
     ]
     assert result.report.predicted_gain > 1.1
-    # The segments' own names are what a service asks for.
+    # Services refer to segments by their names.
     found = json.loads(succeed(Path(sys.executable).parent / "hybrid-rt-detect", path, demo_picture, "--json"))
     assert found["engines"] == dict.fromkeys(segments, "openvino")
 

@@ -1,4 +1,4 @@
-"""The largest part of an exported graph that an engine can compute, and what is left around it."""
+"""Tests of finding the largest part of an exported graph that an engine can compute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hybrid_rt.capture.graph_cut import Part, Partition, counted, schema_name, w
 
 
 class Function(nn.Module):
-    """A function of one tensor with a weight."""
+    """Applies a function to a tensor and a weight."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def names(part: Part | None) -> list[str]:
 
 
 def two_stages(x: Tensor, weight: Tensor) -> Tensor:
-    """Values of the first convolution decide on the size of what the second sees."""
+    """Values of the first convolution determine the input size of the second."""
     first = functional.conv2d(x, weight)
     rows = first[0, 0].flatten().nonzero()[:, 0]
     picked = x.flatten(2)[:, :, :8].view(1, 3, 2, 4) + rows.sum()
@@ -62,7 +62,7 @@ def test_no_value_leaves_the_part_and_comes_back() -> None:
 def test_what_feeds_the_second_stage_alone_is_in_its_part() -> None:
     def one_way(x: Tensor, weight: Tensor) -> Tensor:
         rows = x[0, 0].flatten().nonzero()[:, 0].sum()
-        first = functional.conv2d(x, weight)  # it does not need the rows: one part with the second
+        first = functional.conv2d(x, weight)  # it does not depend on the rows, and forms one part with the second
         return functional.conv2d(first[:, :3] + rows, weight).relu()
 
     assert names(partition(one_way).largest()).count("conv2d") == 2

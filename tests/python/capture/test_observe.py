@@ -13,8 +13,8 @@ from torchvision.ops import nms
 
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import CaptureError
+from hybrid_rt.capture.call_recording import recording
 from hybrid_rt.capture.observe import arguments_of, observe
-from hybrid_rt.capture.recordings import recording
 from hybrid_rt.capture.side_effects import find_side_effects
 
 
@@ -44,7 +44,7 @@ def test_a_hook_of_the_users_sees_what_it_saw_before() -> None:
     detector = small_detector()
     detector.classes.register_forward_hook(lambda module, inputs, output: output * 0)
     seen = observe(detector, (small_picture(),))
-    assert torch.all(seen.result[1] == 0.5)  # the sigmoid of nothing
+    assert torch.all(seen.result[1] == 0.5)  # the sigmoid of 0
 
 
 def test_the_source_of_a_tensor_is_known_until_it_is_written_to() -> None:
@@ -101,7 +101,7 @@ def test_an_optional_argument_that_is_none_is_left_out() -> None:
 
 
 class Body(nn.Module):
-    """A submodule that does one more thing with its input, a weight or itself."""
+    """Has a submodule that does one more thing with its input, a weight or itself."""
 
     def __init__(self, act: Callable[[Body, Tensor], Any]) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def test_what_an_engine_cannot_repeat_is_named_with_its_line(act: Callable[[Body
         lambda body, x: x.shape[2] > 3,
         lambda body, x: x[:, torch.tensor([0, 0, 1, 2])],
         lambda body, x: body.layer(x).relu_(),
-        lambda body, x: 1 if body.count.item() == 0 else 2,  # a constant of the module's own
+        lambda body, x: 1 if body.count.item() == 0 else 2,  # a constant of the module
         lambda body, x: nn.functional.dropout(x, 0.5, training=False).mean(),
         lambda body, x: torch.zeros(1).add_(x.mean()),
     ],
@@ -182,7 +182,7 @@ def test_an_lstm_in_eval_mode_draws_nothing() -> None:
 
 
 class Kept(nn.Module):
-    """A head that reads a tensor that its body's first layer made, by a way of its own."""
+    """Has a head that reads, through an attribute, a tensor that the first layer of its body made."""
 
     def __init__(self, keep: Callable[[Kept], Any]) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ def test_a_tensor_that_is_used_outside_of_its_submodule_without_being_returned(l
 
 
 def test_the_detector_s_own_attributes_may_change() -> None:
-    """Nothing reads them after the call; whether the next call does is found by another look."""
+    """Nothing reads them after the call. Another check finds reads in the next call."""
     detector = Kept(lambda kept: kept.register_forward_pre_hook(lambda _, given: (given[0] + 1,))).eval()
     detector.calls = 0
     detector.register_forward_hook(lambda module, _, __: setattr(module, "calls", module.calls + 1))

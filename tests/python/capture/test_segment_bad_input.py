@@ -1,4 +1,4 @@
-"""Unusual segments: what works, and what is refused instead of silently lost."""
+"""Tests of unusual segments: each works or is refused, and nothing is silently lost."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ AVAILABLE = {
     for info in hybrid_rt.backends()
 }
 ENGINES = [AVAILABLE[name] for name in ("openvino", "torchscript", "onnxruntime")]
-# The others compile for seconds: they take part where the segment is the small detector's own backbone, which is
-# compiled once a run (conftest's cache), or where nothing is compiled.
+# The other engines take seconds to compile. They take part where the segment is the small detector's own backbone,
+# which is compiled once per run (conftest's cache), or where nothing is compiled.
 ALL_ENGINES = list(AVAILABLE.values())
 
 
@@ -86,7 +86,7 @@ def test_a_hook_in_the_head_is_kept_if_torchscript_compiles_it(tmp_path: Path) -
     def negate(self, input: tuple[Tensor], output: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         return -output
 
-    # TorchScript reads the types themselves, not their names.
+    # TorchScript reads the types, not their names.
     negate.__annotations__ = {"input": tuple[Tensor], "output": Tensor, "return": Tensor}
     detector.classes.register_forward_hook(negate)
     assert not torch.equal(detector(small_picture())[1], plain(small_picture())[1])
@@ -113,7 +113,7 @@ def test_another_hook_in_the_head_is_refused(place: str, tmp_path: Path) -> None
 
 
 class SharesModule(SmallDetector):
-    """Its head runs a part of the backbone once more."""
+    """Has a head that calls a part of the backbone again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class SharesModule(SmallDetector):
 
 
 class SharesWeight(SharesModule):
-    """Only the weight is the same."""
+    """Shares only the weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,14 +162,14 @@ def test_a_backbone_in_channels_last(pictures_too: bool, engine: str, tmp_path: 
     if pictures_too:
         picture = picture.to(memory_format=torch.channels_last)
     hybrid = converted(detector, tmp_path / "channels_last.pt", engine, picture)
-    assert_finds_the_same(detector, hybrid)  # with contiguous pictures
+    assert_finds_the_same(detector, hybrid)  # with contiguous images
     last = small_picture(seed=2).to(memory_format=torch.channels_last)
     for want, have in zip(detector(last), hybrid(last), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
 
 
 class Scores(SmallDetector):
-    """Scores of all cells in the precision of the weights: the operator NMS has no half precision on a CPU."""
+    """Returns the scores of all cells in the precision of the weights, because NMS has no half precision on CPUs."""
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         pictures = pictures.to(self.classes.weight.dtype)
@@ -177,9 +177,9 @@ class Scores(SmallDetector):
 
 
 def refused(detector: nn.Module, path: Path, engine: str) -> bool:
-    """ONNX Runtime has convolutions in float32 and float16 only, OpenVINO computes float64 in 32 bits.
+    """Returns true if the engine refuses the detector before anything is saved.
 
-    Both are refused before anything is saved.
+    ONNX Runtime has convolutions only in float32 and float16, and OpenVINO computes float64 in 32 bits.
     """
     is_wide = engine == "openvino" and detector.classes.weight.dtype == torch.float64
     if engine != "onnxruntime" and not is_wide:
@@ -203,7 +203,7 @@ def test_weights_of_another_precision(dtype: torch.dtype, engine: str, tmp_path:
 
 
 class RoundsInside(Backbone):
-    """float32 in and out, bfloat16 in between."""
+    """Takes and returns float32, and computes in bfloat16."""
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         levels = super().forward(pictures.to(self.first[0].weight.dtype))
@@ -220,7 +220,7 @@ def test_a_backbone_that_casts_to_bfloat16_and_back(engine: str, tmp_path: Path)
 
 
 class Describes(Backbone):
-    """Tells the head about itself."""
+    """Has a method that the head calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ def test_a_head_that_reads_attributes_of_a_segment(engine: str, tmp_path: Path) 
 
 
 class CallsTwice(SmallDetector):
-    """The second time at half the size."""
+    """Calls its backbone twice, the second time at half the size."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         small = self.backbone(pictures[:, :, ::2, ::2])["coarse"]
@@ -262,7 +262,7 @@ def test_a_segment_that_is_called_twice_at_other_sizes(engine: str, tmp_path: Pa
 
 
 class ChangesFeatures(SmallDetector):
-    """Writes into what the segment returned, after which it is called again."""
+    """Writes into the segment's result, and then calls the segment again."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.backbone(pictures)["coarse"]
@@ -277,7 +277,7 @@ def test_a_head_that_writes_into_a_segments_outputs(engine: str, tmp_path: Path)
 
 
 class Doubles(Backbone):
-    """Changes the picture that it is given."""
+    """Modifies its input image."""
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         return super().forward(pictures.mul_(2))
@@ -315,7 +315,7 @@ def test_an_argument_that_is_none_may_be_passed_as_none(engine: str, tmp_path: P
 
 
 class SometimesScales(SmallDetector):
-    """By the size, which TorchScript keeps as a branch."""
+    """Scales depending on the size, which TorchScript keeps as a branch."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if pictures.shape[0] > 1:

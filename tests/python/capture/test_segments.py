@@ -1,4 +1,4 @@
-"""Names of segments, and putting other modules into their places."""
+"""Tests of segment names, and of replacing segments by other modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def test_names_keep_their_order_and_one_name_is_a_list_of_one() -> None:
 
 
 def test_an_unknown_name_shows_the_near_ones() -> None:
-    with pytest.raises(OptionError, match=r"expected a submodule of SmallDetector, got 'backbon'. Near it: backbone"):
+    with pytest.raises(
+        OptionError, match=r"expected a submodule of SmallDetector, got 'backbon'. Similar names: backbone"
+    ):
         resolve_names(small_detector(), ["backbon"])
     with pytest.raises(OptionError, match=r"got 'zzz'. See detector.named_modules\(\)."):
         resolve_names(small_detector(), ["zzz"])
@@ -98,7 +100,7 @@ def test_auto_takes_the_outermost_dense_submodules_and_says_why_not_the_others(
 ) -> None:
     shares = looked_at(demo_detector, ([demo_image],))
     chosen = {name for name, share in shares.items() if share.chosen}
-    assert {"backbone", "rpn.head"} <= chosen  # the box head's part is near the limit
+    assert {"backbone", "rpn.head"} <= chosen  # the box head's share is near the limit
     assert chosen <= {"backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor"}
     assert shares["transform"].reason == "takes or returns more than tensors"
     assert 0.3 < shares["backbone"].share < 1

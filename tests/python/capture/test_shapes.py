@@ -91,10 +91,10 @@ def test_what_is_no_range_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     ("shapes", "text"),
     [
-        ({"height": (96, 128)}, "shapes, height: expected a range that holds the example's 64, got 96..128"),
-        ({"width": (32, 64)}, "shapes, width: expected a range that holds the example's 96, got 32..64"),
-        ({"batch": (2, 4)}, "shapes, batch: expected a range that holds the example's 1, got 2..4"),
-        ([(32, 96)], "shapes, height: expected a range that holds the example's 64, got 32..32"),
+        ({"height": (96, 128)}, "shapes, height: expected a range that includes the example's 64, got 96..128"),
+        ({"width": (32, 64)}, "shapes, width: expected a range that includes the example's 96, got 32..64"),
+        ({"batch": (2, 4)}, "shapes, batch: expected a range that includes the example's 1, got 2..4"),
+        ([(32, 96)], "shapes, height: expected a range that includes the example's 64, got 32..32"),
     ],
 )
 def test_a_range_without_the_example_is_refused(shapes: Any, text: str) -> None:

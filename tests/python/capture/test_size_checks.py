@@ -1,4 +1,4 @@
-"""At which sizes segments are compared, and what is found there: Python that computes from sizes."""
+"""Tests of the sizes at which segments are compared, and of Python code that computes from sizes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 import hybrid_rt
 from helpers.small_detectors import Alone, OneConvolution
 from hybrid_rt import CaptureError, HybridRTError, OptionError
+from hybrid_rt.capture.call_recording import Recorded, recording
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import capture
-from hybrid_rt.capture.recordings import Recorded, recording
 from hybrid_rt.capture.size_samples import Effort, drawn_sizes, record_sizes, sized_inputs, sized_runs
 from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED
@@ -28,7 +28,7 @@ RANGES = {"height": (16, 64), "width": (16, 64)}
 
 
 class Convolution(nn.Module):
-    """A convolution after what ``prepare`` makes of the image."""
+    """Applies a convolution to the result of ``prepare``."""
 
     def __init__(self, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_a_module_alone_is_compared_at_further_sizes_too() -> None:
 
 
 class Grid(nn.Module):
-    """Adds a grid that it keeps for the size of the last call."""
+    """Adds a grid that it caches for the size of the last call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Grid(nn.Module):
 def test_a_grid_that_is_kept_by_size_is_computed_at_each_size(shapes: Any, tmp_path: Path) -> None:
     detector = Alone(Grid()).eval()
     hybrid = convert(detector, tmp_path / "a.pt", shapes=shapes)
-    assert detector.get_submodule("backbone").shape is None  # as it was
+    assert detector.get_submodule("backbone").shape is None  # unchanged
     for size in ((32, 48), (48, 32)):
         image = torch.rand(1, 3, *size)
         with torch.no_grad():

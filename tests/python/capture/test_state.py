@@ -1,4 +1,4 @@
-"""A detector that keeps something from call to call is refused by name; a cache is not."""
+"""Tests that a detector that keeps state between calls is refused by name, and that a cache is not."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Listed(Keeps):
 
 
 class New(Keeps):
-    """Begins to keep something with its first call."""
+    """Creates its state in its first call."""
 
     def forward(self, batch: Tensor) -> Tensor:
         features = self.backbone(batch)
@@ -84,7 +84,7 @@ class Mapped(Keeps):
 
 
 class Queued(Keeps):
-    """Means of the last two frames."""
+    """Returns the mean of the last two frames."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_each_call_of_a_hybrid_that_resets_is_as_the_first(kind: type[Keeps], he
 
 
 class Grid(OneConvolution):
-    """Keeps the grid of the last size, which changes no result."""
+    """Caches the grid of the last size, which does not change results."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""int(), float(), isinstance() and dicts by size in code that torch.export records."""
+"""Tests of int(), float(), isinstance() and dicts keyed by size in code that torch.export records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hybrid_rt.capture.symbolic_numbers import SizeCache, symbolic_numbers
 
 
 class Converts(nn.Module):
-    """Sizes through int and float."""
+    """Converts sizes with int() and float()."""
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = map(int, x.shape[2:])
@@ -24,7 +24,7 @@ class Converts(nn.Module):
 
 
 class Asks(nn.Module):
-    """Another way for what is no int."""
+    """Takes another branch for values that are not int."""
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2]
@@ -32,7 +32,7 @@ class Asks(nn.Module):
 
 
 class Keeps(nn.Module):
-    """Places kept by size."""
+    """Caches positions by size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Keeps(nn.Module):
 
 
 class Chooses(nn.Module):
-    """A table with an entry per size: there is none for a free size."""
+    """Reads a table with an entry per size; a free size has none."""
 
     def __init__(self) -> None:
         super().__init__()

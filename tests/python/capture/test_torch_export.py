@@ -1,4 +1,4 @@
-"""Program.exported(): torch.export with the sizes that the specs leave free."""
+"""Tests of Program.exported(): torch.export with the sizes that the specs leave free."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from helpers.small_detectors import Alone
 from hybrid_rt import CaptureError
 from hybrid_rt.capture import torch_export
+from hybrid_rt.capture.call_recording import recording
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import Program, capture, capture_alone
-from hybrid_rt.capture.recordings import recording
 from hybrid_rt.common.specs import UNBOUNDED
 
 
 class Calls(nn.Module):
-    """A segment that is one function."""
+    """Is a segment that calls one function."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def program_of(function: Callable[..., Any], *, half: bool = False) -> Program:
 
 @functools.cache
 def r50_fpn() -> tuple[nn.Module, Program]:
-    """Its backbone and rpn.head as one program, N, H and W free."""
+    """Returns a detector, and its backbone and rpn.head as one program with N, H and W free."""
     torch.manual_seed(0)
     detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=64, max_size=96).eval()
     example = ([torch.rand(3, 64, 96)],)
@@ -64,7 +64,7 @@ def r50_fpn() -> tuple[nn.Module, Program]:
 
 
 def sizes_of(program: torch.export.ExportedProgram) -> list[list[bool]]:
-    """For each input, which of its dimensions are symbols."""
+    """Returns for each input which of its dimensions are symbolic."""
     inputs = program.graph_signature.user_inputs
     nodes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     return [[isinstance(size, torch.SymInt) for size in nodes[name].shape] for name in inputs]
@@ -92,7 +92,7 @@ def test_another_precision_holds_inside_only() -> None:
     error = (got - expected).abs().max().item()
     assert 0 < error < 0.02
     assert {value.dtype for value in made.state_dict.values()} == {torch.bfloat16}
-    assert program.members[0].module.layer.weight.dtype == torch.float32  # the detector's own is left
+    assert program.members[0].module.layer.weight.dtype == torch.float32  # the detector's weight is unchanged
 
 
 def test_sizes_that_must_agree_are_conditions() -> None:

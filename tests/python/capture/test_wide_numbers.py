@@ -1,4 +1,4 @@
-"""Numbers of 64 bits are kept out of engines that compute with 32; indices are not."""
+"""Tests that 64 bit integers are not computed in engines that use 32 bits, and that indices are."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
 )
 def test_memory_has_no_values_before_it_is_written(value: int, is_wide: bool) -> None:
     program = program_of(lambda x, n: (x, torch.empty(6, dtype=torch.int64).fill_(value)))
-    torch.use_deterministic_algorithms(True)  # fills new memory with the largest number
+    torch.use_deterministic_algorithms(True)  # fills new memory with the largest value
     try:
         assert bool(wide_numbers(program)) == is_wide
     finally:
@@ -140,7 +140,7 @@ def test_an_engine_with_64_bits_takes_them() -> None:
 
 @pytest.mark.parametrize("large", [2**31, -(2**31) - 1, 2**32, 2**40 + 3])
 def test_large_numbers_that_come_in_at_a_call_are_refused(large: int) -> None:
-    """A mask of 0 and 1 is an input of many segments; 2**32 would be a 0 in 32 bits."""
+    """Many segments take a mask of 0 and 1; 2**32 would become 0 in 32 bits."""
     module = Calls(lambda x, n: x.masked_fill(n.bool(), 0.0)).eval()
     compiled = hybrid_rt.compile_segment(
         module, (FEATURES, WHOLE), engine="openvino", fallback=False, strict=True, verify=False

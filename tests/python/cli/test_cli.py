@@ -1,4 +1,4 @@
-"""The command line: its verbs, its exit codes, its messages."""
+"""Tests of the command line: commands, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hybrid_rt.common.refusals import refusals
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    """A small picture."""
+    """Returns the path of a small image."""
     path = tmp_path / "noise.png"
     pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(path)
@@ -35,12 +35,12 @@ SMALL = "helpers.small_detectors:small_list_detector"
 
 
 def convert_small(noise: Path, *options: str, detector: str = SMALL) -> int:
-    """Converts a small detector to noise.pt beside the picture."""
+    """Converts a small detector to noise.pt in the image's directory."""
     return main(["convert", detector, str(noise), str(noise.with_suffix(".pt")), "--engine", "torchscript", *options])
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    """Returns the message on stderr, in our format; stdout must be empty."""
+    """Returns the message on stderr, which has the standard format; stdout must be empty."""
     out, err = capsys.readouterr()
     assert out == ""
     last = err.splitlines()[-1]
@@ -165,12 +165,12 @@ def test_convert_without_a_detector(noise: Path, capsys: pytest.CaptureFixture[s
         (["--sizes", "axb"], 2, "hybrid_rt[cli]: --sizes: expected HEIGHTxWIDTH,..., got 'axb'."),
         (["--engine", "nosuch"], 2, "hybrid_rt[registry]: engine: expected one of "),
         (["--segments", "nosuch"], 2, "hybrid_rt[convert]: segments: expected a submodule of ListDetector"),
-        (["--precision", "int8"], 2, "precision: expected an engine that computes in it, got 'int8' for torch"),
+        (["--precision", "int8"], 2, "precision: expected an engine that supports it, got 'int8' for torch"),
         (["--option", "tensorrt"], 2, "--option: expected ENGINE.NAME=VALUE, each once, e.g. tensorrt.tf32=false"),
         (
             ["--option", "tensorrt.tf32=true"],
             2,
-            "options: expected those of the engines that are compiled (torchscript",
+            "options: expected options only for the compiled engines (torchscript",
         ),
     ],
 )
@@ -220,7 +220,7 @@ def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str
     assert "verified in fp32: " in out
     for word in ("backbone", "openvino", "torchscript", "fp32", "cpu"):
         assert word in out
-    # as a file or a pipe gets it: the outputs with their strides, the versions
+    # the output to a file or a pipe: the outputs with their strides, the versions
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert ["input", "x", "1.. x 3 x 32..416 x 32..416", "float32", ""] in rows
     assert ["output", "2", "0.. x 64 x 1.. x 1..", "float32", "16"] in rows
@@ -249,7 +249,7 @@ def test_inspect_of_a_fused_engine_with_requirements(tmp_path: Path, capsys: pyt
     assert "head operators: none\nnot verified\n" in out
     assert "  one engine for backbone and rpn.head\n" in out
     assert "compute capability 9.0" in out
-    assert "[bold] 1" in out  # what a file says is no markup
+    assert "[bold] 1" in out  # text from a file is not markup
 
 
 def test_inspect_opens_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +342,7 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class HandedOver(Exception):
-    """Instead of os.execv, which does not return."""
+    """Is raised instead of os.execv, which does not return."""
 
 
 def hand_over(program: str, arguments: list[str]) -> None:
@@ -467,8 +467,8 @@ def test_explain_prints_an_entry(capsys: pytest.CaptureFixture[str], code: str) 
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        ("keep-state", "Near it: keeps-state."),
-        ("scriptable", "Near it: head-not-scriptable."),
+        ("keep-state", "Similar codes: keeps-state."),
+        ("scriptable", "Similar codes: head-not-scriptable."),
         ("zzz", "`hybrid-rt explain` lists them."),
         ("", "`hybrid-rt explain` lists them."),
     ],
@@ -478,7 +478,7 @@ def test_explain_of_an_unknown_code_names_those_near_it(
 ) -> None:
     assert main(["explain", code]) == 2
     text = error_of(capsys)
-    assert f"hybrid_rt[explain]: the code: expected one that ends a refusal's text, got '{code}'. " in text
+    assert f"hybrid_rt[explain]: the code: expected a code from the end of an error's text, got '{code}'. " in text
     assert text.rstrip().endswith(advice)
 
 

@@ -1,4 +1,4 @@
-"""`hybrid-rt doctor`: which of TensorRT 10, TensorRT 11 and TensorRT-RTX would run on which GPU."""
+"""Tests of `hybrid-rt doctor`: which of TensorRT 10, TensorRT 11 and TensorRT-RTX would run on which GPU."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_driver_that_is_too_old_is_told_with_both_versions(tmp_path: Path) -> 
     other = "tensorrt 10.14.1 is installed here"
     assert refusals([ADA], TENSORRT_10, RTX, driver="11.8") == ["", other, too_old(12, "11.8")]
     assert refusals([ADA], TENSORRT_10, RTX, driver="10.2") == [too_old(11, "10.2"), other, too_old(12, "10.2")]
-    # NVIDIA's packages say what they were built for.
+    # The names of NVIDIA's packages state what they were built for.
     (tmp_path / "tensorrt_rtx_cu13_libs-1.7.1.116.dist-info").mkdir()
     (tmp_path / "tensorrt_cu12_libs-11.4.0.106.dist-info").mkdir()
     eleven = {**TENSORRT_10, "path": str(tmp_path / "tensorrt_libs" / "libnvinfer.so.11"), "version": "11.4.0"}
@@ -87,7 +87,7 @@ def test_the_cuda_version_of_a_library_is_that_of_its_package(tmp_path: Path) ->
     assert runtimes.cuda_of("tensorrt", path) is None
     (tmp_path / "tensorrt_cu12_libs-10.14.1.48.dist-info").mkdir()
     assert runtimes.cuda_of("tensorrt", path) == 12
-    (tmp_path / "tensorrt_cu13_libs-10.14.1.48.dist-info").mkdir()  # two packages over one another: nobody knows
+    (tmp_path / "tensorrt_cu13_libs-10.14.1.48.dist-info").mkdir()  # two packages in one place: version unknown
     assert runtimes.cuda_of("tensorrt", path) is None
     assert runtimes.cuda_of("tensorrt", "") is None
 
@@ -120,7 +120,7 @@ STAND_INS = [next(iter(sorted(ROOT.glob(f"build/cp*/lib/libemulated_{name}.so"))
 @pytest.mark.skipif(not all(path.is_file() for path in STAND_INS), reason="the C++ tests are not built")
 def test_the_run_half_is_asked_for_its_libraries_and_the_driver(tmp_path: Path) -> None:
     driver, library = map(str, STAND_INS)
-    # As NVIDIA's package of TensorRT for CUDA 13 would have it.
+    # This is the layout of NVIDIA's package of TensorRT for CUDA 13.
     (tmp_path / "tensorrt_libs").mkdir()
     (tmp_path / "tensorrt_cu13_libs-10.14.1.dist-info").mkdir()
     installed = tmp_path / "tensorrt_libs" / "libnvinfer.so.10"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what had been there before."""
+"""Tests that files are complete or absent, and that earlier files survive failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of classes: what is taken, what is refused, and colours that are the same everywhere."""
+"""Tests of class names: what is accepted and refused, and colours that are the same everywhere."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_summary_counts_the_names() -> None:
 
 
 def test_a_label_keeps_its_colour() -> None:
-    """Those of tests/cpp/apps/picture/test_class_colours.cpp."""
+    """The expected colours are those in tests/cpp/apps/picture/test_class_colours.cpp."""
     colours = {
         -7: (14, 8, 153),
         -1: (61, 204, 103),

@@ -1,4 +1,4 @@
-"""The code of a refusal stands at the end of its text, once, whatever the error goes through."""
+"""Tests that the code of a refusal ends its text, once, however the error is passed on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_error_that_is_made_of_another_keeps_the_code() -> None:
     assert BackendError(str(made())).code == "keeps-state"
     fusion = FusionError.of(["a", "b"], made())
     assert (fusion.code, str(fusion)) == ("keeps-state", str(made()))
-    again = pickle.loads(pickle.dumps(made()))  # as it comes from another process
+    again = pickle.loads(pickle.dumps(made()))  # as received from another process
     assert (type(again), again.code) == (CaptureError, "keeps-state")
 
 

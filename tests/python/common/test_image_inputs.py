@@ -1,4 +1,4 @@
-"""Images among arguments: in any layout, at another size, in another number, with what goes with them."""
+"""Tests of images among arguments: other layouts, sizes and counts, with the arguments that depend on them."""
 
 from __future__ import annotations
 

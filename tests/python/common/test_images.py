@@ -1,4 +1,4 @@
-"""Images: the same pixels in Python as in the C++ programs."""
+"""Tests that Python and the C++ programs read the same pixels from an image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def grey_16(values: list[list[int]]) -> Image.Image:
 
 
 def test_of_16_bits_the_high_byte_is_taken(tmp_path: Path) -> None:
-    """Pillow's own convert() makes all above 255 white."""
+    """Pillow's convert() would turn all values above 255 white."""
     path = tmp_path / "depth.png"
     grey_16([[0, 255, 256, 4000, 65535]]).save(path)
     assert (read_picture(path) * 255).round().to(torch.uint8).tolist() == [[[0, 0, 1, 15, 255]]] * 3
@@ -95,7 +95,7 @@ def image_of_noise(width: int = 11, height: int = 7) -> Image.Image:
 
 
 def tiff(orientation: int, order: str = "<", kind: int = 3, count: int = 1) -> bytes:
-    """Exif data of one entry beside another."""
+    """Returns Exif data with an orientation and another entry."""
     number = struct.pack(order + ("HH" if kind == 3 else "I"), orientation, *([0] if kind == 3 else []))
     entries = struct.pack(order + "HHI", 0x0100, 4, 1) + struct.pack(order + "I", 9)
     entries += struct.pack(order + "HHI", 0x0112, kind, count) + number
@@ -104,7 +104,7 @@ def tiff(orientation: int, order: str = "<", kind: int = 3, count: int = 1) -> b
 
 
 def save_with(exif: bytes, path: Path, *, is_last: bool = False) -> Image.Image:
-    """Writes an image with Exif data, in a PNG after the pixels if ``is_last``; returns it as Pillow turns it."""
+    """Writes an image with Exif data, after the pixels of a PNG if ``is_last``. Returns it as Pillow turns it."""
     image = image_of_noise()
     if path.suffix == ".jpg":
         image.save(path, quality=95, exif=b"Exif\0\0" + exif)
@@ -151,7 +151,7 @@ ODD_EXIF = {
 
 @pytest.fixture(scope="module")
 def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that takes images of any size and finds little."""
+    """Returns a bundle that takes images of any size and finds few boxes."""
     path = tmp_path_factory.mktemp("any") / "any.pt"
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     hybrid_rt.convert(
@@ -171,7 +171,7 @@ def turned_by_cpp(bundle: Path, path: Path, *options: str) -> Any:
 
 
 def mostly_slow(values: Iterable[Any], quick: Any) -> list[Any]:
-    """Parameters of which one is quick: each starts the program some times."""
+    """Marks all parameters but one as slow, because each starts the program several times."""
     return [value if value == quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
@@ -185,14 +185,14 @@ def test_cpp_turns_an_image_as_python_does(name: str, orientation: int, tmp_path
         assert np.array_equal(turned_by_cpp(any_size, path), pixels_of(path, exif=False))
 
 
-@pytest.mark.filterwarnings("ignore:.*(EXIF data|Metadata Warning):UserWarning")  # of Pillow's own reader
+@pytest.mark.filterwarnings("ignore:.*(EXIF data|Metadata Warning):UserWarning")  # from Pillow's reader
 @pytest.mark.parametrize("case", mostly_slow(ODD_EXIF, "marked"))
 def test_exif_data_that_is_odd_is_read_alike(case: str, tmp_path: Path, any_size: Path) -> None:
     for name in ("in.jpg", "in.png"):
         path = tmp_path / name
         try:
             expected = np.asarray(save_with(ODD_EXIF[case], path))
-        except (SyntaxError, struct.error):  # Pillow's own reader gives up on it
+        except (SyntaxError, struct.error):  # Pillow's reader fails on it
             expected = pixels_of(path, exif=False)
         turned = pixels_of(path, exif=True)
         assert np.array_equal(turned, expected)
@@ -202,7 +202,7 @@ def test_exif_data_that_is_odd_is_read_alike(case: str, tmp_path: Path, any_size
 
 @pytest.mark.parametrize("width", [20_000, 2**31 - 1])
 def test_a_header_of_endless_pixels_is_refused(width: int, tmp_path: Path) -> None:
-    """Pillow's own limit is no OSError."""
+    """The error for Pillow's own limit is not an OSError."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, 20_000, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (tmp_path / "endless.png").write_bytes(data)

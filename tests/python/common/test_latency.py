@@ -1,4 +1,4 @@
-"""The arithmetic of measuring; no time is asserted."""
+"""Tests of the arithmetic of measurements, without assertions on real times."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_latency_of_timed_calls() -> None:
 def test_benchmark_calls_in_turns_and_times_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
     calls: list[str] = []
-    # What each call takes: the first one, two to warm up, three timed.
+    # Times of the calls: the first, two warm-up calls, three timed ones.
     milliseconds = {"a": iter([40.0, 9.0, 9.0, 1.0, 3.0, 2.0]), "b": iter([70.0, 9.0, 9.0, 6.0, 5.0, 4.0])}
 
     def call(name: str, x: int) -> None:

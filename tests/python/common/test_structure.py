@@ -1,4 +1,4 @@
-"""Nested values and their flat form."""
+"""Tests of nested values and their flat form."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_what_is_not_tensors_is_refused_with_its_place(value: Any, got: str) -> 
     "value", [[torch.tensor(0), (torch.tensor(1),)], {"a": torch.tensor(0), "b": [torch.tensor(1)]}]
 )
 def test_mixed_types_that_torchscript_cannot_hold_are_refused(value: Any) -> None:
-    with pytest.raises(CaptureError, match=r"of one type, as TorchScript has them, got .*Tensor.*Return a tuple"):
+    with pytest.raises(
+        CaptureError, match=r"with entries of one type, as TorchScript requires, got .*Tensor.*Return a tuple"
+    ):
         structure_of(value, "output")
 
 
@@ -120,7 +122,7 @@ class _Optional(nn.Module):
 
 
 def test_flattened_module_passes_by_position_what_comes_first() -> None:
-    """A hook on the module sees only what is passed by position."""
+    """A hook on the module sees only positional arguments."""
     one, two, three, _ = numbers(4)
     module = _Optional()
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Values that hold tensors: going through them and changing them."""
+"""Tests of iterating over values that hold tensors, and of changing them."""
 
 from __future__ import annotations
 

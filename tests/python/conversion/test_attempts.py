@@ -31,7 +31,7 @@ def made(detector: nn.Module) -> Any:
 
 
 class Sorted(nn.Module):
-    """Two segments between which data flows straight, under a head that TorchScript does not compile."""
+    """Has two adjacent segments, under a head that TorchScript does not compile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_three_segments_that_feed_each_other_crosswise(tmp_path: Path) -> None:
 
 def test_a_recorded_head_that_changes_what_is_handed_on_makes_an_engine_each(tmp_path: Path) -> None:
     class Copies(Sorted):
-        """Hands on equal values, in another tensor."""
+        """Passes on a copy of the values."""
 
         def between(self, features: Tensor) -> Tensor:
             return features + 0.0 if torch.jit.is_tracing() else features
@@ -198,11 +198,11 @@ def test_without_a_fallback_a_refusal_is_an_error(monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "x.pt").exists()
 
 
-# Nothing is left behind
+# Clean-up
 
 
 class Keeps(SmallDetector):
-    """Changes itself in each run, in all ways that a module can."""
+    """Changes its own state in each call, in every way that a module can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ def test_the_detector_is_as_before_after_an_error(tmp_path: Path) -> None:
 
 
 class Unscriptable(SmallDetector):
-    """Its own part is compiled before TorchScript comes to what it refuses."""
+    """Has a part that is compiled before TorchScript reaches code that it refuses."""
 
     def forward(self, pictures: Tensor) -> Any:
         found = self.detect(self.backbone(pictures)["coarse"])
@@ -423,7 +423,7 @@ def test_what_was_given_up_has_the_reason_s_code() -> None:
 
 
 class Branches(nn.Module):
-    """A segment whose code branches on sizes, under a head that depends on values."""
+    """Has a segment whose code branches on sizes, under a head that depends on values."""
 
     class Body(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Faults of the detector itself are named: it fails, draws random numbers, rounds more than fp32, has no weights."""
+"""Tests that errors name faults of the detector: failures, random numbers, rounding beyond fp32, missing weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK: dict[str, Any] = {"engine": "torchscript", "measure": False}
 
 
 class Net(nn.Module):
-    """Convolutions, and what a subclass does with their result."""
+    """Has convolutions, whose result a subclass uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def test_a_module_alone_that_fails_is_named_too() -> None:
 def test_lazy_modules_that_no_call_has_made(tmp_path: Path) -> None:
     error = refusal(nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d()), tmp_path)
     assert error.code == "detector-not-ready"
-    assert "got lazy ones, whose sizes no call has decided yet: 0.weight, 0.bias, 1.weight" in str(error)
+    assert "got uninitialised lazy weights: 0.weight, 0.bias, 1.weight" in str(error)
     assert "Run detector(...) once" in str(error)
 
 
@@ -116,7 +116,7 @@ def test_a_detector_on_meta_is_not_told_to_move_to_the_cpu(tmp_path: Path) -> No
     assert "On 'meta' they have no values: build it on the CPU, or call to_empty(device='cpu')" in str(error)
 
 
-# Noise of its own
+# Noise in the detector
 
 
 class Drops(Net):
@@ -143,7 +143,7 @@ def test_random_numbers_are_named_with_their_line(kind: type[Net], tmp_path: Pat
 
 
 class Shuffles(Net):
-    """Rows in another order in each call, which near-ties change too."""
+    """Returns rows in another order in each call, which also happens with near-ties."""
 
     def changed(self, x: Tensor) -> Tensor:
         rows = x.flatten(2).transpose(1, 2)

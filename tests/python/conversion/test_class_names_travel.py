@@ -1,4 +1,4 @@
-"""Class names on their way: from convert() into the bundle, the report, and through every edit."""
+"""Tests that class names get from convert() into the bundle and the report, and survive every edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ["__background__", "café", "猫"]
 
 
 def detector_of_three_classes() -> ListDetector:
-    """On the small picture it finds the labels 1 and 2."""
+    """Returns a detector that finds the labels 1 and 2 on the small image."""
     detector = small_list_detector()
     detector.detector.classes.bias.zero_()
     return detector
@@ -93,7 +93,7 @@ def test_too_few_names_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "hybrid_rt[convert]: class_names: expected a name for each label that the detector finds on the example, up to "
         "2, got 2 names, for the labels 0 to 1 ('two'). A list starts at label 0: torchvision's begins with "
-        '"__background__". {label: name} names some only.'
+        '"__background__". Pass {label: name} to name only some labels.'
     )
     assert not (tmp_path / "x.pt").exists()
     convert(tmp_path / "x.pt", class_names={1: "two"})

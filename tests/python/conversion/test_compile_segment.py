@@ -1,4 +1,4 @@
-"""A module as an engine in eager Python: in the module's place, with the module's inputs and outputs."""
+"""Tests of compiling a module to an engine for eager Python, with the module's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_backbone(backbone: nn.Module) -> nn.Module:
     return detector
 
 
-# in the module's place
+# In place of the module
 
 
 @pytest.mark.parametrize("engine", ["openvino", "torchscript"])
@@ -154,11 +154,15 @@ def test_sizes_outside_of_the_ranges() -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     backbone = small_detector().backbone
-    with pytest.raises(OptionError, match=r"shapes, height: expected a range that holds the example's 32, got 64..96"):
+    with pytest.raises(
+        OptionError, match=r"shapes, height: expected a range that includes the example's 32, got 64..96"
+    ):
         hybrid_rt.compile_segment(backbone, small_picture(), shapes={"height": (64, 96)})
     with pytest.raises(OptionError, match=r"shapes: expected ranges for batch, height, width, got 'depth'"):
         hybrid_rt.compile_segment(backbone, small_picture(), shapes={"depth": (1, 2)})
-    with pytest.raises(OptionError, match=r"shapes: expected a first input \[N, C, H, W\].*, got one of 2 dimensions"):
+    with pytest.raises(
+        OptionError, match=r"shapes: expected a first input \[N, C, H, W\].*, got one with 2 dimensions"
+    ):
         hybrid_rt.compile_segment(new(nn.Linear(8, 4)), torch.rand(5, 8), shapes={"batch": (1, 9)})
 
 
@@ -176,7 +180,7 @@ def test_to_another_type_is_an_error(convert: Callable[[nn.Module], nn.Module]) 
     compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture(), engine="torchscript")
     with pytest.raises(
         OptionError,
-        match=r"\[compile_segment\]: engine 'Backbone': expected to keep its types: .* got a conversion to",
+        match=r"\[compile_segment\]: engine 'Backbone': expected no change of its dtype, .* got a conversion to",
     ):
         convert(with_backbone(compiled))
 
@@ -199,7 +203,7 @@ def test_strict_packs_the_first_engine_alone() -> None:
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO's compiler refuses everything."""
+    """Makes OpenVINO's compiler refuse every model."""
 
     def compile_nothing(self: object, program: object, precision: str) -> None:
         raise BackendError.make("openvino", "segment", expected="an operation that it knows", got="another")
@@ -283,7 +287,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(OptionError, match=r"module: expected an nn.Module in Python code, got function"):
         hybrid_rt.compile_segment(lambda x: x, small_picture())
     with pytest.raises(
-        OptionError, match=r"example: expected the positional arguments of Backbone.forward, got others"
+        OptionError, match=r"example: expected the positional arguments of Backbone.forward, got different ones"
     ):
         hybrid_rt.compile_segment(backbone, (small_picture(), small_picture()))
     with pytest.raises(

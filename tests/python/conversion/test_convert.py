@@ -22,7 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 
 
 def assert_same_boxes(expected: Sequence[Detections], found: Sequence[Detections], at_least: int = 5) -> None:
-    """For each picture: label equal, IoU over 0.99, score within 1e-3, both ways, and something to find."""
+    """Checks that each image has the same boxes on both sides, and at least ``at_least`` of them.
+
+    Boxes are the same if their labels are equal, their IoU is above 0.99 and their scores differ by at most 1e-3.
+    """
     assert len(expected) == len(found)
     for want, have in zip(expected, found, strict=True):
         match = match_boxes(want, have, iou=0.99, score=1e-3)
@@ -68,7 +71,7 @@ def test_the_same_call_gives_the_same_result(demo_image: Tensor, loaded: Any) ->
 
 @pytest.fixture(scope="session")
 def awkward_sides(demo_detector: nn.Module, demo_image: Tensor) -> list[int]:
-    """Short sides at which torchvision's scripted resize is a pixel short of its eager one."""
+    """Returns short sides at which torchvision's scripted resize is a pixel smaller than its eager one."""
     scripted = torch.jit.script(demo_detector.transform)
     sides = []
     for side in range(235, 275):
@@ -79,7 +82,7 @@ def awkward_sides(demo_detector: nn.Module, demo_image: Tensor) -> list[int]:
 
 
 class NotSmaller(nn.Module):
-    """A backbone that refuses small pictures."""
+    """Is a backbone that refuses small images."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ def test_a_detector_that_fails_on_smaller_pictures_is_watched_on_its_example(
 def test_sizes_at_which_torchvisions_scripted_resize_differs(
     demo_detector: nn.Module, demo_image: Tensor, awkward_sides: list[int], loaded: Any
 ) -> None:
-    """It computes the scale in float32, eager in double; see exact_transform.py."""
+    """TorchScript computes the scale in float32, eager mode in double; see exact_transform.py."""
     assert len(awkward_sides) >= 2
     for side in awkward_sides[:3]:
         picture = resized(demo_image, side, side + 60)
@@ -189,7 +192,7 @@ def test_rpn_head_as_a_segment_and_the_detector_stays_as_it_was(
 
 @pytest.mark.slow
 def test_the_box_head_as_a_segment(demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path) -> None:
-    """Its input is as many regions as there are proposals, not what the transform makes."""
+    """Its batch is the number of proposals, which does not depend on the transform."""
     path = tmp_path / "box_head.pt"
     hybrid_rt.convert(demo_detector, ([demo_image],), path, segments=["roi_heads.box_head"], engine="torchscript")
     module = hybrid_rt.load(path)
@@ -197,7 +200,7 @@ def test_the_box_head_as_a_segment(demo_detector: nn.Module, demo_image: Tensor,
     assert_same_boxes(demo_detector(images), module(images))
 
 
-# Detectors of the user's own
+# Custom detectors
 
 
 def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
@@ -299,7 +302,7 @@ def test_shapes_of_pictures_leave_later_segments_free(tmp_path: Path) -> None:
 def test_sizes_that_the_example_does_not_show_are_free_in_later_segments(
     demo_detector: nn.Module, demo_image: Tensor, tmp_path: Path
 ) -> None:
-    """A square example: its sides after the transform say nothing of others."""
+    """The example is square, so that its sides after the transform do not show the limits of others."""
     path = tmp_path / "rpn.pt"
     example, other = resized(demo_image, 256, 256), resized(demo_image, 400, 240)
     segments, shapes = ["backbone", "rpn.head"], [(256, 256), (400, 240)]
@@ -309,7 +312,7 @@ def test_sizes_that_the_example_does_not_show_are_free_in_later_segments(
 
 
 class TwoStreams(SmallDetector):
-    """Two pictures in, a dict with a list out; the backbone is called twice."""
+    """Takes two images, calls the backbone twice, and returns a dict with a list."""
 
     def forward(self, left: Tensor, right: Tensor) -> dict[str, list[Tensor]]:
         first, second = self.backbone(left), self.backbone(right)
@@ -331,7 +334,7 @@ def test_a_segment_under_two_names_runs_in_the_engine_by_either(tmp_path: Path) 
     path = tmp_path / "alias.pt"
     hybrid_rt.convert(detector, ([small_picture()[0]],), path, engine="torchscript")
     module = hybrid_rt.load(path)
-    # The shortest of the names that it has.
+    # The engine gets the shortest of its names.
     assert [engine["engine"] for engine in hybrid_rt.engines(module)] == ["backbone+detector.classes"]
 
 

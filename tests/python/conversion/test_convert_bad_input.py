@@ -1,4 +1,4 @@
-"""Tests of convert()'s refusals: one of our errors, and no file."""
+"""Tests of convert()'s refusals: each is an error of this package and leaves no file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refused:
-    """Converts, expects the error, checks that the old file stays and nothing is left beside it; returns the text."""
+    """Returns a function that expects convert() to fail, checks that only the old file exists, and returns its text."""
 
     def convert(
         error: type[HybridRTError], detector: Any, inputs: Any = None, output: Path | None = None, **options: Any
@@ -42,7 +42,7 @@ def refused(tmp_path: Path) -> Refused:
             )
         assert path.read_bytes() == b"an old file"
         assert list(tmp_path.iterdir()) == [path]
-        assert error in type(caught.value).__mro__[:2]  # or of a kind of it
+        assert error in type(caught.value).__mro__[:2]  # or a subclass of it
         return str(caught.value)
 
     return convert
@@ -62,8 +62,8 @@ def test_a_detector_with_an_engine_in_it(refused: Refused) -> None:
     detector = small_detector()
     detector.backbone = hybrid_rt.compile_segment(detector.backbone, (small_picture(),), engine="torchscript")
     assert refused(OptionError, detector) == (
-        "hybrid_rt[convert]: detector: expected modules of torch's operators, got an engine in the place of backbone. "
-        "Put back the module that was passed to compile_segment; convert() compiles it. [detector-not-ready]"
+        "hybrid_rt[convert]: detector: expected modules of torch's operators, got a compiled engine as backbone. "
+        "Restore the module that was passed to compile_segment; convert() compiles it. [detector-not-ready]"
     )
 
 
@@ -140,14 +140,14 @@ def test_no_engine(refused: Refused) -> None:
 
 def test_an_engine_twice(refused: Refused) -> None:
     text = refused(OptionError, small_detector(), engine=["torchscript", "torchscript"])
-    assert "engine: expected each backend once in a precision, got torchscript, torchscript." in text
+    assert "engine: expected each backend at most once per precision, got torchscript, torchscript." in text
 
 
 @pytest.mark.parametrize(
     ("segments", "text"),
     [
         ([], "expected 'auto' or at least one name, got an empty list"),
-        (["bakbone"], "expected a submodule of SmallDetector, got 'bakbone'. Near it: backbone"),
+        (["bakbone"], "expected a submodule of SmallDetector, got 'bakbone'. Similar names: backbone"),
         (["backbone", "backbone.first"], "expected each submodule once, got 'backbone.first' inside 'backbone'."),
         (["backbone", "backbone"], "expected each submodule once, got 'backbone' twice."),
     ],
@@ -163,8 +163,8 @@ def test_segments(refused: Refused, segments: list[str], text: str) -> None:
         ([(32, 32, 3)], "expected image sizes [(height, width), ...]"),
         ({"depth": (16, 64)}, "expected ranges for batch, height, width, got 'depth'"),
         ({"height": (64, 16)}, "shapes, height: expected (min, max) with 1 <= min <= max, got (64, 16)"),
-        ({"height": (64, 128)}, "shapes, height: expected a range that holds the example's 32, got 64..128"),
-        ([(64, 64), (96, 96)], "shapes, height: expected a range that holds the example's 32, got 64..96"),
+        ({"height": (64, 128)}, "shapes, height: expected a range that includes the example's 32, got 64..128"),
+        ([(64, 64), (96, 96)], "shapes, height: expected a range that includes the example's 32, got 64..96"),
     ],
 )
 def test_shapes(refused: Refused, shapes: Any, text: str) -> None:
@@ -218,7 +218,10 @@ class Returns(Backbone):
         (lambda _: 7, "output['extra']: expected tensors in lists, tuples and dicts with string keys, got int 7."),
         (lambda _: None, "output['extra']: expected tensors in lists, tuples and dicts with string keys, got NoneType"),
         (lambda _: [], "output['extra']: expected tensors in lists, tuples and dicts with string keys, got list []."),
-        (lambda x: [x], "output: expected a dict of one type, as TorchScript has them, got List[Tensor], Tensor."),
+        (
+            lambda x: [x],
+            "output: expected a dict with entries of one type, as TorchScript requires, got List[Tensor], Tensor.",
+        ),
     ],
 )
 def test_a_segment_that_returns_other_things_than_tensors(
@@ -305,13 +308,13 @@ def test_a_head_that_does_not_script_names_the_line(refused: Refused) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_head_whose_recording_keeps_the_example_s_order_is_refused(refused: Refused, seed: int) -> None:
-    """Its number of boxes is recorded too, and rounding decides on some of them, which must not excuse the others."""
+    """Its number of boxes is recorded too. That rounding affects some of them must not excuse the others."""
     torch.manual_seed(seed)
     assert "\n  trace: it finds something else: " in refused(CaptureError, UnscriptableHead().eval())
 
 
 class LambdaHead(SmallDetector):
-    """A head that TorchScript cannot script, without anything that a recording would miss."""
+    """Has a head that TorchScript cannot script, but which tracing captures completely."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(pictures)["coarse"]
@@ -335,7 +338,7 @@ def test_a_head_that_can_not_be_recorded_says_why(refused: Refused) -> None:
             return super().forward(pictures)[0], object()
 
     text = refused(CaptureError, Opaque().eval(), head="trace")
-    assert "the detector's head, its result[1]: expected tensors, numbers, texts and None in lists" in text
+    assert "the detector's head, its result[1]: expected tensors, numbers, strings and None in lists" in text
 
 
 def test_an_unknown_way_to_take_the_head_is_refused(refused: Refused) -> None:
@@ -347,7 +350,7 @@ def test_an_unknown_way_to_take_the_head_is_refused(refused: Refused) -> None:
 
 
 class Branches(Backbone):
-    """Eager runs what the picture asks for; traced it is one of the branches for ever. NumPy hides it from torch."""
+    """Branches on values, of which tracing keeps one branch. NumPy hides the branch from torch."""
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         levels = super().forward(pictures)
@@ -385,12 +388,12 @@ def test_a_hybrid_with_other_outputs_is_not_saved(refused: Refused) -> None:
 
 class DependsOnTheSize(Backbone):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        scale = float(pictures.shape[3])  # a constant once it is traced
+        scale = float(pictures.shape[3])  # a constant in a trace
         return {name: level * scale for name, level in super().forward(pictures).items()}
 
 
 def test_a_segment_that_is_wrong_at_a_second_size_is_not_saved(refused: Refused) -> None:
-    """Without verify_inputs: within the shapes further sizes are always tried."""
+    """There is no verify_inputs, because further sizes within the shapes are always tried."""
     detector = small_detector(DependsOnTheSize())
     text = refused(CaptureError, detector, (small_picture(64, 64),), shapes={"height": (32, 64), "width": (32, 64)})
     assert "segment 'backbone': expected a recording on " in text
@@ -402,7 +405,7 @@ def test_a_refusal_names_the_worst_segment_output_and_picture(
 ) -> None:
     detector = ListDetector(small_detector(DependsOnTheSize())).eval()
     shapes = {"height": (16, 64), "width": (16, 64)}
-    # Without the look at further sizes, which would find the segment wrong before there is an engine.
+    # Skip the check at further sizes, which would find the segment wrong before there is an engine.
     monkeypatch.setattr("hybrid_rt.capture.profile.right_at_sizes", lambda program, effort: program)
     text = refused(
         VerificationError,

@@ -1,4 +1,4 @@
-"""Detectors that have no good module borders: the dense part is cut out of the exported graph, as one engine."""
+"""Tests of detectors without suitable modules: the dense part is cut out of the exported graph as one engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {"engine": "openvino", "fallback": False, "measure": F
 
 
 class Functional(nn.Module):
-    """Three lines without a submodule."""
+    """Computes in functions instead of submodules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Functional(nn.Module):
 
 
 class Yolo(nn.Module):
-    """A list of layers in place, grids that are kept by size, and code that TorchScript has no words for."""
+    """Has a list of in-place layers, grids cached by size, and code that TorchScript does not support."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Yolo(nn.Module):
         self.heads = nn.ModuleList([nn.Conv2d(8, 7, 1), nn.Conv2d(8, 7, 1)])
         for head in self.heads:
             nn.init.normal_(head.weight)
-            nn.init.constant_(head.bias, -0.6)  # a black image has no boxes, rather than many of equal scores
+            nn.init.constant_(head.bias, -0.6)  # so that a black image has no boxes instead of many with equal scores
         self.grids: dict[tuple[int, int], Tensor] = {}
 
     def grid(self, height: int, width: int) -> Tensor:
@@ -78,7 +78,7 @@ class Yolo(nn.Module):
 
 
 class Branching(Functional):
-    """A branch on values, which no graph has; its module borders leave the second convolution to the head."""
+    """Branches on values, which no graph contains; with modules as segments, the second convolution is in the head."""
 
     def __init__(self) -> None:
         super().__init__()

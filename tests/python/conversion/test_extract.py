@@ -1,4 +1,4 @@
-"""The artifacts of a bundle as plain files: the vendors' own tools open them."""
+"""Tests of extracting a bundle's artifacts to plain files that the vendors' tools can open."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hybrid_rt.torchscript import jit
 
 @pytest.fixture(scope="module")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector's backbone for OpenVINO and TorchScript. Do not write to it."""
+    """Returns the small detector with OpenVINO and TorchScript variants of its backbone. Do not modify it."""
     path = tmp_path_factory.mktemp("extract") / "detector.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
     return path
@@ -107,7 +107,7 @@ def test_no_engine_is_opened(bundle_path: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, bundle_path, tmp_path], check=True, timeout=300)
 
 
-# damaged files, folders that can't be written
+# damaged files, directories without write permission
 
 
 def test_an_altered_artifact_is_not_written(bundle_path: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""head="auto": script, else export, else trace, each only if it finds the same; and what the report says of it."""
+"""Tests of head="auto", which tries script, export and trace until results are equal, and of its report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_does_not_script_is_exported_and_the_report_says_why(tmp_path: Path
 
 
 class ReadsValues(SmallDetector):
-    """Neither scripts nor exports; its branch is the same for all pictures."""
+    """Can be neither scripted nor exported; takes the same branch for all images."""
 
     def forward(self, pictures: Tensor, **options: Any) -> Any:
         boxes, scores, _ = super().forward(pictures)
@@ -63,7 +63,7 @@ def test_what_does_not_export_either_is_recorded(tmp_path: Path) -> None:
 
 
 class BranchesOnValues(ReadsValues):
-    """Black images take the other branch."""
+    """Takes the other branch for black images."""
 
     def forward(self, pictures: Tensor, **options: Any) -> Any:
         boxes = super().forward(pictures)

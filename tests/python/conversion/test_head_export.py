@@ -1,4 +1,4 @@
-"""head="export": detectors that do not script, equal to eager at sizes other than the example's, in a loaded bundle."""
+"""Tests of head="export": detectors that cannot be scripted equal eager mode at other sizes after a load."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Convert = Callable[..., Any]
 
 @pytest.fixture
 def converted(tmp_path: Path) -> Convert:
-    """Converts by torch.export and loads the file."""
+    """Returns a function that converts with torch.export and loads the file."""
 
     def convert(detector: nn.Module, *example: Any, **options: Any) -> Any:
         detector.requires_grad_(False).eval()
@@ -89,7 +89,7 @@ def test_batches_are_free_where_the_engine_s_are(converted: Convert) -> None:
 
 
 class WholeCells(SmallDetector):
-    """Pictures of whole pairs of rows."""
+    """Takes images with an even number of rows."""
 
     def forward(self, pictures: Tensor, **options: Any) -> Any:
         features = self.backbone(pictures)["coarse"]
@@ -143,7 +143,7 @@ def test_memory_in_another_order_than_the_example_s(converted: Convert) -> None:
 
 
 class Arguments(SmallDetector):
-    """A picture [N, H, W, 3] in bytes, points that are not an image, and options."""
+    """Takes an image [N, H, W, 3] in bytes, points that are not an image, and options."""
 
     def forward(
         self, pictures: Tensor, points: dict[str, Tensor], scale: int = 1, mask: Tensor | None = None, *more: Any
@@ -193,7 +193,7 @@ def test_a_list_of_pictures_of_their_own_sizes(converted: Convert) -> None:
 
 
 class Selects(SmallDetector):
-    """Values decide how many boxes there are."""
+    """Returns a number of boxes that depends on values."""
 
     def forward(self, pictures: Tensor, **options: Any) -> Any:
         features = self.backbone(pictures)["coarse"]
@@ -209,7 +209,7 @@ class Selects(SmallDetector):
 def test_sizes_that_values_decide_on(converted: Convert) -> None:
     detector = Selects()
     hybrid = converted(detector, small_picture(64, 64), shapes={"height": (2, 96), "width": (2, 96)})
-    for size in ((64, 64), (33, 80), (8, 8), (4, 4)):  # the last has one cell, fewer than 5 and 7
+    for size in ((64, 64), (33, 80), (8, 8), (4, 4)):  # the last size has one cell, fewer than 5 and 7
         assert_same(detector, hybrid, small_picture(*size, seed=size[0]))
 
 
@@ -275,7 +275,7 @@ def test_an_operator_of_the_user_s_own_is_refused_with_its_name_and_line(convert
 
 
 class Asks(Backbone):
-    """A backbone that its head asks for a stride."""
+    """Is a backbone from which the head reads a stride."""
 
     stride = 4
 
@@ -314,7 +314,7 @@ def test_classes_of_results(converted: Convert, tmp_path: Path) -> None:
 
 
 class Registered:
-    """A result as users register them with pytree."""
+    """Is a result type that is registered with pytree."""
 
     def __init__(self, boxes: Tensor, count: int) -> None:
         self.boxes = boxes

@@ -1,4 +1,4 @@
-"""Detectors of inputs of any number, kind and layout, converted with ranges and compared at other sizes."""
+"""Tests of detectors with inputs of any number, kind and layout, converted with ranges and compared at other sizes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def pixels(*shape: int) -> Tensor:
 
 
 class Bytes(SmallDetector):
-    """A batch of bytes [N, H, W, 3]."""
+    """Takes a batch of bytes [N, H, W, 3]."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.detect(self.backbone(pictures.permute(0, 3, 1, 2).to(torch.float32) / 255)["coarse"])
 
 
 class Listed(SmallDetector):
-    """A list of bytes [H, W, 3]."""
+    """Takes a list of bytes [H, W, 3]."""
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         pictures = torch.stack([image.permute(2, 0, 1) for image in images]).to(torch.float32) / 255
@@ -39,14 +39,14 @@ class Listed(SmallDetector):
 
 
 class Grey(SmallDetector):
-    """Grey images [N, H, W]."""
+    """Takes grey images [N, H, W]."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.detect(self.backbone(pictures[:, None].repeat(1, 3, 1, 1))["coarse"])
 
 
 class Worded(SmallDetector):
-    """Text embeddings [N, T, 8] that weigh the features."""
+    """Takes text embeddings [N, T, 8] that weight the features."""
 
     def forward(self, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.backbone(pictures)["coarse"]
@@ -62,7 +62,7 @@ class Masked(SmallDetector):
 
 
 class Timed(SmallDetector):
-    """One time per image, and what may be left out."""
+    """Takes a time per image, and an optional argument."""
 
     def forward(
         self, pictures: Tensor, times: Tensor, further: Tensor | None = None, offset: float = 0.5
@@ -79,7 +79,7 @@ class Keyed(SmallDetector):
 
 
 class Paired(SmallDetector):
-    """A frame and a smaller template, as a tracker takes them."""
+    """Takes a frame and a smaller template, as a tracker does."""
 
     def forward(self, frame: Tensor, template: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kernel = self.backbone(template)["coarse"].mean((2, 3), keepdim=True)
@@ -120,9 +120,9 @@ def test_inputs_of_each_kind_at_other_sizes(name: str, head: str, tmp_path: Path
     kind, arguments = CASES[name]
     detector, path = made(kind), tmp_path / "a.pt"
     hybrid_rt.convert(detector, arguments(1, 64, 64, 5), path, head=head, shapes={**RANGES, "batch": (1, 2)}, **QUICK)
-    hybrid = hybrid_rt.load(path, warm_up=[(48, 80)])  # of the images alone, and in proportion to the first one
+    hybrid = hybrid_rt.load(path, warm_up=[(48, 80)])  # sizes of the images only, in proportion to the first one
     for count, height, width, texts in ((1, 64, 64, 5), (1, 48, 80, 9), (2, 80, 44, 3)):
-        count = 1 if name == "list of bytes" and head == "trace" else count  # a recording has one number of entries
+        count = 1 if name == "list of bytes" and head == "trace" else count  # a trace has a fixed number of entries
         given = arguments(count, height, width, texts)
         assert_same(hybrid(*given), detector(*given))
 
@@ -138,7 +138,7 @@ def test_inputs_of_each_kind_in_an_exported_head(name: str, tmp_path: Path) -> N
 
 
 class Sized(SmallDetector):
-    """Lists of dicts of several types, as detectron2's models take them."""
+    """Takes lists of dicts with values of several types, as detectron2's models do."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pictures = torch.stack([entry["image"] for entry in batched_inputs])
@@ -181,7 +181,7 @@ def test_what_is_said_to_be_no_image_keeps_its_size(tmp_path: Path) -> None:
 
 
 class Transformed(SmallDetector):
-    """torchvision's transform for images of any channels."""
+    """Uses torchvision's transform for images with any number of channels."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_sizes_of_images_of_four_channels_go_through_the_transform(segment: str,
     has_sample = segment == "backbone"
     options = {**QUICK, "segments": [segment], "golden": has_sample}
     hybrid_rt.convert(detector, ([torch.rand(4, 64, 80)],), path, shapes=[(64, 80), (90, 64)], **options)
-    hybrid = hybrid_rt.load(path, warm_up=[(64, 80)])  # without a sample: black images of four channels
+    hybrid = hybrid_rt.load(path, warm_up=[(64, 80)])  # without a sample, black images with four channels are used
     other = [torch.rand(4, 90, 64)]
     assert_same(hybrid(other), detector(other))
     (recorded,) = hybrid_rt.inspect(path)["images"]
@@ -216,7 +216,7 @@ class GreekParameter(SmallDetector):
 
 
 class Größe(SmallDetector):
-    """A class, an attribute, a variable, a method, and keys."""
+    """Has non-ASCII names: a class, an attribute, a variable, a method, and keys."""
 
     def __init__(self) -> None:
         super().__init__()

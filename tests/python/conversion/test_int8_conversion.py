@@ -1,4 +1,4 @@
-"""precision="int8" and "auto" through convert, add_variant, swap_backbone, compile_segment and the command line."""
+"""Tests of precision="int8" and "auto" in convert, add_variant, swap_backbone, compile_segment and the CLI."""
 
 from __future__ import annotations
 
@@ -179,9 +179,9 @@ def convert_int8(path: Path, data: Any, **options: Any) -> None:
         (7, r"calibration_data: expected tuples of arguments, .* got int"),
         ("images", r"calibration_data: expected tuples of arguments, .* got str"),
         ([image(0)], r"calibration_data: expected the tuple of the detector's positional arguments.* got Tensor"),
-        ([], r"calibration_data: expected some tens of tuples of arguments, on which onnxruntime:int8 is calibrated"),
+        ([], r"calibration_data: expected some tens of tuples of arguments, with which onnxruntime:int8 is calibrated"),
         ([([torch.full((3, 32, 48), torch.nan)],)] * 12, r"calibration_data\[0\]: expected finite numbers, got NaN"),
-        ([*samples(11), ([image(0) / 0],)], r"calibration_data\[11\]: expected finite numbers, got an infinite one"),
+        ([*samples(11), ([image(0) / 0],)], r"calibration_data\[11\]: expected finite numbers, got an infinite number"),
         ([([torch.rand(1, 32, 48)],)] * 12, r"calibration_data\[0\]: expected arguments that the detector takes"),
         ([("a path.png",)] * 12, r"calibration_data\[0\]: expected arguments that the detector takes"),
     ],
@@ -193,7 +193,7 @@ def test_calibration_data_of_another_kind_is_refused(tmp_path: Path, data: Any, 
 
 
 def test_calibration_data_without_int8_is_refused(tmp_path: Path) -> None:
-    with refused("calibration_data: expected an engine in int8 with it, got only"):
+    with refused("calibration_data: expected an engine in int8 to calibrate, got only"):
         convert_int8(tmp_path, samples(), precision="fp32")
 
 
@@ -214,7 +214,7 @@ def test_few_samples_are_a_warning_with_their_number() -> None:
 
 def test_every_way_warns_of_few_samples(fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt  # before long work
+        raise KeyboardInterrupt  # before the long work starts
 
     monkeypatch.setattr(convert_module, "working_copy", stop)
     monkeypatch.setattr(variants_module, "compile_program", stop)
@@ -244,7 +244,7 @@ def test_recorded_samples_are_thinned_to_the_memory() -> None:
     runs = record_calibration(small, names, samples(32), ["backbone"], most_bytes=8 * one)
     assert len(runs) == 8
     firsts = [run["backbone"][0][0]["pictures"] for run in runs]
-    assert torch.equal(firsts[1], image(4)[None])  # every fourth one
+    assert torch.equal(firsts[1], image(4)[None])  # every fourth image
     assert all(next(iter(run["detector.classes"][0][0].values())).is_meta for run in runs)
 
 
@@ -262,7 +262,7 @@ def test_options_of_int8_are_positive_numbers(tmp_path: Path, value: Any) -> Non
         convert_int8(tmp_path, samples(), options={"onnxruntime": {"int8_seconds": value}})
 
 
-# Fewer layers in int8 where boxes differ
+# Fewer int8 layers where boxes differ
 
 
 def test_int8_is_compiled_again_with_half_of_the_error_until_it_is_right() -> None:
@@ -376,7 +376,7 @@ def test_what_does_not_pass_or_compile_is_not_taken_however_fast(monkeypatch: py
     assert taken == "fp32"
     assert "expected a, got b" in reasons["int8"]
     taken, _ = chosen(monkeypatch, times, {"fp32": "x", "bf16": "x", "int8": "x"})
-    assert taken == "fp32"  # whose verification then refuses it
+    assert taken == "fp32"  # which verification refuses
     with pytest.raises(BackendError):
         chosen(monkeypatch, times, {"fp32": error, "bf16": error, "int8": error})
 
@@ -396,7 +396,7 @@ def test_auto_writes_the_precision_that_it_took(tmp_path: Path) -> None:
 
 
 def with_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:
-    """What is timed takes so long; the machine's noise decides nothing."""
+    """Replaces measured times by these, so that results do not depend on the machine."""
     monkeypatch.setattr(
         "hybrid_rt.conversion.auto_precision._times",
         lambda hybrids, example: {name: times[name] for name in hybrids},

@@ -1,4 +1,4 @@
-"""Compilers in a process of their own: what ends that process ends no other one."""
+"""Tests of compilers in a separate process: a crash there ends no other process."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hybrid_rt.common.errors import BackendError, OptionError
 from hybrid_rt.common.specs import Artifact
 from hybrid_rt.conversion.assemble.builds import BuiltVariant, EngineBuild
 from hybrid_rt.conversion.assemble.engine_module import prepare, run_flat
-from hybrid_rt.conversion.isolation import apart
+from hybrid_rt.conversion.isolation import isolated_compiler
 from hybrid_rt.conversion.isolation import warm as warm_module
-from hybrid_rt.conversion.isolation.apart import compiling_apart
+from hybrid_rt.conversion.isolation.isolated_compiler import compiling_in_isolation
 from hybrid_rt.conversion.isolation.limits import DEFAULT_SECONDS, Limits, limits
 from hybrid_rt.conversion.isolation.process import CompilerProcess
 from hybrid_rt.conversion.isolation.warm import warm
@@ -119,8 +119,8 @@ class ScratchBackend(Backend):
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other tests compile in their own process, and find in the cache what was compiled before."""
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Enables isolation, which other tests disable, and disables the cache."""
     monkeypatch.delenv("HYBRID_RT_COMPILE_ISOLATION")
     monkeypatch.setenv("HYBRID_RT_CACHE_SIZE", "0")
     yield
@@ -147,7 +147,7 @@ def scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The processes that were started."""
+    """Returns a list to which the ids of started processes are added."""
     found: list[int] = []
 
     class Noted(CompilerProcess):
@@ -155,7 +155,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             super().__init__()
             found.append(self.pid)
 
-    monkeypatch.setattr(apart, "CompilerProcess", Noted)
+    monkeypatch.setattr(isolated_compiler, "CompilerProcess", Noted)
     return found
 
 
@@ -184,7 +184,7 @@ def is_running(process: int) -> bool:
         return False
 
 
-# What ends the process
+# Causes of the end of the process
 
 
 @pytest.mark.usefixtures("scratch_folder")
@@ -199,11 +199,11 @@ def is_running(process: int) -> bool:
         pytest.param("no memory", "MemoryError: ", marks=pytest.mark.slow),
         pytest.param("odd error", "Odd: an odd error", marks=pytest.mark.slow),
         pytest.param("odd artifact", "Artifact that can't be sent from one process to another", marks=pytest.mark.slow),
-        ("crash later", "its compiler's artifact, whose first run in a process of its own ended by SIGSEGV"),
+        ("crash later", "its compiler's artifact, whose first run in a separate process ended by SIGSEGV"),
     ],
 )
 def test_what_ends_the_process_is_an_error_and_the_next_one_works(do: str, got: str, started: list[int]) -> None:
-    with compiling_apart():
+    with compiling_in_isolation():
         with pytest.raises(BackendError, match=rf"hybrid_rt\[scratch\]: segment 'backbone': expected .*, got {got}"):
             compiled("scratch", do=do)
         process = int(compiled("scratch").blobs["process"].numpy().tobytes())
@@ -223,7 +223,7 @@ def process_of(artifact: Artifact) -> int:
 @pytest.mark.usefixtures("scratch_folder")
 def test_the_next_conversion_finds_the_process_warm(started: list[int]) -> None:
     for _ in range(2):
-        with compiling_apart():
+        with compiling_in_isolation():
             assert process_of(compiled("scratch")) == started[0]
     assert len(started) == 1
     assert is_running(started[0])
@@ -242,7 +242,7 @@ def test_in_other_surroundings_another_process_starts(
 
     for surround in (lambda: None, change, move):
         surround()
-        with compiling_apart():
+        with compiling_in_isolation():
             compiled("scratch")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(_one_block).result()
@@ -251,7 +251,7 @@ def test_in_other_surroundings_another_process_starts(
 
 
 def _one_block() -> None:
-    with compiling_apart():
+    with compiling_in_isolation():
         compiled("scratch")
 
 
@@ -292,7 +292,7 @@ def test_a_forked_process_leaves_it_alone(started: list[int]) -> None:
 def test_a_compiler_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_COMPILE_TIMEOUT", "0.5")
     with (
-        compiling_apart(),
+        compiling_in_isolation(),
         pytest.raises(BackendError, match=r"did not end within 0\.5 s and was stopped\. .*HYBRID_RT_COMPILE_TIMEOUT"),
     ):
         compiled("scratch", do="hang")
@@ -302,7 +302,10 @@ def test_a_compiler_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, start
 @pytest.mark.usefixtures("scratch_folder")
 def test_a_compiler_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyPatch, started: list[int]) -> None:
     monkeypatch.setenv("HYBRID_RT_COMPILE_MEMORY", "700M")
-    with compiling_apart(), pytest.raises(BackendError, match="took more than 700 MiB of memory and was stopped"):
+    with (
+        compiling_in_isolation(),
+        pytest.raises(BackendError, match="took more than 700 MiB of memory and was stopped"),
+    ):
         compiled("scratch", do="memory")
     assert not is_there(started[0])
 
@@ -352,7 +355,7 @@ def test_ctrl_c_ends_the_compiler_too_and_leaves_no_file(scratch_folder: Path, t
         user.send_signal(signal.SIGINT)
         printed, _ = user.communicate()
     assert printed.endswith("KeyboardInterrupt\n")
-    assert user.returncode in (1, -signal.SIGINT)  # Python's own, which differ between -c and a file
+    assert user.returncode in (1, -signal.SIGINT)  # Python's exit codes, which differ between -c and a file
     assert not is_there(int(hangs.read_text()))
     assert list(output.iterdir()) == []
 
@@ -365,9 +368,9 @@ def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tm
             f"""
             import sys, time
             sys.path[:0] = [{str(scratch_folder)!r}, {str(Path(__file__).parents[1])!r}]
-            from hybrid_rt.conversion.isolation.apart import Apart
-            apart = Apart()
-            process = apart.start()
+            from hybrid_rt.conversion.isolation.isolated_compiler import IsolatedCompiler
+            compiler = IsolatedCompiler()
+            process = compiler.start()
             process.wait_until_ready()
             print(process.pid, flush=True)
             time.sleep(3600)
@@ -386,7 +389,7 @@ def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tm
     assert not is_running(process)
 
 
-# What is as if it were compiled here
+# Equal results with and without isolation
 
 
 @pytest.mark.slow
@@ -395,7 +398,7 @@ def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[i
     if not registry.backend(name).availability().available:
         pytest.skip("not installed")
     segment, backend = program_of_free_sizes(), registry.backend(name).configured("cpu")
-    with compiling_apart():
+    with compiling_in_isolation():
         artifact, _ = store.get_or_compile(backend, segment, "fp32")
     here = backend.compile(segment, "fp32")
     assert len(started) == 1
@@ -404,7 +407,7 @@ def test_an_artifact_is_the_same_as_one_compiled_here(name: str, started: list[i
     assert {key: len(found) for key, found in artifact.weights.items()} == {
         key: len(found) for key, found in here.weights.items()
     }
-    for blob in {"weights", "model", "conditions"} & set(here.blobs):  # others differ from one time to the next
+    for blob in {"weights", "model", "conditions"} & set(here.blobs):  # the others differ between runs
         assert torch.equal(artifact.blobs[blob], here.blobs[blob]), blob
     engine = EngineBuild(segment, (BuiltVariant(artifact),)).engine
     prepare(engine)
@@ -428,7 +431,7 @@ def test_what_the_user_has_set_of_inductor_goes_with_it() -> None:
 def test_progress_warnings_and_prints_come_through(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[float, str]] = []
     backend = registry.backend("scratch").configured("cpu", {"do": "talk"}, lambda *progress: told.append(progress))
-    with compiling_apart(), pytest.warns(RuntimeWarning, match="what the vendor warns of"):
+    with compiling_in_isolation(), pytest.warns(RuntimeWarning, match="what the vendor warns of"):
         store.get_or_compile(backend, program(), "fp32")
     assert told == [(0.5, "half of it")]
     assert "what the vendor prints" in capsys.readouterr().err
@@ -451,14 +454,14 @@ def test_an_engine_s_own_refusal_is_the_same(name: str) -> None:
 
     refused = capture_alone(Detector().eval(), "backbone", [(small_picture(16, 16),)])
     texts = []
-    for block in (contextlib.nullcontext(), compiling_apart()):
+    for block in (contextlib.nullcontext(), compiling_in_isolation()):
         with block, pytest.raises(BackendError) as caught:
             store.get_or_compile(registry.backend(name).configured("cpu"), refused, "fp32")
         texts.append(str(caught.value).splitlines()[0])
     assert texts[0] == texts[1]
 
 
-# When no process is started
+# Cases without a process
 
 
 @pytest.mark.slow
@@ -503,7 +506,7 @@ def test_what_another_process_would_not_find_is_compiled_here(
     kind: Callable[[pytest.MonkeyPatch], Backend], monkeypatch: pytest.MonkeyPatch, started: list[int]
 ) -> None:
     backend = kind(monkeypatch)
-    with compiling_apart():
+    with compiling_in_isolation():
         artifact, _ = store.get_or_compile(backend, program(), "fp32")
     assert artifact.blobs
     assert not started
@@ -511,7 +514,7 @@ def test_what_another_process_would_not_find_is_compiled_here(
 
 @pytest.mark.usefixtures("scratch_folder")
 def test_a_compiler_that_needs_the_detector_itself_runs_here(started: list[int]) -> None:
-    with compiling_apart():
+    with compiling_in_isolation():
         artifact = compiled("scratch", do="members")
     assert artifact.blobs["names"].numpy().tobytes() == b"backbone"
     assert len(started) == 1
@@ -520,14 +523,14 @@ def test_a_compiler_that_needs_the_detector_itself_runs_here(started: list[int])
 @pytest.mark.parametrize("executable", ["", "/no/such/python", "/bin/false"])
 def test_without_a_process_it_compiles_here_and_says_so(executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    with compiling_apart(), pytest.warns(RuntimeWarning, match="expected a process of its own to start, got"):
+    with compiling_in_isolation(), pytest.warns(RuntimeWarning, match="expected a separate process to start, got"):
         artifact = compiled("openvino")
     assert artifact.blobs
 
 
 @pytest.mark.slow
 def test_the_user_s_program_is_not_run_again(tmp_path: Path) -> None:
-    """As multiprocessing would, where it has no ``if __name__ == "__main__"``."""
+    """The multiprocessing module would run it again without ``if __name__ == "__main__"``."""
     script = tmp_path / "users.py"
     script.write_text(
         textwrap.dedent(

@@ -1,4 +1,4 @@
-"""Tests of measuring a new hybrid; no time is asserted."""
+"""Tests of measuring a new hybrid, without assertions on times."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_bundle_of_one_size_has_no_new_one(tmp_path: Path) -> None:
 
 
 class Resizing(nn.Module):
-    """Pictures of all sizes become 64x64, as in SSD."""
+    """Resizes all images to 64x64, as SSD does."""
 
     def __init__(self) -> None:
         super().__init__()

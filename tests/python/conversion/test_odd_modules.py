@@ -1,4 +1,4 @@
-"""Detectors as training scripts leave them, and segments that are more than a plain module, convert as they are."""
+"""Tests that detectors as training scripts leave them, and unusual segments, convert without changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.strangers import ModelOutput
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import register_parametrization
@@ -18,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 import hybrid_rt
 from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
-from models.strangers import ModelOutput
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore:.*weight_norm:FutureWarning"
@@ -28,14 +28,14 @@ HEADS = ("script", "trace")
 
 
 def converted(detector: nn.Module, path: Path, **options: Any) -> Any:
-    """The loaded hybrid."""
+    """Converts a detector and loads the hybrid."""
     given = {"engine": "torchscript", "segments": ["backbone"], "measure": False, "progress": False, **options}
     hybrid_rt.convert(detector, given.pop("example", (small_picture(),)), path, **given)
     return hybrid_rt.load(path)
 
 
 def assert_same(detector: nn.Module, hybrid: Any, *inputs: Any) -> None:
-    """On other values than the example's; and an engine did it."""
+    """Compares the results on other values than the example's, and checks that an engine ran."""
     inputs = inputs or (small_picture(seed=7),)
     assert hybrid_rt.engines(hybrid)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def assert_same(detector: nn.Module, hybrid: Any, *inputs: Any) -> None:
 
 
 class TakesLevels(SmallDetector):
-    """Adds something to the levels before they are looked at."""
+    """Adds a value to the levels before the head reads them."""
 
     def added(self, pictures: Tensor) -> float:
         return 0.0
@@ -65,7 +65,7 @@ def made(detector: Callable[[], nn.Module]) -> Any:
 
 
 class ReadsFeatures(SmallDetector):
-    """Its head takes what a hook kept of the backbone's inner layers: in itself, or in a dict that the hook holds."""
+    """Has a head that reads inner features kept by a hook, in the module or in a dict that the hook holds."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_a_wrapped_backbone(wrapper: str, head: str, tmp_path: Path) -> None:
     assert_same(small_detector(), converted(detector, tmp_path / "x.pt", head=head))
 
 
-# Weights that are computed
+# Computed weights
 
 
 class Unit(nn.Module):
@@ -159,7 +159,7 @@ def test_weights_that_are_computed(kind: str, where: str, tmp_path: Path) -> Non
     assert_same(detector, converted(detector, tmp_path / "x.pt"))
 
 
-# Forwards that are not those of the class
+# Replaced forward methods
 
 
 class WithThreshold(SmallDetector):
@@ -203,7 +203,7 @@ def test_a_replaced_forward(change: Callable[[Any], None], head: str, tmp_path: 
     detector = made(WithThreshold)
     change(detector)
     hybrid = converted(detector, tmp_path / "x.pt", head=head)
-    assert_same(detector, hybrid, small_picture())  # the same values: a recorded threshold keeps as many boxes
+    assert_same(detector, hybrid, small_picture())  # equal values, because a traced threshold keeps as many boxes
     assert [engine["segments"] for engine in hybrid_rt.engines(hybrid)] == [["backbone"]]
 
 
@@ -254,7 +254,7 @@ def test_conversion_in_inference_mode(tmp_path: Path) -> None:
     assert_same(small_detector(), hybrid)
 
 
-# Functions and parts that are no Python code of torch's operators
+# Functions and parts that are not Python code on torch operators
 
 
 class SwishFunction(torch.autograd.Function):
@@ -348,11 +348,11 @@ def test_a_sparse_buffer(head: str, tmp_path: Path) -> None:
     assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
 
 
-# What a head asks its backbone
+# Attributes of the backbone that a head reads
 
 
 class Asked(Backbone):
-    """With all that a head may ask for."""
+    """Has everything that a head may read."""
 
     scale = 2.0
 
@@ -394,7 +394,7 @@ def test_a_head_may_ask_its_backbone(head: str, tmp_path: Path) -> None:
 
 
 class AsksInPython(TakesLevels):
-    """Only in Python code: the head is recorded."""
+    """Reads it in Python code only, so that the head is traced."""
 
     def added(self, pictures: Tensor) -> float:
         assert isinstance(self.backbone, Backbone)
@@ -473,7 +473,7 @@ def test_another_number_than_the_examples_is_an_error_and_not_ignored(tmp_path: 
 
 
 class Targets(SmallDetector):
-    """As much training code has it: targets without an annotation."""
+    """Takes targets without an annotation, as training code often does."""
 
     def forward(self, pictures, targets=None):
         levels = self.backbone(pictures)

@@ -1,4 +1,4 @@
-"""Detectors that torchvision did not write: the hybrid finds what eager mode finds."""
+"""Tests that hybrids of detectors from other sources find the same as eager mode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def assert_same_tensors(expected: Sequence[Tensor], found: Sequence[Any]) -> None:
-    """``found``: tensors, or their flat values."""
+    """Compares tensors, or their flat values."""
     assert len(expected) == len(found)
     for want, have in zip(expected, found, strict=True):
         assert want.numel() > 0
@@ -83,7 +83,7 @@ def test_a_timm_backbone_under_a_torchvision_head(name: str, head: Any, downstre
     assert_same(detector(pictures), parse(succeed(downstream / "with_hybrid_rt", path, *arguments)))
 
 
-# Detectors of a user's own
+# Custom detectors
 
 
 def test_an_anchor_free_detector_that_returns_a_tuple(downstream: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_backbone_of_two_inputs_at_other_sizes_than_the_examples(downstream: P
 
 
 def test_the_structures_do_not_change_what_is_found() -> None:
-    """The detectors above differ: none of them is compared with itself only."""
+    """Checks that the detectors above differ, so that none is only compared with itself."""
     results = [reshaped_detector(kind)(small_picture())[1] for kind in RESHAPED]
     assert not all(torch.equal(results[0], result) for result in results[1:])
     assert torch.equal(reshaped_detector("list")(small_picture())[1], reshaped_detector("tuple")(small_picture())[1])

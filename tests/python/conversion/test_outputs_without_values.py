@@ -1,4 +1,4 @@
-"""A hybrid whose head reads only the sizes of some outputs: these are not written, and nothing else changes."""
+"""Tests that outputs of which the head reads only the sizes are not written, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = [(32, 32), (44, 36), (64, 40)]
 
 
 class Dense(nn.Module):
-    """Scores for each pixel of each level."""
+    """Returns scores for each pixel of each level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Dense(nn.Module):
 
 
 class Anchored(nn.Module):
-    """A dense detector: only its scores are computed from the levels, and its anchors from their sizes."""
+    """Is a dense detector that computes scores from the levels, and anchors only from their sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Anchored(nn.Module):
 
 
 class AlsoReads(Anchored):
-    """Reads the values of its coarse level, and the sizes of the fine one."""
+    """Reads the values of its coarse level, and only the sizes of the fine one."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         levels = list(self.backbone(pictures).values())
@@ -75,7 +75,7 @@ def seeded(make: type[nn.Module]) -> nn.Module:
 
 @dataclass
 class Converted:
-    """The detector, its bundle, and the result of the conversion."""
+    """A detector, its bundle, and the result of the conversion."""
 
     detector: nn.Module
     path: Path

@@ -1,4 +1,4 @@
-"""A package runs where no Python is: in a root that has glibc's libraries, busybox and the package alone."""
+"""Tests that a package runs without Python, in a root directory with only glibc's libraries, busybox and itself."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ DOCKERFILE = ROOT / "examples" / "docker" / "Dockerfile"
 TORCH = Path(torch.__file__).parent / "lib"
 TORCH_VERSION = torch.__version__.partition("+")[0]
 HERE = "/opt/hybrid_rt"
-"""Where the package lies in the bare root, as in the Dockerfile's image."""
+"""The package's location in the bare root, as in the Dockerfile's image."""
 
 
 @pytest.fixture(scope="module")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A convolution with a variant of every backend that is installed here and runs on CPUs."""
+    """Returns a convolution with a variant of every installed backend that runs on CPUs."""
     path = tmp_path_factory.mktemp("small") / "small.pt"
     example = (torch.rand(1, 3, 32, 32),)
     engines = sorted(info.name for info in registry.backends() if info.available and "cpu" in info.devices)
@@ -59,7 +59,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def script_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """TorchScript only, under a name that a shell would take apart."""
+    """Returns a TorchScript bundle whose file name contains characters special to a shell."""
     path = tmp_path_factory.mktemp("script") / "it's $HOME; a model.pt"
     example = (torch.rand(1, 3, 32, 32),)
     network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.ReLU()).eval()
@@ -69,23 +69,23 @@ def script_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def external(tmp_path_factory: pytest.TempPathFactory, script_bundle: Path) -> Package:
-    """Without libtorch: small."""
+    """Returns a package without libtorch, which is small."""
     return package([script_bundle], tmp_path_factory.mktemp("external") / "dist", torch="external", archive=True)
 
 
-# A root without Python
+# A root directory without Python
 
 
 @dataclass(frozen=True, kw_only=True)
 class RootWithPackage(BareRoot):
-    """A bare root with the package at HERE."""
+    """A bare root directory with the package at HERE."""
 
     package: Package
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path, small_bundle: Path) -> Iterator[RootWithPackage]:
-    """With both bundles, libtorch included. Removed at the end: half a gigabyte."""
+    """Yields a root with both bundles and libtorch. It is removed at the end, because it takes half a gigabyte."""
     root = tmp_path_factory.mktemp("bare")
     make_bare_root(root)
     yield RootWithPackage(root=root, package=package([demo_bundle, small_bundle], root / HERE[1:]))
@@ -94,7 +94,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path, small_bund
 
 @needs_bare_root
 def test_the_bare_root_has_no_python(bare: RootWithPackage) -> None:
-    licenses = f"{HERE}/licenses"  # texts; torch's sort theirs by directories such as "cutlass/python"
+    licenses = f"{HERE}/licenses"  # texts; torch sorts its texts into directories such as "cutlass/python"
     found = bare.run("find", "/", "-xdev", "-path", licenses, "-prune", "-o", "-name", "*python*", "-print")
     assert found.returncode == 0, found.stderr
     assert found.stdout == ""
@@ -126,7 +126,7 @@ def test_every_backend_verifies_there(bare: RootWithPackage, small_bundle: Path)
 
 
 def loaded_there(bare: RootWithPackage, *command: str) -> set[str]:
-    """The files that the dynamic linker of a process in the root loads, as it says itself."""
+    """Returns the files that the dynamic linker of a process in the root reports as loaded."""
     done = bare.run(*command, LD_DEBUG="files", LD_DEBUG_OUTPUT="/tmp/linker")
     assert done.returncode == 0, done.stderr
     found = set()
@@ -154,7 +154,7 @@ def test_the_libraries_are_exactly_those_that_are_loaded(bare: RootWithPackage, 
 
 @pytest.fixture
 def only_pictures(bare: RootWithPackage, small_bundle: Path, tmp_path: Path) -> Iterator[None]:
-    """Without the model that takes no pictures: the service refuses it."""
+    """Hides the model that does not take images, because the service refuses it."""
     there = bare.package.folder / "models" / small_bundle.name
     shutil.move(there, tmp_path / "aside.pt")
     yield
@@ -173,7 +173,7 @@ def test_serve_answers_there(bare: RootWithPackage, demo_bundle: Path, demo_pict
 
 @contextmanager
 def serving_there(bare: RootWithPackage, *arguments: str, user: str = "0:0") -> Iterator[Server]:
-    """The service in the root, which is read-only, without HOME; it ends by SIGTERM, with exit code 0."""
+    """Runs the service in the read-only root, without HOME; it has to end with exit code 0 after SIGTERM."""
     process = subprocess.Popen(
         bare.command([f"{HERE}/serve", *arguments], {}, user, read_only=True),
         stdout=subprocess.DEVNULL,
@@ -192,7 +192,7 @@ def serving_there(bare: RootWithPackage, *arguments: str, user: str = "0:0") -> 
         os.kill(int(inside), signal.SIGTERM)
         assert process.wait(STOP_SECONDS) == 0, server.lines
     finally:
-        process.kill()  # takes what is inside along
+        process.kill()  # also ends the processes inside
         process.wait()
         reader.join(STOP_SECONDS)
         process.stderr.close()
@@ -205,7 +205,7 @@ def dockerfile_instructions() -> list[tuple[str, str]]:
 
 @needs_bare_root
 def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: RootWithPackage) -> None:
-    """Not a build: each instruction is carried out by hand, on the bare root in the place of Debian's image."""
+    """Carries out each instruction by hand, on the bare root instead of Debian's image."""
     user, command = "0:0", []
     done = []
     for word, rest in dockerfile_instructions():
@@ -213,7 +213,7 @@ def test_the_instructions_of_the_dockerfile_do_there_what_they_say(bare: RootWit
             assert rest.split()[0] == "debian:bookworm-slim"
         elif word == "COPY":
             source, target = rest.split()[-2:]
-            assert (source, target) in [("dist", HERE), (HERE, HERE)]  # where the fixture put it
+            assert (source, target) in [("dist", HERE), (HERE, HERE)]  # where the fixture copied it
         elif word == "RUN":
             ran = bare.run("sh", "-c", rest)
             assert ran.returncode == 0, ran.stderr
@@ -251,7 +251,7 @@ def test_no_proc_is_an_error_and_no_endless_loop(bare: RootWithPackage) -> None:
     assert "hybrid_rt[package]: /proc: expected Linux's proc file system, got none" in done.stderr
 
 
-# What is in it
+# Contents
 
 
 def digest(path: Path) -> str:
@@ -361,7 +361,7 @@ def test_external_torch_is_run_from_its_folder_and_all_else_from_the_package(ext
     log = tmp_path / "linker"
     done = run_script(
         link, "--verify", HYBRID_RT_TORCH=str(TORCH), LD_DEBUG="files", LD_DEBUG_OUTPUT=str(log)
-    )  # a model of a name with blanks and quotes, through a link
+    )  # a model whose name has spaces and quotes, through a link
     assert done.returncode == 0, done.stderr
     text = "".join(path.read_text() for path in tmp_path.glob("linker.*"))
     loaded = {os.path.normpath(line.partition("calling init: ")[2]) for line in text.splitlines() if "init: " in line}
@@ -373,7 +373,7 @@ def test_external_torch_is_run_from_its_folder_and_all_else_from_the_package(ext
 
 
 def fake_package(folder: Path, models: Sequence[str], **told: Any) -> Path:
-    """The start scripts, with programs that print what they are run with."""
+    """Makes a package of the start scripts, with programs that print their arguments."""
     facts = {"external": [], "versions": {"torch": "2.15.0"}}
     of_model = [package_contents.Model(Path(name), {}, frozenset()) for name in models]
     texts = package_module._scripts(of_model, facts, told.pop("items", {}), told.pop("named", ()))
@@ -442,12 +442,12 @@ def test_plug_ins_of_other_packages_are_found(tmp_path: Path) -> None:
     assert f"HYBRID_RT_PLUGIN_PATH={folder}/lib/their package" in run_script(folder / "serve").stdout.splitlines()
 
 
-# What is refused; nothing is left behind
+# Refusals, which leave no files
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
-    """Returns the target directory. At the end nothing else is there, not even a hidden directory."""
+    """Returns the target directory. Checks at the end that nothing else exists, not even a hidden directory."""
     place = tmp_path / "out"
     place.mkdir()
     (place / "kept.txt").write_text("kept")
@@ -548,7 +548,7 @@ def test_a_file_that_a_backend_needs_and_that_is_missing_fails(
 def test_a_program_whose_library_is_not_found_fails(
     out: Path, script_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy of the program elsewhere: the libraries are not where it looks for them."""
+    """The libraries are not where a copy of the program in another directory searches for them."""
     moved = tmp_path / "elsewhere" / "bin" / "hybrid-rt-detect"
     moved.parent.mkdir(parents=True)
     shutil.copy(package_contents.program("hybrid-rt-detect", "test"), moved)
@@ -572,14 +572,14 @@ def test_a_folder_that_is_there_is_left_alone(out: Path, script_bundle: Path) ->
     (out / "mine.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(
-            OptionError, match=r"expected no such path, or an empty directory, got something else\. Pass an"
+            OptionError, match=r"expected a new path or an empty directory, got something else\. Pass an"
         ):
             package([script_bundle], out, torch="external", overwrite=overwrite)
         assert files_of(out) == {"mine.txt"}
 
 
 def test_a_package_that_is_there_is_replaced_only_if_it_may_be(out: Path, script_bundle: Path) -> None:
-    out.mkdir()  # empty: nothing is lost
+    out.mkdir()  # empty, so that nothing is lost
     package([script_bundle], out, torch="external")
     (out / "old.txt").write_text("old")
     with pytest.raises(OptionError, match=r"got a package\. Pass --overwrite to replace it"):
@@ -593,7 +593,7 @@ def test_a_package_that_is_there_is_replaced_only_if_it_may_be(out: Path, script
 def test_an_archive_that_is_there_is_left_alone(out: Path, script_bundle: Path) -> None:
     tar = out.with_name("dist.tar")
     tar.write_text("mine")
-    with pytest.raises(OptionError, match=r"dist\.tar: expected no file there, got one. Pass --overwrite"):
+    with pytest.raises(OptionError, match=r"dist\.tar: expected a new file, got an existing one. Pass --overwrite"):
         package([script_bundle], out, torch="external", archive=True)
     assert tar.read_text() == "mine"
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""The report: its data, its JSON, its text, its files."""
+"""Tests of the report: data, JSON, text, files."""
 
 from __future__ import annotations
 

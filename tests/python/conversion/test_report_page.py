@@ -1,4 +1,4 @@
-"""The report's page, looked at in a browser."""
+"""Tests of the report's page in a browser."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
-"""Of each element with text the ratio that WCAG 2.1 defines (4.5 is asked for), and the text."""
+"""Returns for each element with text its contrast as WCAG 2.1 defines it (at least 4.5 is required), and the text."""
 
 
 @pytest.fixture(scope="module")
 def demo_page(
     tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module, demo_images: list[Tensor]
 ) -> tuple[Path, ConversionReport]:
-    """The page of the demo detector, verified on all held-out pictures."""
+    """Returns the page and the report of the demo detector, verified on all held-out images."""
     folder = tmp_path_factory.mktemp("page")
     result = hybrid_rt.convert(
         demo_detector,
@@ -68,13 +68,13 @@ def demo_page(
 
 
 class Opened(OpenedPage):
-    """A report's."""
+    """The page of a report."""
 
     def __init__(self, browser: Browser, path: Path, width: int = WIDE, scheme: Any = "light") -> None:
         super().__init__(browser, width, scheme)
         self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url[-80:]}"))
         self.page.goto(path.as_uri())
-        self.page.wait_for_timeout(200)  # events come in their own time
+        self.page.wait_for_timeout(200)  # wait for late events
 
     def sizes_of_pictures(self) -> list[list[int]]:
         found: list[list[int]] = self.page.evaluate(

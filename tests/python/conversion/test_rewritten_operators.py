@@ -1,4 +1,4 @@
-"""torchvision's operators in heads and segments: a program in C++ runs them without torchvision's library."""
+"""Tests that C++ programs run torchvision's operators in heads and segments without torchvision's library."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RANGES = {"height": (32, 64), "width": (32, 64)}
 
 
 def rois(features: Tensor) -> Tensor:
-    """Three boxes that depend on the features."""
+    """Returns three boxes that depend on the features."""
     size = features[0].mean() * 0 + 2
     return torch.stack([size * 0, size, size / 2, size * 3, size * 2]).unsqueeze(0).repeat(3, 1)
 
 
 class Pools(nn.Module):
-    """A head of one pooling."""
+    """Has a head with one pooling operator."""
 
     def __init__(self, pool: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Pools(nn.Module):
 
 
 class Deforms(nn.Module):
-    """A head that is a deformable convolution, with or without a mask."""
+    """Has a head that is a deformable convolution, with or without a mask."""
 
     def __init__(self, has_mask: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Deforms(nn.Module):
 
 
 class DeformableBackbone(nn.Module):
-    """A segment with a deformable convolution."""
+    """Is a segment with a deformable convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def seeded(kind: Any, *arguments: Any) -> nn.Module:
 
 
 def code_of(path: Path) -> str:
-    """All that is in the file, its TorchScript variants too, as text; without the source that errors show."""
+    """Returns all code in the file, including TorchScript variants, without the source that errors show."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith(".debug_pkl")]
         return "".join(archive.read(name).decode("latin-1") for name in names)
@@ -197,7 +197,7 @@ def _(x: Tensor) -> Tensor:
 
 
 class Halves(nn.Module):
-    """Calls an operator of the user's own, in the head or in the segment."""
+    """Calls a custom operator, in the head or in the segment."""
 
     def __init__(self, in_segment: bool) -> None:
         super().__init__()
@@ -225,5 +225,7 @@ def test_operators_of_torch_are_no_reason_to_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         head_operators.check_foreign(["hybrid_rt::nms", "hybrid_rt::run_engine"], "here")
-    with pytest.raises(CaptureError, match=r"no operator of torchvision but torchvision::nms.*got torchvision::other"):
+    with pytest.raises(
+        CaptureError, match=r"no operators of torchvision other than torchvision::nms.*got torchvision::other"
+    ):
         head_operators.check_foreign(["torchvision::other"], "here")

@@ -1,4 +1,4 @@
-"""The bill of materials, and whose licences come along with copied files."""
+"""Tests of the bill of materials, and of the licences of copied files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_what_hybrid_rt_needs_is_named_once_with_its_version(tmp_path: Path) -> 
     assert len(components) == len(found["components"])
     assert components["torch"]["version"] == importlib.metadata.version("torch")
     assert components["torch"]["purl"].startswith("pkg:pypi/torch@")
-    assert {"numpy", "pillow", "sympy"} <= set(components)  # sympy is torch's
+    assert {"numpy", "pillow", "sympy"} <= set(components)  # sympy is a dependency of torch
     assert "pytest" not in components
 
 

@@ -1,4 +1,4 @@
-"""Another backbone under a saved head: what fits, what does not, and what the new file finds."""
+"""Tests of replacing the backbone of a bundle: what fits, what does not, and the results of the new file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}
 
 
 class Deeper(nn.Module):
-    """A backbone of the small detector's contract: more layers, and another name for its input."""
+    """Is a backbone with the interface of the small detector's, more layers, and another name for its input."""
 
     def __init__(self, *, inputs: int = 3, channels: int = 8, stride: int = 2) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Deeper(nn.Module):
 
 
 class Changed(Deeper):
-    """A module whose result is changed by a function."""
+    """Changes the result of its base class by a function."""
 
     def __init__(self, change: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def new(backbone: nn.Module | None = None) -> nn.Module:
 
 
 def two_parts() -> Detector:
-    """Backbone and head, with the same weights each time."""
+    """Returns a detector with backbone and head as segments, with the same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Detector().requires_grad_(False).eval()
@@ -73,7 +73,7 @@ def two_parts() -> Detector:
 
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Backbone and head in one engine. Do not write to it."""
+    """Returns a bundle with backbone and head in one engine. Do not modify it."""
     path = tmp_path_factory.mktemp("fused") / "detector.pt"
     segments = ["backbone", "head"]
     hybrid_rt.convert(two_parts(), (small_picture(64, 96),), path, segments=segments, shapes=SHAPES)
@@ -82,7 +82,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector, its backbone for pictures of one size alone. Do not write to it."""
+    """Returns the small detector with a backbone for images of one size only. Do not modify it."""
     path = tmp_path_factory.mktemp("single") / "detector.pt"
     hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone")
     return path
@@ -96,7 +96,7 @@ def refusal(path: Path, backbone: nn.Module, tmp_path: Path, **options: object) 
     return str(caught.value)
 
 
-# what the new file finds
+# results of the new file
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torchscript"])
@@ -195,7 +195,7 @@ def test_engine_and_precision_of_the_file_are_kept_unless_told(single: Path, tmp
 
 
 def deeper_demo_backbone(detector: FasterRCNN) -> nn.Module:
-    """The trained one with one block more, which changes the features a little."""
+    """Returns the trained backbone with an additional block, which changes the features slightly."""
     backbone = copy.deepcopy(detector.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -275,8 +275,8 @@ def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
 def test_every_mismatch_is_named(fused: Path, tmp_path: Path, backbone: nn.Module, expected: str) -> None:
     text = refusal(fused, new(backbone), tmp_path)
     assert text.startswith(
-        f"hybrid_rt[swap]: segment 'backbone', the new {type(backbone).__name__}: expected what the saved head was "
-        "made for, got \n  "
+        f"hybrid_rt[swap]: segment 'backbone', the new {type(backbone).__name__}: expected the inputs and outputs "
+        "that the saved head requires, got \n  "
     )
     assert expected in text
 
@@ -288,7 +288,7 @@ def test_several_mismatches_are_one_error(fused: Path, tmp_path: Path) -> None:
             return {"coarse": coarse.double(), "fine": torch.cat([fine, fine], dim=1)}
 
     text = refusal(fused, new(Wrong(stride=4)), tmp_path)
-    assert text.count(": expected ") == 1 + 5  # the error itself, and five in it
+    assert text.count(": expected ") == 1 + 5  # the error itself, and five causes in it
     for part in ("order of outputs", "'fine', channels", "'fine', stride", "'coarse', dtype", "'coarse', stride"):
         assert part in text
 

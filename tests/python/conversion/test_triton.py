@@ -1,4 +1,4 @@
-"""hybrid-rt export-triton: the configuration by Triton's own schema, the model in a process that knows only torch."""
+"""Tests of hybrid-rt export-triton: the configuration matches Triton's schema, and the model runs with torch alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TYPES = {"TYPE_UINT8": torch.uint8, "TYPE_FP32": torch.float32, "TYPE_INT64": to
 
 
 def schema() -> Any:
-    """Triton's model_config.proto as its client ships it; that module alone, the client needs more packages."""
+    """Returns Triton's model_config.proto from the client package, without importing the rest."""
     path = distribution("tritonclient").locate_file("tritonclient/grpc/model_config_pb2.py")
     spec = importlib.util.spec_from_file_location("model_config_pb2", str(path))
     assert spec is not None
@@ -46,12 +46,12 @@ def schema() -> Any:
 
 
 def parsed(folder: Path) -> Any:
-    """Fails on an unknown field, a wrong type, a bad enumerator."""
+    """Parses the configuration. Fails on an unknown field, a wrong type or an invalid enumerator."""
     return text_format.Parse((folder / "config.pbtxt").read_text(), schema().ModelConfig())
 
 
 def run_by_torch_alone(folder: Path, given: Tensor, at: Path, preload: str) -> subprocess.CompletedProcess[str]:
-    """Runs the model as Triton does: plain torch.jit.load, the library preloaded. Results are in ``at``/out.pt."""
+    """Runs the model as Triton does: torch.jit.load, with the library preloaded. Stores results in ``at``/out.pt."""
     torch.save(given, at / "in.pt")
     code = f"""
 import sys, warnings, torch
@@ -66,8 +66,8 @@ torch.save(list(results), {str(at / "out.pt")!r})
 
 
 def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Tensor]:
-    """By the names of the configuration; each agrees with what that says of it."""
-    # The dynamic linker takes a space for the end of a path; the environment may lie in a directory that has one.
+    """Returns the outputs by their names in the configuration, after checking them against it."""
+    # The dynamic linker treats a space as the end of a path, and the environment's directory may contain one.
     site = at / "site"
     if not site.exists():
         site.symlink_to(triton.library().parents[2])
@@ -78,7 +78,7 @@ def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Ten
     data_type = schema().DataType
     assert len(results) == len(config.output)
     for i, (output, value) in enumerate(zip(config.output, results, strict=True)):
-        assert output.name.endswith(f"__{i}")  # how the PyTorch backend finds it
+        assert output.name.endswith(f"__{i}")  # the PyTorch backend finds outputs by this suffix
         assert value.dtype == TYPES[data_type.Name(output.data_type)]
         shape = value.shape[1:] if config.max_batch_size else value.shape
         assert len(shape) == len(output.dims)
@@ -88,7 +88,7 @@ def found_by_torch_alone(folder: Path, given: Tensor, at: Path) -> dict[str, Ten
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Tensor]:
-    """Two of the same size, on which different numbers of boxes are found."""
+    """Returns two images of the same size, with different numbers of boxes."""
     picture = read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     other = picture.clone()
     other[:, picture.shape[1] // 2 :] = 0.0
@@ -106,7 +106,7 @@ def expected(demo_bundle: Path, pictures: list[Tensor]) -> list[dict[str, Tensor
 
 @pytest.fixture(scope="module")
 def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
-    """Its segment takes no batch, and it has no golden sample."""
+    """Returns a bundle without a golden sample whose segment takes no batch."""
     path = tmp_path_factory.mktemp("bundles") / "one.pt"
     picture = read_picture(sorted((ROOT / "models" / "held_out").glob("*.png"))[0])
     sizes = {"batch": (1, 1), "height": (128, 416), "width": (128, 416)}
@@ -170,7 +170,7 @@ def test_without_the_library_torch_says_what_it_lacks(
 
 
 class Stub(nn.Module):
-    """Finds as many things as the picture's first pixel says; with masks and keypoints."""
+    """Finds a number of objects given by the image's first pixel, with masks and keypoints."""
 
     def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
         found: list[dict[str, Tensor]] = []
@@ -211,13 +211,15 @@ def test_nothing_found_is_no_error() -> None:
     assert [tuple(result.shape) for result in module(torch.zeros(2, 3, 4, 4))] == [(2, 0, 4), (2, 0), (2, 0), (2, 1)]
 
 
-# What is refused
+# Refusals
 
 
 def test_a_model_of_that_name_is_replaced_only_if_told(demo_bundle: Path, tmp_path: Path) -> None:
     folder = triton.export_triton(demo_bundle, tmp_path).folder
     (folder / "mine").touch()
-    with pytest.raises(OptionError, match=r"the model .*/digits: expected none yet, got a directory\. .*--force"):
+    with pytest.raises(
+        OptionError, match=r"the model .*/digits: expected a new directory, got an existing one\. .*--force"
+    ):
         triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2))
     assert (folder / "mine").exists()
     triton.export_triton(demo_bundle, tmp_path, ServingOptions(max_batch=2), force=True)
@@ -262,7 +264,7 @@ def test_a_batch_that_the_bundle_does_not_take(
 def test_a_bundle_without_a_golden_sample_needs_a_picture(one_picture_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"the test image: .*--image FILE"):
         triton.export_triton(one_picture_bundle, tmp_path)
-    with pytest.raises(VerificationError, match="expected one on which the detector finds something, got no box"):
+    with pytest.raises(VerificationError, match="expected an image with detections, got no box"):
         triton.export_triton(one_picture_bundle, tmp_path, picture=torch.zeros(3, 255, 335))
 
 

@@ -1,4 +1,4 @@
-"""Several variants in one file: which run where, how they are added and taken out, what they cost."""
+"""Tests of several variants in one file: where they run, how they are added and removed, their cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOTH = ["openvino", "torchscript"]
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small detector, its backbone as TorchScript alone."""
+    """Returns the small detector with a TorchScript backbone only."""
     path = tmp_path_factory.mktemp("bank") / "single.pt"
     hybrid_rt.convert(
         small_detector(), (small_picture(),), path, segments="backbone", engine="torchscript", measure=False
@@ -52,7 +52,7 @@ def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-# Adding and taking out
+# Adding and removing
 
 
 def test_a_variant_is_added_without_the_detectors_code(single: Path, bank: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_variant_is_added_before_torchscript_or_first(single: Path, tmp_path: 
     report = hybrid_rt.add_variant(single, ["openvino", "openvino:bf16"], path)
     assert report.variants == {"backbone": ["openvino:fp32", "openvino:bf16", "torchscript:fp32"]}
     assert report.verification is not None
-    # "": of the detector's own outputs, which are tensors
+    # of the detector's outputs, which are tensors
     assert {error.backend for error in report.verification.tensors} == {"openvino:fp32", "openvino:bf16", ""}
     assert report.file_size == path.stat().st_size > report.size_before == single.stat().st_size
     assert "verified: greatest relative error" in str(report)
@@ -88,12 +88,12 @@ def test_a_variant_is_added_before_torchscript_or_first(single: Path, tmp_path: 
     assert variants_of(path) == ["openvino:bf16", "torchscript:fp32"]
     hybrid_rt.add_variant(path, "openvino:fp32", first=True)
     assert variants_of(path) == ["openvino:fp32", "openvino:bf16", "torchscript:fp32"]
-    hybrid_rt.remove_variant(path, "openvino")  # both
+    hybrid_rt.remove_variant(path, "openvino")  # both variants
     assert variants_of(path) == ["torchscript:fp32"]
 
 
 def for_machines(*requirements: dict[str, str], backend: str = "tensorrt") -> list[Artifact]:
-    """Artifacts of one backend in one precision; the bytes are TorchScript's."""
+    """Returns artifacts of one backend in one precision, with TorchScript's bytes."""
     artifact = small_artifact()
     return [replace(artifact, spec=replace(artifact.spec, backend=backend, requirements=each)) for each in requirements]
 
@@ -107,7 +107,7 @@ def test_engines_of_one_name_for_different_gpus_stand_in_one_file(
     assert [variant["requirements"]["compute_capability"] for variant in stored] == ["8.9", "8.0,8.6", "8.9"]
     (check,) = hybrid_rt.check(path, "cuda", capability="8.6")
     assert [("built for GPUs" in variant.refusal) for variant in check.variants] == [True, False, True]
-    assert main(["check", str(path), "--device", "cuda", "--capability", "8.6"]) != 0  # there is no library
+    assert main(["check", str(path), "--device", "cuda", "--capability", "8.6"]) != 0  # the library is missing
     printed = capsys.readouterr().out
     assert "backbone: tensorrt (fp32, for tensorrt_rtx==1.7.1): " in printed
     assert "backbone: tensorrt (fp32, for 8.0+8.6): " in printed
@@ -199,7 +199,7 @@ def test_without_a_torchscript_variant_nothing_can_be_added(tmp_path: Path) -> N
 
 
 def test_the_last_variant_stays(single: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"expected another variant to be left, got only torchscript:fp32"):
+    with pytest.raises(OptionError, match=r"expected at least one other variant, got only torchscript:fp32"):
         hybrid_rt.remove_variant(single, "torchscript", tmp_path / "x.pt")
     with pytest.raises(OptionError, match=r"expected one of torchscript:fp32, got 'openvino'"):
         hybrid_rt.remove_variant(single, "openvino", tmp_path / "x.pt")
@@ -241,7 +241,7 @@ def test_the_fastest_first_aot_inductor_among_them(tmp_path: Path) -> None:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, candidates: list[str], broken: list[str]) -> None:
-    """As if these backends were installed, and some of them could not compile anything."""
+    """Pretends that only these backends are installed, and that some of them fail to compile."""
     infos = [info for info in hybrid_rt.backends() if info.name in candidates]
     monkeypatch.setattr(registry, "backends", lambda: infos)
     compiled = store.get_or_compile
@@ -262,7 +262,7 @@ def test_the_fastest_is_taken_of_those_that_compile(
     (left,) = set(BOTH) - {broken}
     options = {"engine": "fastest", "fallback": False}
     path = tmp_path / "x.pt"
-    text = rf"hybrid_rt\[{broken}\]: segment: expected a segment, got none. Try it. It is left out."
+    text = rf"hybrid_rt\[{broken}\]: segment: expected a segment, got none. Try it. The engine is skipped."
     with pytest.warns(RuntimeWarning, match=text):
         hybrid_rt.convert(small_detector(), (small_picture(),), path, segments="backbone", measure=False, **options)
     assert variants_of(path) == [f"{left}:fp32"]
@@ -287,7 +287,7 @@ def test_the_fastest_of_none_is_an_error_with_every_reason(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-# What is stored once
+# Shared weights
 
 
 def test_weights_are_in_the_file_once(demo_bundle: Path) -> None:
@@ -299,7 +299,7 @@ def test_weights_are_in_the_file_once(demo_bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_bytes_that_do_not_run_are_not_kept(tmp_path: Path) -> None:
-    """In a process of its own: what is resident after loading three variants, and after loading the one that runs."""
+    """Compares, in a separate process, the memory after loading three variants and after loading only the used one."""
 
     class Wide(nn.Module):
         def __init__(self) -> None:
@@ -407,7 +407,7 @@ def test_a_cpu_without_the_instructions_runs_the_next_variant(tmp_path: Path) ->
 
 def test_a_newer_runtime_that_an_artifact_needs_is_named(tmp_path: Path) -> None:
     path = with_requirements(tmp_path / "x.pt", version=">=9999.1")
-    assert "it needs openvino >=9999.1, here is 20" in refusal(path)
+    assert "it needs openvino >=9999.1, but 20" in refusal(path)
 
 
 def test_memory_that_is_not_free_refuses_a_variant(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A detector that an engine takes as a whole becomes one; one that it does not is converted in pieces, as ever."""
+"""Tests that a detector becomes one engine if an engine can run all of it, and is split into segments otherwise."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def block(channels: int, made: int, stride: int = 1) -> nn.Sequential:
 
 
 class YoloLike(nn.Module):
-    """A list of layers with skip connections between them, and boxes decoded over a grid."""
+    """Has a list of layers with skip connections between them, and boxes decoded over a grid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class YoloLike(nn.Module):
 
 
 class DetrLike(nn.Module):
-    """A backbone, a transformer and learned queries."""
+    """Has a backbone, a transformer and learned queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class DetrLike(nn.Module):
 
 
 class Crnn(nn.Module):
-    """Convolutions, and an LSTM over the columns."""
+    """Has convolutions and an LSTM over the columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Crnn(nn.Module):
 
 @dataclass
 class Faces:
-    """A dataclass of a result, with a text in it."""
+    """A result that is a dataclass with a string."""
 
     scores: Tensor
     boxes: Tensor
@@ -96,7 +96,7 @@ class Faces:
 
 
 class ONetLike(nn.Module):
-    """A classifier and a regressor on one trunk."""
+    """Has a classifier and a regressor on one trunk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,14 +112,14 @@ class ONetLike(nn.Module):
 
 
 class Masks(NamedTuple):
-    """A named tuple of a result."""
+    """A result that is a named tuple."""
 
     masks: Tensor
     extra: list[Tensor]
 
 
 class UNet(nn.Module):
-    """Down, up, and a skip connection."""
+    """Downsamples, upsamples, and has a skip connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def test_the_optional_arguments_stay_and_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_code_that_computes_from_sizes_is_right_at_each_of_them(tmp_path: Path) -> None:
-    """A recording would keep the side of the example."""
+    """A trace would keep the side length of the example."""
 
     class Squared(YoloLike):
         def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def test_code_that_computes_from_sizes_is_right_at_each_of_them(tmp_path: Path) 
 
 
 class WithNms(YoloLike):
-    """Ends with what depends on values."""
+    """Ends with operators that depend on values."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found = super().forward(x)[0]
@@ -215,14 +215,14 @@ class WithNms(YoloLike):
 
 
 class Lists(UNet):
-    """Takes as many images as there are."""
+    """Takes a list of any number of images."""
 
     def forward(self, images: list[Tensor]) -> Masks:
         return super().forward(torch.stack(images) if isinstance(images, list) else images)
 
 
 class Counted(UNet):
-    """Returns a number that follows from the size."""
+    """Returns a number that depends on the size."""
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(x).masks, x.shape[3]

@@ -1,4 +1,4 @@
-"""examples/convert: each script converts its detector and compares the file with it."""
+"""Tests that each script of examples/convert converts its detector and compares the file with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import hybrid_rt
 SCRIPTS = Path(__file__).parents[3] / "examples" / "convert"
 
 HEADS = {"yolo": "script", "detr": "script", "crnn": "script", "segmentation": "script", "timm_backbone": "script"}
-"""How the head of each is taken."""
+"""The method with which the head of each detector is captured."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""examples/embedding: a service of one's own around hybrid_rt::Detector, built against the installed package."""
+"""Tests of examples/embedding: a custom service around hybrid_rt::Detector, built against the installed package."""
 
 from __future__ import annotations
 

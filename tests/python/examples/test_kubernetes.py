@@ -1,4 +1,4 @@
-"""The manifests of examples/kubernetes: valid by Kubernetes' own schemas, and of one piece."""
+"""Tests that the manifests of examples/kubernetes match Kubernetes' schemas and each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 
 FOLDER = ROOT / "examples" / "kubernetes"
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-CUSTOM = {"RayService"}  # not Kubernetes' own: its parts are checked
+CUSTOM = {"RayService"}  # not a Kubernetes kind; its parts are checked
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def test_names_and_labels_fit_together() -> None:
     assert set(mounts) == {volume["name"] for volume in POD["volumes"]}
     assert arguments()["token-file"].startswith(mounts["token"] + "/")
     (program,) = CONTAINER["command"]
-    assert mounts["models"] == program.removesuffix("/serve") + "/models"  # as a package has it
+    assert mounts["models"] == program.removesuffix("/serve") + "/models"  # as in a package
     assert (
         f"COPY --from=checked {program.removesuffix('/serve')} "
         in (ROOT / "examples" / "docker" / "Dockerfile").read_text()
@@ -127,7 +127,7 @@ def test_the_pods_of_the_ray_service_fit_kubernetes_schema(version: str) -> None
 @pytest.mark.slow
 def test_the_serve_config_is_one_that_ray_and_the_application_take() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own use of pydantic
+        warnings.simplefilter("ignore")  # from Ray's use of pydantic
         from ray.serve.schema import ServeDeploySchema
 
         from examples.ray_serve.detector_app import Options

@@ -1,4 +1,4 @@
-"""The TLS proxy of examples/nginx in front of hybrid-rt-serve."""
+"""Tests of the TLS proxy of examples/nginx in front of hybrid-rt-serve."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ http {{
 
 @dataclass
 class Proxy:
-    """nginx, as a client sees it that trusts its certificate and reaches it under its name."""
+    """nginx for a client that trusts its certificate and uses its host name."""
 
     port: int
     certificate: Path
@@ -73,7 +73,7 @@ def free_port() -> int:
 
 
 def example(upstream: int, port: int, certificate: Path, key: Path) -> str:
-    """The file of the example, for these ports and this certificate: everything else is as it stands there."""
+    """Returns the example's file with other ports and another certificate, and no other changes."""
     text = (ROOT / "examples" / "nginx" / "hybrid-rt-serve.conf").read_text()
     for pattern, value in (
         (r"server 127\.0\.0\.1:8080;", f"server 127.0.0.1:{upstream};"),
@@ -98,7 +98,7 @@ def proxy(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )  # fmt: skip
     with serving(demo_bundle, allowed_host=NAME, warm_up="96x96") as server:
         (directory / "example.conf").write_text(example(server.port, port, certificate, key))
-        user = f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"  # the directory is ours
+        user = f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"  # owner of the directory
         (directory / "nginx.conf").write_text(MAIN.format(directory=directory, user=user))
         process = subprocess.Popen(
             [NGINX, "-e", "stderr", "-c", directory / "nginx.conf"], stderr=subprocess.PIPE, text=True
@@ -151,6 +151,6 @@ def test_the_page_is_of_the_name_that_clients_use(proxy: Proxy, demo_picture: Pa
     [("/metrics", 0, 403), ("/v1/reload", 0, 403), ("/healthz", None, 200), ("/v1/detect", 33 << 20, 413)],
 )
 def test_what_the_proxy_keeps_for_itself(proxy: Proxy, path: str, length: int | None, status: int) -> None:
-    """A body that is too large is refused by its head."""
+    """A body that is too large is refused from its headers."""
     headers = {} if length is None else {"Content-Length": str(length)}
     assert proxy.request(path, None if length is None else b"", headers)[0] == status

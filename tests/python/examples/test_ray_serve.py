@@ -1,4 +1,4 @@
-"""The Ray Serve application: several replicas here, one killed while requests run."""
+"""Tests of the Ray Serve application: several local replicas, one of them killed while requests run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PICTURES = sorted((ROOT / "models" / "held_out").glob("*.png"))[:4]
 
 @pytest.fixture(scope="module")
 def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module) -> Path:
-    """A bundle whose segment takes no batch."""
+    """Returns a bundle whose segment takes no batch."""
     path = tmp_path_factory.mktemp("bundles") / "one.pt"
     hybrid_rt.convert(
         demo_detector,
@@ -55,12 +55,12 @@ def free_port() -> int:
 
 
 def processes_of(folder: str, token: str) -> list[str]:
-    """Command lines of what names Ray's folder or has inherited the token: its servers, its workers."""
+    """Returns the command lines of processes that name Ray's directory or inherited the token: servers and workers."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command, environment = ((process / name).read_bytes().decode(errors="replace") for name in PROCESS_FILES)
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
         if folder in command or token in environment:
             found.append(command.replace("\0", " "))
@@ -78,7 +78,7 @@ def seen(demo_bundle: Path, one_picture_bundle: Path) -> Iterator[dict[str, Any]
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray writes one to the home folder
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # otherwise Ray writes one to the home directory
     }
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
@@ -98,7 +98,7 @@ def expected(demo_bundle: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def assert_entry(entry: dict[str, Any], want: dict[str, torch.Tensor], tolerance: float) -> None:
-    """The same boxes, in the same order but where scores are level."""
+    """Checks for the same boxes in the same order, except where scores are equal."""
     detections = entry["detections"]
     assert len(detections) == len(want["scores"]) >= 5
     order = sorted(range(len(detections)), key=lambda i: [round(x) for x in detections[i]["box"]])
@@ -113,7 +113,7 @@ def test_no_request_is_lost_when_a_replica_is_killed(
 ) -> None:
     kill = seen["kill"]
     assert len(kill["answers"]) == 60
-    assert kill["retried"] >= 1  # the killed one had requests, which the client sent again
+    assert kill["retried"] >= 1  # the killed replica had requests, which the client retried
     assert {picture for picture, _ in kill["answers"]} == set(range(len(PICTURES)))
     for picture, answer in kill["answers"]:
         assert answer["engines"] == {"backbone": "openvino"}
@@ -191,13 +191,13 @@ def test_nothing_is_left_running(seen: dict[str, Any]) -> None:
 
 @pytest.fixture
 def server() -> Iterator[HTTPServer]:
-    """Answers what ``replies`` says, one after the other: (status, content type, body)."""
+    """Yields a server that sends each of its ``replies`` in turn: (status, content type, body)."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             status, kind, body = self.server.replies.pop(0)  # type: ignore[attr-defined]
-            if not status:  # hangs up
+            if not status:  # closes the connection
                 return
             self.send_response(status)
             self.send_header("Content-Type", kind)
@@ -237,5 +237,5 @@ def test_the_client_does_not_repeat_what_the_application_refuses(server: HTTPSer
 
 
 def test_the_client_gives_up_after_its_tries(server: HTTPServer) -> None:
-    with pytest.raises(client.Failed, match="2 tries, the last: 503"):
+    with pytest.raises(client.Failed, match="2 tries failed, the last one with 503"):
         ask(server, [(503, "text/plain", b"full")] * 2, tries=2)

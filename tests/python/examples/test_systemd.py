@@ -1,4 +1,4 @@
-"""The unit of examples/systemd: options that the program has, and what a sandbox must not forbid."""
+"""Tests of the unit of examples/systemd: its options exist, and its sandbox allows what the program needs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Finds the places of a checkout that name a backend: those that would have to be touched to add another one.
+"""Finds the files of a checkout that name a backend, which adding another backend would change.
 
-A literal counts if it is a name as a whole, or a list of names, also with precisions ("openvino:bf16"), or the name of
-a vendor's package or module: such a literal decides something. Prose that names an engine as an example does not.
+A literal counts if it is a whole name, a list of names, optionally with precisions ("openvino:bf16"), or the name of a
+vendor's package or module, because such a literal affects behaviour. Prose that names an engine as an example does not
+count.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from helpers.pyproject import read_pyproject
 
 DIRECTORIES = ("hybrid_rt", "cpp", "tools", "examples", "models")
 PYPROJECT_TABLES = {"build-system.requires", "project.dependencies", "project.optional-dependencies"}
-"""Where a package needs a line: an extra, or what the native part is compiled with."""
+"""Tables in which a package needs a line: an extra, or a build requirement of the native part."""
 
 
 def places(root: Path, names: Collection[str]) -> dict[str, set[str]]:
-    """Returns the files that name one of ``names``, with the names, beside the backends' own directories."""
+    """Returns the files outside the backends' own directories that name one of ``names``, with those names."""
     found: dict[str, set[str]] = {}
     for path in sorted(path for directory in DIRECTORIES for path in (root / directory).rglob("*")):
         inside = path.relative_to(root)

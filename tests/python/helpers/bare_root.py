@@ -1,4 +1,4 @@
-"""A root directory that has glibc's libraries and busybox alone, to run in what must need no more."""
+"""Creates a root directory with only glibc's libraries and busybox, to test that programs need nothing else."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import pytest
 SECONDS = 120.0
 
 PYTHON = "/usr/bin/python3"
-"""The place of the interpreter that `add_python` copies."""
+"""The path of the interpreter that `add_python` copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BareRoot:
-    """A directory that commands are run in as if it were all of the machine.
+    """A directory in which commands run as if it were the whole machine.
 
     Attributes:
-        root: the directory.
-        shared: directories of this machine by their paths there, read-only.
+        root: The directory.
+        shared: Directories of this machine by their paths in the root, read-only.
     """
 
     root: Path
@@ -36,9 +36,9 @@ class BareRoot:
     def command(
         self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0", *, read_only: bool = False
     ) -> list[str]:
-        """Returns the command that runs another in the root, with /proc and /sys as in a container."""
+        """Returns the command that runs another command in the root, with /proc and /sys as in a container."""
         root = shlex.quote(str(self.root))
-        # The mounts are seen by this process only and go with it.
+        # The mounts are visible only to this process and end with it.
         prepare = [f"mount --bind {root} {root}", f"mount -o remount,bind,ro {root}"] if read_only else []
         prepare += [f"mount -t proc proc {root}/proc", f"mount --rbind -o ro /sys {root}/sys"]
         prepare += [f"mount --bind -o ro {shlex.quote(str(own))} {root}{there}" for there, own in self.shared.items()]
@@ -54,7 +54,7 @@ class BareRoot:
 
 
 def _why_no_bare_root() -> str:
-    """Why this machine can't make one; empty if it can."""
+    """Returns the reason why this machine can't create one, or ""."""
     if os.geteuid() != 0:
         return "chroot and mount need root"
     lacking = [name for name in ("busybox", "chroot", "unshare", "dpkg-query") if shutil.which(name) is None]
@@ -91,9 +91,10 @@ def _copy(root: Path, paths: Iterable[Path]) -> None:
 
 
 def add_python(root: Path) -> None:
-    """Copies this interpreter, its standard library and the libraries that these are linked to, but not OpenSSL's.
+    """Copies this interpreter, its standard library and the libraries that they are linked to, except OpenSSL's.
 
-    Tk's module would bring libpng. torch asks the system for libstdc++ and libgcc, which are copied too.
+    Tk's module is left out, because it would bring libpng. libstdc++ and libgcc, which torch loads from the system, are
+    copied too.
     """
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     library = Path(sysconfig.get_path("stdlib"))

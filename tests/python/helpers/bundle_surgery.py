@@ -1,4 +1,4 @@
-"""Bundles that convert() would not make: altered ones, and ones for backends that are not installed."""
+"""Makes bundles that convert() would not make: altered ones, and ones for backends that are not installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIGEST = "extra/hybrid_rt/manifest.sha256"
 
 
 def record_names(path: Path) -> list[str]:
-    """Without the archive's own folder: ``data.pkl``, ``constants/0``, ..."""
+    """Returns the names without the archive's root directory: ``data.pkl``, ``constants/0``, ..."""
     with zipfile.ZipFile(path) as archive:
         return [name.split("/", 1)[1] for name in archive.namelist()]
 
@@ -65,7 +65,7 @@ def flip_byte(path: Path, output: Path, position: int) -> Path:
 def rewrite(
     path: Path, output: Path, changes: Mapping[str, Callable[[bytes], bytes] | None], *, sign: bool = True
 ) -> Path:
-    """Copies the archive with other records; ``None`` leaves one out; ``sign``: the digests are made to fit."""
+    """Copies the archive with changed records. ``None`` removes one; ``sign`` updates the digests."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     root = next(iter(contents)).split("/", 1)[0]
@@ -109,9 +109,9 @@ def change_manifest(change: Callable[[dict], object]) -> Callable[[bytes], bytes
 
 
 def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
-    """A bundle of the small detector whose backbone has these variants.
+    """Saves the small detector with the given variants of its backbone.
 
-    A name stands for TorchScript's artifact that says it is that backend's; an artifact is taken as it is.
+    A name stands for TorchScript's artifact, labelled as that backend's; an artifact is used unchanged.
     """
     detector = small_detector()
     program = capture_alone(detector, "backbone", [(small_picture(),)])
@@ -136,14 +136,14 @@ def save_with_torchscript(path: Path, detector: nn.Module, inputs: tuple[Any, ..
 
 
 def small_artifact() -> Artifact:
-    """TorchScript's artifact of the small detector's backbone."""
+    """Returns TorchScript's artifact of the small detector's backbone."""
     detector = small_detector()
     program = capture_alone(detector, "backbone", [(small_picture(),)])
     return registry.backend("torchscript").compile(program, "fp32")
 
 
 def run_python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a new interpreter, in which the tests' modules can be imported."""
+    """Runs code in a new interpreter that can import the tests' modules."""
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],

@@ -1,13 +1,14 @@
-"""Reads the Markdown pages that users read, and runs what stands on them.
+"""Reads the Markdown pages for users, and runs the code blocks on them.
 
-What a block is says its first line; a comment before it says why it is not run:
+The first line of a block states its kind, and a comment before it states why it is not run:
 
-- ``python``: run, the blocks of a page one after the other in one namespace, in a folder that looks like a checkout.
-- ``console``: lines that begin with ``$ `` are run, ``hybrid-rt`` in this process; the others show what they print.
-- ``text`` right after ``python``: shows what it prints. Decimals and shares may differ, ``...`` stands for any lines.
-- any language with ``title="NAME"``: a file, written to the folder.
+- ``python``: run, all blocks of a page in order in one namespace, in a directory that looks like a checkout.
+- ``console``: lines that begin with ``$ `` are run, ``hybrid-rt`` in this process; the other lines show their output.
+- ``text`` directly after ``python``: shows its output. Decimals and percentages may differ, and ``...`` stands for any
+  lines.
+- any language with ``title="NAME"``: a file, written to the directory.
 - ``cpp``, ``cmake`` without a title: compiled, or an excerpt.
-- ``<!-- not run: REASON -->``: shown only. ``<!-- excerpt of PATH -->``: stands in that file of the repository.
+- ``<!-- not run: REASON -->``: only shown. ``<!-- excerpt of PATH -->``: appears in that file of the repository.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Block:
 
     @property
     def source(self) -> Path | None:
-        """The file that it is an excerpt of."""
+        """Returns the file that this block is an excerpt of."""
         return ROOT / self.marker.removeprefix("excerpt of ") if self.marker.startswith("excerpt of ") else None
 
 
@@ -71,10 +72,10 @@ def blocks(page: Path) -> list[Block]:
 
 
 def run_page(page: Path) -> None:
-    """Runs a page in the current folder.
+    """Runs a page in the current directory.
 
     Raises:
-        AssertionError: a command fails, or something else is printed than the page shows.
+        AssertionError: If a command fails, or prints something else than the page shows.
     """
     names: dict[str, object] = {"__name__": page.stem}
     printed: str | None = None
@@ -85,7 +86,7 @@ def run_page(page: Path) -> None:
         if block.title:
             Path(block.title).write_text(block.text)
         elif block.language == "python":
-            # Lines are counted as on the page: a traceback then names them.
+            # Keep the page's line numbers, so that a traceback names them.
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(code, names)
@@ -107,9 +108,9 @@ def run_console(block: Block) -> None:
 
 
 def run_command(words: list[str], where: str) -> str:
-    """Runs one of our programs and returns its stdout."""
+    """Runs one of the package's programs and returns its stdout."""
     assert words[0] in ("hybrid-rt", "hybrid-rt-detect"), f"{where}: {words[0]} is not run here; mark the block"
-    if words[:2] == ["hybrid-rt", "detect"] or words[0] == "hybrid-rt-detect":  # the first replaces the process
+    if words[:2] == ["hybrid-rt", "detect"] or words[0] == "hybrid-rt-detect":  # the first one replaces the process
         program = Path(sys.executable).parent / words[0]
         done = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{where}: {done.stderr}"
@@ -120,7 +121,7 @@ def run_command(words: list[str], where: str) -> str:
 
 
 def assert_shown(shown: list[str], printed: str, where: str) -> None:
-    """Each line that is shown was printed, in this order, with other decimals perhaps."""
+    """Checks that each line shown was printed, in this order, apart from decimals."""
     printed_lines = [_fingerprint(line) for line in printed.splitlines()]
     at = 0
     for line in shown:
@@ -132,6 +133,6 @@ def assert_shown(shown: list[str], printed: str, where: str) -> None:
 
 
 def _fingerprint(line: str) -> str:
-    """Without decimals and shares, which differ from run to run, and without how wide a table is."""
+    """Returns a line without decimals and percentages, which differ between runs, and without the widths of tables."""
     plain = re.sub(r"[\s━─│┃┏┓┗┛┡┩└┘├┤┬┴┼╇╈┳┻╋]+", " ", line).strip()
     return re.sub(r"\d+(?:\.\d+)+(?:e[+-]\d+)?|\d+(?=\s?%)", "#", plain)

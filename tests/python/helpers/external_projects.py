@@ -1,4 +1,4 @@
-"""Builds and runs the projects of strangers in tests/: a service in C++, and a backend out of the tree."""
+"""Builds and runs the third-party projects in tests/: a service in C++, and an out-of-tree backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import hybrid_rt
 TESTS = Path(__file__).parents[2]
 DOWNSTREAM = TESTS / "downstream"
 OUT_OF_TREE = TESTS / "out_of_tree_backend"
-# The environment's own cmake, ninja and ccache, if it has them.
+# The environment's cmake, ninja and ccache take precedence.
 SEARCH_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
@@ -32,7 +32,7 @@ def run(*command: str | Path, directory: Path | None = None, **environment: str)
 
 
 def succeed(*command: str | Path, **environment: str) -> str:
-    """Runs a command that must succeed; returns its stdout."""
+    """Runs a command that has to succeed, and returns its stdout."""
     result = run(*command, directory=None, **environment)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
@@ -56,19 +56,19 @@ def build_project(project: Path, build: Path) -> Path:
 
 
 def picture_arguments(image: Tensor, path: Path) -> tuple[str, str, str]:
-    """The picture as the programs' arguments: a raw file, which is written to `path`, height, width."""
+    """Returns an image as the programs' arguments: a raw file, which is written to `path`, height, width."""
     path.write_bytes(image.contiguous().numpy().tobytes())
     return str(path), str(image.shape[1]), str(image.shape[2])
 
 
 def run_any_detector(program: Path, bundle: Path, pictures: Sequence[Tensor], folder: Path) -> dict[str, list[float]]:
-    """Runs tests/downstream's any_detector; returns the values of each tensor that it finds, by its place.
+    """Runs tests/downstream's any_detector, and returns the values of each tensor that it finds, by position.
 
     Args:
-        program: the built program.
-        bundle: the bundle.
-        pictures: [C, H, W] each, given as a list, or [1, C, H, W] each, given as separate arguments.
-        folder: where the pictures' files are written.
+        program: The built program.
+        bundle: The bundle.
+        pictures: Images, [C, H, W] each if passed as a list, or [1, C, H, W] each if passed as separate arguments.
+        folder: Directory for the images' files.
     """
     mode = "list" if pictures[0].dim() == 3 else "batches"
     words = []

@@ -1,4 +1,4 @@
-"""A detector whose result has fields beyond ASCII; TorchScript reads their types as objects, not as texts."""
+"""Defines a detector whose result has non-ASCII fields. TorchScript reads their types as objects, not as strings."""
 
 from typing import NamedTuple
 

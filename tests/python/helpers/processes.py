@@ -1,4 +1,4 @@
-"""Waits for a process as long as it works: a limit in seconds would count the load of the machine."""
+"""Waits for a process as long as it works, because a time limit would depend on the load of the machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from tools.dev.process_work import work_of
 
 IDLE_SECONDS = 30.0
-"""A process that sleeps for so long without any work hangs."""
+"""A process that sleeps this long without working is considered hung."""
 CPU_SECONDS = 400.0
-"""A process that works for longer hangs too: it waits actively."""
+"""A process that works longer is considered hung in a busy loop."""
 
 
 def run_while_it_works(
@@ -25,10 +25,10 @@ def run_while_it_works(
     cpu_seconds: float = CPU_SECONDS,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a session of its own, and captures what it and its children print.
+    """Runs a command in a new session, and captures the output of it and its children.
 
     Raises:
-        AssertionError: all processes of the session slept for ``idle_seconds``, or they used ``cpu_seconds``.
+        AssertionError: If all processes of the session slept for ``idle_seconds``, or used ``cpu_seconds``.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
@@ -50,7 +50,7 @@ def run_while_it_works(
 
 
 def _watch(process: subprocess.Popen[str], idle_seconds: float, cpu_seconds: float) -> str:
-    """Waits for the end; kills the session if it hangs, and returns how."""
+    """Waits for the end. Kills the session if it hangs, and returns how it hung."""
     used, since = -1.0, time.monotonic()
     while process.poll() is None:
         time.sleep(0.1)

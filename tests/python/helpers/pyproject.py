@@ -9,9 +9,9 @@ from typing import Any
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # pytest brings it
+    import tomli as tomllib  # pytest depends on it
 
 
 def read_pyproject(root: Path) -> dict[str, Any]:
-    """The project's file of a checkout."""
+    """Reads the pyproject.toml of a checkout."""
     return tomllib.loads((root / "pyproject.toml").read_text())

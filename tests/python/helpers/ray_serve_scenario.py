@@ -1,7 +1,7 @@
-"""The scenario of test_ray_serve.py, in a process of its own to keep Ray's threads and warnings out of pytest.
+"""Runs the scenario of test_ray_serve.py in a separate process, to keep Ray's threads and warnings out of pytest.
 
-Prints a JSON object on its last line. Arguments: the bundle, a bundle that takes one picture only, a port, a folder for
-Ray's files, pictures. The checkout has to be on PYTHONPATH, for the replicas' processes too.
+Prints a JSON object on its last line. Arguments: the bundle, a bundle that takes only one image, a port, a directory
+for Ray's files, images. The checkout has to be on PYTHONPATH, for the replicas' processes too.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ MODEL, ONE_PICTURE_MODEL, PORT, FOLDER = sys.argv[1:5]
 PICTURES = [Path(name) for name in sys.argv[5:]]
 URL = f"http://127.0.0.1:{PORT}/v1/detect"
 CLIENTS = 8
-SIZES = ",".join("{1}x{0}".format(*Image.open(path).size) for path in PICTURES[:2])  # of those that are batched
+SIZES = ",".join("{1}x{0}".format(*Image.open(path).size) for path in PICTURES[:2])  # the sizes of the batched images
 
 
 def replicas() -> list[str]:
-    """The actors of the replicas, also of those that are starting."""
+    """Returns the actors of the replicas, including those that are starting."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return sorted(actor["name"] for actor in actors if "SERVE_REPLICA" in actor["name"])
 
 
 def running() -> int:
     states = serve.status().applications["default"].deployments["Detector"].replica_states
-    return states.get("RUNNING", 0)  # type: ignore[call-overload]  # a str as well as an enumeration
+    return sum(count for state, count in states.items() if state == "RUNNING")  # an enumeration of str
 
 
 def wait_for_replacement(killed: str, count: int, seconds: float = 60.0) -> bool:
@@ -128,7 +128,7 @@ def largest_batch() -> int:
 
 
 def flood_until(count: int, seconds: float) -> tuple[list[list[Any]], int]:
-    """Requests from all clients until there are so many replicas."""
+    """Sends requests from all clients until there are ``count`` replicas."""
     stop = time.monotonic() + seconds
     answers: list[list[Any]] = []
 
@@ -165,7 +165,7 @@ def failed_deployment(**options: Any) -> str:
 
 def main() -> None:
     ray.init(
-        num_cpus=4,  # Ray's own count: what a replica reserves, not what there is
+        num_cpus=4,  # a number for Ray's scheduling, not the machine's CPUs
         include_dashboard=False,
         object_store_memory=80_000_000,
         log_to_driver=False,
@@ -187,7 +187,7 @@ def main() -> None:
             batch_wait_ms=300.0, warm_up=SIZES,
         )  # fmt: skip
         seen["batched"], seen["replicas under load"] = flood_until(2, 90.0)
-        codes_of(8)  # of one size and at once: however slow the machine is, some meet
+        codes_of(8)  # concurrent and of one size, so that some share a batch however slow the machine is
         seen["largest batch"] = largest_batch()
         seen["too large a batch"] = failed_deployment(model=ONE_PICTURE_MODEL, max_batch=4, warm_up=SIZES)
     finally:

@@ -13,14 +13,17 @@ Detections = dict[str, Tensor]
 
 
 def partners(want: Detections, have: Detections) -> tuple[Tensor, Tensor]:
-    """Indices of the boxes on both sides that are the same."""
+    """Returns the indices of equal boxes on both sides."""
     overlap = box_iou(want["boxes"], have["boxes"]) * (want["labels"][:, None] == have["labels"])
     best, index = overlap.max(dim=1)
     return torch.where(best > 0.99)[0], index[best > 0.99]
 
 
 def assert_same_masks(want: Tensor, have: Tensor) -> None:
-    """[n, 1, H, W] in 0..1. torchvision pastes a mask at whole pixels: a box at the edge of one moves it by one."""
+    """Compares masks [n, 1, H, W] in 0..1.
+
+    torchvision pastes a mask at whole pixels, so that a box at the edge of a pixel moves it by one.
+    """
     want, have = want > 0.5, have > 0.5
     union = (want | have).flatten(1).sum(dim=1)
     overlap = torch.where(union > 0, (want & have).flatten(1).sum(dim=1) / union, 1.0)
@@ -30,28 +33,32 @@ def assert_same_masks(want: Tensor, have: Tensor) -> None:
 
 
 def assert_same_areas(want: Tensor, have: Tensor) -> None:
-    """[n], px: the sum of each mask's values."""
+    """Compares areas [n], px: the sum of each mask's values."""
     difference = (want - have).abs() / want.clamp(min=1.0)
     assert difference.max() < 0.3
     assert (difference < 0.01).double().mean() >= 0.9
 
 
 def assert_same_keypoints(want: Tensor, have: Tensor) -> None:
-    """[n, 17, 3]: x, y in px and the score. A keypoint is the highest of some pixels: two may be level."""
+    """Compares keypoints [n, 17, 3]: x, y in px and the score.
+
+    A keypoint is the maximum over several pixels, of which two may be equal.
+    """
     moved = (want[:, :, :2] - have[:, :, :2]).abs().amax(dim=2)
     assert (moved < 0.1).double().mean() >= 0.98
     assert (want[:, :, 2] - have[:, :, 2]).abs().max() < 0.02
 
 
 def keypoints(found: Detections) -> Tensor:
-    """x, y and score of each: [n, 17, 3]."""
+    """Returns x, y and score of each keypoint: [n, 17, 3]."""
     return torch.cat([found["keypoints"][:, :, :2], found["keypoints_scores"][:, :, None]], dim=2)
 
 
 def assert_same(expected: Sequence[Detections], found: Sequence[Detections]) -> None:
-    """Boxes with label, IoU over 0.99 and score within 1e-3, both ways; their masks and keypoints if they have any.
+    """Checks that both sides have the same boxes, with their masks and keypoints if any, at least five per image.
 
-    At least five a picture. ``found`` may have "areas" in the place of "masks".
+    Boxes are the same if their labels are equal, their IoU is above 0.99 and their scores differ by at most 1e-3.
+    ``found`` may have "areas" instead of "masks".
     """
     assert len(expected) == len(found)
     for want, have in zip(expected, found, strict=True):

@@ -1,4 +1,4 @@
-"""Hooks (`hooks` in the configuration) with which schemathesis makes requests that /v1/detect accepts."""
+"""Hooks (`hooks` in the configuration) that make schemathesis send requests that /v1/detect accepts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ for media_type, bodies in {
 
 @schemathesis.hook
 def map_case(context: schemathesis.HookContext, case: schemathesis.Case) -> schemathesis.Case:
-    """Asks for no annotated picture where there may be several, or floats: no schema can say that."""
+    """Removes options that no schema can exclude: an annotated image of several images or of floats."""
     if case.media_type in ("multipart/form-data", "application/x-safetensors") and case.query:
         case.query.pop("annotated", None)
     return case

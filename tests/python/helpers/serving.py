@@ -1,4 +1,4 @@
-"""Runs hybrid-rt-serve for a test, on a free port of loopback, and stops it."""
+"""Runs hybrid-rt-serve for a test, on a free loopback port, and stops it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STOP_SECONDS = 60.0
 
 
 class ServerEnded(AssertionError):
-    """The server ended before it served; `code` is its exit code, `lines` what it wrote to stderr."""
+    """Is raised if the server ended before it served. `code` is its exit code, `lines` its stderr."""
 
     def __init__(self, code: int, lines: list[str]) -> None:
         super().__init__("\n".join([f"hybrid-rt-serve ended with {code} before it served", *lines]))
@@ -31,7 +31,7 @@ class ServerEnded(AssertionError):
 
 @dataclass(frozen=True)
 class Answer:
-    """The server's answer; header names are in lower case."""
+    """A response of the server. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -43,13 +43,13 @@ class Answer:
 
 @dataclass
 class Server:
-    """A server that runs. `lines` and `log` grow while it does."""
+    """A running server. `lines` and `log` grow while it runs."""
 
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
-    """What it wrote to stderr."""
+    """Its lines on stderr."""
     log: list[dict[str, Any]] = field(default_factory=list)
-    """The same as JSON; a line that is no JSON object is missing here."""
+    """The same lines parsed as JSON, without those that are not JSON objects."""
     address: str = ""
     port: int = 0
     _grown: threading.Condition = field(default_factory=threading.Condition)
@@ -60,13 +60,13 @@ class Server:
         return f"http://{self.address}:{self.port}"
 
     def wait_for(self, event: str, *, after: int = 0, seconds: float = 30.0, **fields: Any) -> dict[str, Any]:
-        """The first log entry of this event with these fields from index `after` on; waits until there is one.
+        """Waits for a log entry of the event with these fields, and returns the first one from index `after` on.
 
-        A request is logged after its answer was sent.
+        A request is logged after its response is sent.
 
         Raises:
-            TimeoutError: there is none in time.
-            ServerEnded: the server wrote its last line before.
+            TimeoutError: If there is none in time.
+            ServerEnded: If the server ended without one.
         """
         deadline = time.monotonic() + seconds
         fields["event"] = event
@@ -89,7 +89,7 @@ class Server:
         headers: Mapping[str, str] | None = None,
         seconds: float = 60.0,
     ) -> Answer:
-        """One request on a connection of its own: a GET, or a POST if there is a body."""
+        """Sends one request on a new connection: a GET, or a POST if there is a body."""
         connection = http.client.HTTPConnection(self.address, self.port, timeout=seconds)
         try:
             connection.request(method or ("GET" if body is None else "POST"), path, body, dict(headers or {}))
@@ -102,13 +102,13 @@ class Server:
     def detect(
         self, picture: Path | bytes, query: str = "", *, content_type: str = "application/octet-stream", **headers: str
     ) -> Answer:
-        """POST /v1/detect with one picture; headers as keywords, with _ for -."""
+        """Sends POST /v1/detect with one image; headers are keywords, with _ for -."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         body = picture if isinstance(picture, bytes) else picture.read_bytes()
         return self.request(f"/v1/detect{query}", body, headers={"Content-Type": content_type, **names})
 
     def read(self, stream: IO[str]) -> None:
-        """Takes the lines over until the stream ends; runs in a thread of its own."""
+        """Reads lines until the stream ends; runs in a separate thread."""
         for line in stream:
             with self._grown:
                 self.lines.append(line.rstrip("\n"))
@@ -128,13 +128,13 @@ def serving(
     """Starts a server, waits until it serves, yields it, and stops it with SIGTERM.
 
     Args:
-        models: bundles, or folders of them.
-        exit_code: that it has to end with; None: any. Not looked at if the test has failed already.
-        env: its environment; None: ours.
-        options: of the program, `max_batch=4` for `--max-batch 4`, True for a flag, None to leave one out.
+        models: Bundles, or directories of bundles.
+        exit_code: Exit code that the server has to end with. None accepts any. Ignored if the test has already failed.
+        env: The server's environment. None inherits this one.
+        options: Options of the program: `max_batch=4` for `--max-batch 4`, True for a flag, None for no option.
 
     Raises:
-        ServerEnded: it ended before it served.
+        ServerEnded: If the server ended before it served.
     """
     command = [program("hybrid-rt-serve", "test"), *(str(model) for model in models)]
     for name, value in {"port": 0, **options}.items():
@@ -165,7 +165,7 @@ def serving(
 
 
 def _stop(process: subprocess.Popen[str]) -> bool:
-    """Returns true if it ended by SIGTERM in time, or had ended before. In any case it has ended."""
+    """Stops the process. Returns true if it ended after SIGTERM in time, or had already ended."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

@@ -1,4 +1,4 @@
-"""Detectors of many shapes that convert in a fraction of a second, for tests that need no trained one."""
+"""Detectors of many kinds that convert in a fraction of a second, for tests that need no trained detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = 32
 
 
 class Backbone(nn.Module):
-    """[N, 3, H, W] -> two levels, [N, 8, H/2, W/2] and [N, 8, H/4, W/4]."""
+    """Maps [N, 3, H, W] to two levels, [N, 8, H/2, W/2] and [N, 8, H/4, W/4]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
 
 
 class Alone(nn.Module):
-    """A detector that is nothing but one segment, for any arguments; not for TorchScript."""
+    """A detector that consists of one segment, for any arguments; TorchScript cannot compile it."""
 
     def __init__(self, segment: nn.Module, name: str = "backbone") -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Alone(nn.Module):
 
 
 class Changed(nn.Module):
-    """A layer, and what ``change`` makes of its result; by default, the layer keeps the sizes: [N, 4, H, W]."""
+    """Applies ``change`` to the result of a layer; the default layer keeps the sizes: [N, 4, H, W]."""
 
     def __init__(self, change: Callable[[Tensor], Any], layer: nn.Module | None = None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Changed(nn.Module):
 
 
 class OneConvolution(nn.Module):
-    """A batch [N, 3, H, W] in, [N, 4, H - 2, W - 2] out."""
+    """Maps a batch [N, 3, H, W] to [N, 4, H - 2, W - 2]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class OneConvolution(nn.Module):
 
 
 class SmallDetector(nn.Module):
-    """A batch of pictures [N, 3, H, W] in; boxes [n, 4], scores [n] and labels [n] of the first picture out."""
+    """Maps a batch of images [N, 3, H, W] to the first image's boxes [n, 4], scores [n] and labels [n]."""
 
     def __init__(self, backbone: nn.Module | None = None) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class SmallDetector(nn.Module):
         return self.detect(self.backbone(pictures)["coarse"])
 
     def detect(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """features: [N, 8, H/4, W/4]."""
+        """Returns boxes, scores and labels from features [N, 8, H/4, W/4]."""
         scores, labels = self.classes(features)[0].flatten(1).sigmoid().max(dim=0)
         cells = torch.arange(scores.numel(), device=scores.device)
         left = (cells % features.shape[3]).to(scores.dtype) * 4
@@ -83,7 +83,7 @@ class SmallDetector(nn.Module):
 
 
 class ListDetector(nn.Module):
-    """The same with torchvision's interface: a list of pictures in, a list of dicts out."""
+    """The same with torchvision's interface: takes a list of images and returns a list of dicts."""
 
     def __init__(self, detector: SmallDetector, least_score: float = 0.0) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class ListDetector(nn.Module):
         return found
 
 
-# Backbones of other shapes, each with the head that takes what it returns: TorchScript types are static.
+# Backbones with other result types, each with a matching head, because TorchScript types are static.
 
 
 class Reshaped(Backbone):
-    """Returns what ``wrap`` makes of the two levels."""
+    """Returns the result of ``wrap`` for the two levels."""
 
     def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class TakesTensor(SmallDetector):
 
 
 class TakesIndexed(SmallDetector):
-    """A list or a tuple of levels."""
+    """Takes a list or a tuple of levels."""
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         levels = self.backbone(pictures)
@@ -147,7 +147,7 @@ class TakesDictOfLists(SmallDetector):
 
 
 def mean(level: Tensor) -> Tensor:
-    """Mean per channel: [N, C, 1, 1]."""
+    """Returns the mean of each channel: [N, C, 1, 1]."""
     return level.mean(dim=(2, 3), keepdim=True)
 
 
@@ -171,7 +171,7 @@ RESHAPED: dict[str, tuple[type[SmallDetector], Callable[[Tensor, Tensor], Any]]]
 
 
 def reshaped_detector(kind: str) -> SmallDetector:
-    """In eval mode; ``kind``: one of :data:`RESHAPED`."""
+    """Returns a detector in eval mode. ``kind`` is one of :data:`RESHAPED`."""
     detector, wrap = RESHAPED[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -179,7 +179,7 @@ def reshaped_detector(kind: str) -> SmallDetector:
 
 
 class FusingBackbone(nn.Module):
-    """A picture [N, 3, H, W] and its depth [N, 1, H, W] -> [N, 8, H/4, W/4]."""
+    """Maps an image [N, 3, H, W] and its depth [N, 1, H, W] to [N, 8, H/4, W/4]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class FusingBackbone(nn.Module):
 
 
 class FusingDetector(SmallDetector):
-    """A user's own detector of two inputs."""
+    """A custom detector with two inputs."""
 
     def __init__(self) -> None:
         super().__init__(FusingBackbone())
@@ -208,10 +208,10 @@ def fusing_detector() -> FusingDetector:
 
 
 class CentreDetector(nn.Module):
-    """Anchor-free, as a user might write one: each cell of two levels says how far away the sides of its box are.
+    """An anchor-free detector: each cell of two levels predicts the distances to the sides of its box.
 
-    A list of pictures [3, H, W] of any sizes in, which are padded to one; a tuple of boxes [n, 4], scores [n], labels
-    [n] and the picture that each is of [n] out.
+    Takes a list of images [3, H, W] of any sizes, which are padded to one size. Returns a tuple of boxes [n, 4], scores
+    [n], labels [n] and the index of each box's image [n].
     """
 
     def __init__(self) -> None:
@@ -253,14 +253,14 @@ def centre_detector() -> CentreDetector:
 
 
 def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
-    """In eval mode, with the same weights each time."""
+    """Returns a detector in eval mode, with the same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return SmallDetector(backbone).requires_grad_(False).eval()
 
 
 def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
-    """Noise, [1, 3, H, W] in 0..1."""
+    """Returns noise, [1, 3, H, W] in 0..1."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -275,7 +275,7 @@ def small_list_detector() -> ListDetector:
 
 
 class CountingListDetector(nn.Module):
-    """Scores fall with the number of calls, which it keeps."""
+    """Counts its calls, and lowers the scores with each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ def counting_list_detector() -> CountingListDetector:
 
 
 def demo_backbone() -> nn.Module:
-    """The demo detector's, for command lines that name a callable."""
+    """Returns the demo detector's backbone, for command lines that name a callable."""
     from models import digits_detector
 
     backbone: nn.Module = digits_detector.load().backbone

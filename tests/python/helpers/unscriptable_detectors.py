@@ -1,4 +1,4 @@
-"""Detectors in the manner of today's transformers, with code that TorchScript has no words for."""
+"""Detectors in the style of current transformers, with code that TorchScript does not support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHANNELS = 8
 
 
 def _seeded(module: nn.Module) -> nn.Module:
-    """Random weights, the same in each process, that let values differ from place to place."""
+    """Sets random weights, the same in each process, that make values differ between positions."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -27,7 +27,7 @@ def _seeded(module: nn.Module) -> nn.Module:
 
 @dataclasses.dataclass
 class Found:
-    """Boxes [N, q, 4] and logits [N, q, c]; ``masks`` are switched off."""
+    """Boxes [N, q, 4] and logits [N, q, c]; ``masks`` is None."""
 
     boxes: Tensor
     logits: Tensor
@@ -35,7 +35,7 @@ class Found:
 
 
 class Transformer(nn.Module):
-    """Attention over tokens [N, t, 8], then queries [N, q, 8] that look at them."""
+    """Applies attention over tokens [N, t, 8], and then from queries [N, q, 8] to them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Transformer(nn.Module):
 
 
 class DetrLike(nn.Module):
-    """A batch [N, 3, H, W] in; an encoder with sine places made from the size, learnt queries; a dataclass out."""
+    """Maps a batch [N, 3, H, W] to a dataclass. Has sine positions computed from the size, and learnt queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class DetrLike(nn.Module):
         self.classes = nn.Linear(CHANNELS, 3)
 
     def places(self, height: int, width: int) -> Tensor:
-        """[1, height * width, 8]."""
+        """Returns positions [1, height * width, 8]."""
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         angles = torch.stack([rows / height, columns / width], dim=-1).flatten(0, 1) * 6.28
         return torch.cat([angles.sin(), angles.cos(), angles.sin() ** 2, angles.cos() ** 2], dim=-1)[None]
@@ -77,7 +77,7 @@ class DetrLike(nn.Module):
 
 
 class RtDetrLike(DetrLike):
-    """Queries are the best tokens, boxes are around their cells; a dict of several types out."""
+    """Uses the best tokens as queries, with boxes around their cells, and returns a dict of several types."""
 
     def forward(self, pixels: Tensor, *, more: dict[str, Any] | None = None) -> Any:
         levels = self.backbone(pixels)
@@ -96,14 +96,14 @@ class RtDetrLike(DetrLike):
 
 
 class Pair(NamedTuple):
-    """Boxes [N, q, 4] and how many cells there were."""
+    """Boxes [N, q, 4] and the number of cells."""
 
     boxes: Tensor
     cells: int
 
 
 class NamedDetr(DetrLike):
-    """A named tuple, and in a list what auxiliary heads would have found: nothing."""
+    """Returns a named tuple, and an empty list for auxiliary heads."""
 
     def forward(self, pixels: Tensor, *, more: dict[str, Any] | None = None) -> Any:
         found = super().forward(pixels, more=more)

@@ -1,4 +1,4 @@
-"""A recurrent head: the convolutions as an engine, LSTM and CTC decoding in TorchScript; the same strings as eager."""
+"""Tests of a recurrent head, with convolutions in an engine, and LSTM and CTC decoding in TorchScript."""
 
 from __future__ import annotations
 

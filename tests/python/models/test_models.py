@@ -137,7 +137,7 @@ def test_trained_detector_finds_held_out_digits():
     result = digits_detector.evaluate(detector, digits_data.make_split("held_out", 40))
     report = json.loads(digits_detector.WEIGHTS.with_name("training.json").read_text(encoding="utf-8"))
     assert result["mAP50"] >= 0.85
-    # The report is of 200 pictures, of which these are the first.
+    # The report covers 200 images, of which these are the first.
     assert result["mAP50"] == pytest.approx(report["held_out"]["mAP50"], abs=0.03)
     assert result["mAP"] == pytest.approx(report["held_out"]["mAP"], abs=0.03)
     assert result["mAP"] < result["mAP50"]

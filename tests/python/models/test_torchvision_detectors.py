@@ -1,4 +1,4 @@
-"""torchvision's detectors: the hybrid finds what eager mode finds, in Python and in C++, alone and in a batch."""
+"""Tests that hybrids of torchvision's detectors find what eager mode finds, in Python and C++, alone and in a batch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow
 SIZES = [(240, 320), (320, 240), (263, 263)]
 BATCHES = [[0], [0, 1, 2]]
 MIN_SIZE = 160
-"""The side that pictures are resized to: torchvision's 800 takes thirty times as long and tests nothing more."""
+"""The side length that images are resized to. torchvision's 800 takes thirty times as long and tests nothing more."""
 PROPOSALS = 100
-"""Of an R-CNN: with torchvision's 1,000 the heads of the v2 ones take seconds a picture."""
+"""Proposals of an R-CNN. With torchvision's 1,000 the heads of the v2 models take seconds per image."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Converted:
     path: Path
     pictures: list[Tensor]
     expected: list[list[Detections]]
-    """What eager mode finds in each of BATCHES."""
+    """The results of eager mode for each of BATCHES."""
 
 
 @pytest.fixture(scope="module", params=torchvision_detectors.NAMES)
@@ -64,7 +64,7 @@ def test_cpp_finds_the_same_in_a_batch_of_sizes(converted: Converted, downstream
 
 
 def test_the_random_weights_do_not_amplify_rounding(converted: Converted) -> None:
-    """Else the tests above would compare noise."""
+    """Otherwise the tests above would compare noise."""
     detector = copy.deepcopy(converted.detector)
     generator = torch.Generator().manual_seed(0)
     for weight in detector.parameters():

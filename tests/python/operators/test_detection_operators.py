@@ -1,4 +1,4 @@
-"""Detection heads in one operator each, against the operators of torch and torchvision that they stand for."""
+"""Tests of detection heads as single operators, against the operators of torch and torchvision that they replace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def random_boxes(count: int, generator: torch.Generator, dtype: torch.dtype = to
 
 
 def best_above(scores: Tensor, threshold: float, wanted: int) -> tuple[Tensor, Tensor]:
-    """As RetinaNet and FCOS choose: of all scores, then compacted."""
+    """Selects scores as RetinaNet and FCOS do: from all scores, compacted afterwards."""
     scores = scores.flatten()
     passing = torch.where(scores > threshold)[0]
     best, order = scores[passing].topk(min(wanted, len(passing)))
@@ -42,7 +42,7 @@ def ssd_reference(
 
 
 def floats_around(probability: float, count: int) -> Tensor:
-    """Floats next to each other around the logit of a probability; multiples of the smallest of 1's around 0."""
+    """Returns consecutive floats around the logit of a probability; around 0, multiples of the spacing below 1."""
     logit = math.log(probability / (1 - probability))
     step = 2.0 ** (math.frexp(max(abs(logit), 1.0))[1] - 25)
     return (logit + (torch.arange(count, dtype=torch.float64) - count / 2) * step).float()
@@ -60,9 +60,9 @@ def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
 def test_batched_nms_is_torchvisions(count: int, levels: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(count + levels)
     if levels > 7 and dtype == torch.float64:
-        levels = 20  # a loop in Python per class
+        levels = 20  # eager mode runs a Python loop per class
     boxes = random_boxes(count, generator, dtype)
-    scores = (torch.rand(count, generator=generator) * 50).round().to(dtype) / 50  # many are equal
+    scores = (torch.rand(count, generator=generator) * 50).round().to(dtype) / 50  # many scores are equal
     classes = torch.randint(levels, (count,), generator=generator)
     kept = OURS.batched_nms(boxes, scores, classes, 0.3)
     assert kept.dtype == torch.int64
@@ -107,7 +107,7 @@ def test_ssd_detections_are_those_of_a_loop_over_classes(seed: int, dtype: torch
     boxes = random_boxes(anchors, generator, dtype)
     logits = torch.randn(anchors, classes, generator=generator).to(dtype) * 3
     if seed >= 3:
-        logits = logits.round()  # ties within and at the cut of the best
+        logits = logits.round()  # ties among the best and at the cut-off
     arguments = (boxes, logits.softmax(1), 0.02, 30, 0.45, 200)
     found = OURS.ssd_detections(*arguments)
     assert_equal(found, ssd_reference(*arguments))
@@ -158,7 +158,7 @@ def test_sigmoid_topk_is_that_of_all_scores(shape: tuple[int, int], threshold: f
 
 @pytest.mark.parametrize("threshold", [1e-6, 0.05, 0.5, 0.9, 0.999])
 def test_sigmoid_topk_takes_exactly_what_passes_at_the_threshold(threshold: float) -> None:
-    """The floats around the logit of the threshold, in torch's vectors, so that every bit is eager's."""
+    """The logits are consecutive floats around the threshold, so that every bit has to be eager mode's."""
     logits = floats_around(threshold, 8192)
     scores, indices = OURS.sigmoid_topk(logits, threshold, 10000)
     assert_equal((scores, indices), best_above(logits.sigmoid(), threshold, 10000))
@@ -231,7 +231,7 @@ def pooling_inputs(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, li
 @pytest.mark.parametrize("stray", [False, True])
 def test_multiscale_roi_align_pools_each_box_on_its_level(dtype: torch.dtype, stray: bool) -> None:
     features, rois, levels, scales = pooling_inputs(dtype)
-    if stray:  # a box without a level is 0, as where torchvision's levels are those of boxes with NaN
+    if stray:  # a box without a level is 0, as for boxes with NaN in torchvision
         levels[3], levels[4] = -(2**63), 3
     expected = torch.zeros(70, 20, 3, 2, dtype=dtype)
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
@@ -287,7 +287,7 @@ BOXES, SCORES, CLASSES = torch.ones(3, 4), torch.ones(3), torch.ones(3, dtype=to
         ("ssd_detections", (BOXES.half(), BOXES.half(), 0.1, 9, 0.5, 9), "expected boxes of dtype Float or Double"),
         ("ssd_detections", (BOXES, BOXES.double(), 0.1, 9, 0.5, 9), "expected scores of the dtype and device"),
         ("ssd_detections", (BOXES, BOXES, 0.1, -1, 0.5, 9), "expected topk_candidates of 0 or more, got -1"),
-        ("sigmoid_topk", (CLASSES, 0.1, 9), "expected logits of floats, got Long [3]"),
+        ("sigmoid_topk", (CLASSES, 0.1, 9), "expected floating-point logits, got Long [3]"),
         ("sigmoid_topk", (BOXES, 0.1, -1), "expected topk_candidates of 0 or more, got -1"),
         ("centered_sigmoid_topk", (SCORES, BOXES[:, :1], 0.1, 9), "expected logits of shape [A, C]"),
         ("centered_sigmoid_topk", (BOXES, SCORES, 0.1, 9), "expected centerness of shape [3, 1]"),
@@ -319,4 +319,4 @@ def test_a_module_with_the_operators_is_exported() -> None:
     inputs = (random_boxes(30, generator), torch.randn(30, 4, generator=generator), torch.rand(1, 3, 8, 8))
     exported = torch.export.export(Everything(), inputs)
     assert_equal(exported.module()(*inputs), Everything()(*inputs))
-    assert "30" in str(list(exported.graph.nodes)[-2].meta["val"].shape)  # as many pooled boxes as there are
+    assert "30" in str(list(exported.graph.nodes)[-2].meta["val"].shape)  # one pooled box per box

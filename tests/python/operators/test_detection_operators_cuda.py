@@ -1,4 +1,4 @@
-"""The operators of known heads on a GPU, where torch's own operators compute them, against the same on the CPU."""
+"""Tests of the operators of known heads on a GPU, where torch's operators compute them, against the CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def boxes(count: int, generator: torch.Generator) -> Tensor:
 
 
 def inputs(name: str) -> tuple[Any, ...]:
-    """Arguments whose scores lie so far apart that rounding changes no order."""
+    """Returns arguments whose scores are so far apart that rounding does not change their order."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randperm(900, generator=generator).float().view(90, 10) / 900
     logits = torch.logit(scores * 0.98 + 0.01)

@@ -41,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def on_device(tensor: Tensor) -> Tensor:
-    """With all that lies between its elements, so that the strides stay."""
+    """Copies a tensor to the device, including the memory between its elements, so that its strides are kept."""
     if device_of_operators == "cpu":
         return tensor
     elements = tensor.untyped_storage().nbytes() // tensor.element_size()
@@ -124,7 +124,7 @@ def test_nms_random_boxes(seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     boxes = make_boxes(int(torch.randint(1, 300, (1,), generator=generator)), generator, dtype=dtype)
     scores = torch.rand(len(boxes), generator=generator, dtype=dtype)
-    if seed % 3 == 0:  # overlaps that hit the threshold exactly
+    if seed % 3 == 0:  # overlaps exactly at the threshold
         boxes = (boxes / 10).round() * 10
     for threshold in (0.0, 0.3, 1 / 3, 0.5, 0.7, 1.0):
         kept = assert_same_nms(boxes, scores, threshold)
@@ -173,7 +173,7 @@ def test_nms_odd_thresholds(threshold):
 
 
 def test_nms_threshold_is_compared_in_double():
-    # 1/3 as a float is above 1/3 as a double: this overlap, the float nearest to 1/3, goes with the double only.
+    # 1/3 as a float is above 1/3 as a double, so that this overlap, the float nearest to 1/3, exceeds only the double.
     boxes = torch.tensor([[0.0, 0.0, 2.0, 1.0], [1.0, 0.0, 3.0, 1.0]])
     assert len(assert_same_nms(boxes, torch.tensor([2.0, 1.0]), 1 / 3)) == 1
     assert len(assert_same_nms(boxes, torch.tensor([2.0, 1.0]), float(torch.tensor(1 / 3)))) == 2
@@ -185,7 +185,7 @@ def test_nms_identical_boxes_leave_one():
 
 def test_nms_degenerate_boxes():
     generator = torch.Generator().manual_seed(0)
-    boxes = torch.rand(200, 4, generator=generator) * 100  # half of them with x2 < x1
+    boxes = torch.rand(200, 4, generator=generator) * 100  # x2 < x1 in half of them
     boxes[:20, 2:] = boxes[:20, :2]  # no area
     for threshold in (0.0, 0.3, -0.5):
         assert_same_nms(boxes, torch.rand(200, generator=generator), threshold)
@@ -215,7 +215,7 @@ def test_nms_many_boxes():
 @pytest.mark.slow
 def test_nms_more_boxes_than_are_compared_at_once():
     generator = torch.Generator().manual_seed(0)
-    count = 30_000  # CUDA: the mask of all pairs would be above its limit
+    count = 30_000  # On CUDA, the mask of all pairs would exceed the memory limit.
     boxes = make_boxes(count, generator, spread=2000.0, size=100.0)
     assert 1000 < len(assert_same_nms(boxes, torch.rand(count, generator=generator), 0.3)) < count / 2
 
@@ -252,7 +252,7 @@ def test_nms_refuses_what_torchvision_refuses(dets, scores, text):
 
 
 def make_rois(count: int, features: Tensor, spatial_scale: float, generator: torch.Generator) -> Tensor:
-    """Boxes of all sizes, some partly or wholly outside of the picture."""
+    """Returns boxes of all sizes, some partly or entirely outside of the image."""
     height, width = features.shape[2:]
     corners = torch.rand(count, 2, 2, generator=generator) * 1.6 - 0.3
     boxes = torch.cat([corners.amin(1), corners.amax(1)], 1) * torch.tensor([width, height, width, height])
@@ -354,7 +354,7 @@ def test_roi_align_box_with_a_non_finite_coordinate_never_reads_outside(aligned,
     pooled = roi_align(FEATURES + 1, rois, sampling_ratio=sampling_ratio, aligned=aligned)
     expected = torchvision_roi_align(FEATURES + 1, ROIS[1:], sampling_ratio=sampling_ratio, aligned=aligned)
     assert torch.equal(pooled[1:], expected)
-    becomes_one_pixel = not aligned and value == -INF and column >= 3  # an end before the start
+    becomes_one_pixel = not aligned and value == -INF and column >= 3  # the end is before the start
     assert (pooled[0].count_nonzero() > 0) == becomes_one_pixel
     assert pooled.isfinite().all()
 
@@ -426,7 +426,7 @@ def test_roi_align_refuses_other_dtypes(dtype):
     ],
 )
 def test_roi_align_refuses_what_torchvision_refuses(features, rois, size, text):
-    with pytest.raises((RuntimeError, IndexError)):  # its CUDA kernel's wrapper asks for sizes that there are not
+    with pytest.raises((RuntimeError, IndexError)):  # the wrapper of its CUDA kernel reads missing sizes
         torchvision_roi_align(features, rois, size=size)
     with refuses("hybrid_rt[operators]: roi_align: " + text):
         roi_align(features, rois, size=size)
@@ -456,7 +456,7 @@ def test_operators_run_in_torchscript_and_survive_saving(tmp_path, device):
     assert torch.equal(pooled, torchvision_roi_align(FEATURES, torch.cat([torch.zeros(2, 1), kept], 1), 0.25))
 
 
-# What only CUDA has
+# CUDA only
 
 
 @ONLY_CUDA
@@ -510,7 +510,7 @@ def test_cuda_works_on_the_current_stream(device):
     with torch.cuda.stream(stream):
         inputs = [tensor.to(device) for tensor in (boxes, scores, FEATURES, rois)]
         busy = torch.ones(4000, 4000, device=device)
-        for _ in range(20):  # what comes next finds its inputs only if it waits for this stream
+        for _ in range(20):  # later work finds its inputs only if it waits for this stream
             busy = busy @ busy * 0
         late = [tensor + busy[0, 0] for tensor in inputs]
         kept = torch.ops.hybrid_rt.nms(late[0], late[1], 0.5)

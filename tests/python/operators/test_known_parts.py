@@ -1,4 +1,4 @@
-"""Operators that are whole steps of torchvision's detectors return what torchvision's code returns."""
+"""Tests that operators for whole steps of torchvision's detectors return what torchvision's code returns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = [(60, 96), (64, 70)]
 
 
 class Given(nn.Module):
-    """Stands for a network: returns what it holds."""
+    """Replaces a network: returns stored values."""
 
     def __init__(self, *values: Any) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def test_box_detections_of_double_precision_take_torchs_operators() -> None:
 
 
 def transform(fixed: bool, least: int = 64, most: int = 90) -> nn.Module:
-    """As assemble() hands it to use_operators."""
+    """Returns a transform as assemble() passes it to use_operators."""
     size = (least, most) if fixed else None
     made = GeneralizedRCNNTransform(least, most, [0.48, 0.45, 0.4], [0.22, 0.23, 0.24], fixed_size=size).eval()
     holder = nn.Module()
@@ -225,7 +225,7 @@ def test_what_normalized_batch_does_not_take_goes_torchvisions_way(images: list[
     for module in (transform(False), with_operators(transform(False))):
         try:
             results.append(module(images)[0].tensors)
-        except Exception as error:  # torchvision's, of no images
+        except Exception as error:  # torchvision's error for an empty list of images
             results.append(type(error))
     expected, found = results
     assert found is expected or torch.equal(found, expected)

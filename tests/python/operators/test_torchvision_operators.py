@@ -1,4 +1,4 @@
-"""roi_pool, ps_roi_pool, ps_roi_align and deform_conv2d against torchvision's, on the CPU."""
+"""Tests of roi_pool, ps_roi_pool, ps_roi_align and deform_conv2d against torchvision's, on the CPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def assert_same(name: str, *arguments: Any) -> Tensor:
 
 
 def boxes(count: int, generator: torch.Generator, dtype: torch.dtype, images: int = 2) -> Tensor:
-    """Boxes in and beside an image of 24 pixels, of any size, some without area, some inside out."""
+    """Returns boxes inside and outside of an image of 24 pixels: of any size, some empty, some inverted."""
     index = torch.randint(images, (count, 1), generator=generator).double()
     corners = torch.rand(count, 2, generator=generator) * 34 - 5
     sides = (
@@ -123,7 +123,7 @@ def test_channels_that_are_no_multiple_of_the_bins_are_refused(name: str) -> Non
 
 
 def deformable(seed: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Arguments of a deformable convolution: the sizes, strides, groups and the mask vary with the seed."""
+    """Returns arguments of a deformable convolution. Sizes, strides, groups and the mask depend on the seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -160,7 +160,7 @@ def test_deformable_convolutions_are_torchvisions(seed: int, dtype: torch.dtype)
 
 
 def test_offsets_on_whole_pixels_and_at_the_border_are_exact() -> None:
-    """With a weight of one and a bias of none the result is a pixel, 0 outside."""
+    """With a weight of one and no bias the result is a pixel, or 0 outside of the image."""
     image = torch.arange(1.0, 26.0).reshape(1, 1, 5, 5)
     for dy, dx in [(0, 0), (1, 2), (-1, 0), (-5, 0), (4, 4), (0, -0.5), (4.5, 0), (-0.75, 4.25), (NAN, 0), (INF, -INF)]:
         offset = torch.tensor([dy, dx], dtype=torch.float32).reshape(1, 2, 1, 1).expand(1, 2, 5, 5)

@@ -1,4 +1,4 @@
-"""Calls that run side by side in a bundle's engines: `concurrency` of load."""
+"""Tests of concurrent calls in a bundle's engines: `concurrency` of load."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hybrid_rt import OptionError
 pytestmark = pytest.mark.slow
 
 WIDE = 9000
-"""Columns of a product whose weights are more than the OpenVINO engine keeps for each call."""
+"""Columns of a product whose weights exceed what the OpenVINO engine copies for each call."""
 
 
 class LargeBackbone(Backbone):
-    """The same levels, moved by a product of 70 MiB."""
+    """Returns the same levels plus a product whose weights take 70 MiB."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LargeBackbone(Backbone):
 
 
 class Work(Backbone):
-    """One that takes long enough for its processor time to be measured: 1.4 GMAC for 512x512."""
+    """Takes long enough for its CPU time to be measured: 1.4 GMAC for 512x512."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_the_description_says_how_many(bundle: tuple[Path, SmallDetector]) -> No
 
 def test_a_call_with_one_thread_runs_in_the_thread_that_makes_it(tmp_path: Path) -> None:
     pictures = small_picture(512, 512)
-    # Not verified: of so many boxes with scores so alike, rounding changes the order.
+    # Do not verify, because rounding changes the order of so many boxes with such similar scores.
     path = saved(Work, tmp_path / "work.pt", pictures, verify=False)
     module = hybrid_rt.load(path, threads=1, concurrency=2)
 

@@ -1,4 +1,4 @@
-"""The C++ program hybrid-rt-detect as it is installed: what it prints, writes and exits with."""
+"""Tests of the installed C++ program hybrid-rt-detect: its output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_json(program: str, *arguments: object) -> dict[str, Any]:
 
 
 def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one error line of a run that is expected to fail, without its prefix."""
+    """Returns the only error line of a failed run, without its prefix."""
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     prefix = "hybrid-rt-detect: error: "
@@ -80,7 +80,7 @@ def label_names(tmp_path: Path) -> Path:
 
 
 def with_names(bundle: Path, output: Path, names: list[str] | None) -> Path:
-    """A copy of the bundle with these class names; None: without."""
+    """Copies a bundle with other class names, or without any if ``names`` is None."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest.pop("class_names", None)
@@ -92,13 +92,13 @@ def with_names(bundle: Path, output: Path, names: list[str] | None) -> Path:
 
 @pytest.fixture(scope="module")
 def nameless_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo bundle as one was made before there were class names."""
+    """Returns the demo bundle without class names, as older versions saved it."""
     return with_names(demo_bundle, tmp_path_factory.mktemp("nameless") / "digits.pt", None)
 
 
 @pytest.fixture(scope="module")
 def tensor_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that takes a tensor instead of a list of pictures."""
+    """Returns a bundle that takes a tensor instead of a list of images."""
     path = tmp_path_factory.mktemp("tensor_bundle") / "network.pt"
     example = (torch.rand(1, 3, 32, 32),)
     hybrid_rt.convert(
@@ -146,7 +146,7 @@ def test_json_has_no_name_where_there_is_none(program, demo_bundle, demo_picture
 def test_class_names_that_are_no_names_fail(program, demo_bundle, demo_picture, tmp_path):
     bundle = rewrite_manifest(demo_bundle, tmp_path / "x.pt", lambda manifest: manifest.update(class_names=[1]))
     message = error_of(run(program, bundle, demo_picture), BUNDLE_UNLOADABLE)
-    assert "x.pt, manifest, class_names: expected a list of texts, got " in message
+    assert "x.pt, manifest, class_names: expected a list of strings, got " in message
 
 
 def test_detections_are_those_of_python(program, demo_bundle, demo_picture):
@@ -155,7 +155,7 @@ def test_detections_are_those_of_python(program, demo_bundle, demo_picture):
 
 
 def test_jpeg_gives_the_detections_of_python(program, demo_bundle, demo_picture, tmp_path):
-    # The wrong ending on purpose: the content counts.
+    # The wrong suffix is deliberate: the content determines the type.
     picture = tmp_path / "picture.png"
     Image.open(demo_picture).convert("RGB").save(picture, format="JPEG", quality=95)
     result = run_json(program, demo_bundle, picture)
@@ -177,7 +177,7 @@ def test_threads_leave_the_detections_alone(program, demo_bundle, demo_picture):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_finds_what_the_cpu_finds(program, demo_detector, demo_image, demo_picture, tmp_path, monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    bundle = tmp_path / "digits.pt"  # not demo_bundle: machines with a GPU may lack OpenVINO
+    bundle = tmp_path / "digits.pt"  # not demo_bundle, because machines with a GPU may lack OpenVINO
     hybrid_rt.convert(demo_detector, ([demo_image],), bundle, segments="backbone", engine="torchscript", measure=False)
     result = run_json(program, bundle, demo_picture, "--device", "cuda", "--repeat", 3)
     assert_same_detections(result["detections"], detect_in_python(bundle, demo_picture))
@@ -220,14 +220,14 @@ def test_table_shows_each_detection(program, demo_bundle, demo_picture):
 @pytest.mark.slow
 def test_table_shows_class_names(program, demo_bundle, demo_picture, label_names):
     labels = detect_in_python(demo_bundle, demo_picture)["labels"].tolist()
-    for option in ("--labels", "--class-names"):  # as it was called, and as it is called everywhere
+    for option in ("--labels", "--class-names"):  # its old name, and the current one
         assert shown_names(run(program, demo_bundle, demo_picture, option, label_names)) == [
             f"class-{label}" for label in labels
         ]
 
 
 def shown_names(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Returns the text before the scores; the columns must line up."""
+    """Returns the text before the scores, after checking that the columns line up."""
     assert done.returncode == OK, done.stderr
     heading, *lines = done.stdout.splitlines()
     lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("detections: "))]
@@ -248,7 +248,7 @@ def test_table_shows_the_class_names_of_the_bundle(program, demo_bundle, nameles
 
 def test_boxes_have_the_colours_of_their_classes(program, demo_bundle, demo_picture, tmp_path):
     output = tmp_path / "annotated.png"
-    options = ["--output", output, "--min-score", 0.9]  # few, so that no other caption lies on the best one's corner
+    options = ["--output", output, "--min-score", 0.9]  # few boxes, so that no other caption covers the corner
     best = run_json(program, demo_bundle, demo_picture, *options)["detections"][0]
     x1, _, _, y2 = (round(value) for value in best["box"])
     with Image.open(output) as annotated:

@@ -1,6 +1,6 @@
-"""A short run of the fuzzers of tests/fuzz; `tools/fuzz --hours N` runs them for longer.
+"""Runs the fuzzers of tests/fuzz for a short time; `tools/fuzz --hours N` runs them for longer.
 
-Together with tests/python/bundle/test_fuzzed_bundles.py, that is a minute.
+Together with tests/python/bundle/test_fuzzed_bundles.py, this takes a minute.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_no_input_crashes_a_decoder(fuzzer: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     executed = re.search(r"number_of_executed_units: +(\d+)", done.stdout)
     assert executed is not None, done.stdout
-    assert int(executed[1]) > 100  # the seeds are twenty
+    assert int(executed[1]) > 100  # there are twenty seeds
     assert list((tmp_path / fuzzer).iterdir())
 
 
@@ -79,7 +79,7 @@ def test_a_missing_check_is_found_and_its_input_kept(
 
 
 def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> None:
-    """With another bundle as what was signed, the signed one is what no signature should let in."""
+    """If another bundle is registered as the signed one, the fuzzer has to report the bundle that loads."""
     assert fuzz(ROOT, "--seconds", "1", "--seed", "1", "fuzz_bundle", corpus=tmp_path).returncode == 0
     seeds = ROOT / "build" / "fuzz" / "seeds"
     shutil.copytree(seeds / "signed", tmp_path / "signed")
@@ -98,10 +98,10 @@ def test_a_signature_that_lets_in_another_bundle_is_found(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
+        (["--seconds", "0"], "--seconds: expected an integer above 0, got '0'."),
         (["--seconds"], "--seconds: expected a value, got none."),
-        (["--hours", "x"], "--seconds: expected a whole number above 0, got 'x hours'."),
-        (["--seed", "x"], "--seed: expected a whole number, got 'x'."),
+        (["--hours", "x"], "--seconds: expected an integer above 0, got 'x hours'."),
+        (["--seed", "x"], "--seed: expected an integer, got 'x'."),
         (["--other"], "--other: expected --seconds, --hours, --seed, --corpus or --no-setup, got another option."),
         (
             ["fuzz_nothing"],

@@ -1,4 +1,4 @@
-"""hybrid-rt-serve as it is installed: what it answers, refuses, survives, and how it stops."""
+"""Tests of the installed hybrid-rt-serve: responses, refusals, failures, and how it stops."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from models import digits_detector
 
 pytestmark = [pytest.mark.slow, pytest.mark.service]
 
-SMALL = "128x128"  # a quick warm-up
+SMALL = "128x128"  # a small size for a quick warm-up
 
 
 class EverythingDetector(ListDetector):
-    """With masks and keypoints of each box, as torchvision names them."""
+    """Returns masks and keypoints for each box, with torchvision's names."""
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         found: list[dict[str, Tensor]] = []
@@ -66,7 +66,7 @@ def server(demo_bundle: Path) -> Iterator[Server]:
 
 
 def problem(answer: Answer, status: int) -> str:
-    """The detail of a refusal."""
+    """Returns the detail of a refusal."""
     assert answer.status == status, answer.body
     assert answer.headers["content-type"] == "application/problem+json"
     document = answer.json()
@@ -109,7 +109,7 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-# What it answers
+# Responses
 
 
 def test_it_finds_what_python_finds(server: Server, demo_bundle: Path, demo_picture: Path, demo_image: Tensor) -> None:
@@ -146,7 +146,7 @@ def test_tensors_are_pictures_too(server: Server, demo_picture: Path, dtype: str
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 3e38])
 def test_values_that_are_no_pixels_are_refused(server: Server, value: float) -> None:
-    """A bundle would return boxes for them, without a word."""
+    """A bundle would return boxes for them without an error."""
     pixels = np.full((3, 96, 96), 0.5, np.float32)
     pixels[2, 95, 95] = value
     answer = server.detect(save({"any": pixels}), content_type="application/x-safetensors")
@@ -157,7 +157,7 @@ def test_values_that_are_no_pixels_are_refused(server: Server, value: float) -> 
 def test_a_boundary_of_one_character_is_refused_with_its_name(
     server: Server, demo_picture: Path, boundary: str
 ) -> None:
-    """Libmicrohttpd reads no shorter one than two characters."""
+    """The HTTP library reads at least two characters."""
     body, _ = form(demo_picture.read_bytes())
     body = body.replace(b"a-boundary", boundary.strip('"').encode())
     answer = server.detect(body, content_type=f"multipart/form-data; boundary={boundary}")
@@ -193,7 +193,7 @@ def test_an_annotated_picture_has_boxes_drawn_in(server: Server, demo_picture: P
 
 
 def turned_by_camera(picture: Path, orientation: int) -> bytes:
-    """A JPEG whose EXIF data says how the camera was held."""
+    """Returns a JPEG whose EXIF data state the orientation of the camera."""
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -227,7 +227,7 @@ def test_a_server_that_turns_images_leaves_one_as_stored_where_it_is_asked_to(
     assert (turned["width"], turned["height"]) == (as_stored["height"], as_stored["width"])
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # from pycocotools with numpy 2
 def test_masks_and_keypoints_are_answered(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = EverythingDetector(small_detector()).eval()
@@ -317,7 +317,7 @@ def test_metrics_count_what_was_answered(server: Server, demo_picture: Path) -> 
     assert after["process_resident_memory_bytes"] > 1e7
 
 
-# What it refuses
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_malformed_http_ends_its_connection_only(server: Server, garbage: bytes)
                 said += chunk
         except TimeoutError:
             raise
-        except OSError:  # closed before all was sent
+        except OSError:  # closed before everything was sent
             pass
     assert said == b"" or said.startswith(b"HTTP/1.1 4")
     assert server.request("/healthz").status == 200
@@ -567,7 +567,7 @@ def test_a_folder_of_bundles_is_looked_at_again(demo_bundle: Path, demo_picture:
         (models / "broken.tmp").write_bytes((models / "one.pt").read_bytes()[:1000])
         os.replace(models / "broken.tmp", models / "one.pt")
         assert "one.pt" in problem(served.request("/v1/reload", b""), 500)
-        assert served.detect(demo_picture, "?model=one").status == 200  # as it was
+        assert served.detect(demo_picture, "?model=one").status == 200  # unchanged
         (models / "one.pt").unlink()
         served.request("/v1/reload", b"")
         assert [model["name"] for model in served.request("/v1/models").json()["models"]] == ["two"]

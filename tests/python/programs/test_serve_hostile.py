@@ -1,4 +1,4 @@
-"""Clients that want to stop the service, or to use it through someone else's browser or proxy."""
+"""Tests of clients that try to stop the service, or to use it through someone else's browser or proxy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def half_a_head(server: Server) -> socket.socket:
 
 
 def answers(server: Server, request: bytes) -> bytes:
-    """All that comes back on one connection, until the service closes it or says nothing for two seconds."""
+    """Returns everything received on one connection, until the service closes it or is silent for two seconds."""
     with connect(server) as connection:
         connection.settimeout(2)
         connection.sendall(request)
@@ -128,27 +128,27 @@ def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(server
 
 @pytest.mark.parametrize("request_sent", ODD_HEADS)
 def test_heads_that_readers_take_otherwise_end_their_connection(server: Server, request_sent: bytes) -> None:
-    """RFC 9112, 2.2, 3.2, 5.1, 6.1 and 6.3: refused, and what follows is no request."""
+    """These are refused by RFC 9112, 2.2, 3.2, 5.1, 6.1 and 6.3, and bytes that follow are not read as a request."""
     received = answers(server, request_sent)
     assert received.startswith(b"HTTP/1.1 400"), received[:100]
-    # libmicrohttpd says some of these twice before it closes.
+    # libmicrohttpd sends some of these twice before it closes the connection.
     assert set(re.findall(rb"HTTP/1\.1 (\d+)", received)) == {b"400"}, received
     assert b"Connection: close" in received
 
 
 def test_what_rfc_9112_lets_a_server_take_is_taken(server: Server) -> None:
-    """Lines that end in LF alone (2.2), and a folded header, which is one value with a blank in it (5.2)."""
+    """Lines may end in LF only (2.2), and a folded header is one value with a space in it (5.2)."""
     for request in (HEALTH.replace(b"\r", b"") + b"Host: x\n\n", HEALTH + b"Host: x\r\nA: b\r\n c\r\n\r\n"):
         received = answers(server, request + HIDDEN)
         assert received.count(b"HTTP/1.1 200") == 2, received
     folded = b"A: b\r\n Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc"
-    received = answers(server, DETECT + folded + HIDDEN)  # what looks like another framing is not taken
+    received = answers(server, DETECT + folded + HIDDEN)  # no other framing is accepted
     assert (received[:12], received.count(b" Bad Request\r\n")) == (b"HTTP/1.1 400", 1), received
     assert b"200 OK" not in received
 
 
 def test_nothing_is_read_behind_a_body_in_chunks(server: Server) -> None:
-    """Readers differ in what ends a chunk: the answer closes the connection."""
+    """Readers differ in where a chunk ends, so that the response closes the connection."""
     for body in (b"3\r\nabc\r\n0\r\n\r\n", b"3\nabc\n0\n\n", b'3;a="\n"\r\nabc\r\n0\r\n\r\n'):
         received = answers(server, DETECT + b"Transfer-Encoding: chunked\r\n\r\n" + body + HIDDEN)
         assert received.count(b"HTTP/1.1 ") == 1, received
@@ -161,7 +161,7 @@ def test_a_query_of_as_many_arguments_as_may_be_is_answered(server: Server) -> N
 
 @pytest.mark.parametrize(("argument", "number"), [(b"a=1", 65), (b"a", 66), (b"abc=%20", 500), (b"a", 3000)])
 def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: bytes, number: int) -> None:
-    """By itself, libmicrohttpd says nothing when they use up the memory of a connection."""
+    """The HTTP library alone sends no response when they exhaust the memory of a connection."""
     many = b"&".join([argument] * number)
     received = answers(server, b"GET /healthz?" + many + b" HTTP/1.1\r\nHost: x\r\n\r\n" + HIDDEN)
     assert received.startswith(b"HTTP/1.1 414"), received[:100]
@@ -170,12 +170,12 @@ def test_a_query_of_too_many_arguments_is_answered(server: Server, argument: byt
 
 @pytest.mark.parametrize(("workers", "is_over"), [(1, True), (3, False)])
 def test_a_worker_that_is_stuck_is_given_up(demo_bundle: Path, demo_picture: Path, workers: int, is_over: bool) -> None:
-    """Each picture takes longer than the limit here. The process ends once every worker is stuck."""
+    """Each image takes longer than the limit in this test. The process ends once every worker is stuck."""
     code = 6 if is_over else 0
     with serving(demo_bundle, exit_code=code, workers=workers, threads=1, stuck_seconds=0.001) as running:
         answer = running.detect(demo_picture)
         assert answer.status == 503
-        assert "expected an end within 1 ms, got a worker that is stuck" in answer.json()["detail"]
+        assert "expected a result within 1 ms, got a worker that is stuck" in answer.json()["detail"]
         assert answer.headers["retry-after"] == "1"
         if is_over:
             said = running.wait_for("stopped")
@@ -192,7 +192,7 @@ def cpu_seconds(server: Server) -> float:
 
 
 def test_texts_of_a_picture_are_not_unpacked(server: Server) -> None:
-    """Two gigabytes of them stopped the service for ten seconds."""
+    """Two gigabytes of texts once stopped the service for ten seconds."""
     before = cpu_seconds(server)
     answer = server.detect(png_with_texts(300))
     assert answer.status == 200
@@ -200,16 +200,16 @@ def test_texts_of_a_picture_are_not_unpacked(server: Server) -> None:
 
 
 def test_image_data_behind_the_last_row_is_not_unpacked(server: Server) -> None:
-    """Four gigabytes of it, in four megabytes, took a worker five seconds."""
+    """Four gigabytes of it, compressed to four megabytes, once took a worker five seconds."""
     before = cpu_seconds(server)
     answer = server.detect(png_of(96, 96, zeros(256)))
     assert answer.status == 422
-    assert "more image data than its rows have" in answer.json()["detail"]
+    assert "more image data than its rows need" in answer.json()["detail"]
     assert cpu_seconds(server) - before < 2
 
 
 def test_scans_of_a_picture_are_counted(server: Server) -> None:
-    """Each takes as long as the whole picture; 498 of them took a worker four seconds."""
+    """Each scan takes as long as the whole image; 498 of them once took a worker four seconds."""
     for scans, status in ((40, 200), (800, 422), (5000, 422)):
         answer = server.detect(progressive_jpeg(1100, scans))
         assert answer.status == status, answer.body
@@ -244,16 +244,16 @@ def test_no_worker_is_given_up_in_its_time(demo_bundle: Path, demo_picture: Path
 def test_a_browser_reloads_for_the_services_own_page_alone(
     server: Server, headers: dict[str, str], status: int
 ) -> None:
-    """A name that an attacker's name server points here is of one origin with the attacker's page."""
+    """A host name that an attacker resolves to this server has the same origin as the attacker's page."""
     deadline = time.monotonic() + 30
-    while (answer := server.request("/v1/reload", b"", headers=headers)).status == 409:  # the last one goes on
+    while (answer := server.request("/v1/reload", b"", headers=headers)).status == 409:  # a reload is still running
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert answer.status == status
 
 
 def test_a_name_that_is_no_utf8_is_written_as_json(demo_bundle: Path, tmp_path: Path) -> None:
-    """The answers of /v1/models and /v1/reload were never sent."""
+    """The responses of /v1/models and /v1/reload were once never sent."""
     shutil.copy(demo_bundle, tmp_path / "menu\udce9.pt")
     with serving(tmp_path / "menu\udce9.pt", warm_up="96x96") as served:
         (model,) = served.request("/v1/models").json()["models"]

@@ -1,4 +1,4 @@
-"""The server against its own OpenAPI document: schemathesis makes requests of it and checks the answers."""
+"""Tests the server against its OpenAPI document: schemathesis sends requests and checks the responses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load() -> dict[str, Any]:
 
 
 def nodes(value: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
-    """All objects of the document with their places."""
+    """Yields all objects of the document with their paths."""
     if isinstance(value, dict):
         yield path, value
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
@@ -43,7 +43,7 @@ def nodes(value: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def closed(document: dict[str, Any]) -> dict[str, Any]:
-    """The same with no fields but those that it names, so that an answer with others is found."""
+    """Returns the document with additional fields forbidden, so that undocumented fields are found."""
     document = copy.deepcopy(document)
     for path, node in nodes(document["components"]["schemas"]):
         if node.get("type") == "object" and "properties" in node:
@@ -63,7 +63,7 @@ def schemathesis(
             *("run", folder / "openapi.json", "--url", server.url, "--checks", "all", "--seed", "1"),
             *("--max-examples", "15", "--continue-on-failure", "--no-color", *arguments),
         ],
-        cwd=folder,  # where it would leave its files
+        cwd=folder,  # where it writes its files
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The page of hybrid-rt-serve, used in a browser as a person does."""
+"""Tests of the page of hybrid-rt-serve in a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.service]
 WIDE, NARROW = 1200, 360
 TOKEN = "a-token-for-tests"
 
-# Chromium's own words on an answer that is an error, which the page shows in its words.
+# Chromium's message for an error response, which the page shows in its own words.
 EXPECTED = "Failed to load resource: the server responded with a status of"
 
 OPACITIES = """(points) => {
@@ -34,7 +34,7 @@ OPACITIES = """(points) => {
   const within = (part, size) => Math.min(Math.max(Math.round(part * size), 0), size - 1);
   return points.map(([x, y]) => copy.getImageData(within(x, width), within(y, height), 1, 1).data[3]);
 }"""
-"""How opaque the drawing is, 0..255, at points that are given in parts of the picture."""
+"""Returns the opacity of the drawing, 0..255, at points given as fractions of the image's size."""
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,18 @@ def server(demo_bundle: Path) -> Iterator[Server]:
 
 
 class Opened(OpenedPage):
-    """The service's."""
+    """The page of the service."""
 
     def __init__(self, browser: Browser, server: Server, width: int = WIDE, scheme: Any = "light") -> None:
         super().__init__(browser, width, scheme)
-        # Whoever listens for a file chooser has the browser hold its own back, which takes effect some time later: a
-        # key pressed at once was too early for it on a busy machine. From the start it is in time.
+        # A listener makes the browser suppress its file chooser, but only after some time: on a busy machine, a key
+        # pressed at once came too early. Add the listener at the start.
         self.page.on("filechooser", lambda chooser: None)
         self.page.goto(server.url)
         self.page.wait_for_load_state("networkidle")
 
     def choose(self, path: Path, min_score: float | None = None) -> None:
-        """Chooses a file and waits for what the page says of it."""
+        """Chooses a file and waits for the page's message on it."""
         with self.page.expect_response("**/v1/detect*"):
             self.page.set_input_files("#file", path)
         self.page.wait_for_selector("#busy", state="hidden")
@@ -64,7 +64,7 @@ class Opened(OpenedPage):
         self.settle()
 
     def settle(self) -> None:
-        """Waits until what was asked for is drawn."""
+        """Waits until the requested detections are drawn."""
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def opacities(self, *points: tuple[float, float]) -> list[int]:
@@ -77,12 +77,12 @@ class Opened(OpenedPage):
 
     @property
     def detections(self) -> list[str]:
-        """The paths of the requests for detections."""
+        """Returns the paths of the requests for detections."""
         return [url for url in self.requests if "/v1/detect" in url]
 
 
 def sides(box: list[float], picture: dict[str, Any]) -> list[tuple[float, float]]:
-    """Points on the left, right and lower side, in parts of the picture; a label may lie on the upper one."""
+    """Returns points on the left, right and lower side of a box as fractions; the upper one may be under a label."""
     x1, y1, x2, y2 = (value / picture[side] for value, side in zip(box, ("width", "height") * 2, strict=True))
     return [(x1, (y1 + y2) / 2), (x2, (y1 + y2) / 2), ((x1 + x2) / 2, y2)]
 
@@ -287,7 +287,7 @@ def test_a_turned_photograph_is_shown_as_the_server_reads_it(
     turned = tmp_path / "turned.jpg"
     with Image.open(demo_picture) as picture:
         exif = picture.getexif()
-        exif[0x0112] = 6  # to be turned by 90 degrees
+        exif[0x0112] = 6  # rotated by 90 degrees
         picture.convert("RGB").save(turned, quality=95, exif=exif)
     opened = Opened(browser, server)
     opened.choose(turned)

@@ -1,4 +1,4 @@
-"""tools/benchmarks/first_try.py: its table, and what it says of a detector that does not convert."""
+"""Tests of tools/benchmarks/first_try.py: its table, and its output for a detector that does not convert."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from helpers.small_detectors import SmallDetector, small_detector
-from models import strangers
+from models import community_networks
 from tools.benchmarks import first_try
 from tools.benchmarks.first_try import Result, first_line, markdown
-from tools.benchmarks.first_try_detectors import STRANGERS, Stranger, lively
+from tools.benchmarks.first_try_detectors import DETECTORS, DetectorCase, lively
 
 
 class Refused(SmallDetector):
-    """Reads values by a way that is neither scripted, exported nor recorded."""
+    """Reads values in code that can be neither scripted, exported nor traced."""
 
     def forward(self, pictures: Tensor) -> Any:
         return super().forward(pictures), object()
@@ -37,7 +37,7 @@ def test_the_table_has_a_row_per_detector_and_leaves_the_speed_out() -> None:
 
 
 def test_rows_of_earlier_runs_stay_in_the_order_of_the_list(tmp_path: Path) -> None:
-    first, second, *_ = STRANGERS
+    first, second, *_ = DETECTORS
     for result in (Result(second, error="no"), Result(first, True), Result("gone"), Result(second, True, "trace")):
         first_try.record(result, tmp_path, with_speed=False)
     rows = (tmp_path / "first_try.md").read_text().splitlines()[2:]
@@ -53,22 +53,24 @@ def test_a_long_message_is_cut_to_its_first_line() -> None:
 
 @pytest.mark.slow
 def test_a_detector_that_does_not_convert_is_a_row_with_the_reason(tmp_path: Path) -> None:
-    result = first_try.convert_one("refused", Stranger(lambda: strangers.seeded(Refused), (32, 48)), tmp_path)
+    result = first_try.convert_one(
+        "refused", DetectorCase(lambda: community_networks.seeded(Refused), (32, 48)), tmp_path
+    )
     assert not result.first_try
     assert result.error.startswith("CaptureError: hybrid_rt[capture]: ")
 
 
 @pytest.mark.slow
 def test_a_detector_that_converts(tmp_path: Path) -> None:
-    stranger = Stranger(small_detector, (32, 48), ((48, 32),), {"height": (16, 64), "width": (16, 64)})
-    result = first_try.convert_one("small", stranger, tmp_path)
+    case = DetectorCase(small_detector, (32, 48), ((48, 32),), {"height": (16, 64), "width": (16, 64)})
+    result = first_try.convert_one("small", case, tmp_path)
     assert (result.first_try, result.head, result.in_cpp) == (True, "script", "equal")
     assert result.unseen_sizes.startswith("equal")
     json.dumps(vars(result))
 
 
 def test_a_child_that_takes_too_long_is_a_row(tmp_path: Path) -> None:
-    assert first_try.run_child(next(iter(STRANGERS)), 0.1, tmp_path).error == "no result after 0 s"
+    assert first_try.run_child(next(iter(DETECTORS)), 0.1, tmp_path).error == "no result after 0 s"
 
 
 def test_a_word_chooses_detectors() -> None:

@@ -1,4 +1,4 @@
-"""tools/gpu_check and tools/benchmarks/bare_engine.py as far as they go without a GPU."""
+"""Tests of tools/gpu_check and tools/benchmarks/bare_engine.py as far as possible without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA devi
 
 @pytest.fixture
 def tools() -> SimpleNamespace:
-    """The modules of the check."""
+    """Returns the modules of the check."""
     from tools.benchmarks import bare_engine as bench_bare_engine
     from tools.gpu import main as gpu_check
     from tools.gpu import report as gpu_check_report
@@ -95,7 +95,7 @@ def test_a_page_without_markers_is_refused_before_the_long_work(
     assert page.read_text() == "# Engine by device\n"
 
 
-# A case in a process of its own
+# A case in a separate process
 
 
 def fake(tools: SimpleNamespace, folder: Path, program: str, seconds: float = 60.0, left: float = 60.0) -> Any:
@@ -173,7 +173,7 @@ def test_every_case_has_an_engine_that_the_page_knows(tools: SimpleNamespace) ->
     assert {case.engine for case in cases} - {""} == set(tools.report.ENGINES)
 
 
-# Parts for a machine without a network
+# Archives for a machine without a network
 
 
 def packed(folder: Path, limit: int) -> list[Path]:
@@ -355,7 +355,7 @@ def test_backbones_are_measured_and_a_refusal_is_a_row(
     monkeypatch.setattr(measure, "DEVICE", "cpu")
     monkeypatch.setattr(measure, "allow_tf32", lambda is_allowed: None)
     monkeypatch.setattr(measure, "milliseconds", lambda candidate: float(candidate.call() is not None))
-    monkeypatch.setattr(measure, "in_turns", lambda candidates: _called_once(measure, candidates))
+    monkeypatch.setattr(measure, "interleaved", lambda candidates: _called_once(measure, candidates))
     monkeypatch.setattr(measure, "backbone", lambda name: (torch.nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 16, 16)))
     path = tmp_path / "case.json"
     measure.measure_backbone(tools.run.Writer(path), "a backbone", "torchscript", "r50", ("fp32", "fp16"))
@@ -437,7 +437,7 @@ def test_the_segment_picks_among_extracted_engines(tools: SimpleNamespace, tmp_p
 
 
 class FakeCuda:
-    """Counts; an event is the number of calls at which it was recorded."""
+    """Counts calls. An event is the number of calls before it was recorded."""
 
     name = "fake"
 
@@ -467,7 +467,7 @@ class FakeCuda:
 
 
 class FakeVendor:
-    """TensorRT with one engine: a picture in, features out."""
+    """Replaces TensorRT with one engine from images to features."""
 
     __name__ = "tensorrt"
     __version__ = "10.0"

@@ -1,4 +1,4 @@
-"""A few kills and full disks of tools/kill_test, which does hundreds."""
+"""Runs a few kills and full disks of tools/kill_test, which does hundreds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(trial: kill_test.Trial
 
 
 def test_what_is_lost_is_seen(trial: kill_test.Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that is not whole at each moment is found out."""
+    """Checks that a writer with an incomplete file at any moment is found."""
     for content in (b"", trial.bundle[: len(trial.bundle) // 2]):
         trial.path.write_bytes(content)
         found = Counter({trial._state(): 1})

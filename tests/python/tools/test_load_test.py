@@ -1,4 +1,4 @@
-"""tools/load_test: what its loops count, and that a short run of it writes what it should."""
+"""Tests of tools/load_test: the counts of its loops, and the files of a short run."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
     async def send() -> str:
-        time.sleep(0.2)  # the whole client stands still, as by a garbage collection
+        time.sleep(0.2)  # the whole client pauses, as in a garbage collection
         return "200"
 
     load = asyncio.run(load_test_client.open_loop(send, rate=1000, seconds=0.003))
     latencies = sorted(sample.latency for sample in load.samples)
-    # All three were due within 2 ms, and are done one after the other.
+    # All three were due within 2 ms, and run one after the other.
     assert [latency > 0.19 * (i + 1) for i, latency in enumerate(latencies)] == [True] * 3
     assert max(sample.delay for sample in load.samples) > 0.19
 
@@ -89,7 +89,7 @@ def test_nothing_accepted_has_no_latency_but_a_send_delay() -> None:
     assert counted["send_delay_ms"]["p99"] > 180
 
 
-# The whole
+# The whole tool
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -99,7 +99,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
-    """Returns the directory that a run of some seconds wrote."""
+    """Returns the directory written by a run of a few seconds."""
     folder = tmp_path_factory.mktemp("load")
     done = run(
         *("--model", demo_bundle, "--size", 120, 160, "--workers", 1, 2, "--limit-seconds", 0.5, "--seconds", 0.5),

@@ -1,4 +1,4 @@
-"""constraints.txt: what the tests ran with. It is held to pyproject.toml, not to what a registry has today."""
+"""Checks constraints.txt, the versions that the tests ran with, against pyproject.toml, not against a registry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_requirement_is_locked_to_a_version_that_it_accepts() -> None:
 
 
 def test_nothing_is_locked_that_the_environment_no_longer_asks_for() -> None:
-    """An environment that is newer than the file has other versions; the names that they ask for rarely change."""
+    """An environment newer than the file has other versions, but the names that they require rarely change."""
     locked, here = lock.read(lock.LOCK), lock.installed(read_pyproject(ROOT))
     same = {name for name in here if locked.get(name) == here[name]}
     if not {canonicalize_name(requirement.name) for requirement in REQUIREMENTS} <= same:
@@ -54,15 +54,15 @@ def test_differences_are_told_in_both_directions() -> None:
 
 
 def test_what_asks_for_it_decides_what_is_locked() -> None:
-    """A package that was installed by hand is left out; one that another one asks for is not."""
+    """A manually installed package is left out; one that another package requires is not."""
     found = lock.installed({"build-system": {"requires": ["jinja2"]}, "project": {
         "name": "x", "dependencies": [], "optional-dependencies": {"all": [], "ray": []}},
         "dependency-groups": {"headers": ["torch"], "test": ["no-such-package-anywhere"]}})  # fmt: skip
-    assert set(found) == {"jinja2", "markupsafe", "torch"}  # headers come without what they ask for
+    assert set(found) == {"jinja2", "markupsafe", "torch"}  # headers come without their requirements
 
 
 def test_every_requirement_of_users_has_an_upper_bound() -> None:
-    """What the package asks for at run time and to build it: a version that nobody tried must not come by itself."""
+    """Checks requirements at run time and for builds, so that untested versions are not installed automatically."""
     pyproject = read_pyproject(ROOT)
     project = pyproject["project"]
     texts = [*project["dependencies"], *pyproject["build-system"]["requires"]]

@@ -1,4 +1,4 @@
-"""tools/benchmarks/readme.py: the README shows what the tools measured, and nothing else."""
+"""Tests of tools/benchmarks/readme.py: the README shows exactly the measured figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def latency(median: float) -> Latency:
 
 
 def detectors(bf16_engine: str = "openvino bf16") -> dict[str, Any]:
-    """A bench.json, through the classes that write it."""
+    """Returns the content of a bench.json, made by the classes that write it."""
     names = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn")
     medians = {"fp32": 1000.4, "bf16": 500.0}
     results = [Result(name, Case("torchscript-cpp"), latency=latency(1999.0)) for name in names]
@@ -56,7 +56,10 @@ def everything() -> dict[str, Any]:
 
 
 def test_the_page_shows_the_kept_results() -> None:
-    """Fails if a figure was edited by hand, or measured and not written: python -m tools.benchmarks.readme --render."""
+    """Fails for figures edited by hand or not rendered after a measurement.
+
+    To render: python -m tools.benchmarks.readme --render.
+    """
     assert readme.with_block(PAGE, "") != PAGE
     assert list(readme.kept()) == list(readme.MEASUREMENTS)
     assert readme.with_block(PAGE, readme.table(readme.kept())) == PAGE
@@ -127,7 +130,7 @@ def test_what_the_tool_writes_is_kept(name: str, written: str, tmp_path: Path, m
 
 
 def test_the_tools_take_the_arguments() -> None:
-    """Their parsers know each option that is passed."""
+    """Checks that their parsers accept each option passed."""
     for measurement in readme.MEASUREMENTS.values():
         source = (ROOT / (measurement.module.replace(".", "/") + ".py")).read_text()
         for option in [*(text for text in measurement.arguments if text.startswith("--")), "--output"]:

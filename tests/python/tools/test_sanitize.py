@@ -1,4 +1,4 @@
-"""tools/sanitize tells wrong usage before it builds for minutes; what it builds, CI has no time for."""
+"""Checks that tools/sanitize reports wrong usage before its long build, for which CI has no time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.paths import ROOT
     ("arguments", "message"),
     [
         (["--seconds"], "--seconds: expected a value, got none."),
-        (["--seconds", "0"], "--seconds: expected a whole number above 0, got '0'."),
+        (["--seconds", "0"], "--seconds: expected an integer above 0, got '0'."),
         (["msan"], "preset: expected asan, ubsan or tsan, got 'msan'."),
     ],
 )

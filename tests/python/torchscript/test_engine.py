@@ -1,4 +1,4 @@
-"""The op hybrid_rt::run_engine as torch.export and torch.compile see it."""
+"""Tests of the operator hybrid_rt::run_engine in torch.export and torch.compile."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def detector() -> Detector:
 
 
 def hybrid(ranges: list[tuple[int, int]] | None) -> Detector:
-    """The detector with an engine in the backbone's place."""
+    """Returns the detector with an engine in place of the backbone."""
     program = capture_alone(detector(), "backbone", [(pictures(),)], ranges)
     made = Detector()
     made.backbone = engine_module(program, [registry.backend("torchscript").compile(program, "fp32")])
@@ -69,7 +69,7 @@ def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 
 
 def op_values(exported: torch.export.ExportedProgram) -> list[Tensor]:
-    """Returns the graph's knowledge of the outputs of the only op."""
+    """Returns the graph's metadata of the outputs of the only operator."""
     (node,) = (node for node in exported.graph.nodes if node.target is torch.ops.hybrid_rt.run_engine.default)
     return node.meta["val"]
 

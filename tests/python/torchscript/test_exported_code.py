@@ -1,4 +1,4 @@
-"""Which line an error about an exported head names."""
+"""Tests of the source line that an error about an exported head names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digest of a traced module: equal for what computes the same, in every process; else different."""
+"""Tests of the digest of a traced module: equal for equal computations in every process, otherwise different."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Function(nn.Module):
 
 
 def weighted(build: Callable[[], nn.Module], change: float = 0.0) -> nn.Module:
-    """The same weights each time, but for the last one's change."""
+    """Returns a module with the same weights each time, except that ``change`` is added to the last one."""
     module = build().eval()
     with torch.no_grad():
         for value in module.state_dict().values():
@@ -54,7 +54,7 @@ def weighted(build: Callable[[], nn.Module], change: float = 0.0) -> nn.Module:
 
 
 def added(last: float) -> nn.Module:
-    """Adds a tensor constant that differs from others at its end only, which a print of it leaves out."""
+    """Returns a module with a tensor constant that differs only at its end, which a print of it omits."""
     constant = torch.zeros(1, 3, 100, 100)
     constant[..., -1] = last
     return Function(lambda x: x[:, :3, :1, :1] + constant)
@@ -99,7 +99,7 @@ def test_modules_that_differ_have_different_digests() -> None:
 @pytest.mark.slow
 def test_digests_are_the_same_in_another_process() -> None:
     here = [digest_of(build()) for build in MODULES.values()]
-    # Traced in the opposite order: the second of two classes of one name gets another name in TorchScript.
+    # Trace in the opposite order, because TorchScript renames the second of two classes of the same name.
     program = (
         "import test_graph_digest as t; "
         "print(*reversed([t.digest_of(build()) for build in reversed(t.MODULES.values())]))"

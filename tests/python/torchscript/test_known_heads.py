@@ -1,4 +1,4 @@
-"""torchvision's heads with methods of ours find what they found, bit for bit; what is not the known code stays."""
+"""Tests that torchvision's heads with replaced methods return identical bits, and that other code is not replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 64
 
 
 class Pyramid(nn.Module):
-    """Two levels."""
+    """Returns two levels."""
 
     out_channels = 32
 
@@ -59,7 +59,7 @@ def ssd() -> nn.Module:
 
 
 class SSDHead(nn.Module):
-    """Boxes and classes of both levels by one convolution each."""
+    """Predicts boxes and classes for both levels with one convolution each."""
 
     def __init__(self, anchors: anchor_utils.DefaultBoxGenerator) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ DETECTORS = {"RetinaNet": retinanet, "FCOS": fcos, "SSD": ssd, "FasterRCNN": fas
 
 
 def spread(detector: nn.Module, seed: int) -> nn.Module:
-    """With weights of which scores and boxes differ from anchor to anchor."""
+    """Sets weights with which scores and boxes differ between anchors."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in detector.parameters():
         with torch.no_grad():
@@ -99,7 +99,7 @@ def with_operators(detector: nn.Module) -> nn.Module:
 
 
 def replaced(detector: nn.Module) -> set[str]:
-    """The methods that are ours now, each after its class; the transform's, which all have, and helpers left out."""
+    """Returns the replaced methods with their classes, without the transform's, which all have, and helpers."""
     return {
         f"{type(module).__name__}.{name}"
         for module in detector.modules()
@@ -111,7 +111,7 @@ def replaced(detector: nn.Module) -> set[str]:
 
 
 def pictures(seed: int, name: str = "") -> list[Tensor]:
-    """SSD's have the size that it resizes to: resized pixels are equal within rounding only (test_known_parts.py)."""
+    """Returns images. SSD's already have its size, because resized pixels differ by rounding (test_known_parts.py)."""
     generator = torch.Generator().manual_seed(seed)
     sizes = ((64, 64), (64, 64) if name == "SSD" else (50, 64))
     return [torch.rand(3, *size, generator=generator) for size in sizes]
@@ -219,7 +219,7 @@ def test_all_of_a_faster_rcnn_is_served_but_for_what_is_overridden() -> None:
 @torch.no_grad()
 def test_a_pooler_of_one_level_and_boxes_of_no_level() -> None:
     features = Pyramid()(torch.rand(1, 3, SIDE, SIDE))
-    boxes = [torch.tensor([[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 5.0, 5.0], [9.0, 9.0, 3.0, 3.0]])]  # the last: NaN
+    boxes = [torch.tensor([[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 5.0, 5.0], [9.0, 9.0, 3.0, 3.0]])]  # the last has NaN
     for names in (["0"], ["0", "1"]):
         pooler = MultiScaleRoIAlign(names, 3, 2)
         ours = with_operators(pooler)

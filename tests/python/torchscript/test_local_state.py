@@ -1,6 +1,6 @@
-"""Attributes and buffers of a frozen module become variables of the call."""
+"""Tests that attributes and buffers of a frozen module become variables of the call."""
 
-# Annotations stay objects: TorchScript reads those of a class's attributes.
+# Annotations stay objects, because TorchScript reads those of a class's attributes.
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from hybrid_rt.torchscript.local_state import make_state_local
 
 
 class Inner(nn.Module):
-    """Keeps values of each type that TorchScript's attributes have, assigned and written into."""
+    """Keeps values of each type of TorchScript attribute, both assigned and modified in place."""
 
     seen: Tensor | None
     given: Tensor | None
@@ -119,7 +119,7 @@ class Box:
 
 
 class Boxed(nn.Module):
-    """Makes an object in each call."""
+    """Creates an object in each call."""
 
     def forward(self, x: Tensor) -> Tensor:
         box = Box(x)

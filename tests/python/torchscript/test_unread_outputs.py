@@ -1,4 +1,4 @@
-"""Outputs of which a head reads only the sizes: what counts as a read is every use that is not known to be none."""
+"""Tests of outputs of which a head reads only the sizes: every use counts as a read unless known otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 
 
 class Head(nn.Module):
-    """Runs an engine of three outputs."""
+    """Runs an engine with three outputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Masks, keypoints and drift of matched boxes; recall both ways."""
+"""Tests of masks, keypoints and drift of matched boxes, and of recall in both directions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FP32 = THRESHOLDS["fp32"]
 
 
 def two_people(**changes: Tensor) -> Detections:
-    """Two boxes of 100x100 pixels in a picture of 200x200: a square mask and three keypoints each."""
+    """Returns two boxes of 100x100 pixels in an image of 200x200, each with a square mask and three keypoints."""
     masks = torch.zeros(2, 1, 200, 200)
     masks[0, 0, 10:60, 10:60] = 0.9
     masks[1, 0, 110:160, 110:160] = 0.8

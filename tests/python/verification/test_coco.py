@@ -1,4 +1,4 @@
-"""Annotated pictures as a gate: what is reported, what is refused, and what a dataset must be."""
+"""Tests of annotated images as an acceptance criterion: the report, refusals, and requirements on a dataset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DATASET = CocoDataset(ANNOTATIONS, HELD_OUT)
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], CocoDataset]:
-    """Makes a dataset of the held-out pictures with changed annotations."""
+    """Returns a function that makes a dataset of the held-out images with changed annotations."""
 
     def changed(change: Callable[[dict[str, Any]], object]) -> CocoDataset:
         content = json.loads(ANNOTATIONS.read_text())
@@ -41,7 +41,7 @@ def annotations(tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]]
 
 
 def boxes_of(image_id: int, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The true boxes of a picture as detections."""
+    """Returns the annotated boxes of an image as detections."""
     found = [entry for entry in content["annotations"] if entry["image_id"] == image_id]
     boxes = torch.tensor([entry["bbox"] for entry in found]).reshape(-1, 4)
     return {
@@ -52,7 +52,7 @@ def boxes_of(image_id: int, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class Oracle(nn.Module):
-    """Finds the true boxes of the pictures in their order, but leaves out some of them."""
+    """Finds the annotated boxes of the images in order, except some of them."""
 
     def __init__(self, left_out: int = 0) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_convert_reports_the_map(tmp_path: Path, demo_detector: nn.Module, demo_
 
 
 class Forgets(nn.Module):
-    """Finds the one box of the picture, but nothing once it is scripted."""
+    """Finds the image's only box in eager mode, and nothing when scripted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,8 +326,8 @@ def test_convert_with_a_gate(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--coco-images", "folder"], "--coco-images, --coco-limit: expected --coco with them, got none"),
-        (["--coco-limit", "5"], "--coco-images, --coco-limit: expected --coco with them, got none"),
+        (["--coco-images", "folder"], "--coco-images, --coco-limit: expected --coco as well, got none"),
+        (["--coco-limit", "5"], "--coco-images, --coco-limit: expected --coco as well, got none"),
         (["--coco", "no.json"], "annotations no.json: expected a JSON file, got No such file"),
         (["--coco", ANNOTATIONS, "--max-map-drop", "-1"], "max_map_drop: expected a number of 0 or more"),
     ],

@@ -1,4 +1,4 @@
-"""The golden sample: what travels in the bundle, its check here and in C++, and the rule that both share."""
+"""Tests of the golden sample: its content in the bundle, its check in Python and C++, and the rule that both share."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ BF16 = THRESHOLDS["bf16"]
 
 @pytest.fixture(scope="module")
 def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of other sizes in, a list of dicts out. Do not write to it."""
+    """Returns a bundle that maps two images of different sizes to a list of dicts. Do not modify it."""
     path = tmp_path_factory.mktemp("golden") / "list.pt"
     return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
 
 
 @pytest.fixture(scope="module")
 def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A batch in, a tuple of tensors out. Do not write to it."""
+    """Returns a bundle that maps a batch to a tuple of tensors. Do not modify it."""
     return save_with_torchscript(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
 
 
@@ -62,7 +62,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-# What travels
+# Content
 
 
 def roundtrip(tmp_path: Path, inputs: tuple[Any, ...], expected: Any) -> GoldenSample:
@@ -93,7 +93,7 @@ def test_a_sample_survives_the_file(tmp_path: Path) -> None:
 
 
 class Levels(nn.Module):
-    """Takes and returns dicts by stride."""
+    """Takes and returns dicts keyed by stride."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
     assert sample.expected[0]["masks"].dtype == torch.uint8
     assert int(sample.expected[0]["masks"].sum()) == 2 * 50 * 50
     assert torch.equal(sample.expected[0]["keypoints"], two_people()["keypoints"])
-    assert (tmp_path / "x.pt").stat().st_size < 20_000  # 80 kB of zeros and ones, packed
+    assert (tmp_path / "x.pt").stat().st_size < 20_000  # 80 kB of zeros and ones, compressed
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
     [
         ((object(),), torch.zeros(1), "tensors, numbers and texts, not object"),
         ((float("nan"),), torch.zeros(1), "not the number nan"),
-        (({True: torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or integers"),
+        (({True: torch.zeros(1)},), torch.zeros(1), "not a dict with keys other than strings or integers"),
         (({1: torch.zeros(1), "1": torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or"),
         ((torch.zeros(1, dtype=torch.complex64),), torch.zeros(1), "not a tensor of complex64"),
         ((torch.zeros(1),), (torch.zeros(1), float("inf")), "not the number inf"),
@@ -268,7 +268,7 @@ def test_a_bundle_passes_in_cpp(program: str, demo_bundle: Path, list_bundle: Pa
 
 
 def with_another_expectation(path: Path, output: Path, change: Callable[[Any], Any]) -> Path:
-    """The bundle with another result of the detector in its golden sample, signed again."""
+    """Returns the bundle with another expected result in its golden sample, signed again."""
     sample = read(path)
     description, data = pack(replace(sample, expected=change(sample.expected)))
     changes = {
@@ -286,7 +286,7 @@ def test_a_bundle_that_finds_something_else_fails_everywhere(
     list_bundle: Path, tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = with_another_expectation(list_bundle, tmp_path / "x.pt", without_the_last_box)
-    hybrid_rt.check(path)  # it is whole: only the expectation is another
+    hybrid_rt.check(path)  # it is intact; only the expected result differs
     check = verify_golden(path)
     (failure,) = check.verification.failures
     assert failure.startswith("golden sample, image 1: ")
@@ -305,8 +305,8 @@ def test_a_bundle_that_finds_something_else_fails_everywhere(
     assert done.returncode == 7
     assert f"  FAILED: {failure}\n" in done.stdout
     assert done.stderr == (
-        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected the detector's result, got on this machine "
-        f"{failure}. Another --backend may be right; hybrid-rt check shows what else could run.\n"
+        f"hybrid-rt-detect: error: hybrid_rt[detect]: {path}: expected the detector's result, got "
+        f"{failure} on this machine. Try another --backend; hybrid-rt check shows which ones can run.\n"
     )
     done = run(program, path, "--json")
     assert done.returncode == 7

@@ -1,4 +1,4 @@
-"""The latency contract: what is measured and stored, its check in Python and C++, and files that lie about it."""
+"""Tests of the latency contract: measurement, storage, its check in Python and C++, and invalid contracts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ QUICK = {"repeat": 20, "threads": 1}
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle without a contract. Do not write to it."""
+    """Returns a bundle without a contract. Do not modify it."""
     path = tmp_path_factory.mktemp("latency") / "list.pt"
     return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
 
 
 @pytest.fixture(scope="module")
 def measured(bundle: Path) -> Path:
-    """The same with a contract of two sizes. Do not write to it."""
+    """Returns the bundle with a contract for two sizes. Do not modify it."""
     path = bundle.with_name("measured.pt")
     hybrid_rt.measure(bundle, output=path, sizes=[(32, 32), (64, 48)], **QUICK)
     return path
@@ -241,8 +241,8 @@ def test_the_programs_fail_if_it_does_not_hold(
 
 def test_a_file_without_a_contract_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = (
-        f"hybrid_rt[bundle]: {bundle}: expected a latency contract, got none. Measure one on the machine that keeps "
-        "it: hybrid-rt measure FILE, or convert with latency_contract=True."
+        f"hybrid_rt[bundle]: {bundle}: expected a latency contract, got none. Measure one on the target machine: "
+        "hybrid-rt measure FILE, or convert with latency_contract=True."
     )
     with pytest.raises(BundleError) as refused:
         verify_latency(bundle)
@@ -253,7 +253,7 @@ def test_a_file_without_a_contract_is_refused(bundle: Path, capsys: pytest.Captu
     assert (done.returncode, done.stderr) == (4, f"hybrid-rt-detect: error: {expected}\n")
 
 
-# Options that can't be used
+# Invalid options
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_file_without_a_contract_is_refused(bundle: Path, capsys: pytest.Captu
         ({"sizes": [(0, 32)]}, "sizes: expected at most 64 pairs (height, width) of 1 to 16384, got (0, 32)."),
         ({"sizes": [(1, i) for i in range(1, 66)]}, "sizes: expected at most 64 pairs"),
         ({"inputs": (torch.rand(3),)}, "inputs: expected images: floats or uint8"),
-        ({"inputs": ([torch.rand(7, 32, 32)],)}, "images of 32x32: expected what the bundle takes, got "),
+        ({"inputs": ([torch.rand(7, 32, 32)],)}, "images of 32x32: expected a size that the bundle accepts, got "),
     ],
 )
 def test_measure_refuses(bundle: Path, tmp_path: Path, options: dict[str, Any], text: str) -> None:
@@ -293,7 +293,7 @@ def test_the_command_lines_refuse_what_does_not_fit(
     measured: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(measured), "--sizes", "32x32"]) == 2
-    assert "expected --latency with them, got none" in capsys.readouterr().err
+    assert "expected --latency as well, got none" in capsys.readouterr().err
     assert main(["measure", str(bundle), "--sizes", "32"]) == 2
     assert "--sizes: expected HEIGHTxWIDTH,..., got '32'" in capsys.readouterr().err
     for arguments in (["--latency"], ["--verify", "--tolerance", "1"], ["--verify", "--latency", "--tolerance", "nan"]):
@@ -349,14 +349,14 @@ def test_values_that_no_measurement_has_are_refused(
     assert f"manifest, latency_contract.{text}" in str(refused.value)
     done = detect(path, "--verify", "--latency")
     assert (done.returncode, f"{path}, manifest, latency_contract.{text}" in done.stderr) == (4, True), done.stderr
-    assert detect(path, "--verify").returncode == 0  # who does not check the contract ignores it
+    assert detect(path, "--verify").returncode == 0  # without a check, the contract is ignored
     hybrid_rt.load(path)
 
 
 def test_numbers_that_are_not_finite_are_refused(measured: Path) -> None:
     values = read_contract(measured).to_json()
     values["sizes"][0]["p50"] = float("nan")
-    with pytest.raises(BundleError, match="latency_contract: expected numbers that are finite"):
+    with pytest.raises(BundleError, match="latency_contract: expected finite numbers"):
         LatencyContract.from_json(values)
 
 

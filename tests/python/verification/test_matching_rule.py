@@ -1,4 +1,4 @@
-"""The rule of which boxes are the same, on random detections, against a small reference; and its bindings."""
+"""Tests of the matching rule for boxes on random detections, against a small reference, and of its bindings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Detections = dict[str, Tensor]
 
 
 def with_thin_boxes(seed: int) -> tuple[Detections, Detections]:
-    """Boxes whose sides are below a pixel, none, negative or usual, and the same moved by up to 0.02 pixels."""
+    """Returns boxes with sides below a pixel, zero, negative or usual, and the same moved by up to 0.02 pixels."""
     generator = torch.Generator().manual_seed(seed)
     count = 8
     sides = torch.tensor([0.0, 0.0, 0.3, 1.1, 30.0, -2.0])[torch.randint(6, (count, 2), generator=generator)]
@@ -43,7 +43,7 @@ def with_thin_boxes(seed: int) -> tuple[Detections, Detections]:
 
 
 def perturbed(seed: int) -> tuple[Detections, Detections]:
-    """A crowded image with masks and keypoints, and the same with noise: boxes lost, added, moved, relabelled."""
+    """Returns detections of a crowded image with masks and keypoints, and the same with noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -87,7 +87,7 @@ def off(a: float, b: float) -> float:
 
 
 def overlap(a: list[float], b: list[float], pixel: float) -> float:
-    """The IoU; of boxes with a side below a pixel what their edges are apart, if that says more."""
+    """Returns the IoU, or for boxes with a side below a pixel the agreement of their edges, if that is larger."""
     if all(off(*pair) == 0 for pair in zip(a, b, strict=True)):
         return 1.0
     if not any(box[2] - box[0] < pixel or box[3] - box[1] < pixel for box in (a, b)):
@@ -116,7 +116,7 @@ def as_numbers(detections: Detections) -> dict[str, list[Any]]:
 
 
 def pixel_of(detections: dict[str, list[Any]]) -> float:
-    """A pixel, or a thousandth of the image where coordinates are in 0..1."""
+    """Returns a pixel, or a thousandth of the image if coordinates are in 0..1."""
     values = [abs(value) for box in detections["boxes"] for value in box]
     return 1e-3 if values and all(value <= 2 for value in values) else 1.0
 
@@ -199,7 +199,7 @@ def test_random_detections_are_matched_as_by_the_reference(limits: Thresholds) -
         verdicts |= {word for word in ("boxes found", "masks differ", "keypoints are", "fields") if word in text}
         verdicts.add(str(verification.passed))
         verdicts |= {"at cut"} if match.at_cut else set()
-    # Each kind of verdict was among them.
+    # Each kind of verdict occurred.
     assert verdicts == {"boxes found", "masks differ", "keypoints are", "fields", "True", "False", "at cut"}
 
 
@@ -249,7 +249,7 @@ def test_values_of_a_match_that_was_worked_out_by_hand() -> None:
         matched=1,  # the first; the second has another label
         min_iou=pytest.approx(0.9),
         max_score_difference=pytest.approx(0.05),
-        expected_at_cut=1,  # 0.0503 is level with 0.05
+        expected_at_cut=1,  # 0.0503 is equal to 0.05 within the tolerance
         found_at_cut=1,
         max_box_drift=1.0,
         where="here",
@@ -309,7 +309,7 @@ def properties(cls: type) -> set[str]:
 @pytest.mark.parametrize(
     ("expected", "found", "error"),
     [
-        ([math.inf, 2.0], [math.inf, 2.001], 0.0005),  # of the finite values
+        ([math.inf, 2.0], [math.inf, 2.001], 0.0005),  # of the finite values only
         ([-math.inf, math.nan], [-math.inf, math.nan], 0.0),
         ([math.inf, 1.0], [-math.inf, 1.0], math.inf),
         ([math.nan, 1.0], [math.inf, 1.0], math.inf),

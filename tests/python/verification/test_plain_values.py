@@ -1,4 +1,4 @@
-"""Results that hold more than tensors."""
+"""Tests of results that contain more than tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that a result that the detector does not repeat refuses no hybrid."""
+"""Tests that results that the detector itself does not reproduce do not refuse a hybrid."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def compared(detector: Any, hybrid: Any, x: Tensor) -> Verification:
 
 
 def rows_by_score(x: Tensor) -> Tensor:
-    """Rows [1, n, 3], sorted by scores that are equal but for the last bits: each row has its own place and label."""
+    """Returns rows [1, n, 3] sorted by scores that differ only in the last bits; each has its own place and label."""
     scores = x.flatten()
     rows = torch.stack([scores, torch.arange(len(scores)) * 10.0, torch.arange(len(scores)) % 3 + 1.0], dim=1)
     return rows[scores.argsort(descending=True)][None]
 
 
 NEAR_TIES = 0.5 + torch.arange(20) * 6e-8
-"""A rounding apart."""
+"""Scores that differ by one rounding."""
 
 
 def test_rows_whose_scores_tie_may_change_places() -> None:
@@ -129,7 +129,7 @@ def test_noise_is_of_the_size_of_a_rounding_and_repeats() -> None:
 
 
 def detections(x: Tensor, shift: float = 0.0, widths: tuple[float, ...] = (0.0, 0.3, 20.0)) -> list[dict[str, Tensor]]:
-    """Boxes of these widths whose places depend on the input as results of rounding do."""
+    """Returns boxes of these widths, whose positions depend on the input like rounding errors."""
     left = torch.arange(len(widths)) * 40.0 + x[: len(widths)] * 30 + shift
     boxes = torch.stack([left, left * 0, left + torch.tensor(widths), left + 10], dim=1)
     return [{"boxes": boxes, "scores": torch.full((len(widths),), 0.9), "labels": torch.ones(len(widths))}]
@@ -145,7 +145,7 @@ def test_the_detector_runs_again_no_more_often_than_is_needed() -> None:
     runs: list[Tensor] = []
 
     def of_jittery_widths(x: Tensor, factor: float = 300000.3) -> Any:
-        """Boxes below a pixel whose widths rounding decides on."""
+        """Returns boxes below a pixel whose widths depend on rounding."""
         return detections(x, widths=tuple(((x.double() * factor) % 1 * 0.5).tolist()))
 
     def counted(x: Tensor) -> Any:
@@ -180,7 +180,7 @@ def test_without_the_detector_the_rule_of_the_target_holds_alone() -> None:
 
 
 class TopQueries(nn.Module):
-    """The best cells by score: of a black image all scores are equal."""
+    """Returns the best cells by score; in a black image all scores are equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def test_a_black_image_refuses_no_segment(segment: nn.Module, tmp_path: Path) ->
 
 
 class WithAnchors(nn.Module):
-    """Features, and anchors that are infinite at the border."""
+    """Returns features, and anchors that are infinite at the border."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         centres = torch.linspace(0, 1, x.shape[3])
@@ -257,7 +257,7 @@ def test_infinities_in_the_result_are_in_the_golden_sample(tmp_path: Path) -> No
 
 def test_a_wrong_engine_is_refused_beside_an_input_that_is_not_determined(tmp_path: Path) -> None:
     class Wrong(nn.Module):
-        """As a recording of it is: right on no other image."""
+        """Behaves like a trace of it: wrong on all other images."""
 
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.instance_norm(x) * (2.0 if float(x.max()) > 0.99 else 1.0)

@@ -1,4 +1,4 @@
-"""Thresholds: nothing is taken from a precision that was not named."""
+"""Tests of thresholds: none is taken from a precision that was not named."""
 
 from __future__ import annotations
 

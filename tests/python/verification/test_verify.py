@@ -338,7 +338,7 @@ def test_many_failures_are_not_all_shown() -> None:
 
 
 class Doubles(nn.Module):
-    """Changes its input in place."""
+    """Modifies its input in place."""
 
     def forward(self, picture: Tensor) -> Tensor:
         return picture.mul_(2)
@@ -390,7 +390,8 @@ def test_thresholds_of_a_precision_without_any() -> None:
     with pytest.raises(OptionError) as caught:
         thresholds_of("int4")
     assert str(caught.value) == (
-        "hybrid_rt[verify]: thresholds: expected a precision that has some (fp32, bf16, fp16, int8), got 'int4'. "
+        "hybrid_rt[verify]: thresholds: expected a precision with default thresholds (fp32, bf16, fp16, int8), got "
+        "'int4'. "
         "Pass thresholds=Thresholds(...)."
     )
 

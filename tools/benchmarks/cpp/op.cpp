@@ -10,9 +10,10 @@
 #include "timing.h"
 
 // bench_op NOOP_PLUGIN_FOLDER NOOP.pt ENGINE.pt XML ROUNDS
-// The op's own cost: a no-op engine through it; an OpenVINO engine through it against OpenVINO's C++ interface on the
-// same IR and the same input. NOOP.pt and ENGINE.pt are scripted modules of one tensor that hold an engine and an
-// `example`. Prints JSON.
+//
+// Measures the op's own cost: a no-op engine called through it, and an OpenVINO engine called through it and through
+// OpenVINO's C++ interface, with the same IR and input. NOOP.pt and ENGINE.pt are scripted modules of one tensor that
+// hold an engine and an `example`. Prints JSON.
 
 namespace {
 

@@ -9,21 +9,22 @@
 #include <utility>
 #include <vector>
 
-/// Milliseconds that one call takes.
+/// Returns the milliseconds of one call.
 inline double timed(const std::function<void()>& call) {
   const auto start = std::chrono::steady_clock::now();
   call();
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Nearest-rank percentile.
+/// Returns the nearest-rank percentile.
 inline double percentile(std::vector<double> values, double percent) {
   std::sort(values.begin(), values.end());
   const auto rank = static_cast<size_t>(std::ceil(values.size() * percent / 100.0));
   return values[std::max<size_t>(rank, 1) - 1];
 }
 
-/// Runs the cases in turns, so that the machine's moods hit all alike; `warm_up` rounds are not counted.
+/// Runs the cases alternately, so that fluctuations of the machine affect all of them. `warm_up` rounds are not
+/// counted.
 inline nlohmann::json interleaved(const std::vector<std::pair<std::string, std::function<void()>>>& cases, int warm_up,
                                   int rounds) {
   std::vector<std::vector<double>> times(cases.size());

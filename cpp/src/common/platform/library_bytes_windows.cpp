@@ -18,7 +18,7 @@ constexpr wchar_t kPrefix[] = L"hybrid_rt-library-";
 
 std::string message(DWORD code) { return std::system_category().message(static_cast<int>(code)); }
 
-/// Removes the files of processes that have ended. Those that are open or loaded refuse it.
+/// Removes the files of processes that have ended. Files that are open or loaded can't be removed.
 void remove_old(const fs::path& folder) {
   std::error_code failed;
   for (const auto& entry : fs::directory_iterator(folder, failed)) {
@@ -27,7 +27,7 @@ void remove_old(const fs::path& folder) {
 }
 
 bool write_all(HANDLE file, const char* next, std::size_t size) {
-  constexpr std::size_t kMost = std::size_t{1} << 30;  // a call takes fewer than 2^32 bytes
+  constexpr std::size_t kMost = std::size_t{1} << 30;  // a call accepts fewer than 2^32 bytes
   while (size > 0) {
     DWORD written = 0;
     if (WriteFile(file, next, static_cast<DWORD>(std::min(size, kMost)), &written, nullptr) == 0) return false;
@@ -60,7 +60,8 @@ LibraryBytes write_library(const std::string& name, const void* bytes, std::size
   const bool is_written = write_all(writing, static_cast<const char*>(bytes), size);
   if (!is_written) made.failure = message(GetLastError());
   CloseHandle(writing);
-  // Stays open: others can't remove the file before it is loaded. The loader may read it beside this handle.
+  // Stays open, so that other processes can't remove the file before it is loaded. The loader may read it at the same
+  // time.
   const HANDLE reading = is_written ? CreateFileW(path.c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING,
                                                   FILE_ATTRIBUTE_NORMAL, nullptr)
                                     : INVALID_HANDLE_VALUE;

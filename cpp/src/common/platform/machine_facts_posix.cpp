@@ -47,7 +47,7 @@ std::int64_t free_memory() {
 std::string processor_name() {
   const std::string name = cpuinfo("model name");
   if (!name.empty()) return name;
-  const std::string part = cpuinfo("CPU part");  // an Arm kernel has no name, but this
+  const std::string part = cpuinfo("CPU part");  // Arm kernels report no name, but a part number
   return part.empty() ? "unknown" : "CPU implementer " + cpuinfo("CPU implementer") + ", part " + part;
 }
 

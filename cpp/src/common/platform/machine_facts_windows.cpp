@@ -13,7 +13,7 @@ namespace {
 
 enum Register { kEax, kEbx, kEcx, kEdx };
 
-/// What must be switched on in the system before programs can use an instruction set.
+/// Support by the operating system that programs need to use an instruction set.
 enum class Needs { kNothing, kAvx, kAvx512 };
 
 struct Flag {
@@ -52,7 +52,7 @@ constexpr Flag kFlags[] = {
 };
 
 bool is_switched_on(Needs needs) {
-  constexpr DWORD kAvx = 39;     // PF_AVX_INSTRUCTIONS_AVAILABLE, which older headers lack
+  constexpr DWORD kAvx = 39;     // PF_AVX_INSTRUCTIONS_AVAILABLE, missing in older headers
   constexpr DWORD kAvx512 = 41;  // PF_AVX512F_INSTRUCTIONS_AVAILABLE
   if (needs == Needs::kAvx) return IsProcessorFeaturePresent(kAvx) != 0;
   return needs == Needs::kNothing || IsProcessorFeaturePresent(kAvx512) != 0;
@@ -102,7 +102,7 @@ std::string processor_name() {
 std::string architecture() {
   SYSTEM_INFO system{};
   GetNativeSystemInfo(&system);
-  constexpr WORD kArm64 = 12;  // PROCESSOR_ARCHITECTURE_ARM64, which older headers lack
+  constexpr WORD kArm64 = 12;  // PROCESSOR_ARCHITECTURE_ARM64, missing in older headers
   if (system.wProcessorArchitecture == PROCESSOR_ARCHITECTURE_AMD64) return "x86_64";
   return system.wProcessorArchitecture == kArm64 ? "aarch64" : "unknown";
 }

@@ -11,7 +11,7 @@ namespace hybrid_rt::platform {
 
 RegularFile open_regular_file(const std::string& path) {
   RegularFile opened;
-  // Without waiting, as open() does where the path is a pipe that nobody writes to.
+  // O_NONBLOCK, because open() would wait if the path is a pipe without a writer.
   opened.descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (opened.descriptor < 0) {
     opened.failure = std::generic_category().message(errno);

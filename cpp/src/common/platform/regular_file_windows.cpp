@@ -16,7 +16,7 @@ std::string message(DWORD code) { return std::system_category().message(static_c
 }  // namespace
 
 RegularFile open_regular_file(const std::string& path) {
-  // Others may replace the name meanwhile, as they may on Linux.
+  // Other processes may replace the name meanwhile, as on Linux.
   const HANDLE file = CreateFileW(std::filesystem::path(path).c_str(), GENERIC_READ,
                                   FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr, OPEN_EXISTING,
                                   FILE_ATTRIBUTE_NORMAL, nullptr);
@@ -31,7 +31,7 @@ RegularFile open_regular_file(const std::string& path) {
 }
 
 std::ptrdiff_t read_at(int descriptor, void* into, std::size_t count, std::uint64_t position, std::string& failure) {
-  constexpr std::size_t kMost = std::size_t{1} << 30;  // a call takes fewer than 2^32 bytes
+  constexpr std::size_t kMost = std::size_t{1} << 30;  // a call accepts fewer than 2^32 bytes
   OVERLAPPED at{};
   at.Offset = static_cast<DWORD>(position);
   at.OffsetHigh = static_cast<DWORD>(position >> 32);

@@ -4,14 +4,14 @@
 #include <string>
 #include <string_view>
 
-/// What Linux and Windows do differently. Each header has two sources, NAME_posix.cpp and NAME_windows.cpp, of which
-/// CMake compiles one. No file here includes torch.
+/// Functions that differ between Linux and Windows. Each header has two sources, NAME_posix.cpp and NAME_windows.cpp,
+/// and CMake compiles one of them. No file here includes torch.
 namespace hybrid_rt::platform {
 
 #ifdef _WIN32
 inline constexpr std::string_view kLibraryPrefix = "";
 inline constexpr std::string_view kLibrarySuffix = ".dll";
-inline constexpr char kPathSeparator = ';';  ///< between directories in an environment variable
+inline constexpr char kPathSeparator = ';';  ///< separates directories in an environment variable
 #else
 inline constexpr std::string_view kLibraryPrefix = "lib";
 inline constexpr std::string_view kLibrarySuffix = ".so";
@@ -19,23 +19,23 @@ inline constexpr char kPathSeparator = ':';
 #endif
 
 enum class Symbols {
-  kForCaller,   ///< found by find_symbol() alone
-  kForProcess,  ///< found by libraries that are loaded later too; Windows has no such thing, and looks in named ones
+  kForCaller,   ///< visible to find_symbol() only
+  kForProcess,  ///< also visible to libraries that are loaded later (not on Windows)
 };
 
-/// Loads a shared library, with all that it is linked to. Returns null if that fails; library_failure() says why.
+/// Loads a shared library and its dependencies. Returns null on failure; library_failure() gives the reason.
 void* open_library(const std::string& path, Symbols symbols);
 
-/// Returns true if a library of that path is loaded. Does not load it.
+/// Returns true if the library at that path is loaded. Does not load it.
 bool is_library_loaded(const std::string& path);
 
-/// Returns the address of an exported symbol; null if the library has none of that name.
+/// Returns the address of an exported symbol; null if the library has no such symbol.
 void* find_symbol(void* library, const char* name);
 
-/// Returns why the last call of this thread failed, in the system's words.
+/// Returns the system's message for the last failure in this thread.
 std::string library_failure();
 
-/// Returns the file that code at this address was loaded from, as the loader opened it; empty if that is not known.
+/// Returns the file that the code at this address was loaded from, as the loader opened it; empty if unknown.
 std::filesystem::path library_of(const void* address);
 
 }  // namespace hybrid_rt::platform

@@ -8,7 +8,7 @@ namespace hybrid_rt::platform {
 
 void* open_library(const std::string& path, Symbols /*symbols*/) {
   const std::filesystem::path file(path);
-  // An absolute path is where the libraries that it is linked to are looked for first. This flag allows no other path.
+  // With this flag, Windows first looks for dependencies next to an absolute path. The flag allows no other path.
   const DWORD flags = file.is_absolute() ? LOAD_WITH_ALTERED_SEARCH_PATH : 0;
   return reinterpret_cast<void*>(LoadLibraryExW(file.c_str(), nullptr, flags));
 }
@@ -42,7 +42,7 @@ std::filesystem::path library_of(const void* address) {
     const DWORD length = GetModuleFileNameW(module, file.data(), static_cast<DWORD>(file.size()));
     if (length == 0) return {};
     if (length < file.size()) return file.substr(0, length);
-    file.resize(2 * file.size());  // it was cut off
+    file.resize(2 * file.size());  // the path was cut off
   }
 }
 

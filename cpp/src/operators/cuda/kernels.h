@@ -7,9 +7,9 @@
 
 #include "operators/roi_geometry.h"
 
-// What nms.cu and roi_align.cu offer: kernels on raw device memory, free of torch, whose headers nvcc compiles slowly
-// and not with every compiler. All is queued on `stream` of the current device; nothing waits. Each function returns
-// what the launches returned. Strides count elements.
+// Interface of nms.cu and roi_align.cu: kernels on raw device memory. It is free of torch, whose headers nvcc compiles
+// slowly and not with every compiler. Everything is queued on `stream` of the current device, and nothing waits. Each
+// function returns the result of its launches. Strides count elements.
 
 namespace hybrid_rt::operators::cuda {
 
@@ -17,11 +17,11 @@ enum class Element { kFloat, kDouble, kHalf };
 
 // nms: float and double.
 
-/// Boxes that one word of the mask stands for.
+/// Number of boxes per word of the mask.
 inline constexpr int64_t kGroup = 64;
 
-/// Writes integers, int32 for float and int64 for double, that order as the scores do: NaN, of any sign, above all
-/// else, and the zeros alike.
+/// Writes integers that sort like the scores (int32 for float, int64 for double): NaN of any sign above everything
+/// else, and 0 equal to -0.
 cudaError_t make_sort_keys(Element element, const void* scores, int64_t stride, int64_t count, void* keys,
                            cudaStream_t stream);
 
@@ -36,17 +36,17 @@ struct NmsBoxes {
 struct NmsWorkspace {
   void* sorted;    // [count, 4] elements
   uint64_t* mask;  // [mask_groups * kGroup, groups]
-  int64_t groups;  // of kGroup boxes
+  int64_t groups;  // number of groups of kGroup boxes
   int64_t mask_groups;
   uint64_t* removed;  // [groups]
 };
 
-/// How many groups of boxes are compared with all others at a time, so that their mask stays within 64 MiB (a group's
-/// own mask is above that for more than 8 million boxes).
+/// Returns the number of groups that are compared with all others at a time, so that their mask stays within 64 MiB
+/// (the mask of a single group exceeds that for more than 8 million boxes).
 int64_t mask_groups_of(int64_t groups);
 
-/// Writes the indices of the boxes that stay to `kept` ([count]), best first, and their number to `kept_count`.
-/// `threshold` is a value of the element's type.
+/// Writes the indices of the kept boxes to `kept` ([count]), best first, and their number to `kept_count`. `threshold`
+/// is representable in the element's type.
 cudaError_t suppress_boxes(Element element, const NmsBoxes& boxes, double threshold, const NmsWorkspace& workspace,
                            int64_t* kept, int64_t* kept_count, cudaStream_t stream);
 
@@ -71,10 +71,10 @@ struct Rois {
   int64_t count;  // at least 1
 };
 
-/// Bytes of one box's Placement, aligned to 8.
+/// Returns the bytes of one box's Placement, aligned to 8.
 size_t placement_size(Element element);
 
-/// Places the boxes. `first_refused` becomes the first row that place_box refuses, or -1; such a box has no points.
+/// Places the boxes. `first_refused` becomes the first row that place_box refuses, or -1. A refused box has no points.
 cudaError_t place_boxes(Element element, const Rois& rois, const Pooling& pooling, int64_t pictures, void* placements,
                         int64_t* first_refused, cudaStream_t stream);
 

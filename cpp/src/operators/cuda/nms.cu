@@ -8,7 +8,7 @@
 namespace hybrid_rt::operators::cuda {
 namespace {
 
-using Word = unsigned long long;  // what CUDA's atomics take
+using Word = unsigned long long;  // the type of CUDA's atomics
 static_assert(sizeof(Word) == sizeof(uint64_t) && sizeof(Word) * 8 == kGroup);
 
 constexpr int kGroupThreads = static_cast<int>(kGroup);
@@ -36,7 +36,7 @@ __global__ void make_keys(const T* scores, int64_t stride, int64_t count, Key* k
   for (int64_t i = thread_index(); i < count; i += thread_count()) {
     const T score = scores[i * stride];
     const Key bits = bits_of(score);
-    // Negative floats grow with their bits read as a number: all of these but the sign are turned round.
+    // The bits of negative floats, read as a number, are in reverse order, so all bits except the sign are flipped.
     const Key ordered = bits < 0 ? bits ^ kLargest<Key> : bits;
     keys[i] = score != score ? kLargest<Key> : score == T(0) ? Key(0) : ordered;
   }
@@ -59,8 +59,9 @@ __device__ Corners<T> corners_at(const T* boxes, int64_t index) {
   return {box[0], box[1], box[2], box[3]};
 }
 
-/// A block compares the boxes of group first_group + blockIdx.y, a thread each, with those of a later group or its own:
-/// bit j of row i's word says that box i would drop the group's box j. Rows of boxes that are gone are not written.
+/// A block compares the boxes of group first_group + blockIdx.y, one per thread, with those of a later group or of the
+/// same one: bit j of row i's word means that box i would drop the group's box j. Rows of dropped boxes are not
+/// written.
 template <typename T>
 __global__ void __launch_bounds__(kGroupThreads)
     compare_groups(const T* boxes, int64_t count, T threshold, int64_t first_group, int64_t groups, const Word* removed,
@@ -100,12 +101,12 @@ __global__ void __launch_bounds__(kGroupThreads)
   mask[(row - first_group * kGroup) * groups + column_group] = dropped;
 }
 
-/// One block walks the groups [first_group, end_group), whose rows the mask holds, in order: which boxes of a group
-/// stay is known once all groups before it are done.
+/// One block visits the groups [first_group, end_group), whose rows are in the mask, in order: the kept boxes of a
+/// group are known once all groups before it are done.
 __global__ void __launch_bounds__(kWalkThreads)
     walk_groups(const Word* mask, const int64_t* order, int64_t count, int64_t first_group, int64_t end_group,
                 int64_t groups, Word* removed, int64_t* kept_count, int64_t* kept) {
-  __shared__ Word dropped_in_group[kGroupThreads];  // by each of its boxes
+  __shared__ Word dropped_in_group[kGroupThreads];  // boxes of the group that each of its boxes drops
   __shared__ int staying[kGroupThreads];
   __shared__ int staying_count;
   const int thread = static_cast<int>(threadIdx.x);
@@ -115,11 +116,11 @@ __global__ void __launch_bounds__(kWalkThreads)
     const int boxes = static_cast<int>(count - first < kGroup ? count - first : kGroup);
     const Word* const rows = mask + (group - first_group) * kGroup * groups;
     if (thread < boxes) {
-      dropped_in_group[thread] = rows[thread * groups + group];  // of boxes that are gone: anything, and not looked at
+      dropped_in_group[thread] = rows[thread * groups + group];  // undefined, and not used, for dropped boxes
     }
     __syncthreads();
     if (thread == 0) {
-      // volatile: the words beside the last one that was read have changed since, at the second-level cache.
+      // volatile, because the words next to the last one that was read have changed in the second-level cache since.
       Word waiting = ~*static_cast<const volatile Word*>(removed + group);
       if (boxes < kGroupThreads) {
         waiting &= (Word(1) << boxes) - 1;
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(kWalkThreads)
       kept[kept_before + thread] = order[first + staying[thread]];
     }
     kept_before += found;
-    // What they drop of the later groups. The threads share out words first, which lie side by side, then rows.
+    // Boxes of later groups that they drop. The threads divide words first, which are adjacent, then rows.
     const int64_t later = groups - group - 1;
     int lanes = 32;
     while (lanes < later && lanes < kWalkThreads) {
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kWalkThreads)
         atomicOr(removed + word, dropped);
       }
     }
-    __syncthreads();  // the next group reads `removed`, and writes the shared arrays
+    __syncthreads();  // the next group reads `removed` and writes the shared arrays
   }
   if (thread == 0) {
     *kept_count = kept_before;

@@ -18,8 +18,8 @@
 #include "operators/cuda_operators.h"
 #include "operators/head_operator_checks.h"
 
-// nms and roi_align of CUDA tensors: memory from torch's allocator, work on torch's current stream. Memory that is
-// given back while the GPU still works on it is safe: the allocator hands it out again on the same stream only.
+// nms and roi_align for CUDA tensors, with memory from torch's allocator and work on torch's current stream. Memory may
+// be freed while the GPU still uses it, because the allocator reuses it only on the same stream.
 
 namespace hybrid_rt::operators::cuda {
 namespace {
@@ -52,7 +52,8 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-/// A number on its way to the host. It waits for what was queued before it only, so that the GPU need not run dry.
+/// Reads a number back to the host. It waits only for work that was queued before it, so that the GPU does not run
+/// idle.
 class ReadBack {
  public:
   ReadBack(const int64_t* source, cudaStream_t stream, const char* name)
@@ -62,7 +63,7 @@ class ReadBack {
   }
   ReadBack(const ReadBack&) = delete;
   ReadBack& operator=(const ReadBack&) = delete;
-  ~ReadBack() { cudaEventSynchronize(arrived_); }  // before the memory is given back
+  ~ReadBack() { cudaEventSynchronize(arrived_); }  // before the memory is freed
 
   int64_t wait() const {
     require(cudaEventSynchronize(arrived_), name_);
@@ -87,7 +88,7 @@ at::Tensor nms(const at::Tensor& dets, const at::Tensor& scores, double iou_thre
   const Element element = element_of(dets.scalar_type());
   const bool is_float = element == Element::kFloat;
 
-  // Not the scores themselves: what at::sort does with a NaN whose sign bit is set depends on its algorithm.
+  // Not the scores themselves, because the order of a NaN with a sign bit in at::sort depends on its algorithm.
   at::Tensor keys = at::empty({count}, integers.dtype(is_float ? at::kInt : at::kLong));
   require(make_sort_keys(element, scores.const_data_ptr(), scores.stride(0), count, keys.mutable_data_ptr(), stream),
           kName);
@@ -117,7 +118,7 @@ at::Tensor nms(const at::Tensor& dets, const at::Tensor& scores, double iou_thre
   return result;
 }
 
-/// What the CPU kernel says of that box: the arithmetic is the same.
+/// Throws the CPU kernel's error for that box. The arithmetic is the same.
 [[noreturn]] void refuse_box(const at::Tensor& rois, int64_t row, const Pooling& pooling, int64_t pictures) {
   const at::Tensor roi = rois.select(0, row).cpu().contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND_HALF(roi.scalar_type(), "roi_align", [&] {
@@ -154,7 +155,7 @@ at::Tensor roi_align(const at::Tensor& input, const at::Tensor& rois, double spa
   require(place_boxes(element, boxes, pooling, features.pictures, placements.mutable_data_ptr(),
                       first_refused.mutable_data_ptr<int64_t>(), stream),
           kName);
-  // The host waits for the check of the boxes, which takes microseconds, while the GPU already pools.
+  // The host waits for the check of the boxes, which takes microseconds, while the GPU is already pooling.
   const ReadBack read_back(first_refused.const_data_ptr<int64_t>(), stream, kName);
   require(pool_boxes(element, features, placements.const_data_ptr(), boxes.count, pooling, output.mutable_data_ptr(),
                      stream),

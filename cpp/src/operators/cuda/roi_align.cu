@@ -13,9 +13,9 @@ constexpr int kThreads = 256;
 constexpr int64_t kMaxGridX = std::numeric_limits<int32_t>::max();
 constexpr int64_t kElementsPerBlock = 1024;
 constexpr int kTile = 32;                            // channels, and bins
-constexpr int64_t kMinChannelsForTiles = kTile / 2;  // fewer leave most of a warp idle
+constexpr int64_t kMinChannelsForTiles = kTile / 2;  // with fewer, most of a warp is idle
 
-/// float16 as at::Half computes: each operation in float, the result rounded.
+/// float16 arithmetic like at::Half's: each operation is computed in float and its result rounded.
 class Half {
  public:
   Half() = default;
@@ -50,7 +50,7 @@ __global__ void place(const T* rois, int64_t row_stride, int64_t column_stride, 
   }
 }
 
-/// One bin of one channel, in the order of the CPU kernel: no two threads share a sum.
+/// Computes one bin of one channel in the order of the CPU kernel. No two threads share a sum.
 template <typename T>
 __device__ T pool_bin(const Placement<T>& box, int32_t bin_row, int32_t bin_column, const T* channel,
                       const Features& features) {
@@ -81,8 +81,8 @@ __device__ T pool_bin(const Placement<T>& box, int32_t bin_row, int32_t bin_colu
   return sum / box.points_per_bin;
 }
 
-/// A block takes some channels of a box, a thread an element at a time: neighbours write side by side, and read pixels
-/// that lie side by side where columns do.
+/// A block processes some channels of a box, a thread one element at a time. Adjacent threads write adjacent elements,
+/// and read adjacent pixels if columns are adjacent in memory.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pool_channels(Features features, const Placement<T>* placements, int64_t count, int32_t bins, int32_t bin_columns,
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
     const Placement<T> box = placements[index];
     const T* const source = data + box.picture * features.picture_stride + first_channel * features.channel_stride;
     T* const target = output + (index * features.channels + first_channel) * bins;
-    // Unsigned 32-bit numbers, since they are divided: a task has less than 2^31 elements, and kThreads are added.
+    // Unsigned 32-bit numbers, because they are divided: a task has fewer than 2^31 elements, and kThreads are added.
     const auto elements = static_cast<uint32_t>(smaller(channels_per_task, features.channels - first_channel) * bins);
     for (uint32_t i = threadIdx.x; i < elements; i += kThreads) {
       const uint32_t channel = i / static_cast<uint32_t>(bins);
@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// The same where channels lie side by side: a warp reads kTile of them at once, and the block turns a tile of channels
-/// and bins round before it is written.
+/// Does the same if channels are adjacent in memory: a warp reads kTile of them at once, and the block transposes a
+/// tile of channels and bins before it writes it.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) pool_tiles(Features features, const Placement<T>* placements, int64_t count,
                                                        int32_t bins, int32_t bin_columns, T* output) {
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) pool_tiles(Features features, const 
 template <typename T>
 cudaError_t place_all(const Rois& rois, const Pooling& pooling, int64_t pictures, void* placements,
                       int64_t* first_refused, cudaStream_t stream) {
-  // All bits set: the largest number for atomicMin, -1 for who reads it.
+  // All bits set: the largest number for atomicMin, and -1 for the reader.
   const cudaError_t status = cudaMemsetAsync(first_refused, 0xFF, sizeof(*first_refused), stream);
   if (status != cudaSuccess) {
     return status;

@@ -38,7 +38,7 @@ std::ptrdiff_t file_count(const TemporaryFolder& folder) {
   return std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator());
 }
 
-/// A smooth picture, which a JPEG keeps nearly as it is.
+/// Returns a smooth image, which a JPEG changes little.
 Picture gradient(int width, int height) {
   Picture picture{width, height, {}};
   for (int y = 0; y < height; ++y) {
@@ -51,7 +51,7 @@ Picture gradient(int width, int height) {
   return picture;
 }
 
-/// `samples` as they lie in the file, without padding; `palette` for PNG_COLOR_TYPE_PALETTE.
+/// Returns a PNG. `samples` are in the file's format, without padding; `palette` is for PNG_COLOR_TYPE_PALETTE.
 Bytes png_of(int width, int height, int bit_depth, int colour_type, const Bytes& samples,
              const std::vector<png_color>& palette = {}) {
   png_structp writer = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
@@ -97,7 +97,7 @@ void put_big_endian(Bytes& bytes, std::size_t offset, std::uint32_t value, int s
   }
 }
 
-/// The PNG with another size in its header, and the checksum that fits it.
+/// Returns the PNG with another size in its header, and a matching checksum.
 Bytes with_png_size(Bytes bytes, std::uint32_t width, std::uint32_t height) {
   put_big_endian(bytes, 16, width, 4);
   put_big_endian(bytes, 20, height, 4);
@@ -135,7 +135,7 @@ Colour pixel(const Picture& picture, int x, int y) {
   return {picture.rgb.at(offset), picture.rgb.at(offset + 1), picture.rgb.at(offset + 2)};
 }
 
-/// The message of the PictureError that decoding ends in; empty if it doesn't.
+/// Returns the message of the PictureError that decoding throws; empty if it throws none.
 std::string decoding_error(const Bytes& bytes) {
   try {
     decode_picture(bytes, "in.bin");
@@ -231,7 +231,7 @@ TEST_CASE("stray bytes before a JPEG's end are a warning: the pixels are whole")
   CHECK(decoded.rgb == decode_picture(whole, "in.jpg").rgb);
   CHECK(decoded.warning.find("extraneous bytes before marker 0xd9") != std::string::npos);
   CHECK(decode_picture(whole, "in.jpg").warning.empty());
-  bytes.resize(bytes.size() - 2);  // and cut before its end
+  bytes.resize(bytes.size() - 2);  // and truncated
   CHECK(decoding_error(bytes).find("undamaged JPEG") != std::string::npos);
 }
 
@@ -426,7 +426,7 @@ TEST_CASE("any text can be drawn, on any size of picture") {
   }
 }
 
-/// How many pixels differ, in the columns from `left` to before `right`.
+/// Returns the number of pixels that differ in the columns from `left` to before `right`.
 std::ptrdiff_t changed(const Picture& a, const Picture& b, int left, int right) {
   std::ptrdiff_t count = 0;
   for (int y = 0; y < a.height; ++y) {
@@ -462,7 +462,7 @@ TEST_CASE("captions lie within the image wherever their box is") {
     Picture without = original;
     annotate(with_caption, std::vector<Annotation>{{box, 5, name, "0.50"}});
     annotate(without, std::vector<Annotation>{{box, 5, "", ""}});
-    // As many pixels as where there is room: nothing was cut off.
+    // As many pixels as with more room: nothing was cut off.
     Picture roomy = original;
     Picture roomy_without = original;
     annotate(roomy, std::vector<Annotation>{{{10, 60, 150, 110}, 5, name, "0.50"}});
@@ -509,7 +509,7 @@ TEST_CASE("no outline crosses a caption") {
 TEST_CASE("the size is read from the header alone") {
   const Picture picture = gradient(40, 30);
   for (Bytes bytes : {encode_png(picture), encode_jpeg(picture)}) {
-    bytes.resize(bytes.size() * 3 / 4);  // what decode_picture refuses
+    bytes.resize(bytes.size() * 3 / 4);  // decode_picture refuses this
     const auto size = hybrid_rt::apps::read_size(bytes, "cut");
     CHECK(size.width == 40);
     CHECK(size.height == 30);

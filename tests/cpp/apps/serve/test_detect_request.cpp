@@ -70,7 +70,7 @@ TEST_CASE("a query's parameters are read") {
 
 TEST_CASE("a query's parameter that can't be is refused by name") {
   CHECK(refused_query("min_score", "1.5") ==
-        "hybrid_rt[serve]: query min_score: expected a number from 0 to 1, got '1.5'. Leave it out for the default.");
+        "hybrid_rt[serve]: query min_score: expected a number from 0 to 1, got '1.5'. Omit it for the default.");
   for (const char* value : {"", "nan", "-0.1", "0.5x", " 0.5", "1e9999"}) refused_query("min_score", value);
   for (const char* value : {"", "0", "-5", "1.5", "99999999999999999999"}) refused_query("deadline_ms", value);
   for (const char* value : {"", "yes", "TRUE", "1"}) refused_query("masks", value);
@@ -103,7 +103,7 @@ TEST_CASE("pictures come with their sizes") {
 
   std::string turned = png(5, 3);
   const std::string exif("MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 22);
-  turned.insert(33, std::string("\0\0\0\x16", 4) + "eXIf" + exif + "....");  // the chunk's check sum is not read
+  turned.insert(33, std::string("\0\0\0\x16", 4) + "eXIf" + exif + "....");  // the chunk's checksum is not read
   CHECK(read_pictures(with_body("image/png", turned), {}).at(0).size.width == 5);
   const auto upright =
       read_pictures(with_body("image/png", turned), {.orientation = hybrid_rt::apps::Orientation::kExif});

@@ -6,7 +6,7 @@
 
 using hybrid_rt::serve::run_lengths;
 
-// The expected texts are what pycocotools.mask.encode(numpy.asfortranarray(mask >= 0.5))["counts"] gave.
+// The expected texts are results of pycocotools.mask.encode(numpy.asfortranarray(mask >= 0.5))["counts"].
 
 TEST_CASE("run lengths go down the columns, zeros first") {
   CHECK(run_lengths(std::vector<float>{0, 0, 1, 1}.data(), 2, 2, 0.5F) == "1110");

@@ -31,7 +31,7 @@ Bytes body_of(const std::string& header, std::size_t data_size, std::optional<st
   return body;
 }
 
-/// A header's entry; `shape` and `offsets` as they stand there.
+/// Returns a header's entry. `shape` and `offsets` are inserted verbatim.
 std::string entry(const std::string& name, const std::string& dtype, const std::string& shape,
                   const std::string& offsets) {
   return "\"" + name + R"(":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}";
@@ -47,7 +47,7 @@ std::string failure(const Bytes& body, const PictureTensorLimits& limits = {}) {
   return "";
 }
 
-/// The error of a header with `data_size` bytes behind it.
+/// Returns the error of a header followed by `data_size` bytes.
 std::string failure(const std::string& header, std::size_t data_size, const PictureTensorLimits& limits = {}) {
   return failure(body_of(header, data_size), limits);
 }
@@ -65,7 +65,7 @@ bool is_in(const std::string& part, const std::string& text) {
 }  // namespace
 
 TEST_CASE("pictures of both kinds come in the order of their names in the text") {
-  // "b" first, though its data lies last and its name would be sorted last.
+  // "b" comes first, although its data is last and its name would be sorted last.
   const std::string header =
       "{" + entry("b", "F32", "[3,1,2]", "[18,42]") + "," + entry("a", "U8", "[2,3,3]", "[0,18]") + "}";
   const Bytes body = body_of(header, 42);
@@ -231,7 +231,7 @@ TEST_CASE("pictures are counted before the rest is read") {
 }
 
 TEST_CASE("what was sent appears in messages only as short valid UTF-8") {
-  // Two bytes each, so that a cut after 60 bytes falls between two of them, or into one.
+  // Two bytes each, so that a cut after 60 bytes falls either between or within characters.
   for (const std::string start : {"", "x"}) {
     std::string name = start;
     for (int i = 0; i < 1000; ++i) name += "\xC3\xA9";

@@ -1,4 +1,4 @@
-// What the TensorRT backend works out without the vendor's library or a GPU.
+// Tests the parts of the TensorRT backend that need neither the vendor's library nor a GPU.
 
 #include <ATen/ops/empty.h>
 #include <doctest/doctest.h>
@@ -58,7 +58,7 @@ TEST_CASE("a shape outside of every profile is refused with all of them") {
   const Bindings bindings = two_profiles();
   const std::string text = failure_of([&] { bindings.profile_for({{1, 3, 80, 80}, {2}}); }).what();
   CHECK(text ==
-        "hybrid_rt[tensorrt]: inputs: expected shapes inside of one optimisation profile (profile 0: "
+        "hybrid_rt[tensorrt]: inputs: expected shapes within one optimisation profile (profile 0: "
         "1..4x3x32..64x32..64 2; profile 1: 1x3x96..128x96..128 2), got 1x3x80x80 2. Resize the images, or convert "
         "again with profiles that cover this size.");
   CHECK(failure_of([&] { bindings.profile_for({{2, 3, 96, 96}, {2}}); }).kind() == hybrid_rt::ErrorKind::kInput);
@@ -97,7 +97,7 @@ TEST_CASE("what TensorRT-RTX compiled is kept whole between processes") {
   CHECK(file.read().empty());
   file.write("bytes\n\0"s);
   CHECK(file.read() == "bytes\n\0"s);
-  file.write("");  // nothing to keep: the old one stays
+  file.write("");  // empty contents do not replace the old file
   CHECK(file.read() == "bytes\n\0"s);
   const auto in_folder = std::filesystem::directory_iterator(folder.path() / "tensorrt_rtx");
   CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);

@@ -63,7 +63,7 @@ std::string content_of(const std::string& name) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-/// As tools/gpu/test_engines.py calls an engine: "1x3x8x8-4x3x64x64".
+/// Returns an engine's name as in tools/gpu/test_engines.py: "1x3x8x8-4x3x64x64".
 std::string name_of(const std::vector<Sizes>& profiles) {
   std::string name;
   for (const Sizes& sizes : profiles) {
@@ -167,7 +167,7 @@ std::shared_ptr<hybrid_rt::Engine> Artifact::load(c10::Device device) const {
   const std::string engine = on_a_gpu() ? built_ : plan.dump();
   std::vector<at::Tensor> bytes = {bytes_of(engine), bytes_of(bindings.dump())};
   hybrid_rt::ArtifactSpec whole = spec;
-  // By it, what TensorRT-RTX compiles is kept.
+  // Key of the cache of TensorRT-RTX's kernels.
   std::string digest = on_a_gpu() ? std::to_string(std::hash<std::string>()(engine)) : "";
   digest.resize(64, 'e');
   whole.blobs = {{"engine", bytes[0].numel(), digest, {}}, {"bindings", bytes[1].numel(), "", {}}};
@@ -191,7 +191,7 @@ bool are_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>
   if (got.size() != expected.size()) return false;
   for (size_t i = 0; i < got.size(); ++i) {
     const at::Tensor here = got[i].to(at::kCPU);
-    const double allowed = on_a_gpu() ? 1e-4 : 1e-5;  // a GPU adds up in another order
+    const double allowed = on_a_gpu() ? 1e-4 : 1e-5;  // a GPU sums in another order
     if (here.sizes() != expected[i].sizes() || !at::allclose(here, expected[i], allowed, allowed)) return false;
   }
   return true;

@@ -1,7 +1,7 @@
-// Whole bundles on the emulated GPUs: loaded, moved, run, loaded again, with engines that fall back. The file, which
-// HYBRID_RT_TEST_EMULATED_BUNDLE names, is that of tools/dev/make_emulated_bundle.py.
+// Tests whole bundles on the emulated GPUs: loaded, moved, run and reloaded, with engines that fall back.
+// HYBRID_RT_TEST_EMULATED_BUNDLE names the file, which tools/dev/make_emulated_bundle.py writes.
 
-// Before doctest, whose CHECK is the one that is meant.
+// Before doctest, because its CHECK is the one to use.
 #include "hybrid_rt/bundle.h"
 
 #include <c10/core/DeviceGuard.h>
@@ -50,7 +50,7 @@ std::vector<at::Tensor> run(Module& module, const at::Tensor& input) {
   return tensors;
 }
 
-/// What the file's TorchScript variants find on the CPU.
+/// Returns the results of the file's TorchScript variants on the CPU.
 std::vector<at::Tensor> on_cpu(const at::Tensor& input) {
   static Module* const module = new Module(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
   return run(*module, input);
@@ -70,7 +70,7 @@ size_t chosen_of(const Variants& variants) {
   return static_cast<size_t>(found - variants.begin());
 }
 
-/// In the file: TensorRT for 9.0 and 8.9, TensorRT-RTX for these, TorchScript.
+/// The file's order: TensorRT for 9.0 and 8.9, TensorRT-RTX for these, TorchScript.
 size_t place_of_tensorrt(int device) {
   return (StandIn::here().library == "tensorrt_rtx" ? 2U : 0U) + (device == 1 ? 0U : 1U);
 }
@@ -82,7 +82,7 @@ struct TwoDevices : Lasting {
   ~TwoDevices() { emulated::set_device_count(1); }
 };
 
-/// Threads that each have a stream of their own.
+/// Runs `work` in threads, each with its own stream.
 void in_threads(int count, const std::function<void(int)>& work) {
   std::vector<std::thread> running;
   std::mutex mutex;
@@ -131,13 +131,13 @@ TEST_CASE("an engine of a bundle that the vendor refuses falls back while the ot
   CHECK(contains(refusal, "hybrid_rt[tensorrt]: artifact: expected success of "));
   CHECK(contains(refusal, "magic tag does not match"));
   CHECK(contains(classes.variants[place_of_tensorrt(1)].refusal,
-                 "it was built for GPUs of compute capability 9.0, here is Emulated GPU of capability 8.9"));
+                 "it was built for GPUs of compute capability 9.0, but Emulated GPU has capability 8.9"));
   CHECK(log.of(LogLevel::kWarning).size() == 1);
   CHECK(contains(log.of(LogLevel::kWarning).front(), "engine 'classes': tensorrt (fp32) failed to load: "));
   const auto failure = failure_of([] {
     hybrid_rt::load(bundle(), {.device = emulated::torch_device(), .backend = "tensorrt:fp32@8.9", .strict = true});
   });
-  // Of the two variants for this GPU, TensorRT's comes first.
+  // Among the two variants for this GPU, TensorRT's comes first.
   const std::string engine = StandIn::here().library == "tensorrt" ? "classes" : "backbone";
   CHECK(
       contains(failure.what(), "engine '" + engine + "', strict: expected its first variant, tensorrt (fp32), to run"));
@@ -171,7 +171,7 @@ TEST_CASE("a bundle that was loaded on the CPU moves, and makes its engines with
   CHECK(finds_the_same(module, x, 1));
   for (const auto& engine : hybrid_rt::engines(module)) CHECK(chosen_of(engine.variants) == place_of_tensorrt(1));
   Module other = hybrid_rt::load(bundle());
-  // What its head makes without an input of tensors has to follow too.
+  // Tensors that its head creates without an input must be moved too.
   hybrid_rt::move_to(other, emulated::torch_device(1));
   hybrid_rt::move_to(other, emulated::torch_device(0));
   CHECK(finds_the_same(other, x));

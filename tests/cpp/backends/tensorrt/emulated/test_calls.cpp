@@ -1,4 +1,4 @@
-// Calls of an engine: sizes, profiles, memory, threads, streams, devices.
+// Tests calls of an engine: sizes, profiles, memory, threads, streams, devices.
 
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/StreamGuard.h>
@@ -18,7 +18,7 @@ namespace {
 using hybrid_rt::Engine;
 using hybrid_rt::ErrorKind;
 
-/// `threads` of them, each with calls of its own sizes; false where one found something else than the CPU.
+/// Runs calls in `threads` threads, each with its own sizes. Returns false if a result differs from the CPU's.
 bool run_in_threads(Engine& engine, int threads, int calls, bool has_own_streams) {
   std::atomic<bool> is_right{true};
   std::vector<std::thread> running;
@@ -71,7 +71,7 @@ TEST_CASE("each size runs in the profile that holds it") {
   const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 16, 64}))}); });
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(contains(failure.what(),
-                 "expected shapes inside of one optimisation profile (profile 0: 1..2x3x8..32x8..32; profile 1: "
+                 "expected shapes within one optimisation profile (profile 0: 1..2x3x8..32x8..32; profile 1: "
                  "1..4x3x32..64x32..64), got 1x3x16x64."));
 }
 
@@ -96,7 +96,7 @@ TEST_CASE("what a caller frees or overwrites behind a call does not reach it") {
   const at::Tensor x = picture({1, 3, 16, 16});
   at::Tensor there = on_device(x);
   const auto first = engine->run({there});
-  there.zero_();  // behind the run, in its stream
+  there.zero_();  // after the run, in its stream
   const auto second = engine->run({on_device(x)});
   there = at::Tensor();
   CHECK(are_close(first, expected_of(x)));
@@ -122,7 +122,7 @@ TEST_CASE("threads that wait for contexts of two profiles all get one") {
   const auto engine = Artifact(two_profiles()).load();
   std::atomic<int> right{0};
   std::vector<std::thread> running;
-  for (int t = 0; t < 48; ++t) {  // 16 contexts of a profile
+  for (int t = 0; t < 48; ++t) {  // 16 contexts per profile
     running.emplace_back([&, t] {
       const c10::StreamGuard guard(emulated::new_torch_stream());
       const at::Tensor x = picture({1, 3, t % 2 == 0 ? 16 : 40, t % 2 == 0 ? 16 : 40});
@@ -140,7 +140,7 @@ TEST_CASE("more streams than contexts share them" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const int before = emulated::Vendor::instance().made;
-  std::promise<void> gate;  // closed while the calls are made, so that each context is busy
+  std::promise<void> gate;  // closed during the calls, so that each context stays busy
   const std::shared_future<void> opened = gate.get_future().share();
   std::vector<std::vector<at::Tensor>> results;
   std::vector<c10::Stream> streams;
@@ -170,8 +170,8 @@ TEST_CASE("a count of none runs on one, and gives none") {
   const auto failure = failure_of([&] { engine->run({on_device(picture({1, 3, 0, 16}))}); });
   CHECK(failure.kind() == ErrorKind::kInput);
   CHECK(std::string(failure.what()) ==
-        "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, but for the first dimension, got 0. Leave out "
-        "images without pixels.");
+        "hybrid_rt[tensorrt]: inputs: expected sizes of at least 1, except in the first dimension, got 0. Omit images "
+        "without pixels.");
 }
 
 TEST_CASE("an engine runs on the device that it was made for" * emulated_only()) {
@@ -196,7 +196,7 @@ TEST_CASE("an engine goes when its last call is over") {
   const Watch watch;
   emulated::set_delay(20000);
   const at::Tensor x = picture({1, 3, 16, 16});
-  for (int round = 0; round < 3; ++round) {  // as a program does that loads a bundle again
+  for (int round = 0; round < 3; ++round) {  // like a program that reloads a bundle
     auto engine = Artifact().load();
     const auto outputs = engine->run({on_device(x)});
     engine.reset();
@@ -232,7 +232,7 @@ TEST_CASE("a call that the vendor refuses leaves the calls before it alone" * em
   emulated::set_delay(20000);
   const auto engine = Artifact().load();
   const at::Tensor x = picture({1, 3, 16, 16});
-  const at::Tensor there = on_device(x);  // waits, so not between the calls
+  const at::Tensor there = on_device(x);  // this waits, so it must not be between the calls
   const auto before = engine->run({there});
   emulated::Vendor::instance().fail_enqueue = 1;
   const auto failure = failure_of([&] { engine->run({there}); });
@@ -248,7 +248,7 @@ TEST_CASE("a call for which there is not enough memory leaves an engine that can
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor batch = picture({2, 3, 10, 10});
-  const at::Tensor view = on_device(batch).narrow(0, 1, 1);  // its copy is the fourth of the call's allocations
+  const at::Tensor view = on_device(batch).narrow(0, 1, 1);  // its copy is the fourth allocation of the call
   int failures = 0;
   for (int n = 1; n <= 5; ++n) {
     emulated::fail_allocation(n);

@@ -1,5 +1,5 @@
-// Shows that the emulated GPU and the stand-in of TensorRT notice broken rules: each case breaks one rule
-// of NvInferRuntime.h or of CUDA, as a plug-in with a fault would, and all else is right.
+// Shows that the emulated GPU and the stand-in for TensorRT notice broken rules: each case breaks one rule of
+// NvInferRuntime.h or of CUDA, like a faulty plug-in would, and everything else is correct.
 
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
@@ -49,7 +49,7 @@ nvinfer1::IRuntime* make_runtime(nvinfer1::ILogger& logger) {
   return static_cast<nvinfer1::IRuntime*>(create(&logger, version()));
 }
 
-/// One who calls as the contract says, step by step, so that a test can leave out a step or take another one.
+/// Calls according to the contract, step by step, so that a test can omit or replace a step.
 struct Caller {
   SilentLogger logger;
   std::unique_ptr<nvinfer1::IRuntime> runtime{make_runtime(logger)};
@@ -106,7 +106,7 @@ struct Caller {
   bool enqueue() { return enqueue(stream); }
   bool enqueue(emulated::Stream* into) { return context->enqueueV3(static_cast<cudaStream_t>(handle(into))); }
 
-  /// As another plug-in would write into memory.
+  /// Writes into memory like another plug-in would.
   static void overwrite(void* data, size_t size, emulated::Stream* into) {
     emulated::enqueue(into, {"a copy", {emulated::use_of(data, size, true, 0, "a copy")}, [data, size] {
                                std::memset(data, 0, size);
@@ -114,7 +114,7 @@ struct Caller {
   }
 };
 
-/// The breaches so far, one a line, without numbers of streams and blocks.
+/// Returns the breaches so far, one per line, without numbers of streams and blocks.
 std::string breaches() {
   emulated::synchronize_all();
   std::string text;
@@ -361,7 +361,7 @@ TEST_CASE("a logger that goes before what logs") {
   std::unique_ptr<nvinfer1::IRuntime> runtime(make_runtime(*logger));
   breaches();
   logger->~SilentLogger();
-  place.fill(0xDB);  // as freed memory is
+  place.fill(0xDB);  // the pattern of freed memory
   runtime.reset();
   CHECK(breaches() == "a message is logged after the logger is gone");
 }
@@ -391,7 +391,7 @@ TEST_CASE("rules of the order in which objects end") {
     CHECK(contexts == 1);
     caller.engine.reset();
     CHECK(breaches() == "an engine is destroyed before its contexts");
-    static_cast<void>(left);  // it can't be ended any more
+    static_cast<void>(left);  // it can't be destroyed any more
     --emulated::Vendor::instance().contexts;
   }
   SUBCASE("a runtime before its engines") {

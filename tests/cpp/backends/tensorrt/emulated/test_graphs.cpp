@@ -1,4 +1,4 @@
-// Calls that are recorded as CUDA graphs.
+// Tests calls that are recorded as CUDA graphs.
 
 #include <c10/core/StreamGuard.h>
 #include <doctest/doctest.h>
@@ -46,7 +46,8 @@ TEST_CASE("a recorded call reads its caller's new values") {
       there.copy_(x);
       CHECK(are_close(engine->run({there}), expected_of(x)));
     }
-    if (!on_a_gpu()) CHECK(emulated::Vendor::instance().enqueues - before == 2);  // one to set up, one to record
+    if (!on_a_gpu())
+      CHECK(emulated::Vendor::instance().enqueues - before == 2);  // one for initialisation, one for recording
   }
 }
 
@@ -72,13 +73,13 @@ TEST_CASE("a static graph is one for each address, and a view that is not aligne
       CHECK(are_close(engine->run({there.narrow(0, i, 1)}), expected_of(batch.narrow(0, i, 1))));
     }
   }
-  CHECK(copied.count() == 4);  // 1200 and 2400 bytes from the start
+  CHECK(copied.count() == 4);  // at 1200 and 2400 bytes from the start
 }
 
 TEST_CASE("the graph that was used least recently goes when its last launch is over") {
   const Watch watch;
   emulated::set_delay(5000);
-  const TemporaryVariable memory(kMemory, "24M");  // a graph counts 4 MiB and its tensors
+  const TemporaryVariable memory(kMemory, "24M");  // a graph counts as 4 MiB plus its tensors
   const auto engine = engine_with("copy");
   std::vector<std::pair<at::Tensor, std::vector<at::Tensor>>> results;
   for (int round = 0; round < 2; ++round) {
@@ -97,7 +98,7 @@ TEST_CASE("the memory of graphs that went is free again") {
   const TemporaryVariable memory(kMemory, "5M");
   const auto engine = engine_with("static");
   const at::Tensor x = picture({4, 3, 64, 64});
-  std::vector<at::Tensor> inputs;  // at an address each
+  std::vector<at::Tensor> inputs;  // each at its own address
   for (int i = 0; i < 4; ++i) inputs.push_back(on_device(x));
   std::vector<size_t> bytes;
   for (const at::Tensor& input : inputs) {
@@ -174,7 +175,7 @@ TEST_CASE("graphs are dropped while other threads launch theirs") {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
-    const TemporaryVariable memory(kMemory, "9M");  // two of them
+    const TemporaryVariable memory(kMemory, "9M");  // room for two of them
     const auto engine = engine_with(mode, two_profiles());
     std::atomic<int> right{0};
     std::vector<std::thread> running;

@@ -1,4 +1,4 @@
-// Refusals of engines, and what else the plug-in says.
+// Tests refusals of engines, and other messages of the plug-in.
 
 #include <doctest/doctest.h>
 
@@ -51,7 +51,7 @@ TEST_CASE("an engine of another version or library is refused before it is read"
   CHECK(plugin().refusal(artifact.spec, {}) == std::nullopt);
   artifact.spec.requirements = {{StandIn::here().library, "==1.2.3"}};
   CHECK(plugin().refusal(artifact.spec, {}) ==
-        "the engine needs " + StandIn::here().library + " ==1.2.3, here is " + StandIn::here().version +
+        "the engine needs " + StandIn::here().library + " ==1.2.3, but " + StandIn::here().version + " is installed" +
             "; install a version in that range, or convert the detector again with this one");
   artifact.spec.requirements = {};
   CHECK(contains(plugin().refusal(artifact.spec, {}).value_or(""),
@@ -198,7 +198,7 @@ TEST_CASE("scratch memory whose size the vendor can't tell is an error" * emulat
 TEST_CASE("shapes and addresses that the vendor refuses are errors, after which an engine can be used" *
           emulated_only()) {
   Watch watch;
-  Artifact wider;  // as if more had been recorded than was built
+  Artifact wider;  // as if the record had a wider range than the engine
   wider.bindings["profiles"][0][0]["max"] = {4, 3, 128, 128};
   const auto engine = wider.load();
   CHECK(std::string(failure_of([&] { engine->run({on_device(picture({1, 3, 16, 96}))}); }).what()) ==

@@ -1,7 +1,7 @@
-"""Small networks in the style of well-known ones, as their authors wrote them: for tests, and for tools/benchmarks.
+"""Small networks in the style of well-known ones, as their authors wrote them, for tests and for tools/benchmarks.
 
-They are kept unlike what is written for TorchScript: values kept by size, options by keyword, results of classes of
-their own, sizes computed in Python. Random weights.
+They deliberately differ from code written for TorchScript: values cached by size, options by keyword, custom result
+classes, sizes computed in Python. They have random weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.ops import batched_nms
 
 
 def seeded(kind: type[nn.Module], *arguments: Any) -> nn.Module:
-    """Returns a network of the class, the same in each process, without gradients, in eval mode."""
+    """Returns a network of a class with reproducible weights, without gradients, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = kind(*arguments)
@@ -26,14 +26,14 @@ def seeded(kind: type[nn.Module], *arguments: Any) -> nn.Module:
 
 
 def block(channels: int, out: int, kernel: int = 3, stride: int = 1, activation: type[nn.Module] = nn.SiLU) -> Any:
-    """Convolution, batch norm, activation."""
+    """Returns convolution, batch norm and activation."""
     return nn.Sequential(
         nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), activation()
     )
 
 
 class Levels(nn.Module):
-    """[N, 3, H, W] -> levels of strides 4, 8 and 16, in a list."""
+    """Turns [N, 3, H, W] into a list of levels of strides 4, 8 and 16."""
 
     def __init__(self, channels: Sequence[int] = (16, 24, 32)) -> None:
         """Builds the layers."""
@@ -55,7 +55,7 @@ class Levels(nn.Module):
 
 
 class CraftUp(nn.Module):
-    """Two convolutions over what is joined."""
+    """Two convolutions on joined features."""
 
     def __init__(self, channels: int, middle: int, out: int) -> None:
         """Builds the layers."""
@@ -68,7 +68,7 @@ class CraftUp(nn.Module):
 
 
 class Craft(nn.Module):
-    """CRAFT: region and affinity scores [N, H/2, W/2, 2], and the features they come from."""
+    """CRAFT: region and affinity scores [N, H/2, W/2, 2], and the features that they come from."""
 
     def __init__(self) -> None:
         """Builds the layers."""
@@ -100,7 +100,7 @@ class Craft(nn.Module):
 
 
 def make_anchors(features: Sequence[Tensor], strides: Sequence[int], offset: float = 0.5) -> tuple[Tensor, Tensor]:
-    """The cells' centres [cells, 2] and strides [cells, 1], of all levels."""
+    """Returns the cells' centres [cells, 2] and strides [cells, 1] of all levels."""
     points, sizes = [], []
     for feature, stride in zip(features, strides, strict=True):
         height, width = feature.shape[2:]
@@ -113,7 +113,7 @@ def make_anchors(features: Sequence[Tensor], strides: Sequence[int], offset: flo
 
 
 class YoloEight(nn.Module):
-    """YOLOv8's head: distances as distributions, anchors kept while the shape is the same, (found, levels) out."""
+    """YOLOv8's head: distances as distributions, anchors cached per shape. Returns (found, levels)."""
 
     bins = 8
 
@@ -151,7 +151,7 @@ class YoloEight(nn.Module):
 
 
 class YoloX(nn.Module):
-    """YOLOX: grids made in each call from the sizes that were noted, then NMS on what is sure enough."""
+    """YOLOX: grids computed in each call from stored sizes, then NMS on confident boxes."""
 
     def __init__(self, classes: int = 4) -> None:
         """Builds the layers."""
@@ -171,7 +171,7 @@ class YoloX(nn.Module):
         return self.postprocess(self.decode(outputs, images.type())[0])
 
     def decode(self, outputs: Tensor, dtype: str) -> Tensor:
-        """Boxes in pixels."""
+        """Returns boxes in pixels."""
         grids, strides = [], []
         for (height, width), stride in zip(self.hw, self.strides, strict=True):
             rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -182,7 +182,7 @@ class YoloX(nn.Module):
         return torch.cat([(outputs[..., 0:2] + grid) * stride, outputs[..., 2:4].exp() * stride, outputs[..., 4:]], -1)
 
     def postprocess(self, found: Tensor) -> Tensor:
-        """[boxes, 7]: x1, y1, x2, y2, object, score, class."""
+        """Returns [boxes, 7]: x1, y1, x2, y2, object, score, class."""
         boxes = torch.cat([found[:, :2] - found[:, 2:4] / 2, found[:, :2] + found[:, 2:4] / 2], 1)
         score, label = torch.max(found[:, 5:], 1, keepdim=True)
         sure = (found[:, 4] * score.squeeze(1) >= 0.25).squeeze()
@@ -195,10 +195,10 @@ class YoloX(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-    """Pads as TensorFlow does, by what the size asks for."""
+    """Convolution with TensorFlow's padding, which depends on the size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pads, then convolves."""
+        """Pads and convolves."""
         height, width = x.size()[-2:]
         down, right = (
             max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -210,7 +210,7 @@ class SameConv(nn.Conv2d):
 
 
 class Weighted(nn.Module):
-    """Adds levels by weights that are learnt."""
+    """Adds levels with learnt weights."""
 
     def __init__(self, count: int) -> None:
         """Builds the layers."""
@@ -226,7 +226,7 @@ class Weighted(nn.Module):
 
 
 class EfficientDet(nn.Module):
-    """EfficientDet: paddings by the size, weighted fusion, anchors of the image's size; the best 20, [N, 20, 6]."""
+    """EfficientDet: padding by size, weighted fusion, anchors by image size; returns the best 20, [N, 20, 6]."""
 
     def __init__(self, classes: int = 4, channels: int = 16) -> None:
         """Builds the layers."""
@@ -262,7 +262,7 @@ class EfficientDet(nn.Module):
         return torch.stack(found, dim=0)
 
     def anchors(self, level: Tensor, stride: int) -> Tensor:
-        """The cells' centres."""
+        """Returns the cells' centres."""
         y, x = torch.meshgrid(torch.arange(level.shape[2]), torch.arange(level.shape[3]), indexing="ij")
         return torch.stack([x, y], -1).reshape(-1, 2).float() * stride
 
@@ -271,22 +271,22 @@ class EfficientDet(nn.Module):
 
 
 class ModelOutput(OrderedDict[str, Any]):
-    """As transformers': a dict whose keys are attributes too, and whose places are indices."""
+    """Like the one of transformers: a dict whose keys are also attributes and whose positions are indices."""
 
     def __getattr__(self, name: str) -> Any:
-        """The value of a key."""
+        """Returns the value of a key."""
         try:
             return self[name]
         except KeyError as error:
             raise AttributeError(name) from error
 
     def __getitem__(self, key: Any) -> Any:
-        """By key or place."""
+        """Returns the value of a key or a position."""
         return super().__getitem__(key) if isinstance(key, str) else list(self.values())[key]
 
 
 class Yolos(nn.Module):
-    """YOLOS: patches and detection tokens through a transformer; places enlarged to the image's grid."""
+    """YOLOS: patches and detection tokens in a transformer; position embeddings are resized to the image's grid."""
 
     patch = 16
 
@@ -319,7 +319,7 @@ class Yolos(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few places of each level."""
+    """Each query samples a few positions of each level."""
 
     heads, points = 2, 3
 
@@ -355,7 +355,7 @@ class DeformableAttention(nn.Module):
 
 
 class RtDetr(nn.Module):
-    """RT-DETR: anchors that are infinite outside, the best cells as queries, deformable attention; a ModelOutput."""
+    """RT-DETR: anchors infinite at the border, best cells as queries, deformable attention. Returns a ModelOutput."""
 
     def __init__(self, classes: int = 5, channels: int = 16, queries: int = 12) -> None:
         """Builds the layers."""
@@ -371,7 +371,7 @@ class RtDetr(nn.Module):
         self.bbox_embed = nn.Linear(channels, 4)
 
     def generate_anchors(self, spatial_shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Logits of the cells' boxes, infinite at the border; which are not."""
+        """Returns logits of the cells' boxes, infinite at the border, and a mask of the others."""
         anchors = []
         for level, (height, width) in enumerate(spatial_shapes):
             rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -408,7 +408,7 @@ class RtDetr(nn.Module):
 
 
 class Windows(nn.Module):
-    """Swin: attention in windows that are shifted; pads to whole windows."""
+    """Swin: attention in shifted windows; pads to whole windows."""
 
     window = 4
 
@@ -472,7 +472,7 @@ class SwinCentres(nn.Module):
 
 
 class Flatten(nn.Module):
-    """MTCNN's own: channels last in Caffe's order."""
+    """MTCNN's own layer: channels last, in Caffe's order."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns one row per crop."""
@@ -480,7 +480,7 @@ class Flatten(nn.Module):
 
 
 class ONet(nn.Module):
-    """MTCNN's last net: crops [N, 3, 48, 48] -> landmarks, box offsets, face or not; fixed size, free batch."""
+    """MTCNN's last network: crops [N, 3, 48, 48] to landmarks, box offsets and face scores; fixed size, free batch."""
 
     def __init__(self) -> None:
         """Builds the layers."""
@@ -507,7 +507,7 @@ class ONet(nn.Module):
 
 
 class Fcos(nn.Module):
-    """FCOS: distances to four sides from each cell of two levels, centre-ness, classes; lists of unequal length."""
+    """FCOS: distances to four sides from each cell of two levels, centre-ness and classes; lists of unequal length."""
 
     def __init__(self, classes: int = 3) -> None:
         """Builds the layers."""
@@ -539,11 +539,11 @@ class Fcos(nn.Module):
 
 
 class CustomAnchors(dict[str, Any]):
-    """Ratios per level, which SSD's authors keep in a class of their own."""
+    """Ratios per level, which SSD's authors store in a class of their own."""
 
 
 class Ssd(nn.Module):
-    """SSD: anchors of its own ratios per level, offsets that are decoded with variances, the best 30 after NMS."""
+    """SSD: anchors with ratios per level, offsets decoded with variances, the best 30 after NMS."""
 
     def __init__(self, classes: int = 3) -> None:
         """Builds the layers."""
@@ -556,7 +556,7 @@ class Ssd(nn.Module):
         self.number = classes + 1
 
     def priors(self, height: int, width: int, level: int) -> Tensor:
-        """[height * width * ratios, 4] as (cx, cy, w, h) in 0..1."""
+        """Returns [height * width * ratios, 4] as (cx, cy, w, h) in 0..1."""
         ratios, scale = self.anchors["ratios"][level], self.anchors["scales"][level]
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
         sides = torch.tensor([[scale * ratio**0.5, scale / ratio**0.5] for ratio in ratios])
@@ -584,7 +584,7 @@ class Ssd(nn.Module):
 
 
 class Keypoints(nn.Module):
-    """CenterNet's keypoints: the best 5 centres, and per joint the offset that stands at the centre."""
+    """CenterNet's keypoints: the best 5 centres, and for each joint the offset at the centre."""
 
     def __init__(self, joints: int = 4) -> None:
         """Builds the layers."""
@@ -608,7 +608,7 @@ class Keypoints(nn.Module):
 
 
 class VitDet(nn.Module):
-    """ViTDet: plain blocks in windows and one that sees all, places resized to the image, scores per cell."""
+    """ViTDet: blocks in windows and a global one, position embeddings resized to the image, scores per cell."""
 
     def __init__(self, channels: int = 16, classes: int = 3) -> None:
         """Builds the layers."""

@@ -16,7 +16,7 @@ import torch
 from ...backends import registry
 from ...backends.base import Backend
 from ...backends.cache import store
-from ...backends.selection import Wanted
+from ...backends.selection import VariantRequest
 from ...capture.program import Program
 from ...common.errors import BackendError, OptionError
 from ...common.specs import Artifact
@@ -25,13 +25,13 @@ from .process import CantStart, CompilerProcess, Ended
 from .programs import form_of, plain_parts
 from .warm import warm
 
-_current: ContextVar[Apart | None] = ContextVar("apart", default=None)
+_current: ContextVar[IsolatedCompiler | None] = ContextVar("isolated_compiler", default=None)
 
 _CANT_SEND = (pickle.PicklingError, TypeError, AttributeError)
 
 
 @contextlib.contextmanager
-def compiling_apart() -> Iterator[None]:
+def compiling_in_isolation() -> Iterator[None]:
     """Compiles everything within the block in one separate process, which starts when it is needed.
 
     After the block, the process waits a while for the next block. A nested block uses the outer block's process.
@@ -43,18 +43,18 @@ def compiling_apart() -> Iterator[None]:
         yield
         return
     limits()  # raises an error before long work
-    apart = Apart()
-    tokens = _current.set(apart), store.compiler.set(apart.compile)
+    compiler = IsolatedCompiler()
+    tokens = _current.set(compiler), store.compiler.set(compiler.compile)
     try:
         yield
     finally:
         _current.reset(tokens[0])
         store.compiler.reset(tokens[1])
-        apart.rest()
+        compiler.rest()
 
 
-def expect(segments: Sequence[str], variants: Sequence[Wanted]) -> None:
-    """Starts the process of the enclosing :func:`compiling_apart` if the cache probably lacks a segment.
+def expect(segments: Sequence[str], variants: Sequence[VariantRequest]) -> None:
+    """Starts the process of the enclosing :func:`compiling_in_isolation` if the cache probably lacks a segment.
 
     The process then imports torch while the segments are captured.
 
@@ -62,18 +62,18 @@ def expect(segments: Sequence[str], variants: Sequence[Wanted]) -> None:
         segments: names of the segments that will be compiled.
         variants: the variants that they will be compiled into.
     """
-    apart = _current.get()
-    needed = {(variant.backend.name, variant.precision) for variant in variants if runs_apart(variant.backend)}
-    if apart is None or not needed:
+    compiler = _current.get()
+    needed = {(variant.backend.name, variant.precision) for variant in variants if runs_isolated(variant.backend)}
+    if compiler is None or not needed:
         return
     with contextlib.suppress(OptionError):  # the first look-up in the cache raises it again
         known = {(entry.segment, entry.backend, entry.precision) for entry in store.entries() if store.bound()}
         if any((segment, *kind) not in known for segment in segments for kind in needed):
             with contextlib.suppress(CantStart):  # compile() warns of it
-                apart.start()
+                compiler.start()
 
 
-def runs_apart(backend: Backend) -> bool:
+def runs_isolated(backend: Backend) -> bool:
     """Returns true if a compiler can run in another process.
 
     It must be an installed one, because another process would not find a class that was created or changed in this
@@ -86,7 +86,7 @@ def runs_apart(backend: Backend) -> bool:
     return getattr(vars(base)["compile"], "__qualname__", "") == f"{base.__qualname__}.compile"
 
 
-class Apart:
+class IsolatedCompiler:
     """Compiles in a separate process, and starts a new one if it ends."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Apart:
             BackendError: The compiler refuses, ends its process, or exceeds a limit.
             CaptureError: The segment can't be captured in the form that the compiler needs.
         """
-        if not runs_apart(backend):
+        if not runs_isolated(backend):
             return backend.compile(program, precision)
         allowed = limits()
         try:
@@ -142,7 +142,7 @@ class Apart:
             self._cant_start = str(error)
             self.end()
             warnings.warn(
-                f"hybrid_rt[{backend.name}]: compiler: expected a process of its own to start, got {error}. The "
+                f"hybrid_rt[{backend.name}]: compiler: expected a separate process to start, got {error}. The "
                 f"compiler runs in this process, which a crash would end. Set {ISOLATION}=0 to silence this warning.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -150,7 +150,7 @@ class Apart:
             return backend.compile(program, precision)
         try:
             return self._ask(process, backend, program, precision, allowed)
-        except _NotApart:
+        except _NotIsolated:
             return backend.compile(program, precision)
         except Exception:
             if process.has_ended:
@@ -183,7 +183,7 @@ class Apart:
         try:
             process.send(request)
         except _CANT_SEND as error:
-            raise _NotApart from error
+            raise _NotIsolated from error
         deadline = time.monotonic() + (allowed.seconds or float("inf"))
         stage = "the compiler's process"
         while True:
@@ -199,7 +199,7 @@ class Apart:
                 process.send(_answer(program, *content))
                 deadline += time.monotonic() - before
             elif kind == "first run":
-                stage = "its compiler's artifact, whose first run in a process of its own"
+                stage = "its compiler's artifact, whose first run in a separate process"
                 sys.stderr.write(process.printed())
             else:
                 text = process.printed()  # on a first run: this process's own run prints the same
@@ -209,7 +209,7 @@ class Apart:
                 return _result(backend, program, kind, content[0])
 
 
-class _NotApart(Exception):
+class _NotIsolated(Exception):
     """The compilation needs an object that only this process has."""
 
 
@@ -226,7 +226,7 @@ def _answer(program: Program, form: str, arguments: tuple[Any, ...]) -> tuple[st
 
 def _result(backend: Backend, program: Program, kind: str, content: Any) -> Artifact:
     if kind == "not here":
-        raise _NotApart(content)
+        raise _NotIsolated(content)
     if kind == "exit":
         raise _ended(backend, program, f"the compiler {content}")
     if kind == "raised":

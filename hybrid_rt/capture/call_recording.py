@@ -158,7 +158,7 @@ def _raise_of_sample(observation: Observation, sample: Sample, error: Exception)
     raise CaptureError.make(
         "capture",
         "shapes",
-        expected=f"a detector that takes inputs of {shapes}: images of a size that shapes= names",
+        expected=f"a detector that accepts inputs of {shapes}, a size in shapes=",
         got=described(error),
         remedy="Use other sizes, or omit shapes= to use the example's.",
         code="sizes-not-taken",
@@ -168,8 +168,8 @@ def _raise_of_sample(observation: Observation, sample: Sample, error: Exception)
 def _warn_of_sample(error: Exception) -> None:
     warnings.warn(
         "hybrid_rt[convert]: the detector was run on another image than the example, to see which dimensions vary: "
-        f"expected detections, got {described(error)}. What varies is found without it: name the sizes "
-        "that will be seen, shapes=[(height, width), ...], if one of them is refused later.",
+        f"expected detections, got {described(error)}. The varying dimensions are determined "
+        "without it. If the bundle refuses a size later, pass shapes=[(height, width), ...].",
         RuntimeWarning,
         stacklevel=4,
     )

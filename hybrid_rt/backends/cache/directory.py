@@ -8,7 +8,7 @@ from pathlib import Path
 from ...common.errors import OptionError
 
 
-def folder() -> Path:
+def cache_directory() -> Path:
     """Returns the directory of the entries: $HYBRID_RT_CACHE, or hybrid_rt in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Networks as their authors wrote them: convert() with defaults, then equal to eager at sizes that it did not see."""
+"""Tests that networks written by others convert with defaults and equal eager mode at unseen sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils import _pytree
 import hybrid_rt
 from helpers.small_detectors import small_picture
 from hybrid_rt.common.executables import find_program
-from models import strangers
+from models import community_networks
 
 RANGES = {"height": (32, 128), "width": (32, 128)}
 SIZES = ((64, 64), (96, 48), (32, 112))
@@ -25,12 +25,12 @@ ANY_SIZE = ((33, 97), (96, 48), (128, 61))
 
 @dataclass(frozen=True)
 class Expected:
-    """The outcome of a conversion with defaults.
+    """The expected outcome of a conversion with defaults.
 
     Attributes:
-        sizes: sizes of images that the conversion did not see.
-        head: the way in which the head is taken.
-        coverage: the least part of the counted work that is in engines.
+        sizes: Sizes of images that the conversion did not see.
+        head: The method with which the head is captured.
+        coverage: The minimum share of the counted work that is in engines.
     """
 
     sizes: tuple[tuple[int, int], ...] = SIZES
@@ -38,18 +38,18 @@ class Expected:
     coverage: float = 0.9
 
 
-STRANGERS: dict[type[nn.Module], Expected] = {
-    strangers.Craft: Expected(((64, 64), (96, 48), (42, 110))),
-    strangers.YoloEight: Expected(),
-    strangers.YoloX: Expected(head="export", coverage=0.3),
-    strangers.Yolos: Expected(),
-    strangers.RtDetr: Expected(),
-    strangers.Fcos: Expected(ANY_SIZE, "export", 0.8),
-    strangers.Ssd: Expected(ANY_SIZE, "export"),
-    strangers.Keypoints: Expected(ANY_SIZE, coverage=0.7),
-    strangers.VitDet: Expected(),
+DETECTORS: dict[type[nn.Module], Expected] = {
+    community_networks.Craft: Expected(((64, 64), (96, 48), (42, 110))),
+    community_networks.YoloEight: Expected(),
+    community_networks.YoloX: Expected(head="export", coverage=0.3),
+    community_networks.Yolos: Expected(),
+    community_networks.RtDetr: Expected(),
+    community_networks.Fcos: Expected(ANY_SIZE, "export", 0.8),
+    community_networks.Ssd: Expected(ANY_SIZE, "export"),
+    community_networks.Keypoints: Expected(ANY_SIZE, coverage=0.7),
+    community_networks.VitDet: Expected(),
 }
-"""Each becomes one engine."""
+"""These become one engine each."""
 
 
 def leaves(value: Any) -> list[Tensor]:
@@ -58,10 +58,10 @@ def leaves(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", STRANGERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", DETECTORS, ids=lambda kind: kind.__name__)
 def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Module], tmp_path: Path) -> None:
-    expected = STRANGERS[kind]
-    detector = strangers.seeded(kind)
+    expected = DETECTORS[kind]
+    detector = community_networks.seeded(kind)
     path = tmp_path / "stranger.pt"
     report = hybrid_rt.convert(detector, (small_picture(64, 96),), path, shapes=RANGES, measure=False).report
     assert (report.head, len(report.engines)) == (expected.head, 1), report.head_refused
@@ -78,7 +78,7 @@ def test_it_converts_with_defaults_and_is_equal_at_unseen_sizes(kind: type[nn.Mo
 
 
 def assert_equal_in_cpp(path: Path) -> None:
-    """Runs the golden sample in a C++ program."""
+    """Checks the golden sample with a C++ program."""
     program = find_program("hybrid-rt-detect")
     assert program is not None
     done = subprocess.run([program, path, "--verify", "--json"], capture_output=True, text=True, check=False)
@@ -87,7 +87,7 @@ def assert_equal_in_cpp(path: Path) -> None:
 
 @pytest.mark.slow
 def test_crops_of_a_fixed_size_in_batches(tmp_path: Path) -> None:
-    net = strangers.seeded(strangers.ONet)
+    net = community_networks.seeded(community_networks.ONet)
     path = tmp_path / "onet.pt"
     report = hybrid_rt.convert(net, (small_picture(48, 48),), path, shapes={"batch": (1, 8)}, measure=False).report
     assert report.head == "script"

@@ -1,7 +1,7 @@
-"""The whole detector as one segment, under a head that has the detector's signature and puts its result together.
+"""Turns a whole detector into one segment, under a head that has the detector's signature and rebuilds its result.
 
-The segment takes the detector's tensors and returns those of its result, flat; the head is generated source, so that
-TorchScript compiles it whatever Python the detector is written in.
+The segment takes the detector's tensors and returns the tensors of its result as a tuple. The head is generated source,
+so that TorchScript compiles it whatever Python the detector is written in.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ _REMEDY = "It then is converted in pieces."
 
 @dataclass(frozen=True)
 class _Signature:
-    """A detector's parameters: those that the example gives, by name, and the source of all."""
+    """A detector's parameters.
+
+    Attributes:
+        given: Names of the parameters that the example passes.
+        written: Source of all parameters.
+        checks: Source of assertions that the other parameters have their defaults.
+    """
 
     given: tuple[str, ...]
     written: tuple[str, ...]
@@ -53,10 +59,10 @@ class _Signature:
 
 
 def whole_profile(profile: Profile) -> Profile | None:
-    """Returns the profile of a detector as one segment; None if it can't be one, or would gain nothing by it.
+    """Returns the profile of a detector as one segment; None if that is impossible or gains nothing.
 
-    It can't where it takes or returns more than tensors, or does what an engine can't repeat. Nothing is gained where
-    the segments that were chosen are one already, with all of the work in it.
+    It is impossible if the detector takes or returns anything but tensors, or does something that an engine can't
+    repeat. Nothing is gained if the chosen segments form a single group with all of the work in it.
     """
     detector, observation = profile.detector, profile.observation
     chosen = sum(share.share for share in profile.shares if share.chosen)
@@ -87,7 +93,7 @@ def whole_profile(profile: Profile) -> Profile | None:
 
 
 def _holds_tensors_only(tree: ValueTree) -> bool:
-    """Numbers may follow from sizes, and would be recorded as they are on the example."""
+    """Returns true if a result has no numbers: they may depend on sizes, but would be recorded as constants."""
     return all(
         node.kind in ("tensor", "list", "tuple", "dict")
         or (node.kind == "constant" and (node.constant is None or isinstance(node.constant, str)))
@@ -96,9 +102,9 @@ def _holds_tensors_only(tree: ValueTree) -> bool:
 
 
 def _signature(detector: nn.Module, example: tuple[Any, ...]) -> _Signature | None:
-    """The detector's signature; None if the example has more in it than tensors, alone or in dicts.
+    """Returns the detector's signature; None if the example contains anything but tensors and dicts of tensors.
 
-    A list of images may have any length in the detector's own head, which an engine fixes.
+    The detector's own head accepts a list of images of any length, but an engine would fix it.
     """
     given: list[str] = []
     written: list[str] = []
@@ -129,7 +135,7 @@ def _signature(detector: nn.Module, example: tuple[Any, ...]) -> _Signature | No
 
 
 def _annotation(value: Any) -> str | None:
-    """The TorchScript type of an argument; None if it may have another structure in another call."""
+    """Returns the TorchScript type of an argument; None if its structure may differ in another call."""
     if isinstance(value, Tensor):
         return "Tensor"
     node = node_of(value)
@@ -138,7 +144,7 @@ def _annotation(value: Any) -> str | None:
 
 
 def _whole(detector: nn.Module, signature: _Signature, tree: ValueTree) -> tuple[nn.Module, str]:
-    """The head with the segment in it, and the segment's name: the class's of the detector."""
+    """Returns the head with the segment in it, and the segment's name, which is the detector's class."""
     kind = type(detector)
     name = kind.__name__ if kind.__name__.isascii() and not hasattr(nn.Module, kind.__name__) else "detector"
     source = _SOURCE.format(
@@ -175,7 +181,7 @@ def _observed(
     tensors: tuple[Tensor, ...],
     tree: ValueTree,
 ) -> Observation:
-    """Returns the observation of a run with the detector as one segment: its one call."""
+    """Returns the observation of a run in which the detector, as one segment, is called once."""
     inputs = structures_of(
         {key: value for key, value in zip(_names(whole), observation.example, strict=False) if key in signature.given},
         name,
