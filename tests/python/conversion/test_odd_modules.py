@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.strangers import ModelOutput
+from models.community_networks import ModelOutput
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import register_parametrization
