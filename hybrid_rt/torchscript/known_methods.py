@@ -96,7 +96,7 @@ class DenseMethods:
 
 
 class RetinaNetMethods(DenseMethods):
-    """What ``DenseMethods`` calls in a ``RetinaNet``."""
+    """Methods that ``DenseMethods`` calls in a ``RetinaNet``."""
 
     def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
         """Returns the best scores of an image on a level, and their indices among all logits there."""
@@ -112,7 +112,7 @@ class RetinaNetMethods(DenseMethods):
 
 
 class FCOSMethods(DenseMethods):
-    """What ``DenseMethods`` calls in an ``FCOS``."""
+    """Methods that ``DenseMethods`` calls in an ``FCOS``."""
 
     def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
         """Returns the best scores of an image on a level, weighted by centerness, and their indices."""
@@ -244,7 +244,7 @@ class RPNMethods:
 
 
 class GridRPNMethods(RPNMethods):
-    """What ``RPNMethods`` calls if the anchors are those of an ``AnchorGenerator``."""
+    """Methods that ``RPNMethods`` calls if the anchors are those of an ``AnchorGenerator``."""
 
     def proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
