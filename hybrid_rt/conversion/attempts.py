@@ -52,7 +52,7 @@ class Attempt(Generic[Finished]):
 
 @dataclass(frozen=True)
 class Work(Generic[Finished]):
-    """How to compile the engines of a profile, and what to make of them.
+    """Describes how to compile the engines of a profile and how to finish the hybrid.
 
     Attributes:
         engines: the engines.

@@ -96,7 +96,7 @@ class DenseMethods:
 
 
 class RetinaNetMethods(DenseMethods):
-    """Methods of a ``RetinaNet`` that ``DenseMethods`` calls."""
+    """Methods that ``DenseMethods`` calls in a ``RetinaNet``."""
 
     def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
         """Returns the best scores of an image on a level, and their indices among all logits there."""
@@ -112,7 +112,7 @@ class RetinaNetMethods(DenseMethods):
 
 
 class FCOSMethods(DenseMethods):
-    """Methods of an ``FCOS`` that ``DenseMethods`` calls."""
+    """Methods that ``DenseMethods`` calls in an ``FCOS``."""
 
     def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
         """Returns the best scores of an image on a level, weighted by centerness, and their indices."""

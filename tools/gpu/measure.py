@@ -55,7 +55,7 @@ class Alone(nn.Module):
 
 
 def convert_unchecked(detector: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
-    """Converts a detector for one engine only. What it finds is not compared: the caller judges it."""
+    """Converts a detector for one engine only. Its results are not compared, because the caller judges them."""
     hybrid_rt.convert(
         detector, inputs, path, fallback=False, verify=False, golden=False, measure=False, progress=False, **options
     )

@@ -1,4 +1,4 @@
-"""What training runs share: their options, the curve of losses, the weights' file and the record of a run."""
+"""Defines the options of training runs, and writes their weights, losses and records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What backends have in common that quantise to int8 by trials."""
+"""Base of the backends that quantise to int8 by trials."""
 
 from __future__ import annotations
 

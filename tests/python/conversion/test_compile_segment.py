@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, Changed, small_detector, small_picture
+from helpers.small_detectors import Backbone, Changed, replaced_backbone, small_detector, small_picture
 from hybrid_rt import BackendError, CaptureError, OptionError, Thresholds, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
@@ -114,8 +114,7 @@ def test_torchvision_accepts_it_as_a_backbone(demo_detector: FasterRCNN, demo_im
     assert compiled.out_channels == demo_detector.backbone.out_channels
     FasterRCNN(compiled, num_classes=3)  # which reads out_channels
     expected = demo_detector([demo_image])[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_detector, "backbone", compiled)
+    with replaced_backbone(demo_detector, compiled):
         got = demo_detector([demo_image])[0]
     assert got["labels"].tolist() == expected["labels"].tolist()
     torch.testing.assert_close(got["boxes"], expected["boxes"], rtol=1e-3, atol=0.1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -262,6 +263,16 @@ def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
 def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
     """Returns noise, [1, 3, H, W] in 0..1."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def replaced_backbone(detector: nn.Module, backbone: nn.Module) -> Iterator[None]:
+    """Puts another backbone into a detector, within the block."""
+    kept, detector.backbone = detector.backbone, backbone
+    try:
+        yield
+    finally:
+        detector.backbone = kept
 
 
 def small_pictures() -> list[Tensor]:
