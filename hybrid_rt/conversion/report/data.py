@@ -172,7 +172,9 @@ class ReportData:
     @property
     def segments(self) -> list[EngineReport]:
         """Returns ``engines``, by its old name."""
-        warnings.warn("ReportData.segments is deprecated, use ReportData.engines", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            "ConversionReport.segments is deprecated, use ConversionReport.engines", DeprecationWarning, stacklevel=2
+        )
         return self.engines
 
     @property

@@ -139,7 +139,7 @@ def test_auto_takes_the_highest_rank_that_is_available_and_else_the_lowest(monke
 
 
 def test_auto_on_a_device_that_no_backend_claims_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"chosen by itself for device 'tpu', got none"):
+    with pytest.raises(OptionError, match=r"a backend that 'auto' can choose for device 'tpu', got none"):
         registry.best_for("tpu")
 
 

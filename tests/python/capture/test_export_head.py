@@ -136,7 +136,7 @@ def test_an_argument_that_torchscript_has_no_type_for_is_refused() -> None:
             return super().forward(pictures)
 
     with pytest.raises(
-        CaptureError, match=r"argument 'options': expected tensors, numbers, texts and None .* got object"
+        CaptureError, match=r"argument 'options': expected tensors, numbers, strings and None .* got object"
     ):
         exported(Takes(), small_picture(), object())
 
@@ -147,7 +147,7 @@ def test_a_result_that_torchscript_has_no_type_for_is_refused() -> None:
         def forward(self, pictures: Tensor) -> Any:
             return super().forward(pictures), Backbone
 
-    with pytest.raises(CaptureError, match=r"its result\[1\]: expected tensors, numbers, texts and None .* got type"):
+    with pytest.raises(CaptureError, match=r"its result\[1\]: expected tensors, numbers, strings and None .* got type"):
         exported(Returns(), small_picture())
 
 

@@ -176,7 +176,7 @@ def test_what_is_done_with_state_is_one_of_two(tmp_path: Path) -> None:
 
 
 def test_the_refusal_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match="convert with state='reset' if that is intended"):
+    with pytest.raises(CaptureError, match="Pass state='reset' to treat each image as the first one"):
         converted(InPlace().eval(), tmp_path / "a.pt", verify=False)
 
 
@@ -187,7 +187,7 @@ def test_state_is_refused_by_name_and_the_detector_is_as_before(
 ) -> None:
     detector = kind().eval()
     watch = StateWatch(detector)
-    with pytest.raises(CaptureError, match="it keeps state in") as caught:
+    with pytest.raises(CaptureError, match="because of state in") as caught:
         hybrid_rt.convert(
             detector, (torch.rand(1, 3, 16, 16),), tmp_path / "a.pt", segments=["backbone"], verify=verify,
             measure=False,

@@ -96,7 +96,7 @@ def test_convert_takes_sizes_and_several_engines(noise: Path) -> None:
 def test_convert_resets_state_if_it_is_told(noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = "helpers.small_detectors:counting_list_detector"
     assert convert_small(noise, "--segments", "detector.backbone", detector=kept) == 1
-    assert "it keeps state in buffer 'seen'" in error_of(capsys)
+    assert "because of state in buffer 'seen'" in error_of(capsys)
     assert convert_small(noise, "--segments", "detector.backbone", "--state", "reset", detector=kept) == 0
     assert "as at conversion before each call: buffer 'seen'" in capsys.readouterr().out
 
@@ -442,7 +442,10 @@ def test_pretrained_weights_that_cannot_be_had_are_a_clear_error(
     name = "torchvision:ssdlite320_mobilenet_v3_large"
     assert main(["convert", name, str(noise), str(tmp_path / "x.pt")]) == 2
     error = capsys.readouterr().err
-    assert "expected to load torchvision's pretrained weights, got no network. Download them where there is" in error
+    assert (
+        "expected to load torchvision's pretrained weights, got no network. Download them on a machine with a network"
+        in error
+    )
 
 
 # explain

@@ -220,7 +220,7 @@ def test_an_engine_that_can_t_compile_is_a_warning(
     problem: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem(monkeypatch)
-    with pytest.warns(RuntimeWarning, match=r"\[openvino\].* The next engine is taken"):
+    with pytest.warns(RuntimeWarning, match=r"\[openvino\].* Falling back to the next engine"):
         compiled = hybrid_rt.compile_segment(small_detector().backbone, small_picture())
     assert compiled.running()["backend"] == "torchscript"
 

@@ -126,7 +126,9 @@ def test_what_is_not_finite_becomes_null(report: ConversionReport) -> None:
 
 
 def test_the_old_name_of_the_engines_warns(report: ConversionReport) -> None:
-    with pytest.warns(DeprecationWarning, match="a report's engines are called .engines now"):
+    with pytest.warns(
+        DeprecationWarning, match=r"ConversionReport\.segments is deprecated, use ConversionReport\.engines"
+    ):
         assert report.segments is report.engines
 
 

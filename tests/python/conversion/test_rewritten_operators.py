@@ -217,7 +217,7 @@ class HalvesInside(Backbone):
 @pytest.mark.parametrize("in_segment", [False, True])
 def test_an_operator_that_cpp_lacks_is_warned_of_with_its_name(in_segment: bool, tmp_path: Path) -> None:
     place = r"segment 'backbone' on torchscript" if in_segment else "the detector's head"
-    with pytest.warns(RuntimeWarning, match=rf"{place}: expected .*, got hybrid_rt_head_tests::half\. .* has to load"):
+    with pytest.warns(RuntimeWarning, match=rf"{place}: expected .*, got hybrid_rt_head_tests::half\. .* must load"):
         convert(seeded(Halves, in_segment), tmp_path / "a.pt", head="script")
 
 

@@ -298,7 +298,7 @@ def test_an_engine_that_refuses_the_whole_gets_the_pieces(monkeypatch: pytest.Mo
     monkeypatch.setattr(kind, "compile", of_pieces)
     detector = made(UNet())
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*The next engine is taken")
+        warnings.filterwarnings("error", message=".*Falling back to the next engine")
         hybrid, report = converted(detector, tmp_path / "a.pt")
     assert {variant.backend for engine in report.engines for variant in engine.variants} == {"openvino", "torchscript"}
     assert "UNet" not in [engine.name for engine in report.engines]

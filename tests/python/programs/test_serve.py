@@ -604,7 +604,7 @@ def test_before_it_has_loaded_it_lives_and_is_not_ready(demo_bundle: Path) -> No
         (("x.pt", "--workers", "0"), 2, "--workers"),
         (("x.pt", "--warm-up", "big"), 2, "--warm-up: expected HEIGHTxWIDTH"),
         (("x.pt", "--token-file", "/no/such/file"), 2, "--token-file"),
-        (("x.pt", "--host", "example"), 5, "Names are not looked up"),
+        (("x.pt", "--host", "example"), 5, "Names are not resolved"),
         (("/no/such/file.pt", "--port", "0"), 4, "expected a file"),
     ],
 )
