@@ -161,6 +161,13 @@ class Backend(ABC):
     Exactly one backend sets it: its variant is the last one of a bundle, and further variants are compiled from it.
     """
 
+    forms: ClassVar[tuple[str, ...]] = ()
+    """Methods of Program without arguments that :meth:`compile` calls in any case.
+
+    A compiler's process gets their results with the request. With the others, it has to wait until the conversion's
+    process answers.
+    """
+
     cache_directories: ClassVar[tuple[str, ...]] = ()
     """Directories that its two halves keep in the cache beside the artifacts, for ``hybrid-rt cache clear``."""
 

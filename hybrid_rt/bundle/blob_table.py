@@ -104,11 +104,12 @@ def pack(artifacts: Sequence[Artifact]) -> Packed:
     """Packs the variants of an engine, best first, for the engine itself and for the manifest."""
     table = _Table()
     variants = []
+    shares = len(artifacts) > 1
     for artifact in artifacts:
         blobs = []
         for name, blob in artifact.blobs.items():
             digest = artifact.digests[name]
-            pieces = table.pieces(blob, digest, artifact.weights.get(name, ()))
+            pieces = table.pieces(blob, digest, artifact.weights.get(name, ()) if shares else ())
             blobs.append(Blob(name, blob.numel(), digest, tuple(pieces)))
         spec = {each.name: getattr(artifact.spec, each.name) for each in fields(ArtifactSpec)}
         variants.append(Variant(**spec, blobs=tuple(blobs)))

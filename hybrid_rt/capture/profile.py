@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -175,6 +175,7 @@ def capture_programs(
     calibration_data: Sequence[tuple[Any, ...]],
     steps: Steps,
     effort: Effort | None = None,
+    ready: Callable[[Program], None] = lambda _: None,
 ) -> list[Program]:
     """Runs the detector on further inputs and captures its segments, one program per engine.
 
@@ -186,6 +187,7 @@ def capture_programs(
         calibration_data: arguments of the detector, for int8.
         steps: shows the progress.
         effort: budget for checks at further sizes; None: no checks.
+        ready: called with the first program once it is checked, if others are to be checked after it.
 
     Raises:
         FusionError: Several segments can't be one program; each alone may be.
@@ -193,7 +195,7 @@ def capture_programs(
         CaptureError: The detector keeps state from call to call.
     """
     try:
-        return _capture(profile, shapes, calibration_data, steps, effort)
+        return _checked(_capture(profile, shapes, calibration_data, steps, effort), steps, effort, ready)
     finally:
         profile.state.restore()
 
@@ -227,9 +229,17 @@ def _capture(
                 ranges = input_ranges(observation, members[0], profile.images, shapes)
                 program = capture(observation, members, runs, ranges, calibration, sizes)
                 programs.append(replace(program, by_export=profile.cut is not None))
+        return programs
+
+
+def _checked(
+    programs: Sequence[Program], steps: Steps, effort: Effort | None, ready: Callable[[Program], None]
+) -> list[Program]:
     with steps.step("check the segments at other sizes"):
-        right = []
+        right: list[Program] = []
         for program in programs:
+            if len(right) == 1:
+                ready(right[0])
             with _naming(program.segments):
                 right.append(right_at_sizes(program, effort))
         return right

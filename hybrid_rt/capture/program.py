@@ -340,16 +340,32 @@ def capture(
         calibration=tuple(
             call.inputs for run in calibration for call in _flat_calls(members, run) if _inside(call, ranges)
         ),
-        sizes=_telling(further),
+        sizes=_telling(further, calls),
     )
 
 
-def _telling(calls: Sequence[FlatCall]) -> tuple[FlatCall, ...]:
-    """Drops calls that differ from two others only in the number of rows, such as one row per object."""
-    kept: dict[tuple[torch.Size, ...], list[FlatCall]] = {}
+_MOST_ALIKE = 2
+"""Maximum number of further calls that differ only in the number of rows, such as one row per object."""
+
+
+def _telling(further: Sequence[FlatCall], calls: Sequence[FlatCall]) -> tuple[FlatCall, ...]:
+    """Drops further calls that differ from others only in the number of rows, such as one row per object.
+
+    Two of them stay, or none if ``calls``, on which every engine is compared, have three such numbers already.
+    """
+    rows: dict[tuple[torch.Size, ...], set[tuple[int, ...]]] = {}
     for call in calls:
-        kept.setdefault(tuple(tensor.shape[1:] for tensor in call.inputs), []).append(call)
-    return tuple(call for call in calls if any(call is one for alike in kept.values() for one in alike[:2]))
+        rows.setdefault(_row(call), set()).add(tuple(len(tensor) for tensor in call.inputs if tensor.dim()))
+    kept: dict[tuple[torch.Size, ...], list[FlatCall]] = {}
+    for call in further:
+        if len(rows.get(_row(call), ())) <= _MOST_ALIKE:
+            kept.setdefault(_row(call), []).append(call)
+    return tuple(call for call in further if any(call is one for alike in kept.values() for one in alike[:_MOST_ALIKE]))
+
+
+def _row(call: FlatCall) -> tuple[torch.Size, ...]:
+    """Returns the shapes of the inputs without their first dimensions."""
+    return tuple(tensor.shape[1:] for tensor in call.inputs)
 
 
 def _cost(call: FlatCall) -> tuple[bool, int]:

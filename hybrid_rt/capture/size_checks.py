@@ -78,7 +78,7 @@ def _recorded(program: Program) -> Program:
     if all(spec.is_static for spec in program.inputs):
         program.traced()
         return program
-    calls = [call for call in (*program.calls, *program.sizes) if _sizes(call) != _sizes(program.calls[0])]
+    calls = _at_other_sizes(program)
     wrong = first_wrong(program.traced(), calls)
     if not wrong:
         return program
@@ -99,6 +99,19 @@ def _recorded(program: Program) -> Program:
         "to the head by naming smaller submodules in segments=, or compute sizes in the detector and pass them on.",
         code="sizes-in-python",
     )
+
+
+def _at_other_sizes(program: Program) -> list[FlatCall]:
+    """Returns the calls at other sizes than the recording's; of those that differ in the number of rows alone, one."""
+    first, *others = (*program.calls, *program.sizes)
+    found: list[FlatCall] = []
+    has_rows = False
+    for call in others:
+        is_longer = all(a.shape[1:] == b.shape[1:] for a, b in zip(call.inputs, first.inputs, strict=True))
+        if _sizes(call) != _sizes(first) and not (is_longer and has_rows):
+            found.append(call)
+            has_rows = has_rows or is_longer
+    return found
 
 
 def first_wrong(module: torch.jit.ScriptModule, calls: Sequence[FlatCall]) -> str:

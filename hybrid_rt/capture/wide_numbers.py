@@ -135,6 +135,7 @@ class _Watch(TorchDispatchMode):
         self.finding = ""
         self._given = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int64}
         self._made: dict[int, Tensor] = {}
+        self._uses_made = False
         self._signed: dict[int, Tensor] = {}  # cast from floats, so possibly negative, unlike an index from argmax
         self._free = {id(tensor): tensor for tensor in inputs if tensor.dtype == torch.int32}  # may have any value
         self._fitting: dict[int, Tensor] = {}  # checked tensors, kept alive so that their ids stay unique
@@ -142,11 +143,15 @@ class _Watch(TorchDispatchMode):
 
     @property
     def depends_on_values(self) -> bool:
-        """Returns true if another call may reveal more, because there are integers whose values matter."""
-        return bool(self._made)
+        """Returns true if another call may reveal more, because integers made from floats are used or returned.
+
+        The indices that max pooling returns beside its result are usually neither.
+        """
+        return self._uses_made
 
     def see_results(self, outputs: tuple[Tensor, ...], names: list[str]) -> None:
         for tensor, name in zip(outputs, names, strict=True):
+            self._uses_made = self._uses_made or id(tensor) in self._made
             if not self.finding and id(tensor) in self._given:
                 self.finding = f"the output '{name}', whole numbers in int64 that come in"
 
@@ -184,7 +189,9 @@ class _Watch(TorchDispatchMode):
             self._signed.update((id(tensor), tensor) for tensor in made if _is_whole(tensor))
         whole = [tensor for tensor in made if tensor.dtype == torch.int64]
         from_input = any(id(tensor) in self._given for tensor in given)
-        if any(id(tensor) in self._made for tensor in given) or (whole and _has_floats(given)):
+        uses_made = any(id(tensor) in self._made for tensor in given)
+        self._uses_made = self._uses_made or uses_made
+        if uses_made or (whole and _has_floats(given)):
             self._made.update((id(tensor), tensor) for tensor in whole)
             if any(tensor.numel() and int(tensor.abs().max()) > _SMALL for tensor in whole):
                 self._note(f"{name} with large whole numbers in int64")

@@ -169,6 +169,17 @@ class Artifact:
         """Returns the SHA-256 of each blob's bytes, in hexadecimal digits."""
         return {name: hashlib.sha256(blob.numpy().data).hexdigest() for name, blob in self.blobs.items()}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the blobs as arrays, which copies each once (torch copies a tensor three times), and the digests."""
+        arrays = {name: blob.numpy() for name, blob in self.blobs.items()}
+        return _unpickled, (self.spec, arrays, self.weights, self.digests)
+
+
+def _unpickled(spec: ArtifactSpec, arrays: Mapping[str, Any], weights: Any, digests: dict[str, str]) -> Artifact:
+    artifact = Artifact(spec, {name: torch.from_numpy(array) for name, array in arrays.items()}, weights)
+    vars(artifact)["digests"] = digests
+    return artifact
+
 
 def engine_name(segments: Sequence[str]) -> str:
     """Returns an engine's name for messages from the dotted paths of its segments, e.g. ``"backbone+rpn.head"``."""

@@ -30,6 +30,7 @@ from .assemble.given_up import (
     whole_given_up,
 )
 from .assemble.variant_trials import order_by_speed
+from .isolation.isolated_compiler import begin
 from .options import EngineOptions
 
 Finished = TypeVar("Finished")
@@ -79,7 +80,11 @@ class Work(Generic[Finished]):
         Raises:
             CaptureError: A segment can't be captured.
         """
-        return capture_programs(profile, self.shapes, self.engines.calibration_data, self.steps, self.effort)
+
+        def ready(program: Program) -> None:
+            begin(program, self.engines.variants[0])
+
+        return capture_programs(profile, self.shapes, self.engines.calibration_data, self.steps, self.effort, ready)
 
     def finished_with_all(self, profile: Profile) -> Finished:
         """Compiles the engines of a profile into every named variant, and finishes the hybrid.

@@ -1,6 +1,5 @@
 #include "engine.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cstring>
@@ -8,6 +7,7 @@
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/plugin/dtype_table.h"
 #include "hybrid_rt/plugin/nan_values.h"
+#include "hybrid_rt/plugin/output_memory.h"
 #include "providers.h"
 
 namespace hybrid_rt::onnxruntime {
@@ -142,7 +142,7 @@ std::vector<at::Tensor> OnnxRuntimeEngine::run_into(const std::vector<Shape>& sh
   std::vector<at::Tensor> outputs;
   std::vector<Handle<Value>> values;
   for (size_t i = 0; i < shapes.size(); ++i) {
-    outputs.push_back(at::empty(shapes[i], at::TensorOptions(output_dtypes_[i]).device(device_)));
+    outputs.push_back(empty_output(shapes[i], at::TensorOptions(output_dtypes_[i]).device(device_)));
     values.push_back(wrap(outputs.back()));
   }
   run_session(inputs, values);
@@ -159,7 +159,7 @@ ShapeCachingEngine::CopiedOutputs OnnxRuntimeEngine::run_and_copy(at::ArrayRef<a
   SharedMemory shared(inputs);
   CopiedOutputs copied;
   for (size_t i = 0; i < values.size(); ++i) {
-    at::Tensor output = at::empty(shape_of(values[i].get(), output_dtypes_[i]), output_dtypes_[i]);
+    at::Tensor output = empty_output(shape_of(values[i].get(), output_dtypes_[i]), output_dtypes_[i]);
     void* data = nullptr;
     library.require(functions.GetTensorMutableData(values[i].get(), &data), "output " + std::to_string(i));
     if (output.nbytes() != 0) std::memcpy(output.data_ptr(), data, output.nbytes());

@@ -12,6 +12,7 @@
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/plugin/dtype_table.h"
 #include "hybrid_rt/plugin/nan_values.h"
+#include "hybrid_rt/plugin/output_memory.h"
 
 namespace hybrid_rt::openvino {
 namespace {
@@ -237,7 +238,7 @@ std::vector<at::Tensor> OpenVinoEngine::run_into(const std::vector<Shape>& shape
         outputs.push_back(without_values(shapes[i], output_dtypes_[i]));
         continue;
       }
-      outputs.push_back(at::empty(shapes[i], output_dtypes_[i]));
+      outputs.push_back(empty_output(shapes[i], output_dtypes_[i]));
       const Handle<ov_tensor_t> tensor = wrap(outputs.back());
       library.require(library.functions().ov_infer_request_set_output_tensor_by_index(request, i, tensor.get()),
                       "output " + std::to_string(i));
@@ -278,7 +279,7 @@ ShapeCachingEngine::CopiedOutputs OpenVinoEngine::run_and_copy(at::ArrayRef<at::
       ov_shape_t shape{};
       library.require(functions.ov_tensor_get_shape(handle, &shape), "output");
       const at::IntArrayRef sizes(shape.dims, static_cast<size_t>(shape.rank));
-      copied.outputs.push_back(at::empty(sizes, output_dtypes_[i]));
+      copied.outputs.push_back(empty_output(sizes, output_dtypes_[i]));
       functions.ov_shape_free(&shape);
     }
     void* data = nullptr;

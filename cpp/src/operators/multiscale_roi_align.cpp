@@ -1,11 +1,11 @@
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 
 #include <cstdint>
 #include <vector>
 
+#include "hybrid_rt/plugin/output_memory.h"
 #include "operators/cuda_operators.h"
 #include "operators/detection_operators.h"
 #include "operators/head_operator_checks.h"
@@ -69,7 +69,7 @@ at::Tensor multiscale_roi_align(at::TensorList features, const at::Tensor& rois,
   const std::vector<std::vector<int64_t>> rows = rows_of_levels(levels, count);
   int64_t placed = 0;
   for (const std::vector<int64_t>& each : rows) placed += static_cast<int64_t>(each.size());
-  at::Tensor output = placed == rois.size(0) ? at::empty(sizes, rois.options()) : at::zeros(sizes, rois.options());
+  at::Tensor output = placed == rois.size(0) ? empty_output(sizes, rois.options()) : at::zeros(sizes, rois.options());
   for (int64_t level = 0; level < count; ++level) {
     roi_align_rows(features[level], rois, rows[level],
                    {scales[level], pooled_height, pooled_width, sampling_ratio, /*aligned=*/false}, output);

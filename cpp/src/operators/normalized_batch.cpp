@@ -1,10 +1,10 @@
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "hybrid_rt/plugin/output_memory.h"
 #include "operators/image_rows.h"
 #include "operators/known_parts.h"
 #include "operators/refusal.h"
@@ -81,9 +81,9 @@ void write_image(const at::Tensor& image, at::ArrayRef<double> mean, at::ArrayRe
 at::Tensor normalized_batch(at::TensorList images, at::ArrayRef<double> mean, at::ArrayRef<double> std,
                             at::IntArrayRef heights, at::IntArrayRef widths, int64_t size_divisible) {
   check_normalized_batch(images, mean, std, heights, widths, size_divisible);
-  const at::Tensor batch = at::empty({static_cast<int64_t>(images.size()), static_cast<int64_t>(mean.size()),
-                                      rounded_up(heights, size_divisible), rounded_up(widths, size_divisible)},
-                                     images[0].options().memory_format(at::MemoryFormat::Contiguous));
+  const std::vector<int64_t> sizes{static_cast<int64_t>(images.size()), static_cast<int64_t>(mean.size()),
+                                   rounded_up(heights, size_divisible), rounded_up(widths, size_divisible)};
+  const at::Tensor batch = empty_output(sizes, images[0].options());
   for (size_t i = 0; i < images.size(); ++i) {
     write_image(images[i], mean, std, heights[i], widths[i], batch.select(0, static_cast<int64_t>(i)));
   }

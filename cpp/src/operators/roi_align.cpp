@@ -1,14 +1,19 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include "hybrid_rt/plugin/output_memory.h"
 #include "operators/head_operators.h"
 #include "operators/roi_align_rows.h"
 
@@ -22,15 +27,24 @@ namespace {
 constexpr int64_t kBlock = 16;  // channels that are processed together: a cache line of floats
 // Less work than this, about two milliseconds, is not worth a thread: threads spin after their work, on the cores that
 // an engine needs next.
-constexpr int64_t kPixelsPerThread = 65536;  // of kBlock channels
-constexpr int64_t kBoxesPerThread = 2048;    // boxes whose points one thread places
+constexpr int64_t kPixelsPerThread = 131072;  // of kBlock channels
+constexpr int64_t kBoxesPerThread = 2048;     // boxes whose points one thread places
 
-/// Positions of a box's pixels in a copy with kBlock adjacent channels.
+/// A tap in a copy of pixels: the offsets of its rows or columns from the beginning of the copy.
+template <typename T>
+struct PlacedTap {
+  int64_t low;
+  int64_t high;
+  T low_weight;
+  T high_weight;
+};
+
+/// A copy of a box's pixels with kBlock adjacent channels, and the taps in it.
 template <typename T>
 struct Pixels {
   const T* data;
-  const int64_t* row_offsets;  // by index into Axis::pixels
-  const int64_t* column_offsets;
+  const PlacedTap<T>* rows;  // in the order of Axis::taps
+  const PlacedTap<T>* columns;
 };
 
 /// Pools kBlock channels of one box and writes [bins, kBlock].
@@ -45,17 +59,15 @@ template <typename T>
         sum[c] = 0;
       }
       for (int64_t i = box.rows.starts[bin_row]; i < box.rows.starts[bin_row + 1]; ++i) {
-        const Tap<T> row = box.rows.taps[i];
-        const T* const low_row = pixels.data + pixels.row_offsets[row.low];
-        const T* const high_row = pixels.data + pixels.row_offsets[row.high];
+        const PlacedTap<T> row = pixels.rows[i];
+        const T* const low_row = pixels.data + row.low;
+        const T* const high_row = pixels.data + row.high;
         for (int64_t j = box.columns.starts[bin_column]; j < box.columns.starts[bin_column + 1]; ++j) {
-          const Tap<T> column = box.columns.taps[j];
-          const int64_t low_column = pixels.column_offsets[column.low];
-          const int64_t high_column = pixels.column_offsets[column.high];
-          const T* const p1 = low_row + low_column;
-          const T* const p2 = low_row + high_column;
-          const T* const p3 = high_row + low_column;
-          const T* const p4 = high_row + high_column;
+          const PlacedTap<T> column = pixels.columns[j];
+          const T* const p1 = low_row + column.low;
+          const T* const p2 = low_row + column.high;
+          const T* const p3 = high_row + column.low;
+          const T* const p4 = high_row + column.high;
           const T w1 = row.low_weight * column.low_weight;
           const T w2 = row.low_weight * column.high_weight;
           const T w3 = row.high_weight * column.low_weight;
@@ -131,6 +143,42 @@ class Buffer {
   int64_t size_ = 0;
 };
 
+/// Writes `target` [columns, rows] from `source` [rows, columns]; the strides separate their rows. Works on blocks of
+/// 4x4 values, because stores of single values would take as long as all the arithmetic.
+template <typename T>
+void transpose(const T* source, int64_t source_stride, int64_t rows, int64_t columns, T* __restrict target,
+               int64_t target_stride) {
+  int64_t row = 0;
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<T, float>) {
+    for (; row + 4 <= rows; row += 4) {
+      const float* const from = source + row * source_stride;
+      int64_t column = 0;
+      for (; column + 4 <= columns; column += 4) {
+        __m128 first = _mm_loadu_ps(from + column);
+        __m128 second = _mm_loadu_ps(from + source_stride + column);
+        __m128 third = _mm_loadu_ps(from + 2 * source_stride + column);
+        __m128 fourth = _mm_loadu_ps(from + 3 * source_stride + column);
+        _MM_TRANSPOSE4_PS(first, second, third, fourth);
+        float* const to = target + column * target_stride + row;
+        _mm_storeu_ps(to, first);
+        _mm_storeu_ps(to + target_stride, second);
+        _mm_storeu_ps(to + 2 * target_stride, third);
+        _mm_storeu_ps(to + 3 * target_stride, fourth);
+      }
+      for (; column < columns; ++column) {
+        for (int64_t i = 0; i < 4; ++i) target[column * target_stride + row + i] = from[i * source_stride + column];
+      }
+    }
+  }
+#endif
+  for (; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      target[column * target_stride + row] = source[row * source_stride + column];
+    }
+  }
+}
+
 /// kBlock channels of one image, or the remaining ones.
 template <typename T>
 struct Source {
@@ -157,6 +205,10 @@ void copy_row(const Source<T>& source, int64_t row, int64_t first_column, int64_
   constexpr int64_t kColumns = 128;  // the written data stays in the first-level cache
   for (int64_t begin = 0; begin < count; begin += kColumns) {
     const int64_t end = std::min(begin + kColumns, count);
+    if (source.column_stride == 1) {
+      transpose(row_data + begin, source.channel_stride, source.channels, end - begin, target + begin * kBlock, kBlock);
+      continue;
+    }
     for (int64_t c = 0; c < source.channels; ++c) {
       const T* const channel_data = row_data + c * source.channel_stride;
       for (int64_t i = begin; i < end; ++i) {
@@ -217,8 +269,8 @@ class Worker {
       const Box<T>& box = boxes[order[i]];
       T* const box_output = output + rows[order[i]] * output_channels_ * bins_;
       if (run.copies_region) {
-        fill_offsets(box.rows.pixels, region.row_begin, row_stride, row_offsets_);
-        fill_offsets(box.columns.pixels, region.column_begin, kBlock, column_offsets_);
+        place_taps(box.rows, region.row_begin, row_stride, rows_);
+        place_taps(box.columns, region.column_begin, kBlock, columns_);
       } else {
         copy_box(box, source);
       }
@@ -227,11 +279,21 @@ class Worker {
   }
 
  private:
-  static void fill_offsets(const std::vector<int64_t>& pixels, int64_t first, int64_t stride,
-                           std::vector<int64_t>& offsets) {
-    offsets.resize(pixels.size());
-    std::transform(pixels.begin(), pixels.end(), offsets.begin(),
-                   [first, stride](int64_t pixel) { return (pixel - first) * stride; });
+  /// In a copy whose first row or column is `first`, `stride` apart.
+  static void place_taps(const Axis<T>& axis, int64_t first, int64_t stride, std::vector<PlacedTap<T>>& placed) {
+    placed.clear();
+    for (const Tap<T>& tap : axis.taps) {
+      placed.push_back({(axis.pixels[tap.low] - first) * stride, (axis.pixels[tap.high] - first) * stride,
+                        tap.low_weight, tap.high_weight});
+    }
+  }
+
+  /// In a copy of only those rows or columns that the taps need.
+  static void place_taps(const Axis<T>& axis, int64_t stride, std::vector<PlacedTap<T>>& placed) {
+    placed.clear();
+    for (const Tap<T>& tap : axis.taps) {
+      placed.push_back({tap.low * stride, tap.high * stride, tap.low_weight, tap.high_weight});
+    }
   }
 
   void copy_box(const Box<T>& box, const Source<T>& source) {
@@ -241,39 +303,29 @@ class Worker {
     const auto width = static_cast<int64_t>(columns.size());
     const bool gapless = width > 0 && columns.back() - columns.front() + 1 == width;
     T* const copy = pixels_.of_size(height * width * kBlock);
-    row_offsets_.resize(height);
-    for (int64_t i = 0; i < height; ++i) {
-      row_offsets_[i] = i * width * kBlock;
-    }
     if (gapless) {
       for (int64_t i = 0; i < height; ++i) {
-        copy_row(source, rows[i], columns.front(), width, copy + row_offsets_[i]);
+        copy_row(source, rows[i], columns.front(), width, copy + i * width * kBlock);
       }
     } else {
       copy_crossings(source, rows, columns, copy);
     }
-    column_offsets_.resize(width);
-    for (int64_t j = 0; j < width; ++j) {
-      column_offsets_[j] = j * kBlock;
-    }
+    place_taps(box.rows, width * kBlock, rows_);
+    place_taps(box.columns, kBlock, columns_);
   }
 
   void pool_copied(const Box<T>& box, int64_t channels, T* output) {
     T* const pooled = pooled_.of_size(bins_ * kBlock);
-    pool_box(box, {pixels_.data(), row_offsets_.data(), column_offsets_.data()}, pooled);
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t bin = 0; bin < bins_; ++bin) {
-        output[c * bins_ + bin] = pooled[bin * kBlock + c];
-      }
-    }
+    pool_box(box, {pixels_.data(), rows_.data(), columns_.data()}, pooled);
+    transpose(pooled, kBlock, bins_, channels, output, bins_);
   }
 
   int64_t bins_;
   int64_t output_channels_;
   Buffer<T> pixels_;
   Buffer<T> pooled_;
-  std::vector<int64_t> row_offsets_;
-  std::vector<int64_t> column_offsets_;
+  std::vector<PlacedTap<T>> rows_;  // of one box
+  std::vector<PlacedTap<T>> columns_;
 };
 
 template <typename T>
@@ -368,8 +420,7 @@ void roi_align_rows(const at::Tensor& input, const at::Tensor& rois, const std::
 at::Tensor roi_align(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t pooled_height,
                      int64_t pooled_width, int64_t sampling_ratio, bool aligned) {
   check_roi_align(input, rois, pooled_height, pooled_width);
-  at::Tensor output = at::empty({rois.size(0), input.size(1), pooled_height, pooled_width},
-                                input.options().memory_format(at::MemoryFormat::Contiguous));
+  at::Tensor output = empty_output({rois.size(0), input.size(1), pooled_height, pooled_width}, input.options());
   std::vector<int64_t> rows(rois.size(0));
   std::iota(rows.begin(), rows.end(), 0);
   roi_align_rows(input, rois, rows, {spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned}, output);

@@ -136,6 +136,14 @@ def get_or_compile(backend: Backend, program: Program, precision: str) -> tuple[
     return artifact, False
 
 
+def holds(backend: Backend, program: Program, precision: str) -> bool:
+    """Returns true if the cache has an entry for the result of ``backend.compile``."""
+    try:
+        return bound() > 0 and (cache_directory() / f"{key_of(backend, program, precision)}{SUFFIX}").exists()
+    except (NoDigest, CaptureError, OptionError):
+        return False
+
+
 def key_of(backend: Backend, program: Program, precision: str) -> str:
     """Returns the digest of everything that the artifact depends on.
 

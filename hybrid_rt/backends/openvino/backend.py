@@ -55,6 +55,7 @@ class OpenVINOBackend(QuantizingBackend):
         libraries={"HYBRID_RT_OPENVINO_LIBRARY": "openvino/libs/libopenvino_c.so*"},
     )
     auto_for: ClassVar[Mapping[str, int]] = {"cpu": 10}
+    forms = ("wide_numbers", "traced")
 
     rewrites_graph = True
     """False keeps the graph as OpenVINO converts it."""

@@ -15,7 +15,7 @@ from ...common.errors import BackendError, CaptureError, FusionError, HybridRTEr
 from ...common.progress import Steps
 from ...common.specs import Artifact
 from ...torchscript.engine import Engine
-from ..isolation.isolated_compiler import compiling_in_isolation
+from ..isolation.isolated_compiler import begin, compiling_in_isolation, runs_isolated
 from ..options import EngineOptions
 from .engine_module import make_engine
 
@@ -117,6 +117,7 @@ def compile_programs(
                     total=total,
                     done=done,
                     skip_refused=options.fallback and not require_all,
+                    following=programs[i + 1] if i + 1 < len(programs) else None,
                 )
             )
         except (BackendError, CaptureError) as error:
@@ -135,9 +136,11 @@ def compile_program(
     total: int = 1,
     done: int = 0,
     skip_refused: bool = False,
+    following: Program | None = None,
 ) -> EngineBuild:
     """Compiles one program into all requested variants; ``done`` of ``total`` variants were compiled before.
 
+    The compiler's process begins with the ``following`` program while the last variants are compiled in this process.
     With engine="fastest", a warning is given if a compiler refuses. With ``skip_refused``, the same holds for named
     engines, except for the last one.
 
@@ -148,6 +151,8 @@ def compile_program(
     refusals: list[HybridRTError] = []
     refused: list[tuple[str, str]] = []
     for i, variant in enumerate(options.variants):
+        if following is not None and not any(runs_isolated(other.backend) for other in options.variants[i:]):
+            begin(following, options.variants[0])
         try:
             built.append(BuiltVariant(*variant.get_or_compile(program, steps, total=total, done=done + i)))
         except (BackendError, CaptureError) as error:

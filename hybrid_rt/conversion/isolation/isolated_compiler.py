@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from ...backends.base import Backend
 from ...backends.cache import store
 from ...backends.selection import VariantRequest
 from ...capture.program import Program
-from ...common.errors import BackendError, OptionError
+from ...common.errors import BackendError, CaptureError, OptionError
 from ...common.specs import Artifact
+from ...torchscript.graph_digest import NoDigest
 from .limits import ISOLATION, MEMORY, SECONDS, Limits, is_wanted, limits
 from .process import CantStart, CompilerProcess, Ended
 from .programs import form_of, plain_parts
@@ -73,6 +75,20 @@ def expect(segments: Sequence[str], variants: Sequence[VariantRequest]) -> None:
                 compiler.start()
 
 
+def begin(program: Program, variant: VariantRequest) -> None:
+    """Begins to compile a variant that will be needed, if the process of the enclosing block is idle.
+
+    The caller continues meanwhile. The later call that needs the artifact waits for it.
+
+    Args:
+        program: the segment.
+        variant: the variant. If the cache has it, nothing begins.
+    """
+    compiler = _current.get()
+    if compiler is not None and not store.holds(variant.backend, program, variant.precision):
+        compiler.begin(variant.backend, program, variant.precision)
+
+
 def runs_isolated(backend: Backend) -> bool:
     """Returns true if a compiler can run in another process.
 
@@ -86,6 +102,14 @@ def runs_isolated(backend: Backend) -> bool:
     return getattr(vars(base)["compile"], "__qualname__", "") == f"{base.__qualname__}.compile"
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A compilation in progress: its key in the cache, and the time at which it is stopped."""
+
+    key: str
+    deadline: float
+
+
 class IsolatedCompiler:
     """Compiles in a separate process, and starts a new one if it ends."""
 
@@ -94,6 +118,7 @@ class IsolatedCompiler:
         self._process: CompilerProcess | None = None
         self._cant_start = ""
         self._is_as_started = True
+        self._begun: _Begun | None = None
 
     def start(self) -> CompilerProcess:
         """Returns the process, which may not be ready yet.
@@ -114,7 +139,8 @@ class IsolatedCompiler:
     def rest(self) -> None:
         """Keeps the process for the next conversion, or ends it if a backend's settings have changed it."""
         process = self._process
-        if process is not None and self._is_as_started and process.is_ready and not process.has_ended:
+        is_idle = process is not None and process.is_ready and self._begun is None and not process.has_ended
+        if process is not None and is_idle and self._is_as_started:
             self._process = None
             warm.put(process)
         self.end()
@@ -122,8 +148,29 @@ class IsolatedCompiler:
     def end(self) -> None:
         """Ends the process, if there is one."""
         process, self._process = self._process, None
+        if process is not None and self._begun is not None:
+            process.kill()
+        self._begun = None
         if process is not None:
             process.close()
+
+    def begin(self, backend: Backend, program: Program, precision: str) -> None:
+        """Begins a compilation whose result :meth:`compile` returns later.
+
+        Does nothing if the process has not started yet, is not ready, or is busy.
+        """
+        process = self._process
+        key = _key_of(backend, program, precision)
+        if process is None or self._begun is not None or not key or not runs_isolated(backend):
+            return
+        try:
+            if process.is_ready_now():
+                self._begun = _Begun(key, self._request(process, backend, program, precision, limits()))
+        except CantStart as error:
+            self._cant_start = str(error)
+            self.end()
+        except _NotIsolated:  # compile() compiles it here
+            pass
 
     def compile(self, backend: Backend, program: Program, precision: str) -> Artifact:
         """Compiles a segment in the separate process, or in this process if the separate one can't.
@@ -135,6 +182,10 @@ class IsolatedCompiler:
         if not runs_isolated(backend):
             return backend.compile(program, precision)
         allowed = limits()
+        begun, self._begun = self._begun, None
+        if begun is not None and self._process is not None and begun.key != _key_of(backend, program, precision):
+            self._drop(self._process)
+            begun = None
         try:
             process = self.start()
             process.wait_until_ready()
@@ -149,7 +200,8 @@ class IsolatedCompiler:
             )
             return backend.compile(program, precision)
         try:
-            return self._ask(process, backend, program, precision, allowed)
+            deadline = begun.deadline if begun else self._request(process, backend, program, precision, allowed)
+            return self._answered(process, backend, program, deadline, allowed)
         except _NotIsolated:
             return backend.compile(program, precision)
         except Exception:
@@ -161,13 +213,19 @@ class IsolatedCompiler:
             raise
 
     def _drop(self, process: CompilerProcess) -> None:
+        """Kills the process, because it can't take another request."""
         process.kill()
         process.close()
         self._process = None
 
-    def _ask(
+    def _request(
         self, process: CompilerProcess, backend: Backend, program: Program, precision: str, allowed: Limits
-    ) -> Artifact:
+    ) -> float:
+        """Sends a request, and returns the time at which the compilation is stopped.
+
+        Raises:
+            _NotIsolated: The request can't be sent.
+        """
         settings = dict(backend.settings())
         self._is_as_started = self._is_as_started and not settings
         request = {
@@ -178,13 +236,19 @@ class IsolatedCompiler:
             "settings": settings,
             "precision": precision,
             "program": plain_parts(program),
+            "forms": _forms(backend, program),
             "threads": torch.get_num_threads(),
         }
         try:
             process.send(request)
         except _CANT_SEND as error:
             raise _NotIsolated from error
-        deadline = time.monotonic() + (allowed.seconds or float("inf"))
+        return time.monotonic() + (allowed.seconds or float("inf"))
+
+    def _answered(
+        self, process: CompilerProcess, backend: Backend, program: Program, deadline: float, allowed: Limits
+    ) -> Artifact:
+        """Waits for the answer to a request, and answers the questions that come before it."""
         stage = "the compiler's process"
         while True:
             try:
@@ -213,6 +277,23 @@ class _NotIsolated(Exception):
     """The compilation needs an object that only this process has."""
 
 
+def _key_of(backend: Backend, program: Program, precision: str) -> str:
+    """Returns the key of an artifact in the cache; empty if its segment has none."""
+    try:
+        return store.key_of(backend, program, precision)
+    except (NoDigest, CaptureError):
+        return ""
+
+
+def _forms(backend: Backend, program: Program) -> dict[str, Any]:
+    """Returns the forms of a program that a compiler needs in any case, but for those that can't be made."""
+    forms = {}
+    for form in backend.forms:
+        with contextlib.suppress(Exception):  # the compiler asks for it, and decides what it does about the error
+            forms[form] = form_of(program, form)
+    return forms
+
+
 def _name_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -231,7 +312,7 @@ def _result(backend: Backend, program: Program, kind: str, content: Any) -> Arti
         raise _ended(backend, program, f"the compiler {content}")
     if kind == "raised":
         raise content
-    artifact: Artifact = content
+    artifact: Artifact = pickle.loads(content)
     return artifact
 
 

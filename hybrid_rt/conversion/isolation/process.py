@@ -87,6 +87,16 @@ class CompilerProcess:
         """Returns true if the process has ended."""
         return self._process.poll() is not None
 
+    def is_ready_now(self) -> bool:
+        """Returns true if the process accepts requests, without waiting for it.
+
+        Raises:
+            CantStart: see :meth:`wait_until_ready`.
+        """
+        if not self._is_ready and self._connection.poll(0):
+            self.wait_until_ready()
+        return self._is_ready
+
     def wait_until_ready(self) -> None:
         """Waits until the process accepts requests.
 

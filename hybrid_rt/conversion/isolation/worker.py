@@ -4,7 +4,7 @@ Messages are pickled. A request is a dict (see ``isolated_compiler.py``). The pr
 ("progress", share, what), ("ask", form, arguments), to which the parent replies ("form", value) or
 ("error", exception), and ("first run",), then with one of
 
-- ("done", artifact, warnings)
+- ("done", pickled artifact, warnings)
 - ("raised", exception, warnings)
 - ("exit", text): the compiler called sys.exit, or raised another BaseException
 - ("not here", why): the compiler needs an object that only the parent's process has
@@ -78,16 +78,21 @@ def _answered(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _compiled(parent: _Parent, request: dict[str, Any]) -> tuple[Any, ...]:
-    program = RemoteProgram(request["program"], parent.ask)
+    forms = request["forms"]
+
+    def known_or_asked(form: str, *arguments: Any) -> Any:
+        return forms.pop(form) if form in forms and not arguments else parent.ask(form, *arguments)
+
+    program = RemoteProgram(request["program"], known_or_asked)
     try:
         torch.set_num_threads(request["threads"])
         backend = _backend(parent, request)
         backend.apply(request["settings"])
         with torch.no_grad():
-            artifact = _sendable(backend, program.name, backend.compile(program, request["precision"]))
+            artifact, pickled = _sendable(backend, program.name, backend.compile(program, request["precision"]))
             parent.send("first run")
             run_once(artifact, program.examples)
-        return "done", artifact
+        return "done", pickled
     except Exception as error:
         missing = next((cause for cause in causes_of(error) if isinstance(cause, NotHere)), None)
         if missing is not None:
@@ -114,15 +119,15 @@ def _backend(parent: _Parent, request: dict[str, Any]) -> Backend:
     return backend._within(CompileContext(request["device"], request["options"], progress))
 
 
-def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
-    """Returns an artifact after checking that it can be sent to another process.
+def _sendable(backend: Backend, segment: str, artifact: Any) -> tuple[Artifact, bytes]:
+    """Returns an artifact and its pickled form, after checking that another process can read it.
 
     Raises:
         BackendError: It can't be sent.
     """
     try:
-        same = pickle.loads(pickle.dumps(artifact))
-        assert isinstance(same, Artifact), type(artifact).__name__
+        pickled = pickle.dumps(artifact, pickle.HIGHEST_PROTOCOL)
+        assert isinstance(pickle.loads(pickled), Artifact), type(artifact).__name__
     except Exception as error:  # whatever pickling an object of the backend's raises
         raise BackendError.make(
             backend.name,
@@ -132,7 +137,7 @@ def _sendable(backend: Backend, segment: str, artifact: Any) -> Artifact:
             remedy="This is a fault in the backend; use another engine.",
             code="engine-crashed",
         ) from error
-    return artifact  # type: ignore[no-any-return]
+    return artifact, pickled
 
 
 def _sendable_error(error: BaseException, backend: str, segment: str) -> BaseException:

@@ -56,11 +56,12 @@ class Variants {
     return *this;
   }
 
-  ChosenEngine choose(const std::string& backends = "", int threads = 1, bool strict = false,
-                      bool warm_up = false) const {
+  ChosenEngine choose(const std::string& backends = "", int threads = 1, bool strict = false, bool warm_up = false,
+                      bool emulate_precision = false) const {
     EngineOptions options;
     options.threads = threads;
     options.warm_up = warm_up;
+    options.emulate_precision = emulate_precision;
     return choose_engine("backbone", specs_, BlobTable("backbone", entries_, blobs_), preference_from(backends, strict),
                          options, Machine::here());
   }
@@ -345,6 +346,15 @@ TEST_CASE("other bytes or other options get an engine of their own") {
   const auto first = variants.choose("", 1).engine;
   CHECK(variants.choose("", 2).engine != first);
   CHECK(Variants().add().choose("", 1).engine != first);
+}
+
+TEST_CASE("an engine in fp32 is the same one whether precisions are emulated or not") {
+  Variants variants;
+  variants.add().add();
+  variants.specs()[1].precision = "bf16";
+  CHECK(variants.choose("fixture:fp32", 1, false, false, true).engine == variants.choose("fixture:fp32").engine);
+  const auto emulated = variants.choose("fixture:bf16", 1, false, false, true).engine;
+  CHECK(emulated != variants.choose("fixture:bf16").engine);
 }
 
 TEST_CASE("engines are not shared between loads under other settings of the backend") {

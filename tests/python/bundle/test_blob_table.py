@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import random
 
 import pytest
@@ -49,6 +50,14 @@ def assert_whole(artifacts: list[Artifact]) -> list[Tensor]:
         assert entry.size == tensor.numel()
         assert entry.sha256 == hashlib.sha256(tensor.numpy().data).hexdigest()
     return packed.table
+
+
+def test_an_artifact_is_the_same_after_pickling_with_its_digests() -> None:
+    made = artifact(b"head", 0)
+    same = pickle.loads(pickle.dumps(made, pickle.HIGHEST_PROTOCOL))
+    assert (same.spec, same.weights, same.digests) == (made.spec, made.weights, made.digests)
+    assert torch.equal(same.blobs["library"], made.blobs["library"])
+    assert vars(same)["digests"] == {"library": hashlib.sha256(made.blobs["library"].numpy().data).hexdigest()}
 
 
 def test_a_variant_alone_is_its_own_table() -> None:

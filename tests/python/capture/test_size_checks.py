@@ -19,6 +19,7 @@ from hybrid_rt import CaptureError, HybridRTError, OptionError
 from hybrid_rt.capture.call_recording import Recorded, recording
 from hybrid_rt.capture.observe import observe
 from hybrid_rt.capture.program import capture
+from hybrid_rt.capture.size_checks import _at_other_sizes
 from hybrid_rt.capture.size_samples import Effort, drawn_sizes, record_sizes, sized_inputs, sized_runs
 from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED
@@ -215,6 +216,29 @@ def test_calls_that_differ_in_rows_alone_are_compared_twice() -> None:
     ]
     program = capture(observation, ["backbone"], runs[:1], sizes=runs)
     assert [tuple(call.inputs[0].shape[:3:2]) for call in program.sizes] == [(2, 20), (3, 20), (5, 24)]
+
+
+def test_calls_that_differ_in_rows_alone_are_not_compared_again_if_three_are_known() -> None:
+    detector = Alone(nn.Conv2d(3, 4, 3)).eval()
+    observation = observe(detector, (torch.rand(1, 3, 20, 20),))
+    runs = [
+        recording_of(detector, torch.rand(rows, 3, side, 20)) for side, rows in ((20, 2), (20, 3), (20, 4), (24, 5))
+    ]
+    further = [recording_of(detector, torch.rand(rows, 3, side, 20)) for side, rows in ((20, 6), (24, 6), (24, 7))]
+    program = capture(observation, ["backbone"], runs, sizes=further)
+    assert [tuple(call.inputs[0].shape[:3:2]) for call in program.sizes] == [(6, 24), (7, 24)]
+
+
+def test_a_recording_is_checked_at_each_size_and_at_one_other_number_of_rows() -> None:
+    detector = Alone(nn.Conv2d(3, 4, 3)).eval()
+    observation = observe(detector, (torch.rand(1, 3, 20, 20),))
+    runs = [
+        recording_of(detector, torch.rand(rows, 3, side, 20)) for side, rows in ((20, 2), (20, 3), (20, 4), (24, 5))
+    ]
+    program = capture(observation, ["backbone"], runs)
+    checked = [tuple(call.inputs[0].shape[:3:2]) for call in _at_other_sizes(program)]
+    assert tuple(program.examples[0].shape[:3:2]) == (2, 20)
+    assert checked == [(3, 20), (5, 24)]
 
 
 def recording_of(detector: nn.Module, image: Tensor) -> Recorded:

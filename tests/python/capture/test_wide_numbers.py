@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,27 @@ def test_wide_numbers_are_found(function: Callable[..., Any]) -> None:
 )
 def test_indices_and_masks_are_small(function: Callable[..., Any]) -> None:
     assert wide_numbers(program_of(function)) == ""
+
+
+def runs_of(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Returns how often a program of two calls runs until it is known that its numbers are small."""
+    program = program_of(function)
+    program = replace(program, calls=program.calls * 2)
+    runs: list[int] = []
+    run = Program.run
+    monkeypatch.setattr(Program, "run", lambda self, inputs: runs.append(1) or run(self, inputs))
+    assert wide_numbers(program) == ""
+    return len(runs)
+
+
+def test_indices_that_nothing_reads_need_no_further_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Max pooling makes them beside its result."""
+    assert runs_of(lambda x, n: x.sort(-1).values, monkeypatch) == 1
+
+
+@pytest.mark.parametrize("function", [lambda x, n: x.sort(-1).indices, lambda x, n: x.gather(-1, x.argsort(-1))])
+def test_those_that_are_used_or_returned_do(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs_of(function, monkeypatch) == 2
 
 
 @pytest.mark.parametrize(

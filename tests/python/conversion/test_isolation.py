@@ -25,6 +25,7 @@ from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
 from hybrid_rt.backends.cache import store
+from hybrid_rt.backends.selection import VariantRequest
 from hybrid_rt.capture.program import Program, capture_alone
 from hybrid_rt.common.errors import BackendError, OptionError
 from hybrid_rt.common.specs import Artifact
@@ -387,6 +388,76 @@ def test_the_compiler_ends_with_a_parent_that_is_killed(scratch_folder: Path, tm
     while is_running(process) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(process)
+
+
+# Compilations that begin early
+
+
+@contextlib.contextmanager
+def process_at_hand() -> Iterator[None]:
+    with compiling_in_isolation():
+        current = isolated_compiler._current.get()
+        assert current is not None
+        current.start().wait_until_ready()
+        yield
+
+
+@pytest.mark.slow
+def test_a_compilation_that_was_begun_needs_no_further_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    send = CompilerProcess.send
+    monkeypatch.setattr(CompilerProcess, "send", lambda self, message: sent.append(message) or send(self, message))
+    segment, backend = program_of_free_sizes(), registry.backend("openvino").configured("cpu")
+    with process_at_hand():
+        isolated_compiler.begin(segment, VariantRequest(backend, "fp32"))
+        isolated_compiler.begin(segment, VariantRequest(backend, "bf16"))  # busy: does nothing
+        assert [message["precision"] for message in sent] == ["fp32"]
+        artifact, _ = store.get_or_compile(backend, segment, "fp32")
+    assert len(sent) == 1  # the forms that OpenVINO needs went with it
+    assert artifact.spec == backend.compile(segment, "fp32").spec
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_what_was_begun_for_nothing_is_stopped(started: list[int]) -> None:
+    segment, scratch = program(), registry.backend("scratch")
+    with process_at_hand():
+        isolated_compiler.begin(segment, VariantRequest(scratch.configured("cpu", {"do": "hang"}), "fp32"))
+        assert process_of(compiled("scratch")) == started[1]
+    with process_at_hand():
+        isolated_compiler.begin(segment, VariantRequest(scratch.configured("cpu", {"do": "hang"}), "fp32"))
+    assert len(started) == 2
+    assert not any(map(is_running, started))
+
+
+@pytest.mark.usefixtures("scratch_folder")
+def test_what_crashes_after_it_was_begun_is_the_same_error() -> None:
+    segment, backend = program(), registry.backend("scratch").configured("cpu", {"do": "abort"})
+    with process_at_hand():
+        isolated_compiler.begin(segment, VariantRequest(backend, "fp32"))
+        with pytest.raises(BackendError, match="the compiler's process ended by SIGABRT"):
+            store.get_or_compile(backend, segment, "fp32")
+
+
+@pytest.mark.slow
+def test_the_next_segment_begins_before_the_fallback_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def noted(kind: type, method: str, what: str) -> None:
+        original = getattr(kind, method)
+
+        def call(self: Any, *arguments: Any) -> Any:
+            events.append(f"{what} {next(one.name for one in arguments if isinstance(one, Program))}")
+            return original(self, *arguments)
+
+        monkeypatch.setattr(kind, method, call)
+
+    noted(isolated_compiler.IsolatedCompiler, "_request", "request")
+    noted(type(registry.fallback()), "compile", "fallback")
+    hybrid_rt.convert(small_detector(), (small_picture(),), tmp_path / "hybrid.pt", measure=False, fuse=False,
+                      segments=["backbone", "classes"])  # fmt: skip
+    assert events == ["request backbone", "request classes", "fallback backbone", "fallback classes"]
 
 
 # Equal results with and without isolation
