@@ -40,6 +40,10 @@ _active: dict[str, Flattened] = {}
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
+_MODULE_STATE = ("_parameters", "_buffers", "_modules")
+
+_CONTAINERS = (dict, list, tuple, set)
+
 
 def _segment(inputs: list[Tensor], name: str) -> list[Tensor]:
     """Runs the segment; returns fresh tensors, as an operator has to."""
@@ -100,7 +104,7 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
         SegmentError: At the end of the block, if the arguments of a segment differ from those on the example.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*detector.parameters(), *detector.buffers())}
-    copied = copy.deepcopy(detector, memo)
+    copied = _deep_copy(detector, memo)
     for module in copied.modules():
         for hooks in (getattr(module, name) for name in _HOOKS):
             hooks.update((key, _knowing_copies(hook, memo)) for key, hook in hooks.items())
@@ -115,6 +119,36 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
     finally:
         for member in members:
             _active.pop(member.name, None)
+
+
+def _deep_copy(detector: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns a copy that shares what is in ``memo``, and attributes that can't be copied, such as locks and files.
+
+    Adds the copies to ``memo``.
+    """
+    trial = dict(memo)
+    try:
+        copied = copy.deepcopy(detector, trial)
+        memo.update(trial)
+        return copied
+    except Exception:  # whatever the class of an attribute raises
+        for module in detector.modules():
+            for name, value in vars(module).items():
+                if name not in _MODULE_STATE:
+                    _share(value, memo)
+    return copy.deepcopy(detector, memo)
+
+
+def _share(value: Any, memo: dict[int, Any]) -> None:
+    """Adds to ``memo`` the parts of a value that can't be copied."""
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # as above
+        parts = [*(value.values() if isinstance(value, dict) else value)] if isinstance(value, _CONTAINERS) else []
+        if not parts:
+            memo[id(value)] = value
+        for part in parts:
+            _share(part, memo)
 
 
 def _knowing_copies(hook: Any, memo: Mapping[int, Any]) -> Any:

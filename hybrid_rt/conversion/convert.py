@@ -23,7 +23,7 @@ from ..capture.state import RESET, STATES, reset_before_each_call
 from ..capture.working_copy import own_arguments, working_copy
 from ..common.atomic_files import check_writable
 from ..common.class_names import ClassNames
-from ..common.errors import CaptureError, HybridRTError, OptionError, split_code
+from ..common.errors import CaptureError, HybridRTError, OptionError, VerificationError, split_code
 from ..common.progress import Steps
 from ..common.specs import engine_name
 from ..verification.coco import CocoDataset
@@ -32,7 +32,7 @@ from ..verification.verify import Thresholds, require
 from .assemble.builds import EngineBuild
 from .assemble.given_up import GivenUp
 from .assemble.head import script_refusal
-from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices
+from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices, head_fails
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
 from .attempts import Attempt, Work, attempt_cut, attempt_whole, build_hybrid
@@ -410,23 +410,41 @@ def _checked_head(
 ) -> tuple[HeadChoice, Checks]:
     """Converts the head, and compares the hybrid with the detector.
 
-    If the results of a scripted head differ although those of the engines do not, the next head is tried. If there is
-    none, the scripted head and its comparison are returned.
+    If the results of a scripted head differ although those of the engines do not, or if it raises an error where the
+    detector does not, the next head is tried. If there is none, the scripted head and its comparison are returned.
+
+    Raises:
+        CaptureError: No head can be used.
+        VerificationError: A head raises an error where the detector does not, and no other one can be used.
+        VariantError: An engine fails at one of the sizes of its segment.
     """
     engines, precision = wanted.engines, wanted.engines.first_precision
     limits = Limits(precision, wanted.checks.limits(precision))
     choices = head_choices(profile, builds, wanted.head, engines.device, limits)
     found: tuple[HeadChoice, Checks] | None = None
+    failed: VerificationError | None = None
+    reason: str | None = None
     while True:
         try:
             with steps.step("script and freeze the head"):
-                choice = next(choices)
-        except CaptureError:
-            if found is None:
-                require_running(builds)  # a head that runs its engines may have met one that fails
-                raise
-            return found
-        checks = check_hybrid(choice.hybrid, profile, wanted.checks, precision, steps)
+                choice = choices.send(reason)
+        except CaptureError as error:
+            if found is not None:
+                return found
+            require_running(builds)  # a head that runs its engines may have met one that fails
+            raise failed or error from error.__cause__
+        try:
+            checks = check_hybrid(choice.hybrid, profile, wanted.checks, precision, steps)
+        except HybridRTError:
+            raise
+        except Exception as error:  # whatever TorchScript's interpreter raises in the head
+            require_running(builds)
+            failure = head_fails(error)
+            if wanted.head != AUTO_HEAD:
+                raise failure from error
+            failed, reason = failed or failure, str(failure)
+            continue
+        reason = None
         found = found or (choice, checks)
         if checks.passed:
             return choice, checks

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...capture.profile import Profile
-from ...common.errors import CaptureError, FusionError, HybridRTError, SegmentError, common_code, split_code
+from ...common.error_text import described
+from ...common.errors import (
+    CaptureError,
+    FusionError,
+    HybridRTError,
+    SegmentError,
+    VerificationError,
+    common_code,
+    split_code,
+)
 from ...verification.verify import Thresholds, compare_modules
 from ..options import AUTO_HEAD, HEADS
 from .builds import EngineBuild
@@ -47,8 +56,8 @@ class Limits:
 
 def head_choices(
     profile: Profile, builds: Sequence[EngineBuild], head: str, device: str, limits: Limits
-) -> Iterator[HeadChoice]:
-    """Yields the heads that can be used, best first; each is built on demand.
+) -> Generator[HeadChoice, str | None, None]:
+    """Yields the heads that can be used, best first; each is built on demand. Takes the reason against the last one.
 
     With "auto", an exported or recorded head is compared with the detector before it is yielded: on the example, and on
     the further inputs that were derived from it (the sizes of ``shapes=``, black images). A scripted head is compared
@@ -88,8 +97,8 @@ def head_choices(
             reasons[mode] = difference
             continue
         refused = {name: _short(reason) for name, reason in reasons.items()}
-        yield HeadChoice(hybrid, mode, refused)
-        reasons[mode] = "its results differ from the detector's"
+        failure = yield HeadChoice(hybrid, mode, refused)
+        reasons[mode] = failure or "its results differ from the detector's"
     raise CaptureError.make(
         "capture",
         "the detector's head",
@@ -97,6 +106,18 @@ def head_choices(
         got="\n  " + "\n  ".join(f"{mode}: {reason}" for mode, reason in reasons.items()) + "\n",
         remedy="Change a line that is named, or put it into a segment.",
         code=common_code(reasons.values(), "no-head-fits"),
+    )
+
+
+def head_fails(error: BaseException) -> VerificationError:
+    """Returns the error for a head that raises one where the detector does not."""
+    return VerificationError.make(
+        "verify",
+        "the hybrid",
+        expected="it to run on every input that the detector runs on",
+        got=f"{_last_line(error)}:\n{described(error)}\n",  # the interpreter's frames stand on lines of their own
+        remedy="Change the line that it names, or take another head, e.g. head='export'.",
+        code="results-differ",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from types import FunctionType
 from typing import Any, get_type_hints
 
@@ -26,17 +27,16 @@ def _attempt() -> Iterator[None]:
 
     TorchScript assumes that modules of one class with the same attributes have the same code, although a forward may
     have been replaced. It would also reuse a type whose compilation failed halfway.
+
+    Classes that are not modules stay registered, even if the attempt fails. TorchScript registers a class once all of
+    its methods are compiled, and keeps its code for the lifetime of the process. If the class were removed, the next
+    attempt would compile it under another name, and methods that name the class would get the earlier one.
     """
     recursive: Any = torch.jit._recursive
-    store, classes = recursive.concrete_type_store, torch.jit._state._script_classes
-    known = dict(classes)
+    store = recursive.concrete_type_store
     recursive.concrete_type_store = recursive.ConcreteTypeStore()
     try:
         yield
-    except BaseException:
-        classes.clear()
-        classes.update(known)
-        raise
     finally:
         recursive.concrete_type_store = store
 
@@ -176,18 +176,52 @@ class _DetectionsOnly(nn.Module):
         return self.detector(images)[1]
 
 
+def _detections(
+    self: Any, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+) -> list[dict[str, Tensor]]:
+    """Replaces the forward of a detector inside of another module."""
+    return self.losses_and_detections(images, targets)[1]
+
+
+def _return_detections(module: nn.Module) -> None:
+    """Makes a detector of torchvision's kind return in TorchScript what it returns in eager eval mode."""
+    owner: Any = type(module)
+    both = _copied(owner.forward)
+    both.__name__ = "losses_and_detections"  # TorchScript takes a method's name from the function
+    names = {"forward": _detections, both.__name__: both, "__module__": owner.__module__}
+    module.__class__ = type(owner.__name__, (owner,), names)
+
+
+def _returns_pair_if_scripted(module: nn.Module) -> bool:
+    """Returns true for a detector that returns (losses, detections) in TorchScript, and one of them in Python."""
+    owner: Any = type(module)
+    if not hasattr(owner, "eager_outputs") or list(signature(owner.forward).parameters)[1:] != ["images", "targets"]:
+        return False
+    returned = str(_annotations(owner.forward).get("return")).lower().replace("typing.", "")
+    return returned == _PAIR.format(tensor=f"{Tensor.__module__}.{Tensor.__name__}").lower()
+
+
+_PAIR = "tuple[dict[str, {tensor}], list[dict[str, {tensor}]]]"
+
+
 def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
     """Scripts a detector with engines in it. The result returns what the detector returns in eager eval mode.
 
     Args:
         detector: The detector, in eval mode.
 
+    Args:
+        detector: is changed.
+
     Raises:
         CaptureError: The compiler fails. The text includes its message, which names the line.
     """
-    if hasattr(detector, "_has_warned"):
-        # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
-        vars(detector)["_has_warned"] = True
+    for module in detector.modules():
+        if hasattr(module, "_has_warned"):
+            # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
+            vars(module)["_has_warned"] = True
+        if module is not detector and _returns_pair_if_scripted(module):
+            _return_detections(module)
     scripted = script(detector)
     if returns_losses_and_detections(scripted):
         scripted = script(_DetectionsOnly(scripted).eval())
