@@ -27,7 +27,7 @@ def test_fp32_is_the_strictest() -> None:
 def test_a_precisions_thresholds_with_changes() -> None:
     assert Thresholds.of("bf16") == THRESHOLDS["bf16"]
     assert Thresholds.of("bf16", iou=0.9) == replace(THRESHOLDS["bf16"], iou=0.9)
-    with pytest.raises(OptionError, match="expected a precision that has some"):
+    with pytest.raises(OptionError, match="expected a precision with default thresholds"):
         Thresholds.of("int4")
     with pytest.raises(OptionError) as caught:
         Thresholds.of("fp32", overlap=0.9)
