@@ -1,4 +1,4 @@
-"""A reader of text lines (CRNN): convolutions down to one row, two LSTMs along it, a class per column.
+"""A text line reader (CRNN): convolutions down to one row, two LSTMs along it, a class per column.
 
 python examples/convert/crnn.py crnn.pt
 """
@@ -16,7 +16,7 @@ CLASSES = 37
 
 
 class BidirectionalLstm(nn.Module):
-    """[columns, N, channels] -> [columns, N, out]."""
+    """A bidirectional LSTM that maps [columns, N, channels] to [columns, N, out]."""
 
     def __init__(self, channels: int, hidden: int, out: int) -> None:
         """Builds the LSTM and the layer over its two directions."""
@@ -32,7 +32,7 @@ class BidirectionalLstm(nn.Module):
 
 
 class Crnn(nn.Module):
-    """Gray lines [N, 1, 32, W] -> logits [columns, N, classes], one column per four pixels."""
+    """Maps grey lines [N, 1, 32, W] to logits [columns, N, classes], one column per four pixels."""
 
     def __init__(self) -> None:
         """Builds the convolutions and the two LSTMs."""
@@ -54,13 +54,13 @@ class Crnn(nn.Module):
 
 
 def build() -> nn.Module:
-    """Random weights; yours come from a checkpoint."""
+    """Returns a model with random weights. Load yours from a checkpoint."""
     torch.manual_seed(0)
     return Crnn().eval().requires_grad_(False)
 
 
 def main(path: str) -> None:
-    """Converts, and compares the loaded file with the reader at a length that was not used."""
+    """Converts the model, and compares the loaded file with it at a length that the conversion did not use."""
     reader = build()
     shapes = {"batch": (1, 8), "height": (32, 32), "width": (32, 512)}
     result = hybrid_rt.convert(reader, (torch.rand(2, 1, 32, 100),), path, shapes=shapes)

@@ -1,4 +1,4 @@
-"""A DETR: convolutions, sine places made from the size, a transformer, learnt queries; a dataclass as its result.
+"""A DETR: convolutions, sine positions computed from the size, a transformer, learnt queries, a dataclass as result.
 
 python examples/convert/detr.py detr.pt
 """
@@ -18,7 +18,7 @@ CHANNELS = 32
 
 @dataclass
 class Found:
-    """Logits [N, queries, classes + 1], boxes [N, queries, 4] as (cx, cy, w, h) in 0..1; masks are switched off."""
+    """Logits [N, queries, classes + 1] and boxes [N, queries, 4] as (cx, cy, w, h) in 0..1; no masks."""
 
     logits: Tensor
     boxes: Tensor
@@ -26,7 +26,7 @@ class Found:
 
 
 class Detr(nn.Module):
-    """A batch of images [N, 3, H, W] of any size."""
+    """A detector that takes a batch of images [N, 3, H, W] of any size."""
 
     def __init__(self, classes: int = 10, queries: int = 20) -> None:
         """Builds the backbone, the transformer and the heads."""
@@ -48,7 +48,7 @@ class Detr(nn.Module):
         return Found(self.classes(decoded), self.boxes(decoded).sigmoid())
 
     def places(self, height: int, width: int) -> Tensor:
-        """Sine places of the cells, [1, height * width, CHANNELS]."""
+        """Returns sine positions of the cells, [1, height * width, CHANNELS]."""
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         waves = 10000 ** (-torch.arange(CHANNELS // 4) * 4 / CHANNELS)
         angles = [places.flatten()[:, None] * waves for places in (rows, columns)]
@@ -56,20 +56,20 @@ class Detr(nn.Module):
 
 
 def build() -> nn.Module:
-    """Random weights; yours come from a checkpoint."""
+    """Returns a model with random weights. Load yours from a checkpoint."""
     torch.manual_seed(0)
     return Detr().eval().requires_grad_(False)
 
 
 def main(path: str) -> None:
-    """Converts, and compares the loaded file with the detector at a size that was not used."""
+    """Converts the model, and compares the loaded file with it at a size that the conversion did not use."""
     detector = build()
     example = torch.rand(1, 3, 128, 160)
     result = hybrid_rt.convert(detector, (example,), path, shapes={"height": (64, 256), "width": (64, 256)})
     print(result.report)
 
     other = torch.rand(1, 3, 101, 203)
-    found, expected = hybrid_rt.load(path)(other), detector(other)  # the fields of a dataclass come back in a dict
+    found, expected = hybrid_rt.load(path)(other), detector(other)  # the fields of a dataclass are returned as a dict
     assert found["masks"] is None
     torch.testing.assert_close(found["boxes"], expected.boxes, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found["logits"], expected.logits, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""A U-Net that pads what it has enlarged to the size of what it joins, and returns a class per pixel beside the scores.
+"""A U-Net that pads upsampled features to the skipped level's size, and returns scores and a class per pixel.
 
 python examples/convert/segmentation.py unet.pt
 """
@@ -26,16 +26,16 @@ class Twice(nn.Sequential):
 
 
 class Up(nn.Module):
-    """Enlarges, pads to the skipped level's size, joins."""
+    """Upsamples, pads to the skipped level's size, and concatenates both."""
 
     def __init__(self, channels: int, out: int) -> None:
-        """Builds the enlarging layer and the convolutions after it."""
+        """Builds the upsampling layer and the convolutions after it."""
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
         self.conv = Twice(channels, out)
 
     def forward(self, low: Tensor, skipped: Tensor) -> Tensor:
-        """Returns the enlarged level joined with the skipped one."""
+        """Returns the upsampled level concatenated with the skipped one."""
         low = self.up(low)
         rows, columns = skipped.size(2) - low.size(2), skipped.size(3) - low.size(3)
         low = functional.pad(low, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
@@ -43,10 +43,10 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """A batch [N, 3, H, W] -> {"scores": [N, classes, H, W], "classes": [N, H, W]}."""
+    """Maps a batch [N, 3, H, W] to {"scores": [N, classes, H, W], "classes": [N, H, W]}."""
 
     def __init__(self, classes: int = 4) -> None:
-        """Builds the way down, the way up and the last layer."""
+        """Builds the downsampling path, the upsampling path and the last layer."""
         super().__init__()
         self.first = Twice(3, 8)
         self.down = nn.ModuleList(
@@ -68,13 +68,13 @@ class UNet(nn.Module):
 
 
 def build() -> nn.Module:
-    """Random weights; yours come from a checkpoint."""
+    """Returns a model with random weights. Load yours from a checkpoint."""
     torch.manual_seed(0)
     return UNet().eval().requires_grad_(False)
 
 
 def main(path: str) -> None:
-    """Converts, and compares the loaded file with the network at a size that was not used."""
+    """Converts the model, and compares the loaded file with it at a size that the conversion did not use."""
     network = build()
     example = torch.rand(1, 3, 128, 160)
     result = hybrid_rt.convert(network, (example,), path, shapes={"height": (32, 256), "width": (32, 256)})

@@ -1,4 +1,4 @@
-"""A timm backbone under torchvision's FCOS: the sizes are those that the detector's own transform can make.
+"""A timm backbone with torchvision's FCOS, compiled for the sizes that the detector's own transform can produce.
 
 python examples/convert/timm_backbone.py fcos.pt
 """
@@ -19,10 +19,10 @@ import hybrid_rt
 
 
 class TimmBackbone(nn.Module):
-    """[N, 3, H, W] -> three levels of a pyramid, as torchvision's heads take them."""
+    """Maps [N, 3, H, W] to three pyramid levels, as torchvision's heads require."""
 
     def __init__(self, name: str, channels: int = 32) -> None:
-        """Builds the backbone by its name in timm and the pyramid over it."""
+        """Builds the backbone from its name in timm, and the pyramid on top of it."""
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
         self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
@@ -35,7 +35,7 @@ class TimmBackbone(nn.Module):
 
 
 def build() -> nn.Module:
-    """Random weights, and classes that are found often enough to have boxes; yours come from a checkpoint."""
+    """Returns a model with random weights that finds enough boxes. Load yours from a checkpoint."""
     torch.manual_seed(0)
     anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
     detector = FCOS(
@@ -47,7 +47,7 @@ def build() -> nn.Module:
 
 
 def main(path: str) -> None:
-    """Converts, and compares the loaded file with the detector at a size that was not used."""
+    """Converts the model, and compares the loaded file with it at a size that the conversion did not use."""
     detector = build()
     result = hybrid_rt.convert(detector, ([torch.rand(3, 240, 320)],), path)
     print(result.report)

@@ -1,4 +1,4 @@
-"""A YOLO whose head keeps its grids from call to call, made again when the size changes; any image size in the file.
+"""A YOLO whose head caches its grids and recomputes them when the size changes. The file accepts any image size.
 
 python examples/convert/yolo.py yolo.pt
 """
@@ -18,7 +18,7 @@ CLASSES = 5
 
 
 class Block(nn.Module):
-    """Convolution, batch norm, SiLU."""
+    """A convolution with batch norm and SiLU."""
 
     def __init__(self, channels: int, out: int, kernel: int = 3, stride: int = 1) -> None:
         """Builds a convolution that keeps the size at stride 1."""
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class CrossStage(nn.Module):
-    """Half of the channels go through bottlenecks, the other half past them."""
+    """Passes half of the channels through bottlenecks, and concatenates the other half."""
 
     def __init__(self, channels: int, out: int) -> None:
         """Builds the bottlenecks and the layers that split and join."""
@@ -43,13 +43,16 @@ class CrossStage(nn.Module):
         self.joined = Block(out, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns both halves, joined."""
+        """Returns both halves, concatenated and mixed."""
         through = self.through(x)
         return self.joined(torch.cat([through + self.bottleneck(through), self.past(x)], dim=1))
 
 
 class Detect(nn.Module):
-    """Boxes of three anchors per cell, from two levels: [N, boxes, 5 + classes], as (cx, cy, w, h, object, classes)."""
+    """Decodes boxes of three anchors per cell from two levels.
+
+    Returns [N, boxes, 5 + classes] with (cx, cy, w, h, object, classes).
+    """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], anchors: Sequence[Sequence[int]]) -> None:
         """Builds one layer per level for its anchors."""
@@ -75,13 +78,13 @@ class Detect(nn.Module):
         return torch.cat(found, dim=1)
 
     def grid(self, width: int, height: int) -> Tensor:
-        """The cells' places, [1, 1, height, width, 2]."""
+        """Returns the cells' positions, [1, 1, height, width, 2]."""
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         return torch.stack([x, y], dim=-1).view(1, 1, height, width, 2).float()
 
 
 class Yolo(nn.Module):
-    """A batch [N, 3, H, W], H and W multiples of 16, in 0..1."""
+    """A detector that takes a batch [N, 3, H, W] in 0..1, with H and W multiples of 16."""
 
     def __init__(self) -> None:
         """Builds the backbone, the neck and the head."""
@@ -103,13 +106,13 @@ class Yolo(nn.Module):
 
 
 def build() -> nn.Module:
-    """Random weights; yours come from a checkpoint."""
+    """Returns a model with random weights. Load yours from a checkpoint."""
     torch.manual_seed(0)
     return Yolo().eval().requires_grad_(False)
 
 
 def main(path: str) -> None:
-    """Converts, and compares the loaded file with the detector at a size that was not used."""
+    """Converts the model, and compares the loaded file with it at a size that the conversion did not use."""
     detector = build()
     example = torch.rand(1, 3, 128, 160)
     result = hybrid_rt.convert(detector, (example,), path, shapes={"height": (64, 256), "width": (64, 256)})

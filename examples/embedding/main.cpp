@@ -1,4 +1,4 @@
-// A service of one's own around hybrid_rt::Detector: pictures (PPM) from several threads, a bounded queue, a deadline.
+// A custom service around hybrid_rt::Detector: images (PPM) from several threads, a bounded queue, a deadline.
 //
 //   embedding MODEL.pt PICTURE.ppm...      prints "PICTURE: N objects, best CLASS SCORE" for each, in their order
 
@@ -16,7 +16,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// uint8 [H, W, 3]
+/// Reads a PPM file as uint8 [H, W, 3].
 at::Tensor read_ppm(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string magic;
@@ -34,7 +34,7 @@ at::Tensor read_ppm(const std::string& path) {
   return pixels;
 }
 
-/// What a handler of requests does. It may run in any thread; when the queue is full it comes again as it is told.
+/// Handles a request, in any thread. If the queue is full, it retries after the time that the error states.
 std::string handle(hybrid_rt::Detector& detector, const std::string& path) {
   const at::Tensor pixels = read_ppm(path);
   for (int attempt = 0;; ++attempt) {
@@ -63,7 +63,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    // Two workers, so that two pictures run side by side; warm before the first request.
+    // Two workers run two images concurrently. They are warmed up before the first request.
     hybrid_rt::Detector detector(argv[1], {.load = {.warm_up = {{480, 640}}}, .workers = 2, .queue_capacity = 4});
     std::vector<std::future<std::string>> answers;
     for (int i = 2; i < argc; ++i) {

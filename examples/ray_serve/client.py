@@ -1,4 +1,4 @@
-"""A client that tries again: a replica that dies takes its requests with it, and a full queue asks to come back."""
+"""A client that retries, because a replica that dies loses its requests, and a full queue rejects new ones."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ BUSY = (502, 503, 504)
 
 
 class Failed(RuntimeError):
-    """No answer, or an error that would come again."""
+    """The server did not respond, or responded with an error that a retry would not change."""
 
 
 def detect(
     url: str, data: bytes, *, tries: int = 8, wait_s: float = 0.2, timeout_s: float = 60.0
 ) -> tuple[dict[str, Any], int]:
-    """The answer for a JPEG or PNG, and how many tries it took.
+    """Returns the response for a JPEG or PNG, and the number of attempts.
 
-    Detecting changes nothing, so a request may be sent twice. Tried again are: no connection or a broken one; 502, 503
-    and 504; and a 500 that does not come from the application, which is what Ray's proxy answers for a replica that
-    died. The application's own errors (application/problem+json) would come again, and are raised at once.
+    Requests are idempotent and may be repeated. The client retries after a failed or broken connection, after 502, 503
+    and 504, and after a 500 that does not come from the application, which is what Ray's proxy sends for a replica that
+    died. Errors of the application itself (application/problem+json) would recur, and are raised at once.
 
     Args:
-        url: of POST /v1/detect.
-        data: the image.
-        tries: at most.
-        wait_s: before the second try; twice as long before each further one, at most 5 s, or as Retry-After says.
-        timeout_s: of one try.
+        url: URL of POST /v1/detect.
+        data: The image.
+        tries: Maximum number of attempts.
+        wait_s: Wait before the second attempt. It doubles before each further one, up to 5 s, unless Retry-After is
+            given.
+        timeout_s: Timeout of each attempt.
 
     Raises:
-        Failed: the last try failed, or the application refused.
+        Failed: If the last attempt failed, or the application refused the request.
     """
     request = urllib.request.Request(url, data, {"Content-Type": "application/octet-stream"})
     for tried in range(1, tries + 1):
@@ -53,7 +54,7 @@ def detect(
                 raise Failed(last) from error
             if (after := error.headers.get("Retry-After", "")).isdigit():
                 pause = float(after)
-        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut short
+        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out or truncated
             last = str(error)
         if tried < tries:
             time.sleep(pause)
@@ -61,7 +62,7 @@ def detect(
 
 
 def main() -> int:
-    """Prints the answer for an image."""
+    """Prints the response for an image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1/detect")

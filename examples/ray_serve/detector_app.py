@@ -1,10 +1,10 @@
-"""A bundle behind Ray Serve: replicas on many machines, more of them while requests wait, batches of equal images.
+"""Serves a bundle with Ray Serve: replicas on many machines, autoscaling, batches of images of equal size.
 
-Run it with ``serve run examples.ray_serve.detector_app:app model=detector.pt``; docs/many-machines.md has the rest. The
-requests and answers are those of hybrid-rt-serve, as far as they make sense here.
+Run it with ``serve run examples.ray_serve.detector_app:app model=detector.pt``; docs/many-machines.md describes the
+rest. Requests and responses are those of hybrid-rt-serve, as far as they apply here.
 """
 
-# No `from __future__ import annotations`: Ray and FastAPI look at the annotations themselves.
+# Do not add `from __future__ import annotations`, because Ray and FastAPI evaluate the annotations.
 import asyncio
 import io
 import os
@@ -44,39 +44,45 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="the bundle; a path that every machine with a replica has")
-    device: str = Field("cpu", description="where a replica runs: cpu, or cuda for one GPU a replica")
-    backend: str = Field("", description="as of hybrid_rt.load: empty for the file's order")
-    threads: int = Field(1, ge=1, description="of a replica's detector; so many of Ray's CPUs are reserved")
-    warm_up: str = Field("", description="picture sizes HEIGHTxWIDTH,... to run at the start; batches are of these")
-    max_batch: int = Field(1, ge=1, description="pictures of one size that the detector is given at once")
-    batch_wait_ms: float = Field(5.0, ge=0, description="how long a picture waits for others, if max_batch > 1")
+    model: str = Field(description="path of the bundle, the same on every machine with a replica")
+    device: str = Field("cpu", description="cpu, or cuda for one GPU per replica")
+    backend: str = Field("", description="as in hybrid_rt.load; empty: the file's order")
+    threads: int = Field(
+        1, ge=1, description="threads of a replica's detector, for which it reserves as many of Ray's CPUs"
+    )
+    warm_up: str = Field("", description="image sizes HEIGHTxWIDTH,... to run at the start and to batch")
+    max_batch: int = Field(1, ge=1, description="maximum number of images of one size in a batch")
+    batch_wait_ms: float = Field(5.0, ge=0, description="maximum time that an image waits for others, if max_batch > 1")
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(2.0, gt=0, description="more a replica, and there will be more replicas")
-    max_ongoing_requests: int = Field(0, ge=0, description="that a replica is given at once (0: twice max_batch)")
-    max_queued_requests: int = Field(100, ge=0, description="that wait at one proxy; further ones get 503")
+    target_ongoing_requests: float = Field(2.0, gt=0, description="requests per replica above which replicas are added")
+    max_ongoing_requests: int = Field(
+        0, ge=0, description="maximum concurrent requests per replica (0: twice max_batch)"
+    )
+    max_queued_requests: int = Field(
+        100, ge=0, description="maximum requests that wait at one proxy; further ones get 503"
+    )
     upscale_delay_s: float = Field(10.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
-    drain_s: float = Field(20.0, ge=0, description="that a replica which has to go may still use for its requests")
-    stuck_s: float = Field(60.0, gt=0, description="a replica whose detector runs for longer is replaced")
+    drain_s: float = Field(20.0, ge=0, description="time for a stopping replica to finish its requests")
+    stuck_s: float = Field(60.0, gt=0, description="time after which a replica with a stuck detector is replaced")
     max_body_mb: float = Field(20.0, gt=0)
     max_pixels_mp: float = Field(50.0, gt=0)
 
 
 class Refused(Exception):
-    """A request that can't be answered."""
+    """A request that cannot be served."""
 
     def __init__(self, status: int, detail: str) -> None:
-        """status: of HTTP."""
-        super().__init__(status, detail)  # all of it, so that it can be pickled: it crosses processes by a handle
+        """Creates the error for an HTTP status."""
+        super().__init__(status, detail)  # all arguments, because the error is pickled to get to other processes
         self.status = status
         self.detail = detail
 
 
 @dataclass
 class Job:
-    """An image on its way through the detector."""
+    """An image and its result."""
 
     picture: Tensor
     since: float = field(default_factory=time.monotonic)
@@ -86,7 +92,7 @@ class Job:
 
 
 def problem(request: Request, status: int, detail: str) -> JSONResponse:
-    """An error as RFC 9457 has it."""
+    """Returns an error in the format of RFC 9457."""
     titles = {400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large"}
     titles |= {415: "Unsupported Media Type", 422: "Unprocessable Content", 500: "Internal Server Error"}
     name = request_id(request)
@@ -97,35 +103,35 @@ def problem(request: Request, status: int, detail: str) -> JSONResponse:
 
 
 def request_id(request: Request) -> str:
-    """The client's, if it is fit to be written to a log, else a new one."""
+    """Returns the client's request id if it is safe to log, otherwise a new one."""
     given = request.headers.get("x-request-id", "")
     return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex
 
 
 def decoded(data: bytes, max_pixels_mp: float) -> Tensor:
-    """A JPEG or PNG as [3, H, W] in 0..1, RGB.
+    """Decodes a JPEG or PNG to [3, H, W] in 0..1, RGB.
 
     Raises:
-        Refused: it is none, or has too many pixels.
+        Refused: If it is not an image, or has too many pixels.
     """
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels_mp is checked instead
             if picture.width * picture.height > max_pixels_mp * 1e6:
                 raise Refused(422, f"expected at most {max_pixels_mp} MP, got {picture.width} x {picture.height}")
             pixels = numpy.array(picture.convert("RGB"))
     except UnidentifiedImageError:
         raise Refused(422, "expected a JPEG or PNG, got something else") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # the errors of Pillow's decoders
         raise Refused(422, f"expected a JPEG or PNG, got {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def queried(request: Request) -> tuple[float, bool]:
-    """min_score and masks.
+    """Returns min_score and masks from the query.
 
     Raises:
-        Refused: another name, or a bad value.
+        Refused: If a name is unknown or a value is invalid.
     """
     unknown = sorted(set(request.query_params) - set(QUERY))
     if unknown:
@@ -144,7 +150,7 @@ def queried(request: Request) -> tuple[float, bool]:
 
 
 def entry_of(job: Job, min_score: float, masks: bool, class_names: Sequence[str]) -> dict[str, Any]:
-    """An image's entry of the answer."""
+    """Returns an image's entry in the response."""
     found = job.found
     assert isinstance(found, dict)
     kept = [i for i, score in enumerate(found["scores"].tolist()) if score >= min_score]
@@ -168,18 +174,18 @@ def entry_of(job: Job, min_score: float, masks: bool, class_names: Sequence[str]
 
 
 def run_lengths(mask: Tensor) -> dict[str, Any]:
-    """COCO's compressed run lengths of a mask [1, H, W], cut at one half."""
-    from pycocotools import mask as coco  # hybrid_rt[coco]; only detectors with masks need it
+    """Returns COCO's compressed run lengths of a mask [1, H, W], thresholded at 0.5."""
+    from pycocotools import mask as coco  # from hybrid_rt[coco]; needed only for masks
 
     encoded = coco.encode(numpy.asfortranarray((mask[0] >= 0.5).to(torch.uint8).numpy()))
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
 def warm_up_sizes(text: str) -> list[tuple[int, int]]:
-    """``HEIGHTxWIDTH,...``.
+    """Parses sizes in the form ``HEIGHTxWIDTH,...``.
 
     Raises:
-        OptionError: something else.
+        OptionError: If the text has another form.
     """
     try:
         sizes = [(int(height), int(width)) for height, width in (one.split("x") for one in text.split(",") if one)]
@@ -188,7 +194,7 @@ def warm_up_sizes(text: str) -> list[tuple[int, int]]:
     return sizes
 
 
-# Its pages of documents load scripts from elsewhere.
+# Its documentation pages load scripts from other servers.
 api = FastAPI(title="hybrid_rt on Ray Serve", version=hybrid_rt.__version__, docs_url=None, redoc_url=None)
 
 
@@ -199,23 +205,23 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     return answer
 
 
-# The class is pickled as it stands here, with the names that are known so far: what it uses comes before it.
+# The class is pickled at this point, with the names defined so far, so that everything it uses comes before it.
 @serve.deployment
 @serve.ingress(api)
 class Detector:
     """A replica: one process with one detector.
 
-    ``handle.detect.remote(data)`` of another deployment, or of a program that called ``serve.run``, gives the image's
-    entry of the answer.
+    ``handle.detect.remote(data)``, from another deployment or from a program that called ``serve.run``, returns the
+    image's entry in the response.
     """
 
     def __init__(self, options: Options) -> None:
-        """Loads the bundle and runs it on the warm-up sizes, and on a whole batch.
+        """Loads the bundle and runs it on the warm-up sizes and on a full batch.
 
         Raises:
-            HybridRTError: it can't be loaded, or takes no batch of so many images.
+            HybridRTError: If it cannot be loaded, or does not accept a batch of that size.
         """
-        # Not in the event loop's thread: health checks and new requests are answered while it runs.
+        # Runs outside of the event loop's thread, so that health checks and new requests are answered meanwhile.
         self._runner = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(options.threads,))
         self._decoder = ThreadPoolExecutor(1)
         self._options = options
@@ -226,8 +232,8 @@ class Detector:
         self._engines = {
             segment: entry["backend"] for entry in hybrid_rt.engines(self._detector) for segment in entry["segments"]
         }
-        # A queue for each size: pictures of other sizes in a batch would be padded, and boxes depend on the company.
-        # Only for the sizes that are known, as anyone may send any size.
+        # Use a queue for each size, because images of different sizes in one batch would be padded, which changes
+        # boxes. Only known sizes get one, because clients may send any size.
         batched = serve.batch(max_batch_size=options.max_batch, batch_wait_timeout_s=options.batch_wait_ms / 1000)
         sizes = warm_up_sizes(options.warm_up) if options.max_batch > 1 else []
         self._queues = {size: batched(self._batch_runner()) for size in sizes}
@@ -250,7 +256,7 @@ class Detector:
                     found = len(detector(batch))
                 if found != options.max_batch:
                     raise RuntimeError(f"results for {found}")
-            except Exception as error:  # TorchScript keeps the text of ours, not the type
+            except Exception as error:  # TorchScript keeps the text of an error, but not its type
                 raise OptionError.make(
                     "ray",
                     f"max_batch={options.max_batch}",
@@ -261,7 +267,7 @@ class Detector:
         return detector
 
     def check_health(self) -> None:
-        """Asked by Ray; a replica that raises is replaced."""
+        """Checks that the replica works. Ray calls it, and replaces a replica that raises."""
         since = self._running_since
         if since is not None and time.monotonic() - since > self._options.stuck_s:
             raise RuntimeError(f"the detector has been running for more than {self._options.stuck_s} s")
@@ -273,14 +279,14 @@ class Detector:
         return run_batch
 
     def _run(self, jobs: list[Job]) -> list[Job]:
-        """Runs images of one size at once."""
+        """Runs images of one size as a batch."""
         start = self._running_since = time.monotonic()
         try:
             with torch.inference_mode():
                 found = self._detector([job.picture.to(self._options.device) for job in jobs])
                 results = [{name: value.cpu() for name, value in one.items()} for one in found]
         except Exception as error:
-            if len(jobs) > 1:  # one picture must not fail the others
+            if len(jobs) > 1:  # one image must not fail the others
                 return [self._run([job])[0] for job in jobs]
             results = [error]
         finally:
@@ -292,10 +298,10 @@ class Detector:
         return jobs
 
     async def _detected(self, data: bytes) -> tuple[Job, float]:
-        """Returns also how long the decoding took, ms.
+        """Detects objects, and returns the job and the decoding time in ms.
 
         Raises:
-            Refused: no image, or the detector fails on it.
+            Refused: If the data are not an image, or the detector fails on it.
         """
         loop = asyncio.get_running_loop()
         start = time.monotonic()
@@ -312,17 +318,17 @@ class Detector:
         return job, decode_ms
 
     async def detect(self, data: bytes, min_score: float = 0.0, masks: bool = True) -> dict[str, Any]:
-        """For handles: ``{"width", "height", "detections"}`` of a JPEG or PNG.
+        """Returns ``{"width", "height", "detections"}`` for a JPEG or PNG, for callers with a handle.
 
         Raises:
-            Refused: no image, or the detector fails on it.
+            Refused: If the data are not an image, or the detector fails on it.
         """
         job, _ = await self._detected(data)
         return entry_of(job, min_score, masks, self._class_names)
 
     @api.post("/v1/detect")
     async def post_detect(self, request: Request) -> Response:
-        """One JPEG or PNG as the body; query: min_score (0..1), masks (true|false)."""
+        """Handles a request with one JPEG or PNG as body; query: min_score (0..1), masks (true|false)."""
         start = time.monotonic()
         try:
             min_score, masks = queried(request)
@@ -359,14 +365,14 @@ def app(options: Options) -> serve.Application:
     """Builds the application for ``serve run`` from its NAME=VALUE arguments.
 
     Raises:
-        OptionError: options that contradict one another.
+        OptionError: If options contradict each other.
     """
     if options.max_replicas < options.min_replicas:
         raise OptionError.make(
             "ray", "max_replicas", expected=f"at least min_replicas={options.min_replicas}", got=options.max_replicas
         )
     warm_up_sizes(options.warm_up)
-    options = options.model_copy(update={"model": os.path.abspath(options.model)})  # replicas run in other folders
+    options = options.model_copy(update={"model": os.path.abspath(options.model)})  # replicas run in other directories
     ongoing = options.max_ongoing_requests or 2 * options.max_batch
     deployment: Callable[..., Any] = Detector.options(
         ray_actor_options={
@@ -386,6 +392,6 @@ def app(options: Options) -> serve.Application:
         graceful_shutdown_timeout_s=options.drain_s,
         health_check_period_s=5.0,
         health_check_timeout_s=10.0,
-        max_constructor_retry_count=1,  # a bundle that does not load will not load the next time
+        max_constructor_retry_count=1,  # a bundle that does not load once never does
     ).bind
     return deployment(options)

@@ -152,7 +152,7 @@ def pack(
             "expected": _pack(_compact(opened(golden.expected)), data),
         }
     except _NotStorable as error:
-        return {"absent": f"inputs and results may hold tensors, numbers and texts, not {error}"}, None
+        return {"absent": f"inputs and results may hold tensors, numbers and strings, not {error}"}, None
     return description, bytes(data)
 
 

@@ -28,7 +28,7 @@ def reason_against() -> str:
     """Returns why nothing can be compiled for CUDA here, with the remedy; empty if it can."""
     devices, reason = _native.cuda_devices()
     if not devices:  # Triton and inductor choose kernels by running them
-        return f"it compiles for CUDA where there is a CUDA device only, and there is none: {reason}"
+        return f"compiling for CUDA requires a CUDA device, and none is available: {reason}"
     if not torch.cuda.is_available():
         return (
             f"torch {torch.__version__} can't use {devices[0]['name']}; install a build of torch with CUDA, of a "

@@ -377,9 +377,7 @@ class NeverRun(nn.Module):
 @needs_compiler
 def test_without_a_device_compiling_for_it_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "cuda_devices", lambda: ([], "the driver is missing. Install it"))
-    reason = (
-        "it compiles for CUDA where there is a CUDA device only, and there is none: the driver is missing. Install it"
-    )
+    reason = "compiling for CUDA requires a CUDA device, and none is available: the driver is missing. Install it"
     with pytest.raises(BackendError, match=re.escape(f"'aot_inductor', which is not available: {reason}")):
         hybrid_rt.compile_segment(
             NeverRun().eval(), torch.rand(1, 3, 8, 8), engine="aot_inductor", device="cuda", fallback=False

@@ -87,7 +87,7 @@ def test_on_a_gpu_a_shape_between_the_profiles_lists_them() -> None:
     compiled = compiled_here(
         seeded(Pyramid), shapes={"height": (32, 128), "width": (32, 128)}, options={"tensorrt": options}
     )
-    with pytest.raises(RuntimeError, match=r"inside of one optimisation profile \(profile 0: 1x3x32..64x32..128; "):
+    with pytest.raises(RuntimeError, match=r"within one optimisation profile \(profile 0: 1x3x32..64x32..128; "):
         compiled(torch.rand(1, 3, 80, 64).cuda())
 
 

@@ -118,7 +118,7 @@ def test_a_size_that_decides_is_refused() -> None:
     program = program_of(lambda layer, x, y: layer(x) if y.shape[2] <= 20 else layer(2 * x))
     text = (
         "hybrid_rt[capture]: segment 'segment', input 'y', dimension 2: expected a program for every size of "
-        "1..4 x 3 x 8..64 x 8.., got one for 8..20. Its code decides by this size"
+        "1..4 x 3 x 8..64 x 8.., got one for 8..20. Its code depends on this size"
     )
     with pytest.raises(CaptureError, match=re.escape(text)):
         program.exported()

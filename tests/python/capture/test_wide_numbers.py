@@ -169,5 +169,5 @@ def test_large_numbers_that_come_in_at_a_call_are_refused(large: int) -> None:
     )
     assert torch.equal(compiled(FEATURES, WHOLE), module(FEATURES, WHOLE))
     assert torch.equal(compiled(FEATURES, WHOLE + 2**31 - 9), module(FEATURES, WHOLE + 2**31 - 9))
-    with pytest.raises(RuntimeError, match=rf"input 1: expected whole numbers that fit into 32 bits.*got {large}"):
+    with pytest.raises(RuntimeError, match=rf"input 1: expected integers that fit into 32 bits.*got {large}"):
         compiled(FEATURES, WHOLE * 0 + large)

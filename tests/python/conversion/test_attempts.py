@@ -112,7 +112,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
     monkeypatch.setattr(kind, "compile", compile_or_refuse)
 
 
-@pytest.mark.filterwarnings("ignore:.*The next engine is taken:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*Falling back to the next engine:RuntimeWarning")
 def test_an_engine_that_refuses_a_segment_leaves_it_to_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -159,7 +159,7 @@ def fail_when_run(monkeypatch: pytest.MonkeyPatch, engine_name: str) -> None:
     monkeypatch.setattr(variant_trials, "_run_on", run_or_fail)
 
 
-@pytest.mark.filterwarnings("ignore:.*The next engine is taken:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*Falling back to the next engine:RuntimeWarning")
 def test_an_engine_that_fails_when_it_runs_gives_way_to_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -396,7 +396,7 @@ def test_a_size_that_the_detector_does_not_take_is_named(tmp_path: Path) -> None
 
     shapes = [(32, 32), (48, 40)]
     with pytest.raises(
-        CaptureError, match=r"shapes: expected a detector that takes inputs of 1x3x48x40: .* got Runtime"
+        CaptureError, match=r"shapes: expected a detector that accepts inputs of 1x3x48x40: .* got Runtime"
     ):
         hybrid_rt.convert(
             made(Fixed()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], shapes=shapes, **QUICK

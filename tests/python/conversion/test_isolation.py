@@ -313,7 +313,7 @@ def test_a_compiler_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("scratch_folder")
-@pytest.mark.filterwarnings("ignore:.*The next engine is taken:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*Falling back to the next engine:RuntimeWarning")
 def test_a_crash_leaves_the_segment_to_the_next_engine(tmp_path: Path) -> None:
     detector, path = small_detector(), tmp_path / "x.pt"
     report = hybrid_rt.convert(

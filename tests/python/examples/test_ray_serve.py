@@ -143,7 +143,7 @@ def test_more_replicas_come_while_requests_wait(seen: dict[str, Any]) -> None:
 
 
 def test_a_batch_that_the_bundle_does_not_take_fails_at_the_start(seen: dict[str, Any]) -> None:
-    assert "hybrid_rt[ray]: max_batch=4: expected so many pictures that the detector takes" in seen["too large a batch"]
+    assert "hybrid_rt[ray]: max_batch=4: expected a batch size that the detector accepts" in seen["too large a batch"]
     assert "expected 1x3x128..416x128..416" in seen["too large a batch"]
 
 

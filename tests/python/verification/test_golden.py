@@ -149,10 +149,10 @@ def test_masks_are_stored_as_what_is_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "expected", "reason"),
     [
-        ((object(),), torch.zeros(1), "tensors, numbers and texts, not object"),
+        ((object(),), torch.zeros(1), "tensors, numbers and strings, not object"),
         ((float("nan"),), torch.zeros(1), "not the number nan"),
         (({True: torch.zeros(1)},), torch.zeros(1), "not a dict with keys other than strings or integers"),
-        (({1: torch.zeros(1), "1": torch.zeros(1)},), torch.zeros(1), "not a dict with other keys than texts or"),
+        (({1: torch.zeros(1), "1": torch.zeros(1)},), torch.zeros(1), "not a dict with keys other than strings or"),
         ((torch.zeros(1, dtype=torch.complex64),), torch.zeros(1), "not a tensor of complex64"),
         ((torch.zeros(1),), (torch.zeros(1), float("inf")), "not the number inf"),
         ((torch.zeros(1),), [{name: value[:0] for name, value in two_people().items()}], "the detector found no box"),
