@@ -16,5 +16,16 @@ function(hybrid_rt_python_package name result)
   set(${result} "${folder}" PARENT_SCOPE)
 endfunction()
 
+# The folder of a backend's headers in `result`, a cache variable: that of a Python package, or one that CMake finds. A
+# message of kind `severity` says that the backend is left out if there is none.
+function(hybrid_rt_backend_headers backend header package pip_name severity result)
+  hybrid_rt_python_package(${package} folder)
+  find_path(${result} ${header} HINTS "${folder}/include")
+  if(NOT ${result})
+    message(${severity} "hybrid_rt[${backend}]: headers: expected ${header}, got none; this backend is left out. "
+      "Install ${pip_name} (pip install ${pip_name}) and build again.")
+  endif()
+endfunction()
+
 hybrid_rt_python_package(torch _torch_of_environment)
 set(HYBRID_RT_TORCH_FOLDER "${_torch_of_environment}" CACHE PATH "torch's folder in site-packages, or an unpacked libtorch")

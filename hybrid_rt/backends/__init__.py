@@ -6,7 +6,7 @@ Each backend is a module or sub-package, which :mod:`hybrid_rt.backends.registry
 from ..capture.program import Program
 from ..common.specs import Artifact, ArtifactSpec, blob_from_bytes
 from .base import Availability, Backend, CompileContext, RuntimeFiles, VendorPackages
-from .whole_graph import WholeGraph
+from .whole_graph import WholeDetector, WholeGraph
 
 __all__ = [
     "Artifact",
@@ -17,6 +17,7 @@ __all__ = [
     "Program",
     "RuntimeFiles",
     "VendorPackages",
+    "WholeDetector",
     "WholeGraph",
     "blob_from_bytes",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,23 @@ Call = Callable[[Tensor], Sequence[Any]]
 """Takes an image [3, H, W] and returns the detector's outputs in order."""
 
 
+@dataclass(frozen=True)
+class WholeDetector:
+    """A detector for a whole graph, with the images that it is converted for.
+
+    Attributes:
+        detector: takes one image, returns a tuple of tensors.
+        images: [3, H, W] each; sizes that differ among them stay free if the engine's converter supports that.
+        outputs: the names of the tensors.
+        calibration: images [3, H, W] that int8 is calibrated on; empty: ``images``.
+    """
+
+    detector: nn.Module
+    images: Sequence[Tensor]
+    outputs: Sequence[str]
+    calibration: Sequence[Tensor] = ()
+
+
 class WholeGraph(ABC):
     """Converts a whole detector as users of the engine do, and opens the result on the CPU."""
 
@@ -23,25 +41,13 @@ class WholeGraph(ABC):
     """Supported precisions. They apply to the whole graph, including boxes, scores and NMS."""
 
     @abstractmethod
-    def build(
-        self,
-        detector: nn.Module,
-        images: list[Tensor],
-        precision: str,
-        outputs: list[str],
-        directory: Path,
-        calibration: Sequence[Tensor] = (),
-    ) -> None:
-        """Converts the detector and writes the result into a directory.
+    def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
+        """Converts the detector into files of the directory.
 
         Args:
-            detector: Takes one image and returns a tuple of tensors.
-            images: Example images, each [3, H, W]. Sizes that differ between them stay free if the engine supports
-                that.
-            precision: One of ``precisions``.
-            outputs: Names of the detector's outputs.
-            directory: An existing directory.
-            calibration: Images [3, H, W] to calibrate int8 on.
+            whole: the detector.
+            precision: one of ``precisions``.
+            directory: an existing one.
 
         Raises:
             Exception: The vendor's converter refuses the detector. It may raise any type.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import registry
-from ..backends.whole_graph import WholeGraph
+from ..backends.whole_graph import WholeDetector, WholeGraph
 from ..common.errors import OptionError
 
 Detect = Callable[[list[Tensor]], list[dict[str, Tensor]]]
@@ -63,8 +63,8 @@ def build(
         warnings.simplefilter("ignore")  # of exporters, about themselves
         outputs = list(detector([pictures[0].clone()])[0])
         (folder / _OUTPUTS).write_text(json.dumps(outputs))
-        whole = _OnePicture(detector, outputs).eval()
-        _whole_graph(engine).build(whole, list(pictures), precision, outputs, folder, list(calibration))
+        whole = WholeDetector(_OnePicture(detector, outputs).eval(), pictures, outputs, calibration)
+        _whole_graph(engine).build(whole, precision, folder)
 
 
 def open_whole(engine: str, precision: str, folder: Path, threads: int) -> Detect:

@@ -27,8 +27,11 @@ class _Thinned:
         self._sizes: list[int] = []
         self._stride, self._most = 1, most_bytes
 
-    def takes(self, index: int) -> bool:
-        return index % self._stride == 0
+    def taken(self, samples: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yields the samples that are kept, as far as is known when it is their turn, with their indices."""
+        for index, sample in enumerate(samples):
+            if index % self._stride == 0:
+                yield index, sample
 
     def add(self, sample: Any, size: int) -> None:
         self.kept.append(sample)
@@ -84,9 +87,7 @@ def record_calibration(
         OptionError: The detector does not accept a sample.
     """
     kept = _Thinned(most_bytes)
-    for i, arguments in enumerate(samples):
-        if not kept.takes(i):
-            continue
+    for i, arguments in kept.taken(samples):
         with _about(i), torch.no_grad(), HeadOperators(), recording(detector, names) as run:
             detector(*map_tensors(arguments, Tensor.clone))
         slim = {
@@ -137,9 +138,7 @@ def record_engine_inputs(
         OptionError: The hybrid does not accept a sample.
     """
     kept = _Thinned(most_bytes)
-    for i, arguments in enumerate(samples):
-        if not kept.takes(i):
-            continue
+    for i, arguments in kept.taken(samples):
         with _about(i), torch.no_grad(), _EngineInputs() as inputs:
             hybrid(*map_tensors(arguments, Tensor.clone))
         wanted = [(name, tensors) for name, tensors in inputs.seen if name in segments]

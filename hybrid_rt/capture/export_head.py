@@ -7,8 +7,7 @@ import dataclasses
 import linecache
 import logging
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ..common.error_text import causes_of
 from ..common.errors import CaptureError, HybridRTError, SegmentError
+from ..common.silenced import silenced
 from ..common.specs import TensorSpec
 from ..common.value_tree import ValueTree
 from .export_conditions import holds
@@ -34,6 +34,9 @@ _NEAR = 1e-3
 
 Numbers = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
 """Context in which a module's code uses other types for numbers, see :mod:`.symbolic_numbers`."""
+
+_LOGGERS = ("torch._export", "torch.fx.experimental", "torch._logging")
+"""They log a failed export, whose cause our error contains."""
 
 _OURS = Path(__file__).parents[1]
 
@@ -184,8 +187,14 @@ def _exported(
     shapes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
     results: list[ValueTree] = []
     try:
-        with stand_ins(detector, members) as copied, numbers(copied), torch.no_grad(), free_sizes(), _quiet():
-            allow_symbolic_keys(copied)
+        with (
+            silenced(*_LOGGERS, level=logging.CRITICAL),
+            stand_ins(detector, members) as copied,
+            numbers(copied),
+            torch.no_grad(),
+            free_sizes(),
+        ):
+            free_caches(copied)
             flat = _Exported(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)
@@ -233,19 +242,3 @@ def _line_of(causes: Sequence[BaseException]) -> str:
                 code = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
                 return f"{path.name}:{frame.lineno} in {frame.name}: '{code}'"
     return ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torch's log of a failed export, because the error message contains the cause."""
-    loggers = [logging.getLogger(name) for name in ("torch._export", "torch.fx.experimental", "torch._logging")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

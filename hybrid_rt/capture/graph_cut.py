@@ -128,11 +128,6 @@ class NodeWork:
     work: Work
     values: int
 
-    @property
-    def is_dense(self) -> bool:
-        """Returns true for convolutions, matrix products and attention."""
-        return self.work.bytes > 0 and self.work.operations > _OPERATIONS_PER_VALUE * max(self.values, 1)
-
 
 _NOTHING = NodeWork(NO_WORK, 0)
 
@@ -240,7 +235,9 @@ class Partition:
         return Part(nodes, self._cost(best) / self._total, frozenset(map(schema_name, best)))
 
     def _is_dense(self, unit: Node) -> bool:
-        return self._work.get(unit, _NOTHING).is_dense
+        """Returns true for convolutions, matrix products and attention."""
+        counted = self._work.get(unit, _NOTHING)
+        return counted.work.bytes > 0 and counted.work.operations > _OPERATIONS_PER_VALUE * max(counted.values, 1)
 
     def _cost(self, units: set[Node]) -> int:
         return sum(self._work.get(unit, _NOTHING).work.cost for unit in units)
@@ -257,22 +254,17 @@ class Partition:
     def _extended(self, part: set[Node], taken: set[Node]) -> set[Node]:
         """Adds preceding and following units as long as the part stays convex."""
         part = set(part)
-        leads: set[Node] = set()
-        for unit in reversed(self._units):
-            inside = {each in part for each in self._users[unit]}
-            outside = any(each in leads for each in self._users[unit])
-            if unit not in part and unit in taken and True in inside and not outside:
-                part.add(unit)
-            elif unit not in part and (True in inside or outside):
-                leads.add(unit)
-        follows: set[Node] = set()
-        for unit in self._units:
-            inside = {each in part for each in self.needs[unit]}
-            outside = any(each in follows for each in self.needs[unit])
-            if unit not in part and unit in taken and True in inside and not outside:
-                part.add(unit)
-            elif unit not in part and (True in inside or outside):
-                follows.add(unit)
+        for units, neighbours in ((reversed(self._units), self._users), (self._units, self.needs)):
+            beyond: set[Node] = set()  # units outside of the part from which it is reached in this direction
+            for unit in units:
+                if unit in part:
+                    continue
+                is_next = any(each in part for each in neighbours[unit])
+                is_beyond = any(each in beyond for each in neighbours[unit])
+                if unit in taken and is_next and not is_beyond:
+                    part.add(unit)
+                elif is_next or is_beyond:
+                    beyond.add(unit)
         return part
 
     def _between_dense(self, part: set[Node]) -> set[Node]:

@@ -6,8 +6,6 @@ import ast
 import builtins
 import copy
 import functools
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..common.error_text import described
 from ..common.errors import CaptureError
+from ..common.silenced import silenced
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..torchscript.autograd_functions import forwards_alone
 
@@ -36,6 +35,9 @@ _OPERATORS = {
     ast.And: "and",
     ast.Or: "or",
 }
+
+_LOGGER = "torch._export.non_strict_utils"
+"""It logs the sizes that became fixed, which our error tells."""
 
 _LARGEST = 2**62
 """Torch expresses "no upper bound" by a bound above this."""
@@ -111,7 +113,7 @@ def export(
     """
     shapes = tuple({d: Dim.AUTO(min=low, max=high) for d, (low, high) in _free(spec)} for spec in specs)
     try:
-        with torch.no_grad(), free_sizes(), _quiet(), forwards_alone():
+        with torch.no_grad(), free_sizes(), silenced(_LOGGER), forwards_alone():
             exported = torch.export.export(chain, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # the user's code and torch may raise anything
         raise CaptureError.make(
@@ -166,20 +168,6 @@ def _smallest(*values: Any, **options: Any) -> Any:
 
 def _floor_division(x: int, y: int) -> int:
     return x // y
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torch's log about sizes that became fixed, which our error reports."""
-    logger = logging.getLogger("torch._export.non_strict_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _free(spec: TensorSpec) -> Iterator[tuple[int, tuple[int, int | None]]]:

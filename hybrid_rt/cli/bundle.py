@@ -271,20 +271,27 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if all(engine.chosen for engine in checks) else _NOTHING_RUNS
 
 
+def _compilation(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments that ``swap_backbone`` and ``add_variant`` share."""
+    return {
+        "segment": options.segment,
+        "precision": options.precision,
+        "device": options.device,
+        "options": compiler_options(options.option),
+        "calibration_data": calibration_images(options.calibration_data),
+        "verify": not options.no_verify,
+        "sign": options.sign,
+        "progress": True,
+    }
+
+
 def _swap(options: argparse.Namespace) -> int:
     report = swap_backbone(
         options.model,
         built(options.backbone, "backbone"),
         options.output,
-        segment=options.segment,
         engine=options.engine if options.engine in (None, "auto") else options.engine.split(","),
-        precision=options.precision,
-        device=options.device,
-        options=compiler_options(options.option),
-        calibration_data=calibration_images(options.calibration_data),
-        verify=not options.no_verify,
-        sign=options.sign,
-        progress=True,
+        **_compilation(options),
     )
     print(report)
     return 0
@@ -295,15 +302,8 @@ def _add_variant(options: argparse.Namespace) -> int:
         options.model,
         options.engine.split(","),
         options.output,
-        precision=options.precision,
-        device=options.device,
-        options=compiler_options(options.option),
-        calibration_data=calibration_images(options.calibration_data),
-        segment=options.segment,
         first=options.first,
-        verify=not options.no_verify,
-        sign=options.sign,
-        progress=True,
+        **_compilation(options),
     )
     print(report)
     return 0

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..bench.profile import Profile, profile
 from ..bundle.call_parts import ENGINE
-from ..common.images import read_picture
+from .timing import add_call_arguments, image_arguments
 
 _SHOWN = 12
 
@@ -22,10 +22,7 @@ _SHOWN = 12
 def add_verbs(verbs: Any) -> None:
     """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("profile", help="show where a .pt spends its time: engines, operators, layers")
-    verb.add_argument("model", type=Path, help="path of the .pt")
-    verb.add_argument("image", type=Path, nargs="?", help="image to run (default: the golden sample's inputs)")
-    verb.add_argument("--backend", default="", help="use only this backend")
-    verb.add_argument("--threads", type=int, default=0, help="threads per call (default: as torch)")
+    add_call_arguments(verb, "run", "threads per call (default: as torch)")
     verb.add_argument("--repeat", type=int, default=10, help="profiled calls (default: 10)")
     verb.add_argument("--trace", type=Path, help="write a Chrome trace for chrome://tracing or Perfetto")
     verb.add_argument("--layers", type=int, default=_SHOWN, help=f"layers to show per engine (default: {_SHOWN})")
@@ -34,11 +31,9 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    inputs, decoded = None, 0.0
-    if options.image is not None:
-        start = time.perf_counter()
-        inputs = ([read_picture(options.image)],)
-        decoded = (time.perf_counter() - start) * 1e3
+    start = time.perf_counter()
+    inputs = image_arguments(options.image)
+    decoded = 0.0 if inputs is None else (time.perf_counter() - start) * 1e3
     found = profile(
         options.model,
         inputs,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from ..common.errors import OptionError
-from ..common.images import read_picture
 from ..common.json_values import finite
 from ..verification.golden import verify_golden
 from ..verification.latency import TOLERANCE, LatencyCheck, read_contract, verify_latency
 from ..verification.text import verdict
-from .timing import sizes_of
+from .timing import add_contract_arguments, timed_calls
 
 _DIFFERS = 1
 
@@ -21,12 +19,9 @@ _DIFFERS = 1
 def add_verbs(verbs: Any) -> None:
     """Adds the verbs to the result of ``add_subparsers``."""
     verb = verbs.add_parser("verify", help="compare a .pt with its detector by running the golden sample")
-    verb.add_argument("model", type=Path, help="path of the .pt")
-    verb.add_argument("image", type=Path, nargs="?", help="image to time (default: the golden sample's inputs)")
-    verb.add_argument("--backend", default="", help="use only this backend")
-    verb.add_argument("--device", default="cpu", help="device to run on (default: cpu)")
+    threads = "threads of torch and engines (default: the contract's)"
+    add_contract_arguments(verb, "time", "check (default: all of the contract)", threads)
     verb.add_argument("--latency", action="store_true", help="also check the times that hybrid-rt measure has stored")
-    verb.add_argument("--sizes", help="image sizes HEIGHTxWIDTH,... to check (default: all of the contract)")
     verb.add_argument("--repeat", type=int, default=0, help="timed calls per size (default: as for the contract)")
     verb.add_argument(
         "--tolerance",
@@ -34,7 +29,6 @@ def add_verbs(verbs: Any) -> None:
         default=TOLERANCE,
         help=f"fraction by which a percentile may exceed the contract's (default: {TOLERANCE:g})",
     )
-    verb.add_argument("--threads", type=int, default=0, help="threads of torch and engines (default: the contract's)")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_verify)
 
@@ -60,13 +54,4 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _latency(options: argparse.Namespace) -> LatencyCheck:
-    return verify_latency(
-        options.model,
-        None if options.image is None else ([read_picture(options.image)],),
-        sizes=sizes_of(options.sizes),
-        repeat=options.repeat,
-        tolerance=options.tolerance,
-        device=options.device,
-        backend=options.backend,
-        threads=options.threads,
-    )
+    return verify_latency(options.model, tolerance=options.tolerance, **timed_calls(options))

@@ -22,6 +22,28 @@ _LEFTOVER_SECONDS = 24 * 3600
 """Age in seconds above which a temporary file must belong to a process that was killed."""
 
 
+@contextmanager
+def named_if_refused(
+    scope: str, directory: Path, expected: str, remedy: str = "Check the free space and the permissions."
+) -> Iterator[None]:
+    """Converts an error of the system within the block to one that names the directory.
+
+    Args:
+        scope: part of hybrid_rt, for the error.
+        directory: the directory that the block writes.
+        expected: what the block does: "to write the model".
+        remedy: what the user can do.
+
+    Raises:
+        BundleError: The system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise BundleError.make(scope, str(directory), expected=expected, got=got, remedy=remedy) from error
+
+
 def _not_writable(path: Path, reason: str, remedy: str = "") -> BundleError:
     return BundleError.make(
         "bundle",

@@ -79,6 +79,25 @@ class BundleError(HybridRTError):
 class BackendError(HybridRTError):
     """An engine's compiler or runtime is not installed, refuses, or fails."""
 
+    @classmethod
+    def not_compiled(cls, backend: str, segment: str, *, expected: str, got: str) -> BackendError:
+        """Returns the error of a compiler that does not support an operation of a segment.
+
+        Args:
+            backend: name of the backend.
+            segment: name of the segment.
+            expected: the module or operations that the compiler supports.
+            got: the compiler's message.
+        """
+        return cls.make(
+            backend,
+            f"segment '{segment}'",
+            expected=expected,
+            got=got,
+            remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
+            code="operator-not-in-engine",
+        )
+
 
 class InputError(HybridRTError):
     """A tensor violates an engine's contract (count, dtype, rank, range, device)."""

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from ..capture.cut_detector import GraphCutter, is_better
 from ..capture.profile import Profile, capture_programs, without_segment
+from ..capture.program import Program
 from ..capture.segments import LEAST_SHARE
 from ..capture.shapes import Shapes
 from ..capture.size_samples import Effort
@@ -49,25 +50,64 @@ class Attempt(Generic[Finished]):
     given_up: list[GivenUp]
 
 
-def attempt_whole(
-    profile: Profile,
-    engines: EngineOptions,
-    shapes: Shapes | None,
-    effort: Effort | None,
-    steps: Steps,
-    finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
-    failure_of: Callable[[Finished], str],
-) -> Attempt[Finished] | GivenUp | None:
-    """Compiles a whole detector into one engine, unless its profile already rules that out.
+@dataclass(frozen=True)
+class Work(Generic[Finished]):
+    """Describes how to compile the engines of a profile and how to finish the hybrid.
 
-    Args:
-        profile: the detector.
-        engines: the engines; every named one has to compile it.
+    Attributes:
+        engines: the engines.
         shapes: the image sizes to support.
         effort: number of sizes to compare; None: only the example's.
         steps: shows progress.
         finish: converts the head and compares the hybrid.
         failure_of: returns why the result of ``finish`` can't be used, or an empty string.
+    """
+
+    engines: EngineOptions
+    shapes: Shapes | None
+    effort: Effort | None
+    steps: Steps
+    finish: Callable[[Profile, Sequence[EngineBuild]], Finished]
+    failure_of: Callable[[Finished], str]
+
+    def programs(self, profile: Profile) -> list[Program]:
+        """Captures the segments of a profile.
+
+        Args:
+            profile: the detector with the segments.
+
+        Raises:
+            CaptureError: A segment can't be captured.
+        """
+        return capture_programs(profile, self.shapes, self.engines.calibration_data, self.steps, self.effort)
+
+    def finished_with_all(self, profile: Profile) -> Finished:
+        """Compiles the engines of a profile into every named variant, and finishes the hybrid.
+
+        Args:
+            profile: the detector with the segments.
+
+        Raises:
+            HybridRTError: A segment can't be captured, an engine does not compile it, or ``finish`` fails.
+        """
+        builds = compile_programs(self.programs(profile), self.engines, self.steps, require_all=True)
+        return self.finish(profile, self.ordered(builds))
+
+    def ordered(self, builds: list[EngineBuild]) -> list[EngineBuild]:
+        """Returns the engines with their variants in the order of their speed if the user asked for the fastest.
+
+        Args:
+            builds: the engines.
+        """
+        return order_by_speed(builds, self.engines.device, self.steps) if self.engines.is_fastest else builds
+
+
+def attempt_whole(profile: Profile, work: Work[Finished]) -> Attempt[Finished] | GivenUp | None:
+    """Compiles a whole detector into one engine, unless its profile already rules that out.
+
+    Args:
+        profile: the detector.
+        work: every named one of its engines has to compile the detector.
 
     Returns:
         The attempt, or the record of its failure, or None if nothing was attempted.
@@ -77,8 +117,8 @@ def attempt_whole(
         whole = whole_profile(profile)
         if whole is None:
             return None
-        finished = finish(whole, _all_compiled(whole, engines, shapes, effort, steps))
-        reason = failure_of(finished)
+        finished = work.finished_with_all(whole)
+        reason = work.failure_of(finished)
         if not reason:
             return Attempt(finished, whole, [])
     except HybridRTError as error:
@@ -86,17 +126,8 @@ def attempt_whole(
     except Exception as error:  # whatever the user's code or torch raises where the pieces may do
         reason = described(error)
     given_up = whole_given_up(detector, reason)
-    steps.show(given_up.summary)
+    work.steps.show(given_up.summary)
     return given_up
-
-
-def _all_compiled(
-    profile: Profile, engines: EngineOptions, shapes: Shapes | None, effort: Effort | None, steps: Steps
-) -> list[EngineBuild]:
-    """Compiles the engines of a profile into every named variant."""
-    programs = capture_programs(profile, shapes, engines.calibration_data, steps, effort)
-    builds = compile_programs(programs, engines, steps, require_all=True)
-    return order_by_speed(builds, engines.device, steps) if engines.is_fastest else builds
 
 
 _CUTS = 4
@@ -105,17 +136,7 @@ _CUTS = 4
 _OPERATOR = re.compile(r"\baten::\w+")
 
 
-def attempt_cut(
-    profile: Profile,
-    engines: EngineOptions,
-    shapes: Shapes | None,
-    effort: Effort | None,
-    steps: Steps,
-    finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
-    failure_of: Callable[[Finished], str],
-    *,
-    wanted: bool,
-) -> Attempt[Finished] | list[GivenUp]:
+def attempt_cut(profile: Profile, work: Work[Finished], *, wanted: bool) -> Attempt[Finished] | list[GivenUp]:
     """Compiles the largest part of the exported graph that the engines accept into one engine.
 
     After a refusal, the next part leaves out the operator that the refusal names, or else ends at the last layer with
@@ -123,12 +144,7 @@ def attempt_cut(
 
     Args:
         profile: the detector.
-        engines: the engines; every named one has to compile the part.
-        shapes: the image sizes to support.
-        effort: number of sizes to compare; None: only the example's.
-        steps: shows progress.
-        finish: converts the head and compares the hybrid.
-        failure_of: see :func:`attempt_whole`.
+        work: every named one of its engines has to compile the part.
         wanted: the user asked for this part, so it is used even where segments at module borders cover as much.
 
     Returns:
@@ -137,19 +153,19 @@ def attempt_cut(
     given_up: list[GivenUp] = []
     detector = type(profile.detector).__name__
     excluded: frozenset[str] = frozenset()
-    dense_only = engines.first_precision != REFERENCE_PRECISION  # boxes are computed in fp32
+    dense_only = work.engines.first_precision != REFERENCE_PRECISION  # boxes are computed in fp32
     cutter: GraphCutter | None = None
     for _ in range(_CUTS):
         operators: frozenset[str] = frozenset()
         try:
-            with steps.step("cut the dense part out of the exported graph"):
+            with work.steps.step("cut the dense part out of the exported graph"):
                 cutter = cutter or GraphCutter(profile)
                 cut, part = cutter.profile(excluded, dense_only=dense_only)
             operators = part.operators
             if not wanted and not is_better(cut, profile):
                 return given_up
-            finished = finish(cut, _all_compiled(cut, engines, shapes, effort, steps))
-            reason = failure_of(finished)
+            finished = work.finished_with_all(cut)
+            reason = work.failure_of(finished)
             if not reason:
                 return Attempt(finished, cut, [*map(smaller_cut, given_up)])
         except HybridRTError as error:
@@ -159,7 +175,7 @@ def attempt_cut(
         named = frozenset(_OPERATOR.findall(reason)) & operators
         is_last = cutter is None or not operators or (not named and dense_only)
         given_up.append(cut_given_up(detector, reason))
-        steps.show(given_up[-1].summary)
+        work.steps.show(given_up[-1].summary)
         if is_last:
             break
         excluded |= named
@@ -167,14 +183,7 @@ def attempt_cut(
     return given_up
 
 
-def build_hybrid(
-    profile: Profile,
-    engines: EngineOptions,
-    shapes: Shapes | None,
-    effort: Effort | None,
-    steps: Steps,
-    finish: Callable[[Profile, Sequence[EngineBuild]], Finished],
-) -> Attempt[Finished]:
+def build_hybrid(profile: Profile, work: Work[Finished]) -> Attempt[Finished]:
     """Captures and compiles the segments of a detector, and finishes the hybrid with the engines.
 
     Segments that can't share one engine get one engine each. A segment that can't be captured is replaced by those
@@ -182,33 +191,27 @@ def build_hybrid(
 
     Args:
         profile: the detector.
-        engines: the engines.
-        shapes: the image sizes to support.
-        effort: number of sizes to compare; None: only the example's.
-        steps: shows progress.
-        finish: converts the head and compares the hybrid. If it raises FusionError, SegmentError or VariantError, it is
-            called again with other engines.
+        work: if its ``finish`` raises FusionError, SegmentError or VariantError, it is called again with other engines.
 
     Raises:
         CaptureError: A segment can't be captured, or the head can't be compiled.
         BackendError: No compiler accepts a segment.
     """
+    engines = work.engines
     given_up: list[GivenUp] = []
     failures: list[VariantError] = []
     while True:
         try:
-            programs = capture_programs(profile, shapes, engines.calibration_data, steps, effort)
-            builds = [_without(build, failures) for build in compile_programs(programs, engines, steps)]
-            if engines.is_fastest:
-                builds = order_by_speed(builds, engines.device, steps)
-            return Attempt(finish(profile, builds), profile, given_up + _engines_given_up(profile, builds))
+            compiled = compile_programs(work.programs(profile), engines, work.steps)
+            builds = work.ordered([_without(build, failures) for build in compiled])
+            return Attempt(work.finish(profile, builds), profile, given_up + _engines_given_up(profile, builds))
         except FusionError as error:
             split = _split(profile, error.segments)
             if split is None:
                 raise
             profile = split
             given_up.append(fused_given_up(error.segments, str(error)))
-            steps.show(given_up[-1].summary)
+            work.steps.show(given_up[-1].summary)
         except VariantError as error:
             left = [_without(build, [*failures, error]) for build in builds]
             if not (engines.fallback or engines.is_fastest) or not all(build.variants for build in left):
@@ -221,7 +224,7 @@ def build_hybrid(
                 raise
             given_up.append(segment_given_up(error.segment, _shares(profile).get(error.segment, 0.0), str(error)))
             profile = without
-            steps.show(given_up[-1].summary)
+            work.steps.show(given_up[-1].summary)
 
 
 def _without(build: EngineBuild, failures: Sequence[VariantError]) -> EngineBuild:

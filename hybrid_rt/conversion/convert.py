@@ -35,7 +35,7 @@ from .assemble.head import script_refusal
 from .assemble.head_choice import CUT_HEAD, HeadChoice, Limits, head_choices
 from .assemble.module_checks import check_module
 from .assemble.variant_trials import require_running
-from .attempts import Attempt, attempt_cut, attempt_whole, build_hybrid
+from .attempts import Attempt, Work, attempt_cut, attempt_whole, build_hybrid
 from .auto_precision import Candidate, candidates, choose
 from .calibration import calibration_samples, warn_of_few
 from .causes import explained, warn_of_random_numbers
@@ -350,21 +350,21 @@ def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tu
     Raises:
         OptionError: It can't be one engine, and has no segment that is worth compiling.
     """
-    work = (wanted.engines, wanted.segments.shapes, wanted.checks.effort, steps)
 
     def finish(profile: Profile, builds: Sequence[EngineBuild]) -> tuple[HeadChoice, Checks]:
         return _checked_head(profile, builds, wanted, steps)
 
+    work = Work(wanted.engines, wanted.segments.shapes, wanted.checks.effort, steps, finish, _failure_of)
     given_up: list[GivenUp] = []
     if wanted.takes_whole:
-        whole = attempt_whole(profile, *work, finish, _failure_of)
+        whole = attempt_whole(profile, work)
         if isinstance(whole, Attempt):
             return whole
         given_up += [whole] if whole else []
     if wanted.takes_cut:
         profile = _with_head_refused(profile, wanted)
         if wanted.wants_cut or _may_cut(profile, wanted):
-            cut = attempt_cut(profile, *work, finish, _failure_of, wanted=wanted.wants_cut)
+            cut = attempt_cut(profile, work, wanted=wanted.wants_cut)
             if isinstance(cut, Attempt):
                 return replace(cut, given_up=[*given_up, *cut.given_up])
             given_up += cut
@@ -372,7 +372,7 @@ def _built(profile: Profile, wanted: ConvertOptions, steps: Steps) -> Attempt[tu
         raise _nothing(profile.nothing, given_up)
     steps.show(shares_table(profile.shares, wanted.engines.first_precision))
     expect([engine_name(group) for group in profile.groups], wanted.engines.variants)
-    built = build_hybrid(profile, *work, finish)
+    built = build_hybrid(profile, work)
     return replace(built, given_up=[*given_up, *built.given_up])
 
 

@@ -102,9 +102,6 @@ def _proposals() -> Sequence[Callable[[], Any]]:
     )
 
 
-_COMPOSED_PROPOSALS = {"composed_proposals": known_methods.RPNMethods.composed_proposals}
-
-
 def _renamed(function: Any, name: str) -> FunctionType:
     """Returns a copy of a method with another name, which TorchScript compiles it under."""
     renamed = FunctionType(function.__code__, function.__globals__, name, function.__defaults__, function.__closure__)
@@ -158,19 +155,19 @@ _KNOWN = (
         (*_THRESHOLDS, "topk_candidates"),
         (*_batched_nms(), lambda: detection_utils._topk_min),
     ),
-    _Known(
-        retinanet.RetinaNet,
-        "postprocess_detections",
-        known_methods.RetinaNetMethods.postprocess_detections,
-        (*_THRESHOLDS, "topk_candidates"),
-        (*_batched_nms(), lambda: detection_utils._topk_min),
-    ),
-    _Known(
-        fcos.FCOS,
-        "postprocess_detections",
-        known_methods.FCOSMethods.postprocess_detections,
-        (*_THRESHOLDS, "topk_candidates"),
-        (*_batched_nms(), lambda: detection_utils._topk_min),
+    *(
+        _Known(
+            owner,
+            "postprocess_detections",
+            known_methods.DenseMethods.postprocess_detections,
+            (*_THRESHOLDS, "topk_candidates"),
+            (*_batched_nms(), lambda: detection_utils._topk_min),
+            helpers={"candidates": methods.candidates, "decoded": methods.decoded},
+        )
+        for owner, methods in (
+            (retinanet.RetinaNet, known_methods.RetinaNetMethods),
+            (fcos.FCOS, known_methods.FCOSMethods),
+        )
     ),
     _Known(
         roi_heads.RoIHeads,
@@ -188,12 +185,12 @@ _KNOWN = (
         _proposals(),
         detection_utils.BoxCoder,
         ("filter_proposals", "_get_top_n_idx"),
-        helpers=_COMPOSED_PROPOSALS,
+        helpers={"proposals": _renamed(known_methods.RPNMethods.composed_proposals, "proposals")},
     ),
     _Known(
         rpn.RegionProposalNetwork,
         "forward",
-        known_methods.GridRPNMethods.forward,
+        known_methods.RPNMethods.forward,
         ("min_size", "score_thresh", "nms_thresh"),
         (
             *_proposals(),
@@ -204,7 +201,10 @@ _KNOWN = (
         detection_utils.BoxCoder,
         ("filter_proposals", "_get_top_n_idx"),
         suits=lambda module: _is_untouched(module.anchor_generator, anchor_utils.AnchorGenerator),
-        helpers=_COMPOSED_PROPOSALS,
+        helpers={
+            "proposals": known_methods.GridRPNMethods.proposals,
+            "composed_proposals": known_methods.RPNMethods.composed_proposals,
+        },
     ),
     _Known(
         poolers.MultiScaleRoIAlign,

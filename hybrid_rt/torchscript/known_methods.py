@@ -56,14 +56,16 @@ class SSDMethods:
         return found
 
 
-class RetinaNetMethods:
-    """Methods that replace those of ``RetinaNet``."""
+class DenseMethods:
+    """Methods that replace those of ``RetinaNet`` and ``FCOS``; the two differ in ``candidates`` and ``decoded``."""
 
     box_coder: Any
     score_thresh: float
     nms_thresh: float
     topk_candidates: int
     detections_per_img: int
+    candidates: Callable[[dict[str, list[Tensor]], int, int], tuple[Tensor, Tensor]]
+    decoded: Callable[[Tensor, Tensor], Tensor]
 
     def postprocess_detections(
         self,
@@ -80,11 +82,9 @@ class RetinaNetMethods:
             labels: list[Tensor] = []
             for level, level_anchors in enumerate(anchors[image]):
                 classes = logits[level].shape[-1]
-                best, indices = torch.ops.hybrid_rt.sigmoid_topk(
-                    logits[level][image], float(self.score_thresh), int(self.topk_candidates)
-                )
+                best, indices = self.candidates(head_outputs, level, image)
                 rows = torch.div(indices, classes, rounding_mode="floor")
-                decoded = self.box_coder.decode_single(codes[level][image][rows], level_anchors[rows])
+                decoded = self.decoded(codes[level][image][rows], level_anchors[rows])
                 boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
                 scores.append(best)
                 labels.append(indices % classes)
@@ -95,44 +95,37 @@ class RetinaNetMethods:
         return found
 
 
-class FCOSMethods:
-    """Methods that replace those of ``FCOS``."""
+class RetinaNetMethods(DenseMethods):
+    """Methods that ``DenseMethods`` calls in a ``RetinaNet``."""
 
-    box_coder: Any
-    score_thresh: float
-    nms_thresh: float
-    topk_candidates: int
-    detections_per_img: int
-
-    def postprocess_detections(
-        self,
-        head_outputs: dict[str, list[Tensor]],
-        anchors: list[list[Tensor]],
-        image_shapes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Replaces ``postprocess_detections``: selects candidates directly from the logits."""
-        logits, codes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        centerness = head_outputs["bbox_ctrness"]
-        found: list[dict[str, Tensor]] = []
-        for image, shape in enumerate(image_shapes):
-            boxes: list[Tensor] = []
-            scores: list[Tensor] = []
-            labels: list[Tensor] = []
-            for level, level_anchors in enumerate(anchors[image]):
-                classes = logits[level].shape[-1]
-                best, indices = torch.ops.hybrid_rt.centered_sigmoid_topk(
-                    logits[level][image], centerness[level][image], float(self.score_thresh), int(self.topk_candidates)
-                )
-                rows = torch.div(indices, classes, rounding_mode="floor")
-                decoded = self.box_coder.decode(codes[level][image][rows], level_anchors[rows])
-                boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
-                scores.append(best)
-                labels.append(indices % classes)
-            all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-            keep = torch.ops.hybrid_rt.batched_nms(all_boxes, all_scores, all_labels, float(self.nms_thresh))
-            keep = keep[: int(self.detections_per_img)]
-            found.append({"boxes": all_boxes[keep], "scores": all_scores[keep], "labels": all_labels[keep]})
+    def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
+        """Returns the best scores of an image on a level, and their indices among all logits there."""
+        found: tuple[Tensor, Tensor] = torch.ops.hybrid_rt.sigmoid_topk(
+            head_outputs["cls_logits"][level][image], float(self.score_thresh), int(self.topk_candidates)
+        )
         return found
+
+    def decoded(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Returns the boxes of anchors."""
+        boxes: Tensor = self.box_coder.decode_single(codes, anchors)
+        return boxes
+
+
+class FCOSMethods(DenseMethods):
+    """Methods that ``DenseMethods`` calls in an ``FCOS``."""
+
+    def candidates(self, head_outputs: dict[str, list[Tensor]], level: int, image: int) -> tuple[Tensor, Tensor]:
+        """Returns the best scores of an image on a level, weighted by centerness, and their indices."""
+        logits, centerness = head_outputs["cls_logits"][level][image], head_outputs["bbox_ctrness"][level][image]
+        found: tuple[Tensor, Tensor] = torch.ops.hybrid_rt.centered_sigmoid_topk(
+            logits, centerness, float(self.score_thresh), int(self.topk_candidates)
+        )
+        return found
+
+    def decoded(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Returns the boxes of anchors."""
+        boxes: Tensor = self.box_coder.decode(codes, anchors)
+        return boxes
 
 
 class RoIHeadsMethods:
@@ -201,6 +194,7 @@ class RPNMethods:
     min_size: float
     score_thresh: float
     nms_thresh: float
+    proposals: Callable[[ImageList, list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
 
     def forward(
         self,
@@ -212,12 +206,12 @@ class RPNMethods:
         maps = list(features.values())
         objectness, deltas = self.head(maps)
         losses: dict[str, Tensor] = {}
-        return self.composed_proposals(images, maps, objectness, deltas), losses
+        return self.proposals(images, maps, objectness, deltas), losses
 
     def composed_proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the proposals of each image, computed with torch's operators."""
+        """Returns the proposals of each image, by torch's operators: ``proposals``, or called by it."""
         anchors = self.anchor_generator(images, maps)
         found: list[Tensor] = []
         for image, shape in enumerate(images.image_sizes):
@@ -249,35 +243,19 @@ class RPNMethods:
         return found
 
 
-class GridRPNMethods:
-    """Methods that replace those of a ``RegionProposalNetwork`` with an ``AnchorGenerator``."""
+class GridRPNMethods(RPNMethods):
+    """Methods that ``RPNMethods`` calls if the anchors are those of an ``AnchorGenerator``."""
 
-    head: Any
-    anchor_generator: Any
-    box_coder: Any
-    pre_nms_top_n: Callable[[], int]
-    post_nms_top_n: Callable[[], int]
-    min_size: float
-    score_thresh: float
-    nms_thresh: float
-    composed_proposals: Callable[[ImageList, list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
-
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        targets: Optional[list[dict[str, Tensor]]] = None,  # noqa: UP045  (TorchScript reads it)
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Replaces ``forward`` in eval mode: computes proposals from the network's outputs in one operator."""
-        maps = list(features.values())
-        objectness, deltas = self.head(maps)
-        losses: dict[str, Tensor] = {}
+    def proposals(
+        self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
+    ) -> list[Tensor]:
+        """Returns the proposals of each image: from the network's outputs in one operator, if it takes them."""
         is_known = len(maps) == len(objectness)
         for level_map, logits, codes in zip(maps, objectness, deltas):
             is_known = is_known and _is_plain(level_map) and _is_plain(logits) and _is_plain(codes)
             is_known = is_known and level_map.shape[-2:] == logits.shape[-2:]
         if not is_known:
-            return self.composed_proposals(images, maps, objectness, deltas), losses
+            return self.composed_proposals(images, maps, objectness, deltas)
         cells = [cell.to(dtype=maps[0].dtype, device=maps[0].device) for cell in self.anchor_generator.cell_anchors]
         weights = self.box_coder.weights
         found: list[Tensor] = []
@@ -298,7 +276,7 @@ class GridRPNMethods:
                 float(self.box_coder.bbox_xform_clip),
             )
             found.append(proposals)
-        return found, losses
+        return found
 
 
 class PoolerMethods:

@@ -96,13 +96,7 @@ class Thresholds:
 THRESHOLDS: Mapping[str, Thresholds] = {
     "fp32": Thresholds(iou=0.99, score=1e-3, recall=1.0, relative_error=1e-3),
     "bf16": Thresholds(
-        iou=0.8,
-        score=0.1,
-        recall=0.9,
-        relative_error=0.1,
-        mask_iou=0.8,
-        keypoint_distance=0.05,
-        keypoint_recall=0.8,
+        iou=0.8, score=0.1, recall=0.9, relative_error=0.1, mask_iou=0.8, keypoint_distance=0.05, keypoint_recall=0.8
     ),
     "fp16": Thresholds(
         iou=0.95,
@@ -114,13 +108,7 @@ THRESHOLDS: Mapping[str, Thresholds] = {
         keypoint_recall=0.9,
     ),
     "int8": Thresholds(
-        iou=0.7,
-        score=0.2,
-        recall=0.8,
-        relative_error=0.3,
-        mask_iou=0.7,
-        keypoint_distance=0.1,
-        keypoint_recall=0.7,
+        iou=0.7, score=0.2, recall=0.8, relative_error=0.3, mask_iou=0.7, keypoint_distance=0.1, keypoint_recall=0.7
     ),
 }
 """The thresholds by precision. ``relative_error`` follows from the format; the others allow its effect on boxes.

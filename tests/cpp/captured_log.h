@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "hybrid_rt/log.h"
+#include "lasting.h"
 
-/// Captures messages during its lifetime instead of writing them.
-class CapturedLog {
+/// Keeps the messages of its lifetime instead of writing them.
+class CapturedLog : Lasting {
  public:
   CapturedLog() {
     hybrid_rt::set_logger([this](hybrid_rt::LogLevel level, const std::string& message) {
@@ -16,8 +17,6 @@ class CapturedLog {
       messages_.emplace_back(level, message);
     });
   }
-  CapturedLog(const CapturedLog&) = delete;
-  CapturedLog& operator=(const CapturedLog&) = delete;
   ~CapturedLog() { hybrid_rt::set_logger({}); }
 
   /// Returns the messages of one level, in order.

@@ -7,16 +7,16 @@
 #include <stdexcept>
 #include <string>
 
-/// A directory that is removed with its object.
-class TemporaryFolder {
+#include "lasting.h"
+
+/// A folder that goes with its object.
+class TemporaryFolder : Lasting {
  public:
   TemporaryFolder() {
     std::string name = (std::filesystem::temp_directory_path() / "hybrid_rt_XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
     path_ = name;
   }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
   ~TemporaryFolder() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
@@ -29,15 +29,13 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-/// Sets an environment variable (nullptr unsets it) and restores it at the end.
-class TemporaryVariable {
+/// Sets an environment variable (or unsets it: nullptr) and restores it.
+class TemporaryVariable : Lasting {
  public:
   TemporaryVariable(std::string name, const char* value) : name_(std::move(name)) {
     if (const char* before = std::getenv(name_.c_str())) before_ = before;
     set(value);
   }
-  TemporaryVariable(const TemporaryVariable&) = delete;
-  TemporaryVariable& operator=(const TemporaryVariable&) = delete;
   ~TemporaryVariable() { set(before_ ? before_->c_str() : nullptr); }
 
  private:

@@ -72,6 +72,14 @@ def test_nothing_names_a_backend_but_the_files_with_a_reason() -> None:
     assert sorted(ALLOWED) == sorted(found), "files that name no backend any more need no reason"
 
 
+def tree_with(root: Path, path: str, text: str) -> Path:
+    """Writes a repository of one file, and returns its root."""
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / "pyproject.toml").touch()
+    (root / path).write_text(text)
+    return root
+
+
 @pytest.mark.parametrize(
     ("path", "text"),
     [
@@ -86,10 +94,7 @@ def test_nothing_names_a_backend_but_the_files_with_a_reason() -> None:
     ],
 )
 def test_a_name_in_another_file_is_found(path: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / path).write_text(text)
-    assert list(places(tmp_path, NAMES)) == [path]
+    assert list(places(tree_with(tmp_path, path, text), NAMES)) == [path]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,4 @@ def test_a_name_in_another_file_is_found(path: str, text: str, tmp_path: Path) -
     ],
 )
 def test_prose_and_a_backends_own_files_are_not(path: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / path).write_text(text)
-    assert places(tmp_path, NAMES) == {}
+    assert places(tree_with(tmp_path, path, text), NAMES) == {}

@@ -27,13 +27,16 @@ NOT_OF_A_DETECTOR = {
     "torchscript/graph_interpreter.py",  # a bundle's own segment
 }
 
+FACTORIES = {"make": (), "not_compiled": ("operator-not-in-engine",)}
+"""The functions that make errors, with the codes that they set by themselves."""
+
 INSTALLATION = {"one class of that name", "one backend that stores the segment as it was captured"}
 """Expectations on the installed packages, which do not depend on the detector."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A call of ``make``."""
+    """One call of ``make`` or of another function of ``FACTORIES``."""
 
     path: Path
     line: int
@@ -59,10 +62,11 @@ def texts(node: ast.expr | None) -> tuple[str, ...]:
 
 def sites(path: Path) -> Iterator[Site]:
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "make":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FACTORIES:
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             kind = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
             codes = passed_codes(path) if isinstance(given.get("code"), ast.Name) else texts(given.get("code"))
+            codes += FACTORIES[node.func.attr]
             yield Site(path.relative_to(ROOT), node.lineno, kind, texts(given.get("expected")), codes)
 
 

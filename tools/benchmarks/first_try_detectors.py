@@ -159,31 +159,31 @@ def _detr() -> nn.Module:
     return lively(transformers.DetrForObjectDetection(config), _batch(128, 160))
 
 
+_STAGES = ["stage2", "stage3", "stage4"]
+
+_SMALL_RT_DETR = {
+    "feat_strides": [8, 16, 32],
+    "encoder_hidden_dim": 64,
+    "encoder_ffn_dim": 128,
+    "encoder_attention_heads": 4,
+    "d_model": 64,
+    "num_queries": 30,
+    "decoder_in_channels": [64, 64, 64],
+    "decoder_ffn_dim": 128,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "anchor_image_size": None,
+    "eval_size": None,
+}
+"""Sizes of a small RT-DETR, and of D-FINE, which extends it."""
+
+
 def _rt_detr() -> nn.Module:
     transformers = importlib.import_module("transformers")
     backbone = transformers.RTDetrResNetConfig(
-        embedding_size=16,
-        hidden_sizes=[16, 32, 64, 128],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
+        embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic", out_features=_STAGES
     )
-    config = transformers.RTDetrConfig(
-        backbone_config=backbone,
-        encoder_in_channels=[32, 64, 128],
-        feat_strides=[8, 16, 32],
-        encoder_hidden_dim=64,
-        encoder_ffn_dim=128,
-        encoder_attention_heads=4,
-        d_model=64,
-        num_queries=30,
-        decoder_in_channels=[64, 64, 64],
-        decoder_ffn_dim=128,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        anchor_image_size=None,
-        eval_size=None,
-    )
+    config = transformers.RTDetrConfig(backbone_config=backbone, encoder_in_channels=[32, 64, 128], **_SMALL_RT_DETR)
     return lively(transformers.RTDetrForObjectDetection(config), _batch(128, 160))
 
 
@@ -200,24 +200,9 @@ def _d_fine() -> nn.Module:
         stage_kernel_size=[3, 3, 5, 5],
         stage_numb_of_layers=[2, 2, 2, 2],
         hidden_sizes=[32, 64, 96, 128],
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=_STAGES,
     )
-    config = transformers.DFineConfig(
-        backbone_config=backbone,
-        encoder_in_channels=[64, 96, 128],
-        feat_strides=[8, 16, 32],
-        encoder_hidden_dim=64,
-        encoder_ffn_dim=128,
-        encoder_attention_heads=4,
-        d_model=64,
-        num_queries=30,
-        decoder_in_channels=[64, 64, 64],
-        decoder_ffn_dim=128,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        anchor_image_size=None,
-        eval_size=None,
-    )
+    config = transformers.DFineConfig(backbone_config=backbone, encoder_in_channels=[64, 96, 128], **_SMALL_RT_DETR)
     return lively(transformers.DFineForObjectDetection(config), _batch(128, 160))
 
 

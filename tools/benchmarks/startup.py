@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 import hybrid_rt
 from hybrid_rt.bundle.archive import read_manifest
@@ -87,16 +87,6 @@ def main() -> None:
     Console(width=200).print(table)
 
 
-class _Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 8, 3)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Convolves an image [1, 3, H, W]."""
-        return self.layer(image)
-
-
 def _small(directory: Path, like: Path) -> Path:
     """Returns a bundle of one convolution for the engine that runs a given bundle here."""
     [variant] = {
@@ -107,8 +97,8 @@ def _small(directory: Path, like: Path) -> Path:
         precision = "fp32" if variant[1] == "int8" else variant[1]
         torch.manual_seed(0)
         hybrid_rt.convert(
-            _Small().eval(), (torch.rand(1, 3, 32, 32),), path, engine=variant[0], precision=precision, fallback=False,
-            segments=["layer"], measure=False,
+            nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), (torch.rand(1, 3, 32, 32),), path, engine=variant[0],
+            precision=precision, fallback=False, segments=["0"], measure=False,
         )  # fmt: skip
     return path
 

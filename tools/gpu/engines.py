@@ -93,7 +93,7 @@ def op_cost(writer: Writer, name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.no_grad():
         bundle = Path(folder) / "backbone.pt"
         options = {"tensorrt": {"compute_capabilities": "current"}}
-        hybrid_rt.convert(
+        measure.convert_unchecked(
             measure.Alone(module).eval(),
             (x,),
             bundle,
@@ -102,11 +102,6 @@ def op_cost(writer: Writer, name: str) -> None:
             device="cuda",
             options=options,
             shapes=[(x.shape[-2], x.shape[-1])],
-            fallback=False,
-            verify=False,
-            golden=False,
-            measure=False,
-            progress=False,
         )
         loaded, picture = hybrid_rt.load(bundle, device="cuda"), x.cuda()
         candidate = measure.Candidate("op", lambda: loaded(picture))
@@ -275,18 +270,8 @@ def profile(writer: Writer, name: str, engine: str = "aot_inductor", precision: 
     detector, image = subject.build().eval(), subject.pictures[0]
     with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder, torch.inference_mode():
         path = Path(folder) / "hybrid.pt"
-        hybrid_rt.convert(
-            detector,
-            ([image],),
-            path,
-            engine=f"{engine}:{precision}",
-            device=measure.DEVICE,
-            fallback=False,
-            verify=False,
-            golden=False,
-            measure=False,
-            progress=False,
-        )
+        variant = f"{engine}:{precision}"
+        measure.convert_unchecked(detector, ([image],), path, engine=variant, device=measure.DEVICE)
         hybrid, image = hybrid_rt.load(path, device=measure.DEVICE), image.to(measure.DEVICE)
         for _ in range(5):
             hybrid([image])
@@ -351,18 +336,8 @@ def accuracy(
         try:
             with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as folder:
                 path = Path(folder) / "demo.pt"
-                hybrid_rt.convert(
-                    detector,
-                    ([picture],),
-                    path,
-                    engine=f"{engine}:{precision}",
-                    device=device,
-                    options=options,
-                    fallback=False,
-                    verify=False,  # the boxes are compared below
-                    golden=False,
-                    measure=False,
-                    progress=False,
+                measure.convert_unchecked(
+                    detector, ([picture],), path, engine=f"{engine}:{precision}", device=device, options=options
                 )
                 found = digits_detector.evaluate(placed(hybrid_rt.load(path, device=device)), samples)["mAP"]
         except Exception as error:  # from any compiler

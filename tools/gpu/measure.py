@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,13 @@ class Alone(nn.Module):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Returns the features of images [N, 3, H, W]."""
         return self.backbone(pictures)
+
+
+def convert_unchecked(detector: nn.Module, inputs: tuple[Any, ...], path: Path, **options: Any) -> None:
+    """Converts a detector for one engine only. Its results are not compared, because the caller judges them."""
+    hybrid_rt.convert(
+        detector, inputs, path, fallback=False, verify=False, golden=False, measure=False, progress=False, **options
+    )
 
 
 @dataclass(frozen=True)

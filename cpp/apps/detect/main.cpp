@@ -133,6 +133,20 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+/// Accepts numbers from 0 on. CLI::Range lets NaN through.
+template <typename Number>
+CLI::Validator up_to(int greatest) {
+  const std::string last = std::to_string(greatest);
+  return CLI::Validator(
+      [greatest, last](const std::string& text) -> std::string {
+        Number value = 0;
+        const bool is_number = CLI::detail::lexical_cast(text, value);
+        const bool is_within = is_number && value >= 0 && value <= static_cast<Number>(greatest);
+        return is_within ? "" : "'" + text + "' is not a number from 0 to " + last;
+      },
+      "0.." + last);
+}
+
 void define(CLI::App& app, Options& options) {
   const CLI::Validator is_device(
       [](const std::string& text) -> std::string {
@@ -143,23 +157,6 @@ void define(CLI::App& app, Options& options) {
         return text == "cpu" || text == "cuda" || is_index ? "" : "'" + text + "' is not cpu, cuda or cuda:INDEX";
       },
       "cpu|cuda[:INDEX]");
-  // CLI::Range accepts NaN.
-  const CLI::Validator is_score(
-      [](const std::string& text) -> std::string {
-        float value = 0;
-        const bool is_number = CLI::detail::lexical_cast(text, value);
-        return is_number && value >= 0 && value <= 1 ? "" : "'" + text + "' is not a number from 0 to 1";
-      },
-      "0..1");
-
-  const CLI::Validator is_tolerance(
-      [](const std::string& text) -> std::string {
-        double value = 0;
-        const bool is_number = CLI::detail::lexical_cast(text, value);
-        return is_number && value >= 0 && value <= 1000 ? "" : "'" + text + "' is not a number from 0 to 1000";
-      },
-      "0..1000");
-
   app.footer(kFooter);
   app.add_option("MODEL", options.model, "path of the bundle")->required();
   CLI::Option* picture = app.add_option("IMAGE", options.picture, "JPEG or PNG file; omit it with --verify");
@@ -169,7 +166,7 @@ void define(CLI::App& app, Options& options) {
   CLI::Option* latency =
       app.add_flag("--latency", options.latency, "check the bundle's latency contract too")->needs(verify);
   app.add_option("--tolerance", options.tolerance, "fraction by which a percentile may exceed the contract's")
-      ->check(is_tolerance)
+      ->check(up_to<double>(1000))
       ->needs(latency)
       ->capture_default_str();
   app.add_flag("--exif", options.exif, "apply the EXIF orientation of the image")->excludes(verify);
@@ -192,7 +189,7 @@ void define(CLI::App& app, Options& options) {
   app.add_option("--device", options.device, "device to run on")->check(is_device)->capture_default_str();
   app.add_option("--min-score", options.min_score,
                  "omit detections with lower scores; 0 keeps all that the detector returns")
-      ->check(is_score)
+      ->check(up_to<float>(1))
       ->capture_default_str();
   app.add_option("--class-names,--labels", options.class_names,
                  "a file of class names in place of the bundle's, one per line, the first line for label 0");

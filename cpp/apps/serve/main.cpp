@@ -61,46 +61,31 @@ struct Options {
 
 void define(CLI::App& app, Options& options) {
   auto& detector = options.service.detector;
+  const auto number = [&app](const char* name, auto& value, const char* help, auto least, auto greatest) {
+    app.add_option(name, value, help)->check(CLI::Range(least, greatest))->capture_default_str();
+  };
   app.footer(kFooter);
   app.add_option("MODEL", options.service.models, "bundles, or directories of bundles; each is named after its file")
       ->required();
   app.add_option("--host", options.http.host, "address to bind")->capture_default_str();
   app.add_option("--port", options.http.port, "port to bind; 0: any free port")->capture_default_str();
-  app.add_option("--workers", detector.workers, "number of worker threads per model")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
+  number("--workers", detector.workers, "number of worker threads per model", 1, 1024);
   app.add_option("--threads", detector.load.threads,
                  "threads per worker (default: the cores, divided among the workers)")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--queue", detector.queue_capacity, "number of images per model that may wait")
-      ->check(CLI::Range(1, 1'000'000))
-      ->capture_default_str();
-  app.add_option("--deadline-ms", options.service.deadline_ms, "deadline of requests that do not set one; 0: none")
-      ->check(CLI::Range(0, 86'400'000))
-      ->capture_default_str();
-  app.add_option("--max-batch", detector.max_batch, "maximum number of images of similar size per call")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--max-delay-ms", options.max_delay_ms, "time that an image may wait for others to share its call")
-      ->check(CLI::Range(0.0, 10'000.0))
-      ->capture_default_str();
-  app.add_option("--size-bucket", detector.size_bucket, "granularity of similar sizes, in pixels")
-      ->check(CLI::Range(1, 16'384))
-      ->capture_default_str();
-  app.add_option("--max-body-mb", options.max_body_mb, "maximum size of a request body, in MiB")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  app.add_option("--max-pixels-mp", options.max_megapixels, "maximum size of an image, in megapixels")
-      ->check(CLI::Range(1, 268))
-      ->capture_default_str();
-  app.add_option("--max-images,--max-pictures", options.service.rules.max_pictures,
-                 "maximum number of images per request")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
+  number("--queue", detector.queue_capacity, "number of images per model that may wait", 1, 1'000'000);
+  number("--deadline-ms", options.service.deadline_ms, "deadline of requests that do not set one; 0: none", 0,
+         86'400'000);
+  number("--max-batch", detector.max_batch, "maximum number of images of similar size per call", 1, 1024);
+  number("--max-delay-ms", options.max_delay_ms, "time that an image may wait for others to share its call", 0.0,
+         10'000.0);
+  number("--size-bucket", detector.size_bucket, "granularity of similar sizes, in pixels", 1, 16'384);
+  number("--max-body-mb", options.max_body_mb, "maximum size of a request body, in MiB", 1, 4096);
+  number("--max-pixels-mp", options.max_megapixels, "maximum size of an image, in megapixels", 1, 268);
+  number("--max-images,--max-pictures", options.service.rules.max_pictures, "maximum number of images per request", 1,
+         1024);
   app.add_flag("--exif", options.exif, "apply the EXIF orientation of images, unless a request has exif=false");
-  app.add_option("--max-connections", options.http.max_connections, "maximum number of open connections")
-      ->check(CLI::Range(1, 100'000))
-      ->capture_default_str();
+  number("--max-connections", options.http.max_connections, "maximum number of open connections", 1, 100'000);
   app.add_option("--token-file", options.token_file, "require the bearer token in this file");
   app.add_option("--allowed-host", options.service.allowed_hosts,
                  "host name under which browsers reach the page, in addition to localhost and addresses");
@@ -119,14 +104,11 @@ void define(CLI::App& app, Options& options) {
       ->default_str("480x640");
   app.add_option("--class-names,--labels", options.class_names,
                  "file of class names that replace the bundles', one per line, the first line for label 0");
-  app.add_option("--stuck-seconds", options.stuck_seconds,
-                 "time that a worker may spend on one image before its request gets 503; the program ends once all "
-                 "workers of a model are stuck; 0: unlimited")
-      ->check(CLI::Range(0.0, 86'400.0))
-      ->capture_default_str();
-  app.add_option("--drain-seconds", options.drain_seconds, "time that requests may still take after TERM")
-      ->check(CLI::Range(0, 3600))
-      ->capture_default_str();
+  number("--stuck-seconds", options.stuck_seconds,
+         "time that a worker may spend on one image before its request gets 503; the program ends once all workers of "
+         "a model are stuck; 0: unlimited",
+         0.0, 86'400.0);
+  number("--drain-seconds", options.drain_seconds, "time that requests may still take after TERM", 0, 3600);
 }
 
 hybrid_rt::Error wrong(const std::string& subject, const std::string& expected, const std::string& got,

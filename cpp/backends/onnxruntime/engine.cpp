@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/dtype_table.h"
 #include "hybrid_rt/plugin/nan_values.h"
 #include "providers.h"
 
@@ -16,29 +17,17 @@ namespace {
 constexpr char kWeights[] = "weights";
 
 ElementType element_type(c10::ScalarType dtype) {
-  switch (dtype) {
-    case c10::ScalarType::Float:
-      return ElementType::kFloat;
-    case c10::ScalarType::Double:
-      return ElementType::kDouble;
-    case c10::ScalarType::Half:
-      return ElementType::kFloat16;
-    case c10::ScalarType::BFloat16:
-      return ElementType::kBfloat16;
-    case c10::ScalarType::Long:
-      return ElementType::kInt64;
-    case c10::ScalarType::Int:
-      return ElementType::kInt32;
-    case c10::ScalarType::Char:
-      return ElementType::kInt8;
-    case c10::ScalarType::Byte:
-      return ElementType::kUint8;
-    case c10::ScalarType::Bool:
-      return ElementType::kBool;
-    default:
-      throw Error(ErrorKind::kBackend, "onnxruntime", "dtype", "one that ONNX Runtime supports", c10::toString(dtype),
-                  "Convert the tensor inside the segment.");
-  }
+  static const DtypeTable<ElementType> types("onnxruntime", "ONNX Runtime",
+                                             {{at::kFloat, ElementType::kFloat},
+                                              {at::kDouble, ElementType::kDouble},
+                                              {at::kHalf, ElementType::kFloat16},
+                                              {at::kBFloat16, ElementType::kBfloat16},
+                                              {at::kLong, ElementType::kInt64},
+                                              {at::kInt, ElementType::kInt32},
+                                              {at::kChar, ElementType::kInt8},
+                                              {at::kByte, ElementType::kUint8},
+                                              {at::kBool, ElementType::kBool}});
+  return types.at(dtype);
 }
 
 Handle<SessionOptions> make_options(const EngineOptions& options, const std::vector<std::string>& providers) {

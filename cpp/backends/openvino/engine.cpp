@@ -10,35 +10,24 @@
 #include <string_view>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/dtype_table.h"
 #include "hybrid_rt/plugin/nan_values.h"
 
 namespace hybrid_rt::openvino {
 namespace {
 
 ov_element_type_e element_type(c10::ScalarType dtype) {
-  switch (dtype) {
-    case c10::ScalarType::Float:
-      return F32;
-    case c10::ScalarType::Double:
-      return F64;
-    case c10::ScalarType::Half:
-      return F16;
-    case c10::ScalarType::BFloat16:
-      return BF16;
-    case c10::ScalarType::Long:
-      return I64;
-    case c10::ScalarType::Int:
-      return I32;
-    case c10::ScalarType::Char:
-      return I8;
-    case c10::ScalarType::Byte:
-      return U8;
-    case c10::ScalarType::Bool:
-      return BOOLEAN;
-    default:
-      throw Error(ErrorKind::kBackend, "openvino", "dtype", "one that OpenVINO supports", c10::toString(dtype),
-                  "Convert the tensor inside the segment.");
-  }
+  static const DtypeTable<ov_element_type_e> types("openvino", "OpenVINO",
+                                                   {{at::kFloat, F32},
+                                                    {at::kDouble, F64},
+                                                    {at::kHalf, F16},
+                                                    {at::kBFloat16, BF16},
+                                                    {at::kLong, I64},
+                                                    {at::kInt, I32},
+                                                    {at::kChar, I8},
+                                                    {at::kByte, U8},
+                                                    {at::kBool, BOOLEAN}});
+  return types.at(dtype);
 }
 
 /// Wraps a torch tensor's memory as OpenVINO's tensor.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 
 #ifdef TRT_MAJOR_RTX
 #define HYBRID_RT_IS_RTX 1
@@ -66,26 +67,14 @@ class Context : public VendorContext {
 };
 
 const char* dtype_name(nvinfer1::DataType type) {
-  switch (type) {
-    case nvinfer1::DataType::kFLOAT:
-      return "float32";
-    case nvinfer1::DataType::kHALF:
-      return "float16";
-    case nvinfer1::DataType::kBF16:
-      return "bfloat16";
-    case nvinfer1::DataType::kINT64:
-      return "int64";
-    case nvinfer1::DataType::kINT32:
-      return "int32";
-    case nvinfer1::DataType::kINT8:
-      return "int8";
-    case nvinfer1::DataType::kUINT8:
-      return "uint8";
-    case nvinfer1::DataType::kBOOL:
-      return "bool";
-    default:
-      return nullptr;
+  using Type = nvinfer1::DataType;
+  static constexpr std::pair<Type, const char*> kNames[] = {
+      {Type::kFLOAT, "float32"}, {Type::kHALF, "float16"}, {Type::kBF16, "bfloat16"}, {Type::kINT64, "int64"},
+      {Type::kINT32, "int32"},   {Type::kINT8, "int8"},    {Type::kUINT8, "uint8"},   {Type::kBOOL, "bool"}};
+  for (const auto& [known, name] : kNames) {
+    if (known == type) return name;
   }
+  return nullptr;
 }
 
 class Engine : public VendorEngine {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/dtype_table.h"
 
 namespace hybrid_rt::tvm {
 namespace {
@@ -20,29 +21,17 @@ constexpr int64_t kNaiveAllocator = 1;
 constexpr int64_t kShareCores = -3;
 
 DLDataType data_type(c10::ScalarType dtype) {
-  switch (dtype) {
-    case c10::ScalarType::Float:
-      return {kDLFloat, 32, 1};
-    case c10::ScalarType::Double:
-      return {kDLFloat, 64, 1};
-    case c10::ScalarType::Half:
-      return {kDLFloat, 16, 1};
-    case c10::ScalarType::BFloat16:
-      return {kDLBfloat, 16, 1};
-    case c10::ScalarType::Long:
-      return {kDLInt, 64, 1};
-    case c10::ScalarType::Int:
-      return {kDLInt, 32, 1};
-    case c10::ScalarType::Char:
-      return {kDLInt, 8, 1};
-    case c10::ScalarType::Byte:
-      return {kDLUInt, 8, 1};
-    case c10::ScalarType::Bool:
-      return {kDLBool, 8, 1};
-    default:
-      throw Error(ErrorKind::kBackend, "tvm", "dtype", "one that TVM supports", c10::toString(dtype),
-                  "Convert the tensor inside the segment.");
-  }
+  static const DtypeTable<DLDataType> types("tvm", "TVM",
+                                            {{at::kFloat, {kDLFloat, 32, 1}},
+                                             {at::kDouble, {kDLFloat, 64, 1}},
+                                             {at::kHalf, {kDLFloat, 16, 1}},
+                                             {at::kBFloat16, {kDLBfloat, 16, 1}},
+                                             {at::kLong, {kDLInt, 64, 1}},
+                                             {at::kInt, {kDLInt, 32, 1}},
+                                             {at::kChar, {kDLInt, 8, 1}},
+                                             {at::kByte, {kDLUInt, 8, 1}},
+                                             {at::kBool, {kDLBool, 8, 1}}});
+  return types.at(dtype);
 }
 
 bool equal(DLDataType a, DLDataType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }

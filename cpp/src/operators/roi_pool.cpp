@@ -70,6 +70,35 @@ PixelBox pixel_box(const T* roi, double spatial_scale, int64_t pictures, int64_t
   return box;
 }
 
+/// Sizes and values of a pooling's contiguous tensors.
+template <typename T>
+struct Memory {
+  Memory(const at::Tensor& input, const at::Tensor& rois, Pooled& output)
+      : pictures(input.size(0)),
+        channels(input.size(1)),
+        height(input.size(2)),
+        width(input.size(3)),
+        count(rois.size(0)),
+        rows(output.values.size(2)),
+        columns(output.values.size(3)),
+        pixels(input.const_data_ptr<T>()),
+        boxes(rois.const_data_ptr<T>()),
+        values(output.values.mutable_data_ptr<T>()),
+        sources(output.sources.mutable_data_ptr<int32_t>()) {}
+
+  int64_t pictures;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t count;  // of boxes
+  int64_t rows;   // of bins
+  int64_t columns;
+  const T* pixels;
+  const T* boxes;
+  T* values;
+  int32_t* sources;
+};
+
 struct Span {
   int64_t begin;
   int64_t end;
@@ -90,41 +119,32 @@ void for_boxes(int64_t boxes, int64_t values_per_box, const Work& work) {
 }
 
 template <typename T>
-void roi_pool_into(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, Pooled& output) {
-  const int64_t channels = input.size(1);
-  const int64_t height = input.size(2);
-  const int64_t width = input.size(3);
-  const int64_t rows = output.values.size(2);
-  const int64_t columns = output.values.size(3);
-  const T* const pixels = input.const_data_ptr<T>();
-  const T* const boxes = rois.const_data_ptr<T>();
-  T* const values = output.values.mutable_data_ptr<T>();
-  int32_t* const sources = output.sources.mutable_data_ptr<int32_t>();
-  for_boxes(rois.size(0), channels * rows * columns, [&](int64_t first, int64_t last) {
+void roi_pool_into(const Memory<T>& in, double spatial_scale) {
+  for_boxes(in.count, in.channels * in.rows * in.columns, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
-      const PixelBox box = pixel_box(boxes + 5 * n, spatial_scale, input.size(0), n, "roi_pool");
-      const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top + 1, 1)) / static_cast<T>(rows);
-      const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left + 1, 1)) / static_cast<T>(columns);
-      for (int64_t row = 0; row < rows; ++row) {
-        const Span high = span_of(row, bin_height, box.top, height);
-        for (int64_t column = 0; column < columns; ++column) {
-          const Span wide = span_of(column, bin_width, box.left, width);
+      const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.pictures, n, "roi_pool");
+      const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top + 1, 1)) / static_cast<T>(in.rows);
+      const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left + 1, 1)) / static_cast<T>(in.columns);
+      for (int64_t row = 0; row < in.rows; ++row) {
+        const Span high = span_of(row, bin_height, box.top, in.height);
+        for (int64_t column = 0; column < in.columns; ++column) {
+          const Span wide = span_of(column, bin_width, box.left, in.width);
           const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
-          for (int64_t c = 0; c < channels; ++c) {
-            const T* const channel = pixels + (box.picture * channels + c) * height * width;
+          for (int64_t c = 0; c < in.channels; ++c) {
+            const T* const channel = in.pixels + (box.picture * in.channels + c) * in.height * in.width;
             T greatest = is_empty ? T(0) : static_cast<T>(-FLT_MAX);
             int64_t source = -1;
             for (int64_t y = high.begin; !is_empty && y < high.end; ++y) {
               for (int64_t x = wide.begin; x < wide.end; ++x) {
-                if (channel[y * width + x] > greatest) {
-                  greatest = channel[y * width + x];
-                  source = y * width + x;
+                if (channel[y * in.width + x] > greatest) {
+                  greatest = channel[y * in.width + x];
+                  source = y * in.width + x;
                 }
               }
             }
-            const int64_t index = ((n * channels + c) * rows + row) * columns + column;
-            values[index] = greatest;
-            sources[index] = static_cast<int32_t>(source);
+            const int64_t index = ((n * in.channels + c) * in.rows + row) * in.columns + column;
+            in.values[index] = greatest;
+            in.sources[index] = static_cast<int32_t>(source);
           }
         }
       }
@@ -133,33 +153,24 @@ void roi_pool_into(const at::Tensor& input, const at::Tensor& rois, double spati
 }
 
 template <typename T>
-void ps_roi_pool_into(const at::Tensor& input, const at::Tensor& rois, double spatial_scale, Pooled& output) {
-  const int64_t channels = input.size(1);
-  const int64_t height = input.size(2);
-  const int64_t width = input.size(3);
-  const int64_t rows = output.values.size(2);
-  const int64_t columns = output.values.size(3);
-  const T* const pixels = input.const_data_ptr<T>();
-  const T* const boxes = rois.const_data_ptr<T>();
-  T* const values = output.values.mutable_data_ptr<T>();
-  int32_t* const sources = output.sources.mutable_data_ptr<int32_t>();
-  for_boxes(rois.size(0), channels, [&](int64_t first, int64_t last) {
+void ps_roi_pool_into(const Memory<T>& in, double spatial_scale) {
+  for_boxes(in.count, in.channels, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
-      const PixelBox box = pixel_box(boxes + 5 * n, spatial_scale, input.size(0), n, "ps_roi_pool");
-      const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top, 1)) / static_cast<T>(rows);
-      const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left, 1)) / static_cast<T>(columns);
-      for (int64_t c = 0; c < channels; ++c) {  // output channel, bin row and bin column, consecutively
-        const Span high = span_of(c / columns % rows, bin_height, box.top, height - 1);
-        const Span wide = span_of(c % columns, bin_width, box.left, width - 1);
+      const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.pictures, n, "ps_roi_pool");
+      const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top, 1)) / static_cast<T>(in.rows);
+      const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left, 1)) / static_cast<T>(in.columns);
+      for (int64_t c = 0; c < in.channels; ++c) {  // output channel, row and column of bins, one after the other
+        const Span high = span_of(c / in.columns % in.rows, bin_height, box.top, in.height - 1);
+        const Span wide = span_of(c % in.columns, bin_width, box.left, in.width - 1);
         const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;
-        const T* const channel = pixels + (box.picture * channels + c) * height * width;
+        const T* const channel = in.pixels + (box.picture * in.channels + c) * in.height * in.width;
         T sum = 0;
         for (int64_t y = high.begin; !is_empty && y < high.end; ++y) {
-          for (int64_t x = wide.begin; x < wide.end; ++x) sum += channel[y * width + x];
+          for (int64_t x = wide.begin; x < wide.end; ++x) sum += channel[y * in.width + x];
         }
         const T area = static_cast<T>((high.end - high.begin) * (wide.end - wide.begin));
-        values[n * channels + c] = is_empty ? T(0) : static_cast<T>(sum / area);
-        sources[n * channels + c] = static_cast<int32_t>(c);
+        in.values[n * in.channels + c] = is_empty ? T(0) : static_cast<T>(sum / area);
+        in.sources[n * in.channels + c] = static_cast<int32_t>(c);
       }
     }
   });
@@ -198,26 +209,33 @@ T mean_of_points(const T* channel, const Placement<T>& box, int64_t row, int64_t
 }
 
 template <typename T>
-void ps_roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Pooling& pooling, Pooled& output) {
-  const int64_t channels = input.size(1);
-  const int64_t height = input.size(2);
-  const int64_t width = input.size(3);
-  const T* const pixels = input.const_data_ptr<T>();
-  const T* const boxes = rois.const_data_ptr<T>();
-  T* const values = output.values.mutable_data_ptr<T>();
-  int32_t* const sources = output.sources.mutable_data_ptr<int32_t>();
-  for_boxes(rois.size(0), channels, [&](int64_t first, int64_t last) {
+void ps_roi_align_into(const Memory<T>& in, const Pooling& pooling) {
+  for_boxes(in.count, in.channels, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       Placement<T> box;
-      check_box(place_box(boxes + 5 * n, 1, pooling, input.size(0), box), input.size(0), n, "ps_roi_align");
-      for (int64_t c = 0; c < channels; ++c) {
-        const T* const channel = pixels + (box.picture * channels + c) * height * width;
-        values[n * channels + c] =
-            mean_of_points(channel, box, c / pooling.width % pooling.height, c % pooling.width, height, width);
-        sources[n * channels + c] = static_cast<int32_t>(c);
+      check_box(place_box(in.boxes + 5 * n, 1, pooling, in.pictures, box), in.pictures, n, "ps_roi_align");
+      for (int64_t c = 0; c < in.channels; ++c) {
+        const T* const channel = in.pixels + (box.picture * in.channels + c) * in.height * in.width;
+        in.values[n * in.channels + c] =
+            mean_of_points(channel, box, c / pooling.width % pooling.height, c % pooling.width, in.height, in.width);
+        in.sources[n * in.channels + c] = static_cast<int32_t>(c);
       }
     }
   });
+}
+
+/// Returns the results, of `channels` channels, that `pool` writes into its Memory.
+template <typename Pool>
+std::tuple<at::Tensor, at::Tensor> pooled(const at::Tensor& input, const at::Tensor& rois, int64_t channels,
+                                          int64_t height, int64_t width, const Pool& pool) {
+  Pooled output = empty_result(input, rois.size(0), channels, height, width);
+  if (output.values.numel() > 0) {
+    const at::Tensor pixels = input.contiguous();
+    const at::Tensor boxes = rois.contiguous();
+    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "pooling",
+                                        [&] { pool(Memory<scalar_t>(pixels, boxes, output)); });
+  }
+  return {output.values, output.sources};
 }
 
 }  // namespace
@@ -225,40 +243,25 @@ void ps_roi_align_into(const at::Tensor& input, const at::Tensor& rois, const Po
 std::tuple<at::Tensor, at::Tensor> roi_pool(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                                             int64_t pooled_height, int64_t pooled_width) {
   check_pooling("roi_pool", input, rois, pooled_height, pooled_width);
-  Pooled output = empty_result(input, rois.size(0), input.size(1), pooled_height, pooled_width);
-  if (output.values.numel() > 0) {
-    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "roi_pool", [&] {
-      roi_pool_into<scalar_t>(input.contiguous(), rois.contiguous(), spatial_scale, output);
-    });
-  }
-  return {output.values, output.sources};
+  return pooled(input, rois, input.size(1), pooled_height, pooled_width,
+                [&](const auto& memory) { roi_pool_into(memory, spatial_scale); });
 }
 
 std::tuple<at::Tensor, at::Tensor> ps_roi_pool(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                                                int64_t pooled_height, int64_t pooled_width) {
   check_position_sensitive_pooling("ps_roi_pool", input, rois, pooled_height, pooled_width);
   const int64_t channels = input.size(1) / (pooled_height * pooled_width);
-  Pooled output = empty_result(input, rois.size(0), channels, pooled_height, pooled_width);
-  if (output.values.numel() > 0) {
-    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "ps_roi_pool", [&] {
-      ps_roi_pool_into<scalar_t>(input.contiguous(), rois.contiguous(), spatial_scale, output);
-    });
-  }
-  return {output.values, output.sources};
+  return pooled(input, rois, channels, pooled_height, pooled_width,
+                [&](const auto& memory) { ps_roi_pool_into(memory, spatial_scale); });
 }
 
 std::tuple<at::Tensor, at::Tensor> ps_roi_align(const at::Tensor& input, const at::Tensor& rois, double spatial_scale,
                                                 int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio) {
   check_position_sensitive_pooling("ps_roi_align", input, rois, pooled_height, pooled_width);
   const int64_t channels = input.size(1) / (pooled_height * pooled_width);
-  Pooled output = empty_result(input, rois.size(0), channels, pooled_height, pooled_width);
-  if (output.values.numel() > 0) {
-    const Pooling pooling{spatial_scale, pooled_height, pooled_width, sampling_ratio, true};
-    AT_DISPATCH_FLOATING_TYPES_AND_HALF(input.scalar_type(), "ps_roi_align", [&] {
-      ps_roi_align_into<scalar_t>(input.contiguous(), rois.contiguous(), pooling, output);
-    });
-  }
-  return {output.values, output.sources};
+  const Pooling pooling{spatial_scale, pooled_height, pooled_width, sampling_ratio, true};
+  return pooled(input, rois, channels, pooled_height, pooled_width,
+                [&](const auto& memory) { ps_roi_align_into(memory, pooling); });
 }
 
 }  // namespace hybrid_rt::operators

@@ -94,13 +94,8 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CompositeExplicitAutograd, m) {
   m.impl("handed_on", &handed_on);
 }
 
-TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
-  m.impl("nms", &operators::nms);
-  m.impl("roi_align", &operators::roi_align);
-  m.impl("roi_pool", &operators::roi_pool);
-  m.impl("ps_roi_pool", &operators::ps_roi_pool);
-  m.impl("ps_roi_align", &operators::ps_roi_align);
-  m.impl("deform_conv2d", &operators::deform_conv2d);
+/// The operators that are the same on every device.
+static void implement_whole_steps(torch::Library& m) {
   m.impl("batched_nms", &operators::batched_nms);
   m.impl("ssd_detections", &operators::ssd_detections);
   m.impl("sigmoid_topk", &operators::sigmoid_topk);
@@ -111,6 +106,16 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
   m.impl("normalized_batch", &operators::normalized_batch);
 }
 
+TORCH_LIBRARY_IMPL(hybrid_rt, CPU, m) {
+  m.impl("nms", &operators::nms);
+  m.impl("roi_align", &operators::roi_align);
+  m.impl("roi_pool", &operators::roi_pool);
+  m.impl("ps_roi_pool", &operators::ps_roi_pool);
+  m.impl("ps_roi_align", &operators::ps_roi_align);
+  m.impl("deform_conv2d", &operators::deform_conv2d);
+  implement_whole_steps(m);
+}
+
 TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
   m.impl("nms", &operators::nms_on_cuda);
   m.impl("roi_align", &operators::roi_align_on_cuda);
@@ -118,14 +123,7 @@ TORCH_LIBRARY_IMPL(hybrid_rt, CUDA, m) {
   m.impl("ps_roi_pool", &operators::ps_roi_pool_through_cpu);
   m.impl("ps_roi_align", &operators::ps_roi_align_through_cpu);
   m.impl("deform_conv2d", &operators::composed_deform_conv2d);
-  m.impl("batched_nms", &operators::batched_nms);
-  m.impl("ssd_detections", &operators::ssd_detections);
-  m.impl("sigmoid_topk", &operators::sigmoid_topk);
-  m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
-  m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
-  m.impl("region_proposals", &operators::region_proposals);
-  m.impl("box_detections", &operators::box_detections);
-  m.impl("normalized_batch", &operators::normalized_batch);
+  implement_whole_steps(m);
 }
 
 }  // namespace hybrid_rt

@@ -114,13 +114,11 @@ class AOTInductorBackend(Backend):
         except BackendError:
             raise
         except Exception as error:  # inductor raises many types
-            raise BackendError.make(
+            raise BackendError.not_compiled(
                 self.name,
-                f"segment '{program.name}'",
+                program.name,
                 expected="a module that AOTInductor compiles",
                 got=f"{type(error).__name__}: {str(error).strip()}",
-                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
-                code="operator-not-in-engine",
             ) from error
         # The C++ code around CUDA kernels is compiled for a CPU too.
         requirements = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from ..whole_graph import Call, WholeGraph
+from ..whole_graph import Call, WholeDetector, WholeGraph
 
 _FILE = "detector.pt2"
 
@@ -16,17 +14,9 @@ _FILE = "detector.pt2"
 class AOTInductorWholeGraph(WholeGraph):
     """Exports the detector for the first image's size."""
 
-    def build(
-        self,
-        detector: nn.Module,
-        images: list[Tensor],
-        precision: str,
-        outputs: list[str],
-        directory: Path,
-        calibration: Sequence[Tensor] = (),
-    ) -> None:
+    def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
         """Writes torch's package."""
-        exported = torch.export.export(detector, (images[0],))
+        exported = torch.export.export(whole.detector, (whole.images[0],))
         torch._inductor.aoti_compile_and_package(exported, package_path=str(directory / _FILE))
 
     def open(self, precision: str, directory: Path, threads: int) -> Call:

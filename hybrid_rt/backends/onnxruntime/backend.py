@@ -13,8 +13,8 @@ from torch import Tensor
 from ...capture import onnx_export
 from ...common.errors import BackendError, CaptureError
 from ...common.specs import Artifact, blob_from_bytes
-from ..base import Availability, Backend, LayerTime, RuntimeFiles, VendorPackages
-from ..quantization.options import checked, tightened
+from ..base import Availability, LayerTime, RuntimeFiles, VendorPackages
+from ..quantization.backend import QuantizingBackend
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8
@@ -35,7 +35,7 @@ OLDEST = "1.18"
 """Oldest version of ONNX Runtime that accepts weights from memory, separate from the model."""
 
 
-class OnnxRuntimeBackend(Backend):
+class OnnxRuntimeBackend(QuantizingBackend):
     """Exports the traced segment to ONNX; the package onnxruntime is needed only to run it and for int8."""
 
     name = "onnxruntime"
@@ -57,17 +57,9 @@ class OnnxRuntimeBackend(Backend):
             return Availability(False, f"the onnx package can't be imported ({error}); pip install onnx onnxruntime")
         return Availability(True, version=onnx.__version__)
 
-    def missing(self, precision: str) -> str:
-        """Returns why int8 can't be compiled: the onnxruntime package, which calibrates, is not installed."""
-        return int8.missing() if precision == "int8" else ""
-
-    def tightened(self, precision: str) -> Mapping[str, Any] | None:
-        """Returns the options with half of the error that layers in int8 may cause."""
-        return tightened(self.given) if precision == "int8" else None
-
-    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Checks the options of int8, see :mod:`..quantization.options`."""
-        return checked(self.name, options)
+    def missing_tool(self) -> str:
+        """Returns why ONNX Runtime, which quantises, can't be used; empty if it can."""
+        return int8.missing()
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Exports the segment to ONNX, and quantises it for int8."""

@@ -7,21 +7,19 @@ preserves the graph's free dimensions, and requires nothing else to be installed
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...common.errors import BackendError
+from ...common.silenced import silenced
+from ..quantization.engine_quantizer import EngineQuantizer, quantize
+from ..quantization.layers import Layers, Node
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
-from ..quantization.search import Comparison, SearchResult, quantize
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -60,59 +58,48 @@ def quantize_model(
     Raises:
         BackendError: No layer can be quantised, the tool refuses one, or too much would have to stay in fp32.
     """
-    return quantize(OnnxQuantizer(model, names, program), ("onnxruntime", program.name), options, "fp32", progress)
+    return quantize(OnnxQuantizer(model, names, program), options, tell)
 
 
-class OnnxQuantizer:
-    """A segment that ONNX Runtime quantises, see :class:`hybrid_rt.backends.quantization.search.Quantizer`."""
+class OnnxQuantizer(EngineQuantizer):
+    """A segment that ONNX Runtime quantises."""
+
+    backend = "onnxruntime"
+    instead = "fp32"
 
     def __init__(self, model: Any, names: Sequence[str], program: Program) -> None:
-        """Quantises all layers; see :func:`quantize_model` for the arguments.
+        """Finds the layers; see :func:`quantize_model` for the arguments.
 
         Raises:
             BackendError: There are no samples, or no layer can be quantised.
         """
-        self._model, self._names, self._segment = _named(model), names, program.name
-        self.samples = [
+        samples = [
             {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True) if name in _inputs(model)}
             for inputs in program.calibration
         ]
-        if not self.samples:
-            raise self._refused(
-                "calibration samples within the segment's sizes",
-                "none: the samples did not call it, or with other sizes",
-            )
-        outputs = [spec.name for spec in program.outputs]
-        self.layers, self.edges, branches = layers_of(self._model)
-        self.branches = dict(zip(outputs, branches, strict=True))
+        super().__init__(program, _named(model), samples)
+        found = Layers.of(_nodes(self.model), dict(zip(self.outputs, _results(self.model), strict=True)))
+        self.layers, self.edges, self.branches = found.names, found.edges, found.branches
         convolutions, products = (
-            [node.name for node in self._model.graph.node if node.op_type in kinds]
+            [node.name for node in self.model.graph.node if node.op_type in kinds]
             for kinds in (_WEIGHTED[:2], _WEIGHTED[2:])
         )
         self.shown = module_names(program, convolutions, products)
         if not convolutions and not products:
-            raise self._refused("a layer that int8 computes, such as a convolution", "none")
-        self._comparison = Comparison(self._model, outputs, self.samples, _opened)
+            raise self.refused("a layer that int8 computes, such as a convolution", "none")
 
-    @functools.cached_property
-    def _everywhere(self) -> Any:
-        return self._with({})
+    def opened(self, model: Any) -> Callable[[Mapping[str, Any]], list[torch.Tensor]]:
+        """Opens a session."""
+        session = _session(model)
+        return lambda sample: [torch.from_numpy(value) for value in session.run(None, dict(sample))]
 
-    def quantize(self, kept: Collection[str]) -> Any:
+    def without(self, kept: Collection[str]) -> Any:
         """Returns the model with all layers in int8 but ``kept``."""
-        return self._with({"nodes_to_exclude": sorted(kept)}) if kept else self._everywhere
+        return self._with({"nodes_to_exclude": sorted(kept)} if kept else {})
 
     def alone(self, layer: str) -> Any:
-        """Returns the model with only one layer in int8, calibrated on the samples of the comparison."""
-        return self._with({"nodes_to_quantize": [layer]}, self._comparison.samples)
-
-    def errors(self, model: Any) -> dict[str, float]:
-        """Returns the largest relative error of each output on the samples of the comparison."""
-        return self._comparison.errors(model)
-
-    def times(self, found: SearchResult) -> dict[str, float]:
-        """Returns the median milliseconds of one call of the found model and of the original one."""
-        return self._comparison.times(found)
+        """Returns the model with only one layer in int8, calibrated on the compared samples."""
+        return self._with({"nodes_to_quantize": [layer]}, self.compared)
 
     def _with(self, nodes: Mapping[str, Sequence[str]], samples: Sequence[Mapping[str, Any]] | None = None) -> Any:
         import onnx
@@ -127,10 +114,10 @@ class OnnxQuantizer:
 
         given = self.samples if samples is None else samples
         try:
-            with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, quiet():
+            with tempfile.TemporaryDirectory(prefix="hybrid_rt_") as directory, _quiet():
                 path = Path(directory) / "quantized.onnx"
                 quantize_static(
-                    onnx.ModelProto.FromString(self._model.SerializeToString()),
+                    onnx.ModelProto.FromString(self.model.SerializeToString()),
                     path,
                     Reader(),
                     quant_format=QuantFormat.QDQ,
@@ -146,22 +133,7 @@ class OnnxQuantizer:
                 )
                 return onnx.load(path)
         except Exception as error:  # it raises many types
-            raise self._refused("a model that ONNX Runtime quantises", f"{type(error).__name__}: {error}") from error
-
-    def _refused(self, expected: str, got: str) -> BackendError:
-        return BackendError.make(
-            "onnxruntime",
-            f"segment '{self._segment}' in int8",
-            expected=expected,
-            got=got,
-            remedy="Exclude that layer from the segment (segments=), or use fp32.",
-            code="operator-not-in-engine",
-        )
-
-
-def _opened(model: Any) -> Callable[[Mapping[str, Any]], list[torch.Tensor]]:
-    session = _session(model)
-    return lambda sample: [torch.from_numpy(value) for value in session.run(None, dict(sample))]
+            raise self.refused("a model that ONNX Runtime quantises", f"{type(error).__name__}: {error}") from error
 
 
 def _inputs(model: Any) -> set[str]:
@@ -181,31 +153,12 @@ def _named(model: Any) -> Any:
     return named
 
 
-def layers_of(model: Any) -> tuple[list[str], frozenset[str], list[frozenset[str]]]:
-    """Returns the layers that can be quantised, in the order in which they run.
+def _nodes(model: Any) -> list[Node]:
+    return [Node(node.name, node.op_type in _QUANTIZED, node.input, node.output) for node in model.graph.node]
 
-    Returns:
-        The layers; the first and last ones among them; and, per output, those that lead only to that output.
-    """
-    layers: list[str] = []
-    before: dict[str, frozenset[str]] = {}
-    first: set[str] = set()
-    inner: set[str] = set()
-    for node in model.graph.node:
-        above = frozenset[str]().union(*(before.get(name, frozenset()) for name in node.input))
-        if node.op_type in _QUANTIZED:
-            layers.append(node.name)
-            inner |= above
-            if not above:
-                first.add(node.name)
-            above |= {node.name}
-        before |= dict.fromkeys(node.output, above)
-    reached = [before.get(value.name, frozenset()) for value in model.graph.output]
-    branches = [
-        found - frozenset[str]().union(*(other for j, other in enumerate(reached) if j != i))
-        for i, found in enumerate(reached)
-    ]
-    return layers, frozenset(first | (set(layers) - inner)), branches
+
+def _results(model: Any) -> list[str]:
+    return [value.name for value in model.graph.output]
 
 
 def _session(model: Any) -> Any:
@@ -218,14 +171,7 @@ def _session(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Silences ONNX Runtime, which recommends steps that torch's exporter has already done."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with silenced(""), contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from ..whole_graph import Call, WholeGraph
+from ..whole_graph import Call, WholeDetector, WholeGraph
 
 _FILE = "detector.onnx"
 
@@ -16,24 +14,16 @@ _FILE = "detector.onnx"
 class OnnxRuntimeWholeGraph(WholeGraph):
     """Exports the detector with free height and width."""
 
-    def build(
-        self,
-        detector: nn.Module,
-        images: list[Tensor],
-        precision: str,
-        outputs: list[str],
-        directory: Path,
-        calibration: Sequence[Tensor] = (),
-    ) -> None:
+    def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
         """Writes the ONNX model."""
         torch.onnx.export(
-            detector,
-            (images[0],),
+            whole.detector,
+            (whole.images[0],),
             str(directory / _FILE),
             dynamo=False,  # torch.export takes no detector of torchvision (data-dependent sizes)
             opset_version=18,
             input_names=["picture"],
-            output_names=outputs,
+            output_names=list(whole.outputs),
             dynamic_axes={"picture": {1: "height", 2: "width"}},
         )
 

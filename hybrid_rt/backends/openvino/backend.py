@@ -16,8 +16,8 @@ from torch import Tensor
 from ...common.errors import BackendError
 from ...common.specs import Artifact, TensorSpec, blob_from_bytes
 from ...torchscript import jit
-from ..base import Availability, Backend, LayerTime, RuntimeFiles, VendorPackages
-from ..quantization.options import checked, tightened
+from ..base import Availability, LayerTime, RuntimeFiles, VendorPackages
+from ..quantization.backend import QuantizingBackend
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8, sizes_only
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...capture.program import Program
 
 
-class OpenVINOBackend(Backend):
+class OpenVINOBackend(QuantizingBackend):
     """Converts the traced segment. bf16 is a hint for the runtime, with weights in fp16; NNCF quantises to int8."""
 
     name = "openvino"
@@ -67,17 +67,9 @@ class OpenVINOBackend(Backend):
             return Availability(False, f"the openvino package can't be imported ({error}); pip install openvino")
         return Availability(True, version=openvino.__version__.split("-")[0])
 
-    def missing(self, precision: str) -> str:
-        """Returns why int8 can't be compiled: NNCF is not installed."""
-        return int8.missing() if precision == "int8" else ""
-
-    def tightened(self, precision: str) -> Mapping[str, Any] | None:
-        """Returns the options with half of the error that layers in int8 may cause."""
-        return tightened(self.given) if precision == "int8" else None
-
-    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Checks the options of int8, see :mod:`..quantization.options`."""
-        return checked(self.name, options)
+    def missing_tool(self) -> str:
+        """Returns why NNCF can't be used; empty if it can."""
+        return int8.missing()
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Converts the segment to OpenVINO's intermediate representation, and quantises it for int8."""
@@ -102,13 +94,8 @@ class OpenVINOBackend(Backend):
                 input=[(_partial_shape(spec), _element_type(spec)) for spec in program.inputs],
             )
         except Exception as error:  # the vendor's frontend raises many types
-            raise BackendError.make(
-                self.name,
-                f"segment '{program.name}'",
-                expected="a module that OpenVINO converts",
-                got=_told(error),
-                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
-                code="operator-not-in-engine",
+            raise BackendError.not_compiled(
+                self.name, program.name, expected="a module that OpenVINO converts", got=_told(error)
             ) from error
         if self.rewrites_graph:
             keep_pixels_together(model)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy
 
+from ..quantization.layers import Layers, Node
+
 _WEIGHTED = {
     "Convolution",
     "GroupConvolution",
@@ -22,37 +24,20 @@ _PASSED = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "ReduceMax
 _MOST_STEPS = 8
 
 
-def layers_of(quantized: Any, outputs: Sequence[str]) -> tuple[list[str], frozenset[str], dict[str, frozenset[str]]]:
-    """Returns the layers that NNCF quantised, in the order in which they run.
+def layers_of(quantized: Any, outputs: Sequence[str]) -> Layers:
+    """Returns the layers that NNCF quantised.
 
     Args:
         quantized: NNCF's result; layers keep their names.
         outputs: the names of the model's outputs, in order.
-
-    Returns:
-        The layers; the first and last ones among them; and, per output, those that lead only to that output.
     """
-    layers: list[str] = []
-    before: dict[str, frozenset[str]] = {}
-    first: set[str] = set()
-    inner: set[str] = set()
-    for op in quantized.get_ordered_ops():
-        name = op.get_friendly_name()
-        above = frozenset().union(*(before[source.get_friendly_name()] for source in _sources(op)))
-        if _is_quantized(op):
-            layers.append(name)
-            inner |= above
-            if not above:
-                first.add(name)
-            above |= {name}
-        before[name] = above
-    edges = frozenset(first | (set(layers) - inner))
-    reached = [before[result.get_friendly_name()] for result in quantized.get_results()]
-    branches = {}
-    for i, name in enumerate(outputs):
-        others = frozenset().union(*(found for j, found in enumerate(reached) if j != i))
-        branches[name] = reached[i] - others
-    return layers, edges, branches
+    nodes = [
+        Node(name, _is_quantized(op), [source.get_friendly_name() for source in _sources(op)], [name])
+        for op in quantized.get_ordered_ops()
+        for name in [op.get_friendly_name()]
+    ]
+    results = [result.get_friendly_name() for result in quantized.get_results()]
+    return Layers.of(nodes, dict(zip(outputs, results, strict=True)))
 
 
 def weighted_layers(model: Any) -> list[str]:

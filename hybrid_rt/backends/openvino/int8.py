@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
-from ...common.errors import BackendError
+from ...common.silenced import silenced
+from ..quantization.engine_quantizer import EngineQuantizer, quantize
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
-from ..quantization.search import Comparison, SearchResult, quantize
 from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
 
 if TYPE_CHECKING:
@@ -49,11 +47,14 @@ def quantize_model(
     Raises:
         BackendError: NNCF refuses a layer, quantises none, or too much would have to stay in fp32.
     """
-    return quantize(NncfQuantizer(model, program), ("openvino", program.name), options, "bf16 or fp32", progress)
+    return quantize(NncfQuantizer(model, program), options, tell)
 
 
-class NncfQuantizer:
-    """A segment that NNCF quantises, see :class:`hybrid_rt.backends.quantization.search.Quantizer`."""
+class NncfQuantizer(EngineQuantizer):
+    """A segment that NNCF quantises."""
+
+    backend = "openvino"
+    instead = "bf16 or fp32"
 
     def __init__(self, model: Any, program: Program) -> None:
         """Quantises all layers; ``model``: in fp32; ``program``: the segment, with calibration samples.
@@ -61,55 +62,43 @@ class NncfQuantizer:
         Raises:
             BackendError: There are no samples, NNCF refuses the model, or it quantises nothing.
         """
-        self._model, self._program, self._segment = model, program, program.name
-        if not program.calibration:
-            raise BackendError.make(
-                "openvino",
-                f"segment '{program.name}' in int8",
-                expected="calibration samples within the segment's sizes",
-                got="none: the samples did not call it, or with other sizes",
-                remedy="Pass calibration_data= of the expected sizes, or widen shapes=.",
-                code="sizes-not-taken",
-            )
-        self.samples: list[Sample] = [[tensor.numpy() for tensor in inputs] for inputs in program.calibration]
-        outputs = [spec.name for spec in program.outputs]
-        self._comparison = Comparison(model, outputs, self.samples, _opened)
-        self._everywhere = self._without(())
-        self.layers, self.edges, self.branches = layers_of(self._everywhere, outputs)
+        super().__init__(program, model, [[tensor.numpy() for tensor in inputs] for inputs in program.calibration])
+        found = layers_of(self.everywhere, self.outputs)
+        self.layers, self.edges, self.branches = found.names, found.edges, found.branches
         self.shown = scoped_names(self.layers, program.name) or module_names(program, *in_order(model))
         if not self.layers:
-            raise self._refused("a layer that int8 computes, such as a convolution", "none")
+            raise self.refused("a layer that int8 computes, such as a convolution", "none")
 
-    def quantize(self, kept: Collection[str]) -> Any:
+    def opened(self, model: Any) -> Callable[[Sample], list[torch.Tensor]]:
+        """Compiles a model for this machine."""
+        compiled = _compiled(model)
+
+        def run(sample: Sample) -> list[torch.Tensor]:
+            found = compiled(list(sample))
+            # Copy, because the next call overwrites the request's memory.
+            return [torch.from_numpy(numpy.array(found[i])) for i in range(len(compiled.outputs))]
+
+        return run
+
+    def without(self, kept: Collection[str]) -> Any:
         """Returns the model with all layers in int8 but ``kept``."""
-        return self._without(kept) if kept else self._everywhere
+        try:
+            return self._quantize(kept)
+        except Exception as error:  # NNCF raises many types
+            raise self.refused("a model that NNCF quantises", self._named(error, kept)) from error
 
     def alone(self, layer: str) -> Any:
         """Returns the model with only one layer quantised, with NNCF's ranges and weights."""
         return clone_with(
-            self._model, layer, ranges_before(self._everywhere, layer), real_weights(self._everywhere, layer)
+            self.model, layer, ranges_before(self.everywhere, layer), real_weights(self.everywhere, layer)
         )
-
-    def errors(self, model: Any) -> dict[str, float]:
-        """Returns the largest relative error of each output on the samples of the comparison."""
-        return self._comparison.errors(model)
-
-    def times(self, found: SearchResult) -> dict[str, float]:
-        """Returns the median milliseconds of one call of the found model and of the original one."""
-        return self._comparison.times(found)
-
-    def _without(self, kept: Collection[str]) -> Any:
-        try:
-            return self._quantize(kept)
-        except Exception as error:  # NNCF raises many types
-            raise self._refused("a model that NNCF quantises", self._named(error, kept)) from error
 
     def _quantize(self, kept: Collection[str]) -> Any:
         import nncf
 
         with quiet():
             return nncf.quantize(
-                self._model.clone(),
+                self.model.clone(),
                 nncf.Dataset(self.samples, list),
                 subset_size=len(self.samples),
                 target_device=nncf.TargetDevice.CPU,
@@ -125,8 +114,8 @@ class NncfQuantizer:
         NNCF's texts seldom name the layer.
         """
         text = f"{type(error).__name__}: {error}"
-        layers = [name for name in weighted_layers(self._model) if name not in kept]
-        names = scoped_names(layers, self._segment) or module_names(self._program, *in_order(self._model))
+        layers = [name for name in weighted_layers(self.model) if name not in kept]
+        names = scoped_names(layers, self.program.name) or module_names(self.program, *in_order(self.model))
         while len(layers) > 1:
             half = layers[: len(layers) // 2]
             layers = half if self._quantizes([*kept, *half]) else layers[len(half) :]
@@ -140,27 +129,6 @@ class NncfQuantizer:
         except Exception:  # NNCF raises many types
             return False
         return True
-
-    def _refused(self, expected: str, got: str) -> BackendError:
-        return BackendError.make(
-            "openvino",
-            f"segment '{self._segment}' in int8",
-            expected=expected,
-            got=got,
-            remedy="Exclude that layer from the segment (segments=), or use bf16 or fp32.",
-            code="operator-not-in-engine",
-        )
-
-
-def _opened(model: Any) -> Callable[[Sample], list[torch.Tensor]]:
-    compiled = _compiled(model)
-
-    def run(sample: Sample) -> list[torch.Tensor]:
-        found = compiled(list(sample))
-        # Copy, because the next call overwrites the request's memory.
-        return [torch.from_numpy(numpy.array(found[i])) for i in range(len(compiled.outputs))]
-
-    return run
 
 
 def _compiled(model: Any) -> Any:
@@ -177,12 +145,5 @@ def _compiled(model: Any) -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences NNCF, which writes progress bars and notes to stdout, and warns of its own dependencies."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with silenced("nncf"), contextlib.redirect_stdout(io.StringIO()):
+        yield

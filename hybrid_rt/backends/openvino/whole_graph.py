@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...capture.program import capture_alone
-from ..whole_graph import Call, WholeGraph
+from ..whole_graph import Call, WholeDetector, WholeGraph
 
 if TYPE_CHECKING:
     from .backend import OpenVINOBackend
@@ -47,24 +47,17 @@ class OpenVINOWholeGraph(WholeGraph):
         self._backend = copy.copy(backend)
         self._backend.rewrites_graph = False
 
-    def build(
-        self,
-        detector: nn.Module,
-        images: list[Tensor],
-        precision: str,
-        outputs: list[str],
-        directory: Path,
-        calibration: Sequence[Tensor] = (),
-    ) -> None:
-        """Compiles the detector and writes each blob of the artifact as a file."""
+    def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
+        """Writes the blobs of the artifact, each as a file."""
+        images = whole.images
         if len({image.shape for image in images}) == 1:
             images = [images[0], images[0].transpose(1, 2).contiguous()]
-        program = capture_alone(_Holder(detector).eval(), "whole", [(image,) for image in images])
+        program = capture_alone(_Holder(whole.detector).eval(), "whole", [(image,) for image in images])
         compiled = "fp32" if precision == "int8" else precision
         for name, blob in self._backend.compile(program, compiled).blobs.items():
             (directory / name).write_bytes(blob.numpy().tobytes())
         if precision == "int8":
-            _quantize(directory, calibration or images)
+            _quantize(directory, whole.calibration or images)
 
     def open(self, precision: str, directory: Path, threads: int) -> Call:
         """Compiles the stored model for this machine."""

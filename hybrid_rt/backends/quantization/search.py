@@ -5,24 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from ... import _native
-from ...common.errors import BackendError
-from ...common.latency import benchmark
-from .options import DEFAULTS, MAX_ERROR, SECONDS
-from .record import KeptLayer, Quantization
+from .record import KeptLayer
 
 RANKING_SHARE = 0.5
 """Fraction of the time budget for trying layers one by one. The rest is for trying sets of layers."""
-
-MOST_COMPARED = 8
-"""Maximum number of calibration samples on which a trial is compared with fp32, spread evenly over all."""
-
-_ROUNDS = 5
 
 
 class Quantizer(Protocol):
@@ -69,66 +58,8 @@ class SearchResult:
     model_everywhere: Any
 
 
-class EngineQuantizer(Quantizer, Protocol):
-    """A quantizer that also provides the facts for the record of the result."""
-
-    @property
-    def samples(self) -> Sequence[Any]:
-        """Calibration samples."""
-
-    @property
-    def shown(self) -> Mapping[str, str]:
-        """Names of layers to show to users, by the engine's names."""
-
-    def times(self, found: SearchResult) -> dict[str, float]:
-        """Returns the median milliseconds of a call of the result and of the models that it is compared with."""
-
-
-class Comparison:
-    """Compares models with the segment in fp32 on some of the calibration samples."""
-
-    def __init__(
-        self,
-        model: Any,
-        outputs: Sequence[str],
-        samples: Sequence[Any],
-        opened: Callable[[Any], Callable[[Any], Sequence[Tensor]]],
-    ) -> None:
-        """Runs the segment in fp32 and keeps its outputs.
-
-        Args:
-            model: The segment in fp32.
-            outputs: Names of its outputs, in order.
-            samples: Calibration samples. At most ``MOST_COMPARED`` of them are used.
-            opened: Turns a model into a function of one sample.
-        """
-        self._model, self._names, self._opened = model, outputs, opened
-        self.samples = samples[:: -(-len(samples) // MOST_COMPARED)]
-        run = opened(model)
-        self._expected = [run(sample) for sample in self.samples]
-
-    def errors(self, model: Any) -> dict[str, float]:
-        """Returns the largest relative error of each output of a model."""
-        run = self._opened(model)
-        found = dict.fromkeys(self._names, 0.0)
-        for sample, expected in zip(self.samples, self._expected, strict=True):
-            for name, right, got in zip(self._names, expected, run(sample), strict=True):
-                error = _native.output_error(name, right, got).relative_error
-                found[name] = error if error != error else max(found[name], error)
-        return found
-
-    def times(self, found: SearchResult) -> dict[str, float]:
-        """Returns the median milliseconds of a call in fp32, in int8, and with every layer in int8 if some are kept."""
-        models = {"fp32": self._model, "int8": found.model}
-        if found.kept:
-            models["int8 everywhere"] = found.model_everywhere
-        cases = {name: self._opened(model) for name, model in models.items()}
-        times = benchmark(cases, (self.samples[0],), repeat=_ROUNDS, warm_up=1)
-        return {name: latency.median for name, latency in times.items()}
-
-
-class SearchFailed(Exception):
-    """No tried set of layers is accurate enough. The text gives the error of the best one."""
+class NotFound(Exception):
+    """No set of layers that was tried is good enough; the text gives the error of the best one."""
 
 
 def search(
@@ -269,47 +200,3 @@ def _by_outputs(trials: _Trials, ranked: Sequence[str]) -> _Trial:
             if trial.is_good:
                 return trial
     raise trials.refusal()
-
-
-def quantize(
-    quantizer: EngineQuantizer,
-    subject: tuple[str, str],
-    options: Mapping[str, float],
-    instead: str,
-    progress: Callable[[float, str], None],
-) -> tuple[Any, Quantization]:
-    """Returns the segment in int8, and the record of the kept layers, the errors and the times.
-
-    Args:
-        quantizer: The segment.
-        subject: Names of the backend and the segment, for errors.
-        options: Options of :mod:`.options`.
-        instead: Precisions to suggest if int8 is not possible.
-        progress: Called with the spent fraction of the time budget and a description of the current trial.
-
-    Raises:
-        BackendError: Too many layers would have to stay in fp32.
-    """
-    backend, segment = subject
-    limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
-    try:
-        found = search(quantizer, limit, seconds, progress)
-    except SearchFailed as error:
-        raise BackendError.make(
-            backend,
-            f"segment '{segment}' in int8",
-            expected=f"outputs at most {limit:g} off on its calibration samples",
-            got=str(error),
-            remedy=f"Use {instead}, pass typical images in calibration_data=, or options="
-            f"{{'{backend}': {{'{SECONDS}': ..., '{MAX_ERROR}': ...}}}}.",
-            code="outputs-differ",
-        ) from error
-    return found.model, Quantization(
-        samples=len(quantizer.samples),
-        layers=len(quantizer.layers),
-        kept=tuple(replace(layer, name=quantizer.shown.get(layer.name, layer.name)) for layer in found.kept),
-        error=found.error,
-        error_everywhere=found.everywhere,
-        max_error=limit,
-        milliseconds=quantizer.times(found),
-    )

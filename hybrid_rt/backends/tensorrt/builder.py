@@ -130,14 +130,7 @@ def _made(value: Any, what: str, segment: str, messages: Messages) -> Any:
 
 
 def _failed(segment: str, expected: str, got: str) -> BackendError:
-    return BackendError.make(
-        _NAME,
-        f"segment '{segment}'",
-        expected=expected,
-        got=got or "a failure without a message",
-        remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
-        code="operator-not-in-engine",
-    )
+    return BackendError.not_compiled(_NAME, segment, expected=expected, got=got or "a failure without a message")
 
 
 def _flags(trt: Any) -> int:

@@ -109,13 +109,8 @@ class TVMBackend(Backend):
         try:
             library = _compile(exported_program, target, seconds)
         except Exception as error:  # the vendor's frontend and compiler raise many types
-            raise BackendError.make(
-                self.name,
-                f"segment '{program.name}'",
-                expected="a module that TVM compiles",
-                got=f"{type(error).__name__}: {error}",
-                remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
-                code="operator-not-in-engine",
+            raise BackendError.not_compiled(
+                self.name, program.name, expected="a module that TVM compiles", got=f"{type(error).__name__}: {error}"
             ) from error
         versions = {"tvm": importlib.metadata.version("apache-tvm"), "torch": torch.__version__}
         if seconds:

@@ -61,22 +61,17 @@ def segment_given_up(segment: str, share: float, reason: str) -> GivenUp:
 
 def whole_given_up(detector: str, reason: str) -> GivenUp:
     """Returns the record of a detector that could not become one engine."""
-    return GivenUp(
-        what=f"one engine for the whole {detector}",
-        instead="engines for its segments",
-        reason=reason,
-        cost="what is between and behind them is computed by TorchScript",
-    )
+    return _split(f"one engine for the whole {detector}", "engines for its segments", reason)
 
 
 def cut_given_up(detector: str, reason: str) -> GivenUp:
     """Returns the record of a part of the exported graph that could not become an engine."""
-    return GivenUp(
-        what=f"one engine for the largest part of {detector}'s exported graph",
-        instead="segments at module borders",
-        reason=reason,
-        cost="what is between and behind them is computed by TorchScript",
-    )
+    what = f"one engine for the largest part of {detector}'s exported graph"
+    return _split(what, "segments at module borders", reason)
+
+
+def _split(what: str, instead: str, reason: str) -> GivenUp:
+    return GivenUp(what, instead, reason, cost="what is between and behind them is computed by TorchScript")
 
 
 def smaller_cut(given_up: GivenUp) -> GivenUp:

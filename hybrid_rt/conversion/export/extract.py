@@ -14,7 +14,7 @@ from typing import IO
 from ...backends import registry
 from ...bundle.archive import read_manifest
 from ...bundle.manifest import Blob, Engine, TableEntry, Variant
-from ...common.atomic_files import atomic_write
+from ...common.atomic_files import atomic_write, named_if_refused
 from ...common.errors import BundleError, OptionError
 from ...common.specs import variant_names
 
@@ -53,16 +53,8 @@ def extract(
     path, folder = Path(path), Path(output_folder)
     manifest = read_manifest(path)
     chosen = _chosen(manifest.engines, segment, backend)
-    try:
+    with named_if_refused("extract", folder, "a directory that can be written", "Name another directory."):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError.make(
-            "extract",
-            str(folder),
-            expected="a directory that can be written",
-            got=error.strerror or str(error),
-            remedy="Name another directory.",
-        ) from error
     files = []
     try:
         records = {record.sha256: name for name, record in manifest.records.items()}

@@ -22,8 +22,8 @@ from typing import Any
 import jinja2
 
 from ...backends import registry
-from ...common.atomic_files import TEMPORARY_PREFIX
-from ...common.errors import BundleError, OptionError
+from ...common.atomic_files import TEMPORARY_PREFIX, named_if_refused
+from ...common.errors import OptionError
 from ...common.version import __version__
 from .package_contents import LIBTORCH, PROGRAMS, Item, Model, chosen_backends, collect, models_of
 from .sbom import Part, bill, parts_of_files
@@ -91,22 +91,16 @@ def package(
     parts = _add_licences(items)
     facts = _facts(models, chosen, left_out, closure, torch == "external")
     scripts = _scripts(models, facts, items, named=tuple(chosen) if backends is not None else ())
-    try:
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:
-            made = Path(temporary) / folder.name
-            manifest = _write(made, items, scripts, facts, parts)
-            made_tar = _archive(made) if tar is not None else None
-            _move(made, folder, Path(temporary) / "old")
-            if tar is not None and made_tar is not None:
-                made_tar.replace(tar)
-    except OSError as error:
-        raise BundleError.make(
-            _SCOPE,
-            str(folder),
-            expected="to write the directory",
-            got=error.strerror or str(error),
-            remedy="Check the free space and the permissions.",
-        ) from error
+    with (
+        named_if_refused(_SCOPE, folder, "to write the directory"),
+        tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary,
+    ):
+        made = Path(temporary) / folder.name
+        manifest = _write(made, items, scripts, facts, parts)
+        made_tar = _archive(made) if tar is not None else None
+        _move(made, folder, Path(temporary) / "old")
+        if tar is not None and made_tar is not None:
+            made_tar.replace(tar)
     return Package(folder, tar, manifest)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ... import _native
 from ...backends import registry
 from ...bundle import archive
-from ...common.atomic_files import TEMPORARY_PREFIX
+from ...common.atomic_files import TEMPORARY_PREFIX, named_if_refused
 from ...common.errors import BundleError, OptionError, VerificationError
 from ...torchscript import jit
 from ...verification import golden
@@ -334,7 +334,7 @@ def _write(folder: Path, model_bytes: bytes, config: str) -> None:
 
     An old directory is moved aside first, because a rename can't replace a directory that has files.
     """
-    try:
+    with named_if_refused("triton", folder, "to write the model"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as temporary:
             new, old = Path(temporary) / "new", Path(temporary) / "old"
@@ -353,11 +353,3 @@ def _write(folder: Path, model_bytes: bytes, config: str) -> None:
                     old.rename(folder)
                 raise
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise BundleError.make(
-            "triton",
-            str(folder),
-            expected="to write the model",
-            got=error.strerror or str(error),
-            remedy="Check the free space and the permissions.",
-        ) from error

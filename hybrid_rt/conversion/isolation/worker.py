@@ -142,11 +142,6 @@ def _sendable_error(error: BaseException, backend: str, segment: str) -> BaseExc
             return error
     except Exception:  # whatever pickling it raises
         pass
-    return BackendError.make(
-        backend,
-        f"segment '{segment}'",
-        expected="a segment that it compiles",
-        got=f"{type(error).__name__}: {error}",
-        remedy="Name smaller submodules in segments= to exclude that operation, or use another engine.",
-        code="operator-not-in-engine",
+    return BackendError.not_compiled(
+        backend, segment, expected="a segment that it compiles", got=f"{type(error).__name__}: {error}"
     )

@@ -102,45 +102,35 @@ def measure_hybrid(
         bundle may be for another machine.
     """
     try:
-        return _measured(detector, path, inputs, images, programs, eager_seconds), ""
+        start = time.perf_counter()
+        hybrid = archive.load(path)
+        load = (time.perf_counter() - start) * 1e3
+        example = map_tensors(inputs[0], Tensor.clone)  # a detector may write to its images
+        rounds = max(1, min(_MOST_ROUNDS, int(eager_budget.get() / max(1e-9, eager_seconds)) - 1))
+        with torch.inference_mode():
+            first = _milliseconds(hybrid, example)
+            hybrid(*example)  # TorchScript optimises its graph in the second call
+        latencies = benchmark({"eager": detector, "hybrid": hybrid}, example, repeat=rounds, warm_up=0)
+        latencies["hybrid"] = replace(latencies["hybrid"], first=first)
+        parts = profiled_calls(hybrid, example, min(rounds, _PROFILED)).parts
+        new_size, reason = _first_call_at_a_new_size(detector, hybrid, inputs, images, programs)
+        measured = Measurement(
+            latencies=latencies,
+            load=load,
+            pictures=images.sizes(example),
+            threads=torch.get_num_threads(),
+            engines={engine["engine"]: engine["description"] for engine in archive.engines(hybrid)},
+            new_size=new_size,
+            no_new_size=reason,
+            parts=parts,
+        )
+        return measured, ""
     except RuntimeError as error:  # what TorchScript makes of any error of ours
         return None, _last_line(error)
 
 
 def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
-
-
-def _measured(
-    detector: nn.Module,
-    path: Path,
-    inputs: Sequence[tuple[Any, ...]],
-    images: ImageInputs,
-    programs: Sequence[Program],
-    eager_seconds: float,
-) -> Measurement:
-    start = time.perf_counter()
-    hybrid = archive.load(path)
-    load = (time.perf_counter() - start) * 1e3
-    example = map_tensors(inputs[0], Tensor.clone)  # a detector may write to its images
-    rounds = max(1, min(_MOST_ROUNDS, int(eager_budget.get() / max(1e-9, eager_seconds)) - 1))
-    with torch.inference_mode():
-        first = _milliseconds(hybrid, example)
-        hybrid(*example)  # TorchScript optimises its graph in the second call
-    latencies = benchmark({"eager": detector, "hybrid": hybrid}, example, repeat=rounds, warm_up=0)
-    latencies["hybrid"] = replace(latencies["hybrid"], first=first)
-    parts = profiled_calls(hybrid, example, min(rounds, _PROFILED)).parts
-    new_size, reason = _first_call_at_a_new_size(detector, hybrid, inputs, images, programs)
-    return Measurement(
-        latencies=latencies,
-        load=load,
-        pictures=images.sizes(example),
-        threads=torch.get_num_threads(),
-        engines={engine["engine"]: engine["description"] for engine in archive.engines(hybrid)},
-        new_size=new_size,
-        no_new_size=reason,
-        parts=parts,
-    )
 
 
 def _first_call_at_a_new_size(

@@ -87,35 +87,15 @@ void Stream::run() {
   }
 }
 
-void report_breach(const std::string& text) {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  state.breaches.push_back(text);
-}
+void report_breach(const std::string& text) { Locked<State>()->breaches.push_back(text); }
 
-std::vector<std::string> take_breaches() {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  return std::exchange(state.breaches, {});
-}
+std::vector<std::string> take_breaches() { return std::exchange(Locked<State>()->breaches, {}); }
 
-void set_delay(int microseconds) {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  state.delay = microseconds;
-}
+void set_delay(int microseconds) { Locked<State>()->delay = microseconds; }
 
-void set_device_count(int count) {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  state.devices = count;
-}
+void set_device_count(int count) { Locked<State>()->devices = count; }
 
-int device_count() {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  return state.devices;
-}
+int device_count() { return Locked<State>()->devices; }
 
 int current_device() { return this_threads_device; }
 
@@ -125,11 +105,7 @@ void make_context_current() { this_thread_has_context = true; }
 
 bool has_current_context() { return this_thread_has_context; }
 
-void set_lost(int device, bool is_lost) {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  state.lost[device] = is_lost;
-}
+void set_lost(int device, bool is_lost) { Locked<State>()->lost[device] = is_lost; }
 
 bool is_lost(int device) {
   State& state = State::instance();

@@ -99,7 +99,18 @@ struct State {
   static State& instance();
 };
 
-/// Adds an operation to a stream that is not being captured. The state's mutex is held.
+/// The one object of a kind, whose mutex is held for as long as this lives.
+template <typename T>
+class Locked {
+ public:
+  T* operator->() const { return &object_; }
+
+ private:
+  T& object_ = T::instance();
+  std::lock_guard<std::mutex> lock_{object_.mutex};
+};
+
+/// Puts an operation into a stream that is not captured from. The state's mutex is held.
 void enqueue_locked(State& state, Stream& stream, const Operation& operation);
 /// Returns the stream that this thread captures, or null. The state's mutex is held.
 Stream* captured_by_this_thread(State& state);

@@ -48,11 +48,7 @@ Result end_capture(Stream* stream, Graph** graph) {
   return kSuccess;
 }
 
-void invalidate_next_capture() {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  state.is_next_capture_invalid = true;
-}
+void invalidate_next_capture() { Locked<State>()->is_next_capture_invalid = true; }
 
 Graph* instantiate(Graph* graph) {
   State& state = State::instance();
@@ -89,11 +85,7 @@ Result launch(Graph* graph, Stream* stream) {
   return kSuccess;
 }
 
-void fail_driver(const std::string& function, int result) {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  state.driver_failures[function] = result;
-}
+void fail_driver(const std::string& function, int result) { Locked<State>()->driver_failures[function] = result; }
 
 int driver_failure(const std::string& function) {
   State& state = State::instance();
@@ -105,16 +97,8 @@ int driver_failure(const std::string& function) {
   return result;
 }
 
-size_t launches() {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  return state.launches;
-}
+size_t launches() { return Locked<State>()->launches; }
 
-size_t live_graphs() {
-  State& state = State::instance();
-  const std::lock_guard lock(state.mutex);
-  return state.live_graphs;
-}
+size_t live_graphs() { return Locked<State>()->live_graphs; }
 
 }  // namespace emulated

@@ -114,23 +114,11 @@ void release(void* data) {
   block.resource->is_released = true;
 }
 
-void fail_allocation(int n) {
-  Heap& heap = Heap::instance();
-  const std::lock_guard lock(heap.mutex);
-  heap.until_failure = n;
-}
+void fail_allocation(int n) { Locked<Heap>()->until_failure = n; }
 
-size_t allocations() {
-  Heap& heap = Heap::instance();
-  const std::lock_guard lock(heap.mutex);
-  return heap.allocations;
-}
+size_t allocations() { return Locked<Heap>()->allocations; }
 
-size_t live_bytes() {
-  Heap& heap = Heap::instance();
-  const std::lock_guard lock(heap.mutex);
-  return heap.live_bytes;
-}
+size_t live_bytes() { return Locked<Heap>()->live_bytes; }
 
 Use use_of(const void* data, size_t size, bool is_write, int device, const std::string& what) {
   Heap& heap = Heap::instance();

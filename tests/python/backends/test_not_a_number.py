@@ -42,12 +42,17 @@ def engines() -> list[str]:
     return [name for name in registry.available_for("cpu") if name not in ("tvm", "aot_inductor")]
 
 
+def with_engine(module: nn.Module, example: Tensor, engine: str) -> tuple[nn.Module, nn.Module]:
+    """The module in eval mode, and its engine."""
+    module.eval().requires_grad_(False)
+    return module, hybrid_rt.compile_segment(module, example, engine=engine, fallback=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", engines())
 def test_nan_comes_out_where_eager_has_it_and_the_next_call_is_as_before(engine: str) -> None:
-    module = Features().eval().requires_grad_(False)
     image = torch.rand(1, 3, 8, 12)
-    compiled = hybrid_rt.compile_segment(module, image, engine=engine, fallback=False)
+    module, compiled = with_engine(Features(), image, engine)
     damaged = image.clone()
     damaged[0, 1, 3, 4] = NAN
     for _ in range(2):  # the first run at a size copies outputs that later runs write in place
@@ -61,8 +66,7 @@ def test_nan_comes_out_where_eager_has_it_and_the_next_call_is_as_before(engine:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", engines())
 def test_a_segment_that_asks_for_nan_answers_for_itself(engine: str) -> None:
-    module = Holes().eval().requires_grad_(False)
     depth = torch.rand(1, 1, 8, 12)
-    compiled = hybrid_rt.compile_segment(module, depth, engine=engine, fallback=False)
+    module, compiled = with_engine(Holes(), depth, engine)
     depth[0, 0, 2:4, 5] = NAN
     torch.testing.assert_close(compiled(depth), module(depth), rtol=1e-4, atol=1e-5)

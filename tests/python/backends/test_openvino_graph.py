@@ -14,6 +14,7 @@ from torchvision.models.detection.ssd import SSDHead
 
 openvino = pytest.importorskip("openvino")
 
+from helpers.small_detectors import Changed  # noqa: E402
 from hybrid_rt.backends.openvino.pixel_order import keep_pixels_together  # noqa: E402
 from hybrid_rt.torchscript import jit  # noqa: E402
 
@@ -32,18 +33,6 @@ class Levels(nn.Module):
         x = self.widened(x)
         found = self.head([x, x[:, :, ::2, ::2]])
         return tuple(found[name] for name in sorted(found))
-
-
-class Changed(nn.Module):
-    """Applies a function to the result of a convolution."""
-
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(6, 12, 3, padding=1)
-        self.change = change
-
-    def forward(self, x: Tensor) -> Any:
-        return self.change(self.convolution(x))
 
 
 def model_of(module: nn.Module, is_dynamic: bool) -> Any:
@@ -108,7 +97,7 @@ def foreign_size(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("change", [regrouped, other_order, used_twice, foreign_size])
 def test_what_is_not_proven_to_be_the_same_stays(change: Callable[[Tensor], Any]) -> None:
-    model = model_of(Changed(change), True)
+    model = model_of(Changed(change, nn.Conv2d(6, 12, 3, padding=1)), True)
     expected = results(model, SHAPES[1])
     assert keep_pixels_together(model) == 0
     for found, value in zip(results(model, SHAPES[1]), expected, strict=True):

@@ -49,17 +49,6 @@ class Pyramid(nn.Module):
         return {"0": top, "classes": self.head(coarse.mean((2, 3)))}
 
 
-class Detector(nn.Module):
-    """A detector that TorchScript compiles."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return self.backbone(pictures)
-
-
 RANGES = [(1, 4), (3, 3), (32, 128), (32, 128)]
 X = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -410,17 +399,15 @@ def test_the_parsers_message_names_the_module_in_the_users_code() -> None:
 
 
 def test_int8_without_calibration_data_is_refused_before_long_work(tmp_path: Path) -> None:
-    with refused("calibration_data: expected some tens of tuples of arguments, with which tensorrt:int8 is calibrated"):
-        hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", engine="tensorrt", precision="int8")
-    with refused(
-        "calibration_data: expected an engine in int8 to calibrate, got only openvino:fp32, torchscript:fp32."
-    ):
-        hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", calibration_data=[(X,)])
+    with refused("calibration_data: expected some tens of tuples of arguments, on which tensorrt:int8 is calibrated"):
+        hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", engine="tensorrt", precision="int8")
+    with refused("calibration_data: expected an engine in int8 with it, got only openvino:fp32, torchscript:fp32."):
+        hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", calibration_data=[(X,)])
     with refused(
         "calibration_data: expected the tuple of the detector's positional arguments, or a dict of its arguments"
     ):
         hybrid_rt.convert(
-            Detector(Pyramid()).eval(),
+            Alone(Pyramid()).eval(),
             (X,),
             tmp_path / "x.pt",
             engine="tensorrt",
@@ -433,14 +420,14 @@ def test_options_of_an_engine_that_is_not_compiled_are_refused(tmp_path: Path) -
     with refused(
         "options: expected options only for the compiled engines (openvino, torchscript), got options for tensorrt."
     ):
-        hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"tensorrt": {"tf32": True}})
+        hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"tensorrt": {"tf32": True}})
     with refused("hybrid_rt[openvino]: options: expected some of int8_max_error, int8_seconds, got 'tf32'."):
-        hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"openvino": {"tf32": True}})
+        hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", options={"openvino": {"tf32": True}})
 
 
 def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
-    with refused("device: expected one of cpu, cuda, which the engines are compiled for, got 'cuda:0'."):
-        hybrid_rt.convert(Detector(Pyramid()).eval(), (X,), tmp_path / "x.pt", device="cuda:0")
+    with refused("device: expected what the engines are compiled for, one of cpu, cuda, got 'cuda:0'."):
+        hybrid_rt.convert(Alone(Pyramid()).eval(), (X,), tmp_path / "x.pt", device="cuda:0")
 
 
 # torch2trt

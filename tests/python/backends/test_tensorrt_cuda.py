@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import hybrid_rt
 from backends.test_tensorrt import Pyramid, Wide, X, builds
@@ -18,6 +19,15 @@ pytestmark = [
 FOR_THIS_GPU = {"tensorrt": {"compute_capabilities": "current"}}
 
 
+def compiled_here(module: nn.Module, **options: Any) -> hybrid_rt.CompiledSegment:
+    return hybrid_rt.compile_segment(module, X, engine="tensorrt", strict=True, **{"options": FOR_THIS_GPU, **options})
+
+
+def seeded(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
 def close(found: Any, expected: Any, allowed: float) -> None:
     for key, tensor in expected.items():
         error = (found[key].float().cpu() - tensor).abs().max() / tensor.abs().max()
@@ -26,17 +36,12 @@ def close(found: Any, expected: Any, allowed: float) -> None:
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-4), ("fp16", 1e-2), ("bf16", 5e-2), ("int8", 0.2)])
 def test_on_a_gpu_results_are_the_modules(precision: str, allowed: float) -> None:
-    torch.manual_seed(0)
-    module = Pyramid().eval()
-    compiled = hybrid_rt.compile_segment(
+    module = seeded(Pyramid)
+    compiled = compiled_here(
         module,
-        X,
-        engine="tensorrt",
         precision=precision,
-        strict=True,
         shapes={"batch": (1, 4), "height": (32, 128), "width": (32, 128)},
         calibration_data=[(X,)] * 12 if precision == "int8" else (),
-        options=FOR_THIS_GPU,
         verify=False,
     )
     for size in ((1, 64, 96), (2, 32, 128), (4, 128, 33), (1, 64, 96)):
@@ -47,9 +52,8 @@ def test_on_a_gpu_results_are_the_modules(precision: str, allowed: float) -> Non
 def test_on_a_gpu_threads_and_streams_get_their_own_results() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    torch.manual_seed(0)
-    module = Pyramid().eval()
-    compiled = hybrid_rt.compile_segment(module, X, engine="tensorrt", strict=True, options=FOR_THIS_GPU)
+    module = seeded(Pyramid)
+    compiled = compiled_here(module)
     inputs = [X * (1 + i) for i in range(8)]
     expected = [module(x) for x in inputs]
 
@@ -69,16 +73,8 @@ def test_on_a_gpu_threads_and_streams_get_their_own_results() -> None:
 @pytest.mark.parametrize("mode", ["copy", "static"])
 def test_on_a_gpu_cuda_graphs_give_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_RT_TENSORRT_CUDA_GRAPHS", mode)
-    torch.manual_seed(0)
-    module = Pyramid().eval()
-    compiled = hybrid_rt.compile_segment(
-        module,
-        X,
-        engine="tensorrt",
-        strict=True,
-        shapes={"height": (32, 128), "width": (32, 128)},
-        options=FOR_THIS_GPU,
-    )
+    module = seeded(Pyramid)
+    compiled = compiled_here(module, shapes={"height": (32, 128), "width": (32, 128)})
     x = X.cuda()
     for i in range(40):  # more shapes than the number of cached graphs
         close(compiled(x), module(X), 1e-4)
@@ -87,32 +83,17 @@ def test_on_a_gpu_cuda_graphs_give_the_same(mode: str, monkeypatch: pytest.Monke
 
 
 def test_on_a_gpu_a_shape_between_the_profiles_lists_them() -> None:
-    torch.manual_seed(0)
-    compiled = hybrid_rt.compile_segment(
-        Pyramid().eval(),
-        X,
-        engine="tensorrt",
-        strict=True,
-        shapes={"height": (32, 128), "width": (32, 128)},
-        options={
-            "tensorrt": {"compute_capabilities": "current", "profiles": [{"height": (32, 64)}, {"height": (96, 128)}]}
-        },
+    options = {"compute_capabilities": "current", "profiles": [{"height": (32, 64)}, {"height": (96, 128)}]}
+    compiled = compiled_here(
+        seeded(Pyramid), shapes={"height": (32, 128), "width": (32, 128)}, options={"tensorrt": options}
     )
     with pytest.raises(RuntimeError, match=r"within one optimisation profile \(profile 0: 1x3x32..64x32..128; "):
         compiled(torch.rand(1, 3, 80, 64).cuda())
 
 
 def test_on_a_gpu_too_little_memory_is_an_error_and_the_next_call_works() -> None:
-    torch.manual_seed(0)
-    module = Wide().eval()
-    compiled = hybrid_rt.compile_segment(
-        module,
-        X,
-        engine="tensorrt",
-        strict=True,
-        shapes={"batch": (1, 64), "height": (64, 1024), "width": (96, 1024)},
-        options=FOR_THIS_GPU,
-    )
+    module = seeded(Wide)
+    compiled = compiled_here(module, shapes={"batch": (1, 64), "height": (64, 1024), "width": (96, 1024)})
     compiled(X.cuda())
     free, _ = torch.cuda.mem_get_info()
     held = torch.empty(free - (1 << 30), dtype=torch.uint8, device="cuda")
@@ -125,8 +106,7 @@ def test_on_a_gpu_too_little_memory_is_an_error_and_the_next_call_works() -> Non
 
 
 def test_on_a_gpu_a_stream_that_is_recorded_is_refused() -> None:
-    torch.manual_seed(0)
-    compiled = hybrid_rt.compile_segment(Pyramid().eval(), X, engine="tensorrt", strict=True, options=FOR_THIS_GPU)
+    compiled = compiled_here(seeded(Pyramid))
     x = X.cuda()
     compiled(x)
     graph = torch.cuda.CUDAGraph()

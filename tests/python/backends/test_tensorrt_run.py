@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import hybrid_rt
-from backends.test_tensorrt import Detector, Pyramid, X, builds, needs_none, refused
+from backends.test_tensorrt import Pyramid, X, builds, needs_none, refused
 from hybrid_rt.common.executables import program as installed
+from tools.gpu.measure import Alone
 
 pytestmark = [pytest.mark.slow, builds]
 
@@ -28,7 +29,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tensorrt") / "bank.pt"
     result = hybrid_rt.convert(
-        Detector(Pyramid()).eval(),
+        Alone(Pyramid()).eval(),
         (X,),
         path,
         segments=["backbone"],
@@ -154,7 +155,7 @@ def test_moving_a_compiled_segment_to_cuda_says_why_not() -> None:
 def test_auto_for_cuda_is_tensorrt(tmp_path: Path) -> None:
     torch.manual_seed(0)
     hybrid_rt.convert(
-        Detector(Pyramid()).eval(), (X,), tmp_path / "auto.pt", segments=["backbone"], device="cuda", measure=False
+        Alone(Pyramid()).eval(), (X,), tmp_path / "auto.pt", segments=["backbone"], device="cuda", measure=False
     )
     (segment,) = hybrid_rt.inspect(tmp_path / "auto.pt")["engines"]
     assert [variant["backend"] for variant in segment["variants"]] == ["tensorrt", "torchscript"]

@@ -19,12 +19,12 @@ import hybrid_rt
 from helpers.bundle_surgery import (
     DIGEST,
     MANIFEST,
-    change_manifest,
     flip_byte,
     offset_of,
     read_record,
     record_names,
     rewrite,
+    rewrite_manifest,
     run_python,
     save_with_backends,
     small_artifact,
@@ -296,7 +296,7 @@ def test_another_state_version_of_an_engine_is_refused(
 def test_a_manifest_without_proper_records_fails(
     small_bundle: Path, tmp_path: Path, change: Callable[[dict], object]
 ) -> None:
-    path = rewrite(small_bundle, tmp_path / "odd.pt", {MANIFEST: change_manifest(change)})
+    path = rewrite_manifest(small_bundle, tmp_path / "odd.pt", change)
     for opened in (hybrid_rt.load, hybrid_rt.check):
         with pytest.raises(BundleError, match="expected "):
             opened(path)
@@ -318,7 +318,7 @@ def test_a_manifest_without_proper_records_fails(
 def test_a_manifest_without_proper_segments_fails_in_check(
     small_bundle: Path, tmp_path: Path, change: Callable[[dict], object]
 ) -> None:
-    path = rewrite(small_bundle, tmp_path / "odd.pt", {MANIFEST: change_manifest(change)})
+    path = rewrite_manifest(small_bundle, tmp_path / "odd.pt", change)
     with pytest.raises(BundleError, match=r"expected .* got "):
         hybrid_rt.check(path)
 

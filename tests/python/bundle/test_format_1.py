@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hybrid_rt
-from helpers.bundle_surgery import MANIFEST, read_record, rewrite
+from helpers.bundle_surgery import manifest_of, read_record, rewrite_manifest
 from helpers.paths import ROOT
 from helpers.small_detectors import SmallDetector, small_picture
 from hybrid_rt import BundleError
@@ -40,7 +40,7 @@ def labels(path: Path) -> list[list[str]]:
 def assert_version_2(path: Path) -> None:
     """Checks the file itself, including the engines' states."""
     assert read_record(path, "extra/hybrid_rt/format_version") == b"2"
-    written = json.loads(read_record(path, MANIFEST))
+    written = manifest_of(path)
     assert "segments" not in written
     assert written == hybrid_rt.inspect(path)
     jsonschema.validate(written, SCHEMA)
@@ -51,14 +51,14 @@ def assert_version_2(path: Path) -> None:
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_the_files_are_of_version_1(path: Path) -> None:
     assert read_record(path, "extra/hybrid_rt/format_version") == b"1"
-    assert "segments" in json.loads(read_record(path, MANIFEST))
+    assert "segments" in manifest_of(path)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_inspect_shows_them_in_the_form_of_version_2(path: Path) -> None:
     values = hybrid_rt.inspect(path)
     jsonschema.validate(values, SCHEMA)
-    old = json.loads(read_record(path, MANIFEST))
+    old = manifest_of(path)
     assert "segments" not in values
     assert values["records"] == old["records"]
     for engine, segment in zip(values["engines"], old["segments"], strict=True):
@@ -178,22 +178,15 @@ def test_export_triton_takes_them(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_of_version_1_is_refused(tmp_path: Path) -> None:
-    def damage(text: bytes) -> bytes:
-        manifest = json.loads(text)
-        del manifest["segments"][0]["variants"]
-        return json.dumps(manifest).encode()
-
-    path = rewrite(SINGLE, tmp_path / "damaged.pt", {MANIFEST: damage})
+    path = rewrite_manifest(SINGLE, tmp_path / "damaged.pt", lambda manifest: manifest["segments"][0].pop("variants"))
     with pytest.raises(BundleError, match="manifest, an engine: expected 'members', 'variants' and 'table'"):
         hybrid_rt.inspect(path)
 
 
 @pytest.mark.parametrize("tensors", [7, "x", None, True, {"a": 1}, [7, None]])
 def test_a_verification_of_version_1_that_is_no_list_is_read(tensors: object, tmp_path: Path) -> None:
-    """tools/fuzz found that a value treated as its own only element was replaced meanwhile."""
-
-    def change(text: bytes) -> bytes:
-        return json.dumps({**json.loads(text), "verification": {"tensors": tensors}}).encode()
-
-    path = rewrite(SINGLE, tmp_path / "changed.pt", {MANIFEST: change})
+    """A value that was gone through as its own only element was replaced meanwhile: found by tools/fuzz."""
+    path = rewrite_manifest(
+        SINGLE, tmp_path / "changed.pt", lambda manifest: manifest.update(verification={"tensors": tensors})
+    )
     assert hybrid_rt.inspect(path)["verification"] == {"tensors": tensors}

@@ -20,9 +20,9 @@ import hybrid_rt
 from helpers.bundle_surgery import (
     DIGEST,
     MANIFEST,
-    change_manifest,
     record_names,
     rewrite,
+    rewrite_manifest,
     run_python,
     save_with_backends,
 )
@@ -75,9 +75,7 @@ def test_a_manifest_that_is_nested_without_end(field: str, small_bundle: Path, t
 
 def test_brackets_in_names_are_no_nesting(small_bundle: Path, tmp_path: Path) -> None:
     names = ["\\", '"' + "[" * 200, "{" * 200]
-    path = rewrite(
-        small_bundle, tmp_path / "names.pt", {MANIFEST: change_manifest(lambda m: m.update(class_names=names))}
-    )
+    path = rewrite_manifest(small_bundle, tmp_path / "names.pt", lambda m: m.update(class_names=names))
     assert hybrid_rt.inspect(path)["class_names"] == names
 
 

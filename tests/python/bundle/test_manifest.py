@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 import hybrid_rt
-from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
+from helpers.bundle_surgery import rewrite_manifest
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BundleError
 from hybrid_rt import bundle as bundle_package
@@ -145,7 +145,7 @@ def test_further_fields_of_file_and_engine_are_kept(path: Path, tmp_path: Path) 
         manifest["engines"][0]["colour"] = ["blue"]
         manifest["engines"][0]["variants"][0]["colour"] = "ignored"
 
-    noted = rewrite(path, tmp_path / "noted.pt", {MANIFEST: change_manifest(note)})
+    noted = rewrite_manifest(path, tmp_path / "noted.pt", note)
     hybrid_rt.remove_variant(noted, "openvino")
     values = hybrid_rt.inspect(noted)
     assert (values["colour"], values["engines"][0]["colour"]) == ("green", ["blue"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hybrid_rt
+from helpers.small_detectors import Alone, Changed, OneConvolution
 from hybrid_rt import CaptureError
 from hybrid_rt.backends import registry
 from hybrid_rt.capture.program import Program, capture_alone
@@ -27,25 +28,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning",
 RANGES = {"height": (16, 64), "width": (16, 64)}
 
 
-class Segment(nn.Module):
-    """Applies ``change`` to the result of a convolution."""
-
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 4, 3, padding=1)
-        self.change = change
-
-    def forward(self, x: Tensor) -> Any:
-        return self.change(self.layer(x))
-
-
 class Detector(nn.Module):
     """Has a segment, under a head that TorchScript compiles."""
 
     def __init__(self, change: Callable[[Tensor], Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = Segment(change)
+        self.backbone = Changed(change)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.backbone(x)
@@ -123,7 +112,7 @@ class TwoSegments(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 3, 3, padding=1)
-        self.backbone = Segment(not_too_long)
+        self.backbone = Changed(not_too_long)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.backbone(self.stem(x))
@@ -168,28 +157,16 @@ def test_a_branch_that_no_example_is_right_for_is_refused_with_both_reasons() ->
 
 
 def test_what_can_not_be_recorded_is_exported() -> None:
-    class Refusing(nn.Module):
-        """Contains code that only the tracer refuses."""
+    class Refusing(OneConvolution):
+        """Code that the tracer alone does not take."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, batch: Tensor) -> Tensor:
             if torch._C._get_tracing_state() is not None:
                 raise RuntimeError("not while it is recorded")
-            return self.layer(x)
-
-    class Holder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = Refusing()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.backbone(x)
+            return super().forward(batch)
 
     image = torch.rand(1, 3, 32, 48)
-    program = right_at_sizes(capture_alone(Holder().eval(), "backbone", [(image,)]), None)
+    program = right_at_sizes(capture_alone(Alone(Refusing()).eval(), "backbone", [(image,)]), None)
     assert program.by_export
     torch.testing.assert_close(program.traced()(image), program.run([image]))
 

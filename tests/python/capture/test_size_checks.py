@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hybrid_rt
-from helpers.small_detectors import Alone
+from helpers.small_detectors import Alone, OneConvolution
 from hybrid_rt import CaptureError, HybridRTError, OptionError
 from hybrid_rt.capture.call_recording import Recorded, recording
 from hybrid_rt.capture.observe import observe
@@ -223,20 +223,9 @@ def recording_of(detector: nn.Module, image: Tensor) -> Recorded:
     return run
 
 
-class Backbone(nn.Module):
-    """Is a detector that only calls its backbone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Conv2d(3, 4, 3)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.backbone(image)
-
-
 def test_sizes_are_looked_at_by_counted_work_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def looked_at(cost: int) -> int:
-        runs = ((Backbone(), (torch.rand(1, 3, 8, 8),)) for _ in range(9))
+        runs = ((OneConvolution(), (torch.rand(1, 3, 8, 8),)) for _ in range(9))
         return len(record_sizes(runs, ["backbone"], Effort(cost, least=3)))
 
     unhurried = [looked_at(cost) for cost in (0, 3_500_000, 10**12)]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import hybrid_rt
-from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite, save_with_backends, small_artifact
+from helpers.bundle_surgery import rewrite_manifest, save_with_backends, small_artifact
 from helpers.paths import ROOT
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.images import read_picture
@@ -242,7 +242,7 @@ def test_inspect_of_a_fused_engine_with_requirements(tmp_path: Path, capsys: pyt
             {"name": "rpn.head", "first": 1, "count": 1},
         ]
 
-    path = rewrite(path, tmp_path / "fused.pt", {MANIFEST: change_manifest(fuse)})
+    path = rewrite_manifest(path, tmp_path / "fused.pt", fuse)
     assert main(["inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert f"{path}: a detector of unknown class, format 2" in out

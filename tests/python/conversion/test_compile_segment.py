@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 import hybrid_rt
-from helpers.small_detectors import Backbone, small_detector, small_picture
+from helpers.small_detectors import Backbone, Changed, replaced_backbone, small_detector, small_picture
 from hybrid_rt import BackendError, CaptureError, OptionError, Thresholds, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
@@ -22,18 +22,6 @@ from hybrid_rt.common.specs import Artifact
 from hybrid_rt.torchscript import jit
 
 SHAPES = {"batch": (1, 3), "height": (32, 128), "width": (32, 128)}
-
-
-class Returns(nn.Module):
-    """Returns the result of a convolution in a given structure."""
-
-    def __init__(self, structure: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 4, 3, padding=1)
-        self.structure = structure
-
-    def forward(self, pictures: Tensor) -> object:
-        return self.structure(self.layer(pictures))
 
 
 class TwoInputs(nn.Module):
@@ -97,7 +85,7 @@ def test_a_batch_of_another_size() -> None:
     ],
 )
 def test_it_returns_the_structure_that_the_module_does(structure: Callable[[Tensor], object]) -> None:
-    module = new(Returns(structure))
+    module = new(Changed(structure))
     compiled = hybrid_rt.compile_segment(module, small_picture())
     torch.testing.assert_close(compiled(small_picture()), module(small_picture()), rtol=1e-4, atol=1e-5)
 
@@ -126,12 +114,8 @@ def test_torchvision_accepts_it_as_a_backbone(demo_detector: FasterRCNN, demo_im
     assert compiled.out_channels == demo_detector.backbone.out_channels
     FasterRCNN(compiled, num_classes=3)  # which reads out_channels
     expected = demo_detector([demo_image])[0]
-    kept = demo_detector.backbone
-    demo_detector.backbone = compiled
-    try:
+    with replaced_backbone(demo_detector, compiled):
         got = demo_detector([demo_image])[0]
-    finally:
-        demo_detector.backbone = kept
     assert got["labels"].tolist() == expected["labels"].tolist()
     torch.testing.assert_close(got["boxes"], expected["boxes"], rtol=1e-3, atol=0.1)
 
@@ -319,10 +303,10 @@ def test_bad_arguments() -> None:
 
 def test_a_module_that_returns_no_tensor() -> None:
     with pytest.raises(CaptureError, match=r"expected tensors in lists, tuples and dicts"):
-        hybrid_rt.compile_segment(new(Returns(lambda tensor: tensor.shape[0])), small_picture())
+        hybrid_rt.compile_segment(new(Changed(lambda tensor: tensor.shape[0])), small_picture())
 
 
 def test_what_an_engine_can_t_repeat_is_refused() -> None:
-    random = new(Returns(lambda tensor: tensor + torch.rand_like(tensor)))
-    with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Returns: expected the same .*random"):
+    random = new(Changed(lambda tensor: tensor + torch.rand_like(tensor)))
+    with pytest.raises(CaptureError, match=r"\[compile_segment\]: module Changed: expected the same .*random"):
         hybrid_rt.compile_segment(random, small_picture())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,15 +12,7 @@ import torch
 
 import hybrid_rt
 from capture.test_fused import Detector
-from helpers.bundle_surgery import (
-    MANIFEST,
-    change_manifest,
-    flip_byte,
-    offset_of,
-    read_record,
-    rewrite,
-    save_with_backends,
-)
+from helpers.bundle_surgery import flip_byte, manifest_of, offset_of, rewrite, rewrite_manifest, save_with_backends
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt import BundleError, OptionError
 from hybrid_rt.cli.main import main
@@ -99,7 +90,7 @@ def test_names_from_a_file_do_not_lead_out_of_the_folder(bundle_path: Path, tmp_
         manifest["engines"][0]["variants"][0]["blobs"][0]["name"] = "/../x"
         manifest["engines"][0]["variants"][0]["backend"] = "../nosuch"
 
-    path = rewrite(bundle_path, tmp_path / "x.pt", {MANIFEST: change_manifest(rename)})
+    path = rewrite_manifest(bundle_path, tmp_path / "x.pt", rename)
     folder = tmp_path / "deep" / "down"
     files = hybrid_rt.extract(path, folder)
     assert {file.parent for file in files} == {folder}
@@ -199,6 +190,6 @@ def test_the_manifest_s_digests_are_those_of_the_files(bundle_path: Path, tmp_pa
     import hashlib
 
     files = hybrid_rt.extract(bundle_path, tmp_path)
-    manifest = json.loads(read_record(bundle_path, MANIFEST))
+    manifest = manifest_of(bundle_path)
     blobs = [blob for variant in manifest["engines"][0]["variants"] for blob in variant["blobs"]]
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == [blob["sha256"] for blob in blobs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hybrid_rt
 from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
+from models.strangers import ModelOutput
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore:.*weight_norm:FutureWarning"
@@ -407,20 +407,10 @@ def test_a_recorded_head_may_ask_for_parameters_submodules_and_the_class(tmp_pat
     assert_same(detector, converted(detector, tmp_path / "x.pt", head="trace"))
 
 
-class Output(OrderedDict[str, Tensor]):
-    """Is a dict whose entries are also attributes."""
-
-    def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self[name]
-        except KeyError as error:
-            raise AttributeError(name) from error
-
-
 def test_a_backbone_that_returns_a_class_of_its_own(tmp_path: Path) -> None:
     class Returns(Backbone):
         def forward(self, pictures: Tensor) -> Any:
-            return Output(super().forward(pictures))
+            return ModelOutput(super().forward(pictures))
 
     class Takes(SmallDetector):
         def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:

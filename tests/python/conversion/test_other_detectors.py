@@ -18,7 +18,6 @@ from helpers.external_projects import picture_arguments, run_any_detector, succe
 from helpers.same_detections import assert_same, parse
 from helpers.small_detectors import (
     RESHAPED,
-    TimmBackbone,
     centre_detector,
     fusing_detector,
     reshaped_detector,
@@ -69,6 +68,8 @@ def fcos(backbone: nn.Module) -> FCOS:
     ids=["resnet-faster_rcnn", "mobilenet-fcos"],
 )
 def test_a_timm_backbone_under_a_torchvision_head(name: str, head: Any, downstream: Path, tmp_path: Path) -> None:
+    from examples.convert.timm_backbone import TimmBackbone  # timm takes a second, which not every test shall pay
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         detector = torchvision_detectors.steady(head(TimmBackbone(name)))

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page
 from torch import Tensor, nn
 
 import hybrid_rt
+from helpers.opened_page import OpenedPage
 from helpers.small_detectors import small_detector, small_list_detector, small_picture
 from hybrid_rt import ConversionReport
 from models import digits_detector
@@ -65,17 +66,12 @@ def demo_page(
     return folder / "report.html", result.report
 
 
-class Opened:
-    """A page, its errors and its network requests."""
+class Opened(OpenedPage):
+    """A report's."""
 
     def __init__(self, browser: Browser, path: Path, width: int = WIDE, scheme: Any = "light") -> None:
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        super().__init__(browser, width, scheme)
         self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url[-80:]}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_timeout(200)  # wait for late events
 

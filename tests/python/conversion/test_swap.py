@@ -21,7 +21,7 @@ from capture.test_fused import Detector
 from helpers.bundle_surgery import read_record, save_with_backends
 from helpers.external_projects import succeed
 from helpers.paths import ROOT
-from helpers.small_detectors import Backbone, small_detector, small_picture
+from helpers.small_detectors import Backbone, replaced_backbone, small_detector, small_picture
 from hybrid_rt import BackendError, BundleError, CaptureError, OptionError, Thresholds, Verification, VerificationError
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.cache import store
@@ -214,12 +214,8 @@ def test_the_demo_detector_with_another_backbone_in_python_and_in_cpp(
     hybrid_rt.convert(demo_detector, ([demo_image],), paths[0], segments=segments, verify=False)
     backbone = deeper_demo_backbone(demo_detector)
     hybrid_rt.swap_backbone(paths[0], backbone, paths[1])
-    kept = demo_detector.backbone
-    demo_detector.backbone = backbone
-    try:
+    with replaced_backbone(demo_detector, backbone):
         expected = demo_detector([demo_image])[0]
-    finally:
-        demo_detector.backbone = kept
     with_the_old_one = demo_detector([demo_image])[0]
     assert expected["scores"].tolist() != with_the_old_one["scores"].tolist()
     got = hybrid_rt.load(paths[1])([demo_image])[0]

@@ -17,9 +17,10 @@ from google.protobuf import text_format
 from torch import Tensor, nn
 
 import hybrid_rt
-from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
+from helpers.bundle_surgery import rewrite_manifest
 from helpers.paths import ROOT
 from helpers.same_detections import assert_same
+from helpers.small_detectors import OneConvolution
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.errors import BundleError, OptionError, VerificationError
 from hybrid_rt.common.images import read_picture
@@ -118,8 +119,7 @@ def one_picture_bundle(tmp_path_factory: pytest.TempPathFactory, demo_detector: 
 
 def test_names_of_any_characters_are_in_the_configuration(tmp_path: Path, demo_bundle: Path) -> None:
     names = ['"a" \\ {b}', "café", "猫"]
-    change = change_manifest(lambda manifest: manifest.update(class_names=names))
-    named = rewrite(demo_bundle, tmp_path / "named.pt", {MANIFEST: change})
+    named = rewrite_manifest(demo_bundle, tmp_path / "named.pt", lambda manifest: manifest.update(class_names=names))
     model = triton.export_triton(named, tmp_path / "repository")
     assert json.loads(parsed(model.folder).parameters["class_names"].string_value) == names
 
@@ -279,17 +279,9 @@ def test_a_model_that_finds_something_else_is_not_written(
 
 
 def test_a_detector_of_another_interface(tmp_path: Path) -> None:
-    class Other(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dense = nn.Conv2d(3, 4, 3)
-
-        def forward(self, picture: Tensor) -> Tensor:
-            return self.dense(picture)
-
     hybrid_rt.convert(
-        Other().eval(), (torch.rand(1, 3, 8, 8),), tmp_path / "other.pt", segments=["dense"], engine="torchscript",
-        measure=False,
+        OneConvolution().eval(), (torch.rand(1, 3, 8, 8),), tmp_path / "other.pt", segments=["backbone"],
+        engine="torchscript", measure=False,
     )  # fmt: skip
     with pytest.raises(OptionError, match=r"expected a detector that takes a list .* got \(Tensor\) -> Tensor"):
         triton.export_triton(tmp_path / "other.pt", tmp_path / "repository")

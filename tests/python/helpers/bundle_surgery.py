@@ -11,7 +11,11 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+import hybrid_rt
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.backends import registry
 from hybrid_rt.bundle import archive as bundle
@@ -85,6 +89,16 @@ def rewrite(
     return output
 
 
+def manifest_of(path: Path) -> dict:
+    """As it is in the file, whatever its version."""
+    return json.loads(read_record(path, MANIFEST))
+
+
+def rewrite_manifest(path: Path, output: Path, change: Callable[[dict], object]) -> Path:
+    """Copies the archive with a manifest that ``change`` changes in place; the digests are made to fit."""
+    return rewrite(path, output, {MANIFEST: change_manifest(change)})
+
+
 def change_manifest(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
     def changed(text: bytes) -> bytes:
         manifest = json.loads(text)
@@ -111,6 +125,13 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
     head_operators.rewrite(frozen)
     members = [Member("backbone", 0, len(artifacts[0].spec.outputs))]
     bundle.save(frozen, path, Manifest((pack(artifacts).engine(members),)))
+    return path
+
+
+def save_with_torchscript(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **options: Any) -> Path:
+    """A bundle of a small detector, converted with TorchScript as its backbone's engine."""
+    segments = ["detector.backbone"] if hasattr(detector, "detector") else ["backbone"]
+    hybrid_rt.convert(detector, inputs, path, engine="torchscript", segments=segments, measure=False, **options)
     return path
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, nms
+from torchvision.ops import nms
 
 SIDE = 32
 
@@ -36,6 +36,18 @@ class Alone(nn.Module):
 
     def forward(self, *arguments: Any) -> Any:
         return self.get_submodule(self.name)(*arguments)
+
+
+class Changed(nn.Module):
+    """A layer, and what ``change`` makes of its result; by default, the layer keeps the sizes: [N, 4, H, W]."""
+
+    def __init__(self, change: Callable[[Tensor], Any], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = layer or nn.Conv2d(3, 4, 3, padding=1)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.layer(x))
 
 
 class OneConvolution(nn.Module):
@@ -241,22 +253,6 @@ def centre_detector() -> CentreDetector:
         return CentreDetector().requires_grad_(False).eval()
 
 
-class TimmBackbone(nn.Module):
-    """timm's feature levels with torchvision's pyramid: maps [N, 3, H, W] to an OrderedDict of three levels."""
-
-    def __init__(self, name: str, channels: int = 32) -> None:
-        super().__init__()
-        import timm  # takes a second, which most tests need not spend
-
-        self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(2, 3, 4))
-        self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), channels)
-        self.out_channels = channels
-
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        levels = self.body(pictures)
-        return self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels)))
-
-
 def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
     """Returns a detector in eval mode, with the same weights each time."""
     with torch.random.fork_rng(devices=[]):
@@ -267,6 +263,21 @@ def small_detector(backbone: nn.Module | None = None) -> SmallDetector:
 def small_picture(height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
     """Returns noise, [1, 3, H, W] in 0..1."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def replaced_backbone(detector: nn.Module, backbone: nn.Module) -> Iterator[None]:
+    """Puts another backbone into a detector, within the block."""
+    kept, detector.backbone = detector.backbone, backbone
+    try:
+        yield
+    finally:
+        detector.backbone = kept
+
+
+def small_pictures() -> list[Tensor]:
+    """Two of other sizes, [3, H, W] each, as a list detector takes them."""
+    return [small_picture()[0], small_picture(48, 40)[0]]
 
 
 def small_list_detector() -> ListDetector:

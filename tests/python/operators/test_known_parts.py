@@ -131,9 +131,9 @@ def test_a_subclass_of_the_anchor_generator_makes_its_own_anchors() -> None:
         return made
 
     ours = with_operators(module())
-    assert type(ours).forward is known_methods.RPNMethods.forward
+    assert type(ours).proposals.__code__ is known_methods.RPNMethods.composed_proposals.__code__
     assert_same(proposals(ours), proposals(module()))
-    assert type(with_operators(rpn(*rpn_outputs(7, False)))).forward is known_methods.GridRPNMethods.forward
+    assert type(with_operators(rpn(*rpn_outputs(7, False)))).proposals is known_methods.GridRPNMethods.proposals
 
 
 def box_head(seed: int, rows: int, classes: int) -> tuple[Tensor, Tensor, list[Tensor]]:

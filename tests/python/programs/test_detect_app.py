@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import hybrid_rt
-from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
+from helpers.bundle_surgery import rewrite_manifest
 from helpers.small_detectors import OneConvolution
 from hybrid_rt.common.class_names import class_colour
 from hybrid_rt.common.executables import program as find_program
@@ -87,7 +87,7 @@ def with_names(bundle: Path, output: Path, names: list[str] | None) -> Path:
         if names is not None:
             manifest["class_names"] = names
 
-    return rewrite(bundle, output, {MANIFEST: change_manifest(change)})
+    return rewrite_manifest(bundle, output, change)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,7 @@ def test_json_has_no_name_where_there_is_none(program, demo_bundle, demo_picture
 
 
 def test_class_names_that_are_no_names_fail(program, demo_bundle, demo_picture, tmp_path):
-    bundle = rewrite(
-        demo_bundle, tmp_path / "x.pt", {MANIFEST: change_manifest(lambda manifest: manifest.update(class_names=[1]))}
-    )
+    bundle = rewrite_manifest(demo_bundle, tmp_path / "x.pt", lambda manifest: manifest.update(class_names=[1]))
     message = error_of(run(program, bundle, demo_picture), BUNDLE_UNLOADABLE)
     assert "x.pt, manifest, class_names: expected a list of strings, got " in message
 

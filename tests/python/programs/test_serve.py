@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 import hybrid_rt
-from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
+from helpers.bundle_surgery import rewrite_manifest
 from helpers.serving import Answer, Server, ServerEnded, serving
 from helpers.small_detectors import ListDetector, small_detector, small_picture
 from hybrid_rt.common.executables import program
@@ -266,8 +266,7 @@ def test_class_names_are_those_of_the_bundle(server: Server, demo_picture: Path)
 def test_a_bundle_without_class_names_is_answered_without_them(
     demo_bundle: Path, demo_picture: Path, tmp_path: Path
 ) -> None:
-    change = change_manifest(lambda manifest: manifest.pop("class_names"))
-    nameless = rewrite(demo_bundle, tmp_path / "digits.pt", {MANIFEST: change})
+    nameless = rewrite_manifest(demo_bundle, tmp_path / "digits.pt", lambda manifest: manifest.pop("class_names"))
     with serving(nameless, warm_up=SMALL) as served:
         assert served.request("/v1/models").json()["models"][0]["class_names"] == []
         for found in only_picture(served.detect(demo_picture))["detections"]:

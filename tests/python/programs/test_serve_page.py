@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 from pycocotools import mask as coco_mask
 
 from conversion.test_report_page import CONTRASTS
+from helpers.opened_page import OpenedPage
 from helpers.serving import Server, serving
 from hybrid_rt.common.class_names import class_colour, text_colour
 
@@ -42,18 +43,13 @@ def server(demo_bundle: Path) -> Iterator[Server]:
         yield started
 
 
-class Opened:
-    """The page, its errors and its network requests."""
+class Opened(OpenedPage):
+    """The service's."""
 
     def __init__(self, browser: Browser, server: Server, width: int = WIDE, scheme: Any = "light") -> None:
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        # A listener makes the browser suppress its file chooser, but only after some time: on a busy machine, a key
-        # pressed at once came too early. Add the listener at the start.
+        super().__init__(browser, width, scheme)
+        # Whoever listens for a file chooser has the browser hold its own back, which takes effect some time later: a
+        # key pressed at once was too early for it on a busy machine. From the start it is in time.
         self.page.on("filechooser", lambda chooser: None)
         self.page.goto(server.url)
         self.page.wait_for_load_state("networkidle")

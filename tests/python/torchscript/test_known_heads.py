@@ -105,7 +105,7 @@ def replaced(detector: nn.Module) -> set[str]:
         for module in detector.modules()
         for name, value in vars(type(module)).items()
         if getattr(value, "__module__", "") == known_methods.__name__
-        and not name.startswith("composed_")
+        and hasattr(type(module).__base__, name)
         and not type(module).__name__.endswith("Transform")
     }
 

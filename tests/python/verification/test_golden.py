@@ -21,9 +21,11 @@ from helpers.bundle_surgery import (
     offset_of,
     read_record,
     rewrite,
+    rewrite_manifest,
     save_with_backends,
+    save_with_torchscript,
 )
-from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from helpers.small_detectors import small_detector, small_list_detector, small_picture, small_pictures
 from hybrid_rt import THRESHOLDS, BackendError, BundleError, Thresholds, verify_golden
 from hybrid_rt.bundle.manifest import Golden, Manifest
 from hybrid_rt.cli.main import main
@@ -37,23 +39,17 @@ FP32 = THRESHOLDS["fp32"]
 BF16 = THRESHOLDS["bf16"]
 
 
-def converted(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **options: Any) -> Path:
-    segments = ["detector.backbone"] if hasattr(detector, "detector") else ["backbone"]
-    hybrid_rt.convert(detector, inputs, path, engine="torchscript", segments=segments, **options)
-    return path
-
-
 @pytest.fixture(scope="module")
 def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a bundle that maps two images of different sizes to a list of dicts. Do not modify it."""
-    pictures = [small_picture()[0], small_picture(48, 40)[0]]
-    return converted(tmp_path_factory.mktemp("golden") / "list.pt", small_list_detector(), (pictures,))
+    """Two pictures of other sizes in, a list of dicts out. Do not write to it."""
+    path = tmp_path_factory.mktemp("golden") / "list.pt"
+    return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
 
 
 @pytest.fixture(scope="module")
 def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a bundle that maps a batch to a tuple of tensors. Do not modify it."""
-    return converted(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
+    """A batch in, a tuple of tensors out. Do not write to it."""
+    return save_with_torchscript(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +106,7 @@ class Levels(nn.Module):
 def test_dicts_by_number_are_samples_too(program: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs = {8: torch.rand(1, 3, 9, 8), 16: torch.rand(1, 3, 5, 4)}
-    path = converted(tmp_path / "levels.pt", Levels().eval(), (inputs,), measure=False)
+    path = save_with_torchscript(tmp_path / "levels.pt", Levels().eval(), (inputs,))
     sample = read(path)
     assert list(sample.inputs[0]) == list(sample.expected) == [8, 16]
     assert verify_golden(path).passed
@@ -120,7 +116,7 @@ def test_dicts_by_number_are_samples_too(program: str, tmp_path: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
         manifest["golden"]["expected"]["keys"].reverse()
 
-    swapped = rewrite(path, tmp_path / "swapped.pt", {MANIFEST: change_manifest(change)})
+    swapped = rewrite_manifest(path, tmp_path / "swapped.pt", change)
     assert not verify_golden(swapped).passed
     done = run(program, swapped)
     assert (done.returncode, "output.8" in done.stderr + done.stdout) == (7, True)
@@ -195,7 +191,7 @@ def test_the_sample_is_one_record_that_load_leaves_alone_and_check_reads(list_bu
 
 def test_thresholds_of_the_conversion_travel(tmp_path: Path) -> None:
     loose = Thresholds(iou=0.5, score=0.2, recall=0.5, relative_error=0.5)
-    path = converted(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), thresholds=loose)
+    path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), thresholds=loose)
     assert read(path).thresholds == loose
     assert verify_golden(path).thresholds == loose
     assert verify_golden(path, thresholds=FP32).thresholds == FP32
@@ -207,14 +203,14 @@ def test_the_first_picture_with_boxes_is_the_sample(tmp_path: Path) -> None:
     scores = [float(found["scores"].max()) for found in detector([dark, light])]
     assert scores[0] < scores[1]
     detector.least_score = sum(scores) / 2
-    path = converted(tmp_path / "x.pt", detector, ([dark],), verify_inputs=[([light],)])
+    path = save_with_torchscript(tmp_path / "x.pt", detector, ([dark],), verify_inputs=[([light],)])
     assert torch.equal(read(path).inputs[0][0], light)
 
 
 def test_without_verification_the_sample_says_that_nobody_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = converted(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), verify=False)
+    path = save_with_torchscript(tmp_path / "x.pt", small_list_detector(), ([small_picture()[0]],), verify=False)
     check = verify_golden(path)
     assert check.passed
     assert not check.compared
@@ -336,7 +332,7 @@ def refusals(path: Path, program: str) -> list[str]:
 
 
 def test_a_bundle_without_a_sample_says_why(tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = converted(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
+    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
     for text in refusals(path, program):
         assert text.startswith(
             f"hybrid_rt[bundle]: {path}: expected a golden sample, got none (switched off by golden=False). Convert "
@@ -372,8 +368,7 @@ def test_an_older_bundle_has_none(list_bundle: Path, tmp_path: Path, program: st
 def test_a_description_that_does_not_fit_is_damage(
     list_bundle: Path, tmp_path: Path, program: str, change: Callable[[Any], object]
 ) -> None:
-    changes = {MANIFEST: change_manifest(lambda manifest: change(manifest["golden"]))}
-    path = rewrite(list_bundle, tmp_path / "x.pt", changes)
+    path = rewrite_manifest(list_bundle, tmp_path / "x.pt", lambda manifest: change(manifest["golden"]))
     for text in refusals(path, program):
         assert text.startswith("hybrid_rt[bundle]: ")
         assert DAMAGED in text
@@ -383,8 +378,8 @@ def test_a_record_that_is_gone_or_not_named_is_damage(list_bundle: Path, tmp_pat
     gone = rewrite(list_bundle, tmp_path / "gone.pt", {RECORD: None})
     for text in refusals(gone, program):
         assert text == f"hybrid_rt[bundle]: {gone}, record '{RECORD}': expected it to be there, got none. {DAMAGED}"
-    change = change_manifest(lambda manifest: manifest["records"].pop(RECORD))
-    for text in refusals(rewrite(list_bundle, tmp_path / "x.pt", {MANIFEST: change}), program):
+    unnamed = rewrite_manifest(list_bundle, tmp_path / "x.pt", lambda manifest: manifest["records"].pop(RECORD))
+    for text in refusals(unnamed, program):
         assert f"record '{RECORD}': expected one that the manifest names, got another one. {DAMAGED}" in text
 
 

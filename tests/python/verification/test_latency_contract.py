@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import hybrid_rt
 from bundle.test_manifest import SCHEMA, errors_of
-from helpers.bundle_surgery import MANIFEST, change_manifest, rewrite
-from helpers.small_detectors import small_detector, small_list_detector, small_picture
+from helpers.bundle_surgery import rewrite_manifest, save_with_torchscript
+from helpers.small_detectors import small_detector, small_list_detector, small_picture, small_pictures
 from hybrid_rt import BundleError, InputError, LatencyContract, MachineDescription, OptionError, SizeLatency
 from hybrid_rt.cli.main import main
 from hybrid_rt.common.executables import program as find_program
@@ -30,17 +30,11 @@ LOOSE = 1000.0
 QUICK = {"repeat": 20, "threads": 1}
 
 
-def convert(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **options: Any) -> Path:
-    segments = ["detector.backbone"] if hasattr(detector, "detector") else ["backbone"]
-    hybrid_rt.convert(detector, inputs, path, engine="torchscript", segments=segments, measure=False, **options)
-    return path
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a bundle without a contract. Do not modify it."""
-    pictures = [small_picture()[0], small_picture(48, 40)[0]]
-    return convert(tmp_path_factory.mktemp("latency") / "list.pt", small_list_detector(), (pictures,))
+    """A bundle without a contract. Do not write to it."""
+    path = tmp_path_factory.mktemp("latency") / "list.pt"
+    return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def measured(bundle: Path) -> Path:
 
 
 def changed(path: Path, output: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    return rewrite(path, output, {MANIFEST: change_manifest(lambda manifest: change(manifest["latency_contract"]))})
+    return rewrite_manifest(path, output, lambda manifest: change(manifest["latency_contract"]))
 
 
 def detect(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -318,7 +312,7 @@ def test_the_command_line_measures(bundle: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_file_without_a_golden_sample_is_measured_on_ones_own_inputs(tmp_path: Path) -> None:
-    path = convert(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
+    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),), golden=False)
     with pytest.raises(BundleError, match="expected a golden sample"):
         hybrid_rt.measure(path, **QUICK)
     hybrid_rt.measure(path, (small_picture(),), **QUICK)
@@ -418,7 +412,7 @@ def test_a_contract_of_an_engine_that_went_is_stale(measured: Path) -> None:
 
 
 def test_a_swapped_backbone_has_no_contract(tmp_path: Path) -> None:
-    path = convert(tmp_path / "x.pt", small_detector(), (small_picture(),))
+    path = save_with_torchscript(tmp_path / "x.pt", small_detector(), (small_picture(),))
     hybrid_rt.measure(path, **QUICK)
     report = hybrid_rt.swap_backbone(path, small_detector().backbone, path, verify=False)
     assert report.notes == [

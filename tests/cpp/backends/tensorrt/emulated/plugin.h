@@ -10,6 +10,7 @@
 
 #include "hybrid_rt/engine.h"
 #include "hybrid_rt/plugin/backend.h"
+#include "lasting.h"
 #include "torch_device.h"
 
 // The plug-in as it is shipped, opened like the core opens it, on the emulated GPU with the stand-in for TensorRT, or
@@ -66,12 +67,10 @@ bool are_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>
 at::Tensor picture(std::vector<int64_t> sizes);
 at::Tensor on_device(const at::Tensor& tensor, int device = 0);
 
-/// Counts the copies of inputs that a profiler would see in this thread, during its lifetime.
-class CopiedInputs {
+/// Counts the copies of inputs that a profiler would see in this thread, in its lifetime.
+class CopiedInputs : Lasting {
  public:
   CopiedInputs();
-  CopiedInputs(const CopiedInputs&) = delete;
-  CopiedInputs& operator=(const CopiedInputs&) = delete;
   ~CopiedInputs();
   int count() const;
 
@@ -79,12 +78,10 @@ class CopiedInputs {
   uint64_t handle_;
 };
 
-/// Checks during its lifetime that no rule is broken, and at its end that nothing is left over.
-class Watch {
+/// Holds for its lifetime, and at its end, that nobody broke a rule and nothing is left over.
+class Watch : Lasting {
  public:
   Watch();
-  Watch(const Watch&) = delete;
-  Watch& operator=(const Watch&) = delete;
   ~Watch();
 
   /// Returns and clears the breaches so far.

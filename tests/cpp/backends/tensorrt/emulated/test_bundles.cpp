@@ -17,6 +17,7 @@
 
 #include "captured_log.h"
 #include "failure_of.h"
+#include "lasting.h"
 #include "plugin.h"
 #include "temporary.h"
 #include "vendor.h"
@@ -76,10 +77,8 @@ size_t place_of_tensorrt(int device) {
 
 constexpr size_t kTorchScript = 4;
 
-struct TwoDevices {
+struct TwoDevices : Lasting {
   TwoDevices() { emulated::set_device_count(2); }
-  TwoDevices(const TwoDevices&) = delete;
-  TwoDevices& operator=(const TwoDevices&) = delete;
   ~TwoDevices() { emulated::set_device_count(1); }
 };
 

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 
@@ -177,16 +178,21 @@ TEST_CASE("contexts that can't be made are errors, after which an engine can be 
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("scratch memory whose size the vendor can't tell is an error" * emulated_only()) {
+/// Checks that calls fail with a text while the vendor does something, and work afterwards.
+static void check_failure_while(std::atomic<bool> emulated::Vendor::* does, const std::string& text) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = picture({1, 3, 16, 16});
-  emulated::Vendor::instance().fails_scratch_size = true;
-  CHECK(contains(failure_of([&] { engine->run({on_device(x)}); }).what(),
-                 "run, scratch memory: expected its size from " + StandIn::here().library +
-                     ", got updateDeviceMemorySizeForShapes: asked to fail."));
-  emulated::Vendor::instance().fails_scratch_size = false;
+  emulated::Vendor::instance().*does = true;
+  CHECK(contains(failure_of([&] { engine->run({on_device(x)}); }).what(), text));
+  emulated::Vendor::instance().*does = false;
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+}
+
+TEST_CASE("scratch memory whose size the vendor can't tell is an error" * emulated_only()) {
+  check_failure_while(&emulated::Vendor::fails_scratch_size,
+                      "run, scratch memory: expected its size from " + StandIn::here().library +
+                          ", got updateDeviceMemorySizeForShapes: asked to fail.");
 }
 
 TEST_CASE("shapes and addresses that the vendor refuses are errors, after which an engine can be used" *
@@ -213,15 +219,9 @@ TEST_CASE("shapes and addresses that the vendor refuses are errors, after which 
 }
 
 TEST_CASE("an output whose size depends on values is refused" * emulated_only()) {
-  const Watch watch;
-  const auto engine = Artifact().load();
-  const at::Tensor x = picture({1, 3, 16, 16});
-  emulated::Vendor::instance().hides_output_shapes = true;
-  CHECK(contains(
-      failure_of([&] { engine->run({on_device(x)}); }).what(),
-      "output 'y': expected a shape that follows from the inputs' shapes, got one that depends on their values"));
-  emulated::Vendor::instance().hides_output_shapes = false;
-  CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
+  check_failure_while(
+      &emulated::Vendor::hides_output_shapes,
+      "output 'y': expected a shape that follows from the inputs' shapes, got one that depends on their values");
 }
 
 TEST_CASE("the vendor's messages are logged from the runtime's first word to its last" * emulated_only()) {
