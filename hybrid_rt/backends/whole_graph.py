@@ -19,13 +19,13 @@ Call = Callable[[Tensor], Sequence[Any]]
 
 @dataclass(frozen=True)
 class WholeDetector:
-    """A detector for a whole graph, with the images that it is converted for.
+    """A detector for a whole graph, with the images for which it is converted.
 
     Attributes:
-        detector: takes one image, returns a tuple of tensors.
-        images: [3, H, W] each; sizes that differ among them stay free if the engine's converter supports that.
-        outputs: the names of the tensors.
-        calibration: images [3, H, W] that int8 is calibrated on; empty: ``images``.
+        detector: Takes one image and returns a tuple of tensors.
+        images: Example images, each [3, H, W]. Sizes that differ between them stay free if the engine supports that.
+        outputs: Names of the detector's outputs.
+        calibration: Images [3, H, W] to calibrate int8 on. If empty, ``images`` are used.
     """
 
     detector: nn.Module
@@ -42,12 +42,12 @@ class WholeGraph(ABC):
 
     @abstractmethod
     def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
-        """Converts the detector into files of the directory.
+        """Converts the detector and writes the result into a directory.
 
         Args:
-            whole: the detector.
-            precision: one of ``precisions``.
-            directory: an existing one.
+            whole: The detector.
+            precision: One of ``precisions``.
+            directory: An existing directory.
 
         Raises:
             Exception: The vendor's converter refuses the detector. It may raise any type.

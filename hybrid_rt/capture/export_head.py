@@ -194,7 +194,7 @@ def _exported(
             torch.no_grad(),
             free_sizes(),
         ):
-            free_caches(copied)
+            allow_symbolic_keys(copied)
             flat = _Exported(copied, arguments, results).eval()
             given = tuple(tensor.detach() for tensor in tensors)
             program = torch.export.export(flat, given, dynamic_shapes=(shapes,), strict=False)

@@ -37,7 +37,7 @@ _OPERATORS = {
 }
 
 _LOGGER = "torch._export.non_strict_utils"
-"""It logs the sizes that became fixed, which our error tells."""
+"""The logger that reports sizes that became fixed, which our error also reports."""
 
 _LARGEST = 2**62
 """Torch expresses "no upper bound" by a bound above this."""

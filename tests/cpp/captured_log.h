@@ -8,7 +8,7 @@
 #include "hybrid_rt/log.h"
 #include "lasting.h"
 
-/// Keeps the messages of its lifetime instead of writing them.
+/// Captures messages during its lifetime instead of writing them.
 class CapturedLog : Lasting {
  public:
   CapturedLog() {

@@ -9,7 +9,7 @@
 
 #include "lasting.h"
 
-/// A folder that goes with its object.
+/// A directory that is removed with its object.
 class TemporaryFolder : Lasting {
  public:
   TemporaryFolder() {
@@ -29,7 +29,7 @@ class TemporaryFolder : Lasting {
   std::filesystem::path path_;
 };
 
-/// Sets an environment variable (or unsets it: nullptr) and restores it.
+/// Sets an environment variable (nullptr unsets it) and restores it at the end.
 class TemporaryVariable : Lasting {
  public:
   TemporaryVariable(std::string name, const char* value) : name_(std::move(name)) {

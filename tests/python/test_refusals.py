@@ -28,7 +28,7 @@ NOT_OF_A_DETECTOR = {
 }
 
 FACTORIES = {"make": (), "not_compiled": ("operator-not-in-engine",)}
-"""The functions that make errors, with the codes that they set by themselves."""
+"""Functions that make errors, with the codes that they set themselves."""
 
 INSTALLATION = {"one class of that name", "one backend that stores the segment as it was captured"}
 """Expectations on the installed packages, which do not depend on the detector."""
@@ -36,7 +36,7 @@ INSTALLATION = {"one class of that name", "one backend that stores the segment a
 
 @dataclass(frozen=True)
 class Site:
-    """One call of ``make`` or of another function of ``FACTORIES``."""
+    """A call of ``make`` or of another function in ``FACTORIES``."""
 
     path: Path
     line: int

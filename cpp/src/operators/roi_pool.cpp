@@ -159,7 +159,7 @@ void ps_roi_pool_into(const Memory<T>& in, double spatial_scale) {
       const PixelBox box = pixel_box(in.boxes + 5 * n, spatial_scale, in.pictures, n, "ps_roi_pool");
       const T bin_height = static_cast<T>(std::max<int64_t>(box.bottom - box.top, 1)) / static_cast<T>(in.rows);
       const T bin_width = static_cast<T>(std::max<int64_t>(box.right - box.left, 1)) / static_cast<T>(in.columns);
-      for (int64_t c = 0; c < in.channels; ++c) {  // output channel, row and column of bins, one after the other
+      for (int64_t c = 0; c < in.channels; ++c) {  // output channel, bin row and bin column, consecutively
         const Span high = span_of(c / in.columns % in.rows, bin_height, box.top, in.height - 1);
         const Span wide = span_of(c % in.columns, bin_width, box.left, in.width - 1);
         const bool is_empty = !box.is_valid || high.end <= high.begin || wide.end <= wide.begin;

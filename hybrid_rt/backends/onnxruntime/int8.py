@@ -58,7 +58,7 @@ def quantize_model(
     Raises:
         BackendError: No layer can be quantised, the tool refuses one, or too much would have to stay in fp32.
     """
-    return quantize(OnnxQuantizer(model, names, program), options, tell)
+    return quantize(OnnxQuantizer(model, names, program), options, progress)
 
 
 class OnnxQuantizer(EngineQuantizer):

@@ -47,7 +47,7 @@ def quantize_model(
     Raises:
         BackendError: NNCF refuses a layer, quantises none, or too much would have to stay in fp32.
     """
-    return quantize(NncfQuantizer(model, program), options, tell)
+    return quantize(NncfQuantizer(model, program), options, progress)
 
 
 class NncfQuantizer(EngineQuantizer):

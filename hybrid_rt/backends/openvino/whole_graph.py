@@ -48,7 +48,7 @@ class OpenVINOWholeGraph(WholeGraph):
         self._backend.rewrites_graph = False
 
     def build(self, whole: WholeDetector, precision: str, directory: Path) -> None:
-        """Writes the blobs of the artifact, each as a file."""
+        """Compiles the detector and writes each blob of the artifact as a file."""
         images = whole.images
         if len({image.shape for image in images}) == 1:
             images = [images[0], images[0].transpose(1, 2).contiguous()]

@@ -1,4 +1,4 @@
-"""A segment that an engine's own tool quantises, and how far its outputs are from those in fp32."""
+"""Quantises a segment with an engine's own tool, and compares its outputs with those in fp32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...common.errors import BackendError
 from ...common.latency import benchmark
 from .options import DEFAULTS, MAX_ERROR, SECONDS
 from .record import Quantization
-from .search import Found, NotFound, search
+from .search import SearchFailed, SearchResult, search
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -27,19 +27,19 @@ _ROUNDS = 5
 
 
 class EngineQuantizer(ABC):
-    """A segment to quantise; a subclass per tool.
+    """A segment to quantise, with one subclass per tool.
 
     A subclass sets ``layers``, ``edges`` and ``branches``, see :class:`.search.Quantizer`, and ``shown``.
 
     Attributes:
-        backend: name of the backend.
-        instead: the precisions to use where int8 is not possible.
-        layers: names of what int8 could compute, in the order in which they run.
-        edges: the first and the last layers.
-        branches: for each output the layers that lead to it and to no other one.
-        shown: names of layers for people.
-        samples: the calibration samples, in the form that the tool takes.
-        compared: those of them on which a trial is compared with fp32.
+        backend: Name of the backend.
+        instead: Precisions to suggest if int8 is not possible.
+        layers: Names of the layers that int8 could compute, in the order in which they run.
+        edges: Names of the first and last layers.
+        branches: Names of the layers that contribute to exactly one output, by output.
+        shown: Names of layers to show to users, by the engine's names.
+        samples: Calibration samples, in the form that the tool takes.
+        compared: The samples on which a trial is compared with fp32.
     """
 
     backend: ClassVar[str]
@@ -51,12 +51,12 @@ class EngineQuantizer(ABC):
     shown: Mapping[str, str]
 
     def __init__(self, program: Program, model: Any, samples: Sequence[Any]) -> None:
-        """Runs the segment in fp32 on the samples.
+        """Runs the segment in fp32 on the compared samples.
 
         Args:
-            program: the segment.
-            model: the segment in fp32, in the engine's form.
-            samples: the calibration samples.
+            program: The segment.
+            model: The segment in fp32, in the engine's form.
+            samples: Calibration samples.
 
         Raises:
             BackendError: There are no samples.
@@ -66,8 +66,8 @@ class EngineQuantizer(ABC):
             raise BackendError.make(
                 self.backend,
                 f"segment '{program.name}' in int8",
-                expected="calibration samples inside of the segment's sizes",
-                got="none: it was not called on them, or with other sizes",
+                expected="calibration samples within the segment's sizes",
+                got="none: the samples did not call it, or with other sizes",
                 remedy="Pass calibration_data= of the expected sizes, or widen shapes=.",
                 code="sizes-not-taken",
             )
@@ -99,7 +99,7 @@ class EngineQuantizer(ABC):
                 found[name] = error if error != error else max(found[name], error)
         return found
 
-    def times(self, found: Found) -> dict[str, float]:
+    def times(self, found: SearchResult) -> dict[str, float]:
         """Returns the median milliseconds of one call of the found model and of the original one."""
         models = {"fp32": self.model, "int8": found.model}
         if found.kept:
@@ -112,8 +112,8 @@ class EngineQuantizer(ABC):
         """Returns the error for a segment that the tool does not quantise.
 
         Args:
-            expected: what the tool needs.
-            got: the tool's message, or what there is.
+            expected: What the tool requires.
+            got: The tool's message, or a description of the actual state.
         """
         return BackendError.make(
             self.backend,
@@ -126,7 +126,7 @@ class EngineQuantizer(ABC):
 
     @abstractmethod
     def opened(self, model: Any) -> Callable[[Any], Sequence[Tensor]]:
-        """Returns a function of one sample that runs a model, and returns the outputs in order."""
+        """Returns a function that runs a model on one sample and returns the outputs in order."""
 
     @abstractmethod
     def without(self, kept: Collection[str]) -> Any:
@@ -142,22 +142,22 @@ class EngineQuantizer(ABC):
 
 
 def quantize(
-    quantizer: EngineQuantizer, options: Mapping[str, float], tell: Callable[[float, str], None]
+    quantizer: EngineQuantizer, options: Mapping[str, float], progress: Callable[[float, str], None]
 ) -> tuple[Any, Quantization]:
-    """Returns the segment in int8, with the record of what was kept and of what it costs.
+    """Returns the segment in int8, and the record of the kept layers, the errors and the times.
 
     Args:
-        quantizer: the segment.
-        options: see :mod:`.options`.
-        tell: receives the progress of the search.
+        quantizer: The segment.
+        options: Options of :mod:`.options`.
+        progress: Called with the spent fraction of the time budget and a description of the current trial.
 
     Raises:
-        BackendError: Too much would have to stay in fp32.
+        BackendError: Too many layers would have to stay in fp32.
     """
     limit, seconds = (options.get(name, DEFAULTS[name]) for name in (MAX_ERROR, SECONDS))
     try:
-        found = search(quantizer, limit, seconds, tell)
-    except NotFound as error:
+        found = search(quantizer, limit, seconds, progress)
+    except SearchFailed as error:
         raise BackendError.make(
             quantizer.backend,
             f"segment '{quantizer.program.name}' in int8",

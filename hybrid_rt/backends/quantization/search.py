@@ -58,8 +58,8 @@ class SearchResult:
     model_everywhere: Any
 
 
-class NotFound(Exception):
-    """No set of layers that was tried is good enough; the text gives the error of the best one."""
+class SearchFailed(Exception):
+    """No tried set of layers is accurate enough. The text gives the error of the best one."""
 
 
 def search(

@@ -99,7 +99,7 @@ struct State {
   static State& instance();
 };
 
-/// The one object of a kind, whose mutex is held for as long as this lives.
+/// Gives access to the only object of a class, and holds its mutex during its own lifetime.
 template <typename T>
 class Locked {
  public:
@@ -110,7 +110,7 @@ class Locked {
   std::lock_guard<std::mutex> lock_{object_.mutex};
 };
 
-/// Puts an operation into a stream that is not captured from. The state's mutex is held.
+/// Adds an operation to a stream that is not being captured. The state's mutex is held.
 void enqueue_locked(State& state, Stream& stream, const Operation& operation);
 /// Returns the stream that this thread captures, or null. The state's mutex is held.
 Stream* captured_by_this_thread(State& state);

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.strangers import ModelOutput
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import register_parametrization
@@ -18,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 import hybrid_rt
 from helpers.small_detectors import Backbone, SmallDetector, small_detector, small_picture
-from models.strangers import ModelOutput
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore:.*weight_norm:FutureWarning"

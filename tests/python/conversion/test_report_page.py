@@ -67,7 +67,7 @@ def demo_page(
 
 
 class Opened(OpenedPage):
-    """A report's."""
+    """The page of a report."""
 
     def __init__(self, browser: Browser, path: Path, width: int = WIDE, scheme: Any = "light") -> None:
         super().__init__(browser, width, scheme)

@@ -38,7 +38,7 @@ def replicas() -> list[str]:
 
 def running() -> int:
     states = serve.status().applications["default"].deployments["Detector"].replica_states
-    return states.get("RUNNING", 0)  # str as well as an enumeration
+    return states.get("RUNNING", 0)  # type: ignore[call-overload]  # str as well as an enumeration
 
 
 def wait_for_replacement(killed: str, count: int, seconds: float = 60.0) -> bool:

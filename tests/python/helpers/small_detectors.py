@@ -39,7 +39,7 @@ class Alone(nn.Module):
 
 
 class Changed(nn.Module):
-    """A layer, and what ``change`` makes of its result; by default, the layer keeps the sizes: [N, 4, H, W]."""
+    """Applies ``change`` to the result of a layer. By default, the layer keeps the sizes: [N, 4, H, W]."""
 
     def __init__(self, change: Callable[[Tensor], Any], layer: nn.Module | None = None) -> None:
         super().__init__()

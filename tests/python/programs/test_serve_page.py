@@ -44,12 +44,12 @@ def server(demo_bundle: Path) -> Iterator[Server]:
 
 
 class Opened(OpenedPage):
-    """The service's."""
+    """The page of the service."""
 
     def __init__(self, browser: Browser, server: Server, width: int = WIDE, scheme: Any = "light") -> None:
         super().__init__(browser, width, scheme)
-        # Whoever listens for a file chooser has the browser hold its own back, which takes effect some time later: a
-        # key pressed at once was too early for it on a busy machine. From the start it is in time.
+        # A listener makes the browser suppress its file chooser, but only after some time: on a busy machine, a key
+        # pressed at once came too early. Add the listener at the start.
         self.page.on("filechooser", lambda chooser: None)
         self.page.goto(server.url)
         self.page.wait_for_load_state("networkidle")

@@ -41,14 +41,14 @@ BF16 = THRESHOLDS["bf16"]
 
 @pytest.fixture(scope="module")
 def list_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of other sizes in, a list of dicts out. Do not write to it."""
+    """Returns a bundle that maps two images of different sizes to a list of dicts. Do not modify it."""
     path = tmp_path_factory.mktemp("golden") / "list.pt"
     return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
 
 
 @pytest.fixture(scope="module")
 def tuple_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A batch in, a tuple of tensors out. Do not write to it."""
+    """Returns a bundle that maps a batch to a tuple of tensors. Do not modify it."""
     return save_with_torchscript(tmp_path_factory.mktemp("golden") / "tuple.pt", small_detector(), (small_picture(),))
 
 

@@ -32,7 +32,7 @@ QUICK = {"repeat": 20, "threads": 1}
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle without a contract. Do not write to it."""
+    """Returns a bundle without a contract. Do not modify it."""
     path = tmp_path_factory.mktemp("latency") / "list.pt"
     return save_with_torchscript(path, small_list_detector(), (small_pictures(),))
 

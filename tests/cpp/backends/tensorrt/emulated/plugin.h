@@ -67,7 +67,7 @@ bool are_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>
 at::Tensor picture(std::vector<int64_t> sizes);
 at::Tensor on_device(const at::Tensor& tensor, int device = 0);
 
-/// Counts the copies of inputs that a profiler would see in this thread, in its lifetime.
+/// Counts the copies of inputs that a profiler would see in this thread, during its lifetime.
 class CopiedInputs : Lasting {
  public:
   CopiedInputs();
@@ -78,7 +78,7 @@ class CopiedInputs : Lasting {
   uint64_t handle_;
 };
 
-/// Holds for its lifetime, and at its end, that nobody broke a rule and nothing is left over.
+/// Checks during its lifetime that no rule is broken, and at its end that nothing is left over.
 class Watch : Lasting {
  public:
   Watch();
