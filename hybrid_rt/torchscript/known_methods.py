@@ -211,7 +211,10 @@ class RPNMethods:
     def composed_proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the proposals of each image, computed with torch's operators. ``proposals`` is this method or calls it."""
+        """Returns the proposals of each image, computed with torch's operators.
+
+        ``proposals`` is this method, or calls it.
+        """
         anchors = self.anchor_generator(images, maps)
         found: list[Tensor] = []
         for image, shape in enumerate(images.image_sizes):
@@ -249,7 +252,7 @@ class GridRPNMethods(RPNMethods):
     def proposals(
         self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the proposals of each image, computed from the network's outputs in one operator if it supports them."""
+        """Returns the proposals of each image, computed in one operator if it supports the network's outputs."""
         is_known = len(maps) == len(objectness)
         for level_map, logits, codes in zip(maps, objectness, deltas):
             is_known = is_known and _is_plain(level_map) and _is_plain(logits) and _is_plain(codes)

@@ -124,7 +124,7 @@ def record_of(
 
 
 def write(record: Mapping[str, Any], weights: Path, path: Path, console: Console) -> None:
-    """Writes the record of a run next to the weights, and prints both paths."""
+    """Writes the record of a run to a file, and prints the record and the paths."""
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     console.print({name: value for name, value in record.items() if name != "losses"})
     console.print(f"wrote {weights} and {path}")
