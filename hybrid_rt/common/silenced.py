@@ -1,4 +1,4 @@
-"""Hides messages of other packages that would only confuse a user of this one."""
+"""Hides messages of other packages that would confuse users of this one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Hides warnings, and what loggers write below a level.
+    """Hides warnings, and messages of loggers below a level.
 
     Args:
-        loggers: names of loggers; an empty one is the root.
-        level: the lowest level that they still write.
+        loggers: Names of loggers; "" is the root logger.
+        level: Lowest level that they still write.
     """
     found = [logging.getLogger(name) for name in loggers]
     before = [logger.level for logger in found]

@@ -1,6 +1,6 @@
 #pragma once
 
-/// Base of objects that stand for something as long as they live, and so are neither copied nor moved.
+/// Base class of objects whose lifetime has an effect, so that they can be neither copied nor moved.
 class Lasting {
  public:
   Lasting(const Lasting&) = delete;

@@ -20,14 +20,14 @@ _LOG_EVERY = 50
 def make_parser(
     description: str | None, *, steps: int, batch_size: int, learning_rate: float, output: Path
 ) -> argparse.ArgumentParser:
-    """Returns a parser of the options that every run has.
+    """Returns a parser of the options that all runs share.
 
     Args:
-        description: of the program.
-        steps: default of ``--steps``.
-        batch_size: default of ``--batch-size``.
-        learning_rate: default of ``--learning-rate``.
-        output: default of ``--output``.
+        description: Description of the program.
+        steps: Default of ``--steps``.
+        batch_size: Default of ``--batch-size``.
+        learning_rate: Default of ``--learning-rate``.
+        output: Default of ``--output``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="of weights, pictures and order")
@@ -42,7 +42,7 @@ def make_parser(
 
 
 class LossCurve:
-    """Mean of each loss over every ``_LOG_EVERY`` steps."""
+    """Means of each loss over every ``_LOG_EVERY`` steps."""
 
     def __init__(self) -> None:
         """Starts an empty curve."""
@@ -50,7 +50,7 @@ class LossCurve:
         self._sums: dict[str, float] = {}
 
     def add(self, step: int, parts: Mapping[str, Tensor]) -> bool:
-        """Counts the losses of a step, the first being 0; tells if that completed an entry."""
+        """Adds the losses of a step, starting at 0. Returns true if that completed an entry."""
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.item() / _LOG_EVERY
         if (step + 1) % _LOG_EVERY:
@@ -69,18 +69,18 @@ def update(
     step: int,
     max_norm: float,
 ) -> None:
-    """Changes the weights by one step.
+    """Updates the weights by one step.
 
     Args:
-        model: the model, in training mode.
-        loss: of the step.
-        optimizer: of the model's parameters.
-        schedule: of the optimizer's learning rate.
-        step: the first is 0.
-        max_norm: limit of the gradient's norm.
+        model: The model, in training mode.
+        loss: Loss of the step.
+        optimizer: Optimizer of the model's parameters.
+        schedule: Schedule of the optimizer's learning rate.
+        step: Number of the step, starting at 0.
+        max_norm: Limit of the gradient's norm.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        RuntimeError: The loss is not finite.
     """
     if not torch.isfinite(loss):
         raise RuntimeError(f"step {step}: expected a finite loss, got {loss.item()}")
@@ -92,7 +92,7 @@ def update(
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a plain state dict beside its place and renames it, so that no half file is left."""
+    """Writes a plain state dict to a temporary file and renames it, so that no partial file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_suffix(".partial")
@@ -106,11 +106,11 @@ def record_of(
     """Returns the record of a run.
 
     Args:
-        arguments: of :func:`make_parser`.
-        model: the trained model.
-        seconds: duration of the training.
-        held_out: the score, and on what.
-        others: further entries.
+        arguments: Arguments parsed by :func:`make_parser`.
+        model: The trained model.
+        seconds: Duration of the training.
+        held_out: Score on held-out data, and their description.
+        others: Further entries.
     """
     options = {name: getattr(arguments, name) for name in ("seed", "steps", "batch_size", "learning_rate", "threads")}
     return {
@@ -124,7 +124,7 @@ def record_of(
 
 
 def write(record: Mapping[str, Any], weights: Path, path: Path, console: Console) -> None:
-    """Writes the record of a run beside the weights, and shows both."""
+    """Writes the record of a run to a file, and prints the record and the paths."""
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     console.print({name: value for name, value in record.items() if name != "losses"})
     console.print(f"wrote {weights} and {path}")

@@ -20,8 +20,8 @@ at::Tensor batched_nms(const at::Tensor& boxes, const at::Tensor& scores, const 
 
 /// Returns an SSD's detections in one image: boxes [K, 4], scores [K] and labels (int64, [K]), best score first. boxes:
 /// floats [A, 4], one per anchor; scores: [A, C], of the same dtype; class 0 is the background. Per class, the
-/// `topk_candidates` best scores above `score_thresh` go through non-maximum suppression. Of the remaining boxes of all
-/// classes, the `detections_per_img` best are returned.
+/// `topk_candidates` best scores above `score_thresh` go through non-maximum suppression. The `detections_per_img`
+/// best of the remaining boxes of all classes are returned.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ssd_detections(const at::Tensor& boxes, const at::Tensor& scores,
                                                               double score_thresh, int64_t topk_candidates,
                                                               double nms_thresh, int64_t detections_per_img);

@@ -27,7 +27,7 @@ _ROUNDS = 5
 
 
 class EngineQuantizer(ABC):
-    """A segment to quantise; a subclass per tool.
+    """A segment to quantise, with one subclass per tool.
 
     A subclass sets ``layers``, ``edges`` and ``branches``, see :class:`.search.Quantizer`, and ``shown``.
 
@@ -51,7 +51,7 @@ class EngineQuantizer(ABC):
     shown: Mapping[str, str]
 
     def __init__(self, program: Program, model: Any, samples: Sequence[Any]) -> None:
-        """Runs the segment in fp32 on the samples.
+        """Runs the segment in fp32 on the compared samples.
 
         Args:
             program: The segment.

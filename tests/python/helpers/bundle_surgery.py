@@ -90,12 +90,12 @@ def rewrite(
 
 
 def manifest_of(path: Path) -> dict:
-    """As it is in the file, whatever its version."""
+    """Returns the manifest as it is in the file, in any version."""
     return json.loads(read_record(path, MANIFEST))
 
 
 def rewrite_manifest(path: Path, output: Path, change: Callable[[dict], object]) -> Path:
-    """Copies the archive with a manifest that ``change`` changes in place; the digests are made to fit."""
+    """Copies the archive with a manifest that ``change`` modifies in place, and updates the digests."""
     return rewrite(path, output, {MANIFEST: change_manifest(change)})
 
 
@@ -129,7 +129,7 @@ def save_with_backends(path: Path, variants: Sequence[str | Artifact]) -> Path:
 
 
 def save_with_torchscript(path: Path, detector: nn.Module, inputs: tuple[Any, ...], **options: Any) -> Path:
-    """A bundle of a small detector, converted with TorchScript as its backbone's engine."""
+    """Converts a small detector with TorchScript as its backbone's engine, and returns the bundle's path."""
     segments = ["detector.backbone"] if hasattr(detector, "detector") else ["backbone"]
     hybrid_rt.convert(detector, inputs, path, engine="torchscript", segments=segments, measure=False, **options)
     return path

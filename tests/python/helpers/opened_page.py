@@ -1,4 +1,4 @@
-"""A page in a browser, watched while it is opened."""
+"""Opens a page in a browser and records its errors and requests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from playwright.sync_api import Browser, Page
 
 
 class OpenedPage:
-    """A page, with what went wrong on it and what was asked of the network.
-
-    A subclass opens it.
-    """
+    """A page, its errors and its network requests. A subclass opens it."""
 
     def __init__(self, browser: Browser, width: int, scheme: Any = "light") -> None:
         self.errors: list[str] = []

@@ -118,7 +118,7 @@ def test_convert_stores_a_contract_of_the_sizes_that_are_supported(tmp_path: Pat
 def test_convert_refuses_a_contract_of_a_gpu_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybrid_rt._native.cuda_devices", lambda: ([], "none"))
     with pytest.raises(
-        OptionError, match=r"latency_contract: expected the device .* hybrid-rt measure FILE --device cuda"
+        OptionError, match=r"latency_contract: expected the target device .* hybrid-rt measure FILE --device cuda"
     ):
         hybrid_rt.convert(
             small_detector(), (small_picture(),), tmp_path / "x.pt", engine="aot_inductor", device="cuda",
