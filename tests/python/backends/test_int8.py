@@ -228,6 +228,28 @@ def test_one_engine_is_right_at_sizes_that_follow_each_other(backend: str) -> No
             assert off(got, right) < 0.1, shape
 
 
+@needs_nncf
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_free_sizes_give_what_fixed_ones_give(precision: str) -> None:
+    """Compares one quantized model at free and at fixed sizes: an earlier version was wrong at free sizes."""
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    program = program_of(Pyramid().eval())
+    blobs = compiled("openvino", program).blobs
+    core = openvino.Core()
+    model = core.read_model(blobs["xml"].numpy().tobytes(), blobs["weights"].numpy().tobytes())
+    hints = {"INFERENCE_PRECISION_HINT": precision}
+    free = core.compile_model(model, "CPU", hints)
+    for i, shape in enumerate([(1, 96, 128), (1, 16, 24), (2, 37, 61), (1, 96, 128), (1, 8, 8)]):
+        x = torch.rand(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(i))
+        fixed = model.clone()
+        fixed.reshape(list(x.shape))
+        alone = core.compile_model(fixed, "CPU", hints)
+        for got, wanted in zip(free([x.numpy()]).values(), alone([x.numpy()]).values(), strict=True):
+            assert off(torch.from_numpy(got), torch.from_numpy(wanted)) < 0.03, shape
+
+
 # The search, on a fake quantiser
 
 
