@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from ..common.errors import CaptureError
+from ..common.submodules import image_transform
 from ..common.value_tree import tree_of
 from .export_head import ExportedHead, export_head
 from .export_stand_in import SEGMENT
@@ -109,7 +110,7 @@ class GraphCutter:
 def is_worth_cutting(profile: Profile) -> bool:
     """Returns true if segments at module borders leave much of the work to the head, or form several engines."""
     detector = profile.detector
-    if hasattr(getattr(detector, "transform", None), "min_size") or next(detector.parameters(), None) is None:
+    if image_transform(detector) is not None or next(detector.parameters(), None) is None:
         return False
     return profile.nothing is not None or len(profile.groups) > 1 or _covered(profile) < _ENOUGH
 

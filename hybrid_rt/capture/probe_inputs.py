@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.image_inputs import ImageInputs, resized_image
-from ..common.submodules import with_submodules
+from ..common.submodules import image_transform, with_submodules
 from .shapes import Shapes
 
 _LEAST_SIDE = 160
@@ -49,7 +49,7 @@ def samples_of(
         shapes: see :data:`hybrid_rt.capture.shapes.Shapes`. For sizes, the smallest and the largest are run; for
             ranges, their ends; for None, the example's size if the detector does not resize images.
     """
-    resizes = hasattr(getattr(detector, "transform", None), "min_size")
+    resizes = image_transform(detector) is not None
     if isinstance(shapes, Mapping):
         # Ranges apply to the segment's input, and to the images only if nothing resizes them.
         ends = [(shapes.get("height", (0, 0))[end], shapes.get("width", (0, 0))[end]) for end in (0, 1)]
@@ -87,14 +87,15 @@ def _of_another_batch(sample: Sample, images: ImageInputs, limits: tuple[int, in
 
 def resizing_to_smaller(detector: nn.Module) -> nn.Module:
     """Returns the detector with a transform that resizes images to a fifth of the usual side; a fixed size is kept."""
-    transform: Any = detector.get_submodule("transform")
-    if getattr(transform, "fixed_size", None) is not None:
+    found = image_transform(detector)
+    transform: Any = found and found[1]
+    if found is None or getattr(transform, "fixed_size", None) is not None:
         return detector
     smaller = copy.copy(transform)
     side = transform.min_size[-1]
     other = min(side, max(_LEAST_SIDE, int(side * _SMALLER)))
     smaller.min_size, smaller.max_size = (other,), transform.max_size * other // side
-    return with_submodules(detector, {"transform": smaller})
+    return with_submodules(detector, {found[0]: smaller})
 
 
 def _tall(picture: Tensor) -> Tensor:

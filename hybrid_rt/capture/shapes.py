@@ -12,6 +12,7 @@ from torch import nn
 from ..common.errors import OptionError
 from ..common.image_inputs import ImageInputs
 from ..common.specs import UNBOUNDED
+from ..common.submodules import image_transform
 from .observe import Observation
 
 Range = tuple[int, int]
@@ -39,9 +40,9 @@ def ranges_of(detector: nn.Module, example: Sequence[int], shapes: Shapes | None
     """
     if len(example) != 4:
         return None
-    transform = getattr(detector, "transform", None)
+    _, transform = image_transform(detector) or ("", None)
     batch, channels, height, width = ((size, size) for size in example)
-    if hasattr(transform, "size_divisible") and hasattr(transform, "max_size"):
+    if transform is not None and hasattr(transform, "size_divisible") and hasattr(transform, "max_size"):
         means = getattr(transform, "image_mean", None)
         if means is not None and example[1] != len(means):  # features, not what the transform makes
             return None
@@ -131,12 +132,18 @@ def _is_size(pair: Any) -> bool:
 def _span(detector: nn.Module, sizes: Sequence[tuple[int, int]], channels: int) -> tuple[Range, Range]:
     """Returns the ranges of height and width after the detector's transform, over all image sizes."""
     seen = []
-    transform = getattr(detector, "transform", None)
+    transform = _transform(detector)
     for size in sizes:
         picture = torch.zeros(channels, *size)
         seen.append(tuple(transform([picture])[0].tensors.shape[-2:]) if transform is not None else size)
     heights, widths = zip(*seen, strict=True)
     return (min(heights), max(heights)), (min(widths), max(widths))
+
+
+def _transform(detector: nn.Module) -> Any:
+    """Returns what turns images into a batch: torchvision's transform, or the detector's own; None: nothing does."""
+    _, transform = image_transform(detector) or ("", None)
+    return transform or getattr(detector, "transform", None)
 
 
 def input_ranges(
@@ -153,7 +160,7 @@ def input_ranges(
     found = []
     for shape, _ in calls[0].input_tensors:
         is_features = len(shape) == 4 and shape[1] not in channels
-        if shapes is not None and is_features and not hasattr(observation.detector, "transform"):
+        if shapes is not None and is_features and _transform(observation.detector) is None:
             return None  # their sizes follow from the images'
         ranges = ranges_of(observation.detector, shape, shapes)
         if ranges is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..common.image_inputs import ImageInputs
 from ..common.specs import UNBOUNDED
+from ..common.submodules import image_transform
 from ..common.tensor_tree import map_tensors
 from .call_recording import HeadOperators, Recorded, recording
 from .counted_work import WorkCounter
@@ -99,7 +100,7 @@ def sized_runs(
     if not given:
         return
     height, width = given[0]
-    if hasattr(getattr(detector, "transform", None), "min_size"):
+    if image_transform(detector) is not None:
         smaller = resizing_to_smaller(detector)
         for size in drawn_sizes((61, 199), (61, 199), most):
             yield smaller, images.resized(example, size)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..common.errors import CaptureError
 from ..common.structure import structure_of
+from ..common.submodules import image_transform
 from ..common.tensor_tree import map_tensors, node_of
 from ..common.value_tree import ValueTree, literal, tree_of
 from ..torchscript.generated_module import generated_class
@@ -68,7 +69,7 @@ def whole_profile(profile: Profile) -> Profile | None:
     chosen = sum(share.share for share in profile.shares if share.chosen)
     if profile.obstacle or (len(profile.groups) == 1 and chosen >= 1 - LEAST_SHARE):
         return None
-    if next(detector.parameters(), None) is None or hasattr(getattr(detector, "transform", None), "min_size"):
+    if next(detector.parameters(), None) is None or image_transform(detector) is not None:
         return None
     signature = _signature(detector, profile.example)
     try:

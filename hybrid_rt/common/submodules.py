@@ -44,6 +44,21 @@ def _shallow(module: nn.Module) -> nn.Module:
     return duplicate
 
 
+def image_transform(detector: nn.Module) -> tuple[str, nn.Module] | None:
+    """Returns torchvision's transform, which resizes images, with its name: the detector's own or that of one inside.
+
+    Returns:
+        The name and the module; None if there is none, or if there are several and the detector has none of its own.
+    """
+    found = {name: module for name, module in detector.named_modules() if _is_transform(name, module)}
+    name = "transform" if "transform" in found or len(found) != 1 else next(iter(found))
+    return (name, found[name]) if name in found else None
+
+
+def _is_transform(name: str, module: nn.Module) -> bool:
+    return name.rpartition(".")[2] == "transform" and hasattr(module, "min_size")
+
+
 def modules_with_hooks(detector: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields each module once with its first name, except TorchScript modules, which take no hooks."""
     for name, module in detector.named_modules():

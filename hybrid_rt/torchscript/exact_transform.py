@@ -28,10 +28,15 @@ class ExactTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def exact_transform(detector: nn.Module) -> dict[str, nn.Module]:
-    """Returns a replacement for the detector's transform, by name; empty if it is not torchvision's, or fixed-size."""
-    transform: Any = getattr(detector, "transform", None)
-    if type(transform) is not GeneralizedRCNNTransform or transform.fixed_size is not None:
-        return {}
+    """Returns replacements for torchvision's transforms in a detector, by name, but for those of a fixed size."""
+    return {
+        name: _exact(transform)
+        for name, transform in detector.named_modules()
+        if type(transform) is GeneralizedRCNNTransform and transform.fixed_size is None
+    }
+
+
+def _exact(transform: nn.Module) -> nn.Module:
     exact: Any = copy.copy(transform)
     exact.__class__ = ExactTransform
-    return {"transform": exact}
+    return exact  # type: ignore[no-any-return]

@@ -396,7 +396,7 @@ def test_a_size_that_the_detector_does_not_take_is_named(tmp_path: Path) -> None
 
     shapes = [(32, 32), (48, 40)]
     with pytest.raises(
-        CaptureError, match=r"shapes: expected a detector that accepts inputs of 1x3x48x40: .* got Runtime"
+        CaptureError, match=r"shapes: expected a detector that accepts inputs of 1x3x48x40, .* got Runtime"
     ):
         hybrid_rt.convert(
             made(Fixed()), (small_picture(),), tmp_path / "x.pt", segments=["backbone"], shapes=shapes, **QUICK
