@@ -21,6 +21,7 @@ from ..quantization.backend import QuantizingBackend
 from ..quantization.record import BLOB
 from ..whole_graph import WholeGraph
 from . import int8, sizes_only
+from .keep_nan import keep_nan
 from .pixel_order import keep_pixels_together
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class OpenVINOBackend(QuantizingBackend):
             ) from error
         if self.rewrites_graph:
             keep_pixels_together(model)
+            keep_nan(model)
         versions = {"openvino": openvino.__version__.split("-")[0], "torch": torch.__version__}
         record = {}
         if precision == "int8":

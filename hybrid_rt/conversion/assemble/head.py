@@ -93,7 +93,13 @@ def _is_traceable(value: Any) -> bool:
         structure_of(value, "value")
     except CaptureError:
         return False
-    return type(value) in (Tensor, list, tuple, dict)
+    if type(value) is dict:
+        return all(type(each) is Tensor for each in value.values())
+    return _has_no_dict(value)
+
+
+def _has_no_dict(value: Any) -> bool:
+    return type(value) is Tensor or (type(value) in (list, tuple) and all(map(_has_no_dict, value)))
 
 
 def _hybrid(detector: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:

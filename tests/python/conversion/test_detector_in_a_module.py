@@ -143,3 +143,18 @@ def test_attributes_that_cannot_be_copied_are_shared_by_an_exported_head(tmp_pat
     ).report
     assert report.head == "export"
     assert not detector.lock.locked()
+
+
+class ListsDicts(SmallDetector):
+    def forward(self, pictures: Tensor) -> list[dict[str, Tensor]]:
+        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+        return [{"boxes": boxes, "scores": scores}]
+
+
+def test_a_recorded_head_returns_dicts_in_a_list(tmp_path: Path) -> None:
+    detector = ListsDicts().requires_grad_(False).eval()
+    options = {"segments": ["backbone"], "head": "trace", **QUICK}
+    hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", **options)
+    found = hybrid_rt.load(tmp_path / "x.pt")(small_picture())
+    assert len(found) == 1
+    assert_same(found[0], detector(small_picture())[0])

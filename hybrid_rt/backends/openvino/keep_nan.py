@@ -1,0 +1,235 @@
+"""Makes OpenVINO's graphs keep NaN that arises inside: its CPU kernels make a number of it in ReLU, pooling and others.
+
+Only operators behind one that can make NaN or infinity of usual numbers are changed. Such are a division by something
+that may be 0, a logarithm and an exponential function. Convolutions, sums and normalisations with an epsilon make
+neither as long as no number exceeds float32, so that usual networks stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_MAKERS = {"Log", "Exp", "Acos", "Asin", "Acosh", "Atanh", "Tan", "Sinh", "Cosh", "Mod", "FloorMod"}
+"""Operators that make NaN or infinity of some finite numbers, besides Divide, Sqrt and Power."""
+
+_NOT_NEGATIVE = {"Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "ReduceL1", "ReduceL2", "Sqrt", "SoftPlus"}
+
+_LOSE_EACH = {"Relu", "Clamp", "HardSigmoid", "HSigmoid", "Exp", "Maximum", "Minimum"}
+"""Operators that lose NaN element by element."""
+
+_LOSE_SOME = {"ReduceMax", "ReduceMin", "Softmax", "LogSoftmax"}
+"""Operators that lose NaN along axes."""
+
+_COMPARE = {"Greater", "GreaterEqual", "Less", "LessEqual"}
+"""Comparisons, of which some hold for NaN."""
+
+_DEPTH = 8
+"""Number of operators that are looked at to find the sign of a number."""
+
+
+def keep_nan(model: Any) -> int:
+    """Changes a model so that its operators keep NaN, see the module's text.
+
+    Args:
+        model: OpenVINO's; it is changed.
+
+    Returns:
+        How many operators were changed.
+    """
+    values: set[str] = set()  # what depends on the inputs' values, not only on their sizes
+    after: set[str] = set()
+    changed = 0
+    for op in model.get_ordered_ops():
+        name, kind = op.get_friendly_name(), op.get_type_name()
+        sources = {op.input_value(i).get_node().get_friendly_name() for i in range(op.get_input_size())}
+        if kind == "Parameter" or (kind != "ShapeOf" and sources & values):
+            values.add(name)
+        if name not in values or not sources:
+            continue
+        follows = bool(sources & after) and _is_float(op.input_value(0))
+        if _has_floats(op) and (follows or _Signs(values).makes(op)):
+            after.add(name)
+        kept = _kept(op, kind) if follows else None
+        if kept is not None:
+            values.add(kept.get_friendly_name())
+            after.add(kept.get_friendly_name())
+            changed += 1
+    if changed:
+        model.validate_nodes_and_infer_types()
+    return changed
+
+
+def _is_float(value: Any) -> bool:
+    return bool(value.get_element_type().is_real())
+
+
+def _has_floats(op: Any) -> bool:
+    return any(_is_float(op.output(i)) for i in range(op.get_output_size()))
+
+
+def _kept(op: Any, kind: str) -> Any:
+    """Puts torch's value behind an operator where its inputs have NaN, and returns the new operator; else None."""
+    if kind in _LOSE_EACH:
+        return _replace(op, _is_nan)
+    if kind in _LOSE_SOME:
+        return _replace(op, _has_nan_along_axes)
+    if kind in ("MaxPool", "AdaptiveMaxPool"):
+        return _replace(op, _has_nan_in_window)
+    if kind in _COMPARE:
+        return _replace(op, _is_nan, to=False)
+    if kind == "Sign":
+        return _replace(op, _is_nan, to=0.0)
+    if kind == "Convert" and op.get_output_element_type(0).get_type_name() == "boolean":
+        return _replace(op, _is_nan, to=True)
+    return None
+
+
+def _replace(op: Any, nan_at: Callable[[Any, Any], Any], to: float = float("nan")) -> Any:
+    from openvino import opset13 as opset
+
+    output = op.output(0)
+    readers = list(output.get_target_inputs())
+    value = opset.constant(to, dtype=output.get_element_type().to_dtype())
+    kept = opset.select(nan_at(op, opset), value, output)
+    for reader in readers:
+        reader.replace_source_output(kept.output(0))
+    return kept
+
+
+def _is_nan(op: Any, opset: Any) -> Any:
+    """Returns a mask of the operator's inputs, without IsNaN, by which engines tell models that ask for NaN."""
+    masks = [opset.not_equal(op.input_value(i), op.input_value(i)) for i in range(op.get_input_size())]
+    return masks[0] if len(masks) == 1 else opset.logical_or(*masks)
+
+
+def _as_numbers(op: Any, opset: Any) -> Any:
+    source = op.input_value(0)
+    return opset.convert(opset.not_equal(source, source), "f32")
+
+
+def _has_nan_along_axes(op: Any, opset: Any) -> Any:
+    numbers = _as_numbers(op, opset)
+    if op.get_type_name().startswith("Reduce"):
+        found = opset.reduce_max(numbers, op.input_value(1), bool(op.get_attributes()["keep_dims"]))
+    else:
+        found = opset.reduce_max(numbers, opset.constant([op.get_attributes()["axis"]], dtype="int64"), True)
+    return opset.greater(found, opset.constant(0.0, dtype="float32"))
+
+
+def _has_nan_in_window(op: Any, opset: Any) -> Any:
+    numbers = _as_numbers(op, opset)
+    if op.get_type_name() == "MaxPool":
+        given = op.get_attributes()
+        dilations = given.get("dilations", [1] * len(given["kernel"]))
+        kept = ("strides", "pads_begin", "pads_end", "rounding_type", "auto_pad")
+        pooled = _max_pool()(numbers, dilations=dilations, kernel_shape=given["kernel"], **{k: given[k] for k in kept})
+    else:
+        pooled = opset.adaptive_max_pool(numbers, op.input_value(1))
+    return opset.greater(pooled.output(0), opset.constant(0.0, dtype="float32"))
+
+
+def _max_pool() -> Any:
+    from openvino import opset14  # the first with torch's way to round sizes up
+
+    return opset14.max_pool
+
+
+class _Signs:
+    """Finds out which numbers of a graph can be negative or 0; those that follow from sizes alone count as positive."""
+
+    def __init__(self, values: set[str]) -> None:
+        """``values``: the names of the operators that depend on the inputs' values."""
+        self._values = values
+
+    def makes(self, op: Any) -> bool:
+        """Returns true for an operator that makes NaN or infinity of some finite numbers."""
+        kind = op.get_type_name()
+        if op.get_output_size() == 0 or not op.get_input_size() or not _is_float(op.input_value(0)):
+            return False
+        if kind == "Divide":
+            return not self._is_positive(op.input_value(1))
+        if kind == "Sqrt":
+            return not self._is_not_negative(op.input_value(0))
+        if kind == "Power":
+            exponent = _numbers(op.input_value(1))
+            if exponent is not None and (exponent >= 0).all():
+                return not ((exponent % 1 == 0).all() or self._is_not_negative(op.input_value(0)))
+            return not self._is_positive(op.input_value(0))
+        if kind == "Log":
+            return not self._is_positive(op.input_value(0))
+        return kind in _MAKERS
+
+    def _is_positive(self, value: Any, depth: int = _DEPTH) -> bool:
+        """Returns true if a value can be shown to be greater than 0; a NaN comes from elsewhere."""
+        numbers = _numbers(value)
+        if numbers is not None:
+            return bool((numbers > 0).all())
+        op = value.get_node()
+        if op.get_friendly_name() not in self._values:
+            return True
+        kind = op.get_type_name()
+        if depth == 0:
+            return False
+        if kind == "Clamp":
+            return bool(op.get_attributes()["min"] > 0)
+        sources = [op.input_value(i) for i in range(op.get_input_size())]
+        if kind == "Add":
+            return self._one_and_other(sources, depth)
+        if kind == "Maximum":
+            return any(self._is_positive(source, depth - 1) for source in sources)
+        if kind in ("Multiply", "Divide", "Minimum"):
+            return all(self._is_positive(source, depth - 1) for source in sources)
+        return kind in ("Sqrt", "Convert", "Broadcast", "Reshape", "Unsqueeze") and self._is_positive(
+            sources[0], depth - 1
+        )
+
+    def _one_and_other(self, sources: list[Any], depth: int) -> bool:
+        """Returns true if one summand is positive and the other is not negative."""
+        return any(
+            self._is_positive(one, depth - 1) and self._is_not_negative(other, depth - 1)
+            for one, other in (sources, reversed(sources))
+        )
+
+    def _is_not_negative(self, value: Any, depth: int = _DEPTH) -> bool:
+        """Returns true if a value can be shown to be at least 0."""
+        numbers = _numbers(value)
+        if numbers is not None:
+            return bool((numbers >= 0).all())
+        op = value.get_node()
+        if op.get_friendly_name() not in self._values:
+            return True
+        kind = op.get_type_name()
+        if kind in _NOT_NEGATIVE:
+            return True
+        if depth == 0:
+            return False
+        if kind == "Clamp":
+            return bool(op.get_attributes()["min"] >= 0)
+        sources = [op.input_value(i) for i in range(op.get_input_size())]
+        if kind == "Maximum":
+            return any(self._is_not_negative(source, depth - 1) for source in sources)
+        if kind == "SquaredDifference" or (kind == "Multiply" and _same(*sources)):
+            return True
+        if kind == "Power":
+            exponent = _numbers(sources[1])
+            return exponent is not None and bool((exponent % 2 == 0).all())
+        if kind in ("Add", "Multiply", "Divide", "Minimum"):
+            return all(self._is_not_negative(source, depth - 1) for source in sources)
+        passed = ("ReduceMean", "ReduceSum", "ReduceMax", "Convert", "Broadcast", "Reshape", "Unsqueeze")
+        return kind in passed and self._is_not_negative(sources[0], depth - 1)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(
+        one.get_node().get_friendly_name() == other.get_node().get_friendly_name()
+        and one.get_index() == other.get_index()
+    )
+
+
+def _numbers(value: Any) -> Any:
+    """Returns a constant's values, also behind a change of its type; None for any other value."""
+    node = value.get_node()
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node.get_data() if node.get_type_name() == "Constant" else None
