@@ -274,7 +274,7 @@ def _program(
                 _SCOPE,
                 "shapes",
                 expected="a first input [N, C, H, W], to which the sizes apply",
-                got=f"one of {tensors[0].dim()} dimensions",
+                got=f"one with {tensors[0].dim()} dimensions",
                 remedy="Omit shapes= to use the example's sizes.",
                 code="sizes-not-taken",
             )
