@@ -1,8 +1,9 @@
-"""Makes OpenVINO's graphs keep NaN that arises inside: its CPU kernels make a number of it in ReLU, pooling and others.
+"""Makes OpenVINO's graphs propagate NaN that arises inside them.
 
-Only operators behind one that can make NaN or infinity of usual numbers are changed. Such are a division by something
-that may be 0, a logarithm and an exponential function. Convolutions, sums and normalisations with an epsilon make
-neither as long as no number exceeds float32, so that usual networks stay as they are.
+OpenVINO's CPU kernels turn NaN into a number in ReLU, pooling and other operators. Only operators that follow one that
+can make NaN or infinity from finite numbers are changed: a division by a number that may be 0, a logarithm, an
+exponential function and others. Convolutions, sums and normalisations with an epsilon make neither unless a number
+exceeds float32's range, so that usual networks do not change.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 _MAKERS = {"Log", "Exp", "Acos", "Asin", "Acosh", "Atanh", "Tan", "Sinh", "Cosh", "Mod", "FloorMod"}
-"""Operators that make NaN or infinity of some finite numbers, besides Divide, Sqrt and Power."""
+"""Operators that make NaN or infinity from some finite numbers, besides Divide, Sqrt and Power."""
 
 _NOT_NEGATIVE = {"Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "ReduceL1", "ReduceL2", "Sqrt", "SoftPlus"}
 
@@ -22,22 +23,22 @@ _LOSE_SOME = {"ReduceMax", "ReduceMin", "Softmax", "LogSoftmax"}
 """Operators that lose NaN along axes."""
 
 _COMPARE = {"Greater", "GreaterEqual", "Less", "LessEqual"}
-"""Comparisons, of which some hold for NaN."""
+"""Comparisons; OpenVINO's return true for NaN in some cases."""
 
 _DEPTH = 8
-"""Number of operators that are looked at to find the sign of a number."""
+"""Maximum number of operators to follow back to find the sign of a number."""
 
 
 def keep_nan(model: Any) -> int:
-    """Changes a model so that its operators keep NaN, see the module's text.
+    """Changes a model so that its operators propagate NaN.
 
     Args:
-        model: OpenVINO's; it is changed.
+        model: The OpenVINO model. It is changed in place.
 
     Returns:
-        How many operators were changed.
+        The number of changed operators.
     """
-    values: set[str] = set()  # what depends on the inputs' values, not only on their sizes
+    values: set[str] = set()  # operators that depend on the inputs' values, not only on their sizes
     after: set[str] = set()
     changed = 0
     for op in model.get_ordered_ops():
@@ -69,7 +70,7 @@ def _has_floats(op: Any) -> bool:
 
 
 def _kept(op: Any, kind: str) -> Any:
-    """Puts torch's value behind an operator where its inputs have NaN, and returns the new operator; else None."""
+    """Replaces an operator's result by torch's where its inputs are NaN. Returns the new operator, or None."""
     if kind in _LOSE_EACH:
         return _replace(op, _is_nan)
     if kind in _LOSE_SOME:
@@ -98,7 +99,7 @@ def _replace(op: Any, nan_at: Callable[[Any, Any], Any], to: float = float("nan"
 
 
 def _is_nan(op: Any, opset: Any) -> Any:
-    """Returns a mask of the operator's inputs, without IsNaN, by which engines tell models that ask for NaN."""
+    """Returns a mask of NaN in the inputs. It avoids IsNaN, which marks models that check for NaN themselves."""
     masks = [opset.not_equal(op.input_value(i), op.input_value(i)) for i in range(op.get_input_size())]
     return masks[0] if len(masks) == 1 else opset.logical_or(*masks)
 
@@ -136,14 +137,14 @@ def _max_pool() -> Any:
 
 
 class _Signs:
-    """Finds out which numbers of a graph can be negative or 0; those that follow from sizes alone count as positive."""
+    """Finds the numbers of a graph that can be negative or 0. Numbers that depend only on sizes count as positive."""
 
     def __init__(self, values: set[str]) -> None:
-        """``values``: the names of the operators that depend on the inputs' values."""
+        """``values``: names of the operators that depend on the inputs' values."""
         self._values = values
 
     def makes(self, op: Any) -> bool:
-        """Returns true for an operator that makes NaN or infinity of some finite numbers."""
+        """Returns true for an operator that makes NaN or infinity from some finite numbers."""
         kind = op.get_type_name()
         if op.get_output_size() == 0 or not op.get_input_size() or not _is_float(op.input_value(0)):
             return False
@@ -161,7 +162,7 @@ class _Signs:
         return kind in _MAKERS
 
     def _is_positive(self, value: Any, depth: int = _DEPTH) -> bool:
-        """Returns true if a value can be shown to be greater than 0; a NaN comes from elsewhere."""
+        """Returns true if a value is certainly greater than 0, or NaN."""
         numbers = _numbers(value)
         if numbers is not None:
             return bool((numbers > 0).all())
@@ -192,7 +193,7 @@ class _Signs:
         )
 
     def _is_not_negative(self, value: Any, depth: int = _DEPTH) -> bool:
-        """Returns true if a value can be shown to be at least 0."""
+        """Returns true if a value is certainly at least 0, or NaN."""
         numbers = _numbers(value)
         if numbers is not None:
             return bool((numbers >= 0).all())
@@ -228,7 +229,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _numbers(value: Any) -> Any:
-    """Returns a constant's values, also behind a change of its type; None for any other value."""
+    """Returns the values of a constant, also of a converted one; None for any other value."""
     node = value.get_node()
     while node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()

@@ -7,8 +7,8 @@ namespace hybrid_rt {
 
 /// Returns a contiguous tensor that is not initialised, as at::empty() does.
 ///
-/// A large one in the CPU's memory gets large pages. Each call has new outputs, and the system clears new memory when
-/// it is first written: with small pages, an interruption per 4 KiB.
+/// Asks for large pages if the tensor is large and on the CPU. Each call has new outputs, and the system clears new
+/// memory when it is first written, which costs a page fault per 4 KiB with small pages.
 at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace hybrid_rt
