@@ -122,7 +122,7 @@ def stand_ins(detector: nn.Module, members: Sequence[Member]) -> Iterator[nn.Mod
 
 
 def _deep_copy(detector: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Returns a copy that shares what is in ``memo``, and attributes that can't be copied, such as locks and files.
+    """Returns a copy that shares the objects in ``memo``, and attributes that can't be copied, such as locks and files.
 
     Adds the copies to ``memo``.
     """
@@ -131,7 +131,7 @@ def _deep_copy(detector: nn.Module, memo: dict[int, Any]) -> nn.Module:
         copied = copy.deepcopy(detector, trial)
         memo.update(trial)
         return copied
-    except Exception:  # whatever the class of an attribute raises
+    except Exception:  # the class of an attribute may raise anything
         for module in detector.modules():
             for name, value in vars(module).items():
                 if name not in _MODULE_STATE:

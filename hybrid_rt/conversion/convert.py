@@ -437,7 +437,7 @@ def _checked_head(
             checks = check_hybrid(choice.hybrid, profile, wanted.checks, precision, steps)
         except HybridRTError:
             raise
-        except Exception as error:  # whatever TorchScript's interpreter raises in the head
+        except Exception as error:  # TorchScript's interpreter may raise anything in the head
             require_running(builds)
             failure = head_fails(error)
             if wanted.head != AUTO_HEAD:

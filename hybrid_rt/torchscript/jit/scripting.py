@@ -179,7 +179,7 @@ class _DetectionsOnly(nn.Module):
 def _detections(
     self: Any, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
 ) -> list[dict[str, Tensor]]:
-    """Replaces the forward of a detector inside of another module."""
+    """Replaces the forward of a detector inside another module."""
     return self.losses_and_detections(images, targets)[1]
 
 
@@ -211,7 +211,7 @@ def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
         detector: The detector, in eval mode.
 
     Args:
-        detector: is changed.
+        detector: The detector. It is changed.
 
     Raises:
         CaptureError: The compiler fails. The text includes its message, which names the line.

@@ -1,4 +1,4 @@
-"""Detectors of torchvision inside of a module that prepares the image and filters the boxes, as services have them."""
+"""Detectors of torchvision inside a module that prepares the image and filters the boxes, as services have them."""
 
 from __future__ import annotations
 
