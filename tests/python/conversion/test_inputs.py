@@ -257,7 +257,7 @@ def test_a_parameter_is_known_by_its_name_in_ascii(tmp_path: Path) -> None:
 def test_fields_beyond_ascii_are_refused_by_name(tmp_path: Path) -> None:
     from helpers.greek_fields import GreekFields
 
-    with pytest.raises(CaptureError, match=r"expected names of ASCII .*, got boxes_β\. Rename them"):
+    with pytest.raises(CaptureError, match=r"expected ASCII names of .*, got boxes_β\. Rename them"):
         hybrid_rt.convert(
             made(GreekFields), (picture(1, 64, 64),), tmp_path / "a.pt", head="script", verify=False, **QUICK
         )

@@ -120,7 +120,9 @@ def test_engines_of_one_name_for_different_gpus_stand_in_one_file(
     assert len(hybrid_rt.extract(path, tmp_path / "one", backend="tensorrt:fp32@8.0+8.6")) == 1
     report = hybrid_rt.remove_variant(path, "tensorrt:fp32@tensorrt_rtx==1.6.0")
     assert report.variants == {"backbone": ["tensorrt:fp32@8.9", "tensorrt:fp32@8.0+8.6"]}
-    with pytest.raises(OptionError, match=r"expected names of engines.*got none: tensorrt:fp32@8.9, tensorrt:fp32@8.0"):
+    with pytest.raises(
+        OptionError, match=r"expected unambiguous names.*got none: tensorrt:fp32@8.9, tensorrt:fp32@8.0"
+    ):
         hybrid_rt.swap_backbone(path, small_detector().backbone, tmp_path / "y.pt")
     with pytest.raises(OptionError, match=r"expected one of tensorrt:fp32@8.9, tensorrt:fp32@8.0\+8.6, got '.*@7.5'"):
         hybrid_rt.remove_variant(path, "tensorrt:fp32@7.5")
