@@ -190,7 +190,7 @@ class Resizes(nn.Module):
 
 def test_a_resize_that_tvm_rounds_otherwise_is_refused() -> None:
     assert_close(engine_of(Resizes(), X)(X), Resizes()(X))
-    with pytest.raises(BackendError, match="expected interpolate to be of mode 'nearest' and by whole factors"):
+    with pytest.raises(BackendError, match="expected interpolation in mode 'nearest' by whole factors"):
         TVM.compile(program_of(Resizes(), torch.rand(1, 3, 17, 23)), "fp32")
 
 
