@@ -250,7 +250,7 @@ class Counts(SmallDetector):
 @pytest.mark.slow
 def test_a_head_that_writes_into_a_buffer_is_refused_with_its_name(converted: Convert) -> None:
     with pytest.raises(
-        CaptureError, match=r"keeps nothing from call to call, got a write into its buffer 'seen' at test_"
+        CaptureError, match=r"a head without state between calls, got a write into its buffer 'seen' at test_"
     ):
         converted(Counts(), small_picture())
 
