@@ -160,7 +160,7 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in PLOTS:
         raise OptionError.make(
-            "bench", f"plot {path}", expected=f"a name that ends in {' or '.join(PLOTS)}", got=f"'{path.suffix}'"
+            "bench", f"plot {path}", expected=f"a name that ends in one of {', '.join(PLOTS)}", got=f"'{path.suffix}'"
         )
     try:
         import matplotlib.figure  # noqa: F401

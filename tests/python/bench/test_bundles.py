@@ -117,7 +117,7 @@ def test_bench_without_annotations_draws_latency_alone(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--plot", "x.gif"], "plot x.gif: expected a .png, .svg, .pdf, got '.gif'"),
+        (["--plot", "x.gif"], "plot x.gif: expected a name that ends in one of .png, .svg, .pdf, got '.gif'"),
         (["--repeat", "0"], "repeat: expected at least 1, got 0"),
         (["--coco", "missing.json"], "annotations missing.json: expected a JSON file"),
         (["--pictures", "missing.png"], "image missing.png: expected an image file"),
