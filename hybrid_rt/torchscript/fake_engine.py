@@ -174,6 +174,18 @@ def _centered_sigmoid_topk(logits: Tensor, centerness: Tensor, *_: Any) -> tuple
     return _sigmoid_topk(logits, 0.0, 0)
 
 
+@torch.library.register_fake("hybrid_rt::class_probabilities")
+def _class_probabilities(logits: Tensor) -> Tensor:
+    """Returns probabilities of the shape of the logits."""
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("hybrid_rt::box_levels")
+def _box_levels(boxes: Tensor, *_: Any) -> Tensor:
+    """Returns one level per box, [K]."""
+    return boxes.new_empty([boxes.shape[0]], dtype=torch.int64)
+
+
 @torch.library.register_fake("hybrid_rt::multiscale_roi_align")
 def _multiscale_roi_align(
     features: list[Tensor],
@@ -199,6 +211,12 @@ def _box_detections(scores: Tensor, codes: Tensor, *_: Any) -> tuple[Tensor, Ten
     """Returns boxes [K, 4], scores [K] and labels [K]."""
     found = _chosen(scores)
     return codes.new_empty([found.shape[0], 4]), found, found.new_empty(found.shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("hybrid_rt::decoded_boxes")
+def _decoded_boxes(codes: Tensor, boxes: Tensor, *_: Any) -> Tensor:
+    """Returns one box per code, [K, 4]."""
+    return boxes.new_empty(boxes.shape)
 
 
 @torch.library.register_fake("hybrid_rt::normalized_batch")

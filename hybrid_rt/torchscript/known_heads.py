@@ -29,6 +29,9 @@ _SOURCES = {
     "FCOS.postprocess_detections": ("df73be793e7872a1daa6fa0c507e71dee1fc73147cbf856d95ac41bc5cfac7ab",),
     "RoIHeads.postprocess_detections": ("409a8903cf77773de5adde9a40f99cbd616713e0337a6fb701c5cdf57c81cfe1",),
     "_topk_min": ("028100d5a4a69c6379d04e0ae8b1f0cb0101cceccc3ec384aa8ef53773aa444f",),
+    "BoxCoder.decode_single": ("0c85c9ca2e5fdaaa85440d4a075fae961d95efdb9686df6d22cadc2948df95fb",),
+    "clip_boxes_to_image": ("3220929cb119fe5c50944ab656d6acf3cfd09da0d9b0f0a42abc175ca9496437",),
+    "remove_small_boxes": ("9016b08d28e8a512e3a86c08d84b0847bcbc4d7fc249473b1c43b092ea146a35",),
     "BoxCoder.decode": ("ee2bfa66688440a5d0edb2c4e5ecab7789483ca8d9fc232e5515ac47efaed917",),
     "batched_nms": ("e352ad12157c5928be5b936a9f169e8f6729e25822d6bbc35449b85044a11d32",),
     "_batched_nms_coordinate_trick": ("ef6c47948b31ff0e61c7d5ec7c54a2c59a53cab1b6fe40d61fa765e2b7b4d257",),
@@ -43,6 +46,10 @@ _SOURCES = {
     "concat_box_prediction_layers": ("09b8821faa79077edc63e522ed1f9e371918b1ca3defe9ae58989ddae95b6b2b",),
     "permute_and_flatten": ("926b6b2f5cd287c9cabf0d828531c736be0a807ce084f3fc87ec0e60f0ecb017",),
     "MultiScaleRoIAlign.forward": ("f3fdaf12c0f97bdd1841372461811b3c5e08c1ff1e921f7351a8dd7e05b26d48",),
+    "LevelMapper.__init__": ("15d67d4c90eb791d84123e5d73313a049857dc6888a84b2c85751e4608324716",),
+    "LevelMapper.__call__": ("2e08d1097f5a6bac47a0fc7adb415b45b1c068b5830c1465fcaff0b39f0d6877",),
+    "box_area": ("4b5d903c834c7961111b2489d638d52e0b551a751c1847680db30a5bc9fb1a02",),
+    "_upcast": ("ae38986c238bfb6e18a30a002dfdff07e1fd784403f2d2a851e2638eae594df4",),
     "_multiscale_roi_align": ("0cbeb40a0a96cb5e497b39586f2e3b49c1b864c312562c1f69d613243aff426c",),
     "roi_align": (
         "2b3b55e966e868d0969aaa0102191e5ff6a2ed19a3edc532c56d1eec8f52c851",
@@ -92,11 +99,23 @@ def _batched_nms() -> Sequence[Callable[[], Any]]:
     )
 
 
-def _proposals() -> Sequence[Callable[[], Any]]:
+def _decoding() -> Sequence[Callable[[], Any]]:
+    return (lambda: detection_utils.BoxCoder.decode_single, lambda: box_ops.clip_boxes_to_image)
+
+
+def _detections() -> Sequence[Callable[[], Any]]:
     return (
         *_batched_nms(),
-        lambda: detection_utils._topk_min,
+        *_decoding(),
         lambda: detection_utils.BoxCoder.decode,
+        lambda: box_ops.remove_small_boxes,
+    )
+
+
+def _proposals() -> Sequence[Callable[[], Any]]:
+    return (
+        *_detections(),
+        lambda: detection_utils._topk_min,
         lambda: rpn.concat_box_prediction_layers,
         lambda: rpn.permute_and_flatten,
     )
@@ -145,6 +164,10 @@ def _is_exact(module: Any) -> bool:
     )
 
 
+def _pools_to_a_size(module: Any) -> bool:
+    return [type(size) for size in module.output_size] == [int, int]
+
+
 _THRESHOLDS = ("score_thresh", "nms_thresh", "detections_per_img")
 
 _KNOWN = (
@@ -153,7 +176,8 @@ _KNOWN = (
         "postprocess_detections",
         known_methods.SSDMethods.postprocess_detections,
         (*_THRESHOLDS, "topk_candidates"),
-        (*_batched_nms(), lambda: detection_utils._topk_min),
+        (*_batched_nms(), *_decoding(), lambda: detection_utils._topk_min),
+        detection_utils.BoxCoder,
     ),
     *(
         _Known(
@@ -161,12 +185,13 @@ _KNOWN = (
             "postprocess_detections",
             known_methods.DenseMethods.postprocess_detections,
             (*_THRESHOLDS, "topk_candidates"),
-            (*_batched_nms(), lambda: detection_utils._topk_min),
+            (*_batched_nms(), *decoding, lambda: detection_utils._topk_min),
+            coder,
             helpers={"candidates": methods.candidates, "decoded": methods.decoded},
         )
-        for owner, methods in (
-            (retinanet.RetinaNet, known_methods.RetinaNetMethods),
-            (fcos.FCOS, known_methods.FCOSMethods),
+        for owner, methods, decoding, coder in (
+            (retinanet.RetinaNet, known_methods.RetinaNetMethods, _decoding(), detection_utils.BoxCoder),
+            (fcos.FCOS, known_methods.FCOSMethods, (), None),
         )
     ),
     _Known(
@@ -174,7 +199,7 @@ _KNOWN = (
         "postprocess_detections",
         known_methods.RoIHeadsMethods.postprocess_detections,
         _THRESHOLDS,
-        (*_batched_nms(), lambda: detection_utils.BoxCoder.decode),
+        _detections(),
         detection_utils.BoxCoder,
     ),
     _Known(
@@ -212,7 +237,24 @@ _KNOWN = (
         known_methods.PoolerMethods.forward,
         ("sampling_ratio",),
         (lambda: poolers._multiscale_roi_align, lambda: poolers.roi_align),
-        suits=lambda module: [type(size) for size in module.output_size] == [int, int],
+        suits=_pools_to_a_size,
+        helpers={"levels": _renamed(known_methods.PoolerMethods.mapped_levels, "levels")},
+    ),
+    _Known(
+        poolers.MultiScaleRoIAlign,
+        "forward",
+        known_methods.PoolerMethods.forward,
+        ("sampling_ratio",),
+        (
+            lambda: poolers._multiscale_roi_align,
+            lambda: poolers.roi_align,
+            lambda: poolers.LevelMapper.__init__,
+            lambda: poolers.LevelMapper.__call__,
+            lambda: poolers.box_area,
+            lambda: box_ops._upcast,
+        ),
+        suits=lambda module: _pools_to_a_size(module) and type(module.map_levels) in (type(None), poolers.LevelMapper),
+        helpers={"levels": known_methods.LevelledPoolerMethods.levels},
     ),
     _Known(transform.GeneralizedRCNNTransform, "normalize", known_methods.TransformMethods.normalize, (), ()),
     _Known(

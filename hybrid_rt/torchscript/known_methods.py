@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers
@@ -23,6 +23,22 @@ from torchvision.ops import poolers
 def _is_plain(tensor: Tensor) -> bool:
     """Returns true for tensors that the operators of whole steps support. TorchScript compiles this function too."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _boxes_in_image(coder: BoxCoder, codes: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns decoded boxes [K, 4] that are clipped to an image of (height, width). TorchScript compiles it too."""
+    if not _is_plain(codes) or not _is_plain(boxes):
+        clipped: Tensor = box_ops.clip_boxes_to_image(coder.decode_single(codes, boxes), size)
+        return clipped
+    weights = coder.weights
+    found: Tensor = torch.ops.hybrid_rt.decoded_boxes(
+        codes,
+        boxes,
+        [size[0], size[1]],
+        [float(weights[0]), float(weights[1]), float(weights[2]), float(weights[3])],
+        float(coder.bbox_xform_clip),
+    )
+    return found
 
 
 class SSDMethods:
@@ -38,12 +54,12 @@ class SSDMethods:
         self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Replaces ``postprocess_detections``: processes all classes of an image in one pass."""
-        all_scores = F.softmax(head_outputs["cls_logits"], dim=-1)
+        all_scores: Tensor = torch.ops.hybrid_rt.class_probabilities(head_outputs["cls_logits"])
         found: list[dict[str, Tensor]] = []
         for codes, scores, anchors, shape in zip(
             head_outputs["bbox_regression"], all_scores, image_anchors, image_shapes
         ):
-            boxes = box_ops.clip_boxes_to_image(self.box_coder.decode_single(codes, anchors), shape)
+            boxes = _boxes_in_image(self.box_coder, codes, anchors, shape)
             kept_boxes, kept_scores, labels = torch.ops.hybrid_rt.ssd_detections(
                 boxes,
                 scores,
@@ -65,7 +81,7 @@ class DenseMethods:
     topk_candidates: int
     detections_per_img: int
     candidates: Callable[[dict[str, list[Tensor]], int, int], tuple[Tensor, Tensor]]
-    decoded: Callable[[Tensor, Tensor], Tensor]
+    decoded: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
     def postprocess_detections(
         self,
@@ -84,8 +100,7 @@ class DenseMethods:
                 classes = logits[level].shape[-1]
                 best, indices = self.candidates(head_outputs, level, image)
                 rows = torch.div(indices, classes, rounding_mode="floor")
-                decoded = self.decoded(codes[level][image][rows], level_anchors[rows])
-                boxes.append(box_ops.clip_boxes_to_image(decoded, shape))
+                boxes.append(self.decoded(codes[level][image][rows], level_anchors[rows], shape))
                 scores.append(best)
                 labels.append(indices % classes)
             all_boxes, all_scores, all_labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
@@ -105,10 +120,9 @@ class RetinaNetMethods(DenseMethods):
         )
         return found
 
-    def decoded(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Returns the boxes of anchors."""
-        boxes: Tensor = self.box_coder.decode_single(codes, anchors)
-        return boxes
+    def decoded(self, codes: Tensor, anchors: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Returns the boxes of anchors in an image of (height, width)."""
+        return _boxes_in_image(self.box_coder, codes, anchors, shape)
 
 
 class FCOSMethods(DenseMethods):
@@ -122,9 +136,9 @@ class FCOSMethods(DenseMethods):
         )
         return found
 
-    def decoded(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Returns the boxes of anchors."""
-        boxes: Tensor = self.box_coder.decode(codes, anchors)
+    def decoded(self, codes: Tensor, anchors: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Returns the boxes of anchors in an image of (height, width)."""
+        boxes: Tensor = box_ops.clip_boxes_to_image(self.box_coder.decode(codes, anchors), shape)
         return boxes
 
 
@@ -146,7 +160,8 @@ class RoIHeadsMethods:
         """Replaces ``postprocess_detections``: decodes only boxes whose score passes the threshold."""
         rows, classes = class_logits.shape[0], class_logits.shape[1]
         counts = [boxes.shape[0] for boxes in proposals]
-        all_scores = torch.split(F.softmax(class_logits, -1), counts)
+        probabilities: Tensor = torch.ops.hybrid_rt.class_probabilities(class_logits)
+        all_scores = torch.split(probabilities, counts)
         all_codes = torch.split(box_regression.reshape(rows, classes * 4), counts)
         found_boxes: list[Tensor] = []
         found_scores: list[Tensor] = []
@@ -289,6 +304,7 @@ class PoolerMethods:
     map_levels: Any
     canonical_scale: int
     canonical_level: int
+    levels: Callable[[poolers.LevelMapper, list[Tensor], Tensor], Tensor]
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Replaces ``forward``: pools each box from its level directly into the result."""
@@ -304,11 +320,27 @@ class PoolerMethods:
         if len(maps) == 1:
             levels = torch.zeros([rois.shape[0]], dtype=torch.int64, device=rois.device)
         else:
-            levels = mapper(boxes)
+            levels = self.levels(mapper, boxes, rois)
         pooled: Tensor = torch.ops.hybrid_rt.multiscale_roi_align(
             maps, rois, levels, scales, self.output_size[0], self.output_size[1], self.sampling_ratio
         )
         return pooled
+
+    def mapped_levels(self, mapper: poolers.LevelMapper, boxes: list[Tensor], rois: Tensor) -> Tensor:
+        """Returns the level of each box, computed by the pooler's own mapper."""
+        levels: Tensor = mapper(boxes)
+        return levels
+
+
+class LevelledPoolerMethods(PoolerMethods):
+    """Methods that ``PoolerMethods`` calls if the levels are those of a ``LevelMapper``."""
+
+    def levels(self, mapper: poolers.LevelMapper, boxes: list[Tensor], rois: Tensor) -> Tensor:
+        """Returns the level of each box, computed in one operator."""
+        levels: Tensor = torch.ops.hybrid_rt.box_levels(
+            rois[:, 1:], mapper.k_min, mapper.k_max, mapper.s0, mapper.lvl0, mapper.eps
+        )
+        return levels
 
 
 class TransformMethods:

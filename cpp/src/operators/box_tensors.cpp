@@ -7,6 +7,7 @@
 #include <array>
 
 #include "operators/detection_operators.h"
+#include "operators/one_thread.h"
 
 namespace hybrid_rt::operators {
 namespace {
@@ -18,17 +19,20 @@ at::Tensor tensor_of(const std::vector<T>& values, at::ScalarType dtype) {
   return tensor;
 }
 
+/// torch's own function, which rounds differently from std::exp.
+at::Tensor exponentials(const std::vector<float>& values) {
+  const OneThread one_thread(static_cast<int64_t>(values.size()));
+  return at::exp(tensor_of(values, at::kFloat));
+}
+
+}  // namespace
+
 at::Tensor tensor_of(const std::vector<BoxCorners>& boxes) {
   at::Tensor tensor = at::empty({static_cast<int64_t>(boxes.size()), 4}, at::kFloat);
   float* target = tensor.mutable_data_ptr<float>();
   for (const BoxCorners& box : boxes) target = std::copy(box.begin(), box.end(), target);
   return tensor;
 }
-
-/// torch's own function, which rounds differently from std::exp.
-at::Tensor exponentials(const std::vector<float>& values) { return at::exp(tensor_of(values, at::kFloat)); }
-
-}  // namespace
 
 void require_floats(const Refuse& refuse, const at::Tensor& tensor) {
   if (tensor.scalar_type() == at::kFloat && tensor.is_cpu()) return;

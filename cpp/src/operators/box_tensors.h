@@ -14,6 +14,9 @@
 
 namespace hybrid_rt::operators {
 
+/// Returns the boxes as a tensor [K, 4].
+at::Tensor tensor_of(const std::vector<BoxCorners>& boxes);
+
 /// Refuses any tensor that is not float32 on the CPU.
 void require_floats(const Refuse& refuse, const at::Tensor& tensor);
 

@@ -36,6 +36,15 @@ std::tuple<at::Tensor, at::Tensor> sigmoid_topk(const at::Tensor& logits, double
 std::tuple<at::Tensor, at::Tensor> centered_sigmoid_topk(const at::Tensor& logits, const at::Tensor& centerness,
                                                          double score_thresh, int64_t topk_candidates);
 
+/// Returns the softmax of logits over their last dimension. logits: floats [..., C].
+at::Tensor class_probabilities(const at::Tensor& logits);
+
+/// Returns the level of each box in a feature pyramid, like torchvision's LevelMapper: int64 [K], from 0 to k_max -
+/// k_min. boxes: floats [K, 4]; the level is floor(canonical_level + log2(sqrt(area) / canonical_scale) + eps), limited
+/// to k_min and k_max, less k_min. If the area is NaN or negative, the result is torch's conversion of NaN, less k_min.
+at::Tensor box_levels(const at::Tensor& boxes, int64_t k_min, int64_t k_max, int64_t canonical_scale,
+                      int64_t canonical_level, double eps);
+
 /// Applies roi_align to each box on its level of a feature pyramid: returns [K, C, pooled_height, pooled_width],
 /// contiguous. features: [N, C, H, W] of one dtype that roi_align supports, one per level; rois: [K, 5], as for
 /// roi_align; levels: int64 [K], the level of each box, whose result is 0 if there is no such level; scales: one per

@@ -33,6 +33,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_detections(const at::Tensor& 
                                                               int64_t detections_per_img, at::ArrayRef<double> weights,
                                                               double bbox_xform_clip);
 
+/// Returns decoded boxes, [K, 4]: boxes moved and scaled by codes and clipped to an image. codes: [K, 4], (dx, dy, dw,
+/// dh); boxes: [K, 4]; image_size: (height, width). weights and bbox_xform_clip are the box coder's.
+at::Tensor decoded_boxes(const at::Tensor& codes, const at::Tensor& boxes, at::IntArrayRef image_size,
+                         at::ArrayRef<double> weights, double bbox_xform_clip);
+
 /// Returns images as a network takes them: [N, C, H, W], contiguous. Each image is normalised, (x - mean) / std,
 /// resized bilinearly to its size in `heights` and `widths`, and padded with zeros to the largest size, rounded up to a
 /// multiple of `size_divisible`. images: [C, H, W] with any strides; mean, std: one value per channel.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "operators/detection_operators.h"
+#include "operators/one_thread.h"
 #include "operators/refusal.h"
 #include "operators/score_scan.h"
 
@@ -102,6 +103,7 @@ Scores sigmoid_topk(const at::Tensor& logits, double score_thresh, int64_t topk_
       found_in_parallel(flat.numel(), kValuesPerThread, [&](int64_t begin, int64_t end, std::vector<int64_t>& found) {
         find_candidates(values, begin, end, bound, found);
       });
+  const OneThread one_thread(indices.size(0));
   const at::Tensor scores = at::sigmoid(padded(values, indices, 1)).narrow(0, 0, indices.size(0));
   return best_above(scores, indices, score_thresh, topk_candidates);
 }
@@ -128,6 +130,7 @@ Scores centered_sigmoid_topk(const at::Tensor& logits, const at::Tensor& centern
                             find_candidates(values, row * classes, (row + 1) * classes, bound, found);
                           }
                         });
+  const OneThread one_thread(indices.size(0));
   const at::Tensor scores =
       at::sqrt(at::sigmoid(padded(values, indices, 1)) * at::sigmoid(padded(center, indices, classes)));
   return best_above(scores.narrow(0, 0, indices.size(0)), indices, score_thresh, topk_candidates);

@@ -73,6 +73,9 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.def(
       "centered_sigmoid_topk(Tensor logits, Tensor centerness, float score_thresh, int topk_candidates) "
       "-> (Tensor scores, Tensor indices)");
+  m.def("class_probabilities(Tensor logits) -> Tensor");
+  m.def(
+      "box_levels(Tensor boxes, int k_min, int k_max, int canonical_scale, int canonical_level, float eps) -> Tensor");
   m.def(
       "multiscale_roi_align(Tensor[] features, Tensor rois, Tensor levels, float[] scales, int pooled_height, "
       "int pooled_width, int sampling_ratio) -> Tensor");
@@ -84,6 +87,8 @@ TORCH_LIBRARY(hybrid_rt, m) {
       "box_detections(Tensor scores, Tensor codes, Tensor proposals, int[] image_size, float score_thresh, "
       "float nms_thresh, int detections_per_img, float[] weights, float bbox_xform_clip) "
       "-> (Tensor boxes, Tensor scores, Tensor labels)");
+  m.def(
+      "decoded_boxes(Tensor codes, Tensor boxes, int[] image_size, float[] weights, float bbox_xform_clip) -> Tensor");
   m.def(
       "normalized_batch(Tensor[] images, float[] mean, float[] std, int[] heights, int[] widths, int size_divisible) "
       "-> Tensor");
@@ -100,9 +105,12 @@ static void implement_whole_steps(torch::Library& m) {
   m.impl("ssd_detections", &operators::ssd_detections);
   m.impl("sigmoid_topk", &operators::sigmoid_topk);
   m.impl("centered_sigmoid_topk", &operators::centered_sigmoid_topk);
+  m.impl("class_probabilities", &operators::class_probabilities);
+  m.impl("box_levels", &operators::box_levels);
   m.impl("multiscale_roi_align", &operators::multiscale_roi_align);
   m.impl("region_proposals", &operators::region_proposals);
   m.impl("box_detections", &operators::box_detections);
+  m.impl("decoded_boxes", &operators::decoded_boxes);
   m.impl("normalized_batch", &operators::normalized_batch);
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, poolers
 
 import hybrid_rt  # noqa: F401  registers the operators
 
@@ -217,6 +217,55 @@ def test_centered_sigmoid_topk_takes_exactly_what_passes_at_the_threshold(center
     assert 0 < len(found[0]) < logits.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 5), (1, 5), (17, 7), (400, 91), (3, 0)])
+def test_class_probabilities_are_torchs_softmax(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    logits = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * 9).to(dtype)
+    if len(logits) > 1 and shape[1]:
+        logits[0, 0], logits[1], logits[2, 1] = NAN, -INF, INF
+    for given in (logits, logits.t(), logits[None]):
+        torch.testing.assert_close(OURS.class_probabilities(given), given.softmax(-1), rtol=0, atol=0, equal_nan=True)
+
+
+def boxes_of_all_levels(generator: torch.Generator) -> Tensor:
+    """Returns boxes of random sizes, and squares and strips around each size at which the level changes."""
+    random = random_boxes(3000, generator) * torch.rand(3000, 1, generator=generator) * 8
+    sides = [2.0**power * 224 for power in range(-4, 4)]
+    near = [math.nextafter(side, side * step) for side in sides for step in (0, 2)]
+    near += [side * (1 + step * 1e-7) for side in sides for step in range(-30, 31)]
+    squares = torch.tensor([[0.0, 0.0, side, side] for side in near])
+    strips = torch.tensor([[-3.0, 5.0, 2 * side - 3, side / 2 + 5] for side in near])
+    return torch.cat([random, squares, strips])
+
+
+ODD_BOXES = torch.tensor(
+    [[0, 0, 0, 0], [5, 5, 5, 9], [9, 0, 0, 9], [9, 9, 0, 0], [0, 0, NAN, 9], [0, 0, INF, 9], [0, 0, INF, INF]]
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(
+    "options", [(2, 5, 224, 4, 1e-6), (0, 3, 64, 1, 1e-6), (3, 3, 224, 4, 0.0), (2, 6, 100, 3, 0.5)]
+)
+def test_box_levels_are_those_of_torchvisions_mapper(
+    options: tuple[int, int, int, int, float], dtype: torch.dtype
+) -> None:
+    boxes = torch.cat([boxes_of_all_levels(torch.Generator().manual_seed(3)), ODD_BOXES]).to(dtype)
+    mapper = poolers.LevelMapper(*options)
+    expected = mapper(list(boxes.split([len(boxes) - 50, 50])))
+    assert_equal((OURS.box_levels(boxes, *options),), (expected,))
+    if options[0] < options[1]:
+        assert len(expected.unique()) > options[1] - options[0]
+    wide = torch.cat([boxes[:, :1], boxes], 1)[:, 1:]
+    assert_equal((OURS.box_levels(wide, *options),), (expected,))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 15, 16, 33, 100, 257, 1000])
+def test_box_levels_of_any_number_of_boxes(count: int) -> None:
+    boxes = boxes_of_all_levels(torch.Generator().manual_seed(count))[-count - 1 : -1]
+    assert_equal((OURS.box_levels(boxes, 2, 5, 224, 4, 1e-6),), (poolers.LevelMapper(2, 5)([boxes]),))
+
+
 def pooling_inputs(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, list[float]]:
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(2, 20, side, side + 3, generator=generator).to(dtype) for side in (32, 16, 8)]
@@ -289,6 +338,10 @@ BOXES, SCORES, CLASSES = torch.ones(3, 4), torch.ones(3), torch.ones(3, dtype=to
         ("ssd_detections", (BOXES, BOXES, 0.1, -1, 0.5, 9), "expected topk_candidates of 0 or more, got -1"),
         ("sigmoid_topk", (CLASSES, 0.1, 9), "expected floating-point logits, got Long [3]"),
         ("sigmoid_topk", (BOXES, 0.1, -1), "expected topk_candidates of 0 or more, got -1"),
+        ("class_probabilities", (CLASSES,), "expected floating-point logits of shape [..., C], got Long [3]"),
+        ("class_probabilities", (torch.tensor(1.0),), "expected floating-point logits of shape [..., C], got Float []"),
+        ("box_levels", (CLASSES, 2, 5, 224, 4, 1e-6), "expected floating-point boxes of shape [K, 4], got Long [3]"),
+        ("box_levels", (torch.ones(3, 5), 2, 5, 224, 4, 1e-6), "expected floating-point boxes of shape [K, 4]"),
         ("centered_sigmoid_topk", (SCORES, BOXES[:, :1], 0.1, 9), "expected logits of shape [A, C]"),
         ("centered_sigmoid_topk", (BOXES, SCORES, 0.1, 9), "expected centerness of shape [3, 1]"),
         ("centered_sigmoid_topk", (BOXES, BOXES[:2, :1], 0.1, 9), "expected centerness of shape [3, 1]"),
@@ -307,9 +360,9 @@ class Everything(nn.Module):
         scores, indices = OURS.sigmoid_topk(logits, 0.5, 5)
         best, places = OURS.centered_sigmoid_topk(logits, logits[:, :1], 0.5, 5)
         kept = OURS.batched_nms(boxes, logits[:, 0].contiguous(), torch.ones_like(boxes[:, 0]).long(), 0.5)
-        found = OURS.ssd_detections(boxes, logits.softmax(1), 0.1, 5, 0.5, 5)
+        found = OURS.ssd_detections(boxes, OURS.class_probabilities(logits), 0.1, 5, 0.5, 5)
         rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
-        levels = torch.zeros_like(boxes[:, 0]).long()
+        levels = OURS.box_levels(boxes, 5, 5, 224, 4, 1e-6)
         pooled = OURS.multiscale_roi_align([features], rois, levels, [1.0], 3, 2, 2)
         return scores, indices, best, places, kept, *found, pooled
 

@@ -39,12 +39,23 @@ def inputs(name: str) -> tuple[Any, ...]:
         "ssd_detections": (boxes(90, generator), scores, 0.02, 30, 0.45, 200),
         "sigmoid_topk": (logits, 0.5, 100),
         "centered_sigmoid_topk": (logits, centerness, 0.5, 100),
+        "class_probabilities": (logits,),
+        "box_levels": (rois[:, 1:], 2, 5, 40, 4, 1e-6),
         "multiscale_roi_align": (features, rois, levels, [0.25, 0.125, 0.0625], 3, 2, 2),
     }[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["batched_nms", "ssd_detections", "sigmoid_topk", "centered_sigmoid_topk", "multiscale_roi_align"]
+    "name",
+    [
+        "batched_nms",
+        "ssd_detections",
+        "sigmoid_topk",
+        "centered_sigmoid_topk",
+        "class_probabilities",
+        "box_levels",
+        "multiscale_roi_align",
+    ],
 )
 def test_a_heads_operator_computes_on_the_gpu_what_it_does_on_the_cpu(name: str) -> None:
     arguments = inputs(name)

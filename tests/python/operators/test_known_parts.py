@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import clip_boxes_to_image
 
 import hybrid_rt  # noqa: F401  registers the operators
 from hybrid_rt.torchscript import known_heads, known_methods
@@ -175,6 +177,21 @@ def test_box_detections_of_double_precision_take_torchs_operators() -> None:
         assert_same(found, expected)
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 16, 100, 1000])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
+def test_decoded_boxes_are_torchvisions(count: int, weights: tuple[float, float, float, float]) -> None:
+    _, codes, (first, rest) = box_head(count, count, 1)
+    boxes, codes = torch.cat([first, rest]), codes * 3
+    if count > 20:
+        codes[::11, 0], codes[::7, 2], codes[::5, 3], boxes[::13, 1] = NAN, NAN, INF, INF
+        codes[3] = torch.tensor([0.0, 0.0, 99.0, -99.0])  # limited, and nothing left
+    coder = BoxCoder(weights)
+    expected = clip_boxes_to_image(coder.decode_single(codes, boxes), (40, 50))
+    for arranged in (lambda each: each, lambda each: each.t().contiguous().t()):
+        found = OURS.decoded_boxes(arranged(codes), arranged(boxes), [40, 50], list(weights), coder.bbox_xform_clip)
+        assert torch.equal(found.nan_to_num(-7), expected.nan_to_num(-7))
+
+
 def transform(fixed: bool, least: int = 64, most: int = 90) -> nn.Module:
     """Returns a transform as assemble() passes it to use_operators."""
     size = (least, most) if fixed else None
@@ -283,6 +300,15 @@ def batch_arguments(**changed: Any) -> list[Any]:
         ("box_detections", detection_arguments(proposals=torch.zeros(2, 4)), r"proposals of shape \[3, 4\]"),
         ("box_detections", detection_arguments(most=-1), "detections_per_img of 0 or more"),
         ("box_detections", detection_arguments(size=[1, 2, 3]), "image_size of height and width"),
+        (
+            "decoded_boxes",
+            (torch.zeros(3, 8), CELLS, [1, 2], ONES, 4.0),
+            r"codes of shape \[K, 4\], got Float \[3, 8\]",
+        ),
+        ("decoded_boxes", (torch.zeros(3, 4), CELLS, [1, 2], ONES, 4.0), r"boxes of shape \[3, 4\], one per code"),
+        ("decoded_boxes", (CELLS.double(), CELLS, [1, 2], ONES, 4.0), "dtype Float on the CPU"),
+        ("decoded_boxes", (CELLS, CELLS, [1], ONES, 4.0), "image_size of height and width"),
+        ("decoded_boxes", (CELLS, CELLS, [1, 2], ONES[:3], 4.0), "four weights"),
         ("normalized_batch", batch_arguments(heights=[]), "a height and a width for each"),
         ("normalized_batch", batch_arguments(std=[1.0]), "a mean and a standard deviation per channel"),
         ("normalized_batch", batch_arguments(divisor=0), "size_divisible of 1 or more"),
@@ -302,7 +328,8 @@ def test_operators_of_known_parts_have_shapes_for_export() -> None:
         def forward(self, image: Tensor, scores: Tensor, codes: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
             batch = OURS.normalized_batch([image], [0.5] * 3, [0.2] * 3, [40], [50], 32)
             found = OURS.box_detections(scores, codes, boxes, [32, 40], 0.1, 0.5, 9, ONES, 4.0)
-            return (batch, *found, OURS.region_proposals(*proposal_arguments()))
+            moved = OURS.decoded_boxes(codes[:, :4], boxes, [32, 40], ONES, 4.0)
+            return (batch, *found, moved, OURS.region_proposals(*proposal_arguments()))
 
     logits, codes, boxes = box_head(3, 30, 4)
     example = (torch.rand(3, 20, 25), logits.softmax(1), codes, torch.cat(boxes))

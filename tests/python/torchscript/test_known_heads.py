@@ -13,7 +13,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet, anchor_uti
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, poolers
 from torchvision.ops import boxes as box_ops
 
 from hybrid_rt.capture.working_copy import working_copy
@@ -214,6 +214,37 @@ def test_all_of_a_faster_rcnn_is_served_but_for_what_is_overridden() -> None:
     assert replaced(with_operators(detector)) == all_known - {"RegionProposalNetwork.forward"}
     detector.roi_heads.box_coder = type("Coder", (BoxCoder,), {})((10.0, 10.0, 5.0, 5.0))
     assert replaced(with_operators(detector)) == {"MultiScaleRoIAlign.forward"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "heads"),
+    [
+        (box_ops, "clip_boxes_to_image", {"FCOS", "MultiScaleRoIAlign"}),
+        (box_ops, "remove_small_boxes", {"SSD", "RetinaNet", "FCOS", "MultiScaleRoIAlign"}),
+        (BoxCoder, "decode_single", {"FCOS", "MultiScaleRoIAlign"}),
+    ],
+)
+def test_a_patched_step_of_decoding_keeps_the_heads_that_call_it(
+    owner: Any, name: str, heads: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments: original(*arguments))
+    found = {each.partition(".")[0] for make in DETECTORS.values() for each in replaced(with_operators(make()))}
+    assert found == heads
+
+
+def test_a_pooler_keeps_a_mapper_of_unknown_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def levels(pooler: nn.Module) -> Any:
+        return type(with_operators(pooler)).levels.__code__
+
+    mapped = known_methods.PoolerMethods.mapped_levels.__code__
+    pooler = MultiScaleRoIAlign(["0", "1"], 3, 2)
+    assert levels(pooler) is known_methods.LevelledPoolerMethods.levels.__code__
+    pooler.map_levels = type("Mapper", (poolers.LevelMapper,), {})(2, 5)
+    assert levels(pooler) is mapped
+    original = poolers.LevelMapper.__call__
+    monkeypatch.setattr(poolers.LevelMapper, "__call__", lambda *arguments: original(*arguments))
+    assert levels(MultiScaleRoIAlign(["0", "1"], 3, 2)) is mapped
 
 
 @torch.no_grad()
