@@ -27,7 +27,7 @@ namespace {
 /// apart. The two may round differently, so the same choice is made here.
 int64_t most_moved_apart(const at::Device& device) { return device.is_cpu() ? 4000 : 100'000; }
 
-constexpr int64_t kBoxesPerThread = 512;
+constexpr int64_t kPairsPerThread = 1 << 22;  // of boxes to compare: 2 ms
 
 /// A box's position in the processing order: by class, then by score, best first.
 struct Place {
@@ -97,6 +97,17 @@ std::vector<int64_t> class_bounds(const std::vector<Place>& places) {
   return bounds;
 }
 
+/// Returns the number of classes that are worth a thread.
+int64_t classes_per_thread(const std::vector<int64_t>& bounds) {
+  const auto classes = static_cast<int64_t>(bounds.size()) - 1;
+  double pairs = 0;
+  for (int64_t i = 0; i < classes; ++i) {
+    const auto boxes = static_cast<double>(bounds[i + 1] - bounds[i]);
+    pairs += boxes * boxes / 2;
+  }
+  return std::max<int64_t>(static_cast<int64_t>(kPairsPerThread * static_cast<double>(classes) / pairs), 1);
+}
+
 bool fit_into_32_bits(const at::Tensor& idxs) {
   const int64_t* const values = idxs.const_data_ptr<int64_t>();
   return std::all_of(values, values + idxs.numel(),
@@ -115,8 +126,7 @@ at::Tensor class_by_class_at_once(const at::Tensor& boxes, const at::Tensor& sco
   std::vector<float> sorted(4 * count);
   std::vector<int64_t> positions(count);
   std::vector<uint8_t> stays(count, 0);
-  const int64_t grain = std::max<int64_t>(kBoxesPerThread * classes / count, 1);
-  at::parallel_for(0, classes, grain, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, classes, classes_per_thread(bounds), [&](int64_t first, int64_t last) {
     Suppression<float> suppression;
     for (int64_t group = first; group < last; ++group) {
       const int64_t begin = bounds[group];

@@ -9,7 +9,7 @@ extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr int64_t kFewValues = 1 << 18;
+constexpr int64_t kFewValues = 1 << 20;
 
 int set_threads_of_mkl(int threads) {
   return MKL_Set_Num_Threads_Local == nullptr ? 0 : MKL_Set_Num_Threads_Local(threads);

@@ -54,7 +54,7 @@ def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 6000])
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 6000, 20_000])
 @pytest.mark.parametrize("levels", [1, 7, 4000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_batched_nms_is_torchvisions(count: int, levels: int, dtype: torch.dtype) -> None:
