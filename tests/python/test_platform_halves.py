@@ -43,8 +43,18 @@ WITHOUT_TORCH = (
 
 # Headers that the sources of one platform may include and those of the other may not.
 SYSTEM_HEADERS = {
-    "posix": {"dlfcn.h", "fcntl.h", "pthread.h", "sched.h", "sys/mman.h", "sys/stat.h", "sys/utsname.h", "unistd.h"},
-    "windows": {"fcntl.h", "intrin.h", "io.h", "windows.h"},
+    "posix": {
+        "dlfcn.h",
+        "fcntl.h",
+        "malloc.h",
+        "pthread.h",
+        "sched.h",
+        "sys/mman.h",
+        "sys/stat.h",
+        "sys/utsname.h",
+        "unistd.h",
+    },
+    "windows": {"fcntl.h", "intrin.h", "io.h", "malloc.h", "windows.h"},
 }
 
 

@@ -12,6 +12,7 @@
 
 #include "bundle/archive.h"
 #include "bundle/signing.h"
+#include "common/platform/free_memory.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/variants.h"
@@ -132,6 +133,7 @@ torch::jit::Module load(const std::shared_ptr<Archive>& file, const LoadOptions&
                   error.what_without_backtrace(), "Load with a device that this machine has.");
     }
   }
+  platform::return_freed_memory();  // what compilers freed; before the warm-up, because calls reuse their memory
   warm_up(module, *file, options);
   carry_class_names(module, file->manifest().class_names);
   return module;

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import hybrid_rt
 from helpers.small_detectors import small_detector, small_picture
@@ -61,6 +64,24 @@ with torch.inference_mode():
 print(*(after - one for after, one in zip(held(), before)))
 """
 
+_FREED = """
+import ctypes
+import sys
+import torch
+import hybrid_rt
+
+torch.set_num_threads(1)
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+module = hybrid_rt.load(sys.argv[1], threads=1)
+loaded = resident()
+ctypes.CDLL("libc.so.6").malloc_trim(0)
+print(loaded - resident())
+"""
+
 
 @pytest.fixture(scope="module")
 def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -92,3 +113,13 @@ def test_loads_leave_no_memory_descriptors_or_threads(backend: str, any_size: Pa
     assert grown < 15, f"{grown:.0f} MB for 25 loads"
     assert descriptors <= 0
     assert threads <= 1
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="other allocators have no malloc_trim")
+def test_load_returns_the_memory_that_compilers_freed(tmp_path: Path) -> None:
+    layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.SiLU()) for _ in range(60)]
+    detector = nn.Sequential(nn.Sequential(nn.Conv2d(3, 32, 3), *layers)).eval()
+    path = tmp_path / "layers.pt"
+    hybrid_rt.convert(detector, (torch.rand(1, 3, 32, 32),), path, segments=["0"], engine="openvino", measure=False)
+    (kept,) = output_of(_FREED, path)
+    assert kept < 2, f"{kept:.1f} MB"
