@@ -123,6 +123,12 @@ def test_ssd_detections_of_odd_options(threshold: float, wanted: int, most: int)
     assert_equal(OURS.ssd_detections(*arguments), ssd_reference(*arguments))
 
 
+def test_ssd_detections_of_many_candidates_in_threads() -> None:
+    generator = torch.Generator().manual_seed(2)
+    arguments = (random_boxes(6000, generator), torch.rand(6000, 50, generator=generator), 0.01, 20, 0.45, 300)
+    assert_equal(OURS.ssd_detections(*arguments), ssd_reference(*arguments))
+
+
 def test_ssd_detections_of_equal_scores_follow_torchs_order() -> None:
     scores = torch.full((500, 5), 0.2)
     arguments = (random_boxes(500, torch.Generator().manual_seed(1)), scores, 0.1, 40, 0.9, 100)
