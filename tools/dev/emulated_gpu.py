@@ -51,6 +51,7 @@ def build(name: str) -> Path:
         "CMAKE_BUILD_TYPE": "Release", "HYBRID_RT_BUILD_TESTS": "ON", "HYBRID_RT_BUILD_PYTHON": "OFF",
         "HYBRID_RT_BUILD_APPS": "OFF", "HYBRID_RT_BUILD_CUDA": "OFF", "HYBRID_RT_WERROR": "ON",
         "HYBRID_RT_INSTRUMENT": ";".join(FLAGS[name]), "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
+        "CMAKE_UNITY_BUILD": "ON",
         # The name that scikit-build-core uses, which is part of ccache's key.
         "CMAKE_CXX_COMPILER": shutil.which("g++") or "c++", "Python_EXECUTABLE": sys.executable,
     }  # fmt: skip

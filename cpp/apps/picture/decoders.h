@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -16,6 +18,13 @@ PictureSize jpeg_size(std::span<const std::uint8_t> bytes, const std::string& na
 
 Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits);
 PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits);
+
+/// First bytes of every JPEG.
+constexpr std::array<std::uint8_t, 3> kJpegMagic{0xFF, 0xD8, 0xFF};
+
+inline bool starts_with(std::span<const std::uint8_t> bytes, std::span<const std::uint8_t> magic) {
+  return bytes.size() >= magic.size() && std::equal(magic.begin(), magic.end(), bytes.begin());
+}
 
 /// Throws PictureError for an image beyond the limits.
 void check_size(std::int64_t width, std::int64_t height, const std::string& name, const PictureLimits& limits);

@@ -21,18 +21,18 @@ constexpr std::int64_t kMaxScans = 500;
 
 /// Wraps libjpeg's decoder. Its errors leave by longjmp, so the functions that call it own nothing that needs a
 /// destructor.
-class Decoder {
+class JpegDecoder {
  public:
-  explicit Decoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {
+  explicit JpegDecoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {
     info_.err = jpeg_std_error(&errors_);
     errors_.error_exit = [](j_common_ptr info) { decoder_of(info).fail(); };
     errors_.emit_message = [](j_common_ptr info, int level) { decoder_of(info).take_message(level); };
     progress_.progress_monitor = [](j_common_ptr info) { decoder_of(info).check_scans(); };
     info_.client_data = this;
   }
-  Decoder(const Decoder&) = delete;
-  Decoder& operator=(const Decoder&) = delete;
-  ~Decoder() { jpeg_destroy_decompress(&info_); }
+  JpegDecoder(const JpegDecoder&) = delete;
+  JpegDecoder& operator=(const JpegDecoder&) = delete;
+  ~JpegDecoder() { jpeg_destroy_decompress(&info_); }
 
   /// Returns false on failure; message() gives the reason.
   bool read_header() {
@@ -67,7 +67,7 @@ class Decoder {
   const char* warning() const { return warning_; }
 
  private:
-  static Decoder& decoder_of(j_common_ptr info) { return *static_cast<Decoder*>(info->client_data); }
+  static JpegDecoder& decoder_of(j_common_ptr info) { return *static_cast<JpegDecoder*>(info->client_data); }
 
   [[noreturn]] void fail() {
     errors_.format_message(reinterpret_cast<j_common_ptr>(&info_), message_);
@@ -97,7 +97,7 @@ class Decoder {
   char warning_[JMSG_LENGTH_MAX] = "";
 };
 
-PictureSize read_header(Decoder& decoder, const std::string& name, const PictureLimits& limits) {
+PictureSize read_header(JpegDecoder& decoder, const std::string& name, const PictureLimits& limits) {
   if (!decoder.read_header()) throw damaged(name, "JPEG", decoder.message());
   check_size(decoder.width(), decoder.height(), name, limits);
   return {decoder.width(), decoder.height()};
@@ -120,7 +120,7 @@ std::vector<std::uint8_t> rgb_of_cmyk(const std::vector<std::uint8_t>& inks) {
 }  // namespace
 
 Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  Decoder decoder(bytes);
+  JpegDecoder decoder(bytes);
   const PictureSize size = read_header(decoder, name, limits);
   const auto channels = static_cast<std::size_t>(decoder.channels());
   Picture picture{size.width, size.height,
@@ -132,7 +132,7 @@ Picture decode_jpeg(std::span<const std::uint8_t> bytes, const std::string& name
 }
 
 PictureSize jpeg_size(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
-  Decoder decoder(bytes);
+  JpegDecoder decoder(bytes);
   return read_header(decoder, name, limits);
 }
 

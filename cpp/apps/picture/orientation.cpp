@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "decoders.h"
+
 namespace hybrid_rt::apps {
 namespace {
 
@@ -18,10 +20,6 @@ std::uint32_t number(Bytes bytes, std::size_t offset, std::size_t size, bool is_
   std::uint32_t value = 0;
   for (std::size_t i = 0; i < size; ++i) value = value << 8 | bytes[offset + (is_little ? size - 1 - i : i)];
   return value;
-}
-
-bool starts_with(Bytes bytes, Bytes mark) {
-  return bytes.size() >= mark.size() && std::equal(mark.begin(), mark.end(), bytes.begin());
 }
 
 /// Returns the orientation in the first directory of TIFF data.
@@ -92,7 +90,6 @@ Bytes exif_of_png(Bytes file) {
 }  // namespace
 
 int exif_orientation(Bytes file) {
-  constexpr std::array<std::uint8_t, 2> kJpegMagic{0xFF, 0xD8};
   return orientation_of(starts_with(file, kJpegMagic) ? exif_of_jpeg(file) : exif_of_png(file));
 }
 

@@ -21,18 +21,12 @@
 namespace hybrid_rt::apps {
 namespace {
 
-constexpr std::array<std::uint8_t, 3> kJpegMagic{0xFF, 0xD8, 0xFF};
 constexpr std::array<std::uint8_t, 8> kPngMagic{0x89, 'P', 'N', 'G', '\r', '\n', 0x1A, '\n'};
 
 struct FileCloser {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 using File = std::unique_ptr<std::FILE, FileCloser>;
-
-template <std::size_t size>
-bool starts_with(std::span<const std::uint8_t> bytes, const std::array<std::uint8_t, size>& magic) {
-  return bytes.size() >= size && std::equal(magic.begin(), magic.end(), bytes.begin());
-}
 
 std::string system_message(int error) { return std::generic_category().message(error); }
 

@@ -21,25 +21,25 @@ std::uint32_t big_endian(std::span<const std::uint8_t> bytes) {
 
 /// Wraps libpng's decoder. Its errors leave by longjmp, so the functions that call it own nothing that needs a
 /// destructor.
-class Decoder {
+class PngDecoder {
  public:
-  explicit Decoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  Decoder(const Decoder&) = delete;
-  Decoder& operator=(const Decoder&) = delete;
-  ~Decoder() { png_destroy_read_struct(&png_, &info_, nullptr); }
+  explicit PngDecoder(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
+  PngDecoder(const PngDecoder&) = delete;
+  PngDecoder& operator=(const PngDecoder&) = delete;
+  ~PngDecoder() { png_destroy_read_struct(&png_, &info_, nullptr); }
 
   /// Returns false on failure; message() gives the reason.
   bool read_header(const PictureLimits& limits) {
     if (setjmp(place_) != 0) return false;
     png_ = png_create_read_struct(
         PNG_LIBPNG_VER_STRING, this,
-        [](png_structp png, png_const_charp text) { static_cast<Decoder*>(png_get_error_ptr(png))->fail(text); },
+        [](png_structp png, png_const_charp text) { static_cast<PngDecoder*>(png_get_error_ptr(png))->fail(text); },
         [](png_structp, png_const_charp) {});
     if (png_ == nullptr) fail("out of memory");
     info_ = png_create_info_struct(png_);
     if (info_ == nullptr) fail("out of memory");
     png_set_read_fn(png_, this, [](png_structp png, png_bytep target, std::size_t count) {
-      static_cast<Decoder*>(png_get_io_ptr(png))->give(target, count);
+      static_cast<PngDecoder*>(png_get_io_ptr(png))->give(target, count);
     });
     // Texts and profiles may be small in the file but take seconds to inflate, and never change a pixel.
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
@@ -126,7 +126,7 @@ PictureSize png_size(std::span<const std::uint8_t> bytes, const std::string& nam
 
 Picture decode_png(std::span<const std::uint8_t> bytes, const std::string& name, const PictureLimits& limits) {
   const PictureSize size = png_size(bytes, name, limits);
-  Decoder decoder(bytes);
+  PngDecoder decoder(bytes);
   if (!decoder.read_header(limits)) throw damaged(name, "PNG", decoder.message());
   Picture picture{size.width, size.height,
                   std::vector<std::uint8_t>(static_cast<std::size_t>(size.width) * size.height * 3)};

@@ -4,7 +4,7 @@
 #include <charconv>
 
 #include "engine.h"
-#include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/malformed.h"
 #include "library.h"
 
 // OpenVINO on the CPU. The artifact is the IR (xml and weights), which is compiled for this machine when it is loaded.
@@ -34,10 +34,9 @@ std::vector<bool> sizes_only(const ArtifactSpec& spec, const at::Tensor& text) {
     size_t position = 0;
     const auto [next, status] = std::from_chars(at, end, position);
     if (status != std::errc() || position >= found.size()) {
-      throw Error(ErrorKind::kBackend, "openvino", std::string("artifact, blob '") + kSizesOnly + "'",
-                  "positions of its " + std::to_string(found.size()) + " outputs",
-                  "'" + std::string(at, std::min<size_t>(static_cast<size_t>(end - at), 40)) + "'",
-                  "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
+      throw malformed("openvino", std::string("artifact, blob '") + kSizesOnly + "'",
+                      "positions of its " + std::to_string(found.size()) + " outputs",
+                      "'" + std::string(at, std::min<size_t>(static_cast<size_t>(end - at), 40)) + "'");
     }
     found[position] = true;
     at = next;

@@ -11,6 +11,7 @@
 
 #include "hybrid_rt/error.h"
 #include "hybrid_rt/plugin/dtype_table.h"
+#include "hybrid_rt/plugin/malformed.h"
 #include "hybrid_rt/plugin/nan_values.h"
 #include "hybrid_rt/plugin/output_memory.h"
 
@@ -132,10 +133,10 @@ void require_dtype(const ov_tensor_t* tensor, const at::Tensor& output, size_t i
   library.require(library.functions().ov_tensor_get_element_type(tensor, &type), "output");
   library.require(library.functions().ov_tensor_get_byte_size(tensor, &bytes), "output");
   if (type == element_type(output.scalar_type()) && bytes == output.nbytes()) return;
-  throw Error(ErrorKind::kBackend, "openvino", "artifact, output " + std::to_string(index),
-              std::string(c10::toString(output.scalar_type())) + " in " + std::to_string(output.nbytes()) + " bytes",
-              "another dtype in " + std::to_string(bytes) + " bytes",
-              "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
+  throw malformed(
+      "openvino", "artifact, output " + std::to_string(index),
+      std::string(c10::toString(output.scalar_type())) + " in " + std::to_string(output.nbytes()) + " bytes",
+      "another dtype in " + std::to_string(bytes) + " bytes");
 }
 
 /// Returns a tensor with sizes and dtype only. Reading its values throws.

@@ -3,16 +3,12 @@
 #include <nlohmann/json.hpp>
 
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/malformed.h"
 
 namespace hybrid_rt::tensorrt {
 namespace {
 
 using nlohmann::json;
-
-Error malformed(const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "tensorrt", "artifact, bindings", expected, got,
-               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
-}
 
 /// Reads TensorRT-RTX's switches. An unknown value throws, because it would otherwise be ignored silently.
 RtxSwitches switches_from(const json& recorded) {
@@ -24,10 +20,10 @@ RtxSwitches switches_from(const json& recorded) {
   const std::string graphs = recorded.value("cuda_graphs", std::string("off"));
   switches.records_graphs = graphs == "whole_graph";
   if (switches.kernels == RtxSwitches::Kernels::kLazy && value != "lazy") {
-    throw malformed("'kernel_specialization' lazy, eager or none", "'" + value + "'");
+    throw malformed("tensorrt", "artifact, bindings", "'kernel_specialization' lazy, eager or none", "'" + value + "'");
   }
   if (!switches.records_graphs && graphs != "off") {
-    throw malformed("'cuda_graphs' off or whole_graph", "'" + graphs + "'");
+    throw malformed("tensorrt", "artifact, bindings", "'cuda_graphs' off or whole_graph", "'" + graphs + "'");
   }
   return switches;
 }
@@ -73,7 +69,7 @@ Bindings Bindings::from_json(const at::Tensor& bytes, const ArtifactSpec& spec) 
       }
     }
   } catch (const json::exception& error) {
-    throw malformed("names and profiles", error.what());
+    throw malformed("tensorrt", "artifact, bindings", "names and profiles", error.what());
   }
   bool is_right = bindings.inputs.size() == spec.inputs.size() && bindings.outputs.size() == spec.outputs.size() &&
                   !bindings.profiles.empty();
@@ -81,7 +77,7 @@ Bindings Bindings::from_json(const at::Tensor& bytes, const ArtifactSpec& spec) 
     is_right = is_right && profile.size() == spec.inputs.size();
     for (const ProfileInput& input : profile) is_right = is_right && input.min.size() == input.max.size();
   }
-  if (!is_right) throw malformed("those of its spec's tensors", "others");
+  if (!is_right) throw malformed("tensorrt", "artifact, bindings", "those of its spec's tensors", "others");
   return bindings;
 }
 

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "common/damaged.h"
 #include "common/digest.h"
 #include "hybrid_rt/error.h"
 
@@ -31,11 +32,6 @@ constexpr size_t kLongestManifest = size_t{64} << 20;
 /// Masks in a golden sample are mostly zeros.
 constexpr size_t kMostUnpacked = size_t{64} << 20;
 constexpr size_t kMostUnpackedGolden = size_t{1} << 30;
-constexpr char kDamaged[] = "The file was altered or damaged: copy or convert it again.";
-
-Error damaged(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "bundle", path + (what.empty() ? "" : ", " + what), expected, got, kDamaged);
-}
 
 /// Returns a record's bytes after comparing them with their digest.
 std::pair<at::DataPtr, size_t> checked(caffe2::serialize::PyTorchStreamReader& reader, const std::string& path,

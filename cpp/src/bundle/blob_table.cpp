@@ -9,14 +9,10 @@
 #include "common/digest.h"
 #include "common/dtypes.h"
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/malformed.h"
 
 namespace hybrid_rt {
 namespace {
-
-Error malformed(const std::string& subject, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "engine", subject, expected, got,
-               "The file was altered, or written by another version of hybrid_rt: convert the detector again.");
-}
 
 /// Limit of a variant's bytes beyond those of the table. A piece may be used several times, as for tied weights, but a
 /// small file must not claim a lot of memory.
@@ -34,17 +30,17 @@ BlobTable::BlobTable(std::string engine, std::vector<TableEntry> entries, std::v
     : engine_(std::move(engine)), entries_(std::move(entries)), bytes_(std::move(bytes)) {
   const std::string subject = "engine '" + engine_ + "', blobs";
   if (bytes_.size() != entries_.size()) {
-    throw malformed(subject, std::to_string(entries_.size()), std::to_string(bytes_.size()));
+    throw malformed("engine", subject, std::to_string(entries_.size()), std::to_string(bytes_.size()));
   }
   for (size_t i = 0; i < bytes_.size(); ++i) {
     const at::Tensor& blob = bytes_[i];
     if (blob.scalar_type() != at::kByte || !blob.device().is_cpu() || blob.dim() != 1 || !blob.is_contiguous()) {
-      throw malformed(subject, "contiguous one-dimensional uint8 CPU tensors",
+      throw malformed("engine", subject, "contiguous one-dimensional uint8 CPU tensors",
                       "a " + std::to_string(blob.dim()) + "-dimensional " + name_of(blob.scalar_type()) +
                           " tensor on " + blob.device().str());
     }
     if (blob.numel() != entries_[i].size) {
-      throw malformed(subject + ", entry " + std::to_string(i), std::to_string(entries_[i].size) + " bytes",
+      throw malformed("engine", subject + ", entry " + std::to_string(i), std::to_string(entries_[i].size) + " bytes",
                       std::to_string(blob.numel()));
     }
   }
@@ -63,21 +59,23 @@ void BlobTable::check(const std::vector<ArtifactSpec>& specs) const {
       int64_t size = 0;
       for (const BlobPiece& piece : blob.pieces) {
         if (piece.index < 0 || piece.index >= static_cast<int64_t>(entries_.size())) {
-          throw malformed(subject, "an index below " + std::to_string(entries_.size()), std::to_string(piece.index));
+          throw malformed("engine", subject, "an index below " + std::to_string(entries_.size()),
+                          std::to_string(piece.index));
         }
         const int64_t length = entries_[static_cast<size_t>(piece.index)].size;
         if (piece.offset < 0 || piece.size < 0 || piece.offset > length || piece.size > length - piece.offset) {
-          throw malformed(subject, "a piece within " + std::to_string(length) + " bytes",
+          throw malformed("engine", subject, "a piece within " + std::to_string(length) + " bytes",
                           std::to_string(piece.size) + " from " + std::to_string(piece.offset) + " on");
         }
         size = saturated(size, piece.size);
       }
       if (size != blob.size) {
-        throw malformed(subject, std::to_string(blob.size) + " bytes", std::to_string(size));
+        throw malformed("engine", subject, std::to_string(blob.size) + " bytes", std::to_string(size));
       }
       whole = saturated(whole, size);
       if (whole > most) {
-        throw malformed(subject, "at most " + std::to_string(most) + " bytes of all blobs", std::to_string(whole));
+        throw malformed("engine", subject, "at most " + std::to_string(most) + " bytes of all blobs",
+                        std::to_string(whole));
       }
     }
   }
@@ -92,7 +90,7 @@ at::Tensor BlobTable::entry(size_t index) const {
   }
   at::Tensor bytes = file->blob(entries_[index].sha256);
   if (bytes.numel() != entries_[index].size) {
-    throw malformed("engine '" + engine_ + "', entry " + std::to_string(index) + " of its table",
+    throw malformed("engine", "engine '" + engine_ + "', entry " + std::to_string(index) + " of its table",
                     std::to_string(entries_[index].size) + " bytes", std::to_string(bytes.numel()));
   }
   return bytes;

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/damaged.h"
 #include "common/json_text.h"
 #include "hybrid_rt/error.h"
 
@@ -12,26 +13,21 @@ namespace {
 using nlohmann::json;
 using Ordered = nlohmann::ordered_json;
 
-Error malformed(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "bundle", path + ", manifest" + (what.empty() ? "" : ", " + what), expected, got,
-               "The file was altered or damaged: copy or convert it again.");
-}
-
 /// Parses a text that must be a JSON object. Throws Error(kBundle).
 template <typename Json>
 Json object_from(const std::string& text, const std::string& path) {
   Json parsed = parse_json<Json>(text);
   if (parsed.is_discarded()) {
     const std::string expected = "JSON, nested at most " + std::to_string(kDeepestJson) + " deep";
-    throw malformed(path, "", expected, "something else");
+    throw damaged_manifest(path, "", expected, "something else");
   }
-  if (!parsed.is_object()) throw malformed(path, "", "a JSON object", parsed.type_name());
+  if (!parsed.is_object()) throw damaged_manifest(path, "", "a JSON object", parsed.type_name());
   return parsed;
 }
 
 std::map<std::string, StoredRecord> records_from(const json& manifest, const std::string& path) {
   const auto found = manifest.find("records");
-  if (found == manifest.end() || !found->is_object()) throw malformed(path, "", "'records'", "none");
+  if (found == manifest.end() || !found->is_object()) throw damaged_manifest(path, "", "'records'", "none");
   std::map<std::string, StoredRecord> records;
   for (const auto& [name, entry] : found->items()) {
     try {
@@ -39,7 +35,7 @@ std::map<std::string, StoredRecord> records_from(const json& manifest, const std
                        .is_blob = entry.value("is_blob", false),
                        .is_golden = entry.value("is_golden", false)};
     } catch (const json::exception&) {
-      throw malformed(path, "record '" + name + "'", "its SHA-256", "none");
+      throw damaged_manifest(path, "record '" + name + "'", "its SHA-256", "none");
     }
   }
   return records;
@@ -53,12 +49,12 @@ StoredEngine engine_from(const json& entry, const std::string& path) {
                                 .first = integers_in(member.at("first")).get<int64_t>(),
                                 .count = integers_in(member.at("count")).get<int64_t>()});
     }
-    if (engine.members.empty()) throw malformed(path, "an engine's members", "at least one segment", "none");
+    if (engine.members.empty()) throw damaged_manifest(path, "an engine's members", "at least one segment", "none");
     engine.variants = ArtifactSpec::list_from_json(entry.at("variants").dump());
     engine.table = TableEntry::list_from_json(entry.at("table").dump());
   } catch (const json::exception& error) {
-    throw malformed(path, "an engine", "'members', 'variants' and 'table' as docs/format.md describes them",
-                    error.what());
+    throw damaged_manifest(path, "an engine", "'members', 'variants' and 'table' as docs/format.md describes them",
+                           error.what());
   }
   return engine;
 }
@@ -104,12 +100,13 @@ Manifest Manifest::from_json(const std::string& text, const std::string& path) {
   Manifest manifest;
   manifest.records = records_from(parsed, path);
   const auto engines = parsed.find("engines");
-  if (engines == parsed.end() || !engines->is_array()) throw malformed(path, "", "a list of engines", "something else");
+  if (engines == parsed.end() || !engines->is_array())
+    throw damaged_manifest(path, "", "a list of engines", "something else");
   for (const json& entry : *engines) manifest.engines.push_back(engine_from(entry, path));
   try {
     manifest.class_names = parsed.value("class_names", std::vector<std::string>());
   } catch (const json::exception& error) {
-    throw malformed(path, "class_names", "a list of strings", error.what());
+    throw damaged_manifest(path, "class_names", "a list of strings", error.what());
   }
   const auto golden = parsed.find("golden");
   if (golden == parsed.end() || !golden->is_object()) {
@@ -138,7 +135,7 @@ std::string upgraded_from_version_1(const std::string& text, const std::string& 
       }
     }
   } catch (const Ordered::exception& error) {
-    throw malformed(path, "", "the fields of format version 1", error.what());
+    throw damaged_manifest(path, "", "the fields of format version 1", error.what());
   }
   return manifest.dump(1);
 }

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "common/damaged.h"
 #include "common/json_text.h"
-#include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
 namespace {
@@ -14,11 +14,6 @@ using nlohmann::json;
 
 /// More elements than any image has, so that an altered file can't claim all of the memory.
 constexpr int64_t kMostElements = int64_t{1} << 30;
-
-Error malformed(const std::string& path, const std::string& what, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "bundle", path + ", manifest, " + what, expected, got,
-               "The file was altered or damaged: copy or convert it again.");
-}
 
 std::optional<std::string> step_from(const json& step) {
   if (step.is_null()) return std::nullopt;
@@ -68,10 +63,10 @@ std::optional<std::vector<ImageInput>> image_inputs(const std::string& manifest,
   try {
     for (const json& entry : *entries) {
       images.push_back(image_from(entry));
-      if (!is_usable(images.back())) throw malformed(path, "images", expected, shown(entry));
+      if (!is_usable(images.back())) throw damaged_manifest(path, "images", expected, shown(entry));
     }
   } catch (const json::exception& error) {
-    throw malformed(path, "images", expected, error.what());
+    throw damaged_manifest(path, "images", expected, error.what());
   }
   return images;
 }
@@ -84,7 +79,7 @@ SizeConditions size_conditions(const std::string& manifest, size_t engine, const
     if (found == entry.end()) return {};
     return {lines_from(*found, "inputs"), lines_from(*found, "outputs")};
   } catch (const json::exception& error) {
-    throw malformed(path, "an engine's conditions", "pairs of strings for inputs and outputs", error.what());
+    throw damaged_manifest(path, "an engine's conditions", "pairs of strings for inputs and outputs", error.what());
   }
 }
 

@@ -8,21 +8,21 @@
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr Refuse kRefuse{"box_detections"};
+constexpr Refuse kRefuseDetections{"box_detections"};
 constexpr float kLeastSide = 1e-2F;  // minimum side of a box in pixels, as in torchvision
 
 void check_box_detections(const at::Tensor& scores, const at::Tensor& codes, const at::Tensor& proposals) {
-  for (const at::Tensor* const tensor : {&scores, &codes, &proposals}) require_floats(kRefuse, *tensor);
+  for (const at::Tensor* const tensor : {&scores, &codes, &proposals}) require_floats(kRefuseDetections, *tensor);
   if (scores.dim() != 2 || scores.size(1) < 1) {
-    kRefuse("scores of shape [R, C]", describe(scores), "Pass one row per proposal of one image.");
+    kRefuseDetections("scores of shape [R, C]", describe(scores), "Pass one row per proposal of one image.");
   }
   if (codes.dim() != 2 || codes.size(0) != scores.size(0) || codes.size(1) != 4 * scores.size(1)) {
-    kRefuse(c10::str("codes of shape [", scores.size(0), ", ", 4 * scores.size(1), "]"), describe(codes),
-            "Check the code that computes them.");
+    kRefuseDetections(c10::str("codes of shape [", scores.size(0), ", ", 4 * scores.size(1), "]"), describe(codes),
+                      "Check the code that computes them.");
   }
   if (proposals.dim() != 2 || proposals.size(0) != scores.size(0) || proposals.size(1) != 4) {
-    kRefuse(c10::str("proposals of shape [", scores.size(0), ", 4]"), describe(proposals),
-            "Check the code that computes them.");
+    kRefuseDetections(c10::str("proposals of shape [", scores.size(0), ", 4]"), describe(proposals),
+                      "Check the code that computes them.");
   }
 }
 
@@ -34,9 +34,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_detections(const at::Tensor& 
                                                               int64_t detections_per_img, at::ArrayRef<double> weights,
                                                               double bbox_xform_clip) {
   check_box_detections(scores, codes, proposals);
-  require_size(kRefuse, "image_size", image_size);
+  require_size(kRefuseDetections, "image_size", image_size);
   if (detections_per_img < 0) {
-    kRefuse("detections_per_img of 0 or more", c10::str(detections_per_img), "Check the detector's options.");
+    kRefuseDetections("detections_per_img of 0 or more", c10::str(detections_per_img), "Check the detector's options.");
   }
   const at::Tensor score_rows = scores.contiguous();
   const at::Tensor code_rows = codes.contiguous();
@@ -46,7 +46,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_detections(const at::Tensor& 
   const float* const box = box_rows.const_data_ptr<float>();
   const int64_t classes = scores.size(1);
   const auto threshold = static_cast<float>(score_thresh);
-  BoxDecoding decoding = decoding_of(kRefuse, weights, bbox_xform_clip);
+  BoxDecoding decoding = decoding_of(kRefuseDetections, weights, bbox_xform_clip);
   std::vector<int64_t> candidates;  // row * classes + label
   for (int64_t row = 0; row < scores.size(0); ++row) {
     const float* const own = box + 4 * row;

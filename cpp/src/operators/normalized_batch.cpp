@@ -12,29 +12,30 @@
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr Refuse kRefuse{"normalized_batch"};
+constexpr Refuse kRefuseBatch{"normalized_batch"};
 constexpr int64_t kValuesPerThread = 1 << 19;  // less work takes about as long as waking a thread
 
 void check_normalized_batch(at::TensorList images, at::ArrayRef<double> mean, at::ArrayRef<double> std,
                             at::IntArrayRef heights, at::IntArrayRef widths, int64_t size_divisible) {
   if (images.empty() || heights.size() != images.size() || widths.size() != images.size()) {
-    kRefuse("one image or more, and a height and a width for each",
-            c10::str(images.size(), " images, ", heights.size(), " heights and ", widths.size(), " widths"),
-            "Check the caller.");
+    kRefuseBatch("one image or more, and a height and a width for each",
+                 c10::str(images.size(), " images, ", heights.size(), " heights and ", widths.size(), " widths"),
+                 "Check the caller.");
   }
   if (mean.empty() || std.size() != mean.size() || size_divisible < 1) {
-    kRefuse("a mean and a standard deviation per channel, and size_divisible of 1 or more",
-            c10::str(mean.size(), ", ", std.size(), " and ", size_divisible), "Check the detector's transform.");
+    kRefuseBatch("a mean and a standard deviation per channel, and size_divisible of 1 or more",
+                 c10::str(mean.size(), ", ", std.size(), " and ", size_divisible), "Check the detector's transform.");
   }
   for (size_t i = 0; i < images.size(); ++i) {
     const at::Tensor& image = images[i];
     if (!image.is_cpu() || image.scalar_type() != at::kFloat || image.dim() != 3 ||
         image.size(0) != static_cast<int64_t>(mean.size()) || image.numel() == 0) {
-      kRefuse(c10::str("images of dtype Float and shape [", mean.size(), ", H, W] on the CPU, with pixels"),
-              c10::str(describe(image), " on ", image.device()), "Convert the image with .float().cpu().");
+      kRefuseBatch(c10::str("images of dtype Float and shape [", mean.size(), ", H, W] on the CPU, with pixels"),
+                   c10::str(describe(image), " on ", image.device()), "Convert the image with .float().cpu().");
     }
     if (heights[i] < 1 || widths[i] < 1) {
-      kRefuse("sizes of 1 pixel or more", c10::str(heights[i], " x ", widths[i]), "Check the detector's transform.");
+      kRefuseBatch("sizes of 1 pixel or more", c10::str(heights[i], " x ", widths[i]),
+                   "Check the detector's transform.");
     }
   }
 }

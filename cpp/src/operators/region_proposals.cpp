@@ -16,26 +16,27 @@
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr Refuse kRefuse{"region_proposals"};
+constexpr Refuse kRefuseProposals{"region_proposals"};
 
 void check_level(const at::Tensor& objectness, const at::Tensor& deltas, const at::Tensor& cell_anchors,
                  int64_t image) {
-  for (const at::Tensor* const tensor : {&objectness, &deltas, &cell_anchors}) require_floats(kRefuse, *tensor);
+  for (const at::Tensor* const tensor : {&objectness, &deltas, &cell_anchors})
+    require_floats(kRefuseProposals, *tensor);
   if (objectness.dim() != 4 || image < 0 || image >= objectness.size(0)) {
-    kRefuse("objectness of shape [N, A, H, W] with an image " + std::to_string(image), describe(objectness),
-            "Pass the logits of the batch.");
+    kRefuseProposals("objectness of shape [N, A, H, W] with an image " + std::to_string(image), describe(objectness),
+                     "Pass the logits of the batch.");
   }
   const std::vector<int64_t> wanted{objectness.size(0), 4 * objectness.size(1), objectness.size(2), objectness.size(3)};
   if (deltas.sizes() != at::IntArrayRef(wanted)) {
-    kRefuse(c10::str("deltas of shape ", at::IntArrayRef(wanted)), describe(deltas),
-            "Check the code that computes them.");
+    kRefuseProposals(c10::str("deltas of shape ", at::IntArrayRef(wanted)), describe(deltas),
+                     "Check the code that computes them.");
   }
   if (cell_anchors.dim() != 2 || cell_anchors.size(0) != objectness.size(1) || cell_anchors.size(1) != 4) {
-    kRefuse(c10::str("cell_anchors of shape [", objectness.size(1), ", 4]"), describe(cell_anchors),
-            "Check the anchor generator's sizes and aspect ratios.");
+    kRefuseProposals(c10::str("cell_anchors of shape [", objectness.size(1), ", 4]"), describe(cell_anchors),
+                     "Check the anchor generator's sizes and aspect ratios.");
   }
   if (objectness.size(2) == 0 || objectness.size(3) == 0) {
-    kRefuse("levels with pixels", describe(objectness), "Pass a larger image.");
+    kRefuseProposals("levels with pixels", describe(objectness), "Pass a larger image.");
   }
 }
 
@@ -83,17 +84,17 @@ at::Tensor region_proposals(at::TensorList objectness, at::TensorList deltas, at
                             int64_t pre_nms_top_n, int64_t post_nms_top_n, double min_size, double score_thresh,
                             double nms_thresh, at::ArrayRef<double> weights, double bbox_xform_clip) {
   if (objectness.empty() || objectness.size() != deltas.size() || objectness.size() != cell_anchors.size()) {
-    kRefuse("objectness, deltas and cell_anchors of as many levels",
-            c10::str(objectness.size(), ", ", deltas.size(), " and ", cell_anchors.size()),
-            "Check the anchor generator's sizes.");
+    kRefuseProposals("objectness, deltas and cell_anchors of as many levels",
+                     c10::str(objectness.size(), ", ", deltas.size(), " and ", cell_anchors.size()),
+                     "Check the anchor generator's sizes.");
   }
-  require_size(kRefuse, "padded_size", padded_size);
-  require_size(kRefuse, "image_size", image_size);
+  require_size(kRefuseProposals, "padded_size", padded_size);
+  require_size(kRefuseProposals, "image_size", image_size);
   if (pre_nms_top_n < 0 || post_nms_top_n < 0) {
-    kRefuse("pre_nms_top_n and post_nms_top_n of 0 or more", c10::str(pre_nms_top_n, " and ", post_nms_top_n),
-            "Check the detector's options.");
+    kRefuseProposals("pre_nms_top_n and post_nms_top_n of 0 or more", c10::str(pre_nms_top_n, " and ", post_nms_top_n),
+                     "Check the detector's options.");
   }
-  Candidates candidates{decoding_of(kRefuse, weights, bbox_xform_clip), {}, {}};
+  Candidates candidates{decoding_of(kRefuseProposals, weights, bbox_xform_clip), {}, {}};
   for (size_t level = 0; level < objectness.size(); ++level) {
     check_level(objectness[level], deltas[level], cell_anchors[level], image);
     add_level(objectness[level].select(0, image), deltas[level].select(0, image), cell_anchors[level],

@@ -23,7 +23,7 @@ namespace {
 
 using Scores = std::tuple<at::Tensor, at::Tensor>;
 
-constexpr int64_t kValuesPerThread = 1 << 20;
+constexpr int64_t kLogitsPerThread = 1 << 20;
 constexpr int64_t kPadding = 64;  // at least the number of floats in the longest vector register
 
 void check(const char* name, const at::Tensor& logits, int64_t topk_candidates) {
@@ -100,7 +100,7 @@ Scores sigmoid_topk(const at::Tensor& logits, double score_thresh, int64_t topk_
   const float* const values = flat.const_data_ptr<float>();
   const float bound = logit_bound(score_thresh);
   const at::Tensor indices =
-      found_in_parallel(flat.numel(), kValuesPerThread, [&](int64_t begin, int64_t end, std::vector<int64_t>& found) {
+      found_in_parallel(flat.numel(), kLogitsPerThread, [&](int64_t begin, int64_t end, std::vector<int64_t>& found) {
         find_candidates(values, begin, end, bound, found);
       });
   const OneThread one_thread(indices.size(0));
@@ -123,7 +123,7 @@ Scores centered_sigmoid_topk(const at::Tensor& logits, const at::Tensor& centern
   const int64_t classes = rows.size(1);
   const double lowest = score_thresh * score_thresh * (1 - 1e-5);  // of the product, with room for rounding
   const at::Tensor indices =
-      found_in_parallel(rows.size(0), std::max<int64_t>(kValuesPerThread / classes, 1),
+      found_in_parallel(rows.size(0), std::max<int64_t>(kLogitsPerThread / classes, 1),
                         [&](int64_t begin, int64_t end, std::vector<int64_t>& found) {
                           for (int64_t row = begin; row < end; ++row) {
                             const float bound = logit_bound(lowest * (1 + std::exp(-static_cast<double>(center[row]))));

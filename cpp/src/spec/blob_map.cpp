@@ -1,22 +1,15 @@
 #include "hybrid_rt/plugin/blob_map.h"
 
 #include <utility>
-
-#include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/malformed.h"
 
 namespace hybrid_rt {
-namespace {
-
-Error malformed(const std::string& backend, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "bundle", "artifact of " + backend, expected, got,
-               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
-}
-
-}  // namespace
+namespace {}  // namespace
 
 BlobMap::BlobMap(const ArtifactSpec& spec, std::vector<at::Tensor> bytes) : backend_(spec.backend) {
   if (bytes.size() != spec.blobs.size()) {
-    throw malformed(backend_, std::to_string(spec.blobs.size()) + " blobs", std::to_string(bytes.size()));
+    throw malformed("bundle", "artifact of " + backend_, std::to_string(spec.blobs.size()) + " blobs",
+                    std::to_string(bytes.size()));
   }
   for (size_t i = 0; i < bytes.size(); ++i) bytes_.emplace(spec.blobs[i].name, std::move(bytes[i]));
 }
@@ -26,7 +19,8 @@ const at::Tensor& BlobMap::at(std::string_view name) const {
   if (found != bytes_.end()) return found->second;
   std::string names;
   for (const auto& [known, bytes] : bytes_) names += (names.empty() ? "'" : ", '") + known + "'";
-  throw malformed(backend_, "a blob named '" + std::string(name) + "'", names.empty() ? "none" : names);
+  throw malformed("bundle", "artifact of " + backend_, "a blob named '" + std::string(name) + "'",
+                  names.empty() ? "none" : names);
 }
 
 }  // namespace hybrid_rt

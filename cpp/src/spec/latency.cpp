@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "common/damaged.h"
 #include "common/json_text.h"
 #include "common/platform/machine_facts.h"
 #include "hybrid_rt/error.h"
@@ -44,19 +45,12 @@ double percentile_of(const std::vector<double>& ordered, double percent) {
   return ordered[static_cast<size_t>(std::max(1.0, rank)) - 1];
 }
 
-Error malformed(const std::string& path, const std::string& where, const std::string& expected,
-                const std::string& got) {
-  const std::string subject = (path.empty() ? "" : path + ", ") + "manifest, " + kField;
-  return Error(ErrorKind::kBundle, "bundle", subject + (where.empty() ? "" : "." + where), expected, got,
-               "The file was altered or damaged: copy or convert it again.");
-}
-
 /// Reads the fields of the manifest's entry; every refusal names the field.
 class Reader {
  public:
   Reader(const nlohmann::json& values, std::string path, std::string where)
       : values_(values), path_(std::move(path)), where_(std::move(where)) {
-    if (!values.is_object()) throw malformed(path_, where_, "an object", shown(values));
+    if (!values.is_object()) throw refused(where_, "an object", shown(values));
   }
 
   std::string text(const std::string& name) const {
@@ -110,14 +104,18 @@ class Reader {
  private:
   const nlohmann::json& at(const std::string& name) const {
     const auto found = values_.find(name);
-    if (found == values_.end()) throw malformed(path_, where_, "a field '" + name + "'", "none");
+    if (found == values_.end()) throw refused(where_, "a field '" + name + "'", "none");
     return *found;
   }
 
   std::string inner(const std::string& name) const { return where_.empty() ? name : where_ + "." + name; }
 
+  Error refused(const std::string& where, const std::string& expected, const std::string& got) const {
+    return damaged_manifest(path_, kField + (where.empty() ? "" : "." + where), expected, got);
+  }
+
   Error refusal(const std::string& name, const std::string& expected, const nlohmann::json& value) const {
-    return malformed(path_, inner(name), expected, shown(value));
+    return refused(inner(name), expected, shown(value));
   }
 
   const nlohmann::json& values_;

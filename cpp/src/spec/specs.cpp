@@ -6,17 +6,12 @@
 
 #include "common/dtypes.h"
 #include "common/json_text.h"
-#include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/malformed.h"
 
 namespace hybrid_rt {
 namespace {
 
 using nlohmann::json;
-
-Error malformed(const std::string& what, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "bundle", what, expected, got,
-               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
-}
 
 /// True for integers and for lists of integers.
 template <typename T>
@@ -26,12 +21,12 @@ constexpr bool kIsOfIntegers = std::is_same_v<T, int64_t> || std::is_same_v<T, s
 template <typename T>
 T field(const json& object, const char* name) {
   const auto found = object.is_object() ? object.find(name) : object.end();
-  if (found == object.end()) throw malformed("artifact spec", std::string("a field '") + name + "'", "none");
+  if (found == object.end()) throw malformed("bundle", "artifact spec", std::string("a field '") + name + "'", "none");
   try {
     if constexpr (kIsOfIntegers<T>) integers_in(*found);
     return found->get<T>();
   } catch (const json::exception&) {
-    throw malformed(std::string("artifact spec, field '") + name + "'", "another type", shown(*found));
+    throw malformed("bundle", std::string("artifact spec, field '") + name + "'", "another type", shown(*found));
   }
 }
 
@@ -40,13 +35,15 @@ TensorSpec tensor_from_json(const json& object) {
   tensor.name = field<std::string>(object, "name");
   const auto dtype = field<std::string>(object, "dtype");
   const auto known = dtype_from_name(dtype);
-  if (!known) throw malformed("artifact spec, tensor '" + tensor.name + "'", "a dtype of torch", "'" + dtype + "'");
+  if (!known)
+    throw malformed("bundle", "artifact spec, tensor '" + tensor.name + "'", "a dtype of torch", "'" + dtype + "'");
   tensor.dtype = *known;
   tensor.min = field<std::vector<int64_t>>(object, "min");
   tensor.opt = field<std::vector<int64_t>>(object, "opt");
   tensor.max = field<std::vector<int64_t>>(object, "max");
   if (tensor.opt.size() != tensor.min.size() || tensor.max.size() != tensor.min.size()) {
-    throw malformed("artifact spec, tensor '" + tensor.name + "'", "min, opt and max of equal length", shown(object));
+    throw malformed("bundle", "artifact spec, tensor '" + tensor.name + "'", "min, opt and max of equal length",
+                    shown(object));
   }
   return tensor;
 }
@@ -58,7 +55,8 @@ BlobSpec blob_from_json(const json& object) {
   blob.sha256 = field<std::string>(object, "sha256");
   for (const auto& piece : field<std::vector<std::vector<int64_t>>>(object, "pieces")) {
     if (piece.size() != 3) {
-      throw malformed("artifact spec, blob '" + blob.name + "', pieces", "[index, offset, size] each", shown(object));
+      throw malformed("bundle", "artifact spec, blob '" + blob.name + "', pieces", "[index, offset, size] each",
+                      shown(object));
     }
     blob.pieces.push_back({piece[0], piece[1], piece[2]});
   }
@@ -87,7 +85,7 @@ ArtifactSpec artifact_from_json(const json& object) {
 std::vector<ArtifactSpec> ArtifactSpec::list_from_json(std::string_view text) {
   const json parsed = parse_json(text);
   if (!parsed.is_array() || parsed.empty()) {
-    throw malformed("artifact specs", "a JSON array of at least one", std::string(text.substr(0, 80)));
+    throw malformed("bundle", "artifact specs", "a JSON array of at least one", std::string(text.substr(0, 80)));
   }
   std::vector<ArtifactSpec> specs;
   for (const auto& object : parsed) specs.push_back(artifact_from_json(object));
@@ -96,7 +94,7 @@ std::vector<ArtifactSpec> ArtifactSpec::list_from_json(std::string_view text) {
 
 std::vector<TableEntry> TableEntry::list_from_json(std::string_view text) {
   const json parsed = parse_json(text);
-  if (!parsed.is_array()) throw malformed("table of blobs", "a JSON array", std::string(text.substr(0, 80)));
+  if (!parsed.is_array()) throw malformed("bundle", "table of blobs", "a JSON array", std::string(text.substr(0, 80)));
   std::vector<TableEntry> entries;
   for (const auto& object : parsed) {
     entries.push_back({field<int64_t>(object, "size"), field<std::string>(object, "sha256")});
@@ -107,7 +105,7 @@ std::vector<TableEntry> TableEntry::list_from_json(std::string_view text) {
 const BlobSpec& ArtifactSpec::blob(std::string_view name) const {
   const auto found = std::find_if(blobs.begin(), blobs.end(), [&](const BlobSpec& blob) { return blob.name == name; });
   if (found == blobs.end()) {
-    throw malformed("artifact of " + backend, "a blob named '" + std::string(name) + "'", "none");
+    throw malformed("bundle", "artifact of " + backend, "a blob named '" + std::string(name) + "'", "none");
   }
   return *found;
 }

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/damaged.h"
 #include "common/json_text.h"
-#include "hybrid_rt/error.h"
 
 namespace hybrid_rt {
 
@@ -14,8 +14,7 @@ Thresholds Thresholds::from_json(const std::string& json) {
     for (const ThresholdField& field : kThresholdFields) thresholds.*field.value = values.at(field.name).get<double>();
     return thresholds;
   } catch (const nlohmann::json::exception& error) {
-    throw Error(ErrorKind::kBundle, "bundle", "thresholds", "a number for each", error.what(),
-                "The file was altered or damaged: copy or convert it again.");
+    throw damaged("", "thresholds", "a number for each", error.what());
   }
 }
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "common/damaged.h"
 #include "common/dtypes.h"
 #include "common/json_text.h"
 #include "hybrid_rt/error.h"
@@ -110,10 +111,8 @@ GoldenSample read_golden(const Archive& archive, const std::vector<c10::Argument
     throw;
   } catch (const std::exception& error) {  // from json, torch or this file
     const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-    throw Error(ErrorKind::kBundle, "bundle", path + ", golden sample",
-                "inputs and results as docs/format.md describes them",
-                torch_error ? torch_error->what_without_backtrace() : error.what(),
-                "The file was altered or damaged: copy or convert it again.");
+    throw damaged(path, "golden sample", "inputs and results as docs/format.md describes them",
+                  torch_error ? torch_error->what_without_backtrace() : error.what());
   }
 }
 

@@ -12,18 +12,14 @@
 #include "engine/devices.h"
 #include "engine/input_check.h"
 #include "hybrid_rt/error.h"
+#include "hybrid_rt/plugin/malformed.h"
 
 namespace hybrid_rt {
 namespace {
 
-Error malformed(const std::string& subject, const std::string& expected, const std::string& got) {
-  return Error(ErrorKind::kBundle, "engine", subject, expected, got,
-               "Convert the detector again: the file was altered, or written by another version of hybrid_rt.");
-}
-
 std::string named(const ScriptEngine::Fields& fields, const std::string& name) {
   const auto found = fields.find(name);
-  if (found == fields.end()) throw malformed("state", "a field '" + name + "'", "none");
+  if (found == fields.end()) throw malformed("engine", "state", "a field '" + name + "'", "none");
   return found->value();
 }
 
@@ -34,7 +30,7 @@ std::vector<std::string> segments_from(const std::string& text) {
     if (!segments.empty()) return segments;
   } catch (const nlohmann::json::exception&) {  // reported below
   }
-  throw malformed("state, field 'segments'", "a JSON array of at least one name", text.substr(0, 80));
+  throw malformed("engine", "state, field 'segments'", "a JSON array of at least one name", text.substr(0, 80));
 }
 
 /// Converts the fields of version 1 to version 2.
