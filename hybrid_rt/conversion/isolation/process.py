@@ -106,7 +106,7 @@ class CompilerProcess:
         if self._is_ready:
             return
         try:
-            answer = self.receive(time.monotonic() + _START_SECONDS, Limits())
+            answer = self.receive(time.monotonic() + _START_SECONDS, Limits(seconds=_START_SECONDS))
         except Ended as error:
             raise CantStart(str(error)) from error
         own = str(Path(__file__).parents[2])

@@ -600,6 +600,13 @@ def test_without_a_process_it_compiles_here_and_says_so(executable: str, monkeyp
 
 
 @pytest.mark.slow
+def test_a_process_that_starts_too_slowly_is_named_with_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybrid_rt.conversion.isolation.process._START_SECONDS", 0.0)
+    late = "expected a separate process to start, got did not end within 0 s"
+    with compiling_in_isolation(), pytest.warns(RuntimeWarning, match=late):
+        assert compiled("openvino").blobs
+
+
 def test_the_user_s_program_is_not_run_again(tmp_path: Path) -> None:
     """The multiprocessing module would run it again without ``if __name__ == "__main__"``."""
     script = tmp_path / "users.py"
