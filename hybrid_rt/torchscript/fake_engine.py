@@ -219,6 +219,14 @@ def _decoded_boxes(codes: Tensor, boxes: Tensor, *_: Any) -> Tensor:
     return boxes.new_empty(boxes.shape)
 
 
+@torch.library.register_fake("hybrid_rt::default_boxes")
+def _default_boxes(heights: list[int], widths: list[int], pairs: list[Tensor], *_: Any) -> Tensor:
+    """Returns the boxes of all cells, [K, 4]."""
+    cells = [height * width for height, width in zip(heights, widths, strict=True)]
+    count = sum(each * pair.shape[0] for each, pair in zip(cells, pairs, strict=True))
+    return pairs[0].new_empty([count, 4])
+
+
 @torch.library.register_fake("hybrid_rt::normalized_batch")
 def _normalized_batch(
     images: list[Tensor],

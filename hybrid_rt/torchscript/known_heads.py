@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models.detection import _utils as detection_utils
 from torchvision.models.detection import anchor_utils, fcos, retinanet, roi_heads, rpn, ssd, transform
@@ -61,6 +62,8 @@ _SOURCES = {
     "AnchorGenerator.set_cell_anchors": ("2e34579b8d8a72f2f7c232f3c1f9f643f475e215c169ee29bfd0c12cd3b7e76f",),
     "AnchorGenerator.grid_anchors": ("e4f19ff0e4e704dc1da254420d18014cca0652b81bcd4b0123801711ec98bd97",),
     "AnchorGenerator.forward": ("002d29c1eed3b8fe2670dd183fa7b725d4adf48f4128b8c8cd90cfb1573f5088",),
+    "DefaultBoxGenerator.forward": ("3ef2ea5c84d3f901ca0e4846d37b9370eeefe8ad882f5f9255e3571e7c887ed3",),
+    "DefaultBoxGenerator._grid_default_boxes": ("05dfa57c44651c08b836e1d24564f4c43e3a55fa8960cef02d231b7e2fd1724d",),
     "GeneralizedRCNNTransform.forward": ("b72b1914d9b3f527cd8aeb9e213e9f870d637f2cd068ed0358a9364bf16ac7f3",),
     "GeneralizedRCNNTransform.resize": ("766a26a27a496e6a7aebbbdb94feaccfd70f0af3ab14df21c6b3e3840f02901f",),
     "_resize_image_and_masks": ("3ad3d0887a9b60c015060cf461d20fdef17b24be82439b77c9aa7854ffa148e2",),
@@ -164,6 +167,17 @@ def _is_exact(module: Any) -> bool:
     )
 
 
+def _has_plain_anchors(module: Any) -> bool:
+    """Returns true for an SSD's generator whose own step is known and whose numbers the operator supports."""
+    pairs = module._wh_pairs
+    return (
+        type(module.clip) is bool
+        and all(type(step) is int and step > 0 for step in module.steps or ())
+        and type(pairs) is list
+        and all(pair.dtype == torch.float32 and pair.device.type == "cpu" and pair.dim() == 2 for pair in pairs)
+    )
+
+
 def _pools_to_a_size(module: Any) -> bool:
     return [type(size) for size in module.output_size] == [int, int]
 
@@ -255,6 +269,16 @@ _KNOWN = (
         ),
         suits=lambda module: _pools_to_a_size(module) and type(module.map_levels) in (type(None), poolers.LevelMapper),
         helpers={"levels": known_methods.LevelledPoolerMethods.levels},
+    ),
+    _Known(
+        anchor_utils.DefaultBoxGenerator,
+        "forward",
+        known_methods.DefaultBoxMethods.forward,
+        (),
+        (),
+        methods=("_grid_default_boxes",),
+        suits=_has_plain_anchors,
+        helpers={"composed_forward": _renamed(anchor_utils.DefaultBoxGenerator.forward, "composed_forward")},
     ),
     _Known(transform.GeneralizedRCNNTransform, "normalize", known_methods.TransformMethods.normalize, (), ()),
     _Known(

@@ -343,6 +343,32 @@ class LevelledPoolerMethods(PoolerMethods):
         return levels
 
 
+class DefaultBoxMethods:
+    """Methods that replace those of ``DefaultBoxGenerator``."""
+
+    steps: list[int] | None
+    clip: bool
+    _wh_pairs: list[Tensor]
+    composed_forward: Callable[[ImageList, list[Tensor]], list[Tensor]]
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Replaces ``forward``: computes the anchors of an image in one operator."""
+        if not _is_plain(feature_maps[0]):
+            return self.composed_forward(image_list, feature_maps)
+        heights = [feature_map.shape[-2] for feature_map in feature_maps]
+        widths = [feature_map.shape[-1] for feature_map in feature_maps]
+        steps: list[int] = []
+        if self.steps is not None:
+            steps = self.steps
+        found: list[Tensor] = []
+        for _ in image_list.image_sizes:
+            boxes: Tensor = torch.ops.hybrid_rt.default_boxes(
+                heights, widths, self._wh_pairs, image_list.tensors.shape[-2:], steps, self.clip
+            )
+            found.append(boxes)
+        return found
+
+
 class TransformMethods:
     """Methods that replace those of ``GeneralizedRCNNTransform``."""
 

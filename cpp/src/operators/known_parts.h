@@ -38,6 +38,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> box_detections(const at::Tensor& 
 at::Tensor decoded_boxes(const at::Tensor& codes, const at::Tensor& boxes, at::IntArrayRef image_size,
                          at::ArrayRef<double> weights, double bbox_xform_clip);
 
+/// Returns the anchors of an SSD for one image, like torchvision's DefaultBoxGenerator: [K, 4], in pixels, level by
+/// level, row by row. heights, widths: cells per level; pairs: [A, 2], (width, height) of a cell's anchors as fractions
+/// of the image, which `clip` limits to 0 and 1; image_size: (height, width) of the batch; steps: pixels per cell and
+/// level, or none, if the cells of a level fill the image.
+at::Tensor default_boxes(at::IntArrayRef heights, at::IntArrayRef widths, at::TensorList pairs,
+                         at::IntArrayRef image_size, at::IntArrayRef steps, bool clip);
+
 /// Returns images as a network takes them: [N, C, H, W], contiguous. Each image is normalised, (x - mean) / std,
 /// resized bilinearly to its size in `heights` and `widths`, and padded with zeros to the largest size, rounded up to a
 /// multiple of `size_divisible`. images: [C, H, W] with any strides; mean, std: one value per channel.

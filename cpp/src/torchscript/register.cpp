@@ -90,6 +90,8 @@ TORCH_LIBRARY(hybrid_rt, m) {
   m.def(
       "decoded_boxes(Tensor codes, Tensor boxes, int[] image_size, float[] weights, float bbox_xform_clip) -> Tensor");
   m.def(
+      "default_boxes(int[] heights, int[] widths, Tensor[] pairs, int[] image_size, int[] steps, bool clip) -> Tensor");
+  m.def(
       "normalized_batch(Tensor[] images, float[] mean, float[] std, int[] heights, int[] widths, int size_divisible) "
       "-> Tensor");
 }
@@ -111,6 +113,7 @@ static void implement_whole_steps(torch::Library& m) {
   m.impl("region_proposals", &operators::region_proposals);
   m.impl("box_detections", &operators::box_detections);
   m.impl("decoded_boxes", &operators::decoded_boxes);
+  m.impl("default_boxes", &operators::default_boxes);
   m.impl("normalized_batch", &operators::normalized_batch);
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 import hybrid_rt  # noqa: F401  registers the operators
-from hybrid_rt.torchscript import known_heads, known_methods
+from hybrid_rt.torchscript import jit, known_heads, known_methods
 from hybrid_rt.torchscript.exact_transform import exact_transform
 
 OURS = torch.ops.hybrid_rt
@@ -192,6 +192,47 @@ def test_decoded_boxes_are_torchvisions(count: int, weights: tuple[float, float,
         assert torch.equal(found.nan_to_num(-7), expected.nan_to_num(-7))
 
 
+def default_box_generator(**options: Any) -> nn.Module:
+    return DefaultBoxGenerator([[2], [2, 3], [], [2, 3]], **options).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip": False},
+        {"steps": [8, 16, 32, 100]},
+        {"scales": [0.07, 0.15, 0.7, 1.3, 2.0], "steps": [7, 9, 13, 300]},
+    ],
+)
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_default_boxes_are_torchvisions(options: dict[str, Any], default: torch.dtype) -> None:
+    theirs = default_box_generator(**options)
+    ours = with_operators(default_box_generator(**options))
+    assert type(ours).forward is known_methods.DefaultBoxMethods.forward
+    maps = [torch.zeros(2, 3, *size) for size in ((38, 40), (19, 7), (0, 3), (1, 1))]
+    images = ImageList(torch.zeros(2, 3, 300, 317), [(300, 300), (280, 317)])
+    torch.set_default_dtype(default)
+    try:
+        expected = theirs(images, maps)
+        assert_same(ours(images, maps), expected)
+        assert_same(jit.script(ours)(images, maps), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(ours(images, [each.double() for each in maps]), theirs(images, [each.double() for each in maps]))
+
+
+def test_an_overridden_step_of_default_boxes_stays() -> None:
+    class Generator(DefaultBoxGenerator):
+        def _grid_default_boxes(self, *_: Any, **__: Any) -> Tensor:
+            return torch.zeros(1, 4)
+
+    assert type(with_operators(Generator([[2]]))) is Generator
+    in_double = default_box_generator()
+    in_double._wh_pairs = [each.double() for each in in_double._wh_pairs]
+    assert type(with_operators(in_double)) is DefaultBoxGenerator
+
+
 def transform(fixed: bool, least: int = 64, most: int = 90) -> nn.Module:
     """Returns a transform as assemble() passes it to use_operators."""
     size = (least, most) if fixed else None
@@ -261,6 +302,7 @@ def test_the_transform_of_targets_and_of_integers_stays_torchvisions() -> None:
 
 LOGITS, CODES, CELLS = torch.zeros(1, 2, 4, 5), torch.zeros(1, 8, 4, 5), torch.zeros(2, 4)
 ONES = [1.0] * 4
+PAIRS = torch.ones(2, 2)
 
 
 def proposal_arguments(**changed: Any) -> list[Any]:
@@ -309,6 +351,13 @@ def batch_arguments(**changed: Any) -> list[Any]:
         ("decoded_boxes", (CELLS.double(), CELLS, [1, 2], ONES, 4.0), "dtype Float on the CPU"),
         ("decoded_boxes", (CELLS, CELLS, [1], ONES, 4.0), "image_size of height and width"),
         ("decoded_boxes", (CELLS, CELLS, [1, 2], ONES[:3], 4.0), "four weights"),
+        ("default_boxes", ([3], [3, 4], [PAIRS], [30, 30], [], True), "of as many levels, got 1, 2, 1 and 0"),
+        ("default_boxes", ([3], [3], [PAIRS], [30, 30], [4, 8], True), "of as many levels, got 1, 1, 1 and 2"),
+        ("default_boxes", ([3], [3], [PAIRS], [30], [], True), "image_size of height and width"),
+        ("default_boxes", ([3], [-3], [PAIRS], [30, 30], [], True), "a level of height and width"),
+        ("default_boxes", ([3], [3], [PAIRS.double()], [30, 30], [], True), "dtype Float on the CPU"),
+        ("default_boxes", ([3], [3], [CELLS], [30, 30], [], True), r"pairs of shape \[A, 2\], got Float \[2, 4\]"),
+        ("default_boxes", ([3], [3], [PAIRS], [30, 30], [0], True), "steps of 1 or more"),
         ("normalized_batch", batch_arguments(heights=[]), "a height and a width for each"),
         ("normalized_batch", batch_arguments(std=[1.0]), "a mean and a standard deviation per channel"),
         ("normalized_batch", batch_arguments(divisor=0), "size_divisible of 1 or more"),
@@ -329,7 +378,8 @@ def test_operators_of_known_parts_have_shapes_for_export() -> None:
             batch = OURS.normalized_batch([image], [0.5] * 3, [0.2] * 3, [40], [50], 32)
             found = OURS.box_detections(scores, codes, boxes, [32, 40], 0.1, 0.5, 9, ONES, 4.0)
             moved = OURS.decoded_boxes(codes[:, :4], boxes, [32, 40], ONES, 4.0)
-            return (batch, *found, moved, OURS.region_proposals(*proposal_arguments()))
+            anchors = OURS.default_boxes([2, 1], [3, 1], [codes[:4, :2], codes[:2, :2]], [30, 40], [], True)
+            return (batch, *found, moved, anchors, OURS.region_proposals(*proposal_arguments()))
 
     logits, codes, boxes = box_head(3, 30, 4)
     example = (torch.rand(3, 20, 25), logits.softmax(1), codes, torch.cat(boxes))
