@@ -18,6 +18,7 @@ from ..common.errors import CaptureError
 from ..common.structure import Structure, structure_of
 from ..common.submodules import modules_with_hooks
 from ..common.tensor_tree import map_tensors
+from ..torchscript.observed_types import ObservedTypes
 from .counted_work import NO_WORK, Work, WorkCounter
 
 Source = tuple[str, int]
@@ -76,6 +77,7 @@ class Observation:
         seconds: the run's duration.
         uses: the observation of each submodule that was called, by the first of its names.
         work: the counted work of the run.
+        types: types of the code's arguments and variables in the run.
     """
 
     detector: nn.Module
@@ -84,6 +86,7 @@ class Observation:
     seconds: float
     uses: dict[str, Use]
     work: Work = NO_WORK
+    types: ObservedTypes = field(default_factory=ObservedTypes)
 
     @functools.cached_property
     def _first_names(self) -> dict[int, str]:
@@ -114,7 +117,8 @@ class Observation:
 def observe(detector: nn.Module, example: tuple[Any, ...]) -> Observation:
     """Runs the detector on the example: once if that takes long, else until it is warm.
 
-    The first run counts work, which costs some microseconds per operator; the later ones only measure time.
+    The first run counts work and observes types, which costs some microseconds per operator and call; the later ones
+    only measure time.
     """
     counted = _Observer(detector).run(example, counts=True)
     if counted.seconds >= _WARM:
@@ -122,7 +126,7 @@ def observe(detector: nn.Module, example: tuple[Any, ...]) -> Observation:
     warm = min((_Observer(detector).run(example) for _ in range(_REPEATS)), key=lambda run: run.seconds)
     for name, use in warm.uses.items():
         use.work = counted.uses[name].work if name in counted.uses else Work()
-    return replace(warm, work=counted.work)
+    return replace(warm, work=counted.work, types=counted.types)
 
 
 class _Observer:
@@ -134,6 +138,7 @@ class _Observer:
         self.sources: dict[int, tuple[weakref.ref[Tensor], int, frozenset[Source]]] = {}
         self.work = Work()
         self.counts = False
+        self.types = ObservedTypes()
 
     def run(self, example: tuple[Any, ...], *, counts: bool = False) -> Observation:
         with ExitStack() as hooks, torch.no_grad():
@@ -143,12 +148,13 @@ class _Observer:
             arguments = map_tensors(example, Tensor.clone)  # it may change them
             if counts:
                 hooks.enter_context(WorkCounter(self._count))
+                hooks.enter_context(self.types.observing())
             self.counts = counts
             start = time.perf_counter()
             result = self.detector(*arguments)
             seconds = time.perf_counter() - start
             self.counts = False
-        return Observation(self.detector, example, result, seconds, self.uses, self.work)
+        return Observation(self.detector, example, result, seconds, self.uses, self.work, self.types)
 
     def _count(self, work: Work) -> None:
         if not self.counts:

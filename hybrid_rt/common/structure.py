@@ -34,7 +34,7 @@ class Structure:
 
     kind: str
     children: tuple[Structure, ...] = ()
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] | tuple[int, ...] = ()
     value: bool | int | float | str | None = None
 
     def _nodes(self, path: Path = ()) -> Iterator[tuple[Path, Structure]]:
@@ -68,7 +68,9 @@ class Structure:
                 return "Optional[Tensor]" if node.value is None else type(node.value).__name__
             if node.kind == "tuple":
                 return f"Tuple[{', '.join(children)}]"
-            return f"List[{children[0]}]" if node.kind == "list" else f"Dict[str, {children[0]}]"
+            if node.kind == "list":
+                return f"List[{children[0]}]"
+            return f"Dict[{type(node.keys[0]).__name__}, {children[0]}]"
 
         return self._fold(lambda: "Tensor", annotated)
 
@@ -160,19 +162,19 @@ def structure_of(value: Any, where: str, *, constants: bool = False, remedy: str
         remedy: Last sentence of the error.
 
     Raises:
-        CaptureError: The value contains anything but tensors, lists, tuples and dicts with string keys, or a list or
-            dict mixes types, which TorchScript can't hold.
+        CaptureError: The value contains anything but tensors, lists, tuples and dicts with string or integer keys, or a
+            list or dict mixes types, which TorchScript can't hold.
     """
     if isinstance(value, Tensor):
         return TENSOR
     if constants and type(value) in _PLAIN:
         return Structure("constant", value=value)
     node = node_of(value)
-    if node is None or not node.keys or (node.kind == "dict" and not all(isinstance(key, str) for key in node.keys)):
+    if node is None or not node.keys or (node.kind == "dict" and {*map(type, node.keys)} not in ({str}, {int})):
         raise CaptureError.make(
             "capture",
             where,
-            expected="tensors in lists, tuples and dicts with string keys",
+            expected="tensors in lists, tuples and dicts with string or integer keys",
             got=shown(value),
             remedy=remedy,
             code="segment-interface",

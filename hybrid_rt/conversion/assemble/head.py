@@ -53,7 +53,7 @@ def assemble(profile: Profile, builds: Sequence[EngineBuild], head: str, device:
         modules |= engine_modules(build.program, build.engine)
     hybrid = _hybrid(profile.detector, modules)
     use_operators(hybrid)
-    return _frozen(jit.script_detector(hybrid), builds, device)
+    return _frozen(jit.script_detector(hybrid, profile.observation.types), builds, device)
 
 
 def script_refusal(profile: Profile) -> str:
@@ -65,7 +65,7 @@ def script_refusal(profile: Profile) -> str:
     try:
         hybrid = _hybrid(profile.detector, modules)
         use_operators(hybrid)
-        jit.script_detector(hybrid)
+        jit.script_detector(hybrid, profile.observation.types)
     except CaptureError as error:
         return str(error)
     finally:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from types import FunctionType
 from typing import Any, get_type_hints
@@ -16,6 +17,7 @@ from ...common.error_text import described
 from ...common.errors import CaptureError
 from ..autograd_functions import forwards_alone
 from ..generated_module import generated_class
+from ..observed_types import ObservedTypes, annotation_of, located
 from .archives import freeze, submodule
 from .graphs import returns_losses_and_detections
 from .notices import quiet
@@ -96,11 +98,7 @@ def _optional_where_none() -> Iterator[None]:
         for argument, default in zip(arguments.args, defaults, strict=True):
             is_none = isinstance(default, ast.Constant) and default.value is None
             if is_none and argument.annotation is None:
-                optional = ast.parse("Optional[Tensor]", mode="eval").body
-                argument.annotation = optional
-                for node in ast.walk(optional):
-                    if hasattr(node, "lineno"):
-                        ast.copy_location(node, argument)
+                argument.annotation = located("Optional[Tensor]", argument)
         return original(ctx, arguments, *others)
 
     frontend.build_param_list = build_param_list
@@ -110,8 +108,30 @@ def _optional_where_none() -> Iterator[None]:
         frontend.build_param_list = original
 
 
-def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+@contextmanager
+def _with_types(types: ObservedTypes) -> Iterator[None]:
+    """Makes TorchScript read the types that were observed where the code has none."""
+    frontend: Any = torch.jit.frontend
+    original = frontend.parse_def
+
+    def parse_def(function: Any) -> Any:
+        parsed = original(function)
+        parsed = parsed._replace(ast=copy.deepcopy(parsed.ast))  # torch caches it
+        types.complete(parsed.ast.body[0], function, (parsed.filename, parsed.file_lineno))
+        return parsed
+
+    frontend.parse_def = parse_def
+    try:
+        yield
+    finally:
+        frontend.parse_def = original
+
+
+def _scripted(module: nn.Module, types: ObservedTypes | None) -> torch.jit.ScriptModule:
     with quiet():
+        if types is not None:
+            with suppress(Exception), _attempt(), _optional_where_none(), _with_types(types):
+                return torch.jit.script(module)
         try:
             with _attempt(), _optional_where_none():
                 return torch.jit.script(module)
@@ -126,17 +146,18 @@ def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
     return scripted
 
 
-def script(module: nn.Module) -> torch.jit.ScriptModule:
+def script(module: nn.Module, types: ObservedTypes | None = None) -> torch.jit.ScriptModule:
     """Scripts a module.
 
     Args:
         module: The module.
+        types: Types for code without annotations. They are not used if the code compiles only without them.
 
     Raises:
         CaptureError: The compiler fails. The text includes its message, which names the line.
     """
     try:
-        return _scripted(module)
+        return _scripted(module, types)
     except Exception as error:
         raise CaptureError.make(
             "capture",
@@ -204,25 +225,24 @@ def _returns_pair_if_scripted(module: nn.Module) -> bool:
 _PAIR = "tuple[dict[str, {tensor}], list[dict[str, {tensor}]]]"
 
 
-def script_detector(detector: nn.Module) -> torch.jit.ScriptModule:
+def script_detector(detector: nn.Module, types: ObservedTypes) -> torch.jit.ScriptModule:
     """Scripts a detector with engines in it. The result returns what the detector returns in eager eval mode.
 
     Args:
-        detector: The detector, in eval mode.
-
-    Args:
-        detector: The detector. It is changed.
+        detector: The detector, in eval mode. It is changed.
+        types: Types that its code had in a run.
 
     Raises:
         CaptureError: The compiler fails. The text includes its message, which names the line.
     """
     for module in detector.modules():
+        _annotate_as_held(module)
         if hasattr(module, "_has_warned"):
             # torchvision warns once that scripted detectors return a pair, which is unwrapped here.
             vars(module)["_has_warned"] = True
         if module is not detector and _returns_pair_if_scripted(module):
             _return_detections(module)
-    scripted = script(detector)
+    scripted = script(detector, types)
     if returns_losses_and_detections(scripted):
         scripted = script(_DetectionsOnly(scripted).eval())
     return scripted
@@ -336,6 +356,18 @@ def _nothing(self: nn.Module) -> None:
 
 def _exported(method: FunctionType) -> Any:
     return torch.jit.export(_copied(method))
+
+
+def _annotate_as_held(module: nn.Module) -> None:
+    """Replaces a class's annotations of lists and dicts that the module's values contradict.
+
+    Example: ``IntermediateLayerGetter`` annotates names of layers as strings, but they may be integers.
+    """
+    owner = type(module)
+    annotations = getattr(owner, "__annotations__", {})
+    held = {name: annotation_of(vars(module).get(name), kind) for name, kind in annotations.items()}
+    if any(held[name] is not kind for name, kind in annotations.items()):
+        module.__class__ = type(owner.__name__, (owner,), {"__annotations__": held, "__module__": owner.__module__})
 
 
 def _annotations(method: FunctionType) -> dict[str, Any]:

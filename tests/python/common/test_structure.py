@@ -75,7 +75,8 @@ def test_lengths_name_what_the_types_leave_open() -> None:
         ([], "got list []"),
         ((), "got tuple ()"),
         ({}, "got dict {}"),
-        ({0: torch.tensor(0)}, "got dict {0: tensor(0)}"),
+        ({0: torch.tensor(0), "a": torch.tensor(0)}, "got dict {0: tensor(0), 'a': tensor(0)}"),
+        ({(0, 1): torch.tensor(0)}, "got dict {(0, 1): tensor(0)}"),
         ({"a": torch.tensor(0), "b": None}, "segment 'x', output['b']: expected"),
         ([torch.tensor(0), 3], "segment 'x', output[1]: expected"),
     ],
@@ -85,7 +86,7 @@ def test_what_is_not_tensors_is_refused_with_its_place(value: Any, got: str) -> 
         structure_of(value, "segment 'x', output")
     text = str(caught.value)
     assert text.startswith("hybrid_rt[capture]: segment 'x', output")
-    assert "expected tensors in lists, tuples and dicts with string keys" in text
+    assert "expected tensors in lists, tuples and dicts with string or integer keys" in text
     assert got in text
 
 
@@ -97,6 +98,14 @@ def test_mixed_types_that_torchscript_cannot_hold_are_refused(value: Any) -> Non
         CaptureError, match=r"with entries of one type, as TorchScript requires, got .*Tensor.*Return a tuple"
     ):
         structure_of(value, "output")
+
+
+def test_the_keys_of_a_dict_may_be_integers() -> None:
+    structure = structure_of({1: torch.tensor(0), 3: torch.tensor(1)}, "output")
+    assert structure.annotation == "Dict[int, Tensor]"
+    assert list(structure.names("found")) == ["found.1", "found.3"]
+    assert structure.put_together(iter("ab")) == "{1: a, 3: b}"
+    assert list(structure.take_apart("found")) == ["found[1]", "found[3]"]
 
 
 def test_a_mixed_tuple_is_allowed() -> None:

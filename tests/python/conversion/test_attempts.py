@@ -363,7 +363,7 @@ def test_a_value_that_is_no_tensor_is_named_not_printed(tmp_path: Path) -> None:
             return self.detect(self.backbone(pictures, Cache()))
 
     text = refused(Gives(Takes()), tmp_path / "x.pt")
-    assert "input 'cache': expected tensors in lists, tuples and dicts with string keys, got Cache." in text
+    assert "input 'cache': expected tensors in lists, tuples and dicts with string or integer keys, got Cache." in text
 
 
 def test_fp32_is_not_the_remedy_for_fp32(tmp_path: Path) -> None:

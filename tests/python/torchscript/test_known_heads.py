@@ -18,6 +18,7 @@ from torchvision.ops import boxes as box_ops
 
 from hybrid_rt.capture.working_copy import working_copy
 from hybrid_rt.torchscript import jit, known_heads, known_methods
+from hybrid_rt.torchscript.observed_types import ObservedTypes
 
 CLASSES = 7
 SIDE = 64
@@ -144,7 +145,7 @@ def test_a_known_head_finds_the_same_as_torchvisions(name: str) -> None:
 @torch.no_grad()
 def test_a_known_head_finds_the_same_as_torchscript(name: str) -> None:
     detector = spread(DETECTORS[name](), 1)
-    scripted = jit.script_detector(with_operators(detector))
+    scripted = jit.script_detector(with_operators(detector), ObservedTypes())
     assert assert_equal(detector(pictures(0, name)), scripted(pictures(0, name))) > 10
 
 
