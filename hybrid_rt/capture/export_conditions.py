@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 from ..common.specs import UNBOUNDED, TensorSpec
+
+FUNCTIONS = {
+    "floor": "math.floor({})",
+    "ceil": "math.ceil({})",
+    "trunc": "int({})",
+    "sym_float": "float({})",
+}
+"""Functions of one number in conditions, as Python and TorchScript source."""
 
 _DRAWS = 300
 _LARGEST_DRAWN = 80
@@ -29,7 +38,9 @@ def infix(words: str, tensors: Sequence[str]) -> str:
         if word.endswith(":"):
             tensor, dimension = map(int, word[:-1].split("."))
             stack.append(f"{tensors[tensor]}.size({dimension})")
-        elif word.lstrip("-").isdigit():
+        elif word in FUNCTIONS:
+            stack.append(FUNCTIONS[word].format(stack.pop()))
+        elif word.lstrip("-")[:1].isdigit():
             stack.append(word)
         else:
             right, left = stack.pop(), stack.pop()
@@ -41,7 +52,7 @@ def holds(words: str, shapes: Sequence[Sequence[int]]) -> bool:
     """Returns true if a condition holds for the inputs' shapes; false if it divides by zero."""
     source = infix(words, [f"shapes[{i}]" for i in range(len(shapes))])
     try:
-        return bool(eval(source, {"min": min, "max": max, "shapes": [_Shape(shape) for shape in shapes]}))
+        return bool(eval(source, {"math": math, "shapes": [_Shape(shape) for shape in shapes]}))
     except ZeroDivisionError:
         return False
 

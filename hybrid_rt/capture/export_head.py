@@ -107,7 +107,7 @@ def export_head(detector: nn.Module, example: tuple[Any, ...], members: Sequence
     def exported_with(inputs: Sequence[Tensor], numbers: Numbers) -> ExportedHead:
         program, result = _exported(detector, members, list(arguments.values()), inputs, numbers)
         specs = input_specs(program, names)
-        return ExportedHead(program, arguments, specs, conditions(program, specs), result)
+        return ExportedHead(program, arguments, specs, conditions(program, specs, fractions=True), result)
 
     def exported(inputs: Sequence[Tensor]) -> ExportedHead:
         try:

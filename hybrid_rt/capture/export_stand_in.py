@@ -6,13 +6,15 @@ preserves the relation between the sizes.
 
 torchvision's nms and batched_nms: torch.export would record the first as if it always kept at least two boxes, and the
 second branches on the number of boxes. The first is replaced by hybrid_rt's nms; TorchScript compiles the second as it
-is.
+is. The decoding and pooling of boxes branch on their number too, and the batch of images on their sizes; they get
+equivalents that do not.
 """
 
 from __future__ import annotations
 
 import collections
 import copy
+import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, nms
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import batched_nms, nms, poolers
 
 from ..common.errors import CaptureError, SegmentError
 from ..common.structure import Flattened, Structure, structure_of
@@ -30,9 +34,15 @@ from .program import Member
 
 SEGMENT = "hybrid_rt_export::segment"
 BATCHED_NMS = "hybrid_rt_export::batched_nms"
+MULTISCALE_ROI_ALIGN = "hybrid_rt_export::multiscale_roi_align"
+"""hybrid_rt's operator, with scales that may be computed from sizes."""
 
 _library: Any = torch.library.Library("hybrid_rt_export", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("segment(Tensor[] inputs, str name) -> Tensor[]")
+_library.define(
+    "multiscale_roi_align(Tensor[] features, Tensor rois, Tensor levels, Scalar[] scales, int pooled_height, "
+    "int pooled_width, int sampling_ratio) -> Tensor"
+)
 _library.define("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor")
 
 _active: dict[str, Flattened] = {}
@@ -59,6 +69,26 @@ _own_batched_nms = types.FunctionType(batched_nms.__code__, batched_nms.__global
 _library.impl("batched_nms", _own_batched_nms, "CompositeExplicitAutograd")
 
 
+def _multiscale_roi_align(
+    features: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float], height: int, width: int, ratio: int
+) -> Tensor:
+    pooled: Tensor = torch.ops.hybrid_rt.multiscale_roi_align(
+        features, rois, levels, [*map(float, scales)], height, width, ratio
+    )
+    return pooled
+
+
+_library.impl("multiscale_roi_align", _multiscale_roi_align, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake(MULTISCALE_ROI_ALIGN, lib=_library)  # type: ignore[untyped-decorator]
+def _pooled_sizes(
+    features: list[Tensor], rois: Tensor, levels: Tensor, scales: list[Any], height: int, width: int, ratio: int
+) -> Tensor:
+    """Returns the pooled values [number of rois, C, height, width]."""
+    return rois.new_empty([rois.shape[0], features[0].shape[1], height, width])
+
+
 @torch.library.register_fake(SEGMENT, lib=_library)  # type: ignore[untyped-decorator]
 def _segment_sizes(inputs: list[Tensor], name: str) -> list[Tensor]:
     """Runs the segment on tensors without values, and returns tensors of its outputs' sizes."""
@@ -71,6 +101,12 @@ def _batched_nms_sizes(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshol
     return boxes.new_empty([torch.library.get_ctx().new_dynamic_size()], dtype=torch.int64)
 
 
+def _decode(self: BoxCoder, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+    """Decodes boxes without the original's branch on their number, which reshapes nothing if there is none."""
+    decoded = self.decode_single(rel_codes, torch.cat(boxes))
+    return decoded.reshape(decoded.shape[0], decoded.shape[1] // 4, 4)  # type: ignore[no-any-return]
+
+
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.ops.hybrid_rt.nms(boxes, scores, iou_threshold)  # type: ignore[no-any-return]
 
@@ -79,16 +115,54 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
     return torch.ops.hybrid_rt_export.batched_nms(boxes, scores, idxs, iou_threshold)  # type: ignore[no-any-return]
 
 
+def _pooled(
+    x_filtered: list[Tensor], boxes: list[Tensor], output_size: Any, sampling_ratio: int, scales: Any, mapper: Any
+) -> Tensor:
+    """Pools all boxes in one operator. The original writes to the rows of a level, whose number depends on values."""
+    rois = poolers._convert_to_roi_format(boxes)
+    if len(x_filtered) == 1:
+        return poolers.roi_align(x_filtered[0], rois, output_size, scales[0], sampling_ratio)  # type: ignore[no-any-return]
+    return torch.ops.hybrid_rt_export.multiscale_roi_align(  # type: ignore[no-any-return]
+        x_filtered, rois, mapper(boxes), scales, output_size[0], output_size[1], sampling_ratio
+    )
+
+
+_largest: Any = torch.sym_max
+
+
+def _batched(self: GeneralizedRCNNTransform, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+    """Pads images to one size. The original writes into parts of a batch, whose strides depend on the padding."""
+    height, width = (
+        -(-functools.reduce(_largest, [image.shape[d] for image in images]) // size_divisible) * size_divisible
+        for d in (1, 2)
+    )
+    padded = []
+    for image in images:
+        wide = torch.cat([image, image.new_zeros([image.shape[0], image.shape[1], width - image.shape[2]])], 2)
+        padded.append(torch.cat([wide, wide.new_zeros([image.shape[0], height - image.shape[1], width])], 1))
+    return torch.stack(padded)
+
+
 @contextmanager
 def _as_operators() -> Iterator[None]:
     """Replaces torchvision's functions with operators, also in modules that imported them by name."""
     replaced = {nms: _nms, batched_nms: _batched_nms}
     codes = {function: function.__code__ for function in replaced}
+    methods: list[tuple[Any, str, Any]] = [
+        (BoxCoder, "decode", _decode),
+        (poolers, "_multiscale_roi_align", _pooled),
+        (GeneralizedRCNNTransform, "batch_images", _batched),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in methods]
     try:
         for function, other in replaced.items():
             function.__code__ = other.__code__
+        for owner, name, method in methods:
+            setattr(owner, name, method)
         yield
     finally:
+        for (owner, name, _), method in zip(methods, before, strict=True):
+            setattr(owner, name, method)
         for function, code in codes.items():
             function.__code__ = code
 

@@ -6,6 +6,7 @@ import ast
 import builtins
 import copy
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from ..common.errors import CaptureError
 from ..common.silenced import silenced
 from ..common.specs import UNBOUNDED, TensorSpec, dtype_name
 from ..torchscript.autograd_functions import forwards_alone
+from .export_conditions import FUNCTIONS
 
 _OPERATORS = {
     ast.Add: "+",
@@ -153,15 +155,17 @@ def free_sizes() -> Iterator[None]:
 
 _max, _min = builtins.max, builtins.min
 
+_SYMBOLS = (torch.SymInt, torch.SymFloat)
+
 
 def _largest(*values: Any, **options: Any) -> Any:
-    if len(values) > 1 and not options and any(isinstance(value, torch.SymInt) for value in values):
+    if len(values) > 1 and not options and any(isinstance(value, _SYMBOLS) for value in values):
         return functools.reduce(torch.sym_max, values)
     return _max(*values, **options)
 
 
 def _smallest(*values: Any, **options: Any) -> Any:
-    if len(values) > 1 and not options and any(isinstance(value, torch.SymInt) for value in values):
+    if len(values) > 1 and not options and any(isinstance(value, _SYMBOLS) for value in values):
         return functools.reduce(torch.sym_min, values)
     return _min(*values, **options)
 
@@ -221,20 +225,25 @@ def _check_ranges(
             )
 
 
-def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[tuple[str, str]]:
+def conditions(
+    exported: ExportedProgram, specs: Sequence[TensorSpec], *, fractions: bool = False
+) -> list[tuple[str, str]]:
     """Returns the program's conditions on its input sizes beyond the specs' ranges.
 
     Args:
         exported: The program.
         specs: Specs of its inputs.
+        fractions: Allow floats, which the head computes as the detector does. Engines compute in integers: fractions of
+            sizes are multiplied out, which gives the same for all sizes below 2**26.
 
     Returns:
         Pairs of a text to show to users (``input 0's size 2 == 2 * input 1's size 2``, in torch's wording) and the same
         condition in postfix notation, where ``INPUT.DIMENSION:`` stands for a size (``0.2: 2 1.2: * ==``).
 
     Raises:
-        CaptureError: A condition is not a comparison of integers.
+        CaptureError: A condition is not a comparison of sizes, or has floats that are not supported.
     """
+    postfix = _WithFractions if fractions else _Postfix
     found = []
     for i, (spec, shape) in enumerate(zip(specs, _shapes(exported), strict=True)):
         for d, _ in _free(spec):
@@ -244,12 +253,13 @@ def conditions(exported: ExportedProgram, specs: Sequence[TensorSpec]) -> list[t
     for guard in exported._guards_code:  # torch has no public API for these, nor for AOTInductor's check
         tree = ast.parse(guard, mode="eval").body
         try:
-            words = " ".join(_postfix(tree))
+            words = " ".join(postfix().words(tree))
         except ValueError as error:
             raise CaptureError.make(
                 "capture",
                 "sizes",
-                expected="conditions that compare integers",
+                expected="conditions that compare "
+                + ("sizes and numbers" if fractions else "integers and fractions of sizes"),
                 got=guard,
                 remedy="Fix the sizes with shapes=, or name a smaller submodule in segments=.",
                 code="sizes-in-python",
@@ -276,62 +286,144 @@ def _size(node: ast.AST) -> tuple[int, int] | None:
     return None
 
 
-def _postfix(node: ast.AST) -> Iterator[str]:
-    """Yields the words of an expression in postfix notation.
+class _Postfix:
+    """Writes expressions of integers in postfix notation."""
+
+    def words(self, node: ast.AST) -> Iterator[str]:
+        """Yields the words of an expression.
+
+        Raises:
+            ValueError: The expression contains something else.
+        """
+        size = _size(node)
+        if size is not None:
+            yield f"{size[0]}.{size[1]}:"
+            return
+        match node:
+            case ast.Constant(value=int(number)):
+                yield str(number)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(number))):
+                yield str(-number)
+            case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
+                yield from self.words(left)
+                yield from self.words(right)
+                yield _OPERATORS[type(operator)]
+            case ast.BoolOp(op=operator, values=values):
+                yield from self.joined(values, _OPERATORS[type(operator)])
+            case ast.Call(func=ast.Name(id="min" | "max" | "Min" | "Max" as called), args=values):
+                yield from self.joined(values, called.lower())
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="torch"), attr="sym_min" | "sym_max" as called), args=values
+            ):
+                yield from self.joined(values, called.removeprefix("sym_"))
+            case ast.Compare(left=left, ops=operators, comparators=others) if all(
+                type(o) in _OPERATORS for o in operators
+            ):
+                for i, (a, comparison, b) in enumerate(zip([left, *others], operators, others, strict=False)):
+                    yield from self.compared(a, _OPERATORS[type(comparison)], b)
+                    if i:
+                        yield "and"
+            case _:
+                yield from self.of_floats(node)
+
+    def joined(self, values: Sequence[ast.AST], word: str) -> Iterator[str]:
+        """Yields the words of several expressions joined by one operator."""
+        for i, value in enumerate(values):
+            yield from self.words(value)
+            if i:
+                yield word
+
+    def compared(self, left: ast.AST, comparison: str, right: ast.AST) -> Iterator[str]:
+        """Yields the words of a comparison. Fractions with positive denominators are multiplied out."""
+        (above, below), (other_above, other_below) = _fraction(left), _fraction(right)
+        yield from self.words(above)
+        yield from self._times(other_below)
+        yield from self.words(other_above)
+        yield from self._times(below)
+        yield comparison
+
+    def _times(self, factor: ast.AST | None) -> Iterator[str]:
+        if factor is not None:
+            yield from self.words(factor)
+            yield "*"
+
+    def of_floats(self, node: ast.AST) -> Iterator[str]:
+        """Yields the words of an integer in floating point, or of a fraction that is rounded to one."""
+        match node:
+            case ast.Constant(value=float(number)) if number.is_integer():
+                yield str(int(number))
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="math"), attr="floor" | "ceil" as called),
+                args=[ast.BinOp(op=ast.Div(), left=above, right=below)],
+            ) if _is_positive(below):
+                if called == "floor":
+                    yield from [*self.words(above), *self.words(below), "//"]
+                else:
+                    yield from ["0", "0", *self.words(above), "-", *self.words(below), "//", "-"]
+            case _:
+                raise ValueError(ast.unparse(node))
+
+
+class _WithFractions(_Postfix):
+    """Writes expressions that may have floats."""
+
+    def compared(self, left: ast.AST, comparison: str, right: ast.AST) -> Iterator[str]:
+        yield from [*self.words(left), *self.words(right), comparison]
+
+    def of_floats(self, node: ast.AST) -> Iterator[str]:
+        match node:
+            case ast.Constant(value=float(number)) if math.isfinite(number):
+                yield repr(number)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                yield from ["0", *self.words(operand), "-"]
+            case ast.BinOp(op=ast.Div(), left=left, right=right):
+                yield from [*self.words(left), *self.words(right), "/"]
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="math" | "torch"), attr=called), args=[value]) if (
+                called in FUNCTIONS
+            ):
+                yield from [*self.words(value), called]
+            case _:
+                raise ValueError(ast.unparse(node))
+
+
+def _fraction(node: ast.AST) -> tuple[ast.AST, ast.AST | None]:
+    """Returns the numerator and the denominator of an expression; None for the denominator 1.
 
     Raises:
-        ValueError: The expression contains something else.
+        ValueError: The denominator may be zero or negative.
     """
-    size = _size(node)
-    if size is not None:
-        yield f"{size[0]}.{size[1]}:"
-        return
+    match node:
+        case ast.BinOp(op=ast.Div(), left=above, right=below):
+            if not _is_positive(below):
+                raise ValueError(ast.unparse(node))
+            return above, below
+    return node, None
+
+
+def _is_positive(node: ast.AST) -> bool:
+    """Returns true for sizes and positive constants, and for the smallest or largest of several."""
     match node:
         case ast.Constant(value=int(number)):
-            yield str(number)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(number))):
-            yield str(-number)
-        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-            yield from _postfix(left)
-            yield from _postfix(right)
-            yield _OPERATORS[type(operator)]
-        case ast.BoolOp(op=operator, values=values):
-            yield from _joined(values, _OPERATORS[type(operator)])
-        case ast.Call(func=ast.Name(id="min" | "max" | "Min" | "Max" as called), args=values):
-            yield from _joined(values, called.lower())
-        case ast.Call(
-            func=ast.Attribute(value=ast.Name(id="torch"), attr="sym_min" | "sym_max" as called), args=values
-        ):
-            yield from _joined(values, called.removeprefix("sym_"))
-        case ast.Compare(left=left, ops=operators, comparators=others) if all(type(o) in _OPERATORS for o in operators):
-            for i, (a, comparison, b) in enumerate(zip([left, *others], operators, others, strict=False)):
-                yield from _postfix(a)
-                yield from _postfix(b)
-                yield _OPERATORS[type(comparison)]
-                if i:
-                    yield "and"
-        case _:
-            raise ValueError(ast.unparse(node))
-
-
-def _joined(values: Sequence[ast.AST], word: str) -> Iterator[str]:
-    for i, value in enumerate(values):
-        yield from _postfix(value)
-        if i:
-            yield word
+            return number > 0
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="sym_min" | "sym_max"), args=values):
+            return all(map(_is_positive, values))
+    return _size(node) is not None
 
 
 class _Readable(ast.NodeTransformer):
-    """Writes sizes readably: ``images.shape[2]`` for ``L['tensors'][0].size()[2]``."""
+    """Writes sizes and functions readably: ``images.shape[2]`` for ``L['tensors'][0].size()[2]``."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
 
     def visit(self, node: ast.AST) -> ast.AST:
         size = _size(node)
-        if size is None:
-            return super().generic_visit(node)
-        return ast.Name(f"{self.names[size[0]]}.shape[{size[1]}]")
+        if size is not None:
+            return ast.Name(f"{self.names[size[0]]}.shape[{size[1]}]")
+        match node:
+            case ast.Attribute(value=ast.Name(id="torch"), attr="sym_min" | "sym_max" | "sym_float" as called):
+                return ast.Name(called.removeprefix("sym_"))
+        return super().generic_visit(node)
 
 
 def input_specs(exported: ExportedProgram, names: Sequence[str]) -> list[TensorSpec]:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .. import _native
-from ..common.tensor_tree import map_tensors, plain
+from ..common.submodules import modules_with_hooks
+from ..common.tensor_tree import map_tensors, plain, tensors_in
 from .thresholds import Thresholds
 
 NOISE = 1e-6
@@ -42,6 +44,39 @@ class Reconciled:
 
     found: list[Tensor]
     undetermined: frozenset[int] = frozenset()
+
+
+def run_with_noise(detector: nn.Module, arguments: tuple[Any, ...], seed: int) -> Any:
+    """Runs a detector on inputs with noise.
+
+    Images in bytes can't have noise of this size. The first submodule that is called with floating-point tensors gets
+    it instead.
+
+    Args:
+        detector: the detector.
+        arguments: its positional arguments.
+        seed: seed of the noise.
+    """
+    if any(tensor.is_floating_point() for tensor in tensors_in(arguments)):
+        return detector(*with_noise(arguments, seed))
+    handles: list[RemovableHandle] = []
+
+    def add_noise(_: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> Any:
+        if handles and any(tensor.is_floating_point() for tensor in tensors_in((positional, keyword))):
+            remove()
+            return with_noise(positional, seed), with_noise(keyword, seed)
+        return None
+
+    def remove() -> None:
+        while handles:
+            handles.pop().remove()
+
+    for _, module in modules_with_hooks(detector):
+        handles.append(module.register_forward_pre_hook(add_noise, with_kwargs=True))
+    try:
+        return detector(*map_tensors(arguments, Tensor.clone))
+    finally:
+        remove()
 
 
 def with_noise(values: Any, seed: int) -> Any:

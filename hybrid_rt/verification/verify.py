@@ -21,7 +21,7 @@ from .boxes import BoxMatch, box_iou, detections_of, match_boxes
 from .coco import CocoDataset
 from .plain_values import comparable, tensors_by_place
 from .result import ENGINE, NOTHING, PICTURE, Failure, Findings, TensorError, Verification
-from .self_noise import Rerun, equal_but_for_noise, reconciled, with_noise
+from .self_noise import Rerun, equal_but_for_noise, reconciled, run_with_noise
 from .thresholds import THRESHOLDS, Thresholds, thresholds_of
 
 __all__ = [
@@ -292,7 +292,7 @@ class _Rerun:
     def __call__(self, seed: int) -> Any:
         """Returns the result with the noise of a seed."""
         self.ran = True
-        return opened(self._detector(*with_noise(self._arguments, seed)))
+        return opened(run_with_noise(self._detector, self._arguments, seed))
 
     def repeats(self) -> bool:
         """Returns true if the detector repeats its result without noise, which one with random numbers does not."""

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 
 from ...capture.export_conditions import infix, is_plain
 from ...capture.export_head import ExportedHead, export_head
-from ...capture.export_stand_in import BATCHED_NMS, SEGMENT
+from ...capture.export_stand_in import BATCHED_NMS, MULTISCALE_ROI_ALIGN, SEGMENT
 from ...capture.flat_detector import SUBJECT
 from ...capture.profile import Profile
 from ...capture.program import Member, Program
@@ -63,6 +63,7 @@ def exported_head(profile: Profile, builds: Sequence[EngineBuild]) -> torch.jit.
     stand_ins: dict[str, Call] = {
         SEGMENT: lambda arguments: calls[arguments[1]](arguments[0]),
         BATCHED_NMS: lambda arguments: f"batched_nms({', '.join(arguments)})",
+        MULTISCALE_ROI_ALIGN: lambda arguments: f"torch.ops.hybrid_rt.multiscale_roi_align({', '.join(arguments)})",
     }
     checked, parameters = argument_checks(head.arguments)
     tensors = [f"input_{i}_" for i in range(len(parameters))]

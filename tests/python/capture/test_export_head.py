@@ -163,10 +163,48 @@ def test_a_result_that_torchscript_has_no_type_for_is_refused() -> None:
         ("0.0: 0.1: max 4 // 2 == 0.0: 1 > and", (3, 9), True),
         ("10 0.0: % 0 ==", (0,), False),
         ("0.0: -3 + 2 * 4 <=", (5,), True),
+        ("64 0.0: / 0.1: sym_float * trunc 63 ==", (97, 97), False),
+        ("64 0.0: / 0.1: sym_float * floor 64 ==", (100, 100), True),
+        ("0.0: 8 / ceil 13 ==", (97,), True),
+        ("0.0: 0.5 * 48.5 ==", (97,), True),
+        ("64 0.0: / 1 >", (0,), False),
     ],
 )
 def test_conditions_are_computed(words: str, shape: tuple[int, ...], expected: bool) -> None:
     assert holds(words, [shape]) is expected
+
+
+class Scaled(SmallDetector):
+    """Resizes the image as torchvision's transform does: a scale from both sides, in floating point."""
+
+    def forward(self, pictures: Tensor) -> Any:
+        height, width = pictures.shape[-2:]
+        scale = min(64 / min(height, width), 96 / max(height, width))
+        resized = nn.functional.interpolate(
+            pictures, scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+        )
+        return self.detect(self.backbone(resized)["coarse"]), resized
+
+
+def test_a_scale_from_both_sides_keeps_them_free() -> None:
+    head = exported(seeded(Scaled), torch.rand(1, 3, 80, 112))
+    for sides in ((80, 112), (112, 80), (97, 97), (61, 300)):
+        assert head.takes([(1, 3, *sides)])
+
+
+class Wide(SmallDetector):
+    """Branches on a fraction of the sizes."""
+
+    def forward(self, pictures: Tensor) -> Any:
+        if pictures.shape[3] / pictures.shape[2] > 1.5:
+            pictures = pictures * 2
+        return self.detect(self.backbone(pictures)["coarse"])
+
+
+def test_a_branch_on_a_fraction_of_sizes_becomes_a_condition() -> None:
+    head = exported(seeded(Wide), torch.rand(1, 3, 40, 56))
+    for sides, is_taken in (((40, 56), True), ((40, 60), True), ((40, 61), False), ((60, 40), True)):
+        assert head.takes([(1, 3, *sides)]) is is_taken
 
 
 def test_conditions_are_written_with_brackets() -> None:

@@ -114,6 +114,32 @@ def test_sizes_that_must_be_even_are_conditions() -> None:
     assert any(text.startswith("x.shape[3] == 2 + 2 *") and "y.shape[3]" in text for text, _ in found)
 
 
+def branch_on(condition: Callable[[int, int], bool]) -> list[tuple[str, str]]:
+    """Returns the conditions of a segment that computes other values if a condition on its sides holds."""
+
+    def computed(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return layer(2 * x if condition(x.shape[2], x.shape[3]) else x)
+
+    program = program_of(computed)
+    return torch_export.conditions(program.exported(), program.inputs)
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        (lambda height, width: width / height > 1.6, "0.3: 0.2: / 1.6 <="),
+        (lambda height, width: width / height > 2, "0.3: 2 0.2: * <="),
+        (lambda height, width: 48 / width > 40 / height, "48 0.2: * 40 0.3: * <="),
+    ],
+)
+def test_a_branch_on_fractions_is_multiplied_out_for_engines(condition: Any, words: str) -> None:
+    if "/" in words:
+        with pytest.raises(CaptureError, match=r"expected conditions that compare integers and fractions of sizes"):
+            branch_on(condition)
+        return
+    assert words in [found for _, found in branch_on(condition)]
+
+
 def test_a_size_that_decides_is_refused() -> None:
     program = program_of(lambda layer, x, y: layer(x) if y.shape[2] <= 20 else layer(2 * x))
     text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,63 @@ def test_a_detector_inside_of_a_module_gives_its_detections_alone(build: Any, tm
         expected = service(photograph(*size))
         assert len(expected["boxes"]) > 0
         assert_same(hybrid(photograph(*size)), expected)
+
+
+@dataclass
+class Detections:
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    size: tuple[int, int]
+
+
+class DataclassService(Service):
+    """Returns a dataclass with the image's size, which TorchScript can't."""
+
+    def forward(self, image: Tensor) -> Any:
+        found = self.detector([image.permute(2, 0, 1).float().div(255)])[0]
+        return Detections(found["boxes"], found["scores"], found["labels"], (image.shape[0], image.shape[1]))
+
+
+def pyramid() -> nn.Module:
+    """Returns a Faster R-CNN that pools from several levels."""
+    return torchvision_detectors.build("fasterrcnn_mobilenet_v3_large_320_fpn", min_size=160, proposals=50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("build", "sides"), [(fcos, (80, 112)), (faster_rcnn, (80, 112)), (pyramid, (160, 208))])
+def test_a_dataclass_around_a_detector_keeps_sizes_free(build: Any, sides: tuple[int, int], tmp_path: Path) -> None:
+    service = DataclassService(build()).eval()
+    example = (photograph(*sides),)
+    assert hybrid_rt.convert(service, example, tmp_path / "x.pt", **QUICK).report.head == "export"
+    hybrid = hybrid_rt.load(tmp_path / "x.pt")
+    for size in (sides, (200, 150), (131, 257), (97, 97)):
+        found, expected = hybrid(photograph(*size)), service(photograph(*size))
+        assert len(expected.boxes) > 0
+        assert found.pop("size") == expected.size == size
+        assert_same(found, {name: getattr(expected, name) for name in ("boxes", "scores", "labels")})
+
+
+class WithoutTypes(Service):
+    """Takes and returns lists without annotations."""
+
+    def forward(self, images):  # type: ignore[no-untyped-def]
+        detections = []
+        for found in self.detector(images):
+            kept = found["scores"] > self.least
+            detections.append({"boxes": found["boxes"][kept], "scores": found["scores"][kept]})
+        return detections
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [fcos, faster_rcnn])
+def test_lists_without_types_around_a_detector_are_scripted(build: Any, tmp_path: Path) -> None:
+    service = WithoutTypes(build()).eval()
+    images = torchvision_detectors.pictures([(80, 112), (96, 64), (71, 130)])
+    assert hybrid_rt.convert(service, (images[:1],), tmp_path / "x.pt", **QUICK).report.head == "script"
+    hybrid = hybrid_rt.load(tmp_path / "x.pt")
+    for found, expected in zip(hybrid(images), service(images), strict=True):
+        assert_same(found, expected)
 
 
 def test_a_refusal_leaves_torchvisions_classes_usable(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import hybrid_rt
 from helpers.small_detectors import Alone
 from hybrid_rt import THRESHOLDS, Verification, VerificationError
 from hybrid_rt.verification.golden import SampleChoice
-from hybrid_rt.verification.self_noise import reconciled, with_noise
+from hybrid_rt.verification.self_noise import reconciled, run_with_noise, with_noise
 from hybrid_rt.verification.verify import compare_modules, compare_results, compare_tensors
 
 LIMITS = THRESHOLDS["fp32"]
@@ -126,6 +126,30 @@ def test_noise_is_of_the_size_of_a_rounding_and_repeats() -> None:
     assert 0 < float((first[0] - image).abs().max()) <= 255e-6 * 1.1
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], labels)
+
+
+class OfBytes(nn.Module):
+    """Takes an image in bytes, and calls a layer on its values in 0..1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+        self.layers = nn.Sequential(nn.Identity(), nn.Identity())
+        self.layers[1].register_forward_pre_hook(lambda _, arguments: self.seen.append(arguments[0]))
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.layers(image.float() / 255)
+        return found
+
+
+def test_an_image_in_bytes_gets_its_noise_inside_of_the_detector() -> None:
+    image = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
+    detector = OfBytes()
+    plain = detector(image)
+    noisy = run_with_noise(detector, (image,), 1)
+    assert 0 < float((noisy - plain).abs().max()) <= 1e-6 * 1.1  # once, although two submodules are called
+    assert torch.equal(run_with_noise(detector, (image,), 1), noisy)
+    assert torch.equal(detector(image), plain)  # no hook stays
 
 
 def detections(x: Tensor, shift: float = 0.0, widths: tuple[float, ...] = (0.0, 0.3, 20.0)) -> list[dict[str, Tensor]]:
