@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from types import CellType, FunctionType, MethodType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -69,6 +69,37 @@ def without_wrappers(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = module._modules[inner]  # type: ignore[assignment]
+
+
+def is_training(module: nn.Module) -> bool:
+    """Returns true if a module may compute as in training: its flag is set, and its class's code reads the flag.
+
+    Layers that were put into a detector after ``eval()``, by quantising it or by fusing convolutions with norms, have
+    the flag of a new module, which most of them never read.
+    """
+    if not module.training:
+        return False
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    owners = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
+    functions = [_plain(value) for owner in owners for value in vars(owner).values()]
+    functions.append(_plain(vars(module).get("forward")))
+    return any("training" in code.co_names or "training" in code.co_consts for code in _codes(functions))
+
+
+def _plain(value: Any) -> Any:
+    """Returns the function of a method, property, class method or decorated function."""
+    value = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+    return inspect.unwrap(value) if callable(value) else value
+
+
+def _codes(functions: Iterable[Any]) -> Iterator[CodeType]:
+    """Yields the code of functions, and of the functions inside them."""
+    found = [code for function in functions if isinstance(code := getattr(function, "__code__", None), CodeType)]
+    while found:
+        code = found.pop()
+        yield code
+        found += [each for each in code.co_consts if isinstance(each, CodeType)]
 
 
 class _Copier:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ...capture.side_effects import find_side_effects
+from ...capture.working_copy import is_training
 from ...common.errors import CaptureError, OptionError
 from .engine_module import EngineModule
 
@@ -34,7 +35,8 @@ def check_module(module: nn.Module, scope: str, subject: str) -> None:
             remedy=f"Pass the {subject} before scripting.",
             code="detector-not-ready",
         )
-    training = [name or type(module).__name__ for name, child in module.named_modules() if child.training]
+    children = [(name, child) for name, child in module.named_modules() if child.training]
+    training = [name or type(module).__name__ for name, child in children if module.training or is_training(child)]
     if training:
         raise OptionError.make(
             scope,

@@ -61,6 +61,33 @@ def made(detector: Callable[[], nn.Module]) -> Any:
         return detector().requires_grad_(False).eval()
 
 
+# Layers that are put in after eval()
+
+
+def test_layers_that_never_read_the_training_flag_may_have_it_set(tmp_path: Path) -> None:
+    detector = made(SmallDetector)
+    detector.backbone.second[0] = made(lambda: nn.Conv2d(8, 8, 3, stride=2, padding=1)).train()
+    assert_same(detector, converted(detector, tmp_path / "x.pt"))
+    assert detector.backbone.second[0].training
+
+
+class Quantised(SmallDetector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+        return self.last(boxes.reshape(-1, 4)), scores
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization", "ignore:.*quantized tensor creation:UserWarning")
+def test_dynamically_quantised_layers(tmp_path: Path) -> None:
+    detector = torch.ao.quantization.quantize_dynamic(made(Quantised), {nn.Linear}, dtype=torch.qint8)
+    assert detector.last.training
+    assert_same(detector, converted(detector, tmp_path / "x.pt"))
+
+
 # Hooks
 
 
