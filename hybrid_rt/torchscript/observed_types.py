@@ -271,13 +271,8 @@ def _common(values: Any) -> str:
     return _UNKNOWN if kind == _NONE else kind
 
 
-def annotation_of(value: Any, annotation: Any) -> Any:
-    """Returns an attribute's annotation, or the one that fits its value if that is a list or dict of another type."""
+def type_of(value: Any) -> Any:
+    """Returns the type of a list or dict as an annotation; None for anything else, or if it is not known."""
     kind = _type_of(value) if isinstance(value, (list, dict)) else _UNKNOWN
-    if not kind:
-        return annotation
-    wanted: Any = torch.jit.annotations.try_ann_to_type(annotation, None)  # type: ignore[no-untyped-call]
-    inferred = torch._C._jit_try_infer_type(value)
-    if wanted is None or not inferred.success() or inferred.type().isSubtypeOf(wanted):
-        return annotation
-    return eval(kind, {"List": list, "Dict": dict, "Optional": Optional, "Tuple": tuple, "Tensor": Tensor})
+    names = {"List": list, "Dict": dict, "Optional": Optional, "Tuple": tuple, "Tensor": Tensor}
+    return eval(kind, names) if kind else None

@@ -17,7 +17,7 @@ from ...common.error_text import described
 from ...common.errors import CaptureError
 from ..autograd_functions import forwards_alone
 from ..generated_module import generated_class
-from ..observed_types import ObservedTypes, annotation_of, located
+from ..observed_types import ObservedTypes, located, type_of
 from .archives import freeze, submodule
 from .graphs import returns_losses_and_detections
 from .notices import quiet
@@ -365,9 +365,20 @@ def _annotate_as_held(module: nn.Module) -> None:
     """
     owner = type(module)
     annotations = getattr(owner, "__annotations__", {})
-    held = {name: annotation_of(vars(module).get(name), kind) for name, kind in annotations.items()}
+    held = {name: _fitting(vars(module).get(name), kind) for name, kind in annotations.items()}
     if any(held[name] is not kind for name, kind in annotations.items()):
         module.__class__ = type(owner.__name__, (owner,), {"__annotations__": held, "__module__": owner.__module__})
+
+
+def _fitting(value: Any, annotation: Any) -> Any:
+    """Returns an attribute's annotation, or the one that fits its value if that is a list or dict of another type."""
+    held = type_of(value)
+    if held is None:
+        return annotation
+    wanted: Any = torch.jit.annotations.try_ann_to_type(annotation, None)
+    inferred = torch._C._jit_try_infer_type(value)
+    fits = wanted is None or not inferred.success() or inferred.type().isSubtypeOf(wanted)
+    return annotation if fits else held
 
 
 def _annotations(method: FunctionType) -> dict[str, Any]:
