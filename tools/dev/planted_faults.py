@@ -85,7 +85,7 @@ FAULTS = [
     ),
     Fault(
         "host_code_for_all", "vendor_runtime.cpp", "if (options.allows_host_code) runtime", "runtime",
-        "an engine that brings code is allowed to only if it was recorded so",
+        "an engine may contain code only if its record says so",
     ),
     Fault(
         "contexts_made_at_once", "vendor_runtime.cpp",
@@ -116,15 +116,15 @@ FAULTS = [
     ),
     Fault(
         "shared_results", "graph_cache.cpp", "outputs.push_back(output.clone());", "outputs.push_back(output);",
-        "results of recorded calls are their callers' own",
+        "callers own the results of recorded calls",
     ),
     Fault(
         "graphs_without_bound", "graph_cache.cpp", "while (bytes_ > options_.memory &&",
-        "while (bytes_ > 100 * options_.memory &&", "the memory of graphs that went is free again",
+        "while (bytes_ > 100 * options_.memory &&", "the memory of destroyed graphs is freed",
     ),
     Fault(
         "dropped_graphs_still_counted", "graph_cache.cpp", "    bytes_ -= entries_.back()->bytes;\n", "",
-        "the graph that was used least recently goes when its last launch is over",
+        "the least recently used graph is destroyed after its last launch",
     ),
     Fault(
         "shape_not_set", "call.cpp", "    if (!name.empty())\n", "    if (name.empty())\n",

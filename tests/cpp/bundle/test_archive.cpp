@@ -78,7 +78,7 @@ Error failure_of_records(const Records& records) { return failure_of_archive(Arc
 
 }  // namespace
 
-TEST_CASE("a whole archive opens, shows its manifest and verifies") {
+TEST_CASE("a complete archive opens, returns its manifest and verifies") {
   const ArchiveFile file(valid());
   const Archive archive(file.path());
   CHECK(archive.path() == file.path());
@@ -97,7 +97,7 @@ TEST_CASE("a path that is not a file is refused") {
   }
 }
 
-TEST_CASE("a file that is no archive is refused") {
+TEST_CASE("a file that is not an archive is refused") {
   const ArchiveFile file(valid());
   for (const std::string& bytes : {std::string(), std::string("no archive"), std::string(100000, 'x')}) {
     file.overwrite(bytes);
@@ -117,7 +117,7 @@ TEST_CASE("a truncated archive is refused wherever it ends") {
   CHECK(failure_of_archive(file.path()).kind() == ErrorKind::kBundle);
 }
 
-TEST_CASE("a TorchScript archive that is no bundle is told apart") {
+TEST_CASE("a TorchScript archive that is not a bundle has an error of its own") {
   Records records = valid();
   records.erase(kManifest);
   CHECK(contains(failure_of_records(records).what(), "expected a bundle of hybrid_rt, got an archive without"));
@@ -132,7 +132,7 @@ TEST_CASE("a record that the manifest does not name is refused") {
   CHECK(contains(failure_of_records(records).what(), "record 'constants/1': expected one that the manifest names"));
 }
 
-TEST_CASE("an archive that is open stays the file that was opened") {
+TEST_CASE("an open archive reads the file that was opened, even if it is replaced") {
   const ArchiveFile file(valid());
   const Archive archive(file.path());
   Records others = valid();
@@ -144,7 +144,7 @@ TEST_CASE("an archive that is open stays the file that was opened") {
   CHECK(contains(failure_of_archive(file.path()).what(), "code/head.py"));
 }
 
-TEST_CASE("brackets without end are refused") {
+TEST_CASE("deeply nested brackets are refused") {
   Records records = valid();
   const std::string deep = std::string(100000, '[') + std::string(100000, ']');
   set_manifest(records, "{\"engines\": " + deep + "}");
@@ -158,7 +158,7 @@ TEST_CASE("a newer format is refused with the remedy") {
                  "expected format version 1 or 2, got 3. Upgrade hybrid_rt: the file was made by a newer version."));
 }
 
-TEST_CASE("a format version that is no number is damage") {
+TEST_CASE("a format version that is not a number is refused as damage") {
   for (const char* version : {"", "one", "-1", "1\n"}) {
     CAPTURE(version);
     Records records = valid();
@@ -185,7 +185,7 @@ TEST_CASE("a manifest without records is refused") {
   }
 }
 
-TEST_CASE("a manifest that is no JSON object is refused") {
+TEST_CASE("a manifest that is not a JSON object is refused") {
   const std::map<std::string, std::string> cases{{"", "expected JSON, nested at most 64 deep, got something else."},
                                                  {"{", "expected JSON, nested at most 64 deep, got something else."},
                                                  {"[]", "expected a JSON object, got array."},
@@ -201,7 +201,7 @@ TEST_CASE("a manifest that is no JSON object is refused") {
   }
 }
 
-TEST_CASE("records of another form are refused") {
+TEST_CASE("records in another form are refused") {
   for (const char* text :
        {R"({"records": {"constants/0": 5}})", R"({"records": {"constants/0": {"sha256": 5}}})",
         R"({"records": {"constants/0": {"is_blob": "yes"}}})", R"({"records": {"constants/0": {}}})"}) {
@@ -213,7 +213,7 @@ TEST_CASE("records of another form are refused") {
   }
 }
 
-TEST_CASE("a record that is gone is named") {
+TEST_CASE("a missing record is named") {
   Records records = valid();
   records.erase("code/head.py");
   CHECK(contains(failure_of_records(records).what(), "record 'code/head.py': expected it to be there, got none."));
@@ -237,13 +237,13 @@ static void check_seen_by_all_only(const Records& records) {
   CHECK(contains(failure_of([&] { archive.verify(Archive::Records::kAll); }).what(), "record 'constants/0'"));
 }
 
-TEST_CASE("an engine's bytes are left to the engine unless all is asked for") {
+TEST_CASE("an engine's bytes are compared only on request") {
   Records records = valid();
   records["constants/0"][500] = 'x';
   check_seen_by_all_only(records);
 }
 
-TEST_CASE("the golden sample is left out unless all is asked for") {
+TEST_CASE("the golden sample is compared only on request") {
   Records records = valid();
   json manifest = json::parse(records[kManifest]);
   manifest["records"]["constants/0"] = {{"sha256", digest("another")}, {"size", 1000}, {"is_golden", true}};
@@ -263,7 +263,7 @@ TEST_CASE("one record is read and compared with its digest") {
                  "record 'code/head.py': expected the SHA-256 " + digest("def forward")));
 }
 
-TEST_CASE("a flipped bit in the file is found") {
+TEST_CASE("a flipped bit in the file is detected") {
   const ArchiveFile file(valid());
   std::string bytes = file.bytes();
   bytes[bytes.find("wwwwww") + 300] ^= 1;

@@ -100,7 +100,7 @@ TEST_CASE("a label without a name is shown as its number") {
   }
 }
 
-TEST_CASE("further fields are ignored") {
+TEST_CASE("unknown fields are ignored") {
   json further = version_2();
   further["colour"] = "green";
   further["engines"][0]["colour"] = 5;
@@ -117,7 +117,7 @@ TEST_CASE("version 1 is read in the form of version 2") {
   CHECK(manifest.at("verification").at("tensors").at(0) == json{{"engine", "backbone+rpn.head"}, {"output", "0"}});
 }
 
-TEST_CASE("version 1 without members had one in each engine") {
+TEST_CASE("version 1 without members has one member per engine") {
   json old = version_1();
   old["segments"][0].erase("members");
   old["segments"][0]["name"] = "backbone";
@@ -145,7 +145,7 @@ TEST_CASE("a damaged manifest of version 1 is refused") {
   CHECK(contains(error.what(), "old.pt, manifest"));
 }
 
-TEST_CASE("what is missing or of another type is named") {
+TEST_CASE("missing fields and fields of another type are named") {
   const std::vector<std::pair<std::function<void(json&)>, std::string>> cases{
       {[](json& manifest) { manifest.erase("engines"); }, "odd.pt, manifest: expected a list of engines, got"},
       {[](json& manifest) { manifest["engines"] = 5; }, "odd.pt, manifest: expected a list of engines, got"},

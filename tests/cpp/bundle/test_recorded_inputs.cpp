@@ -17,7 +17,7 @@ std::string with_image(const std::string& image) { return R"({"engines": [], "im
 
 }  // namespace
 
-TEST_CASE("images are read with their ways, layouts and marks") {
+TEST_CASE("images are read with their paths, layouts and marks") {
   const auto images = image_inputs(
       with_image(R"({"place": [0, null, "pixels", 3], "layout": "HWC", "shape": [8, 9, 4], "dtype": "uint8"},
                     {"place": [1], "layout": "NHW", "shape": [1, 8, 9], "dtype": "bool", "is_mask": true})"),
@@ -36,7 +36,7 @@ TEST_CASE("an older file records no images, which is not the same as none") {
   CHECK(image_inputs(with_image(""), "x.pt")->empty());
 }
 
-TEST_CASE("images that no reader can use are refused") {
+TEST_CASE("unusable images are refused") {
   for (const char* image : {
            R"({"layout": "CHW", "shape": [3, 8, 8], "dtype": "float32"})",
            R"({"place": [], "layout": "CHW", "shape": [3, 8, 8], "dtype": "float32"})",
@@ -57,7 +57,7 @@ TEST_CASE("images that no reader can use are refused") {
   }
 }
 
-TEST_CASE("conditions are read as lines") {
+TEST_CASE("conditions are read line by line") {
   const std::string manifest =
       R"({"engines": [{}, {"conditions": {"inputs": [["x is even", "0.2: 2 % 0 =="], ["y", "0.3:"]]}}]})";
   CHECK(size_conditions(manifest, 0, "x.pt").inputs.empty());

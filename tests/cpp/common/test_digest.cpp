@@ -11,14 +11,14 @@ std::string sha256_of(const std::string& text) { return hybrid_rt::sha256(text.d
 }  // namespace
 
 // The examples of FIPS 180-4: https://csrc.nist.gov/projects/cryptographic-standards-and-guidelines/example-values
-TEST_CASE("sha256 is that of the standard's examples") {
+TEST_CASE("sha256 gives the digests of the standard's examples") {
   CHECK(sha256_of("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
   CHECK(sha256_of("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") ==
         "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
   CHECK(sha256_of(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }
 
-TEST_CASE("sha256 of nothing") {
+TEST_CASE("sha256 digests an empty input") {
   const std::string expected = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
   CHECK(sha256_of("") == expected);
   CHECK(hybrid_rt::sha256(nullptr, 0) == expected);

@@ -51,7 +51,7 @@ TEST_CASE("HYBRID_RT_LOG sets the level from which messages are written") {
   CHECK(written("no such level") == warnings);
 }
 
-TEST_CASE("a logger of one's own gets every message and nothing is written") {
+TEST_CASE("a custom logger gets every message, and nothing is written") {
   const TemporaryVariable variable("HYBRID_RT_LOG", "error");
   CapturedLog captured;
   CHECK(written_of_all_levels().empty());
@@ -79,7 +79,7 @@ TEST_CASE("a logger may log and may replace itself") {
   CHECK(seen == std::vector<std::string>{"first", "inner again"});
 }
 
-TEST_CASE("messages of many threads arrive whole") {
+TEST_CASE("messages from many threads arrive intact") {
   CapturedLog captured;
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) {

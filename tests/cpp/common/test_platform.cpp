@@ -46,7 +46,7 @@ TEST_CASE("a regular file is read at any position") {
   CHECK(failure == "Bad file descriptor");
 }
 
-TEST_CASE("a directory, a pipe and a missing file are no regular files") {
+TEST_CASE("a directory, a pipe and a missing file are not regular files") {
   const TemporaryFolder folder;
   CHECK(platform::open_regular_file(folder.path().string()).failure == "no regular file");
   CHECK(platform::open_regular_file("/dev/null").failure == "no regular file");
@@ -55,7 +55,7 @@ TEST_CASE("a directory, a pipe and a missing file are no regular files") {
   CHECK(missing.failure == "No such file or directory");
 }
 
-TEST_CASE("a library's bytes are a file until they are given back") {
+TEST_CASE("a library's bytes are a file until they are released") {
   const std::string bytes = "not a library";
   const platform::LibraryBytes made = platform::write_library("hybrid_rt_test", bytes.data(), bytes.size());
   REQUIRE(made.descriptor >= 0);
@@ -68,7 +68,7 @@ TEST_CASE("a library's bytes are a file until they are given back") {
   CHECK_FALSE(fs::exists(made.path));
 }
 
-TEST_CASE("libraries are opened, asked for symbols and found by an address") {
+TEST_CASE("libraries can be opened, searched for symbols and found by address") {
   void* const own = platform::open_library("libm.so.6", platform::Symbols::kForCaller);
   REQUIRE(own != nullptr);
   CHECK(platform::is_library_loaded("libm.so.6"));
@@ -82,7 +82,7 @@ TEST_CASE("libraries are opened, asked for symbols and found by an address") {
   CHECK(platform::library_failure() == "no reason is known");  // the failure was already reported
 }
 
-TEST_CASE("the machine has instructions and memory") {
+TEST_CASE("the machine reports instructions and memory") {
   CHECK_FALSE(platform::cpu_flags().empty());
   CHECK_FALSE(platform::processor_name().empty());
   CHECK(platform::architecture() != "unknown");

@@ -30,7 +30,7 @@ void write_file(const std::string& path) { std::ofstream(path) << "no library"; 
 
 }  // namespace
 
-TEST_CASE("the plug-ins beside the library are found and opened") {
+TEST_CASE("the plug-ins next to the library are found and opened") {
   const auto infos = hybrid_rt::backends();
   const BackendInfo* torchscript = find(infos, "torchscript");
   REQUIRE(torchscript != nullptr);
@@ -43,14 +43,14 @@ TEST_CASE("the plug-ins beside the library are found and opened") {
 #endif
 }
 
-TEST_CASE("what is not available says why") {
+TEST_CASE("an unavailable backend gives the reason") {
   for (const BackendInfo& info : hybrid_rt::backends()) {
     CAPTURE(info.name);
     CHECK(info.availability.available == info.availability.reason.empty());
   }
 }
 
-TEST_CASE("a backend is made once, by whichever thread is first") {
+TEST_CASE("a backend is created once, by the first thread") {
   std::vector<hybrid_rt::Backend*> seen(8);
   std::vector<std::thread> threads;
   for (auto& place : seen) threads.emplace_back([&place] { place = &hybrid_rt::backend("torchscript"); });
@@ -58,7 +58,7 @@ TEST_CASE("a backend is made once, by whichever thread is first") {
   CHECK(std::count(seen.begin(), seen.end(), &hybrid_rt::backend("torchscript")) == 8);
 }
 
-TEST_CASE("a backend that is not installed is named with those that are") {
+TEST_CASE("a backend that is not installed is named with the installed ones") {
   const Error error = failure_of([] { hybrid_rt::backend("nonesuch"); });
   CHECK(error.kind() == ErrorKind::kBackend);
   CHECK(contains(error.what(), "hybrid_rt[nonesuch]: backend: expected one of "));
@@ -68,7 +68,7 @@ TEST_CASE("a backend that is not installed is named with those that are") {
                  "(libhybrid_rt_nonesuch.so), or name its directory in HYBRID_RT_PLUGIN_PATH."));
 }
 
-TEST_CASE("a plug-in of an added folder is found") {
+TEST_CASE("a plug-in in an added directory is found") {
   hybrid_rt::add_plugin_folder(HYBRID_RT_TEST_PLUGINS);
   const auto infos = hybrid_rt::backends();
   const BackendInfo* fixture = find(infos, "fixture");
@@ -77,7 +77,7 @@ TEST_CASE("a plug-in of an added folder is found") {
   CHECK(fixture->availability.version == "1.0");
 }
 
-TEST_CASE("a plug-in that is put into a known directory is found when it is asked for") {
+TEST_CASE("a plug-in that is added to a known directory later is found on request") {
   const TemporaryFolder folder;
   hybrid_rt::add_plugin_folder(folder.path().string());
   CHECK(contains(failure_of([] { hybrid_rt::backend("latecomer"); }).what(), "expected one of "));
@@ -99,7 +99,7 @@ TEST_CASE("a plug-in that can't be opened is listed with the reason") {
   CHECK(contains(error.what(), "hybrid_rt[text]: plug-in: expected a usable " + folder.file("libhybrid_rt_text.so")));
 }
 
-TEST_CASE("a library that is no plug-in is listed with the reason") {
+TEST_CASE("a library that is not a plug-in is listed with the reason") {
   const TemporaryFolder folder;
   const auto infos = hybrid_rt::backends();
   const BackendInfo* torchscript = find(infos, "torchscript");
@@ -111,7 +111,7 @@ TEST_CASE("a library that is no plug-in is listed with the reason") {
                  "exports no hybrid_rt_plugin (it lacks HYBRID_RT_PLUGIN)"));
 }
 
-TEST_CASE("the folders of HYBRID_RT_PLUGIN_PATH are searched, those that do not exist are passed over") {
+TEST_CASE("the directories in HYBRID_RT_PLUGIN_PATH are searched, and missing ones are skipped") {
   const TemporaryFolder folder;
   write_file(folder.file("libhybrid_rt_from_environment.so"));
   const std::string path = "/no/such/folder::" + folder.path().string();
@@ -131,7 +131,7 @@ TEST_CASE("only files named libhybrid_rt_NAME.so are plug-ins") {
   CHECK(hybrid_rt::backends().size() == before);
 }
 
-TEST_CASE("the first of two plug-ins of one name is used, and one warning names both") {
+TEST_CASE("the first of two plug-ins with the same name is used, and one warning names both") {
   const TemporaryFolder first;
   const TemporaryFolder second;
   write_file(first.file("libhybrid_rt_twice.so"));

@@ -41,7 +41,7 @@ class CountingEngine : public hybrid_rt::ShapeCachingEngine {
 
 }  // namespace
 
-TEST_CASE("output shapes are learnt from the first run at each set of input shapes") {
+TEST_CASE("output shapes are learned in the first run with each set of input shapes") {
   CountingEngine engine(/*must_copy=*/false);
   const std::vector<at::Tensor> small{at::zeros({1, 2})};
   const std::vector<at::Tensor> large{at::zeros({3, 4})};
@@ -56,7 +56,7 @@ TEST_CASE("output shapes are learnt from the first run at each set of input shap
   CHECK(engine.into == std::vector<std::vector<std::vector<std::int64_t>>>{{{1, 2}}, {{3, 4}}});
 }
 
-TEST_CASE("an engine that must copy is never told where to write") {
+TEST_CASE("an engine whose outputs must be copied never gets an output buffer") {
   CountingEngine engine(/*must_copy=*/true);
   const std::vector<at::Tensor> inputs{at::zeros({1, 2})};
   for (int i = 0; i < 3; ++i) engine.run(inputs);
@@ -64,7 +64,7 @@ TEST_CASE("an engine that must copy is never told where to write") {
   CHECK(engine.into.empty());
 }
 
-TEST_CASE("an output in an input's memory is found") {
+TEST_CASE("an output that shares an input's memory is detected") {
   const at::Tensor input = at::zeros({8});
   CHECK(CountingEngine::overlaps({input}, input));
   CHECK(CountingEngine::overlaps({input}, input.slice(0, 7, 8)));

@@ -89,7 +89,7 @@ std::vector<int64_t> chosen_in_order(const std::string& backends, const std::vec
 
 }  // namespace
 
-TEST_CASE("the first variant that can run is chosen, in the file's order") {
+TEST_CASE("the first variant in the file that can run is chosen") {
   const CapturedLog captured;
   const ChosenEngine choice = Variants().add({{"refuse", "no such device"}}).add().add().choose();
   CHECK(choice.index == 1);
@@ -107,7 +107,7 @@ TEST_CASE("the first variant that can run is chosen, in the file's order") {
   CHECK(messages[1] == "engine 'backbone' runs on " + choice.engine->description());
 }
 
-TEST_CASE("checking says the same without loading an engine") {
+TEST_CASE("check() gives the same result without loading an engine") {
   Variants variants;
   variants.add({{"refuse", "no such device"}}).add({{"fail", "out of memory"}}).add();
   const auto checks = check_variants(variants.specs(), {}, {}, Machine::here());
@@ -118,7 +118,7 @@ TEST_CASE("checking says the same without loading an engine") {
   CHECK(checks[2].refusal.empty());
 }
 
-TEST_CASE("a variant that fails to load is warned of and the next one runs") {
+TEST_CASE("a variant that fails to load causes a warning, and the next one runs") {
   for (const char* way : {"fail", "throw"}) {
     CAPTURE(way);
     const CapturedLog captured;
@@ -133,7 +133,7 @@ TEST_CASE("a variant that fails to load is warned of and the next one runs") {
   }
 }
 
-TEST_CASE("if none can run, the error lists every variant with its reason") {
+TEST_CASE("if no variant can run, the error lists each one with its reason") {
   const CapturedLog captured;
   Variants variants;
   variants.add({{"refuse", "no such device"}}).add({{"fail", "out of memory"}}).add({}, "nonesuch");
@@ -149,7 +149,7 @@ TEST_CASE("if none can run, the error lists every variant with its reason") {
   CHECK(contains(text, "`hybrid-rt doctor` shows what this machine can run."));
 }
 
-TEST_CASE("only variants of the backend that was asked for may run") {
+TEST_CASE("only variants of the requested backend may run") {
   Variants variants;
   variants.add({}, "torchscript").add();
   const ChosenEngine choice = variants.choose("fixture");
@@ -159,7 +159,7 @@ TEST_CASE("only variants of the backend that was asked for may run") {
   CHECK(contains(failure_of([&] { variants.choose("openvino"); }).what(), "only 'openvino' was asked for"));
 }
 
-TEST_CASE("HYBRID_RT_BACKEND is the preference unless one is given") {
+TEST_CASE("HYBRID_RT_BACKEND is the default preference") {
   const TemporaryVariable variable("HYBRID_RT_BACKEND", "torchscript");
   CHECK(preference_from("").backends == std::vector<std::string>{"torchscript"});
   CHECK(preference_from(" openvino:bf16, ,tvm").backends == std::vector<std::string>{"openvino:bf16", "tvm"});
@@ -178,7 +178,7 @@ TEST_CASE("a preference for several backends is an order") {
   CHECK(variants.choose("fixture:bf16").variants[1].refusal == "only 'fixture:bf16' was asked for");
 }
 
-TEST_CASE("a strict load falls back on nothing") {
+TEST_CASE("a strict load does not fall back") {
   const CapturedLog captured;
   CHECK(Variants().add().add().choose("", 1, true).index == 0);
   for (const char* way : {"refuse", "fail"}) {
@@ -194,7 +194,7 @@ TEST_CASE("a strict load falls back on nothing") {
   }
 }
 
-TEST_CASE("a variant that fails to warm up falls to the next") {
+TEST_CASE("a variant that fails during warm-up falls back to the next") {
   const CapturedLog captured;
   Variants variants;
   variants.add({{"fail_to_run", "no kernel"}}).add();
@@ -205,7 +205,7 @@ TEST_CASE("a variant that fails to warm up falls to the next") {
   CHECK(captured.of(LogLevel::kWarning).size() == 1);
 }
 
-TEST_CASE("a strict check names the first variant or none") {
+TEST_CASE("a strict check returns the first variant or none") {
   Variants variants;
   variants.add({{"refuse", "no such device"}}).add();
   const Preference strict{.backends = {}, .strict = true};
@@ -215,7 +215,7 @@ TEST_CASE("a strict check names the first variant or none") {
   CHECK(checks[1].refusal.empty());
 }
 
-TEST_CASE("a device that a backend does not list is refused, after its own reason") {
+TEST_CASE("a device that a backend does not support is refused, after the backend's own reason") {
   Variants variants;
   variants.add().add({{"refuse", "no such device"}});
   const auto checks = check_variants(variants.specs(), {}, {.device = c10::Device("cuda:1")}, {});
@@ -223,7 +223,7 @@ TEST_CASE("a device that a backend does not list is refused, after its own reaso
   CHECK(checks[1].refusal == "no such device");
 }
 
-TEST_CASE("requirements of the machine are compared before a backend is asked") {
+TEST_CASE("the machine's requirements are checked before the backend is asked") {
   hybrid_rt::Machine machine;
   machine.cpu_flags = {"avx2", "fma"};
   machine.free_memory = 1000;
@@ -272,21 +272,21 @@ TEST_CASE("an artifact for CUDA is compared with the GPU that would run it") {
   CHECK(refusal("8.6", 2) == "there is no CUDA device 2");
 }
 
-TEST_CASE("a version is compared only once it is known") {
+TEST_CASE("a version is compared only if it is known") {
   ArtifactSpec spec;
   spec.requirements = {{"version", ">=2"}};
   CHECK_FALSE(hybrid_rt::unmet(spec, "", {}).has_value());
   CHECK(hybrid_rt::unmet(spec, "1.9", {}).has_value());
 }
 
-TEST_CASE("this machine says something of itself") {
+TEST_CASE("this machine has a description of its facts") {
   const hybrid_rt::Machine machine = hybrid_rt::Machine::here();
   CHECK_FALSE(machine.cpu_flags.empty());
   CHECK(machine.free_memory > 0);
   CHECK(machine.cuda_devices.empty() != machine.no_cuda_reason.empty());
 }
 
-TEST_CASE("a blob is put together of pieces, some of which others have too") {
+TEST_CASE("a blob is assembled from pieces, some of which are shared") {
   const at::Tensor first = at::arange(10, at::kByte);
   const at::Tensor second = at::arange(100, 104, at::kByte);
   const auto digest = [](const at::Tensor& bytes) {
@@ -313,7 +313,7 @@ TEST_CASE("a blob is put together of pieces, some of which others have too") {
   CHECK(contains(failure({0, 0, 3}, 4), "expected 4 bytes, got 3"));
 }
 
-TEST_CASE("altered bytes of the chosen variant are an error, not a reason to take the next") {
+TEST_CASE("altered bytes of the chosen variant cause an error, not a fallback") {
   Variants variants;
   variants.add().add();
   variants.blobs()[0] = at::ones_like(variants.blobs()[0]);
@@ -340,7 +340,7 @@ TEST_CASE("two loads of the same artifact share one engine while it is in use") 
   CHECK(copy.choose().engine == first);
 }
 
-TEST_CASE("other bytes or other options get an engine of their own") {
+TEST_CASE("different bytes or options get separate engines") {
   Variants variants;
   variants.add();
   const auto first = variants.choose("", 1).engine;
@@ -348,7 +348,7 @@ TEST_CASE("other bytes or other options get an engine of their own") {
   CHECK(Variants().add().choose("", 1).engine != first);
 }
 
-TEST_CASE("an engine in fp32 is the same one whether precisions are emulated or not") {
+TEST_CASE("an engine in fp32 is shared with and without emulated precisions") {
   Variants variants;
   variants.add().add();
   variants.specs()[1].precision = "bf16";
@@ -357,7 +357,7 @@ TEST_CASE("an engine in fp32 is the same one whether precisions are emulated or 
   CHECK(emulated != variants.choose("fixture:bf16").engine);
 }
 
-TEST_CASE("engines are not shared between loads under other settings of the backend") {
+TEST_CASE("engines are not shared between loads with different backend settings") {
   Variants variants;
   variants.add();
   const auto first = variants.choose().engine;
@@ -368,7 +368,7 @@ TEST_CASE("engines are not shared between loads under other settings of the back
   CHECK(variants.choose().engine == first);
 }
 
-TEST_CASE("an engine goes when its last user goes") {
+TEST_CASE("an engine is destroyed with its last user") {
   Variants variants;
   variants.add();
   auto first = variants.choose().engine;
@@ -379,7 +379,7 @@ TEST_CASE("an engine goes when its last user goes") {
   CHECK(variants.choose().engine->description() != description);
 }
 
-TEST_CASE("threads that load the same artifact at once get one engine") {
+TEST_CASE("threads that load the same artifact concurrently get one engine") {
   Variants variants;
   variants.add();
   std::vector<std::shared_ptr<hybrid_rt::Engine>> engines(8);

@@ -46,7 +46,7 @@ std::tuple<at::Tensor, at::Tensor> both_ways(const DeformableConvolution& o, int
 
 }  // namespace
 
-TEST_CASE("a deformable convolution of torch's operators is that of the kernel") {
+TEST_CASE("a deformable convolution composed of torch's operators equals the kernel's") {
   const std::vector<DeformableConvolution> cases{
       {1, 1, 1, 1, 1, 1, 1, 1, false}, {2, 1, 0, 3, 1, 2, 2, 4, true}, {1, 3, 2, 0, 2, 1, 4, 2, true}};
   for (const DeformableConvolution& options : cases) {
@@ -59,7 +59,7 @@ TEST_CASE("a deformable convolution of torch's operators is that of the kernel")
   }
 }
 
-TEST_CASE("poolings without CUDA kernels are copied, which is said once") {
+TEST_CASE("inputs of poolings without CUDA kernels are copied, with one warning") {
   const CapturedLog captured;
   const at::Tensor input = at::rand({1, 8, 9, 9});
   const at::Tensor rois = at::tensor({0.0F, 1.0F, 1.0F, 7.0F, 6.0F}).view({1, 5});

@@ -58,7 +58,7 @@ TEST_CASE("the operators take CUDA tensors") {
   }
 }
 
-TEST_CASE("without CUDA kernels the CPU kernels give the results") {
+TEST_CASE("without CUDA kernels, the CPU kernels compute the results") {
   const at::Tensor boxes = at::tensor({0., 0., 10., 10., 1., 1., 11., 11., 20., 20., 30., 30.}).reshape({3, 4});
   const at::Tensor kept = hybrid_rt::operators::nms_through_cpu(boxes, at::tensor({.5, .9, .7}), 0.5);
   CHECK(at::equal(kept, at::tensor({1, 2}, at::kLong)));
@@ -100,7 +100,7 @@ TEST_CASE("CUDA operators of another version are refused") {
             kConsequence);
 }
 
-TEST_CASE("a library of CUDA operators that is not there or no such library is one warning with the remedy") {
+TEST_CASE("a missing or invalid library of CUDA operators causes one warning with the remedy") {
   const TemporaryFolder folder;
   const std::string absent = folder.file("absent.so");
   CHECK(warning_of(absent) ==
@@ -114,7 +114,7 @@ TEST_CASE("a library of CUDA operators that is not there or no such library is o
   CHECK(contains(warning_of(other), "can't be used (" + other + " exports no hybrid_rt_cuda_operators): "));
 }
 
-TEST_CASE("the CUDA operators lie beside the library, and are no backend") {
+TEST_CASE("the CUDA operators are next to the library and are not a backend") {
   const std::filesystem::path path = hybrid_rt::operators::cuda_operators_path();
   CHECK(path.filename() == "hybrid_rt_cuda_operators.so");
   CHECK(std::filesystem::exists(path.parent_path() / "libhybrid_rt.so"));

@@ -74,7 +74,7 @@ const Options kOnePoint{};
 
 }  // namespace
 
-TEST_CASE("nms keeps the best of overlapping boxes, best first") {
+TEST_CASE("nms keeps the best of overlapping boxes, in descending order") {
   // The first two share 81 of 119 (0.68), the third stands alone.
   const at::Tensor boxes = rows({0, 0, 10, 10, 1, 1, 11, 11, 20, 20, 30, 30}, 4);
   const at::Tensor scores = at::tensor({0.5f, 0.9f, 0.7f});
@@ -83,7 +83,7 @@ TEST_CASE("nms keeps the best of overlapping boxes, best first") {
   CHECK(values<int64_t>(nms(boxes.to(at::kDouble), scores.to(at::kDouble), 0.5)) == std::vector<int64_t>{1, 2});
 }
 
-TEST_CASE("nms suppresses above the threshold only, and only by boxes that stay") {
+TEST_CASE("nms suppresses only above the threshold, and only by kept boxes") {
   // Adjacent boxes share 1 of 3; the first and the last share nothing.
   const at::Tensor boxes = rows({0, 0, 2, 1, 1, 0, 3, 1, 2, 0, 4, 1}, 4);
   const at::Tensor scores = at::tensor({3.0f, 2.0f, 1.0f});
@@ -98,13 +98,13 @@ TEST_CASE("nms keeps the order of equal scores and puts NaN first") {
   CHECK(values<int64_t>(nms(boxes, at::tensor({1.0f, 2.0f, nan}), 0.5)) == std::vector<int64_t>{2, 1, 0});
 }
 
-TEST_CASE("nms of no boxes is empty") {
+TEST_CASE("nms of an empty input is empty") {
   const at::Tensor kept = nms(at::zeros({0, 4}), at::zeros({0}), 0.5);
   CHECK(kept.numel() == 0);
   CHECK(values<int64_t>(kept).empty());  // throws for another dtype
 }
 
-TEST_CASE("nms looks beyond its first chunk of kept boxes") {
+TEST_CASE("nms compares with kept boxes beyond the first chunk") {
   // 200 boxes far from each other, then a copy of each with a lower score.
   std::vector<float> boxes;
   for (int copy = 0; copy < 2; ++copy) {
@@ -119,7 +119,7 @@ TEST_CASE("nms looks beyond its first chunk of kept boxes") {
   CHECK(kept.back() == 199);
 }
 
-TEST_CASE("nms says what it refuses") {
+TEST_CASE("nms names the input that it refuses") {
   const at::Tensor boxes = rows({0, 0, 1, 1}, 4);
   const at::Tensor scores = at::full({1}, 0.5);
   CHECK(input_error_of([&] { nms(at::zeros({2, 3}), scores, 0.5); }) ==
@@ -152,14 +152,14 @@ TEST_CASE("roi_align averages the points of each bin, which follow the scale") {
   CHECK(values<float>(pooled) == std::vector<float>{2.5f, 3.5f, 6.5f, 7.5f});
 }
 
-TEST_CASE("roi_align takes a point per pixel where the ratio is 0") {
+TEST_CASE("roi_align takes one point per pixel if the ratio is 0") {
   // Bins of 1.5 pixels, two points each, at 0.375 and 1.125 (mean 0.75) and at 1.875 and 2.625 (mean 2.25).
   const Options options{.height = 2, .width = 2, .sampling_ratio = 0};
   const auto pooled = values<float>(roi_align(ramp(), rows({0, 0, 0, 3, 3}, 5), options));
   CHECK(pooled == std::vector<float>{3.75f, 5.25f, 9.75f, 11.25f});
 }
 
-TEST_CASE("roi_align is the same for every layout and more channels than one block") {
+TEST_CASE("roi_align gives the same for every layout and for more channels than one block") {
   const at::Tensor input = at::arange(2 * 37 * 6 * 5, at::kFloat).reshape({2, 37, 6, 5});
   const at::Tensor rois = rows({0, 0, 0, 4, 4, 1, 1, 2, 3, 5}, 5);
   const Options options{.height = 2, .width = 3, .sampling_ratio = 2};
@@ -173,7 +173,7 @@ TEST_CASE("roi_align is the same for every layout and more channels than one blo
   }
 }
 
-TEST_CASE("roi_align gives 0 for boxes outside, of no points, and not finite") {
+TEST_CASE("roi_align gives 0 for boxes that are outside, empty or not finite") {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float infinity = std::numeric_limits<float>::infinity();
   const at::Tensor rois = rows({0, 50, 50, 60, 60, 0, 3, 3, 1, 1, 0, nan, 0, 2, 2, 0, 0, 0, 2, infinity}, 5);
@@ -181,12 +181,12 @@ TEST_CASE("roi_align gives 0 for boxes outside, of no points, and not finite") {
   CHECK(pooled == std::vector<float>(4, 0.0f));
 }
 
-TEST_CASE("roi_align of no boxes is empty") {
+TEST_CASE("roi_align of an empty input is empty") {
   const at::Tensor pooled = roi_align(ramp(), at::zeros({0, 5}), {.height = 7, .width = 7});
   CHECK(pooled.sizes() == at::IntArrayRef{0, 1, 7, 7});
 }
 
-TEST_CASE("roi_align says what it refuses") {
+TEST_CASE("roi_align names the input that it refuses") {
   const at::Tensor rois = rows({0, 0, 0, 2, 2}, 5);
   CHECK(input_error_of([&] { roi_align(ramp()[0], rois, kOnePoint); }) ==
         "hybrid_rt[operators]: roi_align: expected input of shape [N, C, H, W], got Float [1, 4, 4]. "
@@ -211,7 +211,7 @@ TEST_CASE("roi_align refuses a picture that is not in the batch") {
   }
 }
 
-TEST_CASE("roi_align refuses a box of too many points") {
+TEST_CASE("roi_align refuses a box with too many points") {
   const at::Tensor rois = rows({0, 0, 0, 1e6f, 1e6f}, 5);
   check_starts_with(input_error_of([&] { roi_align(ramp(), rois, {.sampling_ratio = 0}); }),
                     "hybrid_rt[operators]: roi_align: expected at most 2147483647 sampling points per box, got ");

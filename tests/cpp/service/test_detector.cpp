@@ -61,7 +61,7 @@ ErrorKind kind_of(Detector& detector, const at::Tensor& image) {
 
 }  // namespace
 
-TEST_CASE("a detector finds what its module finds, from several threads at once") {
+TEST_CASE("a detector gives its module's results in several threads at once") {
   std::vector<at::Tensor> images;
   for (std::uint64_t i = 0; i < 6; ++i) images.push_back(noise(64 + 8 * static_cast<std::int64_t>(i), 96, i));
   std::vector<Detections> expected;
@@ -87,7 +87,7 @@ TEST_CASE("a detector finds what its module finds, from several threads at once"
   CHECK(detector.status().engines.at(0).name == "backbone");
 }
 
-TEST_CASE("bytes give what floats give") {
+TEST_CASE("uint8 and float images give the same results") {
   const at::Tensor bytes = at::randint(0, 256, {48, 64, 3}, at::kByte);
   const at::Tensor floats = bytes.permute({2, 0, 1}).to(at::kFloat).div(255);
   Detector detector(bundle());
@@ -113,7 +113,7 @@ TEST_CASE("a batch answers each of its pictures") {
   }
 }
 
-TEST_CASE("of a batch the picture that can't be made fails alone") {
+TEST_CASE("a picture that can't be decoded fails without the rest of its batch") {
   Detector detector(bundle(), {.max_batch = 2, .max_delay = 500ms});
   std::promise<DetectOutcome> good;
   std::promise<DetectOutcome> bad;
@@ -129,7 +129,7 @@ TEST_CASE("of a batch the picture that can't be made fails alone") {
   CHECK_THROWS_WITH(std::rethrow_exception(bad.get_future().get().error), "no picture");
 }
 
-TEST_CASE("pictures that a detector does not take are refused") {
+TEST_CASE("pictures that a detector does not accept are refused") {
   Detector detector(bundle());
   CHECK(kind_of(detector, at::zeros({3, 8})) == ErrorKind::kInput);
   CHECK(kind_of(detector, at::zeros({8, 8, 4}, at::kByte)) == ErrorKind::kInput);
@@ -138,7 +138,7 @@ TEST_CASE("pictures that a detector does not take are refused") {
   CHECK_FALSE(detector.detect(at::zeros({3, 32, 32})).height == 0);  // it still works
 }
 
-TEST_CASE("a deadline that has passed is an error of its own") {
+TEST_CASE("an expired deadline has an error of its own") {
   Detector detector(bundle());
   try {
     detector.detect(at::zeros({3, 64, 64}), std::chrono::steady_clock::now() - 1s);
@@ -170,7 +170,7 @@ TEST_CASE("a reload loses no request") {
   CHECK(detector.status().loads == 2);
 }
 
-TEST_CASE("a reload that fails leaves what was there") {
+TEST_CASE("a failed reload keeps the old module") {
   const TemporaryFolder folder;
   const std::string path = folder.file("copy.pt");
   std::filesystem::copy_file(bundle(), path);
@@ -181,7 +181,7 @@ TEST_CASE("a reload that fails leaves what was there") {
   CHECK(detector.detect(noise(48, 48, 1)).height == 48);
 }
 
-TEST_CASE("after stop() what was taken is answered, and nothing more is taken") {
+TEST_CASE("after stop(), accepted requests are answered and new ones refused") {
   Detector detector(bundle());
   std::atomic<int> answered{0};
   std::vector<DetectRequest> requests;
@@ -195,14 +195,14 @@ TEST_CASE("after stop() what was taken is answered, and nothing more is taken") 
   CHECK(kind_of(detector, noise(48, 48, 1)) == ErrorKind::kBusy);
 }
 
-TEST_CASE("numbers that can't be are refused before anything is loaded") {
+TEST_CASE("invalid numbers are refused before anything is loaded") {
   CHECK(std::string(failure_of([] { Detector("/no/such/file.pt", {.workers = 0}); }).what()) ==
         "hybrid_rt[detector]: workers: expected 1 to 1024, got 0.");
   CHECK_THROWS_AS(Detector("/no/such/file.pt", {.queue_capacity = 0}), Error);
   CHECK_THROWS_AS(Detector("/no/such/file.pt", {.max_batch = 0}), Error);
 }
 
-TEST_CASE("what an engine says of its input is of kInput again after TorchScript") {
+TEST_CASE("an engine's input error is kInput again after TorchScript") {
   const std::runtime_error wrapped(
       "The following operation failed in the TorchScript interpreter.\nTraceback ...\nRuntimeError: "
       "hybrid_rt[openvino]: engine 'backbone', input 'x': expected 1x3x64x64, got 1x3x65x64. Resize it.");

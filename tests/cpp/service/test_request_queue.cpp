@@ -51,7 +51,7 @@ void run_one(RequestQueue& queue, Clock::duration took) {
 
 }  // namespace
 
-TEST_CASE("a queue takes all of the requests or none") {
+TEST_CASE("a queue accepts all of the requests or none") {
   RequestQueue queue({.queue_capacity = 3});
   queue.push(requests(2));
   CHECK(refusal(queue, requests(2)) ==
@@ -61,7 +61,7 @@ TEST_CASE("a queue takes all of the requests or none") {
   CHECK(refusal(queue, requests(1)).empty());
 }
 
-TEST_CASE("without batches pictures are taken one by one, in their order") {
+TEST_CASE("without batching, pictures are taken one by one in order") {
   RequestQueue queue(DetectorOptions{});
   queue.push(requests(1));
   queue.push([] {
@@ -74,7 +74,7 @@ TEST_CASE("without batches pictures are taken one by one, in their order") {
   CHECK(queue.running() == 2);
 }
 
-TEST_CASE("a batch holds pictures of one bucket, and those of others wait") {
+TEST_CASE("a batch contains pictures of one bucket, and the others wait") {
   RequestQueue queue({.max_batch = 4, .size_bucket = 64});
   std::vector<DetectRequest> given;
   for (const std::int64_t height : {100, 250, 128, 65, 193}) given.push_back(request({height, 100}));
@@ -87,7 +87,7 @@ TEST_CASE("a batch holds pictures of one bucket, and those of others wait") {
   CHECK(heights == std::vector<std::int64_t>{250, 193});
 }
 
-TEST_CASE("the first of a batch waits for others for its delay, not longer than until it is full") {
+TEST_CASE("a batch waits for the delay or until it is full") {
   RequestQueue queue({.max_batch = 2, .max_delay = 10s});
   queue.push(requests(1));
   std::thread other([&queue] {
@@ -102,7 +102,7 @@ TEST_CASE("the first of a batch waits for others for its delay, not longer than 
   CHECK(impatient.take().ready.size() == 1);
 }
 
-TEST_CASE("what can't be done before its deadline is refused when it comes") {
+TEST_CASE("a request that can't meet its deadline is refused on arrival") {
   RequestQueue queue(DetectorOptions{});
   run_one(queue, 200ms);
   queue.push(requests(1));
@@ -113,13 +113,13 @@ TEST_CASE("what can't be done before its deadline is refused when it comes") {
   CHECK(refusal(queue, requests(1)).empty());
 }
 
-TEST_CASE("an idle queue takes any deadline: what was slow once may be fast now") {
+TEST_CASE("an idle queue accepts any deadline, because the estimate may be outdated") {
   RequestQueue queue(DetectorOptions{});
   run_one(queue, 200ms);
   CHECK(refusal(queue, requests(1, 100ms)).empty());
 }
 
-TEST_CASE("what has waited past its deadline is not run") {
+TEST_CASE("a request that waited past its deadline is not run") {
   RequestQueue queue(DetectorOptions{});
   queue.push(requests(1, 1ms));
   queue.push(requests(1));
@@ -129,7 +129,7 @@ TEST_CASE("what has waited past its deadline is not run") {
   CHECK(batch.ready.size() == 1);
 }
 
-TEST_CASE("a queue that stopped refuses, hands out what is left, then nothing") {
+TEST_CASE("a stopped queue refuses requests and hands out the remaining ones") {
   RequestQueue queue(DetectorOptions{});
   queue.push(requests(2));
   queue.stop();

@@ -21,7 +21,7 @@ ArtifactSpec spec_of(const std::vector<std::string>& names) {
 
 }  // namespace
 
-TEST_CASE("a blob map gives the bytes that the spec names") {
+TEST_CASE("a blob map returns the bytes that the spec names") {
   const at::Tensor xml = at::arange(3, at::kByte);
   const at::Tensor weights = at::arange(5, at::kByte);
   const BlobMap blobs(spec_of({"xml", "weights"}), {xml, weights});
@@ -29,7 +29,7 @@ TEST_CASE("a blob map gives the bytes that the spec names") {
   CHECK(blobs.at("weights").is_same(weights));
 }
 
-TEST_CASE("a missing blob is an error that lists those that there are") {
+TEST_CASE("a missing blob causes an error that lists the existing ones") {
   const BlobMap blobs(spec_of({"xml", "weights"}), {at::zeros({1}, at::kByte), at::zeros({1}, at::kByte)});
   const Error error = failure_of([&] { blobs.at("engine"); });
   CHECK(error.kind() == ErrorKind::kBundle);
@@ -37,7 +37,7 @@ TEST_CASE("a missing blob is an error that lists those that there are") {
   CHECK(contains(failure_of([] { BlobMap(spec_of({}), {}).at("engine"); }).what(), "got none."));
 }
 
-TEST_CASE("a blob map wants the bytes of each blob") {
+TEST_CASE("a blob map requires the bytes of each blob") {
   CHECK(contains(failure_of([] { BlobMap(spec_of({"xml"}), {}); }).what(),
                  "artifact of openvino: expected 1 blobs, got 0."));
 }

@@ -32,7 +32,7 @@ bool holds(const std::string& postfix) {
 
 }  // namespace
 
-TEST_CASE("conditions on sizes are computed as Python would") {
+TEST_CASE("conditions on sizes are computed as in Python") {
   for (const char* text : {"0.1: 6 ==", "0.0: 0.1: + 10 ==", "0.1: 0.0: % 2 ==", "-7 2 // -4 ==", "-7 2 % 1 ==",
                            "7 -2 // -4 ==", "0.0: 3 < 1 or", "4 0 // 0 =="}) {
     CAPTURE(text);
@@ -41,7 +41,7 @@ TEST_CASE("conditions on sizes are computed as Python would") {
   CHECK_FALSE(holds("0.1: 7 =="));
 }
 
-TEST_CASE("conditions of any numbers end no process, and stay at the ends of the range") {
+TEST_CASE("conditions on extreme numbers saturate and never end the process") {
   const std::string least = "-9223372036854775808";
   const std::string most = "9223372036854775807";
   for (const std::string& text :
@@ -53,7 +53,7 @@ TEST_CASE("conditions of any numbers end no process, and stay at the ends of the
   }
 }
 
-TEST_CASE("conditions that can't be read are refused") {
+TEST_CASE("unreadable conditions are refused") {
   for (const char* text : {"+", "1 +", "1 2", "", "0.7: 1 ==", "3.0: 1 ==", "99999999999999999999 1 ==", "1 2 ^"}) {
     CAPTURE(text);
     CHECK_THROWS_AS(conditions(text), hybrid_rt::Error);

@@ -47,7 +47,7 @@ std::vector<double> up_to(size_t count) {
 
 }  // namespace
 
-TEST_CASE("percentiles are the smallest time that so many calls do not exceed") {
+TEST_CASE("a percentile is the smallest time that this share of the calls does not exceed") {
   const SizeLatency latency = SizeLatency::of(32, 48, up_to(200));
   CHECK(latency.count == 200);
   CHECK(latency.p50 == 100);
@@ -83,7 +83,7 @@ TEST_CASE("a manifest without a contract says how to measure one") {
         std::string::npos);
 }
 
-TEST_CASE("values that no measurement has are refused") {
+TEST_CASE("values that no measurement can have are refused") {
   const auto refused = [](const std::string& pointer, const json& value, const std::string& text) {
     json changed = manifest();
     changed[json::json_pointer("/latency_contract" + pointer)] = value;
@@ -126,14 +126,14 @@ TEST_CASE("a percentile above the tolerance breaks the contract") {
   CHECK(document.at("sizes").at(0).at("promised").at("p95") == 5.0);
 }
 
-TEST_CASE("a 99th percentile that one side lacks is not compared") {
+TEST_CASE("a 99th percentile that is missing on one side is not compared") {
   const LatencyContract contract = LatencyContract::from_manifest(manifest().dump(), "a.pt");
   LatencyContract here = contract;
   here.sizes = {{.height = 32, .width = 48, .count = 20, .p50 = 4, .p95 = 5}};
   CHECK(compare_latency(contract, here, 0).holds());
 }
 
-TEST_CASE("conditions that differ from the contract's are noted") {
+TEST_CASE("conditions that differ from the contract's are reported") {
   const LatencyContract contract = LatencyContract::from_manifest(manifest().dump(), "a.pt");
   LatencyContract here = contract;
   here.machine.cpus = 1;

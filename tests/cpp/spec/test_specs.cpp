@@ -65,7 +65,7 @@ TEST_CASE("fields of a later version are ignored") {
   CHECK(ArtifactSpec::list_from_json(value.dump()).size() == 1);
 }
 
-TEST_CASE("every dtype that may cross a segment's edge is read") {
+TEST_CASE("every dtype that a segment may take or return is read") {
   for (const char* name : {"float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"}) {
     CAPTURE(name);
     json value = valid();
@@ -123,14 +123,14 @@ TEST_CASE("a number that is not a 64-bit integer is refused") {
   }
 }
 
-TEST_CASE("what is not a list of specs is refused") {
+TEST_CASE("text that is not a list of specs is refused") {
   for (const char* text : {"", "{", "{}", "[]", "null", "[1]", "[[]]"}) {
     CAPTURE(text);
     CHECK(failure_of([&] { ArtifactSpec::list_from_json(text); }).kind() == ErrorKind::kBundle);
   }
 }
 
-TEST_CASE("a dtype that torch has not is refused") {
+TEST_CASE("a dtype that torch does not have is refused") {
   json value = valid();
   value[0]["inputs"][0]["dtype"] = "float24";
   CHECK(contains(failure_of_json(value).what(), "tensor 'x': expected a dtype of torch, got 'float24'."));
@@ -145,13 +145,13 @@ TEST_CASE("shapes of different lengths are refused") {
   }
 }
 
-TEST_CASE("a blob that is not there is named") {
+TEST_CASE("a missing blob is named") {
   const ArtifactSpec spec = ArtifactSpec::list_from_json(valid().dump())[0];
   const Error error = failure_of([&] { spec.blob("engine"); });
   CHECK(contains(error.what(), "artifact of openvino: expected a blob named 'engine', got none."));
 }
 
-TEST_CASE("a spec's text shows what is fixed, bounded and free") {
+TEST_CASE("a spec's text shows fixed, bounded and free sizes") {
   CHECK(to_string(TensorSpec{"x", c10::ScalarType::Float, {1, 3, 32}, {1, 3, 64}, {8, 3, -1}}) ==
         "1..8x3x32.. float32");
   CHECK(to_string(TensorSpec{"x", c10::ScalarType::Bool, {}, {}, {}}) == "scalar bool");

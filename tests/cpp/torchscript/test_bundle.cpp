@@ -56,7 +56,7 @@ bool are_equal(const Detections& a, const Detections& b) {
 
 }  // namespace
 
-TEST_CASE("a loaded bundle finds what is in the picture") {
+TEST_CASE("a loaded bundle detects the objects in the picture") {
   torch::jit::Module module = hybrid_rt::load(bundle());
   CHECK(detect(module, picture_of_rings(128, 160, 3)).confident_zeros() == 3);
   CHECK(detect(module, picture_of_rings(200, 300, 5)).confident_zeros() == 5);
@@ -87,7 +87,7 @@ TEST_CASE("every variant gives the same results") {
   }
 }
 
-TEST_CASE("engines are prepared by load, by their first run otherwise") {
+TEST_CASE("engines are prepared by load(), or else by their first run") {
   const auto backend_of = [](const torch::jit::Module& module) {
     const auto engines = hybrid_rt::engines(module);
     REQUIRE(engines.size() == 1);
@@ -103,7 +103,7 @@ TEST_CASE("engines are prepared by load, by their first run otherwise") {
   CHECK(backend_of(plain) == "torchscript");
 }
 
-TEST_CASE("class names are those of the file, without reading it again") {
+TEST_CASE("class names come from the file, which is not read again") {
   const TemporaryFolder folder;
   const std::string path = folder.file("copy.pt");
   std::filesystem::copy_file(bundle(), path);
@@ -117,7 +117,7 @@ TEST_CASE("class names are those of the file, without reading it again") {
   CHECK_THROWS_AS(hybrid_rt::class_names(path), Error);
 }
 
-TEST_CASE("engines tell the variants and the reasons") {
+TEST_CASE("engines list their variants and the reasons") {
   const auto engines = hybrid_rt::engines(hybrid_rt::load(bundle(), {.backend = "torchscript"}));
   REQUIRE(engines.size() == 1);
   const hybrid_rt::EngineChoice& choice = engines[0];
@@ -139,7 +139,7 @@ TEST_CASE("a module without engines has no choices") {
   CHECK(hybrid_rt::engines(module).empty());
 }
 
-TEST_CASE("check chooses as load does") {
+TEST_CASE("check() chooses the same variant as load()") {
   const auto engines = hybrid_rt::check(bundle(), {.backend = "torchscript"});
   REQUIRE(engines.size() == 1);
   CHECK(engines[0].engine == "backbone");
@@ -159,7 +159,7 @@ TEST_CASE("the manifest is read without loading the module") {
   CHECK(manifest.at("engines").at(0).at("variants").size() == 2);
 }
 
-TEST_CASE("a backend that the file lacks can't be chosen") {
+TEST_CASE("a backend that is not in the file can't be chosen") {
   const CapturedLog captured;
   const Error error = failure_of([] { hybrid_rt::load(bundle(), {.backend = "nonesuch"}); });
   CHECK(error.kind() == ErrorKind::kBackend);
@@ -167,14 +167,14 @@ TEST_CASE("a backend that the file lacks can't be chosen") {
   CHECK(contains(error.what(), "torchscript (fp32): only 'nonesuch' was asked for"));
 }
 
-TEST_CASE("a device that no variant runs on is refused by load") {
+TEST_CASE("load() refuses a device that no variant runs on") {
   const CapturedLog captured;
   const Error error = failure_of([] { hybrid_rt::load(bundle(), {.device = torch::kMeta}); });
   CHECK(error.kind() == ErrorKind::kBackend);
   CHECK(contains(error.what(), "torchscript (fp32): runs on cpu and cuda, not on meta"));
 }
 
-TEST_CASE("a file that is no bundle is refused by every function") {
+TEST_CASE("every function refuses a file that is not a bundle") {
   const TemporaryFolder folder;
   const std::string path = folder.file("no_bundle.pt");
   torch::jit::Module("empty").save(path);
@@ -187,7 +187,7 @@ TEST_CASE("a file that is no bundle is refused by every function") {
   }
 }
 
-TEST_CASE("a flipped bit anywhere in the records is found") {
+TEST_CASE("a flipped bit anywhere in the records is detected") {
   CHECK_NOTHROW(hybrid_rt::verify_records(bundle()));
   const TemporaryFolder folder;
   const std::string path = folder.file("altered.pt");
@@ -229,7 +229,7 @@ TEST_CASE("threads share a module") {
   CHECK(right == std::vector<int>(pictures.size(), 5));
 }
 
-TEST_CASE("neither Python nor torchvision is in the process") {
+TEST_CASE("the process contains neither Python nor torchvision") {
   torch::jit::Module module = hybrid_rt::load(bundle());
   CHECK(detect(module, picture_of_rings(128, 160, 1)).count() > 0);
   std::ifstream maps("/proc/self/maps");
@@ -244,7 +244,7 @@ TEST_CASE("neither Python nor torchvision is in the process") {
   CHECK(lines > 10);
 }
 
-TEST_CASE("a bundle is warmed up at the sizes that are asked for") {
+TEST_CASE("a bundle is warmed up at the requested sizes") {
   const CapturedLog captured;
   hybrid_rt::load(bundle(), {.warm_up = {{120, 160}, {200, 100}}});
   const auto messages = captured.of(hybrid_rt::LogLevel::kInfo);
@@ -254,13 +254,13 @@ TEST_CASE("a bundle is warmed up at the sizes that are asked for") {
   CHECK(contains(error.what(), "warm_up: expected (height, width) of at least 1, got (120, 0)."));
 }
 
-TEST_CASE("trust in signatures needs a key") {
+TEST_CASE("trust=\"signed\" requires a key") {
   const Error error = failure_of([] { hybrid_rt::load(bundle(), {.trust = hybrid_rt::TrustPolicy::kSigned}); });
   CHECK(error.kind() == ErrorKind::kOption);
   CHECK(contains(error.what(), "trusted_keys: expected at least one public key, got none"));
 }
 
-TEST_CASE("a loaded bundle changes over to another variant, whose bytes it reads from the file then") {
+TEST_CASE("a loaded bundle can switch to another variant, whose bytes are read from the file") {
   torch::jit::Module module = hybrid_rt::load(bundle());
   const Detections before = detect(module, picture_of_rings(120, 200, 3));
   const TemporaryFolder folder;

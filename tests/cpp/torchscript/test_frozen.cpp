@@ -32,14 +32,14 @@ void check_nodes(torch::jit::Function& function, torch::jit::Block* block) {
 
 }  // namespace
 
-TEST_CASE("the nodes of a frozen module name the function that stays") {
+TEST_CASE("the nodes of a frozen module name the function that remains") {
   torch::jit::Module frozen = frozen_module();
   hybrid_rt::forget_inlined_functions(frozen);
   const torch::jit::Method forward = frozen.get_method("forward");
   check_nodes(forward.function(), forward.graph()->block());
 }
 
-TEST_CASE("a frozen module that fails after it was optimised throws, and goes on") {
+TEST_CASE("a frozen module that fails after optimisation throws and can run again") {
   torch::jit::Module frozen = frozen_module();
   hybrid_rt::forget_inlined_functions(frozen);
   for (int i = 0; i < 4; ++i) {

@@ -28,7 +28,7 @@ using Sizes = std::vector<int64_t>;
 
 }  // namespace
 
-TEST_CASE("without a record images are floats or bytes with three or four dimensions") {
+TEST_CASE("without a record, images are float or uint8 tensors with three or four dimensions") {
   CHECK(count(image()) == 1);
   CHECK(count(image(at::kByte)) == 1);
   CHECK(count(image(at::kHalf)) == 1);
@@ -41,7 +41,7 @@ TEST_CASE("without a record images are floats or bytes with three or four dimens
   CHECK(count(3) == 0);
 }
 
-TEST_CASE("without a record a list or tuple holds images if it holds nothing else") {
+TEST_CASE("without a record, a list or tuple contains images if it contains nothing else") {
   CHECK(count(c10::List<at::Tensor>({image(), image(at::kByte)})) == 2);
   CHECK(count(c10::ivalue::Tuple::create({image(), image()})) == 2);
   CHECK(count(c10::List<at::Tensor>({image(), torch::zeros({2})})) == 0);
@@ -85,14 +85,14 @@ TEST_CASE("images in any layout are resized along their height and width") {
   }
 }
 
-TEST_CASE("rows stay rows: an image with the channels last is resized as one with the channels first") {
+TEST_CASE("images are resized alike with the channels first and last") {
   const at::Tensor first = torch::rand({1, 3, 4, 6});
   const auto as_first = resize_images({first}, {recorded({"0"}, "NCHW")}, {9, 5}).at(0).toTensor();
   const auto as_last = resize_images({first.permute({0, 2, 3, 1})}, {recorded({"0"}, "NHWC")}, {9, 5}).at(0).toTensor();
   CHECK(torch::allclose(as_first, as_last.permute({0, 3, 1, 2})));
 }
 
-TEST_CASE("an image in another argument keeps its proportion to the first one; a mask gets the first one's size") {
+TEST_CASE("an image in another argument keeps its ratio to the first one, and a mask gets the first one's size") {
   const at::Tensor mask = torch::ones({1, 4, 6}, at::kBool);
   const auto found =
       resize_images({torch::rand({1, 3, 4, 6}), torch::rand({1, 1, 2, 12}), mask},

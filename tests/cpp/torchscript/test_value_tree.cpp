@@ -28,7 +28,7 @@ at::Tensor doubled(const at::Tensor& tensor) { return tensor * 2; }
 
 }  // namespace
 
-TEST_CASE("leaves are visited in order, by the way to them") {
+TEST_CASE("leaves are visited in order, with their paths") {
   CHECK(paths_of(nested()) == std::vector<std::string>{"x.0", "x.1.a", "x.1.b.0", "x.1.b.1", "x.2", "x.3"});
   CHECK(paths_of(torch::ones({1})) == std::vector<std::string>{"x"});
   CHECK(paths_of(c10::List<at::Tensor>()) == std::vector<std::string>{"x"});  // an empty container is a leaf
@@ -40,7 +40,7 @@ TEST_CASE("only defined tensors count as tensors") {
   CHECK_FALSE(hybrid_rt::holds_tensor(c10::List<int64_t>({1, 2})));
 }
 
-TEST_CASE("tensors are changed, and all else stays as it is") {
+TEST_CASE("tensors are changed, and all other values are kept") {
   const c10::IValue changed = hybrid_rt::map_tensors(nested(), doubled);
   CHECK(paths_of(changed) == paths_of(nested()));
   const auto elements = changed.toTupleRef().elements();
@@ -64,7 +64,7 @@ TEST_CASE("a named tuple keeps its name") {
   CHECK(changed.toTupleRef().elements()[1].toTensor().item<double>() == 2);
 }
 
-TEST_CASE("a tuple becomes a list where a list is wanted, with its element type") {
+TEST_CASE("a tuple becomes a list with its element type if a list is expected") {
   const auto list = c10::ListType::ofTensors();
   const c10::IValue value = hybrid_rt::assemble(TreeKind::kTuple, {}, {torch::ones({1})}, list);
   CHECK(value.isTensorList());

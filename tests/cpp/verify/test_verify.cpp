@@ -55,7 +55,7 @@ TEST_CASE("a service verifies the module that it has loaded") {
   CHECK(hybrid_rt::verify(bundle(), module).passed());
 }
 
-TEST_CASE("thresholds of one's own can be tighter") {
+TEST_CASE("custom thresholds can be tighter") {
   const Verification verification = hybrid_rt::verify(bundle(), {.backend = "torchscript"}, Thresholds{.iou = 1.5});
   REQUIRE(verification.failures.size() == 1);
   CHECK(contains(verification.failures[0], "golden sample, image 0: 0 of "));
@@ -63,7 +63,7 @@ TEST_CASE("thresholds of one's own can be tighter") {
   CHECK(contains(verification.failures[0], "; the detector's box of label "));
 }
 
-TEST_CASE("a lost box is named, and so is one too many") {
+TEST_CASE("missing and extra boxes are named") {
   const c10::IValue two = detections({{0, 0, 10, 10}, {20, 0, 30, 10}}, {0.9F, 0.8F});
   const c10::IValue one = detections({{0, 0, 10, 10}}, {0.9F});
   CHECK(hybrid_rt::compare(two, two, {}, "here").passed());
@@ -74,7 +74,7 @@ TEST_CASE("a lost box is named, and so is one too many") {
   CHECK(contains(hybrid_rt::compare(one, two, {}, "here").failures.at(0), "the hybrid's box of label 1, score 0.800"));
 }
 
-TEST_CASE("any nest of tensors is compared by name") {
+TEST_CASE("nested tensors are compared by name") {
   const auto nest = [](float value) {
     c10::impl::GenericDict dict(c10::StringType::get(), c10::AnyType::get());
     dict.insert("a", torch::ones({2}));
@@ -90,7 +90,7 @@ TEST_CASE("any nest of tensors is compared by name") {
   CHECK(other.failures[0] == "here, output 'output.1.b.0': relative error 1 (allowed 0.001), cosine 1.000000");
 }
 
-TEST_CASE("another shape, dtype or a number without end is infinitely wrong") {
+TEST_CASE("a different shape, a different dtype and a non-finite number are infinite errors") {
   for (const at::Tensor& found :
        {torch::ones({3}), torch::ones({2}, at::kDouble), torch::tensor({1.0F, INFINITY}), torch::tensor({NAN, 1.0F})}) {
     const Verification verification = hybrid_rt::compare(torch::ones({2}), found, {}, "here");
@@ -100,7 +100,7 @@ TEST_CASE("another shape, dtype or a number without end is infinitely wrong") {
   }
 }
 
-TEST_CASE("infinities and NaN that both sides have are equal") {
+TEST_CASE("infinities and NaN on both sides are equal") {
   const at::Tensor expected = torch::tensor({1.0F, INFINITY, -INFINITY, NAN});
   const Verification equal = hybrid_rt::compare(expected, expected.clone(), {}, "here");
   CHECK(equal.passed());
@@ -112,14 +112,14 @@ TEST_CASE("infinities and NaN that both sides have are equal") {
   }
 }
 
-TEST_CASE("boxes without area match where their edges do") {
+TEST_CASE("boxes without area match by their edges") {
   const c10::IValue line = detections({{5, 0, 5, 10}}, {0.9F});
   CHECK(hybrid_rt::compare(line, detections({{5.004F, 0, 5.004F, 10}}, {0.9F}), {}, "here").passed());
   CHECK_FALSE(hybrid_rt::compare(line, detections({{5.02F, 0, 5.02F, 10}}, {0.9F}), {}, "here").passed());
   CHECK_FALSE(hybrid_rt::compare(line, detections({{5, 0, 5, 11}}, {0.9F}), {}, "here").passed());
 }
 
-TEST_CASE("plain values are compared, and numbers with a fraction may be rounded") {
+TEST_CASE("plain values are compared, and floats may differ by rounding") {
   const auto failures = [](const c10::IValue& expected, const c10::IValue& found) {
     return hybrid_rt::compare(expected, found, {}, "here").failures;
   };
@@ -137,7 +137,7 @@ TEST_CASE("plain values are compared, and numbers with a fraction may be rounded
   CHECK(failures(c10::IValue(), at::Tensor()).empty());  // an undefined tensor is TorchScript's None
 }
 
-TEST_CASE("a result that holds an object is refused") {
+TEST_CASE("a result that contains an object is refused") {
   const c10::IValue device = c10::Device(c10::kCPU);
   const Error error = failure_of([&] { hybrid_rt::compare(device, device, {}, "here"); });
   CHECK(error.kind() == ErrorKind::kInput);
@@ -146,7 +146,7 @@ TEST_CASE("a result that holds an object is refused") {
       "the result, output: expected tensors, numbers, strings and None in lists, tuples and dicts, got Device."));
 }
 
-TEST_CASE("thresholds that are not given are fp32's") {
+TEST_CASE("thresholds default to those of fp32") {
   const Thresholds thresholds;
   CHECK(thresholds.mask_iou == 0.97);
   CHECK(thresholds.keypoint_distance == 0.02);
@@ -161,7 +161,7 @@ TEST_CASE("every threshold is in the JSON") {
   CHECK(Thresholds::from_json(document.at("thresholds").dump()).iou == 0.25);
 }
 
-TEST_CASE("thresholds that lack a number are damage") {
+TEST_CASE("thresholds with a missing number are refused as damage") {
   CHECK(Thresholds::from_json(R"({"iou": 0.5, "score": 0.1, "recall": 0.9, "relative_error": 0.2, "mask_iou": 0.3,
     "keypoint_distance": 0.4, "keypoint_recall": 0.6})")
             .keypoint_recall == 0.6);
@@ -171,14 +171,14 @@ TEST_CASE("thresholds that lack a number are damage") {
   }
 }
 
-TEST_CASE("a contract that is not in the file is refused before the bundle is loaded") {
+TEST_CASE("a missing contract is refused before the bundle is loaded") {
   const Error error = failure_of(
       [] { hybrid_rt::verify(bundle(), {.backend = "no such backend"}, std::nullopt, hybrid_rt::LatencyOptions{}); });
   CHECK(error.kind() == ErrorKind::kBundle);
   CHECK(contains(error.what(), "expected a latency contract, got none."));
 }
 
-TEST_CASE("a contract that does not hold is no match of the detector that fails") {
+TEST_CASE("a broken contract does not count as a mismatch of the detector") {
   Verification verification;
   verification.latency = hybrid_rt::LatencyCheck{.failures = {"too slow"}};
   CHECK(verification.matches());

@@ -14,13 +14,13 @@ TEST_CASE("Latin letters lose their accents") {
   CHECK(to_ascii("\u201Cit\u2019s\u201D \u2013 so\u2026") == "\"it's\" - so...");
 }
 
-TEST_CASE("what has no Latin letter becomes a question mark, one for each character") {
+TEST_CASE("each character without a Latin letter becomes a question mark") {
   CHECK(to_ascii("\u732B a \U0001F431") == "? a ?");
   CHECK(to_ascii("\u043A\u043E\u0442") == "???");
   CHECK(to_ascii("a\nb\tc\x7F") == "a?b?c?");
 }
 
-TEST_CASE("bytes that are no UTF-8 become question marks") {
+TEST_CASE("bytes that are not UTF-8 become question marks") {
   CHECK(to_ascii("\xFF\xFE") == "??");
   CHECK(to_ascii("a\xC3") == "a?");     // cut off
   CHECK(to_ascii("\xC3(") == "?(");     // not continued

@@ -28,7 +28,7 @@ double contrast(const Colour& a, const Colour& b) {
 
 }  // namespace
 
-TEST_CASE("a label keeps its colour: these are those of Python and of the page too") {
+TEST_CASE("each label has the same colour as in Python and on the page") {
   const std::pair<std::int64_t, Colour> colours[] = {
       {-7, {14, 8, 153}},  {-1, {61, 204, 103}}, {0, {255, 25, 25}}, {1, {8, 50, 153}},     {2, {207, 255, 140}},
       {3, {204, 61, 186}}, {4, {25, 255, 217}},  {13, {153, 38, 8}}, {90, {140, 170, 255}}, {1000003, {204, 61, 196}},

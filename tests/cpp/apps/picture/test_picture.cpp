@@ -166,7 +166,7 @@ TEST_CASE("a JPEG decodes to nearly the pixels that were encoded") {
   CHECK(largest_difference(decode_picture(encode_jpeg(picture, TJFLAG_PROGRESSIVE), "in.jpg"), picture) <= 8);
 }
 
-TEST_CASE("the format is told by the content, not by the name") {
+TEST_CASE("the content determines the format, not the name") {
   const Picture picture = gradient(16, 16);
   CHECK(decode_picture(encode_png(picture), "in.jpg").rgb == picture.rgb);
   CHECK(largest_difference(decode_picture(encode_jpeg(picture), "in.png"), picture) <= 8);
@@ -185,7 +185,7 @@ TEST_CASE("palette PNGs become RGB") {
   CHECK(decode_picture(bytes, "in.png").rgb == Bytes{40, 50, 60, 1, 2, 3});
 }
 
-TEST_CASE("an alpha channel is dropped and leaves the colours alone") {
+TEST_CASE("an alpha channel is dropped without a change of the colours") {
   CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_RGBA, {1, 2, 3, 0, 40, 50, 60, 128}), "in.png").rgb ==
         Bytes{1, 2, 3, 40, 50, 60});
   CHECK(decode_picture(png_of(2, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, {10, 0, 200, 128}), "in.png").rgb ==
@@ -198,12 +198,12 @@ TEST_CASE("16-bit PNGs keep their brightness") {
   CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, {0x80, 0x80}), "in.png").rgb == Bytes(3, 0x80));
 }
 
-TEST_CASE("of 16 bits the high byte is taken, as Pillow does") {
+TEST_CASE("16-bit samples give their high byte, as in Pillow") {
   const Bytes samples{0x12, 0xFF, 0x40, 0x00, 0xFE, 0xFF};
   CHECK(decode_picture(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, samples), "in.png").rgb == Bytes{0x12, 0x40, 0xFE});
 }
 
-TEST_CASE("a PNG's gamma leaves the pixels alone") {
+TEST_CASE("a PNG's gamma does not change the pixels") {
   const Picture picture = gradient(16, 16);
   const Bytes gamma{0, 0, 0, 4, 'g', 'A', 'M', 'A', 0, 1, 0x86, 0xA0, 0x31, 0xE8, 0x96, 0x5F};  // 1.0, linear
   Bytes bytes = encode_png(picture);
@@ -211,7 +211,7 @@ TEST_CASE("a PNG's gamma leaves the pixels alone") {
   CHECK(decode_picture(bytes, "in.png").rgb == picture.rgb);
 }
 
-TEST_CASE("a CMYK JPEG becomes RGB, its inks inverted as everybody writes them") {
+TEST_CASE("a CMYK JPEG with inverted inks becomes RGB") {
   Bytes inks;
   for (int i = 0; i < 64; ++i) inks.insert(inks.end(), {200, 100, 50, 255});
   const Picture decoded = decode_picture(encode_jpeg(8, 8, TJPF_CMYK, TJSAMP_444, inks), "in.jpg");
@@ -222,7 +222,7 @@ TEST_CASE("a CMYK JPEG becomes RGB, its inks inverted as everybody writes them")
   CHECK(std::abs(colour[2] - 50) <= 3);
 }
 
-TEST_CASE("stray bytes before a JPEG's end are a warning: the pixels are whole") {
+TEST_CASE("stray bytes before a JPEG's end do not prevent decoding") {
   const Picture picture = gradient(24, 24);
   const Bytes whole = encode_jpeg(picture);
   Bytes bytes = whole;
@@ -246,7 +246,7 @@ TEST_CASE("a file that is truncated anywhere is refused") {
   }
 }
 
-TEST_CASE("what follows a whole picture is ignored") {
+TEST_CASE("bytes after a complete picture are ignored") {
   const Picture picture = gradient(24, 24);
   for (Bytes bytes : {encode_png(picture), encode_jpeg(picture)}) {
     bytes.insert(bytes.end(), 100, 0);
@@ -271,20 +271,20 @@ static int refused_when_damaged(const Bytes& whole, const Check& check) {
   return refused;
 }
 
-TEST_CASE("a damaged PNG is refused wherever a pixel may differ") {
+TEST_CASE("a damaged PNG is refused if a pixel could differ") {
   const Picture picture = gradient(24, 24);
   CHECK(refused_when_damaged(encode_png(picture), [&](const Picture& decoded) { CHECK(decoded.rgb == picture.rgb); }) >
         0);
 }
 
-TEST_CASE("a damaged JPEG is refused or decodes to a whole picture") {
+TEST_CASE("a damaged JPEG is refused or decodes to a complete picture") {
   const auto check_whole = [](const Picture& decoded) {
     CHECK(decoded.rgb.size() == static_cast<std::size_t>(decoded.width) * static_cast<std::size_t>(decoded.height) * 3);
   };
   CHECK(refused_when_damaged(encode_jpeg(gradient(24, 24)), check_whole) > 0);
 }
 
-TEST_CASE("what is not an image is refused with its first bytes") {
+TEST_CASE("a file that is not an image is refused with its first bytes") {
   CHECK(decoding_error({}) ==
         "hybrid_rt[picture]: in.bin: expected a JPEG or PNG, got an empty file. Convert the image to one of these "
         "formats.");
@@ -315,7 +315,7 @@ TEST_CASE("a picture is read from a file") {
   CHECK(read_picture(folder.file("in.png")).rgb == picture.rgb);
 }
 
-TEST_CASE("a file that is missing or a folder is refused with the reason") {
+TEST_CASE("a missing file and a directory are refused with the reason") {
   const TemporaryFolder folder;
   CHECK_THROWS_WITH_AS(read_picture("/nonexistent/in.png"),
                        "hybrid_rt[picture]: /nonexistent/in.png: expected a readable file, got No such file or "
@@ -324,7 +324,7 @@ TEST_CASE("a file that is missing or a folder is refused with the reason") {
   CHECK_THROWS_AS(read_picture(folder.file("")), PictureError);
 }
 
-TEST_CASE("a written picture reads back, also over an older file") {
+TEST_CASE("a written picture reads back and may replace an older file") {
   const TemporaryFolder folder;
   const std::string path = folder.file("out.png");
   write_png(gradient(5, 5), path);
@@ -337,7 +337,7 @@ TEST_CASE("a written picture reads back, also over an older file") {
   CHECK(file_count(folder) == 1);
 }
 
-TEST_CASE("a failed write leaves nothing new and the old file as it was") {
+TEST_CASE("a failed write leaves the old file unchanged and nothing else") {
   const TemporaryFolder folder;
   const Picture picture = gradient(5, 5);
   CHECK_THROWS_AS(write_png(picture, folder.file("missing/out.png")), PictureError);
@@ -350,7 +350,7 @@ TEST_CASE("a failed write leaves nothing new and the old file as it was") {
   CHECK(file_count(folder) == 1);
 }
 
-TEST_CASE("a write replaces no folder and no device") {
+TEST_CASE("a write replaces neither a directory nor a device") {
   const TemporaryFolder folder;
   std::filesystem::create_directory(folder.file("out.png"));
   CHECK_THROWS_AS(write_png(gradient(5, 5), folder.file("out.png")), PictureError);
@@ -392,7 +392,7 @@ TEST_CASE("the text is written above its box, or inside at the upper edge") {
   }
 }
 
-TEST_CASE("boxes that are outside, endless or inverted stay within the picture") {
+TEST_CASE("boxes that are outside, infinite or inverted stay within the picture") {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const Picture original = gradient(100, 80);
   Picture picture = original;
@@ -405,14 +405,14 @@ TEST_CASE("boxes that are outside, endless or inverted stay within the picture")
   CHECK(pixel(picture, 99, 79) == label_colour(-7));
 }
 
-TEST_CASE("a box with a coordinate that is not a number is left out") {
+TEST_CASE("a box with a NaN coordinate is omitted") {
   const Picture original = gradient(100, 80);
   Picture picture = original;
   annotate(picture, std::vector<Annotation>{{{std::nanf(""), 10, 20, 30}, 1, "nothing"}});
   CHECK(picture.rgb == original.rgb);
 }
 
-TEST_CASE("any text can be drawn, on any size of picture") {
+TEST_CASE("any text can be drawn on a picture of any size") {
   std::string every_byte;
   for (int c = 0; c < 256; ++c) every_byte += static_cast<char>(c);
   for (const std::string& text : {every_byte, every_byte.substr(128), std::string(10'000, '&'), std::string("~~~")}) {
@@ -435,7 +435,7 @@ std::ptrdiff_t changed(const Picture& a, const Picture& b, int left, int right) 
   return count;
 }
 
-TEST_CASE("a caption is a filled rectangle of the label's colour with text that can be read on it") {
+TEST_CASE("a caption is readable text on a filled rectangle of the label's colour") {
   for (const std::int64_t label : {1, 2}) {  // a dark colour and a light one
     Picture picture{200, 100, std::vector<std::uint8_t>(200 * 100 * 3, 128)};
     annotate(picture, std::vector<Annotation>{{{20, 40, 180, 90}, label, "cat", "0.91"}});
@@ -453,7 +453,7 @@ TEST_CASE("a caption is a filled rectangle of the label's colour with text that 
   }
 }
 
-TEST_CASE("captions lie within the image wherever their box is") {
+TEST_CASE("captions lie within the image for every position of a box") {
   const Picture original = gradient(160, 120);
   const std::string name = "traffic light";
   for (const auto& box : std::vector<std::array<float, 4>>{
@@ -471,7 +471,7 @@ TEST_CASE("captions lie within the image wherever their box is") {
   }
 }
 
-TEST_CASE("a long name is cut, the score behind it is not") {
+TEST_CASE("a long name is truncated, but its score is not") {
   const Picture original = gradient(300, 100);
   const auto drawn = [&](const std::string& name, const std::string& score) {
     Picture picture = original;
@@ -484,7 +484,7 @@ TEST_CASE("a long name is cut, the score behind it is not") {
   CHECK(drawn(std::string(12, 'm'), "0.50").rgb != drawn(std::string(13, 'm'), "0.50").rgb);
 }
 
-TEST_CASE("a name of other letters is written in ASCII, or as the label's number if nothing of it can be") {
+TEST_CASE("a name is transliterated to ASCII, or replaced with the label's number") {
   const Picture original = gradient(300, 100);
   const auto drawn = [&](const std::string& name) {
     Picture picture = original;
@@ -516,7 +516,7 @@ TEST_CASE("the size is read from the header alone") {
   }
 }
 
-TEST_CASE("limits of one's own refuse by the header") {
+TEST_CASE("custom limits refuse an image by its header") {
   const Bytes bytes = encode_png(gradient(40, 30));
   for (const hybrid_rt::apps::PictureLimits limits :
        {hybrid_rt::apps::PictureLimits{.max_side = 39}, hybrid_rt::apps::PictureLimits{.max_pixels = 1199}}) {

@@ -68,7 +68,7 @@ TEST_CASE("a query's parameters are read") {
   CHECK_FALSE(read_query(with_query({{"exif", "false"}})).exif.value());
 }
 
-TEST_CASE("a query's parameter that can't be is refused by name") {
+TEST_CASE("an invalid query parameter is refused by name") {
   CHECK(refused_query("min_score", "1.5") ==
         "hybrid_rt[serve]: query min_score: expected a number from 0 to 1, got '1.5'. Omit it for the default.");
   for (const char* value : {"", "nan", "-0.1", "0.5x", " 0.5", "1e9999"}) refused_query("min_score", value);
@@ -82,20 +82,20 @@ TEST_CASE("a query's parameter that can't be is refused by name") {
         }).find("expected one value, got two") != std::string::npos);
 }
 
-TEST_CASE("what a client sends stands in a message without control characters, and short") {
+TEST_CASE("messages quote a client's text briefly and without control characters") {
   const std::string text = refused_query("min_score", "\x1b[31m" + std::string(1000, 'a'));
   CHECK(text.find('\x1b') == std::string::npos);
   CHECK(text.size() < 250);
 }
 
-TEST_CASE("content types are known or not") {
+TEST_CASE("content types are recognised") {
   CHECK(is_known_type("image/jpeg"));
   CHECK(is_known_type("application/x-safetensors"));
   CHECK_FALSE(is_known_type("text/plain"));
   CHECK_FALSE(is_known_type(""));
 }
 
-TEST_CASE("pictures come with their sizes") {
+TEST_CASE("pictures are returned with their sizes") {
   const HttpRequest one = with_body("image/png", png(5, 3));
   const auto pictures = read_pictures(one, {});
   REQUIRE(pictures.size() == 1);
@@ -125,13 +125,13 @@ TEST_CASE("bodies that are not images are refused") {
   refused(422, [] { read_pictures(with_body("application/x-safetensors", "nonsense"), {}); });
 }
 
-TEST_CASE("a picture of more pixels than are allowed is refused by its header") {
+TEST_CASE("a picture with too many pixels is refused by its header") {
   const std::string text = refused(
       422, [] { read_pictures(with_body("image/png", png(2000, 1000)), {.picture = {.max_pixels = 1'000'000}}); });
   CHECK(text.find("expected at most 16384 pixels per side and 1 megapixels, got 2000x1000") != std::string::npos);
 }
 
-TEST_CASE("a form holds one to so many pictures, named image") {
+TEST_CASE("a form contains at least one picture, up to the limit, in fields named image") {
   HttpRequest form;
   form.content_type = "multipart/form-data";
   CHECK(refused(400, [&] { read_pictures(form, {}); }).find("got 0") != std::string::npos);

@@ -64,7 +64,7 @@ bool is_in(const std::string& part, const std::string& text) {
 
 }  // namespace
 
-TEST_CASE("pictures of both kinds come in the order of their names in the text") {
+TEST_CASE("pictures of both kinds are returned in the order of the header's text") {
   // "b" comes first, although its data is last and its name would be sorted last.
   const std::string header =
       "{" + entry("b", "F32", "[3,1,2]", "[18,42]") + "," + entry("a", "U8", "[2,3,3]", "[0,18]") + "}";
@@ -88,7 +88,7 @@ TEST_CASE("pictures of both kinds come in the order of their names in the text")
   CHECK(pictures[1].data.size() == 18);
 }
 
-TEST_CASE("metadata and spaces behind the header are taken") {
+TEST_CASE("metadata and spaces after the header are accepted") {
   const std::string header = R"({"__metadata__":{"format":"np"},)" + entry("a", "U8", "[1,1,3]", "[0,3]") + "}     ";
   CHECK(read_picture_tensors(body_of(header, 3)).size() == 1);
   CHECK(is_in("texts alone, got {\"format\":1}",
@@ -105,7 +105,7 @@ TEST_CASE("the message has the form of all errors") {
         "got \"U8\" [2,2,4]. Send images in RGB.");
 }
 
-TEST_CASE("a body that is cut is refused wherever it is cut") {
+TEST_CASE("a body that is truncated anywhere is refused") {
   const std::string header = "{" + entry("a", "U8", "[2,2,3]", "[0,12]") + "}";
   const Bytes body = body_of(header, 12);
   REQUIRE(read_picture_tensors(body).size() == 1);
@@ -125,7 +125,7 @@ TEST_CASE("the header's length is checked before it is used") {
   CHECK(is_in("a JSON object as header", failure(body_of(header, 3, 0))));
 }
 
-TEST_CASE("a header that is no JSON object is refused") {
+TEST_CASE("a header that is not a JSON object is refused") {
   const std::string good = "{" + entry("a", "U8", "[1,1,3]", "[0,3]") + "}";
   CHECK(is_in("a JSON object", failure(" " + good, 3)));
   CHECK(is_in("a JSON object", failure("\xEF\xBB\xBF" + good, 3)));
@@ -139,7 +139,7 @@ TEST_CASE("a header that is no JSON object is refused") {
   CHECK(is_in("deeper nesting", failure(R"({"a":{"b":{"c":{}}}})", 0)));
 }
 
-TEST_CASE("a name that stands twice is refused") {
+TEST_CASE("a duplicate name is refused") {
   const std::string a = entry("a", "U8", "[1,1,3]", "[0,3]");
   CHECK(is_in("stands once, got \"a\" twice", failure("{" + a + "," + a + "}", 3)));
   CHECK(is_in("stands once, got \"a\" twice", failure("{" + a + R"(,"\u0061":{}})", 3)));
@@ -149,7 +149,7 @@ TEST_CASE("a name that stands twice is refused") {
               failure(R"({"__metadata__":{},"__metadata__":{},)" + a + "}", 3)));
 }
 
-TEST_CASE("a tensor has a dtype, a shape and a place, and nothing else") {
+TEST_CASE("a tensor has a dtype, a shape and offsets, and no other field") {
   for (const std::string info : {"1", "null", "[]", "{}", R"({"dtype":"U8","shape":[1,1,3]})",
                                  R"({"dtype":"U8","shape":[1,1,3],"data_offsets":[0,3],"more":1})",
                                  R"({"dtype":"U8","shape":[1,1,3],"offsets":[0,3]})"}) {
@@ -157,7 +157,7 @@ TEST_CASE("a tensor has a dtype, a shape and a place, and nothing else") {
   }
 }
 
-TEST_CASE("another dtype or shape is refused") {
+TEST_CASE("an unsupported dtype or shape is refused") {
   for (const std::string dtype : {"U16", "F16", "BF16", "F64", "I8", "BOOL", "u8", ""}) {
     CHECK(is_in("got \"" + dtype + "\" [1,1,3]", failure_of_entry(dtype, "[1,1,3]", "[0,3]", 3)));
   }
@@ -169,7 +169,7 @@ TEST_CASE("another dtype or shape is refused") {
   CHECK(is_in("F32 [3, height, width]", failure_of_entry("F32", "[1,1,3]", "[0,12]", 12)));
 }
 
-TEST_CASE("sizes are limited, and no product of them overflows") {
+TEST_CASE("sizes are limited, and their products do not overflow") {
   CHECK(is_in("at least one pixel, got 3x0", failure_of_entry("U8", "[0,3,3]", "[0,0]", 0)));
   CHECK(is_in("at least one pixel, got 0x3", failure_of_entry("F32", "[3,3,0]", "[0,0]", 0)));
   CHECK(is_in("at most 16384 pixels per side", failure_of_entry("U8", "[16385,1,3]", "[0,49155]", 49155)));
@@ -200,7 +200,7 @@ TEST_CASE("offsets lie within the data and fit the shape") {
   CHECK(is_in("12 bytes for each of 1x1 pixels, got 3 bytes", failure_of_entry("F32", "[3,1,1]", "[0,3]", 3)));
 }
 
-TEST_CASE("the data is covered once, without holes") {
+TEST_CASE("tensors cover the data once and without gaps") {
   const auto two = [](const std::string& a, const std::string& b, std::size_t size) {
     return failure("{" + entry("a", "U8", "[1,1,3]", a) + "," + entry("b", "U8", "[1,1,3]", b) + "}", size);
   };
@@ -213,7 +213,7 @@ TEST_CASE("the data is covered once, without holes") {
   CHECK(is_in("no data but the tensors', got 2 bytes more", two("[3,6]", "[0,3]", 8)));
 }
 
-TEST_CASE("pictures are counted before the rest is read") {
+TEST_CASE("pictures are counted before their data is read") {
   std::string header = "{";
   for (int i = 0; i < 3; ++i) {
     const std::string offsets = "[" + std::to_string(3 * i) + "," + std::to_string(3 * i + 3) + "]";
@@ -230,7 +230,7 @@ TEST_CASE("pictures are counted before the rest is read") {
   CHECK(is_in("at most 100 entries", failure(many + "}}", 0)));
 }
 
-TEST_CASE("what was sent appears in messages only as short valid UTF-8") {
+TEST_CASE("messages quote the request only as short valid UTF-8") {
   // Two bytes each, so that a cut after 60 bytes falls either between or within characters.
   for (const std::string start : {"", "x"}) {
     std::string name = start;
@@ -244,7 +244,7 @@ TEST_CASE("what was sent appears in messages only as short valid UTF-8") {
   CHECK(is_in("\"???[31m\"", message));
 }
 
-TEST_CASE("unaligned data is read as it is") {
+TEST_CASE("unaligned data is read correctly") {
   const std::string header = "{" + entry("a", "F32", "[3,1,1]", "[0,12]") + "}";
   for (const std::size_t pad : {0U, 1U, 2U, 3U}) {
     Bytes body = body_of(header + std::string(pad, ' '), 12);
@@ -256,7 +256,7 @@ TEST_CASE("unaligned data is read as it is") {
   }
 }
 
-TEST_CASE("floats are pixels in 0..1") {
+TEST_CASE("floats are pixels from 0 to 1") {
   const auto failure_of_values = [](float value) -> std::string {
     const std::vector<float> values{0, 1, value};
     const std::string header = "{" + entry("a", "F32", "[3,1,1]", "[0,12]") + "}";

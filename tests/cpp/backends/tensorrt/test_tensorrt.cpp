@@ -46,7 +46,7 @@ Bindings two_profiles() { return Bindings::from_json(bytes_of(kTwoProfiles), spe
 
 }  // namespace
 
-TEST_CASE("a call takes the first profile that holds its shapes") {
+TEST_CASE("a call takes the first profile that contains its shapes") {
   const Bindings bindings = two_profiles();
   CHECK(bindings.profile_for({{1, 3, 32, 32}, {2}}) == 0);
   CHECK(bindings.profile_for({{4, 3, 64, 33}, {2}}) == 0);
@@ -65,7 +65,7 @@ TEST_CASE("a shape outside of every profile is refused with all of them") {
   CHECK(failure_of([&] { bindings.profile_for({{1, 3, 32}, {2}}); }).kind() == hybrid_rt::ErrorKind::kInput);
 }
 
-TEST_CASE("bindings that are not those of their spec are refused") {
+TEST_CASE("bindings that differ from the spec are refused") {
   for (const char* text : {"", "[]", "{}", R"({"inputs": ["x"], "outputs": ["y"], "profiles": []})",
                            R"({"inputs": ["x"], "outputs": ["y"], "profiles": [[]]})",
                            R"({"inputs": ["x"], "outputs": ["y"], "profiles": [[{"min": [1], "max": [1, 2]}]]})",
@@ -76,7 +76,7 @@ TEST_CASE("bindings that are not those of their spec are refused") {
   }
 }
 
-TEST_CASE("CUDA graphs are switched by a variable") {
+TEST_CASE("an environment variable turns CUDA graphs on and off") {
   const auto mode_of = [](const char* text) {
     const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", text);
     return hybrid_rt::tensorrt::graph_mode();
@@ -90,7 +90,7 @@ TEST_CASE("CUDA graphs are switched by a variable") {
         "these, or unset it.");
 }
 
-TEST_CASE("what TensorRT-RTX compiled is kept whole between processes") {
+TEST_CASE("TensorRT-RTX's compiled kernels are kept intact between processes") {
   const TemporaryFolder folder;
   const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
   const hybrid_rt::tensorrt::RuntimeCacheFile file("key");
@@ -103,7 +103,7 @@ TEST_CASE("what TensorRT-RTX compiled is kept whole between processes") {
   CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);
 }
 
-TEST_CASE("engines that go at the same time leave what one of them wrote") {
+TEST_CASE("engines that are destroyed at the same time leave one complete cache") {
   const TemporaryFolder folder;
   const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
   const hybrid_rt::tensorrt::RuntimeCacheFile file("key");
@@ -120,7 +120,7 @@ TEST_CASE("engines that go at the same time leave what one of them wrote") {
   CHECK(std::distance(begin(in_folder), end(in_folder)) == 1);
 }
 
-TEST_CASE("nothing is kept where that is not wanted or not possible") {
+TEST_CASE("nothing is kept if that is turned off or impossible") {
   const TemporaryFolder folder;
   {
     const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());

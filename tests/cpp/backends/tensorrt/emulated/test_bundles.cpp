@@ -104,7 +104,7 @@ void in_threads(int count, const std::function<void(int)>& work) {
 
 }  // namespace
 
-TEST_CASE("a bundle finds on the device what it finds on the CPU") {
+TEST_CASE("a bundle gives the same results on the device as on the CPU") {
   const Watch watch;
   const CapturedLog log;
   Module module = loaded(0);
@@ -121,7 +121,7 @@ TEST_CASE("a bundle finds on the device what it finds on the CPU") {
   }
 }
 
-TEST_CASE("an engine of a bundle that the vendor refuses falls back while the other one runs" * emulated_only()) {
+TEST_CASE("an engine that the vendor refuses falls back while the other one runs" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Module module = loaded(0);
@@ -143,7 +143,7 @@ TEST_CASE("an engine of a bundle that the vendor refuses falls back while the ot
       contains(failure.what(), "engine '" + engine + "', strict: expected its first variant, tensorrt (fp32), to run"));
 }
 
-TEST_CASE("each of two different GPUs runs the engine that was built for it" * emulated_only()) {
+TEST_CASE("two different GPUs each run the engine that was built for them" * emulated_only()) {
   const Watch watch;
   const TwoDevices two;
   const CapturedLog log;
@@ -160,7 +160,7 @@ TEST_CASE("each of two different GPUs runs the engine that was built for it" * e
   CHECK(right == 12);
 }
 
-TEST_CASE("a bundle that was loaded on the CPU moves, and makes its engines with the first call" * emulated_only()) {
+TEST_CASE("a bundle that was loaded on the CPU can move and creates its engines at the first call" * emulated_only()) {
   const Watch watch;
   const TwoDevices two;
   const CapturedLog log;
@@ -178,7 +178,7 @@ TEST_CASE("a bundle that was loaded on the CPU moves, and makes its engines with
   CHECK(chosen_of(hybrid_rt::engines(other)[0].variants) == place_of_tensorrt(0));
 }
 
-TEST_CASE("a bundle is run by sixteen threads, and loaded and dropped meanwhile, in each mode of graphs") {
+TEST_CASE("sixteen threads run a bundle while others load and drop it, in each mode of graphs") {
   const Watch watch;
   const CapturedLog log;
   for (const char* mode : {"off", "copy", "static"}) {
@@ -202,7 +202,7 @@ TEST_CASE("a bundle is run by sixteen threads, and loaded and dropped meanwhile,
   }
 }
 
-TEST_CASE("a bundle's engine that fails when it is warmed up falls back" * emulated_only()) {
+TEST_CASE("an engine that fails during warm-up falls back" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   emulated::Vendor::instance().refuses_contexts = true;
@@ -219,7 +219,7 @@ TEST_CASE("a bundle's engine that fails when it is warmed up falls back" * emula
   CHECK(hybrid_rt::engines(module)[0].backend == "tensorrt");
 }
 
-TEST_CASE("a bundle on a device without memory fails, and can be used again" * emulated_only()) {
+TEST_CASE("a bundle fails on a device without free memory and can be used again" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Module module = loaded(0);
@@ -254,7 +254,7 @@ TEST_CASE("a bundle on a device without memory fails, and can be used again" * e
   CHECK(finds_the_same(module, x));
 }
 
-TEST_CASE("a bundle on a device that is lost fails with an error" * emulated_only()) {
+TEST_CASE("a bundle on a lost device throws an error" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Module module = loaded(0);

@@ -39,7 +39,7 @@ bool run_in_threads(Engine& engine, int threads, int calls, bool has_own_streams
 
 }  // namespace
 
-TEST_CASE("an engine computes what the CPU does") {
+TEST_CASE("an engine gives the CPU's results") {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = picture({2, 3, 16, 24});
@@ -49,7 +49,7 @@ TEST_CASE("an engine computes what the CPU does") {
   CHECK(contains(engine->description(), on_a_gpu() ? "cuda:0 (" : "(Emulated GPU)"));
 }
 
-TEST_CASE("sizes that change from call to call run in one context") {
+TEST_CASE("one context runs calls of different sizes") {
   const Watch watch;
   const auto engine = Artifact().load();
   const int before = emulated::Vendor::instance().made;
@@ -60,7 +60,7 @@ TEST_CASE("sizes that change from call to call run in one context") {
   if (!on_a_gpu()) CHECK(emulated::Vendor::instance().made - before == 1);
 }
 
-TEST_CASE("each size runs in the profile that holds it") {
+TEST_CASE("each size runs in the profile that contains it") {
   const Watch watch;
   const auto engine = Artifact(two_profiles()).load();
   for (const auto& sizes :
@@ -75,7 +75,7 @@ TEST_CASE("each size runs in the profile that holds it") {
                  "1..4x3x32..64x32..64), got 1x3x16x64."));
 }
 
-TEST_CASE("a view whose address is not aligned is copied") {
+TEST_CASE("a view with an unaligned address is copied") {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor batch = picture({3, 3, 10, 10});
@@ -89,7 +89,7 @@ TEST_CASE("a view whose address is not aligned is copied") {
   CHECK(copied.count() == 1);
 }
 
-TEST_CASE("what a caller frees or overwrites behind a call does not reach it") {
+TEST_CASE("memory that a caller frees or overwrites after a call does not change its result") {
   const Watch watch;
   emulated::set_delay(3000);
   const auto engine = Artifact().load();
@@ -104,19 +104,19 @@ TEST_CASE("what a caller frees or overwrites behind a call does not reach it") {
   emulated::set_delay(200);
 }
 
-TEST_CASE("calls of sixteen threads, each in a stream of its own") {
+TEST_CASE("sixteen threads call in a stream each") {
   const Watch watch;
   const auto engine = Artifact().load();
   CHECK(run_in_threads(*engine, 16, 6, /*has_own_streams=*/true));
 }
 
-TEST_CASE("calls of sixteen threads in one stream") {
+TEST_CASE("sixteen threads call in one stream") {
   const Watch watch;
   const auto engine = Artifact().load();
   CHECK(run_in_threads(*engine, 16, 6, /*has_own_streams=*/false));
 }
 
-TEST_CASE("threads that wait for contexts of two profiles all get one") {
+TEST_CASE("all threads that wait for contexts of two profiles get one") {
   const Watch watch;
   emulated::Vendor::instance().slowness = 3000;
   const auto engine = Artifact(two_profiles()).load();
@@ -136,7 +136,7 @@ TEST_CASE("threads that wait for contexts of two profiles all get one") {
   emulated::Vendor::instance().slowness = 0;
 }
 
-TEST_CASE("more streams than contexts share them" * emulated_only()) {
+TEST_CASE("streams share contexts if there are more streams" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const int before = emulated::Vendor::instance().made;
@@ -161,7 +161,7 @@ TEST_CASE("more streams than contexts share them" * emulated_only()) {
   }
 }
 
-TEST_CASE("a count of none runs on one, and gives none") {
+TEST_CASE("an empty batch runs as a batch of one and returns no rows") {
   const Watch watch;
   const auto engine = Artifact().load();
   const auto outputs = engine->run({on_device(picture({0, 3, 16, 16}))});
@@ -174,7 +174,7 @@ TEST_CASE("a count of none runs on one, and gives none") {
         "without pixels.");
 }
 
-TEST_CASE("an engine runs on the device that it was made for" * emulated_only()) {
+TEST_CASE("an engine runs on the device that it was created for" * emulated_only()) {
   const Watch watch;
   emulated::set_device_count(2);
   const auto engine = Artifact().load(emulated::torch_device(1));
@@ -192,7 +192,7 @@ TEST_CASE("an engine runs on the device that it was made for" * emulated_only())
   emulated::set_device_count(1);
 }
 
-TEST_CASE("an engine goes when its last call is over") {
+TEST_CASE("an engine is destroyed after its last call") {
   const Watch watch;
   emulated::set_delay(20000);
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -227,7 +227,7 @@ TEST_CASE("engines are loaded and dropped while another one runs") {
   CHECK(right == 24);
 }
 
-TEST_CASE("a call that the vendor refuses leaves the calls before it alone" * emulated_only()) {
+TEST_CASE("a call that the vendor refuses does not affect earlier calls" * emulated_only()) {
   const Watch watch;
   emulated::set_delay(20000);
   const auto engine = Artifact().load();
@@ -244,7 +244,7 @@ TEST_CASE("a call that the vendor refuses leaves the calls before it alone" * em
   emulated::set_delay(200);
 }
 
-TEST_CASE("a call for which there is not enough memory leaves an engine that can be used" * emulated_only()) {
+TEST_CASE("an engine can be used after a call that ran out of memory" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor batch = picture({2, 3, 10, 10});
@@ -272,7 +272,7 @@ TEST_CASE("a call for which there is not enough memory leaves an engine that can
   CHECK(are_close(engine->run({view}), expected_of(batch.narrow(0, 1, 1))));
 }
 
-TEST_CASE("a lost device is an error, and no crash" * emulated_only()) {
+TEST_CASE("a lost device causes an error, not a crash" * emulated_only()) {
   const Watch watch;
   auto engine = Artifact().load();
   const at::Tensor x = on_device(picture({1, 3, 16, 16}));
@@ -287,7 +287,7 @@ TEST_CASE("a lost device is an error, and no crash" * emulated_only()) {
   emulated::set_lost(0, false);
 }
 
-TEST_CASE("an input that the segment does not look at has no address") {
+TEST_CASE("an input that the segment does not read has no address") {
   const Watch watch;
   Artifact artifact;
   auto& inputs = artifact.bindings["inputs"];

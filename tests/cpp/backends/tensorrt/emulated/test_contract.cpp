@@ -129,7 +129,7 @@ std::string breaches() {
 
 }  // namespace
 
-TEST_CASE("who keeps to the contract is told nothing") {
+TEST_CASE("correct use causes no report") {
   Caller caller;
   caller.prepare();
   std::memset(caller.x, 0, kPicture);
@@ -264,7 +264,7 @@ TEST_CASE("rules of devices") {
   emulated::set_device_count(1);
 }
 
-TEST_CASE("rules of what runs at once") {
+TEST_CASE("rules of concurrent calls") {
   Caller caller;
   caller.prepare();
   emulated::Stream* const other = emulated::make_stream(0);
@@ -332,7 +332,7 @@ TEST_CASE("rules of what runs at once") {
   }
 }
 
-TEST_CASE("rules of objects that are one thread's at a time") {
+TEST_CASE("rules of objects that one thread may use at a time") {
   Caller caller;
   emulated::Vendor& vendor = emulated::Vendor::instance();
   vendor.slowness = 50000;
@@ -355,7 +355,7 @@ TEST_CASE("rules of objects that are one thread's at a time") {
   vendor.slowness = 0;
 }
 
-TEST_CASE("a logger that goes before what logs") {
+TEST_CASE("a logger must outlive the objects that use it") {
   alignas(SilentLogger) std::array<unsigned char, sizeof(SilentLogger)> place{};
   auto* const logger = new (place.data()) SilentLogger();
   std::unique_ptr<nvinfer1::IRuntime> runtime(make_runtime(*logger));
@@ -382,7 +382,7 @@ TEST_CASE("the driver in a thread without a context") {
   CHECK(breaches() == "cuStreamCreate is called in a thread that has no context");
 }
 
-TEST_CASE("rules of the order in which objects end") {
+TEST_CASE("rules of the order of destruction") {
   Caller caller;
   SUBCASE("an engine before its contexts") {
     nvinfer1::IExecutionContext* const left = caller.engine->createExecutionContext(Strategy::kUSER_MANAGED);
@@ -467,7 +467,7 @@ TEST_CASE("rules of graphs") {
   if (graph != nullptr) emulated::destroy(graph);
 }
 
-TEST_CASE("what is written beside a block is noticed when it is freed") {
+TEST_CASE("a write outside a block is noticed when the block is freed") {
   emulated::Stream* const stream = emulated::make_stream(0);
   auto* const data = static_cast<unsigned char*>(emulated::allocate(100, stream));
   CHECK(reinterpret_cast<uintptr_t>(data) % emulated::kAllocationAlignment == 0);

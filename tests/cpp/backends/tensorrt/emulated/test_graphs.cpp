@@ -33,7 +33,7 @@ size_t launches_of(Engine& engine, const at::Tensor& input) {
 
 }  // namespace
 
-TEST_CASE("a recorded call reads its caller's new values") {
+TEST_CASE("a recorded call reads the caller's new values") {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
@@ -51,7 +51,7 @@ TEST_CASE("a recorded call reads its caller's new values") {
   }
 }
 
-TEST_CASE("results of recorded calls are their callers' own") {
+TEST_CASE("callers own the results of recorded calls") {
   const Watch watch;
   const auto engine = engine_with("copy");
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -62,7 +62,7 @@ TEST_CASE("results of recorded calls are their callers' own") {
   CHECK(are_close(second, expected_of(y)));
 }
 
-TEST_CASE("a static graph is one for each address, and a view that is not aligned is copied") {
+TEST_CASE("there is one static graph per address, and an unaligned view is copied") {
   const Watch watch;
   const auto engine = engine_with("static");
   const at::Tensor batch = picture({3, 3, 10, 10});
@@ -76,7 +76,7 @@ TEST_CASE("a static graph is one for each address, and a view that is not aligne
   CHECK(copied.count() == 4);  // at 1200 and 2400 bytes from the start
 }
 
-TEST_CASE("the graph that was used least recently goes when its last launch is over") {
+TEST_CASE("the least recently used graph is destroyed after its last launch") {
   const Watch watch;
   emulated::set_delay(5000);
   const TemporaryVariable memory(kMemory, "24M");  // a graph counts as 4 MiB plus its tensors
@@ -93,7 +93,7 @@ TEST_CASE("the graph that was used least recently goes when its last launch is o
   emulated::set_delay(200);
 }
 
-TEST_CASE("the memory of graphs that went is free again") {
+TEST_CASE("the memory of destroyed graphs is freed") {
   const Watch watch;
   const TemporaryVariable memory(kMemory, "5M");
   const auto engine = engine_with("static");
@@ -110,7 +110,7 @@ TEST_CASE("the memory of graphs that went is free again") {
   CHECK(bytes == std::vector<size_t>(4, bytes.front()));
 }
 
-TEST_CASE("a call that takes more memory than graphs may have runs without one" * emulated_only()) {
+TEST_CASE("a call that needs more memory than graphs may take runs without a graph" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   const TemporaryVariable memory(kMemory, "1M");
@@ -124,7 +124,7 @@ TEST_CASE("a call that takes more memory than graphs may have runs without one" 
                                  "HYBRID_RT_TENSORRT_GRAPH_MEMORY allows 1 MiB); it runs without"});
 }
 
-TEST_CASE("the memory of graphs is a number of bytes, or one with a unit") {
+TEST_CASE("the memory limit of graphs is a number of bytes, with or without a unit") {
   const TemporaryVariable mode("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "copy");
   const auto settings = [](const char* text) {
     const TemporaryVariable memory(kMemory, text);
@@ -148,7 +148,7 @@ TEST_CASE("the memory of graphs is a number of bytes, or one with a unit") {
   CHECK(contains(plugin().refusal(Artifact().spec, {}).value_or(""), "GRAPH_MEMORY: expected a number of bytes"));
 }
 
-TEST_CASE("recorded calls of many threads and streams") {
+TEST_CASE("many threads and streams run recorded calls") {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
@@ -171,7 +171,7 @@ TEST_CASE("recorded calls of many threads and streams") {
   }
 }
 
-TEST_CASE("graphs are dropped while other threads launch theirs") {
+TEST_CASE("graphs are dropped while other threads launch graphs") {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
@@ -195,7 +195,7 @@ TEST_CASE("graphs are dropped while other threads launch theirs") {
   }
 }
 
-TEST_CASE("an engine goes when its last recorded call is over") {
+TEST_CASE("an engine is destroyed after its last recorded call") {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
@@ -209,7 +209,7 @@ TEST_CASE("an engine goes when its last recorded call is over") {
   }
 }
 
-TEST_CASE("a capture that is invalidated is warned of, and the call runs without" * emulated_only()) {
+TEST_CASE("an invalidated capture causes a warning, and the call runs without a graph" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   const auto engine = engine_with("copy");
@@ -223,7 +223,7 @@ TEST_CASE("a capture that is invalidated is warned of, and the call runs without
   CHECK(launches_of(*engine, on_device(picture({1, 3, 16, 24}))) == 1);  // another size is recorded again
 }
 
-TEST_CASE("what the driver does not do for a graph is warned of, and the call runs without" * emulated_only()) {
+TEST_CASE("an unsupported graph operation causes a warning, and the call runs without a graph" * emulated_only()) {
   const std::vector<std::tuple<const char*, int, const char*>> failures = {
       {"cuStreamCreate", emulated::kOutOfMemory, "out of memory"},
       {"cuStreamBeginCapture", emulated::kCaptureUnsupported, "operation not permitted when stream is capturing"},
@@ -245,7 +245,7 @@ TEST_CASE("what the driver does not do for a graph is warned of, and the call ru
   }
 }
 
-TEST_CASE("a graph that the driver does not launch is an error, after which it can be launched" * emulated_only()) {
+TEST_CASE("a graph whose launch fails causes an error and can be launched again" * emulated_only()) {
   const Watch watch;
   const auto engine = engine_with("static");
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -259,7 +259,7 @@ TEST_CASE("a graph that the driver does not launch is an error, after which it c
   CHECK(are_close(engine->run({there}), expected_of(x)));
 }
 
-TEST_CASE("a call that the vendor refuses to have recorded runs without" * emulated_only()) {
+TEST_CASE("a call that the vendor refuses to record runs without a graph" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   const auto engine = engine_with("copy");
@@ -272,7 +272,7 @@ TEST_CASE("a call that the vendor refuses to have recorded runs without" * emula
                                "without"});
 }
 
-TEST_CASE("a call that fails while it is prepared for recording is tried again" * emulated_only()) {
+TEST_CASE("a call that fails during preparation for recording is retried" * emulated_only()) {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     const Watch watch;
@@ -288,7 +288,7 @@ TEST_CASE("a call that fails while it is prepared for recording is tried again" 
   }
 }
 
-TEST_CASE("a recorded call for which there is not enough memory leaves an engine that can be used" * emulated_only()) {
+TEST_CASE("an engine can be used after a recorded call that ran out of memory" * emulated_only()) {
   for (const char* mode : {"copy", "static"}) {
     CAPTURE(mode);
     for (int n = 1; n <= 7; ++n) {
@@ -321,7 +321,7 @@ TEST_CASE("a recorded call for which there is not enough memory leaves an engine
   }
 }
 
-TEST_CASE("a lost device is an error of a recorded call too" * emulated_only()) {
+TEST_CASE("a lost device causes an error in a recorded call too" * emulated_only()) {
   const Watch watch;
   auto engine = engine_with("copy");
   const at::Tensor x = on_device(picture({1, 3, 16, 16}));
@@ -334,7 +334,7 @@ TEST_CASE("a lost device is an error of a recorded call too" * emulated_only()) 
   emulated::set_lost(0, false);
 }
 
-TEST_CASE("a stream that somebody else records from is refused" * emulated_only()) {
+TEST_CASE("a stream that another recording uses is refused" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = on_device(picture({1, 3, 16, 16}));

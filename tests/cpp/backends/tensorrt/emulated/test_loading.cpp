@@ -31,7 +31,7 @@ TEST_CASE("the plug-in names the vendor's library and its devices") {
   CHECK(contains(plugin().refusal(Artifact().spec, {}).value_or(""), "expected off, copy or static"));
 }
 
-TEST_CASE("the plug-in tells of each library, and of the driver" * emulated_only()) {
+TEST_CASE("the plug-in describes each library and the driver" * emulated_only()) {
   const nlohmann::json told = libraries_told();
   CHECK(told.at("driver") == "13.1");
   const StandIn& here = StandIn::here();
@@ -62,7 +62,7 @@ TEST_CASE("an engine of another version or library is refused before it is read"
   CHECK(contains(failure_of([&] { artifact.load(); }).what(), "can't be opened"));
 }
 
-TEST_CASE("what the vendor says of an engine that it refuses is the error" * emulated_only()) {
+TEST_CASE("the error contains the vendor's reason for refusing an engine" * emulated_only()) {
   const Watch watch;
   const CapturedLog log;
   Artifact artifact;
@@ -78,7 +78,7 @@ TEST_CASE("what the vendor says of an engine that it refuses is the error" * emu
   emulated::Vendor::instance().says_nothing = false;
 }
 
-TEST_CASE("an engine that brings code is allowed to only if it was recorded so" * emulated_only()) {
+TEST_CASE("an engine may contain code only if its record says so" * emulated_only()) {
   const Watch watch;
   Artifact artifact;
   artifact.plan["host_code"] = true;
@@ -88,7 +88,7 @@ TEST_CASE("an engine that brings code is allowed to only if it was recorded so" 
   CHECK(are_close(artifact.load()->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("an engine that is not what was recorded of it is refused" * emulated_only()) {
+TEST_CASE("an engine that differs from its record is refused" * emulated_only()) {
   const Watch watch;
   const auto text_of = [](const Artifact& artifact) {
     const auto failure = failure_of([&] { artifact.load(); });
@@ -113,7 +113,7 @@ TEST_CASE("an engine that is not what was recorded of it is refused" * emulated_
   CHECK(contains(text_of(unknown), "got TensorRT's type "));
 }
 
-TEST_CASE("what was recorded of an engine has to be whole") {
+TEST_CASE("an engine's record must be complete") {
   const Watch watch;
   Artifact malformed;
   malformed.bindings.erase("profiles");
@@ -126,7 +126,7 @@ TEST_CASE("what was recorded of an engine has to be whole") {
   CHECK(contains(failure.what(), "artifact, bindings: expected those of its spec's tensors, got others."));
 }
 
-TEST_CASE("TensorRT-RTX's switches are refused where nobody can set them" * emulated_only()) {
+TEST_CASE("TensorRT-RTX's switches are refused by libraries without them" * emulated_only()) {
   const Watch watch;
   for (const auto& [name, value] :
        {std::pair("kernel_specialization", "eager"), std::pair("kernel_specialization", "none"),
@@ -163,7 +163,7 @@ TEST_CASE("an engine that wants an input on the host is refused" * emulated_only
   CHECK(contains(failure.what(), "artifact, tensor 'x': expected one on the device, got one on the host"));
 }
 
-TEST_CASE("contexts that can't be made are errors, after which an engine can be used" * emulated_only()) {
+TEST_CASE("a failure to create a context causes an error, and the engine can be used afterwards" * emulated_only()) {
   const Watch watch;
   const auto engine = Artifact().load();
   const at::Tensor x = picture({1, 3, 16, 16});
@@ -189,13 +189,13 @@ static void check_failure_while(std::atomic<bool> emulated::Vendor::* does, cons
   CHECK(are_close(engine->run({on_device(x)}), expected_of(x)));
 }
 
-TEST_CASE("scratch memory whose size the vendor can't tell is an error" * emulated_only()) {
+TEST_CASE("an unknown size of scratch memory causes an error" * emulated_only()) {
   check_failure_while(&emulated::Vendor::fails_scratch_size,
                       "run, scratch memory: expected its size from " + StandIn::here().library +
                           ", got updateDeviceMemorySizeForShapes: asked to fail.");
 }
 
-TEST_CASE("shapes and addresses that the vendor refuses are errors, after which an engine can be used" *
+TEST_CASE("shapes and addresses that the vendor refuses cause errors, and the engine can be used afterwards" *
           emulated_only()) {
   Watch watch;
   Artifact wider;  // as if the record had a wider range than the engine
@@ -218,7 +218,7 @@ TEST_CASE("shapes and addresses that the vendor refuses are errors, after which 
   }
 }
 
-TEST_CASE("an output whose size depends on values is refused" * emulated_only()) {
+TEST_CASE("an output with a size that depends on values is refused" * emulated_only()) {
   check_failure_while(
       &emulated::Vendor::hides_output_shapes,
       "output 'y': expected a shape that follows from the inputs' shapes, got one that depends on their values");
@@ -236,7 +236,7 @@ TEST_CASE("the vendor's messages are logged from the runtime's first word to its
   CHECK(log.of(LogLevel::kInfo).size() == 1);
 }
 
-TEST_CASE("a driver without CUDA graphs is warned of, and calls run without" * doctest::skip()) {
+TEST_CASE("a driver without CUDA graphs causes a warning, and calls run without them" * doctest::skip()) {
   const Watch watch;
   const CapturedLog log;
   const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "copy");
@@ -248,7 +248,7 @@ TEST_CASE("a driver without CUDA graphs is warned of, and calls run without" * d
             "tensorrt: a call can't be recorded as a CUDA graph (the driver has no CUDA graphs); it runs without"});
 }
 
-TEST_CASE("no driver: an engine runs where torch has a device all the same" * doctest::skip()) {
+TEST_CASE("no driver: an engine runs if torch has a device" * doctest::skip()) {
   const Watch watch;
   const CapturedLog log;
   const TemporaryVariable variable("HYBRID_RT_TENSORRT_CUDA_GRAPHS", "static");
@@ -259,7 +259,7 @@ TEST_CASE("no driver: an engine runs where torch has a device all the same" * do
   CHECK(log.of(LogLevel::kWarning).size() == 1);
 }
 
-TEST_CASE("a library whose tables nobody compiled for is not called" * doctest::skip()) {
+TEST_CASE("a library whose tables are unknown is not called" * doctest::skip()) {
   const hybrid_rt::Availability found = plugin().availability();
   CHECK_FALSE(found.available);
   CHECK(found.devices == std::vector<std::string>{"cuda"});
@@ -269,7 +269,7 @@ TEST_CASE("a library whose tables nobody compiled for is not called" * doctest::
   CHECK(emulated::Vendor::instance().runtimes == 0);
 }
 
-TEST_CASE("a library that is not TensorRT's says what it lacks" * doctest::skip()) {
+TEST_CASE("a library that is not TensorRT causes an error with the missing symbols" * doctest::skip()) {
   const hybrid_rt::Availability found = plugin().availability();
   CHECK_FALSE(found.available);
   CHECK(contains(found.reason,
@@ -277,7 +277,7 @@ TEST_CASE("a library that is not TensorRT's says what it lacks" * doctest::skip(
                  "library can't be opened ("));
 }
 
-TEST_CASE("TensorRT-RTX: its switches are set as they were recorded" * doctest::skip()) {
+TEST_CASE("TensorRT-RTX: switches are set as recorded" * doctest::skip()) {
   const Watch watch;
   const TemporaryVariable no_cache("HYBRID_RT_CACHE_SIZE", "0");
   const emulated::Vendor& vendor = emulated::Vendor::instance();
@@ -299,7 +299,7 @@ TEST_CASE("TensorRT-RTX: its switches are set as they were recorded" * doctest::
         "cuda_graphs), got 'copy'. Unset it, or convert without that option.");
 }
 
-TEST_CASE("TensorRT-RTX: a switch that it refuses is an error" * doctest::skip()) {
+TEST_CASE("TensorRT-RTX: a switch that the library refuses causes an error" * doctest::skip()) {
   const Watch watch;
   Artifact artifact;
   artifact.bindings["cuda_graphs"] = "whole_graph";
@@ -309,7 +309,7 @@ TEST_CASE("TensorRT-RTX: a switch that it refuses is an error" * doctest::skip()
   CHECK(artifact.load() != nullptr);
 }
 
-TEST_CASE("TensorRT-RTX: what it compiled is there when the engine is loaded again" * doctest::skip()) {
+TEST_CASE("TensorRT-RTX: compiled kernels are reused when the engine is loaded again" * doctest::skip()) {
   const Watch watch;
   const TemporaryFolder folder;
   const TemporaryVariable place("HYBRID_RT_CACHE", folder.path().c_str());
