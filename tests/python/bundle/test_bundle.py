@@ -85,6 +85,8 @@ def test_the_manifest_says_what_the_file_is(demo_bundle: Path) -> None:
     assert manifest["head"]["operators"] == [
         "hybrid_rt::batched_nms",
         "hybrid_rt::box_detections",
+        "hybrid_rt::box_levels",
+        "hybrid_rt::class_probabilities",
         "hybrid_rt::multiscale_roi_align",
         "hybrid_rt::normalized_batch",
         "hybrid_rt::region_proposals",

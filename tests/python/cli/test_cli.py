@@ -216,7 +216,7 @@ def test_inspect_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert f"{demo_bundle}: torchvision.models.detection.faster_rcnn.FasterRCNN, format 2" in out.replace("\n", "")
     assert f"torch {torch.__version__}" in out
-    assert "head operators: hybrid_rt::batched_nms, hybrid_rt::box_detections, hybrid_rt::multiscale_roi_align" in out
+    assert "head operators: hybrid_rt::batched_nms, hybrid_rt::box_detections, hybrid_rt::box_levels" in out
     assert "verified in fp32: " in out
     for word in ("backbone", "openvino", "torchscript", "fp32", "cpu"):
         assert word in out

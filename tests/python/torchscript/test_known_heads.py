@@ -196,7 +196,10 @@ def test_a_patched_function_keeps_the_heads_that_call_it(
 ) -> None:
     monkeypatch.setattr(box_ops, "batched_nms", wrap(box_ops.batched_nms))
     for make in DETECTORS.values():
-        assert {name.partition(".")[0] for name in replaced(with_operators(make()))} <= {"MultiScaleRoIAlign", "DefaultBoxGenerator"}
+        assert {name.partition(".")[0] for name in replaced(with_operators(make()))} <= {
+            "MultiScaleRoIAlign",
+            "DefaultBoxGenerator",
+        }
 
 
 def test_a_patched_method_stays(monkeypatch: pytest.MonkeyPatch) -> None:
