@@ -67,7 +67,6 @@ class ObservedTypes:
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Records the types of the functions that run in the block, in this thread; torch's own excluded."""
-        before = sys.getprofile()
         known: dict[CodeType, bool] = {}
 
         def record(frame: FrameType, event: str, _: Any) -> None:
@@ -84,11 +83,12 @@ class ObservedTypes:
                 if isinstance(value, (list, dict)) and value:
                     _note(function.variables, name, _type_of(value))
 
-        sys.setprofile(record)
-        try:
-            yield
-        finally:
-            sys.setprofile(before)
+        with _without_profiler():
+            sys.setprofile(record)
+            try:
+                yield
+            finally:
+                sys.setprofile(None)
 
     def complete(self, definition: ast.FunctionDef, function: Any, place: Place) -> None:
         """Annotates arguments and empty containers of a parsed function, and writes numbers as floats where needed.
@@ -105,6 +105,22 @@ class ObservedTypes:
         if variables:
             _Containers(variables, definition).visit(definition)
         _Floats(function).visit(definition)
+
+
+@contextmanager
+def _without_profiler() -> Iterator[None]:
+    """Pauses the caller's profiler in the block, because a thread has one."""
+    profiler: Any = sys.getprofile()
+    is_function = profiler is None or callable(profiler)
+    if not is_function:  # cProfile's
+        profiler.disable()
+    try:
+        yield
+    finally:
+        if is_function:
+            sys.setprofile(profiler)
+        else:
+            profiler.enable()
 
 
 class _Containers(ast.NodeTransformer):

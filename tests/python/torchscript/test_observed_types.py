@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -148,8 +151,6 @@ def test_annotations_of_the_code_are_kept() -> None:
 
 
 def test_a_profile_of_the_caller_is_put_back() -> None:
-    import sys
-
     def profile(*_: Any) -> None:
         pass
 
@@ -159,3 +160,12 @@ def test_a_profile_of_the_caller_is_put_back() -> None:
         assert sys.getprofile() is profile
     finally:
         sys.setprofile(None)
+
+
+def test_a_profiler_of_the_caller_continues() -> None:
+    profiler = cProfile.Profile()
+    with profiler:
+        observe(Annotated().eval(), ([IMAGE],))
+        sorted([3, 1, 2])
+    names = {function for _, _, function in pstats.Stats(profiler).stats}  # type: ignore[attr-defined]
+    assert "<built-in method builtins.sorted>" in names
