@@ -19,12 +19,12 @@ from .export_head import ExportedHead
 from .find_images import Images, find_images
 from .observe import Observation, observe
 from .probe_inputs import Sample, samples_of
-from .program import Program, capture, is_fed_directly
+from .program import Program, capture, is_fed_directly, varies_in_rows_alone
 from .segments import Share, candidate_segments, fuse_groups, resolve_names, shares_of
 from .shapes import Shapes, input_ranges
 from .side_effects import ITSELF
 from .size_checks import right_at_sizes
-from .size_samples import Effort, record_sizes, sized_runs
+from .size_samples import Effort, Unneeded, record_sizes, sized_runs
 from .state import StateWatch
 
 AUTO = "auto"
@@ -187,7 +187,8 @@ def capture_programs(
         calibration_data: arguments of the detector, for int8.
         steps: shows the progress.
         effort: budget for checks at further sizes; None: no checks.
-        ready: called with the first program once it is checked, if others are to be checked after it.
+        ready: called with the first of several programs before they are checked. Most recordings are right, and then
+            this is the program that is returned.
 
     Raises:
         FusionError: Several segments can't be one program; each alone may be.
@@ -214,7 +215,7 @@ def _capture(
         sizes = []
         if effort:
             sized = sized_runs(profile.detector, profile.example, profile.images, shapes, effort.most)
-            sizes = record_sizes(sized, names, effort)
+            sizes = record_sizes(sized, names, effort, _unneeded(profile, runs))
         profile.state.require_none(profile.example, observation.result)
         engines = [
             members
@@ -232,14 +233,29 @@ def _capture(
         return programs
 
 
+def _unneeded(profile: Profile, runs: Sequence[Recorded]) -> Unneeded:
+    """Returns the segments that need not be recorded at further sizes; none if another one is called after them."""
+    observation = profile.observation
+    by_rows = [group for group in profile.groups if varies_in_rows_alone(observation, group, runs)]
+    names = [name for group in by_rows for name in group]
+    others = [name for group in profile.groups for name in group if name not in names]
+    if not others:
+        return Unneeded()
+    return Unneeded(
+        names,
+        {name: len(observation.calls(name)) for name in others},
+        sum(observation.uses[observation.first_name(name)].work.cost for name in names),
+    )
+
+
 def _checked(
     programs: Sequence[Program], steps: Steps, effort: Effort | None, ready: Callable[[Program], None]
 ) -> list[Program]:
     with steps.step("check the segments at other sizes"):
+        if len(programs) > 1:
+            ready(programs[0])
         right: list[Program] = []
         for program in programs:
-            if len(right) == 1:
-                ready(right[0])
             with _naming(program.segments):
                 right.append(right_at_sizes(program, effort))
         return right

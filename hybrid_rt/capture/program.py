@@ -363,6 +363,19 @@ def _telling(further: Sequence[FlatCall], calls: Sequence[FlatCall]) -> tuple[Fl
     return tuple(call for call in further if any(call is one for alike in kept.values() for one in alike[:_MOST_ALIKE]))
 
 
+def varies_in_rows_alone(observation: Observation, names: Sequence[str], runs: Sequence[Recorded]) -> bool:
+    """Returns true if the segments of an engine had calls that differ in the number of rows alone, and enough of them.
+
+    Further calls that differ in nothing else are dropped, see :func:`capture`.
+    """
+    members = members_of(observation, names)
+    try:
+        calls = [call for run in runs for call in _flat_calls(members, run)]
+    except CaptureError:  # capture() raises it again
+        return False
+    return len({_row(call) for call in calls}) == 1 and not _telling(calls[:1], calls)
+
+
 def _row(call: FlatCall) -> tuple[torch.Size, ...]:
     """Returns the shapes of the inputs without their first dimensions."""
     return tuple(tensor.shape[1:] for tensor in call.inputs)

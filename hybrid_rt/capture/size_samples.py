@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -117,10 +118,41 @@ def sized_runs(
         yield detector, images.resized(example, size)
 
 
+@dataclass(frozen=True)
+class Unneeded:
+    """Segments whose calls at further sizes are not compared, because they differ in the number of rows alone.
+
+    Attributes:
+        names: the segments.
+        calls: number of calls of each other segment in a run.
+        cost: counted work of the segments in a run.
+    """
+
+    names: Sequence[str] = ()
+    calls: Mapping[str, int] = field(default_factory=dict)
+    cost: int = 0
+
+
+class _Ended(BaseException):
+    """Ends a run of a detector early. No handler of its code catches this."""
+
+
 def record_sizes(
-    runs: Iterator[tuple[nn.Module, tuple[Any, ...]]], names: Sequence[str], effort: Effort
+    runs: Iterator[tuple[nn.Module, tuple[Any, ...]]],
+    names: Sequence[str],
+    effort: Effort,
+    unneeded: Unneeded = Unneeded(),
 ) -> list[Recorded]:
-    """Records segments at further sizes within the budget. Sizes that the detector refuses are skipped."""
+    """Records segments at further sizes within the budget. Sizes that the detector refuses are skipped.
+
+    A run ends where only segments are left that are not needed. Its cost counts as if it had gone on.
+
+    Args:
+        runs: a detector and its arguments for each size.
+        names: the segments.
+        effort: the budget.
+        unneeded: segments of ``names`` that need not be recorded.
+    """
     recorded: list[Recorded] = []
     costs: list[int] = []
     for detector, arguments in runs:
@@ -128,12 +160,35 @@ def record_sizes(
             break
         counter = WorkCounter(lambda work: costs.append(work.cost))
         try:
-            with torch.no_grad(), counter, HeadOperators(), recording(detector, names) as run:
+            with (
+                torch.no_grad(),
+                counter,
+                HeadOperators(),
+                recording(detector, names) as run,
+                _ending_before(detector, run, unneeded),
+            ):
                 detector(*map_tensors(arguments, Tensor.clone))
+        except _Ended:
+            costs.append(unneeded.cost)
         except Exception:  # whatever the detector's code raises: what it refuses, the hybrid may refuse
             continue
         recorded.append(run)
     return recorded
+
+
+@contextmanager
+def _ending_before(detector: nn.Module, run: Recorded, unneeded: Unneeded) -> Iterator[None]:
+    """Raises :class:`_Ended` at a call of a segment that is not needed, once all others have been called."""
+
+    def end(*_: Any) -> None:
+        if all(len(run[name]) >= count for name, count in unneeded.calls.items()):
+            raise _Ended
+
+    with ExitStack() as hooks:
+        for name in unneeded.names:
+            submodule = detector.get_submodule(name)
+            hooks.callback(submodule.register_forward_pre_hook(end, prepend=True).remove)
+        yield
 
 
 def sized_inputs(

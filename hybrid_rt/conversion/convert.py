@@ -428,11 +428,13 @@ def _checked_head(
         try:
             with steps.step("script and freeze the head"):
                 choice = choices.send(reason)
-        except CaptureError as error:
+        except CaptureError:
             if found is not None:
                 return found
             require_running(builds)  # a head that runs its engines may have met one that fails
-            raise failed or error from error.__cause__
+            if failed is not None:
+                raise failed from failed.__cause__
+            raise
         try:
             checks = check_hybrid(choice.hybrid, profile, wanted.checks, precision, steps)
         except HybridRTError:
@@ -440,6 +442,7 @@ def _checked_head(
         except Exception as error:  # TorchScript's interpreter may raise anything in the head
             require_running(builds)
             failure = head_fails(error)
+            failure.__cause__ = error
             if wanted.head != AUTO_HEAD:
                 raise failure from error
             failed, reason = failed or failure, str(failure)

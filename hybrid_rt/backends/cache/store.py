@@ -136,11 +136,11 @@ def get_or_compile(backend: Backend, program: Program, precision: str) -> tuple[
     return artifact, False
 
 
-def holds(backend: Backend, program: Program, precision: str) -> bool:
-    """Returns true if the cache has an entry for the result of ``backend.compile``."""
+def holds(key: str) -> bool:
+    """Returns true if the cache has an entry; ``key``: see :func:`key_of`."""
     try:
-        return bound() > 0 and (cache_directory() / f"{key_of(backend, program, precision)}{SUFFIX}").exists()
-    except (NoDigest, CaptureError, OptionError):
+        return bound() > 0 and (cache_directory() / f"{key}{SUFFIX}").exists()
+    except OptionError:
         return False
 
 

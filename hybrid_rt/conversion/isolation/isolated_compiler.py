@@ -85,8 +85,11 @@ def begin(program: Program, variant: VariantRequest) -> None:
         variant: the variant. If the cache has it, nothing begins.
     """
     compiler = _current.get()
-    if compiler is not None and not store.holds(variant.backend, program, variant.precision):
-        compiler.begin(variant.backend, program, variant.precision)
+    if compiler is None or not runs_isolated(variant.backend):
+        return
+    key = _key_of(variant.backend, program, variant.precision)
+    if key and not store.holds(key):
+        compiler.begin(variant.backend, program, variant.precision, key)
 
 
 def runs_isolated(backend: Backend) -> bool:
@@ -154,14 +157,13 @@ class IsolatedCompiler:
         if process is not None:
             process.close()
 
-    def begin(self, backend: Backend, program: Program, precision: str) -> None:
-        """Begins a compilation whose result :meth:`compile` returns later.
+    def begin(self, backend: Backend, program: Program, precision: str, key: str) -> None:
+        """Begins a compilation whose result :meth:`compile` returns later; ``key``: that of the artifact in the cache.
 
         Does nothing if the process has not started yet, is not ready, or is busy.
         """
         process = self._process
-        key = _key_of(backend, program, precision)
-        if process is None or self._begun is not None or not key or not runs_isolated(backend):
+        if process is None or self._begun is not None:
             return
         try:
             if process.is_ready_now():

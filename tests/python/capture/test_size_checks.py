@@ -16,11 +16,11 @@ from torch.nn import functional as F
 import hybrid_rt
 from helpers.small_detectors import Alone, OneConvolution
 from hybrid_rt import CaptureError, HybridRTError, OptionError
-from hybrid_rt.capture.call_recording import Recorded, recording
+from hybrid_rt.capture.call_recording import Recorded, record_runs, recording
 from hybrid_rt.capture.observe import observe
-from hybrid_rt.capture.program import capture
+from hybrid_rt.capture.program import capture, varies_in_rows_alone
 from hybrid_rt.capture.size_checks import _at_other_sizes
-from hybrid_rt.capture.size_samples import Effort, drawn_sizes, record_sizes, sized_inputs, sized_runs
+from hybrid_rt.capture.size_samples import Effort, Unneeded, drawn_sizes, record_sizes, sized_inputs, sized_runs
 from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED
 
@@ -245,6 +245,56 @@ def recording_of(detector: nn.Module, image: Tensor) -> Recorded:
     with torch.no_grad(), recording(detector, ["backbone"]) as run:
         detector(image)
     return run
+
+
+class TwoStages(nn.Module):
+    """Maps a batch to rows, as many as values are positive, and counts how far its runs got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+        self.box_head = nn.Linear(4, 2)
+        self.finished = 0
+
+    def forward(self, batch: Tensor) -> Tensor:
+        features = self.backbone(batch)
+        found: Tensor = self.box_head(features.permute(0, 2, 3, 1)[features[:, 0] > 0])
+        self.finished += 1
+        return found
+
+
+def test_runs_at_further_sizes_end_before_segments_that_differ_in_rows_alone() -> None:
+    detector = TwoStages().eval()
+    example = torch.rand(1, 3, 9, 9) - 0.5
+    observation = observe(detector, (example,))
+    names = ["backbone", "box_head"]
+    runs = record_runs(detector, names, [(torch.rand(1, 3, side, 8) - 0.5,) for side in (7, 9, 12, 20)])
+    assert not varies_in_rows_alone(observation, ["backbone"], runs)
+    assert varies_in_rows_alone(observation, ["box_head"], runs)
+    assert not varies_in_rows_alone(observation, ["box_head"], runs[:1])
+
+    def recorded(unneeded: Unneeded) -> list[Recorded]:
+        sizes = ((detector, (torch.rand(1, 3, side, 8),)) for side in (10, 11))
+        return record_sizes(sizes, names, Effort(0, least=2), unneeded)
+
+    before = detector.finished
+    runs = recorded(Unneeded(["box_head"], {"backbone": 1}))
+    assert detector.finished == before
+    assert [len(run["backbone"]) for run in runs] == [1, 1]
+    assert [run["box_head"] for run in runs] == [[], []]
+    assert not detector.box_head._forward_pre_hooks
+    assert [len(run["box_head"]) for run in recorded(Unneeded(["box_head"], {"backbone": 2}))] == [1, 1]
+    assert detector.finished == before + 2
+
+
+def test_the_part_of_a_run_that_is_left_out_counts_towards_the_budget() -> None:
+    def looked_at(cost: int) -> int:
+        sizes = ((detector, (torch.rand(1, 3, 8, 8),)) for _ in range(9))
+        unneeded = Unneeded(["box_head"], {"backbone": 1}, cost)
+        return len(record_sizes(sizes, ["backbone", "box_head"], Effort(10**9, least=3), unneeded))
+
+    detector = TwoStages().eval()
+    assert (looked_at(0), looked_at(10**9)) == (9, 3)
 
 
 def test_sizes_are_looked_at_by_counted_work_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,25 @@ def test_a_scripted_head_that_fails_gives_way_to_the_next(tmp_path: Path) -> Non
     assert not (tmp_path / "y.pt").exists()
 
 
+def test_the_error_of_a_scripted_head_keeps_its_own_cause(tmp_path: Path) -> None:
+    class FailsInEachHead(SmallDetector):
+        """Fails in TorchScript, branches on values, and returns a number, which a recording does not compute."""
+
+        def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, float]:
+            boxes, scores, _ = self.detect(self.backbone(pictures)["coarse"])
+            found = {"boxes": boxes}
+            if not torch.jit.is_scripting():
+                found["scores"] = scores
+            total = float(boxes.sum()) if bool(found["scores"].sum() > 0) else 0.0
+            return found["boxes"], found["scores"], total
+
+    detector = FailsInEachHead().requires_grad_(False).eval()
+    with pytest.raises(hybrid_rt.VerificationError) as caught:
+        hybrid_rt.convert(detector, (small_picture(),), tmp_path / "x.pt", segments=["backbone"], **QUICK)
+    assert "KeyError: scores" in str(caught.value)
+    assert "KeyError: scores" in str(caught.value.__cause__)
+
+
 def test_attributes_that_cannot_be_copied_are_shared_by_an_exported_head(tmp_path: Path) -> None:
     detector = small_detector()
     detector.lock = threading.Lock()
