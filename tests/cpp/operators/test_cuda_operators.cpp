@@ -52,7 +52,8 @@ bool is_built() { return std::filesystem::exists(hybrid_rt::operators::cuda_oper
 TEST_CASE("the operators take CUDA tensors") {
   for (const char* name :
        {"hybrid_rt::nms", "hybrid_rt::roi_align", "hybrid_rt::batched_nms", "hybrid_rt::ssd_detections",
-        "hybrid_rt::sigmoid_topk", "hybrid_rt::centered_sigmoid_topk", "hybrid_rt::multiscale_roi_align"}) {
+        "hybrid_rt::sigmoid_topk", "hybrid_rt::centered_sigmoid_topk", "hybrid_rt::class_probabilities",
+        "hybrid_rt::box_levels", "hybrid_rt::multiscale_roi_align"}) {
     const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
     CHECK(handle.hasKernelForDispatchKey(c10::DispatchKey::CUDA));
   }
