@@ -14,7 +14,7 @@
 namespace hybrid_rt::operators {
 namespace {
 
-constexpr Refuse kRefuse{"default_boxes"};
+constexpr Refuse kRefuseDefaultBoxes{"default_boxes"};
 
 /// Returns the centres of cells as fractions of an image that has room for `cells` of them. torch divides in its
 /// default dtype.
@@ -32,20 +32,21 @@ void check_default_boxes(at::IntArrayRef heights, at::IntArrayRef widths, at::Te
                          at::IntArrayRef image_size, at::IntArrayRef steps) {
   if (heights.size() != widths.size() || heights.size() != pairs.size() ||
       (!steps.empty() && steps.size() != heights.size())) {
-    kRefuse("heights, widths, pairs and steps of as many levels",
-            c10::str(heights.size(), ", ", widths.size(), ", ", pairs.size(), " and ", steps.size()),
-            "Check the generator's aspect ratios and steps.");
+    kRefuseDefaultBoxes("heights, widths, pairs and steps of as many levels",
+                        c10::str(heights.size(), ", ", widths.size(), ", ", pairs.size(), " and ", steps.size()),
+                        "Check the generator's aspect ratios and steps.");
   }
-  require_size(kRefuse, "image_size", image_size);
+  require_size(kRefuseDefaultBoxes, "image_size", image_size);
   for (size_t level = 0; level < heights.size(); ++level) {
-    require_size(kRefuse, "a level", {heights[level], widths[level]});
-    require_floats(kRefuse, pairs[level]);
+    require_size(kRefuseDefaultBoxes, "a level", {heights[level], widths[level]});
+    require_floats(kRefuseDefaultBoxes, pairs[level]);
     if (pairs[level].dim() != 2 || pairs[level].size(1) != 2) {
-      kRefuse("pairs of shape [A, 2]", describe(pairs[level]), "Pass one row (width, height) per anchor of a cell.");
+      kRefuseDefaultBoxes("pairs of shape [A, 2]", describe(pairs[level]),
+                          "Pass one row (width, height) per anchor of a cell.");
     }
   }
   if (std::any_of(steps.begin(), steps.end(), [](int64_t step) { return step <= 0; })) {
-    kRefuse("steps of 1 or more", c10::str(steps), "Check the generator's steps.");
+    kRefuseDefaultBoxes("steps of 1 or more", c10::str(steps), "Check the generator's steps.");
   }
 }
 
