@@ -13,6 +13,7 @@ FUNCTIONS = {
     "ceil": "math.ceil({})",
     "trunc": "int({})",
     "sym_float": "float({})",
+    "round": "round({})",
 }
 """Functions of one number in conditions, as Python and TorchScript source."""
 

@@ -382,6 +382,8 @@ class _WithFractions(_Postfix):
                 called in FUNCTIONS
             ):
                 yield from [*self.words(value), called]
+            case ast.Call(func=ast.Name(id="round"), args=[value]):
+                yield from [*self.words(value), "round"]
             case _:
                 raise ValueError(ast.unparse(node))
 

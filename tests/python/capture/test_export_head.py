@@ -166,6 +166,7 @@ def test_a_result_that_torchscript_has_no_type_for_is_refused() -> None:
         ("64 0.0: / 0.1: sym_float * trunc 63 ==", (97, 97), False),
         ("64 0.0: / 0.1: sym_float * floor 64 ==", (100, 100), True),
         ("0.0: 8 / ceil 13 ==", (97,), True),
+        ("0.0: 2 / round 2 ==", (5,), True),
         ("0.0: 0.5 * 48.5 ==", (97,), True),
         ("64 0.0: / 1 >", (0,), False),
     ],
@@ -189,6 +190,24 @@ class Scaled(SmallDetector):
 def test_a_scale_from_both_sides_keeps_them_free() -> None:
     head = exported(seeded(Scaled), torch.rand(1, 3, 80, 112))
     for sides in ((80, 112), (112, 80), (97, 97), (61, 300)):
+        assert head.takes([(1, 3, *sides)])
+
+
+class Letterbox(SmallDetector):
+    """Resizes the image to fit a square, with rounded sizes, and pads it."""
+
+    def forward(self, pictures: Tensor) -> Any:
+        height, width = pictures.shape[-2:]
+        scale = min(64 / height, 64 / width)
+        height, width = round(height * scale), round(width * scale)
+        resized = nn.functional.interpolate(pictures, size=(height, width), mode="bilinear", align_corners=False)
+        padded = nn.functional.pad(resized, (0, 64 - width, 0, 64 - height), value=0.5)
+        return self.detect(self.backbone(padded)["coarse"]), resized
+
+
+def test_rounded_sizes_stay_free() -> None:
+    head = exported(seeded(Letterbox), torch.rand(1, 3, 80, 112))
+    for sides in ((80, 112), (50, 112), (81, 113)):
         assert head.takes([(1, 3, *sides)])
 
 
