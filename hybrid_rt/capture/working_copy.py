@@ -235,29 +235,39 @@ def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function without those of torch's decorators that do not change its results."""
     while True:
         inner = getattr(function, "_torchdynamo_orig_callable", None) or getattr(function, "__wrapped__", None)
+        if inner is None:
+            return function
         code = getattr(function, "__code__", None)
         where = getattr(inspect.getmodule(code), "__name__", "") if code is not None else ""
-        if inner is None or not where.startswith(_DECORATORS):
+        if not where.startswith(_DECORATORS):
             return function
         function = inner
 
 
 def _take_forward(module: nn.Module) -> None:
-    """Moves a forward that was replaced on the instance, or decorated, into a class of its own.
+    """Moves a forward that was replaced on the instance, and methods that are decorated, into a class of its own.
 
-    TorchScript assumes that modules of one class with the same attributes have the same code.
+    TorchScript assumes that modules of one class with the same attributes have the same code, and looks up the names in
+    a decorated method among those of the decorator.
     """
     vars(module)["_compiled_call_impl"] = None
     vars(module).pop("_compiled_call_impl")
     replaced = vars(module).get("forward")
     owner = type(module)
-    if replaced is None:
-        taken = _undecorated(owner.forward)
-        if taken is owner.forward:
-            return
-    elif isinstance(replaced, MethodType) and replaced.__self__ is module:
-        taken = _undecorated(replaced.__func__)
+    taken = _without_decorators(owner)
+    if isinstance(replaced, MethodType) and replaced.__self__ is module:
+        taken["forward"] = _undecorated(replaced.__func__)
         del vars(module)["forward"]
-    else:
-        return
-    module.__class__ = type(owner.__name__, (owner,), {"forward": taken, "__module__": owner.__module__})
+    elif replaced is not None:
+        taken.pop("forward", None)
+    if taken:
+        module.__class__ = type(owner.__name__, (owner,), {**taken, "__module__": owner.__module__})
+
+
+def _without_decorators(owner: type[nn.Module]) -> dict[str, Any]:
+    """Returns the methods of a class that torch's decorators wrap, without these."""
+    methods: dict[str, Any] = {}
+    for each in reversed(owner.__mro__[: owner.__mro__.index(nn.Module)]):
+        methods |= vars(each)
+    plain = {name: _undecorated(value) for name, value in methods.items() if isinstance(value, FunctionType)}
+    return {name: value for name, value in plain.items() if value is not methods[name]}

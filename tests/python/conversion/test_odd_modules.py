@@ -61,6 +61,38 @@ def made(detector: Callable[[], nn.Module]) -> Any:
         return detector().requires_grad_(False).eval()
 
 
+# Decorated methods
+
+
+class DecoratedMethods(SmallDetector):
+    """Has helpers under torch's decorators, as detectors have for anchors and for the decoding of boxes."""
+
+    @torch.no_grad()
+    def shifted(self, features: Tensor) -> Tensor:
+        return features + torch.arange(features.shape[3]) / 100
+
+    @torch.inference_mode()
+    def found(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.detect(features)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, _ = self.found(self.shifted(self.backbone(pictures)["coarse"]))
+        return boxes, scores
+
+
+class Inheriting(DecoratedMethods):
+    def shifted(self, features: Tensor) -> Tensor:
+        return features
+
+
+@pytest.mark.parametrize("kind", [DecoratedMethods, Inheriting])
+@pytest.mark.parametrize("head", HEADS)
+def test_methods_under_torchs_decorators(kind: type[nn.Module], head: str, tmp_path: Path) -> None:
+    detector = made(kind)
+    assert_same(detector, converted(detector, tmp_path / "x.pt", head=head))
+    assert type(detector) is kind
+
+
 # Layers that are put in after eval()
 
 
