@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
@@ -28,6 +29,11 @@ Place = tuple[str, int]
 _PLAIN = (bool, int, float, str)
 
 _WORD = re.compile(r"\w+")
+
+_TAKING_SIZES = frozenset(
+    ["view", "reshape", "expand", "repeat", "permute", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"]
+)
+"""Methods and functions that take sizes as separate arguments or as a list."""
 
 _MOST = 64
 """Maximum number of entries of a container that are looked at."""
@@ -80,7 +86,7 @@ class ObservedTypes:
                     _note(function.arguments, name, _type_of(values.get(name)))
                 return
             for name, value in values.items():
-                if isinstance(value, (list, dict)) and value:
+                if isinstance(value, (list, dict, torch.Size)) and value:
                     _note(function.variables, name, _type_of(value))
 
         with _without_profiler():
@@ -105,6 +111,7 @@ class ObservedTypes:
         if variables:
             _Containers(variables, definition).visit(definition)
         _Floats(function).visit(definition)
+        _Sizes(variables).visit(definition)
 
 
 @contextmanager
@@ -193,6 +200,51 @@ class _Floats(ast.NodeTransformer):
             case ast.Attribute(value=value, attr=name):
                 return getattr(self._called(value), name)
         raise KeyError
+
+
+class _Sizes(ast.NodeTransformer):
+    """Joins sizes in lists: ``x.view([n] + x.shape[2:])`` for ``x.view(n, *x.shape[2:])``.
+
+    TorchScript unpacks only what has a length that it knows.
+    """
+
+    def __init__(self, types: Mapping[str, str]) -> None:
+        self._sizes = {name for name, kind in types.items() if kind == "List[int]"}
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _TAKING_SIZES:
+            joined = self._joined(node.args, node)
+            node.args = [joined] if joined is not None else node.args
+        return node
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        self.generic_visit(node)
+        return self._joined(node.elts, node) or node
+
+    def visit_List(self, node: ast.List) -> ast.AST:
+        self.generic_visit(node)
+        return self._joined(node.elts, node) or node
+
+    def _joined(self, values: Sequence[ast.expr], place: ast.expr) -> ast.expr | None:
+        """Returns the sum of the values and unpacked sizes, or None if nothing of unknown length is unpacked."""
+        if not any(isinstance(value, ast.Starred) and self._are_sizes(value.value) for value in values):
+            return None
+        parts = [
+            value.value if isinstance(value, ast.Starred) else ast.copy_location(ast.List([value], ast.Load()), value)
+            for value in values
+        ]
+        return functools.reduce(lambda a, b: ast.copy_location(ast.BinOp(a, ast.Add(), b), place), parts)
+
+    def _are_sizes(self, node: ast.expr) -> bool:
+        match node:
+            case ast.Name(id=name):
+                return name in self._sizes
+            case ast.Attribute(attr="shape") | ast.Call(func=ast.Attribute(attr="size"), args=[]):
+                return True
+            case ast.Subscript(value=value, slice=ast.Slice()):
+                return self._are_sizes(value)
+        return False
 
 
 def _is_float(parameter: inspect.Parameter) -> bool:

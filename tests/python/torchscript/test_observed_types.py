@@ -81,6 +81,15 @@ class WholeNumbers(Head):
         return F.normalize(values, p=2, dim=1), F.leaky_relu(values, -1), F.pad(values, [1, 1], value=-1)
 
 
+class UnpackedSizes(Head):
+    def forward(self, batch: Tensor) -> Any:
+        values = self.layer(batch)
+        size = values.shape[-2:]
+        n, c = values.shape[:2]
+        found = values.view(n * c, *size).reshape((n, c, *values.shape[2:]))
+        return found + torch.ones(1, *size), found.flatten(2).view(n, c, *batch.size()[2:]), batch.new_zeros(*size)
+
+
 class IntegerNames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -101,6 +110,7 @@ DETECTORS: list[tuple[Callable[[], nn.Module], Any, Any]] = [
     (FilledByAMethod, BATCH, torch.rand(3, 3, 5, 4)),
     (Optionally, BATCH, torch.rand(3, 3, 5, 7)),
     (WholeNumbers, BATCH, torch.rand(1, 3, 5, 4)),
+    (UnpackedSizes, BATCH, torch.rand(1, 3, 5, 4)),
     (IntegerNames, BATCH, torch.rand(1, 3, 5, 4)),
 ]
 
