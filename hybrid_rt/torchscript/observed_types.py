@@ -31,7 +31,21 @@ _PLAIN = (bool, int, float, str)
 _WORD = re.compile(r"\w+")
 
 _TAKING_SIZES = frozenset(
-    ["view", "reshape", "expand", "repeat", "permute", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty"]
+    {
+        "view",
+        "reshape",
+        "expand",
+        "repeat",
+        "permute",
+        "zeros",
+        "ones",
+        "empty",
+        "rand",
+        "randn",
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+    }
 )
 """Methods and functions that take sizes as separate arguments or as a list."""
 
