@@ -193,10 +193,18 @@ class EngineCache {
     return key;
   }
 
+  /// Returns true if no thread uses the entry and its engine is gone. The caller holds mutex_.
+  static bool is_unused(const std::shared_ptr<Entry>& entry) {
+    if (entry.use_count() != 1) return false;
+    // The count alone does not order the last user's write of the engine before this read.
+    const std::unique_lock lock(entry->mutex, std::try_to_lock);
+    return lock.owns_lock() && entry->engine.expired();
+  }
+
   std::shared_ptr<Entry> entry_of(const std::string& key) {
     const std::lock_guard lock(mutex_);
     for (auto it = entries_.begin(); it != entries_.end();) {
-      it = it->second.use_count() == 1 && it->second->engine.expired() ? entries_.erase(it) : std::next(it);
+      it = is_unused(it->second) ? entries_.erase(it) : std::next(it);
     }
     auto& entry = entries_[key];
     if (!entry) entry = std::make_shared<Entry>();
