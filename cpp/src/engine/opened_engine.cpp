@@ -10,6 +10,7 @@
 #include "bundle/blob_table.h"
 #include "bundle/recorded_inputs.h"
 #include "bundle/signing.h"
+#include "common/platform/free_memory.h"
 #include "engine/devices.h"
 #include "engine/engine_options.h"
 #include "engine/input_check.h"
@@ -118,6 +119,7 @@ std::shared_ptr<OpenedEngine> open_engine(const std::string& path, const std::st
   ChosenEngine chosen =
       choose_engine(stored.name(), with_all_values(stored.variants), table,
                     preference_from(options.backend, options.strict, options.allow), set_up, Machine::here());
+  platform::return_freed_memory();  // what the engine's compiler freed
   return std::make_shared<EngineOfFile>(stored, conditions, std::move(chosen), options.device);
 }
 
