@@ -260,7 +260,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(engine) for engine in checks], indent=1))
     else:
-        print(f"{options.model}: whole, every record matches its digest")
+        print(f"{options.model}: intact, every record matches its digest")
         stored = archive.read_manifest(options.model).engines
         for engine, names in zip(checks, (variant_names(each.variants) for each in stored), strict=True):
             for variant, name in zip(engine.variants, names, strict=True):

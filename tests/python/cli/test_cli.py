@@ -279,7 +279,7 @@ def test_a_file_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_check_for_people(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(demo_bundle)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{demo_bundle}: whole, every record matches its digest",
+        f"{demo_bundle}: intact, every record matches its digest",
         "  backbone: openvino (fp32): runs",
         "  backbone: torchscript (fp32): could run, but comes later in the file",
     ]
