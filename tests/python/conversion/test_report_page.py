@@ -51,6 +51,14 @@ CONTRASTS = """() => {
 """Returns for each element with text its contrast as WCAG 2.1 defines it (at least 4.5 is required), and the text."""
 
 
+TEXT_HEIGHTS = """
+[...document.querySelectorAll(".short")].map(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return [cell.textContent, range.getBoundingClientRect().height];
+})"""
+
+
 @pytest.fixture(scope="module")
 def demo_page(
     tmp_path_factory: pytest.TempPathFactory, demo_detector: nn.Module, demo_images: list[Tensor]
@@ -138,6 +146,9 @@ def test_the_page_renders(browser: Browser, demo_page: tuple[Path, ConversionRep
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 100
     assert [text for ratio, text in contrasts if ratio < 4.5] == []
+    heights = page.evaluate(TEXT_HEIGHTS)
+    assert len(heights) > 10
+    assert [text for text, height in heights if height > 30] == []  # a number that is broken takes two lines
 
 
 @pytest.mark.slow
