@@ -221,6 +221,16 @@ def test_only_the_python_module_includes_python() -> None:
     assert users == {"python"}
 
 
+def test_the_pragmas_of_the_arithmetic_end_with_their_source() -> None:
+    operators = CPP / "src" / "operators"
+    listed = re.search(
+        r"set_source_files_properties\((.*?) TARGET_DIRECTORY", (operators / "CMakeLists.txt").read_text(), re.S
+    )
+    assert listed is not None
+    uses = [path.name for path in sorted(operators.glob("*.cpp")) if "no_contraction.h" in path.read_text()]
+    assert listed[1].split() == uses, "a unity build would apply them to other sources"
+
+
 def test_operators_are_registered_in_one_file() -> None:
     pattern = re.compile(r"^TORCH_LIBRARY(_IMPL|_FRAGMENT)?\(", re.MULTILINE)
     assert [path.name for path in sources(CPP) if pattern.search(path.read_text())] == ["register.cpp"]

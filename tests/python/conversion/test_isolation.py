@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 import torch._inductor.config
 
 import hybrid_rt
+from helpers import scratch_backend
 from helpers.small_detectors import small_detector, small_picture
 from hybrid_rt.backends import registry
 from hybrid_rt.backends.base import Backend
@@ -38,86 +40,6 @@ from hybrid_rt.conversion.isolation.limits import DEFAULT_SECONDS, Limits, limit
 from hybrid_rt.conversion.isolation.process import CompilerProcess
 from hybrid_rt.conversion.isolation.warm import warm
 
-SCRATCH = '''\
-import ctypes, io, os, pathlib, signal, sys, time, warnings
-import torch
-from hybrid_rt.backends import Artifact, Availability, Backend, blob_from_bytes
-
-
-class Odd(Exception):
-    def __init__(self, one, two):
-        super().__init__(one + two)
-
-
-def without_end():
-    held = []
-    while True:
-        held.append(bytearray(b"x") * 2**24)
-
-
-def crash_when_it_runs(program):
-    """An artifact for the engine torchscript, which calls an operator that only this process has."""
-    library = globals().setdefault("library", torch.library.Library("scratch", "DEF"))
-    library.define("crash(Tensor x) -> Tensor")
-    library.impl("crash", lambda x: os.kill(os.getpid(), signal.SIGSEGV), "CPU")
-    code = "def forward(self, x: Tensor) -> Tuple[Tensor]:\\n    return (torch.ops.scratch.crash(x),)\\n"
-    module = torch.jit.ScriptModule()
-    module.define(code)
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(module.eval(), stream)
-    return stream.getvalue()
-
-
-class ScratchBackend(Backend):
-    name = "scratch"
-    precisions = ("fp32",)
-    is_candidate = False
-
-    def availability(self):
-        return Availability(True, version="1")
-
-    def checked(self, options):
-        return options
-
-    def compile(self, program, precision):
-        do = self.given.get("do", "")
-        spec = self.spec(program, precision, versions={})
-        if do == "segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        elif do == "abort":
-            print("pure virtual method called", file=sys.stderr, flush=True)
-            os.abort()
-        elif do == "exit":
-            os._exit(3)
-        elif do == "sys.exit":
-            sys.exit("enough")
-        elif do == "interrupt":
-            raise KeyboardInterrupt
-        elif do == "hang":
-            pathlib.Path(__file__).with_name("hangs").write_text(str(os.getpid()))
-            time.sleep(3600)
-        elif do == "memory":
-            without_end()
-        elif do == "no memory":
-            raise MemoryError
-        elif do == "odd error":
-            raise Odd("an odd ", "error")
-        elif do == "odd artifact":
-            return Artifact(spec, {"code": lambda: 0})
-        elif do == "crash later":
-            object.__setattr__(spec, "backend", "torchscript")
-            return Artifact(spec, {"module": blob_from_bytes(crash_when_it_runs(program))})
-        elif do == "members":
-            return Artifact(spec, {"names": blob_from_bytes(",".join(program.segments).encode())})
-        elif do == "talk":
-            print("what the vendor prints", file=sys.stderr)
-            warnings.warn("what the vendor warns of", RuntimeWarning)
-            self.progress(0.5, "half of it")
-        return Artifact(spec, {"process": blob_from_bytes(str(os.getpid()).encode())})
-'''
-
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -133,7 +55,7 @@ def scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Returns the directory of a package with the backend "scratch"."""
     folder = tmp_path / "site"
     (folder / "hybrid_rt_scratch-1.dist-info").mkdir(parents=True)
-    (folder / "hybrid_rt_scratch.py").write_text(SCRATCH)
+    shutil.copy(scratch_backend.__file__, folder / "hybrid_rt_scratch.py")
     (folder / "hybrid_rt_scratch-1.dist-info" / "METADATA").write_text("Name: hybrid_rt_scratch\nVersion: 1\n")
     entry = "[hybrid_rt.backends]\nscratch = hybrid_rt_scratch:ScratchBackend\n"
     (folder / "hybrid_rt_scratch-1.dist-info" / "entry_points.txt").write_text(entry)
@@ -338,6 +260,7 @@ sys.path[:0] = sys.argv[1:3]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 import hybrid_rt
+from helpers import scratch_backend
 from helpers.small_detectors import small_detector, small_picture
 options = {"scratch": {"do": "hang"}}
 hybrid_rt.convert(small_detector(), (small_picture(),), sys.argv[3], engine=["scratch"], options=options)
