@@ -260,7 +260,6 @@ sys.path[:0] = sys.argv[1:3]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 import hybrid_rt
-from helpers import scratch_backend
 from helpers.small_detectors import small_detector, small_picture
 options = {"scratch": {"do": "hang"}}
 hybrid_rt.convert(small_detector(), (small_picture(),), sys.argv[3], engine=["scratch"], options=options)
