@@ -9,6 +9,8 @@ from typing import TypeVar
 
 _Error = TypeVar("_Error", bound="HybridRTError")
 
+# Control characters without newline and tab. A text may quote a file or a model, and a terminal obeys these characters.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _CODE = re.compile(r" \[([a-z0-9]+(?:-[a-z0-9]+)+)\]\Z")
 
 
@@ -34,7 +36,8 @@ class HybridRTError(RuntimeError):
             code: code of the entry in docs/refusals.md that explains the error; empty: there is none.
         """
         text = f"hybrid_rt[{scope}]: {subject}: expected {expected}, got {got}."
-        return cls(_with_code(f"{text} {remedy}" if remedy else text, code))
+        text = f"{text} {remedy}" if remedy else text
+        return cls(_with_code(text.translate(_ESCAPES), code))
 
     @property
     def code(self) -> str:

@@ -44,6 +44,7 @@ json odd_value(Random& chance) {
     plain.push_back(std::vector<int>(300, 1));
     plain.push_back(std::string(5000, 'a'));
     plain.push_back("\xed\xa0\xbd");
+    plain.push_back("\x1b[31m");
     return plain.get<std::vector<json>>();
   }();
   return values[chance() % values.size()];
@@ -65,8 +66,17 @@ std::vector<json*> values_in(json& document) {
   return found;
 }
 
+/// Gives a value of an object another key.
+void rename_key(json& object, const json& key, Random& chance) {
+  const auto chosen = std::next(object.begin(), static_cast<std::ptrdiff_t>(chance() % object.size()));
+  json value = *chosen;
+  object.erase(chosen);
+  object[key.is_string() ? key.get<std::string>() : key.dump(-1, ' ', false, json::error_handler_t::replace)] =
+      std::move(value);
+}
+
 void change(json& value, const json& other, Random& chance) {
-  switch (chance() % 6) {
+  switch (chance() % 7) {
     case 0:
       value = other;
       break;
@@ -86,6 +96,12 @@ void change(json& value, const json& other, Random& chance) {
     case 3:
       if (value.is_array() && !value.empty()) {
         value.push_back(value.at(chance() % value.size()));
+        break;
+      }
+      [[fallthrough]];
+    case 4:
+      if (value.is_object() && !value.empty()) {
+        rename_key(value, chance() % 2 == 0 ? other : odd_value(chance), chance);
         break;
       }
       [[fallthrough]];

@@ -87,6 +87,24 @@ def test_an_error_shows_the_beginning_of_what_it_got(small_bundle: Path, tmp_pat
         assert len(str(caught.value).encode()) < 10_000
 
 
+@pytest.mark.parametrize("place", ["name", "digest"])
+def test_control_characters_of_a_manifest_are_escaped_in_the_error(
+    place: str, small_bundle: Path, tmp_path: Path
+) -> None:
+    """A NUL used to end the message in the middle."""
+
+    def change(manifest: dict) -> None:
+        entry = manifest["records"]["data.pkl"]
+        if place == "name":
+            manifest["records"]["a\0\x1b[31m"] = entry
+        else:
+            entry["sha256"] = "a\0\x1b[31m"
+
+    path = rewrite_manifest(small_bundle, tmp_path / "odd.pt", change)
+    with pytest.raises(BundleError, match=r"a\\x00\\x1b\[31m.*, got .*convert it again\."):
+        hybrid_rt.check(path)
+
+
 def test_a_record_that_the_manifest_does_not_name(small_bundle: Path, tmp_path: Path) -> None:
     path = append(small_bundle, tmp_path / "more.pt", "constants/99", b"who looks at this?")
     for opened in OPENED:

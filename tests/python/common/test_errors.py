@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from hybrid_rt import BackendError, CaptureError, HybridRTError
+from hybrid_rt import BackendError, BundleError, CaptureError, HybridRTError
 from hybrid_rt.common.error_text import described
 from hybrid_rt.common.errors import FusionError, common_code, split_code
 
@@ -68,3 +68,9 @@ def test_of_several_errors_the_code_that_all_have() -> None:
     assert common_code(["a [keeps-state]", "b"], "no-head-fits") == "no-head-fits"
     assert common_code(["a", "b"], "no-head-fits") == "no-head-fits"
     assert common_code([], "no-head-fits") == "no-head-fits"
+
+
+def test_control_characters_are_escaped() -> None:
+    """A message may quote a file. A terminal obeys escape sequences."""
+    error = BundleError.make("bundle", "record 'a\x00\x1b[31m\x9b'", expected="x\ty", got="1\n2", code="not-a-bundle")
+    assert str(error) == ("hybrid_rt[bundle]: record 'a\\x00\\x1b[31m\\x9b': expected x\ty, got 1\n2. [not-a-bundle]")
