@@ -23,6 +23,7 @@ from ..whole_graph import WholeGraph
 from . import int8, sizes_only
 from .keep_nan import keep_nan
 from .pixel_order import keep_pixels_together
+from .vendor import import_openvino
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -64,7 +65,7 @@ class OpenVINOBackend(QuantizingBackend):
     def availability(self) -> Availability:
         """Checks that the openvino package can be imported."""
         try:
-            import openvino
+            openvino = import_openvino()
         except Exception as error:  # a broken install raises anything
             return Availability(False, f"the openvino package can't be imported ({error}); pip install openvino")
         return Availability(True, version=openvino.__version__.split("-")[0])
@@ -75,8 +76,7 @@ class OpenVINOBackend(QuantizingBackend):
 
     def compile(self, program: Program, precision: str) -> Artifact:
         """Converts the segment to OpenVINO's intermediate representation, and quantises it for int8."""
-        import openvino
-
+        openvino = import_openvino()
         found = program.wide_numbers()
         if found:  # the CPU plug-in computes both in 32 bits, and does not say so
             raise BackendError.make(
@@ -167,8 +167,7 @@ def _partial_shape(spec: TensorSpec) -> Any:
     treats a number that is equal at both as a constant. This is wrong for a remainder: 16 % 7 and 128 % 7 are both 2,
     so every image to be padded to a multiple of 7 was padded like the smallest one.
     """
-    import openvino
-
+    openvino = import_openvino()
     return openvino.PartialShape(
         [
             openvino.Dimension(low) if low == high else openvino.Dimension()
@@ -178,11 +177,9 @@ def _partial_shape(spec: TensorSpec) -> Any:
 
 
 def _element_type(spec: TensorSpec) -> Any:
-    import openvino
-
     names = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "boolean"}
     integers = {"int64": "i64", "int32": "i32", "int8": "i8", "uint8": "u8"}
-    return getattr(openvino.Type, {**names, **integers}[spec.dtype])
+    return getattr(import_openvino().Type, {**names, **integers}[spec.dtype])
 
 
 def _told(error: Exception) -> str:

@@ -15,6 +15,7 @@ from ..quantization.engine_quantizer import EngineQuantizer, quantize
 from ..quantization.names import module_names
 from ..quantization.record import Quantization
 from .graph import clone_with, in_order, layers_of, ranges_before, real_weights, scoped_names, weighted_layers
+from .vendor import import_nncf, import_openvino
 
 if TYPE_CHECKING:
     from ...capture.program import Program
@@ -27,7 +28,7 @@ def missing() -> str:
     """Returns why NNCF can't be used; empty if it can."""
     try:
         with quiet():
-            import nncf  # noqa: F401
+            import_nncf()
     except Exception as error:  # a broken install raises anything
         return f"int8 needs the nncf package, which can't be imported ({error}); pip install 'hybrid_rt[int8]'"
     return ""
@@ -94,8 +95,7 @@ class NncfQuantizer(EngineQuantizer):
         )
 
     def _quantize(self, kept: Collection[str]) -> Any:
-        import nncf
-
+        nncf = import_nncf()
         with quiet():
             return nncf.quantize(
                 self.model.clone(),
@@ -132,14 +132,12 @@ class NncfQuantizer(EngineQuantizer):
 
 
 def _compiled(model: Any) -> Any:
-    import openvino
-
     hints = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return openvino.Core().compile_model(model, "CPU", hints)
+    return import_openvino().Core().compile_model(model, "CPU", hints)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base import LayerTime
+from .vendor import import_openvino
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _WARM_UP = 3
@@ -27,8 +28,7 @@ def layer_times(xml: Path, precision: str, inputs: Sequence[Tensor], threads: in
     Returns:
         The layers that ran, in their order.
     """
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(str(xml))
     model.reshape({i: openvino.PartialShape(list(tensor.shape)) for i, tensor in enumerate(inputs)})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...capture.program import capture_alone
 from ..whole_graph import Call, WholeDetector, WholeGraph
+from .vendor import import_nncf, import_openvino
 
 if TYPE_CHECKING:
     from .backend import OpenVINOBackend
@@ -61,9 +62,7 @@ class OpenVINOWholeGraph(WholeGraph):
 
     def open(self, precision: str, directory: Path, threads: int) -> Call:
         """Compiles the stored model for this machine."""
-        import openvino
-
-        core = openvino.Core()
+        core = import_openvino().Core()
         model = _read(core, directory)
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -80,11 +79,9 @@ def _read(core: Any, directory: Path) -> Any:
 
 def _quantize(directory: Path, images: Sequence[Tensor]) -> None:
     """Quantises a stored model with NNCF's defaults, as OpenVINO's users do, including boxes and scores."""
-    import nncf
-    import openvino
-
     from .int8 import quiet
 
+    nncf, openvino = import_nncf(), import_openvino()
     with quiet():
         samples = nncf.Dataset([image.numpy() for image in images])
         quantized = nncf.quantize(_read(openvino.Core(), directory), samples, subset_size=len(images))
