@@ -39,8 +39,9 @@ def _without_telemetry(package: str) -> Any:
     """
     if package in sys.modules or _TELEMETRY in sys.modules:
         return importlib.import_module(package)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  an import of it raises ModuleNotFoundError
+    modules: dict[str, Any] = sys.modules
+    modules[_TELEMETRY] = None  # an import of it raises ModuleNotFoundError
     try:
         return importlib.import_module(package)
     finally:
-        del sys.modules[_TELEMETRY]
+        del modules[_TELEMETRY]
