@@ -17,9 +17,6 @@ from .shapes import Shapes
 _LEAST_SIDE = 160
 """Smallest side in pixels; below it, a feature pyramid has levels of one cell, which hide variation."""
 
-_SMALLER = 0.2
-"""Factor for the side to which a detector resizes its images; it divides the backbone's work by 25."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -85,15 +82,21 @@ def _of_another_batch(sample: Sample, images: ImageInputs, limits: tuple[int, in
     return [Sample(sample.detector, images.batched(sample.arguments, other))]
 
 
-def resizing_to_smaller(detector: nn.Module) -> nn.Module:
-    """Returns the detector with a transform that resizes images to a fifth of the usual side; a fixed size is kept."""
+def resizing_to_smaller(detector: nn.Module, least: int = _LEAST_SIDE) -> nn.Module:
+    """Returns the detector with a transform that resizes images to a smaller size; a fixed size is kept.
+
+    Args:
+        detector: the detector.
+        least: the shorter side of the resized images in pixels; a detector that makes them smaller is not changed. The
+            default divides the work of a backbone at 800 pixels by 25.
+    """
     found = image_transform(detector)
     transform: Any = found and found[1]
     if found is None or getattr(transform, "fixed_size", None) is not None:
         return detector
     smaller = copy.copy(transform)
     side = transform.min_size[-1]
-    other = min(side, max(_LEAST_SIDE, int(side * _SMALLER)))
+    other = min(side, least)
     smaller.min_size, smaller.max_size = (other,), transform.max_size * other // side
     return with_submodules(detector, {found[0]: smaller})
 

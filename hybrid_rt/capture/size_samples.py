@@ -27,6 +27,9 @@ _STRIDES = (32, 16, 8)
 _LARGEST_AREA = 1 << 20
 """Largest area of an image in pixels; larger ones cost seconds and reveal nothing more."""
 
+_RESIZED_SIDE = 96
+"""Shorter side of images that a detector resizes itself, in pixels; the largest stride of usual detectors fits."""
+
 _SEED = 16
 
 _COST_PER_SECOND = 100_000_000_000
@@ -102,7 +105,7 @@ def sized_runs(
         return
     height, width = given[0]
     if image_transform(detector) is not None:
-        smaller = resizing_to_smaller(detector)
+        smaller = resizing_to_smaller(detector, _RESIZED_SIDE)
         for size in drawn_sizes((61, 199), (61, 199), most):
             yield smaller, images.resized(example, size)
         return

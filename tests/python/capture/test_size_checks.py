@@ -23,6 +23,7 @@ from hybrid_rt.capture.size_checks import _at_other_sizes
 from hybrid_rt.capture.size_samples import Effort, Unneeded, drawn_sizes, record_sizes, sized_inputs, sized_runs
 from hybrid_rt.common.image_inputs import ImageInputs
 from hybrid_rt.common.specs import UNBOUNDED
+from models import torchvision_detectors
 
 BATCH = ImageInputs({(0,): "NCHW"})
 RANGES = {"height": (16, 64), "width": (16, 64)}
@@ -190,6 +191,15 @@ def test_sizes_of_a_list_are_all_looked_at() -> None:
     sizes = [(8, 12), (12, 8), (9, 9)]
     runs = sized_runs(nn.Identity(), (torch.rand(1, 3, 8, 8),), BATCH, sizes, 9)
     assert [tuple(arguments[0].shape[2:]) for _, arguments in runs] == sizes
+
+
+def test_images_that_a_detector_resizes_are_compared_small_and_in_both_orientations() -> None:
+    detector = torchvision_detectors.build("fasterrcnn_mobilenet_v3_large_fpn", min_size=320)
+    runs = list(sized_runs(detector, ([torch.rand(3, 80, 90)],), ImageInputs({(0, 0): "CHW"}), None, 4))
+    sizes = [resizing.transform(*arguments)[0].tensors.shape[2:] for resizing, arguments in runs]
+    assert all(32 <= side <= 192 for size in sizes for side in size)
+    assert {height > width for height, width in sizes} == {True, False}
+    assert detector.transform.min_size == (320,)
 
 
 def test_the_example_alone_has_no_further_sizes() -> None:
