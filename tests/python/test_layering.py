@@ -86,7 +86,7 @@ def test_vendors_are_imported_inside_functions_of_their_backend(module: str) -> 
 
 def test_the_vendor_rule_sees_imports_in_functions() -> None:
     assert {"openvino", "onnx", "onnxruntime", "tensorrt_rtx", "tvm"} <= VENDORS
-    openvino = MODULES["backends.openvino.backend"]
+    openvino = MODULES["backends.openvino.vendor"]
     assert "openvino" in set(imports(openvino, inside_functions=True))
     assert "openvino" not in set(imports(openvino, inside_functions=False))
 

@@ -7,8 +7,9 @@ than a small segment's compilation, and may hang in a process with threads.
 
 from __future__ import annotations
 
-import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _TELEMETRY = "openvino_telemetry"
@@ -20,7 +21,9 @@ def import_openvino() -> Any:
     Raises:
         Exception: Whatever a broken installation raises.
     """
-    return _without_telemetry("openvino")
+    with _without_telemetry("openvino"):
+        import openvino
+    return openvino
 
 
 def import_nncf() -> Any:
@@ -29,19 +32,23 @@ def import_nncf() -> Any:
     Raises:
         Exception: Whatever a broken installation raises.
     """
-    return _without_telemetry("nncf")
+    with _without_telemetry("nncf"):
+        import nncf
+    return nncf
 
 
-def _without_telemetry(package: str) -> Any:
-    """Imports a package that takes its own stand-in if ``openvino_telemetry`` is missing.
+@contextmanager
+def _without_telemetry(package: str) -> Iterator[None]:
+    """Makes a package that is imported within the block take its own stand-in for the telemetry.
 
     If this process has imported the package or its telemetry before, that stays as the user has it.
     """
     if package in sys.modules or _TELEMETRY in sys.modules:
-        return importlib.import_module(package)
+        yield
+        return
     modules: dict[str, Any] = sys.modules
     modules[_TELEMETRY] = None  # an import of it raises ModuleNotFoundError
     try:
-        return importlib.import_module(package)
+        yield
     finally:
         del modules[_TELEMETRY]
